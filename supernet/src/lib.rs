@@ -1,0 +1,27 @@
+//! Elastic (once-for-all) networks: what they are and how they are trained.
+//!
+//! The ideas and terms are those of *Once-for-All: Train One Network and Specialize it for Efficient Deployment*
+//! (Cai et al., ICLR 2020, arXiv 1908.09791).
+//!
+//! | module | concern |
+//! | --- | --- |
+//! | [`space`] | the search space, one subnet of it, and the static network a subnet stands for |
+//! | [`ops`] | kernels with their gradients |
+//! | [`layers`] | elastic convolution, batch norm, squeeze-excite, inverted residual block |
+//! | [`network`] | the weight-sharing network |
+//! | [`data`] | datasets, augmentation, loader |
+//! | [`train`] | progressive shrinking: stages, distillation, optimizer, schedule, checkpoints |
+
+pub mod data;
+pub mod error;
+pub mod files;
+pub mod layers;
+pub mod network;
+pub mod ops;
+pub mod seed;
+pub mod space;
+pub mod train;
+
+pub use error::{Error, Result};
+pub use network::Supernet;
+pub use space::{NetworkSpec, SearchSpace, Subnet};

@@ -1,0 +1,86 @@
+//! The spaces that have a name. An architecture is data: a row a stage.
+
+use super::{Activation, ExpandRatio, Family, FirstBlock, Head, SearchSpace, Stage, Stem};
+
+/// Names of the presets; `mbv3-wX` exists for every width multiplier X.
+pub const PRESETS: &[&str] = &["mbv3-w1.0", "mbv3-w1.2", "cifar-mbv3", "tiny"];
+
+/// The preset of that name, if there is one.
+pub fn preset(name: &str) -> Option<SearchSpace> {
+    match name {
+        "cifar-mbv3" => Some(cifar_mbv3()),
+        "tiny" => Some(tiny()),
+        _ => {
+            let width = name.strip_prefix("mbv3-w")?.parse().ok()?;
+            Some(SearchSpace { name: name.to_string(), ..mobilenet_v3(width) })
+        }
+    }
+}
+
+/// The published MobileNetV3 space at ImageNet sizes (paper §4.1).
+fn mobilenet_v3(width_multiplier: f64) -> SearchSpace {
+    use Activation::{HardSwish, Relu};
+    let stage = |channels, stride, activation, squeeze_excite| Stage { channels, stride, activation, squeeze_excite };
+    SearchSpace {
+        name: "mbv3".into(),
+        family: Family::MobileNetV3,
+        width_multiplier,
+        resolutions: (128..=224).step_by(4).collect(),
+        kernel_sizes: vec![3, 5, 7],
+        expand_ratios: ratios(&[3.0, 4.0, 6.0]),
+        depths: vec![2, 3, 4],
+        stem: Stem { channels: 16, stride: 2, activation: HardSwish },
+        first_block: FirstBlock { channels: 16, activation: Relu },
+        stages: vec![
+            stage(24, 2, Relu, false),
+            stage(40, 2, Relu, true),
+            stage(80, 2, HardSwish, false),
+            stage(112, 1, HardSwish, true),
+            stage(160, 2, HardSwish, true),
+        ],
+        head: Head { feature_channels: 960, hidden_channels: 1280, activation: HardSwish },
+    }
+}
+
+/// For 32-pixel images: output stride 8, 4 to 22 M MACs. Most work sits at 16x16 and 8x8, where a small image still has
+/// something to see; the full-size maps get only the cheap first stage.
+fn cifar_mbv3() -> SearchSpace {
+    use Activation::{HardSwish, Relu};
+    let stage = |channels, stride, activation, squeeze_excite| Stage { channels, stride, activation, squeeze_excite };
+    SearchSpace {
+        name: "cifar-mbv3".into(),
+        family: Family::MobileNetV3,
+        width_multiplier: 1.0,
+        resolutions: vec![24, 28, 32],
+        kernel_sizes: vec![3, 5, 7],
+        expand_ratios: ratios(&[3.0, 4.0, 6.0]),
+        depths: vec![2, 3, 4],
+        stem: Stem { channels: 16, stride: 1, activation: HardSwish },
+        first_block: FirstBlock { channels: 16, activation: Relu },
+        stages: vec![stage(24, 2, Relu, false), stage(40, 2, HardSwish, true), stage(64, 2, HardSwish, true)],
+        head: Head { feature_channels: 384, hidden_channels: 256, activation: HardSwish },
+    }
+}
+
+/// For the quickstart: trains in well under a minute on two cores.
+fn tiny() -> SearchSpace {
+    use Activation::{HardSwish, Relu};
+    let stage = |channels, stride, activation, squeeze_excite| Stage { channels, stride, activation, squeeze_excite };
+    SearchSpace {
+        name: "tiny".into(),
+        family: Family::MobileNetV3,
+        width_multiplier: 1.0,
+        resolutions: vec![16, 24, 32],
+        kernel_sizes: vec![3, 5],
+        expand_ratios: ratios(&[2.0, 3.0, 4.0]),
+        depths: vec![1, 2],
+        stem: Stem { channels: 8, stride: 2, activation: HardSwish },
+        first_block: FirstBlock { channels: 8, activation: Relu },
+        stages: vec![stage(16, 2, Relu, false), stage(24, 2, HardSwish, true)],
+        head: Head { feature_channels: 96, hidden_channels: 64, activation: HardSwish },
+    }
+}
+
+fn ratios(values: &[f64]) -> Vec<ExpandRatio> {
+    values.iter().filter_map(|&v| ExpandRatio::try_from(v).ok()).collect()
+}
