@@ -316,7 +316,8 @@ impl Gradient {
         unsafe {
             let mut sums = [[S::splat(0.0); K]; ROWS];
             for y in 0..self.rows {
-                let outer = self.outer.add(((y * self.step + self.offset) * self.outer_width + self.offset) * SLICE + lane);
+                let outer =
+                    self.outer.add(((y * self.step + self.offset) * self.outer_width + self.offset) * SLICE + lane);
                 let input = self.input.add((y * self.stride + ky) * self.padded_width * SLICE + lane);
                 for x in 0..self.columns {
                     let g = S::load(outer.add(x * self.step * SLICE));
@@ -347,8 +348,11 @@ impl Gradient {
                     while lane < SLICE {
                         let mut sum = S::splat(0.0);
                         for y in 0..self.rows {
-                            let outer = self.outer.add(((y * self.step + self.offset) * self.outer_width + self.offset) * SLICE + lane);
-                            let input = self.input.add(((y * self.stride + ky) * self.padded_width + kx) * SLICE + lane);
+                            let outer = self
+                                .outer
+                                .add(((y * self.step + self.offset) * self.outer_width + self.offset) * SLICE + lane);
+                            let input =
+                                self.input.add(((y * self.stride + ky) * self.padded_width + kx) * SLICE + lane);
                             for x in 0..self.columns {
                                 let g = S::load(outer.add(x * self.step * SLICE));
                                 sum = S::mul_add(S::load(input.add(x * self.stride * SLICE)), g, sum);

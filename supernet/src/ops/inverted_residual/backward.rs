@@ -134,10 +134,28 @@ fn backward_with<A: Act>(
         unsafe {
             match &affine1 {
                 Some(affine1) => dispatch(DepthwiseBackward::<A> {
-                    shape, input, affine1, g2, y2, back2, flipped, output, tasks, activation: PhantomData,
+                    shape,
+                    input,
+                    affine1,
+                    g2,
+                    y2,
+                    back2,
+                    flipped,
+                    output,
+                    tasks,
+                    activation: PhantomData,
                 }),
                 None => dispatch(DepthwiseBackward::<Identity> {
-                    shape, input, affine1: &identity, g2, y2, back2, flipped, output, tasks, activation: PhantomData,
+                    shape,
+                    input,
+                    affine1: &identity,
+                    g2,
+                    y2,
+                    back2,
+                    flipped,
+                    output,
+                    tasks,
+                    activation: PhantomData,
                 }),
             }
         }
