@@ -214,19 +214,7 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
             );
             let weights = &self.weights[slice * taps..][..taps];
             for y in 0..rows {
-                // SAFETY: the CPU has `S`.
-                unsafe {
-                    convolve_row::<S>(
-                        &scratch,
-                        conv.padded_width(),
-                        weights,
-                        conv.kernel,
-                        conv.stride,
-                        y,
-                        columns,
-                        &mut line,
-                    );
-                }
+                convolve_row(&scratch, conv.padded_width(), weights, conv.kernel, conv.stride, y, columns, &mut line);
                 let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
                 for (x, values) in line.chunks_exact(SLICE).enumerate() {
                     let place = (image * conv.out_pixels() + y * columns + x) * channels + first;
