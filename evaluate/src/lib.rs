@@ -20,3 +20,5 @@ pub mod profile;
 pub mod runtime;
 
 pub use error::{Error, Result};
+pub use model::Model;
+pub use runtime::StaticNetwork;
