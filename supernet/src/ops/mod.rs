@@ -1,1 +1,62 @@
-//! Kernels.
+//! Kernels and their gradients.
+//!
+//! Tensors are NHWC. The large ones are touched only here; candle's autograd carries the small things (slicing, kernel
+//! transform, classifier, optimizer).
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | `simd` | instruction sets: detection, dispatch, vectors |
+//! | `parallel` | one contiguous range of work a thread |
+//! | `buffers` | work buffers reused from step to step |
+//! | `activation`, `batch_norm` | the per-value and per-channel arithmetic |
+//! | `matmul`, `rows` | products of pointwise convolutions and the passes over pixels around them |
+//! | `depthwise` | depthwise convolution and its gradients, a slice of channels at a time |
+//! | `inverted_residual` | the block as one op |
+//! | `dense` | first convolution and last 1x1 convolution, each with batch norm and activation, as one op |
+//! | `inference` | the same layers with batch norm folded, for extracted networks |
+//! | `composite` | the same layers from candle's own ops: other devices and number types, and the tests' reference |
+
+mod activation;
+mod batch_norm;
+mod buffers;
+pub mod composite;
+mod dense;
+mod depthwise;
+pub mod inference;
+mod inverted_residual;
+mod matmul;
+mod parallel;
+mod rows;
+mod simd;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use batch_norm::ChannelStatistics;
+pub use dense::{DenseShape, dense};
+pub use inverted_residual::{BlockShape, BlockStatistics, inverted_residual, parameter_count};
+pub use simd::InstructionSet;
+
+use candle_core::{CpuStorage, Layout, Tensor};
+
+/// The values of a contiguous f32 tensor on the CPU, inside a custom op.
+fn contiguous_f32<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
+        _ => candle_core::bail!("the fused kernels need contiguous f32 tensors"),
+    }
+}
+
+/// Calls `use_values` with the values of an f32 tensor on the CPU, without a copy where it is contiguous.
+fn tensor_values<R>(
+    tensor: &Tensor,
+    use_values: impl FnOnce(&[f32]) -> candle_core::Result<R>,
+) -> candle_core::Result<R> {
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        candle_core::Storage::Cpu(storage) => use_values(contiguous_f32(storage, layout)?),
+        _ => candle_core::bail!("the fused kernels run on the CPU"),
+    }
+}

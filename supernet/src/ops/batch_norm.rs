@@ -1,0 +1,181 @@
+//! Batch norm as per-channel numbers: statistics, the affine map they make, and the affine map of its gradient.
+
+/// Where the normalisation's mean and variance come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Normalise {
+    /// The batch itself.
+    Batch,
+    /// The given running or recalibrated statistics.
+    Given,
+}
+
+/// Mean and biased variance of each channel.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ChannelStatistics {
+    /// Means.
+    pub mean: Vec<f32>,
+    /// Biased variances.
+    pub variance: Vec<f32>,
+    /// Values that each mean was taken over (pixels x images).
+    pub count: usize,
+}
+
+/// Sums of values and of squares by channel, in f64: the difference of two large numbers must keep its digits.
+#[derive(Debug, Clone)]
+pub(crate) struct Sums {
+    pub sum: Vec<f64>,
+    pub square: Vec<f64>,
+}
+
+impl Sums {
+    pub(crate) fn new(channels: usize) -> Self {
+        Sums { sum: vec![0.0; channels], square: vec![0.0; channels] }
+    }
+
+    /// Adds rows of `channels` values; sums over at most a block of rows are kept in f32.
+    #[inline(always)]
+    pub(crate) fn add_rows(&mut self, rows: &[f32], block: &mut SumBlock) {
+        block.clear();
+        let channels = self.sum.len();
+        for row in rows.chunks_exact(channels) {
+            for ((sum, square), &v) in block.sum.iter_mut().zip(&mut block.square).zip(row) {
+                *sum += v;
+                *square += v * v;
+            }
+        }
+        self.add_block(0, &block.sum, &block.square);
+    }
+
+    /// Adds partial sums of the channels from `first` on.
+    #[inline(always)]
+    pub(crate) fn add_block(&mut self, first: usize, sum: &[f32], square: &[f32]) {
+        for (total, &v) in self.sum[first..].iter_mut().zip(sum) {
+            *total += f64::from(v);
+        }
+        for (total, &v) in self.square[first..].iter_mut().zip(square) {
+            *total += f64::from(v);
+        }
+    }
+
+    /// The parts' total, in order.
+    pub(crate) fn total(parts: impl IntoIterator<Item = Sums>) -> Sums {
+        let mut parts = parts.into_iter();
+        let mut total = parts.next().unwrap_or_else(|| Sums::new(0));
+        for part in parts {
+            for (a, b) in total.sum.iter_mut().zip(&part.sum).chain(total.square.iter_mut().zip(&part.square)) {
+                *a += b;
+            }
+        }
+        total
+    }
+
+    /// Mean and biased variance over `count` values a channel.
+    pub(crate) fn statistics(&self, count: usize) -> ChannelStatistics {
+        let n = count.max(1) as f64;
+        let mean: Vec<f32> = self.sum.iter().map(|s| (s / n) as f32).collect();
+        let variance = self.sum.iter().zip(&self.square).map(|(s, q)| ((q - s * s / n) / n).max(0.0) as f32).collect();
+        ChannelStatistics { mean, variance, count }
+    }
+}
+
+/// f32 partial sums of one block of rows.
+#[derive(Debug, Clone)]
+pub(crate) struct SumBlock {
+    pub sum: Vec<f32>,
+    pub square: Vec<f32>,
+}
+
+impl SumBlock {
+    pub(crate) fn new(channels: usize) -> Self {
+        SumBlock { sum: vec![0.0; channels], square: vec![0.0; channels] }
+    }
+
+    #[inline(always)]
+    pub(crate) fn clear(&mut self) {
+        self.sum.fill(0.0);
+        self.square.fill(0.0);
+    }
+}
+
+/// `y -> scale * y + shift` by channel.
+#[derive(Debug, Clone)]
+pub(crate) struct Affine {
+    pub scale: Vec<f32>,
+    pub shift: Vec<f32>,
+}
+
+impl Affine {
+    /// Batch norm with these statistics: `scale = weight / sqrt(variance + eps)`, `shift = bias - mean * scale`.
+    pub(crate) fn new(statistics: &ChannelStatistics, weight: &[f32], bias: &[f32], eps: f64) -> Self {
+        let scale: Vec<f32> = statistics
+            .variance
+            .iter()
+            .zip(weight)
+            .map(|(&v, &w)| (f64::from(w) / (f64::from(v) + eps).sqrt()) as f32)
+            .collect();
+        let shift = statistics.mean.iter().zip(bias).zip(&scale).map(|((&m, &b), &s)| b - m * s).collect();
+        Affine { scale, shift }
+    }
+
+    /// The map that changes nothing.
+    pub(crate) fn identity(channels: usize) -> Self {
+        Affine { scale: vec![1.0; channels], shift: vec![0.0; channels] }
+    }
+}
+
+/// Batch norm's gradient: `dy = by_gradient * g + by_value * y + constant` by channel, with the gradients of weight and bias.
+#[derive(Debug, Clone)]
+pub(crate) struct Backward {
+    pub by_gradient: Vec<f32>,
+    pub by_value: Vec<f32>,
+    pub constant: Vec<f32>,
+    pub weight_gradient: Vec<f32>,
+    pub bias_gradient: Vec<f32>,
+}
+
+impl Backward {
+    /// From the sums over pixels of `g` and of `g * y` (in `sums.sum` and `sums.square`), `y` the raw value before batch norm.
+    ///
+    /// With batch statistics the mean and variance depend on `y` too (Ioffe & Szegedy, ICML 2015, §3); given ones do not.
+    pub(crate) fn new(
+        sums: &Sums,
+        statistics: &ChannelStatistics,
+        weight: &[f32],
+        eps: f64,
+        normalise: Normalise,
+    ) -> Self {
+        let channels = weight.len();
+        let n = statistics.count.max(1) as f64;
+        let mut out = Backward {
+            by_gradient: vec![0.0; channels],
+            by_value: vec![0.0; channels],
+            constant: vec![0.0; channels],
+            weight_gradient: vec![0.0; channels],
+            bias_gradient: vec![0.0; channels],
+        };
+        for c in 0..channels {
+            let mean = f64::from(statistics.mean[c]);
+            let inverse = 1.0 / (f64::from(statistics.variance[c]) + eps).sqrt();
+            let (g, gy) = (sums.sum[c], sums.square[c]);
+            let weight_gradient = (gy - mean * g) * inverse;
+            let scale = f64::from(weight[c]) * inverse;
+            out.by_gradient[c] = scale as f32;
+            if normalise == Normalise::Batch {
+                let by_value = -scale * inverse * weight_gradient / n;
+                out.by_value[c] = by_value as f32;
+                out.constant[c] = (-scale * g / n - by_value * mean) as f32;
+            }
+            out.weight_gradient[c] = weight_gradient as f32;
+            out.bias_gradient[c] = g as f32;
+        }
+        out
+    }
+}
+
+/// The values of one slice of channels, zeros beyond them.
+#[inline(always)]
+pub(crate) fn lanes(values: &[f32], first: usize, width: usize) -> super::depthwise::Lanes {
+    let mut lanes = [0.0; super::depthwise::SLICE];
+    lanes[..width].copy_from_slice(&values[first..first + width]);
+    lanes
+}

@@ -1,0 +1,365 @@
+//! Depthwise convolution and its two gradients, over one slice of channels of one image at a time.
+//!
+//! A slice is [`SLICE`] channels (one cache line): it is copied, transformed as the caller wishes, into a zero-padded scratch
+//! that stays in L2 for every size in use, so that the inner loops need no border cases and read whole lines. Weights lie as
+//! `[slice][kernel * kernel][SLICE]`.
+
+use super::simd::Simd;
+
+/// Channels a slice.
+pub(crate) const SLICE: usize = 16;
+
+/// One value a channel of a slice.
+pub(crate) type Lanes = [f32; SLICE];
+
+/// Extents of a depthwise convolution of one image; padding is `kernel / 2`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    pub channels: usize,
+    pub kernel: usize,
+    pub stride: usize,
+    pub height: usize,
+    pub width: usize,
+}
+
+impl Shape {
+    pub(crate) fn out_height(self) -> usize {
+        self.height.div_ceil(self.stride)
+    }
+
+    pub(crate) fn out_width(self) -> usize {
+        self.width.div_ceil(self.stride)
+    }
+
+    pub(crate) fn in_pixels(self) -> usize {
+        self.height * self.width
+    }
+
+    pub(crate) fn out_pixels(self) -> usize {
+        self.out_height() * self.out_width()
+    }
+
+    pub(crate) fn slices(self) -> usize {
+        self.channels.div_ceil(SLICE)
+    }
+
+    /// Channels in slice `slice`.
+    pub(crate) fn slice_width(self, slice: usize) -> usize {
+        SLICE.min(self.channels - slice * SLICE)
+    }
+
+    pub(crate) fn padding(self) -> usize {
+        self.kernel / 2
+    }
+
+    /// Width in pixels of the padded scratch.
+    pub(crate) fn padded_width(self) -> usize {
+        (self.width + 2 * self.padding()).max((self.out_width() - 1) * self.stride + self.kernel)
+    }
+
+    /// Floats in the padded scratch of one slice.
+    pub(crate) fn padded_len(self) -> usize {
+        let height = (self.height + 2 * self.padding()).max((self.out_height() - 1) * self.stride + self.kernel);
+        height * self.padded_width() * SLICE
+    }
+}
+
+/// `[channels, kernel * kernel]` into `[slice][kernel * kernel][SLICE]`, missing channels zero; `flip` turns each kernel by 180
+/// degrees (for the input gradient).
+pub(crate) fn pack_weights(weight: &[f32], channels: usize, taps: usize, flip: bool) -> Vec<f32> {
+    let mut packed = vec![0.0; channels.div_ceil(SLICE) * taps * SLICE];
+    for (channel, kernel) in weight.chunks_exact(taps).enumerate() {
+        let slice = &mut packed[channel / SLICE * taps * SLICE..];
+        for (tap, &value) in kernel.iter().enumerate() {
+            let tap = if flip { taps - 1 - tap } else { tap };
+            slice[tap * SLICE + channel % SLICE] = value;
+        }
+    }
+    packed
+}
+
+/// The inverse of [`pack_weights`] without flip, for gradients.
+pub(crate) fn unpack_weights(packed: &[f32], channels: usize, taps: usize, weight: &mut [f32]) {
+    for (channel, kernel) in weight.chunks_exact_mut(taps).enumerate().take(channels) {
+        let slice = &packed[channel / SLICE * taps * SLICE..];
+        for (tap, value) in kernel.iter_mut().enumerate() {
+            *value = slice[tap * SLICE + channel % SLICE];
+        }
+    }
+}
+
+/// Copies `width` channels from `first` on of `pixels_y x pixels_x` pixels of `image` into the scratch's interior, each value
+/// through `value(pixel, lane, x)`; pixels land `step` apart (2 spreads a strided gradient out). The border and unused lanes
+/// must be zero already and stay so.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // two places with their extents
+pub(crate) fn fill_padded(
+    image: &[f32],
+    channels: usize,
+    first: usize,
+    width: usize,
+    (pixels_y, pixels_x): (usize, usize),
+    scratch: &mut [f32],
+    padded_width: usize,
+    padding: usize,
+    step: usize,
+    value: impl Fn(usize, usize, f32) -> f32,
+) {
+    for y in 0..pixels_y {
+        for x in 0..pixels_x {
+            let pixel = y * pixels_x + x;
+            let source = &image[pixel * channels + first..pixel * channels + first + width];
+            let place = ((y * step + padding) * padded_width + x * step + padding) * SLICE;
+            let target = &mut scratch[place..place + SLICE];
+            if width == SLICE {
+                for lane in 0..SLICE {
+                    target[lane] = value(pixel, lane, source[lane]);
+                }
+            } else {
+                for lane in 0..width {
+                    target[lane] = value(pixel, lane, source[lane]);
+                }
+            }
+        }
+    }
+}
+
+/// One output row of a convolution: `row[x] = sum over taps of scratch[y * stride + ky, x * stride + kx] * weight`.
+///
+/// `weights` is one packed slice, `row` holds `out_width` x [`SLICE`] floats.
+///
+/// # Safety
+/// The CPU has `S`. Extents are checked.
+#[inline(always)]
+pub(crate) unsafe fn convolve_row<S: Simd>(
+    scratch: &[f32],
+    padded_width: usize,
+    weights: &[f32],
+    kernel: usize,
+    stride: usize,
+    y: usize,
+    out_width: usize,
+    row: &mut [f32],
+) {
+    let last = ((y * stride + kernel - 1) * padded_width + (out_width - 1) * stride + kernel) * SLICE;
+    assert!(scratch.len() >= last && weights.len() >= kernel * kernel * SLICE && row.len() >= out_width * SLICE);
+    // SAFETY: extents checked above; tiles stay inside `out_width`.
+    unsafe {
+        let source = scratch.as_ptr().add(y * stride * padded_width * SLICE);
+        match (kernel, stride) {
+            (3, 1) => tiles::<S, 3, 1>(source, padded_width, weights.as_ptr(), kernel, out_width, row.as_mut_ptr()),
+            (5, 1) => tiles::<S, 5, 1>(source, padded_width, weights.as_ptr(), kernel, out_width, row.as_mut_ptr()),
+            (7, 1) => tiles::<S, 7, 1>(source, padded_width, weights.as_ptr(), kernel, out_width, row.as_mut_ptr()),
+            (3, 2) => tiles::<S, 3, 2>(source, padded_width, weights.as_ptr(), kernel, out_width, row.as_mut_ptr()),
+            (5, 2) => tiles::<S, 5, 2>(source, padded_width, weights.as_ptr(), kernel, out_width, row.as_mut_ptr()),
+            (7, 2) => tiles::<S, 7, 2>(source, padded_width, weights.as_ptr(), kernel, out_width, row.as_mut_ptr()),
+            // Other sizes: `0` means the run-time kernel size.
+            (_, 1) => tiles::<S, 0, 1>(source, padded_width, weights.as_ptr(), kernel, out_width, row.as_mut_ptr()),
+            _ => tiles::<S, 0, 2>(source, padded_width, weights.as_ptr(), kernel, out_width, row.as_mut_ptr()),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tiles<S: Simd, const K: usize, const STRIDE: usize>(
+    source: *const f32,
+    padded_width: usize,
+    weights: *const f32,
+    kernel: usize,
+    out_width: usize,
+    row: *mut f32,
+) {
+    let kernel = if K == 0 { kernel } else { K };
+    let mut lane = 0;
+    // SAFETY: as the caller's.
+    unsafe {
+        while lane < SLICE {
+            let mut x = 0;
+            while x + 8 <= out_width {
+                tile::<S, STRIDE, 8>(source, padded_width, weights, kernel, x, lane, row);
+                x += 8;
+            }
+            if x + 4 <= out_width {
+                tile::<S, STRIDE, 4>(source, padded_width, weights, kernel, x, lane, row);
+                x += 4;
+            }
+            if x + 2 <= out_width {
+                tile::<S, STRIDE, 2>(source, padded_width, weights, kernel, x, lane, row);
+                x += 2;
+            }
+            if x < out_width {
+                tile::<S, STRIDE, 1>(source, padded_width, weights, kernel, x, lane, row);
+            }
+            lane += S::LANES;
+        }
+    }
+}
+
+/// `WIDE` output pixels of one vector of channels, summed in registers.
+#[inline(always)]
+unsafe fn tile<S: Simd, const STRIDE: usize, const WIDE: usize>(
+    source: *const f32,
+    padded_width: usize,
+    weights: *const f32,
+    kernel: usize,
+    x: usize,
+    lane: usize,
+    row: *mut f32,
+) {
+    // SAFETY: as the caller's.
+    unsafe {
+        let mut sums = [S::splat(0.0); WIDE];
+        for ky in 0..kernel {
+            let line = source.add((ky * padded_width + x * STRIDE) * SLICE + lane);
+            let taps = weights.add(ky * kernel * SLICE + lane);
+            for kx in 0..kernel {
+                let weight = S::load(taps.add(kx * SLICE));
+                for (o, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::mul_add(S::load(line.add((o * STRIDE + kx) * SLICE)), weight, *sum);
+                }
+            }
+        }
+        for (o, &sum) in sums.iter().enumerate() {
+            S::store(row.add((x + o) * SLICE + lane), sum);
+        }
+    }
+}
+
+/// Adds the weight gradient of one slice of one image: `gradient[ky, kx] += sum over pixels of input * output gradient`.
+///
+/// `input` is the padded input scratch; the output gradient lies in `outer` with `outer_width` pixels a row, its pixel
+/// `(y, x)` at `(y * step + offset, x * step + offset)` (the scratch of the input gradient can so be read in place).
+///
+/// # Safety
+/// The CPU has `S`. Extents are checked.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // two scratches with their geometry
+pub(crate) unsafe fn accumulate_weight_gradient<S: Simd>(
+    input: &[f32],
+    shape: Shape,
+    outer: &[f32],
+    outer_width: usize,
+    offset: usize,
+    step: usize,
+    gradient: &mut [f32],
+) {
+    let (rows, columns) = (shape.out_height(), shape.out_width());
+    assert!(input.len() >= shape.padded_len());
+    assert!(
+        outer.len() >= (((rows - 1) * step + offset) * outer_width + (columns - 1) * step + offset + 1) * SLICE
+            && gradient.len() >= shape.kernel * shape.kernel * SLICE
+    );
+    let place = Gradient {
+        input: input.as_ptr(),
+        padded_width: shape.padded_width(),
+        outer: outer.as_ptr(),
+        outer_width,
+        offset,
+        step,
+        stride: shape.stride,
+        rows,
+        columns,
+        gradient: gradient.as_mut_ptr(),
+        kernel: shape.kernel,
+    };
+    // SAFETY: extents checked above.
+    unsafe {
+        match shape.kernel {
+            // As many kernel rows at once as leave registers: more independent sums, fewer loads of the output gradient.
+            3 => place.kernel_rows::<S, 3, 3>(),
+            5 => place.kernel_rows::<S, 5, 2>(),
+            7 => place.kernel_rows::<S, 7, 1>(),
+            _ => place.any_kernel::<S>(),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Gradient {
+    input: *const f32,
+    padded_width: usize,
+    outer: *const f32,
+    outer_width: usize,
+    offset: usize,
+    step: usize,
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    gradient: *mut f32,
+    kernel: usize,
+}
+
+impl Gradient {
+    #[inline(always)]
+    unsafe fn kernel_rows<S: Simd, const K: usize, const ROWS: usize>(self) {
+        let mut lane = 0;
+        // SAFETY: as the caller's.
+        unsafe {
+            while lane < SLICE {
+                let mut ky = 0;
+                while ky + ROWS <= K {
+                    self.rows_at::<S, K, ROWS>(ky, lane);
+                    ky += ROWS;
+                }
+                while ky < K {
+                    self.rows_at::<S, K, 1>(ky, lane);
+                    ky += 1;
+                }
+                lane += S::LANES;
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rows_at<S: Simd, const K: usize, const ROWS: usize>(self, ky: usize, lane: usize) {
+        // SAFETY: as the caller's.
+        unsafe {
+            let mut sums = [[S::splat(0.0); K]; ROWS];
+            for y in 0..self.rows {
+                let outer = self.outer.add(((y * self.step + self.offset) * self.outer_width + self.offset) * SLICE + lane);
+                let input = self.input.add((y * self.stride + ky) * self.padded_width * SLICE + lane);
+                for x in 0..self.columns {
+                    let g = S::load(outer.add(x * self.step * SLICE));
+                    let input = input.add(x * self.stride * SLICE);
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        for (kx, sum) in sums.iter_mut().enumerate() {
+                            *sum = S::mul_add(S::load(input.add((row * self.padded_width + kx) * SLICE)), g, *sum);
+                        }
+                    }
+                }
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                for (kx, &sum) in sums.iter().enumerate() {
+                    let place = self.gradient.add(((ky + row) * K + kx) * SLICE + lane);
+                    S::store(place, S::add(S::load(place), sum));
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn any_kernel<S: Simd>(self) {
+        // SAFETY: as the caller's.
+        unsafe {
+            for ky in 0..self.kernel {
+                for kx in 0..self.kernel {
+                    let mut lane = 0;
+                    while lane < SLICE {
+                        let mut sum = S::splat(0.0);
+                        for y in 0..self.rows {
+                            let outer = self.outer.add(((y * self.step + self.offset) * self.outer_width + self.offset) * SLICE + lane);
+                            let input = self.input.add(((y * self.stride + ky) * self.padded_width + kx) * SLICE + lane);
+                            for x in 0..self.columns {
+                                let g = S::load(outer.add(x * self.step * SLICE));
+                                sum = S::mul_add(S::load(input.add(x * self.stride * SLICE)), g, sum);
+                            }
+                        }
+                        let place = self.gradient.add((ky * self.kernel + kx) * SLICE + lane);
+                        S::store(place, S::add(S::load(place), sum));
+                        lane += S::LANES;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! Layers of a static network with batch norm folded into weights and biases: what extracted models run on.
+//!
+//! All work on NHWC f32 slices, write every output value, and use the threads of the rayon pool they are called in.
+
+use super::activation::{Act, Identity, with_activation};
+use super::dense::{DenseShape, image_to_columns};
+use super::depthwise::{self, SLICE, convolve_row, fill_padded};
+use super::matmul::{Packed, ROW_BLOCK, multiply};
+use super::parallel::{self, Shared};
+use super::rows::{Left, Nothing, RowSource};
+use super::simd::{Kernel, Simd, dispatch};
+use crate::space::Activation;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// A 1x1 convolution or linear layer.
+#[derive(Debug, Clone)]
+pub struct Pointwise {
+    weight: Packed,
+    bias: Vec<f32>,
+}
+
+/// Rows times a gate by image.
+struct Gated<'a> {
+    input: &'a [f32],
+    gate: &'a [f32],
+    pixels: usize,
+}
+
+impl RowSource for Gated<'_> {
+    #[inline(always)]
+    fn fill(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]) {
+        for row in 0..rows {
+            let input = &self.input[(first + row) * columns..][..columns];
+            let gate = &self.gate[(first + row) / self.pixels * columns..][..columns];
+            let out = &mut tile[row * columns..][..columns];
+            for c in 0..columns {
+                out[c] = input[c] * gate[c];
+            }
+        }
+    }
+}
+
+impl Pointwise {
+    /// From weight `[out, in]` and bias `[out]`.
+    pub fn new(weight: &[f32], bias: &[f32], in_channels: usize, out_channels: usize) -> Self {
+        assert_eq!((weight.len(), bias.len()), (in_channels * out_channels, out_channels));
+        Pointwise { weight: Packed::new(weight, in_channels, out_channels, 1, in_channels), bias: bias.to_vec() }
+    }
+
+    /// `output[p] = activation(W (input[p] * gate[image of p]) + bias) + residual[p]` for `batch * pixels_per_image` pixels;
+    /// `gate` is `[batch, in]`.
+    #[allow(clippy::too_many_arguments)] // the layer's inputs and extents
+    pub fn run(
+        &self,
+        input: &[f32],
+        batch: usize,
+        pixels_per_image: usize,
+        activation: Activation,
+        gate: Option<&[f32]>,
+        residual: Option<&[f32]>,
+        output: &mut [f32],
+    ) {
+        let rows = batch * pixels_per_image;
+        assert_eq!((input.len(), output.len()), (rows * self.weight.rows(), rows * self.bias.len()));
+        match gate {
+            None => self.rows::<Nothing>(Left::Plain(input), rows, activation, residual, output),
+            Some(gate) => {
+                let gated = Gated { input, gate, pixels: pixels_per_image };
+                self.rows(Left::Made(&gated), rows, activation, residual, output);
+            }
+        }
+    }
+
+    fn rows<R: RowSource>(
+        &self,
+        left: Left<R>,
+        rows: usize,
+        activation: Activation,
+        residual: Option<&[f32]>,
+        output: &mut [f32],
+    ) {
+        let n = self.bias.len();
+        let shared = Shared::new(output);
+        // A grain of a few tiles: small maps at batch 1 still spread over threads.
+        parallel::map(rows, 8, |range| {
+            // SAFETY: ranges of rows are disjoint.
+            unsafe {
+                let output = shared.slice(range.start * n..range.end * n);
+                with_activation!(activation, A => dispatch(PointwiseRows::<R, A> {
+                    layer: self, left: &left, range, residual, output, activation: PhantomData,
+                }))
+            }
+        });
+    }
+}
+
+struct PointwiseRows<'a, R, A> {
+    layer: &'a Pointwise,
+    left: &'a Left<'a, R>,
+    range: Range<usize>,
+    residual: Option<&'a [f32]>,
+    output: &'a mut [f32],
+    activation: PhantomData<A>,
+}
+
+impl<R: RowSource, A: Act> Kernel for PointwiseRows<'_, R, A> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (k, n) = (self.layer.weight.rows(), self.layer.weight.columns());
+        let bias = &self.layer.bias[..n];
+        let mut tile = match self.left {
+            Left::Plain(_) => Vec::new(),
+            Left::Made(_) => vec![0.0; ROW_BLOCK * k],
+        };
+        let mut first = self.range.start;
+        while first < self.range.end {
+            let rows = ROW_BLOCK.min(self.range.end - first);
+            let out = &mut self.output[(first - self.range.start) * n..][..rows * n];
+            match self.left {
+                Left::Plain(input) => multiply(&input[first * k..], k, rows, &self.layer.weight, out, n),
+                Left::Made(source) => {
+                    source.fill(first, rows, k, &mut tile);
+                    multiply(&tile, k, rows, &self.layer.weight, out, n);
+                }
+            }
+            for (row, out) in out.chunks_exact_mut(n).enumerate() {
+                for c in 0..n {
+                    out[c] = A::value(out[c] + bias[c]);
+                }
+                if let Some(residual) = self.residual {
+                    let residual = &residual[(first + row) * n..][..n];
+                    for c in 0..n {
+                        out[c] += residual[c];
+                    }
+                }
+            }
+            first += rows;
+        }
+    }
+}
+
+/// A depthwise convolution.
+#[derive(Debug, Clone)]
+pub struct Depthwise {
+    weights: Vec<f32>,
+    bias: Vec<f32>,
+    kernel: usize,
+    stride: usize,
+}
+
+impl Depthwise {
+    /// From weight `[channels, k, k]` and bias `[channels]`.
+    pub fn new(weight: &[f32], bias: &[f32], channels: usize, kernel: usize, stride: usize) -> Self {
+        assert_eq!((weight.len(), bias.len()), (channels * kernel * kernel, channels));
+        let weights = depthwise::pack_weights(weight, channels, kernel * kernel, false);
+        Depthwise { weights, bias: bias.to_vec(), kernel, stride }
+    }
+
+    /// `output = activation(depthwise(input) + bias)`; `pooled` `[batch, channels]` gets its spatial means.
+    #[allow(clippy::too_many_arguments)] // the layer's inputs and extents
+    pub fn run(
+        &self,
+        input: &[f32],
+        batch: usize,
+        height: usize,
+        width: usize,
+        activation: Activation,
+        output: &mut [f32],
+        pooled: Option<&mut [f32]>,
+    ) {
+        let channels = self.bias.len();
+        let shape = depthwise::Shape { channels, kernel: self.kernel, stride: self.stride, height, width };
+        assert_eq!(input.len(), batch * shape.in_pixels() * channels);
+        assert_eq!(output.len(), batch * shape.out_pixels() * channels);
+        let output = Shared::new(output);
+        let pooled = pooled.map(|pooled| {
+            assert_eq!(pooled.len(), batch * channels);
+            Shared::new(pooled)
+        });
+        parallel::map(batch * shape.slices(), 1, |tasks| {
+            // SAFETY: tasks write disjoint (image, slice) parts; extents are checked.
+            unsafe {
+                with_activation!(activation, A => dispatch(DepthwiseTasks::<A> {
+                    layer: self, shape, input, output, pooled, tasks, activation: PhantomData,
+                }))
+            }
+        });
+    }
+}
+
+struct DepthwiseTasks<'a, A> {
+    layer: &'a Depthwise,
+    shape: depthwise::Shape,
+    input: &'a [f32],
+    output: Shared,
+    pooled: Option<Shared>,
+    tasks: Range<usize>,
+    activation: PhantomData<A>,
+}
+
+impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let shape = self.shape;
+        let channels = shape.channels;
+        let taps = shape.kernel * shape.kernel * SLICE;
+        let columns = shape.out_width();
+        let mut scratch = super::buffers::Buffer::zeros(shape.padded_len());
+        let mut line = super::buffers::Buffer::uninitialised(columns * SLICE);
+        let mut last_width = SLICE;
+        for task in self.tasks {
+            let (image, slice) = (task / shape.slices(), task % shape.slices());
+            let (first, width) = (slice * SLICE, shape.slice_width(slice));
+            if width < last_width {
+                scratch.fill(0.0); // lanes that this slice lacks
+            }
+            last_width = width;
+            fill_padded(
+                &self.input[image * shape.in_pixels() * channels..],
+                channels,
+                first,
+                width,
+                (shape.height, shape.width),
+                &mut scratch,
+                shape.padded_width(),
+                shape.padding(),
+                1,
+                |_, _, v| v,
+            );
+            let bias = super::batch_norm::lanes(&self.layer.bias, first, width);
+            let weights = &self.layer.weights[slice * taps..][..taps];
+            let mut sum = [0.0; SLICE];
+            for y in 0..shape.out_height() {
+                // SAFETY: the CPU has `S`.
+                unsafe {
+                    convolve_row::<S>(&scratch, shape.padded_width(), weights, shape.kernel, shape.stride, y, columns, &mut line);
+                }
+                for (x, values) in line.chunks_exact_mut(SLICE).enumerate() {
+                    for lane in 0..SLICE {
+                        values[lane] = A::value(values[lane] + bias[lane]);
+                        sum[lane] += values[lane];
+                    }
+                    let place = (image * shape.out_pixels() + y * columns + x) * channels + first;
+                    // SAFETY: this task alone writes these channels of this image.
+                    let out = unsafe { self.output.slice(place..place + width) };
+                    if width == SLICE {
+                        out.copy_from_slice(values);
+                    } else {
+                        out.copy_from_slice(&values[..width]);
+                    }
+                }
+            }
+            if let Some(pooled) = &self.pooled {
+                let place = image * channels + first;
+                // SAFETY: this task alone writes these channels of this image.
+                let pooled = unsafe { pooled.slice(place..place + width) };
+                for (out, sum) in pooled.iter_mut().zip(sum) {
+                    *out = sum / shape.out_pixels() as f32;
+                }
+            }
+        }
+    }
+}
+
+/// A dense convolution of any kernel size: the first layer.
+#[derive(Debug, Clone)]
+pub struct DenseConv {
+    product: Pointwise,
+    in_channels: usize,
+    kernel: usize,
+    stride: usize,
+}
+
+impl DenseConv {
+    /// From weight `[out, in, k, k]` and bias `[out]`.
+    pub fn new(
+        weight: &[f32],
+        bias: &[f32],
+        in_channels: usize,
+        out_channels: usize,
+        kernel: usize,
+        stride: usize,
+    ) -> Self {
+        let product = Pointwise::new(weight, bias, in_channels * kernel * kernel, out_channels);
+        DenseConv { product, in_channels, kernel, stride }
+    }
+
+    /// `output = activation(convolution(input) + bias)`.
+    pub fn run(
+        &self,
+        input: &[f32],
+        batch: usize,
+        height: usize,
+        width: usize,
+        activation: Activation,
+        output: &mut [f32],
+    ) {
+        let shape = DenseShape {
+            batch,
+            height,
+            width,
+            in_channels: self.in_channels,
+            out_channels: self.product.bias.len(),
+            kernel: self.kernel,
+            stride: self.stride,
+            activation: Activation::Identity,
+            pool: false,
+            eps: 0.0,
+        };
+        assert_eq!(input.len(), batch * height * width * self.in_channels);
+        let columns = image_to_columns(&shape, input);
+        let (out_height, out_width) = shape.output_size();
+        self.product.run(&columns, batch, out_height * out_width, activation, None, None, output);
+    }
+}
+
+/// Spatial means `[batch, channels]` of `input` `[batch, pixels, channels]`.
+pub fn average_pool(input: &[f32], batch: usize, pixels: usize, channels: usize, output: &mut [f32]) {
+    assert_eq!((input.len(), output.len()), (batch * pixels * channels, batch * channels));
+    // SAFETY: safe code only.
+    unsafe { dispatch(AveragePool { input, pixels, channels, output }) }
+}
+
+struct AveragePool<'a> {
+    input: &'a [f32],
+    pixels: usize,
+    channels: usize,
+    output: &'a mut [f32],
+}
+
+impl Kernel for AveragePool<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let n = self.channels;
+        for (image, out) in self.input.chunks_exact(self.pixels * n).zip(self.output.chunks_exact_mut(n)) {
+            out.fill(0.0);
+            for row in image.chunks_exact(n) {
+                for c in 0..n {
+                    out[c] += Identity::value(row[c]);
+                }
+            }
+            for v in out.iter_mut() {
+                *v /= self.pixels as f32;
+            }
+        }
+    }
+}

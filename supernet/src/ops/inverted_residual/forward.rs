@@ -1,0 +1,225 @@
+//! The block's forward pass.
+
+use super::{BlockShape, BlockStatistics, Parameters, Saved, squeeze_excite};
+use crate::ops::activation::{Act, Identity, with_activation};
+use crate::ops::batch_norm::{Affine, Sums, lanes};
+use crate::ops::buffers::Buffer;
+use crate::ops::depthwise::{self, Lanes, SLICE, convolve_row, fill_padded};
+use crate::ops::matmul::Packed;
+use crate::ops::parallel::{self, Shared};
+use crate::ops::rows::{Activated, Left, Nothing, normalise, product};
+use crate::ops::simd::{Kernel, Simd, dispatch};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Output `[batch, height, width, out]` and what the backward pass needs. Batch statistics unless `given`.
+pub(super) fn forward(
+    shape: &BlockShape,
+    x: &[f32],
+    packed: &[f32],
+    given: Option<&BlockStatistics>,
+) -> (Vec<f32>, Saved) {
+    with_activation!(shape.activation, A => forward_with::<A>(shape, x, packed, given))
+}
+
+fn forward_with<A: Act>(
+    shape: &BlockShape,
+    x: &[f32],
+    packed: &[f32],
+    given: Option<&BlockStatistics>,
+) -> (Vec<f32>, Saved) {
+    let at = Parameters::new(shape);
+    let (middle, out_channels) = (shape.middle, shape.out_channels);
+    let (in_pixels, out_pixels) = (shape.in_pixels(), shape.out_pixels());
+    let affine = |statistics: &_, norm: &[Range<usize>; 2]| {
+        Affine::new(statistics, &packed[norm[0].clone()], &packed[norm[1].clone()], shape.eps)
+    };
+    let mut statistics = given.cloned().unwrap_or_default();
+    let with_sums = given.is_none();
+
+    // Expand.
+    let mut y1 = Buffer::default();
+    let mut affine1 = None;
+    if shape.expand {
+        y1 = Buffer::uninitialised(in_pixels * middle);
+        let weight = Packed::new(&packed[at.expand.clone()], shape.in_channels, middle, 1, shape.in_channels);
+        let sums = product::<Nothing>(Left::Plain(x), in_pixels, &weight, &mut y1, with_sums);
+        if with_sums {
+            statistics[0] = sums.statistics(in_pixels);
+        }
+        affine1 = Some(affine(&statistics[0], &at.norm1));
+    }
+
+    // Depthwise.
+    let mut y2 = Buffer::uninitialised(out_pixels * middle);
+    let input = if shape.expand { &y1[..] } else { x };
+    let weights = depthwise::pack_weights(&packed[at.depthwise.clone()], middle, shape.kernel * shape.kernel, false);
+    let sums = depthwise_forward::<A>(shape, input, affine1.as_ref(), &weights, &mut y2);
+    if with_sums {
+        statistics[1] = sums.statistics(out_pixels);
+    }
+    let affine2 = affine(&statistics[1], &at.norm2);
+
+    // Squeeze-excite.
+    let pixels = out_pixels / shape.batch;
+    let squeeze_excite = shape.squeeze_excite.map(|reduced| {
+        let pooled = pool::<A>(shape, &y2, &affine2, pixels);
+        squeeze_excite::forward(shape, reduced, packed, &at, pooled)
+    });
+
+    // Project.
+    let mut y3 = Buffer::uninitialised(out_pixels * out_channels);
+    let weight = Packed::new(&packed[at.project.clone()], middle, out_channels, 1, middle);
+    let source = Activated::<A> {
+        y: &y2,
+        affine: &affine2,
+        gate: squeeze_excite.as_ref().map(|s| (&s.gate[..], pixels)),
+        activation: PhantomData,
+    };
+    let sums = product(Left::Made(&source), out_pixels, &weight, &mut y3, with_sums);
+    if with_sums {
+        statistics[2] = sums.statistics(out_pixels);
+    }
+    let mut output = vec![0.0; out_pixels * out_channels];
+    normalise::<Identity>(&y3, &affine(&statistics[2], &at.norm3), shape.residual.then_some(x), &mut output);
+    (output, Saved { y1, y2, y3, statistics, squeeze_excite })
+}
+
+/// Mean over the pixels of each image of the activated `y2`: `[batch, middle]`.
+fn pool<A: Act>(shape: &BlockShape, y2: &[f32], affine: &Affine, pixels: usize) -> Vec<f32> {
+    let middle = shape.middle;
+    let mut pooled = vec![0.0; shape.batch * middle];
+    let shared = Shared::new(&mut pooled);
+    parallel::map(shape.batch, 1, |images| {
+        // SAFETY: ranges of images are disjoint.
+        let pooled = unsafe { shared.slice(images.start * middle..images.end * middle) };
+        let y = &y2[images.start * pixels * middle..images.end * pixels * middle];
+        // SAFETY: safe code only.
+        unsafe { dispatch(Pool::<A> { y, affine, pixels, pooled, activation: PhantomData }) }
+    });
+    pooled
+}
+
+struct Pool<'a, A> {
+    y: &'a [f32],
+    affine: &'a Affine,
+    pixels: usize,
+    pooled: &'a mut [f32],
+    activation: PhantomData<A>,
+}
+
+impl<A: Act> Kernel for Pool<'_, A> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let n = self.affine.scale.len();
+        let (scale, shift) = (&self.affine.scale[..n], &self.affine.shift[..n]);
+        for (image, pooled) in self.y.chunks_exact(self.pixels * n).zip(self.pooled.chunks_exact_mut(n)) {
+            for y in image.chunks_exact(n) {
+                for c in 0..n {
+                    pooled[c] += A::value(y[c] * scale[c] + shift[c]);
+                }
+            }
+            for v in pooled.iter_mut() {
+                *v /= self.pixels as f32;
+            }
+        }
+    }
+}
+
+/// `y2 = depthwise(activated input)`; without `affine` the input is taken as it is.
+fn depthwise_forward<A: Act>(
+    shape: &BlockShape,
+    input: &[f32],
+    affine: Option<&Affine>,
+    weights: &[f32],
+    y2: &mut [f32],
+) -> Sums {
+    let tasks = shape.batch * shape.depthwise().slices();
+    let output = Shared::new(y2);
+    let parts = parallel::map(tasks, 1, |tasks| {
+        // SAFETY: tasks write disjoint (image, slice) parts; extents are checked.
+        unsafe {
+            match affine {
+                Some(affine) => dispatch(DepthwiseForward::<A> { shape, input, affine, weights, output, tasks, activation: PhantomData }),
+                None => {
+                    let affine = &Affine::identity(shape.middle);
+                    dispatch(DepthwiseForward::<Identity> { shape, input, affine, weights, output, tasks, activation: PhantomData })
+                }
+            }
+        }
+    });
+    Sums::total(parts)
+}
+
+struct DepthwiseForward<'a, A> {
+    shape: &'a BlockShape,
+    input: &'a [f32],
+    affine: &'a Affine,
+    weights: &'a [f32],
+    output: Shared,
+    /// (image, slice) pairs, slices of an image side by side.
+    tasks: Range<usize>,
+    activation: PhantomData<A>,
+}
+
+impl<A: Act> Kernel for DepthwiseForward<'_, A> {
+    type Output = Sums;
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> Sums {
+        let conv = self.shape.depthwise();
+        let channels = conv.channels;
+        let taps = conv.kernel * conv.kernel * SLICE;
+        let (rows, columns) = (conv.out_height(), conv.out_width());
+        let mut sums = Sums::new(channels);
+        let mut scratch = Buffer::zeros(conv.padded_len());
+        let mut line = vec![0.0f32; columns * SLICE];
+        let mut last_width = SLICE;
+        for task in self.tasks {
+            let (image, slice) = (task / conv.slices(), task % conv.slices());
+            let (first, width) = (slice * SLICE, conv.slice_width(slice));
+            if width < last_width {
+                scratch.fill(0.0); // lanes that this slice lacks
+            }
+            last_width = width;
+            let scale = lanes(&self.affine.scale, first, width);
+            let shift = lanes(&self.affine.shift, first, width);
+            fill_padded(
+                &self.input[image * conv.in_pixels() * channels..],
+                channels,
+                first,
+                width,
+                (conv.height, conv.width),
+                &mut scratch,
+                conv.padded_width(),
+                conv.padding(),
+                1,
+                |_, lane, y| A::value(y * scale[lane] + shift[lane]),
+            );
+            let weights = &self.weights[slice * taps..][..taps];
+            for y in 0..rows {
+                // SAFETY: the CPU has `S`.
+                unsafe {
+                    convolve_row::<S>(&scratch, conv.padded_width(), weights, conv.kernel, conv.stride, y, columns, &mut line);
+                }
+                let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
+                for (x, values) in line.chunks_exact(SLICE).enumerate() {
+                    let place = (image * conv.out_pixels() + y * columns + x) * channels + first;
+                    // SAFETY: this task alone writes these channels of this image.
+                    let out = unsafe { self.output.slice(place..place + width) };
+                    if width == SLICE {
+                        out.copy_from_slice(values);
+                    } else {
+                        out.copy_from_slice(&values[..width]);
+                    }
+                    for lane in 0..SLICE {
+                        sum[lane] += values[lane];
+                        square[lane] += values[lane] * values[lane];
+                    }
+                }
+                sums.add_block(first, &sum[..width], &square[..width]);
+            }
+        }
+        sums
+    }
+}

@@ -1,0 +1,164 @@
+//! The inverted residual block as one op: expand, depthwise, squeeze-excite, project and residual with their batch norms, with
+//! its own gradient.
+//!
+//! Only the raw outputs of the three convolutions are stored (`y1`, `y2`, `y3`); batch norm and activation are applied where
+//! they are read, and recomputed in the backward pass. Phases, each parallel over pixels or over (image, channel slice):
+//!
+//! | forward | writes |
+//! | --- | --- |
+//! | expand | `y1` and its sums |
+//! | depthwise of activated `y1` | `y2` and its sums |
+//! | squeeze-excite | the gate |
+//! | project of activated, gated `y2` | `y3` and its sums |
+//! | output | normalised `y3` + input |
+//!
+//! | backward | writes |
+//! | --- | --- |
+//! | sums | for the last batch norm |
+//! | project | gradient at the activated `y2`, projection's weight gradient, sums for the second batch norm |
+//! | squeeze-excite | its parameters' gradients; completes the above |
+//! | depthwise | masked gradient at `y1`, weight gradient, sums for the first batch norm |
+//! | expand | input gradient, weight gradient |
+
+mod backward;
+mod forward;
+mod op;
+mod squeeze_excite;
+
+pub(crate) use backward::{RawGradient, add_transposed, product_backward};
+pub use op::inverted_residual;
+
+use super::batch_norm::ChannelStatistics;
+use super::buffers::Buffer;
+use super::depthwise;
+use crate::space::{Activation, BlockSpec};
+use std::ops::Range;
+
+/// Extents and options of one call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockShape {
+    /// Images.
+    pub batch: usize,
+    /// Height of the input map.
+    pub height: usize,
+    /// Width of the input map.
+    pub width: usize,
+    /// Input channels.
+    pub in_channels: usize,
+    /// Middle channels.
+    pub middle: usize,
+    /// Output channels.
+    pub out_channels: usize,
+    /// Depthwise kernel size.
+    pub kernel: usize,
+    /// Depthwise stride.
+    pub stride: usize,
+    /// Activation of expand and depthwise.
+    pub activation: Activation,
+    /// Whether there is an expand convolution.
+    pub expand: bool,
+    /// Reduced channels of squeeze-excite.
+    pub squeeze_excite: Option<usize>,
+    /// Whether the input is added to the output.
+    pub residual: bool,
+    /// Batch norm's epsilon.
+    pub eps: f64,
+}
+
+impl BlockShape {
+    /// The block `spec` for `batch` maps of `height x width`.
+    pub fn new(spec: &BlockSpec, batch: usize, height: usize, width: usize, eps: f64) -> Self {
+        BlockShape {
+            batch,
+            height,
+            width,
+            in_channels: spec.in_channels,
+            middle: spec.middle_channels,
+            out_channels: spec.out_channels,
+            kernel: spec.kernel,
+            stride: spec.stride,
+            activation: spec.activation,
+            expand: spec.expand,
+            squeeze_excite: spec.squeeze_excite,
+            residual: spec.residual,
+            eps,
+        }
+    }
+
+    fn depthwise(&self) -> depthwise::Shape {
+        depthwise::Shape {
+            channels: self.middle,
+            kernel: self.kernel,
+            stride: self.stride,
+            height: self.height,
+            width: self.width,
+        }
+    }
+
+    fn in_pixels(&self) -> usize {
+        self.batch * self.height * self.width
+    }
+
+    /// Height and width of the output map.
+    pub fn output_size(&self) -> (usize, usize) {
+        (self.height.div_ceil(self.stride), self.width.div_ceil(self.stride))
+    }
+
+    fn out_pixels(&self) -> usize {
+        let (height, width) = self.output_size();
+        self.batch * height * width
+    }
+}
+
+/// Where each parameter lies in the packed vector, in this order, each in PyTorch's layout.
+#[derive(Debug, Clone)]
+pub(crate) struct Parameters {
+    pub expand: Range<usize>,
+    pub norm1: [Range<usize>; 2],
+    pub depthwise: Range<usize>,
+    pub norm2: [Range<usize>; 2],
+    pub reduce: [Range<usize>; 2],
+    pub excite: [Range<usize>; 2],
+    pub project: Range<usize>,
+    pub norm3: [Range<usize>; 2],
+    pub len: usize,
+}
+
+impl Parameters {
+    pub(crate) fn new(shape: &BlockShape) -> Self {
+        let mut end = 0;
+        let mut next = |len: usize| {
+            end += len;
+            end - len..end
+        };
+        let (m, reduced) = (shape.middle, shape.squeeze_excite.unwrap_or(0));
+        let first = if shape.expand { m } else { 0 };
+        let second = if shape.squeeze_excite.is_some() { m } else { 0 };
+        let expand = next(first * shape.in_channels);
+        let norm1 = [next(first), next(first)];
+        let depthwise = next(m * shape.kernel * shape.kernel);
+        let norm2 = [next(m), next(m)];
+        let reduce = [next(reduced * m), next(reduced)];
+        let excite = [next(m * reduced), next(second)];
+        let project = next(shape.out_channels * m);
+        let norm3 = [next(shape.out_channels), next(shape.out_channels)];
+        Parameters { expand, norm1, depthwise, norm2, reduce, excite, project, norm3, len: end }
+    }
+}
+
+/// Statistics of the block's batch norms: expand (empty without it), depthwise, project.
+pub type BlockStatistics = [ChannelStatistics; 3];
+
+/// What the backward pass needs of the forward pass.
+struct Saved {
+    y1: Buffer,
+    y2: Buffer,
+    y3: Buffer,
+    statistics: BlockStatistics,
+    squeeze_excite: Option<squeeze_excite::Saved>,
+}
+
+/// Number of packed parameters.
+pub fn parameter_count(shape: &BlockShape) -> usize {
+    Parameters::new(shape).len
+}

@@ -1,0 +1,317 @@
+//! Matrix products of the pointwise convolutions: packing, register tiles, and the loops around them.
+//!
+//! In NHWC a 1x1 convolution is `[pixels, in] x [in, out]`. The weight is packed once a call into panels of one to three vectors
+//! of output channels; the inner loop keeps a tile of pixels x panel in registers. The weight gradient is the same tile with
+//! the roles of pixels and channels exchanged.
+
+use super::simd::{InstructionSet, Kernel, Simd, dispatch};
+
+/// Pixels that a caller should hand over at a time: enough to reuse a panel, few enough to stay in L1 with it.
+pub(crate) const ROW_BLOCK: usize = 48;
+
+/// A `[k, n]` matrix in panels for the active instruction set; missing columns are zero.
+#[derive(Debug, Clone)]
+pub(crate) struct Packed {
+    data: Vec<f32>,
+    k: usize,
+    n: usize,
+}
+
+/// Vectors in each panel for `vectors` in all: threes, but never a lone one where two twos do.
+fn panel_vectors(vectors: usize, done: usize) -> usize {
+    match vectors - done {
+        1 => 1,
+        2 | 4 => 2,
+        _ => 3,
+    }
+}
+
+impl Packed {
+    /// Packs the matrix whose element `(row, column)` is `source[row * row_stride + column * column_stride]`.
+    pub(crate) fn new(source: &[f32], k: usize, n: usize, row_stride: usize, column_stride: usize) -> Self {
+        assert!(k == 0 || n == 0 || source.len() > (k - 1) * row_stride + (n - 1) * column_stride);
+        let lanes = InstructionSet::active().lanes();
+        let vectors = n.div_ceil(lanes);
+        let mut data = vec![0.0; vectors * lanes * k];
+        let (mut done, mut offset) = (0, 0);
+        while done < vectors {
+            let nr = panel_vectors(vectors, done);
+            let (start, width) = (done * lanes, nr * lanes);
+            let columns = width.min(n - start);
+            for (row, panel_row) in data[offset..offset + k * width].chunks_exact_mut(width).enumerate() {
+                for (column, value) in panel_row[..columns].iter_mut().enumerate() {
+                    *value = source[row * row_stride + (start + column) * column_stride];
+                }
+            }
+            offset += k * width;
+            done += nr;
+        }
+        Packed { data, k, n }
+    }
+
+    /// Columns.
+    pub(crate) fn columns(&self) -> usize {
+        self.n
+    }
+
+    /// Rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.k
+    }
+}
+
+/// `c[row, ..n] = a[row, ..k] x b` for all rows; `a` and `c` have the given row strides.
+pub(crate) fn multiply(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
+    if rows == 0 || b.n == 0 {
+        return;
+    }
+    assert!(a.len() >= (rows - 1) * a_stride + b.k && c.len() >= (rows - 1) * c_stride + b.n && c_stride >= b.n);
+    // SAFETY: extents checked above; panels are as long as `Packed::new` made them.
+    unsafe { dispatch(Multiply { a: a.as_ptr(), a_stride, rows, b, c: c.as_mut_ptr(), c_stride }) }
+}
+
+struct Multiply<'a> {
+    a: *const f32,
+    a_stride: usize,
+    rows: usize,
+    b: &'a Packed,
+    c: *mut f32,
+    c_stride: usize,
+}
+
+impl Kernel for Multiply<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Multiply { a, a_stride, rows, b, c, c_stride } = self;
+        let vectors = b.n.div_ceil(S::LANES);
+        let (mut done, mut offset) = (0, 0);
+        // SAFETY: the caller's extents; a panel's last columns may lie outside `c` and are then stored through `width`.
+        unsafe {
+            while done < vectors {
+                let nr = panel_vectors(vectors, done);
+                let width = (nr * S::LANES).min(b.n - done * S::LANES);
+                let panel = b.data.as_ptr().add(offset);
+                let c = c.add(done * S::LANES);
+                let tile = Tile { k: b.k, a, a_row: a_stride, a_k: 1, b: panel, b_k: nr * S::LANES, c, c_stride, width };
+                tile.column::<S, false>(nr, rows);
+                offset += b.k * nr * S::LANES;
+                done += nr;
+            }
+        }
+    }
+}
+
+/// `c[i, j] += sum over rows of a[row, i] * b[row, j]`, for `i < m`, `j < n`: the weight gradient.
+///
+/// `b_stride` and `c_stride` must be multiples of the vector length that hold `n`, with zeros (or anything: those columns of
+/// `c` are never read by the caller) beyond it.
+#[allow(clippy::too_many_arguments)] // a matrix product has three matrices with strides and three extents
+pub(crate) fn accumulate_transposed(
+    a: &[f32],
+    a_stride: usize,
+    b: &[f32],
+    b_stride: usize,
+    rows: usize,
+    m: usize,
+    n: usize,
+    c: &mut [f32],
+    c_stride: usize,
+) {
+    if rows == 0 || m == 0 || n == 0 {
+        return;
+    }
+    let padded = n.next_multiple_of(InstructionSet::active().lanes());
+    assert!(b_stride >= padded && c_stride >= padded);
+    assert!(a.len() >= (rows - 1) * a_stride + m && b.len() >= rows * b_stride && c.len() >= m * c_stride);
+    // SAFETY: extents checked above.
+    unsafe {
+        dispatch(AccumulateTransposed {
+            a: a.as_ptr(),
+            a_stride,
+            b: b.as_ptr(),
+            b_stride,
+            rows,
+            m,
+            n,
+            c: c.as_mut_ptr(),
+            c_stride,
+        })
+    }
+}
+
+struct AccumulateTransposed {
+    a: *const f32,
+    a_stride: usize,
+    b: *const f32,
+    b_stride: usize,
+    rows: usize,
+    m: usize,
+    n: usize,
+    c: *mut f32,
+    c_stride: usize,
+}
+
+impl Kernel for AccumulateTransposed {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let vectors = self.n.div_ceil(S::LANES);
+        let mut done = 0;
+        // SAFETY: the caller's extents; strides hold whole vectors.
+        unsafe {
+            while done < vectors {
+                let nr = panel_vectors(vectors, done);
+                let tile = Tile {
+                    k: self.rows,
+                    a: self.a,
+                    a_row: 1,
+                    a_k: self.a_stride,
+                    b: self.b.add(done * S::LANES),
+                    b_k: self.b_stride,
+                    c: self.c.add(done * S::LANES),
+                    c_stride: self.c_stride,
+                    width: nr * S::LANES,
+                };
+                tile.column::<S, true>(nr, self.m);
+                done += nr;
+            }
+        }
+    }
+}
+
+/// One column of register tiles: `c[row, ..] (+)= sum over k of a[row * a_row + k * a_k] * b[k * b_k ..]`.
+#[derive(Clone, Copy)]
+struct Tile {
+    k: usize,
+    a: *const f32,
+    a_row: usize,
+    a_k: usize,
+    b: *const f32,
+    b_k: usize,
+    c: *mut f32,
+    c_stride: usize,
+    /// Columns of `c` that exist; fewer than the panel's at the right edge.
+    width: usize,
+}
+
+impl Tile {
+    #[inline(always)]
+    unsafe fn column<S: Simd, const ADD: bool>(self, nr: usize, rows: usize) {
+        // Tile heights leave registers for one panel row and one broadcast: 12 of 16, or 24 of 32 accumulators.
+        // SAFETY: the caller's extents.
+        unsafe {
+            match (nr, S::MANY_REGISTERS) {
+                (3, true) => self.rows::<S, 8, 3, ADD>(rows),
+                (3, false) => self.rows::<S, 4, 3, ADD>(rows),
+                (2, true) => self.rows::<S, 12, 2, ADD>(rows),
+                (2, false) => self.rows::<S, 6, 2, ADD>(rows),
+                (_, true) => self.rows::<S, 16, 1, ADD>(rows),
+                (_, false) => self.rows::<S, 8, 1, ADD>(rows),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const MR: usize, const NR: usize, const ADD: bool>(self, rows: usize) {
+        let mut row = 0;
+        // SAFETY: rows below `rows` only.
+        unsafe {
+            while row + MR <= rows {
+                self.block::<S, MR, NR, ADD>(row);
+                row += MR;
+            }
+            while row + 2 <= rows {
+                self.block::<S, 2, NR, ADD>(row);
+                row += 2;
+            }
+            if row < rows {
+                self.block::<S, 1, NR, ADD>(row);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn block<S: Simd, const MR: usize, const NR: usize, const ADD: bool>(self, row: usize) {
+        // SAFETY: the caller's extents.
+        unsafe {
+            let a = self.a.add(row * self.a_row);
+            let mut sums = [[S::splat(0.0); NR]; MR];
+            for k in 0..self.k {
+                let b = self.b.add(k * self.b_k);
+                let mut panel = [S::splat(0.0); NR];
+                for (n, value) in panel.iter_mut().enumerate() {
+                    *value = S::load(b.add(n * S::LANES));
+                }
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let value = S::splat(*a.add(r * self.a_row + k * self.a_k));
+                    for n in 0..NR {
+                        sums[n] = S::mul_add(value, panel[n], sums[n]);
+                    }
+                }
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                let c = self.c.add((row + r) * self.c_stride);
+                for (n, &sum) in sums.iter().enumerate() {
+                    let c = c.add(n * S::LANES);
+                    if ADD {
+                        S::store(c, S::add(S::load(c), sum));
+                    } else if (n + 1) * S::LANES <= self.width {
+                        S::store(c, sum);
+                    } else {
+                        // The right edge: through a full vector on the stack.
+                        let mut edge = [0.0f32; 16];
+                        S::store(edge.as_mut_ptr(), sum);
+                        let kept = self.width.saturating_sub(n * S::LANES);
+                        std::ptr::copy_nonoverlapping(edge.as_ptr(), c, kept);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_close, values};
+
+    #[test]
+    fn products_equal_the_plain_sum() {
+        for &(rows, k, n) in
+            &[(1, 1, 1), (5, 3, 7), (13, 16, 24), (48, 17, 41), (7, 40, 8), (33, 9, 96), (2, 5, 100), (50, 27, 16)]
+        {
+            let (a, b) = (values(rows * (k + 2), 1), values(n * k, 2));
+            let packed = Packed::new(&b, k, n, 1, k); // b as [n, k]
+            let stride = n + 3;
+            let mut c = vec![7.0; rows * stride];
+            multiply(&a, k + 2, rows, &packed, &mut c, stride);
+            for row in 0..rows {
+                let expected: Vec<f64> = (0..n)
+                    .map(|j| (0..k).map(|i| f64::from(a[row * (k + 2) + i]) * f64::from(b[j * k + i])).sum())
+                    .collect();
+                assert_close(&c[row * stride..row * stride + n], &expected, 1e-5, "product");
+                assert!(c[row * stride + n..(row + 1) * stride].iter().all(|&v| v == 7.0), "wrote past the row");
+            }
+        }
+    }
+
+    #[test]
+    fn transposed_products_accumulate() {
+        let lanes = InstructionSet::active().lanes();
+        for &(rows, m, n) in &[(1usize, 1usize, 1usize), (32, 16, 24), (17, 13, 11), (40, 7, 96), (3, 25, 33)] {
+            let stride = n.next_multiple_of(lanes);
+            let (a, b) = (values(rows * m, 3), values(rows * stride, 4));
+            let mut c = vec![1.0; m * stride];
+            accumulate_transposed(&a, m, &b, stride, rows, m, n, &mut c, stride);
+            for i in 0..m {
+                let expected: Vec<f64> = (0..n)
+                    .map(|j| {
+                        1.0 + (0..rows).map(|r| f64::from(a[r * m + i]) * f64::from(b[r * stride + j])).sum::<f64>()
+                    })
+                    .collect();
+                assert_close(&c[i * stride..i * stride + n], &expected, 1e-5, "transposed product");
+            }
+        }
+    }
+}

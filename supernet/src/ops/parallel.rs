@@ -1,0 +1,67 @@
+//! Work split into one contiguous range a thread. The split depends only on the thread count, and results come back in range
+//! order, so that the same number of threads gives the same bits.
+
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Splits `0..total` into at most one range a thread, each of whole multiples of `grain` (but the last).
+pub(crate) fn ranges(total: usize, grain: usize) -> Vec<Range<usize>> {
+    let units = total.div_ceil(grain);
+    let parts = rayon::current_num_threads().min(units).max(1);
+    (0..parts)
+        .map(|part| (units * part / parts * grain).min(total)..(units * (part + 1) / parts * grain).min(total))
+        .collect()
+}
+
+/// Runs `work` on each range of `0..total` in parallel; results in range order.
+pub(crate) fn map<R: Send>(total: usize, grain: usize, work: impl Fn(Range<usize>) -> R + Sync) -> Vec<R> {
+    let mut ranges = ranges(total, grain);
+    if ranges.len() == 1 {
+        return vec![work(ranges.remove(0))];
+    }
+    ranges.into_par_iter().with_max_len(1).map(&work).collect()
+}
+
+/// A pointer to an output that threads write at disjoint places.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared(*mut f32, usize);
+
+// SAFETY: only `slice` hands out memory, whose contract is that ranges in use at one time are disjoint.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// Shares `output` for as long as it is mutably borrowed by the caller's scope.
+    pub(crate) fn new(output: &mut [f32]) -> Self {
+        Shared(output.as_mut_ptr(), output.len())
+    }
+
+    /// The part `range`.
+    ///
+    /// # Safety
+    /// No other thread may use an overlapping range at the same time, and the shared slice must still be borrowed.
+    /// The range itself is checked.
+    #[allow(clippy::mut_from_ref)] // disjointness is the caller's contract
+    pub(crate) unsafe fn slice(&self, range: Range<usize>) -> &mut [f32] {
+        assert!(range.start <= range.end && range.end <= self.1, "range {range:?} outside an output of {}", self.1);
+        // SAFETY: inside the slice (checked above), disjoint by contract.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
+    }
+
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn ranges_cover_everything_once() {
+        for total in [0, 1, 2, 7, 64, 65] {
+            for grain in [1, 3, 64] {
+                let ranges = super::ranges(total, grain);
+                assert_eq!(ranges.first().unwrap().start, 0);
+                assert_eq!(ranges.last().unwrap().end, total);
+                assert!(ranges.windows(2).all(|w| w[0].end == w[1].start && w[0].end % grain == 0));
+            }
+        }
+    }
+}

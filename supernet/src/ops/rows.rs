@@ -1,0 +1,219 @@
+//! Passes over rows (pixels) of `[pixels, channels]` tensors: products with statistics, and elementwise maps.
+
+use super::activation::Act;
+use super::batch_norm::{Affine, SumBlock, Sums};
+use super::matmul::{Packed, ROW_BLOCK, multiply};
+use super::parallel::{self, Shared};
+use super::simd::{Kernel, Simd, dispatch};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Makes the left rows of a product, a block at a time.
+pub(crate) trait RowSource: Sync {
+    /// Writes rows `first .. first + rows` of `columns` values to `tile`.
+    fn fill(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]);
+}
+
+/// `activation(affine(y)) * gate`, the gate by image.
+pub(crate) struct Activated<'a, A> {
+    pub y: &'a [f32],
+    pub affine: &'a Affine,
+    /// `[images, columns]` and pixels an image.
+    pub gate: Option<(&'a [f32], usize)>,
+    pub activation: PhantomData<A>,
+}
+
+impl<A: Act> RowSource for Activated<'_, A> {
+    #[inline(always)]
+    fn fill(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]) {
+        let (scale, shift) = (&self.affine.scale[..columns], &self.affine.shift[..columns]);
+        for row in 0..rows {
+            let y = &self.y[(first + row) * columns..][..columns];
+            let out = &mut tile[row * columns..][..columns];
+            match self.gate {
+                None => {
+                    for c in 0..columns {
+                        out[c] = A::value(y[c] * scale[c] + shift[c]);
+                    }
+                }
+                Some((gate, pixels)) => {
+                    let gate = &gate[(first + row) / pixels * columns..][..columns];
+                    for c in 0..columns {
+                        out[c] = A::value(y[c] * scale[c] + shift[c]) * gate[c];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The left side of a product.
+pub(crate) enum Left<'a, R> {
+    /// Rows as they lie in memory.
+    Plain(&'a [f32]),
+    /// Rows made a block at a time.
+    Made(&'a R),
+}
+
+/// No rows are made: for [`Left::Plain`].
+pub(crate) struct Nothing;
+
+impl RowSource for Nothing {
+    fn fill(&self, _: usize, _: usize, _: usize, _: &mut [f32]) {}
+}
+
+/// `output[row] = left[row] x weight` over `rows` rows; the sums by output channel if `with_sums`.
+pub(crate) fn product<R: RowSource>(
+    left: Left<R>,
+    rows: usize,
+    weight: &Packed,
+    output: &mut [f32],
+    with_sums: bool,
+) -> Sums {
+    let columns = weight.columns();
+    assert_eq!(output.len(), rows * columns);
+    let shared = Shared::new(output);
+    let parts = parallel::map(rows, ROW_BLOCK, |range| {
+        // SAFETY: ranges are disjoint.
+        let output = unsafe { shared.slice(range.start * columns..range.end * columns) };
+        // SAFETY: safe code only, beyond the instruction set that `dispatch` chose.
+        unsafe { dispatch(Product { left: &left, range, weight, output, with_sums }) }
+    });
+    Sums::total(parts)
+}
+
+struct Product<'a, R> {
+    left: &'a Left<'a, R>,
+    range: Range<usize>,
+    weight: &'a Packed,
+    output: &'a mut [f32],
+    with_sums: bool,
+}
+
+impl<R: RowSource> Kernel for Product<'_, R> {
+    type Output = Sums;
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> Sums {
+        let (k, n) = (self.weight.rows(), self.weight.columns());
+        let mut sums = Sums::new(n);
+        let mut block = SumBlock::new(n);
+        let mut tile = match self.left {
+            Left::Plain(_) => Vec::new(),
+            Left::Made(_) => vec![0.0; ROW_BLOCK * k],
+        };
+        let mut first = self.range.start;
+        while first < self.range.end {
+            let rows = ROW_BLOCK.min(self.range.end - first);
+            let out = &mut self.output[(first - self.range.start) * n..][..rows * n];
+            match self.left {
+                Left::Plain(rows_in_memory) => multiply(&rows_in_memory[first * k..], k, rows, self.weight, out, n),
+                Left::Made(source) => {
+                    source.fill(first, rows, k, &mut tile);
+                    multiply(&tile, k, rows, self.weight, out, n);
+                }
+            }
+            if self.with_sums {
+                sums.add_rows(out, &mut block);
+            }
+            first += rows;
+        }
+        sums
+    }
+}
+
+/// `output = activation(affine(y)) + residual`, all `[rows, channels]`.
+pub(crate) fn normalise<A: Act>(y: &[f32], affine: &Affine, residual: Option<&[f32]>, output: &mut [f32]) {
+    let channels = affine.scale.len();
+    let rows = output.len() / channels;
+    let shared = Shared::new(output);
+    parallel::map(rows, ROW_BLOCK, |range| {
+        let span = range.start * channels..range.end * channels;
+        // SAFETY: ranges are disjoint.
+        let output = unsafe { shared.slice(span.clone()) };
+        let pass = NormaliseRows::<A> {
+            y: &y[span.clone()],
+            affine,
+            residual: residual.map(|r| &r[span]),
+            output,
+            activation: PhantomData,
+        };
+        // SAFETY: safe code only.
+        unsafe { dispatch(pass) }
+    });
+}
+
+struct NormaliseRows<'a, A> {
+    y: &'a [f32],
+    affine: &'a Affine,
+    residual: Option<&'a [f32]>,
+    output: &'a mut [f32],
+    activation: PhantomData<A>,
+}
+
+impl<A: Act> Kernel for NormaliseRows<'_, A> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let n = self.affine.scale.len();
+        let (scale, shift) = (&self.affine.scale[..n], &self.affine.shift[..n]);
+        for (row, out) in self.output.chunks_exact_mut(n).enumerate() {
+            let y = &self.y[row * n..][..n];
+            for c in 0..n {
+                out[c] = A::value(y[c] * scale[c] + shift[c]);
+            }
+            if let Some(residual) = self.residual {
+                let residual = &residual[row * n..][..n];
+                for c in 0..n {
+                    out[c] += residual[c];
+                }
+            }
+        }
+    }
+}
+
+/// Sums over rows of `g` and of `g * y` by channel.
+pub(crate) fn gradient_sums(g: &[f32], y: &[f32], channels: usize) -> Sums {
+    let rows = g.len() / channels;
+    let parts = parallel::map(rows, ROW_BLOCK, |range| {
+        let span = range.start * channels..range.end * channels;
+        // SAFETY: safe code only.
+        unsafe { dispatch(GradientSums { g: &g[span.clone()], y: &y[span], channels }) }
+    });
+    Sums::total(parts)
+}
+
+struct GradientSums<'a> {
+    g: &'a [f32],
+    y: &'a [f32],
+    channels: usize,
+}
+
+impl Kernel for GradientSums<'_> {
+    type Output = Sums;
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> Sums {
+        let n = self.channels;
+        let mut sums = Sums::new(n);
+        let mut block = SumBlock::new(n);
+        for (g, y) in self.g.chunks(ROW_BLOCK * n).zip(self.y.chunks(ROW_BLOCK * n)) {
+            block.clear();
+            for (g, y) in g.chunks_exact(n).zip(y.chunks_exact(n)) {
+                add_products(g, y, &mut block);
+            }
+            sums.add_block(0, &block.sum, &block.square);
+        }
+        sums
+    }
+}
+
+/// Adds one row of `g` and `g * y`.
+#[inline(always)]
+pub(crate) fn add_products(g: &[f32], y: &[f32], block: &mut SumBlock) {
+    let n = g.len();
+    let (sum, square) = (&mut block.sum[..n], &mut block.square[..n]);
+    let y = &y[..n];
+    for c in 0..n {
+        sum[c] += g[c];
+        square[c] += g[c] * y[c];
+    }
+}

@@ -1,0 +1,227 @@
+//! Instruction sets in one place: detection, dispatch and vectors. Kernels are written once over [`Simd`] and never name a CPU.
+
+use std::sync::OnceLock;
+
+/// An instruction set that kernels can run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum InstructionSet {
+    /// Plain Rust, vectors of 8 that the compiler maps to whatever the target has.
+    Portable,
+    /// 256-bit vectors with fused multiply-add.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// 512-bit vectors.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// 128-bit vectors of 64-bit Arm.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+}
+
+impl InstructionSet {
+    /// Name as in `OFA_ISA` and device profiles.
+    pub fn name(self) -> &'static str {
+        match self {
+            InstructionSet::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::Neon => "neon",
+        }
+    }
+
+    /// What this CPU can run, best last.
+    pub fn available() -> Vec<InstructionSet> {
+        #[allow(unused_mut)] // other architectures add nothing
+        let mut found = vec![InstructionSet::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                found.push(InstructionSet::Avx2);
+            }
+            if is_x86_feature_detected!("avx512f") {
+                found.push(InstructionSet::Avx512);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        found.push(InstructionSet::Neon);
+        found
+    }
+
+    /// The set that this process uses: the best available, or the one that the environment variable `OFA_ISA` names (for
+    /// tests and measurements; a set that the CPU lacks is ignored). Fixed at the first call, since packed weights depend on it.
+    pub fn active() -> InstructionSet {
+        static ACTIVE: OnceLock<InstructionSet> = OnceLock::new();
+        *ACTIVE.get_or_init(|| {
+            let available = Self::available();
+            let asked = std::env::var("OFA_ISA").ok();
+            let chosen = asked.and_then(|name| available.iter().copied().find(|set| set.name() == name));
+            chosen.unwrap_or(available[available.len() - 1])
+        })
+    }
+
+    /// Floats in a vector.
+    pub fn lanes(self) -> usize {
+        match self {
+            InstructionSet::Portable => Portable::LANES,
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2 => Avx2::LANES,
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512 => Avx512::LANES,
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::Neon => Neon::LANES,
+        }
+    }
+}
+
+/// Vectors of f32.
+///
+/// # Safety
+/// Every function may be called only where the CPU has the instruction set, which [`dispatch`] sees to; `load` and `store`
+/// need `LANES` readable or writable floats at the (possibly unaligned) pointer.
+pub(crate) trait Simd: Copy {
+    type V: Copy;
+    const LANES: usize;
+    /// Whether there are 32 vector registers rather than 16.
+    const MANY_REGISTERS: bool;
+    unsafe fn splat(x: f32) -> Self::V;
+    unsafe fn load(p: *const f32) -> Self::V;
+    unsafe fn store(p: *mut f32, v: Self::V);
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+}
+
+/// A computation over vectors; `run` must be `#[inline(always)]` so that it is compiled for each instruction set.
+pub(crate) trait Kernel {
+    type Output;
+    /// # Safety
+    /// The CPU must have `S`; everything else is the kernel's own contract.
+    unsafe fn run<S: Simd>(self) -> Self::Output;
+}
+
+/// Runs `kernel` with the active instruction set.
+///
+/// # Safety
+/// The kernel's own contract (pointers and extents) must hold.
+pub(crate) unsafe fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: `active` only names sets that were detected; the kernel's contract is the caller's.
+    unsafe {
+        match InstructionSet::active() {
+            InstructionSet::Portable => kernel.run::<Portable>(),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2 => avx2(kernel),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512 => avx512(kernel),
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::Neon => kernel.run::<Neon>(),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: as the caller's.
+    unsafe { kernel.run::<Avx2>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx2,fma")]
+unsafe fn avx512<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: as the caller's.
+    unsafe { kernel.run::<Avx512>() }
+}
+
+/// Eight floats that the compiler vectorises as it can.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+impl Simd for Portable {
+    type V = [f32; 8];
+    const LANES: usize = 8;
+    const MANY_REGISTERS: bool = false;
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> [f32; 8] {
+        [x; 8]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> [f32; 8] {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<[f32; 8]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: [f32; 8]) {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<[f32; 8]>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
+        // Not `f32::mul_add`: without the instruction that is a slow library call.
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+}
+
+/// Implements [`Simd`] by an architecture's intrinsics.
+macro_rules! intrinsics {
+    ($name:ident, $vector:ty, $lanes:literal, $many:literal, $splat:path, $load:path, $store:path, $add:path, |$a:ident, $b:ident, $c:ident| $mul_add:expr) => {
+        #[derive(Clone, Copy)]
+        pub(crate) struct $name;
+
+        // SAFETY (all bodies): the trait's contract, the CPU has the instruction set.
+        impl Simd for $name {
+            type V = $vector;
+            const LANES: usize = $lanes;
+            const MANY_REGISTERS: bool = $many;
+            #[inline(always)]
+            unsafe fn splat(x: f32) -> $vector {
+                unsafe { $splat(x) }
+            }
+            #[inline(always)]
+            unsafe fn load(p: *const f32) -> $vector {
+                unsafe { $load(p) }
+            }
+            #[inline(always)]
+            unsafe fn store(p: *mut f32, v: $vector) {
+                unsafe { $store(p, v) }
+            }
+            #[inline(always)]
+            unsafe fn add(a: $vector, b: $vector) -> $vector {
+                unsafe { $add(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn mul_add($a: $vector, $b: $vector, $c: $vector) -> $vector {
+                unsafe { $mul_add }
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Simd;
+    use std::arch::x86_64::*;
+    intrinsics!(Avx2, __m256, 8, false, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, |a, b, c| {
+        _mm256_fmadd_ps(a, b, c)
+    });
+    intrinsics!(Avx512, __m512, 16, true, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, |a, b, c| {
+        _mm512_fmadd_ps(a, b, c)
+    });
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use super::Simd;
+    use std::arch::aarch64::*;
+    intrinsics!(Neon, float32x4_t, 4, true, vdupq_n_f32, vld1q_f32, vst1q_f32, vaddq_f32, |a, b, c| vfmaq_f32(c, a, b));
+}
+#[cfg(target_arch = "aarch64")]
+pub(crate) use arm::Neon;

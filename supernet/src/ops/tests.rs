@@ -1,0 +1,228 @@
+//! The fused ops against f64 references and finite differences, at odd sizes, with every instruction set of this CPU.
+
+use super::testing::{assert_close, values};
+use super::*;
+use crate::space::Activation;
+use candle_core::{DType, Device, Result, Tensor, Var};
+
+fn block(dims: [usize; 3], channels: [usize; 3], kernel: usize, stride: usize) -> BlockShape {
+    BlockShape {
+        batch: dims[0],
+        height: dims[1],
+        width: dims[2],
+        in_channels: channels[0],
+        middle: channels[1],
+        out_channels: channels[2],
+        kernel,
+        stride,
+        activation: Activation::HardSwish,
+        expand: true,
+        squeeze_excite: None,
+        residual: false,
+        eps: 1e-5,
+    }
+}
+
+fn block_cases() -> Vec<BlockShape> {
+    use Activation::{HardSwish, Relu, Relu6};
+    vec![
+        BlockShape { residual: true, activation: Relu, ..block([2, 8, 8], [16, 48, 16], 7, 1) },
+        BlockShape { residual: true, squeeze_excite: Some(8), ..block([3, 5, 7], [8, 24, 8], 5, 1) },
+        BlockShape { activation: Relu6, ..block([1, 7, 5], [13, 29, 11], 3, 2) },
+        BlockShape { squeeze_excite: Some(5), ..block([2, 9, 6], [7, 17, 19], 5, 2) },
+        BlockShape { activation: Relu, squeeze_excite: Some(3), ..block([5, 1, 1], [5, 7, 3], 7, 1) },
+        BlockShape { activation: Relu, expand: false, residual: true, ..block([2, 6, 4], [9, 9, 9], 3, 1) },
+        BlockShape { expand: false, ..block([3, 4, 4], [16, 16, 8], 3, 1) },
+        block([2, 11, 10], [3, 40, 24], 7, 2),
+        block([4, 3, 3], [6, 33, 8], 1, 1),
+        block([2, 12, 9], [4, 18, 5], 9, 1),
+    ]
+}
+
+/// Value, statistics, input gradient and parameter gradient of `sum(output * weights)`.
+struct Found {
+    output: Vec<f64>,
+    dx: Vec<f64>,
+    dp: Vec<f64>,
+}
+
+fn evaluate(x: &[f32], p: &[f32], dims: &[usize], dtype: DType, f: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>) -> Found {
+    let run = || -> Result<Found> {
+        let x = Var::from_tensor(&Tensor::from_slice(x, dims, &Device::Cpu)?.to_dtype(dtype)?)?;
+        let p = Var::from_tensor(&Tensor::from_slice(p, p.len(), &Device::Cpu)?.to_dtype(dtype)?)?;
+        let output = f(&x, &p)?;
+        let gradients = (output.clone() * weights(&output)?)?.sum_all()?.backward()?;
+        let list = |t: &Tensor| t.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
+        let gradient = |v: &Var| gradients.get(v).map(list).unwrap_or(Ok(Vec::new()));
+        Ok(Found { output: list(&output)?, dx: gradient(&x)?, dp: gradient(&p)? })
+    };
+    run().unwrap()
+}
+
+/// An incoming gradient that is not constant.
+fn weights(output: &Tensor) -> Result<Tensor> {
+    Tensor::from_vec(values(output.elem_count(), 77), output.shape(), &Device::Cpu)?.to_dtype(output.dtype())
+}
+
+fn f32s(v: &[f64]) -> Vec<f32> {
+    v.iter().map(|&v| v as f32).collect()
+}
+
+/// Parameters near what networks hold: batch-norm weights around one.
+fn parameters(len: usize) -> Vec<f32> {
+    values(len, 11).iter().map(|v| 0.4 * v + 0.25).collect()
+}
+
+fn block_parameters(shape: &BlockShape) -> usize {
+    super::parameter_count(shape)
+}
+
+fn statistics(shape: &BlockShape) -> BlockStatistics {
+    let one = |channels: usize, stream| ChannelStatistics {
+        mean: values(channels, stream),
+        variance: values(channels, stream + 1).iter().map(|v| v * v + 0.3).collect(),
+        count: 1,
+    };
+    [one(if shape.expand { shape.middle } else { 0 }, 31), one(shape.middle, 33), one(shape.out_channels, 35)]
+}
+
+fn check_block(shape: &BlockShape, given: Option<BlockStatistics>) {
+    let dims = [shape.batch, shape.height, shape.width, shape.in_channels];
+    let x = values(dims.iter().product(), 5);
+    let p = parameters(block_parameters(shape));
+    let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| {
+        Ok(super::inverted_residual(x, p, shape.clone(), given.clone(), true)?.0)
+    });
+    let exact = evaluate(&x, &p, &dims, DType::F64, &|x, p| {
+        Ok(composite::inverted_residual(x, p, shape, given.as_ref())?.0)
+    });
+    assert_close(&f32s(&fused.output), &exact.output, 2e-4, &format!("{shape:?} output"));
+    assert_close(&f32s(&fused.dx), &exact.dx, 1e-3, &format!("{shape:?} input gradient"));
+    assert_close(&f32s(&fused.dp), &exact.dp, 1e-3, &format!("{shape:?} parameter gradient"));
+}
+
+#[test]
+fn blocks_equal_the_f64_reference_with_batch_statistics() {
+    for shape in block_cases() {
+        check_block(&shape, None);
+    }
+}
+
+#[test]
+fn blocks_equal_the_f64_reference_with_given_statistics() {
+    for shape in block_cases() {
+        check_block(&shape, Some(statistics(&shape)));
+    }
+}
+
+#[test]
+fn block_gradients_equal_finite_differences() {
+    let shape = BlockShape { residual: true, squeeze_excite: Some(4), ..block([2, 5, 3], [6, 11, 6], 3, 1) };
+    let dims = [shape.batch, shape.height, shape.width, shape.in_channels];
+    let x = values(dims.iter().product(), 5);
+    let p = parameters(block_parameters(&shape));
+    let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| Ok(super::inverted_residual(x, p, shape.clone(), None, true)?.0));
+    let loss = |x: &[f64], p: &[f64]| -> f64 {
+        let run = || -> Result<f64> {
+            let x = Tensor::from_slice(x, &dims[..], &Device::Cpu)?;
+            let p = Tensor::from_slice(p, p.len(), &Device::Cpu)?;
+            let output = composite::inverted_residual(&x, &p, &shape, None)?.0;
+            (output.clone() * weights(&output)?)?.sum_all()?.to_scalar::<f64>()
+        };
+        run().unwrap()
+    };
+    let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
+    let h = 1e-5;
+    for (of_x, found) in [(true, &fused.dx), (false, &fused.dp)] {
+        for index in (0..found.len()).step_by(7) {
+            let slope = |direction: f64| {
+                let (mut x, mut p) = (wide(&x), wide(&p));
+                (if of_x { &mut x } else { &mut p })[index] += direction * h;
+                loss(&x, &p)
+            };
+            let numeric = (slope(1.0) - slope(-1.0)) / (2.0 * h);
+            let tolerance = 2e-3 * numeric.abs().max(0.1);
+            assert!((found[index] - numeric).abs() < tolerance, "{of_x} {index}: {} against {numeric}", found[index]);
+        }
+    }
+}
+
+#[test]
+fn dense_convolutions_equal_the_f64_reference() {
+    for (kernel, stride, pool, dims, out) in [
+        (3, 2, false, [2, 7, 9, 3], 16),
+        (3, 1, false, [1, 5, 5, 3], 13),
+        (1, 1, true, [3, 4, 4, 24], 40),
+        (1, 1, true, [2, 1, 1, 7], 11),
+        (1, 1, false, [2, 3, 5, 8], 8),
+    ] {
+        let shape = DenseShape {
+            batch: dims[0],
+            height: dims[1],
+            width: dims[2],
+            in_channels: dims[3],
+            out_channels: out,
+            kernel,
+            stride,
+            activation: Activation::HardSwish,
+            pool,
+            eps: 1e-5,
+        };
+        let x = values(dims.iter().product(), 6);
+        let p = parameters(out * dims[3] * kernel * kernel + 2 * out);
+        let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| {
+            // Images are no variables.
+            let x = if kernel > 1 { x.detach() } else { x.clone() };
+            Ok(super::dense(&x, p, shape.clone(), None, true)?.0)
+        });
+        let exact = evaluate(&x, &p, &dims, DType::F64, &|x, p| Ok(composite::dense(x, p, &shape, None)?.0));
+        assert_close(&f32s(&fused.output), &exact.output, 2e-4, "dense output");
+        assert_close(&f32s(&fused.dp), &exact.dp, 1e-3, "dense parameter gradient");
+        if kernel == 1 {
+            assert_close(&f32s(&fused.dx), &exact.dx, 1e-3, "dense input gradient");
+        }
+    }
+}
+
+#[test]
+fn same_threads_same_bits() {
+    let shape = BlockShape { residual: true, ..block([5, 6, 6], [16, 64, 16], 5, 1) };
+    let x = values(5 * 36 * 16, 5);
+    let p = parameters(block_parameters(&shape));
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let found = evaluate(&x, &p, &[5, 6, 6, 16], DType::F32, &|x, p| {
+                Ok(super::inverted_residual(x, p, shape.clone(), None, true)?.0)
+            });
+            (found.output, found.dx, found.dp)
+        })
+    };
+    assert_eq!(run(2), run(2));
+    assert_eq!(run(3), run(3));
+}
+
+#[test]
+fn wrong_shapes_are_errors() {
+    let shape = block([2, 4, 4], [8, 16, 8], 3, 1);
+    let x = Tensor::zeros((2, 4, 4, 8), DType::F32, &Device::Cpu).unwrap();
+    let p = Tensor::zeros(7, DType::F32, &Device::Cpu).unwrap();
+    let error = super::inverted_residual(&x, &p, shape, None, false).unwrap_err().to_string();
+    assert!(error.contains("7 parameters"), "{error}");
+}
+
+/// The kernels are compiled once for each instruction set; this runs their tests again with each that this CPU has.
+#[test]
+fn every_instruction_set_passes_the_same_tests() {
+    if std::env::var_os("OFA_ISA").is_some() {
+        return; // this is such a run
+    }
+    for set in InstructionSet::available() {
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["ops::", "--test-threads=2"])
+            .env("OFA_ISA", set.name())
+            .output()
+            .unwrap();
+        assert!(status.status.success(), "{}:\n{}", set.name(), String::from_utf8_lossy(&status.stdout));
+    }
+}
