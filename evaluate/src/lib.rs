@@ -21,4 +21,5 @@ pub mod runtime;
 
 pub use error::{Error, Result};
 pub use model::Model;
+pub use profile::DeviceProfile;
 pub use runtime::StaticNetwork;

@@ -1,10 +1,10 @@
 //! The network: layers built from weights, buffers, and one forward pass.
 
-use super::plain::{DenseConv, Depthwise, Pointwise};
 use super::weights::{Checked, Weights, check_weights, random_weights};
 use crate::latency::milliseconds;
 use crate::model::{BlockNames, block_prefix, feature_prefix};
 use crate::{Error, Result};
+use ofa_supernet::ops::inference::{DenseConv, Depthwise, Pointwise, average_pool};
 use ofa_supernet::space::{Activation, BlockSpec, NetworkSpec};
 use std::time::Instant;
 
@@ -166,7 +166,7 @@ impl StaticNetwork {
         let map = &mut buffers.expanded[..batch * pixels * feature.out_channels];
         self.feature.run(input, batch, pixels, feature.activation, None, None, map);
         let pooled = &mut buffers.pooled[..batch * feature.out_channels];
-        average_pool(map, pixels, feature.out_channels, pooled);
+        average_pool(map, batch, pixels, feature.out_channels, pooled);
         let hidden = &mut buffers.reduced[..batch * spec.hidden_channels];
         self.hidden.run(pooled, batch, 1, spec.hidden_activation, None, None, hidden);
         let logits = &mut buffers.logits[..batch * spec.classes];
@@ -268,22 +268,6 @@ impl Buffers {
     }
 }
 
-/// Means over the pixels: `map` `[batch, pixels, channels]` to `means` `[batch, channels]`.
-fn average_pool(map: &[f32], pixels: usize, channels: usize, means: &mut [f32]) {
-    let scale = 1.0 / pixels as f32;
-    for (image, means) in map.chunks_exact(pixels * channels).zip(means.chunks_exact_mut(channels)) {
-        means.fill(0.0);
-        for pixel in image.chunks_exact(channels) {
-            for (mean, value) in means.iter_mut().zip(pixel) {
-                *mean += value;
-            }
-        }
-        for mean in means {
-            *mean *= scale;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::plain;
@@ -362,7 +346,7 @@ mod tests {
                 norm(&mut z, &format!("{p}.{dw_norm}"), block.activation);
                 if block.squeeze_excite.is_some() {
                     let mut pooled = vec![0.0; batch * middle];
-                    average_pool(&z, pixels, middle, &mut pooled);
+                    plain::average_pool(&z, pixels, middle, &mut pooled);
                     let se = format!("{p}.se.conv");
                     let r = linear(
                         &pooled,
@@ -400,7 +384,7 @@ mod tests {
         let mut map = linear(&x, &format!("{last}.conv.weight"), &zeros[..features], batch, pixels, identity);
         norm(&mut map, &format!("{last}.bn1"), spec.feature.activation);
         let mut pooled = vec![0.0; batch * features];
-        average_pool(&map, pixels, features, &mut pooled);
+        plain::average_pool(&map, pixels, features, &mut pooled);
         let hidden =
             linear(&pooled, "conv_head.weight", &zeros[..spec.hidden_channels], batch, 1, spec.hidden_activation);
         linear(&hidden, "classifier.weight", get("classifier.bias"), batch, 1, identity)

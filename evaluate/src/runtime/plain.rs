@@ -145,3 +145,18 @@ impl DenseConv {
         }
     }
 }
+
+/// Means over the pixels: `map` `[batch, pixels, channels]` to `means` `[batch, channels]`.
+pub fn average_pool(map: &[f32], pixels: usize, channels: usize, means: &mut [f32]) {
+    for (image, means) in map.chunks_exact(pixels * channels).zip(means.chunks_exact_mut(channels)) {
+        means.fill(0.0);
+        for pixel in image.chunks_exact(channels) {
+            for (mean, value) in means.iter_mut().zip(pixel) {
+                *mean += value;
+            }
+        }
+        for mean in means {
+            *mean /= pixels as f32;
+        }
+    }
+}
