@@ -7,7 +7,7 @@
 //! | [`profile`] | a device's latency table: made on the device, read by the search |
 //! | [`runtime`] | fast inference of a static network |
 //! | [`model`] | the folder of an extracted model: names, configuration, loading, saving |
-//! | [`bench`] | accuracy, size and speed of extracted models, as a table |
+//! | [`mod@bench`] | accuracy, size and speed of extracted models, as a table |
 //!
 //! Everything here is read-only towards the supernet: nothing trains.
 

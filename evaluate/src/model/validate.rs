@@ -31,7 +31,7 @@ pub fn validate(network: &NetworkSpec) -> Result<()> {
     let kernel = |what: &str, kernel: usize, stride: usize| {
         within(format!("stride of {what}"), stride, 1, 2)?;
         within(format!("kernel of {what}"), kernel, 1, MAX_KERNEL)?;
-        if kernel % 2 == 0 {
+        if kernel.is_multiple_of(2) {
             return Err(Error::Network(format!("kernel of {what} is {kernel}, it must be odd")));
         }
         Ok(())

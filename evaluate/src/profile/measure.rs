@@ -3,26 +3,28 @@
 //! 1. *Layers.* For every kernel size and expand ratio a network of full depth has that choice in all its blocks; such
 //!    networks at all resolutions hold every distinct layer of the space. They run in turn, round after round, timed
 //!    layer by layer; each visit's first run does not count. A layer's time is the median over all its occurrences.
-//! 2. *Subnets.* The smallest, the largest and random subnets are run end to end. Some fit the calibration, the others
-//!    check it. Both kinds are measured interleaved in small groups (a group's weights have to fit into memory), so a
-//!    machine that changes speed meanwhile treats them alike.
+//! 2. *Subnets.* The smallest, the largest and random subnets are run end to end, interleaved. Some fit the calibration,
+//!    the others check it.
+//!
+//! Half of the layer rounds run before the subnets and half after them, and calibration and check subnets take turns, so
+//! a machine that changes speed meanwhile treats all alike.
 
 use super::{
     Calibration, Check, CheckedSubnet, DeviceProfile, FORMAT, Hardware, LayerSpec, LayerTime, VERSION, layers,
 };
 use crate::latency::{Budget, SystemClock, measure_interleaved, median};
 use crate::runtime::StaticNetwork;
-use crate::{Error, Result};
+use crate::{Error, Result, cost};
 use ofa_supernet::seed::{Purpose, generator};
 use ofa_supernet::space::{NetworkSpec, SearchSpace, Subnet};
 use rand::Rng;
 use std::collections::HashMap;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Subnets that are in memory at once.
-const GROUP: usize = 8;
+/// Bytes of subnets' weights in memory at once; more are measured group by group, each with subnets of both kinds.
+const GROUP_BYTES: u64 = 512 << 20;
 
 /// How to make a profile.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,7 +45,7 @@ pub struct ProfileOptions {
     pub calibration_subnets: usize,
     /// Other subnets, which check it.
     pub check_subnets: usize,
-    /// How long each group of 8 subnets is measured.
+    /// How long the subnets are measured; its time is that of one subnet.
     pub budget: Budget,
     /// Seed of weights, images and subnets.
     pub seed: u64,
@@ -61,7 +63,7 @@ impl ProfileOptions {
             visit: 3,
             calibration_subnets: 20,
             check_subnets: 20,
-            budget: Budget { min_samples: 30, max_samples: 200, time: Duration::from_secs(3), visit: 3 },
+            budget: Budget { min_samples: 30, max_samples: 500, time: Duration::from_millis(400), visit: 3 },
             seed: 0,
         }
     }
@@ -98,7 +100,7 @@ pub enum Phase {
 pub struct ProfileProgress {
     /// What is being measured.
     pub phase: Phase,
-    /// Steps of this phase that are done; a step may report several times.
+    /// Steps of this phase that are done (visits of a network, or percent of the time).
     pub done: usize,
     /// Steps of this phase.
     pub total: usize,
@@ -120,11 +122,13 @@ pub fn measure(space: &SearchSpace, options: &ProfileOptions, progress: &mut Pro
         .map_err(|e| Error::Measurement(format!("{} threads cannot be started: {e}", options.threads)))?;
     pool.install(|| {
         let images = random_images(space, options);
-        let table = measure_layers(space, options, &images, progress)?;
         let (calibration_subnets, check_subnets) = choose_subnets(space, options)?;
         let mut subnets = calibration_subnets.clone();
         subnets.extend(check_subnets.iter().cloned());
+        let mut layer_times = LayerTimes::new(space, options)?;
+        layer_times.measure(0..options.rounds.div_ceil(2), options, &images, progress)?;
         let measured = measure_subnets(space, options, &images, &subnets, progress)?;
+        layer_times.measure(options.rounds.div_ceil(2)..options.rounds, options, &images, progress)?;
 
         let mut profile = DeviceProfile {
             format: FORMAT.into(),
@@ -135,7 +139,7 @@ pub fn measure(space: &SearchSpace, options: &ProfileOptions, progress: &mut Pro
             classes: options.classes,
             batch: options.batch,
             method: method(options, calibration_subnets.len(), check_subnets.len()),
-            table,
+            table: layer_times.table(),
             calibration: Calibration { overhead_ms: 0.0, scale: 1.0 },
             check: Check { subnets: Vec::new(), median_error: 0.0, p95_error: 0.0 },
             index: OnceLock::new(),
@@ -174,58 +178,79 @@ pub(super) fn covering_networks(space: &SearchSpace, classes: usize) -> Result<V
     Ok(networks)
 }
 
-fn measure_layers(
-    space: &SearchSpace,
-    options: &ProfileOptions,
-    images: &[f32],
-    progress: &mut Progress,
-) -> Result<Vec<LayerTime>> {
-    let specs = covering_networks(space, options.classes)?;
-    // Weights do not depend on the resolution: one network a choice, resized for each visit.
-    let choices = space.kernel_sizes.len() * space.expand_ratios.len();
-    let mut networks = Vec::with_capacity(choices);
-    for spec in &specs[..choices] {
-        networks.push(StaticNetwork::random(spec, options.seed)?);
+/// The layer phase: networks, and the times measured so far.
+struct LayerTimes {
+    /// Each covering network with the numbers of its layers.
+    specs: Vec<(NetworkSpec, Vec<usize>)>,
+    /// Weights do not depend on the resolution: one network a kernel size and expand ratio, resized for each visit.
+    networks: Vec<StaticNetwork>,
+    /// Every distinct layer in the order of its first occurrence, so that equal runs write equal files.
+    layers: Vec<LayerSpec>,
+    /// Its times in milliseconds.
+    samples: Vec<Vec<f64>>,
+}
+
+impl LayerTimes {
+    fn new(space: &SearchSpace, options: &ProfileOptions) -> Result<Self> {
+        let covering = covering_networks(space, options.classes)?;
+        let choices = space.kernel_sizes.len() * space.expand_ratios.len();
+        let networks = covering[..choices].iter().map(|spec| StaticNetwork::random(spec, options.seed));
+        let networks = networks.collect::<Result<_>>()?;
+        let mut distinct: Vec<LayerSpec> = Vec::new();
+        let mut numbers: HashMap<LayerSpec, usize> = HashMap::new();
+        let mut number = |layer: LayerSpec| {
+            *numbers.entry(layer).or_insert_with_key(|layer| {
+                distinct.push(layer.clone());
+                distinct.len() - 1
+            })
+        };
+        let specs = covering
+            .into_iter()
+            .map(|spec| {
+                let numbers = layers(&spec).map(&mut number).collect();
+                (spec, numbers)
+            })
+            .collect();
+        Ok(LayerTimes { specs, networks, samples: vec![Vec::new(); distinct.len()], layers: distinct })
     }
-    // In the order of their first occurrence, so that equal runs write equal files.
-    let mut order: Vec<LayerSpec> = Vec::new();
-    let mut numbers: HashMap<LayerSpec, usize> = HashMap::new();
-    let layer_numbers: Vec<Vec<usize>> = specs
-        .iter()
-        .map(|spec| {
-            let number = |layer: LayerSpec| {
-                *numbers.entry(layer.clone()).or_insert_with(|| {
-                    order.push(layer);
-                    order.len() - 1
-                })
-            };
-            layers(spec).map(number).collect()
-        })
-        .collect();
-    let mut samples: Vec<Vec<f64>> = vec![Vec::new(); order.len()];
-    let mut times = Vec::new();
-    for round in 0..options.rounds {
-        for (index, (spec, numbers)) in specs.iter().zip(&layer_numbers).enumerate() {
-            let network = &mut networks[index % choices];
-            network.set_resolution(spec.resolution)?;
-            let images = &images[..options.batch * spec.resolution * spec.resolution * 3];
-            network.run(images, options.batch)?;
-            for _ in 0..options.visit {
-                network.run_timed(images, options.batch, &mut times)?;
-                for (&number, &time) in numbers.iter().zip(&times) {
-                    samples[number].push(time);
+
+    /// Runs some of the rounds.
+    fn measure(
+        &mut self,
+        rounds: Range<usize>,
+        options: &ProfileOptions,
+        images: &[f32],
+        progress: &mut Progress,
+    ) -> Result<()> {
+        let choices = self.networks.len();
+        let mut times = Vec::new();
+        for round in rounds {
+            for (index, (spec, numbers)) in self.specs.iter().enumerate() {
+                let network = &mut self.networks[index % choices];
+                network.set_resolution(spec.resolution)?;
+                let images = &images[..options.batch * spec.resolution * spec.resolution * 3];
+                network.run(images, options.batch)?;
+                for _ in 0..options.visit {
+                    network.run_timed(images, options.batch, &mut times)?;
+                    for (&number, &time) in numbers.iter().zip(&times) {
+                        self.samples[number].push(time);
+                    }
                 }
+                let done = round * self.specs.len() + index + 1;
+                report(progress, Phase::Layers, done, options.rounds * self.specs.len())?;
             }
-            let done = round * specs.len() + index + 1;
-            report(progress, Phase::Layers, done, options.rounds * specs.len())?;
         }
+        Ok(())
     }
-    let entry = |(layer, samples): (LayerSpec, Vec<f64>)| {
-        // A clock coarser than the layer may see no time pass; a table holds only positive times.
-        let ms = median(&samples).unwrap_or(0.0).max(1e-6);
-        LayerTime { layer, ms, samples: samples.len() }
-    };
-    Ok(order.into_iter().zip(samples).map(entry).collect())
+
+    fn table(self) -> Vec<LayerTime> {
+        let entry = |(layer, samples): (LayerSpec, Vec<f64>)| {
+            // A clock coarser than the layer may see no time pass; a table holds only positive times.
+            let ms = median(&samples).unwrap_or(0.0).max(1e-6);
+            LayerTime { layer, ms, samples: samples.len() }
+        };
+        self.layers.into_iter().zip(self.samples).map(entry).collect()
+    }
 }
 
 /// Median end-to-end times of `subnets` in milliseconds.
@@ -236,25 +261,35 @@ fn measure_subnets(
     subnets: &[Subnet],
     progress: &mut Progress,
 ) -> Result<Vec<f64>> {
-    let groups = subnets.len().div_ceil(GROUP);
+    let specs = subnets.iter().map(|subnet| space.network(subnet, options.classes));
+    let specs: Vec<NetworkSpec> = specs.collect::<ofa_supernet::Result<_>>()?;
+    let bytes: u64 = specs.iter().map(|spec| 4 * cost::parameters(spec)).sum();
+    let groups = (bytes.div_ceil(GROUP_BYTES) as usize).clamp(1, subnets.len());
     let mut measured = vec![0.0; subnets.len()];
     for group in 0..groups {
-        // Every `groups`-th subnet: calibration and check subnets are in each group.
+        // Every `groups`-th subnet, so calibration and check subnets are in each group.
         let members: Vec<usize> = (group..subnets.len()).step_by(groups).collect();
-        let mut networks = Vec::with_capacity(members.len());
-        for &member in &members {
-            networks.push(StaticNetwork::random(&space.network(&subnets[member], options.classes)?, options.seed)?);
-        }
-        let times = measure_interleaved(&mut SystemClock::new(), members.len(), 2, &options.budget, |index| {
+        let networks = members.iter().map(|&member| StaticNetwork::random(&specs[member], options.seed));
+        let mut networks: Vec<StaticNetwork> = networks.collect::<Result<_>>()?;
+        let budget = Budget { time: options.budget.time * members.len() as u32, ..options.budget };
+        let start = Instant::now();
+        let mut last = None;
+        let times = measure_interleaved(&mut SystemClock::new(), members.len(), 2, &budget, |index| {
+            // A visit's first run is not timed, so it has time to report.
+            if last.replace(index) != Some(index) {
+                let part = start.elapsed().as_secs_f64() / budget.time.as_secs_f64().max(1e-3);
+                let percent = (100.0 * (group as f64 + part.min(1.0)) / groups as f64) as usize;
+                report(progress, Phase::Subnets, percent.min(99), 100)?;
+            }
             let resolution = networks[index].spec().resolution;
             networks[index].run(&images[..options.batch * resolution * resolution * 3], options.batch)?;
             Ok(())
         })?;
-        report(progress, Phase::Subnets, group + 1, groups)?;
         for (&member, times) in members.iter().zip(&times) {
             measured[member] = median(times).unwrap_or(0.0).max(1e-6);
         }
     }
+    report(progress, Phase::Subnets, 100, 100)?;
     Ok(measured)
 }
 
