@@ -17,6 +17,7 @@ pub mod error;
 pub mod files;
 pub mod layers;
 pub mod network;
+mod network_cut;
 pub mod ops;
 pub mod seed;
 pub mod space;

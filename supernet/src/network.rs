@@ -1,20 +1,16 @@
-//! The weight-sharing network.
+//! The weight-sharing network. The subnet is an argument of every pass, never a state of the network.
 
-use crate::Result;
-use crate::space::{SearchSpace, Subnet};
-use candle_core::{DType, Device, Tensor, Var};
+use crate::layers::{BatchNorm, Dense, Initialiser, InvertedResidual, ParameterId, Parameters, Pass};
+use crate::ops::ChannelStatistics;
+use crate::ops::composite::activate;
+use crate::space::{NetworkSpec, SearchSpace, Subnet};
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use rand::Rng;
 use rand::rngs::StdRng;
 use std::collections::HashMap;
 
-/// One trainable tensor.
-pub struct Parameter {
-    /// Unique name, as in checkpoints.
-    pub name: String,
-    /// The values.
-    pub var: Var,
-    /// Whether weight decay applies (not on batch norm and biases).
-    pub decay: bool,
-}
+pub use crate::layers::Parameter;
 
 /// How batch norm and dropout behave in a forward pass.
 pub enum Mode<'a> {
@@ -34,80 +30,327 @@ pub enum Mode<'a> {
 }
 
 /// Mean and variance of every batch norm of one subnet, in the order of the layers.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Statistics {
     /// `(mean, variance)` of each batch norm, active channels only.
     pub layers: Vec<(Vec<f32>, Vec<f32>)>,
 }
 
-/// Averages batch means and biased batch variances over images.
+/// Averages batch means and biased batch variances over images (paper §3.3: batch norm is recalibrated for a chosen subnet).
 #[derive(Debug, Default)]
 pub struct StatisticsCollector {
-    _layers: Vec<(Vec<f64>, Vec<f64>)>,
+    layers: Vec<(Vec<f64>, Vec<f64>)>,
+    images: f64,
 }
 
 impl StatisticsCollector {
+    fn add(&mut self, images: usize, used: &[ChannelStatistics]) {
+        if self.layers.is_empty() {
+            self.layers = used.iter().map(|s| (vec![0.0; s.mean.len()], vec![0.0; s.mean.len()])).collect();
+        }
+        let weight = images as f64;
+        self.images += weight;
+        for ((mean, variance), used) in self.layers.iter_mut().zip(used) {
+            for (sum, &v) in mean.iter_mut().zip(&used.mean) {
+                *sum += weight * f64::from(v);
+            }
+            for (sum, &v) in variance.iter_mut().zip(&used.variance) {
+                *sum += weight * f64::from(v);
+            }
+        }
+    }
+
     /// The averages.
     pub fn finish(self) -> Statistics {
-        todo!()
+        let n = self.images.max(1.0);
+        let average = |sums: Vec<f64>| sums.into_iter().map(|s| (s / n) as f32).collect();
+        Statistics { layers: self.layers.into_iter().map(|(m, v)| (average(m), average(v))).collect() }
     }
 }
 
 /// The weight-sharing network.
-pub struct Supernet {}
+#[derive(Debug)]
+pub struct Supernet {
+    space: SearchSpace,
+    classes: usize,
+    parameters: Parameters,
+    stem: Dense,
+    first: InvertedResidual,
+    stages: Vec<Vec<InvertedResidual>>,
+    feature: Dense,
+    hidden: ParameterId,
+    classifier: (ParameterId, ParameterId),
+    momentum: f64,
+    eps: f64,
+}
 
 impl Supernet {
     /// A new network with seeded weights, f32 on the CPU, batch-norm momentum 0.1 and eps 1e-5.
-    pub fn new(_space: &SearchSpace, _classes: usize, _seed: u64) -> Result<Self> {
-        todo!()
+    ///
+    /// # Errors
+    /// An invalid space.
+    pub fn new(space: &SearchSpace, classes: usize, seed: u64) -> Result<Self> {
+        Self::on_device(space, classes, seed, DType::F32, &Device::Cpu)
     }
-    /// The same with another number type or device.
-    pub fn on_device(
-        _space: &SearchSpace,
-        _classes: usize,
-        _seed: u64,
-        _dtype: DType,
-        _device: &Device,
-    ) -> Result<Self> {
-        todo!()
+
+    /// The same with another number type or device; there the layers are composed of candle's own ops.
+    ///
+    /// # Errors
+    /// An invalid space, or a device without memory.
+    pub fn on_device(space: &SearchSpace, classes: usize, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
+        space.validate()?;
+        let largest = space.network(&space.largest(), classes)?;
+        let mut parameters = Parameters::new(seed, dtype, device);
+        let stem = Dense::new(&mut parameters, "stem", largest.stem.clone(), false)?;
+        let first = InvertedResidual::new(&mut parameters, "first", &largest.stages[0][0], &[3])?;
+        let mut stages = Vec::new();
+        for (s, specs) in largest.stages[1..].iter().enumerate() {
+            let mut blocks = Vec::new();
+            for (b, spec) in specs.iter().enumerate() {
+                let name = format!("stages.{s}.{b}");
+                blocks.push(InvertedResidual::new(&mut parameters, &name, spec, &space.kernel_sizes)?);
+            }
+            stages.push(blocks);
+        }
+        let feature = Dense::new(&mut parameters, "feature", largest.feature.clone(), true)?;
+        let (pooled, width) = (largest.feature.out_channels, largest.hidden_channels);
+        let he = Initialiser::Normal((2.0 / width as f64).sqrt());
+        let hidden = parameters.add("hidden.weight".into(), &[width, pooled], he, true)?;
+        let bound = Initialiser::Uniform(1.0 / (width as f64).sqrt());
+        let weight = parameters.add("classifier.weight".into(), &[classes, width], bound, true)?;
+        let bias = parameters.add("classifier.bias".into(), &[classes], Initialiser::Constant(0.0), false)?;
+        Ok(Supernet {
+            space: space.clone(),
+            classes,
+            parameters,
+            stem,
+            first,
+            stages,
+            feature,
+            hidden,
+            classifier: (weight, bias),
+            momentum: 0.1,
+            eps: 1e-5,
+        })
     }
+
     /// Its space.
     pub fn space(&self) -> &SearchSpace {
-        todo!()
+        &self.space
     }
+
     /// Number of classes.
     pub fn classes(&self) -> usize {
-        todo!()
+        self.classes
     }
+
     /// Where its tensors live.
     pub fn device(&self) -> &Device {
-        todo!()
+        self.parameters.device()
     }
+
     /// All trainable tensors in a fixed order.
     pub fn parameters(&self) -> &[Parameter] {
-        todo!()
+        self.parameters.list()
     }
+
     /// How far a training step moves the running statistics (default 0.1).
-    pub fn set_batch_norm_momentum(&mut self, _momentum: f64) {}
-    /// Logits `[batch, classes]` of `subnet` for `images` `[batch, r, r, 3]`. The images' size need not equal the subnet's resolution.
-    pub fn forward(&self, _images: &Tensor, _subnet: &Subnet, _mode: Mode) -> Result<Tensor> {
-        todo!()
+    pub fn set_batch_norm_momentum(&mut self, momentum: f64) {
+        self.momentum = momentum;
     }
-    /// Running statistics of the subnet's layers (as training left them; recalibrate before you trust them).
-    pub fn running_statistics(&self, _subnet: &Subnet) -> Result<Statistics> {
-        todo!()
+
+    /// Logits `[batch, classes]` of `subnet` for `images` `[batch, r, r, 3]`. The images' size need not equal the subnet's
+    /// resolution: in training one size serves all subnets of a step.
+    ///
+    /// # Errors
+    /// A subnet outside the space, statistics of another subnet, images of another shape.
+    pub fn forward(&self, images: &Tensor, subnet: &Subnet, mode: Mode) -> Result<Tensor> {
+        let network = self.space.network(subnet, self.classes)?;
+        let images = images.to_dtype(self.parameters.dtype())?;
+        let (batch, ..) = images.dims4()?;
+        let mut pass = Pass {
+            keep_gradients: matches!(mode, Mode::Train { .. }),
+            given: match mode {
+                Mode::Evaluate(statistics) => Some(&statistics.layers),
+                _ => None,
+            },
+            used: Vec::new(),
+        };
+        let mut x = self.stem.forward(&self.parameters, &images, self.eps, &mut pass)?;
+        x = self.first.forward(&self.parameters, &x, &network.stages[0][0], self.eps, &mut pass)?;
+        for (blocks, specs) in self.stages.iter().zip(&network.stages[1..]) {
+            for (block, spec) in blocks.iter().zip(specs) {
+                x = block.forward(&self.parameters, &x, spec, self.eps, &mut pass)?;
+            }
+        }
+        let keep = pass.keep_gradients;
+        let pooled = self.feature.forward(&self.parameters, &x, self.eps, &mut pass)?;
+        let weight = self.parameters.get(self.hidden, keep);
+        let mut hidden = activate(&pooled.matmul(&weight.t()?)?, network.hidden_activation)?;
+        match mode {
+            Mode::Train { dropout, rng } => {
+                for (norm, used) in self.norms(&network).zip(&pass.used) {
+                    norm.update(used, self.momentum);
+                }
+                if dropout > 0.0 {
+                    hidden = (&hidden * dropout_mask(&hidden, dropout, rng)?)?;
+                }
+            }
+            Mode::Collect(collector) => collector.add(batch, &pass.used),
+            Mode::BatchStatistics | Mode::Evaluate(_) => {}
+        }
+        let (weight, bias) = self.classifier;
+        let weight = self.parameters.get(weight, keep);
+        Ok(hidden.matmul(&weight.t()?)?.broadcast_add(&self.parameters.get(bias, keep))?)
     }
-    /// Parameters and running statistics by name (deep copies).
+
+    /// The batch norms of a subnet in layer order.
+    fn norms<'a>(&'a self, network: &'a NetworkSpec) -> impl Iterator<Item = &'a BatchNorm> {
+        let blocks = self.stages.iter().zip(&network.stages[1..]).flat_map(|(b, s)| b.iter().take(s.len()));
+        [&self.stem.norm]
+            .into_iter()
+            .chain([&self.first].into_iter().chain(blocks).flat_map(InvertedResidual::norms))
+            .chain([&self.feature.norm])
+    }
+
+    /// All batch norms.
+    fn all_norms(&self) -> impl Iterator<Item = &BatchNorm> {
+        let blocks = [&self.first].into_iter().chain(self.stages.iter().flatten());
+        [&self.stem.norm].into_iter().chain(blocks.flat_map(InvertedResidual::norms)).chain([&self.feature.norm])
+    }
+
+    /// Running statistics of the subnet's layers, as training left them. They are a mixture of all trained subnets:
+    /// recalibrate before you trust an accuracy.
+    ///
+    /// # Errors
+    /// A subnet outside the space.
+    pub fn running_statistics(&self, subnet: &Subnet) -> Result<Statistics> {
+        let network = self.space.network(subnet, self.classes)?;
+        let widths = [network.stem.out_channels]
+            .into_iter()
+            .chain(network.blocks().flat_map(|b| {
+                let expand = b.expand.then_some(b.middle_channels);
+                expand.into_iter().chain([b.middle_channels, b.out_channels])
+            }))
+            .chain([network.feature.out_channels]);
+        let layers = self
+            .norms(&network)
+            .zip(widths)
+            .map(|(norm, width)| {
+                let (mean, variance) = norm.running();
+                (mean[..width].to_vec(), variance[..width].to_vec())
+            })
+            .collect();
+        Ok(Statistics { layers })
+    }
+
+    /// Parameters and running statistics by name (deep copies, f32 on the CPU).
+    ///
+    /// # Errors
+    /// A device that cannot be read.
     pub fn state(&self) -> Result<HashMap<String, Tensor>> {
-        todo!()
+        let mut state = HashMap::new();
+        for parameter in self.parameters.list() {
+            let tensor = parameter.var.as_detached_tensor().to_device(&Device::Cpu)?.to_dtype(DType::F32)?.copy()?;
+            state.insert(parameter.name.clone(), tensor);
+        }
+        for norm in self.all_norms() {
+            let (mean, variance) = norm.running();
+            let len = mean.len();
+            state.insert(format!("{}.running_mean", norm.name), Tensor::from_vec(mean, len, &Device::Cpu)?);
+            state.insert(format!("{}.running_var", norm.name), Tensor::from_vec(variance, len, &Device::Cpu)?);
+        }
+        Ok(state)
     }
-    /// Sets parameters and running statistics; every tensor must be present with its shape.
-    pub fn load_state(&self, _state: &HashMap<String, Tensor>) -> Result<()> {
-        todo!()
+
+    /// Sets parameters and running statistics; every tensor must be there with its shape. Nothing is changed on an error.
+    ///
+    /// # Errors
+    /// The first tensor that is missing, has another shape, or holds a value that is not finite.
+    pub fn load_state(&self, state: &HashMap<String, Tensor>) -> Result<()> {
+        let find = |name: &str, dims: &[usize]| -> Result<Tensor> {
+            let Some(tensor) = state.get(name) else {
+                return Err(Error::Config(format!("weights: the tensor '{name}' is missing; are they of this space?")));
+            };
+            if tensor.dims() != dims {
+                return Err(Error::Config(format!(
+                    "weights: the tensor '{name}' has shape {:?}, expected {dims:?}; are they of this space and these classes?",
+                    tensor.dims()
+                )));
+            }
+            let tensor = tensor.to_dtype(DType::F32)?;
+            if !tensor.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
+                return Err(Error::NotFinite(format!("weights: the tensor '{name}' holds NaN or infinite values")));
+            }
+            Ok(tensor)
+        };
+        let mut parameters = Vec::new();
+        for parameter in self.parameters.list() {
+            parameters.push(find(&parameter.name, parameter.var.dims())?);
+        }
+        let mut norms = Vec::new();
+        for norm in self.all_norms() {
+            let channels = norm.running().0.len();
+            let values = |kind: &str| -> Result<Vec<f32>> {
+                Ok(find(&format!("{}.running_{kind}", norm.name), &[channels])?.to_vec1()?)
+            };
+            norms.push((values("mean")?, values("var")?));
+        }
+        for (parameter, tensor) in self.parameters.list().iter().zip(parameters) {
+            let tensor = tensor.to_dtype(self.parameters.dtype())?.to_device(self.device())?;
+            parameter.var.set(&tensor.contiguous()?)?;
+        }
+        for (norm, (mean, variance)) in self.all_norms().zip(norms) {
+            norm.set_running(mean, variance);
+        }
+        Ok(())
     }
-    /// Sorts the middle channels of every elastic block by importance before width stage `stage` (1, 2, ...).
-    /// The largest subnet's function does not change.
-    pub fn sort_channels(&self, _stage: usize) -> Result<()> {
-        todo!()
+
+    /// Sorts the middle channels of every elastic block by importance before width stage `stage` (1, 2, ...): the channels that
+    /// earlier width stages kept stay in front. The largest subnet's function does not change.
+    ///
+    /// # Errors
+    /// None in practice; as every tensor operation.
+    pub fn sort_channels(&self, stage: usize) -> Result<()> {
+        let mut ratios = self.space.expand_ratios.clone();
+        ratios.reverse();
+        for (s, blocks) in self.stages.iter().enumerate() {
+            for (b, block) in blocks.iter().enumerate() {
+                let input = self.space.block_input_channels(s, b);
+                let widths: Vec<usize> = ratios
+                    .iter()
+                    .take(stage.max(1))
+                    .skip(1)
+                    .map(|ratio| crate::space::middle_channels(input, ratio.value()))
+                    .collect();
+                block.sort_channels(&self.parameters, &widths)?;
+            }
+        }
+        Ok(())
     }
+
+    /// The weights of `subnet` as a static network with the given statistics, under the names that extracted models use
+    /// (those of timm's MobileNetV3), in PyTorch's layouts.
+    ///
+    /// # Errors
+    /// A subnet outside the space, or statistics of another subnet.
+    pub fn cut(&self, subnet: &Subnet, statistics: &Statistics) -> Result<Vec<(String, Tensor)>> {
+        crate::network_cut::cut(self, subnet, statistics)
+    }
+
+    pub(crate) fn parts(&self) -> (&Parameters, &Dense, &InvertedResidual, &[Vec<InvertedResidual>], &Dense) {
+        (&self.parameters, &self.stem, &self.first, &self.stages, &self.feature)
+    }
+
+    pub(crate) fn head(&self) -> (ParameterId, (ParameterId, ParameterId)) {
+        (self.hidden, self.classifier)
+    }
+}
+
+/// Zeros with probability `rate`, else `1 / (1 - rate)`.
+fn dropout_mask(like: &Tensor, rate: f64, rng: &mut StdRng) -> Result<Tensor> {
+    let keep = 1.0 / (1.0 - rate);
+    let mask: Vec<f32> =
+        (0..like.elem_count()).map(|_| if rng.random::<f64>() < rate { 0.0 } else { keep as f32 }).collect();
+    Ok(Tensor::from_vec(mask, like.shape(), &Device::Cpu)?.to_dtype(like.dtype())?.to_device(like.device())?)
 }

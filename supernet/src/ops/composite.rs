@@ -80,8 +80,7 @@ pub fn dense(
     }
     let Some(y) = y else { candle_core::bail!("dense convolution: kernel size 0") };
     let start = n * c * k * k;
-    let (y, used) =
-        batch_norm(&y, &packed.narrow(0, start, n)?, &packed.narrow(0, start + n, n)?, given, shape.eps)?;
+    let (y, used) = batch_norm(&y, &packed.narrow(0, start, n)?, &packed.narrow(0, start + n, n)?, given, shape.eps)?;
     let y = activate(&y, shape.activation)?;
     Ok((if shape.pool { y.mean((1, 2))? } else { y }, used))
 }
@@ -126,8 +125,7 @@ fn batch_norm(
             let mean = rows.mean_keepdim(0)?;
             let variance = rows.broadcast_sub(&mean)?.sqr()?.mean_keepdim(0)?;
             let values = |t: &Tensor| t.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>();
-            let used =
-                ChannelStatistics { mean: values(&mean)?, variance: values(&variance)?, count: rows.dim(0)? };
+            let used = ChannelStatistics { mean: values(&mean)?, variance: values(&variance)?, count: rows.dim(0)? };
             (mean, variance, used)
         }
     };

@@ -110,7 +110,8 @@ pub(crate) fn image_to_columns(shape: &DenseShape, x: &[f32]) -> Buffer {
                 let source = &x[(image * shape.height + source_y) * shape.width * channels..][..shape.width * channels];
                 for (out_x, row) in row.chunks_exact_mut(columns).enumerate() {
                     for kx in 0..k {
-                        let Some(source_x) = (out_x * shape.stride + kx).checked_sub(k / 2).filter(|&x| x < shape.width)
+                        let Some(source_x) =
+                            (out_x * shape.stride + kx).checked_sub(k / 2).filter(|&x| x < shape.width)
                         else {
                             continue;
                         };
@@ -145,7 +146,11 @@ pub fn dense(
         || packed.elem_count() != parameters
         || x.elem_count() == 0
     {
-        candle_core::bail!("dense convolution: input {:?} and {} parameters do not fit {shape:?}", x.dims(), packed.elem_count());
+        candle_core::bail!(
+            "dense convolution: input {:?} and {} parameters do not fit {shape:?}",
+            x.dims(),
+            packed.elem_count()
+        );
     }
     if keep && !shape.is_plain_product() && x.track_op() {
         candle_core::bail!("dense convolution: a {0}x{0} kernel has no input gradient", shape.kernel);

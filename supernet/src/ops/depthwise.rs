@@ -4,7 +4,7 @@
 //! that stays in L2 for every size in use, so that the inner loops need no border cases and read whole lines. Weights lie as
 //! `[slice][kernel * kernel][SLICE]`.
 
-use super::simd::Simd;
+use super::simd::{Kernel, Simd, dispatch};
 
 /// Channels a slice.
 pub(crate) const SLICE: usize = 16;
@@ -126,12 +126,10 @@ pub(crate) fn fill_padded(
 
 /// One output row of a convolution: `row[x] = sum over taps of scratch[y * stride + ky, x * stride + kx] * weight`.
 ///
-/// `weights` is one packed slice, `row` holds `out_width` x [`SLICE`] floats.
-///
-/// # Safety
-/// The CPU has `S`. Extents are checked.
-#[inline(always)]
-pub(crate) unsafe fn convolve_row<S: Simd>(
+/// `weights` is one packed slice, `row` holds `out_width` x [`SLICE`] floats. A kernel of its own, so that its many variants are
+/// compiled once an instruction set and not again for each activation around it.
+#[allow(clippy::too_many_arguments)] // one line of a convolution has this many extents
+pub(crate) fn convolve_row(
     scratch: &[f32],
     padded_width: usize,
     weights: &[f32],
@@ -143,19 +141,45 @@ pub(crate) unsafe fn convolve_row<S: Simd>(
 ) {
     let last = ((y * stride + kernel - 1) * padded_width + (out_width - 1) * stride + kernel) * SLICE;
     assert!(scratch.len() >= last && weights.len() >= kernel * kernel * SLICE && row.len() >= out_width * SLICE);
-    // SAFETY: extents checked above; tiles stay inside `out_width`.
+    // SAFETY: extents checked above.
     unsafe {
-        let source = scratch.as_ptr().add(y * stride * padded_width * SLICE);
-        match (kernel, stride) {
-            (3, 1) => tiles::<S, 3, 1>(source, padded_width, weights.as_ptr(), kernel, out_width, row.as_mut_ptr()),
-            (5, 1) => tiles::<S, 5, 1>(source, padded_width, weights.as_ptr(), kernel, out_width, row.as_mut_ptr()),
-            (7, 1) => tiles::<S, 7, 1>(source, padded_width, weights.as_ptr(), kernel, out_width, row.as_mut_ptr()),
-            (3, 2) => tiles::<S, 3, 2>(source, padded_width, weights.as_ptr(), kernel, out_width, row.as_mut_ptr()),
-            (5, 2) => tiles::<S, 5, 2>(source, padded_width, weights.as_ptr(), kernel, out_width, row.as_mut_ptr()),
-            (7, 2) => tiles::<S, 7, 2>(source, padded_width, weights.as_ptr(), kernel, out_width, row.as_mut_ptr()),
-            // Other sizes: `0` means the run-time kernel size.
-            (_, 1) => tiles::<S, 0, 1>(source, padded_width, weights.as_ptr(), kernel, out_width, row.as_mut_ptr()),
-            _ => tiles::<S, 0, 2>(source, padded_width, weights.as_ptr(), kernel, out_width, row.as_mut_ptr()),
+        dispatch(Row {
+            source: scratch.as_ptr().add(y * stride * padded_width * SLICE),
+            padded_width,
+            weights: weights.as_ptr(),
+            kernel,
+            stride,
+            out_width,
+            row: row.as_mut_ptr(),
+        })
+    }
+}
+
+struct Row {
+    source: *const f32,
+    padded_width: usize,
+    weights: *const f32,
+    kernel: usize,
+    stride: usize,
+    out_width: usize,
+    row: *mut f32,
+}
+
+impl Kernel for Row {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Row { source, padded_width, weights, kernel, stride, out_width, row } = self;
+        // SAFETY: tiles stay inside `out_width`, for which the caller checked the extents.
+        unsafe {
+            match (kernel, stride) {
+                (3, 1) => tiles::<S, 3, 1>(source, padded_width, weights, kernel, out_width, row),
+                (5, 1) => tiles::<S, 5, 1>(source, padded_width, weights, kernel, out_width, row),
+                (7, 1) => tiles::<S, 7, 1>(source, padded_width, weights, kernel, out_width, row),
+                // Other sizes: `0` means the run-time kernel size.
+                (_, 1) => tiles::<S, 0, 1>(source, padded_width, weights, kernel, out_width, row),
+                _ => tiles::<S, 0, 2>(source, padded_width, weights, kernel, out_width, row),
+            }
         }
     }
 }
@@ -229,12 +253,8 @@ unsafe fn tile<S: Simd, const STRIDE: usize, const WIDE: usize>(
 ///
 /// `input` is the padded input scratch; the output gradient lies in `outer` with `outer_width` pixels a row, its pixel
 /// `(y, x)` at `(y * step + offset, x * step + offset)` (the scratch of the input gradient can so be read in place).
-///
-/// # Safety
-/// The CPU has `S`. Extents are checked.
-#[inline(always)]
 #[allow(clippy::too_many_arguments)] // two scratches with their geometry
-pub(crate) unsafe fn accumulate_weight_gradient<S: Simd>(
+pub(crate) fn accumulate_weight_gradient(
     input: &[f32],
     shape: Shape,
     outer: &[f32],
@@ -249,28 +269,21 @@ pub(crate) unsafe fn accumulate_weight_gradient<S: Simd>(
         outer.len() >= (((rows - 1) * step + offset) * outer_width + (columns - 1) * step + offset + 1) * SLICE
             && gradient.len() >= shape.kernel * shape.kernel * SLICE
     );
-    let place = Gradient {
-        input: input.as_ptr(),
-        padded_width: shape.padded_width(),
-        outer: outer.as_ptr(),
-        outer_width,
-        offset,
-        step,
-        stride: shape.stride,
-        rows,
-        columns,
-        gradient: gradient.as_mut_ptr(),
-        kernel: shape.kernel,
-    };
     // SAFETY: extents checked above.
     unsafe {
-        match shape.kernel {
-            // As many kernel rows at once as leave registers: more independent sums, fewer loads of the output gradient.
-            3 => place.kernel_rows::<S, 3, 3>(),
-            5 => place.kernel_rows::<S, 5, 2>(),
-            7 => place.kernel_rows::<S, 7, 1>(),
-            _ => place.any_kernel::<S>(),
-        }
+        dispatch(Gradient {
+            input: input.as_ptr(),
+            padded_width: shape.padded_width(),
+            outer: outer.as_ptr(),
+            outer_width,
+            offset,
+            step,
+            stride: shape.stride,
+            rows,
+            columns,
+            gradient: gradient.as_mut_ptr(),
+            kernel: shape.kernel,
+        })
     }
 }
 
@@ -287,6 +300,23 @@ struct Gradient {
     columns: usize,
     gradient: *mut f32,
     kernel: usize,
+}
+
+impl Kernel for Gradient {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller's extents.
+        unsafe {
+            match self.kernel {
+                // As many kernel rows at once as leave registers: more independent sums, fewer loads of the output gradient.
+                3 => self.kernel_rows::<S, 3, 3>(),
+                5 => self.kernel_rows::<S, 5, 2>(),
+                7 => self.kernel_rows::<S, 7, 1>(),
+                _ => self.any_kernel::<S>(),
+            }
+        }
+    }
 }
 
 impl Gradient {
@@ -316,7 +346,8 @@ impl Gradient {
         unsafe {
             let mut sums = [[S::splat(0.0); K]; ROWS];
             for y in 0..self.rows {
-                let outer = self.outer.add(((y * self.step + self.offset) * self.outer_width + self.offset) * SLICE + lane);
+                let outer =
+                    self.outer.add(((y * self.step + self.offset) * self.outer_width + self.offset) * SLICE + lane);
                 let input = self.input.add((y * self.stride + ky) * self.padded_width * SLICE + lane);
                 for x in 0..self.columns {
                     let g = S::load(outer.add(x * self.step * SLICE));
@@ -347,8 +378,11 @@ impl Gradient {
                     while lane < SLICE {
                         let mut sum = S::splat(0.0);
                         for y in 0..self.rows {
-                            let outer = self.outer.add(((y * self.step + self.offset) * self.outer_width + self.offset) * SLICE + lane);
-                            let input = self.input.add(((y * self.stride + ky) * self.padded_width + kx) * SLICE + lane);
+                            let outer = self
+                                .outer
+                                .add(((y * self.step + self.offset) * self.outer_width + self.offset) * SLICE + lane);
+                            let input =
+                                self.input.add(((y * self.stride + ky) * self.padded_width + kx) * SLICE + lane);
                             for x in 0..self.columns {
                                 let g = S::load(outer.add(x * self.step * SLICE));
                                 sum = S::mul_add(S::load(input.add(x * self.stride * SLICE)), g, sum);

@@ -234,10 +234,16 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
             let weights = &self.layer.weights[slice * taps..][..taps];
             let mut sum = [0.0; SLICE];
             for y in 0..shape.out_height() {
-                // SAFETY: the CPU has `S`.
-                unsafe {
-                    convolve_row::<S>(&scratch, shape.padded_width(), weights, shape.kernel, shape.stride, y, columns, &mut line);
-                }
+                convolve_row(
+                    &scratch,
+                    shape.padded_width(),
+                    weights,
+                    shape.kernel,
+                    shape.stride,
+                    y,
+                    columns,
+                    &mut line,
+                );
                 for (x, values) in line.chunks_exact_mut(SLICE).enumerate() {
                     for lane in 0..SLICE {
                         values[lane] = A::value(values[lane] + bias[lane]);

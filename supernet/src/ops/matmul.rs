@@ -93,7 +93,8 @@ impl Kernel for Multiply<'_> {
                 let width = (nr * S::LANES).min(b.n - done * S::LANES);
                 let panel = b.data.as_ptr().add(offset);
                 let c = c.add(done * S::LANES);
-                let tile = Tile { k: b.k, a, a_row: a_stride, a_k: 1, b: panel, b_k: nr * S::LANES, c, c_stride, width };
+                let tile =
+                    Tile { k: b.k, a, a_row: a_stride, a_k: 1, b: panel, b_k: nr * S::LANES, c, c_stride, width };
                 tile.column::<S, false>(nr, rows);
                 offset += b.k * nr * S::LANES;
                 done += nr;

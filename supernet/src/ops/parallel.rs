@@ -48,7 +48,6 @@ impl Shared {
         // SAFETY: inside the slice (checked above), disjoint by contract.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
     }
-
 }
 
 #[cfg(test)]

@@ -170,7 +170,7 @@ impl Simd for Portable {
 
 /// Implements [`Simd`] by an architecture's intrinsics.
 macro_rules! intrinsics {
-    ($name:ident, $vector:ty, $lanes:literal, $many:literal, $splat:path, $load:path, $store:path, $add:path, |$a:ident, $b:ident, $c:ident| $mul_add:expr) => {
+    ($name:ident, $vector:ty, $lanes:literal, $many:literal, $splat:path, $load:path, $store:path, $add:path, ($a:ident, $b:ident, $c:ident) => $mul_add:expr) => {
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
 
@@ -207,12 +207,18 @@ macro_rules! intrinsics {
 mod x86 {
     use super::Simd;
     use std::arch::x86_64::*;
-    intrinsics!(Avx2, __m256, 8, false, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, |a, b, c| {
-        _mm256_fmadd_ps(a, b, c)
-    });
-    intrinsics!(Avx512, __m512, 16, true, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, |a, b, c| {
-        _mm512_fmadd_ps(a, b, c)
-    });
+    intrinsics!(Avx2, __m256, 8, false, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, (a, b, c) => _mm256_fmadd_ps(a, b, c));
+    intrinsics!(
+        Avx512,
+        __m512,
+        16,
+        true,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_add_ps,
+        (a, b, c) => _mm512_fmadd_ps(a, b, c)
+    );
 }
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
@@ -221,7 +227,7 @@ pub(crate) use x86::{Avx2, Avx512};
 mod arm {
     use super::Simd;
     use std::arch::aarch64::*;
-    intrinsics!(Neon, float32x4_t, 4, true, vdupq_n_f32, vld1q_f32, vst1q_f32, vaddq_f32, |a, b, c| vfmaq_f32(c, a, b));
+    intrinsics!(Neon, float32x4_t, 4, true, vdupq_n_f32, vld1q_f32, vst1q_f32, vaddq_f32, (a, b, c) => vfmaq_f32(c, a, b));
 }
 #[cfg(target_arch = "aarch64")]
 pub(crate) use arm::Neon;

@@ -46,7 +46,13 @@ struct Found {
     dp: Vec<f64>,
 }
 
-fn evaluate(x: &[f32], p: &[f32], dims: &[usize], dtype: DType, f: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>) -> Found {
+fn evaluate(
+    x: &[f32],
+    p: &[f32],
+    dims: &[usize],
+    dtype: DType,
+    f: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>,
+) -> Found {
     let run = || -> Result<Found> {
         let x = Var::from_tensor(&Tensor::from_slice(x, dims, &Device::Cpu)?.to_dtype(dtype)?)?;
         let p = Var::from_tensor(&Tensor::from_slice(p, p.len(), &Device::Cpu)?.to_dtype(dtype)?)?;
@@ -93,9 +99,8 @@ fn check_block(shape: &BlockShape, given: Option<BlockStatistics>) {
     let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| {
         Ok(super::inverted_residual(x, p, shape.clone(), given.clone(), true)?.0)
     });
-    let exact = evaluate(&x, &p, &dims, DType::F64, &|x, p| {
-        Ok(composite::inverted_residual(x, p, shape, given.as_ref())?.0)
-    });
+    let exact =
+        evaluate(&x, &p, &dims, DType::F64, &|x, p| Ok(composite::inverted_residual(x, p, shape, given.as_ref())?.0));
     assert_close(&f32s(&fused.output), &exact.output, 2e-4, &format!("{shape:?} output"));
     assert_close(&f32s(&fused.dx), &exact.dx, 1e-3, &format!("{shape:?} input gradient"));
     assert_close(&f32s(&fused.dp), &exact.dp, 1e-3, &format!("{shape:?} parameter gradient"));
@@ -121,7 +126,8 @@ fn block_gradients_equal_finite_differences() {
     let dims = [shape.batch, shape.height, shape.width, shape.in_channels];
     let x = values(dims.iter().product(), 5);
     let p = parameters(block_parameters(&shape));
-    let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| Ok(super::inverted_residual(x, p, shape.clone(), None, true)?.0));
+    let fused =
+        evaluate(&x, &p, &dims, DType::F32, &|x, p| Ok(super::inverted_residual(x, p, shape.clone(), None, true)?.0));
     let loss = |x: &[f64], p: &[f64]| -> f64 {
         let run = || -> Result<f64> {
             let x = Tensor::from_slice(x, &dims[..], &Device::Cpu)?;

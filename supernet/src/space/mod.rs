@@ -8,6 +8,7 @@ mod network_spec;
 mod presets;
 mod subnet;
 
+pub(crate) use network_spec::middle_channels;
 pub use network_spec::{BlockSpec, ConvSpec, NetworkSpec};
 pub use presets::{PRESETS, preset};
 pub use subnet::{BlockChoice, Subnet};

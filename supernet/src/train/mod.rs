@@ -1,1 +1,41 @@
-//! train
+//! Progressive shrinking (paper §3.3): the supernet is trained as its largest subnet first, then kernel size, depth and
+//! width become elastic one after another, each stage fine-tuning what the earlier ones learned while the trained largest
+//! network teaches.
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | [`config`] | the training configuration: stages as data, presets, checks |
+//! | [`schedule`] | learning rate of a step |
+//! | [`loss`] | smoothed cross-entropy and distillation |
+//! | [`gradients`] | summing gradients over subnets, their norm, clipping |
+//! | [`optimizer`] | SGD with Nesterov momentum |
+//! | [`average`] | moving average of the weights |
+//! | [`step`] | one progressive-shrinking step |
+//! | [`validation`] | batch-norm recalibration and accuracy of a subnet |
+//! | [`tensor_file`] | named tensors and a JSON note in one checked file |
+//! | [`checkpoint`] | what a checkpoint holds, which are kept, which one to resume from |
+//! | [`metrics`] | the lines of `metrics.jsonl` |
+//! | [`progress`] | what an observer is told, speed and remaining time |
+//! | [`run`] | the loop |
+
+pub mod average;
+pub mod checkpoint;
+pub mod config;
+pub mod gradients;
+pub mod loss;
+pub mod metrics;
+pub mod optimizer;
+mod preset;
+pub mod progress;
+pub mod run;
+pub mod schedule;
+pub mod step;
+pub mod tensor_file;
+pub mod validation;
+
+pub use config::{ProbeConfig, StageConfig, StagePlan, TrainConfig};
+pub use metrics::MetricsLine;
+pub use progress::{Control, Event, StepEvent};
+pub use run::{Outcome, ProbeResult, train};
+pub use step::StepReport;
+pub use validation::{EvaluationSet, accuracy, recalibrate};

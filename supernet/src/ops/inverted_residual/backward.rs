@@ -134,10 +134,28 @@ fn backward_with<A: Act>(
         unsafe {
             match &affine1 {
                 Some(affine1) => dispatch(DepthwiseBackward::<A> {
-                    shape, input, affine1, g2, y2, back2, flipped, output, tasks, activation: PhantomData,
+                    shape,
+                    input,
+                    affine1,
+                    g2,
+                    y2,
+                    back2,
+                    flipped,
+                    output,
+                    tasks,
+                    activation: PhantomData,
                 }),
                 None => dispatch(DepthwiseBackward::<Identity> {
-                    shape, input, affine1: &identity, g2, y2, back2, flipped, output, tasks, activation: PhantomData,
+                    shape,
+                    input,
+                    affine1: &identity,
+                    g2,
+                    y2,
+                    back2,
+                    flipped,
+                    output,
+                    tasks,
+                    activation: PhantomData,
                 }),
             }
         }
@@ -464,17 +482,11 @@ impl<A: Act> Kernel for DepthwiseBackward<'_, A> {
                 stride,
                 |pixel, lane, g| a[lane] * g + (b[lane] * y2[pixel * channels + first + lane] + c[lane]),
             );
-            // SAFETY: the CPU has `S`.
-            unsafe {
-                let gradient = &mut weight_gradient[slice * taps..][..taps];
-                accumulate_weight_gradient::<S>(&input, conv, &outer, outer_width, padding, stride, gradient);
-            }
+            let gradient = &mut weight_gradient[slice * taps..][..taps];
+            accumulate_weight_gradient(&input, conv, &outer, outer_width, padding, stride, gradient);
             let flipped = &self.flipped[slice * taps..][..taps];
             for y in 0..conv.height {
-                // SAFETY: the CPU has `S`.
-                unsafe {
-                    convolve_row::<S>(&outer, outer_width, flipped, conv.kernel, 1, y, conv.width, &mut line);
-                }
+                convolve_row(&outer, outer_width, flipped, conv.kernel, 1, y, conv.width, &mut line);
                 let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
                 for (x, values) in line.chunks_exact(SLICE).enumerate() {
                     let pixel = y * conv.width + x;

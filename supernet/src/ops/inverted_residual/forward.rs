@@ -141,10 +141,26 @@ fn depthwise_forward<A: Act>(
         // SAFETY: tasks write disjoint (image, slice) parts; extents are checked.
         unsafe {
             match affine {
-                Some(affine) => dispatch(DepthwiseForward::<A> { shape, input, affine, weights, output, tasks, activation: PhantomData }),
+                Some(affine) => dispatch(DepthwiseForward::<A> {
+                    shape,
+                    input,
+                    affine,
+                    weights,
+                    output,
+                    tasks,
+                    activation: PhantomData,
+                }),
                 None => {
                     let affine = &Affine::identity(shape.middle);
-                    dispatch(DepthwiseForward::<Identity> { shape, input, affine, weights, output, tasks, activation: PhantomData })
+                    dispatch(DepthwiseForward::<Identity> {
+                        shape,
+                        input,
+                        affine,
+                        weights,
+                        output,
+                        tasks,
+                        activation: PhantomData,
+                    })
                 }
             }
         }
@@ -198,10 +214,7 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
             );
             let weights = &self.weights[slice * taps..][..taps];
             for y in 0..rows {
-                // SAFETY: the CPU has `S`.
-                unsafe {
-                    convolve_row::<S>(&scratch, conv.padded_width(), weights, conv.kernel, conv.stride, y, columns, &mut line);
-                }
+                convolve_row(&scratch, conv.padded_width(), weights, conv.kernel, conv.stride, y, columns, &mut line);
                 let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
                 for (x, values) in line.chunks_exact(SLICE).enumerate() {
                     let place = (image * conv.out_pixels() + y * columns + x) * channels + first;

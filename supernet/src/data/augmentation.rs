@@ -1,0 +1,307 @@
+//! Random crops, flips and colours of training images, and the plain view of all others.
+
+use super::resample::{Affine, Resampler, Window};
+use super::{Image, Normalisation};
+use crate::{Error, Result};
+use rand::Rng;
+use rand::rngs::StdRng;
+use serde::{Deserialize, Serialize};
+
+/// Aspect ratios of a random resized crop (Szegedy et al., CVPR 2015): from 3/4 to 4/3.
+const MAX_ASPECT: f64 = 4.0 / 3.0;
+/// Tries for a random resized crop that fits before the plain view is taken.
+const TRIES: usize = 10;
+/// From this resolution on, photographs (images that are not square) are seen through the central 224/256 of their shorter
+/// side, as ImageNet evaluation does.
+const CENTRAL_FROM: usize = 64;
+
+/// Which part of a training image is seen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Crop {
+    /// The part that evaluation sees.
+    None,
+    /// The image gets a border of `pixels` in the training set's mean colour; a random square as large as the image's
+    /// shorter side is cut out of that and scaled to the batch's resolution.
+    Padded {
+        /// Border in pixels of the stored image.
+        pixels: usize,
+    },
+    /// A random rectangle of `min_area` to 1 of the image's area and aspect 3/4 to 4/3, scaled to the batch's resolution.
+    Resized {
+        /// Smallest part of the area, above 0 and at most 1.
+        min_area: f32,
+    },
+}
+
+/// What is varied in training images. What an image becomes depends on the seed, the epoch and its index alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Augmentation {
+    /// Which part is seen.
+    pub crop: Crop,
+    /// Mirror half of the images left to right.
+    pub flip: bool,
+    /// Brightness, contrast and saturation (in this order) are each scaled by a factor from `1 - j` to `1 + j`; 0 is off.
+    pub colour_jitter: f32,
+}
+
+impl Default for Augmentation {
+    /// The usual of small images: a border of 4 pixels and flips.
+    fn default() -> Self {
+        Augmentation { crop: Crop::Padded { pixels: 4 }, flip: true, colour_jitter: 0.0 }
+    }
+}
+
+impl Augmentation {
+    /// Refuses settings without a meaning.
+    ///
+    /// # Errors
+    /// `min_area` outside (0, 1], `colour_jitter` outside [0, 1], or a border of more than 4096 pixels.
+    pub fn check(&self) -> Result<()> {
+        if !(0.0..=1.0).contains(&self.colour_jitter) {
+            return Err(Error::Config(format!("colour_jitter is {}; it must lie between 0 and 1", self.colour_jitter)));
+        }
+        match self.crop {
+            Crop::Resized { min_area } if !(min_area > 0.0 && min_area <= 1.0) => {
+                Err(Error::Config(format!("crop min_area is {min_area}; it must be above 0 and at most 1")))
+            }
+            Crop::Padded { pixels } if pixels > 4096 => {
+                Err(Error::Config(format!("crop pixels is {pixels}; a border has at most 4096")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A part of an image; it may reach over the image's edge.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Rectangle {
+    x: isize,
+    y: isize,
+    width: usize,
+    height: usize,
+}
+
+/// Turns stored images into normalised ones of a fixed resolution; one a thread.
+pub(super) struct Painter<'a> {
+    resolution: usize,
+    normalisation: &'a Normalisation,
+    resampler: Resampler,
+    /// A window that reaches over the image's edge, with its border.
+    bordered: Vec<u8>,
+}
+
+impl<'a> Painter<'a> {
+    pub fn new(resolution: usize, normalisation: &'a Normalisation) -> Self {
+        Painter { resolution, normalisation, resampler: Resampler::default(), bordered: Vec::new() }
+    }
+
+    /// Writes what evaluation sees of `image`.
+    pub fn plain(&mut self, image: &Image, out: &mut [f32]) {
+        self.write(
+            image,
+            central(image.width, image.height, self.resolution),
+            false,
+            normalising(self.normalisation),
+            out,
+        );
+    }
+
+    /// Writes `image` as `augmentation` varies it.
+    pub fn varied(&mut self, image: &Image, augmentation: &Augmentation, rng: &mut StdRng, out: &mut [f32]) {
+        let part = match augmentation.crop {
+            Crop::None => central(image.width, image.height, self.resolution),
+            Crop::Padded { pixels } => padded(image.width, image.height, pixels, rng),
+            Crop::Resized { min_area } => resized(image.width, image.height, f64::from(min_area), rng)
+                .unwrap_or_else(|| central(image.width, image.height, self.resolution)),
+        };
+        let flip = augmentation.flip && rng.random::<bool>();
+        let jitter = augmentation.colour_jitter;
+        if jitter == 0.0 {
+            self.write(image, part, flip, normalising(self.normalisation), out);
+            return;
+        }
+        self.write(image, part, flip, Affine { scale: [1.0 / 255.0; 3], offset: [0.0; 3] }, out);
+        let [brightness, contrast, saturation] = std::array::from_fn(|_| rng.random_range(1.0 - jitter..=1.0 + jitter));
+        colour(out, brightness, contrast, saturation);
+        let Normalisation { mean, std } = self.normalisation;
+        for pixel in out.chunks_exact_mut(3) {
+            for channel in 0..3 {
+                pixel[channel] = (pixel[channel] - mean[channel]) / std[channel];
+            }
+        }
+    }
+
+    fn write(&mut self, image: &Image, part: Rectangle, flip: bool, affine: Affine, out: &mut [f32]) {
+        let Rectangle { x, y, width, height } = part;
+        let (right, bottom) = (x + width as isize, y + height as isize);
+        let window = if x >= 0 && y >= 0 && right <= image.width as isize && bottom <= image.height as isize {
+            let stride = image.width * 3;
+            Window { pixels: &image.pixels[y as usize * stride + x as usize * 3..], stride, width, height }
+        } else {
+            let colour = self.normalisation.mean.map(|m| (m * 255.0).round().clamp(0.0, 255.0) as u8);
+            border(image, part, colour, &mut self.bordered);
+            Window { pixels: &self.bordered, stride: width * 3, width, height }
+        };
+        self.resampler.write(&window, self.resolution, flip, affine, out);
+    }
+}
+
+fn normalising(normalisation: &Normalisation) -> Affine {
+    let Normalisation { mean, std } = normalisation;
+    Affine {
+        scale: std::array::from_fn(|i| 1.0 / (255.0 * std[i])),
+        offset: std::array::from_fn(|i| -mean[i] / std[i]),
+    }
+}
+
+/// Copies `part` of `image` with `colour` where it reaches over the edge.
+fn border(image: &Image, part: Rectangle, colour: [u8; 3], out: &mut Vec<u8>) {
+    let Rectangle { x, y, width, height } = part;
+    let inside = |from: isize, size: usize, limit: usize| {
+        let clamp = |v: isize| v.clamp(0, limit as isize);
+        (clamp(from) as usize, clamp(from + size as isize) as usize)
+    };
+    let ((left, right), (top, bottom)) = (inside(x, width, image.width), inside(y, height, image.height));
+    out.clear();
+    out.reserve(width * height * 3);
+    for _ in 0..width * height {
+        out.extend_from_slice(&colour);
+    }
+    for row in top..bottom {
+        let to = ((row as isize - y) as usize * width + (left as isize - x) as usize) * 3;
+        let from = (row * image.width + left) * 3;
+        out[to..to + (right - left) * 3].copy_from_slice(&image.pixels[from..from + (right - left) * 3]);
+    }
+}
+
+/// What evaluation sees: all of a square image, else a centred square (see [`CENTRAL_FROM`]).
+fn central(width: usize, height: usize, resolution: usize) -> Rectangle {
+    let mut side = width.min(height);
+    if width != height && resolution >= CENTRAL_FROM {
+        side = (side * 224).div_ceil(256);
+    }
+    Rectangle { x: ((width - side) / 2) as isize, y: ((height - side) / 2) as isize, width: side, height: side }
+}
+
+fn padded(width: usize, height: usize, border: usize, rng: &mut StdRng) -> Rectangle {
+    let side = width.min(height);
+    let mut place = |size: usize| rng.random_range(0..=size + 2 * border - side) as isize - border as isize;
+    Rectangle { x: place(width), y: place(height), width: side, height: side }
+}
+
+fn resized(width: usize, height: usize, min_area: f64, rng: &mut StdRng) -> Option<Rectangle> {
+    for _ in 0..TRIES {
+        let area = (width * height) as f64 * rng.random_range(min_area..=1.0);
+        let aspect = rng.random_range(-MAX_ASPECT.ln()..=MAX_ASPECT.ln()).exp();
+        let (w, h) = ((area * aspect).sqrt().round() as usize, (area / aspect).sqrt().round() as usize);
+        if (1..=width).contains(&w) && (1..=height).contains(&h) {
+            let (x, y) = (rng.random_range(0..=width - w), rng.random_range(0..=height - h));
+            return Some(Rectangle { x: x as isize, y: y as isize, width: w, height: h });
+        }
+    }
+    None
+}
+
+/// Scales brightness, then contrast around the image's mean luma, then saturation around each pixel's luma; values in 0..1.
+fn colour(pixels: &mut [f32], brightness: f32, contrast: f32, saturation: f32) {
+    // Luma as ITU-R BT.601 weighs it.
+    let luma = |p: &[f32]| 0.299 * p[0] + 0.587 * p[1] + 0.114 * p[2];
+    let mut sum = 0.0;
+    for pixel in pixels.chunks_exact_mut(3) {
+        pixel.iter_mut().for_each(|v| *v = (*v * brightness).min(1.0));
+        sum += luma(pixel);
+    }
+    let mean = sum * 3.0 / pixels.len().max(1) as f32;
+    for pixel in pixels.chunks_exact_mut(3) {
+        pixel.iter_mut().for_each(|v| *v = (mean + contrast * (*v - mean)).clamp(0.0, 1.0));
+        let grey = luma(pixel);
+        pixel.iter_mut().for_each(|v| *v = (grey + saturation * (*v - grey)).clamp(0.0, 1.0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seed::{Purpose, generator};
+
+    fn rng(n: u64) -> StdRng {
+        generator(1, Purpose::Augmentation, &[n])
+    }
+
+    #[test]
+    fn padded_crops_reach_every_offset_and_no_further() {
+        let mut seen = [[false; 5]; 5];
+        for n in 0..500 {
+            let Rectangle { x, y, width, height } = padded(6, 6, 2, &mut rng(n));
+            assert_eq!((width, height), (6, 6));
+            seen[(y + 2) as usize][(x + 2) as usize] = true;
+        }
+        assert!(seen.iter().flatten().all(|&s| s));
+        let wide = padded(10, 4, 0, &mut rng(3));
+        assert!((0..=6).contains(&wide.x) && (wide.y, wide.width, wide.height) == (0, 4, 4));
+    }
+
+    #[test]
+    fn resized_crops_keep_inside_area_and_aspect() {
+        for n in 0..200 {
+            let part = resized(100, 80, 0.3, &mut rng(n)).unwrap();
+            assert!(part.x >= 0 && part.x as usize + part.width <= 100 && part.y as usize + part.height <= 80);
+            let (area, aspect) = (part.width * part.height, part.width as f64 / part.height as f64);
+            assert!(area as f64 > 0.29 * 8000.0 && (0.73..1.37).contains(&aspect), "{part:?}");
+        }
+    }
+
+    #[test]
+    fn the_plain_view_is_central() {
+        assert_eq!(central(32, 32, 128), Rectangle { x: 0, y: 0, width: 32, height: 32 });
+        assert_eq!(central(40, 32, 24), Rectangle { x: 4, y: 0, width: 32, height: 32 });
+        assert_eq!(central(300, 256, 224), Rectangle { x: 38, y: 16, width: 224, height: 224 });
+    }
+
+    #[test]
+    fn the_border_has_the_mean_colour() {
+        let image = Image { width: 3, height: 3, pixels: (0..27).collect::<Vec<u8>>().into() };
+        let mut out = vec![1];
+        border(&image, Rectangle { x: -1, y: 1, width: 3, height: 3 }, [100, 101, 102], &mut out);
+        let line = |from: u8| [100, 101, 102].into_iter().chain(from..from + 6).collect::<Vec<_>>();
+        assert_eq!(out[..9], line(9));
+        assert_eq!(out[9..18], line(18));
+        assert_eq!(out[18..], [100, 101, 102].repeat(3));
+    }
+
+    #[test]
+    fn colours_follow_their_definition() {
+        let mut pixels = [0.2, 0.4, 0.6, 0.8, 0.8, 0.8];
+        colour(&mut pixels, 1.0, 1.0, 1.0);
+        assert!((pixels[0] - 0.2).abs() < 1e-6);
+        colour(&mut pixels, 2.0, 1.0, 1.0);
+        assert!((pixels[0] - 0.4).abs() < 1e-6 && pixels[3] == 1.0);
+        colour(&mut pixels, 1.0, 0.0, 1.0);
+        assert!(pixels.iter().all(|v| (v - pixels[0]).abs() < 1e-6));
+        let mut pixels = [0.2, 0.4, 0.6];
+        colour(&mut pixels, 1.0, 1.0, 0.0);
+        let grey = 0.299 * 0.2 + 0.587 * 0.4 + 0.114 * 0.6;
+        assert!(pixels.iter().all(|v| (v - grey).abs() < 1e-6));
+    }
+
+    #[test]
+    fn settings_without_a_meaning_are_refused() {
+        let check = |crop, colour_jitter| Augmentation { crop, flip: false, colour_jitter }.check();
+        assert!(check(Crop::Resized { min_area: 0.08 }, 0.4).is_ok());
+        assert!(check(Crop::Resized { min_area: 0.0 }, 0.0).unwrap_err().to_string().contains("min_area"));
+        assert!(check(Crop::None, -0.1).unwrap_err().to_string().contains("colour_jitter"));
+        assert!(check(Crop::None, f32::NAN).is_err());
+    }
+
+    #[test]
+    fn reads_from_toml() {
+        let parsed: Augmentation =
+            toml::from_str("crop = { resized = { min_area = 0.5 } }\ncolour_jitter = 0.1").unwrap();
+        let expected = Augmentation { crop: Crop::Resized { min_area: 0.5 }, flip: true, colour_jitter: 0.1 };
+        assert_eq!(parsed, expected);
+        assert_eq!(toml::from_str::<Augmentation>("crop = \"none\"").unwrap().crop, Crop::None);
+        assert!(toml::from_str::<Augmentation>("flop = true").is_err());
+    }
+}

@@ -1,0 +1,258 @@
+//! JPEG and PNG bytes to RGB, with bounds on what a file may ask for and a check that it is whole.
+//!
+//! Reasons are plain sentences without a path; the caller adds it.
+
+use super::Image;
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{Cursor, Read, Seek, SeekFrom};
+use std::path::Path;
+
+/// Longest side of an image.
+const MAX_SIDE: u32 = 16_384;
+/// Most bytes that decoding one image may allocate.
+const MAX_ALLOCATION: u64 = 512 << 20;
+/// Bytes read from the start of a file to find its size in pixels; a file whose metadata is longer is read whole.
+const HEAD: u64 = 128 << 10;
+/// Bytes read from the end of a file to find its end mark.
+const TAIL: u64 = 4 << 10;
+
+/// Checks the type, the dimensions and the end mark of a file without decoding it; returns its decoded size in bytes.
+pub(super) fn probe(path: &Path) -> Result<usize, String> {
+    let unreadable = |e: std::io::Error| format!("cannot be read: {e}");
+    let mut file = File::open(path).map_err(unreadable)?;
+    let length = file.metadata().map_err(unreadable)?.len();
+    let mut head = Vec::new();
+    (&mut file).take(HEAD).read_to_end(&mut head).map_err(unreadable)?;
+    let format = format(&head)?;
+    let mut tail = Vec::new();
+    if length > HEAD {
+        file.seek(SeekFrom::Start(length - TAIL.min(length))).map_err(unreadable)?;
+        file.read_to_end(&mut tail).map_err(unreadable)?;
+    }
+    let ended = if length > HEAD { ends(&tail, format) } else { is_complete(&head, format) };
+    let mut size = dimensions(&head, format);
+    if length > HEAD && (!ended || size.is_none()) {
+        // Long metadata before the picture, or foreign data after it: look at all of it.
+        let whole = std::fs::read(path).map_err(unreadable)?;
+        size = dimensions(&whole, format);
+        if !is_complete(&whole, format) {
+            return Err(truncated(format));
+        }
+    } else if !ended {
+        return Err(truncated(format));
+    }
+    let (width, height) = size.ok_or_else(|| format!("the {} header has no dimensions", name(format)))?;
+    check_size(width, height)?;
+    Ok(width as usize * height as usize * 3)
+}
+
+/// Decodes a whole file. Grey, 16-bit and palette images become RGB u8, alpha is dropped, and the EXIF orientation is applied.
+pub(super) fn decode(bytes: &[u8]) -> Result<Image<'static>, String> {
+    let format = format(bytes)?;
+    if !is_complete(bytes, format) {
+        // The JPEG decoder would fill what is missing with grey and say nothing.
+        return Err(truncated(format));
+    }
+    let broken = |e: image::ImageError| format!("the {} data cannot be decoded: {e}", name(format));
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut limits = Limits::default();
+    limits.max_image_width = Some(MAX_SIDE);
+    limits.max_image_height = Some(MAX_SIDE);
+    limits.max_alloc = Some(MAX_ALLOCATION);
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(broken)?;
+    let (width, height) = decoder.dimensions();
+    check_size(width, height)?;
+    let orientation = decoder.orientation().map_err(broken)?;
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(broken)?;
+    picture.apply_orientation(orientation);
+    let rgb = picture.into_rgb8();
+    let (width, height) = (rgb.width() as usize, rgb.height() as usize);
+    Ok(Image { width, height, pixels: Cow::Owned(rgb.into_raw()) })
+}
+
+/// The format by content; a file's name plays no part.
+fn format(head: &[u8]) -> Result<ImageFormat, String> {
+    match image::guess_format(head) {
+        Ok(format @ (ImageFormat::Jpeg | ImageFormat::Png)) => Ok(format),
+        Ok(other) => Err(format!("is a {other:?} file; images must be JPEG or PNG, so convert it")),
+        Err(_) if head.is_empty() => Err("is an empty file; images must be JPEG or PNG".into()),
+        Err(_) => Err("is not an image; class folders may hold JPEG and PNG files only".into()),
+    }
+}
+
+fn name(format: ImageFormat) -> &'static str {
+    if format == ImageFormat::Png { "PNG" } else { "JPEG" }
+}
+
+fn truncated(format: ImageFormat) -> String {
+    format!("is a truncated {} image: its end mark is missing", name(format))
+}
+
+fn check_size(width: u32, height: u32) -> Result<(), String> {
+    if width == 0 || height == 0 {
+        return Err(format!("has {width}x{height} pixels; an image needs at least one"));
+    }
+    if width > MAX_SIDE || height > MAX_SIDE || u64::from(width) * u64::from(height) * 3 > MAX_ALLOCATION {
+        return Err(format!(
+            "has {width}x{height} pixels; the limits are {MAX_SIDE} a side and {} MiB decoded, so scale it down",
+            MAX_ALLOCATION >> 20
+        ));
+    }
+    Ok(())
+}
+
+/// Width and height from the header, if `bytes` reaches that far.
+fn dimensions(bytes: &[u8], format: ImageFormat) -> Option<(u32, u32)> {
+    if format == ImageFormat::Png {
+        let field = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
+        return Some((field(16)?, field(20)?));
+    }
+    let mut markers = JpegMarkers { bytes, at: 2 };
+    loop {
+        let (marker, body) = markers.next()?;
+        // Frame headers are C0..CF without the tables C4 (Huffman), C8 (reserved) and CC (arithmetic).
+        if matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc) {
+            let side = |at: usize| Some(u32::from(u16::from_be_bytes([*body.get(at)?, *body.get(at + 1)?])));
+            // One byte of precision, then height, then width.
+            return Some((side(3)?, side(1)?));
+        }
+    }
+}
+
+/// Whether the picture's data runs to its end mark. Data after the end mark is common and harmless.
+fn is_complete(bytes: &[u8], format: ImageFormat) -> bool {
+    if format == ImageFormat::Png {
+        return ends(bytes, format);
+    }
+    // A search from the back would also find the end of a thumbnail, so markers are followed from the start.
+    let mut markers = JpegMarkers { bytes, at: 2 };
+    while let Some((marker, _)) = markers.next() {
+        if marker == 0xd9 {
+            return true;
+        }
+    }
+    false
+}
+
+fn ends(tail: &[u8], format: ImageFormat) -> bool {
+    let mark: &[u8] = if format == ImageFormat::Png { b"IEND" } else { &[0xff, 0xd9] };
+    tail.windows(mark.len()).rev().any(|window| window == mark)
+}
+
+/// Walks the markers of a JPEG stream (ITU T.81 annex B): `(marker, segment after its length)`.
+struct JpegMarkers<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> JpegMarkers<'a> {
+    fn next(&mut self) -> Option<(u8, &'a [u8])> {
+        loop {
+            // Between segments this is the next byte; inside a scan it skips the entropy-coded data.
+            self.at += self.bytes.get(self.at..)?.iter().position(|&b| b == 0xff)?;
+            while *self.bytes.get(self.at)? == 0xff {
+                self.at += 1;
+            }
+            let marker = self.bytes[self.at];
+            self.at += 1;
+            match marker {
+                // A stuffed zero, TEM, restarts and a nested start carry no segment.
+                0x00 | 0x01 | 0xd0..=0xd8 => continue,
+                0xd9 => return Some((marker, &[])),
+                _ => {
+                    let body = self.bytes.get(self.at..)?;
+                    let length = usize::from(u16::from_be_bytes([*body.first()?, *body.get(1)?])).max(2);
+                    self.at += length;
+                    return Some((marker, &body[2..length.min(body.len())]));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use image::{ColorType, ImageEncoder, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
+
+    /// A JPEG file of `width` x `height` RGB pixels.
+    pub fn jpeg(width: u32, height: u32, pixels: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let encoder = JpegEncoder::new_with_quality(&mut bytes, 100);
+        encoder.write_image(pixels, width, height, ColorType::Rgb8.into()).unwrap();
+        bytes
+    }
+
+    /// A PNG file of any colour type.
+    pub fn png(width: u32, height: u32, pixels: &[u8], colour: ColorType) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        PngEncoder::new(&mut bytes).write_image(pixels, width, height, colour.into()).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn every_colour_type_becomes_rgb() {
+        let grey = decode(&png(2, 1, &[7, 200], ColorType::L8)).unwrap();
+        assert_eq!((grey.width, grey.height, &*grey.pixels), (2, 1, &[7, 7, 7, 200, 200, 200][..]));
+        let alpha = decode(&png(1, 1, &[1, 2, 3, 0], ColorType::Rgba8)).unwrap();
+        assert_eq!(&*alpha.pixels, &[1, 2, 3]);
+        let deep: Vec<u8> = [0x1234u16, 0x5678, 0xffff].iter().flat_map(|v| v.to_ne_bytes()).collect();
+        let deep = decode(&png(1, 1, &deep, ColorType::Rgb16)).unwrap();
+        assert_eq!(&*deep.pixels, &[0x12, 0x56, 0xff]);
+    }
+
+    #[test]
+    fn probe_and_decode_agree_on_size_and_truncation() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let pixels: Vec<u8> = (0..40 * 24 * 3).map(|i| (i * 31 % 251) as u8).collect();
+        for bytes in [jpeg(40, 24, &pixels), png(40, 24, &pixels, ColorType::Rgb8)] {
+            std::fs::write(&path, &bytes).unwrap();
+            assert_eq!(probe(&path).unwrap(), 40 * 24 * 3);
+            let image = decode(&bytes).unwrap();
+            assert_eq!((image.width, image.height), (40, 24));
+            for cut in [bytes.len() / 2, bytes.len() - bytes.len() / 10, 30] {
+                std::fs::write(&path, &bytes[..cut]).unwrap();
+                assert!(probe(&path).unwrap_err().contains("truncated"));
+                assert!(decode(&bytes[..cut]).unwrap_err().contains("truncated"));
+            }
+        }
+    }
+
+    #[test]
+    fn long_metadata_and_trailing_data_are_fine() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let plain = jpeg(8, 8, &[90; 192]);
+        // Application segments, each with an end mark of its own as thumbnails have, in front; other data behind.
+        let mut bytes = plain[..2].to_vec();
+        for _ in 0..3 {
+            bytes.extend_from_slice(&[0xff, 0xe5, 0xff, 0xff]);
+            bytes.extend(std::iter::repeat_n([0xff, 0xd9], 32766).flatten());
+            bytes.push(0);
+        }
+        let cut = bytes.len() + 20;
+        bytes.extend_from_slice(&plain[2..]);
+        bytes.extend_from_slice(&[1; 6000]);
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(probe(&path).unwrap(), 192);
+        assert_eq!(decode(&bytes).unwrap().pixels.len(), 192);
+        assert!(decode(&bytes[..cut]).unwrap_err().contains("truncated"));
+    }
+
+    #[test]
+    fn foreign_and_giant_files_are_named() {
+        assert!(decode(b"GIF89a......").unwrap_err().contains("Gif"));
+        assert!(decode(b"hello").unwrap_err().contains("not an image"));
+        let mut giant = png(1, 1, &[1, 2, 3], ColorType::Rgb8);
+        giant[16..20].copy_from_slice(&20_000u32.to_be_bytes());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("giant.png");
+        std::fs::write(&path, &giant).unwrap();
+        assert!(probe(&path).unwrap_err().contains("20000x1"));
+        assert!(decode(&giant).is_err());
+    }
+}

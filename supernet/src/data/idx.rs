@@ -1,0 +1,260 @@
+//! IDX files (LeCun's MNIST format; Fashion-MNIST, KMNIST and EMNIST use it too), plain or gzipped; grey becomes three channels.
+
+use super::split::{Pixels, Store};
+use super::{DataOptions, Loaded};
+use crate::{Error, Result};
+use flate2::read::MultiGzDecoder;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+/// u8 data of three dimensions: images.
+const IMAGES_MAGIC: u32 = 0x0803;
+/// u8 data of one dimension: labels.
+const LABELS_MAGIC: u32 = 0x0801;
+/// Most pixels that a file may announce (2^33: a hundred times MNIST's larger relatives).
+const MAX_VALUES: u64 = 1 << 33;
+const MAX_SIDE: u32 = 16_384;
+
+/// The four files of an IDX folder.
+pub(super) struct Layout {
+    train: (PathBuf, PathBuf),
+    test: (PathBuf, PathBuf),
+}
+
+impl Layout {
+    /// The layout of `root` if it has training images in IDX form.
+    ///
+    /// # Errors
+    /// A companion that is missing, or several files that could be meant.
+    pub fn of(root: &Path) -> Result<Option<Layout>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(root).map_err(|e| Error::file(root, e))? {
+            names.push(entry.map_err(|e| Error::file(root, e))?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort_unstable();
+        let find = |splits: &[&str], kind: &str, rank: u32| -> Result<Option<PathBuf>> {
+            let fits = |name: &&String| {
+                let name = name.strip_suffix(".gz").unwrap_or(name);
+                splits.iter().any(|split| {
+                    [".", "-"].iter().any(|dot| name.ends_with(&format!("{split}-{kind}{dot}idx{rank}-ubyte")))
+                })
+            };
+            match *names.iter().filter(fits).collect::<Vec<_>>() {
+                [] => Ok(None),
+                [name] => Ok(Some(root.join(name))),
+                // The same file packed and unpacked.
+                [plain, packed] if *packed == format!("{plain}.gz") => Ok(Some(root.join(plain))),
+                [first, second, ..] => Err(Error::format(
+                    root,
+                    format!("{first} and {second} could both be the {} {kind}; keep one set a folder", splits[0]),
+                )),
+            }
+        };
+        let Some(train_images) = find(&["train"], "images", 3)? else { return Ok(None) };
+        let need = |found: Option<PathBuf>, name: &str| {
+            found.ok_or_else(|| Error::format(root, format!("has {} but no {name}[.gz]", train_images.display())))
+        };
+        let train_labels = need(find(&["train"], "labels", 1)?, "train-labels-idx1-ubyte")?;
+        let test_images = need(find(&["t10k", "test"], "images", 3)?, "t10k-images-idx3-ubyte")?;
+        let test_labels = need(find(&["t10k", "test"], "labels", 1)?, "t10k-labels-idx1-ubyte")?;
+        Ok(Some(Layout { train: (train_images, train_labels), test: (test_images, test_labels) }))
+    }
+
+    /// Classes are the label numbers that the training images have, in order.
+    pub fn open(self, options: &DataOptions) -> Result<Loaded> {
+        let (train, train_skipped) = read_split(&self.train, options.skip_bad)?;
+        let (test, test_skipped) = read_split(&self.test, options.skip_bad)?;
+        let mut numbers = train.labels.clone();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let relabel = |mut store: Store, path: &Path| -> Result<Store> {
+            for (index, label) in store.labels.iter_mut().enumerate() {
+                let class = numbers.binary_search(label).map_err(|_| {
+                    Error::format(path, format!("image {index} has label {label}, which no training image has"))
+                })?;
+                *label = class as u32;
+            }
+            Ok(store)
+        };
+        let (train, test) = (relabel(train, &self.train.1)?, relabel(test, &self.test.1)?);
+        if let Some(empty) = (0..numbers.len()).find(|&class| !test.labels.contains(&(class as u32))) {
+            let reason =
+                format!("has no image of label {}, which training images have: an empty class", numbers[empty]);
+            return Err(Error::format(&self.test.1, reason));
+        }
+        let classes = numbers.iter().map(u32::to_string).collect();
+        Ok(Loaded { classes, train, validation: None, test, skipped: train_skipped + test_skipped })
+    }
+}
+
+/// Images and labels of a split; with `skip_bad`, images cut off at the end of the file are left out and counted.
+fn read_split((images, labels): &(PathBuf, PathBuf), skip_bad: bool) -> Result<(Store, usize)> {
+    let (counts, mut values) = read(labels, LABELS_MAGIC, 1, false)?;
+    let (sizes, grey) = read(images, IMAGES_MAGIC, 3, skip_bad)?;
+    let (&[label_count], &[count, height, width]) = (&counts[..], &sizes[..]) else {
+        unreachable!("as many as asked for")
+    };
+    if label_count != count {
+        let reason = format!("has {count} images, but {} has {label_count} labels", labels.display());
+        return Err(Error::format(images, reason));
+    }
+    if count == 0 || width == 0 || height == 0 {
+        return Err(Error::format(images, format!("has {count} images of {width}x{height} pixels; none can be empty")));
+    }
+    let (width, height) = (width as usize, height as usize);
+    let whole = grey.len() / (width * height);
+    values.truncate(whole);
+    let bytes = grey[..whole * width * height].iter().flat_map(|&v| [v, v, v]).collect();
+    let store =
+        Store { labels: values.into_iter().map(u32::from).collect(), pixels: Pixels::Uniform { width, height, bytes } };
+    Ok((store, count as usize - whole))
+}
+
+/// Dimensions and values of one file; fewer values than announced only if `allow_short`.
+fn read(path: &Path, magic: u32, rank: usize, allow_short: bool) -> Result<(Vec<u32>, Vec<u8>)> {
+    let failed = |e| Error::file(path, e);
+    let mut file = BufReader::new(File::open(path).map_err(failed)?);
+    // By content, as browsers unpack some downloads and keep the name.
+    let packed = file.fill_buf().map_err(failed)?.starts_with(&[0x1f, 0x8b]);
+    let mut reader: Box<dyn Read> = if packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+
+    let mut header = vec![0; 4 * (rank + 1)];
+    let got = read_up_to(&mut reader, &mut header).map_err(failed)?;
+    let fields: Vec<u32> = header.chunks_exact(4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]])).collect();
+    if got >= 4 && fields[0] != magic {
+        let reason = format!("starts with {:#010x}; expected the magic number {magic:#010x} of an IDX file", fields[0]);
+        return Err(Error::format(path, reason));
+    }
+    if got < header.len() {
+        return Err(Error::format(
+            path,
+            format!("is truncated: {got} bytes are less than the header's {}", header.len()),
+        ));
+    }
+    let sizes = fields[1..].to_vec();
+    let total = sizes.iter().try_fold(1u64, |product, &size| product.checked_mul(u64::from(size)));
+    let total = total.filter(|&total| total <= MAX_VALUES && sizes[1..].iter().all(|&side| side <= MAX_SIDE));
+    let Some(total) = total else {
+        return Err(Error::format(path, format!("announces {sizes:?} values, beyond the limit of {MAX_VALUES}")));
+    };
+    let mut values = Vec::new();
+    // One byte more than announced shows whether there is more; the announced size bounds what is unpacked.
+    let end = reader.take(total + 1).read_to_end(&mut values);
+    let found = values.len() as u64;
+    match end {
+        Err(e) if !(packed && e.kind() == std::io::ErrorKind::UnexpectedEof) => return Err(failed(e)),
+        _ if found < total && !allow_short => {
+            return Err(Error::format(
+                path,
+                format!("is truncated: {found} values of the announced {total} are there"),
+            ));
+        }
+        _ if found > total => {
+            return Err(Error::format(path, format!("has more than the {total} values that its header announces")));
+        }
+        _ => Ok((sizes, values)),
+    }
+}
+
+fn read_up_to(reader: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut got = 0;
+    while got < buffer.len() {
+        match reader.read(&mut buffer[got..]) {
+            Ok(0) => break,
+            Ok(n) => got += n,
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => break,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(got)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Dataset;
+    use flate2::{Compression, write::GzEncoder};
+    use std::io::Write;
+
+    fn idx(magic: u32, sizes: &[u32], values: impl IntoIterator<Item = u8>) -> Vec<u8> {
+        let mut bytes: Vec<u8> = [magic].iter().chain(sizes).flat_map(|v| v.to_be_bytes()).collect();
+        bytes.extend(values);
+        bytes
+    }
+
+    fn gz(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn images(count: u32) -> Vec<u8> {
+        idx(IMAGES_MAGIC, &[count, 3, 2], (0..count * 6).map(|v| v as u8))
+    }
+
+    /// Labels 1, 2, 1, 2, ...
+    fn labels(count: u32) -> Vec<u8> {
+        idx(LABELS_MAGIC, &[count], (0..count).map(|v| 1 + (v % 2) as u8))
+    }
+
+    fn sample() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes) in [
+            ("train-images-idx3-ubyte.gz", gz(&images(8))),
+            ("train-labels.idx1-ubyte", labels(8)),
+            ("t10k-images.idx3-ubyte.gz", gz(&images(4))),
+            ("t10k-labels-idx1-ubyte.gz", gz(&labels(4))),
+        ] {
+            fs::write(folder.path().join(name), bytes).unwrap();
+        }
+        folder
+    }
+
+    fn open(root: &Path, skip_bad: bool) -> Result<Dataset> {
+        Dataset::open(root.to_str().unwrap(), &DataOptions { validation: 0, skip_bad, ..Default::default() })
+    }
+
+    #[test]
+    fn reads_plain_and_packed_files() {
+        let folder = sample();
+        let data = open(folder.path(), false).unwrap();
+        assert_eq!((data.train.len(), data.test.len(), data.classes.as_slice()), (8, 4, &["1".into(), "2".into()][..]));
+        let image = data.train.image(3).unwrap();
+        assert_eq!((image.width, image.height, &image.pixels[..6]), (2, 3, &[18, 18, 18, 19, 19, 19][..]));
+        assert_eq!(data.train.label(3), 1);
+        // Packed and unpacked side by side is one set.
+        fs::write(folder.path().join("train-images-idx3-ubyte"), images(8)).unwrap();
+        assert_eq!(open(folder.path(), false).unwrap().train.len(), 8);
+    }
+
+    #[test]
+    fn each_fault_is_named() {
+        let fault = |name: &str, bytes: &[u8], part: &str| {
+            let folder = sample();
+            fs::write(folder.path().join(name), bytes).unwrap();
+            let error = open(folder.path(), false).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains(part), "{part} in {error}");
+            folder
+        };
+        let packed = gz(&images(8));
+        fault("train-images-idx3-ubyte.gz", &packed[..packed.len() - 20], "truncated");
+        fault("train-images-idx3-ubyte.gz", &gz(&images(7)), "7 images");
+        fault("train-images-idx3-ubyte.gz", &gz(&labels(8)), "magic");
+        fault("train-labels.idx1-ubyte", &labels(8)[..10], "truncated");
+        fault("train-labels.idx1-ubyte", &[0, 0, 8], "truncated");
+        fault("train-labels.idx1-ubyte", &[&labels(8)[..], &[0]].concat(), "more than the 8");
+        fault("t10k-labels-idx1-ubyte.gz", &gz(&idx(LABELS_MAGIC, &[4], [1, 2, 3, 1])), "label 3");
+        fault("t10k-labels-idx1-ubyte.gz", &gz(&idx(LABELS_MAGIC, &[4], [1; 4])), "label 2");
+        let huge = idx(IMAGES_MAGIC, &[u32::MAX, 9999, 9999], []);
+        fault("train-images-idx3-ubyte.gz", &gz(&huge), "limit");
+
+        let short = gz(&images(8)[..16 + 6 * 6 + 2]);
+        let folder = fault("train-images-idx3-ubyte.gz", &short, "truncated");
+        let data = open(folder.path(), true).unwrap();
+        assert_eq!((data.train.len(), data.skipped), (6, 2));
+        fs::remove_file(folder.path().join("t10k-labels-idx1-ubyte.gz")).unwrap();
+        assert!(open(folder.path(), true).unwrap_err().to_string().contains("no t10k-labels"));
+    }
+}

@@ -1,0 +1,54 @@
+//! Batch norm's parameters and running statistics at full width. The normalisation itself is part of the fused ops.
+
+use super::{Initialiser, ParameterId, Parameters};
+use crate::ops::ChannelStatistics;
+use candle_core::{Result, Tensor};
+use std::sync::{Mutex, PoisonError};
+
+#[derive(Debug)]
+pub(crate) struct BatchNorm {
+    pub name: String,
+    pub weight: ParameterId,
+    pub bias: ParameterId,
+    /// A narrower subnet uses and updates the leading channels.
+    running: Mutex<(Vec<f32>, Vec<f32>)>,
+}
+
+impl BatchNorm {
+    pub(crate) fn new(parameters: &mut Parameters, name: String, channels: usize) -> Result<Self> {
+        let weight = parameters.add(format!("{name}.weight"), &[channels], Initialiser::Constant(1.0), false)?;
+        let bias = parameters.add(format!("{name}.bias"), &[channels], Initialiser::Constant(0.0), false)?;
+        Ok(BatchNorm { name, weight, bias, running: Mutex::new((vec![0.0; channels], vec![1.0; channels])) })
+    }
+
+    /// Active slices of scale and shift.
+    pub(crate) fn pack(&self, parameters: &Parameters, channels: usize, keep: bool) -> Result<[Tensor; 2]> {
+        Ok([
+            parameters.get(self.weight, keep).narrow(0, 0, channels)?,
+            parameters.get(self.bias, keep).narrow(0, 0, channels)?,
+        ])
+    }
+
+    /// Moves the running statistics towards a batch's, its variance made unbiased as PyTorch does.
+    pub(crate) fn update(&self, batch: &ChannelStatistics, momentum: f64) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let n = batch.count as f64;
+        let unbias = if batch.count > 1 { n / (n - 1.0) } else { 1.0 };
+        let (mean, variance) = &mut *running;
+        for (running, &new) in mean.iter_mut().zip(&batch.mean) {
+            *running = ((1.0 - momentum) * f64::from(*running) + momentum * f64::from(new)) as f32;
+        }
+        for (running, &new) in variance.iter_mut().zip(&batch.variance) {
+            *running = ((1.0 - momentum) * f64::from(*running) + momentum * unbias * f64::from(new)) as f32;
+        }
+    }
+
+    /// Running mean and variance, full width.
+    pub(crate) fn running(&self) -> (Vec<f32>, Vec<f32>) {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_running(&self, mean: Vec<f32>, variance: Vec<f32>) {
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = (mean, variance);
+    }
+}

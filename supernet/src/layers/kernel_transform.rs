@@ -1,0 +1,62 @@
+//! Elastic kernel size: a smaller kernel is the centre of the next larger one times a learned matrix (paper §3.3, figure 3).
+
+use super::{Initialiser, ParameterId, Parameters};
+use candle_core::{Result, Tensor};
+
+/// A depthwise weight at the largest kernel size with the matrices to the smaller ones.
+#[derive(Debug)]
+pub(crate) struct ElasticKernel {
+    /// `[channels, 1, k, k]` at the largest kernel size.
+    pub weight: ParameterId,
+    /// Ascending.
+    kernel_sizes: Vec<usize>,
+    /// From each size to the next smaller, in the order of `kernel_sizes` without the largest; `[k², k²]` of the smaller one,
+    /// shared by all channels of the layer.
+    transforms: Vec<ParameterId>,
+}
+
+impl ElasticKernel {
+    pub(crate) fn new(
+        parameters: &mut Parameters,
+        name: &str,
+        channels: usize,
+        kernel_sizes: &[usize],
+    ) -> Result<Self> {
+        let largest = kernel_sizes[kernel_sizes.len() - 1];
+        let deviation = (2.0 / (largest * largest) as f64).sqrt();
+        let weight = parameters.add(
+            format!("{name}.weight"),
+            &[channels, 1, largest, largest],
+            Initialiser::Normal(deviation),
+            true,
+        )?;
+        let mut transforms = Vec::new();
+        for pair in kernel_sizes.windows(2) {
+            let (small, large) = (pair[0], pair[1]);
+            let name = format!("{name}.transform_{large}to{small}");
+            transforms.push(parameters.add(name, &[small * small, small * small], Initialiser::Identity, true)?);
+        }
+        Ok(ElasticKernel { weight, kernel_sizes: kernel_sizes.to_vec(), transforms })
+    }
+
+    /// The weight `[channels, kernel * kernel]` of the leading channels at `kernel`, one of the sizes.
+    pub(crate) fn pack(&self, parameters: &Parameters, channels: usize, kernel: usize, keep: bool) -> Result<Tensor> {
+        let full = parameters.get(self.weight, keep);
+        let mut size = full.dim(2)?;
+        let mut weight = full.narrow(0, 0, channels)?.reshape((channels, size, size))?;
+        for (index, &smaller) in self.kernel_sizes.iter().enumerate().rev() {
+            if size <= kernel || smaller >= size {
+                continue;
+            }
+            let start = (size - smaller) / 2;
+            let centre = weight.narrow(1, start, smaller)?.narrow(2, start, smaller)?.contiguous()?;
+            let matrix = parameters.get(self.transforms[index], keep);
+            weight = centre
+                .reshape((channels, smaller * smaller))?
+                .matmul(&matrix.t()?)?
+                .reshape((channels, smaller, smaller))?;
+            size = smaller;
+        }
+        weight.reshape((channels, size * size))
+    }
+}

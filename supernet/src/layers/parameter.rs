@@ -1,0 +1,98 @@
+//! The list of trainable tensors that all layers of a network share.
+
+use crate::seed::{Purpose, generator};
+use candle_core::{DType, Device, Result, Tensor, Var};
+use rand::Rng;
+
+/// One trainable tensor.
+#[derive(Debug)]
+pub struct Parameter {
+    /// Unique name, as in checkpoints.
+    pub name: String,
+    /// The values.
+    pub var: Var,
+    /// Whether weight decay applies (not on batch norm and biases).
+    pub decay: bool,
+}
+
+/// Index into [`Parameters`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ParameterId(usize);
+
+/// How a tensor starts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Initialiser {
+    /// Normal with this standard deviation (He et al., ICCV 2015, by fan-out).
+    Normal(f64),
+    /// Uniform between plus and minus this bound.
+    Uniform(f64),
+    /// Everywhere the same.
+    Constant(f32),
+    /// The identity matrix.
+    Identity,
+}
+
+/// All trainable tensors of a network in a fixed order.
+#[derive(Debug)]
+pub(crate) struct Parameters {
+    list: Vec<Parameter>,
+    seed: u64,
+    dtype: DType,
+    device: Device,
+}
+
+impl Parameters {
+    pub(crate) fn new(seed: u64, dtype: DType, device: &Device) -> Self {
+        Parameters { list: Vec::new(), seed, dtype, device: device.clone() }
+    }
+
+    pub(crate) fn list(&self) -> &[Parameter] {
+        &self.list
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Adds a tensor; its values depend on the seed and its place in the list alone.
+    pub(crate) fn add(
+        &mut self,
+        name: String,
+        dims: &[usize],
+        initialiser: Initialiser,
+        decay: bool,
+    ) -> Result<ParameterId> {
+        let count: usize = dims.iter().product();
+        let mut rng = generator(self.seed, Purpose::Weights, &[self.list.len() as u64]);
+        let values: Vec<f32> = match initialiser {
+            Initialiser::Constant(value) => vec![value; count],
+            Initialiser::Uniform(bound) => (0..count).map(|_| rng.random_range(-bound..bound) as f32).collect(),
+            Initialiser::Identity => (0..count).map(|i| if i % (dims[0] + 1) == 0 { 1.0 } else { 0.0 }).collect(),
+            // Box-Muller; the argument of the logarithm is in (0, 1].
+            Initialiser::Normal(deviation) => (0..count)
+                .map(|_| {
+                    let (u, v): (f64, f64) = (1.0 - rng.random::<f64>(), rng.random());
+                    (deviation * (-2.0 * u.ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos()) as f32
+                })
+                .collect(),
+        };
+        let tensor = Tensor::from_vec(values, dims, &self.device)?.to_dtype(self.dtype)?;
+        self.list.push(Parameter { name, var: Var::from_tensor(&tensor)?, decay });
+        Ok(ParameterId(self.list.len() - 1))
+    }
+
+    /// The tensor, tracked for gradients or not.
+    pub(crate) fn get(&self, id: ParameterId, keep_gradients: bool) -> Tensor {
+        let tensor = self.list[id.0].var.as_tensor();
+        if keep_gradients { tensor.clone() } else { tensor.detach() }
+    }
+
+    /// The variable behind an id.
+    pub(crate) fn var(&self, id: ParameterId) -> &Var {
+        &self.list[id.0].var
+    }
+}

@@ -1,0 +1,330 @@
+//! Checkpoints: what they hold, which are kept, which one a run resumes from, and the final weights.
+//!
+//! A checkpoint is one file, `checkpoints/step-00001234.safetensors`. Generators are derived from seed and position
+//! ([`crate::seed`]), so the position is all that randomness needs.
+
+use super::config::TrainConfig;
+use super::metrics::Window;
+use super::tensor_file;
+use crate::{Error, Result, SearchSpace};
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Where training stands.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Index of the stage that comes next or is under way; the number of stages when training is done.
+    pub stage: usize,
+    /// Steps done in it.
+    pub stage_step: usize,
+    /// Steps done since the start of training.
+    pub step: usize,
+    /// The step after which the probes were last validated.
+    pub probed: Option<usize>,
+    /// Seconds of training so far, over all sessions.
+    pub seconds: f64,
+    /// Length of `metrics.jsonl` in bytes; what lies behind it was written after this checkpoint.
+    pub metrics_bytes: u64,
+    /// Updates of the moving average in this stage.
+    pub average_updates: u64,
+    /// Sums for the next step line.
+    pub window: Window,
+}
+
+/// What must agree between a checkpoint and the run that resumes from it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The search space.
+    pub space: SearchSpace,
+    /// Class names.
+    pub classes: Vec<String>,
+    /// Number of training images.
+    pub images: usize,
+    /// The training configuration as JSON.
+    pub config: serde_json::Value,
+}
+
+/// Keys of the configuration that may change on resuming: they do not decide the weights.
+const FREE_KEYS: &[&str] = &["log_every", "checkpoint_minutes", "keep_checkpoints", "probe"];
+
+impl Identity {
+    /// The identity of a run with `config`.
+    ///
+    /// # Errors
+    /// None in practice; a value without a JSON form.
+    pub fn new(space: &SearchSpace, classes: &[String], images: usize, config: &TrainConfig) -> Result<Self> {
+        let text = |e: serde_json::Error| Error::Config(e.to_string());
+        let config = serde_json::to_value(config).map_err(text)?;
+        let identity = Identity { space: space.clone(), classes: classes.to_vec(), images, config };
+        // Once through text, as the saved one went: JSON may round the last bit of a number.
+        serde_json::from_str(&serde_json::to_string(&identity).map_err(text)?).map_err(text)
+    }
+
+    /// Checks that a run with identity `self` may go on from a checkpoint with identity `saved`.
+    ///
+    /// # Errors
+    /// What differs, and what to do.
+    pub fn check(&self, saved: &Identity, path: &Path) -> Result<()> {
+        let fail = |what: String| {
+            Err(Error::Config(format!(
+                "cannot resume from {}: {what}; resume with the settings of the run, or start a new one in another folder",
+                path.display()
+            )))
+        };
+        if self.space != saved.space {
+            return fail(format!(
+                "its search space is '{}', not this '{}' (or values in it differ)",
+                saved.space.name, self.space.name
+            ));
+        }
+        if self.classes != saved.classes {
+            return fail(format!(
+                "it has {} classes, the data has {} (or their names differ)",
+                saved.classes.len(),
+                self.classes.len()
+            ));
+        }
+        if self.images != saved.images {
+            return fail(format!("it was trained on {} images, the data has {}", saved.images, self.images));
+        }
+        let empty = serde_json::Map::new();
+        let (new, old) = (self.config.as_object().unwrap_or(&empty), saved.config.as_object().unwrap_or(&empty));
+        let mut changed: Vec<&str> = new
+            .keys()
+            .chain(old.keys())
+            .map(String::as_str)
+            .filter(|key| !FREE_KEYS.contains(key) && new.get(*key) != old.get(*key))
+            .collect();
+        changed.sort_unstable();
+        changed.dedup();
+        if !changed.is_empty() {
+            return fail(format!("the training configuration differs in {}", changed.join(", ")));
+        }
+        Ok(())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Note {
+    progress: Progress,
+    identity: Identity,
+}
+
+/// All that training needs to go on as if it had not stopped.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    /// Where training stands.
+    pub progress: Progress,
+    /// What it was trained on and how.
+    pub identity: Identity,
+    /// Parameters and running statistics.
+    pub weights: HashMap<String, Tensor>,
+    /// The optimizer's momentum buffers.
+    pub momentum: HashMap<String, Tensor>,
+    /// The moving average, if there is one (empty: none).
+    pub average: HashMap<String, Tensor>,
+    /// The teacher's weights, once it is trained (empty: none).
+    pub teacher: HashMap<String, Tensor>,
+}
+
+const PARTS: [&str; 4] = ["weights.", "momentum.", "average.", "teacher."];
+
+/// The checkpoints of one run.
+pub struct Folder {
+    path: PathBuf,
+    keep: usize,
+}
+
+impl Folder {
+    /// `checkpoints/` of a run folder; the newest `keep` are kept.
+    pub fn of_run(run: &Path, keep: usize) -> Self {
+        Folder { path: run.join("checkpoints"), keep }
+    }
+
+    /// Writes a checkpoint and removes those that are no longer kept.
+    ///
+    /// # Errors
+    /// The operating system's error with the path; older checkpoints are then untouched.
+    pub fn save(&self, checkpoint: &Checkpoint) -> Result<PathBuf> {
+        let parts = [&checkpoint.weights, &checkpoint.momentum, &checkpoint.average, &checkpoint.teacher];
+        let mut tensors = BTreeMap::new();
+        for (prefix, part) in PARTS.iter().zip(parts) {
+            tensors.extend(part.iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor.clone())));
+        }
+        let note = Note { progress: checkpoint.progress.clone(), identity: checkpoint.identity.clone() };
+        let path = self.path.join(format!("step-{:08}.safetensors", checkpoint.progress.step));
+        tensor_file::write(&path, &tensors, &note)?;
+        self.prune()?;
+        Ok(path)
+    }
+
+    /// Reads one checkpoint.
+    ///
+    /// # Errors
+    /// A missing or damaged file, named.
+    pub fn read(path: &Path, device: &Device) -> Result<Checkpoint> {
+        let (tensors, note): (_, Note) = tensor_file::read(path, device)?;
+        let mut parts: [HashMap<String, Tensor>; 4] = Default::default();
+        for (name, tensor) in tensors {
+            let Some(part) = PARTS.iter().position(|prefix| name.starts_with(prefix)) else {
+                return Err(Error::format(path, format!("tensor '{name}' belongs to no part of a checkpoint")));
+            };
+            parts[part].insert(name[PARTS[part].len()..].to_string(), tensor);
+        }
+        let [weights, momentum, average, teacher] = parts;
+        Ok(Checkpoint { progress: note.progress, identity: note.identity, weights, momentum, average, teacher })
+    }
+
+    /// The newest checkpoint that can be read, with its path; newer ones that cannot be are named by their errors in the
+    /// third place. `None` if there is no checkpoint at all.
+    ///
+    /// # Errors
+    /// There are checkpoints, but none can be read.
+    pub fn latest(&self, device: &Device) -> Result<Option<(Checkpoint, PathBuf, Vec<String>)>> {
+        let mut damaged = Vec::new();
+        for (_, path) in self.list()?.into_iter().rev() {
+            match Self::read(&path, device) {
+                Ok(checkpoint) => return Ok(Some((checkpoint, path, damaged))),
+                Err(error) => damaged.push(error.to_string()),
+            }
+        }
+        if damaged.is_empty() {
+            return Ok(None);
+        }
+        Err(Error::format(&self.path, format!("no checkpoint can be read: {}", damaged.join("; "))))
+    }
+
+    /// `(step, path)` of all checkpoints, oldest first; empty if the folder does not exist.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn list(&self) -> Result<Vec<(usize, PathBuf)>> {
+        let entries = match fs::read_dir(&self.path) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(Error::file(&self.path, e)),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(|e| Error::file(&self.path, e))?.path();
+            let step = path
+                .file_name()
+                .and_then(|n| n.to_str())
+                .and_then(|n| n.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok());
+            if let Some(step) = step {
+                found.push((step, path));
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    fn prune(&self) -> Result<()> {
+        let all = self.list()?;
+        for (_, path) in &all[..all.len().saturating_sub(self.keep)] {
+            fs::remove_file(path).map_err(|e| Error::file(path, e))?;
+        }
+        Ok(())
+    }
+
+    /// Where the trained supernet is written.
+    pub fn supernet_path(&self) -> PathBuf {
+        self.path.join("supernet.safetensors")
+    }
+}
+
+/// What a trained supernet's file says of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SupernetNote {
+    /// The search space.
+    pub space: SearchSpace,
+    /// Class names.
+    pub classes: Vec<String>,
+    /// Steps of training.
+    pub steps: usize,
+}
+
+/// Writes a supernet's parameters and running statistics.
+///
+/// # Errors
+/// The operating system's error with the path.
+pub fn write_supernet(path: &Path, state: HashMap<String, Tensor>, note: &SupernetNote) -> Result<()> {
+    tensor_file::write(path, &state.into_iter().collect(), note)
+}
+
+/// Reads a supernet's file: its state (for [`Supernet::load_state`](crate::Supernet::load_state)) and what it says of it.
+///
+/// # Errors
+/// A missing or damaged file, named.
+pub fn read_supernet(path: &Path, device: &Device) -> Result<(HashMap<String, Tensor>, SupernetNote)> {
+    tensor_file::read(path, device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::space::preset;
+
+    fn checkpoint(step: usize) -> Checkpoint {
+        let tensor = |v: f32| HashMap::from([("w".to_string(), Tensor::new(&[v], &Device::Cpu).unwrap())]);
+        Checkpoint {
+            progress: Progress { step, seconds: 0.1, ..Progress::default() },
+            identity: Identity {
+                space: preset("tiny").unwrap(),
+                classes: vec!["a".into()],
+                images: 9,
+                config: serde_json::json!({"seed": 1, "log_every": 2}),
+            },
+            weights: tensor(1.0),
+            momentum: tensor(2.0),
+            average: HashMap::new(),
+            teacher: tensor(4.0),
+        }
+    }
+
+    #[test]
+    fn keeps_the_last_and_falls_back_from_a_damaged_one() {
+        let run = tempfile::tempdir().unwrap();
+        let folder = Folder::of_run(run.path(), 2);
+        assert!(folder.latest(&Device::Cpu).unwrap().is_none());
+        for step in [1, 5, 20] {
+            folder.save(&checkpoint(step)).unwrap();
+        }
+        let steps: Vec<usize> = folder.list().unwrap().iter().map(|f| f.0).collect();
+        assert_eq!(steps, [5, 20]);
+        let (found, path, damaged) = folder.latest(&Device::Cpu).unwrap().unwrap();
+        assert_eq!(found.progress, checkpoint(20).progress);
+        assert_eq!(found.identity, checkpoint(20).identity);
+        assert_eq!(found.teacher["w"].to_vec1::<f32>().unwrap(), [4.0]);
+        assert!(found.average.is_empty() && damaged.is_empty());
+
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() - 2]).unwrap();
+        let (found, _, damaged) = folder.latest(&Device::Cpu).unwrap().unwrap();
+        assert_eq!(found.progress.step, 5);
+        assert!(damaged[0].contains("step-00000020"), "{damaged:?}");
+        for (_, path) in folder.list().unwrap() {
+            fs::write(path, b"x").unwrap();
+        }
+        let error = folder.latest(&Device::Cpu).unwrap_err().to_string();
+        assert!(error.contains("no checkpoint can be read"), "{error}");
+    }
+
+    #[test]
+    fn resuming_with_other_settings_names_the_difference() {
+        let saved = checkpoint(1).identity;
+        let path = Path::new("c");
+        let mut other = saved.clone();
+        other.config["log_every"] = 9.into();
+        other.check(&saved, path).unwrap();
+        other.config["seed"] = 2.into();
+        assert!(other.check(&saved, path).unwrap_err().to_string().contains("differs in seed"));
+        let other = Identity { images: 8, ..saved.clone() };
+        assert!(other.check(&saved, path).unwrap_err().to_string().contains("9 images"));
+        let other = Identity { space: preset("cifar-mbv3").unwrap(), ..saved.clone() };
+        assert!(other.check(&saved, path).unwrap_err().to_string().contains("'cifar-mbv3'"));
+    }
+}

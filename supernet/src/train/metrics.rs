@@ -1,0 +1,231 @@
+//! The lines of `metrics.jsonl`, one JSON object each.
+
+use super::step::StepReport;
+use crate::{Error, Result, Subnet};
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum MetricsLine {
+    /// Means over the steps since the line before.
+    Step {
+        /// Steps since the start of training.
+        step: usize,
+        /// Name of the stage.
+        stage: String,
+        /// Epochs since the start of the stage.
+        epoch: f64,
+        /// Learning rate of the last of these steps.
+        learning_rate: f64,
+        /// Loss a subnet.
+        loss: f64,
+        /// Its cross-entropy part.
+        cross_entropy: f64,
+        /// Its distillation part before the stage's weight, if there is a teacher.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        distillation: Option<f64>,
+        /// Training accuracy on the batches, 0 to 1.
+        accuracy: f64,
+        /// Norm of the summed gradient before clipping.
+        gradient_norm: f64,
+        /// Training images a second.
+        images_per_second: f64,
+        /// Seconds of training so far.
+        seconds: f64,
+    },
+    /// Validation of a fixed subnet after recalibration.
+    Probe {
+        /// Steps since the start of training.
+        step: usize,
+        /// Name of the stage.
+        stage: String,
+        /// `smallest`, `middle` or `largest`.
+        probe: String,
+        /// The subnet.
+        subnet: Subnet,
+        /// Top-1 accuracy on validation images, 0 to 1.
+        accuracy: f64,
+        /// Seconds of training so far.
+        seconds: f64,
+    },
+    /// A stage begins.
+    Stage {
+        /// Steps since the start of training.
+        step: usize,
+        /// Name of the stage.
+        stage: String,
+        /// Its steps.
+        steps: usize,
+        /// Seconds of training so far.
+        seconds: f64,
+    },
+    /// Training is done.
+    Finished {
+        /// Steps since the start of training.
+        step: usize,
+        /// Seconds of training.
+        seconds: f64,
+    },
+}
+
+/// Sums over the steps since the last step line.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    steps: usize,
+    loss: f64,
+    cross_entropy: f64,
+    distillation: Option<f64>,
+    accuracy: f64,
+    gradient_norm: f64,
+    images: usize,
+    seconds: f64,
+}
+
+impl Window {
+    /// Adds a step over `images` images that took `seconds`.
+    pub fn add(&mut self, report: &StepReport, images: usize, seconds: f64) {
+        self.steps += 1;
+        self.loss += report.loss;
+        self.cross_entropy += report.cross_entropy;
+        if let Some(distillation) = report.distillation {
+            *self.distillation.get_or_insert(0.0) += distillation;
+        }
+        self.accuracy += report.accuracy;
+        self.gradient_norm += report.gradient_norm;
+        self.images += images;
+        self.seconds += seconds;
+    }
+
+    /// Steps in it.
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// The line of means; the window is empty afterwards.
+    pub fn line(&mut self, step: usize, stage: &str, epoch: f64, learning_rate: f64, seconds: f64) -> MetricsLine {
+        let window = std::mem::take(self);
+        let n = window.steps.max(1) as f64;
+        MetricsLine::Step {
+            step,
+            stage: stage.to_string(),
+            epoch,
+            learning_rate,
+            loss: window.loss / n,
+            cross_entropy: window.cross_entropy / n,
+            distillation: window.distillation.map(|d| d / n),
+            accuracy: window.accuracy / n,
+            gradient_norm: window.gradient_norm / n,
+            images_per_second: window.images as f64 / window.seconds.max(1e-9),
+            seconds,
+        }
+    }
+}
+
+/// Appends lines to a file.
+pub struct MetricsFile {
+    path: PathBuf,
+    file: File,
+    length: u64,
+}
+
+impl MetricsFile {
+    /// Opens `path` and cuts it to `length` bytes: what a killed run wrote after the checkpoint that is resumed from will be
+    /// written again. A file that is shorter (lost by hand) goes on where it ends.
+    ///
+    /// # Errors
+    /// The operating system's error with the path.
+    pub fn open(path: &Path, length: u64) -> Result<Self> {
+        let fail = |e| Error::file(path, e);
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(|e| Error::file(folder, e))?;
+        }
+        let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(path).map_err(fail)?;
+        let length = length.min(file.metadata().map_err(fail)?.len());
+        file.set_len(length).map_err(fail)?;
+        file.seek(SeekFrom::End(0)).map_err(fail)?;
+        Ok(MetricsFile { path: path.to_path_buf(), file, length })
+    }
+
+    /// Appends a line.
+    ///
+    /// # Errors
+    /// The operating system's error with the path.
+    pub fn write(&mut self, line: &MetricsLine) -> Result<()> {
+        let mut text = serde_json::to_string(line).map_err(|e| Error::format(&self.path, e.to_string()))?;
+        text.push('\n');
+        self.file.write_all(text.as_bytes()).map_err(|e| Error::file(&self.path, e))?;
+        self.length += text.len() as u64;
+        Ok(())
+    }
+
+    /// Makes all lines durable and returns the file's length in bytes.
+    ///
+    /// # Errors
+    /// The operating system's error with the path.
+    pub fn sync(&mut self) -> Result<u64> {
+        self.file.sync_data().map_err(|e| Error::file(&self.path, e))?;
+        Ok(self.length)
+    }
+}
+
+/// Reads all lines of a `metrics.jsonl`; a last line that was cut by a kill is left out.
+///
+/// # Errors
+/// A missing file or a line that is none of [`MetricsLine`], with its number.
+pub fn read(path: &Path) -> Result<Vec<MetricsLine>> {
+    let text = crate::files::read_text(path)?;
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole
+        .lines()
+        .enumerate()
+        .map(|(index, line)| {
+            serde_json::from_str(line).map_err(|e| Error::format(path, format!("line {}: {e}", index + 1)))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(loss: f64, distillation: Option<f64>) -> StepReport {
+        StepReport {
+            loss,
+            cross_entropy: loss / 2.0,
+            distillation,
+            accuracy: 0.5,
+            gradient_norm: 3.0,
+            resolution: 32,
+            subnets: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn lines_are_means_and_survive_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/metrics.jsonl");
+        let mut window = Window::default();
+        window.add(&report(1.0, Some(4.0)), 64, 0.5);
+        window.add(&report(3.0, Some(2.0)), 64, 0.5);
+        let line = window.line(10, "kernel", 0.5, 0.1, 7.0);
+        assert_eq!(window, Window::default());
+        let MetricsLine::Step { loss, distillation, images_per_second, .. } = &line else { panic!() };
+        assert_eq!((*loss, *distillation, *images_per_second), (2.0, Some(3.0), 128.0));
+
+        let mut file = MetricsFile::open(&path, 0).unwrap();
+        file.write(&line).unwrap();
+        let length = file.sync().unwrap();
+        file.write(&MetricsLine::Finished { step: 1, seconds: 2.0 }).unwrap();
+        assert_eq!(read(&path).unwrap().len(), 2);
+        // A resumed run drops what came after the checkpoint.
+        let mut file = MetricsFile::open(&path, length).unwrap();
+        let stage = MetricsLine::Stage { step: 1, stage: "a".into(), steps: 3, seconds: 0.0 };
+        file.write(&stage).unwrap();
+        file.file.write_all(b"{\"type\":\"st").unwrap();
+        assert_eq!(read(&path).unwrap(), [line, stage]);
+    }
+}

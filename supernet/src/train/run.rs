@@ -1,0 +1,427 @@
+//! The training loop: stages, epochs, probes, checkpoints, resuming.
+
+use super::average::Average;
+use super::checkpoint::{Checkpoint, Folder, Identity, Progress, SupernetNote, write_supernet};
+use super::config::{StageConfig, StagePlan, TrainConfig};
+use super::metrics::{MetricsFile, MetricsLine};
+use super::optimizer::Sgd;
+use super::progress::{Control, Event, Pace, StepEvent};
+use super::schedule::learning_rate;
+use super::step::{StepInput, resolution_of, train_step};
+use super::validation::{EvaluationSet, accuracy_on, image_tensor, recalibrate_on};
+use crate::data::{Batch, Dataset, Prefetch, epoch_order};
+use crate::network::Supernet;
+use crate::{Error, Result, SearchSpace, Subnet};
+use candle_core::Tensor;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Batches that are prepared while others are computed.
+const AHEAD: usize = 3;
+
+/// Validation of one probe.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProbeResult {
+    /// `smallest`, `middle` or `largest`.
+    pub name: &'static str,
+    /// The subnet.
+    pub subnet: Subnet,
+    /// Top-1 accuracy on validation images after recalibration, 0 to 1.
+    pub accuracy: f64,
+}
+
+/// How training ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// All stages are done, and the weights written.
+    Finished {
+        /// `checkpoints/supernet.safetensors`.
+        supernet: PathBuf,
+        /// The probes with the final weights.
+        probes: Vec<ProbeResult>,
+        /// Steps of training.
+        steps: usize,
+        /// Seconds of training, over all sessions.
+        seconds: f64,
+    },
+    /// The observer asked to stop; the checkpoint resumes.
+    Interrupted {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// Steps done.
+        step: usize,
+    },
+}
+
+/// Trains `net` on `data` as `config` says, in the run folder `run_dir` (`metrics.jsonl`, `checkpoints/`).
+///
+/// With `resume` it goes on from the newest readable checkpoint and gives, bit for bit, the weights of an uninterrupted run
+/// with the same number of threads. At the end `net` holds the final weights (the moving average, if there is one).
+///
+/// # Errors
+/// An impossible configuration; a run folder that already holds checkpoints without `resume`, or none with it; a checkpoint
+/// of other settings; a loss that is not finite; files or images that cannot be read or written.
+pub fn train(
+    net: &mut Supernet,
+    data: &Dataset,
+    config: &TrainConfig,
+    run_dir: &Path,
+    resume: bool,
+    observer: &mut dyn FnMut(&Event) -> Control,
+) -> Result<Outcome> {
+    let space = net.space().clone();
+    config.validate(&space)?;
+    let images = data.train.len();
+    if images == 0 || data.validation.len() == 0 {
+        return Err(Error::Data(format!(
+            "training needs training and validation images, but there are {images} and {}",
+            data.validation.len()
+        )));
+    }
+    if data.classes.len() != net.classes() {
+        return Err(Error::Data(format!("the data has {} classes, the network {}", data.classes.len(), net.classes())));
+    }
+    let folder = Folder::of_run(run_dir, config.keep_checkpoints);
+    let identity = Identity::new(&space, &data.classes, images, config)?;
+    let found = if resume { folder.latest(net.device())? } else { None };
+    match (&found, resume) {
+        (None, true) => {
+            return Err(Error::Config(format!(
+                "{} holds no checkpoint to resume from; start without --resume, or name the right run folder",
+                run_dir.display()
+            )));
+        }
+        (Some((checkpoint, path, _)), _) => identity.check(&checkpoint.identity, path)?,
+        (None, false) if !folder.list()?.is_empty() => {
+            return Err(Error::Config(format!(
+                "{} already holds checkpoints; go on with --resume, or choose another run folder",
+                run_dir.display()
+            )));
+        }
+        (None, false) => {}
+    }
+    net.set_batch_norm_momentum(config.batch_norm_momentum);
+    let plan = config.plan(&space, images);
+    let metrics_bytes = found.as_ref().map_or(0, |(c, ..)| c.progress.metrics_bytes);
+    let probe_images = (config.probe.images > 0).then_some(config.probe.images);
+    let mut run = Run {
+        optimizer: Sgd::new(config.momentum, config.weight_decay, net.parameters().len()),
+        net,
+        data,
+        config,
+        space,
+        plan,
+        folder,
+        identity,
+        metrics: MetricsFile::open(&run_dir.join("metrics.jsonl"), metrics_bytes)?,
+        recalibration: EvaluationSet::for_recalibration(
+            data,
+            config.probe.recalibration_images,
+            config.probe.batch,
+            config.seed,
+        )?,
+        validation: EvaluationSet::of_split(data, &data.validation, probe_images, config.probe.batch)?,
+        teacher: None,
+        average: None,
+        progress: Progress::default(),
+        probes: Vec::new(),
+        stop: false,
+        observer,
+        last_checkpoint: Instant::now(),
+    };
+    match found {
+        Some((checkpoint, path, damaged)) => run.restore(checkpoint, &path, &damaged)?,
+        // So that a run killed early can be resumed like any other.
+        None => drop(run.checkpoint()?),
+    }
+    run.stages()
+}
+
+struct Run<'a> {
+    net: &'a Supernet,
+    data: &'a Dataset,
+    config: &'a TrainConfig,
+    space: SearchSpace,
+    plan: Vec<StagePlan>,
+    folder: Folder,
+    identity: Identity,
+    metrics: MetricsFile,
+    recalibration: EvaluationSet<'a>,
+    validation: EvaluationSet<'a>,
+    optimizer: Sgd,
+    teacher: Option<Supernet>,
+    average: Option<Average>,
+    progress: Progress,
+    probes: Vec<ProbeResult>,
+    stop: bool,
+    observer: &'a mut dyn FnMut(&Event) -> Control,
+    last_checkpoint: Instant,
+}
+
+impl Run<'_> {
+    fn stages(mut self) -> Result<Outcome> {
+        let config = self.config;
+        while let Some(stage) = config.stages.get(self.progress.stage) {
+            let index = self.progress.stage;
+            let steps = self.plan[index].steps;
+            self.tell(&Event::Stage { name: &stage.name, index, stages: config.stages.len(), steps });
+            if self.progress.stage_step == 0 {
+                self.enter(stage, steps)?;
+            }
+            self.steps(stage)?;
+            if self.stop {
+                return Ok(Outcome::Interrupted { checkpoint: self.checkpoint()?, step: self.progress.step });
+            }
+            self.leave(stage)?;
+        }
+        if self.probes.is_empty() {
+            // Resumed after the last stage's end.
+            self.probes = self.measure_probes()?;
+        }
+        let (steps, seconds) = (self.progress.step, self.progress.seconds);
+        let supernet = self.folder.supernet_path();
+        let note = SupernetNote { space: self.space, classes: self.data.classes.clone(), steps };
+        write_supernet(&supernet, self.net.state()?, &note)?;
+        self.metrics.write(&MetricsLine::Finished { step: steps, seconds })?;
+        self.metrics.sync()?;
+        Ok(Outcome::Finished { supernet, probes: self.probes, steps, seconds })
+    }
+
+    /// What comes before the first step of a stage. Optimizer and moving average start anew: each stage is a training of its
+    /// own that starts from the weights of the one before.
+    fn enter(&mut self, stage: &StageConfig, steps: usize) -> Result<()> {
+        if let Some(width_stage) = stage.sort_channels {
+            self.net.sort_channels(width_stage)?;
+        }
+        self.optimizer = Sgd::new(self.config.momentum, self.config.weight_decay, self.net.parameters().len());
+        self.average = match self.config.ema {
+            Some(decay) => Some(Average::new(decay, self.net.state()?, 0)),
+            None => None,
+        };
+        self.metrics.write(&MetricsLine::Stage {
+            step: self.progress.step,
+            stage: stage.name.clone(),
+            steps,
+            seconds: self.progress.seconds,
+        })
+    }
+
+    /// The steps of a stage that are still to do, until the end or a stop.
+    fn steps(&mut self, stage: &StageConfig) -> Result<()> {
+        let config = self.config;
+        let plan = self.plan[self.progress.stage].clone();
+        let choices = stage.choices(&self.space);
+        let mut batches = self.batches(&choices, &plan);
+        let mut pace = Pace::default();
+        loop {
+            if self.stop {
+                return Ok(());
+            }
+            let done = self.progress.stage_step;
+            if done == plan.steps {
+                return Ok(());
+            }
+            if self.probe_due(&plan) {
+                self.probe(stage)?;
+                continue;
+            }
+            if self.last_checkpoint.elapsed() >= Duration::from_secs_f64(config.checkpoint_minutes * 60.0) {
+                self.checkpoint()?;
+                continue;
+            }
+            let start = Instant::now();
+            let batch = batches.next().ok_or_else(|| {
+                Error::Data(format!(
+                    "the loader ended after {done} of {} batches of stage '{}'",
+                    plan.steps, stage.name
+                ))
+            })??;
+            let rate = learning_rate(stage.learning_rate, done, plan.steps, plan.warmup_steps);
+            let images = image_tensor(batch.images, batch.labels.len(), batch.resolution, self.net)?;
+            let input = StepInput {
+                config,
+                stage,
+                choices: &choices,
+                step: self.progress.step,
+                learning_rate: rate,
+                images: &images,
+                labels: &batch.labels,
+            };
+            let report = train_step(self.net, self.teacher.as_ref(), &mut self.optimizer, &input)?;
+            if let Some(average) = &mut self.average {
+                average.update(&self.net.state()?)?;
+            }
+            let seconds = start.elapsed().as_secs_f64();
+            pace.add(seconds);
+            let progress = &mut self.progress;
+            progress.step += 1;
+            progress.stage_step += 1;
+            progress.seconds += seconds;
+            progress.window.add(&report, plan.batch, seconds);
+            let epoch = progress.stage_step as f64 / plan.steps_per_epoch as f64;
+            let (step, stage_step, stage_index) = (progress.step, progress.stage_step, progress.stage);
+            if progress.window.steps() >= config.log_every || stage_step == plan.steps {
+                let line = progress.window.line(step, &stage.name, epoch, rate, progress.seconds);
+                self.metrics.write(&line)?;
+            }
+            let event = Event::Step(StepEvent {
+                stage: &stage.name,
+                stage_index,
+                stages: self.plan.len(),
+                epoch,
+                epochs: stage.epochs,
+                stage_step,
+                stage_steps: plan.steps,
+                step,
+                steps: self.plan.iter().map(|p| p.steps).sum(),
+                learning_rate: rate,
+                report: &report,
+                images_per_second: pace.images_per_second(plan.batch),
+                eta_seconds: pace.remaining(&self.plan, stage_index, stage_step),
+            });
+            self.tell(&event);
+        }
+    }
+
+    /// What comes after the last step of a stage.
+    fn leave(&mut self, stage: &StageConfig) -> Result<()> {
+        if let Some(average) = self.average.take() {
+            self.net.load_state(average.state())?;
+        }
+        self.probe(stage)?;
+        let needs_teacher = self.config.stages.iter().any(|s| s.kd_ratio > 0.0);
+        if self.progress.stage == 0 && needs_teacher {
+            self.teacher = Some(self.frozen(&self.net.state()?)?);
+        }
+        self.progress.stage += 1;
+        self.progress.stage_step = 0;
+        self.progress.average_updates = 0;
+        self.optimizer = Sgd::new(self.config.momentum, self.config.weight_decay, self.net.parameters().len());
+        self.checkpoint().map(drop)
+    }
+
+    /// The batches of the stage from the next step on, prepared beside the computation.
+    fn batches(&self, choices: &SearchSpace, plan: &StagePlan) -> Prefetch<Batch> {
+        let (data, choices, plan) = (self.data.clone(), choices.clone(), plan.clone());
+        let (seed, augmentation) = (self.config.seed, self.config.augmentation.clone());
+        let start = self.progress.stage_step;
+        let mut order: Option<(usize, Vec<usize>)> = None;
+        Prefetch::new(plan.steps - start, AHEAD, move |index| {
+            let stage_step = start + index;
+            let epoch = plan.first_epoch + stage_step / plan.steps_per_epoch;
+            let images = match &order {
+                Some((of, images)) if *of == epoch => images,
+                _ => &order.insert((epoch, epoch_order(data.train.len(), seed, epoch as u64))).1,
+            };
+            let first = stage_step % plan.steps_per_epoch * plan.batch;
+            let resolution = resolution_of(&choices, seed, plan.first_step + stage_step);
+            data.training_batch(&images[first..first + plan.batch], resolution, &augmentation, seed, epoch as u64)
+        })
+    }
+
+    fn probe_due(&self, plan: &StagePlan) -> bool {
+        let every = self.config.probe.every_epochs * plan.steps_per_epoch;
+        let done = self.progress.stage_step;
+        every > 0 && done > 0 && done.is_multiple_of(every) && self.progress.probed != Some(self.progress.step)
+    }
+
+    /// Validates the probes, with the moving average if there is one.
+    fn probe(&mut self, stage: &StageConfig) -> Result<()> {
+        let results = match &self.average {
+            None => self.measure_probes()?,
+            Some(average) => {
+                let current = self.net.state()?;
+                self.net.load_state(average.state())?;
+                let results = self.measure_probes();
+                self.net.load_state(&current)?;
+                results?
+            }
+        };
+        let (step, seconds) = (self.progress.step, self.progress.seconds);
+        for result in &results {
+            self.metrics.write(&MetricsLine::Probe {
+                step,
+                stage: stage.name.clone(),
+                probe: result.name.to_string(),
+                subnet: result.subnet.clone(),
+                accuracy: result.accuracy,
+                seconds,
+            })?;
+        }
+        self.progress.probed = Some(step);
+        self.tell(&Event::Probes { stage: &stage.name, step, results: &results });
+        self.probes = results;
+        Ok(())
+    }
+
+    fn measure_probes(&self) -> Result<Vec<ProbeResult>> {
+        [("smallest", self.space.smallest()), ("middle", self.space.middle()), ("largest", self.space.largest())]
+            .into_iter()
+            .map(|(name, subnet)| {
+                let statistics = recalibrate_on(self.net, &subnet, &self.recalibration)?;
+                let accuracy = accuracy_on(self.net, &subnet, &statistics, &self.validation)?;
+                Ok(ProbeResult { name, subnet, accuracy })
+            })
+            .collect()
+    }
+
+    fn checkpoint(&mut self) -> Result<PathBuf> {
+        self.progress.metrics_bytes = self.metrics.sync()?;
+        let mut average = HashMap::new();
+        if let Some(running) = &self.average {
+            average.clone_from(running.state());
+            self.progress.average_updates = running.updates();
+        }
+        let path = self.folder.save(&Checkpoint {
+            progress: self.progress.clone(),
+            identity: self.identity.clone(),
+            weights: self.net.state()?,
+            momentum: self.optimizer.state(self.net.parameters())?,
+            average,
+            teacher: self.teacher.as_ref().map_or(Ok(HashMap::new()), Supernet::state)?,
+        })?;
+        self.last_checkpoint = Instant::now();
+        self.tell(&Event::Checkpoint { path: &path });
+        Ok(path)
+    }
+
+    fn restore(&mut self, checkpoint: Checkpoint, path: &Path, damaged: &[String]) -> Result<()> {
+        let Checkpoint { progress, weights, momentum, average, teacher, .. } = checkpoint;
+        let fits = progress.stage <= self.plan.len()
+            && self.plan.get(progress.stage).is_none_or(|plan| progress.stage_step <= plan.steps);
+        if !fits {
+            return Err(Error::format(
+                path,
+                format!(
+                    "it stands at step {} of stage {}, which the configuration does not have",
+                    progress.stage_step,
+                    progress.stage + 1
+                ),
+            ));
+        }
+        self.net.load_state(&weights)?;
+        self.optimizer.load_state(self.net.parameters(), &momentum)?;
+        if let Some(decay) = self.config.ema.filter(|_| !average.is_empty()) {
+            self.average = Some(Average::new(decay, average, progress.average_updates));
+        }
+        if !teacher.is_empty() {
+            self.teacher = Some(self.frozen(&teacher)?);
+        }
+        self.progress = progress;
+        self.tell(&Event::Resumed { checkpoint: path, step: self.progress.step, damaged });
+        Ok(())
+    }
+
+    /// A second network with the given weights.
+    fn frozen(&self, state: &HashMap<String, Tensor>) -> Result<Supernet> {
+        let dtype = self.net.parameters().first().map_or(candle_core::DType::F32, |p| p.var.dtype());
+        let teacher = Supernet::on_device(&self.space, self.net.classes(), self.config.seed, dtype, self.net.device())?;
+        teacher.load_state(state)?;
+        Ok(teacher)
+    }
+
+    fn tell(&mut self, event: &Event) {
+        self.stop |= (self.observer)(event) == Control::Stop;
+    }
+}

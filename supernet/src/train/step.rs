@@ -1,0 +1,177 @@
+//! One step of progressive shrinking. A step computes; the caller logs.
+
+use super::config::{StageConfig, TrainConfig};
+use super::gradients::{Gradients, clip_factor};
+use super::loss;
+use super::optimizer::Sgd;
+use crate::network::{Mode, Supernet};
+use crate::seed::{Purpose, generator};
+use crate::{Error, Result, SearchSpace, Subnet};
+use candle_core::{DType, Tensor};
+use rand::Rng;
+
+/// What decides a step, besides weights and images.
+pub struct StepInput<'a> {
+    /// The configuration.
+    pub config: &'a TrainConfig,
+    /// The stage.
+    pub stage: &'a StageConfig,
+    /// The space narrowed to what the stage may draw ([`StageConfig::choices`]).
+    pub choices: &'a SearchSpace,
+    /// Number of the step since the start of training, from 0; with the seed it decides what is drawn.
+    pub step: usize,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Images `[batch, r, r, 3]`.
+    pub images: &'a Tensor,
+    /// Class of each image.
+    pub labels: &'a [u32],
+}
+
+/// What a step computed; means over its subnets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepReport {
+    /// `cross_entropy + kd_ratio x distillation`.
+    pub loss: f64,
+    /// Smoothed cross-entropy with the labels.
+    pub cross_entropy: f64,
+    /// Cross-entropy with the teacher's soft labels, if there is a teacher.
+    pub distillation: Option<f64>,
+    /// Accuracy on the batch in training mode, 0 to 1.
+    pub accuracy: f64,
+    /// Norm of the summed gradient before clipping.
+    pub gradient_norm: f64,
+    /// Resolution of the batch.
+    pub resolution: usize,
+    /// The subnets that were trained.
+    pub subnets: Vec<Subnet>,
+}
+
+/// The resolution of the batch of step `step`: drawn uniformly, the same for all subnets of the step.
+pub fn resolution_of(choices: &SearchSpace, seed: u64, step: usize) -> usize {
+    let mut rng = generator(seed, Purpose::Sampling, &[step as u64]);
+    choices.resolutions[rng.random_range(0..choices.resolutions.len())]
+}
+
+/// Subnet `index` of step `step` at the batch's resolution.
+pub fn subnet_of(choices: &SearchSpace, seed: u64, step: usize, index: usize, resolution: usize) -> Subnet {
+    let mut rng = generator(seed, Purpose::Sampling, &[step as u64, index as u64]);
+    Subnet { resolution, ..choices.sample(&mut rng) }
+}
+
+/// Trains `net` by one step: the teacher's soft labels (if the stage distils), forward and backward passes of the sampled
+/// subnets with summed gradients, one optimizer step (paper §3.3, algorithm 1).
+///
+/// # Errors
+/// [`Error::NotFinite`] with stage, step and subnet if a loss or the gradient is NaN or infinite, before any weight changes;
+/// a stage that distils without a teacher; a failed tensor operation.
+pub fn train_step(
+    net: &Supernet,
+    teacher: Option<&Supernet>,
+    optimizer: &mut Sgd,
+    input: &StepInput,
+) -> Result<StepReport> {
+    let StepInput { config, stage, choices, step, images, labels, .. } = *input;
+    let resolution = images.dim(1)?;
+    let count = stage.subnets_per_step;
+    let soft_targets = match (stage.kd_ratio > 0.0, teacher) {
+        (false, _) => None,
+        (true, Some(teacher)) => {
+            let largest = Subnet { resolution, ..teacher.space().largest() };
+            Some(loss::soft_targets(&teacher.forward(images, &largest, Mode::BatchStatistics)?)?)
+        }
+        (true, None) => {
+            return Err(Error::Config(format!(
+                "stage '{}' distils (kd_ratio > 0) but there is no teacher",
+                stage.name
+            )));
+        }
+    };
+    let targets = loss::smoothed_targets(labels, net.classes(), config.label_smoothing, images.device())?;
+
+    let mut gradients = Gradients::none(net.parameters().len());
+    let mut report = StepReport {
+        loss: 0.0,
+        cross_entropy: 0.0,
+        distillation: soft_targets.as_ref().map(|_| 0.0),
+        accuracy: 0.0,
+        gradient_norm: 0.0,
+        resolution,
+        subnets: Vec::with_capacity(count),
+    };
+    for index in 0..count {
+        let subnet = subnet_of(choices, config.seed, step, index, resolution);
+        let mut rng = generator(config.seed, Purpose::Dropout, &[step as u64, index as u64]);
+        let logits = net.forward(images, &subnet, Mode::Train { dropout: config.dropout, rng: &mut rng })?;
+        let log_probabilities = loss::log_softmax(&logits)?;
+        let cross_entropy = loss::cross_entropy(&log_probabilities, &targets)?;
+        let total = match &soft_targets {
+            None => cross_entropy.clone(),
+            Some(soft) => {
+                let distillation = loss::cross_entropy(&log_probabilities, soft)?;
+                *report.distillation.get_or_insert(0.0) += scalar(&distillation)? / count as f64;
+                (&cross_entropy + (distillation * stage.kd_ratio)?)?
+            }
+        };
+        let value = scalar(&total)?;
+        if !value.is_finite() {
+            return Err(not_finite(input, "the loss", value, &subnet));
+        }
+        report.loss += value / count as f64;
+        report.cross_entropy += scalar(&cross_entropy)? / count as f64;
+        report.accuracy += loss::correct(&logits, labels)? as f64 / (labels.len() * count) as f64;
+        gradients.add(net.parameters(), total.backward()?)?;
+        report.subnets.push(subnet);
+    }
+    report.gradient_norm = gradients.norm()?;
+    if !report.gradient_norm.is_finite() {
+        let last = &report.subnets[count - 1];
+        return Err(not_finite(input, "the gradient's norm", report.gradient_norm, last));
+    }
+    let scale = clip_factor(report.gradient_norm, config.clip_norm);
+    optimizer.step(net.parameters(), &gradients, input.learning_rate, scale)?;
+    Ok(report)
+}
+
+fn scalar(tensor: &Tensor) -> Result<f64> {
+    Ok(f64::from(tensor.to_dtype(DType::F32)?.to_scalar::<f32>()?))
+}
+
+fn not_finite(input: &StepInput, what: &str, value: f64, subnet: &Subnet) -> Error {
+    Error::NotFinite(format!(
+        "stage '{}', step {}: {what} is {value} for subnet '{subnet}' at learning rate {}; lower learning_rate, lengthen \
+         warmup_epochs or set clip_norm, and start again from the last checkpoint",
+        input.stage.name, input.step, input.learning_rate
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::space::preset;
+
+    #[test]
+    fn draws_depend_on_seed_step_and_index_only_and_stay_in_the_stage() {
+        let space = preset("cifar-mbv3").unwrap();
+        let config = TrainConfig::preset("cifar", &space).unwrap();
+        for stage in &config.stages {
+            let choices = stage.choices(&space);
+            let mut seen = std::collections::HashSet::new();
+            for step in 0..60 {
+                let resolution = resolution_of(&choices, 1, step);
+                for index in 0..stage.subnets_per_step {
+                    let subnet = subnet_of(&choices, 1, step, index, resolution);
+                    choices.check(&subnet).unwrap();
+                    assert_eq!(subnet.resolution, resolution);
+                    assert_eq!(subnet, subnet_of(&choices, 1, step, index, resolution));
+                    seen.insert(subnet);
+                }
+            }
+            if stage.name == "largest" {
+                assert_eq!(seen.len(), space.resolutions.len());
+            } else {
+                assert!(seen.len() > 50, "{}: {}", stage.name, seen.len());
+            }
+        }
+    }
+}

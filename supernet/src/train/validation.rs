@@ -1,0 +1,229 @@
+//! Accuracy of subnets. Batch norm's running statistics belong to no particular subnet, so they are recalibrated on training
+//! images before a subnet is evaluated (paper §3.3 and the published code); without it accuracy is meaningless.
+
+use super::loss;
+use crate::data::{Batch, Dataset, Split};
+use crate::network::{Mode, Statistics, StatisticsCollector, Supernet};
+use crate::seed::{Purpose, generator};
+use crate::{Error, Result, Subnet};
+use candle_core::Tensor;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+/// Bytes of prepared images that an [`EvaluationSet`] keeps by default (1 GiB).
+const DEFAULT_BUDGET: usize = 1 << 30;
+
+/// A batch as the network takes it.
+pub struct EvaluationBatch {
+    /// `[batch, resolution, resolution, 3]`, normalised, on the network's device.
+    pub images: Tensor,
+    /// Class of each image.
+    pub labels: Vec<u32>,
+}
+
+impl EvaluationBatch {
+    /// Moves a loaded batch to the device and number type of `net`.
+    ///
+    /// # Errors
+    /// A tensor operation failed.
+    pub fn new(batch: Batch, net: &Supernet) -> Result<Self> {
+        Ok(EvaluationBatch {
+            images: image_tensor(batch.images, batch.labels.len(), batch.resolution, net)?,
+            labels: batch.labels,
+        })
+    }
+}
+
+/// Images `[count, resolution, resolution, 3]` on the device and in the number type of `net`.
+pub(super) fn image_tensor(images: Vec<f32>, count: usize, resolution: usize, net: &Supernet) -> Result<Tensor> {
+    let images = Tensor::from_vec(images, (count, resolution, resolution, 3), net.device())?;
+    match net.parameters().first() {
+        Some(parameter) => Ok(images.to_dtype(parameter.var.dtype())?),
+        None => Ok(images),
+    }
+}
+
+/// Chosen images of a split without augmentation, prepared once a resolution and kept while they fit in memory, so that a
+/// thousand subnets can be measured without decoding an image twice. May be shared between threads.
+pub struct EvaluationSet<'a> {
+    data: &'a Dataset,
+    split: &'a Split,
+    indices: Vec<usize>,
+    batch: usize,
+    budget: usize,
+    prepared: Mutex<HashMap<usize, Arc<Vec<EvaluationBatch>>>>,
+}
+
+impl<'a> EvaluationSet<'a> {
+    /// The images `indices` of `split` in batches of `batch`.
+    ///
+    /// # Errors
+    /// No images, or a batch of none.
+    pub fn new(data: &'a Dataset, split: &'a Split, indices: Vec<usize>, batch: usize) -> Result<Self> {
+        if indices.is_empty() || batch == 0 {
+            return Err(Error::Data(format!(
+                "cannot evaluate on {} images in batches of {batch}; both must be at least 1 (is the split empty?)",
+                indices.len()
+            )));
+        }
+        Ok(EvaluationSet { data, split, indices, batch, budget: DEFAULT_BUDGET, prepared: Mutex::default() })
+    }
+
+    /// `limit` images spread evenly over `split` (a split is often sorted by class), or all.
+    ///
+    /// # Errors
+    /// An empty split.
+    pub fn of_split(data: &'a Dataset, split: &'a Split, limit: Option<usize>, batch: usize) -> Result<Self> {
+        Self::new(data, split, spread(split.len(), limit), batch)
+    }
+
+    /// `images` seeded, distinct training images, or all if there are fewer: for recalibration.
+    ///
+    /// # Errors
+    /// No training images.
+    pub fn for_recalibration(data: &'a Dataset, images: usize, batch: usize, seed: u64) -> Result<Self> {
+        let count = data.train.len();
+        let mut rng = generator(seed, Purpose::Recalibration, &[]);
+        let mut indices = rand::seq::index::sample(&mut rng, count, images.min(count)).into_vec();
+        indices.sort_unstable();
+        Self::new(data, &data.train, indices, batch)
+    }
+
+    /// Keeps at most `bytes` of prepared images in memory; a set that does not fit is decoded anew each time.
+    pub fn with_budget(mut self, bytes: usize) -> Self {
+        self.budget = bytes;
+        self
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    /// Never true: a set has at least one image.
+    pub fn is_empty(&self) -> bool {
+        self.indices.is_empty()
+    }
+
+    /// Calls `use_batch` with every batch at `resolution`, in order.
+    ///
+    /// # Errors
+    /// An image that cannot be loaded, or what `use_batch` returns.
+    pub fn for_each(
+        &self,
+        net: &Supernet,
+        resolution: usize,
+        mut use_batch: impl FnMut(&EvaluationBatch) -> Result<()>,
+    ) -> Result<()> {
+        if let Some(batches) = self.kept(net, resolution)? {
+            return batches.iter().try_for_each(use_batch);
+        }
+        for indices in self.indices.chunks(self.batch) {
+            use_batch(&self.load(net, indices, resolution)?)?;
+        }
+        Ok(())
+    }
+
+    fn load(&self, net: &Supernet, indices: &[usize], resolution: usize) -> Result<EvaluationBatch> {
+        EvaluationBatch::new(self.data.evaluation_batch(self.split, indices, resolution)?, net)
+    }
+
+    /// The prepared batches if they fit the budget; other resolutions make room for them.
+    fn kept(&self, net: &Supernet, resolution: usize) -> Result<Option<Arc<Vec<EvaluationBatch>>>> {
+        let size = |resolution: usize| self.indices.len() * resolution * resolution * 3 * size_of::<f32>();
+        if size(resolution) > self.budget {
+            return Ok(None);
+        }
+        // A thread that panicked while it held the lock left a map that is still whole.
+        let mut prepared = self.prepared.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(batches) = prepared.get(&resolution) {
+            return Ok(Some(batches.clone()));
+        }
+        let held: usize = prepared.keys().map(|&r| size(r)).sum();
+        if held + size(resolution) > self.budget {
+            prepared.clear();
+        }
+        let batches: Result<Vec<_>> =
+            self.indices.chunks(self.batch).map(|indices| self.load(net, indices, resolution)).collect();
+        let batches = Arc::new(batches?);
+        prepared.insert(resolution, batches.clone());
+        Ok(Some(batches))
+    }
+}
+
+/// Recalibrated batch-norm statistics of `subnet`: means over the images of `set`, at the subnet's resolution.
+///
+/// # Errors
+/// A subnet outside the space, or images that cannot be loaded.
+pub fn recalibrate_on(net: &Supernet, subnet: &Subnet, set: &EvaluationSet) -> Result<Statistics> {
+    let mut collector = StatisticsCollector::default();
+    set.for_each(net, subnet.resolution, |batch| {
+        net.forward(&batch.images, subnet, Mode::Collect(&mut collector)).map(|_| ())
+    })?;
+    Ok(collector.finish())
+}
+
+/// Top-1 accuracy (0 to 1) of `subnet` on `set` with the given statistics.
+///
+/// # Errors
+/// A subnet outside the space, or images that cannot be loaded.
+pub fn accuracy_on(net: &Supernet, subnet: &Subnet, statistics: &Statistics, set: &EvaluationSet) -> Result<f64> {
+    let mut correct = 0;
+    set.for_each(net, subnet.resolution, |batch| {
+        let logits = net.forward(&batch.images, subnet, Mode::Evaluate(statistics))?;
+        correct += loss::correct(&logits, &batch.labels)?;
+        Ok(())
+    })?;
+    Ok(correct as f64 / set.len() as f64)
+}
+
+/// [`recalibrate_on`] `images` seeded training images without augmentation. To measure many subnets, make one
+/// [`EvaluationSet`] instead.
+///
+/// # Errors
+/// As [`recalibrate_on`].
+pub fn recalibrate(
+    net: &Supernet,
+    subnet: &Subnet,
+    data: &Dataset,
+    images: usize,
+    batch: usize,
+    seed: u64,
+) -> Result<Statistics> {
+    recalibrate_on(net, subnet, &EvaluationSet::for_recalibration(data, images, batch, seed)?)
+}
+
+/// [`accuracy_on`] `limit` images spread over `split`, or all of it.
+///
+/// # Errors
+/// As [`accuracy_on`].
+pub fn accuracy(
+    net: &Supernet,
+    subnet: &Subnet,
+    statistics: &Statistics,
+    data: &Dataset,
+    split: &Split,
+    limit: Option<usize>,
+    batch: usize,
+) -> Result<f64> {
+    accuracy_on(net, subnet, statistics, &EvaluationSet::of_split(data, split, limit, batch)?)
+}
+
+/// `limit` indices spread evenly over `0..len`, or all of them.
+fn spread(len: usize, limit: Option<usize>) -> Vec<usize> {
+    let count = limit.unwrap_or(len).min(len);
+    (0..count).map(|i| i * len / count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_spreads_over_the_split() {
+        assert_eq!(spread(5, None), [0, 1, 2, 3, 4]);
+        assert_eq!(spread(10, Some(4)), [0, 2, 5, 7]);
+        assert_eq!(spread(3, Some(9)), [0, 1, 2]);
+        assert!(spread(0, Some(2)).is_empty());
+    }
+}

@@ -1,0 +1,150 @@
+//! The whole network: fused kernels against the f64 composite, elastic slices, channel sorting, state.
+
+use candle_core::{DType, Device, Tensor};
+use ofa_supernet::network::{Mode, StatisticsCollector};
+use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::{SearchSpace, Subnet, Supernet};
+use rand::Rng;
+
+fn space() -> SearchSpace {
+    let mut space = SearchSpace::named("tiny").unwrap();
+    space.kernel_sizes = vec![3, 5, 7];
+    space
+}
+
+fn images(batch: usize, size: usize, seed: u64) -> Tensor {
+    let mut rng = generator(seed, Purpose::Builtin, &[]);
+    let values: Vec<f32> = (0..batch * size * size * 3).map(|_| rng.random_range(-2.0f32..2.0)).collect();
+    Tensor::from_vec(values, (batch, size, size, 3), &Device::Cpu).unwrap()
+}
+
+fn sample(space: &SearchSpace, position: u64) -> Subnet {
+    space.sample(&mut generator(4, Purpose::Sampling, &[position]))
+}
+
+/// A network whose transforms and batch norms are not at their initial values.
+fn disturbed(net: &Supernet) {
+    let mut rng = generator(8, Purpose::Weights, &[]);
+    for parameter in net.parameters() {
+        let count = parameter.var.elem_count();
+        let noise: Vec<f32> = (0..count).map(|_| rng.random_range(-0.2f32..0.2)).collect();
+        let noise = Tensor::from_vec(noise, parameter.var.shape(), &Device::Cpu).unwrap();
+        let noise = noise.to_dtype(parameter.var.dtype()).unwrap();
+        parameter.var.set(&(parameter.var.as_detached_tensor() + noise).unwrap()).unwrap();
+    }
+}
+
+fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
+    let (a, b) = (a.to_dtype(DType::F64).unwrap(), b.to_dtype(DType::F64).unwrap());
+    (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
+#[test]
+fn fused_network_equals_the_f64_composite_in_value_and_gradient() {
+    let space = space();
+    let (fused, exact) =
+        (Supernet::new(&space, 7, 1).unwrap(), Supernet::on_device(&space, 7, 1, DType::F64, &Device::Cpu).unwrap());
+    disturbed(&fused);
+    exact.load_state(&fused.state().unwrap()).unwrap();
+    for (position, size) in [(0, 16), (1, 24), (2, 19)] {
+        let subnet = if position == 0 { space.largest() } else { sample(&space, position) };
+        let x = images(3, size, position);
+        let run = |net: &Supernet| {
+            let mut rng = generator(1, Purpose::Dropout, &[]);
+            let logits = net.forward(&x, &subnet, Mode::Train { dropout: 0.2, rng: &mut rng }).unwrap();
+            let gradients = logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            (logits, gradients)
+        };
+        let ((a, fused_gradients), (b, exact_gradients)) = (run(&fused), run(&exact));
+        assert!(largest_difference(&a, &b) < 2e-3, "{subnet}: {}", largest_difference(&a, &b));
+        for (f, e) in fused.parameters().iter().zip(exact.parameters()) {
+            match (fused_gradients.get(&f.var), exact_gradients.get(&e.var)) {
+                (Some(g), Some(h)) => {
+                    let norm = h.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
+                    let difference = (g.to_dtype(DType::F64).unwrap() - h).unwrap();
+                    let difference = difference.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
+                    assert!(difference <= 1e-3 * norm.max(1e-2), "{subnet} {}: {difference} of {norm}", f.name);
+                }
+                (None, None) => {}
+                _ => panic!("{}: only one network has a gradient", f.name),
+            }
+        }
+        // Running statistics moved alike.
+        let (f, e) = (fused.running_statistics(&subnet).unwrap(), exact.running_statistics(&subnet).unwrap());
+        for ((fm, fv), (em, ev)) in f.layers.iter().zip(&e.layers) {
+            for (f, e) in fm.iter().chain(fv).zip(em.iter().chain(ev)) {
+                assert!((f - e).abs() <= 1e-3 * e.abs().max(1.0), "{f} {e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_parameter_of_the_largest_subnet_gets_a_gradient() {
+    let space = space();
+    let net = Supernet::new(&space, 5, 1).unwrap();
+    let mut rng = generator(1, Purpose::Dropout, &[]);
+    let largest =
+        net.forward(&images(2, 16, 1), &space.largest(), Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();
+    let narrow = space.uniform(16, space.max_depth(), 3, space.expand_ratios[0]);
+    let smallest = net.forward(&images(2, 16, 1), &narrow, Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();
+    let gradients = (largest.sqr().unwrap() + smallest.sqr().unwrap()).unwrap().sum_all().unwrap().backward().unwrap();
+    for parameter in net.parameters() {
+        let gradient = gradients.get(&parameter.var).unwrap_or_else(|| panic!("{} has no gradient", parameter.name));
+        assert_eq!(gradient.dims(), parameter.var.dims());
+        assert!(gradient.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap() > 0.0, "{}", parameter.name);
+    }
+}
+
+#[test]
+fn sorting_channels_keeps_the_largest_function() {
+    let space = space();
+    let net = Supernet::new(&space, 5, 3).unwrap();
+    disturbed(&net);
+    let x = images(4, 24, 2);
+    let logits = |net: &Supernet, subnet: &Subnet| net.forward(&x, subnet, Mode::BatchStatistics).unwrap();
+    let (largest, smallest) = (logits(&net, &space.largest()), logits(&net, &space.smallest()));
+    let statistics = net.running_statistics(&space.largest()).unwrap();
+    for stage in [1, 2] {
+        net.sort_channels(stage).unwrap();
+        assert!(largest_difference(&largest, &logits(&net, &space.largest())) < 1e-3);
+    }
+    assert!(largest_difference(&smallest, &logits(&net, &space.smallest())) > 1e-3, "the order did not change");
+    assert_eq!(statistics.layers.len(), net.running_statistics(&space.largest()).unwrap().layers.len());
+}
+
+#[test]
+fn recalibrated_statistics_of_one_batch_reproduce_batch_mode() {
+    let space = space();
+    let net = Supernet::new(&space, 5, 3).unwrap();
+    let subnet = sample(&space, 9);
+    let x = images(6, 20, 2);
+    let mut collector = StatisticsCollector::default();
+    let batch = net.forward(&x, &subnet, Mode::Collect(&mut collector)).unwrap();
+    let statistics = collector.finish();
+    let given = net.forward(&x, &subnet, Mode::Evaluate(&statistics)).unwrap();
+    assert!(largest_difference(&batch, &given) < 1e-4);
+    let other = net.forward(&x, &space.largest(), Mode::Evaluate(&statistics));
+    assert!(other.is_err_and(|e| e.to_string().contains("do not belong")));
+}
+
+#[test]
+fn state_round_trips_and_bad_state_changes_nothing() {
+    let space = space();
+    let (net, other) = (Supernet::new(&space, 5, 3).unwrap(), Supernet::new(&space, 5, 4).unwrap());
+    let state = net.state().unwrap();
+    let mut broken = state.clone();
+    broken.remove("stages.1.0.project.weight");
+    let before = other.state().unwrap();
+    assert!(other.load_state(&broken).unwrap_err().to_string().contains("stages.1.0.project.weight"));
+    let mut poisoned = state.clone();
+    poisoned.insert("classifier.bias".into(), Tensor::full(f32::NAN, 5, &Device::Cpu).unwrap());
+    assert!(other.load_state(&poisoned).unwrap_err().to_string().contains("NaN"));
+    for (name, tensor) in other.state().unwrap() {
+        assert_eq!(largest_difference(&tensor, &before[&name]), 0.0, "{name}");
+    }
+    other.load_state(&state).unwrap();
+    for (name, tensor) in other.state().unwrap() {
+        assert_eq!(largest_difference(&tensor, &state[&name]), 0.0, "{name}");
+    }
+}
