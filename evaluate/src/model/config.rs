@@ -1,6 +1,7 @@
 //! `config.json` of an extracted model.
 
 use super::validate;
+use ofa_supernet::data::Normalisation;
 use ofa_supernet::space::{NetworkSpec, Subnet};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -26,20 +27,10 @@ pub struct ModelConfig {
     pub network: NetworkSpec,
     /// Name of each class, in the order of the logits.
     pub labels: Vec<String>,
-    /// How pixels become input values.
+    /// How pixels become input values: `(pixel / 255 - mean) / std`, per colour channel.
     pub normalisation: Normalisation,
     /// Number type of the tensors in the file.
     pub dtype: NumberType,
-}
-
-/// `(pixel / 255 - mean) / std`, per colour channel.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Normalisation {
-    /// Mean of red, green and blue, pixels being 0 to 1.
-    pub mean: [f32; 3],
-    /// Standard deviation.
-    pub std: [f32; 3],
 }
 
 /// Number types that a model can be stored in; it always runs in f32.
@@ -114,10 +105,6 @@ impl ModelConfig {
         if self.labels.len() != self.network.classes {
             return Err(format!("{} labels for {} classes", self.labels.len(), self.network.classes));
         }
-        let Normalisation { mean, std } = self.normalisation;
-        if mean.iter().any(|v| !v.is_finite()) || std.iter().any(|v| !v.is_finite() || *v <= 0.0) {
-            return Err(format!("normalisation mean {mean:?}, std {std:?}: means must be finite, std also positive"));
-        }
-        Ok(())
+        self.normalisation.check().map_err(|e| e.to_string())
     }
 }

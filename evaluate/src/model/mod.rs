@@ -7,8 +7,9 @@ mod names;
 mod tensors;
 mod validate;
 
-pub use config::{FORMAT, ModelConfig, Normalisation, NumberType, VERSION};
+pub use config::{FORMAT, ModelConfig, NumberType, VERSION};
 pub use names::{BlockNames, block_prefix, feature_prefix, tensor_shapes};
+pub use ofa_supernet::data::Normalisation;
 pub use validate::validate;
 
 use crate::runtime::{StaticNetwork, Weights, check_weights};
