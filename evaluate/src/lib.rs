@@ -1,1 +1,25 @@
+//! How good, how big and how fast a network is.
+//!
+//! | module | concern |
+//! | --- | --- |
+//! | [`cost`] | multiply-accumulates, parameters, peak activation memory of a [`NetworkSpec`](ofa_supernet::NetworkSpec) |
+//! | [`latency`] | measuring times, and their statistics |
+//! | [`profile`] | a device's latency table: made on the device, read by the search |
+//! | [`runtime`] | fast inference of a static network |
+//! | [`model`] | the folder of an extracted model: names, configuration, loading, saving |
+//! | [`mod@bench`] | accuracy, size and speed of extracted models, as a table |
+//!
+//! Everything here is read-only towards the supernet: nothing trains.
 
+pub mod bench;
+pub mod cost;
+pub mod error;
+pub mod latency;
+pub mod model;
+pub mod profile;
+pub mod runtime;
+
+pub use error::{Error, Result};
+pub use model::Model;
+pub use profile::DeviceProfile;
+pub use runtime::StaticNetwork;

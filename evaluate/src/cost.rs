@@ -1,0 +1,189 @@
+//! What a static network costs on every device alike: multiply-accumulates, parameters, activation memory.
+//!
+//! All are closed formulas over the layer list; nothing runs.
+
+use ofa_supernet::space::{BlockSpec, ConvSpec, NetworkSpec};
+
+/// Multiply-accumulates of one image's forward pass.
+///
+/// Counted: every multiplication of an input by a weight in the convolutions (stem, expand, depthwise, project, feature),
+/// in the two 1x1 convolutions of squeeze-excite, and in the hidden and classifier layers. A `k x k` convolution counts
+/// `k * k` for every output pixel, padding included. Not counted: biases, batch norm (it folds into the convolution),
+/// activations, pooling, the product with the squeeze-excite gate, residual sums.
+pub fn macs(network: &NetworkSpec) -> u64 {
+    let blocks: u64 = network.blocks().map(block_macs).sum();
+    let hidden = product(&[network.feature.out_channels, network.hidden_channels]);
+    let classifier = product(&[network.hidden_channels, network.classes]);
+    conv_macs(&network.stem) + blocks + conv_macs(&network.feature) + hidden + classifier
+}
+
+fn conv_macs(conv: &ConvSpec) -> u64 {
+    let size = conv.output_size();
+    product(&[size, size, conv.out_channels, conv.in_channels, conv.kernel, conv.kernel])
+}
+
+fn block_macs(block: &BlockSpec) -> u64 {
+    let (input, output) = (block.input_size, block.output_size());
+    let expand = if block.expand { product(&[input, input, block.in_channels, block.middle_channels]) } else { 0 };
+    let depthwise = product(&[output, output, block.middle_channels, block.kernel, block.kernel]);
+    let squeeze = block.squeeze_excite.map_or(0, |reduced| 2 * product(&[reduced, block.middle_channels]));
+    let project = product(&[output, output, block.middle_channels, block.out_channels]);
+    expand + depthwise + squeeze + project
+}
+
+/// Trainable numbers of the network: weights, biases, and batch norm's scale and shift. Running statistics are not
+/// parameters and are not counted.
+pub fn parameters(network: &NetworkSpec) -> u64 {
+    let conv = |conv: &ConvSpec| {
+        product(&[conv.out_channels, conv.in_channels, conv.kernel, conv.kernel]) + 2 * conv.out_channels as u64
+    };
+    let blocks: u64 = network.blocks().map(block_parameters).sum();
+    let hidden = product(&[network.feature.out_channels, network.hidden_channels]);
+    let classifier = product(&[network.hidden_channels + 1, network.classes]);
+    conv(&network.stem) + blocks + conv(&network.feature) + hidden + classifier
+}
+
+fn block_parameters(block: &BlockSpec) -> u64 {
+    let middle = block.middle_channels;
+    let expand = if block.expand { product(&[block.in_channels + 2, middle]) } else { 0 };
+    let depthwise = product(&[middle, block.kernel, block.kernel]) + 2 * middle as u64;
+    let squeeze = block.squeeze_excite.map_or(0, |reduced| 2 * product(&[reduced, middle]) + (reduced + middle) as u64);
+    let project = product(&[middle + 2, block.out_channels]);
+    expand + depthwise + squeeze + project
+}
+
+/// Largest number of bytes of activations alive at once, for one f32 image executed layer by layer.
+///
+/// A layer's input and output are alive while it runs; nothing is computed in place except activations, batch norm, the
+/// residual sum (into the projection's output) and the gate's product (into the projection's input). Per layer that is:
+///
+/// - stem: image + output;
+/// - expand: block input + expanded;
+/// - depthwise: expanded (or the block input where there is no expand) + output, + block input if there is a residual;
+/// - squeeze-excite: depthwise output + pooled (or gate) vector + reduced vector, + block input if there is a residual;
+/// - project: depthwise output + gate vector + output, + block input if there is a residual;
+/// - feature convolution, average pool, hidden layer, classifier: input + output.
+///
+/// Weights and a runtime's own scratch memory are not counted.
+pub fn peak_activation_bytes(network: &NetworkSpec) -> u64 {
+    let map = |size: usize, channels: usize| product(&[size, size, channels]);
+    let conv = |conv: &ConvSpec| map(conv.input_size, conv.in_channels) + map(conv.output_size(), conv.out_channels);
+    let block = |block: &BlockSpec| {
+        let input = map(block.input_size, block.in_channels);
+        let kept = if block.residual { input } else { 0 };
+        let expanded = map(block.input_size, block.middle_channels);
+        let depthwise = map(block.output_size(), block.middle_channels);
+        let output = map(block.output_size(), block.out_channels);
+        let gate = block.squeeze_excite.map_or(0, |_| block.middle_channels as u64);
+        let reduced = block.squeeze_excite.map_or(0, |reduced| reduced as u64);
+        let depthwise_step = if block.expand { kept + expanded + depthwise } else { input + depthwise };
+        let expand_step = if block.expand { input + expanded } else { 0 };
+        expand_step.max(depthwise_step).max(kept + depthwise + gate + reduced).max(kept + depthwise + gate + output)
+    };
+    let feature = network.feature.out_channels as u64;
+    let hidden = network.hidden_channels as u64;
+    let pool = map(network.feature.output_size(), network.feature.out_channels) + feature;
+    let blocks = network.blocks().map(block).max().unwrap_or(0);
+    let floats = conv(&network.stem)
+        .max(blocks)
+        .max(conv(&network.feature))
+        .max(pool)
+        .max(feature + hidden)
+        .max(hidden + network.classes as u64);
+    4 * floats
+}
+
+fn product(factors: &[usize]) -> u64 {
+    factors.iter().map(|&f| f as u64).product()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use ofa_supernet::SearchSpace;
+    use ofa_supernet::space::{BlockChoice, ExpandRatio, Subnet, preset};
+    use serde_json::Value;
+    use std::path::PathBuf;
+
+    /// The folder of one network computed by the reference implementation, or `None` (with a printed reason) where the
+    /// checkout has no reference data beside it.
+    pub(crate) fn reference_folder(name: &str) -> Option<PathBuf> {
+        let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/reference")).join(name);
+        if !folder.exists() {
+            eprintln!("skipped: no reference data in {}", folder.display());
+            return None;
+        }
+        Some(folder)
+    }
+
+    /// The space and subnet of one case of the reference's `cases.json`.
+    pub(crate) fn reference_case(case: &Value) -> (SearchSpace, Subnet) {
+        let resolution = case["resolution"].as_u64().unwrap() as usize;
+        let mut space = preset("mbv3-w0.25").unwrap();
+        space.resolutions.push(resolution);
+        space.resolutions.sort_unstable();
+        space.resolutions.dedup();
+        let setting = &case["setting"];
+        let at = |key: &str, index: usize| match &setting[key] {
+            Value::Array(list) => list[index].as_u64().unwrap() as usize,
+            value => value.as_u64().unwrap() as usize,
+        };
+        let stages = (0..5)
+            .map(|stage| {
+                (0..at("d", stage))
+                    .map(|block| BlockChoice {
+                        kernel: at("ks", 4 * stage + block),
+                        expand: ExpandRatio::try_from(at("e", 4 * stage + block) as f64).unwrap(),
+                    })
+                    .collect()
+            })
+            .collect();
+        (space, Subnet { resolution, stages })
+    }
+
+    #[test]
+    fn macs_and_parameters_equal_the_reference() {
+        let Some(folder) = reference_folder("mbv3_w0.25") else { return };
+        let cases: Value = ofa_supernet::files::read_json(&folder.join("cases.json")).unwrap();
+        for case in cases["cases"].as_array().unwrap() {
+            let (space, subnet) = reference_case(case);
+            let network = space.network(&subnet, 10).unwrap();
+            assert_eq!(parameters(&network), case["params"].as_u64().unwrap(), "{}", case["name"]);
+            assert_eq!(macs(&network), case["macs"].as_u64().unwrap(), "{}", case["name"]);
+        }
+    }
+
+    #[test]
+    fn parameters_equal_the_tensors_that_are_written() {
+        for name in ["tiny", "cifar-mbv3"] {
+            let space = preset(name).unwrap();
+            for subnet in [space.smallest(), space.middle(), space.largest()] {
+                let network = space.network(&subnet, 7).unwrap();
+                let written: usize = crate::model::tensor_shapes(&network)
+                    .iter()
+                    .filter(|(name, _)| !name.contains("running_"))
+                    .map(|(_, shape)| shape.iter().product::<usize>())
+                    .sum();
+                assert_eq!(parameters(&network), written as u64);
+            }
+        }
+    }
+
+    #[test]
+    fn peak_memory_of_a_network_worked_out_by_hand() {
+        let space = preset("tiny").unwrap();
+        // 16 px: image 16*16*3 = 768; stem 8*8*8 = 512; first block (residual, no expand): 512 + 512 + 512 = 1536 at its
+        // projection; stage 1, expand 2 of 8 -> 16 channels: expand 512 + 1024, depthwise (stride 2, no residual)
+        // 1024 + 256; later layers are smaller.
+        let network = space.network(&space.smallest(), 10).unwrap();
+        assert!(network.stages[0][0].residual && !network.stages[1][0].residual);
+        assert_eq!(peak_activation_bytes(&network), 4 * 1536);
+        // Expand 4 of 8 -> 32 channels at 8x8: 512 + 2048 = 2560 at the expand, 2048 + 512 at the depthwise.
+        let wide = space.network(&space.uniform(16, 1, 3, space.max_expand()), 10).unwrap();
+        assert_eq!(peak_activation_bytes(&wide), 4 * 2560);
+        // With SE and a residual the block's input, both middle maps and nothing else are alive at the depthwise.
+        let block = BlockSpec { residual: true, stride: 1, ..wide.stages[1][0].clone() };
+        let network = NetworkSpec { stages: vec![vec![block]], ..wide };
+        assert_eq!(peak_activation_bytes(&network), 4 * (512 + 2048 + 2048));
+    }
+}

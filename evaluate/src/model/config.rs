@@ -1,0 +1,110 @@
+//! `config.json` of an extracted model.
+
+use super::validate;
+use ofa_supernet::data::Normalisation;
+use ofa_supernet::space::{NetworkSpec, Subnet};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What the `format` field says.
+pub const FORMAT: &str = "ofa-model";
+/// Version of the format that this program writes and reads.
+pub const VERSION: u32 = 1;
+
+/// All that is needed to rebuild a model from its tensors and to feed it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Always [`FORMAT`].
+    pub format: String,
+    /// Format version, [`VERSION`].
+    pub version: u32,
+    /// Name of the search space the model comes from.
+    pub space: String,
+    /// The subnet in its one-line form.
+    pub subnet: Subnet,
+    /// The network, layer by layer.
+    pub network: NetworkSpec,
+    /// Name of each class, in the order of the logits.
+    pub labels: Vec<String>,
+    /// How pixels become input values: `(pixel / 255 - mean) / std`, per colour channel.
+    pub normalisation: Normalisation,
+    /// Number type of the tensors in the file.
+    pub dtype: NumberType,
+}
+
+/// Number types that a model can be stored in; it always runs in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NumberType {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// Upper half of single precision.
+    Bf16,
+}
+
+impl NumberType {
+    /// Bytes of one number.
+    pub fn bytes(self) -> usize {
+        match self {
+            NumberType::F32 => 4,
+            NumberType::F16 | NumberType::Bf16 => 2,
+        }
+    }
+}
+
+impl fmt::Display for NumberType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NumberType::F32 => "f32",
+            NumberType::F16 => "f16",
+            NumberType::Bf16 => "bf16",
+        })
+    }
+}
+
+impl ModelConfig {
+    /// A configuration in the current format version.
+    pub fn new(
+        space: &str,
+        subnet: &Subnet,
+        network: NetworkSpec,
+        labels: Vec<String>,
+        normalisation: Normalisation,
+        dtype: NumberType,
+    ) -> Self {
+        ModelConfig {
+            format: FORMAT.into(),
+            version: VERSION,
+            space: space.into(),
+            subnet: subnet.clone(),
+            network,
+            labels,
+            normalisation,
+            dtype,
+        }
+    }
+
+    /// Checks that the configuration can be used.
+    ///
+    /// # Errors
+    /// One sentence about the first wrong value.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.format != FORMAT {
+            return Err(format!("the format is '{}', '{FORMAT}' was expected", self.format));
+        }
+        if self.version != VERSION {
+            return Err(format!(
+                "the file has format version {}, this program reads version {VERSION}; extract the model again",
+                self.version
+            ));
+        }
+        validate(&self.network).map_err(|e| e.to_string())?;
+        if self.labels.len() != self.network.classes {
+            return Err(format!("{} labels for {} classes", self.labels.len(), self.network.classes));
+        }
+        self.normalisation.check().map_err(|e| e.to_string())
+    }
+}

@@ -1,0 +1,185 @@
+//! The folder of an extracted model: `config.json` (all that is needed to rebuild and feed it) and `model.safetensors`.
+//!
+//! Tensors have timm's names (see [`tensor_shapes`]), so the weights open in the Python world as they are.
+
+mod config;
+mod names;
+mod tensors;
+mod validate;
+
+pub use config::{FORMAT, ModelConfig, NumberType, VERSION};
+pub use names::{BlockNames, block_prefix, feature_prefix, tensor_shapes};
+pub use ofa_supernet::data::Normalisation;
+pub use validate::validate;
+
+use crate::runtime::{StaticNetwork, Weights, check_weights};
+use crate::{Error, Result};
+use ofa_supernet::files;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Name of the configuration inside a model's folder.
+pub const CONFIG_FILE: &str = "config.json";
+/// Name of the weights inside a model's folder.
+pub const WEIGHTS_FILE: &str = "model.safetensors";
+
+/// An extracted model, loaded and ready to run.
+pub struct Model {
+    config: ModelConfig,
+    network: StaticNetwork,
+    folder: PathBuf,
+    file_bytes: u64,
+}
+
+impl Model {
+    /// Loads a folder that [`save`] (or `ofa extract`) wrote.
+    ///
+    /// # Errors
+    /// A missing file, a configuration or header that is not valid, tensors that do not fit the network; each names the
+    /// file.
+    pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref();
+        let (config, weights) = load_weights(folder)?;
+        let path = folder.join(WEIGHTS_FILE);
+        let file_bytes = fs::metadata(&path).map_err(|e| ofa_supernet::Error::file(&path, e))?.len();
+        let network = StaticNetwork::new(&config.network, &weights).map_err(|e| at(&path, e))?;
+        Ok(Model { config, network, folder: folder.to_path_buf(), file_bytes })
+    }
+
+    /// What `config.json` says.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The network, to run it.
+    pub fn network(&mut self) -> &mut StaticNetwork {
+        &mut self.network
+    }
+
+    /// The network alone.
+    pub fn into_network(self) -> StaticNetwork {
+        self.network
+    }
+
+    /// The folder it came from.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Size of `model.safetensors` in bytes.
+    pub fn file_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+}
+
+/// Reads configuration and weights (as f32, whatever number type they are stored in) of a model's folder, for those who
+/// change or convert them. The weights are checked against the network.
+///
+/// # Errors
+/// As [`Model::load`].
+pub fn load_weights(folder: &Path) -> Result<(ModelConfig, Weights)> {
+    let path = folder.join(CONFIG_FILE);
+    let config: ModelConfig = files::read_json(&path)?;
+    config.validate().map_err(|message| ofa_supernet::Error::format(&path, message))?;
+    let path = folder.join(WEIGHTS_FILE);
+    let bytes = fs::read(&path).map_err(|e| ofa_supernet::Error::file(&path, e))?;
+    let weights =
+        tensors::decode(&bytes, &config.network, config.dtype).map_err(|m| ofa_supernet::Error::format(&path, m))?;
+    check_weights(&config.network, &weights).map_err(|e| at(&path, e))?;
+    Ok((config, weights))
+}
+
+/// Writes a model's folder: the weights, converted to `config.dtype`, then the configuration.
+///
+/// # Errors
+/// A configuration or weights that could not be loaded again, and the operating system's errors; nothing is written
+/// then, or (if the disk fails between the two files) the configuration is missing, which loading reports.
+pub fn save(folder: &Path, config: &ModelConfig, weights: &Weights) -> Result<()> {
+    config.validate().map_err(|message| ofa_supernet::Error::format(folder.join(CONFIG_FILE), message))?;
+    check_weights(&config.network, weights)?;
+    let path = folder.join(WEIGHTS_FILE);
+    let bytes = tensors::encode(weights, config.dtype).map_err(|m| ofa_supernet::Error::format(&path, m))?;
+    files::write_atomic(&path, &bytes)?;
+    Ok(files::write_json(&folder.join(CONFIG_FILE), config)?)
+}
+
+/// An error about a file's content, with its path.
+fn at(path: &Path, error: Error) -> Error {
+    ofa_supernet::Error::format(path, error.to_string()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::random_weights;
+    use ofa_supernet::space::preset;
+
+    fn example(dtype: NumberType) -> (ModelConfig, Weights) {
+        let space = preset("tiny").unwrap();
+        let subnet = space.smallest();
+        let network = space.network(&subnet, 3).unwrap();
+        let weights = random_weights(&network, 5).unwrap();
+        let labels = ["cat", "dog", "owl"].map(String::from).to_vec();
+        let normalisation = Normalisation { mean: [0.5; 3], std: [0.25; 3] };
+        (ModelConfig::new(&space.name, &subnet, network, labels, normalisation, dtype), weights)
+    }
+
+    #[test]
+    fn a_saved_folder_loads_and_computes_the_same() {
+        for (dtype, tolerance) in [(NumberType::F32, 0.0), (NumberType::F16, 0.02), (NumberType::Bf16, 0.2)] {
+            let folder = tempfile::tempdir().unwrap();
+            let (config, weights) = example(dtype);
+            save(folder.path(), &config, &weights).unwrap();
+            let mut model = Model::load(folder.path()).unwrap();
+            assert_eq!(*model.config(), config);
+            assert!(model.file_bytes() > crate::cost::parameters(&config.network) * dtype.bytes() as u64);
+            let images = vec![0.5; 16 * 16 * 3];
+            let expected = StaticNetwork::new(&config.network, &weights).unwrap().run(&images, 1).unwrap().to_vec();
+            let size = expected.iter().fold(0.0f32, |a, &b| a.max(b.abs()));
+            for (found, expected) in model.network().run(&images, 1).unwrap().iter().zip(&expected) {
+                assert!((found - expected).abs() <= tolerance * size, "{dtype}: {found} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn bad_folders_are_one_sentence_with_the_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, weights) = example(NumberType::F32);
+        let refused = |file: &str, part: &str| {
+            let message = Model::load(folder.path()).err().expect(part).to_string();
+            assert!(message.contains(file) && message.contains(part) && !message.contains('\n'), "{message}");
+        };
+        refused(CONFIG_FILE, "No such file");
+        save(folder.path(), &config, &weights).unwrap();
+        let (config_path, weights_path) = (folder.path().join(CONFIG_FILE), folder.path().join(WEIGHTS_FILE));
+        let (text, bytes) = (fs::read_to_string(&config_path).unwrap(), fs::read(&weights_path).unwrap());
+        for (old, new, part) in [
+            ("\"version\": 1", "\"version\": 9", "version 9"),
+            ("ofa-model", "onnx", "'onnx'"),
+            ("\"dog\",", "", "2 labels"),
+            ("0.25,", "0.0,", "std"),
+            ("\"version\": 1", "\"version\": 1, \"colour\": 3", "colour"),
+            ("\"middle_channels\": 8", "\"middle_channels\": 99", "middle channels"),
+            ("\"f32\"", "\"f64\"", "f64"),
+        ] {
+            assert!(text.contains(old), "{old}");
+            fs::write(&config_path, text.replacen(old, new, 1)).unwrap();
+            refused(CONFIG_FILE, part);
+        }
+        fs::write(&config_path, text.replacen("\"f32\"", "\"f16\"", 1)).unwrap();
+        refused(WEIGHTS_FILE, "f16");
+        fs::write(&config_path, &text).unwrap();
+        for cut in [0, 5, 100, bytes.len() - 1] {
+            fs::write(&weights_path, &bytes[..cut]).unwrap();
+            refused(WEIGHTS_FILE, "safetensors");
+        }
+        let mut broken = bytes.clone();
+        let end = broken.len();
+        broken[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+        fs::write(&weights_path, &broken).unwrap();
+        refused(WEIGHTS_FILE, "finite");
+        fs::remove_file(&weights_path).unwrap();
+        refused(WEIGHTS_FILE, "No such file");
+    }
+}

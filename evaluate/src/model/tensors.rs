@@ -1,0 +1,87 @@
+//! Tensors to and from the bytes of a safetensors file.
+
+use super::{NumberType, tensor_shapes};
+use crate::runtime::Weights;
+use half::{bf16, f16};
+use ofa_supernet::space::NetworkSpec;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+use std::collections::HashMap;
+
+/// The tensors of a file as f32. Only names that `network` has are converted, so a file cannot make this allocate more
+/// than it holds.
+///
+/// # Errors
+/// One sentence: a broken header, a tensor that the network does not have, or one of another number type.
+pub fn decode(bytes: &[u8], network: &NetworkSpec, dtype: NumberType) -> Result<Weights, String> {
+    let file = SafeTensors::deserialize(bytes).map_err(|e| format!("not a valid safetensors file: {e}"))?;
+    let known: HashMap<String, Vec<usize>> = tensor_shapes(network).into_iter().collect();
+    let mut weights = Weights::with_capacity(known.len());
+    for (name, view) in file.iter() {
+        if !known.contains_key(name) {
+            return Err(format!("tensor '{name}' does not belong to the network in config.json"));
+        }
+        if view.dtype() != stored(dtype) {
+            return Err(format!("tensor '{name}' is {:?}, config.json says {dtype}", view.dtype()));
+        }
+        let data = view.data();
+        let values = match dtype {
+            NumberType::F32 => data.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+            NumberType::F16 => data.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
+            NumberType::Bf16 => data.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
+        };
+        weights.insert(name.to_string(), (view.shape().to_vec(), values));
+    }
+    Ok(weights)
+}
+
+/// The bytes of a file that holds `weights` as `dtype`.
+///
+/// # Errors
+/// One sentence: a value that has no finite counterpart in `dtype` (f16 ends at 65504), by tensor.
+pub fn encode(weights: &Weights, dtype: NumberType) -> Result<Vec<u8>, String> {
+    let mut converted = Vec::with_capacity(weights.len());
+    for (name, (shape, values)) in weights {
+        let finite = |value: f32, stored: f32| {
+            if stored.is_finite() {
+                return Ok(());
+            }
+            Err(format!("tensor '{name}' holds {value}, which {dtype} cannot store; use f32"))
+        };
+        let mut bytes = Vec::with_capacity(values.len() * dtype.bytes());
+        for &value in values {
+            match dtype {
+                NumberType::F32 => bytes.extend_from_slice(&value.to_le_bytes()),
+                NumberType::F16 => {
+                    let half = f16::from_f32(value);
+                    finite(value, half.to_f32())?;
+                    bytes.extend_from_slice(&half.to_le_bytes());
+                }
+                NumberType::Bf16 => {
+                    let half = bf16::from_f32(value);
+                    finite(value, half.to_f32())?;
+                    bytes.extend_from_slice(&half.to_le_bytes());
+                }
+            }
+        }
+        converted.push((name, shape, bytes));
+    }
+    // The same weights give the same file, whatever the order of the map.
+    converted.sort();
+    let mut views = Vec::with_capacity(converted.len());
+    for (name, shape, bytes) in &converted {
+        let view =
+            TensorView::new(stored(dtype), shape.to_vec(), bytes).map_err(|e| format!("tensor '{name}': {e}"))?;
+        views.push((name.as_str(), view));
+    }
+    // `format` is what readers of the Python world look for to choose a framework.
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    serialize(views, Some(metadata)).map_err(|e| e.to_string())
+}
+
+fn stored(dtype: NumberType) -> Dtype {
+    match dtype {
+        NumberType::F32 => Dtype::F32,
+        NumberType::F16 => Dtype::F16,
+        NumberType::Bf16 => Dtype::BF16,
+    }
+}

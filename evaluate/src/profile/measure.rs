@@ -1,0 +1,345 @@
+//! Measuring a device profile.
+//!
+//! 1. *Layers.* For every kernel size and expand ratio a network of full depth has that choice in all its blocks; such
+//!    networks at all resolutions hold every distinct layer of the space. They run in turn, round after round, timed
+//!    layer by layer; each visit's first run does not count. A layer's time is the median over all its occurrences.
+//! 2. *Subnets.* The smallest, the largest and random subnets are run end to end, interleaved. Some fit the calibration,
+//!    the others check it.
+//!
+//! Half of the layer rounds run before the subnets and half after them, and calibration and check subnets take turns, so
+//! a machine that changes speed meanwhile treats all alike.
+
+use super::{
+    Calibration, Check, CheckedSubnet, DeviceProfile, FORMAT, Hardware, LayerSpec, LayerTime, VERSION, layers,
+};
+use crate::latency::{Budget, SystemClock, measure_interleaved, median};
+use crate::runtime::StaticNetwork;
+use crate::{Error, Result, cost};
+use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::space::{NetworkSpec, SearchSpace, Subnet};
+use rand::Rng;
+use std::collections::HashMap;
+use std::ops::{ControlFlow, Range};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// Bytes of subnets' weights in memory at once; more are measured group by group, each with subnets of both kinds.
+const GROUP_BYTES: u64 = 512 << 20;
+
+/// How to make a profile.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProfileOptions {
+    /// Name of the device.
+    pub name: String,
+    /// Number of classes of the networks.
+    pub classes: usize,
+    /// Threads a network runs on.
+    pub threads: usize,
+    /// Images a run.
+    pub batch: usize,
+    /// Times that every network of the layer phase is visited.
+    pub rounds: usize,
+    /// Measured runs a visit.
+    pub visit: usize,
+    /// Subnets that fit the calibration, the smallest and the largest among them.
+    pub calibration_subnets: usize,
+    /// Other subnets, which check it.
+    pub check_subnets: usize,
+    /// How long the subnets are measured; its time is that of one subnet.
+    pub budget: Budget,
+    /// Seed of weights, images and subnets.
+    pub seed: u64,
+}
+
+impl ProfileOptions {
+    /// One thread, one image; 15 rounds of 3 runs; 20 subnets for calibration and 20 for the check.
+    pub fn new(name: impl Into<String>, classes: usize) -> Self {
+        ProfileOptions {
+            name: name.into(),
+            classes,
+            threads: 1,
+            batch: 1,
+            rounds: 15,
+            visit: 3,
+            calibration_subnets: 20,
+            check_subnets: 20,
+            budget: Budget { min_samples: 30, max_samples: 500, time: Duration::from_millis(400), visit: 3 },
+            seed: 0,
+        }
+    }
+
+    fn validate(&self) -> Result<()> {
+        for (name, value) in [
+            ("classes", self.classes),
+            ("threads", self.threads),
+            ("batch", self.batch),
+            ("rounds", self.rounds),
+            ("visit", self.visit),
+            ("calibration_subnets", self.calibration_subnets),
+            ("check_subnets", self.check_subnets),
+        ] {
+            if value == 0 {
+                return Err(Error::Measurement(format!("{name} is 0, it must be at least 1")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is being measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// The layers, inside networks of full depth.
+    Layers,
+    /// Whole subnets, for calibration and check.
+    Subnets,
+}
+
+/// How far a measurement is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProfileProgress {
+    /// What is being measured.
+    pub phase: Phase,
+    /// Steps of this phase that are done (visits of a network, or percent of the time).
+    pub done: usize,
+    /// Steps of this phase.
+    pub total: usize,
+}
+
+/// Told about every step; `Break` ends the measurement with [`ofa_supernet::Error::Interrupted`].
+pub type Progress<'a> = dyn FnMut(ProfileProgress) -> ControlFlow<()> + Send + 'a;
+
+/// Measures this machine's profile for `space`; see the module's text for the method.
+///
+/// # Errors
+/// Impossible options, a space with fewer than two subnets, an interruption through `progress`.
+pub fn measure(space: &SearchSpace, options: &ProfileOptions, progress: &mut Progress) -> Result<DeviceProfile> {
+    options.validate()?;
+    space.validate()?;
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(options.threads)
+        .build()
+        .map_err(|e| Error::Measurement(format!("{} threads cannot be started: {e}", options.threads)))?;
+    pool.install(|| {
+        let images = random_images(space, options);
+        let (calibration_subnets, check_subnets) = choose_subnets(space, options)?;
+        let mut subnets = calibration_subnets.clone();
+        subnets.extend(check_subnets.iter().cloned());
+        let mut layer_times = LayerTimes::new(space, options)?;
+        layer_times.measure(0..options.rounds.div_ceil(2), options, &images, progress)?;
+        let measured = measure_subnets(space, options, &images, &subnets, progress)?;
+        layer_times.measure(options.rounds.div_ceil(2)..options.rounds, options, &images, progress)?;
+
+        let mut profile = DeviceProfile {
+            format: FORMAT.into(),
+            version: VERSION,
+            name: options.name.clone(),
+            hardware: Hardware::detect(options.threads),
+            space: space.clone(),
+            classes: options.classes,
+            batch: options.batch,
+            method: method(options, calibration_subnets.len(), check_subnets.len()),
+            table: layer_times.table(),
+            calibration: Calibration { overhead_ms: 0.0, scale: 1.0 },
+            check: Check { subnets: Vec::new(), median_error: 0.0, p95_error: 0.0 },
+            index: OnceLock::new(),
+        };
+        let mut predicted = Vec::with_capacity(subnets.len());
+        for subnet in &subnets {
+            predicted.push(profile.latency_ms(&space.network(subnet, options.classes)?)?);
+        }
+        let count = calibration_subnets.len();
+        let pairs: Vec<(f64, f64)> = predicted.iter().copied().zip(measured.iter().copied()).take(count).collect();
+        profile.calibration = Calibration::fit(&pairs).expect("there is a calibration subnet");
+        let checked = check_subnets.into_iter().zip(predicted[count..].iter().zip(&measured[count..]));
+        let checked = checked.map(|(subnet, (&layers_ms, &measured_ms))| CheckedSubnet {
+            subnet,
+            predicted_ms: profile.calibration.predict(layers_ms),
+            measured_ms,
+        });
+        profile.check = Check::of(checked.collect()).expect("there is a check subnet");
+        Ok(profile)
+    })
+}
+
+/// Networks that together hold every distinct layer of the space: for each resolution, kernel size and expand ratio the
+/// one of full depth that has that choice in all its blocks. A block depends on its own choice, its stage, whether it is
+/// the stage's first, and the resolution; all of these combinations occur.
+pub(super) fn covering_networks(space: &SearchSpace, classes: usize) -> Result<Vec<NetworkSpec>> {
+    let mut networks = Vec::new();
+    for &resolution in &space.resolutions {
+        for &kernel in &space.kernel_sizes {
+            for &expand in &space.expand_ratios {
+                let subnet = space.uniform(resolution, space.max_depth(), kernel, expand);
+                networks.push(space.network(&subnet, classes)?);
+            }
+        }
+    }
+    Ok(networks)
+}
+
+/// The layer phase: networks, and the times measured so far.
+struct LayerTimes {
+    /// Each covering network with the numbers of its layers.
+    specs: Vec<(NetworkSpec, Vec<usize>)>,
+    /// Weights do not depend on the resolution: one network a kernel size and expand ratio, resized for each visit.
+    networks: Vec<StaticNetwork>,
+    /// Every distinct layer in the order of its first occurrence, so that equal runs write equal files.
+    layers: Vec<LayerSpec>,
+    /// Its times in milliseconds.
+    samples: Vec<Vec<f64>>,
+}
+
+impl LayerTimes {
+    fn new(space: &SearchSpace, options: &ProfileOptions) -> Result<Self> {
+        let covering = covering_networks(space, options.classes)?;
+        let choices = space.kernel_sizes.len() * space.expand_ratios.len();
+        let networks = covering[..choices].iter().map(|spec| StaticNetwork::random(spec, options.seed));
+        let networks = networks.collect::<Result<_>>()?;
+        let mut distinct: Vec<LayerSpec> = Vec::new();
+        let mut numbers: HashMap<LayerSpec, usize> = HashMap::new();
+        let mut number = |layer: LayerSpec| {
+            *numbers.entry(layer).or_insert_with_key(|layer| {
+                distinct.push(layer.clone());
+                distinct.len() - 1
+            })
+        };
+        let specs = covering
+            .into_iter()
+            .map(|spec| {
+                let numbers = layers(&spec).map(&mut number).collect();
+                (spec, numbers)
+            })
+            .collect();
+        Ok(LayerTimes { specs, networks, samples: vec![Vec::new(); distinct.len()], layers: distinct })
+    }
+
+    /// Runs some of the rounds.
+    fn measure(
+        &mut self,
+        rounds: Range<usize>,
+        options: &ProfileOptions,
+        images: &[f32],
+        progress: &mut Progress,
+    ) -> Result<()> {
+        let choices = self.networks.len();
+        let mut times = Vec::new();
+        for round in rounds {
+            for (index, (spec, numbers)) in self.specs.iter().enumerate() {
+                let network = &mut self.networks[index % choices];
+                network.set_resolution(spec.resolution)?;
+                let images = &images[..options.batch * spec.resolution * spec.resolution * 3];
+                network.run(images, options.batch)?;
+                for _ in 0..options.visit {
+                    network.run_timed(images, options.batch, &mut times)?;
+                    for (&number, &time) in numbers.iter().zip(&times) {
+                        self.samples[number].push(time);
+                    }
+                }
+                let done = round * self.specs.len() + index + 1;
+                report(progress, Phase::Layers, done, options.rounds * self.specs.len())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn table(self) -> Vec<LayerTime> {
+        let entry = |(layer, samples): (LayerSpec, Vec<f64>)| {
+            // A clock coarser than the layer may see no time pass; a table holds only positive times.
+            let ms = median(&samples).unwrap_or(0.0).max(1e-6);
+            LayerTime { layer, ms, samples: samples.len() }
+        };
+        self.layers.into_iter().zip(self.samples).map(entry).collect()
+    }
+}
+
+/// Median end-to-end times of `subnets` in milliseconds.
+fn measure_subnets(
+    space: &SearchSpace,
+    options: &ProfileOptions,
+    images: &[f32],
+    subnets: &[Subnet],
+    progress: &mut Progress,
+) -> Result<Vec<f64>> {
+    let specs = subnets.iter().map(|subnet| space.network(subnet, options.classes));
+    let specs: Vec<NetworkSpec> = specs.collect::<ofa_supernet::Result<_>>()?;
+    let bytes: u64 = specs.iter().map(|spec| 4 * cost::parameters(spec)).sum();
+    let groups = (bytes.div_ceil(GROUP_BYTES) as usize).clamp(1, subnets.len());
+    let mut measured = vec![0.0; subnets.len()];
+    for group in 0..groups {
+        // Every `groups`-th subnet, so calibration and check subnets are in each group.
+        let members: Vec<usize> = (group..subnets.len()).step_by(groups).collect();
+        let networks = members.iter().map(|&member| StaticNetwork::random(&specs[member], options.seed));
+        let mut networks: Vec<StaticNetwork> = networks.collect::<Result<_>>()?;
+        let budget = Budget { time: options.budget.time * members.len() as u32, ..options.budget };
+        let start = Instant::now();
+        let mut last = None;
+        let times = measure_interleaved(&mut SystemClock::new(), members.len(), 2, &budget, |index| {
+            // A visit's first run is not timed, so it has time to report.
+            if last.replace(index) != Some(index) {
+                let part = start.elapsed().as_secs_f64() / budget.time.as_secs_f64().max(1e-3);
+                let percent = (100.0 * (group as f64 + part.min(1.0)) / groups as f64) as usize;
+                report(progress, Phase::Subnets, percent.min(99), 100)?;
+            }
+            let resolution = networks[index].spec().resolution;
+            networks[index].run(&images[..options.batch * resolution * resolution * 3], options.batch)?;
+            Ok(())
+        })?;
+        for (&member, times) in members.iter().zip(&times) {
+            measured[member] = median(times).unwrap_or(0.0).max(1e-6);
+        }
+    }
+    report(progress, Phase::Subnets, 100, 100)?;
+    Ok(measured)
+}
+
+/// Different subnets for calibration and for the check; fewer than asked for where the space is that small.
+fn choose_subnets(space: &SearchSpace, options: &ProfileOptions) -> Result<(Vec<Subnet>, Vec<Subnet>)> {
+    let wanted = options.calibration_subnets.saturating_add(options.check_subnets);
+    let mut chosen = vec![space.smallest()];
+    if space.largest() != chosen[0] {
+        chosen.push(space.largest());
+    }
+    let attempts = (20 * wanted as u64).max(1000);
+    for attempt in 0..attempts {
+        if chosen.len() >= wanted.max(3) {
+            break;
+        }
+        let subnet = space.sample(&mut generator(options.seed, Purpose::Profile, &[1, attempt]));
+        if !chosen.contains(&subnet) {
+            chosen.push(subnet);
+        }
+    }
+    if chosen.len() < 2 {
+        return Err(Error::Measurement(format!(
+            "the space '{}' has a single subnet; there is nothing to predict, measure it with `ofa bench`",
+            space.name
+        )));
+    }
+    let calibration = options.calibration_subnets.min(chosen.len() - 1).max(1);
+    let check = chosen.split_off(calibration);
+    Ok((chosen, check.into_iter().take(options.check_subnets).collect()))
+}
+
+fn random_images(space: &SearchSpace, options: &ProfileOptions) -> Vec<f32> {
+    let resolution = space.resolutions.last().copied().unwrap_or(0);
+    let mut rng = generator(options.seed, Purpose::Profile, &[0]);
+    (0..options.batch * resolution * resolution * 3).map(|_| rng.random_range(-2.0..2.0)).collect()
+}
+
+fn report(progress: &mut Progress, phase: Phase, done: usize, total: usize) -> Result<()> {
+    match progress(ProfileProgress { phase, done, total }) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(ofa_supernet::Error::Interrupted.into()),
+    }
+}
+
+fn method(options: &ProfileOptions, calibration: usize, check: usize) -> String {
+    format!(
+        "Layer times: medians over {} interleaved rounds of {} timed runs (one more before them uncounted) of full-depth \
+         networks, one for each resolution, kernel size and expand ratio, batch {}. Latency = overhead + scale * sum of \
+         layer times, fitted on {calibration} subnets measured end to end (least absolute relative error) and checked \
+         on {check} others, medians of interleaved runs. Seed {}.",
+        options.rounds, options.visit, options.batch, options.seed
+    )
+}

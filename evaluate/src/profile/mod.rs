@@ -1,0 +1,297 @@
+//! A device's latency table: made on the device, read by the search.
+//!
+//! A network's latency is predicted as `overhead + scale * sum of its layers' times` ([`Calibration`]); the layers are
+//! measured inside running networks ([`measure`]), not alone, so that each finds the caches as its neighbours
+//! leave them. A profile is one JSON file that says what was measured, how, on what, and how far off its predictions are.
+
+mod calibration;
+mod hardware;
+mod layer;
+mod measure;
+
+pub use calibration::{Calibration, Check, CheckedSubnet};
+pub use hardware::Hardware;
+pub use layer::{HeadSpec, LayerSpec, layers};
+pub use measure::{Phase, ProfileOptions, ProfileProgress, measure};
+
+use crate::{Error, Result};
+use ofa_supernet::files;
+use ofa_supernet::space::{NetworkSpec, SearchSpace};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::OnceLock;
+
+/// What the `format` field says.
+pub const FORMAT: &str = "ofa-device-profile";
+/// Version of the format that this program writes and reads.
+pub const VERSION: u32 = 1;
+
+/// The latency table of one device for one search space.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceProfile {
+    /// Always [`FORMAT`].
+    pub format: String,
+    /// Format version, [`VERSION`].
+    pub version: u32,
+    /// Name that people gave to the device.
+    pub name: String,
+    /// What it was measured on.
+    pub hardware: Hardware,
+    /// The search space whose layers the table holds.
+    pub space: SearchSpace,
+    /// Number of classes of the measured networks.
+    pub classes: usize,
+    /// Images a run.
+    pub batch: usize,
+    /// How it was measured, for people.
+    pub method: String,
+    /// The table: every distinct layer of the space.
+    pub table: Vec<LayerTime>,
+    /// From layer times to a network's latency.
+    pub calibration: Calibration,
+    /// How far off the predictions are.
+    pub check: Check,
+    /// `table` by layer, made at the first look-up; `table` must not change afterwards.
+    #[serde(skip)]
+    index: OnceLock<HashMap<LayerSpec, f64>>,
+}
+
+/// The time of one layer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerTime {
+    /// Which layer.
+    pub layer: LayerSpec,
+    /// Median of its measured times in milliseconds.
+    pub ms: f64,
+    /// Number of measured times.
+    pub samples: usize,
+}
+
+impl DeviceProfile {
+    /// Reads and checks a profile.
+    ///
+    /// # Errors
+    /// A missing file, JSON that is no profile, another format version, an impossible number, a table that lacks a layer
+    /// of its space; each with the path.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let profile: DeviceProfile = files::read_json(path)?;
+        profile.validate().map_err(|message| ofa_supernet::Error::format(path, message))?;
+        Ok(profile)
+    }
+
+    /// Writes the profile atomically.
+    ///
+    /// # Errors
+    /// A profile that could not be loaded again, and the operating system's errors with the path.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        self.validate().map_err(|message| ofa_supernet::Error::format(path, message))?;
+        Ok(files::write_json(path, self)?)
+    }
+
+    /// Predicted latency of `network` in milliseconds for the profile's batch on the profile's threads.
+    ///
+    /// # Errors
+    /// A layer that the table does not have ([`Error::MissingLayer`]).
+    pub fn latency_ms(&self, network: &NetworkSpec) -> Result<f64> {
+        let index = self.index.get_or_init(|| self.table.iter().map(|t| (t.layer.clone(), t.ms)).collect());
+        let mut sum = 0.0;
+        for layer in layers(network) {
+            sum += index.get(&layer).ok_or_else(|| Error::MissingLayer {
+                device: self.name.clone(),
+                layer: layer.to_string(),
+                space: self.space.name.clone(),
+                classes: self.classes,
+            })?;
+        }
+        Ok(self.calibration.predict(sum))
+    }
+
+    /// Checks every value; one sentence about the first that is wrong.
+    fn validate(&self) -> Result<(), String> {
+        if self.format != FORMAT {
+            return Err(format!("the format is '{}', '{FORMAT}' was expected", self.format));
+        }
+        if self.version != VERSION {
+            return Err(format!(
+                "the file has format version {}, this program reads version {VERSION}; profile the device again",
+                self.version
+            ));
+        }
+        self.space.validate().map_err(|e| e.to_string())?;
+        for (name, value) in [("classes", self.classes), ("batch", self.batch), ("threads", self.hardware.threads)] {
+            if value == 0 {
+                return Err(format!("{name} is 0, it must be at least 1"));
+            }
+        }
+        let mut layers_seen = HashMap::with_capacity(self.table.len());
+        for LayerTime { layer, ms, .. } in &self.table {
+            positive(&format!("time of '{layer}'"), *ms)?;
+            if layers_seen.insert(layer, ms).is_some() {
+                return Err(format!("the layer '{layer}' is in the table twice"));
+            }
+        }
+        for network in measure::covering_networks(&self.space, self.classes).map_err(|e| e.to_string())? {
+            if let Some(missing) = layers(&network).find(|layer| !layers_seen.contains_key(layer)) {
+                return Err(format!(
+                    "the table has no time for '{missing}', a layer of its space '{}'",
+                    self.space.name
+                ));
+            }
+        }
+        positive("calibration scale", self.calibration.scale)?;
+        not_negative("calibration overhead_ms", self.calibration.overhead_ms)?;
+        for checked in &self.check.subnets {
+            self.space.check(&checked.subnet).map_err(|e| e.to_string())?;
+            positive("a checked subnet's predicted_ms", checked.predicted_ms)?;
+            positive("a checked subnet's measured_ms", checked.measured_ms)?;
+        }
+        not_negative("check median_error", self.check.median_error)?;
+        not_negative("check p95_error", self.check.p95_error)
+    }
+}
+
+fn positive(what: &str, value: f64) -> Result<(), String> {
+    if value.is_finite() && value > 0.0 { Ok(()) } else { Err(format!("{what} is {value}, it must be positive")) }
+}
+
+fn not_negative(what: &str, value: f64) -> Result<(), String> {
+    if value.is_finite() && value >= 0.0 { Ok(()) } else { Err(format!("{what} is {value}, it must not be negative")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ofa_supernet::seed::{Purpose, generator};
+    use ofa_supernet::space::preset;
+    use std::fs;
+    use std::ops::ControlFlow;
+
+    /// A profile whose layers all take one millisecond.
+    fn example() -> DeviceProfile {
+        let space = preset("tiny").unwrap();
+        let mut found = HashMap::new();
+        for network in measure::covering_networks(&space, 4).unwrap() {
+            found.extend(layers(&network).map(|layer| (layer, ())));
+        }
+        let table = found.into_keys().map(|layer| LayerTime { layer, ms: 1.0, samples: 9 }).collect();
+        let checked = CheckedSubnet { subnet: space.smallest(), predicted_ms: 5.0, measured_ms: 4.0 };
+        DeviceProfile {
+            format: FORMAT.into(),
+            version: VERSION,
+            name: "example".into(),
+            hardware: Hardware { cpu: "cpu".into(), threads: 1, instruction_set: "none".into() },
+            space,
+            classes: 4,
+            batch: 1,
+            method: "made up".into(),
+            table,
+            calibration: Calibration { overhead_ms: 0.5, scale: 2.0 },
+            check: Check::of(vec![checked]).unwrap(),
+            index: OnceLock::new(),
+        }
+    }
+
+    #[test]
+    fn every_subnet_of_the_space_has_a_latency() {
+        let profile = example();
+        for position in 0..200 {
+            let subnet = profile.space.sample(&mut generator(2, Purpose::Sampling, &[position]));
+            let network = profile.space.network(&subnet, 4).unwrap();
+            let layers = 2 + network.blocks().count();
+            assert_eq!(profile.latency_ms(&network).unwrap(), 0.5 + 2.0 * layers as f64);
+        }
+        let other = preset("cifar-mbv3").unwrap();
+        let error = profile.latency_ms(&other.network(&other.smallest(), 4).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("stem 3-16") && error.contains("'tiny'"), "{error}");
+        let more_classes = profile.space.network(&profile.space.smallest(), 5).unwrap();
+        let error = profile.latency_ms(&more_classes).unwrap_err().to_string();
+        assert!(error.contains("head") && error.contains("4 classes"), "{error}");
+    }
+
+    #[test]
+    fn a_saved_profile_loads_and_a_broken_one_is_refused_with_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("devices/example.json");
+        let profile = example();
+        profile.save(&path).unwrap();
+        let network = profile.space.network(&profile.space.largest(), 4).unwrap();
+        let loaded = DeviceProfile::load(&path).unwrap();
+        assert_eq!(loaded.latency_ms(&network).unwrap(), profile.latency_ms(&network).unwrap());
+        assert_eq!(loaded.check, profile.check);
+        let text = fs::read_to_string(&path).unwrap();
+        for (old, new, part) in [
+            ("\"version\": 1", "\"version\": 2", "version 2"),
+            ("ofa-device-profile", "profile", "'profile'"),
+            ("\"ms\": 1.0", "\"ms\": -1.0", "must be positive"),
+            ("\"ms\": 1.0", "\"ms\": null", "JSON"),
+            ("\"scale\": 2.0", "\"scale\": 0.0", "scale"),
+            ("\"threads\": 1", "\"threads\": 0", "threads"),
+            ("\"classes\": 4,\n  \"batch\"", "\"classes\": 5,\n  \"batch\"", "no time for 'head"),
+            ("\"method\"", "\"colour\": 1, \"method\"", "colour"),
+            ("r16 d1,1", "r17 d1,1", "resolution is 17"),
+        ] {
+            assert!(text.contains(old), "{old}");
+            fs::write(&path, text.replacen(old, new, 1)).unwrap();
+            let message = DeviceProfile::load(&path).unwrap_err().to_string();
+            assert!(message.contains("example.json") && message.contains(part), "{message}");
+        }
+        let mut twice = example();
+        twice.table.push(twice.table[0].clone());
+        assert!(twice.save(&path).unwrap_err().to_string().contains("twice"));
+    }
+
+    /// Small options that finish in a moment.
+    fn quick() -> ProfileOptions {
+        ProfileOptions {
+            rounds: 2,
+            calibration_subnets: 3,
+            check_subnets: 4,
+            budget: crate::latency::Budget {
+                min_samples: 4,
+                max_samples: 4,
+                time: std::time::Duration::ZERO,
+                visit: 2,
+            },
+            ..ProfileOptions::new("here", 3)
+        }
+    }
+
+    #[test]
+    fn measuring_gives_a_complete_profile() {
+        let space = preset("tiny").unwrap();
+        let mut last = HashMap::new();
+        let profile = measure(&space, &quick(), &mut |progress: ProfileProgress| {
+            last.insert(progress.phase, (progress.done, progress.total));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert!(last.values().all(|(done, total)| done == total && *total > 0), "{last:?}");
+        assert_eq!((last.len(), profile.check.subnets.len(), profile.hardware.threads), (2, 4, 1));
+        let folder = tempfile::tempdir().unwrap();
+        profile.save(folder.path().join("here.json")).unwrap();
+        DeviceProfile::load(folder.path().join("here.json")).unwrap();
+        for checked in &profile.check.subnets {
+            let network = space.network(&checked.subnet, 3).unwrap();
+            assert_eq!(profile.latency_ms(&network).unwrap(), checked.predicted_ms);
+        }
+    }
+
+    #[test]
+    fn measuring_stops_on_request_and_refuses_impossible_options() {
+        let space = preset("tiny").unwrap();
+        let error = measure(&space, &quick(), &mut |_| ControlFlow::Break(())).unwrap_err();
+        assert!(matches!(error, Error::Supernet(ofa_supernet::Error::Interrupted)), "{error}");
+        for options in [
+            ProfileOptions { threads: 0, ..quick() },
+            ProfileOptions { rounds: 0, ..quick() },
+            ProfileOptions { check_subnets: 0, ..quick() },
+        ] {
+            assert!(measure(&space, &options, &mut |_| ControlFlow::Continue(())).is_err());
+        }
+    }
+}

@@ -1,0 +1,521 @@
+//! The network: layers built from weights, buffers, and one forward pass.
+
+use super::weights::{Checked, Weights, check_weights, random_weights};
+use crate::latency::milliseconds;
+use crate::model::{BlockNames, block_prefix, feature_prefix};
+use crate::{Error, Result};
+use ofa_supernet::ops::inference::{DenseConv, Depthwise, Pointwise, average_pool};
+use ofa_supernet::space::{Activation, BlockSpec, NetworkSpec};
+use std::time::Instant;
+
+/// A static network ready to run.
+pub struct StaticNetwork {
+    spec: NetworkSpec,
+    stem: DenseConv,
+    blocks: Vec<Block>,
+    feature: Pointwise,
+    hidden: Pointwise,
+    classifier: Pointwise,
+    buffers: Buffers,
+}
+
+/// The layers of an inverted residual block.
+struct Block {
+    spec: BlockSpec,
+    expand: Option<Pointwise>,
+    depthwise: Depthwise,
+    squeeze_excite: Option<(Pointwise, Pointwise)>,
+    project: Pointwise,
+}
+
+/// All activations; each as large as the largest use of it so far.
+#[derive(Default)]
+struct Buffers {
+    /// A layer's input and output maps, which trade places after every layer.
+    current: Vec<f32>,
+    next: Vec<f32>,
+    /// After the expand or the feature convolution.
+    expanded: Vec<f32>,
+    /// After the depthwise convolution.
+    filtered: Vec<f32>,
+    /// `[batch, channels]`: means over the pixels, squeeze-excite's reduced vector, its gate.
+    pooled: Vec<f32>,
+    reduced: Vec<f32>,
+    gate: Vec<f32>,
+    logits: Vec<f32>,
+}
+
+impl StaticNetwork {
+    /// Builds the network of `spec` from `weights`, named and shaped as
+    /// [`tensor_shapes`](crate::model::tensor_shapes) says.
+    ///
+    /// # Errors
+    /// An impossible network, or a tensor that is missing, superfluous, of the wrong shape or not finite, by name.
+    pub fn new(spec: &NetworkSpec, weights: &Weights) -> Result<Self> {
+        check_weights(spec, weights)?;
+        let weights = Checked(weights);
+        let (weight, bias) = weights.folded("conv_stem", "bn1");
+        let stem = &spec.stem;
+        let stem = DenseConv::new(&weight, &bias, stem.in_channels, stem.out_channels, stem.kernel, stem.stride);
+        let mut blocks = Vec::with_capacity(spec.blocks().count());
+        for (s, stage) in spec.stages.iter().enumerate() {
+            for (b, block) in stage.iter().enumerate() {
+                blocks.push(Block::new(block, &weights, &block_prefix(s, b)));
+            }
+        }
+        let prefix = feature_prefix(spec);
+        let (weight, bias) = weights.folded(&format!("{prefix}.conv"), &format!("{prefix}.bn1"));
+        let feature = Pointwise::new(&weight, &bias, spec.feature.in_channels, spec.feature.out_channels);
+        let no_bias = vec![0.0; spec.hidden_channels];
+        let hidden = weights.get("conv_head.weight");
+        let hidden = Pointwise::new(hidden, &no_bias, spec.feature.out_channels, spec.hidden_channels);
+        let (weight, bias) = (weights.get("classifier.weight"), weights.get("classifier.bias"));
+        let classifier = Pointwise::new(weight, bias, spec.hidden_channels, spec.classes);
+        Ok(StaticNetwork { spec: spec.clone(), stem, blocks, feature, hidden, classifier, buffers: Buffers::default() })
+    }
+
+    /// The network of `spec` with seeded random weights, for measuring.
+    ///
+    /// # Errors
+    /// An impossible network.
+    pub fn random(spec: &NetworkSpec, seed: u64) -> Result<Self> {
+        StaticNetwork::new(spec, &random_weights(spec, seed)?)
+    }
+
+    /// What it computes.
+    pub fn spec(&self) -> &NetworkSpec {
+        &self.spec
+    }
+
+    /// Makes it take images of another size; the weights do not depend on it.
+    ///
+    /// # Errors
+    /// A resolution that is 0 or larger than 4096.
+    pub fn set_resolution(&mut self, resolution: usize) -> Result<()> {
+        let mut spec = self.spec.clone();
+        spec.resolution = resolution;
+        spec.stem.input_size = resolution;
+        let mut size = spec.stem.output_size();
+        for block in spec.stages.iter_mut().flatten() {
+            block.input_size = size;
+            size = block.output_size();
+        }
+        spec.feature.input_size = size;
+        crate::model::validate(&spec)?;
+        for (block, spec) in self.blocks.iter_mut().zip(spec.blocks()) {
+            block.spec = spec.clone();
+        }
+        self.spec = spec;
+        Ok(())
+    }
+
+    /// Logits `[batch, classes]` of `images` `[batch, resolution, resolution, 3]`, normalised.
+    ///
+    /// # Errors
+    /// A number of values that is not that of the batch.
+    pub fn run(&mut self, images: &[f32], batch: usize) -> Result<&[f32]> {
+        self.forward(images, batch, &mut || ())?;
+        Ok(&self.buffers.logits[..batch * self.spec.classes])
+    }
+
+    /// As [`run`](Self::run), and replaces `times` with each layer's time in milliseconds: stem, blocks, head (feature
+    /// convolution, pool, hidden layer and classifier).
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_timed(&mut self, images: &[f32], batch: usize, times: &mut Vec<f64>) -> Result<&[f32]> {
+        times.clear();
+        let mut last = Instant::now();
+        self.forward(images, batch, &mut || {
+            let now = Instant::now();
+            times.push(milliseconds(now - last));
+            last = now;
+        })?;
+        Ok(&self.buffers.logits[..batch * self.spec.classes])
+    }
+
+    /// Fills the logits; calls `layer_done` after the stem, each block, and the head.
+    fn forward(&mut self, images: &[f32], batch: usize, layer_done: &mut impl FnMut()) -> Result<()> {
+        let spec = &self.spec;
+        let expected = batch * spec.resolution * spec.resolution * 3;
+        if batch == 0 || images.len() != expected {
+            return Err(Error::Input(format!(
+                "{} values given for a batch of {batch}; {expected} = {batch} x {r} x {r} x 3 were expected, and a batch holds at \
+                 least one image",
+                images.len(),
+                r = spec.resolution
+            )));
+        }
+        self.buffers.reserve(spec, batch);
+        let buffers = &mut self.buffers;
+
+        let stem = &spec.stem;
+        let map = stem.output_size() * stem.output_size();
+        let output = &mut buffers.current[..batch * map * stem.out_channels];
+        self.stem.run(images, batch, stem.input_size, stem.input_size, stem.activation, output);
+        layer_done();
+        for block in &self.blocks {
+            block.run(batch, buffers);
+            std::mem::swap(&mut buffers.current, &mut buffers.next);
+            layer_done();
+        }
+
+        let feature = &spec.feature;
+        let pixels = feature.output_size() * feature.output_size();
+        let input = &buffers.current[..batch * pixels * feature.in_channels];
+        let map = &mut buffers.expanded[..batch * pixels * feature.out_channels];
+        self.feature.run(input, batch, pixels, feature.activation, None, None, map);
+        let pooled = &mut buffers.pooled[..batch * feature.out_channels];
+        average_pool(map, batch, pixels, feature.out_channels, pooled);
+        let hidden = &mut buffers.reduced[..batch * spec.hidden_channels];
+        self.hidden.run(pooled, batch, 1, spec.hidden_activation, None, None, hidden);
+        let logits = &mut buffers.logits[..batch * spec.classes];
+        self.classifier.run(hidden, batch, 1, Activation::Identity, None, None, logits);
+        layer_done();
+        Ok(())
+    }
+}
+
+impl Block {
+    fn new(spec: &BlockSpec, weights: &Checked, prefix: &str) -> Self {
+        let (input, middle, output) = (spec.in_channels, spec.middle_channels, spec.out_channels);
+        let names = BlockNames::of(spec);
+        let folded =
+            |(conv, norm): (&str, &str)| weights.folded(&format!("{prefix}.{conv}"), &format!("{prefix}.{norm}"));
+        let expand = names.expand.map(|names| {
+            let (weight, bias) = folded(names);
+            Pointwise::new(&weight, &bias, input, middle)
+        });
+        let (weight, bias) = folded(names.depthwise);
+        let depthwise = Depthwise::new(&weight, &bias, middle, spec.kernel, spec.stride);
+        let squeeze_excite = spec.squeeze_excite.map(|reduced| {
+            let part = |name: &str| weights.get(&format!("{prefix}.se.{name}"));
+            (
+                Pointwise::new(part("conv_reduce.weight"), part("conv_reduce.bias"), middle, reduced),
+                Pointwise::new(part("conv_expand.weight"), part("conv_expand.bias"), reduced, middle),
+            )
+        });
+        let (weight, bias) = folded(names.project);
+        let project = Pointwise::new(&weight, &bias, middle, output);
+        Block { spec: spec.clone(), expand, depthwise, squeeze_excite, project }
+    }
+
+    /// From `buffers.current` to `buffers.next`.
+    fn run(&self, batch: usize, buffers: &mut Buffers) {
+        let spec = &self.spec;
+        let (size, middle) = (spec.input_size, spec.middle_channels);
+        let pixels = spec.output_size() * spec.output_size();
+        let input = &buffers.current[..batch * size * size * spec.in_channels];
+        let depthwise_input = match &self.expand {
+            Some(expand) => {
+                let expanded = &mut buffers.expanded[..batch * size * size * middle];
+                expand.run(input, batch, size * size, spec.activation, None, None, expanded);
+                &*expanded
+            }
+            None => input,
+        };
+        let filtered = &mut buffers.filtered[..batch * pixels * middle];
+        let gate = match &self.squeeze_excite {
+            Some((reduce, expand)) => {
+                let pooled = &mut buffers.pooled[..batch * middle];
+                self.depthwise.run(depthwise_input, batch, size, size, spec.activation, filtered, Some(pooled));
+                let reduced = &mut buffers.reduced[..batch * spec.squeeze_excite.unwrap_or(0)];
+                reduce.run(pooled, batch, 1, Activation::Relu, None, None, reduced);
+                let gate = &mut buffers.gate[..batch * middle];
+                expand.run(reduced, batch, 1, Activation::Identity, None, None, gate);
+                for value in gate.iter_mut() {
+                    *value = (*value + 3.0).clamp(0.0, 6.0) / 6.0;
+                }
+                Some(&*gate)
+            }
+            None => {
+                self.depthwise.run(depthwise_input, batch, size, size, spec.activation, filtered, None);
+                None
+            }
+        };
+        let output = &mut buffers.next[..batch * pixels * spec.out_channels];
+        let residual = spec.residual.then_some(input);
+        self.project.run(filtered, batch, pixels, Activation::Identity, gate, residual, output);
+    }
+}
+
+impl Buffers {
+    /// Grows every buffer to what `batch` images of `spec` need.
+    fn reserve(&mut self, spec: &NetworkSpec, batch: usize) {
+        let map = |size: usize, channels: usize| size * size * channels;
+        let stem = map(spec.stem.output_size(), spec.stem.out_channels);
+        let outputs = spec.blocks().map(|b| map(b.output_size(), b.out_channels)).fold(stem, usize::max);
+        let feature = map(spec.feature.output_size(), spec.feature.out_channels);
+        let expanded =
+            spec.blocks().filter(|b| b.expand).map(|b| map(b.input_size, b.middle_channels)).fold(feature, usize::max);
+        let filtered = spec.blocks().map(|b| map(b.output_size(), b.middle_channels)).max().unwrap_or(0);
+        let squeezed = || spec.blocks().filter(|b| b.squeeze_excite.is_some());
+        let gate = squeezed().map(|b| b.middle_channels).max().unwrap_or(0);
+        let reduced = squeezed().filter_map(|b| b.squeeze_excite).max().unwrap_or(0);
+        let grow = |buffer: &mut Vec<f32>, per_image: usize| {
+            if buffer.len() < batch * per_image {
+                buffer.resize(batch * per_image, 0.0);
+            }
+        };
+        grow(&mut self.current, outputs);
+        grow(&mut self.next, outputs);
+        grow(&mut self.expanded, expanded);
+        grow(&mut self.filtered, filtered);
+        grow(&mut self.pooled, gate.max(spec.feature.out_channels));
+        grow(&mut self.reduced, reduced.max(spec.hidden_channels));
+        grow(&mut self.gate, gate);
+        grow(&mut self.logits, spec.classes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plain;
+    use super::*;
+    use crate::cost::tests::{reference_case, reference_folder};
+    use ofa_supernet::seed::{Purpose, generator};
+    use ofa_supernet::space::preset;
+    use rand::Rng;
+
+    fn images(spec: &NetworkSpec, batch: usize) -> Vec<f32> {
+        let mut rng = generator(9, Purpose::Builtin, &[]);
+        (0..batch * spec.resolution * spec.resolution * 3).map(|_| rng.random_range(-2.0..2.0)).collect()
+    }
+
+    /// The network as PyTorch would run it: plain convolutions, then batch norm with the running statistics.
+    fn expected_logits(spec: &NetworkSpec, weights: &Weights, images: &[f32], batch: usize) -> Vec<f32> {
+        let get = |name: &str| weights[name].1.as_slice();
+        let norm = |values: &mut [f32], prefix: &str, activation: Activation| {
+            let part = |name: &str| get(&format!("{prefix}.{name}"));
+            let (gamma, beta, mean, variance) =
+                (part("weight"), part("bias"), part("running_mean"), part("running_var"));
+            for (index, value) in values.iter_mut().enumerate() {
+                let c = index % gamma.len();
+                let x = (*value - mean[c]) / (variance[c] + 1e-5).sqrt() * gamma[c] + beta[c];
+                *value = match activation {
+                    Activation::Identity => x,
+                    Activation::Relu => x.max(0.0),
+                    Activation::Relu6 => x.clamp(0.0, 6.0),
+                    Activation::HardSwish => x * (x + 3.0).clamp(0.0, 6.0) / 6.0,
+                };
+            }
+        };
+        let linear = |input: &[f32], name: &str, bias: &[f32], batch: usize, pixels: usize, activation| {
+            let shape = &weights[name].0;
+            let mut output = vec![0.0; batch * pixels * shape[0]];
+            let layer = plain::Pointwise::new(get(name), bias, shape[1], shape[0]);
+            layer.run(input, batch, pixels, activation, None, None, &mut output);
+            output
+        };
+        let zeros = vec![0.0; 10_000];
+        let identity = Activation::Identity;
+
+        let stem = &spec.stem;
+        let mut x = vec![0.0; batch * stem.output_size() * stem.output_size() * stem.out_channels];
+        plain::DenseConv::new(
+            get("conv_stem.weight"),
+            &zeros[..stem.out_channels],
+            3,
+            stem.out_channels,
+            stem.kernel,
+            stem.stride,
+        )
+        .run(images, batch, spec.resolution, spec.resolution, identity, &mut x);
+        norm(&mut x, "bn1", stem.activation);
+        for (s, stage) in spec.stages.iter().enumerate() {
+            for (b, block) in stage.iter().enumerate() {
+                let p = format!("blocks.{s}.{b}");
+                let (size, middle) = (block.input_size, block.middle_channels);
+                let pixels = block.output_size() * block.output_size();
+                let mut y = x.clone();
+                let (dw_norm, pw, pw_norm) =
+                    if block.expand { ("bn2", "conv_pwl", "bn3") } else { ("bn1", "conv_pw", "bn2") };
+                if block.expand {
+                    y = linear(&y, &format!("{p}.conv_pw.weight"), &zeros[..middle], batch, size * size, identity);
+                    norm(&mut y, &format!("{p}.bn1"), block.activation);
+                }
+                let depthwise = plain::Depthwise::new(
+                    get(&format!("{p}.conv_dw.weight")),
+                    &zeros[..middle],
+                    middle,
+                    block.kernel,
+                    block.stride,
+                );
+                let mut z = vec![0.0; batch * pixels * middle];
+                depthwise.run(&y, batch, size, size, identity, &mut z, None);
+                norm(&mut z, &format!("{p}.{dw_norm}"), block.activation);
+                if block.squeeze_excite.is_some() {
+                    let mut pooled = vec![0.0; batch * middle];
+                    plain::average_pool(&z, pixels, middle, &mut pooled);
+                    let se = format!("{p}.se.conv");
+                    let r = linear(
+                        &pooled,
+                        &format!("{se}_reduce.weight"),
+                        get(&format!("{se}_reduce.bias")),
+                        batch,
+                        1,
+                        Activation::Relu,
+                    );
+                    let gate = linear(
+                        &r,
+                        &format!("{se}_expand.weight"),
+                        get(&format!("{se}_expand.bias")),
+                        batch,
+                        1,
+                        identity,
+                    );
+                    for (index, value) in z.iter_mut().enumerate() {
+                        let gate = gate[index / (pixels * middle) * middle + index % middle];
+                        *value *= (gate + 3.0).clamp(0.0, 6.0) / 6.0;
+                    }
+                }
+                let mut out =
+                    linear(&z, &format!("{p}.{pw}.weight"), &zeros[..block.out_channels], batch, pixels, identity);
+                norm(&mut out, &format!("{p}.{pw_norm}"), identity);
+                if block.residual {
+                    out.iter_mut().zip(&x).for_each(|(out, x)| *out += x);
+                }
+                x = out;
+            }
+        }
+        let last = format!("blocks.{}.0", spec.stages.len());
+        let features = spec.feature.out_channels;
+        let pixels = spec.feature.output_size() * spec.feature.output_size();
+        let mut map = linear(&x, &format!("{last}.conv.weight"), &zeros[..features], batch, pixels, identity);
+        norm(&mut map, &format!("{last}.bn1"), spec.feature.activation);
+        let mut pooled = vec![0.0; batch * features];
+        plain::average_pool(&map, pixels, features, &mut pooled);
+        let hidden =
+            linear(&pooled, "conv_head.weight", &zeros[..spec.hidden_channels], batch, 1, spec.hidden_activation);
+        linear(&hidden, "classifier.weight", get("classifier.bias"), batch, 1, identity)
+    }
+
+    fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
+        assert_eq!(found.len(), expected.len());
+        let size = expected.iter().fold(0.0f32, |a, &b| a.max(b.abs()));
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() <= tolerance * size, "{found} instead of {expected} (largest {size})");
+        }
+    }
+
+    #[test]
+    fn logits_equal_the_unfolded_network() {
+        // Odd sizes, both strides, with and without squeeze-excite and residual.
+        let mut space = preset("tiny").unwrap();
+        space.resolutions = vec![15, 21];
+        space.depths = vec![1, 2];
+        for (position, batch) in [(0, 1), (1, 3), (2, 2)] {
+            let subnet = space.sample(&mut generator(4, Purpose::Sampling, &[position]));
+            let spec = space.network(&subnet, 5).unwrap();
+            let weights = random_weights(&spec, 11).unwrap();
+            let images = images(&spec, batch);
+            let mut network = StaticNetwork::new(&spec, &weights).unwrap();
+            let expected = expected_logits(&spec, &weights, &images, batch);
+            assert_close(network.run(&images, batch).unwrap(), &expected, 1e-4);
+            // Again with the buffers of the first run, through the timed path, and after another batch size.
+            network.run(&images[..images.len() / batch], 1).unwrap();
+            let mut times = vec![1.0];
+            assert_close(network.run_timed(&images, batch, &mut times).unwrap(), &expected, 1e-4);
+            assert_eq!(times.len(), spec.blocks().count() + 2);
+            assert!(times.iter().all(|t| *t >= 0.0));
+        }
+    }
+
+    #[test]
+    fn another_resolution_is_the_same_as_a_network_built_for_it() {
+        let space = preset("tiny").unwrap();
+        let small = space.network(&space.uniform(16, 2, 5, space.max_expand()), 4).unwrap();
+        let large = space.network(&space.uniform(24, 2, 5, space.max_expand()), 4).unwrap();
+        let mut network = StaticNetwork::random(&small, 1).unwrap();
+        network.set_resolution(24).unwrap();
+        assert_eq!(*network.spec(), large);
+        let images = images(&large, 2);
+        let expected = StaticNetwork::random(&large, 1).unwrap().run(&images, 2).unwrap().to_vec();
+        assert_eq!(network.run(&images, 2).unwrap(), expected);
+        assert!(network.set_resolution(0).is_err());
+        assert!(network.run(&images, 3).unwrap_err().to_string().contains("batch of 3"));
+        assert!(network.run(&[], 0).is_err());
+    }
+
+    #[test]
+    fn wrong_tensors_are_named() {
+        let space = preset("tiny").unwrap();
+        let spec = space.network(&space.smallest(), 3).unwrap();
+        let good = random_weights(&spec, 0).unwrap();
+        let refused = |change: &dyn Fn(&mut Weights), name: &str, part: &str| {
+            let mut weights = good.clone();
+            change(&mut weights);
+            let message = StaticNetwork::new(&spec, &weights).err().unwrap().to_string();
+            assert!(message.contains(name) && message.contains(part), "{message}");
+        };
+        let name = "blocks.1.0.conv_dw.weight";
+        refused(&|w| drop(w.remove(name)), name, "missing");
+        refused(&|w| w.get_mut(name).unwrap().0 = vec![1], name, "shape [1]");
+        refused(&|w| w.get_mut(name).unwrap().1[3] = f32::NAN, name, "value 3 is NaN");
+        refused(&|w| w.get_mut("bn1.running_var").unwrap().1[0] = -1.0, "bn1.running_var", "negative");
+        refused(&|w| drop(w.insert("extra".into(), (vec![1], vec![0.0]))), "extra", "does not belong");
+    }
+
+    /// The reference's largest subnet uses its supernet's weights as they are, so renaming them is extracting it.
+    #[test]
+    fn the_largest_subnet_gives_the_reference_logits() {
+        let Some(folder) = reference_folder("mbv3_w0.25") else { return };
+        let cases: serde_json::Value = ofa_supernet::files::read_json(&folder.join("cases.json")).unwrap();
+        let case = cases["cases"].as_array().unwrap().iter().find(|case| case["name"] == "max").unwrap();
+        let (space, subnet) = reference_case(case);
+        let spec = space.network(&subnet, 10).unwrap();
+        let state = candle_core::pickle::read_all_with_key(folder.join("supernet.pth"), Some("state_dict")).unwrap();
+        let state: std::collections::HashMap<_, _> = state.into_iter().collect();
+        let weights: Weights = crate::model::tensor_shapes(&spec)
+            .into_iter()
+            .map(|(name, shape)| {
+                let source = reference_name(&name, &spec);
+                let tensor = state.get(&source).unwrap_or_else(|| panic!("{name}: no {source}"));
+                (name, (shape, tensor.flatten_all().unwrap().to_vec1().unwrap()))
+            })
+            .collect();
+        let tensors =
+            candle_core::safetensors::load(folder.join("tensors.safetensors"), &candle_core::Device::Cpu).unwrap();
+        let images = tensors[&format!("images.{}", spec.resolution)].permute((0, 2, 3, 1)).unwrap();
+        let images: Vec<f32> = images.flatten_all().unwrap().to_vec1().unwrap();
+        let expected: Vec<f32> = tensors["max.logits"].flatten_all().unwrap().to_vec1().unwrap();
+        let mut network = StaticNetwork::new(&spec, &weights).unwrap();
+        assert_close(network.run(&images, 4).unwrap(), &expected, 1e-4);
+    }
+
+    /// Name in the reference's state dict of one of our tensors.
+    fn reference_name(name: &str, spec: &NetworkSpec) -> String {
+        let parts: Vec<&str> = name.split('.').collect();
+        let last = *parts.last().unwrap();
+        match parts[..] {
+            ["conv_stem", _] => format!("first_conv.conv.{last}"),
+            ["bn1", _] => format!("first_conv.bn.{last}"),
+            ["conv_head", _] => format!("feature_mix_layer.conv.{last}"),
+            ["classifier", _] => format!("classifier.linear.{last}"),
+            ["blocks", stage, _, "conv", _] if stage == spec.stages.len().to_string() => {
+                format!("final_expand_layer.conv.{last}")
+            }
+            ["blocks", stage, _, "bn1", _] if stage == spec.stages.len().to_string() => {
+                format!("final_expand_layer.bn.{last}")
+            }
+            ["blocks", stage, block, layer, ..] => {
+                let (stage, block): (usize, usize) = (stage.parse().unwrap(), block.parse().unwrap());
+                let index: usize = spec.stages[..stage].iter().map(Vec::len).sum::<usize>() + block;
+                let se = |name: &str| format!("blocks.{index}.conv.depth_conv.se.fc.{name}.{last}");
+                if layer == "se" {
+                    return se(if parts[4] == "conv_reduce" { "reduce" } else { "expand" });
+                }
+                let role = match (spec.stages[stage][block].expand, layer) {
+                    (true, "conv_pw" | "bn1") => "inverted_bottleneck",
+                    (true, "conv_dw" | "bn2") | (false, "conv_dw" | "bn1") => "depth_conv",
+                    _ => "point_linear",
+                };
+                // The elastic layers wrap the plain ones, which doubles their names.
+                let layer = if layer.starts_with("bn") { "bn" } else { "conv" };
+                let layer = if index == 0 { layer.to_string() } else { format!("{layer}.{layer}") };
+                format!("blocks.{index}.conv.{role}.{layer}.{last}")
+            }
+            _ => panic!("{name}"),
+        }
+    }
+}
