@@ -172,7 +172,7 @@ impl Kernel for Row {
         let Row { source, padded_width, weights, kernel, stride, out_width, row } = self;
         // SAFETY: tiles stay inside `out_width`, for which the caller checked the extents.
         unsafe {
-            match (kernel, stride) {
+            match (if S::ACCUMULATORS > 4 { kernel } else { 0 }, stride) {
                 (3, 1) => tiles::<S, 3, 1>(source, padded_width, weights, kernel, out_width, row),
                 (5, 1) => tiles::<S, 5, 1>(source, padded_width, weights, kernel, out_width, row),
                 (7, 1) => tiles::<S, 7, 1>(source, padded_width, weights, kernel, out_width, row),
@@ -308,7 +308,7 @@ impl Kernel for Gradient {
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller's extents.
         unsafe {
-            match self.kernel {
+            match if S::ACCUMULATORS > 4 { self.kernel } else { 0 } {
                 // As many kernel rows at once as leave registers: more independent sums, fewer loads of the output gradient.
                 3 => self.kernel_rows::<S, 3, 3>(),
                 5 => self.kernel_rows::<S, 5, 2>(),

@@ -199,16 +199,19 @@ struct Tile {
 impl Tile {
     #[inline(always)]
     unsafe fn column<S: Simd, const ADD: bool>(self, nr: usize, rows: usize) {
-        // Tile heights leave registers for one panel row and one broadcast: 12 of 16, or 24 of 32 accumulators.
+        // Tile heights leave registers for one panel row and one broadcast.
         // SAFETY: the caller's extents.
         unsafe {
-            match (nr, S::MANY_REGISTERS) {
-                (3, true) => self.rows::<S, 8, 3, ADD>(rows),
-                (3, false) => self.rows::<S, 4, 3, ADD>(rows),
-                (2, true) => self.rows::<S, 12, 2, ADD>(rows),
-                (2, false) => self.rows::<S, 6, 2, ADD>(rows),
-                (_, true) => self.rows::<S, 16, 1, ADD>(rows),
-                (_, false) => self.rows::<S, 8, 1, ADD>(rows),
+            match (nr, S::ACCUMULATORS) {
+                (3, 24) => self.rows::<S, 8, 3, ADD>(rows),
+                (3, 12) => self.rows::<S, 4, 3, ADD>(rows),
+                (3, _) => self.rows::<S, 1, 3, ADD>(rows),
+                (2, 24) => self.rows::<S, 12, 2, ADD>(rows),
+                (2, 12) => self.rows::<S, 6, 2, ADD>(rows),
+                (2, _) => self.rows::<S, 2, 2, ADD>(rows),
+                (_, 24) => self.rows::<S, 16, 1, ADD>(rows),
+                (_, 12) => self.rows::<S, 8, 1, ADD>(rows),
+                (_, _) => self.rows::<S, 4, 1, ADD>(rows),
             }
         }
     }

@@ -84,8 +84,9 @@ impl InstructionSet {
 pub(crate) trait Simd: Copy {
     type V: Copy;
     const LANES: usize;
-    /// Whether there are 32 vector registers rather than 16.
-    const MANY_REGISTERS: bool;
+    /// Vectors that fit into registers beside a few others: 12 of 16, 24 of 32, or 4 where the compiler makes the vectors (large
+    /// unrolled tiles of plain arrays would take it minutes, for little speed).
+    const ACCUMULATORS: usize;
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
     unsafe fn store(p: *mut f32, v: Self::V);
@@ -142,7 +143,7 @@ pub(crate) struct Portable;
 impl Simd for Portable {
     type V = [f32; 8];
     const LANES: usize = 8;
-    const MANY_REGISTERS: bool = false;
+    const ACCUMULATORS: usize = 4;
     #[inline(always)]
     unsafe fn splat(x: f32) -> [f32; 8] {
         [x; 8]
@@ -170,7 +171,7 @@ impl Simd for Portable {
 
 /// Implements [`Simd`] by an architecture's intrinsics.
 macro_rules! intrinsics {
-    ($name:ident, $vector:ty, $lanes:literal, $many:literal, $splat:path, $load:path, $store:path, $add:path, ($a:ident, $b:ident, $c:ident) => $mul_add:expr) => {
+    ($name:ident, $vector:ty, $lanes:literal, $accumulators:literal, $splat:path, $load:path, $store:path, $add:path, ($a:ident, $b:ident, $c:ident) => $mul_add:expr) => {
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
 
@@ -178,7 +179,7 @@ macro_rules! intrinsics {
         impl Simd for $name {
             type V = $vector;
             const LANES: usize = $lanes;
-            const MANY_REGISTERS: bool = $many;
+            const ACCUMULATORS: usize = $accumulators;
             #[inline(always)]
             unsafe fn splat(x: f32) -> $vector {
                 unsafe { $splat(x) }
@@ -207,12 +208,10 @@ macro_rules! intrinsics {
 mod x86 {
     use super::Simd;
     use std::arch::x86_64::*;
-    intrinsics!(Avx2, __m256, 8, false, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, (a, b, c) => _mm256_fmadd_ps(a, b, c));
+    intrinsics!(Avx2, __m256, 8, 12, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, (a, b, c) => _mm256_fmadd_ps(a, b, c));
     intrinsics!(
         Avx512,
-        __m512,
-        16,
-        true,
+        __m512, 16, 24,
         _mm512_set1_ps,
         _mm512_loadu_ps,
         _mm512_storeu_ps,
@@ -227,7 +226,7 @@ pub(crate) use x86::{Avx2, Avx512};
 mod arm {
     use super::Simd;
     use std::arch::aarch64::*;
-    intrinsics!(Neon, float32x4_t, 4, true, vdupq_n_f32, vld1q_f32, vst1q_f32, vaddq_f32, (a, b, c) => vfmaq_f32(c, a, b));
+    intrinsics!(Neon, float32x4_t, 4, 24, vdupq_n_f32, vld1q_f32, vst1q_f32, vaddq_f32, (a, b, c) => vfmaq_f32(c, a, b));
 }
 #[cfg(target_arch = "aarch64")]
 pub(crate) use arm::Neon;

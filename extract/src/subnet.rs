@@ -1,0 +1,91 @@
+//! Cutting a subnet out of the supernet into a model folder of its own, and proving that it computes the same.
+
+use crate::Result;
+use candle_core::{Device, Tensor};
+use ofa_evaluate::Model;
+use ofa_evaluate::model::{ModelConfig, NumberType, save};
+use ofa_supernet::data::Normalisation;
+use ofa_supernet::network::{Mode, Statistics};
+use ofa_supernet::{Subnet, Supernet};
+use std::path::Path;
+
+/// Writes `model.safetensors` and `config.json` into `folder`: the active weights with the recalibrated statistics.
+///
+/// # Errors
+/// A subnet outside the space, statistics of another subnet, a number type that cannot hold the weights, a failed write.
+pub fn extract(
+    net: &Supernet,
+    subnet: &Subnet,
+    statistics: &Statistics,
+    labels: &[String],
+    normalisation: &Normalisation,
+    dtype: NumberType,
+    folder: &Path,
+) -> Result<()> {
+    let weights = net
+        .cut(subnet, statistics)?
+        .into_iter()
+        .map(|(name, tensor)| Ok((name, (tensor.dims().to_vec(), tensor.flatten_all()?.to_vec1()?))))
+        .collect::<candle_core::Result<_>>()?;
+    let network = net.space().network(subnet, net.classes())?;
+    let config =
+        ModelConfig::new(&net.space().name, subnet, network, labels.to_vec(), normalisation.clone(), dtype);
+    save(folder, &config, &weights)?;
+    Ok(())
+}
+
+/// Loads `folder` anew and compares its logits with the subnet's inside the supernet: the largest difference, and the largest
+/// logit to compare it with. `images` is `[count, r, r, 3]`, normalised, at the subnet's resolution.
+///
+/// # Errors
+/// A folder that cannot be loaded, or images of another shape.
+pub fn compare(
+    net: &Supernet,
+    subnet: &Subnet,
+    statistics: &Statistics,
+    folder: &Path,
+    images: &[f32],
+) -> Result<(f64, f64)> {
+    let r = subnet.resolution;
+    let count = images.len() / (r * r * 3);
+    let tensor = Tensor::from_slice(images, (count, r, r, 3), &Device::Cpu)?;
+    let expected: Vec<f32> = net.forward(&tensor, subnet, Mode::Evaluate(statistics))?.flatten_all()?.to_vec1()?;
+    let mut model = Model::load(folder)?;
+    let found = model.network().run(images, count)?;
+    let largest = expected.iter().fold(0.0f64, |m, v| m.max(f64::from(v.abs())));
+    let difference = expected.iter().zip(found).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+    Ok((difference, largest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ofa_supernet::SearchSpace;
+    use ofa_supernet::network::StatisticsCollector;
+    use ofa_supernet::seed::{Purpose, generator};
+    use rand::Rng;
+
+    #[test]
+    fn extracted_folders_compute_what_the_supernet_computes() {
+        let mut space = SearchSpace::named("tiny").unwrap();
+        space.kernel_sizes = vec![3, 5, 7];
+        let net = Supernet::new(&space, 6, 1).unwrap();
+        let labels: Vec<String> = (0..6).map(|i| format!("class {i}")).collect();
+        let normalisation = Normalisation { mean: [0.5; 3], std: [0.25; 3] };
+        let folder = tempfile::tempdir().unwrap();
+        for position in 0..4 {
+            let subnet = space.sample(&mut generator(2, Purpose::Sampling, &[position]));
+            let r = subnet.resolution;
+            let mut rng = generator(2, Purpose::Builtin, &[position]);
+            let images: Vec<f32> = (0..5 * r * r * 3).map(|_| rng.random_range(-2.0f32..2.0)).collect();
+            let tensor = Tensor::from_slice(&images, (5, r, r, 3), &Device::Cpu).unwrap();
+            let mut collector = StatisticsCollector::default();
+            net.forward(&tensor, &subnet, Mode::Collect(&mut collector)).unwrap();
+            let statistics = collector.finish();
+            let path = folder.path().join(position.to_string());
+            extract(&net, &subnet, &statistics, &labels, &normalisation, NumberType::F32, &path).unwrap();
+            let (difference, largest) = compare(&net, &subnet, &statistics, &path, &images).unwrap();
+            assert!(largest > 0.1 && difference <= 1e-4 * largest, "{subnet}: {difference} of {largest}");
+        }
+    }
+}

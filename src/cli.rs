@@ -1,0 +1,63 @@
+//! The command line: what exists and what it is called. Each command's arguments stand in its own file.
+
+use crate::commands::{bench, config, extract, predictor, profile, quickstart, search, speed, train};
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+/// Once-for-all: train one weight-sharing network, give every device its own model.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+pub struct Cli {
+    /// Threads of training, evaluation and search (default: all cores).
+    #[arg(long, global = true)]
+    threads: Option<usize>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The whole path on built-in data in about two minutes, with a table at the end.
+    Quickstart(quickstart::Args),
+    /// Print a complete configuration to edit.
+    Config(config::Args),
+    /// Train a supernet by progressive shrinking.
+    Train(train::Args),
+    /// Measure images a second and memory, and how long a schedule will take.
+    Speed(speed::Args),
+    /// Measure this device: a latency table for every block of the space.
+    Profile(profile::Args),
+    /// Measure accuracies of random subnets and fit the accuracy predictor on them.
+    Predictor(predictor::Args),
+    /// Find the best subnet within each limit.
+    Search(search::Args),
+    /// Cut subnets out of the supernet as models of their own.
+    Extract(extract::Args),
+    /// Accuracy on test images, size and latency of extracted models.
+    Bench(bench::Args),
+}
+
+impl Cli {
+    /// Runs the chosen command.
+    pub fn run(self) -> Result<()> {
+        if let Some(threads) = self.threads {
+            anyhow::ensure!((1..=1024).contains(&threads), "--threads {threads}: expected 1 to 1024");
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build_global()
+                .context("cannot start the worker threads")?;
+        }
+        crate::interrupt::install()?;
+        match self.command {
+            Command::Quickstart(args) => quickstart::run(&args),
+            Command::Config(args) => config::run(&args),
+            Command::Train(args) => train::run(&args),
+            Command::Speed(args) => speed::run(&args),
+            Command::Profile(args) => profile::run(&args),
+            Command::Predictor(args) => predictor::run(&args),
+            Command::Search(args) => search::run(&args),
+            Command::Extract(args) => extract::run(&args),
+            Command::Bench(args) => bench::run(&args),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! `ofa bench`
+
+use crate::run_folder::DataConfig;
+use crate::{interrupt, progress, table};
+use anyhow::{Result, bail};
+use ofa_evaluate::Model;
+use ofa_evaluate::bench::{BenchOptions, BenchRow, bench, csv};
+use ofa_supernet::data::Dataset;
+use std::path::PathBuf;
+
+/// Accuracy on test images, size and latency of extracted models.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Model folders.
+    #[arg(required = true)]
+    models: Vec<PathBuf>,
+    /// Images whose test split is used: a folder or `builtin`; without it accuracy is left out.
+    #[arg(long)]
+    data: Option<String>,
+    /// Seed of the built-in data, as in training.
+    #[arg(long, default_value_t = 0)]
+    data_seed: u64,
+    /// Numbers of threads.
+    #[arg(long = "model-threads", value_delimiter = ',', default_value = "1")]
+    model_threads: Vec<usize>,
+    /// Batch sizes.
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    batch: Vec<usize>,
+    /// Print JSON.
+    #[arg(long, conflicts_with = "csv")]
+    json: bool,
+    /// Print CSV.
+    #[arg(long)]
+    csv: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let data = match &args.data {
+        Some(source) => {
+            Some(DataConfig { source: source.clone(), seed: args.data_seed, validation: 0, ..DataConfig::default() }.open()?)
+        }
+        None => None,
+    };
+    let options =
+        BenchOptions { threads: args.model_threads.clone(), batches: args.batch.clone(), ..BenchOptions::default() };
+    let rows = bench_models(&args.models, data.as_ref(), &options)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    } else if args.csv {
+        print!("{}", csv(&rows));
+    } else {
+        print_rows(&rows);
+    }
+    Ok(())
+}
+
+/// Loads and measures the models, with progress.
+pub fn bench_models(folders: &[PathBuf], data: Option<&Dataset>, options: &BenchOptions) -> Result<Vec<BenchRow>> {
+    let mut models = folders.iter().map(|folder| Ok(Model::load(folder)?)).collect::<Result<Vec<_>>>()?;
+    let bar = progress::plain_bar(0);
+    let mut test_set = data.map(|data| {
+        move |config: &ofa_evaluate::model::ModelConfig, take: &mut ofa_evaluate::bench::TakeBatch| {
+            for indices in (0..data.test.len()).collect::<Vec<_>>().chunks(100) {
+                let batch = data.evaluation_batch_with(
+                    &data.test,
+                    indices,
+                    config.network.resolution,
+                    &config.normalisation,
+                )?;
+                take(&batch.images, &batch.labels)?;
+            }
+            Ok(())
+        }
+    });
+    if let Some(data) = data {
+        if data.test.is_empty() {
+            bail!("data '{}': there are no test images (a folder test/CLASS)", data.name);
+        }
+        for model in &models {
+            if model.config().labels != data.classes {
+                bail!(
+                    "{}: the model knows the classes {:?}, the data has {:?}",
+                    model.folder().display(),
+                    model.config().labels,
+                    data.classes
+                );
+            }
+        }
+    }
+    let rows = bench(
+        &mut models,
+        test_set.as_mut().map(|t| t as &mut ofa_evaluate::bench::TestSet),
+        options,
+        &mut |step| {
+            bar.set_message(format!("{step}"));
+            bar.tick();
+            interrupt::control()
+        },
+    )?;
+    bar.finish_and_clear();
+    Ok(rows)
+}
+
+/// One line a model, number of threads and batch.
+pub fn print_rows(rows: &[BenchRow]) {
+    let mut lines = Vec::new();
+    for row in rows {
+        let percent = |v: f64| format!("{:.2} %", 100.0 * v);
+        let (top1, top5) = match &row.accuracy {
+            Some(accuracy) => (percent(accuracy.top1), percent(accuracy.top5)),
+            None => ("-".into(), "-".into()),
+        };
+        for latency in &row.latencies {
+            lines.push(vec![
+                row.model.clone(),
+                top1.clone(),
+                top5.clone(),
+                format!("{:.2}", row.macs as f64 / 1e6),
+                format!("{:.1}", row.parameters as f64 / 1e3),
+                format!("{:.0}", row.file_bytes as f64 / 1e3),
+                format!("{:.0}", row.peak_activation_bytes as f64 / 1e3),
+                format!("{}x{}", latency.threads, latency.batch),
+                format!("{:.3}", latency.ms.p50),
+                format!("{:.3}", latency.ms.p90),
+                format!("{:.3}", latency.ms.p99),
+                format!("{:.0}", latency.images_per_second),
+            ]);
+        }
+    }
+    table::print(
+        &[
+            "model", "top-1", "top-5", "MACs (M)", "params (k)", "file (kB)", "memory (kB)", "threads x batch", "p50 ms",
+            "p90 ms", "p99 ms", "images/s",
+        ],
+        &lines,
+    );
+}
+

@@ -1,0 +1,11 @@
+//! One file a command: its arguments, and a `run` that parses, calls and prints.
+
+pub mod bench;
+pub mod config;
+pub mod extract;
+pub mod predictor;
+pub mod profile;
+pub mod quickstart;
+pub mod search;
+pub mod speed;
+pub mod train;

@@ -1,0 +1,91 @@
+//! `ofa profile`
+
+use crate::run_folder::RunFolder;
+use crate::{interrupt, progress};
+use anyhow::{Result, bail};
+use ofa_evaluate::DeviceProfile;
+use ofa_evaluate::profile::{Phase, ProfileOptions, measure};
+use ofa_supernet::SearchSpace;
+use std::path::PathBuf;
+
+/// Measure this device: a latency table for every block of the space, checked on random subnets.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Run folder; the profile goes to its devices/NAME.json.
+    #[arg(long, default_value = "run")]
+    run: PathBuf,
+    /// Name of the device, as limits will use it.
+    #[arg(long, default_value = "this")]
+    name: String,
+    /// Threads that a model runs on.
+    #[arg(long = "model-threads", default_value_t = 1)]
+    model_threads: usize,
+    /// Images a run.
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Times that every network is visited.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Random subnets that check the predictions.
+    #[arg(long)]
+    check: Option<usize>,
+    /// Seed of weights, images and subnets.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let folder = RunFolder::new(&args.run);
+    let (net, classes) = folder.supernet()?;
+    let mut options = ProfileOptions::new(&args.name, classes.len());
+    options.threads = args.model_threads;
+    options.batch = args.batch;
+    options.seed = args.seed;
+    if let Some(rounds) = args.rounds {
+        options.rounds = rounds;
+    }
+    if let Some(check) = args.check {
+        options.check_subnets = check;
+    }
+    let profile = profile_device(&folder, net.space(), &options)?;
+    println!(
+        "device '{}': {} ({} threads, {}), {} layers",
+        profile.name,
+        profile.hardware.cpu,
+        profile.hardware.threads,
+        profile.hardware.instruction_set,
+        profile.table.len()
+    );
+    println!(
+        "check on {} random subnets: median error {:.1} %, 95th percentile {:.1} %",
+        profile.check.subnets.len(),
+        100.0 * profile.check.median_error,
+        100.0 * profile.check.p95_error
+    );
+    if profile.check.median_error > 0.05 {
+        eprintln!("the median error is above 5 %: is the machine busy? Measure again when it is quiet, or with more --rounds");
+    }
+    println!("{} written", folder.join(&format!("devices/{}.json", args.name)).display());
+    Ok(())
+}
+
+/// Measures with a progress bar and writes the profile into the folder.
+pub fn profile_device(folder: &RunFolder, space: &SearchSpace, options: &ProfileOptions) -> Result<DeviceProfile> {
+    let name = &options.name;
+    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) || name.starts_with('.') {
+        bail!("device name '{name}': expected letters, digits, '-', '_' and '.'");
+    }
+    let bar = progress::bar(0, "visits");
+    let profile = measure(space, options, &mut |at| {
+        bar.set_length(at.total as u64);
+        bar.set_position(at.done as u64);
+        bar.set_message(match at.phase {
+            Phase::Layers => "timing layers",
+            Phase::Subnets => "timing whole subnets",
+        });
+        interrupt::control()
+    })?;
+    bar.finish_and_clear();
+    profile.save(folder.join(&format!("devices/{name}.json")))?;
+    Ok(profile)
+}

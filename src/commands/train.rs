@@ -1,0 +1,213 @@
+//! `ofa train`
+
+use crate::run_folder::{DataConfig, RunConfig, RunFolder};
+use crate::{interrupt, progress, table};
+use anyhow::{Context, Result, bail};
+use candle_core::{DType, Device};
+use ofa_supernet::train::{Control, Event, Outcome, ProbeResult, TrainConfig, train};
+use ofa_supernet::{SearchSpace, Supernet};
+use std::path::PathBuf;
+
+/// Train a supernet by progressive shrinking.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    settings: Settings,
+    /// Run folder.
+    #[arg(long, default_value = "run")]
+    out: PathBuf,
+    /// Go on from the newest checkpoint of the run folder, with its configuration.
+    #[arg(long)]
+    resume: bool,
+    /// Where to compute: cpu, cuda:N or metal.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+/// What decides a training; flags override the configuration file.
+#[derive(clap::Args)]
+pub struct Settings {
+    /// Configuration file with [data], [space] and [train]; `ofa config` prints one.
+    #[arg(long, conflicts_with_all = ["space", "preset"])]
+    config: Option<PathBuf>,
+    /// Training preset: imagenet, cifar or tiny.
+    #[arg(long, default_value = "cifar")]
+    preset: String,
+    /// Search space: a preset such as cifar-mbv3, tiny or mbv3-w1.0, or a .toml file (default: the training preset's).
+    #[arg(long)]
+    space: Option<String>,
+    /// Images: a folder (ImageFolder, CIFAR binary, IDX) or `builtin`.
+    #[arg(long)]
+    data: Option<String>,
+    /// Images carved from the training images for validation.
+    #[arg(long)]
+    validation: Option<usize>,
+    /// Skip unreadable images with a count instead of failing.
+    #[arg(long)]
+    skip_bad: bool,
+    /// Total epochs over all stages; the stages keep their shares.
+    #[arg(long)]
+    epochs: Option<f64>,
+    /// Images a step.
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Seed of every random decision.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+impl Settings {
+    /// File, presets and flags as one checked configuration.
+    pub fn resolve(&self) -> Result<RunConfig> {
+        let mut config = match &self.config {
+            Some(path) => {
+                let text = ofa_supernet::files::read_text(path)?;
+                toml::from_str::<RunConfig>(&text).with_context(|| path.display().to_string())?
+            }
+            None => {
+                let default = match self.preset.as_str() {
+                    "imagenet" => "mbv3-w1.0",
+                    "cifar" => "cifar-mbv3",
+                    _ => "tiny",
+                };
+                let space = SearchSpace::named(self.space.as_deref().unwrap_or(default))?;
+                let train = TrainConfig::preset(&self.preset, &space)?;
+                RunConfig { data: DataConfig::default(), space, train }
+            }
+        };
+        if let Some(source) = &self.data {
+            config.data.source = source.clone();
+        }
+        if let Some(validation) = self.validation {
+            config.data.validation = validation;
+        }
+        config.data.skip_bad |= self.skip_bad;
+        if let Some(epochs) = self.epochs {
+            if !(epochs > 0.0 && epochs.is_finite()) {
+                bail!("--epochs {epochs}: expected a number above 0");
+            }
+            config.train = config.train.with_epochs(epochs);
+        }
+        if let Some(batch) = self.batch {
+            config.train.batch = batch;
+        }
+        if let Some(seed) = self.seed {
+            config.train.seed = seed;
+        }
+        config.space.validate()?;
+        config.train.validate(&config.space)?;
+        Ok(config)
+    }
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let folder = RunFolder::new(&args.out);
+    let config = if args.resume {
+        let stored = folder.config()?;
+        if args.settings.config.is_some() && args.settings.resolve()? != stored {
+            bail!("--resume goes on with {}; leave --config out", folder.join("config.toml").display());
+        }
+        stored
+    } else {
+        args.settings.resolve()?
+    };
+    let device = device(&args.device)?;
+    let outcome = train_run(&folder, &args.out, &config, args.resume, &device)?;
+    match outcome {
+        Outcome::Finished { supernet, probes, steps, seconds } => {
+            print_probes(&probes);
+            println!(
+                "\n{} written after {steps} steps in {}. Next: ofa profile --run {run} --name this, ofa predictor --run {run}",
+                supernet.display(),
+                progress::duration(seconds),
+                run = args.out.display()
+            );
+            Ok(())
+        }
+        Outcome::Interrupted { checkpoint, step } => {
+            eprintln!(
+                "stopped at step {step}, saved {}; go on with: ofa train --out {} --resume",
+                checkpoint.display(),
+                args.out.display()
+            );
+            Err(ofa_supernet::Error::Interrupted.into())
+        }
+    }
+}
+
+/// Trains in `folder` with a progress bar.
+pub fn train_run(
+    folder: &RunFolder,
+    out: &std::path::Path,
+    config: &RunConfig,
+    resume: bool,
+    device: &Device,
+) -> Result<Outcome> {
+    let data = config.data.open()?;
+    let mut net = Supernet::on_device(&config.space, data.classes.len(), config.train.seed, DType::F32, device)?;
+    if !resume && !folder.join("checkpoints").exists() {
+        folder.write_config(config)?;
+    }
+    let bar = progress::plain_bar(0);
+    let outcome = train(&mut net, &data, &config.train, out, resume, &mut |event| {
+        match event {
+            Event::Resumed { checkpoint, step, damaged } => {
+                for message in *damaged {
+                    bar.suspend(|| eprintln!("skipped a checkpoint that cannot be read: {message}"));
+                }
+                bar.suspend(|| eprintln!("resumed from {} at step {step}", checkpoint.display()));
+            }
+            Event::Stage { name, index, stages, steps } => {
+                bar.suspend(|| eprintln!("stage {}/{stages} '{name}': {steps} steps", index + 1));
+            }
+            Event::Step(step) => {
+                bar.set_length(step.steps as u64);
+                bar.set_position(step.step as u64);
+                let distillation = step.report.distillation.map(|d| format!(" kd {d:.3}")).unwrap_or_default();
+                bar.set_message(format!(
+                    "{} {:.1}/{:.1}  loss {:.3}{distillation}  acc {:.1} %  lr {:.4}  {:.0} img/s  ETA {}",
+                    step.stage,
+                    step.epoch,
+                    step.epochs,
+                    step.report.loss,
+                    100.0 * step.report.accuracy,
+                    step.learning_rate,
+                    step.images_per_second,
+                    progress::duration(step.eta_seconds)
+                ));
+            }
+            Event::Probes { stage, step, results } => {
+                let accuracies: Vec<String> =
+                    results.iter().map(|r| format!("{} {:.1} %", r.name, 100.0 * r.accuracy)).collect();
+                bar.suspend(|| eprintln!("step {step} ({stage}): validation {}", accuracies.join(", ")));
+            }
+            Event::Checkpoint { .. } => {}
+        }
+        if interrupt::requested() { Control::Stop } else { Control::Continue }
+    })?;
+    bar.finish_and_clear();
+    Ok(outcome)
+}
+
+/// The validation accuracies of smallest, middle and largest subnet.
+pub fn print_probes(probes: &[ProbeResult]) {
+    let rows: Vec<Vec<String>> = probes
+        .iter()
+        .map(|p| vec![p.name.to_string(), format!("{:.1} %", 100.0 * p.accuracy), p.subnet.to_string()])
+        .collect();
+    table::print(&["subnet", "validation", "choices"], &rows);
+}
+
+fn device(name: &str) -> Result<Device> {
+    match name {
+        "cpu" => Ok(Device::Cpu),
+        "metal" => Device::new_metal(0).context("--device metal: build with `--features metal` on a Mac"),
+        _ => {
+            let Some(index) = name.strip_prefix("cuda:").or(name.eq("cuda").then_some("0")).and_then(|i| i.parse().ok())
+            else {
+                bail!("--device {name}: expected cpu, cuda:N or metal");
+            };
+            Device::new_cuda(index).with_context(|| format!("--device {name}: build with `--features cuda`"))
+        }
+    }
+}

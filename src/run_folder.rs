@@ -1,0 +1,159 @@
+//! The run folder: `config.toml`, `checkpoints/`, `predictor/`, `devices/`, `search/`, `models/`. Each command reads what the
+//! earlier ones wrote.
+
+use anyhow::{Context, Result, bail};
+use candle_core::Device;
+use ofa_evaluate::DeviceProfile;
+use ofa_supernet::data::{DataOptions, Dataset, Normalisation};
+use ofa_supernet::files::{read_text, write_atomic};
+use ofa_supernet::train::TrainConfig;
+use ofa_supernet::train::checkpoint::{Folder, read_supernet};
+use ofa_supernet::{SearchSpace, Supernet};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// `config.toml`: all that is needed to repeat the run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Where the images come from.
+    pub data: DataConfig,
+    /// The search space.
+    pub space: SearchSpace,
+    /// How the supernet is trained.
+    pub train: TrainConfig,
+}
+
+/// Where the images come from and how they are split.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    /// A folder (ImageFolder, CIFAR binary, IDX) or `builtin`.
+    pub source: String,
+    /// Images carved from training for validation.
+    pub validation: usize,
+    /// Seed of that split and of the built-in data.
+    pub seed: u64,
+    /// Skip unreadable images with a count instead of failing.
+    pub skip_bad: bool,
+    /// Training images of the built-in data.
+    pub builtin_train: usize,
+    /// Test images of the built-in data.
+    pub builtin_test: usize,
+    /// Mean and standard deviation of the colours; measured on the training images if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub normalisation: Option<Normalisation>,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        let options = DataOptions::default();
+        DataConfig {
+            source: "builtin".into(),
+            validation: options.validation,
+            seed: options.seed,
+            skip_bad: options.skip_bad,
+            builtin_train: options.builtin_train,
+            builtin_test: options.builtin_test,
+            normalisation: None,
+        }
+    }
+}
+
+impl DataConfig {
+    /// Opens the dataset and says what it found.
+    pub fn open(&self) -> Result<Dataset> {
+        let options = DataOptions {
+            validation: self.validation,
+            seed: self.seed,
+            skip_bad: self.skip_bad,
+            normalisation: self.normalisation.clone(),
+            builtin_train: self.builtin_train,
+            builtin_test: self.builtin_test,
+            ..DataOptions::default()
+        };
+        let data = Dataset::open(&self.source, &options)?;
+        let skipped = if data.skipped > 0 { format!(", {} skipped", data.skipped) } else { String::new() };
+        eprintln!(
+            "data '{}': {} classes, {} training, {} validation, {} test images{skipped}",
+            data.name,
+            data.classes.len(),
+            data.train.len(),
+            data.validation.len(),
+            data.test.len()
+        );
+        Ok(data)
+    }
+}
+
+/// A run folder.
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    /// The folder at `path`, which need not exist yet.
+    pub fn new(path: &Path) -> Self {
+        RunFolder { path: path.to_path_buf() }
+    }
+
+    /// A file or folder in it.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Writes `config.toml`.
+    pub fn write_config(&self, config: &RunConfig) -> Result<()> {
+        let text = toml::to_string(config).context("the configuration has no TOML form")?;
+        Ok(write_atomic(&self.join("config.toml"), text.as_bytes())?)
+    }
+
+    /// Reads `config.toml`.
+    pub fn config(&self) -> Result<RunConfig> {
+        let path = self.join("config.toml");
+        if !path.exists() {
+            bail!("{}: this is no run folder; make one with `ofa train --out {}`", path.display(), self.path.display());
+        }
+        let text = read_text(&path)?;
+        let config: RunConfig = toml::from_str(&text).with_context(|| path.display().to_string())?;
+        config.space.validate()?;
+        Ok(config)
+    }
+
+    /// The data of the run, or another source for the same classes.
+    pub fn data(&self, source: Option<&str>) -> Result<Dataset> {
+        let mut config = self.config()?.data;
+        if let Some(source) = source {
+            config.source = source.to_string();
+        }
+        config.open()
+    }
+
+    /// The trained supernet with its class names.
+    pub fn supernet(&self) -> Result<(Supernet, Vec<String>)> {
+        let path = Folder::of_run(&self.path, 1).supernet_path();
+        if !path.exists() {
+            bail!(
+                "{}: the supernet is not trained yet; finish it with `ofa train --out {} --resume`",
+                path.display(),
+                self.path.display()
+            );
+        }
+        let (state, note) = read_supernet(&path, &Device::Cpu)?;
+        let net = Supernet::new(&note.space, note.classes.len(), 0)?;
+        net.load_state(&state).with_context(|| path.display().to_string())?;
+        Ok((net, note.classes))
+    }
+
+    /// All device profiles.
+    pub fn devices(&self) -> Result<Vec<DeviceProfile>> {
+        let folder = self.join("devices");
+        let mut paths: Vec<PathBuf> = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries.filter_map(|e| e.ok().map(|e| e.path())).collect(),
+            Err(_) => Vec::new(),
+        };
+        paths.retain(|p| p.extension().is_some_and(|e| e == "json"));
+        paths.sort();
+        paths.iter().map(|path| Ok(DeviceProfile::load(path)?)).collect()
+    }
+}

@@ -1,0 +1,106 @@
+//! Fine-tuning one subnet: a few epochs on its own weights, with the supernet's largest subnet as teacher.
+
+use super::config::TrainConfig;
+use super::gradients::{Gradients, clip_factor};
+use super::loss;
+use super::optimizer::Sgd;
+use super::progress::Control;
+use super::schedule::learning_rate;
+use super::validation::image_tensor;
+use crate::data::{Dataset, Prefetch, epoch_order};
+use crate::network::{Mode, Supernet};
+use crate::seed::{Purpose, generator};
+use crate::{Error, Result, Subnet};
+
+/// How long and how fast.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FinetuneOptions {
+    /// Epochs over the training images.
+    pub epochs: f64,
+    /// Learning rate at the start; cosine to zero.
+    pub learning_rate: f64,
+    /// Weight of the distillation loss; 0 for none.
+    pub kd_ratio: f64,
+}
+
+/// How far fine-tuning is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FinetuneProgress {
+    /// Steps done.
+    pub step: usize,
+    /// All steps.
+    pub steps: usize,
+    /// Loss of the last step.
+    pub loss: f64,
+}
+
+/// Trains `net`, a copy of the supernet, on `subnet` alone, at its own resolution; batch, augmentation, momentum, weight decay,
+/// label smoothing, dropout, clipping and seed are those of `config`. Other subnets of the copy are of no use afterwards.
+///
+/// # Errors
+/// Impossible options, an interruption by `observer`, a loss that is not finite, images that cannot be read.
+pub fn finetune(
+    net: &Supernet,
+    teacher: &Supernet,
+    subnet: &Subnet,
+    data: &Dataset,
+    config: &TrainConfig,
+    options: &FinetuneOptions,
+    observer: &mut dyn FnMut(FinetuneProgress) -> Control,
+) -> Result<()> {
+    net.space().check(subnet)?;
+    let positive = |v: f64| v > 0.0 && v.is_finite();
+    if !positive(options.epochs) || !positive(options.learning_rate) || options.kd_ratio.is_nan() {
+        return Err(Error::Config(format!(
+            "fine-tuning: epochs {} and learning rate {} must be above 0",
+            options.epochs, options.learning_rate
+        )));
+    }
+    let count = data.train.len();
+    let batch = config.batch.clamp(1, count.max(1));
+    let steps_per_epoch = (count / batch).max(1);
+    let steps = ((options.epochs * steps_per_epoch as f64).round() as usize).max(1);
+    let mut optimizer = Sgd::new(config.momentum, config.weight_decay, net.parameters().len());
+    let batches = {
+        let (data, augmentation, seed, resolution) =
+            (data.clone(), config.augmentation.clone(), config.seed, subnet.resolution);
+        // Epochs beyond those of training, so that orders and augmentations are new.
+        let first_epoch = config.total_epochs().ceil() as usize + config.stages.len();
+        Prefetch::new(steps, 3, move |step| {
+            let epoch = (first_epoch + step / steps_per_epoch) as u64;
+            let order = epoch_order(data.train.len(), seed, epoch);
+            let first = step % steps_per_epoch * batch;
+            data.training_batch(&order[first..first + batch], resolution, &augmentation, seed, epoch)
+        })
+    };
+    for (step, loaded) in batches.enumerate() {
+        let loaded = loaded?;
+        let images = image_tensor(loaded.images, loaded.labels.len(), loaded.resolution, net)?;
+        let targets = loss::smoothed_targets(&loaded.labels, net.classes(), config.label_smoothing, images.device())?;
+        let mut rng = generator(config.seed, Purpose::Dropout, &[u64::MAX, step as u64]);
+        let logits = net.forward(&images, subnet, Mode::Train { dropout: config.dropout, rng: &mut rng })?;
+        let log_probabilities = loss::log_softmax(&logits)?;
+        let mut total = loss::cross_entropy(&log_probabilities, &targets)?;
+        if options.kd_ratio > 0.0 {
+            let largest = Subnet { resolution: subnet.resolution, ..teacher.space().largest() };
+            let soft = loss::soft_targets(&teacher.forward(&images, &largest, Mode::BatchStatistics)?)?;
+            total = (total + (loss::cross_entropy(&log_probabilities, &soft)? * options.kd_ratio)?)?;
+        }
+        let value = f64::from(total.to_dtype(candle_core::DType::F32)?.to_scalar::<f32>()?);
+        if !value.is_finite() {
+            return Err(Error::NotFinite(format!(
+                "fine-tuning, step {step}: the loss is {value} for subnet '{subnet}'; lower the learning rate {}",
+                options.learning_rate
+            )));
+        }
+        let mut gradients = Gradients::none(net.parameters().len());
+        gradients.add(net.parameters(), total.backward()?)?;
+        let scale = clip_factor(gradients.norm()?, config.clip_norm);
+        let rate = learning_rate(options.learning_rate, step, steps, 0);
+        optimizer.step(net.parameters(), &gradients, rate, scale)?;
+        if observer(FinetuneProgress { step: step + 1, steps, loss: value }) == Control::Stop {
+            return Err(Error::Interrupted);
+        }
+    }
+    Ok(())
+}
