@@ -34,17 +34,20 @@ const CLASSES: [&str; 10] = [
 const FIRST_TEST: u64 = 1 << 40;
 
 /// Largest noise of an image, in grey levels.
-const NOISE: Range<f32> = 5.0..30.0;
-/// Distance in RGB between the object's colour and the background.
-const CONTRAST: Range<f32> = 70.0..180.0;
+const NOISE: Range<f32> = 8.0..48.0;
+/// Colour channels of the background and of objects.
+const GROUND: Range<f32> = 20.0..130.0;
+const OBJECT: Range<f32> = 100.0..215.0;
 /// Size of an object in pixels.
-const RADIUS: Range<f32> = 7.0..11.0;
+const RADIUS: Range<f32> = 8.0..12.0;
+/// Largest distance of an object from the middle in each direction, in pixels.
+const SHIFT: f32 = 5.0;
 /// Periods of fine and coarse patterns in pixels, and their height in grey levels.
-const FINE: Range<f32> = 2.6..3.6;
-const COARSE: Range<f32> = 5.5..8.0;
-const HEIGHT: Range<f32> = 20.0..70.0;
+const FINE: Range<f32> = 2.8..4.4;
+const COARSE: Range<f32> = 5.0..8.0;
+const HEIGHT: Range<f32> = 14.0..70.0;
 /// Half the width of a ring's gap in pixels.
-const GAP: Range<f32> = 1.0..2.5;
+const GAP: Range<f32> = 0.8..2.4;
 
 pub(super) fn open(options: &DataOptions) -> Result<Loaded> {
     let store = |first: u64, count: usize| {
@@ -169,7 +172,7 @@ fn draw(seed: u64, number: u64, out: &mut [u8]) {
 }
 
 fn background(rng: &mut StdRng) -> Canvas {
-    let (from, to) = (any_colour(rng), any_colour(rng));
+    let (from, to) = (any_colour(rng, GROUND), any_colour(rng, GROUND));
     let (sin, cos) = rng.random_range(0.0..TAU).sin_cos();
     let strength = rng.random_range(0.0..0.4);
     std::array::from_fn(|i| {
@@ -190,7 +193,7 @@ fn specks(canvas: &mut Canvas, rng: &mut StdRng, count: usize) {
         };
         let centre = (rng.random_range(1.0..31.0), rng.random_range(1.0..31.0));
         let turn = rng.random_range(0.0..TAU);
-        paint(canvas, shape, centre, turn, plain(any_colour(rng)));
+        paint(canvas, shape, centre, turn, plain(any_colour(rng, 20.0..235.0)));
     }
 }
 
@@ -200,11 +203,10 @@ fn plain(colour: Colour) -> Fill {
 
 fn object(canvas: &mut Canvas, class: u32, rng: &mut StdRng) {
     let radius: f32 = rng.random_range(RADIUS);
-    let margin = radius * 0.9;
-    let mut place = || rng.random_range(margin..SIDE as f32 - margin);
+    let middle = SIDE as f32 / 2.0;
+    let mut place = || middle + rng.random_range(-SHIFT..SHIFT);
     let (x, y) = (place(), place());
-    let ground = canvas[y as usize * SIDE + x as usize];
-    let solid = plain(contrasting(ground, rng));
+    let solid = plain(any_colour(rng, OBJECT));
     let turn = rng.random_range(0.0..TAU);
     let (fine, coarse) = (TAU / rng.random_range(FINE), TAU / rng.random_range(COARSE));
     let height = rng.random_range(HEIGHT);
@@ -256,18 +258,6 @@ fn paint(canvas: &mut Canvas, shape: Shape, (cx, cy): (f32, f32), turn: f32, fil
     }
 }
 
-fn any_colour(rng: &mut StdRng) -> Colour {
-    std::array::from_fn(|_| rng.random_range(30.0..225.0))
-}
-
-/// A colour that stands out from `ground`, sometimes barely.
-fn contrasting(ground: Colour, rng: &mut StdRng) -> Colour {
-    let wanted: f32 = rng.random_range(CONTRAST);
-    loop {
-        let colour = any_colour(rng);
-        let distance = (0..3).map(|c| (colour[c] - ground[c]).powi(2)).sum::<f32>().sqrt();
-        if distance > 1.0 {
-            return std::array::from_fn(|c| ground[c] + (colour[c] - ground[c]) * wanted / distance);
-        }
-    }
+fn any_colour(rng: &mut StdRng, range: Range<f32>) -> Colour {
+    std::array::from_fn(|_| rng.random_range(range.clone()))
 }
