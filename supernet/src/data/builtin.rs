@@ -1,9 +1,10 @@
 //! The built-in dataset: drawn 32x32 images of ten classes, in which a network's size matters.
 //!
 //! Each image shows one object in random colours, place, size and turn, on a background with a gradient, specks and
-//! noise. Five shapes come in two kinds each that differ in details of two to three pixels or in how parts lie to each other: easy to
-//! confuse at 16 pixels or for a network that sees little context, easy to tell at 32 pixels for one that is large enough. Contrasts go down to the noise, so
-//! that no network is perfect. Every class looks the same in a mirror.
+//! noise. Seven classes differ in shape or coarse pattern, which a small network sees at 16 pixels. The others differ in
+//! details of two to four pixels (fine stripes, fine checks, the gap of a ring), which shrinking blurs and which take
+//! width and depth to tell apart. Contrasts go down to the noise, so that no network is perfect. Every class looks the
+//! same in a mirror.
 
 use super::split::{Image, Pixels, Store};
 use super::{DataOptions, Loaded};
@@ -14,22 +15,39 @@ use rand::rngs::StdRng;
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::f32::consts::TAU;
+use std::ops::Range;
 
 const SIDE: usize = 32;
 const CLASSES: [&str; 10] = [
-    "disc",
-    "striped disc",
+    "plain",
+    "fine stripes",
+    "fine checks",
+    "coarse stripes",
+    "coarse checks",
     "ring",
     "open ring",
-    "square",
-    "striped square",
-    "triangle",
     "cross",
-    "pair of a kind",
-    "odd pair",
+    "pair",
+    "four",
 ];
 /// Number of the first test image; more training images than that would be drawn from the test images.
 const FIRST_TEST: u64 = 1 << 40;
+
+/// Largest noise of an image, in grey levels.
+const NOISE: Range<f32> = 8.0..48.0;
+/// Colour channels of the background and of objects.
+const GROUND: Range<f32> = 20.0..130.0;
+const OBJECT: Range<f32> = 100.0..215.0;
+/// Size of an object in pixels.
+const RADIUS: Range<f32> = 8.0..12.0;
+/// Largest distance of an object from the middle in each direction, in pixels.
+const SHIFT: f32 = 5.0;
+/// Periods of fine and coarse patterns in pixels, and their height in grey levels.
+const FINE: Range<f32> = 2.8..4.4;
+const COARSE: Range<f32> = 5.0..8.0;
+const HEIGHT: Range<f32> = 14.0..70.0;
+/// Half the width of a ring's gap in pixels.
+const GAP: Range<f32> = 0.8..2.4;
 
 pub(super) fn open(options: &DataOptions) -> Result<Loaded> {
     let store = |first: u64, count: usize| {
@@ -83,9 +101,8 @@ type Canvas = [Colour; SIDE * SIDE];
 #[derive(Clone, Copy)]
 enum Shape {
     Disc(f32),
-    Ring { radius: f32, half_width: f32, gap: f32 },
     Square(f32),
-    Triangle(f32),
+    Ring { radius: f32, half_width: f32, gap: f32 },
     Cross { arm: f32, half_width: f32 },
 }
 
@@ -93,16 +110,11 @@ impl Shape {
     fn distance(self, x: f32, y: f32) -> f32 {
         match self {
             Shape::Disc(radius) => x.hypot(y) - radius,
+            Shape::Square(half) => x.abs().max(y.abs()) - half,
             Shape::Ring { radius, half_width, gap } => {
                 let ring = (x.hypot(y) - radius).abs() - half_width;
-                // The gap is a bar from the centre to the right.
-                let cut = if x > 0.0 { gap - y.abs() } else { gap - x.hypot(y) };
-                if gap > 0.0 { ring.max(cut) } else { ring }
-            }
-            Shape::Square(half) => x.abs().max(y.abs()) - half,
-            Shape::Triangle(inradius) => {
-                let slanted = 0.866 * x.abs() - 0.5 * y;
-                slanted.max(y) - inradius
+                // A bar from the centre to the right is cut out.
+                if x > 0.0 { ring.max(gap - y.abs()) } else { ring }
             }
             Shape::Cross { arm, half_width } => {
                 let (long, short) = (x.abs().max(y.abs()), x.abs().min(y.abs()));
@@ -112,21 +124,44 @@ impl Shape {
     }
 }
 
-/// What fills a shape.
+/// What a shape is filled with: a colour, and waves of brightness across and along the shape.
 #[derive(Clone, Copy)]
 struct Fill {
     colour: Colour,
-    /// Stripes across the shape: their difference in brightness, angular frequency a pixel, direction and phase.
-    stripes: Option<(f32, f32, f32, f32)>,
+    /// Difference in brightness between the colour and a wave's crest.
+    height: f32,
+    /// Angular frequency a pixel, and phase.
+    frequency: f32,
+    phase: (f32, f32),
+    waves: Waves,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Waves {
+    None,
+    Stripes,
+    Checks,
+}
+
+impl Fill {
+    fn shade(&self, x: f32, y: f32) -> f32 {
+        let across = || (x * self.frequency + self.phase.0).sin();
+        match self.waves {
+            Waves::None => 0.0,
+            Waves::Stripes => self.height * across(),
+            // As much contrast as stripes have.
+            Waves::Checks => self.height * 1.4 * across() * (y * self.frequency + self.phase.1).sin(),
+        }
+    }
 }
 
 fn draw(seed: u64, number: u64, out: &mut [u8]) {
     let rng = &mut generator(seed, Purpose::Builtin, &[number]);
     let mut canvas = background(rng);
-    specks(&mut canvas, rng, 3);
-    object(&mut canvas, class(number), rng);
     specks(&mut canvas, rng, 2);
-    let noise = rng.random_range(NOISE.0..NOISE.1);
+    object(&mut canvas, class(number), rng);
+    specks(&mut canvas, rng, 1);
+    let noise = rng.random_range(NOISE);
     for (pixel, colour) in out.chunks_exact_mut(3).zip(&canvas) {
         for channel in 0..3 {
             // The sum of two uniform numbers is close enough to a bell.
@@ -136,10 +171,8 @@ fn draw(seed: u64, number: u64, out: &mut [u8]) {
     }
 }
 
-const NOISE: (f32, f32) = (10.0, 60.0);
-
 fn background(rng: &mut StdRng) -> Canvas {
-    let (from, to) = (any_colour(rng), any_colour(rng));
+    let (from, to) = (any_colour(rng, GROUND), any_colour(rng, GROUND));
     let (sin, cos) = rng.random_range(0.0..TAU).sin_cos();
     let strength = rng.random_range(0.0..0.4);
     std::array::from_fn(|i| {
@@ -150,62 +183,61 @@ fn background(rng: &mut StdRng) -> Canvas {
     })
 }
 
+/// Small things that mean nothing.
 fn specks(canvas: &mut Canvas, rng: &mut StdRng, count: usize) {
     for _ in 0..count {
         let shape = match rng.random_range(0..3) {
-            0 => Shape::Disc(rng.random_range(1.0..2.2)),
-            1 => Shape::Square(rng.random_range(0.8..1.8)),
-            _ => Shape::Cross { arm: rng.random_range(2.0..4.0), half_width: 0.7 },
+            0 => Shape::Disc(rng.random_range(1.0..2.0)),
+            1 => Shape::Square(rng.random_range(0.8..1.6)),
+            _ => Shape::Cross { arm: rng.random_range(2.0..3.5), half_width: 0.6 },
         };
         let centre = (rng.random_range(1.0..31.0), rng.random_range(1.0..31.0));
-        let fill = Fill { colour: any_colour(rng), stripes: None };
-        paint(canvas, shape, centre, rng.random_range(0.0..TAU), fill);
+        let turn = rng.random_range(0.0..TAU);
+        paint(canvas, shape, centre, turn, plain(any_colour(rng, 20.0..235.0)));
     }
 }
 
+fn plain(colour: Colour) -> Fill {
+    Fill { colour, height: 0.0, frequency: 0.0, phase: (0.0, 0.0), waves: Waves::None }
+}
+
 fn object(canvas: &mut Canvas, class: u32, rng: &mut StdRng) {
-    let radius: f32 = rng.random_range(6.0..10.0);
-    let margin = radius + 1.0;
-    let mut place = || rng.random_range(margin..SIDE as f32 - margin);
+    let radius: f32 = rng.random_range(RADIUS);
+    let middle = SIDE as f32 / 2.0;
+    let mut place = || middle + rng.random_range(-SHIFT..SHIFT);
     let (x, y) = (place(), place());
-    let ground = canvas[y as usize * SIDE + x as usize];
-    let colour = contrasting(ground, rng);
+    let solid = plain(any_colour(rng, OBJECT));
     let turn = rng.random_range(0.0..TAU);
-    let stripes = (
-        rng.random_range(14.0..70.0),
-        TAU / rng.random_range(2.4..3.6),
-        rng.random_range(0.0..TAU),
-        rng.random_range(0.0..TAU),
-    );
-    let plain = Fill { colour, stripes: None };
-    let striped = Fill { colour, stripes: Some(stripes) };
-    let half_width = rng.random_range(1.2..1.9);
-    let gap = rng.random_range(0.7..2.0);
+    let (fine, coarse) = (TAU / rng.random_range(FINE), TAU / rng.random_range(COARSE));
+    let height = rng.random_range(HEIGHT);
+    let phase = (rng.random_range(0.0..TAU), rng.random_range(0.0..TAU));
+    let half_width = rng.random_range(1.2..2.0);
+    let gap = rng.random_range(GAP);
+    let blob = if rng.random() { Shape::Disc(radius) } else { Shape::Square(radius * 0.85) };
+    let waves = |waves, frequency| Fill { height, frequency, phase, waves, ..solid };
     let ring = |gap| Shape::Ring { radius: radius - half_width, half_width, gap };
-    let single = match class {
-        0 => (Shape::Disc(radius), plain),
-        1 => (Shape::Disc(radius), striped),
-        2 => (ring(0.0), plain),
-        3 => (ring(gap), plain),
-        4 => (Shape::Square(radius * 0.85), plain),
-        5 => (Shape::Square(radius * 0.85), striped),
-        6 => (Shape::Triangle(radius * 0.6), plain),
-        7 => (Shape::Cross { arm: radius, half_width: half_width + 0.6 }, plain),
-        _ => {
-            // Two small shapes at opposite ends of the object's place, alike or not.
-            let small = radius * 0.42;
-            let (disc, square) = (Shape::Disc(small), Shape::Square(small * 0.9));
-            let first = if rng.random() { disc } else { square };
-            let other = if matches!(first, Shape::Disc(_)) { square } else { disc };
-            let second = if class == 8 { first } else { other };
-            let (sin, cos) = turn.sin_cos();
-            let reach = radius - small;
-            paint(canvas, first, (x + reach * cos, y + reach * sin), turn, plain);
-            paint(canvas, second, (x - reach * cos, y - reach * sin), turn, plain);
+    let (shape, fill) = match class {
+        0 => (blob, solid),
+        1 => (blob, waves(Waves::Stripes, fine)),
+        2 => (blob, waves(Waves::Checks, fine)),
+        3 => (blob, waves(Waves::Stripes, coarse)),
+        4 => (blob, waves(Waves::Checks, coarse)),
+        // A gap below zero cuts nothing.
+        5 => (ring(-1.0), solid),
+        6 => (ring(gap), solid),
+        7 => (Shape::Cross { arm: radius, half_width: half_width + 0.5 }, solid),
+        parts => {
+            let count = if parts == 8 { 2 } else { 4 };
+            let part = Shape::Disc(radius * if parts == 8 { 0.45 } else { 0.38 });
+            for i in 0..count {
+                let (sin, cos) = (turn + TAU * i as f32 / count as f32).sin_cos();
+                let reach = radius * 0.62;
+                paint(canvas, part, (x + reach * cos, y + reach * sin), turn, solid);
+            }
             return;
         }
     };
-    paint(canvas, single.0, (x, y), turn, single.1);
+    paint(canvas, shape, (x, y), turn, fill);
 }
 
 /// Draws a shape with smooth edges.
@@ -213,37 +245,19 @@ fn paint(canvas: &mut Canvas, shape: Shape, (cx, cy): (f32, f32), turn: f32, fil
     let (sin, cos) = turn.sin_cos();
     for (i, pixel) in canvas.iter_mut().enumerate() {
         let (x, y) = ((i % SIDE) as f32 + 0.5 - cx, (i / SIDE) as f32 + 0.5 - cy);
-        if x.abs().max(y.abs()) > 16.0 {
-            continue;
-        }
-        let distance = shape.distance(x * cos + y * sin, y * cos - x * sin);
+        let (x, y) = (x * cos + y * sin, y * cos - x * sin);
+        let distance = shape.distance(x, y);
         if distance >= 0.5 {
             continue;
         }
         let cover = (0.5 - distance).min(1.0);
-        let shade = fill.stripes.map_or(0.0, |(height, frequency, direction, phase)| {
-            height * ((x * direction.cos() + y * direction.sin()) * frequency + phase).sin()
-        });
-        for channel in 0..3 {
-            pixel[channel] += cover * (fill.colour[channel] + shade - pixel[channel]);
+        let shade = fill.shade(x, y);
+        for (value, colour) in pixel.iter_mut().zip(fill.colour) {
+            *value += cover * (colour + shade - *value);
         }
     }
 }
 
-fn any_colour(rng: &mut StdRng) -> Colour {
-    std::array::from_fn(|_| rng.random_range(30.0..225.0))
+fn any_colour(rng: &mut StdRng, range: Range<f32>) -> Colour {
+    std::array::from_fn(|_| rng.random_range(range.clone()))
 }
-
-/// A colour that stands out from `ground`, sometimes barely.
-fn contrasting(ground: Colour, rng: &mut StdRng) -> Colour {
-    let wanted: f32 = rng.random_range(CONTRAST.0..CONTRAST.1);
-    loop {
-        let colour = any_colour(rng);
-        let distance = (0..3).map(|c| (colour[c] - ground[c]).powi(2)).sum::<f32>().sqrt();
-        if distance > 1.0 {
-            return std::array::from_fn(|c| ground[c] + (colour[c] - ground[c]) * wanted / distance);
-        }
-    }
-}
-
-const CONTRAST: (f32, f32) = (40.0, 130.0);

@@ -142,19 +142,18 @@ fn read(path: &Path, magic: u32, rank: usize, allow_short: bool) -> Result<(Vec<
     // One byte more than announced shows whether there is more; the announced size bounds what is unpacked.
     let end = reader.take(total + 1).read_to_end(&mut values);
     let found = values.len() as u64;
-    match end {
-        Err(e) if !(packed && e.kind() == std::io::ErrorKind::UnexpectedEof) => return Err(failed(e)),
-        _ if found < total && !allow_short => {
-            return Err(Error::format(
-                path,
-                format!("is truncated: {found} values of the announced {total} are there"),
-            ));
-        }
-        _ if found > total => {
-            return Err(Error::format(path, format!("has more than the {total} values that its header announces")));
-        }
-        _ => Ok((sizes, values)),
+    if let Err(e) = end
+        && !(packed && e.kind() == std::io::ErrorKind::UnexpectedEof)
+    {
+        return Err(failed(e));
     }
+    if found < total && !allow_short {
+        return Err(Error::format(path, format!("is truncated: {found} values of the announced {total} are there")));
+    }
+    if found > total {
+        return Err(Error::format(path, format!("has more than the {total} values that its header announces")));
+    }
+    Ok((sizes, values))
 }
 
 fn read_up_to(reader: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
