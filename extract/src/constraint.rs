@@ -1,0 +1,310 @@
+//! Limits as people write them (`laptop:latency=12ms`, `any:macs=50M`), and how a subnet is measured against them.
+
+use crate::{Error, Result};
+use ofa_evaluate::cost;
+use ofa_evaluate::profile::DeviceProfile;
+use ofa_supernet::{SearchSpace, Subnet};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::fmt;
+use std::str::FromStr;
+
+/// What is limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Metric {
+    /// Predicted time for one image on a device, in milliseconds.
+    Latency,
+    /// Multiply-accumulates for one image.
+    Macs,
+    /// Number of weights.
+    Parameters,
+    /// Peak activation memory for one image, in bytes.
+    Memory,
+}
+
+/// A unit's name and its size in the metric's base unit; largest first.
+type Units = &'static [(&'static str, f64)];
+
+impl Metric {
+    const ALL: [Metric; 4] = [Metric::Latency, Metric::Macs, Metric::Parameters, Metric::Memory];
+
+    /// The name used in limits.
+    pub fn name(self) -> &'static str {
+        match self {
+            Metric::Latency => "latency",
+            Metric::Macs => "macs",
+            Metric::Parameters => "params",
+            Metric::Memory => "memory",
+        }
+    }
+
+    fn units(self) -> Units {
+        const COUNT: Units = &[("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0)];
+        match self {
+            Metric::Latency => &[("s", 1e3), ("ms", 1.0), ("us", 1e-3)],
+            Metric::Macs | Metric::Parameters => COUNT,
+            Metric::Memory => &[
+                ("GiB", 1_073_741_824.0),
+                ("GB", 1e9),
+                ("MiB", 1_048_576.0),
+                ("MB", 1e6),
+                ("KiB", 1024.0),
+                ("KB", 1e3),
+                ("B", 1.0),
+            ],
+        }
+    }
+
+    /// An example for messages.
+    fn example(self) -> &'static str {
+        match self {
+            Metric::Latency => "12ms, 800us or 0.5s",
+            Metric::Macs => "50M, 1.2G, 800k or 50000000",
+            Metric::Parameters => "3.5M, 800k or 3500000",
+            Metric::Memory => "512KB, 1MB (decimal), 2MiB, 512KiB (binary) or 65536B",
+        }
+    }
+
+    /// `value` (in the base unit: ms, count, bytes) for people, with three or four digits and a decimal unit.
+    pub fn show(self, value: f64) -> String {
+        let mut units = self.units().iter().filter(|(name, _)| !name.ends_with("iB"));
+        let (name, size) = units
+            .clone()
+            .find(|(_, size)| value >= *size)
+            .or(units.next_back())
+            .expect("every metric has a decimal unit");
+        let value = value / size;
+        let digits = if value >= 1000.0 { 0 } else { 2 };
+        let text = format!("{value:.digits$}");
+        let text = if digits > 0 { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+        format!("{text}{name}")
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// `metric <= limit`, on a device.
+///
+/// Text form: `DEVICE:METRIC=VALUE`. Units: latency `us`, `ms`, `s`; MACs and parameters plain or with `k`, `M`, `G`
+/// (thousand, million, thousand million); memory `B`, decimal `KB`, `MB`, `GB`, binary `KiB`, `MiB`, `GiB`. Their case does
+/// not matter. DEVICE is the name of a device profile for latency; for the other metrics, which are the same on every
+/// device, it only labels the result and is usually `any`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Constraint {
+    /// Name of a device profile, or a label such as `any`.
+    pub device: String,
+    /// What is limited.
+    pub metric: Metric,
+    /// Largest allowed value: milliseconds, count or bytes.
+    pub limit: f64,
+}
+
+impl Constraint {
+    /// A name for files: `laptop-latency-12ms`.
+    pub fn file_stem(&self) -> String {
+        format!("{}-{}-{}", self.device, self.metric, self.value_text())
+    }
+
+    /// The limit in the unit that gives it back exactly when read and has the shortest text.
+    fn value_text(&self) -> String {
+        let units = self.metric.units();
+        let exact = |(name, size): &(&str, f64)| {
+            let value = self.limit / size;
+            let text = format!("{value}{name}");
+            (value >= 1.0 && parse_value(self.metric, &text) == Some(self.limit)).then_some(text)
+        };
+        let plain = || {
+            let (name, _) = units.iter().find(|(_, size)| *size == 1.0).expect("every metric has a base unit");
+            format!("{}{name}", self.limit)
+        };
+        units.iter().filter_map(exact).min_by_key(String::len).unwrap_or_else(plain)
+    }
+}
+
+impl fmt::Display for Constraint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}={}", self.device, self.metric, self.value_text())
+    }
+}
+
+fn parse_value(metric: Metric, text: &str) -> Option<f64> {
+    let split = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '_'))).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let (_, size) = metric.units().iter().find(|(name, _)| name.eq_ignore_ascii_case(unit.trim()))?;
+    let number: f64 = number.replace('_', "").parse().ok()?;
+    let value = number * size;
+    (value > 0.0 && value.is_finite()).then_some(value)
+}
+
+impl FromStr for Constraint {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let fail = |message: String| Err(Error::Constraint(format!("'{text}': {message}")));
+        let parts = text.split_once(':').and_then(|(device, rest)| {
+            let (metric, value) = rest.split_once('=')?;
+            Some((device.trim(), metric.trim(), value.trim()))
+        });
+        let Some((device, name, value)) = parts else {
+            return fail(
+                "expected the form DEVICE:METRIC=VALUE, for example laptop:latency=12ms, any:macs=50M, any:params=3.5M or any:memory=512KB"
+                    .into(),
+            );
+        };
+        let nameable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if device.is_empty() || device.starts_with('.') || !device.chars().all(nameable) {
+            return fail(format!("'{device}' is no device name; expected letters, digits, '-', '_' and '.'"));
+        }
+        let Some(metric) = Metric::ALL.into_iter().find(|m| m.name().eq_ignore_ascii_case(name)) else {
+            return fail(format!("'{name}' is no metric; expected latency, macs, params or memory"));
+        };
+        if metric == Metric::Latency && device == "any" {
+            return fail("latency differs from device to device; name a device profile instead of 'any'".into());
+        }
+        let Some(limit) = parse_value(metric, value) else {
+            return fail(format!("'{value}' is no {metric} above zero; expected for example {}", metric.example()));
+        };
+        Ok(Constraint { device: device.to_string(), metric, limit })
+    }
+}
+
+impl Serialize for Constraint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Constraint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// Measures subnets of one space: cost by counting, latency by device profiles.
+pub struct Measures {
+    space: SearchSpace,
+    classes: usize,
+    devices: Vec<DeviceProfile>,
+}
+
+impl Measures {
+    /// For subnets of `space` with `classes` classes; `devices` are the profiles that latency limits may name.
+    pub fn new(space: &SearchSpace, classes: usize, devices: Vec<DeviceProfile>) -> Self {
+        Measures { space: space.clone(), classes, devices }
+    }
+
+    /// The space.
+    pub fn space(&self) -> &SearchSpace {
+        &self.space
+    }
+
+    /// The profile of that name.
+    ///
+    /// # Errors
+    /// An unknown name, with the known ones.
+    pub fn device(&self, name: &str) -> Result<&DeviceProfile> {
+        self.devices.iter().find(|d| d.name == name).ok_or_else(|| {
+            let known: Vec<&str> = self.devices.iter().map(|d| d.name.as_str()).collect();
+            let known =
+                if known.is_empty() { "there is none yet".into() } else { format!("known: {}", known.join(", ")) };
+            Error::Constraint(format!(
+                "no device profile is named '{name}' ({known}); make one with 'ofa profile --name {name}'"
+            ))
+        })
+    }
+
+    /// What `constraint` limits, of `subnet`: milliseconds, count or bytes.
+    ///
+    /// # Errors
+    /// A subnet outside the space, an unknown device, or a profile that lacks one of the subnet's blocks.
+    pub fn value(&self, constraint: &Constraint, subnet: &Subnet) -> Result<f64> {
+        let network = self.space.network(subnet, self.classes)?;
+        Ok(match constraint.metric {
+            Metric::Latency => self.device(&constraint.device)?.latency_ms(&network)?,
+            Metric::Macs => cost::macs(&network) as f64,
+            Metric::Parameters => cost::parameters(&network) as f64,
+            Metric::Memory => cost::peak_activation_bytes(&network) as f64,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_read_and_written() {
+        for (text, metric, limit, written) in [
+            ("laptop:latency=12ms", Metric::Latency, 12.0, "laptop:latency=12ms"),
+            ("laptop:latency=0.8 ms", Metric::Latency, 0.8, "laptop:latency=800us"),
+            ("pi-4:latency=1.5s", Metric::Latency, 1500.0, "pi-4:latency=1.5s"),
+            ("any:MACs=50M", Metric::Macs, 5e7, "any:macs=50M"),
+            ("any:macs=12_345_678", Metric::Macs, 12_345_678.0, "any:macs=12345678"),
+            ("any:params=3.5m", Metric::Parameters, 3.5e6, "any:params=3.5M"),
+            ("any:memory=512KB", Metric::Memory, 512e3, "any:memory=512KB"),
+            ("any:memory=2MiB", Metric::Memory, 2097152.0, "any:memory=2MiB"),
+            ("any:memory=1MB", Metric::Memory, 1e6, "any:memory=1MB"),
+        ] {
+            let constraint: Constraint = text.parse().unwrap();
+            assert_eq!((constraint.metric, constraint.limit), (metric, limit), "{text}");
+            assert_eq!(constraint.to_string(), written);
+            assert_eq!(written.parse::<Constraint>().unwrap(), constraint);
+        }
+        for limit in [1.0 / 3.0, 0.1 + 0.2, 1e-5, 123456.789] {
+            let constraint = Constraint { device: "d".into(), metric: Metric::Latency, limit };
+            assert_eq!(constraint.to_string().parse::<Constraint>().unwrap(), constraint, "{constraint}");
+        }
+        assert_eq!("a:latency=12ms".parse::<Constraint>().unwrap().file_stem(), "a-latency-12ms");
+    }
+
+    #[test]
+    fn bad_limits_are_explained() {
+        for (text, reason) in [
+            ("12ms", "expected the form DEVICE:METRIC=VALUE"),
+            ("laptop:latency", "expected the form"),
+            ("../x:macs=5M", "is no device name"),
+            (":macs=5M", "is no device name"),
+            ("any:flops=5M", "expected latency, macs, params or memory"),
+            ("any:latency=5ms", "name a device profile"),
+            ("laptop:latency=12", "expected for example 12ms"),
+            ("laptop:latency=-1ms", "above zero"),
+            ("any:macs=0", "above zero"),
+            ("any:macs=5ms", "'5ms' is no macs"),
+            ("any:memory=1.5.5KB", "512KiB (binary)"),
+            ("any:macs=inf", "above zero"),
+        ] {
+            let error = text.parse::<Constraint>().unwrap_err().to_string();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn values_are_shown_shortly() {
+        for (metric, value, text) in [
+            (Metric::Macs, 12_345_678.0, "12.35M"),
+            (Metric::Macs, 950.0, "950"),
+            (Metric::Latency, 3.4, "3.4ms"),
+            (Metric::Latency, 0.0004, "0.4us"),
+            (Metric::Memory, 65536.0, "65.54KB"),
+        ] {
+            assert_eq!(metric.show(value), text);
+        }
+    }
+
+    #[test]
+    fn counts_come_from_cost_and_unknown_devices_are_named() {
+        let space = SearchSpace::named("tiny").unwrap();
+        let measures = Measures::new(&space, 10, Vec::new());
+        let value = |text: &str, subnet: &Subnet| measures.value(&text.parse().unwrap(), subnet);
+        for limit in ["any:macs=1M", "any:params=1M", "any:memory=1MB"] {
+            assert!(value(limit, &space.smallest()).unwrap() < value(limit, &space.largest()).unwrap());
+        }
+        let macs = cost::macs(&space.network(&space.middle(), 10).unwrap());
+        assert_eq!(value("any:macs=1M", &space.middle()).unwrap(), macs as f64);
+        let error = value("phone:latency=1ms", &space.middle()).unwrap_err().to_string();
+        assert!(error.contains("'phone'") && error.contains("ofa profile"), "{error}");
+    }
+}

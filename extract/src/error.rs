@@ -1,0 +1,75 @@
+//! The one error type of this crate: every message says what was found, what was expected and what to do.
+
+use std::path::{Path, PathBuf};
+
+/// Shorthand for results of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong in this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Reading or writing a file failed.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file's content is not what its format asks for.
+    #[error("{}: {message}", path.display())]
+    Format {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was found, what was expected, what to do.
+        message: String,
+    },
+    /// A line of a file is not what its format asks for.
+    #[error("{}:{line}: {message}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Line number, from 1.
+        line: usize,
+        /// What was found, what was expected, what to do.
+        message: String,
+    },
+    /// A limit cannot be read or does not fit the devices at hand.
+    #[error("limit: {0}")]
+    Constraint(String),
+    /// The predictor cannot be fitted.
+    #[error("predictor: {0}")]
+    Predictor(String),
+    /// A search setting or a scorer's answer is impossible.
+    #[error("search: {0}")]
+    Search(String),
+    /// No subnet of the space meets the limits.
+    #[error("search: {0}")]
+    Impossible(String),
+    /// Search space, subnet or network.
+    #[error(transparent)]
+    Supernet(#[from] ofa_supernet::Error),
+    /// Cost or latency.
+    #[error(transparent)]
+    Evaluate(#[from] ofa_evaluate::Error),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl Error {
+    /// Wraps an operating system error with the path it happened at.
+    pub fn file(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Error::File { path: path.as_ref().to_path_buf(), source }
+    }
+
+    /// A format error at a path.
+    pub fn format(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Error::Format { path: path.as_ref().to_path_buf(), message: message.into() }
+    }
+
+    /// A format error at a line (from 1) of a path.
+    pub fn line(path: impl AsRef<Path>, line: usize, message: impl Into<String>) -> Self {
+        Error::Line { path: path.as_ref().to_path_buf(), line, message: message.into() }
+    }
+}

@@ -1,0 +1,96 @@
+//! `predictor.safetensors`: the weights, with the search space and the format's version in its metadata.
+
+use super::Predictor;
+use super::features::feature_count;
+use super::mlp::{Layer, Mlp};
+use crate::{Error, Result};
+use ofa_supernet::{SearchSpace, files};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+use std::collections::HashMap;
+use std::path::Path;
+
+const FORMAT: &str = "ofa-predictor";
+const VERSION: &str = "1";
+
+impl Predictor {
+    /// Writes the predictor: tensors `layer{0..3}.weight` of shape `[inputs, outputs]` and `layer{0..3}.bias` in f32.
+    ///
+    /// # Errors
+    /// A failed write.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let space = serde_json::to_string(&self.space).map_err(|e| Error::format(path, e.to_string()))?;
+        let metadata = HashMap::from([
+            ("format".to_string(), FORMAT.to_string()),
+            ("version".to_string(), VERSION.to_string()),
+            ("space".to_string(), space),
+        ]);
+        let bytes = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
+        let mut tensors = Vec::new();
+        for (index, layer) in self.mlp.layers().iter().enumerate() {
+            let outputs = layer.bias.len();
+            let shape = vec![layer.weight.len() / outputs, outputs];
+            tensors.push((format!("layer{index}.weight"), shape, bytes(&layer.weight)));
+            tensors.push((format!("layer{index}.bias"), vec![outputs], bytes(&layer.bias)));
+        }
+        let mut views = Vec::new();
+        for (name, shape, data) in &tensors {
+            let view = TensorView::new(Dtype::F32, shape.clone(), data);
+            views.push((name.clone(), view.map_err(|e| Error::format(path, e.to_string()))?));
+        }
+        let file = serialize(views, Some(metadata)).map_err(|e| Error::format(path, e.to_string()))?;
+        Ok(files::write_atomic(path, &file)?)
+    }
+
+    /// Reads a predictor that [`save`](Self::save) wrote.
+    ///
+    /// # Errors
+    /// An unreadable file, another format or version, an invalid space, a tensor that is missing, has another shape than the space
+    /// asks for, or holds a value that is no number.
+    pub fn load(path: &Path) -> Result<Self> {
+        let file = std::fs::read(path).map_err(|e| Error::file(path, e))?;
+        let foreign = |message: String| Error::format(path, format!("no predictor of this program: {message}"));
+        let (_, header) = SafeTensors::read_metadata(&file).map_err(|e| foreign(e.to_string()))?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let entry = |key: &str| metadata.get(key).map(String::as_str).unwrap_or("");
+        if entry("format") != FORMAT {
+            return Err(foreign(format!("its format is '{}', expected '{FORMAT}'", entry("format"))));
+        }
+        if entry("version") != VERSION {
+            return Err(foreign(format!("its version is '{}', expected {VERSION}; fit it anew", entry("version"))));
+        }
+        let space: SearchSpace =
+            serde_json::from_str(entry("space")).map_err(|e| foreign(format!("its search space: {e}")))?;
+        space.validate()?;
+        let tensors = SafeTensors::deserialize(&file).map_err(|e| foreign(e.to_string()))?;
+        let hidden = tensors.tensor("layer0.bias").map_err(|e| foreign(e.to_string()))?.shape().iter().product();
+        if hidden == 0 {
+            return Err(foreign("layer0.bias is empty".into()));
+        }
+        let read = |name: String, shape: &[usize]| -> Result<Vec<f32>> {
+            let view = tensors.tensor(&name).map_err(|e| foreign(e.to_string()))?;
+            if view.dtype() != Dtype::F32 || view.shape() != shape {
+                let found = format!("{:?} {:?}", view.dtype(), view.shape());
+                return Err(foreign(format!("{name} is {found}, expected F32 {shape:?}")));
+            }
+            let (words, _) = view.data().as_chunks::<4>();
+            let values: Vec<f32> = words.iter().map(|&word| f32::from_le_bytes(word)).collect();
+            if values.iter().any(|v| !v.is_finite()) {
+                return Err(foreign(format!("{name} holds a value that is no number")));
+            }
+            Ok(values)
+        };
+        let layer = |index: usize, inputs: usize, outputs: usize| -> Result<Layer> {
+            Ok(Layer {
+                weight: read(format!("layer{index}.weight"), &[inputs, outputs])?,
+                bias: read(format!("layer{index}.bias"), &[outputs])?,
+            })
+        };
+        let layers = [
+            layer(0, feature_count(&space), hidden)?,
+            layer(1, hidden, hidden)?,
+            layer(2, hidden, hidden)?,
+            layer(3, hidden, 1)?,
+        ];
+        Ok(Predictor { space, mlp: Mlp::new(layers) })
+    }
+}
