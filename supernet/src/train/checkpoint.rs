@@ -7,7 +7,7 @@ use super::config::TrainConfig;
 use super::metrics::Window;
 use super::tensor_file;
 use crate::{Error, Result, SearchSpace};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -157,7 +157,7 @@ impl Folder {
         let note = Note { progress: checkpoint.progress.clone(), identity: checkpoint.identity.clone() };
         let path = self.path.join(format!("step-{:08}.safetensors", checkpoint.progress.step));
         tensor_file::write(&path, &tensors, &note)?;
-        self.prune()?;
+        self.prune(checkpoint.progress.step)?;
         Ok(path)
     }
 
@@ -165,8 +165,8 @@ impl Folder {
     ///
     /// # Errors
     /// A missing or damaged file, named.
-    pub fn read(path: &Path, device: &Device) -> Result<Checkpoint> {
-        let (tensors, note): (_, Note) = tensor_file::read(path, device)?;
+    pub fn read(path: &Path) -> Result<Checkpoint> {
+        let (tensors, note): (_, Note) = tensor_file::read(path)?;
         let mut parts: [HashMap<String, Tensor>; 4] = Default::default();
         for (name, tensor) in tensors {
             let Some(part) = PARTS.iter().position(|prefix| name.starts_with(prefix)) else {
@@ -183,10 +183,10 @@ impl Folder {
     ///
     /// # Errors
     /// There are checkpoints, but none can be read.
-    pub fn latest(&self, device: &Device) -> Result<Option<(Checkpoint, PathBuf, Vec<String>)>> {
+    pub fn latest(&self) -> Result<Option<(Checkpoint, PathBuf, Vec<String>)>> {
         let mut damaged = Vec::new();
         for (_, path) in self.list()?.into_iter().rev() {
-            match Self::read(&path, device) {
+            match Self::read(&path) {
                 Ok(checkpoint) => return Ok(Some((checkpoint, path, damaged))),
                 Err(error) => damaged.push(error.to_string()),
             }
@@ -222,12 +222,19 @@ impl Folder {
         Ok(found)
     }
 
-    fn prune(&self) -> Result<()> {
-        let all = self.list()?;
-        for (_, path) in &all[..all.len().saturating_sub(self.keep)] {
-            fs::remove_file(path).map_err(|e| Error::file(path, e))?;
+    /// After step `newest` was saved: keeps the last ones up to it. A later step can only be a damaged file that the run did
+    /// not resume from, and a temporary file only the leftover of a killed write.
+    fn prune(&self, newest: usize) -> Result<()> {
+        let (current, mut leftover): (Vec<_>, Vec<_>) = self.list()?.into_iter().partition(|(step, _)| *step <= newest);
+        leftover.extend_from_slice(&current[..current.len().saturating_sub(self.keep)]);
+        for entry in fs::read_dir(&self.path).map_err(|e| Error::file(&self.path, e))? {
+            let entry = entry.map_err(|e| Error::file(&self.path, e))?;
+            let name = entry.file_name();
+            if name.to_str().is_some_and(|n| n.starts_with(".step-") && n.ends_with(".tmp")) {
+                leftover.push((0, entry.path()));
+            }
         }
-        Ok(())
+        leftover.iter().try_for_each(|(_, path)| fs::remove_file(path).map_err(|e| Error::file(path, e)))
     }
 
     /// Where the trained supernet is written.
@@ -259,14 +266,15 @@ pub fn write_supernet(path: &Path, state: HashMap<String, Tensor>, note: &Supern
 ///
 /// # Errors
 /// A missing or damaged file, named.
-pub fn read_supernet(path: &Path, device: &Device) -> Result<(HashMap<String, Tensor>, SupernetNote)> {
-    tensor_file::read(path, device)
+pub fn read_supernet(path: &Path) -> Result<(HashMap<String, Tensor>, SupernetNote)> {
+    tensor_file::read(path)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::space::preset;
+    use candle_core::Device;
 
     fn checkpoint(step: usize) -> Checkpoint {
         let tensor = |v: f32| HashMap::from([("w".to_string(), Tensor::new(&[v], &Device::Cpu).unwrap())]);
@@ -289,13 +297,13 @@ mod tests {
     fn keeps_the_last_and_falls_back_from_a_damaged_one() {
         let run = tempfile::tempdir().unwrap();
         let folder = Folder::of_run(run.path(), 2);
-        assert!(folder.latest(&Device::Cpu).unwrap().is_none());
+        assert!(folder.latest().unwrap().is_none());
         for step in [1, 5, 20] {
             folder.save(&checkpoint(step)).unwrap();
         }
         let steps: Vec<usize> = folder.list().unwrap().iter().map(|f| f.0).collect();
         assert_eq!(steps, [5, 20]);
-        let (found, path, damaged) = folder.latest(&Device::Cpu).unwrap().unwrap();
+        let (found, path, damaged) = folder.latest().unwrap().unwrap();
         assert_eq!(found.progress, checkpoint(20).progress);
         assert_eq!(found.identity, checkpoint(20).identity);
         assert_eq!(found.teacher["w"].to_vec1::<f32>().unwrap(), [4.0]);
@@ -303,13 +311,19 @@ mod tests {
 
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() - 2]).unwrap();
-        let (found, _, damaged) = folder.latest(&Device::Cpu).unwrap().unwrap();
+        let (found, _, damaged) = folder.latest().unwrap().unwrap();
         assert_eq!(found.progress.step, 5);
         assert!(damaged[0].contains("step-00000020"), "{damaged:?}");
+        // Going on from step 5 must not count the damaged later one among those kept.
+        fs::write(run.path().join("checkpoints/.step-00000020.safetensors.7.tmp"), b"cut").unwrap();
+        Folder::of_run(run.path(), 1).save(&checkpoint(7)).unwrap();
+        let names: Vec<_> =
+            fs::read_dir(run.path().join("checkpoints")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["step-00000007.safetensors"]);
         for (_, path) in folder.list().unwrap() {
             fs::write(path, b"x").unwrap();
         }
-        let error = folder.latest(&Device::Cpu).unwrap_err().to_string();
+        let error = folder.latest().unwrap_err().to_string();
         assert!(error.contains("no checkpoint can be read"), "{error}");
     }
 

@@ -235,6 +235,7 @@ impl TrainConfig {
         if i64::try_from(self.seed).is_err() {
             return fail(format!("seed = {} must be below 2^63, the largest number TOML can hold", self.seed));
         }
+        self.augmentation.check()?;
         counted("batch", self.batch, 1, 65_536)?;
         counted("log_every", self.log_every, 1, usize::MAX)?;
         counted("keep_checkpoints", self.keep_checkpoints, 1, usize::MAX)?;

@@ -1,6 +1,7 @@
 //! Training presets: the paper's schedule, and short ones for small images.
 
 use super::config::{ProbeConfig, StageConfig, TrainConfig};
+use crate::data::{Augmentation, Crop};
 use crate::space::SearchSpace;
 use crate::{Error, Result};
 
@@ -55,6 +56,7 @@ impl TrainConfig {
     pub fn preset(name: &str, space: &SearchSpace) -> Result<Self> {
         match name {
             "imagenet" => Ok(TrainConfig {
+                augmentation: Augmentation { crop: Crop::Resized { min_area: 0.08 }, flip: true, colour_jitter: 0.4 },
                 probe: ProbeConfig { recalibration_images: 2000, ..ProbeConfig::default() },
                 stages: stages(&IMAGENET, space),
                 ..TrainConfig::default()

@@ -75,7 +75,8 @@ pub fn train(
     let images = data.train.len();
     if images == 0 || data.validation.len() == 0 {
         return Err(Error::Data(format!(
-            "training needs training and validation images, but there are {images} and {}",
+            "training needs training and validation images, but there are {images} and {}; give it more images, or a larger \
+             validation split",
             data.validation.len()
         )));
     }
@@ -84,7 +85,7 @@ pub fn train(
     }
     let folder = Folder::of_run(run_dir, config.keep_checkpoints);
     let identity = Identity::new(&space, &data.classes, images, config)?;
-    let found = if resume { folder.latest(net.device())? } else { None };
+    let found = if resume { folder.latest()? } else { None };
     match (&found, resume) {
         (None, true) => {
             return Err(Error::Config(format!(

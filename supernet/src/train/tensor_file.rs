@@ -37,11 +37,11 @@ pub fn write<T: Serialize>(path: &Path, tensors: &BTreeMap<String, Tensor>, note
     files::write_atomic(path, &bytes)
 }
 
-/// Reads a file of [`write`] and checks it.
+/// Reads a file of [`write`] onto the CPU and checks it.
 ///
 /// # Errors
 /// A missing file, one that is no such file, or whose content is not what was written.
-pub fn read<T: DeserializeOwned>(path: &Path, device: &Device) -> Result<(HashMap<String, Tensor>, T)> {
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>, T)> {
     let bytes = std::fs::read(path).map_err(|e| Error::file(path, e))?;
     let broken = |e: &dyn std::fmt::Display| Error::format(path, format!("not a readable safetensors file: {e}"));
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| broken(&e))?;
@@ -78,7 +78,7 @@ pub fn read<T: DeserializeOwned>(path: &Path, device: &Device) -> Result<(HashMa
             Dtype::BF16 => DType::BF16,
             other => return Err(Error::format(path, format!("tensor '{name}' has type {other:?}; expected a float"))),
         };
-        tensors.insert(name.to_string(), Tensor::from_raw_buffer(view.data(), dtype, view.shape(), device)?);
+        tensors.insert(name.to_string(), Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?);
     }
     Ok((tensors, note))
 }
@@ -102,7 +102,7 @@ mod tests {
             ("b".to_string(), Tensor::new(&[0.1f64], &cpu).unwrap()),
         ]);
         write(&path, &tensors, &vec![1, 2]).unwrap();
-        let (found, note): (_, Vec<u32>) = read(&path, &cpu).unwrap();
+        let (found, note): (_, Vec<u32>) = read(&path).unwrap();
         assert_eq!(note, [1, 2]);
         let bits = |t: &Tensor| {
             t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>()
@@ -119,12 +119,12 @@ mod tests {
             std::fs::write(&path, &bad).unwrap();
             // A space of the header's padding is the only byte without meaning.
             if good[position] != b' ' {
-                assert!(read::<Vec<u32>>(&path, &cpu).is_err(), "byte {position}");
+                assert!(read::<Vec<u32>>(&path).is_err(), "byte {position}");
             }
         }
         for length in [0, 7, 20, good.len() - 1] {
             std::fs::write(&path, &good[..length]).unwrap();
-            let error = read::<Vec<u32>>(&path, &cpu).unwrap_err().to_string();
+            let error = read::<Vec<u32>>(&path).unwrap_err().to_string();
             assert!(error.contains("a.safetensors"), "{error}");
         }
     }

@@ -1,0 +1,267 @@
+//! The training loop on a small space and the built-in images: what a step computes, resuming, failures.
+
+use candle_core::{Device, Tensor};
+use ofa_supernet::data::{DataOptions, Dataset};
+use ofa_supernet::network::Mode;
+use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::train::checkpoint::{Folder, read_supernet};
+use ofa_supernet::train::optimizer::Sgd;
+use ofa_supernet::train::step::{StepInput, resolution_of, subnet_of, train_step};
+use ofa_supernet::train::{Control, Event, MetricsLine, Outcome, StageConfig, TrainConfig, loss, metrics, train};
+use ofa_supernet::{Error, SearchSpace, Subnet, Supernet};
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+
+fn space() -> SearchSpace {
+    let mut space = SearchSpace::named("tiny").unwrap();
+    space.resolutions = vec![12, 16];
+    space
+}
+
+/// 64 training and 32 validation images of 10 classes.
+fn data() -> Dataset {
+    let options = DataOptions { validation: 32, builtin_train: 96, builtin_test: 20, ..DataOptions::default() };
+    Dataset::open("builtin", &options).unwrap()
+}
+
+/// Three stages of 6, 5 and 4 steps: largest, kernel and depth, then width with sorted channels.
+fn config() -> TrainConfig {
+    let stage = |name: &str, epochs: f64| StageConfig {
+        name: name.into(),
+        epochs,
+        learning_rate: 0.05,
+        warmup_epochs: 0.5,
+        batch: None,
+        resolutions: Vec::new(),
+        kernel_sizes: Vec::new(),
+        depths: Vec::new(),
+        expand_ratios: Vec::new(),
+        subnets_per_step: 1,
+        kd_ratio: 0.0,
+        sort_channels: None,
+    };
+    let space = space();
+    let mut config = TrainConfig {
+        seed: 3,
+        batch: 16,
+        log_every: 4,
+        ema: Some(0.9),
+        clip_norm: Some(2.0),
+        stages: vec![
+            stage("largest", 1.5),
+            StageConfig {
+                kernel_sizes: space.kernel_sizes.clone(),
+                depths: space.depths.clone(),
+                subnets_per_step: 2,
+                kd_ratio: 1.0,
+                ..stage("depth", 1.25)
+            },
+            StageConfig {
+                kernel_sizes: space.kernel_sizes.clone(),
+                depths: space.depths.clone(),
+                expand_ratios: space.expand_ratios.clone(),
+                subnets_per_step: 2,
+                kd_ratio: 0.5,
+                sort_channels: Some(1),
+                ..stage("width", 1.0)
+            },
+        ],
+        ..TrainConfig::default()
+    };
+    config.probe.every_epochs = 1;
+    config.probe.recalibration_images = 32;
+    config.probe.batch = 16;
+    config
+}
+
+fn bits(state: &HashMap<String, Tensor>) -> Vec<(String, Vec<u32>)> {
+    let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let mut all: Vec<_> =
+        state.iter().map(|(n, t)| (n.clone(), values(t).iter().map(|v| v.to_bits()).collect())).collect();
+    all.sort();
+    all
+}
+
+/// Trains until step `stop` (or the end), from a network with other initial weights than a resumed one would need.
+fn run(folder: &Path, config: &TrainConfig, resume: bool, stop: Option<usize>) -> ofa_supernet::Result<Outcome> {
+    let seed = if resume { 99 } else { config.seed };
+    let mut net = Supernet::new(&space(), 10, seed).unwrap();
+    train(&mut net, &data(), config, folder, resume, &mut |event| match event {
+        Event::Step(step) if Some(step.step) == stop => Control::Stop,
+        _ => Control::Continue,
+    })
+}
+
+/// Metrics without what a clock says.
+fn untimed(folder: &Path) -> Vec<MetricsLine> {
+    let mut lines = metrics::read(&folder.join("metrics.jsonl")).unwrap();
+    for line in &mut lines {
+        match line {
+            MetricsLine::Step { images_per_second, seconds, .. } => (*images_per_second, *seconds) = (0.0, 0.0),
+            MetricsLine::Probe { seconds, .. }
+            | MetricsLine::Stage { seconds, .. }
+            | MetricsLine::Finished { seconds, .. } => *seconds = 0.0,
+        }
+    }
+    lines
+}
+
+#[test]
+fn a_run_resumed_again_and_again_equals_one_that_never_stopped() {
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let config = config();
+    let Outcome::Finished { supernet, probes, steps, .. } = run(whole.path(), &config, false, None).unwrap() else {
+        panic!("not finished")
+    };
+    assert_eq!(steps, 15);
+    assert_eq!(probes.iter().map(|p| p.name).collect::<Vec<_>>(), ["smallest", "middle", "largest"]);
+
+    // In the first stage; at its last step; at an epoch's end, where probes are due; in the last stage.
+    for (index, stop) in [2, 6, 10, 13].into_iter().enumerate() {
+        let outcome = run(parts.path(), &config, index > 0, Some(stop)).unwrap();
+        assert!(matches!(outcome, Outcome::Interrupted { step, .. } if step == stop), "{outcome:?}");
+        // Lines after the checkpoint, as a killed run leaves them, are dropped.
+        let mut file = std::fs::OpenOptions::new().append(true).open(parts.path().join("metrics.jsonl")).unwrap();
+        file.write_all(b"{\"type\":\"finished\",\"step\":1,\"seconds\":0.0}\n{\"type\"").unwrap();
+    }
+    let Outcome::Finished { supernet: resumed, probes: resumed_probes, .. } =
+        run(parts.path(), &config, true, None).unwrap()
+    else {
+        panic!("not finished")
+    };
+    let (expected, note) = read_supernet(&supernet).unwrap();
+    let (found, resumed_note) = read_supernet(&resumed).unwrap();
+    assert_eq!(bits(&found), bits(&expected));
+    assert_eq!((resumed_note, resumed_probes), (note, probes));
+    assert_eq!(untimed(parts.path()), untimed(whole.path()));
+    assert!(Folder::of_run(parts.path(), 9).list().unwrap().len() <= config.keep_checkpoints);
+
+    // Resuming a finished run trains no further.
+    let again = run(parts.path(), &config, true, None).unwrap();
+    assert!(matches!(again, Outcome::Finished { steps: 15, .. }), "{again:?}");
+    assert_eq!(bits(&read_supernet(&resumed).unwrap().0), bits(&expected));
+    assert_eq!(untimed(parts.path()), untimed(whole.path()));
+}
+
+#[test]
+fn run_folders_are_neither_mixed_up_nor_resumed_with_other_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config();
+    let error = run(folder.path(), &config, true, None).unwrap_err().to_string();
+    assert!(error.contains("no checkpoint to resume from"), "{error}");
+    run(folder.path(), &config, false, Some(1)).unwrap();
+    let error = run(folder.path(), &config, false, None).unwrap_err().to_string();
+    assert!(error.contains("--resume"), "{error}");
+    config.probe.every_epochs = 7;
+    config.momentum = 0.8;
+    let error = run(folder.path(), &config, true, None).unwrap_err().to_string();
+    assert!(error.contains("differs in momentum"), "{error}");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_before_the_weights_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut net = Supernet::new(&space(), 10, 0).unwrap();
+    let bias = net.parameters().iter().find(|p| p.name == "classifier.bias").unwrap();
+    bias.var.set(&Tensor::full(f32::NAN, 10, &Device::Cpu).unwrap()).unwrap();
+    let weights = |net: &Supernet| {
+        let all: HashMap<String, Tensor> =
+            net.parameters().iter().map(|p| (p.name.clone(), p.var.as_tensor().copy().unwrap())).collect();
+        bits(&all)
+    };
+    let before = weights(&net);
+    let error =
+        train(&mut net, &data(), &config(), folder.path(), false, &mut |_: &Event| Control::Continue).unwrap_err();
+    assert!(matches!(error, Error::NotFinite(_)));
+    let text = error.to_string();
+    assert!(text.contains("'largest', step 0") && text.contains("subnet 'r1"), "{text}");
+    assert_eq!(weights(&net), before);
+}
+
+/// One step from fresh momentum must be `w -= rate (1 + momentum) (sum of the subnets' gradients + decay w)`.
+#[test]
+fn a_step_sums_the_gradients_of_its_subnets_and_learns_from_the_teacher() {
+    let (space, data) = (space(), data());
+    let mut config = config();
+    (config.dropout, config.clip_norm, config.weight_decay) = (0.0, None, 1e-2);
+    let stage = &config.stages[2];
+    let choices = stage.choices(&space);
+    let (net, twin, teacher) = (
+        Supernet::new(&space, 10, 1).unwrap(),
+        Supernet::new(&space, 10, 1).unwrap(),
+        Supernet::new(&space, 10, 2).unwrap(),
+    );
+    let (step, rate) = (17, 0.1);
+    let resolution = resolution_of(&choices, config.seed, step);
+    let batch = data.evaluation_batch(&data.train, &(0..16).collect::<Vec<_>>(), resolution).unwrap();
+    let images = Tensor::from_vec(batch.images, (16, resolution, resolution, 3), &Device::Cpu).unwrap();
+    let mut optimizer = Sgd::new(config.momentum, config.weight_decay, net.parameters().len());
+    let input = StepInput {
+        config: &config,
+        stage,
+        choices: &choices,
+        step,
+        learning_rate: rate,
+        images: &images,
+        labels: &batch.labels,
+    };
+    let report = train_step(&net, Some(&teacher), &mut optimizer, &input).unwrap();
+    assert!((report.loss - report.cross_entropy - 0.5 * report.distillation.unwrap()).abs() < 1e-5, "{report:?}");
+    assert_eq!(report.subnets.len(), 2);
+    assert!(train_step(&twin, None, &mut optimizer, &input).unwrap_err().to_string().contains("no teacher"));
+
+    let largest = Subnet { resolution, ..space.largest() };
+    let soft = loss::soft_targets(&teacher.forward(&images, &largest, Mode::BatchStatistics).unwrap()).unwrap();
+    let hard = loss::smoothed_targets(&batch.labels, 10, 0.1, &Device::Cpu).unwrap();
+    let mut sums: Vec<Option<Tensor>> = vec![None; net.parameters().len()];
+    for index in 0..2 {
+        let subnet = subnet_of(&choices, config.seed, step, index, resolution);
+        assert_eq!(subnet, report.subnets[index]);
+        let mut rng = generator(0, Purpose::Dropout, &[]);
+        let logits = twin.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();
+        let log_p = loss::log_softmax(&logits).unwrap();
+        let total = (loss::cross_entropy(&log_p, &hard).unwrap()
+            + (loss::cross_entropy(&log_p, &soft).unwrap() * 0.5).unwrap())
+        .unwrap();
+        let gradients = total.backward().unwrap();
+        for (sum, parameter) in sums.iter_mut().zip(twin.parameters()) {
+            if let Some(gradient) = gradients.get(parameter.var.as_tensor()) {
+                *sum = Some(match sum.take() {
+                    Some(sum) => (sum + gradient).unwrap(),
+                    None => gradient.clone(),
+                });
+            }
+        }
+    }
+    let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for ((sum, old), new) in sums.iter().zip(twin.parameters()).zip(net.parameters()) {
+        let (before, after) = (values(old.var.as_tensor()), values(new.var.as_tensor()));
+        let Some(sum) = sum else {
+            assert_eq!(before, after, "{} took no part", old.name);
+            continue;
+        };
+        let decay = if old.decay { 1e-2 } else { 0.0 };
+        for ((before, after), gradient) in before.iter().zip(&after).zip(values(sum)) {
+            let expected = before - rate as f32 * 1.9 * (gradient + decay * before);
+            assert!((after - expected).abs() < 1e-5, "{}: {after} {expected}", old.name);
+        }
+    }
+}
+
+#[test]
+fn training_learns() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config();
+    config.stages.truncate(1);
+    (config.dropout, config.ema, config.clip_norm) = (0.0, None, None);
+    (config.stages[0].epochs, config.log_every) = (30.0, 20);
+    config.probe.every_epochs = 0;
+    run(folder.path(), &config, false, None).unwrap();
+    let losses: Vec<f64> = untimed(folder.path())
+        .iter()
+        .filter_map(|line| if let MetricsLine::Step { loss, .. } = line { Some(*loss) } else { None })
+        .collect();
+    assert_eq!(losses.len(), 6);
+    assert!(losses[5] < losses[0] - 0.3, "{losses:?}");
+}
