@@ -2,7 +2,6 @@
 //! earlier ones wrote.
 
 use anyhow::{Context, Result, bail};
-use candle_core::Device;
 use ofa_evaluate::DeviceProfile;
 use ofa_supernet::data::{DataOptions, Dataset, Normalisation};
 use ofa_supernet::files::{read_text, write_atomic};
@@ -139,7 +138,7 @@ impl RunFolder {
                 self.path.display()
             );
         }
-        let (state, note) = read_supernet(&path, &Device::Cpu)?;
+        let (state, note) = read_supernet(&path)?;
         let net = Supernet::new(&note.space, note.classes.len(), 0)?;
         net.load_state(&state).with_context(|| path.display().to_string())?;
         Ok((net, note.classes))

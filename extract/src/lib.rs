@@ -9,11 +9,13 @@
 //! | [`predictor`] | accuracy samples, and the network that predicts accuracy from a subnet's choices |
 //! | [`constraint`] | limits as people write them, and how they are measured |
 //! | [`search`] | the best subnet within limits |
+//! | [`subnet`] | cutting a subnet out as a model folder, and checking it |
 
 pub mod constraint;
 pub mod error;
 pub mod predictor;
 pub mod search;
+pub mod subnet;
 
 pub use constraint::{Constraint, Measures, Metric};
 pub use error::{Error, Result};

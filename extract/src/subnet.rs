@@ -28,8 +28,7 @@ pub fn extract(
         .map(|(name, tensor)| Ok((name, (tensor.dims().to_vec(), tensor.flatten_all()?.to_vec1()?))))
         .collect::<candle_core::Result<_>>()?;
     let network = net.space().network(subnet, net.classes())?;
-    let config =
-        ModelConfig::new(&net.space().name, subnet, network, labels.to_vec(), normalisation.clone(), dtype);
+    let config = ModelConfig::new(&net.space().name, subnet, network, labels.to_vec(), normalisation.clone(), dtype);
     save(folder, &config, &weights)?;
     Ok(())
 }

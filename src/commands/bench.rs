@@ -4,7 +4,7 @@ use crate::run_folder::DataConfig;
 use crate::{interrupt, progress, table};
 use anyhow::{Result, bail};
 use ofa_evaluate::Model;
-use ofa_evaluate::bench::{BenchOptions, BenchRow, bench, csv};
+use ofa_evaluate::bench::{BenchOptions, BenchRow, BenchStep, bench, csv};
 use ofa_supernet::data::Dataset;
 use std::path::PathBuf;
 
@@ -36,9 +36,10 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let data = match &args.data {
-        Some(source) => {
-            Some(DataConfig { source: source.clone(), seed: args.data_seed, validation: 0, ..DataConfig::default() }.open()?)
-        }
+        Some(source) => Some(
+            DataConfig { source: source.clone(), seed: args.data_seed, validation: 0, ..DataConfig::default() }
+                .open()?,
+        ),
         None => None,
     };
     let options =
@@ -60,13 +61,10 @@ pub fn bench_models(folders: &[PathBuf], data: Option<&Dataset>, options: &Bench
     let bar = progress::plain_bar(0);
     let mut test_set = data.map(|data| {
         move |config: &ofa_evaluate::model::ModelConfig, take: &mut ofa_evaluate::bench::TakeBatch| {
+            // The model's own normalisation, not the one measured on these images.
+            let data = Dataset { normalisation: config.normalisation.clone(), ..data.clone() };
             for indices in (0..data.test.len()).collect::<Vec<_>>().chunks(100) {
-                let batch = data.evaluation_batch_with(
-                    &data.test,
-                    indices,
-                    config.network.resolution,
-                    &config.normalisation,
-                )?;
+                let batch = data.evaluation_batch(&data.test, indices, config.network.resolution)?;
                 take(&batch.images, &batch.labels)?;
             }
             Ok(())
@@ -87,18 +85,21 @@ pub fn bench_models(folders: &[PathBuf], data: Option<&Dataset>, options: &Bench
             }
         }
     }
-    let rows = bench(
-        &mut models,
-        test_set.as_mut().map(|t| t as &mut ofa_evaluate::bench::TestSet),
-        options,
-        &mut |step| {
-            bar.set_message(format!("{step}"));
+    let rows =
+        bench(&mut models, test_set.as_mut().map(|t| t as &mut ofa_evaluate::bench::TestSet), options, &mut |step| {
+            bar.set_message(describe(&step));
             bar.tick();
             interrupt::control()
-        },
-    )?;
+        })?;
     bar.finish_and_clear();
     Ok(rows)
+}
+
+fn describe(step: &BenchStep) -> String {
+    match step {
+        BenchStep::Accuracy { model, images } => format!("model {}: {images} test images", model + 1),
+        BenchStep::Latency { threads, batch } => format!("latency with {threads} threads at batch {batch}"),
+    }
 }
 
 /// One line a model, number of threads and batch.
@@ -129,10 +130,19 @@ pub fn print_rows(rows: &[BenchRow]) {
     }
     table::print(
         &[
-            "model", "top-1", "top-5", "MACs (M)", "params (k)", "file (kB)", "memory (kB)", "threads x batch", "p50 ms",
-            "p90 ms", "p99 ms", "images/s",
+            "model",
+            "top-1",
+            "top-5",
+            "MACs (M)",
+            "params (k)",
+            "file (kB)",
+            "memory (kB)",
+            "threads x batch",
+            "p50 ms",
+            "p90 ms",
+            "p99 ms",
+            "images/s",
         ],
         &lines,
     );
 }
-

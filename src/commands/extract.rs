@@ -3,7 +3,6 @@
 use crate::run_folder::{RunConfig, RunFolder};
 use crate::{interrupt, progress, table};
 use anyhow::{Context, Result, bail};
-use candle_core::Device;
 use ofa_evaluate::model::NumberType;
 use ofa_extract::SearchResult;
 use ofa_extract::subnet::{compare, extract};
@@ -93,7 +92,8 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("nothing to extract: give --search-results or --subnet 'r32 d2,... k... e...' (or smallest, largest)");
     }
     let data = folder.data(args.data.as_deref())?;
-    let finetune = args.finetune.map(|epochs| FinetuneOptions { epochs, learning_rate: args.finetune_rate, kd_ratio: 1.0 });
+    let finetune =
+        args.finetune.map(|epochs| FinetuneOptions { epochs, learning_rate: args.finetune_rate, kd_ratio: 1.0 });
     let options = Options { finetune, dtype: args.dtype, recalibration: args.recalibration };
     let rows = extract_all(&folder, &args.run, &config, &data, &wanted, &options)?;
     print_rows(&rows);
@@ -137,7 +137,7 @@ pub fn extract_all(
     wanted: &[(String, Subnet)],
     options: &Options,
 ) -> Result<Vec<Extracted>> {
-    let (state, note) = read_supernet(&Folder::of_run(run, 1).supernet_path(), &Device::Cpu)?;
+    let (state, note) = read_supernet(&Folder::of_run(run, 1).supernet_path())?;
     let mut rows = Vec::new();
     for (name, subnet) in wanted {
         interrupt::check()?;

@@ -63,7 +63,9 @@ pub fn run(args: &Args) -> Result<()> {
         100.0 * profile.check.p95_error
     );
     if profile.check.median_error > 0.05 {
-        eprintln!("the median error is above 5 %: is the machine busy? Measure again when it is quiet, or with more --rounds");
+        eprintln!(
+            "the median error is above 5 %: is the machine busy? Measure again when it is quiet, or with more --rounds"
+        );
     }
     println!("{} written", folder.join(&format!("devices/{}.json", args.name)).display());
     Ok(())
@@ -72,7 +74,8 @@ pub fn run(args: &Args) -> Result<()> {
 /// Measures with a progress bar and writes the profile into the folder.
 pub fn profile_device(folder: &RunFolder, space: &SearchSpace, options: &ProfileOptions) -> Result<DeviceProfile> {
     let name = &options.name;
-    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) || name.starts_with('.') {
+    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) || name.starts_with('.')
+    {
         bail!("device name '{name}': expected letters, digits, '-', '_' and '.'");
     }
     let bar = progress::bar(0, "visits");

@@ -124,7 +124,13 @@ pub fn run(args: &Args) -> Result<()> {
     );
     if let Some(stages) = &report.schedule {
         for stage in stages {
-            println!("  {}: {} steps of {:.3} s, {}", stage.stage, stage.steps, stage.step_seconds, progress::duration(stage.seconds));
+            println!(
+                "  {}: {} steps of {:.3} s, {}",
+                stage.stage,
+                stage.steps,
+                stage.step_seconds,
+                progress::duration(stage.seconds)
+            );
         }
         let total: f64 = stages.iter().map(|s| s.seconds).sum();
         println!("the schedule takes about {} on {} training images", progress::duration(total), args.images);

@@ -203,7 +203,8 @@ fn device(name: &str) -> Result<Device> {
         "cpu" => Ok(Device::Cpu),
         "metal" => Device::new_metal(0).context("--device metal: build with `--features metal` on a Mac"),
         _ => {
-            let Some(index) = name.strip_prefix("cuda:").or(name.eq("cuda").then_some("0")).and_then(|i| i.parse().ok())
+            let Some(index) =
+                name.strip_prefix("cuda:").or(name.eq("cuda").then_some("0")).and_then(|i| i.parse().ok())
             else {
                 bail!("--device {name}: expected cpu, cuda:N or metal");
             };

@@ -7,6 +7,7 @@
 //! | [`config`] | the training configuration: stages as data, presets, checks |
 //! | [`schedule`] | learning rate of a step |
 //! | [`loss`] | smoothed cross-entropy and distillation |
+//! | [`finetune`] | fine-tuning of one subnet |
 //! | [`gradients`] | summing gradients over subnets, their norm, clipping |
 //! | [`optimizer`] | SGD with Nesterov momentum |
 //! | [`average`] | moving average of the weights |
@@ -21,6 +22,7 @@
 pub mod average;
 pub mod checkpoint;
 pub mod config;
+pub mod finetune;
 pub mod gradients;
 pub mod loss;
 pub mod metrics;
