@@ -56,7 +56,7 @@ impl Normalisation {
                         squares[channel] += value * value;
                     }
                 }
-                Ok(((image.pixels.len() / 3) as u64, sum, squares))
+                Ok::<_, crate::Error>(((image.pixels.len() / 3) as u64, sum, squares))
             })
             .try_reduce(zero, |a, b| {
                 let add = |x: [u64; 3], y: [u64; 3]| std::array::from_fn(|i| x[i] + y[i]);
