@@ -5,6 +5,9 @@
 //! details of two to four pixels (fine stripes, fine checks, the gap of a ring), which shrinking blurs and which take
 //! width and depth to tell apart. Contrasts go down to the noise, so that no network is perfect. Every class looks the
 //! same in a mirror.
+//!
+//! Networks of the space `tiny`, each trained alone for 8 epochs of 5000 images, reach on 2000 test images: the smallest
+//! 56 % at 16 pixels and 82 % at 32 pixels, the largest 88 % at 32 pixels.
 
 use super::split::{Image, Pixels, Store};
 use super::{DataOptions, Loaded};
