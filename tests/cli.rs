@@ -46,14 +46,29 @@ fn quickstart_then_every_command_on_its_run() {
 
     // More samples: the earlier ones are kept.
     let before = samples();
-    let out = succeeds(folder, &["predictor", "--run", "q", "--samples", "20", "--recalibration", "100", "--images", "50"]);
+    let out =
+        succeeds(folder, &["predictor", "--run", "q", "--samples", "20", "--recalibration", "100", "--images", "50"]);
     assert!(out.contains("20 subnets, 4 held out"), "{out}");
     assert!(samples().starts_with(&before));
 
-    succeeds(folder, &["profile", "--run", "q", "--name", "two", "--model-threads", "2", "--rounds", "3", "--check", "5"]);
+    succeeds(
+        folder,
+        &["profile", "--run", "q", "--name", "two", "--model-threads", "2", "--rounds", "3", "--check", "5"],
+    );
     let out = succeeds(
         folder,
-        &["search", "--run", "q", "--limit", "two:latency=1s", "--limit", "any:macs=0.5M", "--generations", "5", "--json"],
+        &[
+            "search",
+            "--run",
+            "q",
+            "--limit",
+            "two:latency=1s",
+            "--limit",
+            "any:macs=0.5M",
+            "--generations",
+            "5",
+            "--json",
+        ],
     );
     let results: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(results.as_array().unwrap().len(), 2);
@@ -93,12 +108,14 @@ fn training_from_an_edited_configuration_on_an_image_folder_resumes() {
             let path = folder.join("images").join(split).join(class);
             std::fs::create_dir_all(&path).unwrap();
             for index in 0..count {
-                let image = image::RgbImage::from_fn(20, 18, |x, y| image::Rgb([value, (x * 9) as u8, (y * index) as u8]));
+                let image =
+                    image::RgbImage::from_fn(20, 18, |x, y| image::Rgb([value, (x * 9) as u8, (y * index) as u8]));
                 image.save(path.join(format!("{index}.png"))).unwrap();
             }
         }
     }
-    let config = succeeds(folder, &["config", "--preset", "tiny", "--epochs", "6", "--batch", "8", "--validation", "8"]);
+    let config =
+        succeeds(folder, &["config", "--preset", "tiny", "--epochs", "6", "--batch", "8", "--validation", "8"]);
     std::fs::write(folder.join("my.toml"), &config).unwrap();
     let train = ["train", "--config", "my.toml", "--data", "images", "--out", "run"];
     let out = succeeds(folder, &train);
@@ -124,14 +141,28 @@ fn speed_reports_every_mode() {
     for mode in ["max", "elastic", "eval"] {
         let out = succeeds(
             temporary.path(),
-            &["speed", "--space", "tiny", "--resolution", "16", "--batch", "4", "--steps", "2", "--mode", mode, "--json"],
+            &[
+                "speed",
+                "--space",
+                "tiny",
+                "--resolution",
+                "16",
+                "--batch",
+                "4",
+                "--steps",
+                "2",
+                "--mode",
+                mode,
+                "--json",
+            ],
         );
         let report: serde_json::Value = serde_json::from_str(&out).unwrap();
         assert!(report["images_per_second"].as_f64().unwrap() > 0.0);
     }
     let config = succeeds(temporary.path(), &["config", "--preset", "tiny", "--epochs", "1", "--batch", "4"]);
     std::fs::write(temporary.path().join("c.toml"), config).unwrap();
-    let arguments = ["speed", "--space", "tiny", "--batch", "4", "--steps", "1", "--config", "c.toml", "--images", "100"];
+    let arguments =
+        ["speed", "--space", "tiny", "--batch", "4", "--steps", "1", "--config", "c.toml", "--images", "100"];
     let out = succeeds(temporary.path(), &arguments);
     assert!(out.contains("the schedule takes about"), "{out}");
 }

@@ -13,8 +13,8 @@ use candle_core::Device;
 use ofa_evaluate::bench::BenchOptions;
 use ofa_evaluate::model::NumberType;
 use ofa_evaluate::profile::ProfileOptions;
+use ofa_extract::Constraint;
 use ofa_extract::search::EvolutionSettings;
-use ofa_extract::{Constraint, Metric};
 use ofa_supernet::SearchSpace;
 use ofa_supernet::train::{Outcome, TrainConfig};
 use std::path::PathBuf;
@@ -76,14 +76,11 @@ pub fn run(args: &Args) -> Result<()> {
     let space = net.space();
     let latency = |subnet| -> Result<f64> { Ok(profile.latency_ms(&space.network(subnet, classes.len())?)?) };
     let (low, high) = (latency(&space.smallest())?, latency(&space.largest())?);
-    let groups: Vec<Vec<Constraint>> = LIMITS
-        .iter()
-        .map(|part| {
-            // Three digits: the limit is also the model's name.
-            let limit = ((low + part * (high - low)) * 1000.0).round() / 1000.0;
-            vec![Constraint { device: "this".into(), metric: Metric::Latency, limit }]
-        })
-        .collect();
+    let mut groups: Vec<Vec<Constraint>> = Vec::new();
+    for part in LIMITS {
+        // Whole microseconds: the limit is also the model's name.
+        groups.push(vec![format!("this:latency={:.0}us", 1000.0 * (low + part * (high - low))).parse()?]);
+    }
     let settings = EvolutionSettings { generations: 50, ..EvolutionSettings::default() };
     let results = search_limits(&folder, &groups, &settings, args.seed)?;
     print_results(&results);

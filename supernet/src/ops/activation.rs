@@ -44,7 +44,7 @@ impl Act for Relu {
 impl Act for Relu6 {
     #[inline(always)]
     fn value(x: f32) -> f32 {
-        x.max(0.0).min(6.0)
+        x.clamp(0.0, 6.0)
     }
     #[inline(always)]
     fn slope(x: f32) -> f32 {
@@ -68,7 +68,7 @@ impl Act for HardSwish {
 /// `relu6(x + 3) / 6`
 #[inline(always)]
 pub(crate) fn hard_sigmoid(x: f32) -> f32 {
-    (x + 3.0).max(0.0).min(6.0) * (1.0 / 6.0)
+    (x + 3.0).clamp(0.0, 6.0) * (1.0 / 6.0)
 }
 
 /// Its derivative.

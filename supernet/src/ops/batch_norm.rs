@@ -153,12 +153,12 @@ impl Backward {
             weight_gradient: vec![0.0; channels],
             bias_gradient: vec![0.0; channels],
         };
-        for c in 0..channels {
+        for (c, &weight) in weight.iter().enumerate() {
             let mean = f64::from(statistics.mean[c]);
             let inverse = 1.0 / (f64::from(statistics.variance[c]) + eps).sqrt();
             let (g, gy) = (sums.sum[c], sums.square[c]);
             let weight_gradient = (gy - mean * g) * inverse;
-            let scale = f64::from(weight[c]) * inverse;
+            let scale = f64::from(weight) * inverse;
             out.by_gradient[c] = scale as f32;
             if normalise == Normalise::Batch {
                 let by_value = -scale * inverse * weight_gradient / n;

@@ -24,7 +24,7 @@ fn block(dims: [usize; 3], channels: [usize; 3], kernel: usize, stride: usize) -
 }
 
 fn block_cases() -> Vec<BlockShape> {
-    use Activation::{HardSwish, Relu, Relu6};
+    use Activation::{Relu, Relu6};
     vec![
         BlockShape { residual: true, activation: Relu, ..block([2, 8, 8], [16, 48, 16], 7, 1) },
         BlockShape { residual: true, squeeze_excite: Some(8), ..block([3, 5, 7], [8, 24, 8], 5, 1) },

@@ -73,7 +73,7 @@ pub fn train(
     let space = net.space().clone();
     config.validate(&space)?;
     let images = data.train.len();
-    if images == 0 || data.validation.len() == 0 {
+    if images == 0 || data.validation.is_empty() {
         return Err(Error::Data(format!(
             "training needs training and validation images, but there are {images} and {}; give it more images, or a larger \
              validation split",
