@@ -85,6 +85,20 @@ impl DataConfig {
     }
 }
 
+impl RunConfig {
+    /// Reads and checks a configuration file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = read_text(path)?;
+        let config: RunConfig = toml::from_str(&text).map_err(|error| {
+            let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
+            anyhow::anyhow!("{}:{line}: {}", path.display(), error.message())
+        })?;
+        config.space.validate().with_context(|| path.display().to_string())?;
+        config.train.validate(&config.space).with_context(|| path.display().to_string())?;
+        Ok(config)
+    }
+}
+
 /// A run folder.
 pub struct RunFolder {
     path: PathBuf,
@@ -113,10 +127,7 @@ impl RunFolder {
         if !path.exists() {
             bail!("{}: this is no run folder; make one with `ofa train --out {}`", path.display(), self.path.display());
         }
-        let text = read_text(&path)?;
-        let config: RunConfig = toml::from_str(&text).with_context(|| path.display().to_string())?;
-        config.space.validate()?;
-        Ok(config)
+        RunConfig::read(&path)
     }
 
     /// The data of the run, or another source for the same classes.

@@ -166,3 +166,14 @@ fn speed_reports_every_mode() {
     let out = succeeds(temporary.path(), &arguments);
     assert!(out.contains("the schedule takes about"), "{out}");
 }
+
+#[test]
+fn the_example_configuration_is_valid_and_its_space_is_the_preset() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let temporary = tempfile::tempdir().unwrap();
+    let example = format!("{root}/examples/cifar10.toml");
+    let out = succeeds(temporary.path(), &["config", "--config", &example]);
+    let preset = succeeds(temporary.path(), &["config", "--preset", "cifar"]);
+    let space = |text: &str| toml::from_str::<toml::Table>(text).unwrap()["space"].clone();
+    assert_eq!(space(&out), space(&preset));
+}

@@ -179,9 +179,7 @@ fn measure(net: &Supernet, args: &Args) -> Result<Vec<f64>> {
 
 /// Measures a few steps of each stage at the resolutions that training would draw.
 fn schedule(path: &std::path::Path, images: usize) -> Result<Vec<StageTime>> {
-    let text = ofa_supernet::files::read_text(path)?;
-    let config: RunConfig = toml::from_str(&text).with_context(|| path.display().to_string())?;
-    config.train.validate(&config.space)?;
+    let config = RunConfig::read(path)?;
     let net = Supernet::new(&config.space, 10, 0)?;
     let teacher = Supernet::new(&config.space, 10, 1)?;
     let mut stages = Vec::new();

@@ -60,10 +60,7 @@ impl Settings {
     /// File, presets and flags as one checked configuration.
     pub fn resolve(&self) -> Result<RunConfig> {
         let mut config = match &self.config {
-            Some(path) => {
-                let text = ofa_supernet::files::read_text(path)?;
-                toml::from_str::<RunConfig>(&text).with_context(|| path.display().to_string())?
-            }
+            Some(path) => RunConfig::read(path)?,
             None => {
                 let default = match self.preset.as_str() {
                     "imagenet" => "mbv3-w1.0",

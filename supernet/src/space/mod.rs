@@ -196,7 +196,7 @@ impl SearchSpace {
     /// # Errors
     /// Unknown keys, wrong types and impossible values, each named.
     pub fn from_toml(text: &str) -> Result<Self> {
-        let space: SearchSpace = toml::from_str(text).map_err(|e| Error::Space(e.to_string()))?;
+        let space: SearchSpace = toml::from_str(text).map_err(|e| Error::Space(e.message().to_string()))?;
         space.validate()?;
         Ok(space)
     }

@@ -40,7 +40,7 @@ pub struct TrainConfig {
     pub augmentation: Augmentation,
     /// Validation of fixed subnets during training.
     pub probe: ProbeConfig,
-    /// The stages in order; the first one trains the teacher of the others.
+    /// The stages in order. The network as it stands before the first stage that distils is the teacher of that and all later ones.
     pub stages: Vec<StageConfig>,
 }
 
@@ -180,9 +180,9 @@ impl TrainConfig {
     /// Reads a configuration from TOML (not yet checked against a space: see [`validate`](Self::validate)).
     ///
     /// # Errors
-    /// Unknown keys and wrong types, with the line.
+    /// Unknown keys and wrong types, named.
     pub fn from_toml(text: &str) -> Result<Self> {
-        toml::from_str(text).map_err(|e| Error::Config(e.to_string()))
+        toml::from_str(text).map_err(|e| Error::Config(e.message().to_string()))
     }
 
     /// Sum of the stages' epochs.

@@ -191,7 +191,11 @@ impl Run<'_> {
 
     /// What comes before the first step of a stage. Optimizer and moving average start anew: each stage is a training of its
     /// own that starts from the weights of the one before.
+    /// The teacher is the network as it stands before the first stage that distils.
     fn enter(&mut self, stage: &StageConfig, steps: usize) -> Result<()> {
+        if stage.kd_ratio > 0.0 && self.teacher.is_none() {
+            self.teacher = Some(self.frozen(&self.net.state()?)?);
+        }
         if let Some(width_stage) = stage.sort_channels {
             self.net.sort_channels(width_stage)?;
         }
@@ -291,10 +295,6 @@ impl Run<'_> {
             self.net.load_state(average.state())?;
         }
         self.probe(stage)?;
-        let needs_teacher = self.config.stages.iter().any(|s| s.kd_ratio > 0.0);
-        if self.progress.stage == 0 && needs_teacher {
-            self.teacher = Some(self.frozen(&self.net.state()?)?);
-        }
         self.progress.stage += 1;
         self.progress.stage_step = 0;
         self.progress.average_updates = 0;
