@@ -123,6 +123,7 @@ fn training_from_an_edited_configuration_on_an_image_folder_resumes() {
     let weights = || std::fs::read(folder.join("run/checkpoints/supernet.safetensors")).unwrap();
     let first = weights();
     fails(folder, &train, &["--resume"]);
+    fails(folder, &["train", "--out", "run", "--resume", "--batch", "9"], &["--resume", "config.toml"]);
     succeeds(folder, &["train", "--out", "run", "--resume"]);
     assert!(first == weights(), "resuming a finished run changed its weights");
 
@@ -160,7 +161,13 @@ fn speed_reports_every_mode() {
         assert!(report["images_per_second"].as_f64().unwrap() > 0.0);
     }
     let config = succeeds(temporary.path(), &["config", "--preset", "tiny", "--epochs", "1", "--batch", "4"]);
-    std::fs::write(temporary.path().join("c.toml"), config).unwrap();
+    std::fs::write(temporary.path().join("c.toml"), &config).unwrap();
+    // A space of one's own, from the space of a configuration.
+    let mut space = toml::from_str::<toml::Table>(&config).unwrap()["space"].as_table().unwrap().clone();
+    space.insert("name".into(), "mine".into());
+    std::fs::write(temporary.path().join("space.toml"), space.to_string()).unwrap();
+    let out = succeeds(temporary.path(), &["config", "--preset", "tiny", "--space", "space.toml"]);
+    assert!(out.contains("name = \"mine\""), "{out}");
     let arguments =
         ["speed", "--space", "tiny", "--batch", "4", "--steps", "1", "--config", "c.toml", "--images", "100"];
     let out = succeeds(temporary.path(), &arguments);

@@ -9,6 +9,9 @@
 //! | [`model`] | the folder of an extracted model: names, configuration, loading, saving |
 //! | [`mod@bench`] | accuracy, size and speed of extracted models, as a table |
 //!
+//! Accuracy inside the supernet, with batch-norm recalibration, is [`ofa_supernet::train::validation`]: training needs it for its
+//! probes, and crates depend one way.
+//!
 //! Everything here is read-only towards the supernet: nothing trains.
 
 pub mod bench;

@@ -30,9 +30,9 @@ pub struct Settings {
     /// Configuration file with [data], [space] and [train]; `ofa config` prints one.
     #[arg(long, conflicts_with_all = ["space", "preset"])]
     config: Option<PathBuf>,
-    /// Training preset: imagenet, cifar or tiny.
-    #[arg(long, default_value = "cifar")]
-    preset: String,
+    /// Training preset: imagenet, cifar or tiny (default: cifar).
+    #[arg(long)]
+    preset: Option<String>,
     /// Search space: a preset such as cifar-mbv3, tiny or mbv3-w1.0, or a .toml file (default: the training preset's).
     #[arg(long)]
     space: Option<String>,
@@ -57,18 +57,26 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Whether any of them was given.
+    fn given(&self) -> bool {
+        let text = [self.preset.is_some(), self.space.is_some(), self.data.is_some(), self.config.is_some()];
+        let numbers = [self.validation.is_some(), self.epochs.is_some(), self.batch.is_some(), self.seed.is_some()];
+        self.skip_bad || text.into_iter().chain(numbers).any(|given| given)
+    }
+
     /// File, presets and flags as one checked configuration.
     pub fn resolve(&self) -> Result<RunConfig> {
         let mut config = match &self.config {
             Some(path) => RunConfig::read(path)?,
             None => {
-                let default = match self.preset.as_str() {
+                let preset = self.preset.as_deref().unwrap_or("cifar");
+                let default = match preset {
                     "imagenet" => "mbv3-w1.0",
                     "cifar" => "cifar-mbv3",
                     _ => "tiny",
                 };
                 let space = SearchSpace::named(self.space.as_deref().unwrap_or(default))?;
-                let train = TrainConfig::preset(&self.preset, &space)?;
+                let train = TrainConfig::preset(preset, &space)?;
                 RunConfig { data: DataConfig::default(), space, train }
             }
         };
@@ -100,11 +108,10 @@ impl Settings {
 pub fn run(args: &Args) -> Result<()> {
     let folder = RunFolder::new(&args.out);
     let config = if args.resume {
-        let stored = folder.config()?;
-        if args.settings.config.is_some() && args.settings.resolve()? != stored {
-            bail!("--resume goes on with {}; leave --config out", folder.join("config.toml").display());
+        if args.settings.given() {
+            bail!("--resume goes on with {}; leave every other setting out", folder.join("config.toml").display());
         }
-        stored
+        folder.config()?
     } else {
         args.settings.resolve()?
     };
