@@ -7,7 +7,7 @@ use super::buffers::Buffer;
 use super::inverted_residual::{RawGradient, add_transposed, product_backward};
 use super::matmul::Packed;
 use super::parallel::{self, Shared};
-use super::rows::{Left, Nothing, add_products, normalise, product};
+use super::rows::{Left, Nothing, add_products, normalise, pool, product};
 use super::simd::{InstructionSet, Kernel, Simd, dispatch};
 use super::{contiguous_f32, tensor_values};
 use crate::space::{Activation, ConvSpec};
@@ -244,50 +244,13 @@ fn forward<A: Act>(
     let statistics = given.cloned().unwrap_or_else(|| sums.statistics(rows));
     let affine = Affine::new(&statistics, &packed[norm_weight..norm_bias], &packed[norm_bias..end], shape.eps);
     let output = if shape.pool {
-        let pixels = rows / shape.batch;
-        let mut output = vec![0.0; shape.batch * n];
-        let shared = Shared::new(&mut output);
-        parallel::map(shape.batch, 1, |images| {
-            // SAFETY: ranges of images are disjoint.
-            let output = unsafe { shared.slice(images.start * n..images.end * n) };
-            let y = &y[images.start * pixels * n..images.end * pixels * n];
-            // SAFETY: safe code only.
-            unsafe { dispatch(Pool::<A> { y, affine: &affine, pixels, output, activation: PhantomData }) }
-        });
-        output
+        pool::<A>(&y, &affine, shape.batch)
     } else {
         let mut output = vec![0.0; rows * n];
         normalise::<A>(&y, &affine, None, &mut output);
         output
     };
     (output, y, statistics)
-}
-
-struct Pool<'a, A> {
-    y: &'a [f32],
-    affine: &'a Affine,
-    pixels: usize,
-    output: &'a mut [f32],
-    activation: PhantomData<A>,
-}
-
-impl<A: Act> Kernel for Pool<'_, A> {
-    type Output = ();
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let n = self.affine.scale.len();
-        let (scale, shift) = (&self.affine.scale[..n], &self.affine.shift[..n]);
-        for (image, out) in self.y.chunks_exact(self.pixels * n).zip(self.output.chunks_exact_mut(n)) {
-            for y in image.chunks_exact(n) {
-                for c in 0..n {
-                    out[c] += A::value(y[c] * scale[c] + shift[c]);
-                }
-            }
-            for v in out.iter_mut() {
-                *v /= self.pixels as f32;
-            }
-        }
-    }
 }
 
 fn backward<A: Act>(

@@ -171,6 +171,52 @@ impl<A: Act> Kernel for NormaliseRows<'_, A> {
     }
 }
 
+/// Mean over each image's pixels of `activation(affine(y))`: `[images, channels]`.
+pub(crate) fn pool<A: Act>(y: &[f32], affine: &Affine, images: usize) -> Vec<f32> {
+    let channels = affine.scale.len();
+    let image = y.len() / images;
+    let mut pooled = vec![0.0; images * channels];
+    let shared = Shared::new(&mut pooled);
+    parallel::map(images, 1, |range| {
+        // SAFETY: ranges of images are disjoint; the pass is safe code.
+        unsafe {
+            let pooled = shared.slice(range.start * channels..range.end * channels);
+            let y = &y[range.start * image..range.end * image];
+            dispatch(Pool::<A> { y, affine, image, pooled, activation: PhantomData })
+        }
+    });
+    pooled
+}
+
+struct Pool<'a, A> {
+    y: &'a [f32],
+    affine: &'a Affine,
+    /// Values an image.
+    image: usize,
+    pooled: &'a mut [f32],
+    activation: PhantomData<A>,
+}
+
+impl<A: Act> Kernel for Pool<'_, A> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let n = self.affine.scale.len();
+        let (scale, shift) = (&self.affine.scale[..n], &self.affine.shift[..n]);
+        let pixels = (self.image / n) as f32;
+        for (image, pooled) in self.y.chunks_exact(self.image).zip(self.pooled.chunks_exact_mut(n)) {
+            for y in image.chunks_exact(n) {
+                for c in 0..n {
+                    pooled[c] += A::value(y[c] * scale[c] + shift[c]);
+                }
+            }
+            for v in pooled.iter_mut() {
+                *v /= pixels;
+            }
+        }
+    }
+}
+
 /// Sums over rows of `g` and of `g * y` by channel.
 pub(crate) fn gradient_sums(g: &[f32], y: &[f32], channels: usize) -> Sums {
     let rows = g.len() / channels;

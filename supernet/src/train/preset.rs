@@ -74,7 +74,7 @@ impl TrainConfig {
                 stages: stages(&SHORT, space),
                 ..TrainConfig::default()
             }
-            .with_epochs(12.0)),
+            .with_epochs(30.0)),
             _ => Err(Error::Config(format!("no preset is named '{name}'; known are {}", Self::PRESETS.join(", ")))),
         }
     }

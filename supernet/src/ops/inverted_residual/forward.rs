@@ -7,7 +7,7 @@ use crate::ops::buffers::Buffer;
 use crate::ops::depthwise::{self, Lanes, SLICE, convolve_row, fill_padded};
 use crate::ops::matmul::Packed;
 use crate::ops::parallel::{self, Shared};
-use crate::ops::rows::{Activated, Left, Nothing, normalise, product};
+use crate::ops::rows::{Activated, Left, Nothing, normalise, pool, product};
 use crate::ops::simd::{Kernel, Simd, dispatch};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -63,7 +63,7 @@ fn forward_with<A: Act>(
     // Squeeze-excite.
     let pixels = out_pixels / shape.batch;
     let squeeze_excite = shape.squeeze_excite.map(|reduced| {
-        let pooled = pool::<A>(shape, &y2, &affine2, pixels);
+        let pooled = pool::<A>(&y2, &affine2, shape.batch);
         squeeze_excite::forward(shape, reduced, packed, &at, pooled)
     });
 
@@ -83,48 +83,6 @@ fn forward_with<A: Act>(
     let mut output = vec![0.0; out_pixels * out_channels];
     normalise::<Identity>(&y3, &affine(&statistics[2], &at.norm3), shape.residual.then_some(x), &mut output);
     (output, Saved { y1, y2, y3, statistics, squeeze_excite })
-}
-
-/// Mean over the pixels of each image of the activated `y2`: `[batch, middle]`.
-fn pool<A: Act>(shape: &BlockShape, y2: &[f32], affine: &Affine, pixels: usize) -> Vec<f32> {
-    let middle = shape.middle;
-    let mut pooled = vec![0.0; shape.batch * middle];
-    let shared = Shared::new(&mut pooled);
-    parallel::map(shape.batch, 1, |images| {
-        // SAFETY: ranges of images are disjoint.
-        let pooled = unsafe { shared.slice(images.start * middle..images.end * middle) };
-        let y = &y2[images.start * pixels * middle..images.end * pixels * middle];
-        // SAFETY: safe code only.
-        unsafe { dispatch(Pool::<A> { y, affine, pixels, pooled, activation: PhantomData }) }
-    });
-    pooled
-}
-
-struct Pool<'a, A> {
-    y: &'a [f32],
-    affine: &'a Affine,
-    pixels: usize,
-    pooled: &'a mut [f32],
-    activation: PhantomData<A>,
-}
-
-impl<A: Act> Kernel for Pool<'_, A> {
-    type Output = ();
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let n = self.affine.scale.len();
-        let (scale, shift) = (&self.affine.scale[..n], &self.affine.shift[..n]);
-        for (image, pooled) in self.y.chunks_exact(self.pixels * n).zip(self.pooled.chunks_exact_mut(n)) {
-            for y in image.chunks_exact(n) {
-                for c in 0..n {
-                    pooled[c] += A::value(y[c] * scale[c] + shift[c]);
-                }
-            }
-            for v in pooled.iter_mut() {
-                *v /= self.pixels as f32;
-            }
-        }
-    }
 }
 
 /// `y2 = depthwise(activated input)`; without `affine` the input is taken as it is.
