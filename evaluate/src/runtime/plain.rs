@@ -24,7 +24,7 @@ impl Pointwise {
         Pointwise { weight: weight.to_vec(), bias: bias.to_vec(), input: in_channels }
     }
 
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments)] // the signature of the kernel it stands in for
     pub fn run(
         &self,
         input: &[f32],
@@ -63,7 +63,7 @@ impl Depthwise {
         Depthwise(DenseConv::new(&dense, bias, channels, channels, kernel, stride))
     }
 
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments)] // the signature of the kernel it stands in for
     pub fn run(
         &self,
         input: &[f32],
