@@ -6,6 +6,7 @@ use ofa_supernet::network::Mode;
 use ofa_supernet::seed::{Purpose, generator};
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::optimizer::Sgd;
+use ofa_supernet::train::{Sampling, Teacher};
 use ofa_supernet::train::step::{StepInput, resolution_of, subnet_of, train_step};
 use ofa_supernet::train::{Control, Event, MetricsLine, Outcome, StageConfig, TrainConfig, loss, metrics, train};
 use ofa_supernet::{Error, SearchSpace, Subnet, Supernet};
@@ -38,7 +39,9 @@ fn config() -> TrainConfig {
         depths: Vec::new(),
         expand_ratios: Vec::new(),
         subnets_per_step: 1,
+        sampling: Sampling::Uniform,
         kd_ratio: 0.0,
+        teacher: Teacher::Frozen,
         sort_channels: None,
     };
     let space = space();
@@ -216,7 +219,7 @@ fn a_step_sums_the_gradients_of_its_subnets_and_learns_from_the_teacher() {
     let hard = loss::smoothed_targets(&batch.labels, 10, 0.1, &Device::Cpu).unwrap();
     let mut sums: Vec<Option<Tensor>> = vec![None; net.parameters().len()];
     for index in 0..2 {
-        let subnet = subnet_of(&choices, config.seed, step, index, resolution);
+        let subnet = subnet_of(stage, &choices, config.seed, step, index, resolution);
         assert_eq!(subnet, report.subnets[index]);
         let mut rng = generator(0, Purpose::Dropout, &[]);
         let logits = twin.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();

@@ -118,9 +118,15 @@ pub struct StageConfig {
     /// Subnets whose gradients are summed in a step (default 1).
     #[serde(default = "one")]
     pub subnets_per_step: usize,
-    /// Weight of the distillation loss (default 0: no teacher). The first stage has no teacher.
+    /// How the subnets of a step are drawn (default: uniformly).
+    #[serde(default)]
+    pub sampling: Sampling,
+    /// Weight of the distillation loss (default 0: no teacher). The first stage has no frozen teacher.
     #[serde(default)]
     pub kd_ratio: f64,
+    /// Whose soft labels are distilled (default: the frozen teacher's).
+    #[serde(default)]
+    pub teacher: Teacher,
     /// Sorts channels by importance before this stage, as width stage 1, 2, ... (default: not at all).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sort_channels: Option<usize>,
@@ -130,17 +136,42 @@ fn one() -> usize {
     1
 }
 
+/// How the subnets of a step are drawn from what a stage may draw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sampling {
+    /// Each uniformly (Once-for-All, §3.3).
+    #[default]
+    Uniform,
+    /// The first is the largest, from three subnets on the second is the smallest, the others are uniform (BigNAS, §3.1:
+    /// the sandwich rule). The largest subnet goes on learning while the others catch up.
+    Sandwich,
+}
+
+/// Whose soft labels a stage distils.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Teacher {
+    /// The network as it stood before the first stage that distils from it (Once-for-All, §3.3).
+    #[default]
+    Frozen,
+    /// The largest subnet of the same step, which itself learns from the labels alone (BigNAS, §3.1: in-place distillation).
+    /// It costs no forward pass of its own.
+    InPlace,
+}
+
 impl StageConfig {
     /// `space` narrowed to what this stage may draw.
     pub fn choices(&self, space: &SearchSpace) -> SearchSpace {
-        fn or<T: Clone>(list: &[T], default: Vec<T>) -> Vec<T> {
-            if list.is_empty() { default } else { list.to_vec() }
+        // In the space's ascending order, whatever the order in the stage.
+        fn among<T: Copy + PartialEq>(list: &[T], all: &[T], default: &[T]) -> Vec<T> {
+            if list.is_empty() { default.to_vec() } else { all.iter().copied().filter(|v| list.contains(v)).collect() }
         }
         SearchSpace {
-            resolutions: or(&self.resolutions, space.resolutions.clone()),
-            kernel_sizes: or(&self.kernel_sizes, vec![space.max_kernel()]),
-            depths: or(&self.depths, vec![space.max_depth()]),
-            expand_ratios: or(&self.expand_ratios, vec![space.max_expand()]),
+            resolutions: among(&self.resolutions, &space.resolutions, &space.resolutions),
+            kernel_sizes: among(&self.kernel_sizes, &space.kernel_sizes, &[space.max_kernel()]),
+            depths: among(&self.depths, &space.depths, &[space.max_depth()]),
+            expand_ratios: among(&self.expand_ratios, &space.expand_ratios, &[space.max_expand()]),
             ..space.clone()
         }
     }
@@ -149,12 +180,44 @@ impl StageConfig {
     /// and a subnet's work is taken as proportional to mean depth times mean expand ratio. Good for remaining times only.
     pub fn relative_cost(&self, space: &SearchSpace) -> f64 {
         let choices = self.choices(space);
-        let depth = choices.depths.iter().sum::<usize>() as f64 / (choices.depths.len() * space.max_depth()) as f64;
+        let (max_depth, max_expand) = (space.max_depth() as f64, space.max_expand().value());
+        let depth = choices.depths.iter().sum::<usize>() as f64 / (choices.depths.len() as f64 * max_depth);
         let expand = choices.expand_ratios.iter().map(|e| e.value()).sum::<f64>()
-            / (choices.expand_ratios.len() as f64 * space.max_expand().value());
-        let teacher = if self.kd_ratio > 0.0 { 1.0 } else { 0.0 };
-        teacher + 3.0 * self.subnets_per_step as f64 * depth * expand
+            / (choices.expand_ratios.len() as f64 * max_expand);
+        let largest = choices.max_depth() as f64 / max_depth * choices.max_expand().value() / max_expand;
+        let smallest = choices.depths[0] as f64 / max_depth * choices.expand_ratios[0].value() / max_expand;
+        let subnets: f64 = (0..self.subnets_per_step)
+            .map(|index| match self.role(index) {
+                Role::Largest => largest,
+                Role::Smallest => smallest,
+                Role::Random => depth * expand,
+            })
+            .sum();
+        let teacher = if self.has_frozen_teacher() { 1.0 } else { 0.0 };
+        teacher + 3.0 * subnets
     }
+
+    /// Whether the stage distils from the frozen teacher.
+    pub fn has_frozen_teacher(&self) -> bool {
+        self.kd_ratio > 0.0 && self.teacher == Teacher::Frozen
+    }
+
+    /// What subnet `index` of a step is.
+    pub(super) fn role(&self, index: usize) -> Role {
+        match (self.sampling, index) {
+            (Sampling::Sandwich, 0) => Role::Largest,
+            (Sampling::Sandwich, 1) if self.subnets_per_step > 2 => Role::Smallest,
+            _ => Role::Random,
+        }
+    }
+}
+
+/// What a subnet of a step is among those that its stage may draw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Largest,
+    Smallest,
+    Random,
 }
 
 /// A stage in steps, for a given number of training images.
@@ -285,8 +348,15 @@ impl StageConfig {
         if !(self.kd_ratio >= 0.0 && self.kd_ratio.is_finite()) {
             return fail(format!("kd_ratio = {} must not be negative", self.kd_ratio));
         }
-        if index == 0 && self.kd_ratio > 0.0 {
+        if index == 0 && self.has_frozen_teacher() {
             return fail("the first stage trains the teacher, so its kd_ratio must be 0".into());
+        }
+        if self.teacher == Teacher::InPlace && (self.sampling != Sampling::Sandwich || self.subnets_per_step < 2) {
+            return fail(
+                "teacher = \"in_place\" needs the largest subnet in each step: set sampling = \"sandwich\" and \
+                 subnets_per_step to 2 or more"
+                    .into(),
+            );
         }
         if !(1..=64).contains(&self.subnets_per_step) {
             return fail(format!("subnets_per_step = {} must lie between 1 and 64", self.subnets_per_step));
@@ -387,6 +457,7 @@ mod tests {
         check(&|c| c.clip_norm = Some(0.0), &["clip_norm"]);
         check(&|c| c.seed = u64::MAX, &["seed", "2^63"]);
         check(&|c| c.stages[0].kd_ratio = 1.0, &["largest", "kd_ratio must be 0"]);
+        check(&|c| c.stages[1].teacher = Teacher::InPlace, &["kernel", "sandwich"]);
         check(&|c| c.stages[1].kernel_sizes.push(9), &["kernel", "holds 9", "3, 5"]);
         check(&|c| c.stages[1].kernel_sizes.push(3), &["3 twice"]);
         check(&|c| c.stages[1].warmup_epochs = 1e3, &["warmup_epochs = 1000"]);

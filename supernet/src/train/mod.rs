@@ -35,7 +35,7 @@ pub mod step;
 pub mod tensor_file;
 pub mod validation;
 
-pub use config::{ProbeConfig, StageConfig, StagePlan, TrainConfig};
+pub use config::{ProbeConfig, Sampling, StageConfig, StagePlan, Teacher, TrainConfig};
 pub use metrics::MetricsLine;
 pub use progress::{Control, Event, StepEvent};
 pub use run::{Outcome, ProbeResult, train};

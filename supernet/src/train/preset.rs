@@ -1,6 +1,6 @@
 //! Training presets: the paper's schedule, and short ones for small images.
 
-use super::config::{ProbeConfig, StageConfig, TrainConfig};
+use super::config::{ProbeConfig, Sampling, StageConfig, Teacher, TrainConfig};
 use crate::data::{Augmentation, Crop};
 use crate::space::SearchSpace;
 use crate::{Error, Result};
@@ -102,7 +102,9 @@ fn stages(schedule: &Schedule, space: &SearchSpace) -> Vec<StageConfig> {
         depths: Vec::new(),
         expand_ratios: Vec::new(),
         subnets_per_step,
+        sampling: Sampling::Uniform,
         kd_ratio,
+        teacher: Teacher::Frozen,
         sort_channels: None,
     };
     let mut stages = vec![stage("largest".into(), &schedule.largest, 1, 0.0)];

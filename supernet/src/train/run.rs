@@ -191,9 +191,9 @@ impl Run<'_> {
 
     /// What comes before the first step of a stage. Optimizer and moving average start anew: each stage is a training of its
     /// own that starts from the weights of the one before.
-    /// The teacher is the network as it stands before the first stage that distils.
+    /// The teacher is the network as it stands before the first stage that distils from it.
     fn enter(&mut self, stage: &StageConfig, steps: usize) -> Result<()> {
-        if stage.kd_ratio > 0.0 && self.teacher.is_none() {
+        if stage.has_frozen_teacher() && self.teacher.is_none() {
             self.teacher = Some(self.frozen(&self.net.state()?)?);
         }
         if let Some(width_stage) = stage.sort_channels {

@@ -1,6 +1,6 @@
 //! One step of progressive shrinking. A step computes; the caller logs.
 
-use super::config::{StageConfig, TrainConfig};
+use super::config::{Role, StageConfig, Teacher, TrainConfig};
 use super::gradients::{Gradients, clip_factor};
 use super::loss;
 use super::optimizer::Sgd;
@@ -28,7 +28,7 @@ pub struct StepInput<'a> {
     pub labels: &'a [u32],
 }
 
-/// What a step computed; means over its subnets.
+/// What a step computed; means over its subnets (of the distillation: over those that have a teacher).
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
     /// `cross_entropy + kd_ratio x distillation`.
@@ -53,10 +53,21 @@ pub fn resolution_of(choices: &SearchSpace, seed: u64, step: usize) -> usize {
     choices.resolutions[rng.random_range(0..choices.resolutions.len())]
 }
 
-/// Subnet `index` of step `step` at the batch's resolution.
-pub fn subnet_of(choices: &SearchSpace, seed: u64, step: usize, index: usize, resolution: usize) -> Subnet {
-    let mut rng = generator(seed, Purpose::Sampling, &[step as u64, index as u64]);
-    Subnet { resolution, ..choices.sample(&mut rng) }
+/// Subnet `index` of step `step` at the batch's resolution, as the stage's sampling has it.
+pub fn subnet_of(
+    stage: &StageConfig,
+    choices: &SearchSpace,
+    seed: u64,
+    step: usize,
+    index: usize,
+    resolution: usize,
+) -> Subnet {
+    let subnet = match stage.role(index) {
+        Role::Largest => choices.largest(),
+        Role::Smallest => choices.smallest(),
+        Role::Random => choices.sample(&mut generator(seed, Purpose::Sampling, &[step as u64, index as u64])),
+    };
+    Subnet { resolution, ..subnet }
 }
 
 /// Trains `net` by one step: the teacher's soft labels (if the stage distils), forward and backward passes of the sampled
@@ -74,7 +85,7 @@ pub fn train_step(
     let StepInput { config, stage, choices, step, images, labels, .. } = *input;
     let resolution = images.dim(1)?;
     let count = stage.subnets_per_step;
-    let soft_targets = match (stage.kd_ratio > 0.0, teacher) {
+    let mut soft_targets = match (stage.has_frozen_teacher(), teacher) {
         (false, _) => None,
         (true, Some(teacher)) => {
             let largest = Subnet { resolution, ..teacher.space().largest() };
@@ -93,14 +104,16 @@ pub fn train_step(
     let mut report = StepReport {
         loss: 0.0,
         cross_entropy: 0.0,
-        distillation: soft_targets.as_ref().map(|_| 0.0),
+        distillation: None,
         accuracy: 0.0,
         gradient_norm: 0.0,
         resolution,
         subnets: Vec::with_capacity(count),
     };
+    let in_place = stage.kd_ratio > 0.0 && stage.teacher == Teacher::InPlace;
+    let distilled = if in_place { count - 1 } else { count };
     for index in 0..count {
-        let subnet = subnet_of(choices, config.seed, step, index, resolution);
+        let subnet = subnet_of(stage, choices, config.seed, step, index, resolution);
         let mut rng = generator(config.seed, Purpose::Dropout, &[step as u64, index as u64]);
         let logits = net.forward(images, &subnet, Mode::Train { dropout: config.dropout, rng: &mut rng })?;
         let log_probabilities = loss::log_softmax(&logits)?;
@@ -109,7 +122,7 @@ pub fn train_step(
             None => cross_entropy.clone(),
             Some(soft) => {
                 let distillation = loss::cross_entropy(&log_probabilities, soft)?;
-                *report.distillation.get_or_insert(0.0) += scalar(&distillation)? / count as f64;
+                *report.distillation.get_or_insert(0.0) += scalar(&distillation)? / distilled as f64;
                 (&cross_entropy + (distillation * stage.kd_ratio)?)?
             }
         };
@@ -121,6 +134,9 @@ pub fn train_step(
         report.cross_entropy += scalar(&cross_entropy)? / count as f64;
         report.accuracy += loss::correct(&logits, labels)? as f64 / (labels.len() * count) as f64;
         gradients.add(net.parameters(), total.backward()?)?;
+        if in_place && index == 0 {
+            soft_targets = Some(loss::soft_targets(&logits.detach())?);
+        }
         report.subnets.push(subnet);
     }
     report.gradient_norm = gradients.norm()?;
@@ -147,6 +163,7 @@ fn not_finite(input: &StepInput, what: &str, value: f64, subnet: &Subnet) -> Err
 
 #[cfg(test)]
 mod tests {
+    use super::super::config::Sampling;
     use super::*;
     use crate::space::preset;
 
@@ -160,10 +177,10 @@ mod tests {
             for step in 0..60 {
                 let resolution = resolution_of(&choices, 1, step);
                 for index in 0..stage.subnets_per_step {
-                    let subnet = subnet_of(&choices, 1, step, index, resolution);
+                    let subnet = subnet_of(stage, &choices, 1, step, index, resolution);
                     choices.check(&subnet).unwrap();
                     assert_eq!(subnet.resolution, resolution);
-                    assert_eq!(subnet, subnet_of(&choices, 1, step, index, resolution));
+                    assert_eq!(subnet, subnet_of(stage, &choices, 1, step, index, resolution));
                     seen.insert(subnet);
                 }
             }
@@ -173,5 +190,25 @@ mod tests {
                 assert!(seen.len() > 50, "{}: {}", stage.name, seen.len());
             }
         }
+    }
+
+    #[test]
+    fn a_sandwich_holds_the_largest_and_the_smallest() {
+        let space = preset("cifar-mbv3").unwrap();
+        let mut stage = TrainConfig::preset("cifar", &space).unwrap().stages.pop().unwrap();
+        let of = |stage: &StageConfig, step, index| subnet_of(stage, &space, 1, step, index, 28);
+        let extreme = |subnet: Subnet| Subnet { resolution: 28, ..subnet };
+        let uniform: Vec<_> = (0..4).map(|index| of(&stage, 5, index)).collect();
+        stage.sampling = Sampling::Sandwich;
+        let sandwich: Vec<_> = (0..4).map(|index| of(&stage, 5, index)).collect();
+        assert_eq!(sandwich[..2], [extreme(space.largest()), extreme(space.smallest())]);
+        assert_eq!(sandwich[2..], uniform[2..]);
+        let four = stage.relative_cost(&space);
+        stage.subnets_per_step = 2;
+        assert_eq!((of(&stage, 5, 0), of(&stage, 5, 1)), (extreme(space.largest()), uniform[1].clone()));
+        let two = stage.relative_cost(&space);
+        stage.teacher = Teacher::InPlace;
+        assert!((two - stage.relative_cost(&space) - 1.0).abs() < 1e-12, "the frozen teacher's forward pass");
+        assert!(two < four);
     }
 }
