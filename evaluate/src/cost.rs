@@ -12,8 +12,8 @@ use ofa_supernet::space::{BlockSpec, ConvSpec, NetworkSpec};
 /// activations, pooling, the product with the squeeze-excite gate, residual sums.
 pub fn macs(network: &NetworkSpec) -> u64 {
     let blocks: u64 = network.blocks().map(block_macs).sum();
-    let hidden = product(&[network.feature.out_channels, network.hidden_channels]);
-    let classifier = product(&[network.hidden_channels, network.classes]);
+    let hidden = network.hidden_channels.map_or(0, |width| product(&[network.feature.out_channels, width]));
+    let classifier = product(&[network.classifier_channels(), network.classes]);
     conv_macs(&network.stem) + blocks + conv_macs(&network.feature) + hidden + classifier
 }
 
@@ -38,8 +38,8 @@ pub fn parameters(network: &NetworkSpec) -> u64 {
         product(&[conv.out_channels, conv.in_channels, conv.kernel, conv.kernel]) + 2 * conv.out_channels as u64
     };
     let blocks: u64 = network.blocks().map(block_parameters).sum();
-    let hidden = product(&[network.feature.out_channels, network.hidden_channels]);
-    let classifier = product(&[network.hidden_channels + 1, network.classes]);
+    let hidden = network.hidden_channels.map_or(0, |width| product(&[network.feature.out_channels, width]));
+    let classifier = product(&[network.classifier_channels() + 1, network.classes]);
     conv(&network.stem) + blocks + conv(&network.feature) + hidden + classifier
 }
 
@@ -81,7 +81,7 @@ pub fn peak_activation_bytes(network: &NetworkSpec) -> u64 {
         expand_step.max(depthwise_step).max(kept + depthwise + gate + reduced).max(kept + depthwise + gate + output)
     };
     let feature = network.feature.out_channels as u64;
-    let hidden = network.hidden_channels as u64;
+    let hidden = network.hidden_channels.unwrap_or(0) as u64;
     let pool = map(network.feature.output_size(), network.feature.out_channels) + feature;
     let blocks = network.blocks().map(block).max().unwrap_or(0);
     let floats = conv(&network.stem)
@@ -89,7 +89,7 @@ pub fn peak_activation_bytes(network: &NetworkSpec) -> u64 {
         .max(conv(&network.feature))
         .max(pool)
         .max(feature + hidden)
-        .max(hidden + network.classes as u64);
+        .max(network.classifier_channels() as u64 + network.classes as u64);
     4 * floats
 }
 
@@ -116,10 +116,10 @@ pub(crate) mod tests {
         Some(folder)
     }
 
-    /// The space and subnet of one case of the reference's `cases.json`.
-    pub(crate) fn reference_case(case: &Value) -> (SearchSpace, Subnet) {
+    /// The preset of that name with one case's resolution, and the subnet of that case of the reference's `cases.json`.
+    pub(crate) fn reference_case(preset_name: &str, case: &Value) -> (SearchSpace, Subnet) {
         let resolution = case["resolution"].as_u64().unwrap() as usize;
-        let mut space = preset("mbv3-w0.25").unwrap();
+        let mut space = preset(preset_name).unwrap();
         space.resolutions.push(resolution);
         space.resolutions.sort_unstable();
         space.resolutions.dedup();
@@ -128,12 +128,13 @@ pub(crate) mod tests {
             Value::Array(list) => list[index].as_u64().unwrap() as usize,
             value => value.as_u64().unwrap() as usize,
         };
-        let stages = (0..5)
+        let stages = (0..space.stages.len())
             .map(|stage| {
-                (0..at("d", stage))
+                // A scalar is meant for every stage, as far as it has that many blocks.
+                (0..at("d", stage).min(space.max_stage_depth(stage)))
                     .map(|block| BlockChoice {
-                        kernel: at("ks", 4 * stage + block),
-                        expand: ExpandRatio::try_from(at("e", 4 * stage + block) as f64).unwrap(),
+                        kernel: at("ks", space.slot(stage, block)),
+                        expand: ExpandRatio::try_from(at("e", space.slot(stage, block)) as f64).unwrap(),
                     })
                     .collect()
             })
@@ -143,13 +144,15 @@ pub(crate) mod tests {
 
     #[test]
     fn macs_and_parameters_equal_the_reference() {
-        let Some(folder) = reference_folder("mbv3_w0.25") else { return };
-        let cases: Value = ofa_supernet::files::read_json(&folder.join("cases.json")).unwrap();
-        for case in cases["cases"].as_array().unwrap() {
-            let (space, subnet) = reference_case(case);
-            let network = space.network(&subnet, 10).unwrap();
-            assert_eq!(parameters(&network), case["params"].as_u64().unwrap(), "{}", case["name"]);
-            assert_eq!(macs(&network), case["macs"].as_u64().unwrap(), "{}", case["name"]);
+        for (folder, preset) in [("mbv3_w0.25", "mbv3-w0.25"), ("proxyless_w0.5", "proxyless-w0.5")] {
+            let Some(folder) = reference_folder(folder) else { return };
+            let cases: Value = ofa_supernet::files::read_json(&folder.join("cases.json")).unwrap();
+            for case in cases["cases"].as_array().unwrap() {
+                let (space, subnet) = reference_case(preset, case);
+                let network = space.network(&subnet, cases["classes"].as_u64().unwrap() as usize).unwrap();
+                assert_eq!(parameters(&network), case["params"].as_u64().unwrap(), "{preset} {}", case["name"]);
+                assert_eq!(macs(&network), case["macs"].as_u64().unwrap(), "{preset} {}", case["name"]);
+            }
         }
     }
 
@@ -179,7 +182,7 @@ pub(crate) mod tests {
         assert!(network.stages[0][0].residual && !network.stages[1][0].residual);
         assert_eq!(peak_activation_bytes(&network), 4 * 1536);
         // Expand 4 of 8 -> 32 channels at 8x8: 512 + 2048 = 2560 at the expand, 2048 + 512 at the depthwise.
-        let wide = space.network(&space.uniform(16, 1, 3, space.max_expand()), 10).unwrap();
+        let wide = space.network(&space.uniform(16, 0, 3, space.max_expand()), 10).unwrap();
         assert_eq!(peak_activation_bytes(&wide), 4 * 2560);
         // With SE and a residual the block's input, both middle maps and nothing else are alive at the depthwise.
         let block = BlockSpec { residual: true, stride: 1, ..wide.stages[1][0].clone() };

@@ -78,14 +78,13 @@ pub struct Supernet {
     first: InvertedResidual,
     stages: Vec<Vec<InvertedResidual>>,
     feature: Dense,
-    hidden: ParameterId,
+    hidden: Option<ParameterId>,
     classifier: (ParameterId, ParameterId),
     momentum: f64,
-    eps: f64,
 }
 
 impl Supernet {
-    /// A new network with seeded weights, f32 on the CPU, batch-norm momentum 0.1 and eps 1e-5.
+    /// A new network with seeded weights, f32 on the CPU, batch-norm momentum 0.1.
     ///
     /// # Errors
     /// An invalid space.
@@ -113,9 +112,15 @@ impl Supernet {
             stages.push(blocks);
         }
         let feature = Dense::new(&mut parameters, "feature", largest.feature.clone(), true)?;
-        let (pooled, width) = (largest.feature.out_channels, largest.hidden_channels);
-        let he = Initialiser::Normal((2.0 / width as f64).sqrt());
-        let hidden = parameters.add("hidden.weight".into(), &[width, pooled], he, true)?;
+        let width = largest.classifier_channels();
+        let hidden = match largest.hidden_channels {
+            Some(width) => {
+                let he = Initialiser::Normal((2.0 / width as f64).sqrt());
+                let dims = [width, largest.feature.out_channels];
+                Some(parameters.add("hidden.weight".into(), &dims, he, true)?)
+            }
+            None => None,
+        };
         let bound = Initialiser::Uniform(1.0 / (width as f64).sqrt());
         let weight = parameters.add("classifier.weight".into(), &[classes, width], bound, true)?;
         let bias = parameters.add("classifier.bias".into(), &[classes], Initialiser::Constant(0.0), false)?;
@@ -130,7 +135,6 @@ impl Supernet {
             hidden,
             classifier: (weight, bias),
             momentum: 0.1,
-            eps: 1e-5,
         })
     }
 
@@ -168,6 +172,7 @@ impl Supernet {
         let network = self.space.network(subnet, self.classes)?;
         let images = images.to_dtype(self.parameters.dtype())?;
         let (batch, ..) = images.dims4()?;
+        let eps = network.batch_norm_epsilon;
         let mut pass = Pass {
             keep_gradients: matches!(mode, Mode::Train { .. }),
             given: match mode {
@@ -176,17 +181,19 @@ impl Supernet {
             },
             used: Vec::new(),
         };
-        let mut x = self.stem.forward(&self.parameters, &images, self.eps, &mut pass)?;
-        x = self.first.forward(&self.parameters, &x, &network.stages[0][0], self.eps, &mut pass)?;
+        let mut x = self.stem.forward(&self.parameters, &images, eps, &mut pass)?;
+        x = self.first.forward(&self.parameters, &x, &network.stages[0][0], eps, &mut pass)?;
         for (blocks, specs) in self.stages.iter().zip(&network.stages[1..]) {
             for (block, spec) in blocks.iter().zip(specs) {
-                x = block.forward(&self.parameters, &x, spec, self.eps, &mut pass)?;
+                x = block.forward(&self.parameters, &x, spec, eps, &mut pass)?;
             }
         }
         let keep = pass.keep_gradients;
-        let pooled = self.feature.forward(&self.parameters, &x, self.eps, &mut pass)?;
-        let weight = self.parameters.get(self.hidden, keep);
-        let mut hidden = activate(&pooled.matmul(&weight.t()?)?, network.hidden_activation)?;
+        let pooled = self.feature.forward(&self.parameters, &x, eps, &mut pass)?;
+        let mut hidden = match self.hidden {
+            Some(id) => activate(&pooled.matmul(&self.parameters.get(id, keep).t()?)?, network.hidden_activation)?,
+            None => pooled,
+        };
         match mode {
             Mode::Train { dropout, rng } => {
                 for (norm, used) in self.norms(&network).zip(&pass.used) {
@@ -330,7 +337,7 @@ impl Supernet {
     }
 
     /// The weights of `subnet` as a static network with the given statistics, under the names that extracted models use
-    /// (those of timm's MobileNetV3), in PyTorch's layouts.
+    /// (timm's), in PyTorch's layouts.
     ///
     /// # Errors
     /// A subnet outside the space, or statistics of another subnet.
@@ -342,7 +349,7 @@ impl Supernet {
         (&self.parameters, &self.stem, &self.first, &self.stages, &self.feature)
     }
 
-    pub(crate) fn head(&self) -> (ParameterId, (ParameterId, ParameterId)) {
+    pub(crate) fn head(&self) -> (Option<ParameterId>, (ParameterId, ParameterId)) {
         (self.hidden, self.classifier)
     }
 }

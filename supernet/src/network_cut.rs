@@ -24,12 +24,19 @@ pub(crate) fn cut(net: &Supernet, subnet: &Subnet, statistics: &Statistics) -> R
             block(&mut out, parameters, layer, spec, &format!("blocks.{}.{b}", s + 1))?;
         }
     }
-    let last = network.stages.len();
-    dense(&mut out, feature, &format!("blocks.{last}.0.conv.weight"), &format!("blocks.{last}.0.bn1"))?;
     let (hidden, (weight, bias)) = net.head();
-    let hidden = get(hidden);
-    let (width, pooled) = hidden.dims2()?;
-    out.push("conv_head.weight".into(), hidden.reshape((width, pooled, 1, 1))?)?;
+    match hidden {
+        // timm's MobileNetV3
+        Some(hidden) => {
+            let last = network.stages.len();
+            dense(&mut out, feature, &format!("blocks.{last}.0.conv.weight"), &format!("blocks.{last}.0.bn1"))?;
+            let hidden = get(hidden);
+            let (width, pooled) = hidden.dims2()?;
+            out.push("conv_head.weight".into(), hidden.reshape((width, pooled, 1, 1))?)?;
+        }
+        // timm's EfficientNet, MobileNetV2 and ProxylessNAS
+        None => dense(&mut out, feature, "conv_head.weight", "bn2")?,
+    }
     out.push("classifier.weight".into(), get(weight))?;
     out.push("classifier.bias".into(), get(bias))?;
     if out.statistics.next().is_some() {

@@ -3,12 +3,26 @@
 use candle_core::{DType, Device, Tensor};
 use ofa_supernet::network::{Mode, StatisticsCollector};
 use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::space::Activation;
 use ofa_supernet::{SearchSpace, Subnet, Supernet};
 use rand::Rng;
 
 fn space() -> SearchSpace {
     let mut space = SearchSpace::named("tiny").unwrap();
     space.kernel_sizes = vec![3, 5, 7];
+    space
+}
+
+/// As ProxylessNAS: ReLU6, no squeeze-excite, no hidden layer, a last stage that is never deeper than one block.
+fn proxyless() -> SearchSpace {
+    let mut space = space();
+    for stage in &mut space.stages {
+        (stage.activation, stage.squeeze_excite) = (Activation::Relu6, false);
+    }
+    space.stages[1].depths = vec![1];
+    space.head.hidden_channels = None;
+    space.head.activation = Activation::Relu6;
+    space.batch_norm_epsilon = 1e-3;
     space
 }
 
@@ -41,13 +55,18 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
 
 #[test]
 fn fused_network_equals_the_f64_composite_in_value_and_gradient() {
-    let space = space();
+    for space in [space(), proxyless()] {
+        fused_equals_exact(&space);
+    }
+}
+
+fn fused_equals_exact(space: &SearchSpace) {
     let (fused, exact) =
-        (Supernet::new(&space, 7, 1).unwrap(), Supernet::on_device(&space, 7, 1, DType::F64, &Device::Cpu).unwrap());
+        (Supernet::new(space, 7, 1).unwrap(), Supernet::on_device(space, 7, 1, DType::F64, &Device::Cpu).unwrap());
     disturbed(&fused);
     exact.load_state(&fused.state().unwrap()).unwrap();
     for (position, size) in [(0, 16), (1, 24), (2, 19)] {
-        let subnet = if position == 0 { space.largest() } else { sample(&space, position) };
+        let subnet = if position == 0 { space.largest() } else { sample(space, position) };
         let x = images(3, size, position);
         let run = |net: &Supernet| {
             let mut rng = generator(1, Purpose::Dropout, &[]);
@@ -86,7 +105,7 @@ fn every_parameter_of_the_largest_subnet_gets_a_gradient() {
     let mut rng = generator(1, Purpose::Dropout, &[]);
     let largest =
         net.forward(&images(2, 16, 1), &space.largest(), Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();
-    let narrow = space.uniform(16, space.max_depth(), 3, space.expand_ratios[0]);
+    let narrow = space.uniform(16, space.depths.len() - 1, 3, space.expand_ratios[0]);
     let smallest = net.forward(&images(2, 16, 1), &narrow, Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();
     let gradients = (largest.sqr().unwrap() + smallest.sqr().unwrap()).unwrap().sum_all().unwrap().backward().unwrap();
     for parameter in net.parameters() {

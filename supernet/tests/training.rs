@@ -6,9 +6,10 @@ use ofa_supernet::network::Mode;
 use ofa_supernet::seed::{Purpose, generator};
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::optimizer::Sgd;
-use ofa_supernet::train::{Sampling, Teacher};
 use ofa_supernet::train::step::{StepInput, resolution_of, subnet_of, train_step};
-use ofa_supernet::train::{Control, Event, MetricsLine, Outcome, StageConfig, TrainConfig, loss, metrics, train};
+use ofa_supernet::train::{
+    Control, Event, MetricsLine, Outcome, Sampling, StageConfig, Teacher, TrainConfig, loss, metrics, train,
+};
 use ofa_supernet::{Error, SearchSpace, Subnet, Supernet};
 use std::collections::HashMap;
 use std::io::Write;
@@ -185,8 +186,15 @@ fn a_loss_that_is_not_finite_stops_before_the_weights_change() {
 /// One step from fresh momentum must be `w -= rate (1 + momentum) (sum of the subnets' gradients + decay w)`.
 #[test]
 fn a_step_sums_the_gradients_of_its_subnets_and_learns_from_the_teacher() {
-    let (space, data) = (space(), data());
+    check_step(config(), Teacher::Frozen);
     let mut config = config();
+    let stage = &mut config.stages[2];
+    (stage.subnets_per_step, stage.sampling, stage.teacher) = (3, Sampling::Sandwich, Teacher::InPlace);
+    check_step(config, Teacher::InPlace);
+}
+
+fn check_step(mut config: TrainConfig, kind: Teacher) {
+    let (space, data) = (space(), data());
     (config.dropout, config.clip_norm, config.weight_decay) = (0.0, None, 1e-2);
     let stage = &config.stages[2];
     let choices = stage.choices(&space);
@@ -209,24 +217,34 @@ fn a_step_sums_the_gradients_of_its_subnets_and_learns_from_the_teacher() {
         images: &images,
         labels: &batch.labels,
     };
-    let report = train_step(&net, Some(&teacher), &mut optimizer, &input).unwrap();
-    assert!((report.loss - report.cross_entropy - 0.5 * report.distillation.unwrap()).abs() < 1e-5, "{report:?}");
-    assert_eq!(report.subnets.len(), 2);
-    assert!(train_step(&twin, None, &mut optimizer, &input).unwrap_err().to_string().contains("no teacher"));
+    let in_place = kind == Teacher::InPlace;
+    let teacher = (!in_place).then_some(&teacher);
+    let report = train_step(&net, teacher, &mut optimizer, &input).unwrap();
+    let distilled = if in_place { 2.0 / 3.0 } else { 1.0 };
+    let distillation = 0.5 * distilled * report.distillation.unwrap();
+    assert!((report.loss - report.cross_entropy - distillation).abs() < 1e-5, "{report:?}");
+    assert_eq!(report.subnets.len(), stage.subnets_per_step);
+    if !in_place {
+        assert!(train_step(&twin, None, &mut optimizer, &input).unwrap_err().to_string().contains("no teacher"));
+    }
 
     let largest = Subnet { resolution, ..space.largest() };
-    let soft = loss::soft_targets(&teacher.forward(&images, &largest, Mode::BatchStatistics).unwrap()).unwrap();
+    let soft = teacher.unwrap_or(&twin).forward(&images, &largest, Mode::BatchStatistics).unwrap();
+    let soft = loss::soft_targets(&soft).unwrap();
     let hard = loss::smoothed_targets(&batch.labels, 10, 0.1, &Device::Cpu).unwrap();
     let mut sums: Vec<Option<Tensor>> = vec![None; net.parameters().len()];
-    for index in 0..2 {
+    for index in 0..stage.subnets_per_step {
         let subnet = subnet_of(stage, &choices, config.seed, step, index, resolution);
         assert_eq!(subnet, report.subnets[index]);
         let mut rng = generator(0, Purpose::Dropout, &[]);
         let logits = twin.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();
         let log_p = loss::log_softmax(&logits).unwrap();
-        let total = (loss::cross_entropy(&log_p, &hard).unwrap()
-            + (loss::cross_entropy(&log_p, &soft).unwrap() * 0.5).unwrap())
-        .unwrap();
+        let mut total = loss::cross_entropy(&log_p, &hard).unwrap();
+        if in_place && index == 0 {
+            assert_eq!(subnet, largest);
+        } else {
+            total = (total + (loss::cross_entropy(&log_p, &soft).unwrap() * 0.5).unwrap()).unwrap();
+        }
         let gradients = total.backward().unwrap();
         for (sum, parameter) in sums.iter_mut().zip(twin.parameters()) {
             if let Some(gradient) = gradients.get(parameter.var.as_tensor()) {

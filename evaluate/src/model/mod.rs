@@ -8,7 +8,7 @@ mod tensors;
 mod validate;
 
 pub use config::{FORMAT, ModelConfig, NumberType, VERSION};
-pub use names::{BlockNames, block_prefix, feature_prefix, tensor_shapes};
+pub use names::{BlockNames, block_prefix, feature_names, tensor_shapes};
 pub use ofa_supernet::data::Normalisation;
 pub use validate::validate;
 

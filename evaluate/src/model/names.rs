@@ -1,7 +1,8 @@
-//! Names and shapes of an extracted network's tensors: timm's names for MobileNetV3, PyTorch's layouts.
+//! Names and shapes of an extracted network's tensors: timm's names, PyTorch's layouts.
 //!
-//! The first fixed block is `blocks.0.0`, the stages follow, and the feature convolution is one more stage after them. A block without
-//! expand is timm's depthwise-separable block (`conv_dw`, `conv_pw`), every other an inverted residual (`conv_pw`,
+//! The first fixed block is `blocks.0.0`, and the stages follow. With a hidden layer the names are those of timm's MobileNetV3:
+//! the feature convolution is one more stage and the hidden layer `conv_head`; without one they are those of timm's
+//! EfficientNet (MobileNetV2, ProxylessNAS), whose feature convolution is `conv_head` with `bn2`. A block without expand is timm's depthwise-separable block (`conv_dw`, `conv_pw`), every other an inverted residual (`conv_pw`,
 //! `conv_dw`, `conv_pwl`).
 
 use ofa_supernet::space::{BlockSpec, NetworkSpec};
@@ -11,13 +12,19 @@ pub fn block_prefix(stage: usize, block: usize) -> String {
     format!("blocks.{stage}.{block}")
 }
 
-/// Prefix of the feature convolution, without a final dot.
-pub fn feature_prefix(network: &NetworkSpec) -> String {
-    block_prefix(network.stages.len(), 0)
+/// Names of the feature convolution and its batch norm, without a final dot.
+pub fn feature_names(network: &NetworkSpec) -> (String, String) {
+    match network.hidden_channels {
+        Some(_) => {
+            let prefix = block_prefix(network.stages.len(), 0);
+            (format!("{prefix}.conv"), format!("{prefix}.bn1"))
+        }
+        None => ("conv_head".into(), "bn2".into()),
+    }
 }
 
 /// Every tensor of the network's model file with its shape, in the order of the layers: convolutions
-/// `[out, in / groups, k, k]`, the classifier `[classes, hidden]`, vectors `[channels]`.
+/// `[out, in / groups, k, k]`, the classifier `[classes, in]`, vectors `[channels]`.
 pub fn tensor_shapes(network: &NetworkSpec) -> Vec<(String, Vec<usize>)> {
     let mut list = Shapes(Vec::new());
     let stem = &network.stem;
@@ -29,14 +36,14 @@ pub fn tensor_shapes(network: &NetworkSpec) -> Vec<(String, Vec<usize>)> {
         }
     }
     let feature = &network.feature;
-    let prefix = feature_prefix(network);
-    list.add(
-        format!("{prefix}.conv.weight"),
-        &[feature.out_channels, feature.in_channels, feature.kernel, feature.kernel],
-    );
-    list.batch_norm(&format!("{prefix}.bn1"), feature.out_channels);
-    list.add("conv_head.weight".into(), &[network.hidden_channels, feature.out_channels, 1, 1]);
-    list.add("classifier.weight".into(), &[network.classes, network.hidden_channels]);
+    let (conv, norm) = feature_names(network);
+    let dims = [feature.out_channels, feature.in_channels, feature.kernel, feature.kernel];
+    list.add(format!("{conv}.weight"), &dims);
+    list.batch_norm(&norm, feature.out_channels);
+    if let Some(width) = network.hidden_channels {
+        list.add("conv_head.weight".into(), &[width, feature.out_channels, 1, 1]);
+    }
+    list.add("classifier.weight".into(), &[network.classes, network.classifier_channels()]);
     list.add("classifier.bias".into(), &[network.classes]);
     list.0
 }

@@ -80,7 +80,15 @@ pub fn validate(network: &NetworkSpec) -> Result<()> {
     within("number of output channels of the feature convolution".into(), feature.out_channels, 1, MAX_CHANNELS)?;
     within("kernel of the feature convolution".into(), feature.kernel, 1, 1)?;
     within("stride of the feature convolution".into(), feature.stride, 1, 1)?;
-    within("hidden_channels".into(), network.hidden_channels, 1, MAX_CHANNELS)?;
+    if let Some(hidden) = network.hidden_channels {
+        within("hidden_channels".into(), hidden, 1, MAX_CHANNELS)?;
+    }
+    if !(network.batch_norm_epsilon > 0.0 && network.batch_norm_epsilon <= 1.0) {
+        return Err(Error::Network(format!(
+            "batch_norm_epsilon is {}, it must be above 0 and at most 1",
+            network.batch_norm_epsilon
+        )));
+    }
     within("classes".into(), network.classes, 1, MAX_CHANNELS)
 }
 
@@ -91,7 +99,7 @@ mod tests {
 
     #[test]
     fn every_space_is_valid_and_broken_layers_are_named() {
-        for name in ["mbv3-w1.2", "cifar-mbv3", "tiny"] {
+        for name in ["mbv3-w1.2", "proxyless-w1.3", "cifar-mbv3", "tiny"] {
             let space = preset(name).unwrap();
             validate(&space.network(&space.largest(), 10).unwrap()).unwrap();
         }

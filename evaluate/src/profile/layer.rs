@@ -16,14 +16,15 @@ pub enum LayerSpec {
     Head(HeadSpec),
 }
 
-/// Feature convolution, average pool, hidden layer and classifier.
+/// Feature convolution, average pool, perhaps a hidden layer, and classifier.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HeadSpec {
     /// The 1x1 convolution before the pool.
     pub feature: ConvSpec,
-    /// Width of the hidden layer.
-    pub hidden_channels: usize,
+    /// Width of the hidden layer, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden_channels: Option<usize>,
     /// Activation of the hidden layer.
     pub hidden_activation: Activation,
     /// Number of classes.
@@ -67,15 +68,13 @@ impl fmt::Display for LayerSpec {
                 }
                 write!(f, " at {size}x{size}", size = block.input_size)
             }
-            LayerSpec::Head(head) => write!(
-                f,
-                "head {}-{}-{}-{} at {size}x{size}",
-                head.feature.in_channels,
-                head.feature.out_channels,
-                head.hidden_channels,
-                head.classes,
-                size = head.feature.input_size
-            ),
+            LayerSpec::Head(head) => {
+                write!(f, "head {}-{}", head.feature.in_channels, head.feature.out_channels)?;
+                if let Some(hidden) = head.hidden_channels {
+                    write!(f, "-{hidden}")?;
+                }
+                write!(f, "-{} at {size}x{size}", head.classes, size = head.feature.input_size)
+            }
         }
     }
 }

@@ -170,7 +170,7 @@ pub(super) fn covering_networks(space: &SearchSpace, classes: usize) -> Result<V
     for &resolution in &space.resolutions {
         for &kernel in &space.kernel_sizes {
             for &expand in &space.expand_ratios {
-                let subnet = space.uniform(resolution, space.max_depth(), kernel, expand);
+                let subnet = space.uniform(resolution, space.depths.len() - 1, kernel, expand);
                 networks.push(space.network(&subnet, classes)?);
             }
         }

@@ -2,7 +2,7 @@
 
 use super::weights::{Checked, Weights, check_weights, random_weights};
 use crate::latency::milliseconds;
-use crate::model::{BlockNames, block_prefix, feature_prefix};
+use crate::model::{BlockNames, block_prefix, feature_names};
 use crate::{Error, Result};
 use ofa_supernet::ops::inference::{DenseConv, Depthwise, Pointwise, average_pool};
 use ofa_supernet::space::{Activation, BlockSpec, NetworkSpec};
@@ -14,7 +14,7 @@ pub struct StaticNetwork {
     stem: DenseConv,
     blocks: Vec<Block>,
     feature: Pointwise,
-    hidden: Pointwise,
+    hidden: Option<Pointwise>,
     classifier: Pointwise,
     buffers: Buffers,
 }
@@ -53,7 +53,7 @@ impl StaticNetwork {
     /// An impossible network, or a tensor that is missing, superfluous, of the wrong shape or not finite, by name.
     pub fn new(spec: &NetworkSpec, weights: &Weights) -> Result<Self> {
         check_weights(spec, weights)?;
-        let weights = Checked(weights);
+        let weights = Checked { weights, epsilon: spec.batch_norm_epsilon };
         let (weight, bias) = weights.folded("conv_stem", "bn1");
         let stem = &spec.stem;
         let stem = DenseConv::new(&weight, &bias, stem.in_channels, stem.out_channels, stem.kernel, stem.stride);
@@ -63,14 +63,15 @@ impl StaticNetwork {
                 blocks.push(Block::new(block, &weights, &block_prefix(s, b)));
             }
         }
-        let prefix = feature_prefix(spec);
-        let (weight, bias) = weights.folded(&format!("{prefix}.conv"), &format!("{prefix}.bn1"));
+        let (conv, norm) = feature_names(spec);
+        let (weight, bias) = weights.folded(&conv, &norm);
         let feature = Pointwise::new(&weight, &bias, spec.feature.in_channels, spec.feature.out_channels);
-        let no_bias = vec![0.0; spec.hidden_channels];
-        let hidden = weights.get("conv_head.weight");
-        let hidden = Pointwise::new(hidden, &no_bias, spec.feature.out_channels, spec.hidden_channels);
+        let hidden = spec.hidden_channels.map(|width| {
+            let weight = weights.get("conv_head.weight");
+            Pointwise::new(weight, &vec![0.0; width], spec.feature.out_channels, width)
+        });
         let (weight, bias) = (weights.get("classifier.weight"), weights.get("classifier.bias"));
-        let classifier = Pointwise::new(weight, bias, spec.hidden_channels, spec.classes);
+        let classifier = Pointwise::new(weight, bias, spec.classifier_channels(), spec.classes);
         Ok(StaticNetwork { spec: spec.clone(), stem, blocks, feature, hidden, classifier, buffers: Buffers::default() })
     }
 
@@ -167,10 +168,16 @@ impl StaticNetwork {
         self.feature.run(input, batch, pixels, feature.activation, None, None, map);
         let pooled = &mut buffers.pooled[..batch * feature.out_channels];
         average_pool(map, batch, pixels, feature.out_channels, pooled);
-        let hidden = &mut buffers.reduced[..batch * spec.hidden_channels];
-        self.hidden.run(pooled, batch, 1, spec.hidden_activation, None, None, hidden);
+        let features = match &self.hidden {
+            Some(layer) => {
+                let hidden = &mut buffers.reduced[..batch * spec.classifier_channels()];
+                layer.run(pooled, batch, 1, spec.hidden_activation, None, None, hidden);
+                &*hidden
+            }
+            None => &*pooled,
+        };
         let logits = &mut buffers.logits[..batch * spec.classes];
-        self.classifier.run(hidden, batch, 1, Activation::Identity, None, None, logits);
+        self.classifier.run(features, batch, 1, Activation::Identity, None, None, logits);
         layer_done();
         Ok(())
     }
@@ -262,7 +269,7 @@ impl Buffers {
         grow(&mut self.expanded, expanded);
         grow(&mut self.filtered, filtered);
         grow(&mut self.pooled, gate.max(spec.feature.out_channels));
-        grow(&mut self.reduced, reduced.max(spec.hidden_channels));
+        grow(&mut self.reduced, reduced.max(spec.hidden_channels.unwrap_or(0)));
         grow(&mut self.gate, gate);
         grow(&mut self.logits, spec.classes);
     }
@@ -291,7 +298,7 @@ mod tests {
                 (part("weight"), part("bias"), part("running_mean"), part("running_var"));
             for (index, value) in values.iter_mut().enumerate() {
                 let c = index % gamma.len();
-                let x = (*value - mean[c]) / (variance[c] + 1e-5).sqrt() * gamma[c] + beta[c];
+                let x = (*value - mean[c]) / (variance[c] + spec.batch_norm_epsilon as f32).sqrt() * gamma[c] + beta[c];
                 *value = match activation {
                     Activation::Identity => x,
                     Activation::Relu => x.max(0.0),
@@ -378,15 +385,17 @@ mod tests {
                 x = out;
             }
         }
-        let last = format!("blocks.{}.0", spec.stages.len());
+        let (conv, bn) = feature_names(spec);
         let features = spec.feature.out_channels;
         let pixels = spec.feature.output_size() * spec.feature.output_size();
-        let mut map = linear(&x, &format!("{last}.conv.weight"), &zeros[..features], batch, pixels, identity);
-        norm(&mut map, &format!("{last}.bn1"), spec.feature.activation);
+        let mut map = linear(&x, &format!("{conv}.weight"), &zeros[..features], batch, pixels, identity);
+        norm(&mut map, &bn, spec.feature.activation);
         let mut pooled = vec![0.0; batch * features];
         plain::average_pool(&map, pixels, features, &mut pooled);
-        let hidden =
-            linear(&pooled, "conv_head.weight", &zeros[..spec.hidden_channels], batch, 1, spec.hidden_activation);
+        let hidden = match spec.hidden_channels {
+            Some(width) => linear(&pooled, "conv_head.weight", &zeros[..width], batch, 1, spec.hidden_activation),
+            None => pooled,
+        };
         linear(&hidden, "classifier.weight", get("classifier.bias"), batch, 1, identity)
     }
 
@@ -404,7 +413,14 @@ mod tests {
         let mut space = preset("tiny").unwrap();
         space.resolutions = vec![15, 21];
         space.depths = vec![1, 2];
-        for (position, batch) in [(0, 1), (1, 3), (2, 2)] {
+        for (position, batch) in [(0, 1), (1, 3), (2, 2), (3, 3)] {
+            // As in ProxylessNAS: no hidden layer, a last stage of one block; another epsilon.
+            if position >= 2 {
+                space.head.hidden_channels = None;
+                space.head.activation = Activation::Relu6;
+                space.stages[1].depths = vec![1];
+                space.batch_norm_epsilon = 1e-2;
+            }
             let subnet = space.sample(&mut generator(4, Purpose::Sampling, &[position]));
             let spec = space.network(&subnet, 5).unwrap();
             let weights = random_weights(&spec, 11).unwrap();
@@ -424,8 +440,8 @@ mod tests {
     #[test]
     fn another_resolution_is_the_same_as_a_network_built_for_it() {
         let space = preset("tiny").unwrap();
-        let small = space.network(&space.uniform(16, 2, 5, space.max_expand()), 4).unwrap();
-        let large = space.network(&space.uniform(24, 2, 5, space.max_expand()), 4).unwrap();
+        let small = space.network(&space.uniform(16, 1, 5, space.max_expand()), 4).unwrap();
+        let large = space.network(&space.uniform(24, 1, 5, space.max_expand()), 4).unwrap();
         let mut network = StaticNetwork::random(&small, 1).unwrap();
         network.set_resolution(24).unwrap();
         assert_eq!(*network.spec(), large);
@@ -462,7 +478,7 @@ mod tests {
         let Some(folder) = reference_folder("mbv3_w0.25") else { return };
         let cases: serde_json::Value = ofa_supernet::files::read_json(&folder.join("cases.json")).unwrap();
         let case = cases["cases"].as_array().unwrap().iter().find(|case| case["name"] == "max").unwrap();
-        let (space, subnet) = reference_case(case);
+        let (space, subnet) = reference_case("mbv3-w0.25", case);
         let spec = space.network(&subnet, 10).unwrap();
         let state = candle_core::pickle::read_all_with_key(folder.join("supernet.pth"), Some("state_dict")).unwrap();
         let state: std::collections::HashMap<_, _> = state.into_iter().collect();

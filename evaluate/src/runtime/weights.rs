@@ -10,9 +10,6 @@ use std::collections::{HashMap, HashSet};
 /// Tensors by name: shape and values, with the names and layouts of [`tensor_shapes`].
 pub type Weights = HashMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// Batch norm's epsilon, that of training.
-const EPSILON: f64 = 1e-5;
-
 /// Checks that `weights` are exactly the tensors of `network`: every one there, with its shape, finite, none besides.
 ///
 /// # Errors
@@ -79,12 +76,16 @@ pub fn random_weights(network: &NetworkSpec, seed: u64) -> Result<Weights> {
 }
 
 /// Reads tensors that [`check_weights`] has seen.
-pub(super) struct Checked<'a>(pub &'a Weights);
+pub(super) struct Checked<'a> {
+    pub weights: &'a Weights,
+    /// Batch norm's.
+    pub epsilon: f64,
+}
 
 impl Checked<'_> {
     /// The values of a tensor.
     pub fn get(&self, name: &str) -> &[f32] {
-        &self.0.get(name).expect("checked: every tensor of the network is there").1
+        &self.weights.get(name).expect("checked: every tensor of the network is there").1
     }
 
     /// Weight and bias of a convolution (its output channels come first) with the batch norm after it folded in, in f64.
@@ -93,7 +94,7 @@ impl Checked<'_> {
         let part = |name: &str| self.get(&format!("{norm}.{name}"));
         let (gamma, beta, mean, variance) = (part("weight"), part("bias"), part("running_mean"), part("running_var"));
         let scales: Vec<f64> =
-            gamma.iter().zip(variance).map(|(&g, &v)| f64::from(g) / (f64::from(v) + EPSILON).sqrt()).collect();
+            gamma.iter().zip(variance).map(|(&g, &v)| f64::from(g) / (f64::from(v) + self.epsilon).sqrt()).collect();
         let folded = weight
             .chunks_exact(weight.len() / scales.len())
             .zip(&scales)

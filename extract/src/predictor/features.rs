@@ -1,6 +1,6 @@
 //! A subnet as the predictor's input: one-hot, so that no choice is assumed to be "more" than another (paper §3.4).
 //!
-//! The vector is, for each of stages x maximum depth block slots, a one-hot of the kernel size and a one-hot of the expand
+//! The vector is, for each block slot (all blocks of all stages at their largest depth), a one-hot of the kernel size and a one-hot of the expand
 //! ratio (all zeros when the slot is inactive), then a one-hot of the resolution. Only the positions of its ones are kept.
 
 use crate::Result;
@@ -8,7 +8,7 @@ use ofa_supernet::{SearchSpace, Subnet};
 
 /// Number of features of `space`.
 pub fn feature_count(space: &SearchSpace) -> usize {
-    slots(space) * slot_width(space) + space.resolutions.len()
+    space.slots() * slot_width(space) + space.resolutions.len()
 }
 
 /// Positions of the ones in the feature vector of `subnet`, ascending; each is below [`feature_count`].
@@ -17,20 +17,16 @@ pub fn feature_count(space: &SearchSpace) -> usize {
 /// A subnet outside `space`.
 pub fn active_features(space: &SearchSpace, subnet: &Subnet) -> Result<Vec<usize>> {
     space.check(subnet)?;
-    let mut active = Vec::with_capacity(2 * slots(space) + 1);
+    let mut active = Vec::with_capacity(2 * space.slots() + 1);
     for (stage, blocks) in subnet.stages.iter().enumerate() {
         for (index, block) in blocks.iter().enumerate() {
-            let start = (stage * space.max_depth() + index) * slot_width(space);
+            let start = space.slot(stage, index) * slot_width(space);
             active.push(start + position(&space.kernel_sizes, &block.kernel));
             active.push(start + space.kernel_sizes.len() + position(&space.expand_ratios, &block.expand));
         }
     }
-    active.push(slots(space) * slot_width(space) + position(&space.resolutions, &subnet.resolution));
+    active.push(space.slots() * slot_width(space) + position(&space.resolutions, &subnet.resolution));
     Ok(active)
-}
-
-fn slots(space: &SearchSpace) -> usize {
-    space.stages.len() * space.max_depth()
 }
 
 fn slot_width(space: &SearchSpace) -> usize {

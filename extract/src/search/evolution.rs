@@ -203,9 +203,10 @@ fn mutate(space: &SearchSpace, parent: &Subnet, settings: &EvolutionSettings, rn
     if rng.random_bool(settings.resolution_mutation_probability) {
         child.resolution = space.resolutions[rng.random_range(0..space.resolutions.len())];
     }
-    for blocks in &mut child.stages {
+    for (stage, blocks) in child.stages.iter_mut().enumerate() {
         if rng.random_bool(settings.mutation_probability) {
-            let depth = space.depths[rng.random_range(0..space.depths.len())];
+            let depths = space.stage_depths(stage);
+            let depth = depths[rng.random_range(0..depths.len())];
             blocks.truncate(depth);
             blocks.resize_with(depth, || space.sample_block(rng));
         }

@@ -86,6 +86,8 @@ impl fmt::Display for ExpandRatio {
 pub enum Family {
     /// Inverted residual blocks with squeeze-excite and hard-swish (Howard et al., ICCV 2019).
     MobileNetV3,
+    /// MobileNetV2's inverted residual blocks with ReLU6, in ProxylessNAS's widths (Cai et al., ICLR 2019).
+    ProxylessNas,
 }
 
 /// The first convolution (3x3).
@@ -122,16 +124,21 @@ pub struct Stage {
     pub activation: Activation,
     /// Whether the blocks have squeeze-excite.
     pub squeeze_excite: bool,
+    /// Elastic numbers of blocks in place of the space's: as many choices, or a single one that is never elastic (the last stage
+    /// of ProxylessNAS has one block). Empty: the space's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub depths: Vec<usize>,
 }
 
-/// The layers after the last stage: 1x1 convolution, average pool, hidden layer, classifier.
+/// The layers after the last stage: 1x1 convolution, average pool, perhaps a hidden layer, classifier.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Head {
     /// Channels of the last 1x1 convolution before the width multiplier (MobileNetV3: 960).
     pub feature_channels: usize,
-    /// Width of the layer between pool and classifier before the width multiplier (MobileNetV3: 1280).
-    pub hidden_channels: usize,
+    /// Width of the layer between pool and classifier before the width multiplier (MobileNetV3: 1280; ProxylessNAS has none).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden_channels: Option<usize>,
     /// Activation of both.
     pub activation: Activation,
 }
@@ -152,8 +159,11 @@ pub struct SearchSpace {
     pub kernel_sizes: Vec<usize>,
     /// Elastic expand ratios, ascending.
     pub expand_ratios: Vec<ExpandRatio>,
-    /// Elastic numbers of blocks a stage, ascending; the largest is the supernet's.
+    /// Elastic numbers of blocks a stage, ascending; the largest is the supernet's. A stage can have its own.
     pub depths: Vec<usize>,
+    /// Epsilon of every batch norm (default 1e-5).
+    #[serde(default = "default_epsilon")]
+    pub batch_norm_epsilon: f64,
     /// First convolution.
     pub stem: Stem,
     /// First, fixed block.
@@ -162,6 +172,13 @@ pub struct SearchSpace {
     pub stages: Vec<Stage>,
     /// Layers after the last stage.
     pub head: Head,
+}
+
+/// Epsilon of batch norm unless a space says otherwise.
+pub const DEFAULT_EPSILON: f64 = 1e-5;
+
+pub(crate) fn default_epsilon() -> f64 {
+    DEFAULT_EPSILON
 }
 
 /// The nearest multiple of 8 that is at least 8 and never below 0.9 x `value` (the families' channel rule).
@@ -186,7 +203,7 @@ impl SearchSpace {
             return Self::from_toml(&text).map_err(|e| Error::format(path, e.to_string()));
         }
         Err(Error::Space(format!(
-            "no preset is named '{name}'; known are {} (any width multiplier in mbv3-wX), or give the path of a .toml file",
+            "no preset is named '{name}'; known are {} (any width multiplier in mbv3-wX and proxyless-wX), or give the path of a .toml file",
             PRESETS.join(", ")
         )))
     }
@@ -222,23 +239,54 @@ impl SearchSpace {
         if self.stages.is_empty() || self.stages.len() > 64 {
             return fail("stages must hold between 1 and 64 stages".into());
         }
+        for (index, stage) in self.stages.iter().enumerate().filter(|(_, stage)| !stage.depths.is_empty()) {
+            let name = format!("depths of stage {}", index + 1);
+            ascending(&name, &stage.depths, 1, 64)?;
+            if stage.depths.len() != 1 && stage.depths.len() != self.depths.len() {
+                return fail(format!(
+                    "{name} = {:?} must hold one number, or as many as the space's depths = {:?}",
+                    stage.depths, self.depths
+                ));
+            }
+        }
+        if !(self.batch_norm_epsilon > 0.0 && self.batch_norm_epsilon <= 1.0) {
+            return fail(format!("batch_norm_epsilon {} must be above 0 and at most 1", self.batch_norm_epsilon));
+        }
         let strides = [self.stem.stride].into_iter().chain(self.stages.iter().map(|s| s.stride));
         if let Some(stride) = strides.into_iter().find(|s| !(1..=2).contains(s)) {
             return fail(format!("stride {stride} is neither 1 nor 2"));
         }
-        let channels =
-            [self.stem.channels, self.first_block.channels, self.head.feature_channels, self.head.hidden_channels];
-        if let Some(channels) =
-            channels.into_iter().chain(self.stages.iter().map(|s| s.channels)).find(|c| !(1..=65_536).contains(c))
+        let channels = [self.stem.channels, self.first_block.channels, self.head.feature_channels];
+        if let Some(channels) = channels
+            .into_iter()
+            .chain(self.head.hidden_channels)
+            .chain(self.stages.iter().map(|s| s.channels))
+            .find(|c| !(1..=65_536).contains(c))
         {
             return fail(format!("a channel count of {channels} is not between 1 and 65536"));
         }
         Ok(())
     }
 
-    /// Largest number of blocks in a stage.
-    pub fn max_depth(&self) -> usize {
-        *self.depths.last().expect("validated: depths is not empty")
+    /// Elastic numbers of blocks in `stage`, ascending.
+    pub fn stage_depths(&self, stage: usize) -> &[usize] {
+        let own = &self.stages[stage].depths;
+        if own.is_empty() { &self.depths } else { own }
+    }
+
+    /// Largest number of blocks in `stage`.
+    pub fn max_stage_depth(&self, stage: usize) -> usize {
+        *self.stage_depths(stage).last().expect("validated: depths is not empty")
+    }
+
+    /// Number of blocks of the largest subnet: each has a slot, see [`slot`](Self::slot).
+    pub fn slots(&self) -> usize {
+        (0..self.stages.len()).map(|stage| self.max_stage_depth(stage)).sum()
+    }
+
+    /// Number of the slot of block `block` of stage `stage`: blocks are counted through all stages at their largest depth.
+    pub fn slot(&self, stage: usize, block: usize) -> usize {
+        (0..stage).map(|stage| self.max_stage_depth(stage)).sum::<usize>() + block
     }
 
     /// Largest kernel size.
@@ -265,16 +313,21 @@ impl SearchSpace {
         }
     }
 
-    /// The subnet in which every stage has `depth` blocks, all with the same kernel and expand ratio.
+    /// The subnet in which every stage has its depth choice number `depth` (from 0; a stage with a single choice keeps it), and
+    /// all blocks the same kernel and expand ratio.
     pub fn uniform(&self, resolution: usize, depth: usize, kernel: usize, expand: ExpandRatio) -> Subnet {
-        Subnet { resolution, stages: vec![vec![BlockChoice { kernel, expand }; depth]; self.stages.len()] }
+        let stage = |stage: usize| {
+            let depths = self.stage_depths(stage);
+            vec![BlockChoice { kernel, expand }; depths[depth.min(depths.len() - 1)]]
+        };
+        Subnet { resolution, stages: (0..self.stages.len()).map(stage).collect() }
     }
 
     /// The largest subnet: everything at its maximum.
     pub fn largest(&self) -> Subnet {
         self.uniform(
             *self.resolutions.last().expect("validated"),
-            self.max_depth(),
+            self.depths.len() - 1,
             self.max_kernel(),
             self.max_expand(),
         )
@@ -282,7 +335,7 @@ impl SearchSpace {
 
     /// The smallest subnet: everything at its minimum.
     pub fn smallest(&self) -> Subnet {
-        self.uniform(self.resolutions[0], self.depths[0], self.kernel_sizes[0], self.expand_ratios[0])
+        self.uniform(self.resolutions[0], 0, self.kernel_sizes[0], self.expand_ratios[0])
     }
 
     /// The subnet in the middle of every list of choices.
@@ -292,7 +345,7 @@ impl SearchSpace {
         }
         self.uniform(
             middle(&self.resolutions),
-            middle(&self.depths),
+            self.depths.len() / 2,
             middle(&self.kernel_sizes),
             middle(&self.expand_ratios),
         )
@@ -302,11 +355,9 @@ impl SearchSpace {
     /// the active blocks, so that equal networks are equally likely to be drawn whatever the inactive ones would be.
     pub fn sample(&self, rng: &mut impl Rng) -> Subnet {
         let resolution = pick(&self.resolutions, rng);
-        let stages = self
-            .stages
-            .iter()
-            .map(|_| {
-                let depth = pick(&self.depths, rng);
+        let stages = (0..self.stages.len())
+            .map(|stage| {
+                let depth = pick(self.stage_depths(stage), rng);
                 (0..depth).map(|_| self.sample_block(rng)).collect()
             })
             .collect();
@@ -332,7 +383,7 @@ impl SearchSpace {
             add(&|s| s.resolution = resolution);
         }
         for stage in 0..subnet.stages.len() {
-            for &depth in &self.depths {
+            for &depth in self.stage_depths(stage) {
                 add(&|s| {
                     let last = *s.stages[stage].last().expect("a stage has at least one block");
                     s.stages[stage].resize(depth, last);
@@ -353,8 +404,8 @@ impl SearchSpace {
     /// Number of different subnets (exact up to 2^53, then rounded as every `f64`).
     pub fn count(&self) -> f64 {
         let block = (self.kernel_sizes.len() * self.expand_ratios.len()) as f64;
-        let stage: f64 = self.depths.iter().map(|&d| block.powi(d as i32)).sum();
-        self.resolutions.len() as f64 * stage.powi(self.stages.len() as i32)
+        let stage = |stage| -> f64 { self.stage_depths(stage).iter().map(|&d| block.powi(d as i32)).sum() };
+        self.resolutions.len() as f64 * (0..self.stages.len()).map(stage).product::<f64>()
     }
 
     /// Checks that `subnet` lies in this space.
@@ -372,7 +423,7 @@ impl SearchSpace {
             )));
         }
         for (index, stage) in subnet.stages.iter().enumerate() {
-            allowed(&format!("depth of stage {}", index + 1), &stage.len(), &self.depths)?;
+            allowed(&format!("depth of stage {}", index + 1), &stage.len(), self.stage_depths(index))?;
             for block in stage {
                 allowed(&format!("kernel in stage {}", index + 1), &block.kernel, &self.kernel_sizes)?;
                 allowed(&format!("expand ratio in stage {}", index + 1), &block.expand, &self.expand_ratios)?;
@@ -450,7 +501,7 @@ mod tests {
             assert!(!neighbours[..index].contains(neighbour));
         }
         let expected = space.resolutions.len() - 1
-            + space.stages.len() * (space.depths.len() - 1)
+            + (0..space.stages.len()).map(|stage| space.stage_depths(stage).len() - 1).sum::<usize>()
             + subnet.blocks().count() * (space.kernel_sizes.len() + space.expand_ratios.len() - 2);
         assert_eq!(neighbours.len(), expected);
     }
@@ -465,7 +516,7 @@ mod tests {
         let mut even = space.clone();
         even.kernel_sizes = vec![3, 4];
         assert!(even.validate().unwrap_err().to_string().contains("odd"));
-        let outside = space.uniform(32, 2, 9, space.max_expand());
+        let outside = space.uniform(32, 0, 9, space.max_expand());
         assert!(space.check(&outside).unwrap_err().to_string().contains("allowed are 3, 5, 7"));
         assert!(SearchSpace::named("mbv4").unwrap_err().to_string().contains("cifar-mbv3"));
     }

@@ -64,7 +64,7 @@ impl BlockSpec {
 }
 
 /// A static network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkSpec {
     /// Height and width of the input image.
@@ -75,10 +75,14 @@ pub struct NetworkSpec {
     pub stages: Vec<Vec<BlockSpec>>,
     /// Last 1x1 convolution, before the global average pool.
     pub feature: ConvSpec,
-    /// Width of the layer between pool and classifier (a linear map without bias or batch norm).
-    pub hidden_channels: usize,
+    /// Width of the layer between pool and classifier (a linear map without bias or batch norm), if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden_channels: Option<usize>,
     /// Activation of that layer.
     pub hidden_activation: Activation,
+    /// Epsilon of every batch norm.
+    #[serde(default = "super::default_epsilon")]
+    pub batch_norm_epsilon: f64,
     /// Number of classes.
     pub classes: usize,
 }
@@ -87,6 +91,11 @@ impl NetworkSpec {
     /// All blocks in order.
     pub fn blocks(&self) -> impl Iterator<Item = &BlockSpec> {
         self.stages.iter().flatten()
+    }
+
+    /// Width of the classifier's input.
+    pub fn classifier_channels(&self) -> usize {
+        self.hidden_channels.unwrap_or(self.feature.out_channels)
     }
 }
 
@@ -169,8 +178,9 @@ impl SearchSpace {
             stem,
             stages,
             feature,
-            hidden_channels: self.width(self.head.hidden_channels),
+            hidden_channels: self.head.hidden_channels.map(|channels| self.width(channels)),
             hidden_activation: self.head.activation,
+            batch_norm_epsilon: self.batch_norm_epsilon,
             classes,
         })
     }

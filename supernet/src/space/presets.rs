@@ -1,9 +1,9 @@
 //! The spaces that have a name. An architecture is data: a row a stage.
 
-use super::{Activation, ExpandRatio, Family, FirstBlock, Head, SearchSpace, Stage, Stem};
+use super::{Activation, DEFAULT_EPSILON, ExpandRatio, Family, FirstBlock, Head, SearchSpace, Stage, Stem};
 
-/// Names of the presets; `mbv3-wX` exists for every width multiplier X.
-pub const PRESETS: &[&str] = &["mbv3-w1.0", "mbv3-w1.2", "cifar-mbv3", "tiny"];
+/// Names of the presets; `mbv3-wX` and `proxyless-wX` exist for every width multiplier X.
+pub const PRESETS: &[&str] = &["mbv3-w1.0", "mbv3-w1.2", "proxyless-w1.3", "cifar-mbv3", "tiny"];
 
 /// The preset of that name, if there is one.
 pub fn preset(name: &str) -> Option<SearchSpace> {
@@ -11,8 +11,13 @@ pub fn preset(name: &str) -> Option<SearchSpace> {
         "cifar-mbv3" => Some(cifar_mbv3()),
         "tiny" => Some(tiny()),
         _ => {
-            let width = name.strip_prefix("mbv3-w")?.parse().ok()?;
-            Some(SearchSpace { name: name.to_string(), ..mobilenet_v3(width) })
+            let (family, width) = name.split_once("-w")?;
+            let space = match family {
+                "mbv3" => mobilenet_v3(width.parse().ok()?),
+                "proxyless" => proxyless(width.parse().ok()?),
+                _ => return None,
+            };
+            Some(SearchSpace { name: name.to_string(), ..space })
         }
     }
 }
@@ -20,7 +25,13 @@ pub fn preset(name: &str) -> Option<SearchSpace> {
 /// The published MobileNetV3 space at ImageNet sizes (paper §4.1).
 fn mobilenet_v3(width_multiplier: f64) -> SearchSpace {
     use Activation::{HardSwish, Relu};
-    let stage = |channels, stride, activation, squeeze_excite| Stage { channels, stride, activation, squeeze_excite };
+    let stage = |channels, stride, activation, squeeze_excite| Stage {
+        channels,
+        stride,
+        activation,
+        squeeze_excite,
+        depths: vec![],
+    };
     SearchSpace {
         name: "mbv3".into(),
         family: Family::MobileNetV3,
@@ -29,6 +40,7 @@ fn mobilenet_v3(width_multiplier: f64) -> SearchSpace {
         kernel_sizes: vec![3, 5, 7],
         expand_ratios: ratios(&[3.0, 4.0, 6.0]),
         depths: vec![2, 3, 4],
+        batch_norm_epsilon: DEFAULT_EPSILON,
         stem: Stem { channels: 16, stride: 2, activation: HardSwish },
         first_block: FirstBlock { channels: 16, activation: Relu },
         stages: vec![
@@ -38,7 +50,29 @@ fn mobilenet_v3(width_multiplier: f64) -> SearchSpace {
             stage(112, 1, HardSwish, true),
             stage(160, 2, HardSwish, true),
         ],
-        head: Head { feature_channels: 960, hidden_channels: 1280, activation: HardSwish },
+        head: Head { feature_channels: 960, hidden_channels: Some(1280), activation: HardSwish },
+    }
+}
+
+/// The published ProxylessNAS space at ImageNet sizes: ReLU6, no squeeze-excite, no hidden layer, one block in the last stage.
+fn proxyless(width_multiplier: f64) -> SearchSpace {
+    use Activation::Relu6;
+    let stage = |channels, stride, depths| Stage { channels, stride, activation: Relu6, squeeze_excite: false, depths };
+    SearchSpace {
+        name: "proxyless".into(),
+        family: Family::ProxylessNas,
+        stem: Stem { channels: 32, stride: 2, activation: Relu6 },
+        first_block: FirstBlock { channels: 16, activation: Relu6 },
+        stages: vec![
+            stage(24, 2, vec![]),
+            stage(40, 2, vec![]),
+            stage(80, 2, vec![]),
+            stage(96, 1, vec![]),
+            stage(192, 2, vec![]),
+            stage(320, 1, vec![1]),
+        ],
+        head: Head { feature_channels: 1280, hidden_channels: None, activation: Relu6 },
+        ..mobilenet_v3(width_multiplier)
     }
 }
 
@@ -47,7 +81,13 @@ fn mobilenet_v3(width_multiplier: f64) -> SearchSpace {
 /// bring accuracy.
 fn cifar_mbv3() -> SearchSpace {
     use Activation::{HardSwish, Relu};
-    let stage = |channels, stride, activation, squeeze_excite| Stage { channels, stride, activation, squeeze_excite };
+    let stage = |channels, stride, activation, squeeze_excite| Stage {
+        channels,
+        stride,
+        activation,
+        squeeze_excite,
+        depths: vec![],
+    };
     SearchSpace {
         name: "cifar-mbv3".into(),
         family: Family::MobileNetV3,
@@ -56,17 +96,24 @@ fn cifar_mbv3() -> SearchSpace {
         kernel_sizes: vec![3, 5, 7],
         expand_ratios: ratios(&[2.0, 3.0, 4.0]),
         depths: vec![2, 3, 4],
+        batch_norm_epsilon: DEFAULT_EPSILON,
         stem: Stem { channels: 16, stride: 1, activation: HardSwish },
         first_block: FirstBlock { channels: 16, activation: Relu },
         stages: vec![stage(24, 2, Relu, false), stage(48, 2, HardSwish, true), stage(80, 2, HardSwish, true)],
-        head: Head { feature_channels: 480, hidden_channels: 256, activation: HardSwish },
+        head: Head { feature_channels: 480, hidden_channels: Some(256), activation: HardSwish },
     }
 }
 
 /// For the quickstart: trains in well under a minute on two cores.
 fn tiny() -> SearchSpace {
     use Activation::{HardSwish, Relu};
-    let stage = |channels, stride, activation, squeeze_excite| Stage { channels, stride, activation, squeeze_excite };
+    let stage = |channels, stride, activation, squeeze_excite| Stage {
+        channels,
+        stride,
+        activation,
+        squeeze_excite,
+        depths: vec![],
+    };
     SearchSpace {
         name: "tiny".into(),
         family: Family::MobileNetV3,
@@ -75,10 +122,11 @@ fn tiny() -> SearchSpace {
         kernel_sizes: vec![3, 5],
         expand_ratios: ratios(&[2.0, 3.0, 4.0]),
         depths: vec![1, 2],
+        batch_norm_epsilon: DEFAULT_EPSILON,
         stem: Stem { channels: 8, stride: 2, activation: HardSwish },
         first_block: FirstBlock { channels: 8, activation: Relu },
         stages: vec![stage(16, 2, Relu, false), stage(24, 2, HardSwish, true)],
-        head: Head { feature_channels: 96, hidden_channels: 64, activation: HardSwish },
+        head: Head { feature_channels: 96, hidden_channels: Some(64), activation: HardSwish },
     }
 }
 

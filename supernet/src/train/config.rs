@@ -1,7 +1,7 @@
 //! The training configuration: everything that decides the weights, and how often to look and save. Stages are data.
 
 use crate::data::Augmentation;
-use crate::space::{ExpandRatio, SearchSpace};
+use crate::space::{ExpandRatio, SearchSpace, Stage};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -170,22 +170,41 @@ impl StageConfig {
         SearchSpace {
             resolutions: among(&self.resolutions, &space.resolutions, &space.resolutions),
             kernel_sizes: among(&self.kernel_sizes, &space.kernel_sizes, &[space.max_kernel()]),
-            depths: among(&self.depths, &space.depths, &[space.max_depth()]),
+            depths: among(&self.depths, &space.depths, &space.depths[space.depths.len() - 1..]),
             expand_ratios: among(&self.expand_ratios, &space.expand_ratios, &[space.max_expand()]),
+            stages: (0..space.stages.len()).map(|stage| self.stage_choices(space, stage)).collect(),
             ..space.clone()
         }
+    }
+
+    /// Stage `stage` of the space; its own depths, if it has some, narrowed as the space's are: by their place in the list.
+    fn stage_choices(&self, space: &SearchSpace, stage: usize) -> Stage {
+        let mut stage = space.stages[stage].clone();
+        if stage.depths.len() > 1 {
+            let chosen = |place: usize| match self.depths.is_empty() {
+                true => place + 1 == space.depths.len(),
+                false => self.depths.contains(&space.depths[place]),
+            };
+            let kept = stage.depths.iter().enumerate().filter(|(place, _)| chosen(*place));
+            stage.depths = kept.map(|(_, &depth)| depth).collect();
+        }
+        stage
     }
 
     /// Work of one step for one image, in forward passes of the largest subnet. A backward pass counts as two forward passes,
     /// and a subnet's work is taken as proportional to mean depth times mean expand ratio. Good for remaining times only.
     pub fn relative_cost(&self, space: &SearchSpace) -> f64 {
         let choices = self.choices(space);
-        let (max_depth, max_expand) = (space.max_depth() as f64, space.max_expand().value());
-        let depth = choices.depths.iter().sum::<usize>() as f64 / (choices.depths.len() as f64 * max_depth);
+        let (slots, max_expand) = (space.slots() as f64, space.max_expand().value());
+        // Blocks of all stages over all slots, with `of` the number of blocks in a stage.
+        let blocks = |of: &dyn Fn(&[usize]) -> f64| -> f64 {
+            (0..choices.stages.len()).map(|stage| of(choices.stage_depths(stage))).sum::<f64>() / slots
+        };
+        let depth = blocks(&|depths| depths.iter().sum::<usize>() as f64 / depths.len() as f64);
         let expand = choices.expand_ratios.iter().map(|e| e.value()).sum::<f64>()
             / (choices.expand_ratios.len() as f64 * max_expand);
-        let largest = choices.max_depth() as f64 / max_depth * choices.max_expand().value() / max_expand;
-        let smallest = choices.depths[0] as f64 / max_depth * choices.expand_ratios[0].value() / max_expand;
+        let largest = blocks(&|depths| depths[depths.len() - 1] as f64) * choices.max_expand().value() / max_expand;
+        let smallest = blocks(&|depths| depths[0] as f64) * choices.expand_ratios[0].value() / max_expand;
         let subnets: f64 = (0..self.subnets_per_step)
             .map(|index| match self.role(index) {
                 Role::Largest => largest,
@@ -487,7 +506,7 @@ mod tests {
         let choices = config.stages[0].choices(&space);
         assert_eq!(choices.resolutions, space.resolutions);
         assert_eq!(choices.kernel_sizes, [space.max_kernel()]);
-        assert_eq!(choices.depths, [space.max_depth()]);
+        assert_eq!(choices.depths, space.depths[space.depths.len() - 1..]);
         assert_eq!(choices.expand_ratios, [space.max_expand()]);
     }
 }
