@@ -63,11 +63,12 @@ impl Identity {
         serde_json::from_str(&serde_json::to_string(&identity).map_err(text)?).map_err(text)
     }
 
-    /// Checks that a run with identity `self` may go on from a checkpoint with identity `saved`.
+    /// Checks that a run with identity `self` may go on from a checkpoint with identity `saved`, in which the first `begun`
+    /// stages have begun: later ones may be changed, added or dropped, since nothing done so far depends on them.
     ///
     /// # Errors
     /// What differs, and what to do.
-    pub fn check(&self, saved: &Identity, path: &Path) -> Result<()> {
+    pub fn check(&self, saved: &Identity, begun: usize, path: &Path) -> Result<()> {
         let fail = |what: String| {
             Err(Error::Config(format!(
                 "cannot resume from {}: {what}; resume with the settings of the run, or start a new one in another folder",
@@ -96,14 +97,20 @@ impl Identity {
             .keys()
             .chain(old.keys())
             .map(String::as_str)
-            .filter(|key| !FREE_KEYS.contains(key) && new.get(*key) != old.get(*key))
+            .filter(|key| !FREE_KEYS.contains(key) && *key != "stages" && new.get(*key) != old.get(*key))
             .collect();
         changed.sort_unstable();
         changed.dedup();
         if !changed.is_empty() {
             return fail(format!("the training configuration differs in {}", changed.join(", ")));
         }
-        Ok(())
+        let stage = |config: &serde_json::Map<String, serde_json::Value>, index: usize| {
+            config.get("stages").and_then(|stages| stages.get(index)).cloned()
+        };
+        match (0..begun).find(|&index| stage(new, index) != stage(old, index)) {
+            Some(index) => fail(format!("stage {} differs, but it has begun", index + 1)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -284,7 +291,7 @@ mod tests {
                 space: preset("tiny").unwrap(),
                 classes: vec!["a".into()],
                 images: 9,
-                config: serde_json::json!({"seed": 1, "log_every": 2}),
+                config: serde_json::json!({"seed": 1, "log_every": 2, "stages": ["first", "second"]}),
             },
             weights: tensor(1.0),
             momentum: tensor(2.0),
@@ -333,12 +340,16 @@ mod tests {
         let path = Path::new("c");
         let mut other = saved.clone();
         other.config["log_every"] = 9.into();
-        other.check(&saved, path).unwrap();
+        other.check(&saved, 2, path).unwrap();
+        other.config["stages"] = serde_json::json!(["first", "another", "more"]);
+        other.check(&saved, 1, path).unwrap();
+        let error = other.check(&saved, 2, path).unwrap_err().to_string();
+        assert!(error.contains("stage 2 differs, but it has begun"), "{error}");
         other.config["seed"] = 2.into();
-        assert!(other.check(&saved, path).unwrap_err().to_string().contains("differs in seed"));
+        assert!(other.check(&saved, 0, path).unwrap_err().to_string().contains("differs in seed"));
         let other = Identity { images: 8, ..saved.clone() };
-        assert!(other.check(&saved, path).unwrap_err().to_string().contains("9 images"));
+        assert!(other.check(&saved, 0, path).unwrap_err().to_string().contains("9 images"));
         let other = Identity { space: preset("cifar-mbv3").unwrap(), ..saved.clone() };
-        assert!(other.check(&saved, path).unwrap_err().to_string().contains("'cifar-mbv3'"));
+        assert!(other.check(&saved, 0, path).unwrap_err().to_string().contains("'cifar-mbv3'"));
     }
 }

@@ -93,7 +93,11 @@ pub fn train(
                 run_dir.display()
             )));
         }
-        (Some((checkpoint, path, _)), _) => identity.check(&checkpoint.identity, path)?,
+        (Some((checkpoint, path, _)), _) => {
+            let progress = &checkpoint.progress;
+            let begun = progress.stage + usize::from(progress.stage_step > 0);
+            identity.check(&checkpoint.identity, begun, path)?;
+        }
         (None, false) if !folder.list()?.is_empty() => {
             return Err(Error::Config(format!(
                 "{} already holds checkpoints; go on with --resume, or choose another run folder",
