@@ -9,12 +9,14 @@
 //! | [`ops`] | kernels with their gradients |
 //! | [`layers`] | elastic convolution, batch norm, squeeze-excite, inverted residual block |
 //! | [`network`] | the weight-sharing network |
+//! | [`import`] | checkpoints that others published |
 //! | [`data`] | datasets, augmentation, loader |
 //! | [`train`] | progressive shrinking: stages, distillation, optimizer, schedule, checkpoints |
 
 pub mod data;
 pub mod error;
 pub mod files;
+pub mod import;
 pub mod layers;
 pub mod network;
 mod network_cut;

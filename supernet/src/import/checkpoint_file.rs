@@ -1,0 +1,342 @@
+//! Files of named tensors as others publish them: PyTorch's `torch.save` in both of its formats, and safetensors.
+//!
+//! | format | what it is |
+//! | --- | --- |
+//! | zip (PyTorch 1.6 and later) | `NAME/data.pkl`, a pickle, and `NAME/data/KEY`, the bytes of each storage |
+//! | older PyTorch | four pickles (magic number, version, system, object), the storages' keys as a fifth, then their bytes |
+//! | safetensors | a JSON header, then bytes |
+//!
+//! Opening reads names and shapes; a tensor's values are read when they are asked for, so that a file cannot make us keep more
+//! than the caller expects of it. Nothing is executed and no entry is written anywhere.
+
+use super::pickle::{self, ElementType, Pickle, Storage, Value};
+use crate::{Error, Result};
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, SafeTensors};
+use std::collections::{BTreeMap, HashMap};
+use std::io::{Cursor, Read};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use zip::ZipArchive;
+
+/// Largest pickle in bytes; those of published supernets have about 100 thousand.
+const MAX_PICKLE: u64 = 16 << 20;
+/// Largest storage in bytes.
+const MAX_STORAGE: u64 = 2 << 30;
+/// First integer of PyTorch's older format.
+const LEGACY_MAGIC: i128 = 0x1950_a86a_20f9_469c_fc6c;
+/// Version of that format.
+const LEGACY_VERSION: i128 = 1001;
+
+type Archive = ZipArchive<Cursor<Rc<[u8]>>>;
+
+/// A file of named tensors.
+pub struct CheckpointFile {
+    path: PathBuf,
+    bytes: Rc<[u8]>,
+    archive: Option<Archive>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+/// A tensor: elements `offset + sum(index x stride)` of the storage.
+struct Entry {
+    element: ElementType,
+    shape: Vec<usize>,
+    strides: Vec<usize>,
+    offset: usize,
+    /// Elements of the storage.
+    elements: usize,
+    storage: Place,
+}
+
+/// Where the bytes of a storage are.
+enum Place {
+    /// In the file.
+    Bytes(Range<usize>),
+    /// An entry of the archive.
+    Archive(Rc<str>),
+}
+
+impl CheckpointFile {
+    /// Opens a file and reads what it holds: the tensors of its `state_dict`, or of the dictionary that it is.
+    ///
+    /// # Errors
+    /// A missing file, an unknown format, a damaged file (with the offset), a pickle that does more than build tensors
+    /// (with the name that it uses), a shape that is larger than its bytes.
+    pub fn open(path: &Path) -> Result<Self> {
+        let bytes: Rc<[u8]> = std::fs::read(path).map_err(|e| Error::file(path, e))?.into();
+        let mut file = CheckpointFile { path: path.to_path_buf(), bytes, archive: None, tensors: BTreeMap::new() };
+        let outcome = match &file.bytes[..] {
+            [b'P', b'K', ..] => file.open_zip(),
+            [0x80, ..] => file.open_legacy(),
+            _ => file.open_safetensors(),
+        };
+        outcome.map_err(|message| Error::format(path, message))?;
+        if file.tensors.is_empty() {
+            return Err(Error::format(path, "it holds no tensors"));
+        }
+        Ok(file)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names and shapes, by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.tensors.iter().map(|(name, entry)| (name.as_str(), &entry.shape[..]))
+    }
+
+    /// The values of tensor `name`, row by row, as f32. Check its shape first: the result is as large as that says.
+    ///
+    /// # Errors
+    /// No such tensor, a storage that is shorter than the tensor needs, elements that are no floating-point numbers or not
+    /// finite.
+    pub fn values(&mut self, name: &str) -> Result<Vec<f32>> {
+        let path = self.path.clone();
+        self.read_values(name).map_err(|message| Error::format(path, format!("tensor '{name}': {message}")))
+    }
+
+    fn read_values(&mut self, name: &str) -> Result<Vec<f32>, String> {
+        let entry = self.tensors.get(name).ok_or("it is not in the file")?;
+        let element = entry.element;
+        if let ElementType::Integer(_) = element {
+            return Err("its elements are integers, floating-point numbers were expected".into());
+        }
+        let needed = entry.elements.checked_mul(element.bytes()).ok_or("its storage is larger than any memory")?;
+        let archived;
+        let storage = match &entry.storage {
+            Place::Bytes(range) => &self.bytes[range.clone()],
+            Place::Archive(key) => {
+                let archive = self.archive.as_mut().ok_or("its storage lies in no archive")?;
+                archived = read_archived(archive, key, MAX_STORAGE)?;
+                &archived[..]
+            }
+        };
+        if storage.len() < needed {
+            return Err(format!(
+                "its storage has {} bytes in the file, {needed} are declared ({} elements); the file is cut or damaged",
+                storage.len(),
+                entry.elements
+            ));
+        }
+        let count = if entry.shape.contains(&0) { 0 } else { entry.shape.iter().product() };
+        let mut values = Vec::with_capacity(count);
+        let mut index = vec![0; entry.shape.len()];
+        let mut at = entry.offset;
+        for _ in 0..count {
+            let value = number(element, &storage[at * element.bytes()..]).ok_or("its storage ends too early")?;
+            if !value.is_finite() {
+                return Err(format!("element {} is {value}; all weights must be finite", values.len()));
+            }
+            values.push(value);
+            // The next index, last dimension fastest; `at` wraps where a dimension of size one has a wild stride, and comes back.
+            for dim in (0..index.len()).rev() {
+                index[dim] += 1;
+                at = at.wrapping_add(entry.strides[dim]);
+                if index[dim] < entry.shape[dim] {
+                    break;
+                }
+                at = at.wrapping_sub(index[dim].wrapping_mul(entry.strides[dim]));
+                index[dim] = 0;
+            }
+        }
+        Ok(values)
+    }
+
+    fn open_zip(&mut self) -> Result<(), String> {
+        let damaged = |e: &dyn std::fmt::Display| {
+            format!("the zip archive of {} bytes is cut or damaged ({e}); fetch the file again", self.bytes.len())
+        };
+        let mut archive = ZipArchive::new(Cursor::new(self.bytes.clone())).map_err(|e| damaged(&e))?;
+        let names = archive.file_names().map(|name| Ok(name?.into_owned())).collect::<zip::result::ZipResult<Vec<_>>>();
+        let names = names.map_err(|e| damaged(&e))?;
+        let root = names.first().and_then(|name| name.split_once('/')).map_or("", |(root, _)| root);
+        for name in &names {
+            let inside = name.strip_prefix(root).and_then(|rest| rest.strip_prefix('/'));
+            let plain = name.split('/').all(|part| !matches!(part, "" | "." | "..")) && !name.contains('\\');
+            if inside.is_none() || !plain {
+                return Err(format!(
+                    "the zip archive has an entry named {name:?}; PyTorch writes all entries into one folder"
+                ));
+            }
+        }
+        let byteorder = format!("{root}/byteorder");
+        if names.contains(&byteorder) && read_archived(&mut archive, &byteorder, 16)? != b"little" {
+            return Err("its numbers are not little-endian".into());
+        }
+        let name = format!("{root}/data.pkl");
+        if !names.contains(&name) {
+            return Err(format!("the zip archive has no '{name}'; it is no file of torch.save (a TorchScript archive?)"));
+        }
+        let program = read_archived(&mut archive, &name, MAX_PICKLE)?;
+        let (value, pickle, _) = pickle::read(&program, 0).map_err(|message| format!("{name}: {message}"))?;
+        self.tensors = state_dict(&value, &pickle, |storage| {
+            if storage.key.is_empty() || !storage.key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+                return Err(format!("a storage is named {:?}, expected letters and digits", storage.key));
+            }
+            Ok(Place::Archive(format!("{root}/data/{}", storage.key).into()))
+        })?;
+        self.archive = Some(archive);
+        Ok(())
+    }
+
+    fn open_legacy(&mut self) -> Result<(), String> {
+        let bytes = self.bytes.clone();
+        let mut at = 0;
+        let mut next = || -> Result<(Value, Pickle), String> {
+            let rest = &bytes[at..];
+            let (value, pickle, length) = pickle::read(&rest[..rest.len().min(MAX_PICKLE as usize)], at)?;
+            at += length;
+            Ok((value, pickle))
+        };
+        if next()?.0 != Value::Int(LEGACY_MAGIC) {
+            return Err("it is a pickle, but no file of torch.save".into());
+        }
+        if next()?.0 != Value::Int(LEGACY_VERSION) {
+            return Err(format!("it has another version of PyTorch's older format than {LEGACY_VERSION}"));
+        }
+        let (system, pickle) = next()?;
+        let little = Value::Text("little_endian".into());
+        match system {
+            Value::Dict(dict) if pickle.dicts[dict].contains(&(little, Value::Bool(true))) => {}
+            _ => return Err("its numbers are not said to be little-endian".into()),
+        }
+        let (value, pickle) = next()?;
+        let (keys, lists) = next()?;
+        let Value::List(keys) = keys else { return Err(format!("{} where a list of storages was expected", keys.kind())) };
+        let declared: HashMap<Rc<str>, &Storage> = pickle.storages.iter().map(|s| (s.key.clone(), s)).collect();
+        let mut places = HashMap::new();
+        for key in &lists.lists[keys] {
+            let Value::Text(key) = key else { return Err(format!("a storage is named by {}", key.kind())) };
+            let storage = declared.get(key).ok_or_else(|| format!("storage {key:?} belongs to no tensor"))?;
+            let header = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>());
+            let header = header.ok_or_else(|| format!("the file ends at byte {at}, before storage {key:?}"))?;
+            let elements = u64::from_le_bytes(*header);
+            let start = at + 8;
+            let end = storage.elements.checked_mul(storage.element.bytes()).and_then(|length| start.checked_add(length));
+            let end = end.filter(|&end| end <= bytes.len() && elements == storage.elements as u64).ok_or_else(|| {
+                format!(
+                    "storage {key:?} at byte {at} says {elements} elements, its tensor {}, and {} bytes are left; the file is \
+                     cut or damaged",
+                    storage.elements,
+                    bytes.len() - start
+                )
+            })?;
+            places.insert(key.clone(), start..end);
+            at = end;
+        }
+        self.tensors = state_dict(&value, &pickle, |storage| {
+            let place = places.get(&storage.key).ok_or_else(|| format!("the bytes of storage {:?} are not there", storage.key))?;
+            Ok(Place::Bytes(place.clone()))
+        })?;
+        Ok(())
+    }
+
+    fn open_safetensors(&mut self) -> Result<(), String> {
+        let foreign =
+            |e| format!("neither a file of torch.save (zip or the older format) nor readable as safetensors: {e}");
+        let (header_length, header) = SafeTensors::read_metadata(&self.bytes).map_err(|e| foreign(e.to_string()))?;
+        SafeTensors::deserialize(&self.bytes).map_err(|e| foreign(e.to_string()))?;
+        // After the length of the header and the header.
+        let start = 8 + header_length;
+        for (name, info) in header.tensors() {
+            let element = match info.dtype {
+                Dtype::F64 => ElementType::F64,
+                Dtype::F32 => ElementType::F32,
+                Dtype::F16 => ElementType::F16,
+                Dtype::BF16 => ElementType::Bf16,
+                Dtype::I64 | Dtype::U64 => ElementType::Integer(8),
+                Dtype::I32 | Dtype::U32 => ElementType::Integer(4),
+                Dtype::I16 | Dtype::U16 => ElementType::Integer(2),
+                Dtype::I8 | Dtype::U8 | Dtype::BOOL => ElementType::Integer(1),
+                other => return Err(format!("tensor '{name}' is of type {other:?}, which is not read")),
+            };
+            let mut strides = vec![1; info.shape.len()];
+            for dim in (1..strides.len()).rev() {
+                strides[dim - 1] = usize::saturating_mul(strides[dim], info.shape[dim]);
+            }
+            let (from, to) = info.data_offsets;
+            let entry = Entry {
+                element,
+                shape: info.shape.clone(),
+                strides,
+                offset: 0,
+                elements: (to - from) / element.bytes(),
+                storage: Place::Bytes(start + from..start + to),
+            };
+            self.tensors.insert(name, entry);
+        }
+        Ok(())
+    }
+}
+
+/// The tensors of a pickle's dictionary, or of its entry `state_dict`.
+fn state_dict(
+    value: &Value,
+    pickle: &Pickle,
+    place: impl Fn(&Storage) -> Result<Place, String>,
+) -> Result<BTreeMap<String, Entry>, String> {
+    let Value::Dict(dict) = value else {
+        return Err(format!("it holds {}, a dictionary of tensors was expected", value.kind()));
+    };
+    let wrapped = pickle.dicts[*dict].iter().find(|(key, _)| *key == Value::Text("state_dict".into()));
+    let dict = match wrapped {
+        Some((_, Value::Dict(inner))) => inner,
+        Some((_, other)) => return Err(format!("its 'state_dict' is {}, a dictionary was expected", other.kind())),
+        None => dict,
+    };
+    let mut tensors = BTreeMap::new();
+    for (key, value) in &pickle.dicts[*dict] {
+        let Value::Text(name) = key else {
+            return Err(format!("its dictionary has {} as key, names of tensors were expected", key.kind()));
+        };
+        let Value::Tensor(tensor) = value else {
+            return Err(format!("'{name}' is {}, a tensor was expected", value.kind()));
+        };
+        let view = &pickle.tensors[*tensor];
+        let storage = &pickle.storages[view.storage];
+        let entry = Entry {
+            element: storage.element,
+            shape: view.shape.clone(),
+            strides: view.strides.clone(),
+            offset: view.offset,
+            elements: storage.elements,
+            storage: place(storage).map_err(|message| format!("tensor '{name}': {message}"))?,
+        };
+        tensors.insert(name.to_string(), entry);
+    }
+    Ok(tensors)
+}
+
+/// An entry of the archive, its checksum compared.
+fn read_archived(archive: &mut Archive, name: &str, limit: u64) -> Result<Vec<u8>, String> {
+    let entry = archive.by_name(name).map_err(|e| format!("'{name}' cannot be read from the zip archive: {e}"))?;
+    let (size, start) = (entry.size(), entry.data_start().unwrap_or(0));
+    if size > limit {
+        return Err(format!("'{name}' has {size} bytes, more than the {limit} that are read"));
+    }
+    let mut bytes = Vec::new();
+    // One byte more than promised shows an entry that unpacks to more; reading to the end compares the checksum.
+    entry
+        .take(size + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| format!("'{name}' at byte {start} of the file is damaged: {e}"))?;
+    if bytes.len() as u64 != size {
+        return Err(format!("'{name}' at byte {start} of the file unpacks to {} bytes, {size} are declared", bytes.len()));
+    }
+    Ok(bytes)
+}
+
+/// The first element of `bytes` as f32; `None` if they are too few or it is no floating-point number.
+fn number(element: ElementType, bytes: &[u8]) -> Option<f32> {
+    Some(match element {
+        ElementType::F64 => f64::from_le_bytes(*bytes.first_chunk()?) as f32,
+        ElementType::F32 => f32::from_le_bytes(*bytes.first_chunk()?),
+        ElementType::F16 => f16::from_le_bytes(*bytes.first_chunk()?).to_f32(),
+        ElementType::Bf16 => bf16::from_le_bytes(*bytes.first_chunk()?).to_f32(),
+        ElementType::Integer(_) => return None,
+    })
+}

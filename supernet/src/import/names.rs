@@ -1,0 +1,111 @@
+//! What the published code calls the tensors that we have under names of our own.
+//!
+//! It has had two spellings; both are brought to one *common* form, without the repetitions that its dynamic layers put in:
+//!
+//! | newer | published checkpoints | common |
+//! | --- | --- | --- |
+//! | `blocks.1.conv.depth_conv.conv.conv.weight` | `blocks.1.mobile_inverted_conv.depth_conv.conv.weight` | `blocks.1.conv.depth_conv.conv.weight` |
+//! | `blocks.1.conv.depth_conv.bn.bn.bias` | `blocks.1.mobile_inverted_conv.depth_conv.bn.bias` | `blocks.1.conv.depth_conv.bn.bias` |
+//! | `classifier.linear.weight` | `classifier.linear.weight` | `classifier.linear.weight` |
+
+use crate::SearchSpace;
+
+/// A name of either spelling in the common form.
+pub(super) fn common(name: &str) -> String {
+    name.strip_prefix("module.")
+        .unwrap_or(name)
+        .replace(".mobile_inverted_conv.", ".conv.")
+        .replace(".bn.bn.", ".bn.")
+        .replace(".conv.conv.weight", ".conv.weight")
+        .replace(".linear.linear.", ".linear.")
+}
+
+/// The common name of our tensor `name` in a network of `space`; `None` for a tensor that the published networks do not have.
+pub(super) fn published(name: &str, space: &SearchSpace) -> Option<String> {
+    let (layer, rest) = name.split_once('.')?;
+    match layer {
+        "stem" => dense("first_conv", rest),
+        "first" => block(0, rest),
+        "stages" => {
+            let mut parts = rest.splitn(3, '.');
+            let (stage, index): (usize, usize) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+            block(1 + space.slot(stage, index), parts.next()?)
+        }
+        // Without a hidden layer the last convolution itself is called the mixing one.
+        "feature" if space.head.hidden_channels.is_none() => dense("feature_mix_layer", rest),
+        "feature" => dense("final_expand_layer", rest),
+        "hidden" => Some(format!("feature_mix_layer.conv.{rest}")),
+        "classifier" => Some(format!("classifier.linear.{rest}")),
+        _ => None,
+    }
+}
+
+/// A convolution with batch norm.
+fn dense(layer: &str, rest: &str) -> Option<String> {
+    Some(match rest.strip_prefix("norm.") {
+        Some(part) => format!("{layer}.bn.{part}"),
+        None => format!("{layer}.conv.{rest}"),
+    })
+}
+
+/// A tensor of block `number`, counted through the network with the fixed first block as 0.
+fn block(number: usize, rest: &str) -> Option<String> {
+    let (layer, part) = rest.split_once('.')?;
+    let of = |layer: &str| dense(&format!("blocks.{number}.conv.{layer}"), part);
+    match layer {
+        "expand" => of("inverted_bottleneck"),
+        "depthwise" => match part.strip_prefix("transform_") {
+            Some(sizes) => Some(format!("blocks.{number}.conv.depth_conv.conv.{sizes}_matrix")),
+            None => of("depth_conv"),
+        },
+        "squeeze" => Some(format!("blocks.{number}.conv.depth_conv.se.fc.reduce.{part}")),
+        "excite" => Some(format!("blocks.{number}.conv.depth_conv.se.fc.expand.{part}")),
+        "project" => of("point_linear"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_spellings_and_ours_meet() {
+        let space = SearchSpace::named("mbv3-w1.0").unwrap();
+        for (ours, newer, older) in [
+            ("stem.weight", "first_conv.conv.weight", "first_conv.conv.weight"),
+            ("stem.norm.running_var", "first_conv.bn.running_var", "first_conv.bn.running_var"),
+            ("first.project.weight", "blocks.0.conv.point_linear.conv.weight", "blocks.0.mobile_inverted_conv.point_linear.conv.weight"),
+            (
+                "stages.0.0.expand.norm.weight",
+                "blocks.1.conv.inverted_bottleneck.bn.bn.weight",
+                "blocks.1.mobile_inverted_conv.inverted_bottleneck.bn.weight",
+            ),
+            (
+                "stages.1.2.depthwise.weight",
+                "blocks.7.conv.depth_conv.conv.conv.weight",
+                "blocks.7.mobile_inverted_conv.depth_conv.conv.weight",
+            ),
+            (
+                "stages.1.2.depthwise.transform_7to5",
+                "blocks.7.conv.depth_conv.conv.7to5_matrix",
+                "blocks.7.mobile_inverted_conv.depth_conv.conv.7to5_matrix",
+            ),
+            (
+                "stages.4.3.excite.bias",
+                "blocks.20.conv.depth_conv.se.fc.expand.bias",
+                "module.blocks.20.mobile_inverted_conv.depth_conv.se.fc.expand.bias",
+            ),
+            ("feature.norm.bias", "final_expand_layer.bn.bias", "final_expand_layer.bn.bias"),
+            ("hidden.weight", "feature_mix_layer.conv.weight", "feature_mix_layer.conv.weight"),
+            ("classifier.bias", "classifier.linear.linear.bias", "classifier.linear.bias"),
+        ] {
+            let expected = published(ours, &space).unwrap();
+            assert_eq!((common(newer), common(older)), (expected.clone(), expected), "{ours}");
+        }
+        assert_eq!(published("other.weight", &space), None);
+        let space = SearchSpace::named("proxyless-w1.3").unwrap();
+        assert_eq!(published("feature.norm.bias", &space).unwrap(), "feature_mix_layer.bn.bias");
+        assert_eq!(published("stages.5.0.expand.weight", &space).unwrap(), "blocks.21.conv.inverted_bottleneck.conv.weight");
+    }
+}
