@@ -27,7 +27,7 @@ pub struct RunConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// A folder (ImageFolder, CIFAR binary, IDX) or `builtin`.
+    /// A folder (ImageFolder, CIFAR binary, IDX) or `builtin`; empty in a run that was imported without images.
     pub source: String,
     /// Images carved from training for validation.
     pub validation: usize,
@@ -62,6 +62,9 @@ impl Default for DataConfig {
 impl DataConfig {
     /// Opens the dataset and says what it found.
     pub fn open(&self) -> Result<Dataset> {
+        if self.source.is_empty() {
+            bail!("this run was imported without images; name some with --data");
+        }
         let options = DataOptions {
             validation: self.validation,
             seed: self.seed,
@@ -155,6 +158,33 @@ impl RunFolder {
         Ok((net, note.classes))
     }
 
+    /// The names of the supernet's classes for use with `data`. A checkpoint that came without names has numbers for them; the
+    /// data's names then take their places, in order.
+    pub fn class_names(&self, known: Vec<String>, data: &Dataset) -> Result<Vec<String>> {
+        if known == data.classes {
+            return Ok(known);
+        }
+        if known.len() == data.classes.len() && known == numbered_classes(known.len()) {
+            eprintln!(
+                "the supernet's {} classes have no names; they get those of '{}' in order",
+                known.len(),
+                data.name
+            );
+            return Ok(data.classes.clone());
+        }
+        let few = |names: &[String]| {
+            let shown: Vec<&str> = names.iter().take(5).map(String::as_str).collect();
+            format!("{} ({}{})", names.len(), shown.join(", "), if names.len() > 5 { ", ..." } else { "" })
+        };
+        bail!(
+            "{}: the supernet's classes are {}, those of the data '{}' are {}",
+            self.path.display(),
+            few(&known),
+            data.name,
+            few(&data.classes)
+        )
+    }
+
     /// All device profiles.
     pub fn devices(&self) -> Result<Vec<DeviceProfile>> {
         let folder = self.join("devices");
@@ -166,4 +196,9 @@ impl RunFolder {
         paths.sort();
         paths.iter().map(|path| Ok(DeviceProfile::load(path)?)).collect()
     }
+}
+
+/// Names for classes that nobody has named: "0", "1", ...
+pub fn numbered_classes(count: usize) -> Vec<String> {
+    (0..count).map(|class| class.to_string()).collect()
 }

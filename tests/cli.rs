@@ -1,5 +1,10 @@
 //! Every command end to end through the binary, on a very small run; and what it says to bad input.
 
+#[path = "../supernet/tests/torch_file/mod.rs"]
+mod torch_file;
+
+use ofa_supernet::import::published;
+use ofa_supernet::{SearchSpace, Supernet};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -183,4 +188,112 @@ fn the_example_configuration_is_valid_and_its_space_is_the_preset() {
     let preset = succeeds(temporary.path(), &["config", "--preset", "cifar"]);
     let space = |text: &str| toml::from_str::<toml::Table>(text).unwrap()["space"].clone();
     assert_eq!(space(&out), space(&preset));
+}
+
+/// A supernet as a published checkpoint: the file's bytes.
+fn checkpoint(space: &str, classes: usize) -> Vec<u8> {
+    let net = Supernet::new(&SearchSpace::named(space).unwrap(), classes, 3).unwrap();
+    let mut tensors: Vec<torch_file::Named> = Vec::new();
+    for (name, tensor) in net.state().unwrap() {
+        let mut shape = tensor.dims().to_vec();
+        if name == "hidden.weight" {
+            shape.extend([1, 1]);
+        }
+        // The spelling of the published files.
+        let name = published(&name, net.space()).unwrap().replace(".conv.", ".mobile_inverted_conv.");
+        let name = name.replacen("first_conv.mobile_inverted_conv", "first_conv.conv", 1);
+        tensors.push((name, shape, tensor.flatten_all().unwrap().to_vec1().unwrap()));
+    }
+    torch_file::zip(&torch_file::entries(&tensors))
+}
+
+#[test]
+fn an_imported_checkpoint_serves_every_later_command() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    std::fs::write(folder.join("net.pth"), checkpoint("tiny", 10)).unwrap();
+    let out = succeeds(folder, &["import", "net.pth", "--space", "tiny", "--out", "run"]);
+    assert!(out.contains("10 classes") && out.contains("run/checkpoints/supernet.safetensors"), "{out}");
+    succeeds(folder, &["profile", "--run", "run", "--name", "this", "--rounds", "2", "--check", "3"]);
+    fails(folder, &["predictor", "--run", "run"], &["without images", "--data"]);
+    let sampling = ["--samples", "12", "--recalibration", "50", "--images", "50"];
+    succeeds(folder, &[&["predictor", "--run", "run", "--data", "builtin"], &sampling[..]].concat());
+    succeeds(folder, &["search", "--run", "run", "--limit", "this:latency=1s", "--generations", "3"]);
+    let out = succeeds(
+        folder,
+        &["extract", "--run", "run", "--search-results", "--data", "builtin", "--recalibration", "100"],
+    );
+    assert!(out.contains("--data builtin"), "{out}");
+    let config = std::fs::read_to_string(folder.join("run/models/this-latency-1s/config.json")).unwrap();
+    // The data's class names and ImageNet's normalisation.
+    assert!(config.contains("0.485") && !config.contains("\"0\""), "{config}");
+    succeeds(folder, &["bench", "run/models/this-latency-1s", "--data", "builtin"]);
+    // The published files are for other spaces.
+    std::fs::write(folder.join("t.yaml"), "Conv-input:16x16x3-output:8x8x8:\n  count: 1\n  mean: 1.0\n").unwrap();
+    fails(
+        folder,
+        &["profile", "--run", "run", "--name", "phone", "--import", "t.yaml"],
+        &["t.yaml", "no entry 'expanded_conv"],
+    );
+    fails(folder, &["predictor", "--run", "run", "--import", "net.pth"], &["net.pth", "five stages"]);
+
+    fails(folder, &["import", "net.pth", "--space", "tiny", "--out", "run"], &["there is a run in it already"]);
+    fails(folder, &["train", "--preset", "tiny", "--out", "run"], &["already holds a supernet"]);
+    // Nothing is left of an import that fails.
+    fails(
+        folder,
+        &["import", "net.pth", "--space", "cifar-mbv3", "--out", "other"],
+        &["net.pth", "tensor '", "--space"],
+    );
+    fails(folder, &["import", "t.yaml", "--space", "tiny", "--out", "other"], &["t.yaml", "safetensors"]);
+    std::fs::write(folder.join("few.pth"), checkpoint("tiny", 3)).unwrap();
+    let arguments = ["import", "few.pth", "--space", "tiny", "--out", "other", "--data", "builtin"];
+    fails(folder, &arguments, &["few.pth", "3 classes", "has 10"]);
+    assert!(!folder.join("other").exists());
+    succeeds(folder, &["import", "few.pth", "--space", "tiny", "--resolutions", "16,24", "--out", "few"]);
+    fails(
+        folder,
+        &["extract", "--run", "few", "--subnet", "smallest", "--data", "builtin"],
+        &["classes are 3 (0, 1, 2)"],
+    );
+}
+
+#[test]
+fn the_published_predictor_and_tables_are_searched() {
+    let reference = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference/official");
+    if !reference.exists() {
+        eprintln!("skipped: no reference data in {}", reference.display());
+        return;
+    }
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    std::fs::write(folder.join("net.pth"), checkpoint("mbv3-w1.2", 1000)).unwrap();
+    succeeds(folder, &["import", "net.pth", "--space", "mbv3-w1.2", "--out", "run"]);
+    let file = |name: &str| reference.join(name).to_str().unwrap().to_string();
+    succeeds(folder, &["predictor", "--run", "run", "--import", &file("acc_predictor.pth")]);
+    let tables = [160, 192, 224].map(|r| file(&format!("note10_{r}_lookup_table.yaml")));
+    let mut arguments = vec!["profile", "--run", "run", "--name", "note10", "--import"];
+    arguments.extend(tables.iter().map(String::as_str));
+    let out = succeeds(folder, &arguments);
+    assert!(out.contains("[160, 192, 224]"), "{out}");
+    let out = succeeds(
+        folder,
+        &[
+            "search",
+            "--run",
+            "run",
+            "--limit",
+            "note10:latency=20ms",
+            "--generations",
+            "20",
+            "--local-search",
+            "0",
+            "--json",
+        ],
+    );
+    let results: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let latency = results[0]["constraints"][0]["value"].as_f64().unwrap();
+    assert!(latency <= 20.0 && latency > 15.0, "{out}");
+    let best = results[0]["best"].as_str().unwrap();
+    assert!(["r160 ", "r192 ", "r224 "].iter().any(|r| best.starts_with(r)), "{best}");
 }

@@ -10,6 +10,9 @@ use ofa_supernet::space::{BlockSpec, ConvSpec, NetworkSpec};
 /// in the two 1x1 convolutions of squeeze-excite, and in the hidden and classifier layers. A `k x k` convolution counts
 /// `k * k` for every output pixel, padding included. Not counted: biases, batch norm (it folds into the convolution),
 /// activations, pooling, the product with the squeeze-excite gate, residual sums.
+///
+/// The once-for-all code attaches counters to PyTorch's convolution and linear modules; on an extracted network these see
+/// exactly the layers listed above, so that both counts are equal.
 pub fn macs(network: &NetworkSpec) -> u64 {
     let blocks: u64 = network.blocks().map(block_macs).sum();
     let hidden = network.hidden_channels.map_or(0, |width| product(&[network.feature.out_channels, width]));
@@ -101,7 +104,8 @@ fn product(factors: &[usize]) -> u64 {
 pub(crate) mod tests {
     use super::*;
     use ofa_supernet::SearchSpace;
-    use ofa_supernet::space::{BlockChoice, ExpandRatio, Subnet, preset};
+    use ofa_supernet::import::Setting;
+    use ofa_supernet::space::{Subnet, preset};
     use serde_json::Value;
     use std::path::PathBuf;
 
@@ -123,23 +127,9 @@ pub(crate) mod tests {
         space.resolutions.push(resolution);
         space.resolutions.sort_unstable();
         space.resolutions.dedup();
-        let setting = &case["setting"];
-        let at = |key: &str, index: usize| match &setting[key] {
-            Value::Array(list) => list[index].as_u64().unwrap() as usize,
-            value => value.as_u64().unwrap() as usize,
-        };
-        let stages = (0..space.stages.len())
-            .map(|stage| {
-                // A scalar is meant for every stage, as far as it has that many blocks.
-                (0..at("d", stage).min(space.max_stage_depth(stage)))
-                    .map(|block| BlockChoice {
-                        kernel: at("ks", space.slot(stage, block)),
-                        expand: ExpandRatio::try_from(at("e", space.slot(stage, block)) as f64).unwrap(),
-                    })
-                    .collect()
-            })
-            .collect();
-        (space, Subnet { resolution, stages })
+        let setting: Setting = serde_json::from_value(case["setting"].clone()).unwrap();
+        let subnet = setting.subnet(&space, resolution).unwrap();
+        (space, subnet)
     }
 
     #[test]

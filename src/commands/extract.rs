@@ -97,7 +97,8 @@ pub fn run(args: &Args) -> Result<()> {
     let options = Options { finetune, dtype: args.dtype, recalibration: args.recalibration };
     let rows = extract_all(&folder, &args.run, &config, &data, &wanted, &options)?;
     print_rows(&rows);
-    println!("\nNext: ofa bench {}/models/* --data {}", args.run.display(), config.data.source);
+    let source = args.data.as_deref().unwrap_or(&config.data.source);
+    println!("\nNext: ofa bench {}/models/* --data {source}", args.run.display());
     Ok(())
 }
 
@@ -138,6 +139,7 @@ pub fn extract_all(
     options: &Options,
 ) -> Result<Vec<Extracted>> {
     let (state, note) = read_supernet(&Folder::of_run(run, 1).supernet_path())?;
+    let labels = folder.class_names(note.classes.clone(), data)?;
     let mut rows = Vec::new();
     for (name, subnet) in wanted {
         interrupt::check()?;
@@ -151,7 +153,7 @@ pub fn extract_all(
         let statistics = recalibrate(&net, subnet, data, options.recalibration, 100, seed)?;
         let accuracy = accuracy(&net, subnet, &statistics, data, &data.validation, None, 100)?;
         let path = folder.join(&format!("models/{name}"));
-        extract(&net, subnet, &statistics, &note.classes, &data.normalisation, options.dtype, &path)?;
+        extract(&net, subnet, &statistics, &labels, &data.normalisation, options.dtype, &path)?;
         let indices: Vec<usize> = (0..COMPARED.min(data.validation.len())).collect();
         let batch = data.evaluation_batch(&data.validation, &indices, subnet.resolution)?;
         let difference = compare(&net, subnet, &statistics, &path, &batch.images)?;

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod config;
 pub mod extract;
+pub mod import;
 pub mod predictor;
 pub mod profile;
 pub mod quickstart;

@@ -2,7 +2,7 @@
 
 use crate::run_folder::RunFolder;
 use crate::{interrupt, progress};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ofa_extract::predictor::{SampleWriter, read_samples};
 use ofa_extract::{FitReport, FitSettings, Predictor, Sample};
 use ofa_supernet::data::Dataset;
@@ -24,6 +24,9 @@ pub struct Args {
     /// Other images than the run's.
     #[arg(long)]
     data: Option<String>,
+    /// Instead of measuring: the accuracy predictor that the authors of once-for-all published (acc_predictor.pth).
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["samples", "recalibration", "images", "batch", "seed", "data"])]
+    import: Option<PathBuf>,
 }
 
 /// How accuracies are sampled.
@@ -49,16 +52,23 @@ pub struct Sampling {
 pub fn run(args: &Args) -> Result<()> {
     let folder = RunFolder::new(&args.run);
     let (net, classes) = folder.supernet()?;
+    let path = folder.join("predictor/predictor.safetensors");
+    if let Some(file) = &args.import {
+        let predictor = Predictor::import(file, net.space())?;
+        predictor.save(&path)?;
+        // It tells about a predictor that is now replaced.
+        let report = folder.join("predictor/fit.json");
+        if report.exists() {
+            std::fs::remove_file(&report).with_context(|| report.display().to_string())?;
+        }
+        println!("predictor for resolutions {:?} imported; {} written", predictor.space().resolutions, path.display());
+        return Ok(());
+    }
     let data = folder.data(args.data.as_deref())?;
-    anyhow::ensure!(
-        data.classes == classes,
-        "the data has the classes {:?}, the supernet was trained on {:?}",
-        data.classes,
-        classes
-    );
+    folder.class_names(classes, &data)?;
     let report = fit_predictor(&folder, &net, &data, &args.sampling)?;
     print_report(&report);
-    println!("{} written", folder.join("predictor/predictor.safetensors").display());
+    println!("{} written", path.display());
     Ok(())
 }
 

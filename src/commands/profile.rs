@@ -4,7 +4,7 @@ use crate::run_folder::RunFolder;
 use crate::{interrupt, progress};
 use anyhow::{Result, bail};
 use ofa_evaluate::DeviceProfile;
-use ofa_evaluate::profile::{Phase, ProfileOptions, measure};
+use ofa_evaluate::profile::{Phase, ProfileOptions, import, measure};
 use ofa_supernet::SearchSpace;
 use std::path::PathBuf;
 
@@ -32,11 +32,29 @@ pub struct Args {
     /// Seed of weights, images and subnets.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Instead of measuring: latency tables as the authors of once-for-all publish them, one YAML file a resolution.
+    #[arg(long, num_args = 1.., value_name = "TABLE", conflicts_with_all = ["model_threads", "batch", "rounds", "check", "seed"])]
+    import: Vec<PathBuf>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
     let folder = RunFolder::new(&args.run);
     let (net, classes) = folder.supernet()?;
+    let path = folder.join(&format!("devices/{}.json", args.name));
+    if !args.import.is_empty() {
+        check_name(&args.name)?;
+        let profile = import(net.space(), classes.len(), &args.name, &args.import)?;
+        profile.save(&path)?;
+        println!(
+            "device '{}': {} layers at resolutions {:?} from {} tables",
+            profile.name,
+            profile.table.len(),
+            profile.space.resolutions,
+            args.import.len()
+        );
+        println!("{} written", path.display());
+        return Ok(());
+    }
     let mut options = ProfileOptions::new(&args.name, classes.len());
     options.threads = args.model_threads;
     options.batch = args.batch;
@@ -48,36 +66,49 @@ pub fn run(args: &Args) -> Result<()> {
         options.check_subnets = check;
     }
     let profile = profile_device(&folder, net.space(), &options)?;
-    println!(
-        "device '{}': {} ({} threads, {}), {} layers",
-        profile.name,
-        profile.hardware.cpu,
-        profile.hardware.threads,
-        profile.hardware.instruction_set,
-        profile.table.len()
-    );
-    println!(
-        "check on {} random subnets: median error {:.1} %, 95th percentile {:.1} %",
-        profile.check.subnets.len(),
-        100.0 * profile.check.median_error,
-        100.0 * profile.check.p95_error
-    );
-    if profile.check.median_error > 0.05 {
+    if let Some(hardware) = &profile.hardware {
+        println!(
+            "device '{}': {} ({} threads, {})",
+            profile.name, hardware.cpu, hardware.threads, hardware.instruction_set
+        );
+    }
+    print_check(&profile);
+    if profile.check.as_ref().is_some_and(|check| check.median_error > 0.05) {
         eprintln!(
             "the median error is above 5 %: is the machine busy? Measure again when it is quiet, or with more --rounds"
         );
     }
-    println!("{} written", folder.join(&format!("devices/{}.json", args.name)).display());
+    println!("{} written", path.display());
+    Ok(())
+}
+
+/// Number of layers and how far off predictions are.
+pub fn print_check(profile: &DeviceProfile) {
+    print!("{} layers", profile.table.len());
+    if let Some(check) = &profile.check {
+        print!(
+            "; error on {} random subnets: median {:.1} %, 95th percentile {:.1} %",
+            check.subnets.len(),
+            100.0 * check.median_error,
+            100.0 * check.p95_error
+        );
+    }
+    println!();
+}
+
+/// A device's name is also a file's.
+fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) || name.starts_with('.')
+    {
+        bail!("device name '{name}': expected letters, digits, '-', '_' and '.'");
+    }
     Ok(())
 }
 
 /// Measures with a progress bar and writes the profile into the folder.
 pub fn profile_device(folder: &RunFolder, space: &SearchSpace, options: &ProfileOptions) -> Result<DeviceProfile> {
     let name = &options.name;
-    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) || name.starts_with('.')
-    {
-        bail!("device name '{name}': expected letters, digits, '-', '_' and '.'");
-    }
+    check_name(name)?;
     let bar = progress::bar(0, "visits");
     let profile = measure(space, options, &mut |at| {
         bar.set_length(at.total as u64);

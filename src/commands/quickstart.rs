@@ -3,7 +3,7 @@
 use crate::commands::bench::{bench_models, print_rows};
 use crate::commands::extract::{Options, extract_all};
 use crate::commands::predictor::{Sampling, fit_predictor, print_report};
-use crate::commands::profile::profile_device;
+use crate::commands::profile::{print_check, profile_device};
 use crate::commands::search::{print_results, search_limits};
 use crate::commands::train::{print_probes, train_run};
 use crate::progress;
@@ -59,13 +59,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (net, classes) = folder.supernet()?;
     let options = ProfileOptions::new("this", classes.len());
     let profile = profile_device(&folder, net.space(), &options)?;
-    println!(
-        "{} layers; error on {} random subnets: median {:.1} %, 95th percentile {:.1} %",
-        profile.table.len(),
-        profile.check.subnets.len(),
-        100.0 * profile.check.median_error,
-        100.0 * profile.check.p95_error
-    );
+    print_check(&profile);
 
     println!("\n3. Measure {} random subnets and fit the accuracy predictor", args.samples);
     let data = config.data.open()?;

@@ -4,7 +4,8 @@ use crate::run_folder::RunFolder;
 use crate::{interrupt, progress, table};
 use anyhow::{Result, bail};
 use ofa_extract::search::{EvolutionSettings, evolve};
-use ofa_extract::{Constraint, Limit, Measures, Predictor, SearchResult};
+use ofa_extract::{Constraint, Limit, Measures, Metric, Predictor, SearchResult};
+use ofa_supernet::SearchSpace;
 use ofa_supernet::files::write_json;
 use std::path::PathBuf;
 
@@ -136,13 +137,14 @@ pub fn search_limits(
     let measures = Measures::new(net.space(), classes.len(), folder.devices()?);
     let mut results = Vec::new();
     for constraints in groups {
+        let space = searched_space(net.space(), &predictor, &measures, constraints)?;
         let limits = constraints
             .iter()
             .map(|constraint| Limit::from_constraint(constraint, &measures))
             .collect::<Result<Vec<_>, _>>()?;
         let bar = progress::bar(settings.generations, "generations");
         let result = evolve(
-            net.space(),
+            &space,
             &limits,
             &mut |subnets| {
                 if interrupt::requested() {
@@ -163,4 +165,26 @@ pub fn search_limits(
         results.push((name, result));
     }
     Ok(results)
+}
+
+/// The space with the resolutions that the predictor and all named devices know: imported ones may know only some.
+fn searched_space(
+    space: &SearchSpace,
+    predictor: &Predictor,
+    measures: &Measures,
+    constraints: &[Constraint],
+) -> Result<SearchSpace> {
+    let mut searched = space.clone();
+    searched.resolutions.retain(|resolution| predictor.space().resolutions.contains(resolution));
+    for constraint in constraints.iter().filter(|c| c.metric == Metric::Latency) {
+        let known = &measures.device(&constraint.device)?.space.resolutions;
+        searched.resolutions.retain(|resolution| known.contains(resolution));
+    }
+    if searched.resolutions.is_empty() {
+        bail!("no resolution of the space '{}' is known to both the predictor and the devices", space.name);
+    }
+    if searched.resolutions != space.resolutions {
+        eprintln!("searching resolutions {:?}: predictor or device know no others", searched.resolutions);
+    }
+    Ok(searched)
 }

@@ -134,14 +134,14 @@ pub fn measure(space: &SearchSpace, options: &ProfileOptions, progress: &mut Pro
             format: FORMAT.into(),
             version: VERSION,
             name: options.name.clone(),
-            hardware: Hardware::detect(options.threads),
+            hardware: Some(Hardware::detect(options.threads)),
             space: space.clone(),
             classes: options.classes,
             batch: options.batch,
             method: method(options, calibration_subnets.len(), check_subnets.len()),
             table: layer_times.table(),
             calibration: Calibration { overhead_ms: 0.0, scale: 1.0 },
-            check: Check { subnets: Vec::new(), median_error: 0.0, p95_error: 0.0 },
+            check: None,
             index: OnceLock::new(),
         };
         let mut predicted = Vec::with_capacity(subnets.len());
@@ -157,7 +157,7 @@ pub fn measure(space: &SearchSpace, options: &ProfileOptions, progress: &mut Pro
             predicted_ms: profile.calibration.predict(layers_ms),
             measured_ms,
         });
-        profile.check = Check::of(checked.collect()).expect("there is a check subnet");
+        profile.check = Check::of(checked.collect());
         Ok(profile)
     })
 }
@@ -247,7 +247,7 @@ impl LayerTimes {
         let entry = |(layer, samples): (LayerSpec, Vec<f64>)| {
             // A clock coarser than the layer may see no time pass; a table holds only positive times.
             let ms = median(&samples).unwrap_or(0.0).max(1e-6);
-            LayerTime { layer, ms, samples: samples.len() }
+            LayerTime { layer, resolution: None, ms, samples: samples.len() }
         };
         self.layers.into_iter().zip(self.samples).map(entry).collect()
     }

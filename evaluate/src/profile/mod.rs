@@ -8,11 +8,13 @@ mod calibration;
 mod hardware;
 mod layer;
 mod measure;
+mod published;
 
 pub use calibration::{Calibration, Check, CheckedSubnet};
 pub use hardware::Hardware;
 pub use layer::{HeadSpec, LayerSpec, layers};
 pub use measure::{Phase, ProfileOptions, ProfileProgress, measure};
+pub use published::import;
 
 use crate::{Error, Result};
 use ofa_supernet::files;
@@ -37,8 +39,9 @@ pub struct DeviceProfile {
     pub version: u32,
     /// Name that people gave to the device.
     pub name: String,
-    /// What it was measured on.
-    pub hardware: Hardware,
+    /// What it was measured on; unknown for imported tables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hardware: Option<Hardware>,
     /// The search space whose layers the table holds.
     pub space: SearchSpace,
     /// Number of classes of the measured networks.
@@ -51,11 +54,12 @@ pub struct DeviceProfile {
     pub table: Vec<LayerTime>,
     /// From layer times to a network's latency.
     pub calibration: Calibration,
-    /// How far off the predictions are.
-    pub check: Check,
+    /// How far off the predictions are; unknown for imported tables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<Check>,
     /// `table` by layer, made at the first look-up; `table` must not change afterwards.
     #[serde(skip)]
-    index: OnceLock<HashMap<LayerSpec, f64>>,
+    index: OnceLock<HashMap<(Option<usize>, LayerSpec), f64>>,
 }
 
 /// The time of one layer.
@@ -64,6 +68,10 @@ pub struct DeviceProfile {
 pub struct LayerTime {
     /// Which layer.
     pub layer: LayerSpec,
+    /// Resolution of the networks it was measured in, where the table has a time of its own for each; else the time is
+    /// that of the layer wherever it stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolution: Option<usize>,
     /// Median of its measured times in milliseconds.
     pub ms: f64,
     /// Number of measured times.
@@ -98,12 +106,16 @@ impl DeviceProfile {
     /// # Errors
     /// A layer that the table does not have ([`Error::MissingLayer`]).
     pub fn latency_ms(&self, network: &NetworkSpec) -> Result<f64> {
-        let index = self.index.get_or_init(|| self.table.iter().map(|t| (t.layer.clone(), t.ms)).collect());
+        let index =
+            self.index.get_or_init(|| self.table.iter().map(|t| ((t.resolution, t.layer.clone()), t.ms)).collect());
         let mut sum = 0.0;
         for layer in layers(network) {
-            sum += index.get(&layer).ok_or_else(|| Error::MissingLayer {
+            let mut key = (None, layer);
+            let everywhere = index.get(&key);
+            key.0 = Some(network.resolution);
+            sum += everywhere.or_else(|| index.get(&key)).ok_or_else(|| Error::MissingLayer {
                 device: self.name.clone(),
-                layer: layer.to_string(),
+                layer: key.1.to_string(),
                 space: self.space.name.clone(),
                 classes: self.classes,
             })?;
@@ -123,20 +135,24 @@ impl DeviceProfile {
             ));
         }
         self.space.validate().map_err(|e| e.to_string())?;
-        for (name, value) in [("classes", self.classes), ("batch", self.batch), ("threads", self.hardware.threads)] {
+        let threads = self.hardware.as_ref().map_or(1, |hardware| hardware.threads);
+        for (name, value) in [("classes", self.classes), ("batch", self.batch), ("threads", threads)] {
             if value == 0 {
                 return Err(format!("{name} is 0, it must be at least 1"));
             }
         }
         let mut layers_seen = HashMap::with_capacity(self.table.len());
-        for LayerTime { layer, ms, .. } in &self.table {
+        for LayerTime { layer, resolution, ms, .. } in &self.table {
             positive(&format!("time of '{layer}'"), *ms)?;
-            if layers_seen.insert(layer, ms).is_some() {
+            if layers_seen.insert((*resolution, layer), ms).is_some() {
                 return Err(format!("the layer '{layer}' is in the table twice"));
             }
         }
         for network in measure::covering_networks(&self.space, self.classes).map_err(|e| e.to_string())? {
-            if let Some(missing) = layers(&network).find(|layer| !layers_seen.contains_key(layer)) {
+            let known = |layer: &LayerSpec| {
+                [None, Some(network.resolution)].into_iter().any(|r| layers_seen.contains_key(&(r, layer)))
+            };
+            if let Some(missing) = layers(&network).find(|layer| !known(layer)) {
                 return Err(format!(
                     "the table has no time for '{missing}', a layer of its space '{}'",
                     self.space.name
@@ -145,13 +161,14 @@ impl DeviceProfile {
         }
         positive("calibration scale", self.calibration.scale)?;
         not_negative("calibration overhead_ms", self.calibration.overhead_ms)?;
-        for checked in &self.check.subnets {
+        let Some(check) = &self.check else { return Ok(()) };
+        for checked in &check.subnets {
             self.space.check(&checked.subnet).map_err(|e| e.to_string())?;
             positive("a checked subnet's predicted_ms", checked.predicted_ms)?;
             positive("a checked subnet's measured_ms", checked.measured_ms)?;
         }
-        not_negative("check median_error", self.check.median_error)?;
-        not_negative("check p95_error", self.check.p95_error)
+        not_negative("check median_error", check.median_error)?;
+        not_negative("check p95_error", check.p95_error)
     }
 }
 
@@ -178,20 +195,20 @@ mod tests {
         for network in measure::covering_networks(&space, 4).unwrap() {
             found.extend(layers(&network).map(|layer| (layer, ())));
         }
-        let table = found.into_keys().map(|layer| LayerTime { layer, ms: 1.0, samples: 9 }).collect();
+        let table = found.into_keys().map(|layer| LayerTime { layer, resolution: None, ms: 1.0, samples: 9 }).collect();
         let checked = CheckedSubnet { subnet: space.smallest(), predicted_ms: 5.0, measured_ms: 4.0 };
         DeviceProfile {
             format: FORMAT.into(),
             version: VERSION,
             name: "example".into(),
-            hardware: Hardware { cpu: "cpu".into(), threads: 1, instruction_set: "none".into() },
+            hardware: Some(Hardware { cpu: "cpu".into(), threads: 1, instruction_set: "none".into() }),
             space,
             classes: 4,
             batch: 1,
             method: "made up".into(),
             table,
             calibration: Calibration { overhead_ms: 0.5, scale: 2.0 },
-            check: Check::of(vec![checked]).unwrap(),
+            check: Check::of(vec![checked]),
             index: OnceLock::new(),
         }
     }
@@ -271,11 +288,12 @@ mod tests {
         })
         .unwrap();
         assert!(last.values().all(|(done, total)| done == total && *total > 0), "{last:?}");
-        assert_eq!((last.len(), profile.check.subnets.len(), profile.hardware.threads), (2, 4, 1));
+        let (check, hardware) = (profile.check.clone().unwrap(), profile.hardware.clone().unwrap());
+        assert_eq!((last.len(), check.subnets.len(), hardware.threads), (2, 4, 1));
         let folder = tempfile::tempdir().unwrap();
         profile.save(folder.path().join("here.json")).unwrap();
         DeviceProfile::load(folder.path().join("here.json")).unwrap();
-        for checked in &profile.check.subnets {
+        for checked in &check.subnets {
             let network = space.network(&checked.subnet, 3).unwrap();
             assert_eq!(profile.latency_ms(&network).unwrap(), checked.predicted_ms);
         }

@@ -6,11 +6,13 @@
 //! | [`features`] | a subnet as a one-hot vector |
 //! | [`metrics`] | how good predictions are |
 //! | `fit`, `mlp`, `store` | fitting, the fast forward pass, the file |
+//! | `published` | importing the predictor that the authors published |
 
 pub mod features;
 mod fit;
 pub mod metrics;
 mod mlp;
+mod published;
 pub mod sample;
 mod store;
 

@@ -20,6 +20,9 @@ pub struct Normalisation {
 }
 
 impl Normalisation {
+    /// What published ImageNet networks were trained with.
+    pub const IMAGENET: Normalisation = Normalisation { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
+
     /// Refuses values that would make batches infinite.
     ///
     /// # Errors

@@ -169,7 +169,9 @@ impl CheckpointFile {
         }
         let name = format!("{root}/data.pkl");
         if !names.contains(&name) {
-            return Err(format!("the zip archive has no '{name}'; it is no file of torch.save (a TorchScript archive?)"));
+            return Err(format!(
+                "the zip archive has no '{name}'; it is no file of torch.save (a TorchScript archive?)"
+            ));
         }
         let program = read_archived(&mut archive, &name, MAX_PICKLE)?;
         let (value, pickle, _) = pickle::read(&program, 0).map_err(|message| format!("{name}: {message}"))?;
@@ -206,7 +208,9 @@ impl CheckpointFile {
         }
         let (value, pickle) = next()?;
         let (keys, lists) = next()?;
-        let Value::List(keys) = keys else { return Err(format!("{} where a list of storages was expected", keys.kind())) };
+        let Value::List(keys) = keys else {
+            return Err(format!("{} where a list of storages was expected", keys.kind()));
+        };
         let declared: HashMap<Rc<str>, &Storage> = pickle.storages.iter().map(|s| (s.key.clone(), s)).collect();
         let mut places = HashMap::new();
         for key in &lists.lists[keys] {
@@ -216,7 +220,8 @@ impl CheckpointFile {
             let header = header.ok_or_else(|| format!("the file ends at byte {at}, before storage {key:?}"))?;
             let elements = u64::from_le_bytes(*header);
             let start = at + 8;
-            let end = storage.elements.checked_mul(storage.element.bytes()).and_then(|length| start.checked_add(length));
+            let end =
+                storage.elements.checked_mul(storage.element.bytes()).and_then(|length| start.checked_add(length));
             let end = end.filter(|&end| end <= bytes.len() && elements == storage.elements as u64).ok_or_else(|| {
                 format!(
                     "storage {key:?} at byte {at} says {elements} elements, its tensor {}, and {} bytes are left; the file is \
@@ -229,7 +234,9 @@ impl CheckpointFile {
             at = end;
         }
         self.tensors = state_dict(&value, &pickle, |storage| {
-            let place = places.get(&storage.key).ok_or_else(|| format!("the bytes of storage {:?} are not there", storage.key))?;
+            let place = places
+                .get(&storage.key)
+                .ok_or_else(|| format!("the bytes of storage {:?} are not there", storage.key))?;
             Ok(Place::Bytes(place.clone()))
         })?;
         Ok(())
@@ -325,7 +332,10 @@ fn read_archived(archive: &mut Archive, name: &str, limit: u64) -> Result<Vec<u8
         .read_to_end(&mut bytes)
         .map_err(|e| format!("'{name}' at byte {start} of the file is damaged: {e}"))?;
     if bytes.len() as u64 != size {
-        return Err(format!("'{name}' at byte {start} of the file unpacks to {} bytes, {size} are declared", bytes.len()));
+        return Err(format!(
+            "'{name}' at byte {start} of the file unpacks to {} bytes, {size} are declared",
+            bytes.len()
+        ));
     }
     Ok(bytes)
 }

@@ -16,6 +16,7 @@ mod pickle;
 mod setting;
 
 pub use checkpoint_file::CheckpointFile;
+pub use names::{common, published};
 pub use setting::{Choices, Setting};
 
 use crate::{Error, Result, SearchSpace, Supernet};
@@ -49,7 +50,9 @@ pub fn read_supernet(path: &Path, space: &SearchSpace) -> Result<Supernet> {
     }
     let classes = match names.get("classifier.linear.bias").map(|name| &shapes[name][..]) {
         Some(&[classes]) if (1..=MAX_CLASSES).contains(&classes) => classes,
-        Some(shape) => return fail(format!("the tensor 'classifier.linear.bias' has shape {shape:?}, expected [classes]")),
+        Some(shape) => {
+            return fail(format!("the tensor 'classifier.linear.bias' has shape {shape:?}, expected [classes]"));
+        }
         None => return fail("the tensor 'classifier.linear.bias' is missing; is it a once-for-all supernet?".into()),
     };
     let net = Supernet::new(space, classes, 0)?;

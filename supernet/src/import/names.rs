@@ -11,7 +11,7 @@
 use crate::SearchSpace;
 
 /// A name of either spelling in the common form.
-pub(super) fn common(name: &str) -> String {
+pub fn common(name: &str) -> String {
     name.strip_prefix("module.")
         .unwrap_or(name)
         .replace(".mobile_inverted_conv.", ".conv.")
@@ -21,7 +21,7 @@ pub(super) fn common(name: &str) -> String {
 }
 
 /// The common name of our tensor `name` in a network of `space`; `None` for a tensor that the published networks do not have.
-pub(super) fn published(name: &str, space: &SearchSpace) -> Option<String> {
+pub fn published(name: &str, space: &SearchSpace) -> Option<String> {
     let (layer, rest) = name.split_once('.')?;
     match layer {
         "stem" => dense("first_conv", rest),
@@ -75,7 +75,11 @@ mod tests {
         for (ours, newer, older) in [
             ("stem.weight", "first_conv.conv.weight", "first_conv.conv.weight"),
             ("stem.norm.running_var", "first_conv.bn.running_var", "first_conv.bn.running_var"),
-            ("first.project.weight", "blocks.0.conv.point_linear.conv.weight", "blocks.0.mobile_inverted_conv.point_linear.conv.weight"),
+            (
+                "first.project.weight",
+                "blocks.0.conv.point_linear.conv.weight",
+                "blocks.0.mobile_inverted_conv.point_linear.conv.weight",
+            ),
             (
                 "stages.0.0.expand.norm.weight",
                 "blocks.1.conv.inverted_bottleneck.bn.bn.weight",
@@ -106,6 +110,9 @@ mod tests {
         assert_eq!(published("other.weight", &space), None);
         let space = SearchSpace::named("proxyless-w1.3").unwrap();
         assert_eq!(published("feature.norm.bias", &space).unwrap(), "feature_mix_layer.bn.bias");
-        assert_eq!(published("stages.5.0.expand.weight", &space).unwrap(), "blocks.21.conv.inverted_bottleneck.conv.weight");
+        assert_eq!(
+            published("stages.5.0.expand.weight", &space).unwrap(),
+            "blocks.21.conv.inverted_bottleneck.conv.weight"
+        );
     }
 }

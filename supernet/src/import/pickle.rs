@@ -186,7 +186,11 @@ impl Machine<'_> {
             }
             b'.' => {
                 let value = self.pop()?;
-                return if self.stack.is_empty() { Ok(Some(value)) } else { Err("it ends with values left over".into()) };
+                return if self.stack.is_empty() {
+                    Ok(Some(value))
+                } else {
+                    Err("it ends with values left over".into())
+                };
             }
             b'(' => {
                 self.marks.push(self.stack.len());
@@ -281,7 +285,8 @@ impl Machine<'_> {
 
     fn take(&mut self, count: usize) -> Result<&[u8], String> {
         let end = self.at.checked_add(count).filter(|&end| end <= self.bytes.len());
-        let end = end.ok_or_else(|| format!("{count} more bytes are needed, {} are left", self.bytes.len() - self.at))?;
+        let end =
+            end.ok_or_else(|| format!("{count} more bytes are needed, {} are left", self.bytes.len() - self.at))?;
         let found = &self.bytes[self.at..end];
         self.at = end;
         Ok(found)
@@ -442,7 +447,8 @@ impl Machine<'_> {
             last.checked_add(1)
         };
         let count = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
-        if !shape.contains(&0) && !(end().is_some_and(|end| end <= elements) && count.is_some_and(|n| n <= elements)) {
+        let inside = end().is_some_and(|end| end <= elements) && count.is_some_and(|count| count <= elements);
+        if !inside && !shape.contains(&0) {
             return Err(format!(
                 "a tensor of shape {shape:?}, strides {strides:?} and offset {offset} does not fit its storage of {elements} elements"
             ));
@@ -525,7 +531,8 @@ mod tests {
     /// A tensor of the given shape, strides and offset on a storage of `elements` floats.
     fn tensor(shape: &[i32], strides: &[i32], offset: i32, elements: i32) -> Result<View, String> {
         let integer = |value: i32| [&b"J"[..], &value.to_le_bytes()].concat();
-        let tuple = |values: &[i32]| [b"(".to_vec(), values.iter().flat_map(|&v| integer(v)).collect(), b"t".to_vec()].concat();
+        let tuple =
+            |values: &[i32]| [b"(".to_vec(), values.iter().flat_map(|&v| integer(v)).collect(), b"t".to_vec()].concat();
         let program = [
             b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu".to_vec(),
             integer(elements),

@@ -104,6 +104,12 @@ pub fn train(
                 run_dir.display()
             )));
         }
+        (None, false) if folder.supernet_path().exists() => {
+            return Err(Error::Config(format!(
+                "{} already holds a supernet; choose another run folder",
+                run_dir.display()
+            )));
+        }
         (None, false) => {}
     }
     net.set_batch_norm_momentum(config.batch_norm_momentum);

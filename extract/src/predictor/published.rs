@@ -1,0 +1,89 @@
+//! The accuracy predictor that the authors of once-for-all published (`acc_predictor.pth`), as one of ours.
+//!
+//! Its network is ours (three hidden layers with ReLU), its input lists the same choices in another order: the kernel sizes of all
+//! block slots, then the expand ratios of all slots, then eight resolutions, 112 to 224 in steps of 16. The first layer is linear in a
+//! one-hot input, so putting the rows of its weight into our order ([`features`](super::features)) is all that importing takes.
+
+use super::Predictor;
+use super::features::feature_count;
+use super::mlp::{Layer, Mlp};
+use crate::{Error, Result};
+use ofa_supernet::SearchSpace;
+use ofa_supernet::import::CheckpointFile;
+use std::path::Path;
+
+/// Resolutions of its input.
+const RESOLUTIONS: [usize; 8] = [112, 128, 144, 160, 176, 192, 208, 224];
+/// Largest width of a hidden layer that is read.
+const MAX_HIDDEN: usize = 4096;
+
+impl Predictor {
+    /// Reads the published predictor for subnets of `space`. The predictor's space is `space` with the resolutions that it knows.
+    ///
+    /// # Errors
+    /// A file that [`CheckpointFile::open`] refuses, a space with other choices than the published MobileNetV3 spaces, a
+    /// tensor that is missing, not known, of another shape or not finite.
+    pub fn import(path: &Path, space: &SearchSpace) -> Result<Self> {
+        let fail = |message: String| Err(Error::format(path, message));
+        space.validate()?;
+        let ratios: Vec<f64> = space.expand_ratios.iter().map(|ratio| ratio.value()).collect();
+        let known = space.kernel_sizes == [3, 5, 7]
+            && ratios == [3.0, 4.0, 6.0]
+            && (0..space.stages.len()).all(|stage| space.stage_depths(stage) == [2, 3, 4])
+            && space.stages.len() == 5;
+        let mut narrowed = space.clone();
+        narrowed.resolutions.retain(|resolution| RESOLUTIONS.contains(resolution));
+        if !known || narrowed.resolutions.is_empty() {
+            return fail(format!(
+                "the published predictor is for five stages of kernel sizes 3, 5, 7, expand ratios 3, 4, 6 and depths 2, 3, 4 at \
+                 resolutions {RESOLUTIONS:?}; the space '{}' is another",
+                space.name
+            ));
+        }
+        let mut file = CheckpointFile::open(path)?;
+        let (slots, kernels, expands) = (space.slots(), space.kernel_sizes.len(), space.expand_ratios.len());
+        let inputs = slots * (kernels + expands) + RESOLUTIONS.len();
+        let hidden = match file.tensors().find(|(name, _)| *name == "0.bias") {
+            Some((_, &[hidden])) if (1..=MAX_HIDDEN).contains(&hidden) => hidden,
+            Some((_, shape)) => return fail(format!("the tensor '0.bias' has shape {shape:?}, expected [400]")),
+            None => return fail("the tensor '0.bias' is missing; is it the published predictor?".into()),
+        };
+        let widths = [inputs, hidden, hidden, hidden, 1];
+        // The layers between are ReLU.
+        let names = ["0", "2", "4", "6"];
+        let expected: Vec<(String, Vec<usize>)> = names
+            .iter()
+            .zip(widths.windows(2))
+            .flat_map(|(name, pair)| {
+                [(format!("{name}.weight"), vec![pair[1], pair[0]]), (format!("{name}.bias"), vec![pair[1]])]
+            })
+            .collect();
+        if let Some((name, _)) = file.tensors().find(|(name, _)| !expected.iter().any(|(known, _)| known == name)) {
+            return fail(format!("the tensor '{name}' is not part of the published predictor"));
+        }
+        for (name, dims) in &expected {
+            match file.tensors().find(|(found, _)| found == name) {
+                Some((_, shape)) if shape == dims => {}
+                Some((_, shape)) => return fail(format!("the tensor '{name}' has shape {shape:?}, expected {dims:?}")),
+                None => return fail(format!("the tensor '{name}' is missing")),
+            }
+        }
+        let mut layer = |index: usize| -> Result<Layer> {
+            let (from, to) = (widths[index], widths[index + 1]);
+            let weight = file.values(&format!("{}.weight", names[index]))?;
+            let weight = (0..from * to).map(|i| weight[i % to * from + i / to]).collect();
+            Ok(Layer { weight, bias: file.values(&format!("{}.bias", names[index]))? })
+        };
+        let (mut first, second, third, last) = (layer(0)?, layer(1)?, layer(2)?, layer(3)?);
+        // Our row number `i` is their row number `rows[i]`.
+        let mut rows = Vec::with_capacity(feature_count(&narrowed));
+        for slot in 0..slots {
+            rows.extend((0..kernels).map(|choice| slot * kernels + choice));
+            rows.extend((0..expands).map(|choice| slots * kernels + slot * expands + choice));
+        }
+        let places = RESOLUTIONS.iter().enumerate().filter(|(_, resolution)| narrowed.resolutions.contains(resolution));
+        rows.extend(places.map(|(place, _)| slots * (kernels + expands) + place));
+        first.weight = rows.iter().flat_map(|row| &first.weight[row * hidden..][..hidden]).copied().collect();
+        Ok(Predictor { space: narrowed, mlp: Mlp::new([first, second, third, last]) })
+    }
+}

@@ -1,0 +1,286 @@
+//! The same numbers as the once-for-all code in PyTorch: `../shared/reference` beside the checkout holds what that computed for
+//! supernets with seeded random weights. Without the folder these tests are skipped, and say so.
+
+use candle_core::{DType, Device, Tensor};
+use ofa_supernet::import::{Setting, common, published, read_supernet};
+use ofa_supernet::network::{Mode, StatisticsCollector};
+use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::space::{Activation, BlockSpec};
+use ofa_supernet::train::gradients::Gradients;
+use ofa_supernet::train::loss;
+use ofa_supernet::train::optimizer::Sgd;
+use ofa_supernet::{SearchSpace, Subnet, Supernet};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// One supernet of the reference.
+struct Reference {
+    folder: PathBuf,
+    cases: Value,
+    space: SearchSpace,
+    net: Supernet,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl Reference {
+    /// All of them; none (with a printed reason) where the folder is absent.
+    fn all() -> Vec<Reference> {
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/reference"));
+        [("mbv3_w0.25", "mbv3-w0.25"), ("proxyless_w0.5", "proxyless-w0.5")]
+            .into_iter()
+            .filter_map(|(folder, preset)| {
+                let folder = root.join(folder);
+                if !folder.exists() {
+                    eprintln!("skipped: no reference data in {}", folder.display());
+                    return None;
+                }
+                let cases: Value = ofa_supernet::files::read_json(&folder.join("cases.json")).unwrap();
+                let mut space = SearchSpace::named(preset).unwrap();
+                space.resolutions = vec![64, 96, 128];
+                space.batch_norm_epsilon = cases["bn"]["eps"].as_f64().unwrap();
+                let net = read_supernet(&folder.join("supernet.pth"), &space).unwrap();
+                assert_eq!(net.classes() as u64, cases["classes"].as_u64().unwrap());
+                let tensors = candle_core::safetensors::load(folder.join("tensors.safetensors"), &Device::Cpu).unwrap();
+                Some(Reference { folder, cases, space, net, tensors })
+            })
+            .collect()
+    }
+
+    fn subnet(&self, setting: &Value, resolution: &Value) -> Subnet {
+        let setting: Setting = serde_json::from_value(setting.clone()).unwrap();
+        setting.subnet(&self.space, resolution.as_u64().unwrap() as usize).unwrap()
+    }
+
+    /// Cases with their names and subnets.
+    fn cases(&self) -> impl Iterator<Item = (&Value, String, Subnet)> {
+        self.cases["cases"].as_array().unwrap().iter().map(|case| {
+            (case, case["name"].as_str().unwrap().to_string(), self.subnet(&case["setting"], &case["resolution"]))
+        })
+    }
+
+    /// `[batch, 3, height, width]` in the file, `[batch, height, width, 3]` here.
+    fn images(&self, name: &str) -> Tensor {
+        self.tensors[name].permute((0, 2, 3, 1)).unwrap().contiguous().unwrap()
+    }
+
+    /// The state of another file of the folder.
+    fn state(&self, file: &str) -> HashMap<String, Tensor> {
+        read_supernet(&self.folder.join(file), &self.space).unwrap().state().unwrap()
+    }
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn norm(values: impl IntoIterator<Item = f32>) -> f64 {
+    values.into_iter().map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+}
+
+/// `max |difference| <= 1e-4 max |expected|`
+#[track_caller]
+fn close(found: &Tensor, expected: &Tensor, what: &str) {
+    assert_eq!(found.dims(), expected.dims(), "{what}");
+    let (found, expected) = (values(found), values(expected));
+    let largest = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    let difference = found.iter().zip(&expected).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(largest > 0.0 && difference <= 1e-4 * largest, "{what}: {difference} of {largest}");
+}
+
+#[test]
+fn logits_with_running_and_recalibrated_statistics() {
+    for reference in Reference::all() {
+        for (_, name, subnet) in reference.cases() {
+            let images = reference.images(&format!("images.{}", subnet.resolution));
+            let net = &reference.net;
+            let statistics = net.running_statistics(&subnet).unwrap();
+            let logits = net.forward(&images, &subnet, Mode::Evaluate(&statistics)).unwrap();
+            close(&logits, &reference.tensors[&format!("{name}.logits")], &name);
+
+            let mut collector = StatisticsCollector::default();
+            net.forward(&images, &subnet, Mode::Collect(&mut collector)).unwrap();
+            let logits = net.forward(&images, &subnet, Mode::Evaluate(&collector.finish())).unwrap();
+            close(&logits, &reference.tensors[&format!("{name}.recalibrated_logits")], &name);
+        }
+    }
+}
+
+#[test]
+fn layers_are_those_of_the_static_network() {
+    for reference in Reference::all() {
+        for (case, name, subnet) in reference.cases() {
+            let network = reference.space.network(&subnet, reference.net.classes()).unwrap();
+            let blocks: Vec<&BlockSpec> = network.blocks().collect();
+            let config = &case["config"];
+            let listed = config["blocks"].as_array().unwrap();
+            assert_eq!(listed.len(), blocks.len(), "{name}");
+            for (listed, block) in listed.iter().zip(blocks) {
+                let conv = &listed["conv"];
+                let number = |key: &str| conv[key].as_u64().unwrap() as usize;
+                let activation = match conv["act_func"].as_str().unwrap() {
+                    "relu" => Activation::Relu,
+                    "relu6" => Activation::Relu6,
+                    "h_swish" => Activation::HardSwish,
+                    other => panic!("{other}"),
+                };
+                let middle = conv["mid_channels"].as_u64().map_or(block.in_channels, |m| m as usize);
+                assert_eq!(
+                    (number("in_channels"), middle, number("out_channels"), number("kernel_size"), number("stride")),
+                    (block.in_channels, block.middle_channels, block.out_channels, block.kernel, block.stride),
+                    "{name}"
+                );
+                assert_eq!(conv["use_se"].as_bool().unwrap(), block.squeeze_excite.is_some());
+                assert_eq!(activation, block.activation);
+                assert_eq!(!listed["shortcut"].is_null(), block.residual);
+            }
+            let classifier = config["classifier"]["in_features"].as_u64().unwrap();
+            assert_eq!(classifier as usize, network.classifier_channels());
+        }
+    }
+}
+
+#[test]
+fn one_training_step() {
+    for reference in Reference::all() {
+        let Reference { net, tensors, .. } = &reference;
+        let step = &reference.cases["step"];
+        let number = |key: &str| step[key].as_f64().unwrap();
+        let images = reference.images("step.images");
+        let labels: Vec<u32> = tensors["step.labels"].to_dtype(DType::U32).unwrap().to_vec1().unwrap();
+        let targets = loss::smoothed_targets(&labels, net.classes(), number("label_smoothing"), &Device::Cpu).unwrap();
+        let before = net.state().unwrap();
+
+        // The largest network in training mode is the teacher.
+        let largest = Subnet { resolution: 64, ..reference.space.largest() };
+        let teacher = net.forward(&images, &largest, Mode::BatchStatistics).unwrap();
+        close(&loss::soft_targets(&teacher).unwrap(), &tensors["step.teacher_softmax"], "teacher");
+
+        let mut gradients = Gradients::none(net.parameters().len());
+        for (index, listed) in step["subnets"].as_array().unwrap().iter().enumerate() {
+            let subnet = reference.subnet(&listed["setting"], &step["resolution"]);
+            let mut rng = generator(0, Purpose::Dropout, &[]);
+            let logits = net.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();
+            close(&logits, &tensors[&format!("step.logits{index}")], &format!("logits of subnet {index}"));
+            let log_probabilities = loss::log_softmax(&logits).unwrap();
+            let ce = loss::cross_entropy(&log_probabilities, &targets).unwrap();
+            let kd = loss::cross_entropy(&log_probabilities, &tensors["step.teacher_softmax"]).unwrap();
+            for (found, key) in [(&ce, "ce"), (&kd, "kd")] {
+                let (found, expected) = (f64::from(found.to_scalar::<f32>().unwrap()), listed[key].as_f64().unwrap());
+                assert!((found - expected).abs() <= 1e-4 * expected, "{key} of subnet {index}: {found}, {expected}");
+            }
+            let total = (ce + (kd * number("kd_ratio")).unwrap()).unwrap();
+            gradients.add(net.parameters(), total.backward().unwrap()).unwrap();
+        }
+
+        let mut expected: HashMap<String, &Tensor> = tensors
+            .iter()
+            .filter_map(|(name, tensor)| Some((common(name.strip_prefix("step.grad.")?), tensor)))
+            .collect();
+        for (parameter, gradient) in net.parameters().iter().zip(gradients.tensors()) {
+            let expected = expected.remove(&published(&parameter.name, &reference.space).unwrap());
+            match (gradient, expected) {
+                (Some(found), Some(expected)) => {
+                    let (found, expected) = (values(found), values(expected));
+                    assert_eq!(found.len(), expected.len());
+                    let difference = norm(found.iter().zip(&expected).map(|(a, b)| a - b));
+                    let norm = norm(expected);
+                    assert!(difference <= 1e-3 * norm, "gradient of {}: {difference} of {norm}", parameter.name);
+                }
+                (None, None) => {}
+                (found, _) => panic!("{}: a gradient is there: {}", parameter.name, found.is_some()),
+            }
+        }
+        assert!(expected.is_empty(), "{:?}", expected.keys());
+
+        let mut optimizer = Sgd::new(number("momentum"), number("weight_decay"), net.parameters().len());
+        optimizer.step(net.parameters(), &gradients, number("lr"), 1.0).unwrap();
+        let (after, expected) = (net.state().unwrap(), reference.state("after_step.safetensors"));
+        for (name, tensor) in &after {
+            let (before, found, expected) = (values(&before[name]), values(tensor), values(&expected[name]));
+            let difference = norm(found.iter().zip(&expected).map(|(a, b)| a - b));
+            let change = norm(expected.iter().zip(&before).map(|(a, b)| a - b));
+            let size = norm(expected);
+            assert!(difference <= 1e-3 * size, "{name}: {difference} of {size}");
+            // The change itself agrees as well, as far as f32 resolves it.
+            assert!(difference <= 1e-3 * change + 1e-6 * size, "{name}: {difference} of a change of {change}");
+        }
+    }
+}
+
+/// Place in `original` of each row of `sorted` along dimension `dim`; rows are distinct as their values are random.
+fn permutation(original: &Tensor, sorted: &Tensor, dim: usize) -> Vec<usize> {
+    let rows = |tensor: &Tensor| -> Vec<Vec<u32>> {
+        let tensor = if tensor.rank() == 1 { tensor.unsqueeze(1).unwrap() } else { tensor.clone() };
+        let tensor = tensor.transpose(0, dim).unwrap().contiguous().unwrap().flatten_from(1).unwrap();
+        tensor.to_vec2::<f32>().unwrap().into_iter().map(|row| row.into_iter().map(f32::to_bits).collect()).collect()
+    };
+    let places: HashMap<Vec<u32>, usize> = rows(original).into_iter().enumerate().map(|(i, row)| (row, i)).collect();
+    rows(sorted).iter().map(|row| places[row]).collect()
+}
+
+#[test]
+fn channels_sorted_by_importance() {
+    for reference in Reference::all() {
+        let Reference { net, space, .. } = &reference;
+        let images = reference.images("images.96");
+        let largest = Subnet { resolution: 96, ..space.largest() };
+        let logits = |net: &Supernet| {
+            let statistics = net.running_statistics(&largest).unwrap();
+            net.forward(&images, &largest, Mode::Evaluate(&statistics)).unwrap()
+        };
+        let (before, expected) = (net.state().unwrap(), logits(net));
+        // The reference counts width stages from 0.
+        net.sort_channels(2).unwrap();
+        let (ours, theirs) = (net.state().unwrap(), reference.state("after_reorganise.safetensors"));
+        close(&logits(net), &expected, "the largest subnet's logits after sorting");
+
+        for stage in 0..space.stages.len() {
+            for block in 0..space.max_stage_depth(stage) {
+                let name = |rest: &str| format!("stages.{stage}.{block}.{rest}");
+                let project = &before[&name("project.weight")];
+                let order = permutation(project, &ours[&name("project.weight")], 1);
+                let reference_order = permutation(project, &theirs[&name("project.weight")], 1);
+                assert_ne!(order, (0..order.len()).collect::<Vec<_>>(), "it was sorted before");
+                // The reference adds -2e5 to the last group's importance in f32, which rounds it to steps of 1/64, and -0
+                // to the first group's: what is equal then is a tie.
+                let importance: Vec<f32> = values(&project.abs().unwrap().flatten_from(1).unwrap().sum(0).unwrap());
+                let kept = {
+                    let input = space.block_input_channels(stage, block);
+                    let ratio = space.expand_ratios[space.expand_ratios.len() - 2].value();
+                    ofa_supernet::space::make_divisible((input as f64 * ratio).round())
+                };
+                for (place, (&a, &b)) in order.iter().zip(&reference_order).enumerate() {
+                    assert_eq!((a < kept, b < kept), (place < kept, place < kept), "groups stay together");
+                    let tolerance = if place < kept { 1e-5 } else { 1.0 / 32.0 };
+                    let (x, y) = (importance[a], importance[b]);
+                    assert!(a == b || (x - y).abs() <= tolerance, "{}: place {place}: {x} and {y}", name(""));
+                }
+                // Every tensor that touches the middle channels went along.
+                let index = |order: &[usize]| Tensor::from_iter(order.iter().map(|&i| i as u32), &Device::Cpu).unwrap();
+                let middle = index(&order);
+                let (squeeze, excite) = (name("squeeze.weight"), name("excite.weight"));
+                let reduced = before.get(&squeeze).map(|_| {
+                    let bias = name("squeeze.bias");
+                    let order = permutation(&before[&bias], &ours[&bias], 0);
+                    assert_eq!(order, permutation(&before[&bias], &theirs[&bias], 0), "{bias}");
+                    index(&order)
+                });
+                for (tensor, original) in before.iter().filter(|(tensor, _)| tensor.starts_with(&name(""))) {
+                    let part = &tensor[name("").len()..];
+                    let along = |dim: usize| original.index_select(&middle, dim).unwrap();
+                    let expected = match part {
+                        "project.weight" => along(1),
+                        "squeeze.weight" => along(1).index_select(reduced.as_ref().unwrap(), 0).unwrap(),
+                        "excite.weight" => along(0).index_select(reduced.as_ref().unwrap(), 1).unwrap(),
+                        "squeeze.bias" => original.index_select(reduced.as_ref().unwrap(), 0).unwrap(),
+                        part if part.contains("transform") || part.starts_with("project.") => original.clone(),
+                        _ => along(0),
+                    };
+                    assert_eq!(values(&ours[tensor]), values(&expected), "{tensor}");
+                }
+                assert_eq!(before.contains_key(&squeeze), before.contains_key(&excite));
+            }
+        }
+    }
+}
