@@ -228,6 +228,13 @@ fn an_imported_checkpoint_serves_every_later_command() {
     // The data's class names and ImageNet's normalisation.
     assert!(config.contains("0.485") && !config.contains("\"0\""), "{config}");
     succeeds(folder, &["bench", "run/models/this-latency-1s", "--data", "builtin"]);
+    // A subnet as the published code writes it.
+    let setting = r#"{"ks": [3, 5, 5, 3], "e": 4, "d": [1, 2], "r": [24]}"#;
+    let out = succeeds(
+        folder,
+        &["extract", "--run", "run", "--subnet", setting, "--data", "builtin", "--recalibration", "50"],
+    );
+    assert!(out.contains("r24 d1,2 k3|5,3 e4|4,4"), "{out}");
     // The published files are for other spaces.
     std::fs::write(folder.join("t.yaml"), "Conv-input:16x16x3-output:8x8x8:\n  count: 1\n  mean: 1.0\n").unwrap();
     fails(

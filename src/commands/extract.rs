@@ -8,6 +8,7 @@ use ofa_extract::SearchResult;
 use ofa_extract::subnet::{compare, extract};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::files::read_json;
+use ofa_supernet::import::Setting;
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::finetune::{FinetuneOptions, finetune};
 use ofa_supernet::train::validation::{accuracy, recalibrate};
@@ -27,7 +28,8 @@ pub struct Args {
     /// Every result in the run folder's search/.
     #[arg(long)]
     search_results: bool,
-    /// A subnet's text, `smallest` or `largest`; may be repeated.
+    /// A subnet's text, `smallest`, `largest`, or the published code's form as JSON ({"ks": [...], "e": [...], "d": [...], "r": 160});
+    /// may be repeated.
     #[arg(long)]
     subnet: Vec<String>,
     /// Folder name for a single --subnet (default: made from its text).
@@ -81,7 +83,12 @@ pub fn run(args: &Args) -> Result<()> {
             "smallest" => (text.clone(), config.space.smallest()),
             "largest" => (text.clone(), config.space.largest()),
             _ => {
-                let subnet: Subnet = text.parse()?;
+                let subnet = if text.starts_with('{') {
+                    let setting: Setting = serde_json::from_str(text).with_context(|| format!("--subnet '{text}'"))?;
+                    setting.subnet(&config.space, setting.resolution()?)?
+                } else {
+                    text.parse()?
+                };
                 (subnet.to_string().replace([' ', ',', '|'], "-"), subnet)
             }
         };

@@ -101,6 +101,15 @@ fn good_files_of_every_format_and_spelling_are_read_exactly() {
     let bytes = safetensors::serialize(&map, None).unwrap();
     assert!(equal(&read(&bytes).unwrap(), &net));
     refused(&bytes[..bytes.len() - 3], &["safetensors"]);
+    // A header whose length looks like the start of a pickle.
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let padded = (length + 0x7f).next_multiple_of(0x100) + 0x80;
+    let mut other = (padded as u64).to_le_bytes().to_vec();
+    other.extend(&bytes[8..8 + length]);
+    other.resize(8 + padded, b' ');
+    other.extend(&bytes[8 + length..]);
+    assert_eq!(other[0], 0x80);
+    assert!(equal(&read(&other).unwrap(), &net));
     assert!(equal(&read(&legacy(&good())).unwrap(), &net));
 }
 

@@ -67,7 +67,9 @@ impl CheckpointFile {
     pub fn open(path: &Path) -> Result<Self> {
         let bytes: Rc<[u8]> = std::fs::read(path).map_err(|e| Error::file(path, e))?.into();
         let mut file = CheckpointFile { path: path.to_path_buf(), bytes, archive: None, tensors: BTreeMap::new() };
+        // The length of its header, with which safetensors starts, can look like the start of the others.
         let outcome = match &file.bytes[..] {
+            [_, _, _, _, _, _, _, _, b'{', ..] => file.open_safetensors(),
             [b'P', b'K', ..] => file.open_zip(),
             [0x80, ..] => file.open_legacy(),
             _ => file.open_safetensors(),
@@ -77,11 +79,6 @@ impl CheckpointFile {
             return Err(Error::format(path, "it holds no tensors"));
         }
         Ok(file)
-    }
-
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Names and shapes, by name.

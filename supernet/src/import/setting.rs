@@ -4,7 +4,7 @@ use crate::space::{BlockChoice, ExpandRatio};
 use crate::{Error, Result, SearchSpace, Subnet};
 use serde::{Deserialize, Serialize};
 
-/// `{"ks": ..., "e": ..., "d": ...}`: a kernel size and an expand ratio for each block slot (of the largest subnet, so also for
+/// `{"ks": ..., "e": ..., "d": ..., "r": ...}`: a kernel size and an expand ratio for each block slot (of the largest subnet, so also for
 /// blocks that are not there) and a depth for each stage; one number stands for all of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -15,6 +15,9 @@ pub struct Setting {
     pub e: Choices<ExpandRatio>,
     /// Depths.
     pub d: Choices<usize>,
+    /// Resolution, as a number or a list of one; where it is told elsewhere, absent.
+    #[serde(default, alias = "image_size", skip_serializing_if = "Option::is_none")]
+    pub r: Option<Choices<usize>>,
 }
 
 /// One number for all, or a list.
@@ -40,6 +43,15 @@ impl<T: Copy> Choices<T> {
 }
 
 impl Setting {
+    /// The resolution.
+    ///
+    /// # Errors
+    /// There is none, or several.
+    pub fn resolution(&self) -> Result<usize> {
+        let r = self.r.as_ref().ok_or_else(|| Error::Subnet("'r', the resolution, is missing".into()))?;
+        r.at("r", 0, 1)
+    }
+
     /// The subnet of `space` at `resolution`: entries of inactive blocks are dropped.
     ///
     /// # Errors
@@ -73,6 +85,10 @@ mod tests {
         let subnet = read(r#"{"ks": [3, 5, 5, 3], "e": [2, 3, 4, 2.0], "d": [1, 2]}"#).unwrap();
         assert_eq!(subnet.to_string(), "r24 d1,2 k3|5,3 e2|4,2");
         assert_eq!(read(r#"{"ks": 5, "e": 4, "d": 2}"#).unwrap().to_string(), "r24 d2,2 k5,5|5,5 e4,4|4,4");
+        let setting: Setting = serde_json::from_str(r#"{"ks": 5, "e": 4, "d": 2, "r": [32]}"#).unwrap();
+        assert_eq!(setting.resolution().unwrap(), 32);
+        let setting: Setting = serde_json::from_str(r#"{"ks": 5, "e": 4, "d": 2}"#).unwrap();
+        assert!(setting.resolution().unwrap_err().to_string().contains("missing"));
         for (text, reason) in [
             (r#"{"ks": [3, 5], "e": 2, "d": 2}"#, "'ks' has 2 entries"),
             (r#"{"ks": 7, "e": 2, "d": 2}"#, "allowed are 3, 5"),
