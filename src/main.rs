@@ -26,8 +26,8 @@ fn main() -> ExitCode {
 }
 
 /// Starts this program anew with `CANDLE_NUM_THREADS=1`, unless the variable is set. For its large elementwise operations candle
-/// keeps threads of its own that spin, pinned to cores, between two operations. They take the cores from our kernels' threads: a
-/// training step is 10 % slower with them, and twice as slow on a busy machine. Only the environment tells candle, and
+/// keeps threads of its own that spin, pinned to cores, between two operations. They take the cores from our kernels' threads: on a
+/// busy machine training was 1.6 times as slow with them. Only the environment tells candle, and
 /// a program cannot change its own without `unsafe`.
 #[cfg(unix)]
 fn keep_candle_on_one_thread() {
