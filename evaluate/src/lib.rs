@@ -3,6 +3,7 @@
 //! | module | concern |
 //! | --- | --- |
 //! | [`cost`] | multiply-accumulates, parameters, peak activation memory of a [`NetworkSpec`](ofa_supernet::NetworkSpec) |
+//! | [`memory`] | what training takes of a machine's memory, and what there is |
 //! | [`latency`] | measuring times, and their statistics |
 //! | [`profile`] | a device's latency table: made on the device, read by the search |
 //! | [`runtime`] | fast inference of a static network |
@@ -14,10 +15,13 @@
 //!
 //! Everything here is read-only towards the supernet: nothing trains.
 
+#![forbid(unsafe_code)]
+
 pub mod bench;
 pub mod cost;
 pub mod error;
 pub mod latency;
+pub mod memory;
 pub mod model;
 pub mod profile;
 pub mod runtime;

@@ -11,6 +11,8 @@
 //! | [`search`] | the best subnet within limits |
 //! | [`subnet`] | cutting a subnet out as a model folder, and checking it |
 
+#![forbid(unsafe_code)]
+
 pub mod constraint;
 pub mod error;
 pub mod predictor;

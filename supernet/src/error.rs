@@ -39,6 +39,14 @@ pub enum Error {
     /// The loss or a weight became NaN or infinite.
     #[error("{0}")]
     NotFinite(String),
+    /// Another process works in the folder.
+    #[error("{}: {holder} works in this folder; wait for it, stop it, or name another folder", path.display())]
+    Busy {
+        /// The folder.
+        path: PathBuf,
+        /// Which process.
+        holder: String,
+    },
     /// The work was interrupted on request.
     #[error("interrupted")]
     Interrupted,

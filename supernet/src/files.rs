@@ -13,7 +13,7 @@ use std::path::Path;
 /// The operating system's error with the path; the old file is then untouched.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).map_err(|e| Error::file(folder, e))?;
+    make_folder(folder)?;
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("file");
     let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
     let written = (|| {
@@ -21,16 +21,34 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
-        // Makes the rename itself durable; not every platform can open a folder, and the data is safe without it.
-        if let Ok(folder) = File::open(folder) {
-            let _ = folder.sync_all();
-        }
+        sync_folder(folder);
         Ok(())
     })();
     if written.is_err() {
         let _ = fs::remove_file(&temporary);
     }
     written.map_err(|e| Error::file(path, e))
+}
+
+/// Makes a folder with its missing parents, durably.
+///
+/// # Errors
+/// The operating system's error with the path.
+pub fn make_folder(folder: &Path) -> Result<()> {
+    let missing = folder.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).count();
+    fs::create_dir_all(folder).map_err(|e| Error::file(folder, e))?;
+    // A new folder is an entry of the one above it.
+    folder.ancestors().skip(1).take(missing).for_each(sync_folder);
+    Ok(())
+}
+
+/// Makes new, renamed and removed entries of a folder durable. Not every platform can open a folder, and the files' content
+/// is safe without it, so a failure is no error.
+pub fn sync_folder(folder: &Path) {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    if let Ok(folder) = File::open(folder) {
+        let _ = folder.sync_all();
+    }
 }
 
 /// Serialises `value` as indented JSON and writes it atomically.

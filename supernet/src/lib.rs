@@ -12,14 +12,20 @@
 //! | [`import`] | checkpoints that others published |
 //! | [`data`] | datasets, augmentation, loader |
 //! | [`train`] | progressive shrinking: stages, distillation, optimizer, schedule, checkpoints |
+//! | [`files`], [`lock`] | whole files or none; one writer a run folder |
+
+#![deny(unsafe_code)]
 
 pub mod data;
 pub mod error;
 pub mod files;
 pub mod import;
 pub mod layers;
+pub mod lock;
 pub mod network;
 mod network_cut;
+// The kernels: SIMD intrinsics and slices that threads share.
+#[allow(unsafe_code)]
 pub mod ops;
 pub mod seed;
 pub mod space;

@@ -105,6 +105,7 @@ fn untimed(folder: &Path) -> Vec<MetricsLine> {
             MetricsLine::Step { images_per_second, seconds, .. } => (*images_per_second, *seconds) = (0.0, 0.0),
             MetricsLine::Probe { seconds, .. }
             | MetricsLine::Stage { seconds, .. }
+            | MetricsLine::Skipped { seconds, .. }
             | MetricsLine::Finished { seconds, .. } => *seconds = 0.0,
         }
     }
@@ -148,6 +149,59 @@ fn a_run_resumed_again_and_again_equals_one_that_never_stopped() {
     assert_eq!(untimed(parts.path()), untimed(whole.path()));
 }
 
+/// Stopping where a stage begins, after probes and after checkpoints is as good as between two steps.
+#[test]
+fn a_run_stopped_at_every_kind_of_event_equals_one_that_never_stopped() {
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut config = config();
+    (config.checkpoint_steps, config.keep_checkpoints) = (Some(2), 1);
+    let Outcome::Finished { supernet, .. } = run(whole.path(), &config, false, None).unwrap() else { panic!() };
+    let (mut kinds, mut sessions) = (Vec::new(), 0);
+    let resumed = loop {
+        let mut net = Supernet::new(&space(), 10, config.seed).unwrap();
+        let kind = ["Step", "Probes", "Checkpoint", "Stage"].get(sessions).unwrap_or(&"Step");
+        let mut steps = 0;
+        let outcome = train(&mut net, &data(), &config, parts.path(), sessions > 0, &mut |event| {
+            steps += usize::from(matches!(event, Event::Step(_)));
+            if steps == 0 || !format!("{event:?}").starts_with(kind) {
+                return Control::Continue;
+            }
+            if kinds.last() != Some(kind) {
+                kinds.push(kind);
+            }
+            Control::Stop
+        });
+        sessions += 1;
+        if let Outcome::Finished { supernet, .. } = outcome.unwrap() {
+            break supernet;
+        }
+    };
+    assert_eq!(kinds, ["Step", "Probes", "Checkpoint", "Stage", "Step"]);
+    assert_eq!(bits(&read_supernet(&resumed).unwrap().0), bits(&read_supernet(&supernet).unwrap().0));
+    assert_eq!(untimed(parts.path()), untimed(whole.path()));
+}
+
+#[test]
+fn the_best_checkpoint_is_kept_besides_the_newest() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = TrainConfig { keep_checkpoints: 1, ..config() };
+    run(folder.path(), &config, false, None).unwrap();
+    let mut means: Vec<(usize, f64)> = Vec::new();
+    for line in untimed(folder.path()) {
+        if let MetricsLine::Probe { step, accuracy, .. } = line {
+            match means.last_mut().filter(|(of, _)| *of == step) {
+                Some((_, sum)) => *sum += accuracy,
+                None => means.push((step, accuracy)),
+            }
+        }
+    }
+    let best = means.iter().fold((0, f64::MIN), |best, &mean| if mean.1 > best.1 { mean } else { best }).0;
+    let mut expected = vec![best, 15];
+    expected.dedup();
+    let kept: Vec<usize> = Folder::of_run(folder.path(), 1).list().unwrap().iter().map(|(step, _)| *step).collect();
+    assert_eq!(kept, expected, "{means:?}");
+}
+
 #[test]
 fn run_folders_are_neither_mixed_up_nor_resumed_with_other_settings() {
     let folder = tempfile::tempdir().unwrap();
@@ -163,12 +217,59 @@ fn run_folders_are_neither_mixed_up_nor_resumed_with_other_settings() {
     assert!(error.contains("differs in momentum"), "{error}");
 }
 
+/// Weights that are finite, but whose products are not.
+fn explode(net: &Supernet) -> Tensor {
+    let stem = net.parameters().iter().find(|p| p.name == "stem.weight").unwrap();
+    let before = stem.var.as_tensor().copy().unwrap();
+    stem.var.set(&Tensor::full(1e30f32, stem.var.shape(), &Device::Cpu).unwrap()).unwrap();
+    before
+}
+
+#[test]
+fn steps_that_are_not_finite_are_left_out_up_to_a_limit() {
+    // One bad step: whatever it touched is as before it.
+    let folder = tempfile::tempdir().unwrap();
+    let config = TrainConfig { skip_nonfinite: 2, ..config() };
+    let mut net = Supernet::new(&space(), 10, 0).unwrap();
+    let stem = net.parameters().iter().find(|p| p.name == "stem.weight").unwrap().var.clone();
+    let mut good = None;
+    let outcome = train(&mut net, &data(), &config, folder.path(), false, &mut |event| {
+        match event {
+            Event::Step(step) if step.step == 3 => {
+                good = Some(stem.as_tensor().copy().unwrap());
+                stem.set(&Tensor::full(1e30f32, stem.shape(), &Device::Cpu).unwrap()).unwrap();
+            }
+            Event::Skipped { reason, skipped: 1, allowed: 2 } => {
+                assert!(reason.contains("'largest', step 3"), "{reason}");
+                stem.set(good.as_ref().unwrap()).unwrap();
+            }
+            Event::Skipped { .. } => panic!("{event:?}"),
+            _ => {}
+        }
+        Control::Continue
+    });
+    assert!(matches!(outcome, Ok(Outcome::Finished { steps: 15, .. })), "{outcome:?}");
+    let skipped = untimed(folder.path()).into_iter().filter(|line| matches!(line, MetricsLine::Skipped { .. }));
+    assert_eq!(skipped.count(), 1);
+    // `load_state` refuses what is not finite: the running statistics came through unharmed.
+    Supernet::new(&space(), 10, 1).unwrap().load_state(&net.state().unwrap()).unwrap();
+
+    // More than allowed.
+    let folder = tempfile::tempdir().unwrap();
+    let mut net = Supernet::new(&space(), 10, 0).unwrap();
+    explode(&net);
+    let error = train(&mut net, &data(), &config, folder.path(), false, &mut |_| Control::Continue).unwrap_err();
+    assert!(error.to_string().contains("'largest', step 2"), "{error}");
+    // The run can be resumed from the last good checkpoint, here the first one.
+    let steps: Vec<usize> = Folder::of_run(folder.path(), 1).list().unwrap().iter().map(|(step, _)| *step).collect();
+    assert_eq!(steps, [0]);
+}
+
 #[test]
 fn a_loss_that_is_not_finite_stops_before_the_weights_change() {
     let folder = tempfile::tempdir().unwrap();
     let mut net = Supernet::new(&space(), 10, 0).unwrap();
-    let bias = net.parameters().iter().find(|p| p.name == "classifier.bias").unwrap();
-    bias.var.set(&Tensor::full(f32::NAN, 10, &Device::Cpu).unwrap()).unwrap();
+    explode(&net);
     let weights = |net: &Supernet| {
         let all: HashMap<String, Tensor> =
             net.parameters().iter().map(|p| (p.name.clone(), p.var.as_tensor().copy().unwrap())).collect();

@@ -89,18 +89,26 @@ pub fn load_weights(folder: &Path) -> Result<(ModelConfig, Weights)> {
     Ok((config, weights))
 }
 
-/// Writes a model's folder: the weights, converted to `config.dtype`, then the configuration.
+/// Writes a model's folder: the weights, converted to `config.dtype`, then the configuration. An earlier configuration is
+/// removed first, so that it never stands beside other weights.
 ///
 /// # Errors
-/// A configuration or weights that could not be loaded again, and the operating system's errors; nothing is written
-/// then, or (if the disk fails between the two files) the configuration is missing, which loading reports.
+/// A configuration or weights that could not be loaded again (nothing is changed then), and the operating system's errors;
+/// if the disk fails between the two files the configuration is missing, which loading reports.
 pub fn save(folder: &Path, config: &ModelConfig, weights: &Weights) -> Result<()> {
     config.validate().map_err(|message| ofa_supernet::Error::format(folder.join(CONFIG_FILE), message))?;
     check_weights(&config.network, weights)?;
     let path = folder.join(WEIGHTS_FILE);
     let bytes = tensors::encode(weights, config.dtype).map_err(|m| ofa_supernet::Error::format(&path, m))?;
+    let config_path = folder.join(CONFIG_FILE);
+    match fs::remove_file(&config_path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(ofa_supernet::Error::file(&config_path, e).into());
+        }
+        _ => files::sync_folder(folder),
+    }
     files::write_atomic(&path, &bytes)?;
-    Ok(files::write_json(&folder.join(CONFIG_FILE), config)?)
+    Ok(files::write_json(&config_path, config)?)
 }
 
 /// An error about a file's content, with its path.

@@ -5,7 +5,7 @@
 //! dropped.
 
 use crate::{Error, Result};
-use ofa_supernet::{SearchSpace, Subnet};
+use ofa_supernet::{SearchSpace, Subnet, files};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -44,9 +44,8 @@ impl SampleWriter {
     /// # Errors
     /// As [`read_samples`]; a file that cannot be made or written.
     pub fn open(path: &Path, space: &SearchSpace) -> Result<(Self, Vec<Sample>)> {
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(|e| Error::file(folder, e))?;
-        }
+        let folder = path.parent().unwrap_or(Path::new("."));
+        files::make_folder(folder)?;
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -54,6 +53,7 @@ impl SampleWriter {
         };
         let (samples, whole) = parse(path, &bytes, space)?;
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(|e| Error::file(path, e))?;
+        files::sync_folder(folder);
         let mut writer = SampleWriter { path: path.to_path_buf(), file };
         if whole < bytes.len() {
             writer.file.set_len(whole as u64).map_err(|e| Error::file(path, e))?;

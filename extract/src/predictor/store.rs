@@ -1,4 +1,6 @@
 //! `predictor.safetensors`: the weights, with the search space and the format's version in its metadata.
+//!
+//! The metadata is one entry, `ofa`, since the order of several is left to chance: equal predictors are equal files.
 
 use super::Predictor;
 use super::features::feature_count;
@@ -6,11 +8,20 @@ use super::mlp::{Layer, Mlp};
 use crate::{Error, Result};
 use ofa_supernet::{SearchSpace, files};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
 
 const FORMAT: &str = "ofa-predictor";
-const VERSION: &str = "1";
+const VERSION: u32 = 2;
+const ENTRY: &str = "ofa";
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    format: String,
+    version: u32,
+    space: SearchSpace,
+}
 
 impl Predictor {
     /// Writes the predictor: tensors `layer{0..3}.weight` of shape `[inputs, outputs]` and `layer{0..3}.bias` in f32.
@@ -18,12 +29,9 @@ impl Predictor {
     /// # Errors
     /// A failed write.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let space = serde_json::to_string(&self.space).map_err(|e| Error::format(path, e.to_string()))?;
-        let metadata = HashMap::from([
-            ("format".to_string(), FORMAT.to_string()),
-            ("version".to_string(), VERSION.to_string()),
-            ("space".to_string(), space),
-        ]);
+        let entry = Entry { format: FORMAT.into(), version: VERSION, space: self.space.clone() };
+        let entry = serde_json::to_string(&entry).map_err(|e| Error::format(path, e.to_string()))?;
+        let metadata = HashMap::from([(ENTRY.to_string(), entry)]);
         let bytes = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
         let mut tensors = Vec::new();
         for (index, layer) in self.mlp.layers().iter().enumerate() {
@@ -50,16 +58,16 @@ impl Predictor {
         let file = std::fs::read(path).map_err(|e| Error::file(path, e))?;
         let foreign = |message: String| Error::format(path, format!("no predictor of this program: {message}"));
         let (_, header) = SafeTensors::read_metadata(&file).map_err(|e| foreign(e.to_string()))?;
-        let metadata = header.metadata().clone().unwrap_or_default();
-        let entry = |key: &str| metadata.get(key).map(String::as_str).unwrap_or("");
-        if entry("format") != FORMAT {
-            return Err(foreign(format!("its format is '{}', expected '{FORMAT}'", entry("format"))));
+        let entry = header.metadata().as_ref().and_then(|metadata| metadata.get(ENTRY));
+        let entry = entry.ok_or_else(|| foreign(format!("its header has no '{ENTRY}' entry; fit it anew")))?;
+        let Entry { format, version, space } =
+            serde_json::from_str(entry).map_err(|e| foreign(format!("its '{ENTRY}' entry: {e}")))?;
+        if format != FORMAT {
+            return Err(foreign(format!("its format is '{format}', expected '{FORMAT}'")));
         }
-        if entry("version") != VERSION {
-            return Err(foreign(format!("its version is '{}', expected {VERSION}; fit it anew", entry("version"))));
+        if version != VERSION {
+            return Err(foreign(format!("its version is {version}, expected {VERSION}; fit it anew")));
         }
-        let space: SearchSpace =
-            serde_json::from_str(entry("space")).map_err(|e| foreign(format!("its search space: {e}")))?;
         space.validate()?;
         let tensors = SafeTensors::deserialize(&file).map_err(|e| foreign(e.to_string()))?;
         let hidden = tensors.tensor("layer0.bias").map_err(|e| foreign(e.to_string()))?.shape().iter().product();

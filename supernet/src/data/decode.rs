@@ -55,6 +55,10 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Image<'static>, String> {
         // The JPEG decoder would fill what is missing with grey and say nothing.
         return Err(truncated(format));
     }
+    // Before a decoder sees it: what a header asks for is refused in our words.
+    if let Some((width, height)) = dimensions(bytes, format) {
+        check_size(width, height)?;
+    }
     let broken = |e: image::ImageError| format!("the {} data cannot be decoded: {e}", name(format));
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::default();
@@ -202,6 +206,52 @@ pub(super) mod tests {
         let deep: Vec<u8> = [0x1234u16, 0x5678, 0xffff].iter().flat_map(|v| v.to_ne_bytes()).collect();
         let deep = decode(&png(1, 1, &deep, ColorType::Rgb16)).unwrap();
         assert_eq!(&*deep.pixels, &[0x12, 0x56, 0xff]);
+        let deep_grey = decode(&png(1, 1, &0x8181u16.to_ne_bytes(), ColorType::L16)).unwrap();
+        assert_eq!(&*deep_grey.pixels, &[0x81; 3]);
+        let grey_alpha = decode(&png(1, 1, &[9, 100], ColorType::La8)).unwrap();
+        assert_eq!(&*grey_alpha.pixels, &[9; 3]);
+        let print = decode(&cmyk_jpeg()).unwrap();
+        assert_eq!((print.width, print.height, print.pixels.len()), (8, 8, 192));
+        for (found, expected) in print.pixels.iter().zip([228u8, 128, 28].iter().cycle()) {
+            assert!(found.abs_diff(*expected) <= 2, "{:?}", &print.pixels[..3]);
+        }
+    }
+
+    /// 8x8 pixels of one colour in four inks, stored inverted (255 is no ink) as Adobe's programs do.
+    fn cmyk_jpeg() -> Vec<u8> {
+        let segment = |marker: u8, body: &[u8]| {
+            let length = (body.len() as u16 + 2).to_be_bytes();
+            [&[0xff, marker], &length[..], body].concat()
+        };
+        let mut bytes = vec![0xff, 0xd8];
+        bytes.extend(segment(0xee, b"Adobe\0\x64\0\0\0\0\0"));
+        bytes.extend(segment(0xdb, &[&[0][..], &[1; 64]].concat()));
+        let inks: Vec<u8> = (1..=4).flat_map(|ink| [ink, 0x11, 0]).collect();
+        bytes.extend(segment(0xc0, &[&[8, 0, 8, 0, 8, 4][..], &inks].concat()));
+        // Differences of 0 or of 10 bits; an end of block.
+        bytes.extend(segment(0xc4, &[&[0x00, 1, 1][..], &[0; 14], &[0, 10]].concat()));
+        bytes.extend(segment(0xc4, &[&[0x10, 1][..], &[0; 15], &[0]].concat()));
+        bytes.extend(segment(0xda, &[4, 1, 0, 2, 0, 3, 0, 4, 0, 0, 63, 0]));
+        let mut bits = String::new();
+        for level in [228, 128, 28, 255] {
+            bits += &match 8 * (level - 128) {
+                0 => "00".to_string(),
+                difference if difference < 0 => format!("10{:010b}0", difference + 1023),
+                difference => format!("10{difference:010b}0"),
+            };
+        }
+        while !bits.len().is_multiple_of(8) {
+            bits.push('1');
+        }
+        for byte in bits.as_bytes().chunks(8) {
+            let byte = byte.iter().fold(0, |byte, bit| byte << 1 | (bit - b'0'));
+            bytes.push(byte);
+            if byte == 0xff {
+                bytes.push(0);
+            }
+        }
+        bytes.extend([0xff, 0xd9]);
+        bytes
     }
 
     #[test]
@@ -254,5 +304,21 @@ pub(super) mod tests {
         std::fs::write(&path, &giant).unwrap();
         assert!(probe(&path).unwrap_err().contains("20000x1"));
         assert!(decode(&giant).is_err());
+        // Headers that ask for ten gigabytes.
+        giant[16..24].copy_from_slice(&[60_000u32.to_be_bytes(), 60_000u32.to_be_bytes()].concat());
+        let mut photograph = jpeg(8, 8, &[90; 192]);
+        let frame = photograph.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+        photograph[frame + 5..frame + 9].copy_from_slice(&[60_000u16.to_be_bytes(), 60_000u16.to_be_bytes()].concat());
+        for bytes in [giant, photograph] {
+            std::fs::write(&path, &bytes).unwrap();
+            let reason = probe(&path).unwrap_err();
+            assert!(reason.contains("60000x60000") && reason.contains("limits"), "{reason}");
+            assert!(decode(&bytes).unwrap_err().contains("limits"));
+        }
+        for (bytes, reason) in [(&b""[..], "empty"), (&[0; 64], "not an image"), (b"BM......", "Bmp")] {
+            std::fs::write(&path, bytes).unwrap();
+            assert!(probe(&path).unwrap_err().contains(reason));
+            assert!(decode(bytes).unwrap_err().contains(reason));
+        }
     }
 }

@@ -59,7 +59,8 @@ impl Split {
         Split { store, indices: indices.into() }
     }
 
-    pub(super) fn in_memory(&self) -> bool {
+    /// Whether reading an image reads no file.
+    pub fn in_memory(&self) -> bool {
         !matches!(self.store.pixels, Pixels::Files(_))
     }
 

@@ -20,6 +20,9 @@ pub struct Progress {
     pub stage: usize,
     /// Steps done in it.
     pub stage_step: usize,
+    /// Whether what comes before its first step is done.
+    #[serde(default)]
+    pub entered: bool,
     /// Steps done since the start of training.
     pub step: usize,
     /// The step after which the probes were last validated.
@@ -32,6 +35,21 @@ pub struct Progress {
     pub average_updates: u64,
     /// Sums for the next step line.
     pub window: Window,
+    /// Steps that were left out because something was not finite.
+    #[serde(default)]
+    pub skipped: usize,
+    /// The best checkpoint so far.
+    #[serde(default)]
+    pub best: Option<Best>,
+}
+
+/// The checkpoint whose probes were best.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Its step.
+    pub step: usize,
+    /// Mean of the probes' accuracies.
+    pub accuracy: f64,
 }
 
 /// What must agree between a checkpoint and the run that resumes from it.
@@ -48,7 +66,8 @@ pub struct Identity {
 }
 
 /// Keys of the configuration that may change on resuming: they do not decide the weights.
-const FREE_KEYS: &[&str] = &["log_every", "checkpoint_minutes", "keep_checkpoints", "probe"];
+const FREE_KEYS: &[&str] =
+    &["log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "skip_nonfinite", "probe"];
 
 impl Identity {
     /// The identity of a run with `config`.
@@ -56,11 +75,8 @@ impl Identity {
     /// # Errors
     /// None in practice; a value without a JSON form.
     pub fn new(space: &SearchSpace, classes: &[String], images: usize, config: &TrainConfig) -> Result<Self> {
-        let text = |e: serde_json::Error| Error::Config(e.to_string());
-        let config = serde_json::to_value(config).map_err(text)?;
-        let identity = Identity { space: space.clone(), classes: classes.to_vec(), images, config };
-        // Once through text, as the saved one went: JSON may round the last bit of a number.
-        serde_json::from_str(&serde_json::to_string(&identity).map_err(text)?).map_err(text)
+        let config = serde_json::to_value(config).map_err(|e| Error::Config(e.to_string()))?;
+        Ok(Identity { space: space.clone(), classes: classes.to_vec(), images, config })
     }
 
     /// Checks that a run with identity `self` may go on from a checkpoint with identity `saved`, in which the first `begun`
@@ -146,7 +162,7 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// `checkpoints/` of a run folder; the newest `keep` are kept.
+    /// `checkpoints/` of a run folder; the newest `keep` and the best are kept.
     pub fn of_run(run: &Path, keep: usize) -> Self {
         Folder { path: run.join("checkpoints"), keep }
     }
@@ -164,7 +180,7 @@ impl Folder {
         let note = Note { progress: checkpoint.progress.clone(), identity: checkpoint.identity.clone() };
         let path = self.path.join(format!("step-{:08}.safetensors", checkpoint.progress.step));
         tensor_file::write(&path, &tensors, &note)?;
-        self.prune(checkpoint.progress.step)?;
+        self.prune(checkpoint.progress.step, checkpoint.progress.best.map(|best| best.step))?;
         Ok(path)
     }
 
@@ -229,19 +245,27 @@ impl Folder {
         Ok(found)
     }
 
-    /// After step `newest` was saved: keeps the last ones up to it. A later step can only be a damaged file that the run did
-    /// not resume from, and a temporary file only the leftover of a killed write.
-    fn prune(&self, newest: usize) -> Result<()> {
+    /// After step `newest` was saved: keeps the last ones up to it, and the best. A later step can only be a damaged file that
+    /// the run did not resume from.
+    fn prune(&self, newest: usize, best: Option<usize>) -> Result<()> {
         let (current, mut leftover): (Vec<_>, Vec<_>) = self.list()?.into_iter().partition(|(step, _)| *step <= newest);
         leftover.extend_from_slice(&current[..current.len().saturating_sub(self.keep)]);
+        leftover.retain(|(step, _)| Some(*step) != best);
+        leftover.iter().try_for_each(|(_, path)| fs::remove_file(path).map_err(|e| Error::file(path, e)))
+    }
+
+    /// Removes what killed writes left. Nobody else may be writing.
+    ///
+    /// # Errors
+    /// The operating system's error with the path.
+    pub fn remove_temporaries(&self) -> Result<()> {
         for entry in fs::read_dir(&self.path).map_err(|e| Error::file(&self.path, e))? {
             let entry = entry.map_err(|e| Error::file(&self.path, e))?;
-            let name = entry.file_name();
-            if name.to_str().is_some_and(|n| n.starts_with(".step-") && n.ends_with(".tmp")) {
-                leftover.push((0, entry.path()));
+            if entry.file_name().to_str().is_some_and(|n| n.starts_with('.') && n.ends_with(".tmp")) {
+                fs::remove_file(entry.path()).map_err(|e| Error::file(entry.path(), e))?;
             }
         }
-        leftover.iter().try_for_each(|(_, path)| fs::remove_file(path).map_err(|e| Error::file(path, e)))
+        Ok(())
     }
 
     /// Where the trained supernet is written.
@@ -323,10 +347,22 @@ mod tests {
         assert!(damaged[0].contains("step-00000020"), "{damaged:?}");
         // Going on from step 5 must not count the damaged later one among those kept.
         fs::write(run.path().join("checkpoints/.step-00000020.safetensors.7.tmp"), b"cut").unwrap();
+        folder.remove_temporaries().unwrap();
         Folder::of_run(run.path(), 1).save(&checkpoint(7)).unwrap();
-        let names: Vec<_> =
-            fs::read_dir(run.path().join("checkpoints")).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(names, ["step-00000007.safetensors"]);
+        let names = || {
+            let entries = fs::read_dir(run.path().join("checkpoints")).unwrap();
+            let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(), ["step-00000007.safetensors"]);
+        // The best is kept besides the newest.
+        let mut later = checkpoint(8);
+        later.progress.best = Some(Best { step: 7, accuracy: 0.5 });
+        Folder::of_run(run.path(), 1).save(&later).unwrap();
+        later.progress.step = 9;
+        Folder::of_run(run.path(), 1).save(&later).unwrap();
+        assert_eq!(names(), ["step-00000007.safetensors", "step-00000009.safetensors"]);
         for (_, path) in folder.list().unwrap() {
             fs::write(path, b"x").unwrap();
         }

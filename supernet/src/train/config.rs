@@ -32,10 +32,17 @@ pub struct TrainConfig {
     pub clip_norm: Option<f64>,
     /// Steps between two step lines of `metrics.jsonl`; a line is the mean over them (default 20).
     pub log_every: usize,
-    /// Minutes between two checkpoints (default 10); one is written at each stage's end in any case.
+    /// Minutes between two checkpoints (default 10), or more where writing one would take over 2 % of the time; one is written
+    /// at each stage's end in any case.
     pub checkpoint_minutes: f64,
-    /// Checkpoints that are kept (default 3).
+    /// Also write a checkpoint every so many steps (default: none).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_steps: Option<usize>,
+    /// Newest checkpoints that are kept (default 3), besides the one with the best mean accuracy of the probes.
     pub keep_checkpoints: usize,
+    /// Steps of the run that may be left out because their loss or gradient is NaN or infinite, before training stops with an
+    /// error (default 0).
+    pub skip_nonfinite: usize,
     /// Random changes of training images.
     pub augmentation: Augmentation,
     /// Validation of fixed subnets during training.
@@ -58,7 +65,9 @@ impl Default for TrainConfig {
             clip_norm: None,
             log_every: 20,
             checkpoint_minutes: 10.0,
+            checkpoint_steps: None,
             keep_checkpoints: 3,
+            skip_nonfinite: 0,
             augmentation: Augmentation::default(),
             probe: ProbeConfig::default(),
             stages: Vec::new(),
@@ -321,6 +330,7 @@ impl TrainConfig {
         counted("batch", self.batch, 1, 65_536)?;
         counted("log_every", self.log_every, 1, usize::MAX)?;
         counted("keep_checkpoints", self.keep_checkpoints, 1, usize::MAX)?;
+        counted("checkpoint_steps", self.checkpoint_steps.unwrap_or(1), 1, usize::MAX)?;
         counted("probe.recalibration_images", self.probe.recalibration_images, 1, usize::MAX)?;
         counted("probe.batch", self.probe.batch, 1, 65_536)?;
         if self.stages.is_empty() {

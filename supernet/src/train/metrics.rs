@@ -63,6 +63,17 @@ pub enum MetricsLine {
         /// Seconds of training so far.
         seconds: f64,
     },
+    /// A step whose loss or gradient was not finite was left out (`skip_nonfinite`).
+    Skipped {
+        /// Number of the step, from 0.
+        step: usize,
+        /// Name of the stage.
+        stage: String,
+        /// What was not finite.
+        reason: String,
+        /// Seconds of training so far.
+        seconds: f64,
+    },
     /// Training is done.
     Finished {
         /// Steps since the start of training.
@@ -141,9 +152,12 @@ impl MetricsFile {
     pub fn open(path: &Path, length: u64) -> Result<Self> {
         let fail = |e| Error::file(path, e);
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(|e| Error::file(folder, e))?;
+            crate::files::make_folder(folder)?;
         }
         let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(path).map_err(fail)?;
+        if let Some(folder) = path.parent() {
+            crate::files::sync_folder(folder);
+        }
         let length = length.min(file.metadata().map_err(fail)?.len());
         file.set_len(length).map_err(fail)?;
         file.seek(SeekFrom::End(0)).map_err(fail)?;

@@ -39,6 +39,15 @@ pub enum Event<'a> {
     },
     /// A step is done.
     Step(StepEvent<'a>),
+    /// A step was left out because something was not finite.
+    Skipped {
+        /// What and where.
+        reason: &'a str,
+        /// Steps left out so far.
+        skipped: usize,
+        /// Steps that may be left out.
+        allowed: usize,
+    },
     /// The probes were validated.
     Probes {
         /// Name of the stage.

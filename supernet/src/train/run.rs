@@ -1,24 +1,27 @@
 //! The training loop: stages, epochs, probes, checkpoints, resuming.
 
 use super::average::Average;
-use super::checkpoint::{Checkpoint, Folder, Identity, Progress, SupernetNote, write_supernet};
+use super::checkpoint::{Best, Checkpoint, Folder, Identity, Progress, SupernetNote, write_supernet};
 use super::config::{StageConfig, StagePlan, TrainConfig};
 use super::metrics::{MetricsFile, MetricsLine};
 use super::optimizer::Sgd;
 use super::progress::{Control, Event, Pace, StepEvent};
 use super::schedule::learning_rate;
-use super::step::{StepInput, resolution_of, train_step};
+use super::step::{StepInput, StepReport, resolution_of, train_step};
 use super::validation::{EvaluationSet, accuracy_on, image_tensor, recalibrate_on};
 use crate::data::{Batch, Dataset, Prefetch, epoch_order};
 use crate::network::Supernet;
 use crate::{Error, Result, SearchSpace, Subnet};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Batches that are prepared while others are computed.
 const AHEAD: usize = 3;
+
+/// A checkpoint that is due by time waits at least this many times as long as the last one took to write: 2 % of the time.
+const WRITES_APART: f64 = 50.0;
 
 /// Validation of one probe.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,7 +98,7 @@ pub fn train(
         }
         (Some((checkpoint, path, _)), _) => {
             let progress = &checkpoint.progress;
-            let begun = progress.stage + usize::from(progress.stage_step > 0);
+            let begun = progress.stage + usize::from(progress.entered || progress.stage_step > 0);
             identity.check(&checkpoint.identity, begun, path)?;
         }
         (None, false) if !folder.list()?.is_empty() => {
@@ -139,7 +142,9 @@ pub fn train(
         probes: Vec::new(),
         stop: false,
         observer,
-        last_checkpoint: Instant::now(),
+        saved_at: Instant::now(),
+        saved_step: 0,
+        write_seconds: 0.0,
     };
     match found {
         Some((checkpoint, path, damaged)) => run.restore(checkpoint, &path, &damaged)?,
@@ -167,7 +172,10 @@ struct Run<'a> {
     probes: Vec<ProbeResult>,
     stop: bool,
     observer: &'a mut dyn FnMut(&Event) -> Control,
-    last_checkpoint: Instant,
+    /// When and at which step the last checkpoint was written, and how long that took.
+    saved_at: Instant,
+    saved_step: usize,
+    write_seconds: f64,
 }
 
 impl Run<'_> {
@@ -177,8 +185,10 @@ impl Run<'_> {
             let index = self.progress.stage;
             let steps = self.plan[index].steps;
             self.tell(&Event::Stage { name: &stage.name, index, stages: config.stages.len(), steps });
-            if self.progress.stage_step == 0 {
+            // Checkpoints of earlier versions do not say `entered`.
+            if !self.progress.entered && self.progress.stage_step == 0 {
                 self.enter(stage, steps)?;
+                self.progress.entered = true;
             }
             self.steps(stage)?;
             if self.stop {
@@ -238,10 +248,14 @@ impl Run<'_> {
                 return Ok(());
             }
             if self.probe_due(&plan) {
+                let best = self.progress.best;
                 self.probe(stage)?;
+                if self.progress.best != best {
+                    self.checkpoint()?;
+                }
                 continue;
             }
-            if self.last_checkpoint.elapsed() >= Duration::from_secs_f64(config.checkpoint_minutes * 60.0) {
+            if self.checkpoint_due() {
                 self.checkpoint()?;
                 continue;
             }
@@ -263,8 +277,8 @@ impl Run<'_> {
                 images: &images,
                 labels: &batch.labels,
             };
-            let report = train_step(self.net, self.teacher.as_ref(), &mut self.optimizer, &input)?;
-            if let Some(average) = &mut self.average {
+            let report = self.step(&input)?;
+            if let (Some(average), Some(_)) = (&mut self.average, &report) {
                 average.update(&self.net.state()?)?;
             }
             let seconds = start.elapsed().as_secs_f64();
@@ -273,13 +287,17 @@ impl Run<'_> {
             progress.step += 1;
             progress.stage_step += 1;
             progress.seconds += seconds;
-            progress.window.add(&report, plan.batch, seconds);
+            if let Some(report) = &report {
+                progress.window.add(report, plan.batch, seconds);
+            }
             let epoch = progress.stage_step as f64 / plan.steps_per_epoch as f64;
             let (step, stage_step, stage_index) = (progress.step, progress.stage_step, progress.stage);
-            if progress.window.steps() >= config.log_every || stage_step == plan.steps {
+            let logged = progress.window.steps();
+            if logged >= config.log_every || (stage_step == plan.steps && logged > 0) {
                 let line = progress.window.line(step, &stage.name, epoch, rate, progress.seconds);
                 self.metrics.write(&line)?;
             }
+            let Some(report) = report else { continue };
             let event = Event::Step(StepEvent {
                 stage: &stage.name,
                 stage_index,
@@ -299,6 +317,31 @@ impl Run<'_> {
         }
     }
 
+    /// One step, or `None` for one that is left out because something was not finite: no weight, momentum or running
+    /// statistic then changes.
+    fn step(&mut self, input: &StepInput) -> Result<Option<StepReport>> {
+        let may_skip = self.progress.skipped < self.config.skip_nonfinite;
+        let before = if may_skip { Some(self.net.state()?) } else { None };
+        let result = train_step(self.net, self.teacher.as_ref(), &mut self.optimizer, input);
+        let (Err(Error::NotFinite(reason)), Some(before)) = (&result, before) else { return result.map(Some) };
+        // The forward pass has moved the running statistics.
+        self.net.load_state(&before)?;
+        self.progress.skipped += 1;
+        let (step, stage) = (self.progress.step, &input.stage.name);
+        let line =
+            MetricsLine::Skipped { step, stage: stage.clone(), reason: reason.clone(), seconds: self.progress.seconds };
+        self.metrics.write(&line)?;
+        let (skipped, allowed) = (self.progress.skipped, self.config.skip_nonfinite);
+        self.tell(&Event::Skipped { reason, skipped, allowed });
+        Ok(None)
+    }
+
+    fn checkpoint_due(&self) -> bool {
+        let wait = (self.config.checkpoint_minutes * 60.0).max(WRITES_APART * self.write_seconds);
+        self.config.checkpoint_steps.is_some_and(|steps| self.progress.step - self.saved_step >= steps)
+            || self.saved_at.elapsed().as_secs_f64() >= wait
+    }
+
     /// What comes after the last step of a stage.
     fn leave(&mut self, stage: &StageConfig) -> Result<()> {
         if let Some(average) = self.average.take() {
@@ -307,6 +350,7 @@ impl Run<'_> {
         self.probe(stage)?;
         self.progress.stage += 1;
         self.progress.stage_step = 0;
+        self.progress.entered = false;
         self.progress.average_updates = 0;
         self.optimizer = Sgd::new(self.config.momentum, self.config.weight_decay, self.net.parameters().len());
         self.checkpoint().map(drop)
@@ -361,6 +405,10 @@ impl Run<'_> {
             })?;
         }
         self.progress.probed = Some(step);
+        let accuracy = results.iter().map(|r| r.accuracy).sum::<f64>() / results.len() as f64;
+        if self.progress.best.is_none_or(|best| accuracy > best.accuracy) {
+            self.progress.best = Some(Best { step, accuracy });
+        }
         self.tell(&Event::Probes { stage: &stage.name, step, results: &results });
         self.probes = results;
         Ok(())
@@ -378,6 +426,15 @@ impl Run<'_> {
     }
 
     fn checkpoint(&mut self) -> Result<PathBuf> {
+        let start = Instant::now();
+        let weights = self.net.state()?;
+        if let Some(name) = not_finite(&weights)? {
+            return Err(Error::NotFinite(format!(
+                "step {}: the weights '{name}' hold NaN or infinite values, so no checkpoint is written and earlier ones are \
+                 kept; lower learning_rate or set clip_norm",
+                self.progress.step
+            )));
+        }
         self.progress.metrics_bytes = self.metrics.sync()?;
         let mut average = HashMap::new();
         if let Some(running) = &self.average {
@@ -387,12 +444,13 @@ impl Run<'_> {
         let path = self.folder.save(&Checkpoint {
             progress: self.progress.clone(),
             identity: self.identity.clone(),
-            weights: self.net.state()?,
+            weights,
             momentum: self.optimizer.state(self.net.parameters())?,
             average,
             teacher: self.teacher.as_ref().map_or(Ok(HashMap::new()), Supernet::state)?,
         })?;
-        self.last_checkpoint = Instant::now();
+        self.write_seconds = start.elapsed().as_secs_f64();
+        (self.saved_at, self.saved_step) = (Instant::now(), self.progress.step);
         self.tell(&Event::Checkpoint { path: &path });
         Ok(path)
     }
@@ -411,6 +469,7 @@ impl Run<'_> {
                 ),
             ));
         }
+        self.folder.remove_temporaries()?;
         self.net.load_state(&weights)?;
         self.optimizer.load_state(self.net.parameters(), &momentum)?;
         if let Some(decay) = self.config.ema.filter(|_| !average.is_empty()) {
@@ -419,6 +478,7 @@ impl Run<'_> {
         if !teacher.is_empty() {
             self.teacher = Some(self.frozen(&teacher)?);
         }
+        self.saved_step = progress.step;
         self.progress = progress;
         self.tell(&Event::Resumed { checkpoint: path, step: self.progress.step, damaged });
         Ok(())
@@ -426,7 +486,7 @@ impl Run<'_> {
 
     /// A second network with the given weights.
     fn frozen(&self, state: &HashMap<String, Tensor>) -> Result<Supernet> {
-        let dtype = self.net.parameters().first().map_or(candle_core::DType::F32, |p| p.var.dtype());
+        let dtype = self.net.parameters().first().map_or(DType::F32, |p| p.var.dtype());
         let teacher = Supernet::on_device(&self.space, self.net.classes(), self.config.seed, dtype, self.net.device())?;
         teacher.load_state(state)?;
         Ok(teacher)
@@ -435,4 +495,17 @@ impl Run<'_> {
     fn tell(&mut self, event: &Event) {
         self.stop |= (self.observer)(event) == Control::Stop;
     }
+}
+
+/// The first tensor by name with a value that is not finite.
+fn not_finite(state: &HashMap<String, Tensor>) -> Result<Option<&str>> {
+    let mut found: Option<&str> = None;
+    for (name, tensor) in state {
+        // A sum of absolute values in f64 overflows for no f32 values that are finite themselves.
+        let finite = tensor.to_dtype(DType::F64)?.abs()?.sum_all()?.to_scalar::<f64>()?.is_finite();
+        if !finite && found.is_none_or(|first| name.as_str() < first) {
+            found = Some(name);
+        }
+    }
+    Ok(found)
 }

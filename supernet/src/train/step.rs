@@ -4,7 +4,7 @@ use super::config::{Role, StageConfig, Teacher, TrainConfig};
 use super::gradients::{Gradients, clip_factor};
 use super::loss;
 use super::optimizer::Sgd;
-use crate::network::{Mode, Supernet};
+use crate::network::{Mode, Statistics, Supernet};
 use crate::seed::{Purpose, generator};
 use crate::{Error, Result, SearchSpace, Subnet};
 use candle_core::{DType, Tensor};
@@ -74,7 +74,8 @@ pub fn subnet_of(
 /// subnets with summed gradients, one optimizer step (paper §3.3, algorithm 1).
 ///
 /// # Errors
-/// [`Error::NotFinite`] with stage, step and subnet if a loss or the gradient is NaN or infinite, before any weight changes;
+/// [`Error::NotFinite`] with stage, step and subnet if a loss, the gradient or a running statistic is NaN or infinite, before
+/// any weight changes (running statistics have moved by then);
 /// a stage that distils without a teacher; a failed tensor operation.
 pub fn train_step(
     net: &Supernet,
@@ -116,6 +117,10 @@ pub fn train_step(
         let subnet = subnet_of(stage, choices, config.seed, step, index, resolution);
         let mut rng = generator(config.seed, Purpose::Dropout, &[step as u64, index as u64]);
         let logits = net.forward(images, &subnet, Mode::Train { dropout: config.dropout, rng: &mut rng })?;
+        // Activations can overflow and still leave a finite loss: divided by an infinite deviation they are zero.
+        if let Some(value) = first_not_finite(&net.running_statistics(&subnet)?) {
+            return Err(not_finite(input, "a running statistic of batch norm", value, &[subnet]));
+        }
         let log_probabilities = loss::log_softmax(&logits)?;
         let cross_entropy = loss::cross_entropy(&log_probabilities, &targets)?;
         let total = match &soft_targets {
@@ -128,7 +133,7 @@ pub fn train_step(
         };
         let value = scalar(&total)?;
         if !value.is_finite() {
-            return Err(not_finite(input, "the loss", value, &subnet));
+            return Err(not_finite(input, "the loss", value, &[subnet]));
         }
         report.loss += value / count as f64;
         report.cross_entropy += scalar(&cross_entropy)? / count as f64;
@@ -141,8 +146,7 @@ pub fn train_step(
     }
     report.gradient_norm = gradients.norm()?;
     if !report.gradient_norm.is_finite() {
-        let last = &report.subnets[count - 1];
-        return Err(not_finite(input, "the gradient's norm", report.gradient_norm, last));
+        return Err(not_finite(input, "the gradient's norm", report.gradient_norm, &report.subnets));
     }
     let scale = clip_factor(report.gradient_norm, config.clip_norm);
     optimizer.step(net.parameters(), &gradients, input.learning_rate, scale)?;
@@ -153,10 +157,17 @@ fn scalar(tensor: &Tensor) -> Result<f64> {
     Ok(f64::from(tensor.to_dtype(DType::F32)?.to_scalar::<f32>()?))
 }
 
-fn not_finite(input: &StepInput, what: &str, value: f64, subnet: &Subnet) -> Error {
+fn first_not_finite(statistics: &Statistics) -> Option<f64> {
+    let values = statistics.layers.iter().flat_map(|(mean, variance)| mean.iter().chain(variance));
+    values.copied().find(|value| !value.is_finite()).map(f64::from)
+}
+
+fn not_finite(input: &StepInput, what: &str, value: f64, subnets: &[Subnet]) -> Error {
+    let subnets: Vec<String> = subnets.iter().map(|subnet| format!("'{subnet}'")).collect();
+    let subnets = subnets.join(" or ");
     Error::NotFinite(format!(
-        "stage '{}', step {}: {what} is {value} for subnet '{subnet}' at learning rate {}; lower learning_rate, lengthen \
-         warmup_epochs or set clip_norm, and start again from the last checkpoint",
+        "stage '{}', step {}: {what} is {value} for subnet {subnets} at learning rate {}; lower learning_rate, lengthen \
+         warmup_epochs or set clip_norm, or go on with --skip-nonfinite N if it is rare",
         input.stage.name, input.step, input.learning_rate
     ))
 }

@@ -1,0 +1,194 @@
+//! How much memory training will take, and how much there is.
+
+use crate::cost;
+use ofa_supernet::Result;
+use ofa_supernet::space::{NetworkSpec, SearchSpace, Subnet};
+use ofa_supernet::train::{StageConfig, TrainConfig};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Batches of images that exist at once: those that are prepared, the one in use, and its copy as a tensor.
+const BATCHES: u64 = 5;
+/// Prepared validation images are kept up to this many bytes.
+const EVALUATION_BUDGET: u64 = 1 << 30;
+/// Work buffers are reused where they fit; subnets and resolutions differ, so a part of them waits unused.
+const WORK_BUFFERS: f64 = 1.25;
+
+/// Bytes that training adds at its peak to what the program with its data set takes, by what they hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrainingMemory {
+    /// Weights, gradients, momentum, moving average, teacher, and their copies while a checkpoint is written.
+    pub weights: u64,
+    /// What the backward pass needs of the forward pass, and its work buffers.
+    pub activations: u64,
+    /// Batches of images, and the validation images that are kept prepared. Decoded data sets are not counted.
+    pub images: u64,
+}
+
+impl TrainingMemory {
+    /// The estimate for `config` on `train_images` training and `validation_images` validation images: that of the stage that
+    /// needs most, at the largest resolution and the largest subnet that it may draw.
+    ///
+    /// # Errors
+    /// An invalid space.
+    pub fn estimate(
+        space: &SearchSpace,
+        classes: usize,
+        config: &TrainConfig,
+        train_images: usize,
+        validation_images: usize,
+    ) -> Result<Self> {
+        let largest = space.network(&space.largest(), classes)?;
+        let weights = 4 * (cost::parameters(&largest) + 2 * channels(&largest));
+        let ema = u64::from(config.ema.is_some());
+        let teacher = u64::from(config.stages.iter().any(StageConfig::has_frozen_teacher));
+        // The weights, their gradient and one pass's part of it; momentum; the average and the copy it is moved with.
+        let training = 3 + 1 + 2 * ema + teacher;
+        // Each part once as tensors and once as bytes.
+        let checkpoint = 2 * (2 + ema + teacher);
+
+        let (mut activations, mut batches) = (0, 0);
+        for stage in &config.stages {
+            let batch = stage.batch.unwrap_or(config.batch).min(train_images.max(1)) as u64;
+            let choices = stage.choices(space);
+            let network = space.network(&choices.largest(), classes)?;
+            activations = activations.max(batch * step_bytes(&network));
+            let side = network.resolution as u64;
+            batches = batches.max(BATCHES * batch * side * side * 12);
+        }
+        let probes: Vec<Subnet> = vec![space.smallest(), space.middle(), space.largest()];
+        let probe_batch = config.probe.batch as u64;
+        activations = activations.max(probe_batch * forward_bytes(&largest));
+        let resolutions: BTreeSet<u64> = probes.iter().map(|probe| probe.resolution as u64).collect();
+        let validated = match config.probe.images {
+            0 => validation_images,
+            images => images.min(validation_images),
+        };
+        for images in [config.probe.recalibration_images.min(train_images), validated] {
+            let all: u64 = resolutions.iter().map(|side| images as u64 * side * side * 12).sum();
+            batches += all.min(EVALUATION_BUDGET);
+        }
+        Ok(TrainingMemory {
+            weights: weights.saturating_mul(training + checkpoint),
+            activations: (activations as f64 * WORK_BUFFERS) as u64,
+            images: batches,
+        })
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights.saturating_add(self.activations).saturating_add(self.images)
+    }
+}
+
+/// Channels with batch norm.
+fn channels(network: &NetworkSpec) -> u64 {
+    let blocks: usize = network.blocks().map(|b| 2 * b.middle_channels + b.out_channels).sum();
+    (network.stem.out_channels + blocks + network.feature.out_channels) as u64
+}
+
+fn map(size: usize, channels: usize) -> u64 {
+    (size as u64).saturating_mul(size as u64).saturating_mul(channels as u64)
+}
+
+/// Bytes of one image's forward and backward pass.
+fn step_bytes(network: &NetworkSpec) -> u64 {
+    let stem = map(network.stem.output_size(), network.stem.out_channels);
+    let columns = map(network.stem.output_size(), network.stem.in_channels * network.stem.kernel.pow(2));
+    let feature = map(network.feature.output_size(), network.feature.out_channels);
+    // Kept until the backward pass: each convolution's raw output, and each layer's output.
+    let mut kept = columns + 2 * stem + feature;
+    let mut work = columns.max(feature);
+    for block in network.blocks() {
+        let expanded = if block.expand { map(block.input_size, block.middle_channels) } else { 0 };
+        let depthwise = map(block.output_size(), block.middle_channels);
+        let (input, output) = (map(block.input_size, block.in_channels), map(block.output_size(), block.out_channels));
+        kept += expanded + depthwise + 2 * output;
+        work = work.max(expanded + depthwise + input + output);
+    }
+    4 * (kept + work)
+}
+
+/// Bytes of one image's forward pass alone.
+fn forward_bytes(network: &NetworkSpec) -> u64 {
+    let block = |block: &ofa_supernet::space::BlockSpec| {
+        map(block.input_size, block.middle_channels + block.in_channels)
+            + map(block.output_size(), block.middle_channels + 2 * block.out_channels)
+    };
+    let stem = map(network.stem.output_size(), 2 * network.stem.out_channels + 27);
+    4 * network.blocks().map(block).fold(stem, u64::max)
+}
+
+/// Bytes that this process may still take: free memory of the machine, or what its control group leaves. `None` where the
+/// system does not tell (it does on Linux).
+pub fn available() -> Option<u64> {
+    let machine = meminfo("MemAvailable")?;
+    Some(group().map_or(machine, |(limit, used)| machine.min(limit.saturating_sub(used))))
+}
+
+/// Bytes that this process can ever have: the machine's memory, or its control group's limit.
+pub fn limit() -> Option<u64> {
+    let machine = meminfo("MemTotal")?;
+    Some(group().map_or(machine, |(limit, _)| machine.min(limit)))
+}
+
+/// Largest memory that this process has had in bytes.
+pub fn peak() -> Option<u64> {
+    field(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM")
+}
+
+fn meminfo(key: &str) -> Option<u64> {
+    field(&std::fs::read_to_string("/proc/meminfo").ok()?, key)
+}
+
+/// A line `key: 123 kB` in bytes.
+fn field(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+/// Limit and use of the control group (version 2) that a container has as its root; file caches that can be dropped are not
+/// counted as used.
+fn group() -> Option<(u64, u64)> {
+    let read = |name: &str| std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(name)).ok();
+    let limit = read("memory.max")?.trim().parse().ok()?;
+    let used: u64 = read("memory.current")?.trim().parse().ok()?;
+    let cached = read("memory.stat")?.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse().ok());
+    Some((limit, used.saturating_sub(cached.unwrap_or(0))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grows_with_batch_resolution_and_width() {
+        let space = SearchSpace::named("cifar-mbv3").unwrap();
+        let config = TrainConfig::preset("cifar", &space).unwrap();
+        let estimate = |space: &SearchSpace, config: &TrainConfig| {
+            TrainingMemory::estimate(space, 10, config, 45_000, 5000).unwrap()
+        };
+        let usual = estimate(&space, &config);
+        let doubled = estimate(&space, &TrainConfig { batch: 2 * config.batch, ..config.clone() });
+        assert_eq!(doubled.activations, 2 * usual.activations);
+        assert_eq!(doubled.weights, usual.weights);
+        let averaged = estimate(&space, &TrainConfig { ema: Some(0.9), ..config.clone() });
+        assert!(averaged.weights > usual.weights);
+        let mut wide = space.clone();
+        wide.width_multiplier *= 2.0;
+        assert!(estimate(&wide, &config).weights > 3 * usual.weights);
+        let mut giant = space.clone();
+        (giant.head.feature_channels, giant.head.hidden_channels, giant.width_multiplier) =
+            (65_536, Some(65_536), 10.0);
+        assert!(estimate(&giant, &config).total() > 1 << 40);
+    }
+
+    #[test]
+    fn the_system_is_understood() {
+        assert_eq!(field("MemTotal:  16 kB\nMemAvailable:   7 kB\n", "MemAvailable"), Some(7 * 1024));
+        assert_eq!(field("VmHWM: x kB", "VmHWM"), None);
+        if let (Some(available), Some(limit), Some(peak)) = (available(), limit(), peak()) {
+            assert!(available <= limit && peak > 0);
+        }
+    }
+}

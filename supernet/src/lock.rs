@@ -1,0 +1,89 @@
+//! One writer at a time in a run folder.
+//!
+//! The lock is the operating system's, on the file `.lock` in the folder: it ends with the process, however that ends. The
+//! file's content, `PID command`, only serves the message to whoever comes second.
+
+use crate::{Error, Result, files};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+/// Name of the lock's file.
+pub const LOCK_FILE: &str = ".lock";
+
+/// Who else may hold the lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Nobody: for work that changes what others read.
+    Alone,
+    /// Others that share it: for work that reads, and adds whole files of its own.
+    Shared,
+}
+
+/// A held lock; dropping it releases it.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock of `folder`, which is made if it is missing, for `command` (what is told to others).
+    ///
+    /// # Errors
+    /// [`Error::Busy`] with the holder's process id and command; a folder that cannot be written. Where the file system has no
+    /// locks there is no protection and no error.
+    pub fn take(folder: &Path, sharing: Sharing, command: &str) -> Result<Lock> {
+        files::make_folder(folder)?;
+        let path = folder.join(LOCK_FILE);
+        let fail = |e| Error::file(&path, e);
+        let mut file =
+            OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path).map_err(fail)?;
+        let taken = match sharing {
+            Sharing::Alone => file.try_lock(),
+            Sharing::Shared => file.try_lock_shared(),
+        };
+        match taken {
+            Ok(()) => {}
+            Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(e)) => return Err(fail(e)),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::Busy { path: folder.to_path_buf(), holder: holder(&mut file) });
+            }
+        }
+        // For people only, so a full disk is no reason to stop here.
+        let line = format!("{} {command}\n", std::process::id());
+        let _ =
+            file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).and_then(|_| file.write_all(line.as_bytes()));
+        Ok(Lock { _file: file })
+    }
+}
+
+fn holder(file: &mut File) -> String {
+    let mut text = String::new();
+    let read = file.take(1000).read_to_string(&mut text);
+    match (read, text.trim().split_once(' ')) {
+        (Ok(_), Some((process, command))) => format!("process {process} (`{command}`)"),
+        _ => "another process".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_alone_or_several_that_share() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        let first = Lock::take(&run, Sharing::Alone, "ofa train").unwrap();
+        for sharing in [Sharing::Alone, Sharing::Shared] {
+            let error = Lock::take(&run, sharing, "ofa search").unwrap_err().to_string();
+            assert!(error.contains(&format!("process {} (`ofa train`)", std::process::id())), "{error}");
+        }
+        drop(first);
+        let readers: Vec<Lock> = (0..2).map(|_| Lock::take(&run, Sharing::Shared, "ofa search").unwrap()).collect();
+        assert!(matches!(Lock::take(&run, Sharing::Alone, "ofa train"), Err(Error::Busy { .. })));
+        drop(readers);
+        Lock::take(&run, Sharing::Alone, "ofa train").unwrap();
+    }
+}
