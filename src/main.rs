@@ -1,27 +1,36 @@
 //! `ofa`: train one weight-sharing network, give every device its own model.
 
+#![forbid(unsafe_code)]
+
 mod cli;
 mod commands;
 mod interrupt;
+mod memory;
 mod progress;
 mod run_folder;
+mod suggestion;
 mod table;
 
 use clap::Parser;
 use std::process::ExitCode;
 
-/// Maps the outcome to an exit code and nothing else: 0 success, 1 error, 2 wrong usage (clap), 130 interrupted.
+/// Maps the outcome to an exit code and nothing else: 0 success, 1 error, 2 wrong usage (clap), 128 + signal interrupted.
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     #[cfg(unix)]
     keep_candle_on_one_thread();
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if interrupt::is(&error) => ExitCode::from(130),
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => match interrupt::message(&error) {
+            Some(message) => {
+                eprintln!("{message}");
+                ExitCode::from(interrupt::exit_code())
+            }
+            None => {
+                eprintln!("error: {}", suggestion::with_suggestion(sentence(&error)));
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 
@@ -39,4 +48,17 @@ fn keep_candle_on_one_thread() {
         // It only returns if that failed: then we go on, slower.
         let _ = std::process::Command::new(program).args(std::env::args_os().skip(1)).env(VARIABLE, "1").exec();
     }
+}
+
+/// The error and its causes in one line, without causes that it names itself.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(|cause| cause.to_string()) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.ends_with(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
 }

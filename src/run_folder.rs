@@ -1,10 +1,12 @@
 //! The run folder: `config.toml`, `checkpoints/`, `predictor/`, `devices/`, `search/`, `models/`. Each command reads what the
 //! earlier ones wrote.
 
+use crate::memory;
 use anyhow::{Context, Result, bail};
 use ofa_evaluate::DeviceProfile;
 use ofa_supernet::data::{DataOptions, Dataset, Normalisation};
 use ofa_supernet::files::{read_text, write_atomic};
+use ofa_supernet::lock::{Lock, Sharing};
 use ofa_supernet::train::TrainConfig;
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::{SearchSpace, Supernet};
@@ -35,6 +37,10 @@ pub struct DataConfig {
     pub seed: u64,
     /// Skip unreadable images with a count instead of failing.
     pub skip_bad: bool,
+    /// MiB of decoded images that are held in memory; a larger set of files is read anew for each batch (default: 4096, or half
+    /// of the free memory where that is less).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_mib: Option<usize>,
     /// Training images of the built-in data.
     pub builtin_train: usize,
     /// Test images of the built-in data.
@@ -52,6 +58,7 @@ impl Default for DataConfig {
             validation: options.validation,
             seed: options.seed,
             skip_bad: options.skip_bad,
+            cache_mib: None,
             builtin_train: options.builtin_train,
             builtin_test: options.builtin_test,
             normalisation: None,
@@ -60,24 +67,36 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
+    /// Bytes of decoded images to hold in memory.
+    fn cache_bytes(&self) -> usize {
+        match self.cache_mib {
+            Some(mib) => mib.saturating_mul(1 << 20),
+            None => {
+                let half = memory::available().map_or(usize::MAX, |free| (free / 2) as usize);
+                DataOptions::default().cache_bytes.min(half)
+            }
+        }
+    }
+
     /// Opens the dataset and says what it found.
     pub fn open(&self) -> Result<Dataset> {
         if self.source.is_empty() {
             bail!("this run was imported without images; name some with --data");
         }
         let options = DataOptions {
+            cache_bytes: self.cache_bytes(),
             validation: self.validation,
             seed: self.seed,
             skip_bad: self.skip_bad,
             normalisation: self.normalisation.clone(),
             builtin_train: self.builtin_train,
             builtin_test: self.builtin_test,
-            ..DataOptions::default()
         };
         let data = Dataset::open(&self.source, &options)?;
+        let streamed = if data.train.in_memory() { "" } else { " (read from files for each batch)" };
         let skipped = if data.skipped > 0 { format!(", {} skipped", data.skipped) } else { String::new() };
         eprintln!(
-            "data '{}': {} classes, {} training, {} validation, {} test images{skipped}",
+            "data '{}': {} classes, {} training, {} validation, {} test images{skipped}{streamed}",
             data.name,
             data.classes.len(),
             data.train.len(),
@@ -102,6 +121,12 @@ impl RunConfig {
     }
 }
 
+/// What was typed, for whoever finds the folder locked.
+fn command_line() -> String {
+    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    [String::from("ofa")].into_iter().chain(words).collect::<Vec<_>>().join(" ")
+}
+
 /// A run folder.
 pub struct RunFolder {
     path: PathBuf,
@@ -111,6 +136,17 @@ impl RunFolder {
     /// The folder at `path`, which need not exist yet.
     pub fn new(path: &Path) -> Self {
         RunFolder { path: path.to_path_buf() }
+    }
+
+    /// Locks the folder for a command that changes what others read, for as long as the result lives.
+    pub fn lock(&self) -> Result<Lock> {
+        Ok(Lock::take(&self.path, Sharing::Alone, &command_line())?)
+    }
+
+    /// Locks the folder for a command that reads it and adds files of its own; it must be a run folder.
+    pub fn lock_shared(&self) -> Result<Lock> {
+        self.config()?;
+        Ok(Lock::take(&self.path, Sharing::Shared, &command_line())?)
     }
 
     /// A file or folder in it.

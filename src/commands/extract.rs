@@ -73,6 +73,7 @@ pub struct Options {
 
 pub fn run(args: &Args) -> Result<()> {
     let folder = RunFolder::new(&args.run);
+    let _lock = folder.lock_shared()?;
     let config = folder.config()?;
     let mut wanted: Vec<(String, Subnet)> = Vec::new();
     if args.search_results {

@@ -51,6 +51,8 @@ pub struct Sampling {
 
 pub fn run(args: &Args) -> Result<()> {
     let folder = RunFolder::new(&args.run);
+    folder.config()?;
+    let _lock = folder.lock()?;
     let (net, classes) = folder.supernet()?;
     let path = folder.join("predictor/predictor.safetensors");
     if let Some(file) = &args.import {
@@ -140,8 +142,10 @@ fn sample(net: &Supernet, data: &Dataset, sampling: &Sampling, path: &std::path:
     for subnet in missing {
         if interrupt::requested() {
             bar.abandon();
-            eprintln!("stopped; measured samples are kept in {}, run the same command to go on", path.display());
-            interrupt::check()?;
+            return Err(interrupt::stopped(format!(
+                "stopped; measured samples are kept in {}: run the same command to go on",
+                path.display()
+            )));
         }
         let statistics = recalibrate_on(net, subnet, &recalibration)?;
         let accuracy = accuracy_on(net, subnet, &statistics, &validation)?;

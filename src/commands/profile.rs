@@ -39,6 +39,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let folder = RunFolder::new(&args.run);
+    let _lock = folder.lock_shared()?;
     let (net, classes) = folder.supernet()?;
     let path = folder.join(&format!("devices/{}.json", args.name));
     if !args.import.is_empty() {

@@ -16,8 +16,9 @@ use ofa_evaluate::profile::ProfileOptions;
 use ofa_extract::Constraint;
 use ofa_extract::search::EvolutionSettings;
 use ofa_supernet::SearchSpace;
+use ofa_supernet::lock::{LOCK_FILE, Lock};
 use ofa_supernet::train::{Outcome, TrainConfig};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// The whole path on built-in data: train, profile, predict, search, extract, benchmark.
@@ -46,7 +47,7 @@ const LIMITS: [f64; 3] = [0.2, 0.45, 0.75];
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     let folder = RunFolder::new(&args.out);
-    clear(&folder, args)?;
+    let _lock = clear(&folder, args)?;
     let config = configuration(args)?;
 
     println!("1. Train a supernet ({:.1e} subnets) on generated images by progressive shrinking", config.space.count());
@@ -106,16 +107,27 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Removes an earlier quickstart's folder, and nothing else.
-fn clear(folder: &RunFolder, args: &Args) -> Result<()> {
+/// Locks the folder and removes an earlier quickstart from it, and nothing else.
+fn clear(folder: &RunFolder, args: &Args) -> Result<Lock> {
     if !args.out.exists() {
-        return Ok(());
+        return folder.lock();
     }
     let ours = folder.config().is_ok_and(|config| config.data.source == "builtin" && config.space.name == "tiny");
     if !ours {
         bail!("{}: it exists and is not an earlier quickstart; name another folder with --out", args.out.display());
     }
-    std::fs::remove_dir_all(&args.out).with_context(|| args.out.display().to_string())
+    let lock = folder.lock()?;
+    let at = |path: &Path| path.display().to_string();
+    for entry in std::fs::read_dir(&args.out).with_context(|| at(&args.out))? {
+        let path = entry.with_context(|| at(&args.out))?.path();
+        // The configuration goes last: what an interruption leaves is still known as a quickstart.
+        if path.is_dir() {
+            std::fs::remove_dir_all(&path).with_context(|| at(&path))?;
+        } else if !["config.toml", LOCK_FILE].iter().any(|kept| path.ends_with(kept)) {
+            std::fs::remove_file(&path).with_context(|| at(&path))?;
+        }
+    }
+    Ok(lock)
 }
 
 fn configuration(args: &Args) -> Result<RunConfig> {

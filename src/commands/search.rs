@@ -77,6 +77,7 @@ impl Evolution {
 
 pub fn run(args: &Args) -> Result<()> {
     let folder = RunFolder::new(&args.run);
+    let _lock = folder.lock_shared()?;
     let groups: Vec<Vec<Constraint>> = if args.together {
         vec![args.limits.clone()]
     } else {

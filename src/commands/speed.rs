@@ -1,7 +1,7 @@
 //! `ofa speed`
 
-use crate::progress;
 use crate::run_folder::RunConfig;
+use crate::{memory, progress};
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use ofa_evaluate::latency::median;
@@ -103,7 +103,7 @@ pub fn run(args: &Args) -> Result<()> {
         images_per_second: args.batch as f64 / step_seconds,
         step_seconds,
         spread: [times.iter().copied().fold(f64::MAX, f64::min), times.iter().copied().fold(0.0, f64::max)],
-        peak_mib: peak_memory(),
+        peak_mib: memory::peak().map(|bytes| bytes as f64 / (1 << 20) as f64),
         schedule,
     };
     if args.json {
@@ -223,11 +223,4 @@ fn random_batch(batch: usize, resolution: usize, classes: usize) -> Result<(Tens
     let pixels: Vec<f32> = (0..batch * resolution * resolution * 3).map(|_| rng.random_range(-2.0f32..2.0)).collect();
     let labels = (0..batch).map(|_| rng.random_range(0..classes as u32)).collect();
     Ok((Tensor::from_vec(pixels, (batch, resolution, resolution, 3), &Device::Cpu)?, labels))
-}
-
-/// Peak resident memory of this process in MiB, where the system tells (Linux).
-fn peak_memory() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
 }

@@ -1,11 +1,12 @@
 //! `ofa train`
 
 use crate::run_folder::{DataConfig, RunConfig, RunFolder};
-use crate::{interrupt, progress, table};
+use crate::{interrupt, memory, progress, table};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
+use ofa_supernet::train::checkpoint::Folder;
 use ofa_supernet::train::{Control, Event, Outcome, ProbeResult, TrainConfig, train};
-use ofa_supernet::{SearchSpace, Supernet};
+use ofa_supernet::{Error, SearchSpace, Supernet};
 use std::path::PathBuf;
 
 /// Train a supernet by progressive shrinking.
@@ -19,6 +20,9 @@ pub struct Args {
     /// Go on from the newest checkpoint of the run folder, with its configuration.
     #[arg(long)]
     resume: bool,
+    /// Leave out up to N steps whose loss or gradient is NaN or infinite before stopping with an error.
+    #[arg(long, value_name = "N")]
+    skip_nonfinite: Option<usize>,
     /// Where to compute: cpu, cuda:N or metal.
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -107,7 +111,7 @@ impl Settings {
 
 pub fn run(args: &Args) -> Result<()> {
     let folder = RunFolder::new(&args.out);
-    let config = if args.resume {
+    let mut config = if args.resume {
         if args.settings.given() {
             bail!("--resume goes on with {}; leave every other setting out", folder.join("config.toml").display());
         }
@@ -115,11 +119,32 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         args.settings.resolve()?
     };
+    if let Some(steps) = args.skip_nonfinite {
+        config.train.skip_nonfinite = steps;
+    }
     let device = device(&args.device)?;
-    let outcome = train_run(&folder, &args.out, &config, args.resume, &device)?;
+    let _lock = folder.lock()?;
+    let checkpoints = Folder::of_run(&args.out, 1);
+    let resume = args.resume && !checkpoints.list()?.is_empty();
+    if args.resume && !resume {
+        eprintln!("{} holds no checkpoint yet: training starts at its beginning", args.out.display());
+    }
+    let outcome = match train_run(&folder, &args.out, &config, resume, &device) {
+        Err(error) if started(&checkpoints) && !matches!(error.downcast_ref(), Some(Error::Config(_))) => {
+            eprintln!(
+                "training stopped; its checkpoints are whole. When the cause is mended, go on with: ofa train --out {} --resume",
+                args.out.display()
+            );
+            return Err(error);
+        }
+        outcome => outcome?,
+    };
     match outcome {
         Outcome::Finished { supernet, probes, steps, seconds } => {
             print_probes(&probes);
+            if let Some(peak) = memory::peak() {
+                println!("\npeak memory {}", memory::mib(peak));
+            }
             println!(
                 "\n{} written after {steps} steps in {}. Next: ofa profile --run {run} --name this, ofa predictor --run {run}",
                 supernet.display(),
@@ -128,15 +153,17 @@ pub fn run(args: &Args) -> Result<()> {
             );
             Ok(())
         }
-        Outcome::Interrupted { checkpoint, step } => {
-            eprintln!(
-                "stopped at step {step}, saved {}; go on with: ofa train --out {} --resume",
-                checkpoint.display(),
-                args.out.display()
-            );
-            Err(ofa_supernet::Error::Interrupted.into())
-        }
+        Outcome::Interrupted { checkpoint, step } => Err(interrupt::stopped(format!(
+            "stopped at step {step}, saved {}; go on with: ofa train --out {} --resume",
+            checkpoint.display(),
+            args.out.display()
+        ))),
     }
+}
+
+/// Whether there is a checkpoint.
+fn started(checkpoints: &Folder) -> bool {
+    checkpoints.list().is_ok_and(|found| !found.is_empty())
 }
 
 /// Trains in `folder` with a progress bar.
@@ -148,8 +175,10 @@ pub fn train_run(
     device: &Device,
 ) -> Result<Outcome> {
     let data = config.data.open()?;
+    let estimate = memory::check(&config.space, &data, &config.train)?;
+    eprintln!("about {} of memory at the peak", memory::mib(estimate));
     let mut net = Supernet::on_device(&config.space, data.classes.len(), config.train.seed, DType::F32, device)?;
-    if !resume && !folder.join("checkpoints").exists() {
+    if !resume && !started(&Folder::of_run(out, 1)) {
         folder.write_config(config)?;
     }
     let bar = progress::plain_bar(0);
@@ -184,6 +213,9 @@ pub fn train_run(
                 let accuracies: Vec<String> =
                     results.iter().map(|r| format!("{} {:.1} %", r.name, 100.0 * r.accuracy)).collect();
                 bar.suspend(|| eprintln!("step {step} ({stage}): validation {}", accuracies.join(", ")));
+            }
+            Event::Skipped { reason, skipped, allowed } => {
+                bar.suspend(|| eprintln!("left out a step ({skipped} of at most {allowed}): {reason}"));
             }
             Event::Checkpoint { .. } => {}
         }

@@ -1,0 +1,99 @@
+//! Whether training will fit into memory, said before it starts.
+
+use anyhow::{Result, bail};
+use ofa_evaluate::memory::{TrainingMemory, limit};
+use ofa_supernet::SearchSpace;
+use ofa_supernet::data::Dataset;
+use ofa_supernet::train::TrainConfig;
+
+pub use ofa_evaluate::memory::{available, peak};
+
+/// Fails if training can never fit into this machine, and warns if it does not fit into what is free now; both with the
+/// largest batch that does. Returns the estimate in bytes, with what this process (and the data set in it) takes already.
+pub fn check(space: &SearchSpace, data: &Dataset, config: &TrainConfig) -> Result<u64> {
+    let need = |batch: usize| -> Result<u64> {
+        let mut smaller = TrainConfig { batch, ..config.clone() };
+        // A stage's own batch shrinks with it.
+        smaller.stages.iter_mut().for_each(|stage| stage.batch = stage.batch.map(|own| own.min(batch)));
+        let (train, validation) = (data.train.len(), data.validation.len());
+        Ok(TrainingMemory::estimate(space, data.classes.len(), &smaller, train, validation)?.total())
+    };
+    let batch = config.stages.iter().filter_map(|stage| stage.batch).fold(config.batch, usize::max);
+    let (wanted, taken) = (need(batch)?, peak().unwrap_or(0));
+    let verdict = verdict(&need, batch, available(), limit().map(|limit| limit.saturating_sub(taken)))?;
+    match verdict {
+        Verdict::Fits => {}
+        Verdict::Tight(message) => eprintln!("warning: {message}"),
+        Verdict::Never(message) => bail!(message),
+    }
+    Ok(wanted.saturating_add(taken))
+}
+
+#[derive(Debug, PartialEq)]
+enum Verdict {
+    Fits,
+    Tight(String),
+    Never(String),
+}
+
+/// `need` bytes of a batch against what is free now and what could be free at best.
+fn verdict(
+    need: &dyn Fn(usize) -> Result<u64>,
+    batch: usize,
+    available: Option<u64>,
+    limit: Option<u64>,
+) -> Result<Verdict> {
+    let (Some(available), Some(limit)) = (available, limit) else { return Ok(Verdict::Fits) };
+    let wanted = need(batch)?;
+    if wanted <= available {
+        return Ok(Verdict::Fits);
+    }
+    let mut smaller = batch.min(1 << 16);
+    while smaller > 1 && need(smaller)? > available {
+        smaller /= 2;
+    }
+    let least = need(smaller)?;
+    let advice = if least > available {
+        format!("even one image a step takes about {}, so take a smaller space or lower resolutions", mib(least))
+    } else {
+        format!("--batch {smaller} takes about {}", mib(least))
+    };
+    let takes = format!("training with {batch} images a step takes about {}", mib(wanted));
+    Ok(if wanted > limit {
+        Verdict::Never(format!("{takes}, more than the {} of this machine; {advice}", mib(limit)))
+    } else {
+        Verdict::Tight(format!("{takes}, but only {} are free and it may be killed; {advice}", mib(available)))
+    })
+}
+
+/// Bytes for people.
+pub fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_said_with_a_batch_that_does() {
+        let need = |batch: usize| Ok((100 + 10 * batch as u64) << 20);
+        let say = |free: u64, all: u64| {
+            let verdict = verdict(&need, 64, Some(free << 20), Some(all << 20)).unwrap();
+            match verdict {
+                Verdict::Fits => "fits".to_string(),
+                Verdict::Tight(message) => format!("tight: {message}"),
+                Verdict::Never(message) => format!("never: {message}"),
+            }
+        };
+        assert_eq!(say(740, 1000), "fits");
+        let tight = say(500, 1000);
+        assert!(
+            tight.starts_with("tight: ") && tight.contains("740 MiB") && tight.contains("--batch 32 takes about 420")
+        );
+        let never = say(300, 700);
+        assert!(never.starts_with("never: ") && never.contains("--batch 16 ") && never.contains("700 MiB"), "{never}");
+        assert!(say(90, 95).contains("even one image a step takes about 110 MiB"));
+        assert_eq!(verdict(&need, 64, None, None).unwrap(), Verdict::Fits);
+    }
+}

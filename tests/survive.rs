@@ -1,0 +1,367 @@
+//! Runs that are killed, signalled, locked, or lose their disk.
+#![cfg(unix)]
+
+mod common;
+
+use common::{changed, command, fails, metrics, ofa, refused, small_configuration, succeeds, weights};
+use ofa_supernet::seed::{Purpose, generator};
+use rand::Rng;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A started command; killed when the test fails.
+struct Running(Option<Child>);
+
+impl Running {
+    fn start(mut command: Command) -> Running {
+        Running(Some(command.spawn().unwrap()))
+    }
+
+    fn id(&self) -> u32 {
+        self.0.as_ref().unwrap().id()
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits until `reached`, or until the process has ended; whether it still runs.
+    fn wait_until(&mut self, mut reached: impl FnMut() -> bool) -> bool {
+        let start = Instant::now();
+        while !reached() {
+            if self.0.as_mut().unwrap().try_wait().unwrap().is_some() {
+                return false;
+            }
+            assert!(start.elapsed() < Duration::from_secs(240), "nothing happens");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+
+    fn kill(mut self) {
+        let mut child = self.0.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    fn output(mut self) -> Output {
+        self.0.take().unwrap().wait_with_output().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The number of whole lines of a file; 0 if there is none.
+fn lines(path: &Path) -> usize {
+    fs::read(path).map_or(0, |bytes| bytes.iter().filter(|&&b| b == b'\n').count())
+}
+
+/// The last step in `metrics.jsonl`.
+fn step(run: &Path) -> usize {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let last: Option<serde_json::Value> = whole.lines().last().and_then(|line| serde_json::from_str(line).ok());
+    last.and_then(|line| line["step"].as_u64()).unwrap_or(0) as usize
+}
+
+fn train(run: &str, resume: bool) -> Vec<&str> {
+    if resume { vec!["train", "--out", run, "--resume"] } else { vec!["train", "--config", "c.toml", "--out", run] }
+}
+
+/// Steps to kill at: one random step in each of the stages that a finished run's metrics name, the first four of them.
+fn targets(run: &Path, seed: u64) -> Vec<usize> {
+    let mut stages: Vec<usize> = metrics(run)
+        .iter()
+        .filter(|line| line["type"] == "stage" || line["type"] == "finished")
+        .map(|line| line["step"].as_u64().unwrap() as usize)
+        .collect();
+    stages.dedup();
+    assert!(stages.len() >= 5, "four stages at least");
+    let mut rng = generator(seed, Purpose::Order, &[]);
+    let mut chosen: Vec<usize> = (1..stages.len()).map(|i| rng.random_range(stages[i - 1] + 1..=stages[i])).collect();
+    while chosen.len() > 4 {
+        chosen.remove(rng.random_range(0..chosen.len()));
+    }
+    chosen
+}
+
+/// Trains with a `kill -9` at each of four random steps; the result must be that of the run `reference`.
+fn train_with_kills(folder: &Path, reference: &str, seed: u64) {
+    let name = format!("killed-{seed}");
+    let run = folder.join(&name);
+    let mut rng = generator(seed, Purpose::Sampling, &[]);
+    for (index, target) in targets(&folder.join(reference), seed).into_iter().enumerate() {
+        let mut running = Running::start(command(folder, &train(&name, index > 0)));
+        running.wait_until(|| step(&run) >= target);
+        // Anywhere in the step, or in the writing of a checkpoint.
+        std::thread::sleep(Duration::from_micros(rng.random_range(0..15_000)));
+        running.kill();
+    }
+    succeeds(folder, &train(&name, true));
+    assert!(weights(&run) == weights(&folder.join(reference)), "seed {seed}: the weights differ");
+    assert_eq!(metrics(&run), metrics(&folder.join(reference)), "seed {seed}");
+    let mut names = fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(!names.any(|name| name.to_string_lossy().ends_with(".tmp")));
+    fs::remove_dir_all(&run).unwrap();
+}
+
+#[test]
+fn killed_and_resumed_work_ends_with_the_same_bits() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    small_configuration(folder, "c.toml", "8");
+    succeeds(folder, &train("whole", false));
+    train_with_kills(folder, "whole", 0);
+
+    // Sampling for the predictor.
+    let copy = |to: &str| {
+        let status = Command::new("cp").args(["-r", "whole", to]).current_dir(folder).status().unwrap();
+        assert!(status.success());
+    };
+    copy("killed");
+    fn predictor(run: &str) -> [&str; 11] {
+        ["predictor", "--run", run, "--samples", "24", "--recalibration", "60", "--images", "20", "--batch", "20"]
+    }
+    succeeds(folder, &predictor("whole"));
+    let samples = folder.join("killed/predictor/samples.jsonl");
+    for target in [3, 11, 17] {
+        let mut running = Running::start(command(folder, &predictor("killed")));
+        assert!(running.wait_until(|| lines(&samples) >= target));
+        running.kill();
+        // A line that power loss cut.
+        let mut torn = fs::read(&samples).unwrap();
+        torn.extend_from_slice(b"{\"subnet\": \"r16 d");
+        fs::write(&samples, torn).unwrap();
+    }
+    succeeds(folder, &predictor("killed"));
+    for file in ["samples.jsonl", "predictor.safetensors", "fit.json"] {
+        let read = |run: &str| fs::read(folder.join(run).join("predictor").join(file)).unwrap();
+        assert!(read("killed") == read("whole"), "{file}");
+    }
+
+    // A search and a profile are short: they are repeated whole, and a kill leaves nothing that is half.
+    fn search(run: &str) -> [&str; 7] {
+        ["search", "--run", run, "--limit", "any:macs=0.5M", "--generations", "200"]
+    }
+    succeeds(folder, &search("whole"));
+    let found = "search/any-macs-500k.json";
+    let result = fs::read(folder.join("whole").join(found)).unwrap();
+    let running = Running::start(command(folder, &search("killed")));
+    std::thread::sleep(Duration::from_millis(30));
+    running.kill();
+    assert!(fs::read(folder.join("killed").join(found)).map_or(true, |bytes| bytes == result));
+    succeeds(folder, &search("killed"));
+    assert!(fs::read(folder.join("killed").join(found)).unwrap() == result, "the searches differ");
+
+    let profile = ["profile", "--run", "killed", "--rounds", "2", "--check", "4"];
+    succeeds(folder, &profile);
+    let running = Running::start(command(folder, &profile));
+    std::thread::sleep(Duration::from_millis(100));
+    running.kill();
+    succeeds(folder, &["search", "--run", "killed", "--limit", "this:latency=1s", "--generations", "3"]);
+}
+
+/// The long form: `cargo test --release --test survive -- --ignored a_hundred`.
+#[test]
+#[ignore = "takes some minutes"]
+fn a_hundred_kills() {
+    let temporary = tempfile::tempdir().unwrap();
+    small_configuration(temporary.path(), "c.toml", "8");
+    succeeds(temporary.path(), &train("whole", false));
+    for seed in 1..=25 {
+        train_with_kills(temporary.path(), "whole", seed);
+        println!("{} kills", 4 * seed);
+    }
+}
+
+#[test]
+fn signals_stop_after_the_step_with_a_way_to_go_on_and_a_second_one_at_once() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    small_configuration(folder, "c.toml", "800");
+    for (index, (signal, code)) in [("-INT", 130), ("-TERM", 143)].into_iter().enumerate() {
+        let before = step(&folder.join("run"));
+        let mut running = Running::start(command(folder, &train("run", index > 0)));
+        assert!(running.wait_until(|| step(&folder.join("run")) > before));
+        running.signal(signal);
+        let output = running.output();
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{err}");
+        let stopped = err.lines().last().unwrap();
+        assert!(stopped.starts_with("stopped at step "), "{err}");
+        assert!(stopped.ends_with("go on with: ofa train --out run --resume"), "{err}");
+        let saved = stopped.split_whitespace().find(|word| word.ends_with(".safetensors;")).unwrap();
+        assert!(folder.join(saved.trim_end_matches(';')).exists());
+    }
+
+    // What `nohup` starts does not end with its terminal.
+    let before = step(&folder.join("run"));
+    let mut nohup = Command::new("sh");
+    nohup
+        .args(["-c", "trap '' HUP; exec \"$0\" train --out run --resume", env!("CARGO_BIN_EXE_ofa")])
+        .current_dir(folder)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut running = Running::start(nohup);
+    assert!(running.wait_until(|| step(&folder.join("run")) > before));
+    running.signal("-HUP");
+    let before = step(&folder.join("run"));
+    assert!(running.wait_until(|| step(&folder.join("run")) > before + 2));
+    running.kill();
+
+    // Steps that take long: the second signal does not wait for the end of one.
+    let text = fs::read_to_string(folder.join("c.toml")).unwrap();
+    let text = changed(&text, "builtin_train = 120", "builtin_train = 4000");
+    fs::write(folder.join("c.toml"), changed(&text, "batch = 16", "batch = 3900")).unwrap();
+    let mut running = Running::start(command(folder, &train("slow", false)));
+    assert!(running.wait_until(|| lines(&folder.join("slow/metrics.jsonl")) > 0));
+    std::thread::sleep(Duration::from_millis(50));
+    running.signal("-TERM");
+    std::thread::sleep(Duration::from_millis(20));
+    running.signal("-INT");
+    // The first one's code would be 143.
+    assert_eq!(running.output().status.code(), Some(130));
+}
+
+#[test]
+fn a_second_process_is_told_who_works_in_the_folder_until_that_one_dies() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    small_configuration(folder, "c.toml", "800");
+    let mut running = Running::start(command(folder, &train("run", false)));
+    assert!(running.wait_until(|| step(&folder.join("run")) > 4));
+    let holder = format!("process {} (`ofa train --config c.toml --out run`)", running.id());
+    fails(folder, &train("run", true), &["run: ", &holder]);
+    fails(folder, &["search", "--run", "run", "--limit", "any:macs=1M"], &[&holder]);
+    fails(folder, &["predictor", "--run", "run"], &[&holder]);
+    running.kill();
+    let before = step(&folder.join("run"));
+    let mut running = Running::start(command(folder, &train("run", true)));
+    assert!(running.wait_until(|| step(&folder.join("run")) > before));
+    running.kill();
+}
+
+/// Every write beyond a size fails, as on a full disk; this needs no rights.
+#[test]
+fn a_write_that_fails_leaves_the_checkpoints_before_it() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    small_configuration(folder, "c.toml", "8");
+    succeeds(folder, &train("whole", false));
+    // The first checkpoint holds the weights alone, later ones three times as much. Shells count in 512 or 1024 bytes.
+    let blocks = weights(&folder.join("whole")).len() * 6 / 5 / 512;
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+    let output = Command::new("sh")
+        .args(["-c", &script, env!("CARGO_BIN_EXE_ofa"), "train", "--config", "c.toml", "--out", "run"])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    let go_on = "go on with: ofa train --out run --resume";
+    refused(&output, &["run/checkpoints/step-", "File too large", go_on]);
+    let names: Vec<String> = fs::read_dir(folder.join("run/checkpoints"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(names, ["step-00000000.safetensors"]);
+    succeeds(folder, &train("run", true));
+    assert!(weights(&folder.join("run")) == weights(&folder.join("whole")));
+}
+
+/// A file system of its own; `None` where mounting is not allowed.
+struct Mounted<'a>(&'a Path);
+
+impl<'a> Mounted<'a> {
+    fn new(path: &'a Path, size: &str) -> Option<Self> {
+        fs::create_dir(path).unwrap();
+        let options = format!("size={size}");
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(path).output();
+        mount.is_ok_and(|output| output.status.success()).then_some(Mounted(path))
+    }
+
+    fn remount(&self, options: &str) {
+        let options = format!("remount,{options}");
+        let status = Command::new("mount").args(["-o", &options]).arg(self.0).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_full_and_a_read_only_disk_are_named_and_training_goes_on_afterwards() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    small_configuration(folder, "c.toml", "8");
+    succeeds(folder, &train("whole", false));
+    let size = weights(&folder.join("whole")).len();
+    let disk = folder.join("disk");
+    let Some(mounted) = Mounted::new(&disk, &format!("{}k", size * 5 / 1024)) else {
+        println!("skipped: mounting a file system is not allowed here");
+        return;
+    };
+    fails(
+        folder,
+        &train("disk/run", false),
+        &["disk/run", "No space left", "go on with: ofa train --out disk/run --resume"],
+    );
+    mounted.remount("ro");
+    fails(folder, &train("disk/run", true), &["disk/run", "Read-only file system"]);
+    mounted.remount("rw");
+    mounted.remount("size=100m");
+    succeeds(folder, &train("disk/run", true));
+    assert!(weights(&folder.join("disk/run")) == weights(&folder.join("whole")));
+    assert_eq!(metrics(&folder.join("disk/run")), metrics(&folder.join("whole")));
+}
+
+#[test]
+fn images_are_streamed_alike_and_one_that_vanishes_under_way_is_named() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    for (split, count) in [("train", 40), ("test", 4)] {
+        for (class, value) in [("dark", 40u8), ("light", 200)] {
+            let path = folder.join("images").join(split).join(class);
+            fs::create_dir_all(&path).unwrap();
+            for index in 0..count {
+                let image =
+                    image::RgbImage::from_fn(20, 18, |x, y| image::Rgb([value, (x * 9) as u8, (y * index) as u8]));
+                image.save(path.join(format!("{index}.png"))).unwrap();
+            }
+        }
+    }
+    small_configuration(folder, "c.toml", "24");
+    let text = fs::read_to_string(folder.join("c.toml")).unwrap();
+    let text = changed(&text, "source = \"builtin\"", "source = \"images\"");
+    fs::write(folder.join("c.toml"), &text).unwrap();
+    succeeds(folder, &train("whole", false));
+    fs::write(folder.join("c.toml"), changed(&text, "skip_bad", "cache_mib = 0\nskip_bad")).unwrap();
+    let output = ofa(folder, &train("streamed", false));
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(err.contains("read from files for each batch"), "{err}");
+    assert!(weights(&folder.join("streamed")) == weights(&folder.join("whole")));
+
+    let mut running = Running::start(command(folder, &train("run", false)));
+    assert!(running.wait_until(|| step(&folder.join("run")) > 4));
+    // The folder that checkpoints go to is made anew.
+    fs::remove_dir_all(folder.join("run/checkpoints")).unwrap();
+    assert!(running.wait_until(|| step(&folder.join("run")) > 12));
+    let (image, aside) = (folder.join("images/train/light/7.png"), folder.join("7.png"));
+    fs::rename(&image, &aside).unwrap();
+    refused(&running.output(), &["light/7.png", "No such file", "go on with: ofa train --out run --resume"]);
+    fs::rename(&aside, &image).unwrap();
+    succeeds(folder, &train("run", true));
+    assert!(weights(&folder.join("run")) == weights(&folder.join("whole")));
+}
