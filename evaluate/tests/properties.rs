@@ -1,0 +1,72 @@
+//! What holds for the cost of every subnet of every space.
+
+#[path = "../../supernet/tests/spaces/mod.rs"]
+mod spaces;
+
+use ofa_evaluate::cost::{macs, parameters, peak_activation_bytes};
+use ofa_evaluate::model::{tensor_shapes, validate};
+use proptest::prelude::*;
+use spaces::{cases, space_and_subnet};
+
+proptest! {
+    #![proptest_config(cases(128))]
+
+    /// The closed formula against the tensors that an extracted model has.
+    #[test]
+    fn parameters_are_the_numbers_in_the_tensors((space, subnet) in space_and_subnet()) {
+        let network = space.network(&subnet, 5).unwrap();
+        validate(&network).unwrap();
+        let trainable = tensor_shapes(&network).into_iter().filter(|(name, _)| !name.contains("running"));
+        let count: usize = trainable.map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        prop_assert_eq!(parameters(&network), count as u64);
+    }
+
+    /// Each weight of a convolution is used once for every output pixel of its layer, each other weight matrix once.
+    #[test]
+    fn macs_are_the_uses_of_the_weights((space, subnet) in space_and_subnet()) {
+        let network = space.network(&subnet, 5).unwrap();
+        let square = |size: usize| (size * size) as u64;
+        let blocks: Vec<_> = network.stages.iter().enumerate()
+            .flat_map(|(s, blocks)| blocks.iter().enumerate().map(move |(b, block)| (format!("blocks.{s}.{b}."), block)))
+            .collect();
+        let mut uses = 0;
+        for (name, shape) in tensor_shapes(&network) {
+            if shape.len() < 2 {
+                continue;
+            }
+            let pixels = match blocks.iter().find(|(prefix, _)| name.starts_with(prefix.as_str())) {
+                Some(_) if name.contains(".se.") => 1,
+                // The expansion comes before the stride; the projection of a block without one is also called conv_pw.
+                Some((_, block)) if name.ends_with("conv_pw.weight") && block.expand => square(block.input_size),
+                Some((_, block)) => square(block.output_size()),
+                None if name.starts_with("conv_stem") => square(network.stem.output_size()),
+                // The feature convolution; before a hidden layer it is one more stage.
+                None if name.starts_with("blocks.") => square(network.feature.output_size()),
+                None if name.starts_with("conv_head") && network.hidden_channels.is_none() => {
+                    square(network.feature.output_size())
+                }
+                None => 1,
+            };
+            uses += pixels * shape.iter().product::<usize>() as u64;
+        }
+        prop_assert_eq!(macs(&network), uses);
+    }
+
+    /// A larger choice never costs less.
+    #[test]
+    fn cost_grows_with_every_choice((space, subnet) in space_and_subnet()) {
+        let network = space.network(&subnet, 5).unwrap();
+        for neighbour in space.neighbours(&subnet) {
+            let grew = neighbour.resolution >= subnet.resolution
+                && neighbour.stages.iter().zip(&subnet.stages).all(|(new, old)| {
+                    new.len() >= old.len()
+                        && new.iter().zip(old).all(|(new, old)| new.kernel >= old.kernel && new.expand >= old.expand)
+                });
+            let other = space.network(&neighbour, 5).unwrap();
+            let functions: [fn(&ofa_supernet::NetworkSpec) -> u64; 3] = [macs, parameters, peak_activation_bytes];
+            let costs = functions.map(|cost| (cost(&network), cost(&other)));
+            let more = costs.iter().all(|(before, after)| after >= before);
+            prop_assert!(!grew || more, "{} {}: {:?}", subnet, neighbour, costs);
+        }
+    }
+}

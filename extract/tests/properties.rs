@@ -1,0 +1,96 @@
+//! What holds for every extracted model, every limit and every repair.
+
+#[path = "../../supernet/tests/spaces/mod.rs"]
+mod spaces;
+
+use candle_core::{Device, Tensor};
+use ofa_evaluate::cost;
+use ofa_evaluate::model::{Normalisation, NumberType};
+use ofa_extract::search::feasible::{repair, smallest, witness};
+use ofa_extract::subnet::{compare, extract};
+use ofa_extract::{Constraint, Limit};
+use ofa_supernet::network::{Mode, StatisticsCollector};
+use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::{NetworkSpec, SearchSpace, Subnet, Supernet};
+use proptest::prelude::*;
+use rand::Rng;
+use spaces::{cases, space_and_subnet};
+
+fn costs(space: &SearchSpace, subnet: &Subnet) -> [f64; 3] {
+    let network = space.network(subnet, 5).unwrap();
+    let functions: [fn(&NetworkSpec) -> u64; 3] = [cost::macs, cost::parameters, cost::peak_activation_bytes];
+    functions.map(|cost| cost(&network) as f64)
+}
+
+proptest! {
+    #![proptest_config(cases(24))]
+
+    /// A slice of the supernet as a network of its own computes what the supernet computes.
+    #[test]
+    fn cutting_out_changes_no_logit((space, subnet) in space_and_subnet(), seed in 0u64..1000) {
+        let net = Supernet::new(&space, 5, seed).unwrap();
+        let r = subnet.resolution;
+        let mut rng = generator(seed, Purpose::Builtin, &[]);
+        let images: Vec<f32> = (0..3 * r * r * 3).map(|_| rng.random_range(-2.0f32..2.0)).collect();
+        let tensor = Tensor::from_slice(&images, (3, r, r, 3), &Device::Cpu).unwrap();
+        let mut collector = StatisticsCollector::default();
+        net.forward(&tensor, &subnet, Mode::Collect(&mut collector)).unwrap();
+        let statistics = collector.finish();
+        let labels: Vec<String> = (0..5).map(|i| i.to_string()).collect();
+        let normalisation = Normalisation { mean: [0.5; 3], std: [0.25; 3] };
+        let folder = tempfile::tempdir().unwrap();
+        extract(&net, &subnet, &statistics, &labels, &normalisation, NumberType::F32, folder.path()).unwrap();
+        let (difference, largest) = compare(&net, &subnet, &statistics, folder.path(), &images).unwrap();
+        prop_assert!(difference <= 1e-3 * largest.max(1e-3), "{}: {} of {}", subnet, difference, largest);
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(64))]
+
+    /// Limits anywhere between what the smallest and the largest subnet cost, one or three at once.
+    #[test]
+    fn repaired_subnets_meet_their_limits(
+        (space, subnet) in space_and_subnet(),
+        parts in prop::array::uniform3(0.0f64..1.2),
+        seed in any::<u64>(),
+        all in any::<bool>(),
+    ) {
+        let (low, high) = (costs(&space, &space.smallest()), costs(&space, &space.largest()));
+        let bounds: Vec<f64> = (0..3).map(|i| low[i] + parts[i] * (high[i] - low[i])).collect();
+        let limits: Vec<Limit> = (0..if all { 3 } else { 1 })
+            .map(|i| {
+                let space = space.clone();
+                Limit::new(format!("limit {i}"), bounds[i], move |subnet: &Subnet| Ok(costs(&space, subnet)[i]))
+            })
+            .collect();
+        // The smallest subnet meets all of them.
+        let witness = witness(&space, &limits).unwrap();
+        let mut rng = generator(seed, Purpose::Search, &[]);
+        let repaired = repair(&space, &limits, subnet, &witness, &mut rng).unwrap();
+        space.check(&repaired).unwrap();
+        for found in [&witness, &repaired] {
+            for limit in &limits {
+                prop_assert!(limit.value(found).unwrap() <= limit.bound, "{}: {}", limit.name, found);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_smaller_than_the_smallest((space, subnet) in space_and_subnet()) {
+        for (i, cost) in costs(&space, &subnet).into_iter().enumerate() {
+            let (_, least) = smallest(&space, &|s| Ok(costs(&space, s)[i])).unwrap();
+            prop_assert!(least <= cost);
+        }
+    }
+
+    #[test]
+    fn limits_are_read_as_they_are_written(
+        text in "[a-z]{1,5}:(latency|macs|params|memory)=[0-9]{1,4}(\\.[0-9]{1,3})?(us|ms|s|k|M|G|KB|MB)?|\\PC*",
+    ) {
+        if let Ok(limit) = text.parse::<Constraint>() {
+            prop_assert!(limit.limit > 0.0);
+            prop_assert_eq!(limit.to_string().parse::<Constraint>().unwrap(), limit);
+        }
+    }
+}

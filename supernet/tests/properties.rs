@@ -1,0 +1,63 @@
+//! What holds for every search space, every subnet and every text.
+
+mod spaces;
+
+use ofa_supernet::{SearchSpace, Subnet};
+use proptest::prelude::*;
+use spaces::{cases, space, space_and_subnet};
+
+proptest! {
+    #![proptest_config(cases(128))]
+
+    #[test]
+    fn spaces_survive_their_files(space in space()) {
+        space.validate().unwrap();
+        prop_assert_eq!(&SearchSpace::from_toml(&toml::to_string(&space).unwrap()).unwrap(), &space);
+        let json = serde_json::to_string(&space).unwrap();
+        prop_assert_eq!(&serde_json::from_str::<SearchSpace>(&json).unwrap(), &space);
+        for extreme in [space.smallest(), space.middle(), space.largest()] {
+            space.check(&extreme).unwrap();
+        }
+    }
+
+    #[test]
+    fn subnets_survive_their_text((space, subnet) in space_and_subnet()) {
+        space.check(&subnet).unwrap();
+        prop_assert_eq!(&subnet.to_string().parse::<Subnet>().unwrap(), &subnet);
+        for neighbour in space.neighbours(&subnet) {
+            space.check(&neighbour).unwrap();
+            prop_assert_ne!(&neighbour, &subnet);
+            // A depth that shrank cannot be undone by one choice; all else can.
+            let shrank = neighbour.blocks().count() < subnet.blocks().count();
+            prop_assert!(shrank || space.neighbours(&neighbour).contains(&subnet));
+        }
+    }
+
+    #[test]
+    fn whatever_a_text_says_it_is_read_as_one_subnet_or_refused(text in "r?[0-9]{0,3} ?d[0-9,]{0,5} k[0-9,|]{0,9} e[0-9.,|-]{0,9}|\\PC*") {
+        if let Ok(subnet) = text.parse::<Subnet>() {
+            prop_assert_eq!(subnet.to_string().parse::<Subnet>().unwrap(), subnet);
+        }
+    }
+
+    /// Layers fit together, and each block is what was chosen.
+    #[test]
+    fn networks_fit_together((space, subnet) in space_and_subnet()) {
+        let network = space.network(&subnet, 7).unwrap();
+        prop_assert_eq!((network.resolution, network.stem.input_size, network.classes), (subnet.resolution, subnet.resolution, 7));
+        let (mut channels, mut size) = (network.stem.out_channels, network.stem.output_size());
+        for block in network.blocks() {
+            prop_assert_eq!((block.in_channels, block.input_size), (channels, size));
+            prop_assert!(block.stride == 1 || block.output_size() == size.div_ceil(2));
+            prop_assert_eq!(block.residual, block.stride == 1 && block.in_channels == block.out_channels);
+            (channels, size) = (block.out_channels, block.output_size());
+        }
+        prop_assert_eq!((network.feature.in_channels, network.feature.input_size), (channels, size));
+        let elastic = network.stages[1..].iter().flatten();
+        prop_assert_eq!(elastic.clone().count(), subnet.blocks().count());
+        for (block, choice) in elastic.zip(subnet.blocks()) {
+            prop_assert_eq!(block.kernel, choice.kernel);
+            prop_assert!(block.middle_channels % 8 == 0);
+        }
+    }
+}

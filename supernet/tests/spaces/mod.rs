@@ -1,0 +1,66 @@
+//! Random search spaces for property tests, small enough to build networks of them; and the tests' settings.
+
+use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::space::{Activation, ExpandRatio, FirstBlock, Head, Stage, Stem};
+use ofa_supernet::{SearchSpace, Subnet};
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+use proptest::test_runner::RngSeed;
+
+/// The same cases each time, so that a failure is one for everybody.
+pub fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() }
+}
+
+/// A non-empty part of `values`, in order.
+fn some<T: Clone + std::fmt::Debug + 'static>(values: &[T]) -> impl Strategy<Value = Vec<T>> + use<T> {
+    subsequence(values.to_vec(), 1..=values.len().min(3))
+}
+
+fn activation() -> impl Strategy<Value = Activation> {
+    select(vec![Activation::Relu, Activation::Relu6, Activation::HardSwish])
+}
+
+fn stage() -> impl Strategy<Value = Stage> {
+    (1usize..24, 1usize..=2, activation(), any::<bool>()).prop_map(|(channels, stride, activation, squeeze_excite)| {
+        Stage { channels, stride, activation, squeeze_excite, depths: Vec::new() }
+    })
+}
+
+prop_compose! {
+    /// A valid space.
+    pub fn space()(
+        width in 5u32..30,
+        resolutions in some(&[8, 9, 12, 16, 23]),
+        kernel_sizes in some(&[1, 3, 5, 7]),
+        ratios in some(&[500u32, 1000, 1500, 2000, 3333, 6000]),
+        depths in some(&[1, 2, 3]),
+        (stem, stem_stride, first) in (1usize..24, 1usize..=2, 1usize..24),
+        stages in prop::collection::vec(stage(), 1..4),
+        (feature_channels, hidden_channels) in (1usize..48, prop::option::of(1usize..48)),
+        // Some last stages have a depth of their own.
+        last_depth in prop::option::of(1usize..=3),
+        activation in activation(),
+        mut preset in Just(SearchSpace::named("tiny").expect("a preset")),
+    ) -> SearchSpace {
+        preset.name = "random".into();
+        preset.width_multiplier = f64::from(width) / 20.0;
+        (preset.resolutions, preset.kernel_sizes, preset.depths) = (resolutions, kernel_sizes, depths);
+        let ratio = |thousandths| ExpandRatio::try_from(f64::from(thousandths) / 1000.0).expect("in range");
+        preset.expand_ratios = ratios.into_iter().map(ratio).collect();
+        preset.stem = Stem { channels: stem, stride: stem_stride, activation };
+        preset.first_block = FirstBlock { channels: first, activation };
+        preset.stages = stages;
+        preset.stages.last_mut().expect("one at least").depths.extend(last_depth);
+        preset.head = Head { feature_channels, hidden_channels, activation };
+        preset
+    }
+}
+
+/// A space and one of its subnets.
+pub fn space_and_subnet() -> impl Strategy<Value = (SearchSpace, Subnet)> {
+    (space(), any::<u64>()).prop_map(|(space, seed)| {
+        let subnet = space.sample(&mut generator(seed, Purpose::Sampling, &[]));
+        (space, subnet)
+    })
+}
