@@ -1,0 +1,127 @@
+//! The seeds that the program's own writers make, and small files of foreign formats.
+
+use anyhow::Result;
+use image::{ColorType, ImageEncoder};
+use ofa_evaluate::cost;
+use ofa_evaluate::model::{Normalisation, NumberType};
+use ofa_evaluate::profile::{ProfileOptions, measure};
+use ofa_extract::subnet::extract;
+use ofa_extract::{FitSettings, Predictor, Sample};
+use ofa_supernet::data::{DataOptions, Dataset};
+use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::train::{Control, TrainConfig, train};
+use ofa_supernet::{SearchSpace, Supernet};
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+/// Writes all seeds below `corpus`.
+pub fn write(corpus: &Path) -> Result<()> {
+    let put = |name: &str, bytes: &[u8]| -> Result<()> {
+        let path = corpus.join(name);
+        fs::create_dir_all(path.parent().unwrap_or(corpus))?;
+        Ok(fs::write(path, bytes)?)
+    };
+    foreign(&put)?;
+
+    let tiny = SearchSpace::named("tiny")?;
+    put("subnet/smallest", tiny.smallest().to_string().as_bytes())?;
+    put("subnet/middle", tiny.middle().to_string().as_bytes())?;
+    put("subnet/fraction", b"r160 d2,3 k3,5|7,3,3 e0.5,6|3.333,3,4")?;
+    for (index, limit) in
+        ["laptop:latency=12ms", "any:macs=1.5M", "any:params=800k", "any:memory=2MiB"].iter().enumerate()
+    {
+        put(&format!("limit/{index}"), limit.as_bytes())?;
+    }
+    for name in ["tiny", "cifar-mbv3", "mbv3-w1.0", "proxyless-w1.3"] {
+        put(&format!("space/{name}"), toml::to_string(&SearchSpace::named(name)?)?.as_bytes())?;
+    }
+    for name in TrainConfig::PRESETS {
+        put(&format!("train-config/{name}"), toml::to_string(&TrainConfig::preset(name, &tiny)?)?.as_bytes())?;
+    }
+
+    // A run over a few images in the narrowest network.
+    let mut narrow = SearchSpace { width_multiplier: 0.25, ..tiny.clone() };
+    (narrow.resolutions, narrow.head.feature_channels, narrow.head.hidden_channels) = (vec![8, 12], 8, Some(8));
+    let folder = tempfile::tempdir()?;
+    let data = Dataset::open(
+        "builtin",
+        &DataOptions { validation: 20, builtin_train: 60, builtin_test: 10, ..DataOptions::default() },
+    )?;
+    let mut config = TrainConfig::preset("tiny", &narrow)?.with_epochs(3.0);
+    (config.log_every, config.keep_checkpoints) = (1, 1);
+    let mut net = Supernet::new(&narrow, 10, 0)?;
+    train(&mut net, &data, &config, folder.path(), false, &mut |_| Control::Continue)?;
+    put("metrics/run", &fs::read(folder.path().join("metrics.jsonl"))?)?;
+    for entry in fs::read_dir(folder.path().join("checkpoints"))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let bytes = fs::read(&path)?;
+        if name == "supernet.safetensors" {
+            put("checkpoint/supernet", &bytes)?;
+        } else {
+            put("checkpoint/step", &bytes)?;
+            let (_, note): (_, serde_json::Value) = ofa_supernet::train::tensor_file::read(&path)?;
+            put("checkpoint-note/step", serde_json::to_string(&note)?.as_bytes())?;
+        }
+    }
+
+    let statistics = net.running_statistics(&narrow.smallest())?;
+    let model = folder.path().join("model");
+    let normalisation = Normalisation { mean: [0.5; 3], std: [0.25; 3] };
+    extract(&net, &narrow.smallest(), &statistics, &data.classes, &normalisation, NumberType::F32, &model)?;
+    put("model-config/tiny.json", &fs::read(model.join("config.json"))?)?;
+    put("model-weights/tiny", &fs::read(model.join("model.safetensors"))?)?;
+
+    let options =
+        ProfileOptions { rounds: 1, calibration_subnets: 2, check_subnets: 2, ..ProfileOptions::new("seed", 3) };
+    let one = SearchSpace { resolutions: vec![8], ..narrow.clone() };
+    let profile = measure(&one, &options, &mut |_| ControlFlow::Continue(()))?;
+    profile.save(folder.path().join("seed.json"))?;
+    put("device-profile/seed", &fs::read(folder.path().join("seed.json"))?)?;
+
+    let mut samples = Vec::new();
+    for position in 0..30 {
+        let subnet = tiny.sample(&mut generator(0, Purpose::Predictor, &[position]));
+        let size = cost::macs(&tiny.network(&subnet, 10)?) as f64;
+        samples.push(Sample { subnet, accuracy: (size.ln() / 20.0).clamp(0.0, 1.0) });
+    }
+    let lines: Result<Vec<String>, _> = samples.iter().take(6).map(serde_json::to_string).collect();
+    put("samples/six", (lines?.join("\n") + "\n").as_bytes())?;
+    let settings = FitSettings { hidden: 4, ..FitSettings::default() };
+    let (predictor, _) = Predictor::fit(&tiny, &samples, &settings, 0, &mut |_, _, _| {})?;
+    predictor.save(&folder.path().join("predictor"))?;
+    put("predictor/small", &fs::read(folder.path().join("predictor"))?)
+}
+
+/// IDX, CIFAR, PNG and JPEG.
+fn foreign(put: &dyn Fn(&str, &[u8]) -> Result<()>) -> Result<()> {
+    let header = |fields: &[u32]| -> Vec<u8> { fields.iter().flat_map(|field| field.to_be_bytes()).collect() };
+    let mut images = header(&[0x0803, 6, 3, 2]);
+    images.extend(0..36u8);
+    put("idx-images/plain", &images)?;
+    put("idx-images/short", &images[..40])?;
+    let mut labels = header(&[0x0801, 6]);
+    labels.extend([1, 2, 1, 2, 1, 2]);
+    put("idx-labels/plain", &labels)?;
+    let records =
+        (0..10u8).flat_map(|label| [label].into_iter().chain((0..3072u32).map(move |i| (i * 7) as u8 ^ label)));
+    put("cifar/ten", &records.collect::<Vec<u8>>())?;
+
+    let png = |pixels: &[u8], side: u32, colour: ColorType| -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        image::codecs::png::PngEncoder::new(&mut bytes).write_image(pixels, side, side, colour.into())?;
+        Ok(bytes)
+    };
+    let pixels: Vec<u8> = (0..8 * 8 * 8).map(|i| (i * 37) as u8).collect();
+    put("image/rgb.png", &png(&pixels[..192], 8, ColorType::Rgb8)?)?;
+    put("image/grey-alpha.png", &png(&pixels[..128], 8, ColorType::La8)?)?;
+    put("image/deep.png", &png(&pixels[..384], 8, ColorType::Rgb16)?)?;
+    for (name, channels, colour) in [("rgb", 3, ColorType::Rgb8), ("grey", 1, ColorType::L8)] {
+        let mut bytes = Vec::new();
+        let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 90);
+        encoder.write_image(&pixels[..64 * channels], 8, 8, colour.into())?;
+        put(&format!("image/{name}.jpg"), &bytes)?;
+    }
+    Ok(())
+}

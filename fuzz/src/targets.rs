@@ -1,0 +1,253 @@
+//! One function a parser, called as the commands call it: on files in a folder of its own.
+
+use anyhow::anyhow;
+use ofa_evaluate::{DeviceProfile, Model, cost};
+use ofa_extract::predictor::read_samples;
+use ofa_extract::{Constraint, Predictor};
+use ofa_supernet::data::{DataOptions, Dataset};
+use ofa_supernet::train::checkpoint::{Folder, read_supernet};
+use ofa_supernet::train::{TrainConfig, metrics, tensor_file};
+use ofa_supernet::{SearchSpace, Subnet};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+/// What a parser has to say against an input.
+#[derive(Debug)]
+pub enum Fault {
+    /// It is not what it should be, in one sentence: as it should be.
+    Refused(String),
+    /// It was accepted, but is then not what it says: a finding.
+    Wrong(String),
+}
+
+impl<E: std::fmt::Display> From<E> for Fault {
+    fn from(error: E) -> Self {
+        let text = error.to_string();
+        // One sentence: people read it in a terminal.
+        if text.len() > 4000 { Fault::Wrong(format!("an error of {} bytes", text.len())) } else { Fault::Refused(text) }
+    }
+}
+
+type Outcome = Result<(), Fault>;
+
+/// A parser.
+pub struct Target {
+    /// Its name, also that of its corpus.
+    pub name: &'static str,
+    /// Called by [`Target::on`].
+    pub run: fn(&Path, &[u8]) -> Outcome,
+}
+
+impl Target {
+    /// What the parser says to `bytes`; `work` is a folder that belongs to this target.
+    pub fn on(&self, work: &Path, bytes: &[u8]) -> Outcome {
+        (self.run)(work, bytes)
+    }
+}
+
+const fn target(name: &'static str, run: fn(&Path, &[u8]) -> Outcome) -> Target {
+    Target { name, run }
+}
+
+/// All parsers.
+pub const TARGETS: &[Target] = &[
+    target("idx-images", |work, bytes| idx(work, "train-images-idx3-ubyte", bytes)),
+    target("idx-labels", |work, bytes| idx(work, "train-labels-idx1-ubyte", bytes)),
+    target("cifar", cifar),
+    target("image", image),
+    target("subnet", |_, bytes| subnet(text(bytes)?)),
+    target("limit", |_, bytes| limit(text(bytes)?)),
+    target("space", |_, bytes| space(text(bytes)?)),
+    target("train-config", |_, bytes| train_config(text(bytes)?)),
+    target("device-profile", device_profile),
+    target("checkpoint", checkpoint),
+    target("checkpoint-note", checkpoint_note),
+    target("metrics", metrics_lines),
+    target("samples", samples),
+    target("predictor", predictor),
+    target("model-config", |work, bytes| model(work, "config.json", bytes)),
+    target("model-weights", |work, bytes| model(work, "model.safetensors", bytes)),
+    // Imported checkpoints (.pth) belong here.
+];
+
+fn tiny() -> SearchSpace {
+    SearchSpace::named("tiny").expect("a preset")
+}
+
+fn text(bytes: &[u8]) -> Result<&str, Fault> {
+    Ok(std::str::from_utf8(bytes)?)
+}
+
+/// Writes an input; the folder is made, and its other files are copied from the corpus, the first time.
+fn put(work: &Path, name: &str, bytes: &[u8]) -> Result<std::path::PathBuf, Fault> {
+    let path = work.join(name);
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fs::write(&path, bytes)?;
+    Ok(path)
+}
+
+fn corpus(name: &str) -> Result<Vec<u8>, Fault> {
+    Ok(fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name))?)
+}
+
+fn put_once(work: &Path, name: &str, seed: &str) -> Outcome {
+    if !work.join(name).exists() {
+        put(work, name, &corpus(seed)?)?;
+    }
+    Ok(())
+}
+
+fn open(work: &Path) -> Outcome {
+    let mut outcome = Ok(());
+    for (skip_bad, cache_bytes) in [(false, usize::MAX), (true, usize::MAX), (true, 0)] {
+        let options = DataOptions { validation: 0, skip_bad, cache_bytes, ..DataOptions::default() };
+        let opened = Dataset::open(&work.to_string_lossy(), &options);
+        match opened {
+            Ok(data) => {
+                for index in 0..data.train.len().min(20) {
+                    let image = data.train.image(index)?;
+                    if image.pixels.len() != image.width * image.height * 3 {
+                        return Err(Fault::Wrong("an image of another size than it says".into()));
+                    }
+                    if data.train.label(index) as usize >= data.classes.len() {
+                        return Err(Fault::Wrong("a label without a class".into()));
+                    }
+                }
+            }
+            Err(error) if !skip_bad => outcome = Err(error.into()),
+            // What cannot be skipped is refused both ways.
+            Err(error) => {
+                if outcome.is_ok() {
+                    return Err(Fault::Wrong(format!("refused only if bad images are skipped: {error}")));
+                }
+            }
+        }
+    }
+    outcome
+}
+
+fn idx(work: &Path, name: &str, bytes: &[u8]) -> Outcome {
+    for split in ["train", "t10k"] {
+        put_once(work, &format!("{split}-images-idx3-ubyte"), "idx-images/plain")?;
+        put_once(work, &format!("{split}-labels-idx1-ubyte"), "idx-labels/plain")?;
+    }
+    put(work, name, bytes)?;
+    open(work)
+}
+
+fn cifar(work: &Path, bytes: &[u8]) -> Outcome {
+    put_once(work, "test_batch.bin", "cifar/ten")?;
+    put(work, "data_batch_1.bin", bytes)?;
+    open(work)
+}
+
+fn image(work: &Path, bytes: &[u8]) -> Outcome {
+    for path in ["train/a/good.png", "train/b/good.png", "test/a/good.png", "test/b/good.png"] {
+        put_once(work, path, "image/rgb.png")?;
+    }
+    put(work, "train/a/input", bytes)?;
+    open(work)
+}
+
+fn subnet(text: &str) -> Outcome {
+    let subnet: Subnet = text.parse()?;
+    if subnet.to_string().parse::<Subnet>().ok().as_ref() != Some(&subnet) {
+        return Err(Fault::Wrong(format!("'{text}' is read as '{subnet}', which is something else")));
+    }
+    tiny().check(&subnet)?;
+    tiny().network(&subnet, 10)?;
+    Ok(())
+}
+
+fn limit(text: &str) -> Outcome {
+    let limit: Constraint = text.parse()?;
+    if limit.to_string().parse::<Constraint>().ok().as_ref() != Some(&limit) {
+        return Err(Fault::Wrong(format!("'{text}' is read as '{limit}', which is something else")));
+    }
+    Ok(())
+}
+
+fn space(text: &str) -> Outcome {
+    let space = SearchSpace::from_toml(text)?;
+    for subnet in [space.smallest(), space.middle(), space.largest()] {
+        let network = space.network(&subnet, 10)?;
+        if cost::macs(&network) == 0 || cost::parameters(&network) == 0 || cost::peak_activation_bytes(&network) == 0 {
+            return Err(Fault::Wrong(format!("'{subnet}' costs nothing")));
+        }
+    }
+    let written = toml::to_string(&space).map_err(|e| Fault::Wrong(e.to_string()))?;
+    if SearchSpace::from_toml(&written).ok().as_ref() != Some(&space) {
+        return Err(Fault::Wrong("written and read again it is another space".into()));
+    }
+    Ok(())
+}
+
+fn train_config(text: &str) -> Outcome {
+    let (config, space) = (TrainConfig::from_toml(text)?, tiny());
+    config.validate(&space)?;
+    for images in [1, 1000] {
+        if config.plan(&space, images).iter().any(|stage| stage.steps == 0 || stage.batch == 0) {
+            return Err(Fault::Wrong("a stage without steps".into()));
+        }
+    }
+    ofa_evaluate::memory::TrainingMemory::estimate(&space, 10, &config, 1000, 100)?;
+    Ok(())
+}
+
+fn device_profile(work: &Path, bytes: &[u8]) -> Outcome {
+    let profile = DeviceProfile::load(put(work, "profile.json", bytes)?)?;
+    let network = profile.space.network(&profile.space.largest(), profile.classes)?;
+    match profile.latency_ms(&network) {
+        Ok(ms) if ms.is_finite() && ms > 0.0 => Ok(()),
+        other => Err(Fault::Wrong(format!("the largest subnet takes {other:?}"))),
+    }
+}
+
+fn checkpoint(work: &Path, bytes: &[u8]) -> Outcome {
+    let path = put(work, "step-00000001.safetensors", bytes)?;
+    read_supernet(&path).map_or_else(|_| Folder::read(&path).map(drop), |_| Ok(()))?;
+    Ok(())
+}
+
+/// What the checksum hides from random damage: the note of a file that is whole.
+fn checkpoint_note(work: &Path, bytes: &[u8]) -> Outcome {
+    let note: serde_json::Value = serde_json::from_slice(bytes)?;
+    let path = put(work, "step-00000001.safetensors", b"")?;
+    let tensor = candle_core::Tensor::new(&[1f32], &candle_core::Device::Cpu)?;
+    tensor_file::write(&path, &BTreeMap::from([("weights.a".to_string(), tensor)]), &note)?;
+    let found = Folder::read(&path)?;
+    Ok(found.identity.space.validate()?)
+}
+
+fn metrics_lines(work: &Path, bytes: &[u8]) -> Outcome {
+    metrics::read(&put(work, "metrics.jsonl", bytes)?)?;
+    Ok(())
+}
+
+fn samples(work: &Path, bytes: &[u8]) -> Outcome {
+    read_samples(&put(work, "samples.jsonl", bytes)?, &tiny())?;
+    Ok(())
+}
+
+fn predictor(work: &Path, bytes: &[u8]) -> Outcome {
+    let predictor = Predictor::load(&put(work, "predictor.safetensors", bytes)?)?;
+    let found = predictor.predict(&[tiny().smallest()])?;
+    if found.len() == 1 { Ok(()) } else { Err(Fault::Wrong(format!("{} predictions", found.len()))) }
+}
+
+fn model(work: &Path, name: &str, bytes: &[u8]) -> Outcome {
+    put_once(work, "config.json", "model-config/tiny.json")?;
+    put_once(work, "model.safetensors", "model-weights/tiny")?;
+    put(work, name, bytes)?;
+    let mut model = Model::load(work)?;
+    let side = model.config().network.resolution;
+    if side > 64 {
+        return Err(anyhow!("too large to run here").into());
+    }
+    let classes = model.config().labels.len();
+    let logits = model.network().run(&vec![0.5; side * side * 3], 1)?;
+    if logits.len() == classes { Ok(()) } else { Err(Fault::Wrong(format!("{} logits", logits.len()))) }
+}
