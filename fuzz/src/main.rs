@@ -161,7 +161,10 @@ fn fuzz(target: &Target, args: &Args, root: &Path, work: &Path, time: Duration) 
 fn kind(message: &str, input: &[u8]) -> String {
     let input = String::from_utf8_lossy(input);
     let words = message.split(|letter: char| !letter.is_ascii_alphabetic());
-    let own: Vec<&str> = words.filter(|word| word.len() >= 4 && !input.contains(word)).take(20).collect();
+    let own: Vec<&str> = words
+        .filter(|word| word.len() >= 4 && !input.contains(word) && !word.chars().all(|c| c.is_ascii_hexdigit()))
+        .take(20)
+        .collect();
     own.join(" ")
 }
 

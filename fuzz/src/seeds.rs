@@ -1,5 +1,8 @@
 //! The seeds that the program's own writers make, and small files of foreign formats.
 
+#[path = "../../supernet/tests/torch_file/mod.rs"]
+mod torch_file;
+
 use anyhow::Result;
 use image::{ColorType, ImageEncoder};
 use ofa_evaluate::cost;
@@ -40,6 +43,14 @@ pub fn write(corpus: &Path) -> Result<()> {
         put(&format!("train-config/{name}"), toml::to_string(&TrainConfig::preset(name, &tiny)?)?.as_bytes())?;
     }
 
+    put("latency-table/tiny", latency_table(&tiny)?.as_bytes())?;
+    let tensors: Vec<torch_file::Named> = vec![
+        ("first_conv.conv.weight".into(), vec![2, 1, 3, 3], (0..18).map(|i| i as f32).collect()),
+        ("classifier.linear.bias".into(), vec![3], vec![0.5, -0.5, 0.25]),
+    ];
+    put("published/zip", &torch_file::zip(&torch_file::entries(&tensors)))?;
+    put("published/old", &old_torch_file(&tensors))?;
+
     // A run over a few images in the narrowest network.
     let mut narrow = SearchSpace { width_multiplier: 0.25, ..tiny.clone() };
     (narrow.resolutions, narrow.head.feature_channels, narrow.head.hidden_channels) = (vec![8, 12], 8, Some(8));
@@ -72,6 +83,7 @@ pub fn write(corpus: &Path) -> Result<()> {
     extract(&net, &narrow.smallest(), &statistics, &data.classes, &normalisation, NumberType::F32, &model)?;
     put("model-config/tiny.json", &fs::read(model.join("config.json"))?)?;
     put("model-weights/tiny", &fs::read(model.join("model.safetensors"))?)?;
+    put("published/safetensors", &fs::read(model.join("model.safetensors"))?)?;
 
     let options =
         ProfileOptions { rounds: 1, calibration_subnets: 2, check_subnets: 2, ..ProfileOptions::new("seed", 3) };
@@ -92,6 +104,43 @@ pub fn write(corpus: &Path) -> Result<()> {
     let (predictor, _) = Predictor::fit(&tiny, &samples, &settings, 0, &mut |_, _, _| {})?;
     predictor.save(&folder.path().join("predictor"))?;
     put("predictor/small", &fs::read(folder.path().join("predictor"))?)
+}
+
+/// A latency table of the smallest resolution: what the reader misses is added until it misses nothing.
+fn latency_table(tiny: &SearchSpace) -> Result<String> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("table.yaml");
+    let stem = tiny.network(&tiny.smallest(), 4)?.stem;
+    let (input, output, channels) = (stem.input_size, stem.output_size(), stem.out_channels);
+    let mut table =
+        format!("Conv-input:{input}x{input}x3-output:{output}x{output}x{channels}:\n  count: 3\n  mean: 1.5\n");
+    loop {
+        fs::write(&path, &table)?;
+        let Err(error) = ofa_evaluate::profile::import(tiny, 4, "phone", std::slice::from_ref(&path)) else {
+            return Ok(table);
+        };
+        let missing = error.to_string();
+        let Some(key) = missing.split('\'').nth(1).filter(|_| missing.contains("has no entry")) else {
+            return Err(error.into());
+        };
+        table += &format!("{key}:\n  count: 3\n  mean: 0.25\n");
+    }
+}
+
+/// PyTorch's file before version 1.6: pickles, then the bytes of the tensors.
+fn old_torch_file(tensors: &[torch_file::Named]) -> Vec<u8> {
+    let mut out = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.\x80\x02}".to_vec();
+    torch_file::text(&mut out, "little_endian");
+    out.extend(b"\x88s.");
+    out.extend(torch_file::program(tensors));
+    out.extend(b"\x80\x02](");
+    (0..tensors.len()).for_each(|index| torch_file::text(&mut out, &index.to_string()));
+    out.extend(b"e.");
+    for (_, _, values) in tensors {
+        out.extend((values.len() as u64).to_le_bytes());
+        out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+    }
+    out
 }
 
 /// IDX, CIFAR, PNG and JPEG.

@@ -5,6 +5,7 @@ use ofa_evaluate::{DeviceProfile, Model, cost};
 use ofa_extract::predictor::read_samples;
 use ofa_extract::{Constraint, Predictor};
 use ofa_supernet::data::{DataOptions, Dataset};
+use ofa_supernet::import::CheckpointFile;
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::{TrainConfig, metrics, tensor_file};
 use ofa_supernet::{SearchSpace, Subnet};
@@ -68,7 +69,8 @@ pub const TARGETS: &[Target] = &[
     target("predictor", predictor),
     target("model-config", |work, bytes| model(work, "config.json", bytes)),
     target("model-weights", |work, bytes| model(work, "model.safetensors", bytes)),
-    // Imported checkpoints (.pth) belong here.
+    target("published", published),
+    target("latency-table", latency_table),
 ];
 
 fn tiny() -> SearchSpace {
@@ -230,6 +232,30 @@ fn metrics_lines(work: &Path, bytes: &[u8]) -> Outcome {
 fn samples(work: &Path, bytes: &[u8]) -> Outcome {
     read_samples(&put(work, "samples.jsonl", bytes)?, &tiny())?;
     Ok(())
+}
+
+/// A published checkpoint (.pth of both formats, safetensors).
+fn published(work: &Path, bytes: &[u8]) -> Outcome {
+    let mut file = CheckpointFile::open(&put(work, "net.pth", bytes)?)?;
+    let listed: Vec<(String, usize)> =
+        file.tensors().map(|(name, shape)| (name.to_string(), shape.iter().product())).collect();
+    for (name, count) in listed {
+        let values = file.values(&name)?;
+        if values.len() != count {
+            return Err(Fault::Wrong(format!("{} values in a tensor of {count}", values.len())));
+        }
+    }
+    Ok(())
+}
+
+fn latency_table(work: &Path, bytes: &[u8]) -> Outcome {
+    let path = put(work, "table.yaml", bytes)?;
+    let profile = ofa_evaluate::profile::import(&tiny(), 4, "phone", std::slice::from_ref(&path))?;
+    let network = profile.space.network(&profile.space.largest(), 4)?;
+    match profile.latency_ms(&network) {
+        Ok(ms) if ms > 0.0 => Ok(()),
+        other => Err(Fault::Wrong(format!("the largest subnet takes {other:?}"))),
+    }
 }
 
 fn predictor(work: &Path, bytes: &[u8]) -> Outcome {

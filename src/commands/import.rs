@@ -86,6 +86,7 @@ pub fn run(args: &Args) -> Result<()> {
     let parameters: usize = net.parameters().iter().map(|p| p.var.elem_count()).sum();
     let note = SupernetNote { space: space.clone(), classes, steps: 0 };
     let existed = args.out.exists();
+    let _lock = folder.lock()?;
     let written = write_supernet(&path, net.state()?, &note)
         .map_err(anyhow::Error::from)
         .and_then(|()| folder.write_config(&RunConfig { data, space, train }));

@@ -161,9 +161,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Whether there is a checkpoint.
+/// Whether there is a checkpoint, or a supernet that came from elsewhere.
 fn started(checkpoints: &Folder) -> bool {
-    checkpoints.list().is_ok_and(|found| !found.is_empty())
+    checkpoints.list().is_ok_and(|found| !found.is_empty()) || checkpoints.supernet_path().exists()
 }
 
 /// Trains in `folder` with a progress bar.
