@@ -266,6 +266,25 @@ fn steps_that_are_not_finite_are_left_out_up_to_a_limit() {
 }
 
 #[test]
+fn weights_that_are_not_finite_never_reach_a_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = TrainConfig { checkpoint_steps: Some(1), ..config() };
+    let mut net = Supernet::new(&space(), 10, 0).unwrap();
+    let bias = net.parameters().iter().find(|p| p.name == "classifier.bias").unwrap().var.clone();
+    let error = train(&mut net, &data(), &config, folder.path(), false, &mut |event| {
+        if matches!(event, Event::Step(step) if step.step == 3) {
+            bias.set(&Tensor::full(f32::NAN, 10, &Device::Cpu).unwrap()).unwrap();
+        }
+        Control::Continue
+    });
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("step 3") && error.contains("'classifier.bias'"), "{error}");
+    let (checkpoint, _, damaged) = Folder::of_run(folder.path(), 1).latest().unwrap().unwrap();
+    assert_eq!((checkpoint.progress.step, damaged.len()), (2, 0));
+    net.load_state(&checkpoint.weights).unwrap();
+}
+
+#[test]
 fn a_loss_that_is_not_finite_stops_before_the_weights_change() {
     let folder = tempfile::tempdir().unwrap();
     let mut net = Supernet::new(&space(), 10, 0).unwrap();
