@@ -25,13 +25,6 @@ pub fn preset(name: &str) -> Option<SearchSpace> {
 /// The published MobileNetV3 space at ImageNet sizes (paper §4.1).
 fn mobilenet_v3(width_multiplier: f64) -> SearchSpace {
     use Activation::{HardSwish, Relu};
-    let stage = |channels, stride, activation, squeeze_excite| Stage {
-        channels,
-        stride,
-        activation,
-        squeeze_excite,
-        depths: vec![],
-    };
     SearchSpace {
         name: "mbv3".into(),
         family: Family::MobileNetV3,
@@ -57,19 +50,18 @@ fn mobilenet_v3(width_multiplier: f64) -> SearchSpace {
 /// The published ProxylessNAS space at ImageNet sizes: ReLU6, no squeeze-excite, no hidden layer, one block in the last stage.
 fn proxyless(width_multiplier: f64) -> SearchSpace {
     use Activation::Relu6;
-    let stage = |channels, stride, depths| Stage { channels, stride, activation: Relu6, squeeze_excite: false, depths };
     SearchSpace {
         name: "proxyless".into(),
         family: Family::ProxylessNas,
         stem: Stem { channels: 32, stride: 2, activation: Relu6 },
         first_block: FirstBlock { channels: 16, activation: Relu6 },
         stages: vec![
-            stage(24, 2, vec![]),
-            stage(40, 2, vec![]),
-            stage(80, 2, vec![]),
-            stage(96, 1, vec![]),
-            stage(192, 2, vec![]),
-            stage(320, 1, vec![1]),
+            stage(24, 2, Relu6, false),
+            stage(40, 2, Relu6, false),
+            stage(80, 2, Relu6, false),
+            stage(96, 1, Relu6, false),
+            stage(192, 2, Relu6, false),
+            Stage { depths: vec![1], ..stage(320, 1, Relu6, false) },
         ],
         head: Head { feature_channels: 1280, hidden_channels: None, activation: Relu6 },
         ..mobilenet_v3(width_multiplier)
@@ -81,13 +73,6 @@ fn proxyless(width_multiplier: f64) -> SearchSpace {
 /// bring accuracy.
 fn cifar_mbv3() -> SearchSpace {
     use Activation::{HardSwish, Relu};
-    let stage = |channels, stride, activation, squeeze_excite| Stage {
-        channels,
-        stride,
-        activation,
-        squeeze_excite,
-        depths: vec![],
-    };
     SearchSpace {
         name: "cifar-mbv3".into(),
         family: Family::MobileNetV3,
@@ -107,13 +92,6 @@ fn cifar_mbv3() -> SearchSpace {
 /// For the quickstart: trains in well under a minute on two cores.
 fn tiny() -> SearchSpace {
     use Activation::{HardSwish, Relu};
-    let stage = |channels, stride, activation, squeeze_excite| Stage {
-        channels,
-        stride,
-        activation,
-        squeeze_excite,
-        depths: vec![],
-    };
     SearchSpace {
         name: "tiny".into(),
         family: Family::MobileNetV3,
@@ -128,6 +106,11 @@ fn tiny() -> SearchSpace {
         stages: vec![stage(16, 2, Relu, false), stage(24, 2, HardSwish, true)],
         head: Head { feature_channels: 96, hidden_channels: Some(64), activation: HardSwish },
     }
+}
+
+/// A stage with the space's depths.
+fn stage(channels: usize, stride: usize, activation: Activation, squeeze_excite: bool) -> Stage {
+    Stage { channels, stride, activation, squeeze_excite, depths: vec![] }
 }
 
 fn ratios(values: &[f64]) -> Vec<ExpandRatio> {
