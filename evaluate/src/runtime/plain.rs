@@ -45,7 +45,7 @@ impl Pointwise {
                     sum += f64::from(self.weight[o * ins + i]) * f64::from(input[pixel * ins + i]) * gate;
                 }
                 let residual = residual.map_or(0.0, |residual| f64::from(residual[pixel * outs + o]));
-                output[pixel * outs + o] = (activate(sum, activation) + residual) as f32;
+                output[pixel * outs + o] = activate(sum + residual, activation) as f32;
             }
         }
     }

@@ -85,6 +85,38 @@ pub fn dense(
     Ok((if shape.pool { y.mean((1, 2))? } else { y }, used))
 }
 
+/// As [`super::max_pool`]. Repeated border pixels change no maximum, since every window that reaches over the border holds them anyway; of
+/// equal values each gets a part of the gradient.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn max_pool(x: &Tensor) -> Result<Tensor> {
+    let (_, height, width, _) = x.dims4()?;
+    let size = (height.div_ceil(2), width.div_ceil(2));
+    let padded = x.pad_with_same(1, 1, 1)?.pad_with_same(2, 1, 1)?;
+    let mut largest = shifted(&padded, 0, 0, 2, size)?;
+    for place in 1..9 {
+        largest = largest.maximum(&shifted(&padded, place / 3, place % 3, 2, size)?)?;
+    }
+    Ok(largest)
+}
+
+/// As [`super::average_pool`].
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn average_pool(x: &Tensor, window: (usize, usize)) -> Result<Tensor> {
+    let mut mean = x.clone();
+    for (dim, window) in [(1, window.0), (2, window.1)] {
+        let length = x.dim(dim)?;
+        let parts = (0..length)
+            .step_by(window)
+            .map(|start| mean.narrow(dim, start, window.min(length - start))?.mean_keepdim(dim));
+        mean = Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, dim)?;
+    }
+    Ok(mean)
+}
+
 /// `[.., in]` times `[out, in]` transposed.
 fn pixels_matmul(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let mut dims = x.dims().to_vec();

@@ -1,18 +1,19 @@
-//! A dense convolution with batch norm, activation and, if asked, global average pooling, as one op: the network's first
-//! convolution and its last 1x1 convolution.
+//! A dense convolution with batch norm, activation and, if asked, global average pooling, as one op.
 
 use super::activation::{Act, with_activation};
 use super::batch_norm::{Affine, Backward, ChannelStatistics, Normalise, SumBlock, Sums};
 use super::buffers::Buffer;
+use super::columns::{Columns, from_column_order, scatter, to_column_order};
 use super::inverted_residual::{RawGradient, add_transposed, product_backward};
-use super::matmul::Packed;
+use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
 use super::parallel::{self, Shared};
-use super::rows::{Left, Nothing, add_products, normalise, pool, product};
+use super::rows::{Left, Nothing, RowSource, add_products, normalise, pool, product};
 use super::simd::{InstructionSet, Kernel, Simd, dispatch};
 use super::{contiguous_f32, tensor_values};
 use crate::space::{Activation, ConvSpec};
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Extents and options of one call.
@@ -68,7 +69,7 @@ impl DenseShape {
     }
 
     /// Values that one output pixel sees.
-    fn columns(&self) -> usize {
+    pub(crate) fn columns(&self) -> usize {
         self.in_channels * self.kernel * self.kernel
     }
 
@@ -91,45 +92,9 @@ impl DenseShape {
     }
 }
 
-/// Rows `[pixels, in * k * k]` that the convolution sees, in the weight's order.
-pub(crate) fn image_to_columns(shape: &DenseShape, x: &[f32]) -> Buffer {
-    let (height, width) = shape.output_size();
-    let (k, columns, channels) = (shape.kernel, shape.columns(), shape.in_channels);
-    let mut output = Buffer::uninitialised(shape.rows() * columns);
-    let shared = Shared::new(&mut output);
-    parallel::map(shape.batch * height, 1, |lines| {
-        // SAFETY: ranges of lines are disjoint.
-        let output = unsafe { shared.slice(lines.start * width * columns..lines.end * width * columns) };
-        output.fill(0.0);
-        for (line, row) in lines.zip(output.chunks_exact_mut(width * columns)) {
-            let (image, y) = (line / height, line % height);
-            for ky in 0..k {
-                let Some(source_y) = (y * shape.stride + ky).checked_sub(k / 2).filter(|&y| y < shape.height) else {
-                    continue;
-                };
-                let source = &x[(image * shape.height + source_y) * shape.width * channels..][..shape.width * channels];
-                for (out_x, row) in row.chunks_exact_mut(columns).enumerate() {
-                    for kx in 0..k {
-                        let Some(source_x) =
-                            (out_x * shape.stride + kx).checked_sub(k / 2).filter(|&x| x < shape.width)
-                        else {
-                            continue;
-                        };
-                        for (channel, &v) in source[source_x * channels..][..channels].iter().enumerate() {
-                            row[(channel * k + ky) * k + kx] = v;
-                        }
-                    }
-                }
-            }
-        }
-    });
-    output
-}
-
 /// Output (`[batch, height, width, out]`, or `[batch, out]` when pooled) for `x` `[batch, height, width, in]`, and the statistics used.
 ///
-/// `packed` holds weight `[out, in, k, k]`, then batch norm's weight and bias. A kernel larger than 1 has no input gradient:
-/// only the first convolution has one, and images are no variables.
+/// `packed` holds weight `[out, in, k, k]`, then batch norm's weight and bias. The input gets a gradient if it is tracked: images are not.
 ///
 /// # Errors
 /// Shapes or types that do not fit.
@@ -151,9 +116,6 @@ pub fn dense(
             x.dims(),
             packed.elem_count()
         );
-    }
-    if keep && !shape.is_plain_product() && x.track_op() {
-        candle_core::bail!("dense convolution: a {0}x{0} kernel has no input gradient", shape.kernel);
     }
     let saved: SharedState = Arc::new(Mutex::new((None, ChannelStatistics::default())));
     let op = Dense { shape, given, keep, saved: saved.clone() };
@@ -212,12 +174,13 @@ impl CustomOp2 for Dense {
             };
             (y, saved.1.clone())
         };
+        let with_input = x.track_op();
         let normalise = if self.given.is_some() { Normalise::Given } else { Normalise::Batch };
         let (dx, dp) = tensor_values(x, |x| {
             tensor_values(packed, |packed| {
                 tensor_values(gradient, |g| {
                     Ok(with_activation!(self.shape.activation, A =>
-                        backward::<A>(&self.shape, x, packed, &y, &statistics, normalise, g)))
+                        backward::<A>(&self.shape, x, packed, &y, &statistics, normalise, g, with_input)))
                 })
             })
         })?;
@@ -234,12 +197,14 @@ fn forward<A: Act>(
 ) -> (Vec<f32>, Buffer, ChannelStatistics) {
     let (rows, columns, n) = (shape.rows(), shape.columns(), shape.out_channels);
     let (norm_weight, norm_bias, end) = shape.offsets();
-    let weight = Packed::new(&packed[..norm_weight], columns, n, 1, columns);
     let mut y = Buffer::uninitialised(rows * n);
     let sums = if shape.is_plain_product() {
+        let weight = Packed::new(&packed[..norm_weight], columns, n, 1, columns);
         product::<Nothing>(Left::Plain(x), rows, &weight, &mut y, given.is_none())
     } else {
-        product::<Nothing>(Left::Plain(&image_to_columns(shape, x)), rows, &weight, &mut y, given.is_none())
+        let ordered = to_column_order(&packed[..norm_weight], shape.in_channels, shape.kernel * shape.kernel);
+        let weight = Packed::new(&ordered, columns, n, 1, columns);
+        product(Left::Made(&Columns { shape, x }), rows, &weight, &mut y, given.is_none())
     };
     let statistics = given.cloned().unwrap_or_else(|| sums.statistics(rows));
     let affine = Affine::new(&statistics, &packed[norm_weight..norm_bias], &packed[norm_bias..end], shape.eps);
@@ -253,6 +218,7 @@ fn forward<A: Act>(
     (output, y, statistics)
 }
 
+#[allow(clippy::too_many_arguments)] // what the forward pass had and left, and the gradient
 fn backward<A: Act>(
     shape: &DenseShape,
     x: &[f32],
@@ -261,6 +227,7 @@ fn backward<A: Act>(
     statistics: &ChannelStatistics,
     normalise: Normalise,
     g: &[f32],
+    with_input: bool,
 ) -> (Option<Vec<f32>>, Vec<f32>) {
     let (rows, columns, n) = (shape.rows(), shape.columns(), shape.out_channels);
     let (norm_weight, norm_bias, end) = shape.offsets();
@@ -283,17 +250,77 @@ fn backward<A: Act>(
     gradient[norm_weight..norm_bias].copy_from_slice(&back.weight_gradient);
     gradient[norm_bias..].copy_from_slice(&back.bias_gradient);
     let raw = RawGradient { g: &masked, y, back: &back };
-    let (dx, parts) = if shape.is_plain_product() {
-        let weight = Packed::new(&packed[..norm_weight], n, columns, columns, 1);
-        let mut dx = vec![0.0; x.len()];
-        let parts = product_backward(raw, x, columns, Some(&weight), None, &mut dx);
-        (Some(dx), parts)
-    } else {
-        (None, product_backward(raw, &image_to_columns(shape, x), columns, None, None, &mut []))
-    };
     let stride = n.next_multiple_of(InstructionSet::active().lanes());
-    add_transposed(&parts, stride, &mut gradient[..norm_weight], columns);
+    let mut dx = with_input.then(|| vec![0.0; x.len()]);
+    if shape.is_plain_product() {
+        let weight = dx.is_some().then(|| Packed::new(&packed[..norm_weight], n, columns, columns, 1));
+        let parts = product_backward(raw, x, columns, weight.as_ref(), None, dx.as_deref_mut().unwrap_or_default());
+        add_transposed(&parts, stride, &mut gradient[..norm_weight], columns);
+        return (dx, gradient);
+    }
+    let taps = shape.kernel * shape.kernel;
+    let weight = dx.is_some().then(|| {
+        let ordered = to_column_order(&packed[..norm_weight], shape.in_channels, taps);
+        Packed::new(&ordered, n, columns, columns, 1)
+    });
+    let shared = dx.as_deref_mut().map(Shared::new);
+    let image = shape.height * shape.width * shape.in_channels;
+    let parts = parallel::map(shape.batch, 1, |images| {
+        // SAFETY: ranges of images are disjoint.
+        unsafe {
+            let dx = match &shared {
+                Some(shared) => shared.slice(images.start * image..images.end * image),
+                None => &mut [],
+            };
+            dispatch(ColumnsBackward { shape, raw, x, weight: weight.as_ref(), images, dx })
+        }
+    });
+    let mut ordered = vec![0.0; norm_weight];
+    add_transposed(&parts, stride, &mut ordered, columns);
+    gradient[..norm_weight].copy_from_slice(&from_column_order(&ordered, shape.in_channels, taps));
     (dx, gradient)
+}
+
+/// Backward of the convolution over whole images, for the raw gradient at its output.
+struct ColumnsBackward<'a> {
+    shape: &'a DenseShape,
+    raw: RawGradient<'a>,
+    x: &'a [f32],
+    /// `[out, k * k * in]`, for the input gradient.
+    weight: Option<&'a Packed>,
+    images: Range<usize>,
+    /// Zeros, of those images.
+    dx: &'a mut [f32],
+}
+
+impl Kernel for ColumnsBackward<'_> {
+    /// The transposed weight gradient `[k * k * in, stride]`.
+    type Output = Vec<f32>;
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> Vec<f32> {
+        let (n, columns) = (self.shape.out_channels, self.shape.columns());
+        let stride = n.next_multiple_of(S::LANES);
+        let source = Columns { shape: self.shape, x: self.x };
+        let mut gradients = vec![0.0; ROW_BLOCK * stride];
+        let mut tile = vec![0.0; ROW_BLOCK * columns];
+        let mut weight_gradient = vec![0.0; columns * stride];
+        let pixels = self.shape.rows() / self.shape.batch;
+        let end = self.images.end * pixels;
+        let mut first = self.images.start * pixels;
+        while first < end {
+            let rows = ROW_BLOCK.min(end - first);
+            self.raw.fill(first, rows, stride, &mut gradients);
+            source.fill(first, rows, columns, &mut tile);
+            accumulate_transposed(&tile, columns, &gradients, stride, rows, columns, n, &mut weight_gradient, stride);
+            if let Some(weight) = self.weight {
+                let tile = &mut tile[..rows * columns];
+                multiply(&gradients, stride, rows, weight, tile, columns);
+                scatter(self.shape, first, self.images.start, tile, self.dx);
+            }
+            first += rows;
+        }
+        weight_gradient
+    }
 }
 
 /// `masked = g * slope` with the sums of batch norm's gradient.

@@ -3,10 +3,12 @@
 //! All work on NHWC f32 slices, write every output value, and use the threads of the rayon pool they are called in.
 
 use super::activation::{Act, Identity, with_activation};
-use super::dense::{DenseShape, image_to_columns};
+use super::columns::{Columns, to_column_order};
+use super::dense::DenseShape;
 use super::depthwise::{self, SLICE, convolve_row, fill_padded};
 use super::matmul::{Packed, ROW_BLOCK, multiply};
 use super::parallel::{self, Shared};
+use super::pools::{Windows, max_windows, mean_windows};
 use super::rows::{Left, Nothing, RowSource};
 use super::simd::{Kernel, Simd, dispatch};
 use crate::space::Activation;
@@ -48,7 +50,7 @@ impl Pointwise {
         Pointwise { weight: Packed::new(weight, in_channels, out_channels, 1, in_channels), bias: bias.to_vec() }
     }
 
-    /// `output[p] = activation(W (input[p] * gate[image of p]) + bias) + residual[p]` for `batch * pixels_per_image` pixels;
+    /// `output[p] = activation(W (input[p] * gate[image of p]) + bias + residual[p])` for `batch * pixels_per_image` pixels;
     /// `gate` is `[batch, in]`.
     #[allow(clippy::too_many_arguments)] // the layer's inputs and extents
     pub fn run(
@@ -126,13 +128,17 @@ impl<R: RowSource, A: Act> Kernel for PointwiseRows<'_, R, A> {
                 }
             }
             for (row, out) in out.chunks_exact_mut(n).enumerate() {
-                for c in 0..n {
-                    out[c] = A::value(out[c] + bias[c]);
-                }
-                if let Some(residual) = self.residual {
-                    let residual = &residual[(first + row) * n..][..n];
-                    for c in 0..n {
-                        out[c] += residual[c];
+                match self.residual {
+                    None => {
+                        for c in 0..n {
+                            out[c] = A::value(out[c] + bias[c]);
+                        }
+                    }
+                    Some(residual) => {
+                        let residual = &residual[(first + row) * n..][..n];
+                        for c in 0..n {
+                            out[c] = A::value(out[c] + bias[c] + residual[c]);
+                        }
                     }
                 }
             }
@@ -271,7 +277,7 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
     }
 }
 
-/// A dense convolution of any kernel size: the first layer.
+/// A dense convolution of any kernel size.
 #[derive(Debug, Clone)]
 pub struct DenseConv {
     product: Pointwise,
@@ -290,7 +296,8 @@ impl DenseConv {
         kernel: usize,
         stride: usize,
     ) -> Self {
-        let product = Pointwise::new(weight, bias, in_channels * kernel * kernel, out_channels);
+        let ordered = to_column_order(weight, in_channels, kernel * kernel);
+        let product = Pointwise::new(&ordered, bias, in_channels * kernel * kernel, out_channels);
         DenseConv { product, in_channels, kernel, stride }
     }
 
@@ -317,10 +324,22 @@ impl DenseConv {
             eps: 0.0,
         };
         assert_eq!(input.len(), batch * height * width * self.in_channels);
-        let columns = image_to_columns(&shape, input);
         let (out_height, out_width) = shape.output_size();
-        self.product.run(&columns, batch, out_height * out_width, activation, None, None, output);
+        let rows = batch * out_height * out_width;
+        assert_eq!(output.len(), rows * self.product.bias.len());
+        self.product.rows(Left::Made(&Columns { shape: &shape, x: input }), rows, activation, None, output);
     }
+}
+
+/// 3x3 max pool with stride 2 of `input` `[batch, height, width, channels]`.
+pub fn max_pool(input: &[f32], height: usize, width: usize, channels: usize, output: &mut [f32]) {
+    max_windows(&Windows::max_pool(height, width, channels), input, output);
+}
+
+/// Average over `size x size` pixels side by side, at the right and lower border over what there is, of `input`
+/// `[batch, height, width, channels]`.
+pub fn average_windows(input: &[f32], height: usize, width: usize, channels: usize, size: usize, output: &mut [f32]) {
+    mean_windows(&Windows::side_by_side(height, width, channels, (size, size)), input, output);
 }
 
 /// Spatial means `[batch, channels]` of `input` `[batch, pixels, channels]`.

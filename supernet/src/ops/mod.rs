@@ -12,13 +12,15 @@
 //! | `matmul`, `rows` | products of pointwise convolutions and the passes over pixels around them |
 //! | `depthwise` | depthwise convolution and its gradients, a slice of channels at a time |
 //! | `inverted_residual` | the block as one op |
-//! | `dense` | first convolution and last 1x1 convolution, each with batch norm and activation, as one op |
+//! | `dense`, `columns` | a dense convolution with batch norm and activation as one op |
+//! | `pools` | ResNet's steps between convolutions: sums, max pool, average pool |
 //! | `inference` | the same layers with batch norm folded, for extracted networks |
 //! | `composite` | the same layers from candle's own ops: other devices and number types, and the tests' reference |
 
 mod activation;
 mod batch_norm;
 mod buffers;
+mod columns;
 pub mod composite;
 mod dense;
 mod depthwise;
@@ -26,6 +28,7 @@ pub mod inference;
 mod inverted_residual;
 mod matmul;
 mod parallel;
+mod pools;
 mod rows;
 mod simd;
 #[cfg(test)]
@@ -36,6 +39,7 @@ mod tests;
 pub use batch_norm::ChannelStatistics;
 pub use dense::{DenseShape, dense};
 pub use inverted_residual::{BlockShape, BlockStatistics, inverted_residual, parameter_count};
+pub use pools::{add, average_pool, max_pool};
 pub use simd::InstructionSet;
 
 use candle_core::{CpuStorage, Layout, Tensor};

@@ -158,6 +158,10 @@ fn dense_convolutions_equal_the_f64_reference() {
     for (kernel, stride, pool, dims, out) in [
         (3, 2, false, [2, 7, 9, 3], 16),
         (3, 1, false, [1, 5, 5, 3], 13),
+        (3, 1, false, [3, 8, 6, 16], 24),
+        (3, 2, false, [2, 6, 5, 17], 9),
+        (5, 2, false, [2, 3, 1, 4], 8),
+        (1, 2, false, [2, 5, 4, 7], 8),
         (1, 1, true, [3, 4, 4, 24], 40),
         (1, 1, true, [2, 1, 1, 7], 11),
         (1, 1, false, [2, 3, 5, 8], 8),
@@ -176,16 +180,96 @@ fn dense_convolutions_equal_the_f64_reference() {
         };
         let x = values(dims.iter().product(), 6);
         let p = parameters(out * dims[3] * kernel * kernel + 2 * out);
-        let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| {
-            // Images are no variables.
-            let x = if kernel > 1 { x.detach() } else { x.clone() };
-            Ok(super::dense(&x, p, shape.clone(), None, true)?.0)
-        });
+        let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| Ok(super::dense(x, p, shape.clone(), None, true)?.0));
         let exact = evaluate(&x, &p, &dims, DType::F64, &|x, p| Ok(composite::dense(x, p, &shape, None)?.0));
         assert_close(&f32s(&fused.output), &exact.output, 2e-4, "dense output");
         assert_close(&f32s(&fused.dp), &exact.dp, 1e-3, "dense parameter gradient");
-        if kernel == 1 {
-            assert_close(&f32s(&fused.dx), &exact.dx, 1e-3, "dense input gradient");
+        assert_close(&f32s(&fused.dx), &exact.dx, 1e-3, "dense input gradient");
+        // Images are no variables: no gradient is made for them.
+        let images =
+            evaluate(&x, &p, &dims, DType::F32, &|x, p| Ok(super::dense(&x.detach(), p, shape.clone(), None, true)?.0));
+        assert!(images.dx.is_empty());
+        assert_eq!(images.dp, fused.dp);
+    }
+}
+
+#[test]
+fn convolution_and_pool_gradients_equal_finite_differences() {
+    // An average pool, a strided 3x3 convolution of it, a max pool of that, a sum with itself activated.
+    let dims = [2, 9, 7, 5];
+    let shape = DenseShape {
+        batch: 2,
+        height: 5,
+        width: 4,
+        in_channels: 5,
+        out_channels: 6,
+        kernel: 3,
+        stride: 1,
+        activation: Activation::Relu,
+        pool: false,
+        eps: 1e-5,
+    };
+    let x = values(dims.iter().product(), 5);
+    let p = parameters(6 * 5 * 9 + 12);
+    let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| {
+        let y = super::dense(&super::average_pool(x, (2, 2))?, p, shape.clone(), None, true)?.0;
+        super::add(&super::max_pool(&y)?, &super::max_pool(&y)?, true)
+    });
+    let loss = |x: &[f64], p: &[f64]| -> f64 {
+        let run = || -> Result<f64> {
+            let x = Tensor::from_slice(x, &dims[..], &Device::Cpu)?;
+            let p = Tensor::from_slice(p, p.len(), &Device::Cpu)?;
+            let y = composite::dense(&composite::average_pool(&x, (2, 2))?, &p, &shape, None)?.0;
+            let output = (composite::max_pool(&y)? * 2.0)?.relu()?;
+            (output.clone() * weights(&output)?)?.sum_all()?.to_scalar::<f64>()
+        };
+        run().unwrap()
+    };
+    let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
+    let h = 1e-6;
+    for (of_x, found) in [(true, &fused.dx), (false, &fused.dp)] {
+        for index in (0..found.len()).step_by(7) {
+            let slope = |direction: f64| {
+                let (mut x, mut p) = (wide(&x), wide(&p));
+                (if of_x { &mut x } else { &mut p })[index] += direction * h;
+                loss(&x, &p)
+            };
+            let numeric = (slope(1.0) - slope(-1.0)) / (2.0 * h);
+            let tolerance = 2e-3 * numeric.abs().max(0.1);
+            assert!((found[index] - numeric).abs() < tolerance, "{of_x} {index}: {} against {numeric}", found[index]);
+        }
+    }
+}
+
+#[test]
+fn pools_and_sums_equal_the_f64_reference() {
+    for dims in [[2, 8, 6, 16], [3, 7, 5, 3], [1, 1, 1, 9], [2, 2, 3, 40], [1, 33, 30, 20]] {
+        // At exactly zero the slope of ReLU is a matter of definition: 0 here as in PyTorch, 1 in candle.
+        let x: Vec<f32> = values(dims.iter().product(), 6).iter().map(|&v| if v == 0.0 { 0.5 } else { v }).collect();
+        let p = values(1, 1);
+        type Op = fn(&Tensor) -> Result<Tensor>;
+        let average = |window: (usize, usize)| {
+            (move |x: &Tensor| super::average_pool(x, window), move |x: &Tensor| composite::average_pool(x, window))
+        };
+        let check =
+            |fused: &dyn Fn(&Tensor) -> Result<Tensor>, exact: &dyn Fn(&Tensor) -> Result<Tensor>, what: &str| {
+                let fused = evaluate(&x, &p, &dims, DType::F32, &|x, _| fused(x));
+                let exact = evaluate(&x, &p, &dims, DType::F64, &|x, _| exact(x));
+                assert_close(&f32s(&fused.output), &exact.output, 1e-6, what);
+                assert_close(&f32s(&fused.dx), &exact.dx, 1e-6, what);
+            };
+        check(&(super::max_pool as Op), &(composite::max_pool as Op), &format!("max pool {dims:?}"));
+        for window in [(2, 2), (1, 1), (dims[1], dims[2]), (3, 2)] {
+            let (fused, exact) = average(window);
+            check(&fused, &exact, &format!("average pool {dims:?} {window:?}"));
+        }
+        for relu in [false, true] {
+            // The sum has the sign of x: rounding decides no slope.
+            let exact = |x: &Tensor| {
+                let sum = (x + (x * 0.5)?)?;
+                if relu { sum.relu() } else { Ok(sum) }
+            };
+            check(&|x| super::add(x, &(x * 0.5)?, relu), &exact, "sum");
         }
     }
 }

@@ -218,7 +218,7 @@ pub(crate) struct RawGradient<'a> {
 impl RawGradient<'_> {
     /// Rows `first ..` into `tile` with rows of `stride`; zeros between the channels and the stride.
     #[inline(always)]
-    fn fill(&self, first: usize, rows: usize, stride: usize, tile: &mut [f32]) {
+    pub(crate) fn fill(&self, first: usize, rows: usize, stride: usize, tile: &mut [f32]) {
         let n = self.back.constant.len();
         let (a, b, c) = (&self.back.by_gradient[..n], &self.back.by_value[..n], &self.back.constant[..n]);
         for row in 0..rows {
