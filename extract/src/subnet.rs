@@ -68,7 +68,12 @@ mod tests {
     fn extracted_folders_compute_what_the_supernet_computes() {
         let mut space = SearchSpace::named("tiny").unwrap();
         space.kernel_sizes = vec![3, 5, 7];
-        let net = Supernet::new(&space, 6, 1).unwrap();
+        extracted_equals_supernet(&space);
+        extracted_equals_supernet(&SearchSpace::named("resnet-tiny").unwrap());
+    }
+
+    fn extracted_equals_supernet(space: &SearchSpace) {
+        let net = Supernet::new(space, 6, 1).unwrap();
         let labels: Vec<String> = (0..6).map(|i| format!("class {i}")).collect();
         let normalisation = Normalisation { mean: [0.5; 3], std: [0.25; 3] };
         let folder = tempfile::tempdir().unwrap();

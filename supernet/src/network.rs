@@ -1,6 +1,6 @@
 //! The weight-sharing network. The subnet is an argument of every pass, never a state of the network.
 
-use crate::layers::{BatchNorm, Dense, Initialiser, InvertedResidual, ParameterId, Parameters, Pass};
+use crate::layers::{BatchNorm, Block, Dense, Initialiser, ParameterId, Parameters, Pass, average_pool, max_pool};
 use crate::ops::ChannelStatistics;
 use crate::ops::composite::activate;
 use crate::space::{NetworkSpec, SearchSpace, Subnet};
@@ -74,13 +74,27 @@ pub struct Supernet {
     space: SearchSpace,
     classes: usize,
     parameters: Parameters,
-    stem: Dense,
-    first: InvertedResidual,
-    stages: Vec<Vec<InvertedResidual>>,
-    feature: Dense,
+    /// One convolution, or ResNet-D's three, of which the middle one is optional.
+    stem: Vec<Dense>,
+    /// The fixed first block of MobileNets.
+    first: Option<Block>,
+    stages: Vec<Vec<Block>>,
+    feature: Option<Dense>,
     hidden: Option<ParameterId>,
     classifier: (ParameterId, ParameterId),
     momentum: f64,
+}
+
+/// Its layers, for what is done to them as a whole.
+pub(crate) struct Parts<'a> {
+    pub parameters: &'a Parameters,
+    pub stem: &'a [Dense],
+    pub first: Option<&'a Block>,
+    pub stages: &'a [Vec<Block>],
+    pub feature: Option<&'a Dense>,
+    pub hidden: Option<ParameterId>,
+    /// Weight and bias.
+    pub classifier: (ParameterId, ParameterId),
 }
 
 impl Supernet {
@@ -98,25 +112,35 @@ impl Supernet {
     /// An invalid space, or a device without memory.
     pub fn on_device(space: &SearchSpace, classes: usize, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
         space.validate()?;
-        let largest = space.network(&space.largest(), classes)?;
+        let mut largest = space.network(&space.largest(), classes)?;
         let mut parameters = Parameters::new(seed, dtype, device);
-        let stem = Dense::new(&mut parameters, "stem", largest.stem.clone(), false)?;
-        let first = InvertedResidual::new(&mut parameters, "first", &largest.stages[0][0], &[3])?;
+        let stem_name = |index: usize| match largest.stem.len() {
+            1 => "stem".to_string(),
+            _ => format!("stem.{index}"),
+        };
+        let stem = largest.stem.iter().enumerate();
+        let stem = stem.map(|(index, spec)| Dense::new(&mut parameters, &stem_name(index), spec, false));
+        let stem = stem.collect::<candle_core::Result<_>>()?;
+        let mut first = None;
+        if space.first_block.is_some() {
+            let spec = &largest.stages.remove(0)[0];
+            first = Some(Block::new(&mut parameters, "first", spec, &[3])?);
+        }
         let mut stages = Vec::new();
-        for (s, specs) in largest.stages[1..].iter().enumerate() {
+        for (s, specs) in largest.stages.iter().enumerate() {
             let mut blocks = Vec::new();
             for (b, spec) in specs.iter().enumerate() {
-                let name = format!("stages.{s}.{b}");
-                blocks.push(InvertedResidual::new(&mut parameters, &name, spec, &space.kernel_sizes)?);
+                blocks.push(Block::new(&mut parameters, &format!("stages.{s}.{b}"), spec, &space.kernel_sizes)?);
             }
             stages.push(blocks);
         }
-        let feature = Dense::new(&mut parameters, "feature", largest.feature.clone(), true)?;
+        let feature = largest.feature.as_ref().map(|spec| Dense::new(&mut parameters, "feature", spec, true));
+        let feature = feature.transpose()?;
         let width = largest.classifier_channels();
         let hidden = match largest.hidden_channels {
             Some(width) => {
                 let he = Initialiser::Normal((2.0 / width as f64).sqrt());
-                let dims = [width, largest.feature.out_channels];
+                let dims = [width, largest.pooled_map().0];
                 Some(parameters.add("hidden.weight".into(), &dims, he, true)?)
             }
             None => None,
@@ -181,15 +205,24 @@ impl Supernet {
             },
             used: Vec::new(),
         };
-        let mut x = self.stem.forward(&self.parameters, &images, eps, &mut pass)?;
-        x = self.first.forward(&self.parameters, &x, &network.stages[0][0], eps, &mut pass)?;
-        for (blocks, specs) in self.stages.iter().zip(&network.stages[1..]) {
-            for (block, spec) in blocks.iter().zip(specs) {
-                x = block.forward(&self.parameters, &x, spec, eps, &mut pass)?;
-            }
+        let mut x = images;
+        for (dense, spec) in self.active_stem(&network).zip(&network.stem) {
+            x = dense.forward(&self.parameters, &x, spec, eps, &mut pass)?;
+        }
+        if network.max_pool.is_some() {
+            x = max_pool(&x)?;
+        }
+        for (block, spec) in self.active_blocks(&network).zip(network.blocks()) {
+            x = block.forward(&self.parameters, &x, spec, eps, &mut pass)?;
         }
         let keep = pass.keep_gradients;
-        let pooled = self.feature.forward(&self.parameters, &x, eps, &mut pass)?;
+        let pooled = match (&self.feature, &network.feature) {
+            (Some(dense), Some(spec)) => dense.forward(&self.parameters, &x, spec, eps, &mut pass)?,
+            _ => {
+                let (batch, height, width, channels) = x.dims4()?;
+                average_pool(&x, (height, width))?.reshape((batch, channels))?
+            }
+        };
         let mut hidden = match self.hidden {
             Some(id) => activate(&pooled.matmul(&self.parameters.get(id, keep).t()?)?, network.hidden_activation)?,
             None => pooled,
@@ -207,23 +240,36 @@ impl Supernet {
             Mode::BatchStatistics | Mode::Evaluate(_) => {}
         }
         let (weight, bias) = self.classifier;
-        let weight = self.parameters.get(weight, keep);
+        let weight = self.parameters.get(weight, keep).narrow(1, 0, network.classifier_channels())?;
         Ok(hidden.matmul(&weight.t()?)?.broadcast_add(&self.parameters.get(bias, keep))?)
+    }
+
+    /// The stem's convolutions that a subnet has.
+    fn active_stem<'a>(&'a self, network: &NetworkSpec) -> impl Iterator<Item = &'a Dense> + use<'a> {
+        let skipped = if network.stem.len() < self.stem.len() { 1..self.stem.len() - 1 } else { 0..0 };
+        self.stem.iter().enumerate().filter(move |(index, _)| !skipped.contains(index)).map(|(_, dense)| dense)
+    }
+
+    /// The blocks that a subnet has.
+    fn active_blocks<'a>(&'a self, network: &'a NetworkSpec) -> impl Iterator<Item = &'a Block> {
+        let specs = &network.stages[usize::from(self.first.is_some())..];
+        self.first
+            .iter()
+            .chain(self.stages.iter().zip(specs).flat_map(|(blocks, specs)| blocks.iter().take(specs.len())))
     }
 
     /// The batch norms of a subnet in layer order.
     fn norms<'a>(&'a self, network: &'a NetworkSpec) -> impl Iterator<Item = &'a BatchNorm> {
-        let blocks = self.stages.iter().zip(&network.stages[1..]).flat_map(|(b, s)| b.iter().take(s.len()));
-        [&self.stem.norm]
-            .into_iter()
-            .chain([&self.first].into_iter().chain(blocks).flat_map(InvertedResidual::norms))
-            .chain([&self.feature.norm])
+        let stem = self.active_stem(network).map(|dense| &dense.norm);
+        stem.chain(self.active_blocks(network).flat_map(Block::norms))
+            .chain(self.feature.iter().map(|dense| &dense.norm))
     }
 
     /// All batch norms.
     fn all_norms(&self) -> impl Iterator<Item = &BatchNorm> {
-        let blocks = [&self.first].into_iter().chain(self.stages.iter().flatten());
-        [&self.stem.norm].into_iter().chain(blocks.flat_map(InvertedResidual::norms)).chain([&self.feature.norm])
+        let blocks = self.first.iter().chain(self.stages.iter().flatten());
+        let stem = self.stem.iter().map(|dense| &dense.norm);
+        stem.chain(blocks.flat_map(Block::norms)).chain(self.feature.iter().map(|dense| &dense.norm))
     }
 
     /// Running statistics of the subnet's layers, as training left them. They are a mixture of all trained subnets:
@@ -233,16 +279,9 @@ impl Supernet {
     /// A subnet outside the space.
     pub fn running_statistics(&self, subnet: &Subnet) -> Result<Statistics> {
         let network = self.space.network(subnet, self.classes)?;
-        let widths = [network.stem.out_channels]
-            .into_iter()
-            .chain(network.blocks().flat_map(|b| {
-                let expand = b.expand.then_some(b.middle_channels);
-                expand.into_iter().chain([b.middle_channels, b.out_channels])
-            }))
-            .chain([network.feature.out_channels]);
         let layers = self
             .norms(&network)
-            .zip(widths)
+            .zip(network.norm_widths())
             .map(|(norm, width)| {
                 let (mean, variance) = norm.running();
                 (mean[..width].to_vec(), variance[..width].to_vec())
@@ -313,29 +352,6 @@ impl Supernet {
         Ok(())
     }
 
-    /// Sorts the middle channels of every elastic block by importance before width stage `stage` (1, 2, ...): the channels that
-    /// earlier width stages kept stay in front. The largest subnet's function does not change.
-    ///
-    /// # Errors
-    /// None in practice; as every tensor operation.
-    pub fn sort_channels(&self, stage: usize) -> Result<()> {
-        let mut ratios = self.space.expand_ratios.clone();
-        ratios.reverse();
-        for (s, blocks) in self.stages.iter().enumerate() {
-            for (b, block) in blocks.iter().enumerate() {
-                let input = self.space.block_input_channels(s, b);
-                let widths: Vec<usize> = ratios
-                    .iter()
-                    .take(stage.max(1))
-                    .skip(1)
-                    .map(|ratio| crate::space::middle_channels(input, ratio.value()))
-                    .collect();
-                block.sort_channels(&self.parameters, &widths)?;
-            }
-        }
-        Ok(())
-    }
-
     /// The weights of `subnet` as a static network with the given statistics, under the names that extracted models use
     /// (timm's), in PyTorch's layouts.
     ///
@@ -345,12 +361,16 @@ impl Supernet {
         crate::network_cut::cut(self, subnet, statistics)
     }
 
-    pub(crate) fn parts(&self) -> (&Parameters, &Dense, &InvertedResidual, &[Vec<InvertedResidual>], &Dense) {
-        (&self.parameters, &self.stem, &self.first, &self.stages, &self.feature)
-    }
-
-    pub(crate) fn head(&self) -> (Option<ParameterId>, (ParameterId, ParameterId)) {
-        (self.hidden, self.classifier)
+    pub(crate) fn parts(&self) -> Parts<'_> {
+        Parts {
+            parameters: &self.parameters,
+            stem: &self.stem,
+            first: self.first.as_ref(),
+            stages: &self.stages,
+            feature: self.feature.as_ref(),
+            hidden: self.hidden,
+            classifier: self.classifier,
+        }
     }
 }
 

@@ -113,6 +113,31 @@ fn good_files_of_every_format_and_spelling_are_read_exactly() {
     assert!(equal(&read(&legacy(&good())).unwrap(), &net));
 }
 
+#[test]
+fn a_resnet_is_read_exactly_in_both_spellings() {
+    let space = SearchSpace::named("resnet-tiny").unwrap();
+    let net = Supernet::new(&space, CLASSES, 5).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("net.pth");
+    for repeated in [false, true] {
+        let mut list = tensors(&net);
+        for (name, ..) in &mut list {
+            *name = name.replace(".residual.", ".conv.");
+            if repeated {
+                *name = match name.rsplit_once('.') {
+                    Some((layer, last)) if layer.ends_with(".conv") => format!("{layer}.conv.{last}"),
+                    Some((layer, last)) if layer.ends_with(".bn") => format!("{layer}.bn.{last}"),
+                    Some((layer, last)) => format!("{layer}.linear.{last}"),
+                    None => name.clone(),
+                };
+            }
+        }
+        assert!(list.iter().any(|(name, ..)| name == "input_stem.1.conv.conv.weight") != repeated);
+        std::fs::write(&path, zip(&entries(&list))).unwrap();
+        assert!(equal(&read_supernet(&path, &space).unwrap(), &net));
+    }
+}
+
 /// PyTorch's format before 1.6.
 fn legacy(list: &[Named]) -> Vec<u8> {
     let mut out = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.\x80\x02}".to_vec();

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use ofa_supernet::network::{Mode, StatisticsCollector};
 use ofa_supernet::seed::{Purpose, generator};
-use ofa_supernet::space::Activation;
+use ofa_supernet::space::{Activation, Ratio};
 use ofa_supernet::{SearchSpace, Subnet, Supernet};
 use rand::Rng;
 
@@ -20,9 +20,16 @@ fn proxyless() -> SearchSpace {
         (stage.activation, stage.squeeze_excite) = (Activation::Relu6, false);
     }
     space.stages[1].depths = vec![1];
-    space.head.hidden_channels = None;
-    space.head.activation = Activation::Relu6;
+    let head = space.head.as_mut().unwrap();
+    (head.hidden_channels, head.activation) = (None, Activation::Relu6);
     space.batch_norm_epsilon = 1e-3;
+    space
+}
+
+/// Bottlenecks at odd sizes: an average pool over incomplete windows, and a max pool.
+fn resnet() -> SearchSpace {
+    let mut space = SearchSpace::named("resnet-tiny").unwrap();
+    space.width_multipliers = [0.5, 0.75, 1.0].map(|w| Ratio::try_from(w).unwrap()).to_vec();
     space
 }
 
@@ -55,7 +62,7 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
 
 #[test]
 fn fused_network_equals_the_f64_composite_in_value_and_gradient() {
-    for space in [space(), proxyless()] {
+    for space in [space(), proxyless(), resnet()] {
         fused_equals_exact(&space);
     }
 }
@@ -65,8 +72,12 @@ fn fused_equals_exact(space: &SearchSpace) {
         (Supernet::new(space, 7, 1).unwrap(), Supernet::on_device(space, 7, 1, DType::F64, &Device::Cpu).unwrap());
     disturbed(&fused);
     exact.load_state(&fused.state().unwrap()).unwrap();
-    for (position, size) in [(0, 16), (1, 24), (2, 19)] {
-        let subnet = if position == 0 { space.largest() } else { sample(space, position) };
+    for (position, size) in [(0, 16), (1, 24), (2, 19), (3, 21)] {
+        let subnet = match position {
+            0 => space.largest(),
+            1 => space.smallest(),
+            _ => sample(space, position),
+        };
         let x = images(3, size, position);
         let run = |net: &Supernet| {
             let mut rng = generator(1, Purpose::Dropout, &[]);
@@ -100,12 +111,17 @@ fn fused_equals_exact(space: &SearchSpace) {
 
 #[test]
 fn every_parameter_of_the_largest_subnet_gets_a_gradient() {
-    let space = space();
-    let net = Supernet::new(&space, 5, 1).unwrap();
+    for space in [space(), resnet()] {
+        gradients_everywhere(&space);
+    }
+}
+
+fn gradients_everywhere(space: &SearchSpace) {
+    let net = Supernet::new(space, 5, 1).unwrap();
     let mut rng = generator(1, Purpose::Dropout, &[]);
     let largest =
         net.forward(&images(2, 16, 1), &space.largest(), Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();
-    let narrow = space.uniform(16, space.depths.len() - 1, 3, space.expand_ratios[0]);
+    let narrow = space.uniform(space.resolutions[0], space.depths.len() - 1, 3, space.expand_ratios[0]);
     let smallest = net.forward(&images(2, 16, 1), &narrow, Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();
     let gradients = (largest.sqr().unwrap() + smallest.sqr().unwrap()).unwrap().sum_all().unwrap().backward().unwrap();
     for parameter in net.parameters() {
@@ -130,6 +146,55 @@ fn sorting_channels_keeps_the_largest_function() {
     }
     assert!(largest_difference(&smallest, &logits(&net, &space.smallest())) > 1e-3, "the order did not change");
     assert_eq!(statistics.layers.len(), net.running_statistics(&space.largest()).unwrap().layers.len());
+}
+
+/// Sums of a tensor's leading `count` channels along `dim`, over all that there are.
+fn leading_share(tensor: &Tensor, dim: usize, count: usize) -> f64 {
+    let sum =
+        |t: &Tensor| t.abs().unwrap().sum_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
+    sum(&tensor.narrow(dim, 0, count).unwrap()) / sum(tensor)
+}
+
+#[test]
+fn sorting_a_resnet_keeps_the_largest_function_and_puts_what_is_read_most_in_front() {
+    let space = resnet();
+    let net = Supernet::new(&space, 5, 3).unwrap();
+    disturbed(&net);
+    let x = images(4, 24, 2);
+    let logits = |subnet: &Subnet| net.forward(&x, subnet, Mode::BatchStatistics).unwrap();
+    let running = |subnet: &Subnet| {
+        let statistics = net.running_statistics(subnet).unwrap();
+        net.forward(&x, subnet, Mode::Evaluate(&statistics)).unwrap()
+    };
+    let mut rng = generator(1, Purpose::Dropout, &[]);
+    net.forward(&x, &space.largest(), Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();
+    let (largest, evaluated) = (logits(&space.largest()), running(&space.largest()));
+    let share = || {
+        let state = net.state().unwrap();
+        [
+            leading_share(&state["stages.1.1.conv3.weight"], 1, 16),
+            leading_share(&state["stages.1.1.conv2.weight"], 1, 16),
+            leading_share(&state["stages.1.0.conv1.weight"], 1, 16),
+            leading_share(&state["stages.1.1.conv1.weight"], 1, 32),
+            leading_share(&Tensor::cat(&[&state["stem.1.weight"], &state["stem.2.weight"]], 0).unwrap(), 1, 4),
+            leading_share(&state["stages.0.0.shortcut.weight"], 1, 8),
+        ]
+    };
+    let before = share();
+    let outside = logits(&Subnet { widths: space.smallest().widths, ..space.largest() });
+    for stage in [1, 2] {
+        if stage < space.expand_ratios.len() {
+            net.sort_channels(stage).unwrap();
+        }
+        net.sort_outer_channels(stage).unwrap();
+        assert!(largest_difference(&largest, &logits(&space.largest())) < 1e-3);
+        assert!(largest_difference(&evaluated, &running(&space.largest())) < 1e-3);
+    }
+    for (index, (before, after)) in before.iter().zip(share()).enumerate() {
+        assert!(after > *before, "{index}: {after} after {before}");
+    }
+    let narrow = logits(&Subnet { widths: space.smallest().widths, ..space.largest() });
+    assert!(largest_difference(&outside, &narrow) > 1e-3, "the order did not change");
 }
 
 #[test]

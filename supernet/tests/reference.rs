@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use ofa_supernet::import::{Setting, common, published, read_supernet};
 use ofa_supernet::network::{Mode, StatisticsCollector};
 use ofa_supernet::seed::{Purpose, generator};
-use ofa_supernet::space::{Activation, BlockSpec, Family};
+use ofa_supernet::space::{Activation, BlockSpec, Family, InvertedResidualSpec};
 use ofa_supernet::train::gradients::Gradients;
 use ofa_supernet::train::loss;
 use ofa_supernet::train::optimizer::Sgd;
@@ -161,7 +161,11 @@ fn layers_are_those_of_the_static_network() {
     for reference in Reference::all() {
         for (case, name, subnet) in reference.cases() {
             let network = reference.space.network(&subnet, reference.net.classes()).unwrap();
-            let blocks: Vec<&BlockSpec> = network.blocks().collect();
+            let inverted = |block| match block {
+                BlockSpec::InvertedResidual(block) => block,
+                BlockSpec::Bottleneck(_) => panic!("{name}: a bottleneck in a MobileNet"),
+            };
+            let blocks: Vec<InvertedResidualSpec> = network.blocks().cloned().map(inverted).collect();
             let config = &case["config"];
             let listed = config["blocks"].as_array().unwrap();
             assert_eq!(listed.len(), blocks.len(), "{name}");
@@ -325,11 +329,7 @@ fn channels_sorted_by_importance() {
                 // The reference adds -2e5 to the last group's importance in f32, which rounds it to steps of 1/64, and -0
                 // to the first group's: what is equal then is a tie.
                 let importance: Vec<f32> = values(&project.abs().unwrap().flatten_from(1).unwrap().sum(0).unwrap());
-                let kept = {
-                    let input = space.block_input_channels(stage, block);
-                    let ratio = space.expand_ratios[space.expand_ratios.len() - 2].value();
-                    ofa_supernet::space::make_divisible((input as f64 * ratio).round())
-                };
+                let kept = space.middle_widths(stage, block)[1];
                 for (place, (&a, &b)) in order.iter().zip(&reference_order).enumerate() {
                     assert_eq!((a < kept, b < kept), (place < kept, place < kept), "groups stay together");
                     let tolerance = if place < kept { 1e-5 } else { 1.0 / 32.0 };

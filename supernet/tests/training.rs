@@ -39,11 +39,13 @@ fn config() -> TrainConfig {
         kernel_sizes: Vec::new(),
         depths: Vec::new(),
         expand_ratios: Vec::new(),
+        width_multipliers: Vec::new(),
         subnets_per_step: 1,
         sampling: Sampling::Uniform,
         kd_ratio: 0.0,
         teacher: Teacher::Frozen,
         sort_channels: None,
+        sort_outer_channels: None,
     };
     let space = space();
     let mut config = TrainConfig {

@@ -8,7 +8,9 @@ mod tensors;
 mod validate;
 
 pub use config::{FORMAT, ModelConfig, NumberType, VERSION};
-pub use names::{BlockNames, block_prefix, feature_names, tensor_shapes};
+pub use names::{
+    BOTTLENECK_NAMES, BlockNames, block_prefix, classifier_name, feature_names, stem_names, tensor_shapes,
+};
 pub use ofa_supernet::data::Normalisation;
 pub use validate::validate;
 

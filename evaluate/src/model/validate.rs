@@ -1,7 +1,7 @@
 //! Checks on a network specification that came from a file.
 
 use crate::{Error, Result};
-use ofa_supernet::space::NetworkSpec;
+use ofa_supernet::space::{BlockSpec, NetworkSpec};
 
 /// Bounds far above every real network and far below what overflows a size computation or exhausts an address space.
 const MAX_CHANNELS: usize = 1 << 20;
@@ -38,50 +38,88 @@ pub fn validate(network: &NetworkSpec) -> Result<()> {
     };
 
     within("resolution".into(), network.resolution, 1, MAX_SIZE)?;
-    let stem = &network.stem;
-    equal("input size of the stem".into(), stem.input_size, network.resolution)?;
-    within("number of the stem's input channels".into(), stem.in_channels, 3, 3)?;
-    within("number of the stem's output channels".into(), stem.out_channels, 1, MAX_CHANNELS)?;
-    kernel("the stem", stem.kernel, stem.stride)?;
+    if !(1..=3).contains(&network.stem.len()) {
+        return Err(Error::Network(format!("the stem has {} convolutions, it must have 1 to 3", network.stem.len())));
+    }
+    let (mut channels, mut size) = (3, network.resolution);
+    for (index, conv) in network.stem.iter().enumerate() {
+        let name =
+            if network.stem.len() == 1 { "the stem".into() } else { format!("the stem's convolution {}", index + 1) };
+        equal(format!("number of input channels of {name}"), conv.in_channels, channels)?;
+        equal(format!("input size of {name}"), conv.input_size, size)?;
+        within(format!("number of output channels of {name}"), conv.out_channels, 1, MAX_CHANNELS)?;
+        kernel(&name, conv.kernel, conv.stride)?;
+        // The names of the tensors rest on this.
+        let inner = network.stem.len() == 3 && index == 1;
+        if conv.residual != inner || (inner && (conv.in_channels, conv.stride) != (conv.out_channels, 1)) {
+            return Err(Error::Network(format!(
+                "{name}: the second of three convolutions has a residual and keeps its input's shape, no other has one"
+            )));
+        }
+        (channels, size) = (conv.out_channels, conv.output_size());
+    }
+    if let Some(pool) = &network.max_pool {
+        equal("number of channels of the max pool".into(), pool.channels, channels)?;
+        equal("input size of the max pool".into(), pool.input_size, size)?;
+        size = pool.output_size();
+    }
 
     within("number of blocks".into(), network.blocks().count(), 1, MAX_BLOCKS)?;
-    let (mut channels, mut size) = (stem.out_channels, stem.output_size());
     for (s, blocks) in network.stages.iter().enumerate() {
         for (b, block) in blocks.iter().enumerate() {
             let name = format!("block {s}.{b}");
-            equal(format!("number of input channels of {name}"), block.in_channels, channels)?;
-            equal(format!("input size of {name}"), block.input_size, size)?;
-            within(format!("number of middle channels of {name}"), block.middle_channels, 1, MAX_CHANNELS)?;
-            within(format!("number of output channels of {name}"), block.out_channels, 1, MAX_CHANNELS)?;
-            kernel(&name, block.kernel, block.stride)?;
-            if let Some(reduced) = block.squeeze_excite {
-                within(format!("number of squeeze-excite channels of {name}"), reduced, 1, MAX_CHANNELS)?;
-            }
-            if !block.expand {
-                equal(
-                    format!("number of middle channels of {name}, which has no expand convolution,"),
-                    block.middle_channels,
-                    channels,
-                )?;
-            }
-            if block.residual && (block.stride != 1 || block.out_channels != block.in_channels) {
+            let (middle, block_kernel, stride) = match block {
+                BlockSpec::InvertedResidual(block) => (block.middle_channels, block.kernel, block.stride),
+                BlockSpec::Bottleneck(block) => (block.middle_channels, block.kernel, block.stride),
+            };
+            equal(format!("number of input channels of {name}"), block.in_channels(), channels)?;
+            equal(format!("input size of {name}"), block.input_size(), size)?;
+            within(format!("number of middle channels of {name}"), middle, 1, MAX_CHANNELS)?;
+            within(format!("number of output channels of {name}"), block.out_channels(), 1, MAX_CHANNELS)?;
+            kernel(&name, block_kernel, stride)?;
+            let added = match block {
+                BlockSpec::InvertedResidual(block) => {
+                    if let Some(reduced) = block.squeeze_excite {
+                        within(format!("number of squeeze-excite channels of {name}"), reduced, 1, MAX_CHANNELS)?;
+                    }
+                    if !block.expand {
+                        equal(
+                            format!("number of middle channels of {name}, which has no expand convolution,"),
+                            block.middle_channels,
+                            channels,
+                        )?;
+                    }
+                    block.residual
+                }
+                BlockSpec::Bottleneck(block) => !block.projection,
+            };
+            if added && (stride != 1 || block.out_channels() != block.in_channels()) {
                 return Err(Error::Network(format!(
-                    "{name} has a residual, but its output ({} channels, stride {}) has not the shape of its input ({} channels)",
-                    block.out_channels, block.stride, block.in_channels
+                    "{name} has a residual, but its output ({} channels, stride {stride}) has not the shape of its input ({} channels)",
+                    block.out_channels(),
+                    block.in_channels()
                 )));
             }
-            (channels, size) = (block.out_channels, block.output_size());
+            (channels, size) = (block.out_channels(), block.output_size());
         }
     }
 
-    let feature = &network.feature;
-    equal("number of input channels of the feature convolution".into(), feature.in_channels, channels)?;
-    equal("input size of the feature convolution".into(), feature.input_size, size)?;
-    within("number of output channels of the feature convolution".into(), feature.out_channels, 1, MAX_CHANNELS)?;
-    within("kernel of the feature convolution".into(), feature.kernel, 1, 1)?;
-    within("stride of the feature convolution".into(), feature.stride, 1, 1)?;
-    if let Some(hidden) = network.hidden_channels {
-        within("hidden_channels".into(), hidden, 1, MAX_CHANNELS)?;
+    if let Some(feature) = &network.feature {
+        equal("number of input channels of the feature convolution".into(), feature.in_channels, channels)?;
+        equal("input size of the feature convolution".into(), feature.input_size, size)?;
+        within("number of output channels of the feature convolution".into(), feature.out_channels, 1, MAX_CHANNELS)?;
+        within("kernel of the feature convolution".into(), feature.kernel, 1, 1)?;
+        within("stride of the feature convolution".into(), feature.stride, 1, 1)?;
+        if feature.residual {
+            return Err(Error::Network("the feature convolution cannot have a residual".into()));
+        }
+    }
+    match network.hidden_channels {
+        Some(_) if network.feature.is_none() => {
+            return Err(Error::Network("a hidden layer needs a feature convolution before it".into()));
+        }
+        Some(hidden) => within("hidden_channels".into(), hidden, 1, MAX_CHANNELS)?,
+        None => {}
     }
     if !(network.batch_norm_epsilon > 0.0 && network.batch_norm_epsilon <= 1.0) {
         return Err(Error::Network(format!(
@@ -95,11 +133,11 @@ pub fn validate(network: &NetworkSpec) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ofa_supernet::space::preset;
+    use ofa_supernet::space::{BottleneckSpec, InvertedResidualSpec, preset};
 
     #[test]
     fn every_space_is_valid_and_broken_layers_are_named() {
-        for name in ["mbv3-w1.2", "proxyless-w1.3", "cifar-mbv3", "tiny"] {
+        for name in ["mbv3-w1.2", "proxyless-w1.3", "resnet50d", "cifar-mbv3", "tiny"] {
             let space = preset(name).unwrap();
             validate(&space.network(&space.largest(), 10).unwrap()).unwrap();
         }
@@ -111,14 +149,43 @@ mod tests {
             let message = validate(&network).unwrap_err().to_string();
             assert!(message.contains(part), "{message}");
         };
-        broken(|n| n.stages[1][1].in_channels += 1, "input channels of block 1.1");
-        broken(|n| n.stages[1][0].kernel = 4, "odd");
-        broken(|n| n.stages[1][0].residual = true, "residual");
-        broken(|n| n.stages[0][0].middle_channels = 16, "no expand");
-        broken(|n| n.stages[2][0].middle_channels = usize::MAX, "middle channels of block 2.0");
+        fn block(network: &mut NetworkSpec, stage: usize, block: usize) -> &mut InvertedResidualSpec {
+            match &mut network.stages[stage][block] {
+                BlockSpec::InvertedResidual(block) => block,
+                BlockSpec::Bottleneck(_) => unreachable!("tiny has none"),
+            }
+        }
+        broken(|n| block(n, 1, 1).in_channels += 1, "input channels of block 1.1");
+        broken(|n| block(n, 1, 0).kernel = 4, "odd");
+        broken(|n| block(n, 1, 0).residual = true, "residual");
+        broken(|n| block(n, 0, 0).middle_channels = 16, "no expand");
+        broken(|n| block(n, 2, 0).middle_channels = usize::MAX, "middle channels of block 2.0");
         broken(|n| n.resolution = 1 << 40, "resolution");
         broken(|n| n.stages.clear(), "number of blocks");
-        broken(|n| n.feature.kernel = 3, "feature");
+        broken(|n| n.feature.as_mut().unwrap().kernel = 3, "feature");
+        broken(|n| n.feature = None, "hidden layer");
+        broken(|n| n.stem.clear(), "0 convolutions");
+        broken(|n| n.stem[0].residual = true, "no other");
         broken(|n| n.classes = 0, "classes");
+
+        let space = preset("resnet-tiny").unwrap();
+        let good = space.network(&space.largest(), 10).unwrap();
+        let broken = |change: fn(&mut NetworkSpec), part: &str| {
+            let mut network = good.clone();
+            change(&mut network);
+            let message = validate(&network).unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        };
+        fn first(network: &mut NetworkSpec) -> &mut BottleneckSpec {
+            match &mut network.stages[0][0] {
+                BlockSpec::Bottleneck(block) => block,
+                BlockSpec::InvertedResidual(_) => unreachable!("a ResNet has none"),
+            }
+        }
+        broken(|n| first(n).projection = false, "residual");
+        broken(|n| first(n).stride = 3, "stride of block 0.0");
+        broken(|n| n.stem[1].residual = false, "second of three");
+        broken(|n| n.max_pool.as_mut().unwrap().channels = 5, "max pool");
+        broken(|n| n.hidden_channels = Some(5), "feature");
     }
 }

@@ -1,6 +1,6 @@
 //! The layers a network's time is the sum of: the keys of a latency table.
 
-use ofa_supernet::space::{Activation, BlockSpec, ConvSpec, NetworkSpec};
+use ofa_supernet::space::{Activation, BlockSpec, ConvSpec, MaxPoolSpec, NetworkSpec};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -8,12 +8,28 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LayerSpec {
-    /// The first convolution.
+    /// The first convolution, or one of the first.
     Stem(ConvSpec),
-    /// An inverted residual block, the fixed first one included.
+    /// ResNet's max pool after them.
+    MaxPool(MaxPoolSpec),
+    /// A block, MobileNets' fixed first one included.
     Block(BlockSpec),
-    /// Everything after the last block.
+    /// Everything after the last block of a MobileNet.
     Head(HeadSpec),
+    /// Everything after the last block of a ResNet.
+    Classifier(ClassifierSpec),
+}
+
+/// Average pool and classifier.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClassifierSpec {
+    /// Channels of the pooled map.
+    pub in_channels: usize,
+    /// Height and width of that map.
+    pub input_size: usize,
+    /// Number of classes.
+    pub classes: usize,
 }
 
 /// Feature convolution, average pool, perhaps a hidden layer, and classifier.
@@ -31,33 +47,41 @@ pub struct HeadSpec {
     pub classes: usize,
 }
 
-/// The layers of `network` in the order they run: stem, blocks, head.
+/// The layers of `network` in the order they run.
 pub fn layers(network: &NetworkSpec) -> impl Iterator<Item = LayerSpec> + '_ {
-    let head = HeadSpec {
-        feature: network.feature.clone(),
-        hidden_channels: network.hidden_channels,
-        hidden_activation: network.hidden_activation,
-        classes: network.classes,
+    let last = match &network.feature {
+        Some(feature) => LayerSpec::Head(HeadSpec {
+            feature: feature.clone(),
+            hidden_channels: network.hidden_channels,
+            hidden_activation: network.hidden_activation,
+            classes: network.classes,
+        }),
+        None => {
+            let (in_channels, input_size) = network.pooled_map();
+            LayerSpec::Classifier(ClassifierSpec { in_channels, input_size, classes: network.classes })
+        }
     };
-    std::iter::once(LayerSpec::Stem(network.stem.clone()))
+    let stem = network.stem.iter().cloned().map(LayerSpec::Stem);
+    stem.chain(network.max_pool.iter().cloned().map(LayerSpec::MaxPool))
         .chain(network.blocks().cloned().map(LayerSpec::Block))
-        .chain(std::iter::once(LayerSpec::Head(head)))
+        .chain(std::iter::once(last))
 }
 
 impl fmt::Display for LayerSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            LayerSpec::Stem(conv) => write!(
-                f,
-                "stem {}-{} k{} stride {} {} at {size}x{size}",
-                conv.in_channels,
-                conv.out_channels,
-                conv.kernel,
-                conv.stride,
-                conv.activation,
-                size = conv.input_size
-            ),
-            LayerSpec::Block(block) => {
+            LayerSpec::Stem(conv) => {
+                write!(f, "stem {}-{} k{}", conv.in_channels, conv.out_channels, conv.kernel)?;
+                write!(f, " stride {} {}", conv.stride, conv.activation)?;
+                if conv.residual {
+                    f.write_str(" residual")?;
+                }
+                write!(f, " at {size}x{size}", size = conv.input_size)
+            }
+            LayerSpec::MaxPool(pool) => {
+                write!(f, "max pool {} at {size}x{size}", pool.channels, size = pool.input_size)
+            }
+            LayerSpec::Block(BlockSpec::InvertedResidual(block)) => {
                 write!(f, "block {}-{}-{}", block.in_channels, block.middle_channels, block.out_channels)?;
                 write!(f, " k{} stride {} {}", block.kernel, block.stride, block.activation)?;
                 if let Some(reduced) = block.squeeze_excite {
@@ -67,6 +91,17 @@ impl fmt::Display for LayerSpec {
                     f.write_str(" residual")?;
                 }
                 write!(f, " at {size}x{size}", size = block.input_size)
+            }
+            LayerSpec::Block(BlockSpec::Bottleneck(block)) => {
+                write!(f, "bottleneck {}-{}-{}", block.in_channels, block.middle_channels, block.out_channels)?;
+                write!(f, " k{} stride {} {}", block.kernel, block.stride, block.activation)?;
+                if block.projection {
+                    f.write_str(" projection")?;
+                }
+                write!(f, " at {size}x{size}", size = block.input_size)
+            }
+            LayerSpec::Classifier(last) => {
+                write!(f, "classifier {}-{} at {size}x{size}", last.in_channels, last.classes, size = last.input_size)
             }
             LayerSpec::Head(head) => {
                 write!(f, "head {}-{}", head.feature.in_channels, head.feature.out_channels)?;

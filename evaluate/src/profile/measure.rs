@@ -1,7 +1,7 @@
 //! Measuring a device profile.
 //!
-//! 1. *Layers.* For every kernel size and expand ratio a network of full depth has that choice in all its blocks; such
-//!    networks at all resolutions hold every distinct layer of the space. They run in turn, round after round, timed
+//! 1. *Layers.* For every kernel size and expand ratio a network of full depth has that choice in all its blocks (with elastic widths
+//!    for every pair of neighbouring widths one); such networks at all resolutions hold every distinct layer of the space. They run in turn, round after round, timed
 //!    layer by layer; each visit's first run does not count. A layer's time is the median over all its occurrences.
 //! 2. *Subnets.* The smallest, the largest and random subnets are run end to end, interleaved. Some fit the calibration,
 //!    the others check it.
@@ -23,7 +23,8 @@ use std::ops::{ControlFlow, Range};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// Bytes of subnets' weights in memory at once; more are measured group by group, each with subnets of both kinds.
+/// Bytes of weights in memory at once. More subnets are measured group by group, each with subnets of both kinds; more networks of the
+/// layer phase are made anew for each round.
 const GROUP_BYTES: u64 = 512 << 20;
 
 /// How to make a profile.
@@ -126,9 +127,10 @@ pub fn measure(space: &SearchSpace, options: &ProfileOptions, progress: &mut Pro
         let mut subnets = calibration_subnets.clone();
         subnets.extend(check_subnets.iter().cloned());
         let mut layer_times = LayerTimes::new(space, options)?;
-        layer_times.measure(0..options.rounds.div_ceil(2), options, &images, progress)?;
+        layer_times.measure(0..options.rounds.div_ceil(2), options, &images, space.resolutions.len(), progress)?;
         let measured = measure_subnets(space, options, &images, &subnets, progress)?;
-        layer_times.measure(options.rounds.div_ceil(2)..options.rounds, options, &images, progress)?;
+        let second_half = options.rounds.div_ceil(2)..options.rounds;
+        layer_times.measure(second_half, options, &images, space.resolutions.len(), progress)?;
 
         let mut profile = DeviceProfile {
             format: FORMAT.into(),
@@ -162,27 +164,39 @@ pub fn measure(space: &SearchSpace, options: &ProfileOptions, progress: &mut Pro
     })
 }
 
-/// Networks that together hold every distinct layer of the space: for each resolution, kernel size and expand ratio the
-/// one of full depth that has that choice in all its blocks. A block depends on its own choice, its stage, whether it is
-/// the stage's first, and the resolution; all of these combinations occur.
+/// Networks that together hold every distinct layer of the space: for each kernel size, expand ratio and pair of widths the one of full
+/// depth that has that choice in all its blocks and those widths in turn, at each resolution. A block depends on its own choice, its
+/// stage, the widths of its input and output, whether it is the stage's first, and the resolution; all of these combinations occur.
 pub(super) fn covering_networks(space: &SearchSpace, classes: usize) -> Result<Vec<NetworkSpec>> {
     let mut networks = Vec::new();
-    for &resolution in &space.resolutions {
-        for &kernel in &space.kernel_sizes {
-            for &expand in &space.expand_ratios {
-                let subnet = space.uniform(resolution, space.depths.len() - 1, kernel, expand);
-                networks.push(space.network(&subnet, classes)?);
-            }
+    for choice in covering_choices(space) {
+        for &resolution in &space.resolutions {
+            networks.push(space.network(&Subnet { resolution, ..choice.clone() }, classes)?);
         }
     }
     Ok(networks)
 }
 
+/// Their subnets at the first resolution.
+fn covering_choices(space: &SearchSpace) -> Vec<Subnet> {
+    let mut choices = Vec::new();
+    for widths in space.width_pairs() {
+        for &kernel in &space.kernel_sizes {
+            for &expand in &space.expand_ratios {
+                let uniform = space.uniform(space.resolutions[0], space.depths.len() - 1, kernel, expand);
+                choices.push(Subnet { widths: widths.clone(), ..uniform });
+            }
+        }
+    }
+    choices
+}
+
 /// The layer phase: networks, and the times measured so far.
 struct LayerTimes {
-    /// Each covering network with the numbers of its layers.
+    /// Each covering network with the numbers of its layers, those of one choice at all resolutions one after the other.
     specs: Vec<(NetworkSpec, Vec<usize>)>,
-    /// Weights do not depend on the resolution: one network a kernel size and expand ratio, resized for each visit.
+    /// Weights do not depend on the resolution: one network a choice, resized for each visit. Empty where all of them need too much
+    /// memory; they are then made anew for each round.
     networks: Vec<StaticNetwork>,
     /// Every distinct layer in the order of its first occurrence, so that equal runs write equal files.
     layers: Vec<LayerSpec>,
@@ -193,9 +207,12 @@ struct LayerTimes {
 impl LayerTimes {
     fn new(space: &SearchSpace, options: &ProfileOptions) -> Result<Self> {
         let covering = covering_networks(space, options.classes)?;
-        let choices = space.kernel_sizes.len() * space.expand_ratios.len();
-        let networks = covering[..choices].iter().map(|spec| StaticNetwork::random(spec, options.seed));
-        let networks = networks.collect::<Result<_>>()?;
+        let first_of_choice = || covering.iter().step_by(space.resolutions.len());
+        let bytes: u64 = first_of_choice().map(|spec| 4 * cost::parameters(spec)).sum();
+        let networks = match bytes <= GROUP_BYTES {
+            true => first_of_choice().map(|spec| StaticNetwork::random(spec, options.seed)).collect::<Result<_>>()?,
+            false => Vec::new(),
+        };
         let mut distinct: Vec<LayerSpec> = Vec::new();
         let mut numbers: HashMap<LayerSpec, usize> = HashMap::new();
         let mut number = |layer: LayerSpec| {
@@ -220,24 +237,32 @@ impl LayerTimes {
         rounds: Range<usize>,
         options: &ProfileOptions,
         images: &[f32],
+        resolutions: usize,
         progress: &mut Progress,
     ) -> Result<()> {
-        let choices = self.networks.len();
+        let total = options.rounds * self.specs.len();
         let mut times = Vec::new();
         for round in rounds {
-            for (index, (spec, numbers)) in self.specs.iter().enumerate() {
-                let network = &mut self.networks[index % choices];
-                network.set_resolution(spec.resolution)?;
-                let images = &images[..options.batch * spec.resolution * spec.resolution * 3];
-                network.run(images, options.batch)?;
-                for _ in 0..options.visit {
-                    network.run_timed(images, options.batch, &mut times)?;
-                    for (&number, &time) in numbers.iter().zip(&times) {
-                        self.samples[number].push(time);
+            let mut done = round * self.specs.len();
+            for (choice, specs) in self.specs.chunks(resolutions).enumerate() {
+                let mut made = None;
+                let network = match self.networks.get_mut(choice) {
+                    Some(network) => network,
+                    None => made.insert(StaticNetwork::random(&specs[0].0, options.seed)?),
+                };
+                for (spec, numbers) in specs {
+                    network.set_resolution(spec.resolution)?;
+                    let images = &images[..options.batch * spec.resolution * spec.resolution * 3];
+                    network.run(images, options.batch)?;
+                    for _ in 0..options.visit {
+                        network.run_timed(images, options.batch, &mut times)?;
+                        for (&number, &time) in numbers.iter().zip(&times) {
+                            self.samples[number].push(time);
+                        }
                     }
+                    done += 1;
+                    report(progress, Phase::Layers, done, total)?;
                 }
-                let done = round * self.specs.len() + index + 1;
-                report(progress, Phase::Layers, done, options.rounds * self.specs.len())?;
             }
         }
         Ok(())
@@ -337,7 +362,7 @@ fn report(progress: &mut Progress, phase: Phase, done: usize, total: usize) -> R
 fn method(options: &ProfileOptions, calibration: usize, check: usize) -> String {
     format!(
         "Layer times: medians over {} interleaved rounds of {} timed runs (one more before them uncounted) of full-depth \
-         networks, one for each resolution, kernel size and expand ratio, batch {}. Latency = overhead + scale * sum of \
+         networks, one for each resolution, kernel size, expand ratio and pair of elastic widths, batch {}. Latency = overhead + scale * sum of \
          layer times, fitted on {calibration} subnets measured end to end (least absolute relative error) and checked \
          on {check} others, medians of interleaved runs. Seed {}.",
         options.rounds, options.visit, options.batch, options.seed

@@ -12,7 +12,7 @@ mod published;
 
 pub use calibration::{Calibration, Check, CheckedSubnet};
 pub use hardware::Hardware;
-pub use layer::{HeadSpec, LayerSpec, layers};
+pub use layer::{ClassifierSpec, HeadSpec, LayerSpec, layers};
 pub use measure::{Phase, ProfileOptions, ProfileProgress, measure};
 pub use published::import;
 
@@ -228,6 +228,21 @@ mod tests {
         let more_classes = profile.space.network(&profile.space.smallest(), 5).unwrap();
         let error = profile.latency_ms(&more_classes).unwrap_err().to_string();
         assert!(error.contains("head") && error.contains("4 classes"), "{error}");
+    }
+
+    #[test]
+    fn every_resnet_of_a_space_has_all_its_layers_in_the_covering_networks() {
+        let space = preset("resnet-tiny").unwrap();
+        let mut found = std::collections::HashSet::new();
+        for network in measure::covering_networks(&space, 4).unwrap() {
+            found.extend(layers(&network));
+        }
+        for position in 0..300 {
+            let subnet = space.sample(&mut generator(2, Purpose::Sampling, &[position]));
+            for layer in layers(&space.network(&subnet, 4).unwrap()) {
+                assert!(found.contains(&layer), "{subnet}: {layer}");
+            }
+        }
     }
 
     #[test]

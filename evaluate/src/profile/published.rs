@@ -8,7 +8,7 @@ use super::{Calibration, DeviceProfile, FORMAT, HeadSpec, LayerSpec, LayerTime, 
 use crate::{Error, Result};
 use ofa_supernet::SearchSpace;
 use ofa_supernet::files::read_text;
-use ofa_supernet::space::{Activation, BlockSpec};
+use ofa_supernet::space::{Activation, BlockSpec, InvertedResidualSpec};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -43,12 +43,16 @@ pub fn import(space: &SearchSpace, classes: usize, name: &str, files: &[PathBuf]
     let mut seen = HashSet::new();
     for network in measure::covering_networks(&space, classes)? {
         let (path, times) = &tables[&network.resolution];
+        if let Some(layer) = layers(&network).find(|layer| keys(layer).is_none()) {
+            let message = format!("published tables are of MobileNets, they have no '{layer}'");
+            return Err(ofa_supernet::Error::format(path, message).into());
+        }
         for layer in layers(&network) {
             if !seen.insert((network.resolution, layer.clone())) {
                 continue;
             }
             let (mut ms, mut samples) = (0.0, usize::MAX);
-            for key in keys(&layer) {
+            for key in keys(&layer).unwrap_or_default() {
                 let &(mean, count) = times.get(&key).ok_or_else(|| {
                     ofa_supernet::Error::format(
                         path,
@@ -82,16 +86,17 @@ pub fn import(space: &SearchSpace, classes: usize, name: &str, files: &[PathBuf]
     })
 }
 
-/// The entries whose sum is a layer's time.
-fn keys(layer: &LayerSpec) -> Vec<String> {
+/// The entries whose sum is a layer's time; `None` for layers of families that have no published tables.
+fn keys(layer: &LayerSpec) -> Option<Vec<String>> {
     let map = |size: usize, channels: usize| format!("{size}x{size}x{channels}");
-    match layer {
+    Some(match layer {
         LayerSpec::Stem(conv) => vec![format!(
             "Conv-input:{}-output:{}",
             map(conv.input_size, conv.in_channels),
             map(conv.output_size(), conv.out_channels)
         )],
-        LayerSpec::Block(block) => vec![block_key(block)],
+        LayerSpec::Block(BlockSpec::InvertedResidual(block)) => vec![block_key(block)],
+        LayerSpec::Block(BlockSpec::Bottleneck(_)) | LayerSpec::MaxPool(_) | LayerSpec::Classifier(_) => return None,
         LayerSpec::Head(HeadSpec { feature, hidden_channels, classes, .. }) => {
             let (size, channels) = (feature.output_size(), feature.out_channels);
             let mut keys = vec![
@@ -104,10 +109,10 @@ fn keys(layer: &LayerSpec) -> Vec<String> {
             keys.push(format!("Logits-input:{}-output:{classes}", map(1, hidden_channels.unwrap_or(channels))));
             keys
         }
-    }
+    })
 }
 
-fn block_key(block: &BlockSpec) -> String {
+fn block_key(block: &InvertedResidualSpec) -> String {
     let (input, output) = (block.input_size, block.output_size());
     format!(
         "expanded_conv-input:{input}x{input}x{}-output:{output}x{output}x{}-expand:{}-kernel:{}-stride:{}-idskip:{}-se:{}-hs:{}",
@@ -190,7 +195,7 @@ mod tests {
         let mut lines: Vec<String> = Vec::new();
         let space = SearchSpace { resolutions: vec![resolution], ..space.clone() };
         for network in measure::covering_networks(&space, classes).unwrap() {
-            for key in layers(&network).flat_map(|layer| keys(&layer)) {
+            for key in layers(&network).flat_map(|layer| keys(&layer).unwrap()) {
                 if !lines.iter().any(|line| line.starts_with(&format!("{key}:"))) {
                     lines.push(format!("{key}:\n  count: {resolution}\n  mean: {}.0\n  std: 0.5\n", lines.len() + 1));
                 }
@@ -217,7 +222,7 @@ mod tests {
         assert_eq!(profile.space.resolutions, [16, 32]);
         let network = space.network(&"r32 d1,1 k3|3 e2|2".parse().unwrap(), 4).unwrap();
         let times = parse(&std::fs::read_to_string(&files[1]).unwrap()).unwrap();
-        let expected: f64 = layers(&network).flat_map(|layer| keys(&layer)).map(|key| times[&key].0).sum();
+        let expected: f64 = layers(&network).flat_map(|layer| keys(&layer).unwrap()).map(|key| times[&key].0).sum();
         let path = folder.path().join("phone.json");
         profile.save(&path).unwrap();
         for profile in [profile, DeviceProfile::load(&path).unwrap()] {
@@ -234,6 +239,8 @@ mod tests {
             let error = import(&space, classes, "phone", &files).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
         }
+        let resnet = SearchSpace { resolutions: vec![16, 32], ..preset("resnet-tiny").unwrap() };
+        assert!(import(&resnet, 4, "phone", &files).unwrap_err().to_string().contains("MobileNets"));
         let narrow = SearchSpace { resolutions: vec![16], ..space };
         assert!(import(&narrow, 4, "phone", &files).unwrap_err().to_string().contains("leave it out"));
     }

@@ -4,6 +4,7 @@
 //! the network and only grow, so a run allocates no activations once it has seen its batch size. The kernels use the threads
 //! of the rayon pool that the caller is in (`ThreadPool::install`).
 
+mod block;
 mod network;
 #[cfg(test)]
 mod plain;

@@ -1,47 +1,41 @@
 //! The network: layers built from weights, buffers, and one forward pass.
 
+use super::block::Block;
 use super::weights::{Checked, Weights, check_weights, random_weights};
 use crate::latency::milliseconds;
-use crate::model::{BlockNames, block_prefix, feature_names};
+use crate::model::{block_prefix, classifier_name, feature_names, stem_names};
 use crate::{Error, Result};
-use ofa_supernet::ops::inference::{DenseConv, Depthwise, Pointwise, average_pool};
+use ofa_supernet::ops::inference::{DenseConv, Pointwise, average_pool, max_pool};
 use ofa_supernet::space::{Activation, BlockSpec, NetworkSpec};
 use std::time::Instant;
 
 /// A static network ready to run.
 pub struct StaticNetwork {
     spec: NetworkSpec,
-    stem: DenseConv,
+    stem: Vec<DenseConv>,
     blocks: Vec<Block>,
-    feature: Pointwise,
+    feature: Option<Pointwise>,
     hidden: Option<Pointwise>,
     classifier: Pointwise,
     buffers: Buffers,
 }
 
-/// The layers of an inverted residual block.
-struct Block {
-    spec: BlockSpec,
-    expand: Option<Pointwise>,
-    depthwise: Depthwise,
-    squeeze_excite: Option<(Pointwise, Pointwise)>,
-    project: Pointwise,
-}
-
 /// All activations; each as large as the largest use of it so far.
 #[derive(Default)]
-struct Buffers {
+pub(super) struct Buffers {
     /// A layer's input and output maps, which trade places after every layer.
-    current: Vec<f32>,
-    next: Vec<f32>,
-    /// After the expand or the feature convolution.
-    expanded: Vec<f32>,
-    /// After the depthwise convolution.
-    filtered: Vec<f32>,
+    pub current: Vec<f32>,
+    pub next: Vec<f32>,
+    /// After a block's first or the feature convolution, and before that a bottleneck's pooled input.
+    pub expanded: Vec<f32>,
+    /// After a block's depthwise or second convolution.
+    pub filtered: Vec<f32>,
+    /// After the convolution of a bottleneck's shortcut.
+    pub shortcut: Vec<f32>,
     /// `[batch, channels]`: means over the pixels, squeeze-excite's reduced vector, its gate.
-    pooled: Vec<f32>,
-    reduced: Vec<f32>,
-    gate: Vec<f32>,
+    pub pooled: Vec<f32>,
+    pub reduced: Vec<f32>,
+    pub gate: Vec<f32>,
     logits: Vec<f32>,
 }
 
@@ -54,23 +48,28 @@ impl StaticNetwork {
     pub fn new(spec: &NetworkSpec, weights: &Weights) -> Result<Self> {
         check_weights(spec, weights)?;
         let weights = Checked { weights, epsilon: spec.batch_norm_epsilon };
-        let (weight, bias) = weights.folded("conv_stem", "bn1");
-        let stem = &spec.stem;
-        let stem = DenseConv::new(&weight, &bias, stem.in_channels, stem.out_channels, stem.kernel, stem.stride);
+        let stem = spec.stem.iter().zip(stem_names(spec)).map(|(conv, (name, norm))| {
+            let (weight, bias) = weights.folded(&name, &norm);
+            DenseConv::new(&weight, &bias, conv.in_channels, conv.out_channels, conv.kernel, conv.stride)
+        });
+        let stem = stem.collect();
         let mut blocks = Vec::with_capacity(spec.blocks().count());
         for (s, stage) in spec.stages.iter().enumerate() {
             for (b, block) in stage.iter().enumerate() {
-                blocks.push(Block::new(block, &weights, &block_prefix(s, b)));
+                blocks.push(Block::new(block, &weights, &block_prefix(block, s, b)));
             }
         }
-        let (conv, norm) = feature_names(spec);
-        let (weight, bias) = weights.folded(&conv, &norm);
-        let feature = Pointwise::new(&weight, &bias, spec.feature.in_channels, spec.feature.out_channels);
+        let feature = spec.feature.as_ref().map(|conv| {
+            let (name, norm) = feature_names(spec);
+            let (weight, bias) = weights.folded(&name, &norm);
+            Pointwise::new(&weight, &bias, conv.in_channels, conv.out_channels)
+        });
         let hidden = spec.hidden_channels.map(|width| {
             let weight = weights.get("conv_head.weight");
-            Pointwise::new(weight, &vec![0.0; width], spec.feature.out_channels, width)
+            Pointwise::new(weight, &vec![0.0; width], spec.pooled_map().0, width)
         });
-        let (weight, bias) = (weights.get("classifier.weight"), weights.get("classifier.bias"));
+        let name = classifier_name(spec);
+        let (weight, bias) = (weights.get(&format!("{name}.weight")), weights.get(&format!("{name}.bias")));
         let classifier = Pointwise::new(weight, bias, spec.classifier_channels(), spec.classes);
         Ok(StaticNetwork { spec: spec.clone(), stem, blocks, feature, hidden, classifier, buffers: Buffers::default() })
     }
@@ -94,18 +93,8 @@ impl StaticNetwork {
     /// A resolution that is 0 or larger than 4096.
     pub fn set_resolution(&mut self, resolution: usize) -> Result<()> {
         let mut spec = self.spec.clone();
-        spec.resolution = resolution;
-        spec.stem.input_size = resolution;
-        let mut size = spec.stem.output_size();
-        for block in spec.stages.iter_mut().flatten() {
-            block.input_size = size;
-            size = block.output_size();
-        }
-        spec.feature.input_size = size;
+        spec.set_resolution(resolution);
         crate::model::validate(&spec)?;
-        for (block, spec) in self.blocks.iter_mut().zip(spec.blocks()) {
-            block.spec = spec.clone();
-        }
         self.spec = spec;
         Ok(())
     }
@@ -119,8 +108,8 @@ impl StaticNetwork {
         Ok(&self.buffers.logits[..batch * self.spec.classes])
     }
 
-    /// As [`run`](Self::run), and replaces `times` with each layer's time in milliseconds: stem, blocks, head (feature
-    /// convolution, pool, hidden layer and classifier).
+    /// As [`run`](Self::run), and replaces `times` with each layer's time in milliseconds: the stem's convolutions, max pool,
+    /// blocks, head (feature convolution, pool, hidden layer and classifier), as far as it has them.
     ///
     /// # Errors
     /// As [`run`](Self::run).
@@ -135,7 +124,7 @@ impl StaticNetwork {
         Ok(&self.buffers.logits[..batch * self.spec.classes])
     }
 
-    /// Fills the logits; calls `layer_done` after the stem, each block, and the head.
+    /// Fills the logits; calls `layer_done` after each of [`layers`](crate::profile::layers).
     fn forward(&mut self, images: &[f32], batch: usize, layer_done: &mut impl FnMut()) -> Result<()> {
         let spec = &self.spec;
         let expected = batch * spec.resolution * spec.resolution * 3;
@@ -150,24 +139,43 @@ impl StaticNetwork {
         self.buffers.reserve(spec, batch);
         let buffers = &mut self.buffers;
 
-        let stem = &spec.stem;
-        let map = stem.output_size() * stem.output_size();
-        let output = &mut buffers.current[..batch * map * stem.out_channels];
-        self.stem.run(images, batch, stem.input_size, stem.input_size, stem.activation, output);
-        layer_done();
-        for block in &self.blocks {
-            block.run(batch, buffers);
+        for (index, (conv, layer)) in spec.stem.iter().zip(&self.stem).enumerate() {
+            let (size, out_size) = (conv.input_size, conv.output_size());
+            let input = if index == 0 { images } else { &buffers.current[..batch * size * size * conv.in_channels] };
+            let output = &mut buffers.next[..batch * out_size * out_size * conv.out_channels];
+            layer.run(input, batch, size, size, conv.activation, output);
+            if conv.residual {
+                output.iter_mut().zip(input).for_each(|(out, x)| *out += x);
+            }
+            std::mem::swap(&mut buffers.current, &mut buffers.next);
+            layer_done();
+        }
+        if let Some(pool) = &spec.max_pool {
+            let (size, out_size) = (pool.input_size, pool.output_size());
+            let input = &buffers.current[..batch * size * size * pool.channels];
+            let output = &mut buffers.next[..batch * out_size * out_size * pool.channels];
+            max_pool(input, size, size, pool.channels, output);
+            std::mem::swap(&mut buffers.current, &mut buffers.next);
+            layer_done();
+        }
+        for (block, spec) in self.blocks.iter().zip(spec.blocks()) {
+            block.run(spec, batch, buffers);
             std::mem::swap(&mut buffers.current, &mut buffers.next);
             layer_done();
         }
 
-        let feature = &spec.feature;
-        let pixels = feature.output_size() * feature.output_size();
-        let input = &buffers.current[..batch * pixels * feature.in_channels];
-        let map = &mut buffers.expanded[..batch * pixels * feature.out_channels];
-        self.feature.run(input, batch, pixels, feature.activation, None, None, map);
-        let pooled = &mut buffers.pooled[..batch * feature.out_channels];
-        average_pool(map, batch, pixels, feature.out_channels, pooled);
+        let (channels, size) = spec.pooled_map();
+        let map = match (&self.feature, &spec.feature) {
+            (Some(layer), Some(conv)) => {
+                let input = &buffers.current[..batch * size * size * conv.in_channels];
+                let map = &mut buffers.expanded[..batch * size * size * channels];
+                layer.run(input, batch, size * size, conv.activation, None, None, map);
+                &*map
+            }
+            _ => &buffers.current[..batch * size * size * channels],
+        };
+        let pooled = &mut buffers.pooled[..batch * channels];
+        average_pool(map, batch, size * size, channels, pooled);
         let features = match &self.hidden {
             Some(layer) => {
                 let hidden = &mut buffers.reduced[..batch * spec.classifier_channels()];
@@ -183,96 +191,69 @@ impl StaticNetwork {
     }
 }
 
-impl Block {
-    fn new(spec: &BlockSpec, weights: &Checked, prefix: &str) -> Self {
-        let (input, middle, output) = (spec.in_channels, spec.middle_channels, spec.out_channels);
-        let names = BlockNames::of(spec);
-        let folded =
-            |(conv, norm): (&str, &str)| weights.folded(&format!("{prefix}.{conv}"), &format!("{prefix}.{norm}"));
-        let expand = names.expand.map(|names| {
-            let (weight, bias) = folded(names);
-            Pointwise::new(&weight, &bias, input, middle)
-        });
-        let (weight, bias) = folded(names.depthwise);
-        let depthwise = Depthwise::new(&weight, &bias, middle, spec.kernel, spec.stride);
-        let squeeze_excite = spec.squeeze_excite.map(|reduced| {
-            let part = |name: &str| weights.get(&format!("{prefix}.se.{name}"));
-            (
-                Pointwise::new(part("conv_reduce.weight"), part("conv_reduce.bias"), middle, reduced),
-                Pointwise::new(part("conv_expand.weight"), part("conv_expand.bias"), reduced, middle),
-            )
-        });
-        let (weight, bias) = folded(names.project);
-        let project = Pointwise::new(&weight, &bias, middle, output);
-        Block { spec: spec.clone(), expand, depthwise, squeeze_excite, project }
-    }
-
-    /// From `buffers.current` to `buffers.next`.
-    fn run(&self, batch: usize, buffers: &mut Buffers) {
-        let spec = &self.spec;
-        let (size, middle) = (spec.input_size, spec.middle_channels);
-        let pixels = spec.output_size() * spec.output_size();
-        let input = &buffers.current[..batch * size * size * spec.in_channels];
-        let depthwise_input = match &self.expand {
-            Some(expand) => {
-                let expanded = &mut buffers.expanded[..batch * size * size * middle];
-                expand.run(input, batch, size * size, spec.activation, None, None, expanded);
-                &*expanded
-            }
-            None => input,
-        };
-        let filtered = &mut buffers.filtered[..batch * pixels * middle];
-        let gate = match &self.squeeze_excite {
-            Some((reduce, expand)) => {
-                let pooled = &mut buffers.pooled[..batch * middle];
-                self.depthwise.run(depthwise_input, batch, size, size, spec.activation, filtered, Some(pooled));
-                let reduced = &mut buffers.reduced[..batch * spec.squeeze_excite.unwrap_or(0)];
-                reduce.run(pooled, batch, 1, Activation::Relu, None, None, reduced);
-                let gate = &mut buffers.gate[..batch * middle];
-                expand.run(reduced, batch, 1, Activation::Identity, None, None, gate);
-                for value in gate.iter_mut() {
-                    *value = (*value + 3.0).clamp(0.0, 6.0) / 6.0;
-                }
-                Some(&*gate)
-            }
-            None => {
-                self.depthwise.run(depthwise_input, batch, size, size, spec.activation, filtered, None);
-                None
-            }
-        };
-        let output = &mut buffers.next[..batch * pixels * spec.out_channels];
-        let residual = spec.residual.then_some(input);
-        self.project.run(filtered, batch, pixels, Activation::Identity, gate, residual, output);
-    }
-}
-
 impl Buffers {
     /// Grows every buffer to what `batch` images of `spec` need.
     fn reserve(&mut self, spec: &NetworkSpec, batch: usize) {
         let map = |size: usize, channels: usize| size * size * channels;
-        let stem = map(spec.stem.output_size(), spec.stem.out_channels);
-        let outputs = spec.blocks().map(|b| map(b.output_size(), b.out_channels)).fold(stem, usize::max);
-        let feature = map(spec.feature.output_size(), spec.feature.out_channels);
-        let expanded =
-            spec.blocks().filter(|b| b.expand).map(|b| map(b.input_size, b.middle_channels)).fold(feature, usize::max);
-        let filtered = spec.blocks().map(|b| map(b.output_size(), b.middle_channels)).max().unwrap_or(0);
-        let squeezed = || spec.blocks().filter(|b| b.squeeze_excite.is_some());
-        let gate = squeezed().map(|b| b.middle_channels).max().unwrap_or(0);
-        let reduced = squeezed().filter_map(|b| b.squeeze_excite).max().unwrap_or(0);
+        let mut maps = Extents::default();
+        for conv in &spec.stem {
+            maps.output = maps.output.max(map(conv.output_size(), conv.out_channels));
+        }
+        let (features, size) = spec.pooled_map();
+        (maps.pooled, maps.reduced) = (features, spec.hidden_channels.unwrap_or(0));
+        if spec.feature.is_some() {
+            maps.expanded = map(size, features);
+        }
+        for block in spec.blocks() {
+            let (size, out_size) = (block.input_size(), block.output_size());
+            let output = map(out_size, block.out_channels());
+            maps.output = maps.output.max(output);
+            let middle = match block {
+                BlockSpec::InvertedResidual(block) => {
+                    if let Some(reduced) = block.squeeze_excite {
+                        maps.gate = maps.gate.max(block.middle_channels);
+                        maps.reduced = maps.reduced.max(reduced);
+                    }
+                    block.middle_channels
+                }
+                BlockSpec::Bottleneck(block) => {
+                    if block.projection {
+                        maps.shortcut = maps.shortcut.max(output);
+                        maps.expanded = maps.expanded.max(map(out_size, block.in_channels));
+                    }
+                    block.middle_channels
+                }
+            };
+            maps.expanded = maps.expanded.max(map(size, middle));
+            maps.filtered = maps.filtered.max(map(out_size, middle));
+        }
         let grow = |buffer: &mut Vec<f32>, per_image: usize| {
             if buffer.len() < batch * per_image {
                 buffer.resize(batch * per_image, 0.0);
             }
         };
-        grow(&mut self.current, outputs);
-        grow(&mut self.next, outputs);
-        grow(&mut self.expanded, expanded);
-        grow(&mut self.filtered, filtered);
-        grow(&mut self.pooled, gate.max(spec.feature.out_channels));
-        grow(&mut self.reduced, reduced.max(spec.hidden_channels.unwrap_or(0)));
-        grow(&mut self.gate, gate);
+        grow(&mut self.current, maps.output);
+        grow(&mut self.next, maps.output);
+        grow(&mut self.expanded, maps.expanded);
+        grow(&mut self.filtered, maps.filtered);
+        grow(&mut self.shortcut, maps.shortcut);
+        grow(&mut self.pooled, maps.gate.max(maps.pooled));
+        grow(&mut self.reduced, maps.reduced);
+        grow(&mut self.gate, maps.gate);
         grow(&mut self.logits, spec.classes);
     }
+}
+
+/// Values an image needs in each buffer.
+#[derive(Default)]
+struct Extents {
+    output: usize,
+    expanded: usize,
+    filtered: usize,
+    shortcut: usize,
+    pooled: usize,
+    reduced: usize,
+    gate: usize,
 }
 
 #[cfg(test)]
@@ -281,7 +262,7 @@ mod tests {
     use super::*;
     use crate::cost::tests::{reference_case, reference_folder};
     use ofa_supernet::seed::{Purpose, generator};
-    use ofa_supernet::space::preset;
+    use ofa_supernet::space::{ConvSpec, Subnet, preset};
     use rand::Rng;
 
     fn images(spec: &NetworkSpec, batch: usize) -> Vec<f32> {
@@ -316,22 +297,58 @@ mod tests {
         };
         let zeros = vec![0.0; 10_000];
         let identity = Activation::Identity;
+        let dense = |input: &[f32], conv: &ConvSpec, name: &str, bn: &str| {
+            let mut output = vec![0.0; batch * conv.output_size() * conv.output_size() * conv.out_channels];
+            let weight = get(&format!("{name}.weight"));
+            let bias = &zeros[..conv.out_channels];
+            plain::DenseConv::new(weight, bias, conv.in_channels, conv.out_channels, conv.kernel, conv.stride).run(
+                input,
+                batch,
+                conv.input_size,
+                conv.input_size,
+                identity,
+                &mut output,
+            );
+            norm(&mut output, bn, conv.activation);
+            output
+        };
 
-        let stem = &spec.stem;
-        let mut x = vec![0.0; batch * stem.output_size() * stem.output_size() * stem.out_channels];
-        plain::DenseConv::new(
-            get("conv_stem.weight"),
-            &zeros[..stem.out_channels],
-            3,
-            stem.out_channels,
-            stem.kernel,
-            stem.stride,
-        )
-        .run(images, batch, spec.resolution, spec.resolution, identity, &mut x);
-        norm(&mut x, "bn1", stem.activation);
+        let mut x = images.to_vec();
+        for (conv, (name, bn)) in spec.stem.iter().zip(stem_names(spec)) {
+            let y = dense(&x, conv, &name, &bn);
+            x = if conv.residual { y.iter().zip(&x).map(|(y, x)| y + x).collect() } else { y };
+        }
+        if let Some(pool) = &spec.max_pool {
+            x = plain::pool(&x, pool.input_size, pool.channels, 3, 2, 1, |seen| {
+                seen.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b))
+            });
+        }
         for (s, stage) in spec.stages.iter().enumerate() {
             for (b, block) in stage.iter().enumerate() {
-                let p = format!("blocks.{s}.{b}");
+                let p = block_prefix(block, s, b);
+                let block = match block {
+                    BlockSpec::InvertedResidual(block) => block,
+                    BlockSpec::Bottleneck(block) => {
+                        let shortcut = block.shortcut().map_or(x.clone(), |conv| {
+                            let mean = |seen: &[f32]| seen.iter().sum::<f32>() / seen.len() as f32;
+                            let pooled = plain::pool(
+                                &x,
+                                block.input_size,
+                                block.in_channels,
+                                block.stride,
+                                block.stride,
+                                0,
+                                mean,
+                            );
+                            dense(&pooled, &conv, &format!("{p}.downsample.1"), &format!("{p}.downsample.2"))
+                        });
+                        for (index, conv) in block.convolutions().iter().enumerate() {
+                            x = dense(&x, conv, &format!("{p}.conv{}", index + 1), &format!("{p}.bn{}", index + 1));
+                        }
+                        x = x.iter().zip(&shortcut).map(|(y, s)| (y + s).max(0.0)).collect();
+                        continue;
+                    }
+                };
                 let (size, middle) = (block.input_size, block.middle_channels);
                 let pixels = block.output_size() * block.output_size();
                 let mut y = x.clone();
@@ -385,18 +402,19 @@ mod tests {
                 x = out;
             }
         }
-        let (conv, bn) = feature_names(spec);
-        let features = spec.feature.out_channels;
-        let pixels = spec.feature.output_size() * spec.feature.output_size();
-        let mut map = linear(&x, &format!("{conv}.weight"), &zeros[..features], batch, pixels, identity);
-        norm(&mut map, &bn, spec.feature.activation);
+        if let Some(conv) = &spec.feature {
+            let (name, bn) = feature_names(spec);
+            x = dense(&x, conv, &name, &bn);
+        }
+        let (features, size) = spec.pooled_map();
         let mut pooled = vec![0.0; batch * features];
-        plain::average_pool(&map, pixels, features, &mut pooled);
+        plain::average_pool(&x, size * size, features, &mut pooled);
         let hidden = match spec.hidden_channels {
             Some(width) => linear(&pooled, "conv_head.weight", &zeros[..width], batch, 1, spec.hidden_activation),
             None => pooled,
         };
-        linear(&hidden, "classifier.weight", get("classifier.bias"), batch, 1, identity)
+        let name = classifier_name(spec);
+        linear(&hidden, &format!("{name}.weight"), get(&format!("{name}.bias")), batch, 1, identity)
     }
 
     fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
@@ -416,8 +434,8 @@ mod tests {
         for (position, batch) in [(0, 1), (1, 3), (2, 2), (3, 3)] {
             // As in ProxylessNAS: no hidden layer, a last stage of one block; another epsilon.
             if position >= 2 {
-                space.head.hidden_channels = None;
-                space.head.activation = Activation::Relu6;
+                let head = space.head.as_mut().unwrap();
+                (head.hidden_channels, head.activation) = (None, Activation::Relu6);
                 space.stages[1].depths = vec![1];
                 space.batch_norm_epsilon = 1e-2;
             }
@@ -438,16 +456,42 @@ mod tests {
     }
 
     #[test]
+    fn resnet_logits_equal_the_unfolded_network() {
+        // Odd sizes: windows over the border, in both pools.
+        let mut space = preset("resnet-tiny").unwrap();
+        space.resolutions = vec![15, 21];
+        for (position, batch) in [(0, 1), (1, 3), (2, 2), (3, 3)] {
+            let subnet = space.sample(&mut generator(3, Purpose::Sampling, &[position]));
+            let spec = space.network(&subnet, 6).unwrap();
+            let weights = random_weights(&spec, position).unwrap();
+            let images = images(&spec, batch);
+            let mut network = StaticNetwork::new(&spec, &weights).unwrap();
+            let expected = expected_logits(&spec, &weights, &images, batch);
+            assert_close(network.run(&images, batch).unwrap(), &expected, 1e-4);
+            let mut times = vec![];
+            assert_close(network.run_timed(&images, batch, &mut times).unwrap(), &expected, 1e-4);
+            assert_eq!(times.len(), crate::profile::layers(&spec).count());
+        }
+    }
+
+    #[test]
     fn another_resolution_is_the_same_as_a_network_built_for_it() {
+        for name in ["resnet-tiny", "tiny"] {
+            let space = preset(name).unwrap();
+            let at = |resolution| Subnet { resolution, ..space.largest() };
+            let small = space.network(&at(space.resolutions[0]), 4).unwrap();
+            let large = space.network(&at(space.resolutions[1]), 4).unwrap();
+            let mut network = StaticNetwork::random(&small, 1).unwrap();
+            network.set_resolution(large.resolution).unwrap();
+            assert_eq!(*network.spec(), large);
+            let images = images(&large, 2);
+            let expected = StaticNetwork::random(&large, 1).unwrap().run(&images, 2).unwrap().to_vec();
+            assert_eq!(network.run(&images, 2).unwrap(), expected);
+        }
         let space = preset("tiny").unwrap();
-        let small = space.network(&space.uniform(16, 1, 5, space.max_expand()), 4).unwrap();
-        let large = space.network(&space.uniform(24, 1, 5, space.max_expand()), 4).unwrap();
-        let mut network = StaticNetwork::random(&small, 1).unwrap();
-        network.set_resolution(24).unwrap();
-        assert_eq!(*network.spec(), large);
+        let large = space.network(&space.smallest(), 4).unwrap();
+        let mut network = StaticNetwork::random(&large, 1).unwrap();
         let images = images(&large, 2);
-        let expected = StaticNetwork::random(&large, 1).unwrap().run(&images, 2).unwrap().to_vec();
-        assert_eq!(network.run(&images, 2).unwrap(), expected);
         assert!(network.set_resolution(0).is_err());
         assert!(network.run(&images, 3).unwrap_err().to_string().contains("batch of 3"));
         assert!(network.run(&[], 0).is_err());
@@ -503,6 +547,10 @@ mod tests {
     fn reference_name(name: &str, spec: &NetworkSpec) -> String {
         let parts: Vec<&str> = name.split('.').collect();
         let last = *parts.last().unwrap();
+        let expand = |stage: usize, block: usize| match &spec.stages[stage][block] {
+            BlockSpec::InvertedResidual(block) => block.expand,
+            BlockSpec::Bottleneck(_) => panic!("the reference is a MobileNet"),
+        };
         match parts[..] {
             ["conv_stem", _] => format!("first_conv.conv.{last}"),
             ["bn1", _] => format!("first_conv.bn.{last}"),
@@ -521,7 +569,7 @@ mod tests {
                 if layer == "se" {
                     return se(if parts[4] == "conv_reduce" { "reduce" } else { "expand" });
                 }
-                let role = match (spec.stages[stage][block].expand, layer) {
+                let role = match (expand(stage, block), layer) {
                     (true, "conv_pw" | "bn1") => "inverted_bottleneck",
                     (true, "conv_dw" | "bn2") | (false, "conv_dw" | "bn1") => "depth_conv",
                     _ => "point_linear",

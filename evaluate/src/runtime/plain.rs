@@ -160,3 +160,33 @@ pub fn average_pool(map: &[f32], pixels: usize, channels: usize, means: &mut [f3
         }
     }
 }
+
+/// `of` the values that every window sees, of square maps `[batch, size, size, channels]`; output size is `size / stride` rounded up.
+pub fn pool(
+    map: &[f32],
+    size: usize,
+    channels: usize,
+    window: usize,
+    stride: usize,
+    padding: usize,
+    of: impl Fn(&[f32]) -> f32,
+) -> Vec<f32> {
+    let out = size.div_ceil(stride);
+    let mut output = Vec::new();
+    for image in map.chunks_exact(size * size * channels) {
+        for place in 0..out * out {
+            let range = |place: usize| {
+                let start = place * stride;
+                start.saturating_sub(padding)..(start + window - padding).min(size)
+            };
+            for channel in 0..channels {
+                let mut seen = Vec::new();
+                for y in range(place / out) {
+                    seen.extend(range(place % out).map(|x| image[(y * size + x) * channels + channel]));
+                }
+                output.push(of(&seen));
+            }
+        }
+    }
+    output
+}

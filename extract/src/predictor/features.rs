@@ -1,14 +1,20 @@
 //! A subnet as the predictor's input: one-hot, so that no choice is assumed to be "more" than another (paper §3.4).
 //!
 //! The vector is, for each block slot (all blocks of all stages at their largest depth), a one-hot of the kernel size and a one-hot of the expand
-//! ratio (all zeros when the slot is inactive), then a one-hot of the resolution. Only the positions of its ones are kept.
+//! ratio (all zeros when the slot is inactive), then a one-hot of the resolution; for ResNets then one of the number of stem blocks and one
+//! of each width multiplier. Only the positions of its ones are kept.
 
 use crate::Result;
 use ofa_supernet::{SearchSpace, Subnet};
 
 /// Number of features of `space`.
 pub fn feature_count(space: &SearchSpace) -> usize {
-    space.slots() * slot_width(space) + space.resolutions.len()
+    widths_start(space) + space.width_choices() * space.width_multipliers.len()
+}
+
+/// Position of the one-hot of the first width multiplier; those before it are of the stem blocks.
+fn widths_start(space: &SearchSpace) -> usize {
+    space.slots() * slot_width(space) + space.resolutions.len() + space.stem.depths.len()
 }
 
 /// Positions of the ones in the feature vector of `subnet`, ascending; each is below [`feature_count`].
@@ -25,7 +31,15 @@ pub fn active_features(space: &SearchSpace, subnet: &Subnet) -> Result<Vec<usize
             active.push(start + space.kernel_sizes.len() + position(&space.expand_ratios, &block.expand));
         }
     }
-    active.push(space.slots() * slot_width(space) + position(&space.resolutions, &subnet.resolution));
+    let resolutions = space.slots() * slot_width(space);
+    active.push(resolutions + position(&space.resolutions, &subnet.resolution));
+    if !space.stem.depths.is_empty() {
+        active.push(resolutions + space.resolutions.len() + position(&space.stem.depths, &subnet.stem_blocks));
+    }
+    for (place, width) in subnet.widths.iter().enumerate() {
+        let start = widths_start(space) + place * space.width_multipliers.len();
+        active.push(start + position(&space.width_multipliers, width));
+    }
     Ok(active)
 }
 
@@ -48,6 +62,11 @@ mod tests {
         assert_eq!(feature_count(&space), 4 * 5 + 3);
         let subnet = "r24 d1,2 k5|3,5 e2|4,3".parse().unwrap();
         assert_eq!(active_features(&space, &subnet).unwrap(), [1, 2, 10, 14, 16, 18, 21]);
+        // resnet-tiny: resolutions 24,32; one kernel; expand 0.25,0.5; depth up to 2; two stages; widths 0.5,1 at four places.
+        let resnet = SearchSpace::named("resnet-tiny").unwrap();
+        assert_eq!(feature_count(&resnet), 4 * 3 + 2 + 2 + 4 * 2);
+        let subnet = "r32 w0.5,1,1,0.5 s1 d1,1 e0.25|0.5".parse().unwrap();
+        assert_eq!(active_features(&resnet, &subnet).unwrap(), [0, 1, 6, 8, 13, 15, 16, 19, 21, 22]);
         let outside = "r20 d1,1 k3|3 e2|2".parse().unwrap();
         assert!(active_features(&space, &outside).unwrap_err().to_string().contains("allowed are 16, 24, 32"));
     }

@@ -242,7 +242,7 @@ fn cross(space: &SearchSpace, first: &Subnet, second: &Subnet, rng: &mut impl Rn
         stages.push(blocks);
     }
     let resolution = if rng.random() { first.resolution } else { second.resolution };
-    Subnet { resolution, stages }
+    Subnet { resolution, stages, ..first.clone() }
 }
 
 /// From `best`, to the best feasible subnet within `changes` choices, until there is no better one. Single changes come

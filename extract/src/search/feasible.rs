@@ -19,7 +19,7 @@ use rand::seq::SliceRandom;
 pub fn smallest(space: &SearchSpace, cost: &dyn Fn(&Subnet) -> Result<f64>) -> Result<(Subnet, f64)> {
     let mut best: Option<(Subnet, f64)> = None;
     for &resolution in &space.resolutions {
-        let mut subnet = space.uniform(resolution, 0, space.kernel_sizes[0], space.expand_ratios[0]);
+        let mut subnet = Subnet { resolution, ..space.smallest() };
         let mut value = cost(&subnet)?;
         while descend(space, &mut subnet, &mut value, cost)? {}
         if best.as_ref().is_none_or(|(_, smallest)| value < *smallest) {

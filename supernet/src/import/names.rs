@@ -7,6 +7,7 @@
 //! | `blocks.1.conv.depth_conv.conv.conv.weight` | `blocks.1.mobile_inverted_conv.depth_conv.conv.weight` | `blocks.1.conv.depth_conv.conv.weight` |
 //! | `blocks.1.conv.depth_conv.bn.bn.bias` | `blocks.1.mobile_inverted_conv.depth_conv.bn.bias` | `blocks.1.conv.depth_conv.bn.bias` |
 //! | `classifier.linear.weight` | `classifier.linear.weight` | `classifier.linear.weight` |
+//! | `input_stem.1.conv.conv.conv.weight` | `input_stem.1.conv.conv.weight` | `input_stem.1.residual.conv.weight` |
 
 use crate::SearchSpace;
 
@@ -15,6 +16,8 @@ pub fn common(name: &str) -> String {
     name.strip_prefix("module.")
         .unwrap_or(name)
         .replace(".mobile_inverted_conv.", ".conv.")
+        // Else the residual block's layer would read as a repetition of its convolution.
+        .replace("input_stem.1.conv.", "input_stem.1.residual.")
         .replace(".bn.bn.", ".bn.")
         .replace(".conv.conv.weight", ".conv.weight")
         .replace(".linear.linear.", ".linear.")
@@ -23,16 +26,24 @@ pub fn common(name: &str) -> String {
 /// The common name of our tensor `name` in a network of `space`; `None` for a tensor that the published networks do not have.
 pub fn published(name: &str, space: &SearchSpace) -> Option<String> {
     let (layer, rest) = name.split_once('.')?;
+    let bottlenecks = space.family.has_bottlenecks();
     match layer {
+        "stem" if bottlenecks => {
+            let (index, rest) = rest.split_once('.')?;
+            dense(&format!("input_stem.{index}{}", if index == "1" { ".residual" } else { "" }), rest)
+        }
         "stem" => dense("first_conv", rest),
         "first" => block(0, rest),
         "stages" => {
             let mut parts = rest.splitn(3, '.');
             let (stage, index): (usize, usize) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-            block(1 + space.slot(stage, index), parts.next()?)
+            let (slot, rest) = (space.slot(stage, index), parts.next()?);
+            if bottlenecks { bottleneck(slot, rest) } else { block(1 + slot, rest) }
         }
         // Without a hidden layer the last convolution itself is called the mixing one.
-        "feature" if space.head.hidden_channels.is_none() => dense("feature_mix_layer", rest),
+        "feature" if space.head.as_ref().is_some_and(|head| head.hidden_channels.is_none()) => {
+            dense("feature_mix_layer", rest)
+        }
         "feature" => dense("final_expand_layer", rest),
         "hidden" => Some(format!("feature_mix_layer.conv.{rest}")),
         "classifier" => Some(format!("classifier.linear.{rest}")),
@@ -63,6 +74,13 @@ fn block(number: usize, rest: &str) -> Option<String> {
         "project" => of("point_linear"),
         _ => None,
     }
+}
+
+/// A tensor of bottleneck `number`, counted through the network.
+fn bottleneck(number: usize, rest: &str) -> Option<String> {
+    let (layer, part) = rest.split_once('.')?;
+    let layer = if layer == "shortcut" { "downsample" } else { layer };
+    dense(&format!("blocks.{number}.{layer}"), part)
 }
 
 #[cfg(test)]
@@ -105,6 +123,19 @@ mod tests {
             ("classifier.bias", "classifier.linear.linear.bias", "classifier.linear.bias"),
         ] {
             let expected = published(ours, &space).unwrap();
+            assert_eq!((common(newer), common(older)), (expected.clone(), expected), "{ours}");
+        }
+        let resnet = SearchSpace::named("resnet50d").unwrap();
+        for (ours, newer, older) in [
+            ("stem.0.weight", "input_stem.0.conv.conv.weight", "input_stem.0.conv.weight"),
+            ("stem.1.weight", "input_stem.1.conv.conv.conv.weight", "input_stem.1.conv.conv.weight"),
+            ("stem.1.norm.bias", "input_stem.1.conv.bn.bn.bias", "input_stem.1.conv.bn.bias"),
+            ("stem.2.norm.running_mean", "input_stem.2.bn.bn.running_mean", "input_stem.2.bn.running_mean"),
+            ("stages.2.0.conv2.weight", "blocks.8.conv2.conv.conv.weight", "blocks.8.conv2.conv.weight"),
+            ("stages.2.0.shortcut.norm.weight", "blocks.8.downsample.bn.bn.weight", "blocks.8.downsample.bn.weight"),
+            ("classifier.weight", "classifier.linear.linear.weight", "classifier.linear.weight"),
+        ] {
+            let expected = published(ours, &resnet).unwrap();
             assert_eq!((common(newer), common(older)), (expected.clone(), expected), "{ours}");
         }
         assert_eq!(published("other.weight", &space), None);

@@ -1,7 +1,10 @@
-//! The order of a block's middle channels: the most important first, so that a narrower subnet keeps what matters (paper §3.3,
-//! elastic width, figure 4). The largest subnet's function does not change.
+//! The order of channels: the most important first, so that a narrower subnet keeps what matters (paper §3.3, elastic width,
+//! figure 4). The largest subnet's function does not change.
+//!
+//! A channel's importance is the L1 norm of the weights that read it. Of a block's middle channels that is one layer; the output
+//! channels of a ResNet's stage are read by many, and all that write or read them are permuted alike.
 
-use super::{BatchNorm, InvertedResidual, ParameterId, Parameters};
+use super::{BatchNorm, Bottleneck, Dense, InvertedResidual, ParameterId, Parameters};
 use candle_core::{Device, Result, Tensor};
 
 impl InvertedResidual {
@@ -32,10 +35,55 @@ impl InvertedResidual {
     }
 }
 
+impl Bottleneck {
+    /// Sorts the channels between its second and third convolution, then those between its first and second, by the L1 norm of the
+    /// weights that read them; `widths` as in [`InvertedResidual::sort_channels`].
+    pub(crate) fn sort_channels(&self, parameters: &Parameters, widths: &[usize]) -> Result<()> {
+        let [first, second, third] = &self.convolutions;
+        sort_shared(parameters, &[Touch::Writes(second), Touch::Reads(third.weight)], widths)?;
+        sort_shared(parameters, &[Touch::Writes(first), Touch::Reads(second.weight)], widths)
+    }
+}
+
+/// How a layer touches channels that it shares with others.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Touch<'a> {
+    /// They are its output.
+    Writes(&'a Dense),
+    /// They are the input of a layer with this weight, `[out, in, ...]`.
+    Reads(ParameterId),
+}
+
+/// Sorts channels by the L1 norm of all weights that read them. `layers` are all that touch them; `widths` as in
+/// [`InvertedResidual::sort_channels`].
+pub(crate) fn sort_shared(parameters: &Parameters, layers: &[Touch], widths: &[usize]) -> Result<()> {
+    let mut total: Vec<f32> = Vec::new();
+    for layer in layers {
+        if let Touch::Reads(weight) = layer {
+            let importance = importance(parameters, *weight)?;
+            total.resize(importance.len(), 0.0);
+            total.iter_mut().zip(importance).for_each(|(total, v)| *total += v);
+        }
+    }
+    let order = descending(&total, widths);
+    for layer in layers {
+        match layer {
+            Touch::Reads(weight) => permute(parameters, *weight, 1, &order)?,
+            Touch::Writes(dense) => {
+                permute(parameters, dense.weight, 0, &order)?;
+                permute_norm(parameters, &dense.norm, &order)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// L1 norm over everything but dimension 1.
 fn importance(parameters: &Parameters, id: ParameterId) -> Result<Vec<f32>> {
     let weight = parameters.get(id, false);
-    weight.abs()?.flatten_from(1)?.sum(0)?.to_dtype(candle_core::DType::F32)?.to_vec1()
+    let by_channel = weight.abs()?.sum(0)?;
+    let by_channel = if by_channel.rank() > 1 { by_channel.flatten_from(1)?.sum(1)? } else { by_channel };
+    by_channel.to_dtype(candle_core::DType::F32)?.to_vec1()
 }
 
 /// Indices by group (channels below the narrowest of `widths` first), then by descending importance; ties keep their order.

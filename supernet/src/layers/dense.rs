@@ -1,4 +1,5 @@
-//! The first convolution and the last 1x1 convolution: not elastic themselves.
+//! A dense convolution with batch norm and activation: the first and last of MobileNets, all of ResNets. A subnet uses the leading input
+//! and output channels.
 
 use super::{BatchNorm, Initialiser, ParameterId, Parameters, Pass};
 use crate::ops::{self, DenseShape, composite};
@@ -7,36 +8,76 @@ use candle_core::{DType, Result, Tensor};
 
 #[derive(Debug)]
 pub(crate) struct Dense {
+    /// `[out, in, k, k]`
     pub weight: ParameterId,
     pub norm: BatchNorm,
-    spec: ConvSpec,
+    /// Whether the output is averaged over each image's pixels.
     pool: bool,
 }
 
 impl Dense {
-    pub(crate) fn new(parameters: &mut Parameters, name: &str, spec: ConvSpec, pool: bool) -> Result<Self> {
-        let (n, k) = (spec.out_channels, spec.kernel);
+    /// `largest` is the convolution at its largest choice.
+    pub(crate) fn new(parameters: &mut Parameters, name: &str, largest: &ConvSpec, pool: bool) -> Result<Self> {
+        let (n, k) = (largest.out_channels, largest.kernel);
         let deviation = (2.0 / (k * k * n) as f64).sqrt();
-        let dims = [n, spec.in_channels, k, k];
+        let dims = [n, largest.in_channels, k, k];
         let weight = parameters.add(format!("{name}.weight"), &dims, Initialiser::Normal(deviation), true)?;
         let norm = BatchNorm::new(parameters, format!("{name}.norm"), n)?;
-        Ok(Dense { weight, norm, spec, pool })
+        Ok(Dense { weight, norm, pool })
+    }
+
+    /// The active weights `[out, in, k, k]`, and batch norm's scale and shift.
+    pub(crate) fn active(&self, parameters: &Parameters, spec: &ConvSpec, keep: bool) -> Result<[Tensor; 3]> {
+        let weight = parameters.get(self.weight, keep);
+        let weight = weight.narrow(0, 0, spec.out_channels)?.narrow(1, 0, spec.in_channels)?;
+        let [scale, shift] = self.norm.pack(parameters, spec.out_channels, keep)?;
+        Ok([weight, scale, shift])
     }
 
     /// `x` `[batch, height, width, in]`; the output is pooled to `[batch, out]` if so made.
-    pub(crate) fn forward(&self, parameters: &Parameters, x: &Tensor, eps: f64, pass: &mut Pass) -> Result<Tensor> {
+    pub(crate) fn forward(
+        &self,
+        parameters: &Parameters,
+        x: &Tensor,
+        spec: &ConvSpec,
+        eps: f64,
+        pass: &mut Pass,
+    ) -> Result<Tensor> {
         let (batch, height, width, _) = x.dims4()?;
-        let shape = DenseShape::new(&self.spec, batch, height, width, self.pool, eps);
-        let keep = pass.keep_gradients;
-        let [scale, shift] = self.norm.pack(parameters, shape.out_channels, keep)?;
-        let packed = Tensor::cat(&[parameters.get(self.weight, keep).flatten_all()?, scale, shift], 0)?;
+        let shape = DenseShape::new(spec, batch, height, width, self.pool, eps);
+        let [weight, scale, shift] = self.active(parameters, spec, pass.keep_gradients)?;
+        let packed = Tensor::cat(&[weight.flatten_all()?, scale, shift], 0)?;
         let given = pass.next_given([shape.out_channels])?.map(|[given]| given);
-        let (output, used) = if x.device().is_cpu() && x.dtype() == DType::F32 {
-            ops::dense(x, &packed, shape, given, keep)?
+        let (output, used) = if fused(x) {
+            ops::dense(x, &packed, shape, given, pass.keep_gradients)?
         } else {
             composite::dense(x, &packed, &shape, given.as_ref())?
         };
         pass.used.push(used);
-        Ok(output)
+        if spec.residual { add(&output, x, false) } else { Ok(output) }
     }
+}
+
+/// Whether the fused CPU kernels take this tensor; other devices and number types get the composite.
+pub(crate) fn fused(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32
+}
+
+/// `x + y`, and ReLU of it if `relu`.
+pub(crate) fn add(x: &Tensor, y: &Tensor, relu: bool) -> Result<Tensor> {
+    if fused(x) {
+        return ops::add(x, y, relu);
+    }
+    let sum = (x + y)?;
+    if relu { sum.relu() } else { Ok(sum) }
+}
+
+/// 3x3 max pool with stride 2 of `[batch, height, width, channels]`.
+pub(crate) fn max_pool(x: &Tensor) -> Result<Tensor> {
+    if fused(x) { ops::max_pool(x) } else { composite::max_pool(x) }
+}
+
+/// Average over windows of `(height, width)` pixels side by side, at the right and lower border over what there is.
+pub(crate) fn average_pool(x: &Tensor, window: (usize, usize)) -> Result<Tensor> {
+    if fused(x) { ops::average_pool(x, window) } else { composite::average_pool(x, window) }
 }

@@ -3,7 +3,7 @@
 use super::kernel_transform::ElasticKernel;
 use super::{BatchNorm, Initialiser, ParameterId, Parameters, Pass};
 use crate::ops::{self, BlockShape, composite};
-use crate::space::BlockSpec;
+use crate::space::InvertedResidualSpec;
 use candle_core::{DType, Result, Tensor};
 
 /// A 1x1 convolution with bias, of squeeze-excite.
@@ -31,7 +31,7 @@ impl InvertedResidual {
     pub(crate) fn new(
         parameters: &mut Parameters,
         name: &str,
-        largest: &BlockSpec,
+        largest: &InvertedResidualSpec,
         kernel_sizes: &[usize],
     ) -> Result<Self> {
         let (m, n) = (largest.middle_channels, largest.out_channels);
@@ -73,7 +73,7 @@ impl InvertedResidual {
     }
 
     /// The active slices of all parameters, flattened one after the other.
-    pub(crate) fn pack(&self, parameters: &Parameters, spec: &BlockSpec, keep: bool) -> Result<Tensor> {
+    pub(crate) fn pack(&self, parameters: &Parameters, spec: &InvertedResidualSpec, keep: bool) -> Result<Tensor> {
         let m = spec.middle_channels;
         let get = |id| parameters.get(id, keep);
         let mut parts = Vec::with_capacity(14);
@@ -100,7 +100,7 @@ impl InvertedResidual {
         &self,
         parameters: &Parameters,
         x: &Tensor,
-        spec: &BlockSpec,
+        spec: &InvertedResidualSpec,
         eps: f64,
         pass: &mut Pass,
     ) -> Result<Tensor> {

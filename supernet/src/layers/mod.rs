@@ -5,11 +5,14 @@
 //! | `parameter` | the list of trainable tensors |
 //! | `batch_norm` | scale, shift and running statistics |
 //! | `kernel_transform` | elastic kernel size |
-//! | `inverted_residual` | the elastic block |
-//! | `dense` | first and last convolution |
-//! | `channel_sorting` | the order of middle channels before a width stage |
+//! | `inverted_residual`, `bottleneck` | the elastic blocks of MobileNets and ResNets |
+//! | `block` | either of them |
+//! | `dense` | a dense convolution, and the plain steps between: sum, pools |
+//! | `channel_sorting` | the order of channels before a width stage |
 
 mod batch_norm;
+mod block;
+mod bottleneck;
 mod channel_sorting;
 mod dense;
 mod inverted_residual;
@@ -17,7 +20,10 @@ mod kernel_transform;
 mod parameter;
 
 pub(crate) use batch_norm::BatchNorm;
-pub(crate) use dense::Dense;
+pub(crate) use block::Block;
+pub(crate) use bottleneck::Bottleneck;
+pub(crate) use channel_sorting::{Touch, sort_shared};
+pub(crate) use dense::{Dense, average_pool, max_pool};
 pub(crate) use inverted_residual::InvertedResidual;
 pub use parameter::Parameter;
 pub(crate) use parameter::{Initialiser, ParameterId, Parameters};

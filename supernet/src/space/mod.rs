@@ -1,20 +1,28 @@
 //! The search space, one subnet of it, and the static network that a subnet stands for.
 //!
-//! A [`SearchSpace`] is data: a family's stages plus the choices of the four elastic dimensions (resolution, depth, kernel
-//! size, expand ratio; paper §3.1). A [`Subnet`] is one choice of each. [`SearchSpace::network`] turns the pair into a
-//! [`NetworkSpec`], the layer list that cost, latency, export and inference read.
+//! A [`SearchSpace`] is data: a family's stages plus the choices of the elastic dimensions (resolution, depth, kernel size,
+//! expand ratio; paper §3.1; ResNets also the width multiplier). A [`Subnet`] is one choice of each. [`SearchSpace::network`]
+//! turns the pair into a [`NetworkSpec`], the layer list that cost, latency, export and inference read.
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | `subnet` | one subnet and its text form |
+//! | `choices` | subnets of a space: extremes, samples, neighbours, their number, membership |
+//! | `network_spec` | a static network, layer by layer |
+//! | `layout` | from space and subnet to the static network |
+//! | `presets` | the spaces that have a name |
 
+mod choices;
+mod layout;
 mod network_spec;
 mod presets;
 mod subnet;
 
-pub(crate) use network_spec::middle_channels;
-pub use network_spec::{BlockSpec, ConvSpec, NetworkSpec};
+pub use network_spec::{BlockSpec, BottleneckSpec, ConvSpec, InvertedResidualSpec, MaxPoolSpec, NetworkSpec};
 pub use presets::{PRESETS, preset};
 pub use subnet::{BlockChoice, Subnet};
 
 use crate::{Error, Result};
-use rand::Rng;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
@@ -44,37 +52,39 @@ impl fmt::Display for Activation {
     }
 }
 
-/// Middle channels of a block as a multiple of its input channels, exact to a thousandth (so that it can be compared,
-/// hashed and printed without rounding).
+/// A ratio of channel counts, exact to a thousandth (so that it can be compared, hashed and printed without rounding).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "f64", into = "f64")]
-pub struct ExpandRatio(u32);
+pub struct Ratio(u32);
 
-impl ExpandRatio {
+/// Middle channels of a block as a multiple of its input channels (inverted residuals) or of its output channels (bottlenecks).
+pub type ExpandRatio = Ratio;
+
+impl Ratio {
     /// The ratio as a number.
     pub fn value(self) -> f64 {
         f64::from(self.0) / 1000.0
     }
 }
 
-impl TryFrom<f64> for ExpandRatio {
+impl TryFrom<f64> for Ratio {
     type Error = String;
     fn try_from(value: f64) -> Result<Self, String> {
         let thousandths = (value * 1000.0).round();
         if !(1.0..=100_000.0).contains(&thousandths) {
-            return Err(format!("expand ratio {value} is not between 0.001 and 100"));
+            return Err(format!("ratio {value} is not between 0.001 and 100"));
         }
-        Ok(ExpandRatio(thousandths as u32))
+        Ok(Ratio(thousandths as u32))
     }
 }
 
-impl From<ExpandRatio> for f64 {
-    fn from(ratio: ExpandRatio) -> f64 {
+impl From<Ratio> for f64 {
+    fn from(ratio: Ratio) -> f64 {
         ratio.value()
     }
 }
 
-impl fmt::Display for ExpandRatio {
+impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.value())
     }
@@ -88,18 +98,33 @@ pub enum Family {
     MobileNetV3,
     /// MobileNetV2's inverted residual blocks with ReLU6, in ProxylessNAS's widths (Cai et al., ICLR 2019).
     ProxylessNas,
+    /// ResNet-D's bottlenecks with average-pool shortcuts and a stem of three convolutions (He et al., CVPR 2019), with the elastic
+    /// dimensions of the published ResNet-50D supernet: stem block, depth, expand ratio, and a width multiplier for each stage.
+    #[serde(rename = "resnet_d")]
+    ResNetD,
 }
 
-/// The first convolution (3x3).
+impl Family {
+    /// Whether the network consists of bottlenecks after a deep stem, and the classifier follows the last block; otherwise of inverted
+    /// residuals between a first block and a head.
+    pub fn has_bottlenecks(self) -> bool {
+        self == Family::ResNetD
+    }
+}
+
+/// The first convolution (3x3); in ResNet-D three of them, of which the middle one may be skipped, and a max pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stem {
-    /// Output channels before the width multiplier.
+    /// Output channels before the width multiplier. ResNet-D: of the last convolution; the first two have half of it.
     pub channels: usize,
-    /// Stride: 2 for ImageNet sizes, 1 for small images.
+    /// Stride of the first convolution: 2 for ImageNet sizes, 1 for small images.
     pub stride: usize,
     /// Activation after batch norm.
     pub activation: Activation,
+    /// ResNet-D: elastic numbers (0, 1) of residual convolutions between the first and the last. Empty for the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub depths: Vec<usize>,
 }
 
 /// The first, fixed block: depthwise 3x3 and projection, no expansion.
@@ -112,7 +137,7 @@ pub struct FirstBlock {
     pub activation: Activation,
 }
 
-/// One stage of elastic inverted residual blocks.
+/// One stage of elastic blocks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
@@ -120,12 +145,14 @@ pub struct Stage {
     pub channels: usize,
     /// Stride of the stage's first block.
     pub stride: usize,
-    /// Activation of expand and depthwise convolutions.
+    /// Activation of expand and depthwise convolutions; ResNet-D: of all convolutions and the block's output.
     pub activation: Activation,
-    /// Whether the blocks have squeeze-excite.
+    /// Whether the blocks have squeeze-excite (inverted residuals only).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub squeeze_excite: bool,
     /// Elastic numbers of blocks in place of the space's: as many choices, or a single one that is never elastic (the last stage
-    /// of ProxylessNAS has one block). Empty: the space's.
+    /// of ProxylessNAS has one block). A training stage that narrows the space's depths narrows these by their places in the list.
+    /// Empty: the space's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depths: Vec<usize>,
 }
@@ -153,9 +180,14 @@ pub struct SearchSpace {
     pub family: Family,
     /// Multiplier on all channel counts, applied with [`make_divisible`].
     pub width_multiplier: f64,
+    /// Elastic multipliers beside that one, ascending: one is chosen for the stem's first convolutions, one for its last, and one for each
+    /// stage. ResNet-D only, empty for the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub width_multipliers: Vec<Ratio>,
     /// Elastic input resolutions in pixels, ascending.
     pub resolutions: Vec<usize>,
     /// Elastic depthwise kernel sizes, ascending, odd; each smaller one is a transform of the next larger (paper §3.3).
+    /// ResNet-D: the one size of its bottlenecks.
     pub kernel_sizes: Vec<usize>,
     /// Elastic expand ratios, ascending.
     pub expand_ratios: Vec<ExpandRatio>,
@@ -166,12 +198,14 @@ pub struct SearchSpace {
     pub batch_norm_epsilon: f64,
     /// First convolution.
     pub stem: Stem,
-    /// First, fixed block.
-    pub first_block: FirstBlock,
+    /// First, fixed block; ResNet-D has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_block: Option<FirstBlock>,
     /// Elastic stages.
     pub stages: Vec<Stage>,
-    /// Layers after the last stage.
-    pub head: Head,
+    /// Layers after the last stage; ResNet-D has only pool and classifier there, which need no description.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<Head>,
 }
 
 /// Epsilon of batch norm unless a space says otherwise.
@@ -256,14 +290,54 @@ impl SearchSpace {
         if let Some(stride) = strides.into_iter().find(|s| !(1..=2).contains(s)) {
             return fail(format!("stride {stride} is neither 1 nor 2"));
         }
-        let channels = [self.stem.channels, self.first_block.channels, self.head.feature_channels];
-        if let Some(channels) = channels
+        let head = self.head.iter().flat_map(|h| [Some(h.feature_channels), h.hidden_channels]).flatten();
+        if let Some(channels) = [self.stem.channels]
             .into_iter()
-            .chain(self.head.hidden_channels)
+            .chain(self.first_block.iter().map(|b| b.channels))
+            .chain(head)
             .chain(self.stages.iter().map(|s| s.channels))
             .find(|c| !(1..=65_536).contains(c))
         {
             return fail(format!("a channel count of {channels} is not between 1 and 65536"));
+        }
+        if self.family.has_bottlenecks() { self.validate_bottlenecks() } else { self.validate_inverted_residuals() }
+    }
+
+    /// What only a family of bottlenecks has, and what it lacks.
+    fn validate_bottlenecks(&self) -> Result<()> {
+        let fail = |message: String| Err(Error::Space(format!("a space of the family resnet_d {message}")));
+        ascending("depths of the stem", &self.stem.depths, 0, 1)?;
+        if self.width_multipliers.is_empty() || self.width_multipliers.windows(2).any(|w| w[0] >= w[1]) {
+            return fail(
+                "needs width_multipliers, a non-empty, strictly ascending list ([1.0] for a fixed width)".into(),
+            );
+        }
+        if self.kernel_sizes.len() != 1 {
+            return fail(format!("has one kernel size, but kernel_sizes = {:?}", self.kernel_sizes));
+        }
+        if self.depths.len() == 1 && self.stem.depths.len() > 1 {
+            return fail(
+                "with a single depth has a stem of a single depth, since training frees the two together".into(),
+            );
+        }
+        if self.first_block.is_some() || self.head.is_some() {
+            return fail("has no first_block and no head; leave them out".into());
+        }
+        match self.stages.iter().position(|stage| stage.squeeze_excite) {
+            Some(index) => fail(format!("has no squeeze-excite, but stage {} asks for it", index + 1)),
+            None => Ok(()),
+        }
+    }
+
+    fn validate_inverted_residuals(&self) -> Result<()> {
+        let fail = |message: &str| Err(Error::Space(format!("a space of inverted residuals {message}")));
+        if !self.width_multipliers.is_empty() || !self.stem.depths.is_empty() {
+            return fail(
+                "has no elastic width_multipliers and no depths of the stem; these belong to the family resnet_d",
+            );
+        }
+        if self.first_block.is_none() || self.head.is_none() {
+            return fail("needs a first_block and a head");
         }
         Ok(())
     }
@@ -303,139 +377,6 @@ impl SearchSpace {
     pub fn width(&self, base: usize) -> usize {
         make_divisible(base as f64 * self.width_multiplier)
     }
-
-    /// Input channels of block `block` of stage `stage`.
-    pub fn block_input_channels(&self, stage: usize, block: usize) -> usize {
-        match (stage, block) {
-            (0, 0) => self.width(self.first_block.channels),
-            (_, 0) => self.width(self.stages[stage - 1].channels),
-            _ => self.width(self.stages[stage].channels),
-        }
-    }
-
-    /// The subnet in which every stage has its depth choice number `depth` (from 0; a stage with a single choice keeps it), and
-    /// all blocks the same kernel and expand ratio.
-    pub fn uniform(&self, resolution: usize, depth: usize, kernel: usize, expand: ExpandRatio) -> Subnet {
-        let stage = |stage: usize| {
-            let depths = self.stage_depths(stage);
-            vec![BlockChoice { kernel, expand }; depths[depth.min(depths.len() - 1)]]
-        };
-        Subnet { resolution, stages: (0..self.stages.len()).map(stage).collect() }
-    }
-
-    /// The largest subnet: everything at its maximum.
-    pub fn largest(&self) -> Subnet {
-        self.uniform(
-            *self.resolutions.last().expect("validated"),
-            self.depths.len() - 1,
-            self.max_kernel(),
-            self.max_expand(),
-        )
-    }
-
-    /// The smallest subnet: everything at its minimum.
-    pub fn smallest(&self) -> Subnet {
-        self.uniform(self.resolutions[0], 0, self.kernel_sizes[0], self.expand_ratios[0])
-    }
-
-    /// The subnet in the middle of every list of choices.
-    pub fn middle(&self) -> Subnet {
-        fn middle<T: Copy>(list: &[T]) -> T {
-            list[list.len() / 2]
-        }
-        self.uniform(
-            middle(&self.resolutions),
-            self.depths.len() / 2,
-            middle(&self.kernel_sizes),
-            middle(&self.expand_ratios),
-        )
-    }
-
-    /// A random subnet: every choice is drawn uniformly and alone (paper §3.3). Resolution and depth come first, then only
-    /// the active blocks, so that equal networks are equally likely to be drawn whatever the inactive ones would be.
-    pub fn sample(&self, rng: &mut impl Rng) -> Subnet {
-        let resolution = pick(&self.resolutions, rng);
-        let stages = (0..self.stages.len())
-            .map(|stage| {
-                let depth = pick(self.stage_depths(stage), rng);
-                (0..depth).map(|_| self.sample_block(rng)).collect()
-            })
-            .collect();
-        Subnet { resolution, stages }
-    }
-
-    /// A random kernel and expand ratio.
-    pub fn sample_block(&self, rng: &mut impl Rng) -> BlockChoice {
-        BlockChoice { kernel: pick(&self.kernel_sizes, rng), expand: pick(&self.expand_ratios, rng) }
-    }
-
-    /// All subnets that differ from `subnet` in one choice. A stage that grows repeats its last block's choice.
-    pub fn neighbours(&self, subnet: &Subnet) -> Vec<Subnet> {
-        let mut found = Vec::new();
-        let mut add = |change: &dyn Fn(&mut Subnet)| {
-            let mut other = subnet.clone();
-            change(&mut other);
-            if other != *subnet {
-                found.push(other);
-            }
-        };
-        for &resolution in &self.resolutions {
-            add(&|s| s.resolution = resolution);
-        }
-        for stage in 0..subnet.stages.len() {
-            for &depth in self.stage_depths(stage) {
-                add(&|s| {
-                    let last = *s.stages[stage].last().expect("a stage has at least one block");
-                    s.stages[stage].resize(depth, last);
-                });
-            }
-            for block in 0..subnet.stages[stage].len() {
-                for &kernel in &self.kernel_sizes {
-                    add(&|s| s.stages[stage][block].kernel = kernel);
-                }
-                for &expand in &self.expand_ratios {
-                    add(&|s| s.stages[stage][block].expand = expand);
-                }
-            }
-        }
-        found
-    }
-
-    /// Number of different subnets (exact up to 2^53, then rounded as every `f64`).
-    pub fn count(&self) -> f64 {
-        let block = (self.kernel_sizes.len() * self.expand_ratios.len()) as f64;
-        let stage = |stage| -> f64 { self.stage_depths(stage).iter().map(|&d| block.powi(d as i32)).sum() };
-        self.resolutions.len() as f64 * (0..self.stages.len()).map(stage).product::<f64>()
-    }
-
-    /// Checks that `subnet` lies in this space.
-    ///
-    /// # Errors
-    /// The first choice outside the space, with the allowed values.
-    pub fn check(&self, subnet: &Subnet) -> Result<()> {
-        allowed("resolution", &subnet.resolution, &self.resolutions)?;
-        if subnet.stages.len() != self.stages.len() {
-            return Err(Error::Subnet(format!(
-                "{} stages given, the space '{}' has {}",
-                subnet.stages.len(),
-                self.name,
-                self.stages.len()
-            )));
-        }
-        for (index, stage) in subnet.stages.iter().enumerate() {
-            allowed(&format!("depth of stage {}", index + 1), &stage.len(), self.stage_depths(index))?;
-            for block in stage {
-                allowed(&format!("kernel in stage {}", index + 1), &block.kernel, &self.kernel_sizes)?;
-                allowed(&format!("expand ratio in stage {}", index + 1), &block.expand, &self.expand_ratios)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A uniformly drawn element.
-fn pick<T: Copy>(list: &[T], rng: &mut impl Rng) -> T {
-    list[rng.random_range(0..list.len())]
 }
 
 fn ascending(name: &str, list: &[usize], low: usize, high: usize) -> Result<()> {
@@ -448,18 +389,9 @@ fn ascending(name: &str, list: &[usize], low: usize, high: usize) -> Result<()> 
     Ok(())
 }
 
-fn allowed<T: PartialEq + fmt::Display>(what: &str, value: &T, choices: &[T]) -> Result<()> {
-    if choices.contains(value) {
-        return Ok(());
-    }
-    let choices: Vec<String> = choices.iter().map(T::to_string).collect();
-    Err(Error::Subnet(format!("{what} is {value}; allowed are {}", choices.join(", "))))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seed::{Purpose, generator};
 
     #[test]
     fn channel_rule() {
@@ -468,42 +400,6 @@ mod tests {
         {
             assert_eq!(make_divisible(value), expected, "{value}");
         }
-    }
-
-    #[test]
-    fn the_published_space_has_the_published_size() {
-        // Paper §3.1: about 2 x 10^19 subnets, for 25 resolutions of the same weights.
-        let count = preset("mbv3-w1.0").unwrap().count() / preset("mbv3-w1.0").unwrap().resolutions.len() as f64;
-        assert!((2.0e19..2.5e19).contains(&count), "{count}");
-    }
-
-    #[test]
-    fn samples_lie_in_the_space_and_repeat_by_seed() {
-        for name in PRESETS {
-            let space = preset(name).unwrap();
-            space.validate().unwrap();
-            for position in 0..50 {
-                let draw = || space.sample(&mut generator(3, Purpose::Sampling, &[position]));
-                space.check(&draw()).unwrap();
-                assert_eq!(draw(), draw());
-            }
-        }
-    }
-
-    #[test]
-    fn neighbours_differ_in_one_choice_and_are_distinct() {
-        let space = preset("tiny").unwrap();
-        let subnet = space.sample(&mut generator(1, Purpose::Sampling, &[]));
-        let neighbours = space.neighbours(&subnet);
-        for (index, neighbour) in neighbours.iter().enumerate() {
-            space.check(neighbour).unwrap();
-            assert_ne!(*neighbour, subnet);
-            assert!(!neighbours[..index].contains(neighbour));
-        }
-        let expected = space.resolutions.len() - 1
-            + (0..space.stages.len()).map(|stage| space.stage_depths(stage).len() - 1).sum::<usize>()
-            + subnet.blocks().count() * (space.kernel_sizes.len() + space.expand_ratios.len() - 2);
-        assert_eq!(neighbours.len(), expected);
     }
 
     #[test]
@@ -518,6 +414,23 @@ mod tests {
         assert!(even.validate().unwrap_err().to_string().contains("odd"));
         let outside = space.uniform(32, 0, 9, space.max_expand());
         assert!(space.check(&outside).unwrap_err().to_string().contains("allowed are 3, 5, 7"));
+        let resnet = preset("resnet-tiny").unwrap();
+        assert_eq!(SearchSpace::from_toml(&toml::to_string(&resnet).unwrap()).unwrap(), resnet);
+        for (change, part) in [
+            ((|s: &mut SearchSpace| s.kernel_sizes = vec![3, 5]) as fn(&mut SearchSpace), "one kernel size"),
+            (|s| s.width_multipliers.clear(), "needs width_multipliers"),
+            (|s| s.stem.depths = vec![0, 2], "between 0 and 1"),
+            (|s| s.stages[1].squeeze_excite = true, "stage 2"),
+            (|s| s.family = Family::MobileNetV3, "belong to the family resnet_d"),
+            (|s| s.depths = vec![2], "single depth"),
+        ] {
+            let mut space = resnet.clone();
+            change(&mut space);
+            let error = space.validate().unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        let without = SearchSpace { head: None, ..space };
+        assert!(without.validate().unwrap_err().to_string().contains("head"));
         assert!(SearchSpace::named("mbv4").unwrap_err().to_string().contains("cifar-mbv3"));
     }
 }

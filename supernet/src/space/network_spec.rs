@@ -1,8 +1,7 @@
 //! The static network that a subnet stands for, layer by layer: what cost, latency, export and inference read.
 
-use super::{Activation, SearchSpace, Subnet, make_divisible};
-use crate::{Error, Result};
-use serde::{Deserialize, Serialize};
+use super::{Activation, make_divisible};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A dense convolution with batch norm and activation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -18,6 +17,9 @@ pub struct ConvSpec {
     pub stride: usize,
     /// Activation after batch norm.
     pub activation: Activation,
+    /// Whether the input is added to the (activated) output: the optional convolution of ResNet-D's stem.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub residual: bool,
     /// Height and width of the input map.
     pub input_size: usize,
 }
@@ -29,11 +31,37 @@ impl ConvSpec {
     }
 }
 
-/// An inverted residual block: 1x1 expand, depthwise, optional squeeze-excite, 1x1 project, optional residual.
-/// It holds no position, so equal blocks compare equal wherever they stand.
+/// ResNet's max pool after the stem: 3x3, stride 2.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct BlockSpec {
+pub struct MaxPoolSpec {
+    /// Channels.
+    pub channels: usize,
+    /// Height and width of the input map.
+    pub input_size: usize,
+}
+
+impl MaxPoolSpec {
+    /// Height and width of the output map.
+    pub fn output_size(&self) -> usize {
+        self.input_size.div_ceil(2)
+    }
+}
+
+/// A block of a stage. It holds no position, so equal blocks compare equal wherever they stand.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum BlockSpec {
+    /// MobileNets.
+    InvertedResidual(InvertedResidualSpec),
+    /// ResNets.
+    Bottleneck(BottleneckSpec),
+}
+
+/// An inverted residual block: 1x1 expand, depthwise, optional squeeze-excite, 1x1 project, optional residual.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InvertedResidualSpec {
     /// Input channels.
     pub in_channels: usize,
     /// Channels of the depthwise convolution.
@@ -56,10 +84,123 @@ pub struct BlockSpec {
     pub input_size: usize,
 }
 
-impl BlockSpec {
+impl InvertedResidualSpec {
     /// Height and width of the output map.
     pub fn output_size(&self) -> usize {
         self.input_size.div_ceil(self.stride)
+    }
+}
+
+/// A bottleneck: 1x1, `kernel x kernel` with the stride, 1x1 without activation; their output plus the shortcut is activated.
+///
+/// The shortcut is the input, or (`projection`) its average over `stride x stride` pixels, those at the border over fewer, and a 1x1
+/// convolution without activation (ResNet-D: He et al., CVPR 2019, figure 2c).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BottleneckSpec {
+    /// Input channels.
+    pub in_channels: usize,
+    /// Channels of the middle convolution.
+    pub middle_channels: usize,
+    /// Output channels.
+    pub out_channels: usize,
+    /// Kernel size of the middle convolution; the padding is half of it.
+    pub kernel: usize,
+    /// Stride of the middle convolution and of the shortcut's pool.
+    pub stride: usize,
+    /// Activation of the first two convolutions and of the sum.
+    pub activation: Activation,
+    /// Whether the shortcut has a pool and a convolution; the first block of every stage has them.
+    pub projection: bool,
+    /// Height and width of the input map.
+    pub input_size: usize,
+}
+
+impl BottleneckSpec {
+    /// Height and width of the output map.
+    pub fn output_size(&self) -> usize {
+        self.input_size.div_ceil(self.stride)
+    }
+
+    /// Its three convolutions in order.
+    pub fn convolutions(&self) -> [ConvSpec; 3] {
+        let pointwise = |in_channels, out_channels, activation, input_size| ConvSpec {
+            in_channels,
+            out_channels,
+            kernel: 1,
+            stride: 1,
+            activation,
+            residual: false,
+            input_size,
+        };
+        let middle = self.middle_channels;
+        let first = pointwise(self.in_channels, middle, self.activation, self.input_size);
+        let second = ConvSpec { in_channels: middle, kernel: self.kernel, stride: self.stride, ..first.clone() };
+        [first, second, pointwise(middle, self.out_channels, Activation::Identity, self.output_size())]
+    }
+
+    /// The shortcut's convolution after its pool, if it has one.
+    pub fn shortcut(&self) -> Option<ConvSpec> {
+        self.projection.then(|| {
+            let [.., last] = self.convolutions();
+            ConvSpec { in_channels: self.in_channels, ..last }
+        })
+    }
+}
+
+impl BlockSpec {
+    /// Input channels.
+    pub fn in_channels(&self) -> usize {
+        match self {
+            BlockSpec::InvertedResidual(block) => block.in_channels,
+            BlockSpec::Bottleneck(block) => block.in_channels,
+        }
+    }
+
+    /// Output channels.
+    pub fn out_channels(&self) -> usize {
+        match self {
+            BlockSpec::InvertedResidual(block) => block.out_channels,
+            BlockSpec::Bottleneck(block) => block.out_channels,
+        }
+    }
+
+    /// Height and width of the input map.
+    pub fn input_size(&self) -> usize {
+        match self {
+            BlockSpec::InvertedResidual(block) => block.input_size,
+            BlockSpec::Bottleneck(block) => block.input_size,
+        }
+    }
+
+    /// Height and width of the output map.
+    pub fn output_size(&self) -> usize {
+        match self {
+            BlockSpec::InvertedResidual(block) => block.output_size(),
+            BlockSpec::Bottleneck(block) => block.output_size(),
+        }
+    }
+
+    fn set_input_size(&mut self, size: usize) {
+        match self {
+            BlockSpec::InvertedResidual(block) => block.input_size = size,
+            BlockSpec::Bottleneck(block) => block.input_size = size,
+        }
+    }
+
+    /// Channels of its batch norms, in the order in which the supernet lists statistics: expand, depthwise, project; or the three
+    /// convolutions and the shortcut's.
+    pub fn norm_widths(&self) -> Vec<usize> {
+        match self {
+            BlockSpec::InvertedResidual(block) => {
+                let expand = block.expand.then_some(block.middle_channels);
+                expand.into_iter().chain([block.middle_channels, block.out_channels]).collect()
+            }
+            BlockSpec::Bottleneck(block) => {
+                let convolutions = block.convolutions().into_iter().chain(block.shortcut());
+                convolutions.map(|conv| conv.out_channels).collect()
+            }
+        }
     }
 }
 
@@ -69,12 +210,17 @@ impl BlockSpec {
 pub struct NetworkSpec {
     /// Height and width of the input image.
     pub resolution: usize,
-    /// First convolution.
-    pub stem: ConvSpec,
-    /// Blocks, stage by stage; the first stage is the fixed first block.
+    /// First convolution, in ResNet-D two or three of them. (One may stand in a file without brackets.)
+    #[serde(deserialize_with = "one_or_several")]
+    pub stem: Vec<ConvSpec>,
+    /// The pool after the stem, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_pool: Option<MaxPoolSpec>,
+    /// Blocks, stage by stage; in MobileNets the first stage is the fixed first block.
     pub stages: Vec<Vec<BlockSpec>>,
-    /// Last 1x1 convolution, before the global average pool.
-    pub feature: ConvSpec,
+    /// Last 1x1 convolution, before the global average pool; ResNets have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feature: Option<ConvSpec>,
     /// Width of the layer between pool and classifier (a linear map without bias or batch norm), if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hidden_channels: Option<usize>,
@@ -93,95 +239,68 @@ impl NetworkSpec {
         self.stages.iter().flatten()
     }
 
+    /// Channels and size (height and width) of the map that the global average pool reads.
+    pub fn pooled_map(&self) -> (usize, usize) {
+        if let Some(feature) = &self.feature {
+            return (feature.out_channels, feature.output_size());
+        }
+        self.blocks().last().map_or((0, 0), |block| (block.out_channels(), block.output_size()))
+    }
+
     /// Width of the classifier's input.
     pub fn classifier_channels(&self) -> usize {
-        self.hidden_channels.unwrap_or(self.feature.out_channels)
+        self.hidden_channels.unwrap_or(self.pooled_map().0)
+    }
+
+    /// Channels of all batch norms, in the order in which the supernet lists statistics.
+    pub fn norm_widths(&self) -> Vec<usize> {
+        let dense = |conv: &ConvSpec| conv.out_channels;
+        let stem = self.stem.iter().map(dense);
+        stem.chain(self.blocks().flat_map(BlockSpec::norm_widths)).chain(self.feature.iter().map(dense)).collect()
+    }
+
+    /// The same layers for images of another size.
+    pub fn set_resolution(&mut self, resolution: usize) {
+        self.resolution = resolution;
+        let mut size = resolution;
+        for conv in &mut self.stem {
+            conv.input_size = size;
+            size = conv.output_size();
+        }
+        if let Some(pool) = &mut self.max_pool {
+            pool.input_size = size;
+            size = pool.output_size();
+        }
+        for block in self.stages.iter_mut().flatten() {
+            block.set_input_size(size);
+            size = block.output_size();
+        }
+        if let Some(feature) = &mut self.feature {
+            feature.input_size = size;
+        }
     }
 }
 
-/// Middle channels of a block: `make_divisible(round(in x ratio))`.
-pub(crate) fn middle_channels(in_channels: usize, ratio: f64) -> usize {
-    make_divisible((in_channels as f64 * ratio).round())
+fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ConvSpec>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Stem {
+        One(ConvSpec),
+        Several(Vec<ConvSpec>),
+    }
+    Ok(match Stem::deserialize(deserializer)? {
+        Stem::One(conv) => vec![conv],
+        Stem::Several(list) => list,
+    })
+}
+
+/// Middle channels of a block: `make_divisible(round(channels x ratio))`, of input channels (inverted residuals) or output channels
+/// (bottlenecks).
+pub(super) fn middle_channels(channels: usize, ratio: f64) -> usize {
+    make_divisible((channels as f64 * ratio).round())
 }
 
 /// Reduced channels of squeeze-excite: `make_divisible(middle // 4)`.
-pub(crate) fn reduced_channels(middle: usize) -> usize {
+pub(super) fn reduced_channels(middle: usize) -> usize {
     make_divisible((middle / 4) as f64)
-}
-
-impl SearchSpace {
-    /// The static network of `subnet` for `classes` classes.
-    ///
-    /// # Errors
-    /// A subnet outside this space, or no classes.
-    pub fn network(&self, subnet: &Subnet, classes: usize) -> Result<NetworkSpec> {
-        self.check(subnet)?;
-        if classes == 0 {
-            return Err(Error::Space("a network needs at least one class".into()));
-        }
-        let stem = ConvSpec {
-            in_channels: 3,
-            out_channels: self.width(self.stem.channels),
-            kernel: 3,
-            stride: self.stem.stride,
-            activation: self.stem.activation,
-            input_size: subnet.resolution,
-        };
-        let first = self.width(self.first_block.channels);
-        let mut size = stem.output_size();
-        let mut channels = first;
-        let mut stages = vec![vec![BlockSpec {
-            in_channels: stem.out_channels,
-            middle_channels: stem.out_channels,
-            out_channels: first,
-            kernel: 3,
-            stride: 1,
-            activation: self.first_block.activation,
-            expand: false,
-            squeeze_excite: None,
-            residual: stem.out_channels == first,
-            input_size: size,
-        }]];
-        for (stage, choices) in self.stages.iter().zip(&subnet.stages) {
-            let out_channels = self.width(stage.channels);
-            let mut blocks = Vec::with_capacity(choices.len());
-            for (index, choice) in choices.iter().enumerate() {
-                let middle = middle_channels(channels, choice.expand.value());
-                let block = BlockSpec {
-                    in_channels: channels,
-                    middle_channels: middle,
-                    out_channels,
-                    kernel: choice.kernel,
-                    stride: if index == 0 { stage.stride } else { 1 },
-                    activation: stage.activation,
-                    expand: true,
-                    squeeze_excite: stage.squeeze_excite.then(|| reduced_channels(middle)),
-                    residual: channels == out_channels && (index > 0 || stage.stride == 1),
-                    input_size: size,
-                };
-                size = block.output_size();
-                channels = out_channels;
-                blocks.push(block);
-            }
-            stages.push(blocks);
-        }
-        let feature = ConvSpec {
-            in_channels: channels,
-            out_channels: self.width(self.head.feature_channels),
-            kernel: 1,
-            stride: 1,
-            activation: self.head.activation,
-            input_size: size,
-        };
-        Ok(NetworkSpec {
-            resolution: subnet.resolution,
-            stem,
-            stages,
-            feature,
-            hidden_channels: self.head.hidden_channels.map(|channels| self.width(channels)),
-            hidden_activation: self.head.activation,
-            batch_norm_epsilon: self.batch_norm_epsilon,
-            classes,
-        })
-    }
 }

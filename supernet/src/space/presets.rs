@@ -1,15 +1,18 @@
 //! The spaces that have a name. An architecture is data: a row a stage.
 
-use super::{Activation, DEFAULT_EPSILON, ExpandRatio, Family, FirstBlock, Head, SearchSpace, Stage, Stem};
+use super::{Activation, DEFAULT_EPSILON, Family, FirstBlock, Head, Ratio, SearchSpace, Stage, Stem};
 
 /// Names of the presets; `mbv3-wX` and `proxyless-wX` exist for every width multiplier X.
-pub const PRESETS: &[&str] = &["mbv3-w1.0", "mbv3-w1.2", "proxyless-w1.3", "cifar-mbv3", "tiny"];
+pub const PRESETS: &[&str] =
+    &["mbv3-w1.0", "mbv3-w1.2", "proxyless-w1.3", "resnet50d", "cifar-mbv3", "tiny", "resnet-tiny"];
 
 /// The preset of that name, if there is one.
 pub fn preset(name: &str) -> Option<SearchSpace> {
     match name {
         "cifar-mbv3" => Some(cifar_mbv3()),
         "tiny" => Some(tiny()),
+        "resnet50d" => Some(resnet50d()),
+        "resnet-tiny" => Some(resnet_tiny()),
         _ => {
             let (family, width) = name.split_once("-w")?;
             let space = match family {
@@ -29,13 +32,14 @@ fn mobilenet_v3(width_multiplier: f64) -> SearchSpace {
         name: "mbv3".into(),
         family: Family::MobileNetV3,
         width_multiplier,
+        width_multipliers: vec![],
         resolutions: (128..=224).step_by(4).collect(),
         kernel_sizes: vec![3, 5, 7],
         expand_ratios: ratios(&[3.0, 4.0, 6.0]),
         depths: vec![2, 3, 4],
         batch_norm_epsilon: DEFAULT_EPSILON,
-        stem: Stem { channels: 16, stride: 2, activation: HardSwish },
-        first_block: FirstBlock { channels: 16, activation: Relu },
+        stem: Stem { channels: 16, stride: 2, activation: HardSwish, depths: vec![] },
+        first_block: Some(FirstBlock { channels: 16, activation: Relu }),
         stages: vec![
             stage(24, 2, Relu, false),
             stage(40, 2, Relu, true),
@@ -43,7 +47,7 @@ fn mobilenet_v3(width_multiplier: f64) -> SearchSpace {
             stage(112, 1, HardSwish, true),
             stage(160, 2, HardSwish, true),
         ],
-        head: Head { feature_channels: 960, hidden_channels: Some(1280), activation: HardSwish },
+        head: Some(Head { feature_channels: 960, hidden_channels: Some(1280), activation: HardSwish }),
     }
 }
 
@@ -53,8 +57,8 @@ fn proxyless(width_multiplier: f64) -> SearchSpace {
     SearchSpace {
         name: "proxyless".into(),
         family: Family::ProxylessNas,
-        stem: Stem { channels: 32, stride: 2, activation: Relu6 },
-        first_block: FirstBlock { channels: 16, activation: Relu6 },
+        stem: Stem { channels: 32, stride: 2, activation: Relu6, depths: vec![] },
+        first_block: Some(FirstBlock { channels: 16, activation: Relu6 }),
         stages: vec![
             stage(24, 2, Relu6, false),
             stage(40, 2, Relu6, false),
@@ -63,7 +67,7 @@ fn proxyless(width_multiplier: f64) -> SearchSpace {
             stage(192, 2, Relu6, false),
             Stage { depths: vec![1], ..stage(320, 1, Relu6, false) },
         ],
-        head: Head { feature_channels: 1280, hidden_channels: None, activation: Relu6 },
+        head: Some(Head { feature_channels: 1280, hidden_channels: None, activation: Relu6 }),
         ..mobilenet_v3(width_multiplier)
     }
 }
@@ -77,15 +81,16 @@ fn cifar_mbv3() -> SearchSpace {
         name: "cifar-mbv3".into(),
         family: Family::MobileNetV3,
         width_multiplier: 1.0,
+        width_multipliers: vec![],
         resolutions: vec![24, 28, 32],
         kernel_sizes: vec![3, 5, 7],
         expand_ratios: ratios(&[2.0, 3.0, 4.0]),
         depths: vec![2, 3, 4],
         batch_norm_epsilon: DEFAULT_EPSILON,
-        stem: Stem { channels: 16, stride: 1, activation: HardSwish },
-        first_block: FirstBlock { channels: 16, activation: Relu },
+        stem: Stem { channels: 16, stride: 1, activation: HardSwish, depths: vec![] },
+        first_block: Some(FirstBlock { channels: 16, activation: Relu }),
         stages: vec![stage(24, 2, Relu, false), stage(48, 2, HardSwish, true), stage(80, 2, HardSwish, true)],
-        head: Head { feature_channels: 480, hidden_channels: Some(256), activation: HardSwish },
+        head: Some(Head { feature_channels: 480, hidden_channels: Some(256), activation: HardSwish }),
     }
 }
 
@@ -96,15 +101,55 @@ fn tiny() -> SearchSpace {
         name: "tiny".into(),
         family: Family::MobileNetV3,
         width_multiplier: 1.0,
+        width_multipliers: vec![],
         resolutions: vec![16, 24, 32],
         kernel_sizes: vec![3, 5],
         expand_ratios: ratios(&[2.0, 3.0, 4.0]),
         depths: vec![1, 2],
         batch_norm_epsilon: DEFAULT_EPSILON,
-        stem: Stem { channels: 8, stride: 2, activation: HardSwish },
-        first_block: FirstBlock { channels: 8, activation: Relu },
+        stem: Stem { channels: 8, stride: 2, activation: HardSwish, depths: vec![] },
+        first_block: Some(FirstBlock { channels: 8, activation: Relu }),
         stages: vec![stage(16, 2, Relu, false), stage(24, 2, HardSwish, true)],
-        head: Head { feature_channels: 96, hidden_channels: Some(64), activation: HardSwish },
+        head: Some(Head { feature_channels: 96, hidden_channels: Some(64), activation: HardSwish }),
+    }
+}
+
+/// The published ResNet-50D space at ImageNet sizes: a stem block, up to two blocks more in each stage, three bottleneck widths, and
+/// a width multiplier for each part of the network.
+fn resnet50d() -> SearchSpace {
+    SearchSpace {
+        name: "resnet50d".into(),
+        family: Family::ResNetD,
+        width_multiplier: 1.0,
+        width_multipliers: ratios(&[0.65, 0.8, 1.0]),
+        resolutions: (128..=224).step_by(16).collect(),
+        kernel_sizes: vec![3],
+        expand_ratios: ratios(&[0.2, 0.25, 0.35]),
+        depths: vec![2, 3, 4],
+        batch_norm_epsilon: DEFAULT_EPSILON,
+        stem: Stem { channels: 64, stride: 2, activation: Relu, depths: vec![0, 1] },
+        first_block: None,
+        stages: vec![
+            stage(256, 1, Relu, false),
+            stage(512, 2, Relu, false),
+            Stage { depths: vec![4, 5, 6], ..stage(1024, 2, Relu, false) },
+            stage(2048, 2, Relu, false),
+        ],
+        head: None,
+    }
+}
+
+/// The same in small, for trying it out: two stages of 32-pixel images.
+fn resnet_tiny() -> SearchSpace {
+    SearchSpace {
+        name: "resnet-tiny".into(),
+        width_multipliers: ratios(&[0.5, 1.0]),
+        resolutions: vec![24, 32],
+        expand_ratios: ratios(&[0.25, 0.5]),
+        depths: vec![1, 2],
+        stem: Stem { channels: 16, stride: 1, activation: Relu, depths: vec![0, 1] },
+        stages: vec![stage(32, 1, Relu, false), stage(64, 2, Relu, false)],
+        ..resnet50d()
     }
 }
 
@@ -113,6 +158,6 @@ fn stage(channels: usize, stride: usize, activation: Activation, squeeze_excite:
     Stage { channels, stride, activation, squeeze_excite, depths: vec![] }
 }
 
-fn ratios(values: &[f64]) -> Vec<ExpandRatio> {
-    values.iter().filter_map(|&v| ExpandRatio::try_from(v).ok()).collect()
+fn ratios(values: &[f64]) -> Vec<Ratio> {
+    values.iter().filter_map(|&v| Ratio::try_from(v).ok()).collect()
 }

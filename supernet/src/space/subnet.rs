@@ -2,8 +2,11 @@
 //!
 //! `r160 d2,3,... k3,5|7,3,3|... e4,6|3,3,4|...`: resolution, depth a stage, then kernel and expand ratio of every active
 //! block, stages separated by `|`. Inactive blocks have no place in it, so two equal networks have one [`Subnet`] and one text.
+//!
+//! With elastic widths (ResNets) it is `r160 w0.65,1,... s1 d2,3,... e0.2,0.35|...`: after the resolution the width multipliers (stem's
+//! first convolutions, its last, each stage) and the number of residual convolutions in the stem; kernels are left out where all are 3.
 
-use super::ExpandRatio;
+use super::{ExpandRatio, Ratio};
 use crate::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
@@ -12,9 +15,9 @@ use std::str::FromStr;
 /// Kernel size and expand ratio of one active block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockChoice {
-    /// Depthwise kernel size.
+    /// Depthwise kernel size; of a bottleneck that of its middle convolution.
     pub kernel: usize,
-    /// Middle channels over input channels.
+    /// Middle channels over input channels (inverted residuals) or output channels (bottlenecks).
     pub expand: ExpandRatio,
 }
 
@@ -23,6 +26,10 @@ pub struct BlockChoice {
 pub struct Subnet {
     /// Input resolution in pixels.
     pub resolution: usize,
+    /// Width multipliers of the stem's first convolutions, its last, and each stage; empty where widths are not elastic.
+    pub widths: Vec<Ratio>,
+    /// Number of residual convolutions in the stem (ResNet-D: 0 or 1; others: 0).
+    pub stem_blocks: usize,
     /// The active blocks of each stage; their number is the stage's depth.
     pub stages: Vec<Vec<BlockChoice>>,
 }
@@ -34,6 +41,9 @@ impl Subnet {
     }
 }
 
+/// Kernel size of the blocks of a text with widths and without kernels.
+const BOTTLENECK_KERNEL: usize = 3;
+
 impl fmt::Display for Subnet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let depths: Vec<String> = self.stages.iter().map(|s| s.len().to_string()).collect();
@@ -42,14 +52,16 @@ impl fmt::Display for Subnet {
                 self.stages.iter().map(|s| s.iter().map(text).collect::<Vec<_>>().join(",")).collect();
             stages.join("|")
         };
-        write!(
-            f,
-            "r{} d{} k{} e{}",
-            self.resolution,
-            depths.join(","),
-            column(|b| b.kernel.to_string()),
-            column(|b| b.expand.to_string())
-        )
+        write!(f, "r{}", self.resolution)?;
+        if !self.widths.is_empty() {
+            let widths: Vec<String> = self.widths.iter().map(Ratio::to_string).collect();
+            write!(f, " w{} s{}", widths.join(","), self.stem_blocks)?;
+        }
+        write!(f, " d{}", depths.join(","))?;
+        if self.widths.is_empty() || self.blocks().any(|b| b.kernel != BOTTLENECK_KERNEL) {
+            write!(f, " k{}", column(|b| b.kernel.to_string()))?;
+        }
+        write!(f, " e{}", column(|b| b.expand.to_string()))
     }
 }
 
@@ -59,21 +71,45 @@ impl FromStr for Subnet {
     fn from_str(text: &str) -> Result<Self> {
         let fail = |message: String| {
             Err(Error::Subnet(format!(
-                "'{text}': {message}; expected the form 'r160 d2,3 k3,5|7,3,3 e4,6|3,3,4' (resolution, depths, kernels, expand ratios)"
+                "'{text}': {message}; expected the form 'r160 d2,3 k3,5|7,3,3 e4,6|3,3,4' (resolution, depths, kernels, expand ratios), or for \
+                 ResNets 'r160 w1,0.8,0.65 s1 d2 e0.2,0.35' (with widths and stem blocks after the resolution)"
             )))
         };
         let words: Vec<&str> = text.split_whitespace().collect();
-        let [resolution, depths, kernels, expands] = words[..] else {
-            return fail(format!("{} words instead of 4", words.len()));
+        let (resolution, widths, stem, depths, kernels, expands) = match words[..] {
+            [resolution, widths, stem, depths, expands] => (resolution, Some(widths), stem, depths, None, expands),
+            [resolution, widths, stem, depths, kernels, expands] => {
+                (resolution, Some(widths), stem, depths, Some(kernels), expands)
+            }
+            [resolution, depths, kernels, expands] => (resolution, None, "s0", depths, Some(kernels), expands),
+            _ => return fail(format!("{} words instead of 4 (with widths: 5 or 6)", words.len())),
         };
         let Some(resolution) = resolution.strip_prefix('r').and_then(|r| r.parse().ok()) else {
             return fail(format!("'{resolution}' is no resolution"));
         };
+        let Some(stem_blocks) = stem.strip_prefix('s').and_then(|s| s.parse().ok()) else {
+            return fail(format!("'{stem}' is no number of stem blocks"));
+        };
+        let mut ratios = Vec::new();
+        if let Some(widths) = widths {
+            let Some(values) = widths.strip_prefix('w').and_then(numbers::<f64>) else {
+                return fail(format!("'{widths}' is no list of width multipliers"));
+            };
+            match values.into_iter().map(Ratio::try_from).collect::<Result<_, _>>() {
+                Ok(values) => ratios = values,
+                Err(message) => return fail(message),
+            }
+        }
         let Some(depths) = depths.strip_prefix('d').and_then(numbers::<usize>) else {
             return fail(format!("'{depths}' is no list of depths"));
         };
-        let Some(kernels) = kernels.strip_prefix('k').and_then(table::<usize>) else {
-            return fail(format!("'{kernels}' is no list of kernels"));
+        let kernels = match kernels {
+            Some(kernels) => match kernels.strip_prefix('k').and_then(table::<usize>) {
+                Some(kernels) => kernels,
+                None => return fail(format!("'{kernels}' is no list of kernels")),
+            },
+            // No more than the text pays for: a depth is not yet known to fit the number of expand ratios.
+            None => depths.iter().map(|&depth| vec![BOTTLENECK_KERNEL; depth.min(text.len())]).collect(),
         };
         let Some(expands) = expands.strip_prefix('e').and_then(table::<f64>) else {
             return fail(format!("'{expands}' is no list of expand ratios"));
@@ -106,7 +142,7 @@ impl FromStr for Subnet {
             }
             stages.push(blocks);
         }
-        Ok(Subnet { resolution, stages })
+        Ok(Subnet { resolution, widths: ratios, stem_blocks, stages })
     }
 }
 
@@ -150,6 +186,19 @@ mod tests {
     }
 
     #[test]
+    fn a_resnet_is_one_readable_line() {
+        let space = preset("resnet50d").unwrap();
+        let text = "r224 w0.65,1,0.8,0.65,1,0.8 s1 d2,2,4,3 e0.2,0.35|0.25,0.2|0.2,0.2,0.2,0.2|0.35,0.2,0.2";
+        let subnet: Subnet = text.parse().unwrap();
+        space.check(&subnet).unwrap();
+        assert_eq!(subnet.to_string(), text);
+        assert_eq!((subnet.stem_blocks, subnet.widths.len()), (1, 6));
+        let with_kernels = "r32 w1,1,1 s0 d1 k5 e0.25";
+        assert_eq!(with_kernels.parse::<Subnet>().unwrap().to_string(), with_kernels);
+        assert_eq!("r32 w1,1,1 s0 d1 k3 e0.25".parse::<Subnet>().unwrap().to_string(), "r32 w1,1,1 s0 d1 e0.25");
+    }
+
+    #[test]
     fn broken_texts_are_refused_with_the_reason() {
         for (text, reason) in [
             ("", "0 words"),
@@ -160,6 +209,10 @@ mod tests {
             ("r32 d1,1 k3 e3|4", "kernels for 1 stages"),
             ("r32 d1 k3 e-1", "not between"),
             ("r32 d1 k3 enan", "not between"),
+            ("r32 w1,x s1 d1 e1", "no list of width"),
+            ("r32 w1 t1 d1 e1", "no number of stem"),
+            ("r32 w0 s1 d1 e1", "not between"),
+            ("r32 w1 s1 d999999999999 e1", "stage 1 has depth"),
         ] {
             let error = text.parse::<Subnet>().unwrap_err().to_string();
             assert!(error.contains(reason), "{text}: {error}");

@@ -1,7 +1,7 @@
 //! The training configuration: everything that decides the weights, and how often to look and save. Stages are data.
 
 use crate::data::Augmentation;
-use crate::space::{ExpandRatio, SearchSpace, Stage};
+use crate::space::{ExpandRatio, Ratio, SearchSpace, Stage, Stem};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -124,6 +124,9 @@ pub struct StageConfig {
     /// Expand ratios to draw from (default: the largest).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expand_ratios: Vec<ExpandRatio>,
+    /// Width multipliers to draw from (default: the largest); ResNets only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub width_multipliers: Vec<Ratio>,
     /// Subnets whose gradients are summed in a step (default 1).
     #[serde(default = "one")]
     pub subnets_per_step: usize,
@@ -139,6 +142,9 @@ pub struct StageConfig {
     /// Sorts channels by importance before this stage, as width stage 1, 2, ... (default: not at all).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sort_channels: Option<usize>,
+    /// Sorts the channels between blocks by importance before this stage, as outer stage 1, 2, ... (default: not at all); ResNets only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sort_outer_channels: Option<usize>,
 }
 
 fn one() -> usize {
@@ -181,9 +187,27 @@ impl StageConfig {
             kernel_sizes: among(&self.kernel_sizes, &space.kernel_sizes, &[space.max_kernel()]),
             depths: among(&self.depths, &space.depths, &space.depths[space.depths.len() - 1..]),
             expand_ratios: among(&self.expand_ratios, &space.expand_ratios, &[space.max_expand()]),
+            width_multipliers: {
+                let all = &space.width_multipliers;
+                among(&self.width_multipliers, all, &all[all.len().saturating_sub(1)..])
+            },
+            stem: self.stem_choices(space),
             stages: (0..space.stages.len()).map(|stage| self.stage_choices(space, stage)).collect(),
             ..space.clone()
         }
+    }
+
+    /// The stem: its block is there where only the largest depth is drawn, not there where that is not drawn, else it is elastic.
+    fn stem_choices(&self, space: &SearchSpace) -> Stem {
+        let mut stem = space.stem.clone();
+        let largest = space.depths.last();
+        let with_largest = self.depths.is_empty() || self.depths.iter().any(|depth| Some(depth) == largest);
+        if !self.depths.iter().any(|depth| Some(depth) != largest) {
+            stem.depths.drain(..stem.depths.len().saturating_sub(1));
+        } else if !with_largest {
+            stem.depths.truncate(1);
+        }
+        stem
     }
 
     /// Stage `stage` of the space; its own depths, if it has some, narrowed as the space's are: by their place in the list.
@@ -201,7 +225,8 @@ impl StageConfig {
     }
 
     /// Work of one step for one image, in forward passes of the largest subnet. A backward pass counts as two forward passes,
-    /// and a subnet's work is taken as proportional to mean depth times mean expand ratio. Good for remaining times only.
+    /// and a subnet's work is taken as proportional to mean depth times mean expand ratio times mean squared width. Good for remaining
+    /// times only.
     pub fn relative_cost(&self, space: &SearchSpace) -> f64 {
         let choices = self.choices(space);
         let (slots, max_expand) = (space.slots() as f64, space.max_expand().value());
@@ -212,13 +237,17 @@ impl StageConfig {
         let depth = blocks(&|depths| depths.iter().sum::<usize>() as f64 / depths.len() as f64);
         let expand = choices.expand_ratios.iter().map(|e| e.value()).sum::<f64>()
             / (choices.expand_ratios.len() as f64 * max_expand);
+        let area = |width: &Ratio| (width.value() / space.width_multipliers.last().map_or(1.0, |w| w.value())).powi(2);
+        let widths = &choices.width_multipliers;
+        let mean_area = widths.iter().map(area).sum::<f64>() / widths.len() as f64;
+        let (mean_area, least_area) = widths.first().map_or((1.0, 1.0), |least| (mean_area, area(least)));
         let largest = blocks(&|depths| depths[depths.len() - 1] as f64) * choices.max_expand().value() / max_expand;
         let smallest = blocks(&|depths| depths[0] as f64) * choices.expand_ratios[0].value() / max_expand;
         let subnets: f64 = (0..self.subnets_per_step)
             .map(|index| match self.role(index) {
                 Role::Largest => largest,
-                Role::Smallest => smallest,
-                Role::Random => depth * expand,
+                Role::Smallest => smallest * least_area,
+                Role::Random => depth * expand * mean_area,
             })
             .sum();
         let teacher = if self.has_frozen_teacher() { 1.0 } else { 0.0 };
@@ -338,13 +367,21 @@ impl TrainConfig {
                 "there are no stages; take a preset (imagenet, cifar, tiny) or write [[stages]] tables".into(),
             );
         }
-        let mut sorted = 0;
         for (index, stage) in self.stages.iter().enumerate() {
             stage.validate(index, space)?;
-            if let Some(width_stage) = stage.sort_channels {
+        }
+        self.sorted_in_order("sort_channels", |stage| stage.sort_channels)?;
+        self.sorted_in_order("sort_outer_channels", |stage| stage.sort_outer_channels)
+    }
+
+    /// Stages that sort channels must be numbered 1, 2, ...
+    fn sorted_in_order(&self, key: &str, of: impl Fn(&StageConfig) -> Option<usize>) -> Result<()> {
+        let mut sorted = 0;
+        for stage in &self.stages {
+            if let Some(width_stage) = of(stage) {
                 if width_stage != sorted + 1 {
                     return fail(format!(
-                        "stage '{}': sort_channels = {width_stage}, but {sorted} stages before it sort channels, so it must be {}",
+                        "stage '{}': {key} = {width_stage}, but {sorted} stages before it sort channels, so it must be {}",
                         stage.name,
                         sorted + 1
                     ));
@@ -404,6 +441,16 @@ impl StageConfig {
                 space.name
             ));
         }
+        let outer_stages = space.width_multipliers.len().saturating_sub(1);
+        if let Some(outer_stage) = self.sort_outer_channels
+            && !(1..=outer_stages).contains(&outer_stage)
+        {
+            return fail(format!(
+                "sort_outer_channels = {outer_stage}, but the space '{}' has {outer_stages} outer stages (its width multipliers less one)",
+                space.name
+            ));
+        }
+        self.known("width_multipliers", &self.width_multipliers, &space.width_multipliers)?;
         self.known("resolutions", &self.resolutions, &space.resolutions)?;
         self.known("kernel_sizes", &self.kernel_sizes, &space.kernel_sizes)?;
         self.known("depths", &self.depths, &space.depths)?;

@@ -46,7 +46,7 @@ impl TrainConfig {
     /// Names of the presets.
     pub const PRESETS: &'static [&'static str] = &["imagenet", "cifar", "tiny"];
 
-    /// A preset with the stages that `space` needs: the largest network, kernel size, then depth and expand ratio, each
+    /// A preset with the stages that `space` needs: the largest network, kernel size, then depth, expand ratio and width multiplier, each
     /// freed one choice a stage from the largest down.
     ///
     /// `imagenet` is the paper's schedule, `cifar` and `tiny` are short ones; [`with_epochs`](Self::with_epochs) stretches any.
@@ -101,11 +101,13 @@ fn stages(schedule: &Schedule, space: &SearchSpace) -> Vec<StageConfig> {
         kernel_sizes: Vec::new(),
         depths: Vec::new(),
         expand_ratios: Vec::new(),
+        width_multipliers: Vec::new(),
         subnets_per_step,
         sampling: Sampling::Uniform,
         kd_ratio,
         teacher: Teacher::Frozen,
         sort_channels: None,
+        sort_outer_channels: None,
     };
     let mut stages = vec![stage("largest".into(), &schedule.largest, 1, 0.0)];
     let kernels = if space.kernel_sizes.len() > 1 { space.kernel_sizes.clone() } else { Vec::new() };
@@ -129,6 +131,17 @@ fn stages(schedule: &Schedule, space: &SearchSpace) -> Vec<StageConfig> {
             expand_ratios: expands[expands.len() - 1 - index..].to_vec(),
             sort_channels: Some(index),
             ..stage(format!("width-{index}"), row(index, expands.len() - 1), 4, 1.0)
+        });
+    }
+    let widths = &space.width_multipliers;
+    for index in 1..widths.len() {
+        stages.push(StageConfig {
+            kernel_sizes: kernels.clone(),
+            depths: if depths.len() > 1 { depths.clone() } else { Vec::new() },
+            expand_ratios: if expands.len() > 1 { expands.clone() } else { Vec::new() },
+            width_multipliers: widths[widths.len() - 1 - index..].to_vec(),
+            sort_outer_channels: Some(index),
+            ..stage(format!("outer-{index}"), row(index, widths.len() - 1), 4, 1.0)
         });
     }
     stages

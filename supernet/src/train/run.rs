@@ -219,6 +219,9 @@ impl Run<'_> {
         if let Some(width_stage) = stage.sort_channels {
             self.net.sort_channels(width_stage)?;
         }
+        if let Some(outer_stage) = stage.sort_outer_channels {
+            self.net.sort_outer_channels(outer_stage)?;
+        }
         self.optimizer = Sgd::new(self.config.momentum, self.config.weight_decay, self.net.parameters().len());
         self.average = match self.config.ema {
             Some(decay) => Some(Average::new(decay, self.net.state()?, 0)),

@@ -31,7 +31,7 @@ pub use op::inverted_residual;
 use super::batch_norm::ChannelStatistics;
 use super::buffers::Buffer;
 use super::depthwise;
-use crate::space::{Activation, BlockSpec};
+use crate::space::{Activation, InvertedResidualSpec};
 use std::ops::Range;
 
 /// Extents and options of one call.
@@ -67,7 +67,7 @@ pub struct BlockShape {
 
 impl BlockShape {
     /// The block `spec` for `batch` maps of `height x width`.
-    pub fn new(spec: &BlockSpec, batch: usize, height: usize, width: usize, eps: f64) -> Self {
+    pub fn new(spec: &InvertedResidualSpec, batch: usize, height: usize, width: usize, eps: f64) -> Self {
         BlockShape {
             batch,
             height,

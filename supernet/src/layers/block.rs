@@ -1,0 +1,62 @@
+//! A block of whichever kind its family has.
+
+use super::{BatchNorm, Bottleneck, InvertedResidual, Parameters, Pass};
+use crate::space::BlockSpec;
+use candle_core::{Result, Tensor, bail};
+
+#[derive(Debug)]
+pub(crate) enum Block {
+    InvertedResidual(InvertedResidual),
+    Bottleneck(Bottleneck),
+}
+
+impl Block {
+    /// `largest` is the block at its largest choice.
+    pub(crate) fn new(
+        parameters: &mut Parameters,
+        name: &str,
+        largest: &BlockSpec,
+        kernel_sizes: &[usize],
+    ) -> Result<Self> {
+        Ok(match largest {
+            BlockSpec::InvertedResidual(spec) => {
+                Block::InvertedResidual(InvertedResidual::new(parameters, name, spec, kernel_sizes)?)
+            }
+            BlockSpec::Bottleneck(spec) => Block::Bottleneck(Bottleneck::new(parameters, name, spec)?),
+        })
+    }
+
+    /// Its batch norms in the order in which statistics are listed.
+    pub(crate) fn norms(&self) -> Vec<&BatchNorm> {
+        match self {
+            Block::InvertedResidual(block) => block.norms().collect(),
+            Block::Bottleneck(block) => block.norms().collect(),
+        }
+    }
+
+    /// `x` `[batch, height, width, in]` to `[batch, height / stride, width / stride, out]`.
+    pub(crate) fn forward(
+        &self,
+        parameters: &Parameters,
+        x: &Tensor,
+        spec: &BlockSpec,
+        eps: f64,
+        pass: &mut Pass,
+    ) -> Result<Tensor> {
+        match (self, spec) {
+            (Block::InvertedResidual(block), BlockSpec::InvertedResidual(spec)) => {
+                block.forward(parameters, x, spec, eps, pass)
+            }
+            (Block::Bottleneck(block), BlockSpec::Bottleneck(spec)) => block.forward(parameters, x, spec, eps, pass),
+            _ => bail!("a block of one family was given the description of another's"),
+        }
+    }
+
+    /// Sorts middle channels by importance; see [`InvertedResidual::sort_channels`] and [`Bottleneck::sort_channels`].
+    pub(crate) fn sort_channels(&self, parameters: &Parameters, widths: &[usize]) -> Result<()> {
+        match self {
+            Block::InvertedResidual(block) => block.sort_channels(parameters, widths),
+            Block::Bottleneck(block) => block.sort_channels(parameters, widths),
+        }
+    }
+}

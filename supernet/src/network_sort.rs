@@ -1,0 +1,61 @@
+//! Sorting channels by importance before a width stage.
+
+use crate::Result;
+use crate::layers::{Block, Touch, sort_shared};
+use crate::network::Supernet;
+
+impl Supernet {
+    /// Sorts the middle channels of every elastic block by importance before width stage `stage` (1, 2, ...): the channels that
+    /// earlier width stages kept stay in front. The largest subnet's function does not change.
+    ///
+    /// # Errors
+    /// None in practice; as every tensor operation.
+    pub fn sort_channels(&self, stage: usize) -> Result<()> {
+        let parts = self.parts();
+        for (s, blocks) in parts.stages.iter().enumerate() {
+            for (b, block) in blocks.iter().enumerate() {
+                let widths = self.space().middle_widths(s, b);
+                block.sort_channels(parts.parameters, &widths[1..stage.clamp(1, widths.len())])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sorts the channels between blocks, which ResNets narrow by width multipliers, before outer stage `stage` (1, 2, ...), as
+    /// [`sort_channels`](Self::sort_channels) does for those inside blocks. Families without elastic widths have none to sort.
+    ///
+    /// # Errors
+    /// None in practice; as every tensor operation.
+    pub fn sort_outer_channels(&self, stage: usize) -> Result<()> {
+        let (space, parts) = (self.space(), self.parts());
+        let ratios = || space.width_multipliers.iter().rev().take(stage.max(1)).skip(1);
+        let [first, optional @ .., last] = parts.stem else { return Ok(()) };
+        if space.width_multipliers.is_empty() {
+            return Ok(());
+        }
+        let mut middle = vec![Touch::Writes(first), Touch::Reads(last.weight)];
+        middle.extend(optional.iter().flat_map(|dense| [Touch::Writes(dense), Touch::Reads(dense.weight)]));
+        let widths: Vec<usize> = ratios().map(|&ratio| space.stem_middle_width(ratio)).collect();
+        sort_shared(parts.parameters, &middle, &widths)?;
+
+        // The layers that write what the next stage reads.
+        let mut touching = vec![Touch::Writes(last)];
+        let mut base = space.stem.channels;
+        for (blocks, stage) in parts.stages.iter().zip(&space.stages) {
+            let mut inside = Vec::new();
+            for (index, block) in blocks.iter().enumerate() {
+                let Block::Bottleneck(block) = block else { return Ok(()) };
+                let [conv, _, output] = &block.convolutions;
+                let reads = [conv].into_iter().chain(&block.shortcut).map(|dense| Touch::Reads(dense.weight));
+                if index == 0 { &mut touching } else { &mut inside }.extend(reads);
+                inside.extend([output].into_iter().chain(&block.shortcut).map(Touch::Writes));
+            }
+            let widths: Vec<usize> = ratios().map(|&ratio| space.elastic_width(base, ratio)).collect();
+            sort_shared(parts.parameters, &touching, &widths)?;
+            (touching, base) = (inside, stage.channels);
+        }
+        touching.push(Touch::Reads(parts.classifier.0));
+        let widths: Vec<usize> = ratios().map(|&ratio| space.elastic_width(base, ratio)).collect();
+        Ok(sort_shared(parts.parameters, &touching, &widths)?)
+    }
+}

@@ -1,0 +1,238 @@
+//! From a space and a subnet to the static network.
+
+use super::network_spec::{middle_channels, reduced_channels};
+use super::{
+    Activation, BlockSpec, BottleneckSpec, ConvSpec, FirstBlock, Head, InvertedResidualSpec, MaxPoolSpec, NetworkSpec,
+    Ratio, SearchSpace, Stage, Subnet, make_divisible,
+};
+use crate::{Error, Result};
+
+impl SearchSpace {
+    /// The static network of `subnet` for `classes` classes.
+    ///
+    /// # Errors
+    /// A subnet outside this space, or no classes.
+    pub fn network(&self, subnet: &Subnet, classes: usize) -> Result<NetworkSpec> {
+        self.check(subnet)?;
+        if classes == 0 {
+            return Err(Error::Space("a network needs at least one class".into()));
+        }
+        match (&self.first_block, &self.head) {
+            (Some(first), Some(head)) => Ok(self.inverted_residuals(subnet, first, head, classes)),
+            _ => Ok(self.bottlenecks(subnet, classes)),
+        }
+    }
+
+    fn inverted_residuals(&self, subnet: &Subnet, first: &FirstBlock, head: &Head, classes: usize) -> NetworkSpec {
+        let stem = ConvSpec {
+            in_channels: 3,
+            out_channels: self.width(self.stem.channels),
+            kernel: 3,
+            stride: self.stem.stride,
+            activation: self.stem.activation,
+            residual: false,
+            input_size: subnet.resolution,
+        };
+        let mut channels = self.width(first.channels);
+        let mut size = stem.output_size();
+        let mut stages = vec![vec![BlockSpec::InvertedResidual(InvertedResidualSpec {
+            in_channels: stem.out_channels,
+            middle_channels: stem.out_channels,
+            out_channels: channels,
+            kernel: 3,
+            stride: 1,
+            activation: first.activation,
+            expand: false,
+            squeeze_excite: None,
+            residual: stem.out_channels == channels,
+            input_size: size,
+        })]];
+        for (stage, choices) in self.stages.iter().zip(&subnet.stages) {
+            let out_channels = self.width(stage.channels);
+            let mut blocks = Vec::with_capacity(choices.len());
+            for (index, choice) in choices.iter().enumerate() {
+                let middle = middle_channels(channels, choice.expand.value());
+                let block = InvertedResidualSpec {
+                    in_channels: channels,
+                    middle_channels: middle,
+                    out_channels,
+                    kernel: choice.kernel,
+                    stride: if index == 0 { stage.stride } else { 1 },
+                    activation: stage.activation,
+                    expand: true,
+                    squeeze_excite: stage.squeeze_excite.then(|| reduced_channels(middle)),
+                    residual: channels == out_channels && (index > 0 || stage.stride == 1),
+                    input_size: size,
+                };
+                size = block.output_size();
+                channels = out_channels;
+                blocks.push(BlockSpec::InvertedResidual(block));
+            }
+            stages.push(blocks);
+        }
+        let feature = ConvSpec {
+            in_channels: channels,
+            out_channels: self.width(head.feature_channels),
+            kernel: 1,
+            stride: 1,
+            activation: head.activation,
+            residual: false,
+            input_size: size,
+        };
+        NetworkSpec {
+            resolution: subnet.resolution,
+            stem: vec![stem],
+            max_pool: None,
+            stages,
+            feature: Some(feature),
+            hidden_channels: head.hidden_channels.map(|channels| self.width(channels)),
+            hidden_activation: head.activation,
+            batch_norm_epsilon: self.batch_norm_epsilon,
+            classes,
+        }
+    }
+
+    fn bottlenecks(&self, subnet: &Subnet, classes: usize) -> NetworkSpec {
+        let middle = self.stem_middle_width(subnet.widths[0]);
+        let first = ConvSpec {
+            in_channels: 3,
+            out_channels: middle,
+            kernel: 3,
+            stride: self.stem.stride,
+            activation: self.stem.activation,
+            residual: false,
+            input_size: subnet.resolution,
+        };
+        let optional = ConvSpec {
+            in_channels: middle,
+            stride: 1,
+            residual: true,
+            input_size: first.output_size(),
+            ..first.clone()
+        };
+        let last = ConvSpec {
+            out_channels: self.elastic_width(self.stem.channels, subnet.widths[1]),
+            residual: false,
+            ..optional.clone()
+        };
+        let pool = MaxPoolSpec { channels: last.out_channels, input_size: last.output_size() };
+        let (mut channels, mut size) = (pool.channels, pool.output_size());
+        let mut stem = vec![first];
+        stem.extend(vec![optional; subnet.stem_blocks]);
+        stem.push(last);
+        let mut stages = Vec::with_capacity(self.stages.len());
+        for ((stage, choices), &width) in self.stages.iter().zip(&subnet.stages).zip(&subnet.widths[2..]) {
+            let out_channels = self.elastic_width(stage.channels, width);
+            let mut blocks = Vec::with_capacity(choices.len());
+            for (index, choice) in choices.iter().enumerate() {
+                let block = BottleneckSpec {
+                    in_channels: channels,
+                    middle_channels: middle_channels(out_channels, choice.expand.value()),
+                    out_channels,
+                    kernel: choice.kernel,
+                    stride: if index == 0 { stage.stride } else { 1 },
+                    activation: stage.activation,
+                    projection: index == 0,
+                    input_size: size,
+                };
+                (channels, size) = (out_channels, block.output_size());
+                blocks.push(BlockSpec::Bottleneck(block));
+            }
+            stages.push(blocks);
+        }
+        NetworkSpec {
+            resolution: subnet.resolution,
+            stem,
+            max_pool: Some(pool),
+            stages,
+            feature: None,
+            hidden_channels: None,
+            hidden_activation: Activation::Identity,
+            batch_norm_epsilon: self.batch_norm_epsilon,
+            classes,
+        }
+    }
+
+    /// `base` channels at the width multiplier `ratio` of a subnet.
+    pub(crate) fn elastic_width(&self, base: usize, ratio: Ratio) -> usize {
+        make_divisible(base as f64 * self.width_multiplier * ratio.value())
+    }
+
+    /// Channels of the first convolutions of a deep stem: half of its output's at the same width multiplier.
+    pub(crate) fn stem_middle_width(&self, ratio: Ratio) -> usize {
+        make_divisible((self.elastic_width(self.stem.channels, ratio) / 2) as f64)
+    }
+
+    /// Middle channels of block `block` of stage `stage` at each expand ratio, descending, in the network of the largest widths.
+    pub fn middle_widths(&self, stage: usize, block: usize) -> Vec<usize> {
+        let stage_width = |stage: &Stage| match self.width_multipliers.last() {
+            Some(&ratio) => self.elastic_width(stage.channels, ratio),
+            None => self.width(stage.channels),
+        };
+        let channels = match (&self.first_block, stage, block) {
+            (Some(first), 0, 0) => self.width(first.channels),
+            (Some(_), _, 0) => stage_width(&self.stages[stage - 1]),
+            _ => stage_width(&self.stages[stage]),
+        };
+        self.expand_ratios.iter().rev().map(|ratio| middle_channels(channels, ratio.value())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::preset;
+    use super::*;
+
+    /// Channels worked out with the reference's rules (64, 256, 512, 1024, 2048 at 0.65, 0.8, 1).
+    #[test]
+    fn a_resnet_of_mixed_widths_has_the_published_channels() {
+        let space = preset("resnet50d").unwrap();
+        let text = "r224 w0.65,0.8,1,0.65,0.8,1 s1 d2,2,4,2 e0.2,0.35|0.25,0.2|0.2,0.2,0.2,0.2|0.35,0.2";
+        let network = space.network(&text.parse().unwrap(), 1000).unwrap();
+        let stem: Vec<_> = network.stem.iter().map(|c| (c.in_channels, c.out_channels, c.stride, c.residual)).collect();
+        assert_eq!(stem, [(3, 24, 2, false), (24, 24, 1, true), (24, 48, 1, false)]);
+        assert_eq!(network.max_pool, Some(MaxPoolSpec { channels: 48, input_size: 112 }));
+        let found: Vec<Vec<(usize, usize, usize, usize)>> = network
+            .stages
+            .iter()
+            .map(|blocks| {
+                blocks.iter().map(|b| match b {
+                    BlockSpec::Bottleneck(b) => (b.in_channels, b.middle_channels, b.out_channels, b.input_size),
+                    BlockSpec::InvertedResidual(_) => unreachable!(),
+                })
+            })
+            .map(Iterator::collect)
+            .collect();
+        assert_eq!(found[0], [(48, 48, 256, 56), (256, 88, 256, 56)]);
+        assert_eq!(found[1], [(256, 88, 336, 56), (336, 64, 336, 28)]);
+        assert_eq!(found[2], [(336, 160, 816, 28), (816, 160, 816, 14), (816, 160, 816, 14), (816, 160, 816, 14)]);
+        assert_eq!(found[3], [(816, 720, 2048, 14), (2048, 408, 2048, 7)]);
+        assert_eq!((network.pooled_map(), network.classifier_channels()), ((2048, 7), 2048));
+        // Without the stem's block the others stay what they are.
+        let skipped = space.network(&text.replace("s1", "s0").parse().unwrap(), 1000).unwrap();
+        assert_eq!(skipped.stem, [network.stem[0].clone(), network.stem[2].clone()]);
+        assert_eq!(skipped.stages, network.stages);
+    }
+
+    #[test]
+    fn resizing_gives_the_network_of_that_resolution() {
+        for name in super::super::PRESETS {
+            let space = preset(name).unwrap();
+            let (small, large) = (space.resolutions[0], space.resolutions[space.resolutions.len() - 1]);
+            let at = |resolution| space.network(&Subnet { resolution, ..space.largest() }, 5).unwrap();
+            let mut network = at(large);
+            network.set_resolution(small);
+            assert_eq!(network, at(small), "{name}");
+        }
+    }
+
+    #[test]
+    fn descriptions_of_before_resnets_can_be_read() {
+        let network = preset("tiny").unwrap().network(&preset("tiny").unwrap().smallest(), 3).unwrap();
+        let mut json = serde_json::to_value(&network).unwrap();
+        assert_eq!(serde_json::from_value::<NetworkSpec>(json.clone()).unwrap(), network);
+        json["stem"] = json["stem"][0].clone();
+        assert!(!json.to_string().contains("max_pool") && !json["stem"].to_string().contains("residual"));
+        assert_eq!(serde_json::from_value::<NetworkSpec>(json).unwrap(), network);
+    }
+}
