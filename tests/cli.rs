@@ -119,6 +119,46 @@ fn training_from_an_edited_configuration_on_an_image_folder_resumes() {
 }
 
 #[test]
+fn a_resnet_goes_the_whole_way() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let config = succeeds(folder, &["config", "--preset", "tiny", "--space", "resnet-tiny", "--epochs", "1.5"]);
+    for part in ["family = \"resnet_d\"", "name = \"outer-1\"", "sort_outer_channels = 1"] {
+        assert!(config.contains(part), "'{part}' is not in: {config}");
+    }
+    std::fs::write(folder.join("c.toml"), config.replace("recalibration_images = 200", "recalibration_images = 32"))
+        .unwrap();
+    succeeds(folder, &["train", "--config", "c.toml", "--data", "builtin", "--out", "run"]);
+    let out =
+        succeeds(folder, &["predictor", "--run", "run", "--samples", "10", "--recalibration", "20", "--images", "20"]);
+    assert!(out.contains("10 subnets"), "{out}");
+    succeeds(folder, &["profile", "--run", "run", "--name", "this", "--rounds", "2", "--check", "4"]);
+    let limits = ["--limit", "this:latency=1s", "--limit", "any:macs=0.8M", "--limit", "any:memory=60KB"];
+    let search = [&["search", "--run", "run", "--generations", "3", "--json"], &limits[..]].concat();
+    let results: serde_json::Value = serde_json::from_str(&succeeds(folder, &search)).unwrap();
+    for result in results.as_array().unwrap() {
+        let constraint = &result["constraints"][0];
+        assert!(constraint["value"].as_f64().unwrap() <= constraint["limit"].as_f64().unwrap(), "{constraint}");
+        assert!(result["best"].as_str().unwrap().contains(" w"), "{result}");
+    }
+    let subnet = "r24 w0.5,1,1,0.5 s1 d2,1 e0.25,0.5|0.25";
+    succeeds(folder, &["extract", "--run", "run", "--search-results", "--subnet", "largest"]);
+    let setting = r#"{"d": [1, 1, 0], "e": [0.25, 0.5, 0.25, 0.5], "w": [0, 1, 1, 0], "r": 24}"#;
+    let tuned = ["extract", "--run", "run", "--subnet", setting, "--name", "tuned", "--finetune", "0.1"];
+    let out = succeeds(folder, &tuned);
+    assert!(out.contains(subnet), "{out}");
+    let out = succeeds(folder, &["bench", "run/models/tuned", "run/models/largest", "--batch", "1,3", "--json"]);
+    let rows: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert!(rows[0]["parameters"].as_f64() < rows[1]["parameters"].as_f64(), "{out}");
+    let outside = subnet.replace("w0.5", "w0.7");
+    fails(folder, &["extract", "--run", "run", "--subnet", &outside], &["width multiplier is 0.7", "0.5, 1"]);
+
+    std::fs::write(folder.join("net.pth"), checkpoint("resnet-tiny", 4)).unwrap();
+    succeeds(folder, &["import", "net.pth", "--space", "resnet-tiny", "--out", "imported"]);
+    fails(folder, &["import", "net.pth", "--space", "tiny", "--out", "other"], &["first_conv", "space 'tiny'"]);
+}
+
+#[test]
 fn speed_reports_every_mode() {
     let temporary = tempfile::tempdir().unwrap();
     for mode in ["max", "elastic", "eval"] {
