@@ -117,6 +117,7 @@ fn tiny() -> SearchSpace {
 /// The published ResNet-50D space at ImageNet sizes: a stem block, up to two blocks more in each stage, three bottleneck widths, and
 /// a width multiplier for each part of the network.
 fn resnet50d() -> SearchSpace {
+    use Activation::Relu;
     SearchSpace {
         name: "resnet50d".into(),
         family: Family::ResNetD,
@@ -141,6 +142,7 @@ fn resnet50d() -> SearchSpace {
 
 /// The same in small, for trying it out: two stages of 32-pixel images.
 fn resnet_tiny() -> SearchSpace {
+    use Activation::Relu;
     SearchSpace {
         name: "resnet-tiny".into(),
         width_multipliers: ratios(&[0.5, 1.0]),
