@@ -2,7 +2,7 @@
 
 use crate::cost;
 use ofa_supernet::Result;
-use ofa_supernet::space::{NetworkSpec, SearchSpace, Subnet};
+use ofa_supernet::space::{BlockSpec, ConvSpec, NetworkSpec, SearchSpace, Subnet};
 use ofa_supernet::train::{StageConfig, TrainConfig};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -39,7 +39,8 @@ impl TrainingMemory {
         validation_images: usize,
     ) -> Result<Self> {
         let largest = space.network(&space.largest(), classes)?;
-        let weights = 4 * (cost::parameters(&largest) + 2 * channels(&largest));
+        let channels: usize = largest.norm_widths().iter().sum();
+        let weights = 4 * (cost::parameters(&largest) + 2 * channels as u64);
         let ema = u64::from(config.ema.is_some());
         let teacher = u64::from(config.stages.iter().any(StageConfig::has_frozen_teacher));
         // The weights, their gradient and one pass's part of it; momentum; the average and the copy it is moved with.
@@ -81,42 +82,60 @@ impl TrainingMemory {
     }
 }
 
-/// Channels with batch norm.
-fn channels(network: &NetworkSpec) -> u64 {
-    let blocks: usize = network.blocks().map(|b| 2 * b.middle_channels + b.out_channels).sum();
-    (network.stem.out_channels + blocks + network.feature.out_channels) as u64
-}
-
 fn map(size: usize, channels: usize) -> u64 {
     (size as u64).saturating_mul(size as u64).saturating_mul(channels as u64)
 }
 
 /// Bytes of one image's forward and backward pass.
 fn step_bytes(network: &NetworkSpec) -> u64 {
-    let stem = map(network.stem.output_size(), network.stem.out_channels);
-    let columns = map(network.stem.output_size(), network.stem.in_channels * network.stem.kernel.pow(2));
-    let feature = map(network.feature.output_size(), network.feature.out_channels);
     // Kept until the backward pass: each convolution's raw output, and each layer's output.
-    let mut kept = columns + 2 * stem + feature;
-    let mut work = columns.max(feature);
+    let (mut kept, mut work) = (0, 0);
+    for conv in network.stem.iter().chain(&network.feature) {
+        let output = map(conv.output_size(), conv.out_channels);
+        kept += 2 * output;
+        work = work.max(map(conv.input_size, conv.in_channels) + output);
+    }
+    if let Some(pool) = &network.max_pool {
+        kept += map(pool.output_size(), pool.channels);
+    }
     for block in network.blocks() {
-        let expanded = if block.expand { map(block.input_size, block.middle_channels) } else { 0 };
-        let depthwise = map(block.output_size(), block.middle_channels);
-        let (input, output) = (map(block.input_size, block.in_channels), map(block.output_size(), block.out_channels));
-        kept += expanded + depthwise + 2 * output;
-        work = work.max(expanded + depthwise + input + output);
+        let input = map(block.input_size(), block.in_channels());
+        let output = map(block.output_size(), block.out_channels());
+        let middle = match block {
+            BlockSpec::InvertedResidual(block) => {
+                let expanded = if block.expand { map(block.input_size, block.middle_channels) } else { 0 };
+                let middle = expanded + map(block.output_size(), block.middle_channels);
+                kept += middle + 2 * output;
+                middle
+            }
+            BlockSpec::Bottleneck(block) => {
+                let middle =
+                    map(block.input_size, block.middle_channels) + map(block.output_size(), block.middle_channels);
+                let pooled = if block.stride > 1 { map(block.output_size(), block.in_channels) } else { 0 };
+                let shortcut = if block.projection { pooled + 2 * output } else { 0 };
+                kept += 2 * middle + shortcut + 3 * output;
+                middle
+            }
+        };
+        work = work.max(middle + input + output);
     }
     4 * (kept + work)
 }
 
 /// Bytes of one image's forward pass alone.
 fn forward_bytes(network: &NetworkSpec) -> u64 {
-    let block = |block: &ofa_supernet::space::BlockSpec| {
-        map(block.input_size, block.middle_channels + block.in_channels)
-            + map(block.output_size(), block.middle_channels + 2 * block.out_channels)
+    let conv =
+        |conv: &ConvSpec| map(conv.input_size, conv.in_channels) + map(conv.output_size(), 2 * conv.out_channels);
+    let block = |block: &BlockSpec| {
+        let (middle, shortcut) = match block {
+            BlockSpec::InvertedResidual(block) => (block.middle_channels, 0),
+            BlockSpec::Bottleneck(block) => (2 * block.middle_channels, 2 * block.out_channels),
+        };
+        map(block.input_size(), middle + block.in_channels())
+            + map(block.output_size(), middle + shortcut + 2 * block.out_channels())
     };
-    let stem = map(network.stem.output_size(), 2 * network.stem.out_channels + 27);
-    4 * network.blocks().map(block).fold(stem, u64::max)
+    let dense = network.stem.iter().chain(&network.feature).map(conv);
+    4 * network.blocks().map(block).chain(dense).fold(0, u64::max)
 }
 
 /// Bytes that this process may still take: free memory of the machine, or what its control group leaves. `None` where the
@@ -178,9 +197,15 @@ mod tests {
         wide.width_multiplier *= 2.0;
         assert!(estimate(&wide, &config).weights > 3 * usual.weights);
         let mut giant = space.clone();
-        (giant.head.feature_channels, giant.head.hidden_channels, giant.width_multiplier) =
-            (65_536, Some(65_536), 10.0);
+        let head = giant.head.as_mut().unwrap();
+        (head.feature_channels, head.hidden_channels, giant.width_multiplier) = (65_536, Some(65_536), 10.0);
         assert!(estimate(&giant, &config).total() > 1 << 40);
+
+        let resnet = SearchSpace::named("resnet-tiny").unwrap();
+        let config = TrainConfig::preset("tiny", &resnet).unwrap();
+        let wide = SearchSpace { width_multiplier: 2.0, ..resnet.clone() };
+        let (usual, wide) = (estimate(&resnet, &config), estimate(&wide, &config));
+        assert!(wide.weights > 3 * usual.weights && wide.activations > usual.activations * 19 / 10);
     }
 
     #[test]

@@ -4,7 +4,8 @@
 mod spaces;
 
 use ofa_evaluate::cost::{macs, parameters, peak_activation_bytes};
-use ofa_evaluate::model::{tensor_shapes, validate};
+use ofa_evaluate::model::{block_prefix, stem_names, tensor_shapes, validate};
+use ofa_supernet::space::BlockSpec;
 use proptest::prelude::*;
 use spaces::{cases, space_and_subnet};
 
@@ -27,25 +28,30 @@ proptest! {
         let network = space.network(&subnet, 5).unwrap();
         let square = |size: usize| (size * size) as u64;
         let blocks: Vec<_> = network.stages.iter().enumerate()
-            .flat_map(|(s, blocks)| blocks.iter().enumerate().map(move |(b, block)| (format!("blocks.{s}.{b}."), block)))
+            .flat_map(|(s, blocks)| blocks.iter().enumerate().map(move |(b, block)| (block_prefix(block, s, b), block)))
             .collect();
+        let stems: Vec<_> = network.stem.iter().zip(stem_names(&network)).collect();
+        let pooled = square(network.pooled_map().1);
         let mut uses = 0;
         for (name, shape) in tensor_shapes(&network) {
             if shape.len() < 2 {
                 continue;
             }
-            let pixels = match blocks.iter().find(|(prefix, _)| name.starts_with(prefix.as_str())) {
-                Some(_) if name.contains(".se.") => 1,
+            let stem = stems.iter().find(|(_, (layer, _))| name.strip_suffix(".weight") == Some(layer));
+            let block = blocks.iter().find(|(prefix, _)| name.starts_with(&format!("{prefix}.")));
+            let pixels = match (stem, block) {
+                (Some((conv, _)), _) => square(conv.output_size()),
+                (_, Some(_)) if name.contains(".se.") => 1,
                 // The expansion comes before the stride; the projection of a block without one is also called conv_pw.
-                Some((_, block)) if name.ends_with("conv_pw.weight") && block.expand => square(block.input_size),
-                Some((_, block)) => square(block.output_size()),
-                None if name.starts_with("conv_stem") => square(network.stem.output_size()),
-                // The feature convolution; before a hidden layer it is one more stage.
-                None if name.starts_with("blocks.") => square(network.feature.output_size()),
-                None if name.starts_with("conv_head") && network.hidden_channels.is_none() => {
-                    square(network.feature.output_size())
+                (_, Some((_, BlockSpec::InvertedResidual(block)))) if name.ends_with("conv_pw.weight") && block.expand => {
+                    square(block.input_size)
                 }
-                None => 1,
+                (_, Some((_, BlockSpec::Bottleneck(block)))) if name.ends_with("conv1.weight") => square(block.input_size),
+                (_, Some((_, block))) => square(block.output_size()),
+                // The feature convolution; before a hidden layer it is one more stage.
+                _ if name.starts_with("blocks.") => pooled,
+                _ if name.starts_with("conv_head") && network.hidden_channels.is_none() => pooled,
+                _ => 1,
             };
             uses += pixels * shape.iter().product::<usize>() as u64;
         }
@@ -58,6 +64,8 @@ proptest! {
         let network = space.network(&subnet, 5).unwrap();
         for neighbour in space.neighbours(&subnet) {
             let grew = neighbour.resolution >= subnet.resolution
+                && neighbour.stem_blocks >= subnet.stem_blocks
+                && neighbour.widths.iter().zip(&subnet.widths).all(|(new, old)| new >= old)
                 && neighbour.stages.iter().zip(&subnet.stages).all(|(new, old)| {
                     new.len() >= old.len()
                         && new.iter().zip(old).all(|(new, old)| new.kernel >= old.kernel && new.expand >= old.expand)

@@ -12,6 +12,7 @@ use ofa_extract::subnet::extract;
 use ofa_extract::{FitSettings, Predictor, Sample};
 use ofa_supernet::data::{DataOptions, Dataset};
 use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::space::Head;
 use ofa_supernet::train::{Control, TrainConfig, train};
 use ofa_supernet::{SearchSpace, Supernet};
 use std::fs;
@@ -53,7 +54,8 @@ pub fn write(corpus: &Path) -> Result<()> {
 
     // A run over a few images in the narrowest network.
     let mut narrow = SearchSpace { width_multiplier: 0.25, ..tiny.clone() };
-    (narrow.resolutions, narrow.head.feature_channels, narrow.head.hidden_channels) = (vec![8, 12], 8, Some(8));
+    narrow.resolutions = vec![8, 12];
+    narrow.head = narrow.head.map(|head| Head { feature_channels: 8, hidden_channels: Some(8), ..head });
     let folder = tempfile::tempdir()?;
     let data = Dataset::open(
         "builtin",

@@ -2,6 +2,7 @@
 
 mod spaces;
 
+use ofa_supernet::space::BlockSpec;
 use ofa_supernet::{SearchSpace, Subnet};
 use proptest::prelude::*;
 use spaces::{cases, space, space_and_subnet};
@@ -34,7 +35,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_a_text_says_it_is_read_as_one_subnet_or_refused(text in "r?[0-9]{0,3} ?d[0-9,]{0,5} k[0-9,|]{0,9} e[0-9.,|-]{0,9}|\\PC*") {
+    fn whatever_a_text_says_it_is_read_as_one_subnet_or_refused(text in "r?[0-9]{0,3} ?(w[0-9.,]{0,5} s[0-9])? d[0-9,]{0,5} (k[0-9,|]{0,9} )?e[0-9.,|-]{0,9}|\\PC*") {
         if let Ok(subnet) = text.parse::<Subnet>() {
             prop_assert_eq!(subnet.to_string().parse::<Subnet>().unwrap(), subnet);
         }
@@ -44,20 +45,43 @@ proptest! {
     #[test]
     fn networks_fit_together((space, subnet) in space_and_subnet()) {
         let network = space.network(&subnet, 7).unwrap();
-        prop_assert_eq!((network.resolution, network.stem.input_size, network.classes), (subnet.resolution, subnet.resolution, 7));
-        let (mut channels, mut size) = (network.stem.out_channels, network.stem.output_size());
-        for block in network.blocks() {
-            prop_assert_eq!((block.in_channels, block.input_size), (channels, size));
-            prop_assert!(block.stride == 1 || block.output_size() == size.div_ceil(2));
-            prop_assert_eq!(block.residual, block.stride == 1 && block.in_channels == block.out_channels);
-            (channels, size) = (block.out_channels, block.output_size());
+        prop_assert_eq!((network.resolution, network.classes), (subnet.resolution, 7));
+        let (mut channels, mut size) = (3, subnet.resolution);
+        for conv in &network.stem {
+            prop_assert_eq!((conv.in_channels, conv.input_size), (channels, size));
+            prop_assert!(!conv.residual || (conv.stride == 1 && conv.in_channels == conv.out_channels));
+            (channels, size) = (conv.out_channels, conv.output_size());
         }
-        prop_assert_eq!((network.feature.in_channels, network.feature.input_size), (channels, size));
-        let elastic = network.stages[1..].iter().flatten();
+        if let Some(pool) = &network.max_pool {
+            prop_assert_eq!((pool.channels, pool.input_size), (channels, size));
+            size = pool.output_size();
+        }
+        for block in network.blocks() {
+            prop_assert_eq!((block.in_channels(), block.input_size()), (channels, size));
+            let (stride, keeps) = match block {
+                BlockSpec::InvertedResidual(block) => (block.stride, block.residual),
+                // A shortcut of any shape has a projection.
+                BlockSpec::Bottleneck(block) => (block.stride, !block.projection),
+            };
+            prop_assert!(stride == 1 || block.output_size() == size.div_ceil(2));
+            let same = stride == 1 && block.in_channels() == block.out_channels();
+            prop_assert!(!keeps || same);
+            prop_assert!(keeps || !same || matches!(block, BlockSpec::Bottleneck(_)));
+            (channels, size) = (block.out_channels(), block.output_size());
+        }
+        if let Some(feature) = &network.feature {
+            prop_assert_eq!((feature.in_channels, feature.input_size), (channels, size));
+        }
+        let first = usize::from(space.first_block.is_some());
+        let elastic = network.stages[first..].iter().flatten();
         prop_assert_eq!(elastic.clone().count(), subnet.blocks().count());
         for (block, choice) in elastic.zip(subnet.blocks()) {
-            prop_assert_eq!(block.kernel, choice.kernel);
-            prop_assert!(block.middle_channels % 8 == 0);
+            let (kernel, middle) = match block {
+                BlockSpec::InvertedResidual(block) => (block.kernel, block.middle_channels),
+                BlockSpec::Bottleneck(block) => (block.kernel, block.middle_channels),
+            };
+            prop_assert_eq!(kernel, choice.kernel);
+            prop_assert!(middle % 8 == 0);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Random search spaces for property tests, small enough to build networks of them; and the tests' settings.
 
 use ofa_supernet::seed::{Purpose, generator};
-use ofa_supernet::space::{Activation, ExpandRatio, FirstBlock, Head, Stage, Stem};
+use ofa_supernet::space::{Activation, Family, FirstBlock, Head, Ratio, Stage, Stem};
 use ofa_supernet::{SearchSpace, Subnet};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -27,9 +27,13 @@ fn stage() -> impl Strategy<Value = Stage> {
     })
 }
 
+fn ratio(thousandths: u32) -> Ratio {
+    Ratio::try_from(f64::from(thousandths) / 1000.0).expect("in range")
+}
+
 prop_compose! {
-    /// A valid space.
-    pub fn space()(
+    /// A valid space of MobileNets.
+    fn mobilenets()(
         width in 5u32..30,
         resolutions in some(&[8, 9, 12, 16, 23]),
         kernel_sizes in some(&[1, 3, 5, 7]),
@@ -46,15 +50,39 @@ prop_compose! {
         preset.name = "random".into();
         preset.width_multiplier = f64::from(width) / 20.0;
         (preset.resolutions, preset.kernel_sizes, preset.depths) = (resolutions, kernel_sizes, depths);
-        let ratio = |thousandths| ExpandRatio::try_from(f64::from(thousandths) / 1000.0).expect("in range");
         preset.expand_ratios = ratios.into_iter().map(ratio).collect();
-        preset.stem = Stem { channels: stem, stride: stem_stride, activation };
-        preset.first_block = FirstBlock { channels: first, activation };
+        preset.stem = Stem { channels: stem, stride: stem_stride, activation, depths: Vec::new() };
+        preset.first_block = Some(FirstBlock { channels: first, activation });
         preset.stages = stages;
         preset.stages.last_mut().expect("one at least").depths.extend(last_depth);
-        preset.head = Head { feature_channels, hidden_channels, activation };
+        preset.head = Some(Head { feature_channels, hidden_channels, activation });
         preset
     }
+}
+
+prop_compose! {
+    /// The same stages with bottlenecks.
+    fn resnets()(
+        mut space in mobilenets(),
+        kernel in select(vec![1usize, 3, 5]),
+        widths in some(&[250u32, 500, 750, 1000]),
+        ratios in some(&[200u32, 250, 500]),
+        stem_depths in some(&[0usize, 1]),
+    ) -> SearchSpace {
+        (space.family, space.first_block, space.head) = (Family::ResNetD, None, None);
+        space.kernel_sizes = vec![kernel];
+        space.width_multipliers = widths.into_iter().map(ratio).collect();
+        space.expand_ratios = ratios.into_iter().map(ratio).collect();
+        // Training frees the stem and the stages together.
+        space.stem.depths = if space.depths.len() == 1 { stem_depths[..1].to_vec() } else { stem_depths };
+        space.stages.iter_mut().for_each(|stage| stage.squeeze_excite = false);
+        space
+    }
+}
+
+/// A valid space of either kind.
+pub fn space() -> impl Strategy<Value = SearchSpace> {
+    prop_oneof![2 => mobilenets(), 1 => resnets()]
 }
 
 /// A space and one of its subnets.
