@@ -5,9 +5,14 @@ mod torch_file;
 
 mod common;
 
+use candle_core::{Device, Tensor};
 use common::{fails, succeeds};
+use ofa_evaluate::Model;
 use ofa_supernet::import::published;
-use ofa_supernet::{SearchSpace, Supernet};
+use ofa_supernet::network::Mode;
+use ofa_supernet::space::{BlockSpec, ConvSpec};
+use ofa_supernet::{NetworkSpec, SearchSpace, Supernet};
+use serde_json::{Value, json};
 
 const SMALL: &[&str] = &["--epochs", "3", "--images", "400", "--samples", "16"];
 
@@ -207,9 +212,12 @@ fn the_example_configuration_is_valid_and_its_space_is_the_preset() {
     assert_eq!(space(&out), space(&preset));
 }
 
-/// A supernet as a published checkpoint: the file's bytes.
+/// A new supernet as a published checkpoint: the file's bytes.
 fn checkpoint(space: &str, classes: usize) -> Vec<u8> {
-    let net = Supernet::new(&SearchSpace::named(space).unwrap(), classes, 3).unwrap();
+    checkpoint_of(&Supernet::new(&SearchSpace::named(space).unwrap(), classes, 3).unwrap())
+}
+
+fn checkpoint_of(net: &Supernet) -> Vec<u8> {
     let mut tensors: Vec<torch_file::Named> = Vec::new();
     for (name, tensor) in net.state().unwrap() {
         let mut shape = tensor.dims().to_vec();
@@ -280,6 +288,103 @@ fn an_imported_checkpoint_serves_every_later_command() {
         &["extract", "--run", "few", "--subnet", "smallest", "--data", "builtin"],
         &["classes are 3 (0, 1, 2)"],
     );
+}
+
+/// A network as the published code describes it.
+fn description(network: &NetworkSpec) -> Value {
+    let conv = |conv: &ConvSpec| {
+        json!({
+            "name": "ConvLayer", "in_channels": conv.in_channels, "out_channels": conv.out_channels, "kernel_size": conv.kernel,
+            "stride": conv.stride, "groups": 1, "use_bn": true, "act_func": conv.activation.to_string().replace("hsw", "h_sw"),
+        })
+    };
+    let block = |block: &BlockSpec| match block {
+        BlockSpec::InvertedResidual(block) => json!({
+            "name": "MobileInvertedResidualBlock",
+            "mobile_inverted_conv": {
+                "name": "MBInvertedConvLayer", "in_channels": block.in_channels, "out_channels": block.out_channels,
+                "kernel_size": block.kernel, "stride": block.stride, "mid_channels": block.middle_channels,
+                "expand_ratio": block.middle_channels as f64 / block.in_channels as f64, "use_se": block.squeeze_excite.is_some(),
+                "act_func": block.activation.to_string().replace("hsw", "h_sw"),
+            },
+            "shortcut": block.residual.then(|| json!({"name": "IdentityLayer"})),
+        }),
+        BlockSpec::Bottleneck(block) => json!({
+            "name": "ResNetBottleneckBlock", "in_channels": block.in_channels, "out_channels": block.out_channels,
+            "kernel_size": block.kernel, "stride": block.stride, "mid_channels": block.middle_channels, "groups": 1,
+            "expand_ratio": block.middle_channels as f64 / block.out_channels as f64, "act_func": "relu",
+            "downsample_mode": "avgpool_conv",
+        }),
+    };
+    let mut blocks: Vec<Value> = network.blocks().map(block).collect();
+    let classifier = json!({"in_features": network.classifier_channels(), "out_features": network.classes});
+    let bn = json!({"momentum": 0.1, "eps": network.batch_norm_epsilon});
+    let (Some(feature), Some(hidden)) = (&network.feature, network.hidden_channels) else {
+        let stem =
+            |spec: &ConvSpec| if spec.residual { json!({"conv": conv(spec), "shortcut": {}}) } else { conv(spec) };
+        let stem: Vec<Value> = network.stem.iter().map(stem).collect();
+        return json!({"name": "ResNets", "bn": bn, "input_stem": stem, "blocks": blocks, "classifier": classifier});
+    };
+    // One that was searched away.
+    blocks.push(
+        json!({"mobile_inverted_conv": {"name": "ZeroLayer", "stride": 1}, "shortcut": {"name": "IdentityLayer"}}),
+    );
+    let mix = json!({
+        "in_channels": feature.out_channels, "out_channels": hidden, "kernel_size": 1, "use_bn": false,
+        "act_func": network.hidden_activation.to_string().replace("hsw", "h_sw"),
+    });
+    json!({
+        "name": "MobileNetV3", "bn": bn, "first_conv": conv(&network.stem[0]), "blocks": blocks,
+        "final_expand_layer": conv(feature), "feature_mix_layer": mix, "classifier": classifier,
+    })
+}
+
+#[test]
+fn a_published_specialised_network_becomes_a_model() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    for name in ["tiny", "resnet-tiny"] {
+        let mut space = SearchSpace::named(name).unwrap();
+        // Kernel transforms are the supernet's alone.
+        space.kernel_sizes.drain(..space.kernel_sizes.len() - 1);
+        let net = Supernet::new(&space, 10, 3).unwrap();
+        let largest = space.largest();
+        let network = space.network(&largest, 10).unwrap();
+        std::fs::write(folder.join("net.config"), description(&network).to_string()).unwrap();
+        std::fs::write(folder.join("init"), checkpoint_of(&net)).unwrap();
+        let import =
+            ["import", "init", "--network", "net.config", "--resolution", "32", "--data", "builtin", "--out", name];
+        let out = succeeds(folder, &import);
+        assert!(out.contains("10 classes") && out.contains(&format!("ofa bench {name}")), "{out}");
+        succeeds(folder, &["bench", name, "--data", "builtin"]);
+        fails(folder, &import, &[name, "exists already"]);
+
+        // It computes what the supernet's largest subnet does.
+        let mut model = Model::load(folder.join(name)).unwrap();
+        assert_eq!((&model.config().network, &model.config().subnet.stages), (&network, &largest.stages));
+        let images: Vec<f32> = (0..2 * 32 * 32 * 3).map(|i| (i as f32 * 0.7).sin()).collect();
+        let tensor = Tensor::from_slice(&images, (2, 32, 32, 3), &Device::Cpu).unwrap();
+        let statistics = net.running_statistics(&largest).unwrap();
+        let expected = net.forward(&tensor, &largest, Mode::Evaluate(&statistics)).unwrap();
+        let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();
+        let found = model.network().run(&images, 2).unwrap();
+        let size = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        assert!(expected.iter().zip(found).all(|(a, b)| (a - b).abs() <= 1e-4 * size), "{expected:?} {found:?}");
+    }
+    let import = |config: &str, init: &str, words: &[&str]| {
+        std::fs::write(folder.join("bad.config"), config).unwrap();
+        fails(folder, &["import", init, "--network", "bad.config", "--resolution", "32", "--out", "bad"], words);
+        assert!(!folder.join("bad").exists());
+    };
+    let good = std::fs::read_to_string(folder.join("net.config")).unwrap();
+    import("{}", "init", &["bad.config", "describes no published network"]);
+    import(&good[..100], "init", &["bad.config", "describes no published network"]);
+    import(&good.replace("\"relu\"", "\"swish\""), "init", &["bad.config", "the activation 'swish'"]);
+    import(&good.replace("avgpool_conv", "conv"), "init", &["bad.config", "the shortcut 'conv'"]);
+    import(&good.replace("\"kernel_size\":3", "\"kernel_size\":4"), "init", &["bad.config", "odd"]);
+    import(&good.replace("\"out_features\":10", "\"out_features\":9"), "init", &["init", "classifier", "[9, "]);
+    import(&good, "net.config", &["net.config"]);
+    fails(folder, &["import", "init"], &["--space"]);
 }
 
 #[test]

@@ -142,7 +142,7 @@ fn product(factors: &[usize]) -> u64 {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
     use ofa_supernet::SearchSpace;
     use ofa_supernet::import::Setting;
@@ -152,7 +152,7 @@ pub(crate) mod tests {
 
     /// The folder of one network computed by the reference implementation, or `None` (with a printed reason) where the
     /// checkout has no reference data beside it.
-    pub(crate) fn reference_folder(name: &str) -> Option<PathBuf> {
+    fn reference_folder(name: &str) -> Option<PathBuf> {
         let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/reference")).join(name);
         if !folder.exists() {
             eprintln!("skipped: no reference data in {}", folder.display());
@@ -162,7 +162,7 @@ pub(crate) mod tests {
     }
 
     /// The preset of that name with one case's resolution, and the subnet of that case of the reference's `cases.json`.
-    pub(crate) fn reference_case(preset_name: &str, case: &Value) -> (SearchSpace, Subnet) {
+    fn reference_case(preset_name: &str, case: &Value) -> (SearchSpace, Subnet) {
         let resolution = case["resolution"].as_u64().unwrap() as usize;
         let mut space = preset(preset_name).unwrap();
         space.resolutions.push(resolution);

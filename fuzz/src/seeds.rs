@@ -19,6 +19,28 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+/// Static networks as the published code describes them.
+const MOBILENET: &str = r#"{"name": "MobileNetV3", "bn": {"momentum": 0.1, "eps": 1e-05},
+"first_conv": {"in_channels": 3, "out_channels": 8, "kernel_size": 3, "stride": 2, "use_bn": true, "act_func": "h_swish"},
+"blocks": [
+{"mobile_inverted_conv": {"name": "MBInvertedConvLayer", "in_channels": 8, "out_channels": 8, "kernel_size": 3, "stride": 1,
+"expand_ratio": 1, "mid_channels": 8, "act_func": "relu", "use_se": false}, "shortcut": {"name": "IdentityLayer"}},
+{"mobile_inverted_conv": {"name": "MBInvertedConvLayer", "in_channels": 8, "out_channels": 16, "kernel_size": 5, "stride": 2,
+"expand_ratio": 3, "mid_channels": 24, "act_func": "h_swish", "use_se": true}, "shortcut": null},
+{"mobile_inverted_conv": {"name": "ZeroLayer", "stride": 1}, "shortcut": {"name": "IdentityLayer"}}],
+"final_expand_layer": {"in_channels": 16, "out_channels": 32, "kernel_size": 1, "use_bn": true, "act_func": "h_swish"},
+"feature_mix_layer": {"in_channels": 32, "out_channels": 24, "kernel_size": 1, "use_bn": false, "act_func": "h_swish"},
+"classifier": {"name": "LinearLayer", "in_features": 24, "out_features": 4, "dropout_rate": 0.1}}"#;
+const RESNET: &str = r#"{"name": "ResNets",
+"input_stem": [{"in_channels": 3, "out_channels": 8, "kernel_size": 3, "stride": 2, "act_func": "relu"},
+{"conv": {"in_channels": 8, "out_channels": 8, "kernel_size": 3, "stride": 1, "act_func": "relu"}, "shortcut": {}},
+{"in_channels": 8, "out_channels": 16, "kernel_size": 3, "stride": 1, "act_func": "relu"}],
+"blocks": [{"in_channels": 16, "out_channels": 32, "kernel_size": 3, "stride": 1, "expand_ratio": 0.25, "mid_channels": 8,
+"act_func": "relu", "groups": 1, "downsample_mode": "avgpool_conv"},
+{"in_channels": 32, "out_channels": 32, "kernel_size": 3, "stride": 1, "expand_ratio": 0.35, "act_func": "relu",
+"downsample_mode": "avgpool_conv"}],
+"classifier": {"in_features": 32, "out_features": 4}}"#;
+
 /// Writes all seeds below `corpus`.
 pub fn write(corpus: &Path) -> Result<()> {
     let put = |name: &str, bytes: &[u8]| -> Result<()> {
@@ -32,12 +54,15 @@ pub fn write(corpus: &Path) -> Result<()> {
     put("subnet/smallest", tiny.smallest().to_string().as_bytes())?;
     put("subnet/middle", tiny.middle().to_string().as_bytes())?;
     put("subnet/fraction", b"r160 d2,3 k3,5|7,3,3 e0.5,6|3.333,3,4")?;
+    put("subnet/resnet", SearchSpace::named("resnet-tiny")?.largest().to_string().as_bytes())?;
+    put("network-description/mobilenet", MOBILENET.as_bytes())?;
+    put("network-description/resnet", RESNET.as_bytes())?;
     for (index, limit) in
         ["laptop:latency=12ms", "any:macs=1.5M", "any:params=800k", "any:memory=2MiB"].iter().enumerate()
     {
         put(&format!("limit/{index}"), limit.as_bytes())?;
     }
-    for name in ["tiny", "cifar-mbv3", "mbv3-w1.0", "proxyless-w1.3"] {
+    for name in ["tiny", "cifar-mbv3", "mbv3-w1.0", "proxyless-w1.3", "resnet-tiny"] {
         put(&format!("space/{name}"), toml::to_string(&SearchSpace::named(name)?)?.as_bytes())?;
     }
     for name in TrainConfig::PRESETS {
@@ -113,7 +138,7 @@ fn latency_table(tiny: &SearchSpace) -> Result<String> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("table.yaml");
     let stem = tiny.network(&tiny.smallest(), 4)?.stem;
-    let (input, output, channels) = (stem.input_size, stem.output_size(), stem.out_channels);
+    let (input, output, channels) = (stem[0].input_size, stem[0].output_size(), stem[0].out_channels);
     let mut table =
         format!("Conv-input:{input}x{input}x3-output:{output}x{output}x{channels}:\n  count: 3\n  mean: 1.5\n");
     loop {

@@ -1,6 +1,7 @@
 //! One function a parser, called as the commands call it: on files in a folder of its own.
 
 use anyhow::anyhow;
+use ofa_evaluate::model::{PublishedNetwork, tensor_shapes};
 use ofa_evaluate::{DeviceProfile, Model, cost};
 use ofa_extract::predictor::read_samples;
 use ofa_extract::{Constraint, Predictor};
@@ -70,8 +71,20 @@ pub const TARGETS: &[Target] = &[
     target("model-config", |work, bytes| model(work, "config.json", bytes)),
     target("model-weights", |work, bytes| model(work, "model.safetensors", bytes)),
     target("published", published),
+    target("network-description", |_, bytes| network_description(text(bytes)?)),
     target("latency-table", latency_table),
 ];
+
+fn network_description(text: &str) -> Outcome {
+    let published = PublishedNetwork::new(text, 32)?;
+    // What is accepted can be costed and named.
+    let network = &published.network;
+    let numbers = tensor_shapes(network).iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum::<u64>();
+    if cost::parameters(network) > numbers {
+        return Err(Fault::Wrong("more parameters than its tensors hold".into()));
+    }
+    Ok(())
+}
 
 fn tiny() -> SearchSpace {
     SearchSpace::named("tiny").expect("a preset")

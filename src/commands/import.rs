@@ -2,24 +2,34 @@
 
 use crate::run_folder::{DataConfig, RunConfig, RunFolder, numbered_classes};
 use anyhow::{Context, Result, bail};
+use ofa_evaluate::cost;
+use ofa_evaluate::model::{ModelConfig, NumberType, PublishedNetwork, save};
 use ofa_supernet::SearchSpace;
 use ofa_supernet::data::Normalisation;
+use ofa_supernet::files;
 use ofa_supernet::import::read_supernet;
 use ofa_supernet::space::Family;
 use ofa_supernet::train::TrainConfig;
 use ofa_supernet::train::checkpoint::{Folder, SupernetNote, write_supernet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// Make a run folder of a published once-for-all checkpoint, without training: a file of torch.save (both of its formats) or
-/// safetensors with the published code's parameter names. Nothing in the file is executed.
+/// Make a run folder of a published once-for-all supernet, or a model folder of a published specialised network, without training.
+/// The checkpoint is a file of torch.save (both of its formats) or safetensors with the published code's parameter names. Nothing in
+/// the file is executed.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The checkpoint of a supernet.
+    /// The checkpoint.
     file: PathBuf,
-    /// Its search space: mbv3-w1.0, mbv3-w1.2, proxyless-w1.3, any other width, or a .toml file.
-    #[arg(long)]
-    space: String,
-    /// Run folder to make.
+    /// A supernet's search space: mbv3-w1.0, mbv3-w1.2, proxyless-w1.3, any other width, resnet50d, or a .toml file.
+    #[arg(long, required_unless_present = "network")]
+    space: Option<String>,
+    /// The layers of a specialised network: the net.config published with its checkpoint.
+    #[arg(long, requires = "resolution", conflicts_with_all = ["space", "resolutions", "batch_norm_epsilon", "validation"])]
+    network: Option<PathBuf>,
+    /// The specialised network's input resolution (image_size in the published run.config).
+    #[arg(long, requires = "network")]
+    resolution: Option<usize>,
+    /// Folder to make: of a run, or of the specialised network's model.
     #[arg(long, default_value = "run")]
     out: PathBuf,
     /// Resolutions to choose from, in place of the space's.
@@ -39,12 +49,73 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    match (&args.network, args.resolution, &args.space) {
+        (Some(network), Some(resolution), _) => specialised(args, network, resolution),
+        (_, _, Some(space)) => supernet(args, space),
+        _ => bail!("give --space for a supernet, or --network and --resolution for a specialised network"),
+    }
+}
+
+fn specialised(args: &Args, description: &Path, resolution: usize) -> Result<()> {
+    if args.out.exists() {
+        bail!("{}: it exists already; name another folder with --out", args.out.display());
+    }
+    let published = PublishedNetwork::new(&files::read_text(description)?, resolution)
+        .with_context(|| description.display().to_string())?;
+    let weights = published.weights(&args.file)?;
+    let labels = class_names(args, &data_config(args), published.network.classes)?;
+    let (macs, parameters) = (cost::macs(&published.network), cost::parameters(&published.network));
+    let name = description.parent().and_then(Path::file_name).map_or("published".into(), |name| name.to_string_lossy());
+    let PublishedNetwork { network, subnet, .. } = published;
+    let normalisation = Normalisation::IMAGENET;
+    let config = ModelConfig::new(&name, &subnet, network, labels, normalisation, NumberType::F32);
+    save(&args.out, &config, &weights)?;
+    println!(
+        "{}: {:.1} M MACs and {:.2} M parameters at {resolution} px, {} classes; {} written",
+        args.file.display(),
+        macs as f64 / 1e6,
+        parameters as f64 / 1e6,
+        config.labels.len(),
+        args.out.display()
+    );
+    println!("Next: ofa bench {} --data DIR", args.out.display());
+    Ok(())
+}
+
+/// The images that are given, if any.
+fn data_config(args: &Args) -> DataConfig {
+    let mut data = DataConfig {
+        source: args.data.clone().unwrap_or_default(),
+        // The weights expect images normalised as those that they were trained on.
+        normalisation: Some(Normalisation::IMAGENET),
+        ..DataConfig::default()
+    };
+    if let Some(validation) = args.validation {
+        data.validation = validation;
+    }
+    data
+}
+
+/// Names of the checkpoint's `count` classes: the data's, if there is any.
+fn class_names(args: &Args, data: &DataConfig, count: usize) -> Result<Vec<String>> {
+    if data.source.is_empty() {
+        return Ok(numbered_classes(count));
+    }
+    let classes = data.open()?.classes;
+    if classes.len() != count {
+        let (found, source) = (classes.len(), &data.source);
+        bail!("{}: the checkpoint has {count} classes, the data '{source}' has {found}", args.file.display());
+    }
+    Ok(classes)
+}
+
+fn supernet(args: &Args, space: &str) -> Result<()> {
     let folder = RunFolder::new(&args.out);
     let path = Folder::of_run(&args.out, 1).supernet_path();
     if folder.join("config.toml").exists() || folder.join("checkpoints").exists() {
         bail!("{}: there is a run in it already; name another folder with --out", args.out.display());
     }
-    let mut space = SearchSpace::named(&args.space)?;
+    let mut space = SearchSpace::named(space)?;
     if !args.resolutions.is_empty() {
         space.resolutions = args.resolutions.clone();
     }
@@ -58,30 +129,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     space.validate()?;
     let net = read_supernet(&args.file, &space)?;
-    let mut data = DataConfig {
-        source: args.data.clone().unwrap_or_default(),
-        // The weights expect images normalised as those that they were trained on.
-        normalisation: Some(Normalisation::IMAGENET),
-        ..DataConfig::default()
-    };
-    if let Some(validation) = args.validation {
-        data.validation = validation;
-    }
-    let classes = match &args.data {
-        None => numbered_classes(net.classes()),
-        Some(source) => {
-            let classes = data.open()?.classes;
-            if classes.len() != net.classes() {
-                bail!(
-                    "{}: the checkpoint has {} classes, the data '{source}' has {}",
-                    args.file.display(),
-                    net.classes(),
-                    classes.len()
-                );
-            }
-            classes
-        }
-    };
+    let data = data_config(args);
+    let classes = class_names(args, &data, net.classes())?;
     let train = TrainConfig::preset("imagenet", &space)?;
     let parameters: usize = net.parameters().iter().map(|p| p.var.elem_count()).sum();
     let note = SupernetNote { space: space.clone(), classes, steps: 0 };

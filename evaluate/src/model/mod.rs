@@ -4,6 +4,7 @@
 
 mod config;
 mod names;
+mod published;
 mod tensors;
 mod validate;
 
@@ -12,6 +13,7 @@ pub use names::{
     BOTTLENECK_NAMES, BlockNames, block_prefix, classifier_name, feature_names, stem_names, tensor_shapes,
 };
 pub use ofa_supernet::data::Normalisation;
+pub use published::PublishedNetwork;
 pub use validate::validate;
 
 use crate::runtime::{StaticNetwork, Weights, check_weights};

@@ -260,7 +260,6 @@ struct Extents {
 mod tests {
     use super::super::plain;
     use super::*;
-    use crate::cost::tests::{reference_case, reference_folder};
     use ofa_supernet::seed::{Purpose, generator};
     use ofa_supernet::space::{ConvSpec, Subnet, preset};
     use rand::Rng;
@@ -514,72 +513,5 @@ mod tests {
         refused(&|w| w.get_mut(name).unwrap().1[3] = f32::NAN, name, "value 3 is NaN");
         refused(&|w| w.get_mut("bn1.running_var").unwrap().1[0] = -1.0, "bn1.running_var", "negative");
         refused(&|w| drop(w.insert("extra".into(), (vec![1], vec![0.0]))), "extra", "does not belong");
-    }
-
-    /// The reference's largest subnet uses its supernet's weights as they are, so renaming them is extracting it.
-    #[test]
-    fn the_largest_subnet_gives_the_reference_logits() {
-        let Some(folder) = reference_folder("mbv3_w0.25") else { return };
-        let cases: serde_json::Value = ofa_supernet::files::read_json(&folder.join("cases.json")).unwrap();
-        let case = cases["cases"].as_array().unwrap().iter().find(|case| case["name"] == "max").unwrap();
-        let (space, subnet) = reference_case("mbv3-w0.25", case);
-        let spec = space.network(&subnet, 10).unwrap();
-        let state = candle_core::pickle::read_all_with_key(folder.join("supernet.pth"), Some("state_dict")).unwrap();
-        let state: std::collections::HashMap<_, _> = state.into_iter().collect();
-        let weights: Weights = crate::model::tensor_shapes(&spec)
-            .into_iter()
-            .map(|(name, shape)| {
-                let source = reference_name(&name, &spec);
-                let tensor = state.get(&source).unwrap_or_else(|| panic!("{name}: no {source}"));
-                (name, (shape, tensor.flatten_all().unwrap().to_vec1().unwrap()))
-            })
-            .collect();
-        let tensors =
-            candle_core::safetensors::load(folder.join("tensors.safetensors"), &candle_core::Device::Cpu).unwrap();
-        let images = tensors[&format!("images.{}", spec.resolution)].permute((0, 2, 3, 1)).unwrap();
-        let images: Vec<f32> = images.flatten_all().unwrap().to_vec1().unwrap();
-        let expected: Vec<f32> = tensors["max.logits"].flatten_all().unwrap().to_vec1().unwrap();
-        let mut network = StaticNetwork::new(&spec, &weights).unwrap();
-        assert_close(network.run(&images, 4).unwrap(), &expected, 1e-4);
-    }
-
-    /// Name in the reference's state dict of one of our tensors.
-    fn reference_name(name: &str, spec: &NetworkSpec) -> String {
-        let parts: Vec<&str> = name.split('.').collect();
-        let last = *parts.last().unwrap();
-        let expand = |stage: usize, block: usize| match &spec.stages[stage][block] {
-            BlockSpec::InvertedResidual(block) => block.expand,
-            BlockSpec::Bottleneck(_) => panic!("the reference is a MobileNet"),
-        };
-        match parts[..] {
-            ["conv_stem", _] => format!("first_conv.conv.{last}"),
-            ["bn1", _] => format!("first_conv.bn.{last}"),
-            ["conv_head", _] => format!("feature_mix_layer.conv.{last}"),
-            ["classifier", _] => format!("classifier.linear.{last}"),
-            ["blocks", stage, _, "conv", _] if stage == spec.stages.len().to_string() => {
-                format!("final_expand_layer.conv.{last}")
-            }
-            ["blocks", stage, _, "bn1", _] if stage == spec.stages.len().to_string() => {
-                format!("final_expand_layer.bn.{last}")
-            }
-            ["blocks", stage, block, layer, ..] => {
-                let (stage, block): (usize, usize) = (stage.parse().unwrap(), block.parse().unwrap());
-                let index: usize = spec.stages[..stage].iter().map(Vec::len).sum::<usize>() + block;
-                let se = |name: &str| format!("blocks.{index}.conv.depth_conv.se.fc.{name}.{last}");
-                if layer == "se" {
-                    return se(if parts[4] == "conv_reduce" { "reduce" } else { "expand" });
-                }
-                let role = match (expand(stage, block), layer) {
-                    (true, "conv_pw" | "bn1") => "inverted_bottleneck",
-                    (true, "conv_dw" | "bn2") | (false, "conv_dw" | "bn1") => "depth_conv",
-                    _ => "point_linear",
-                };
-                // The elastic layers wrap the plain ones, which doubles their names.
-                let layer = if layer.starts_with("bn") { "bn" } else { "conv" };
-                let layer = if index == 0 { layer.to_string() } else { format!("{layer}.{layer}") };
-                format!("blocks.{index}.conv.{role}.{layer}.{last}")
-            }
-            _ => panic!("{name}"),
-        }
     }
 }

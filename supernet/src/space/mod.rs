@@ -18,7 +18,9 @@ mod network_spec;
 mod presets;
 mod subnet;
 
-pub use network_spec::{BlockSpec, BottleneckSpec, ConvSpec, InvertedResidualSpec, MaxPoolSpec, NetworkSpec};
+pub use network_spec::{
+    BlockSpec, BottleneckSpec, ConvSpec, InvertedResidualSpec, MaxPoolSpec, NetworkSpec, reduced_channels,
+};
 pub use presets::{PRESETS, preset};
 pub use subnet::{BlockChoice, Subnet};
 

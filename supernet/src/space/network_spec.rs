@@ -301,6 +301,6 @@ pub(super) fn middle_channels(channels: usize, ratio: f64) -> usize {
 }
 
 /// Reduced channels of squeeze-excite: `make_divisible(middle // 4)`.
-pub(super) fn reduced_channels(middle: usize) -> usize {
+pub fn reduced_channels(middle: usize) -> usize {
     make_divisible((middle / 4) as f64)
 }

@@ -1,0 +1,141 @@
+//! ResNet-50D against the published PyTorch code (mit-han-lab/once-for-all, commit f03b267), without its files: weights and images come
+//! from a formula that both sides evaluate, and `fixtures/published_resnet.json` holds what the published code computed from them.
+
+use candle_core::{Device, Tensor};
+use ofa_supernet::import::{Setting, published};
+use ofa_supernet::network::Mode;
+use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::space::Ratio;
+use ofa_supernet::train::gradients::Gradients;
+use ofa_supernet::train::loss;
+use ofa_supernet::{SearchSpace, Subnet, Supernet};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::Path;
+
+/// `count` numbers in -1..1 that depend on the name alone: its CRC-32, then the mixing steps of splitmix64.
+fn noise(name: &str, count: usize) -> Vec<f64> {
+    let crc = !name.bytes().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(byte), |c, _| if c & 1 == 1 { (c >> 1) ^ 0xEDB8_8320 } else { c >> 1 })
+    });
+    let value = |place: u64| {
+        let mut z = (place + (u64::from(crc) << 20)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 40) as f64 / f64::from(1 << 23) - 1.0
+    };
+    (0..count as u64).map(value).collect()
+}
+
+fn images(name: &str, batch: usize, size: usize) -> Tensor {
+    let values: Vec<f32> = noise(name, batch * size * size * 3).into_iter().map(|v| v as f32 * 2.0).collect();
+    Tensor::from_vec(values, (batch, size, size, 3), &Device::Cpu).unwrap()
+}
+
+struct Reference {
+    json: Value,
+    space: SearchSpace,
+    net: Supernet,
+}
+
+impl Reference {
+    fn new() -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/published_resnet.json");
+        let json: Value = ofa_supernet::files::read_json(&path).unwrap();
+        let mut space = SearchSpace::named("resnet50d").unwrap();
+        space.resolutions = vec![64, 81, 96];
+        let widths = json["widths"].as_array().unwrap();
+        space.width_multipliers = widths.iter().map(|w| Ratio::try_from(w.as_f64().unwrap()).unwrap()).collect();
+        let net = Supernet::new(&space, json["classes"].as_u64().unwrap() as usize, 0).unwrap();
+        let mut state: HashMap<String, Tensor> = HashMap::new();
+        for (name, tensor) in net.state().unwrap() {
+            let theirs = published(&name, &space).unwrap();
+            let fan_in: usize = tensor.dims()[1..].iter().product();
+            let of_norm = name.contains(".norm.");
+            let scale = |v: f64| match name.rsplit_once('.').unwrap().1 {
+                "weight" if !of_norm => v * (3.0 / fan_in as f64).sqrt(),
+                "weight" | "running_var" => 1.0 + 0.5 * v,
+                _ => 0.2 * v,
+            };
+            let values: Vec<f32> = noise(&theirs, tensor.elem_count()).into_iter().map(|v| scale(v) as f32).collect();
+            state.insert(name, Tensor::from_vec(values, tensor.shape(), &Device::Cpu).unwrap());
+        }
+        net.load_state(&state).unwrap();
+        Reference { json, space, net }
+    }
+
+    fn subnet(&self, setting: &Value, resolution: usize) -> Subnet {
+        serde_json::from_value::<Setting>(setting.clone()).unwrap().subnet(&self.space, resolution).unwrap()
+    }
+}
+
+#[test]
+fn logits_of_largest_smallest_and_random_subnets() {
+    let reference = Reference::new();
+    for (index, case) in reference.json["cases"].as_array().unwrap().iter().enumerate() {
+        let resolution = case["resolution"].as_u64().unwrap() as usize;
+        let subnet = reference.subnet(&case["setting"], resolution);
+        let statistics = reference.net.running_statistics(&subnet).unwrap();
+        let images = images(&format!("images{index}"), 3, resolution);
+        let logits = reference.net.forward(&images, &subnet, Mode::Evaluate(&statistics)).unwrap();
+        let found: Vec<f32> = logits.flatten_all().unwrap().to_vec1().unwrap();
+        let expected: Vec<f64> = case["logits"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+        let largest = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(&expected) {
+            let difference = (f64::from(*found) - expected).abs();
+            assert!(difference <= 1e-4 * largest, "{subnet}: {found} and {expected}");
+        }
+    }
+}
+
+#[test]
+fn loss_gradients_and_statistics_of_two_subnets() {
+    let Reference { json, space, net } = &Reference::new();
+    let step = &json["step"];
+    let images = images("step", 8, 64);
+    let labels: Vec<u32> = (0..8).collect();
+    let targets = loss::smoothed_targets(&labels, net.classes(), 0.1, &Device::Cpu).unwrap();
+    let mut gradients = Gradients::none(net.parameters().len());
+    for listed in step["subnets"].as_array().unwrap() {
+        let subnet = Reference::new().subnet(&listed["setting"], 64);
+        let mut rng = generator(0, Purpose::Dropout, &[]);
+        let logits = net.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();
+        let loss = loss::cross_entropy(&loss::log_softmax(&logits).unwrap(), &targets).unwrap();
+        let (found, expected) = (f64::from(loss.to_scalar::<f32>().unwrap()), listed["loss"].as_f64().unwrap());
+        assert!((found - expected).abs() <= 1e-4 * expected, "{subnet}: {found} and {expected}");
+        gradients.add(net.parameters(), loss.backward().unwrap()).unwrap();
+    }
+
+    let mut expected = step["gradients"].as_object().unwrap().clone();
+    for (parameter, gradient) in net.parameters().iter().zip(gradients.tensors()) {
+        let name = published(&parameter.name, space).unwrap();
+        let expected = expected.remove(&name);
+        let (Some(gradient), Some(expected)) = (gradient, &expected) else {
+            assert_eq!(gradient.is_some(), expected.is_some(), "{name}");
+            continue;
+        };
+        let values: Vec<f32> = gradient.flatten_all().unwrap().to_vec1().unwrap();
+        let norm = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        // The product with a known vector: a gradient of the same norm in another direction does not pass.
+        let direction = noise(&format!("gradient of {name}"), values.len());
+        let projection: f64 = values.iter().zip(&direction).map(|(&v, d)| f64::from(v) * d).sum();
+        let expected_norm = expected[0].as_f64().unwrap();
+        let tolerance = 1e-3 * expected_norm.max(1e-3);
+        assert!((norm - expected_norm).abs() <= tolerance, "{name}: norm {norm} and {expected_norm}");
+        let expected = expected[1].as_f64().unwrap();
+        assert!((projection - expected).abs() <= tolerance, "{name}: projection {projection} and {expected}");
+    }
+    assert!(expected.is_empty(), "{:?}", expected.keys());
+
+    let state = net.state().unwrap();
+    let mut compared = 0;
+    for (name, tensor) in state.iter().filter(|(name, _)| name.contains(".running_")) {
+        let values: Vec<f32> = tensor.to_vec1().unwrap();
+        let norm = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        let expected = step["statistics"][&published(name, space).unwrap()][0].as_f64().unwrap();
+        assert!((norm - expected).abs() <= 1e-4 * expected, "{name}: {norm} and {expected}");
+        compared += 1;
+    }
+    assert_eq!(compared, step["statistics"].as_object().unwrap().len());
+}
