@@ -384,7 +384,6 @@ fn a_published_specialised_network_becomes_a_model() {
     import(&good.replace("\"kernel_size\":3", "\"kernel_size\":4"), "init", &["bad.config", "odd"]);
     import(&good.replace("\"out_features\":10", "\"out_features\":9"), "init", &["init", "classifier", "[9, "]);
     import(&good, "net.config", &["net.config"]);
-    fails(folder, &["import", "init"], &["--space"]);
 }
 
 #[test]
