@@ -239,7 +239,7 @@ mod tests {
         fs::write(root.path().join("corpus/broken/seed"), b"abc").unwrap();
         let target = Target { name: "broken", run: broken };
         let args = Args::parse_from(["ofa-fuzz"]);
-        let found = fuzz(&target, &args, root.path(), &root.path().join("work"), Duration::from_millis(300)).unwrap();
+        let found = fuzz(&target, &args, root.path(), &root.path().join("work"), Duration::from_secs(2)).unwrap();
         let inputs: Vec<usize> = fs::read_dir(root.path().join("findings"))
             .unwrap()
             .map(|entry| fs::read(entry.unwrap().path()).unwrap().len())

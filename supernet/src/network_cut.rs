@@ -19,9 +19,13 @@ pub(crate) fn cut(net: &Supernet, subnet: &Subnet, statistics: &Statistics) -> R
             // timm's deep stem is a sequence of convolution, norm and activation; the last two of it are outside.
             let skipped = if specs.len() < stem.len() { 1..stem.len() - 1 } else { 0..0 };
             let active = stem.iter().enumerate().filter(|(index, _)| !skipped.contains(index));
-            for ((index, dense), spec) in active.zip(specs) {
-                let norm = if index + 1 == stem.len() { "bn1".into() } else { format!("conv1.{}", 3 * index + 1) };
-                out.dense(dense, spec, &format!("conv1.{}", 3 * index), &norm)?;
+            for (place, ((_, dense), spec)) in active.zip(specs).enumerate() {
+                let (conv, norm) = match (place + 1 == specs.len(), spec.residual) {
+                    (true, _) => ("conv1.6", "bn1"),
+                    (false, true) => ("conv1.3", "conv1.4"),
+                    (false, false) => ("conv1.0", "conv1.1"),
+                };
+                out.dense(dense, spec, conv, norm)?;
             }
         }
     }
