@@ -6,7 +6,8 @@ use ofa_supernet::network::Mode;
 use ofa_supernet::seed::{Purpose, generator};
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::optimizer::Sgd;
-use ofa_supernet::train::step::{StepInput, resolution_of, subnet_of, train_step};
+use ofa_supernet::train::sampling::{candidates_of, resolution_of, subnet_of};
+use ofa_supernet::train::step::{StepInput, train_step};
 use ofa_supernet::train::{
     Control, Event, MetricsLine, Outcome, Sampling, StageConfig, Teacher, TrainConfig, loss, metrics, train,
 };
@@ -42,6 +43,7 @@ fn config() -> TrainConfig {
         width_multipliers: Vec::new(),
         subnets_per_step: 1,
         sampling: Sampling::Uniform,
+        candidates: 3,
         kd_ratio: 0.0,
         teacher: Teacher::Frozen,
         sort_channels: None,
@@ -313,6 +315,48 @@ fn a_step_sums_the_gradients_of_its_subnets_and_learns_from_the_teacher() {
     let stage = &mut config.stages[2];
     (stage.subnets_per_step, stage.sampling, stage.teacher) = (3, Sampling::Sandwich, Teacher::InPlace);
     check_step(config, Teacher::InPlace);
+}
+
+/// Of candidates of like work the one with the lowest or the highest loss is trained.
+#[test]
+fn attentive_sampling_trains_the_best_or_the_worst_candidate() {
+    let (space, data) = (space(), data());
+    let mut config = TrainConfig { dropout: 0.0, ..config() };
+    let resolution = space.resolutions[0];
+    let batch = data.evaluation_batch(&data.train, &(0..16).collect::<Vec<_>>(), resolution).unwrap();
+    let images = Tensor::from_vec(batch.images, (16, resolution, resolution, 3), &Device::Cpu).unwrap();
+    let targets = loss::smoothed_targets(&batch.labels, 10, config.label_smoothing, &Device::Cpu).unwrap();
+    for (sampling, sign) in [(Sampling::BestUp, 1.0), (Sampling::WorstUp, -1.0)] {
+        let stage = &mut config.stages[2];
+        (stage.sampling, stage.subnets_per_step, stage.candidates, stage.kd_ratio) = (sampling, 3, 4, 0.0);
+        let (stage, config) = (config.stages[2].clone(), config.clone());
+        let choices = stage.choices(&space);
+        for step in 0..4 {
+            let net = Supernet::new(&space, 10, 1).unwrap();
+            let candidates = candidates_of(&stage, &choices, config.seed, step, 2, resolution).unwrap();
+            let losses = candidates.iter().map(|subnet| {
+                let logits = net.forward(&images, subnet, Mode::BatchStatistics).unwrap();
+                let loss = loss::cross_entropy(&loss::log_softmax(&logits).unwrap(), &targets).unwrap();
+                sign * loss.to_scalar::<f32>().unwrap()
+            });
+            let losses: Vec<f32> = losses.collect();
+            let least = losses.iter().copied().fold(f32::INFINITY, f32::min);
+            let expected = &candidates[losses.iter().position(|&loss| loss == least).unwrap()];
+            let mut optimizer = Sgd::new(config.momentum, config.weight_decay, net.parameters().len());
+            let (labels, images) = (&batch.labels[..], &images);
+            let input = StepInput {
+                config: &config,
+                stage: &stage,
+                choices: &choices,
+                step,
+                learning_rate: 0.1,
+                images,
+                labels,
+            };
+            let report = train_step(&net, None, &mut optimizer, &input).unwrap();
+            assert_eq!(report.subnets[2], *expected, "{sampling:?}, step {step}: {losses:?}");
+        }
+    }
 }
 
 fn check_step(mut config: TrainConfig, kind: Teacher) {

@@ -10,10 +10,12 @@
 //! | `choices` | subnets of a space: extremes, samples, neighbours, their number, membership |
 //! | `network_spec` | a static network, layer by layer |
 //! | `layout` | from space and subnet to the static network |
+//! | `macs` | work of a static network |
 //! | `presets` | the spaces that have a name |
 
 mod choices;
 mod layout;
+mod macs;
 mod network_spec;
 mod presets;
 mod subnet;

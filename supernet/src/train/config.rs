@@ -133,6 +133,9 @@ pub struct StageConfig {
     /// How the subnets of a step are drawn (default: uniformly).
     #[serde(default)]
     pub sampling: Sampling,
+    /// Subnets of like work among which `best_up` and `worst_up` choose each (default 3).
+    #[serde(default = "three", skip_serializing_if = "is_three")]
+    pub candidates: usize,
     /// Weight of the distillation loss (default 0: no teacher). The first stage has no frozen teacher.
     #[serde(default)]
     pub kd_ratio: f64,
@@ -151,6 +154,14 @@ fn one() -> usize {
     1
 }
 
+fn three() -> usize {
+    3
+}
+
+fn is_three(candidates: &usize) -> bool {
+    *candidates == 3
+}
+
 /// How the subnets of a step are drawn from what a stage may draw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -161,6 +172,11 @@ pub enum Sampling {
     /// The first is the largest, from three subnets on the second is the smallest, the others are uniform (BigNAS, §3.1:
     /// the sandwich rule). The largest subnet goes on learning while the others catch up.
     Sandwich,
+    /// As a sandwich, but each of the others is the best of `candidates` random subnets of like work, by its loss on the step's images
+    /// (AttentiveNAS, §4: BestUp): what may end on the Pareto front is trained most.
+    BestUp,
+    /// The same with the worst of them (AttentiveNAS, §4: WorstUp): what lags behind is trained most.
+    WorstUp,
 }
 
 /// Whose soft labels a stage distils.
@@ -250,8 +266,15 @@ impl StageConfig {
                 Role::Random => depth * expand * mean_area,
             })
             .sum();
+        let candidates = match self.sampling {
+            Sampling::Uniform | Sampling::Sandwich => 0.0,
+            Sampling::BestUp | Sampling::WorstUp => {
+                let random = (0..self.subnets_per_step).filter(|&index| self.role(index) == Role::Random).count();
+                (random * self.candidates) as f64 * depth * expand * mean_area
+            }
+        };
         let teacher = if self.has_frozen_teacher() { 1.0 } else { 0.0 };
-        teacher + 3.0 * subnets
+        teacher + candidates + 3.0 * subnets
     }
 
     /// Whether the stage distils from the frozen teacher.
@@ -262,8 +285,9 @@ impl StageConfig {
     /// What subnet `index` of a step is.
     pub(super) fn role(&self, index: usize) -> Role {
         match (self.sampling, index) {
-            (Sampling::Sandwich, 0) => Role::Largest,
-            (Sampling::Sandwich, 1) if self.subnets_per_step > 2 => Role::Smallest,
+            (Sampling::Uniform, _) => Role::Random,
+            (_, 0) => Role::Largest,
+            (_, 1) if self.subnets_per_step > 2 => Role::Smallest,
             _ => Role::Random,
         }
     }
@@ -417,12 +441,21 @@ impl StageConfig {
         if index == 0 && self.has_frozen_teacher() {
             return fail("the first stage trains the teacher, so its kd_ratio must be 0".into());
         }
-        if self.teacher == Teacher::InPlace && (self.sampling != Sampling::Sandwich || self.subnets_per_step < 2) {
+        if self.teacher == Teacher::InPlace && (self.sampling == Sampling::Uniform || self.subnets_per_step < 2) {
             return fail(
-                "teacher = \"in_place\" needs the largest subnet in each step: set sampling = \"sandwich\" and \
-                 subnets_per_step to 2 or more"
+                "teacher = \"in_place\" needs the largest subnet in each step: set sampling = \"sandwich\" (or best_up, \
+                 worst_up) and subnets_per_step to 2 or more"
                     .into(),
             );
+        }
+        match self.sampling {
+            Sampling::Uniform | Sampling::Sandwich if self.candidates != three() => {
+                return fail("candidates is for sampling = \"best_up\" and \"worst_up\" alone; leave it out".into());
+            }
+            Sampling::BestUp | Sampling::WorstUp if !(2..=64).contains(&self.candidates) => {
+                return fail(format!("candidates = {} must lie between 2 and 64", self.candidates));
+            }
+            _ => {}
         }
         if !(1..=64).contains(&self.subnets_per_step) {
             return fail(format!("subnets_per_step = {} must lie between 1 and 64", self.subnets_per_step));

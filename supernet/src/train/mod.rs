@@ -11,6 +11,7 @@
 //! | [`gradients`] | summing gradients over subnets, their norm, clipping |
 //! | [`optimizer`] | SGD with Nesterov momentum |
 //! | [`average`] | moving average of the weights |
+//! | [`sampling`] | what a step draws |
 //! | [`step`] | one progressive-shrinking step |
 //! | [`validation`] | batch-norm recalibration and accuracy of a subnet |
 //! | [`tensor_file`] | named tensors and a JSON note in one checked file |
@@ -30,6 +31,7 @@ pub mod optimizer;
 mod preset;
 pub mod progress;
 pub mod run;
+pub mod sampling;
 pub mod schedule;
 pub mod step;
 pub mod tensor_file;

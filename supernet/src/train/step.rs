@@ -1,14 +1,14 @@
 //! One step of progressive shrinking. A step computes; the caller logs.
 
-use super::config::{Role, StageConfig, Teacher, TrainConfig};
+use super::config::{Sampling, StageConfig, Teacher, TrainConfig};
 use super::gradients::{Gradients, clip_factor};
 use super::loss;
 use super::optimizer::Sgd;
+use super::sampling::candidates_of;
 use crate::network::{Mode, Statistics, Supernet};
 use crate::seed::{Purpose, generator};
 use crate::{Error, Result, SearchSpace, Subnet};
 use candle_core::{DType, Tensor};
-use rand::Rng;
 
 /// What decides a step, besides weights and images.
 pub struct StepInput<'a> {
@@ -47,29 +47,6 @@ pub struct StepReport {
     pub subnets: Vec<Subnet>,
 }
 
-/// The resolution of the batch of step `step`: drawn uniformly, the same for all subnets of the step.
-pub fn resolution_of(choices: &SearchSpace, seed: u64, step: usize) -> usize {
-    let mut rng = generator(seed, Purpose::Sampling, &[step as u64]);
-    choices.resolutions[rng.random_range(0..choices.resolutions.len())]
-}
-
-/// Subnet `index` of step `step` at the batch's resolution, as the stage's sampling has it.
-pub fn subnet_of(
-    stage: &StageConfig,
-    choices: &SearchSpace,
-    seed: u64,
-    step: usize,
-    index: usize,
-    resolution: usize,
-) -> Subnet {
-    let subnet = match stage.role(index) {
-        Role::Largest => choices.largest(),
-        Role::Smallest => choices.smallest(),
-        Role::Random => choices.sample(&mut generator(seed, Purpose::Sampling, &[step as u64, index as u64])),
-    };
-    Subnet { resolution, ..subnet }
-}
-
 /// Trains `net` by one step: the teacher's soft labels (if the stage distils), forward and backward passes of the sampled
 /// subnets with summed gradients, one optimizer step (paper §3.3, algorithm 1).
 ///
@@ -83,7 +60,7 @@ pub fn train_step(
     optimizer: &mut Sgd,
     input: &StepInput,
 ) -> Result<StepReport> {
-    let StepInput { config, stage, choices, step, images, labels, .. } = *input;
+    let StepInput { config, stage, step, images, labels, .. } = *input;
     let resolution = images.dim(1)?;
     let count = stage.subnets_per_step;
     let mut soft_targets = match (stage.has_frozen_teacher(), teacher) {
@@ -114,7 +91,7 @@ pub fn train_step(
     let in_place = stage.kd_ratio > 0.0 && stage.teacher == Teacher::InPlace;
     let distilled = if in_place { count - 1 } else { count };
     for index in 0..count {
-        let subnet = subnet_of(stage, choices, config.seed, step, index, resolution);
+        let subnet = chosen(net, input, &targets, index, resolution)?;
         let mut rng = generator(config.seed, Purpose::Dropout, &[step as u64, index as u64]);
         let logits = net.forward(images, &subnet, Mode::Train { dropout: config.dropout, rng: &mut rng })?;
         // Activations can overflow and still leave a finite loss: divided by an infinite deviation they are zero.
@@ -153,6 +130,26 @@ pub fn train_step(
     Ok(report)
 }
 
+/// Subnet `index` of the step: the only candidate, or the one with the lowest (highest, for `worst_up`) loss on the step's images.
+fn chosen(net: &Supernet, input: &StepInput, targets: &Tensor, index: usize, resolution: usize) -> Result<Subnet> {
+    let StepInput { config, stage, choices, step, images, .. } = *input;
+    let mut candidates = candidates_of(stage, choices, config.seed, step, index, resolution)?;
+    if candidates.len() == 1 {
+        return Ok(candidates.remove(0));
+    }
+    let mut best: Option<(f64, Subnet)> = None;
+    for subnet in candidates {
+        let log_probabilities = loss::log_softmax(&net.forward(images, &subnet, Mode::BatchStatistics)?)?;
+        let loss = scalar(&loss::cross_entropy(&log_probabilities, targets)?)?;
+        let better = |other: f64| if stage.sampling == Sampling::WorstUp { loss > other } else { loss < other };
+        // A loss that is not finite is chosen, so that training stops at it.
+        if best.as_ref().is_none_or(|(other, _)| !loss.is_finite() || (other.is_finite() && better(*other))) {
+            best = Some((loss, subnet));
+        }
+    }
+    best.map(|(_, subnet)| subnet).ok_or_else(|| Error::Config("a step without candidates".into()))
+}
+
 fn scalar(tensor: &Tensor) -> Result<f64> {
     Ok(f64::from(tensor.to_dtype(DType::F32)?.to_scalar::<f32>()?))
 }
@@ -170,56 +167,4 @@ fn not_finite(input: &StepInput, what: &str, value: f64, subnets: &[Subnet]) -> 
          warmup_epochs or set clip_norm, or go on with --skip-nonfinite N if it is rare",
         input.stage.name, input.step, input.learning_rate
     ))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::config::Sampling;
-    use super::*;
-    use crate::space::preset;
-
-    #[test]
-    fn draws_depend_on_seed_step_and_index_only_and_stay_in_the_stage() {
-        let space = preset("cifar-mbv3").unwrap();
-        let config = TrainConfig::preset("cifar", &space).unwrap();
-        for stage in &config.stages {
-            let choices = stage.choices(&space);
-            let mut seen = std::collections::HashSet::new();
-            for step in 0..60 {
-                let resolution = resolution_of(&choices, 1, step);
-                for index in 0..stage.subnets_per_step {
-                    let subnet = subnet_of(stage, &choices, 1, step, index, resolution);
-                    choices.check(&subnet).unwrap();
-                    assert_eq!(subnet.resolution, resolution);
-                    assert_eq!(subnet, subnet_of(stage, &choices, 1, step, index, resolution));
-                    seen.insert(subnet);
-                }
-            }
-            if stage.name == "largest" {
-                assert_eq!(seen.len(), space.resolutions.len());
-            } else {
-                assert!(seen.len() > 50, "{}: {}", stage.name, seen.len());
-            }
-        }
-    }
-
-    #[test]
-    fn a_sandwich_holds_the_largest_and_the_smallest() {
-        let space = preset("cifar-mbv3").unwrap();
-        let mut stage = TrainConfig::preset("cifar", &space).unwrap().stages.pop().unwrap();
-        let of = |stage: &StageConfig, step, index| subnet_of(stage, &space, 1, step, index, 28);
-        let extreme = |subnet: Subnet| Subnet { resolution: 28, ..subnet };
-        let uniform: Vec<_> = (0..4).map(|index| of(&stage, 5, index)).collect();
-        stage.sampling = Sampling::Sandwich;
-        let sandwich: Vec<_> = (0..4).map(|index| of(&stage, 5, index)).collect();
-        assert_eq!(sandwich[..2], [extreme(space.largest()), extreme(space.smallest())]);
-        assert_eq!(sandwich[2..], uniform[2..]);
-        let four = stage.relative_cost(&space);
-        stage.subnets_per_step = 2;
-        assert_eq!((of(&stage, 5, 0), of(&stage, 5, 1)), (extreme(space.largest()), uniform[1].clone()));
-        let two = stage.relative_cost(&space);
-        stage.teacher = Teacher::InPlace;
-        assert!((two - stage.relative_cost(&space) - 1.0).abs() < 1e-12, "the frozen teacher's forward pass");
-        assert!(two < four);
-    }
 }
