@@ -1,6 +1,6 @@
 //! The command line: what exists and what it is called. Each command's arguments stand in its own file.
 
-use crate::commands::{bench, config, extract, import, predictor, profile, quickstart, search, speed, train};
+use crate::commands::{bench, config, extract, import, predictor, profile, quickstart, search, speed, train, tune};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
@@ -23,6 +23,8 @@ enum Command {
     Config(config::Args),
     /// Train a supernet by progressive shrinking.
     Train(train::Args),
+    /// Find good hyperparameters of training on shortened runs.
+    Tune(tune::Args),
     /// Make a run folder of a published once-for-all checkpoint, without training.
     Import(import::Args),
     /// Measure images a second and memory, and how long a schedule will take.
@@ -54,6 +56,7 @@ impl Cli {
             Command::Quickstart(args) => quickstart::run(&args),
             Command::Config(args) => config::run(&args),
             Command::Train(args) => train::run(&args),
+            Command::Tune(args) => tune::run(&args),
             Command::Import(args) => import::run(&args),
             Command::Speed(args) => speed::run(&args),
             Command::Profile(args) => profile::run(&args),

@@ -5,6 +5,7 @@
 mod cli;
 mod commands;
 mod interrupt;
+mod measured;
 mod memory;
 mod progress;
 mod run_folder;

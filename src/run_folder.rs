@@ -178,8 +178,13 @@ impl RunFolder {
         config.open()
     }
 
-    /// The trained supernet with its class names.
-    pub fn supernet(&self) -> Result<(Supernet, Vec<String>)> {
+    /// The supernet's space and its class names.
+    pub fn space(&self) -> Result<(SearchSpace, Vec<String>)> {
+        let (_, note) = read_supernet(&self.supernet_path()?)?;
+        Ok((note.space, note.classes))
+    }
+
+    fn supernet_path(&self) -> Result<PathBuf> {
         let path = Folder::of_run(&self.path, 1).supernet_path();
         if !path.exists() {
             bail!(
@@ -188,6 +193,12 @@ impl RunFolder {
                 self.path.display()
             );
         }
+        Ok(path)
+    }
+
+    /// The trained supernet with its class names.
+    pub fn supernet(&self) -> Result<(Supernet, Vec<String>)> {
+        let path = self.supernet_path()?;
         let (state, note) = read_supernet(&path)?;
         let net = Supernet::new(&note.space, note.classes.len(), 0)?;
         net.load_state(&state).with_context(|| path.display().to_string())?;

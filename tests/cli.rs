@@ -13,6 +13,7 @@ use ofa_supernet::network::Mode;
 use ofa_supernet::space::{BlockSpec, ConvSpec};
 use ofa_supernet::{NetworkSpec, SearchSpace, Supernet};
 use serde_json::{Value, json};
+use std::path::Path;
 
 const SMALL: &[&str] = &["--epochs", "3", "--images", "400", "--samples", "16"];
 
@@ -61,6 +62,7 @@ fn quickstart_then_every_command_on_its_run() {
     assert!(results[1]["constraints"][0]["value"].as_f64().unwrap() <= 0.5e6);
     assert!(folder.join("q/search/any-macs-500k.json").exists() || folder.join("q/search/any-macs-0.5M.json").exists());
     fails(folder, &["search", "--run", "q", "--limit", "any:macs=1k"], &["smallest"]);
+    strategies(folder);
     fails(folder, &["search", "--run", "q", "--limit", "phone:latency=1ms"], &["phone", "this"]);
 
     let out = succeeds(
@@ -83,6 +85,77 @@ fn quickstart_then_every_command_on_its_run() {
     // A damaged model is named.
     std::fs::write(folder.join("q/models/smallest/model.safetensors"), b"short").unwrap();
     fails(folder, &["bench", models[1]], &["smallest"]);
+}
+
+/// Every strategy, scorer and option of the search on the run `q`.
+fn strategies(folder: &Path) {
+    let search = |arguments: &[&str]| -> serde_json::Value {
+        let out = succeeds(folder, &[&["search", "--run", "q", "--json"], arguments].concat());
+        serde_json::from_str(&out).unwrap()
+    };
+    // Limits that bind, on two devices and a size at once: a part of what the best subnet without limits has.
+    let subjects = ["this:latency", "two:latency", "any:size-f16"];
+    let free = search(&[
+        "--limit",
+        "this:latency=9s",
+        "--limit",
+        "two:latency=9s",
+        "--limit",
+        "any:size-f16=9GB",
+        "--together",
+    ]);
+    let limits: Vec<String> = subjects
+        .iter()
+        .zip(["ms", "ms", "B"])
+        .zip(free[0]["constraints"].as_array().unwrap())
+        .flat_map(|((subject, unit), found)| {
+            ["--limit".into(), format!("{subject}={:.6}{unit}", 0.8 * found["value"].as_f64().unwrap())]
+        })
+        .chain(["--together".into()])
+        .collect();
+    let limits: Vec<&str> = limits.iter().map(String::as_str).collect();
+    for strategy in ["random", "grid", "evolution", "bayes", "ppo", "gradient"] {
+        let results = search(&[&["--strategy", strategy, "--evaluations", "60"], &limits[..]].concat());
+        let result = &results[0];
+        assert_eq!(result["settings"]["strategy"], strategy);
+        assert!(result["evaluations"].as_u64().unwrap() <= 60, "{strategy}");
+        assert_eq!(result["constraints"].as_array().unwrap().len(), 3);
+        for constraint in result["constraints"].as_array().unwrap() {
+            assert!(constraint["value"].as_f64() <= constraint["limit"].as_f64(), "{strategy}: {constraint}");
+        }
+        assert_ne!(result["best"], free[0]["best"], "{strategy}");
+    }
+    let arguments = ["--strategy", "pareto", "--against", "any:macs", "--against", "any:params", "--generations", "5"];
+    let front = search(&arguments)[0]["front"].as_array().unwrap().clone();
+    assert!(front.len() > 3 && front.iter().all(|point| point["values"].as_array().unwrap().len() == 2), "{front:?}");
+    assert!(folder.join("q/search/front+any-macs+any-params.json").exists());
+
+    let images = ["--recalibration", "50", "--images", "50", "--limit", "any:macs=400k"];
+    let verified = &search(&[&["--verify", "2", "--generations", "3"], &images[..]].concat())[0];
+    assert!(verified["measured_accuracy"].as_f64().is_some(), "{verified}");
+    assert_eq!(verified["top"].as_array().unwrap().len(), 2);
+    let measured =
+        &search(&[&["--score", "measured", "--strategy", "bayes", "--evaluations", "5"], &images[..]].concat())[0];
+    assert_eq!(measured["measured_accuracy"], measured["predicted_accuracy"]);
+    assert_eq!(measured["evaluations"], 5);
+
+    let arguments =
+        ["search", "--run", "q", "--limit", "any:macs=400k", "--compare", "--seeds", "2", "--evaluations", "50"];
+    let out = succeeds(folder, &arguments);
+    for name in ["evolution", "pareto", "random", "grid", "bayes", "ppo", "gradient", "spread"] {
+        assert!(out.contains(name), "'{name}' is not in: {out}");
+    }
+
+    let bad = |arguments: &[&str], expected: &[&str]| {
+        fails(folder, &[&["search", "--run", "q", "--limit", "any:macs=400k"], arguments].concat(), expected);
+    };
+    bad(&["--strategy", "random", "--population", "5"], &["--strategy random", "population"]);
+    bad(&["--strategy", "pareto"], &["--against"]);
+    bad(&["--against", "any:macs"], &["--strategy pareto"]);
+    bad(&["--evaluations", "0"], &["evaluations"]);
+    bad(&["--score", "measured", "--verify", "3"], &["--verify"]);
+    bad(&["--data", "builtin"], &["--data", "--score measured"]);
+    bad(&["--limit", "any:memory=1KB", "--together"], &["memory", "smallest value it can reach"]);
 }
 
 #[test]

@@ -38,6 +38,11 @@ fn block_parameters(block: &BlockSpec) -> u64 {
     expand + depthwise + squeeze + project
 }
 
+/// Numbers in the tensors of the extracted model: its [`parameters`], and batch norm's running mean and variance.
+pub fn stored_numbers(network: &NetworkSpec) -> u64 {
+    parameters(network) + 2 * network.norm_widths().iter().map(|&width| width as u64).sum::<u64>()
+}
+
 /// Largest number of bytes of activations alive at once, for one f32 image executed layer by layer.
 ///
 /// A layer's input and output are alive while it runs; nothing is computed in place except activations, batch norm, the
@@ -138,6 +143,19 @@ mod tests {
         let setting: Setting = serde_json::from_value(case["setting"].clone()).unwrap();
         let subnet = setting.subnet(&space, resolution).unwrap();
         (space, subnet)
+    }
+
+    #[test]
+    fn stored_numbers_are_those_of_the_model_file() {
+        for name in ["tiny", "mbv3-w1.0", "proxyless-w1.3", "resnet50d"] {
+            let space = preset(name).unwrap();
+            for subnet in [space.smallest(), space.middle(), space.largest()] {
+                let network = space.network(&subnet, 10).unwrap();
+                let shapes = crate::model::tensor_shapes(&network);
+                let numbers: usize = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+                assert_eq!(stored_numbers(&network), numbers as u64, "{name}: {subnet}");
+            }
+        }
     }
 
     #[test]

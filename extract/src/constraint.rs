@@ -19,13 +19,18 @@ pub enum Metric {
     Parameters,
     /// Peak activation memory for one image, in bytes.
     Memory,
+    /// Bytes of the extracted model's tensors in f32, batch norm's statistics included; a file adds its header.
+    Size,
+    /// The same in f16.
+    SizeF16,
 }
 
 /// A unit's name and its size in the metric's base unit; largest first.
 type Units = &'static [(&'static str, f64)];
 
 impl Metric {
-    const ALL: [Metric; 4] = [Metric::Latency, Metric::Macs, Metric::Parameters, Metric::Memory];
+    const ALL: [Metric; 6] =
+        [Metric::Latency, Metric::Macs, Metric::Parameters, Metric::Memory, Metric::Size, Metric::SizeF16];
 
     /// The name used in limits.
     pub fn name(self) -> &'static str {
@@ -34,6 +39,8 @@ impl Metric {
             Metric::Macs => "macs",
             Metric::Parameters => "params",
             Metric::Memory => "memory",
+            Metric::Size => "size",
+            Metric::SizeF16 => "size-f16",
         }
     }
 
@@ -42,7 +49,7 @@ impl Metric {
         match self {
             Metric::Latency => &[("s", 1e3), ("ms", 1.0), ("us", 1e-3)],
             Metric::Macs | Metric::Parameters => COUNT,
-            Metric::Memory => &[
+            Metric::Memory | Metric::Size | Metric::SizeF16 => &[
                 ("GiB", 1_073_741_824.0),
                 ("GB", 1e9),
                 ("MiB", 1_048_576.0),
@@ -60,12 +67,21 @@ impl Metric {
             Metric::Latency => "12ms, 800us or 0.5s",
             Metric::Macs => "50M, 1.2G, 800k or 50000000",
             Metric::Parameters => "3.5M, 800k or 3500000",
-            Metric::Memory => "512KB, 1MB (decimal), 2MiB, 512KiB (binary) or 65536B",
+            Metric::Memory | Metric::Size | Metric::SizeF16 => "512KB, 1MB (decimal), 2MiB, 512KiB (binary) or 65536B",
         }
     }
 
     /// `value` (in the base unit: ms, count, bytes) for people, with three or four digits and a decimal unit.
     pub fn show(self, value: f64) -> String {
+        self.text(value, f64::round)
+    }
+
+    /// As [`show`](Self::show), rounded up: `value` meets a limit of that.
+    pub fn show_above(self, value: f64) -> String {
+        self.text(value, f64::ceil)
+    }
+
+    fn text(self, value: f64, round: fn(f64) -> f64) -> String {
         let mut units = self.units().iter().filter(|(name, _)| !name.ends_with("iB"));
         let (name, size) = units
             .clone()
@@ -73,8 +89,8 @@ impl Metric {
             .or(units.next_back())
             .expect("every metric has a decimal unit");
         let value = value / size;
-        let digits = if value >= 1000.0 { 0 } else { 2 };
-        let text = format!("{value:.digits$}");
+        let (digits, scale) = if value >= 1000.0 { (0, 1.0) } else { (2, 100.0) };
+        let text = format!("{:.digits$}", round(value * scale) / scale);
         let text = if digits > 0 { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
         format!("{text}{name}")
     }
@@ -89,7 +105,7 @@ impl fmt::Display for Metric {
 /// `metric <= limit`, on a device.
 ///
 /// Text form: `DEVICE:METRIC=VALUE`. Units: latency `us`, `ms`, `s`; MACs and parameters plain or with `k`, `M`, `G`
-/// (thousand, million, thousand million); memory `B`, decimal `KB`, `MB`, `GB`, binary `KiB`, `MiB`, `GiB`. Their case does
+/// (thousand, million, thousand million); memory and sizes `B`, decimal `KB`, `MB`, `GB`, binary `KiB`, `MiB`, `GiB`. Their case does
 /// not matter. DEVICE is the name of a device profile for latency; for the other metrics, which are the same on every
 /// device, it only labels the result and is usually `any`.
 #[derive(Debug, Clone, PartialEq)]
@@ -103,8 +119,20 @@ pub struct Constraint {
 }
 
 impl Constraint {
+    /// `DEVICE:METRIC` without a limit: something to draw a front against.
+    ///
+    /// # Errors
+    /// A text of another form, with the reason.
+    pub fn unlimited(text: &str) -> Result<Self> {
+        let (device, metric) = parse_subject(text, text)?;
+        Ok(Constraint { device, metric, limit: f64::INFINITY })
+    }
+
     /// A name for files: `laptop-latency-12ms`.
     pub fn file_stem(&self) -> String {
+        if self.limit.is_infinite() {
+            return format!("{}-{}", self.device, self.metric);
+        }
         format!("{}-{}-{}", self.device, self.metric, self.value_text())
     }
 
@@ -126,6 +154,9 @@ impl Constraint {
 
 impl fmt::Display for Constraint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.limit.is_infinite() {
+            return write!(f, "{}:{}", self.device, self.metric);
+        }
         write!(f, "{}:{}={}", self.device, self.metric, self.value_text())
     }
 }
@@ -139,35 +170,43 @@ fn parse_value(metric: Metric, text: &str) -> Option<f64> {
     (value > 0.0 && value.is_finite()).then_some(value)
 }
 
+/// Device and metric of `DEVICE:METRIC`, a part of `text`.
+fn parse_subject(text: &str, subject: &str) -> Result<(String, Metric)> {
+    let fail = |message: String| Err(Error::Constraint(format!("'{text}': {message}")));
+    let Some((device, name)) = subject.split_once(':') else {
+        return fail("expected the form DEVICE:METRIC, for example laptop:latency or any:macs".into());
+    };
+    let (device, name) = (device.trim(), name.trim());
+    let nameable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if device.is_empty() || device.starts_with('.') || !device.chars().all(nameable) {
+        return fail(format!("'{device}' is no device name; expected letters, digits, '-', '_' and '.'"));
+    }
+    let Some(metric) = Metric::ALL.into_iter().find(|m| m.name().eq_ignore_ascii_case(name)) else {
+        return fail(format!("'{name}' is no metric; expected latency, macs, params, memory, size or size-f16"));
+    };
+    if metric == Metric::Latency && device == "any" {
+        return fail("latency differs from device to device; name a device profile instead of 'any'".into());
+    }
+    Ok((device.to_string(), metric))
+}
+
 impl FromStr for Constraint {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
         let fail = |message: String| Err(Error::Constraint(format!("'{text}': {message}")));
-        let parts = text.split_once(':').and_then(|(device, rest)| {
-            let (metric, value) = rest.split_once('=')?;
-            Some((device.trim(), metric.trim(), value.trim()))
-        });
-        let Some((device, name, value)) = parts else {
+        let Some((subject, value)) = text.split_once('=').filter(|(subject, _)| subject.contains(':')) else {
             return fail(
-                "expected the form DEVICE:METRIC=VALUE, for example laptop:latency=12ms, any:macs=50M, any:params=3.5M or any:memory=512KB"
+                "expected the form DEVICE:METRIC=VALUE, for example laptop:latency=12ms, any:macs=50M, any:params=3.5M, any:memory=512KB or any:size=1MB"
                     .into(),
             );
         };
-        let nameable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if device.is_empty() || device.starts_with('.') || !device.chars().all(nameable) {
-            return fail(format!("'{device}' is no device name; expected letters, digits, '-', '_' and '.'"));
-        }
-        let Some(metric) = Metric::ALL.into_iter().find(|m| m.name().eq_ignore_ascii_case(name)) else {
-            return fail(format!("'{name}' is no metric; expected latency, macs, params or memory"));
-        };
-        if metric == Metric::Latency && device == "any" {
-            return fail("latency differs from device to device; name a device profile instead of 'any'".into());
-        }
+        let (device, metric) = parse_subject(text, subject)?;
+        let value = value.trim();
         let Some(limit) = parse_value(metric, value) else {
             return fail(format!("'{value}' is no {metric} above zero; expected for example {}", metric.example()));
         };
-        Ok(Constraint { device: device.to_string(), metric, limit })
+        Ok(Constraint { device, metric, limit })
     }
 }
 
@@ -227,6 +266,8 @@ impl Measures {
             Metric::Macs => cost::macs(&network) as f64,
             Metric::Parameters => cost::parameters(&network) as f64,
             Metric::Memory => cost::peak_activation_bytes(&network) as f64,
+            Metric::Size => (4 * cost::stored_numbers(&network)) as f64,
+            Metric::SizeF16 => (2 * cost::stored_numbers(&network)) as f64,
         })
     }
 }
@@ -247,6 +288,8 @@ mod tests {
             ("any:memory=512KB", Metric::Memory, 512e3, "any:memory=512KB"),
             ("any:memory=2MiB", Metric::Memory, 2097152.0, "any:memory=2MiB"),
             ("any:memory=1MB", Metric::Memory, 1e6, "any:memory=1MB"),
+            ("any:size=1MB", Metric::Size, 1e6, "any:size=1MB"),
+            ("any:size-f16=64KiB", Metric::SizeF16, 65536.0, "any:size-f16=64KiB"),
         ] {
             let constraint: Constraint = text.parse().unwrap();
             assert_eq!((constraint.metric, constraint.limit), (metric, limit), "{text}");
@@ -257,6 +300,10 @@ mod tests {
             let constraint = Constraint { device: "d".into(), metric: Metric::Latency, limit };
             assert_eq!(constraint.to_string().parse::<Constraint>().unwrap(), constraint, "{constraint}");
         }
+        let front = Constraint::unlimited("laptop:latency").unwrap();
+        assert_eq!((front.to_string(), front.file_stem()), ("laptop:latency".into(), "laptop-latency".into()));
+        assert!(Constraint::unlimited("any:latency").unwrap_err().to_string().contains("name a device profile"));
+        assert!(Constraint::unlimited("latency").unwrap_err().to_string().contains("DEVICE:METRIC"));
         assert_eq!("a:latency=12ms".parse::<Constraint>().unwrap().file_stem(), "a-latency-12ms");
     }
 
@@ -267,7 +314,7 @@ mod tests {
             ("laptop:latency", "expected the form"),
             ("../x:macs=5M", "is no device name"),
             (":macs=5M", "is no device name"),
-            ("any:flops=5M", "expected latency, macs, params or memory"),
+            ("any:flops=5M", "expected latency, macs, params, memory, size or size-f16"),
             ("any:latency=5ms", "name a device profile"),
             ("laptop:latency=12", "expected for example 12ms"),
             ("laptop:latency=-1ms", "above zero"),
@@ -292,6 +339,9 @@ mod tests {
         ] {
             assert_eq!(metric.show(value), text);
         }
+        assert_eq!(Metric::Macs.show_above(12_341_000.0), "12.35M");
+        assert_eq!(Metric::Macs.show_above(12_340_000.0), "12.34M");
+        assert_eq!(Metric::Latency.show_above(1234.56), "1.24s");
     }
 
     #[test]

@@ -43,6 +43,9 @@ pub enum Error {
     /// A search setting or a scorer's answer is impossible.
     #[error("search: {0}")]
     Search(String),
+    /// Hyperparameters cannot be varied like that.
+    #[error("tune: {0}")]
+    Tune(String),
     /// No subnet of the space meets the limits.
     #[error("search: {0}")]
     Impossible(String),

@@ -9,17 +9,21 @@
 //! | [`predictor`] | accuracy samples, and the network that predicts accuracy from a subnet's choices |
 //! | [`constraint`] | limits as people write them, and how they are measured |
 //! | [`search`] | the best subnet within limits |
+//! | `gaussian_process` | a surrogate of what is expensive to know, and expected improvement |
+//! | [`tune`] | hyperparameters of training |
 //! | [`subnet`] | cutting a subnet out as a model folder, and checking it |
 
 #![forbid(unsafe_code)]
 
 pub mod constraint;
 pub mod error;
+mod gaussian_process;
 pub mod predictor;
 pub mod search;
 pub mod subnet;
+pub mod tune;
 
 pub use constraint::{Constraint, Measures, Metric};
 pub use error::{Error, Result};
 pub use predictor::{FitReport, FitSettings, Predictor, Sample};
-pub use search::{Limit, SearchResult, SearchSettings};
+pub use search::{Limit, Problem, SearchResult, SearchSettings, search};

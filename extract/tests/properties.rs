@@ -6,7 +6,9 @@ mod spaces;
 use candle_core::{Device, Tensor};
 use ofa_evaluate::cost;
 use ofa_evaluate::model::{Normalisation, NumberType};
+use ofa_extract::search::Limits;
 use ofa_extract::search::feasible::{repair, smallest, witness};
+use ofa_extract::search::genome::Genome;
 use ofa_extract::subnet::{compare, extract};
 use ofa_extract::{Constraint, Limit};
 use ofa_supernet::network::{Mode, StatisticsCollector};
@@ -68,21 +70,26 @@ proptest! {
             })
             .collect();
         // The smallest subnet meets all of them.
-        let witness = witness(&space, &limits).unwrap();
+        let genome = Genome::new(&space).unwrap();
+        let rules = Limits::new(&genome, &limits).unwrap();
+        let witness = witness(&genome, &rules).unwrap();
         let mut rng = generator(seed, Purpose::Search, &[]);
-        let repaired = repair(&space, &limits, subnet, &witness, &mut rng).unwrap();
-        space.check(&repaired).unwrap();
-        for found in [&witness, &repaired] {
+        let genes = genome.encode(&subnet).unwrap();
+        let repaired = repair(&genome, &rules, genes, &witness, &mut rng).unwrap();
+        for found in [&witness, &repaired].map(|genes| genome.decode(genes)) {
+            space.check(&found).unwrap();
             for limit in &limits {
-                prop_assert!(limit.value(found).unwrap() <= limit.bound, "{}: {}", limit.name, found);
+                prop_assert!(limit.value(&found).unwrap() <= limit.bound, "{}: {}", limit.name, found);
             }
         }
     }
 
     #[test]
     fn nothing_is_smaller_than_the_smallest((space, subnet) in space_and_subnet()) {
+        let genome = Genome::new(&space).unwrap();
         for (i, cost) in costs(&space, &subnet).into_iter().enumerate() {
-            let (_, least) = smallest(&space, &|s| Ok(costs(&space, s)[i])).unwrap();
+            let limit = [Limit::new("cost", cost, |s: &Subnet| Ok(costs(&space, s)[i]))];
+            let (_, least) = smallest(&genome, &Limits::new(&genome, &limit).unwrap(), 0).unwrap();
             prop_assert!(least <= cost);
         }
     }

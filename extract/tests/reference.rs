@@ -5,14 +5,15 @@ use candle_core::{Device, Tensor};
 use ofa_evaluate::Model;
 use ofa_evaluate::model::NumberType;
 use ofa_evaluate::profile::import;
+use ofa_extract::search::{Evolution, SearchSettings};
 use ofa_extract::subnet::extract;
-use ofa_extract::{Measures, Predictor};
+use ofa_extract::{Constraint, Limit, Measures, Metric, Predictor, Problem, search};
 use ofa_supernet::data::Normalisation;
 use ofa_supernet::import::{Setting, read_supernet};
 use ofa_supernet::network::{Mode, StatisticsCollector};
 use ofa_supernet::{SearchSpace, Subnet};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A folder of the reference; `None` (with a printed reason) where it is absent.
 fn reference(name: &str) -> Option<PathBuf> {
@@ -125,4 +126,78 @@ fn the_published_predictor_and_latency_tables() {
         let error = Predictor::import(&folder.join("supernet.pth"), &space).unwrap_err().to_string();
         assert!(error.contains("'0.bias' is missing"), "{error}");
     }
+}
+
+/// Percent that the reference's own evolution (population 100, 500 generations, the same predictor and tables) finds as the best of three seeds.
+const REFERENCE_BEST: [(&str, f64); 7] = [
+    ("15ms", 78.54),
+    ("20ms", 80.68),
+    ("25ms", 81.92),
+    ("30ms", 82.78),
+    ("40ms", 84.03),
+    ("50ms", 84.72),
+    ("60ms", 85.07),
+];
+
+/// The published space, predictor and latency tables.
+fn published(folder: &Path) -> (SearchSpace, Predictor, Measures) {
+    let mut space = SearchSpace::named("mbv3-w1.2").unwrap();
+    space.resolutions = vec![160, 176, 192, 208, 224];
+    let predictor = Predictor::import(&folder.join("acc_predictor.pth"), &space).unwrap();
+    let tables: Vec<PathBuf> =
+        space.resolutions.iter().map(|r| folder.join(format!("note10_{r}_lookup_table.yaml"))).collect();
+    let measures = Measures::new(&space, 1000, vec![import(&space, 1000, "note10", &tables).unwrap()]);
+    (space, predictor, measures)
+}
+
+#[test]
+fn the_median_search_finds_at_least_the_references_best() {
+    let Some(folder) = reference("official") else { return };
+    let (space, predictor, measures) = published(&folder);
+    for (limit, best) in REFERENCE_BEST {
+        let limits = [Limit::from_constraint(&format!("note10:latency={limit}").parse().unwrap(), &measures).unwrap()];
+        let mut found: Vec<f64> = (0..3)
+            .map(|seed| {
+                let settings = SearchSettings::Evolution(Evolution::default());
+                let mut scorer = |subnets: &[Subnet]| predictor.predict(subnets);
+                let problem = Problem::new(&space, &limits, seed);
+                search(&problem, &settings, &mut scorer, &mut |_| ()).unwrap().predicted_accuracy
+            })
+            .collect();
+        found.sort_by(f64::total_cmp);
+        assert!(100.0 * found[1] >= best, "{limit}: {found:?}, the reference finds {best}");
+    }
+}
+
+#[test]
+fn limits_of_several_kinds_hold_at_once() {
+    let Some(folder) = reference("official") else { return };
+    let (space, predictor, measures) = published(&folder);
+    let find = |limits: &[&str]| {
+        let limits: Vec<Limit> =
+            limits.iter().map(|text| Limit::from_constraint(&text.parse().unwrap(), &measures).unwrap()).collect();
+        let settings = SearchSettings::Evolution(Evolution { generations: 60, ..Evolution::default() });
+        let mut scorer = |subnets: &[Subnet]| predictor.predict(subnets);
+        search(&Problem::new(&space, &limits, 0), &settings, &mut scorer, &mut |_| ())
+    };
+    let latency = "note10:latency=30ms";
+    let alone = find(&[latency]).unwrap();
+    // Each of the others breaks what the best subnet within the latency has.
+    let part = |subject: &str| {
+        let subject = Constraint::unlimited(subject).unwrap();
+        let limit = (0.9 * measures.value(&subject, &alone.best).unwrap()).floor();
+        Constraint { limit, ..subject }.to_string()
+    };
+    let others = ["any:macs", "any:params", "any:size-f16", "any:memory"].map(part);
+    let all: Vec<&str> = std::iter::once(latency).chain(others.iter().map(String::as_str)).collect();
+    let found = find(&all).unwrap();
+    for (text, value) in all.iter().zip(&found.constraints) {
+        let constraint: Constraint = text.parse().unwrap();
+        assert_eq!(value.value, measures.value(&constraint, &found.best).unwrap());
+        assert!(value.value <= constraint.limit, "{text}: {}", value.value);
+    }
+    assert!(found.predicted_accuracy < alone.predicted_accuracy);
+    let error = find(&[latency, "any:memory=100KB"]).unwrap_err().to_string();
+    let least = measures.value(&"any:memory=1KB".parse().unwrap(), &space.smallest()).unwrap();
+    assert!(error.contains(&format!("smallest value it can reach is {}", Metric::Memory.show_above(least))), "{error}");
 }

@@ -1,6 +1,7 @@
 //! One file a command: its arguments, and a `run` that parses, calls and prints.
 
 pub mod bench;
+pub mod compare;
 pub mod config;
 pub mod extract;
 pub mod import;
@@ -10,3 +11,4 @@ pub mod quickstart;
 pub mod search;
 pub mod speed;
 pub mod train;
+pub mod tune;

@@ -1,14 +1,14 @@
 //! `ofa predictor`
 
+use crate::measured::{Images, Measured};
 use crate::run_folder::RunFolder;
-use crate::{interrupt, progress};
+use crate::{interrupt, progress, table};
 use anyhow::{Context, Result};
-use ofa_extract::predictor::{SampleWriter, read_samples};
+use ofa_extract::predictor::active::{self, Acquisition, CurvePoint};
+use ofa_extract::predictor::{FEWEST_SAMPLES, SampleWriter, read_samples};
 use ofa_extract::{FitReport, FitSettings, Predictor, Sample};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::seed::{Purpose, generator};
-use ofa_supernet::train::EvaluationSet;
-use ofa_supernet::train::validation::{accuracy_on, recalibrate_on};
 use ofa_supernet::{Subnet, Supernet};
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -24,8 +24,12 @@ pub struct Args {
     /// Other images than the run's.
     #[arg(long)]
     data: Option<String>,
+    /// Instead of measuring: from the measured samples, how good a predictor fewer of them would have given, drawn at random and chosen
+    /// (--active, by default by deviation).
+    #[arg(long)]
+    curve: bool,
     /// Instead of measuring: the accuracy predictor that the authors of once-for-all published (acc_predictor.pth).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["samples", "recalibration", "images", "batch", "seed", "data"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["samples", "recalibration", "images", "batch", "seed", "data", "members", "active", "curve"])]
     import: Option<PathBuf>,
 }
 
@@ -35,18 +39,43 @@ pub struct Sampling {
     /// Subnets to measure in all.
     #[arg(long, default_value_t = 1000)]
     pub samples: usize,
-    /// Training images that recalibrate batch norm for each.
-    #[arg(long, default_value_t = 500)]
-    pub recalibration: usize,
-    /// Validation images; 0 for all.
-    #[arg(long, default_value_t = 0)]
-    pub images: usize,
+    #[command(flatten)]
+    pub images: Images,
     /// Images a batch.
     #[arg(long, default_value_t = 100)]
     pub batch: usize,
     /// Seed of subnets, split and fit.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Networks whose mean is the predictor; their spread tells how sure it is. One is fastest to search with.
+    #[arg(long, default_value_t = FitSettings::default().members)]
+    pub members: usize,
+    /// Choose what to measure after the first quarter of the samples, in place of drawing at random: subnets that the predictor is least sure
+    /// about, or those that may be better than all measured ones.
+    #[arg(long, value_enum)]
+    pub active: Option<Active>,
+}
+
+/// What makes a subnet worth measuring.
+#[derive(clap::ValueEnum, Clone, Copy)]
+pub enum Active {
+    /// The deviation of its prediction.
+    Deviation,
+    /// Expected improvement over the best measured accuracy.
+    Improvement,
+}
+
+impl Sampling {
+    fn fit_settings(&self) -> FitSettings {
+        FitSettings { members: self.members, ..FitSettings::default() }
+    }
+
+    fn acquisition(&self) -> Option<Acquisition> {
+        self.active.map(|active| match active {
+            Active::Deviation => Acquisition::Deviation,
+            Active::Improvement => Acquisition::Improvement,
+        })
+    }
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -66,6 +95,9 @@ pub fn run(args: &Args) -> Result<()> {
         println!("predictor for resolutions {:?} imported; {} written", predictor.space().resolutions, path.display());
         return Ok(());
     }
+    if args.curve {
+        return curve(&folder, &net, &args.sampling);
+    }
     let data = folder.data(args.data.as_deref())?;
     folder.class_names(classes, &data)?;
     let report = fit_predictor(&folder, &net, &data, &args.sampling)?;
@@ -74,7 +106,27 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// RMSE, Pearson's correlation and Kendall's tau on the held-out fifth.
+/// Splits whose mean is the learning curve.
+const CURVE_REPETITIONS: u64 = 3;
+
+fn curve(folder: &RunFolder, net: &Supernet, sampling: &Sampling) -> Result<()> {
+    let samples = read_samples(&folder.join("predictor/samples.jsonl"), net.space())?;
+    let acquisition = sampling.acquisition().unwrap_or(Acquisition::Deviation);
+    let bar = progress::bar(0, "fits");
+    let settings = sampling.fit_settings();
+    let points =
+        active::curve(net.space(), &samples, acquisition, &settings, CURVE_REPETITIONS, &mut |done, total| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        })?;
+    bar.finish_and_clear();
+    let row = |p: &CurvePoint| vec![p.samples.to_string(), format!("{:.3}", p.random), format!("{:.3}", p.chosen)];
+    let rows: Vec<Vec<String>> = points.iter().map(row).collect();
+    table::print(&["samples", "tau, random", "tau, chosen"], &rows);
+    Ok(())
+}
+
+/// RMSE, Pearson's correlation and Kendall's tau on the held-out fifth and over all folds, and whether deviations are as they should be.
 pub fn print_report(report: &FitReport) {
     let show = |v: Option<f64>| v.map_or("undefined".to_string(), |v| format!("{v:.3}"));
     println!(
@@ -85,6 +137,18 @@ pub fn print_report(report: &FitReport) {
         show(report.pearson),
         show(report.kendall_tau)
     );
+    if let (Some(folds), Some(calibration)) = (&report.cross_validation, &report.calibration) {
+        println!(
+            "{} members: in cross-validation RMSE {:.2} points, Pearson {}, Kendall tau {}; {:.0} % of the held-out accuracies lie in their \
+             90 % interval, mean deviation {:.2} points",
+            report.members,
+            100.0 * folds.rmse,
+            show(folds.pearson),
+            show(folds.kendall_tau),
+            100.0 * calibration.within_90,
+            100.0 * calibration.mean_deviation
+        );
+    }
 }
 
 /// Measures what is missing, then fits; both with progress.
@@ -95,7 +159,7 @@ pub fn fit_predictor(folder: &RunFolder, net: &Supernet, data: &Dataset, samplin
     let bar = progress::bar(0, "steps");
     bar.set_message("fitting");
     let (predictor, report) =
-        Predictor::fit(net.space(), &samples, &FitSettings::default(), sampling.seed, &mut |done, total, rmse| {
+        Predictor::fit(net.space(), &samples, &sampling.fit_settings(), sampling.seed, &mut |done, total, rmse| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
             bar.set_message(format!("fitting, RMSE {:.2} points", 100.0 * rmse));
@@ -124,34 +188,61 @@ fn subnets(net: &Supernet, count: usize, seed: u64) -> Vec<Subnet> {
     list
 }
 
+/// The part of the samples that is drawn at random before any is chosen, and the part that is then chosen at a time.
+const RANDOM_PART: usize = 4;
+const ROUND_PART: usize = 16;
+
+/// What to measure next, given what was measured in that order: all that is missing, or with active sampling the rest of a round. It follows from
+/// the measured ones alone, so that a stopped run goes on as if it had not been.
+fn next(net: &Supernet, known: &[Sample], sampling: &Sampling) -> Result<Vec<Subnet>> {
+    let measured: HashSet<&Subnet> = known.iter().map(|s| &s.subnet).collect();
+    let missing = |wanted: Vec<Subnet>, most: usize| -> Vec<Subnet> {
+        wanted.into_iter().filter(|s| !measured.contains(s)).take(most.saturating_sub(known.len())).collect()
+    };
+    let random = (sampling.samples / RANDOM_PART).max(FEWEST_SAMPLES);
+    match sampling.acquisition() {
+        Some(acquisition) if known.len() >= random => {
+            let round = (sampling.samples / ROUND_PART).max(1);
+            let start = known.len() - (known.len() - random) % round;
+            let settings = sampling.fit_settings();
+            let chosen = active::next(net.space(), &known[..start], round, acquisition, &settings, sampling.seed)?;
+            Ok(missing(chosen, sampling.samples))
+        }
+        Some(_) => {
+            let first = random.min(sampling.samples);
+            Ok(missing(subnets(net, first, sampling.seed), first))
+        }
+        None => Ok(missing(subnets(net, sampling.samples, sampling.seed), sampling.samples)),
+    }
+}
+
 fn sample(net: &Supernet, data: &Dataset, sampling: &Sampling, path: &std::path::Path) -> Result<()> {
-    let (mut writer, known) = SampleWriter::open(path, net.space())?;
-    let known: HashSet<Subnet> = known.into_iter().map(|s| s.subnet).collect();
-    let wanted = subnets(net, sampling.samples, sampling.seed);
-    let mut missing: Vec<&Subnet> = wanted.iter().filter(|s| !known.contains(s)).collect();
-    missing.truncate(sampling.samples.saturating_sub(known.len()));
+    let (mut writer, mut known) = SampleWriter::open(path, net.space())?;
+    let mut missing = next(net, &known, sampling)?;
     if missing.is_empty() {
         return Ok(());
     }
-    let recalibration = EvaluationSet::for_recalibration(data, sampling.recalibration, sampling.batch, sampling.seed)?;
-    let images = (sampling.images > 0).then_some(sampling.images);
-    let validation = EvaluationSet::of_split(data, &data.validation, images, sampling.batch)?;
+    let measured = Measured::new(net, data, &sampling.images, sampling.batch, sampling.seed)?;
     let bar = progress::bar(sampling.samples, "subnets");
     bar.set_position(known.len() as u64);
     bar.reset_eta();
-    for subnet in missing {
-        if interrupt::requested() {
-            bar.abandon();
-            return Err(interrupt::stopped(format!(
-                "stopped; measured samples are kept in {}: run the same command to go on",
-                path.display()
-            )));
+    while !missing.is_empty() {
+        for subnet in missing {
+            if interrupt::requested() {
+                bar.abandon();
+                return Err(interrupt::stopped(format!(
+                    "stopped; measured samples are kept in {}: run the same command to go on",
+                    path.display()
+                )));
+            }
+            let accuracy = measured.accuracy(&subnet)?;
+            let sample = Sample { subnet, accuracy };
+            writer.append(&sample)?;
+            known.push(sample);
+            bar.inc(1);
+            bar.set_message(format!("last {:.1} %", 100.0 * accuracy));
         }
-        let statistics = recalibrate_on(net, subnet, &recalibration)?;
-        let accuracy = accuracy_on(net, subnet, &statistics, &validation)?;
-        writer.append(&Sample { subnet: subnet.clone(), accuracy })?;
-        bar.inc(1);
-        bar.set_message(format!("last {:.1} %", 100.0 * accuracy));
+        missing = next(net, &known, sampling)?;
     }
     bar.finish_and_clear();
     Ok(())

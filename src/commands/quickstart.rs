@@ -6,6 +6,7 @@ use crate::commands::predictor::{Sampling, fit_predictor, print_report};
 use crate::commands::profile::{print_check, profile_device};
 use crate::commands::search::{print_results, search_limits};
 use crate::commands::train::{print_probes, train_run};
+use crate::measured::Images;
 use crate::progress;
 use crate::run_folder::{DataConfig, RunConfig, RunFolder};
 use anyhow::{Context, Result, bail};
@@ -13,8 +14,8 @@ use candle_core::Device;
 use ofa_evaluate::bench::BenchOptions;
 use ofa_evaluate::model::NumberType;
 use ofa_evaluate::profile::ProfileOptions;
-use ofa_extract::Constraint;
-use ofa_extract::search::EvolutionSettings;
+use ofa_extract::search::{Evolution, SearchSettings};
+use ofa_extract::{Constraint, FitSettings};
 use ofa_supernet::SearchSpace;
 use ofa_supernet::lock::{LOCK_FILE, Lock};
 use ofa_supernet::train::{Outcome, TrainConfig};
@@ -64,7 +65,14 @@ pub fn run(args: &Args) -> Result<()> {
 
     println!("\n3. Measure {} random subnets and fit the accuracy predictor", args.samples);
     let data = config.data.open()?;
-    let sampling = Sampling { samples: args.samples, recalibration: 300, images: 0, batch: 100, seed: args.seed };
+    let sampling = Sampling {
+        samples: args.samples,
+        images: Images { recalibration: 300, images: 0 },
+        batch: 100,
+        seed: args.seed,
+        members: FitSettings::default().members,
+        active: None,
+    };
     print_report(&fit_predictor(&folder, &net, &data, &sampling)?);
 
     println!("\n4. Search the best subnet for three latency limits of this machine");
@@ -76,8 +84,8 @@ pub fn run(args: &Args) -> Result<()> {
         // Whole microseconds: the limit is also the model's name.
         groups.push(vec![format!("this:latency={:.0}us", 1000.0 * (low + part * (high - low))).parse()?]);
     }
-    let settings = EvolutionSettings { generations: 50, ..EvolutionSettings::default() };
-    let results = search_limits(&folder, &groups, &settings, args.seed)?;
+    let settings = SearchSettings::Evolution(Evolution { generations: 50, ..Evolution::default() });
+    let results = search_limits(&folder, &net, &groups, settings, args.seed)?;
     print_results(&results);
 
     println!("\n5. Extract the models, the smallest and the largest subnet beside them");

@@ -1,13 +1,23 @@
 //! `ofa search`
 
+use crate::commands::compare::{self, compare};
+use crate::measured::{Images, Measured};
 use crate::run_folder::RunFolder;
 use crate::{interrupt, progress, table};
-use anyhow::{Result, bail};
-use ofa_extract::search::{EvolutionSettings, evolve};
-use ofa_extract::{Constraint, Limit, Measures, Metric, Predictor, SearchResult};
-use ofa_supernet::SearchSpace;
+use anyhow::{Result, anyhow, bail};
+use clap::ValueEnum;
+use ofa_extract::search::SearchSettings;
+use ofa_extract::{Constraint, Limit, Measures, Metric, Predictor, Problem, SearchResult, search};
 use ofa_supernet::files::write_json;
+use ofa_supernet::{SearchSpace, Subnet, Supernet};
+use serde::Serialize;
 use std::path::PathBuf;
+
+/// Evaluations of a search by measured accuracies, where `--evaluations` does not say.
+const MEASURED_EVALUATIONS: usize = 200;
+
+/// Images a batch when accuracies are measured.
+const MEASURED_BATCH: usize = 100;
 
 /// Find the best subnet within each limit: the predictor tells accuracy, device profiles and counting tell cost.
 #[derive(clap::Args)]
@@ -15,14 +25,32 @@ pub struct Args {
     /// Run folder.
     #[arg(long, default_value = "run")]
     run: PathBuf,
-    /// DEVICE:METRIC=VALUE, e.g. laptop:latency=12ms, any:macs=50M, any:params=3M, any:memory=1MB. Each limit is a search of its own.
-    #[arg(long = "limit", required = true)]
+    /// DEVICE:METRIC=VALUE, e.g. laptop:latency=12ms, any:macs=50M, any:params=3M, any:memory=1MB, any:size=2MB (weights in f32),
+    /// any:size-f16=1MB. Each limit is a search of its own.
+    #[arg(long = "limit", required_unless_present = "against")]
     limits: Vec<Constraint>,
     /// All limits hold at once, for one subnet.
     #[arg(long)]
     together: bool,
+    /// How to search.
+    #[arg(long, value_enum, default_value_t = StrategyName::Evolution)]
+    strategy: StrategyName,
+    /// DEVICE:METRIC that `--strategy pareto` draws the front of accuracy against, e.g. laptop:latency; may be given several times.
+    #[arg(long, value_parser = Constraint::unlimited)]
+    against: Vec<Constraint>,
+    /// Most subnets to score (default: the strategy's own number; 200 with --score measured, 1000 with --compare).
+    #[arg(long)]
+    evaluations: Option<usize>,
     #[command(flatten)]
-    pub evolution: Evolution,
+    constants: Constants,
+    #[command(flatten)]
+    scoring: Scoring,
+    /// Run every strategy with its default constants and the same number of evaluations, and print a table instead of writing results.
+    #[arg(long, conflicts_with_all = ["strategy", "against", "Constants", "verify", "json"])]
+    compare: bool,
+    /// Runs of each strategy with different seeds for --compare.
+    #[arg(long, default_value_t = 5, requires = "compare")]
+    seeds: u64,
     /// Seed of the search.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -31,153 +59,286 @@ pub struct Args {
     json: bool,
 }
 
-/// Constants of the evolutionary search.
-#[derive(clap::Args)]
-pub struct Evolution {
-    /// Subnets in each generation.
-    #[arg(long, default_value_t = EvolutionSettings::default().population)]
-    population: usize,
-    /// Generations.
-    #[arg(long, default_value_t = EvolutionSettings::default().generations)]
-    generations: usize,
-    /// Part of the population that has children.
-    #[arg(long, default_value_t = EvolutionSettings::default().parent_ratio)]
-    parent_ratio: f64,
-    /// Part of the children that are mutations; the others are crossovers.
-    #[arg(long, default_value_t = EvolutionSettings::default().mutation_ratio)]
-    mutation_ratio: f64,
-    /// Probability of a mutation of each gene.
-    #[arg(long, default_value_t = EvolutionSettings::default().mutation_probability)]
-    mutation_probability: f64,
-    /// Probability of a mutation of the resolution.
-    #[arg(long, default_value_t = EvolutionSettings::default().resolution_mutation_probability)]
-    resolution_mutation_probability: f64,
-    /// How often a subnet that breaks a limit is drawn anew before it is repaired.
-    #[arg(long, default_value_t = EvolutionSettings::default().redraws)]
-    redraws: usize,
-    /// Choices that the final local search changes at once: 0, 1 or 2.
-    #[arg(long, default_value_t = EvolutionSettings::default().local_search)]
-    local_search: usize,
+/// The strategies by name.
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+pub enum StrategyName {
+    /// Evolutionary search with a local search at its end.
+    Evolution,
+    /// NSGA-II: the whole front of accuracy against one or more costs.
+    Pareto,
+    /// Random subnets.
+    Random,
+    /// Uniform settings of kernel, expand ratio, depth and resolution.
+    Grid,
+    /// Gaussian process and expected improvement: for few, expensive evaluations.
+    Bayes,
+    /// MnasNet's controller, trained by proximal policy optimisation.
+    Ppo,
+    /// ProxylessNAS's gates: one distribution a choice, moved by scores and by the gradient of the expected cost.
+    Gradient,
 }
 
-impl Evolution {
-    fn settings(&self) -> EvolutionSettings {
-        EvolutionSettings {
-            population: self.population,
-            generations: self.generations,
-            parent_ratio: self.parent_ratio,
-            mutation_ratio: self.mutation_ratio,
-            mutation_probability: self.mutation_probability,
-            resolution_mutation_probability: self.resolution_mutation_probability,
-            redraws: self.redraws,
-            local_search: self.local_search,
+impl StrategyName {
+    /// The name as on the command line and in results.
+    pub fn text(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
+    }
+}
+
+/// Constants of the strategies; each strategy takes only its own.
+#[derive(clap::Args, Default, Serialize)]
+struct Constants {
+    /// Subnets in each generation (evolution, pareto; default 100).
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    population: Option<usize>,
+    /// Generations (evolution, pareto; default 500).
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generations: Option<usize>,
+    /// Part of the population that has children (evolution; default 0.25).
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent_ratio: Option<f64>,
+    /// Part of the children that are mutations; the others are crossovers (evolution; default 0.5).
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mutation_ratio: Option<f64>,
+    /// Probability of a mutation of each gene (evolution, pareto).
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mutation_probability: Option<f64>,
+    /// Probability of a mutation of the resolution (evolution).
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resolution_mutation_probability: Option<f64>,
+    /// Populations that evolve apart before their best meet (evolution; default 5).
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    islands: Option<usize>,
+    /// Choices that the final local search changes at once: 0, 1 or 2 (evolution; default 2).
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local_search: Option<usize>,
+    /// Random subnets at the start (bayes; default 30).
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    initial: Option<usize>,
+    /// Subnets scored between two updates of the model (bayes, default 5; ppo and gradient, default 50).
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch: Option<usize>,
+    /// Exponent w of the reward accuracy x (value / limit)^w (ppo; default -0.07).
+    #[arg(long, allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exponent: Option<f64>,
+    /// A subnet that breaks a limit is worth nothing (ppo).
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hard: Option<bool>,
+    /// Learning rate (ppo, default 0.005; gradient, default 0.2).
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    learning_rate: Option<f64>,
+}
+
+/// What a subnet's score is.
+#[derive(clap::Args)]
+struct Scoring {
+    /// Where accuracies come from.
+    #[arg(long, value_enum, default_value_t = Score::Predictor)]
+    score: Score,
+    /// Search on the predicted accuracy less K of its standard deviations, so that what the predictor is unsure about must be so much better.
+    #[arg(long, value_name = "K", default_value_t = 0.0)]
+    pessimism: f64,
+    /// Measure the K best subnets on the supernet after the search, and take the best of them.
+    #[arg(long, value_name = "K")]
+    verify: Option<usize>,
+    /// Other images than the run's to measure on.
+    #[arg(long, help_heading = "Measuring (--score measured, --verify)")]
+    data: Option<String>,
+    #[command(flatten, next_help_heading = "Measuring (--score measured, --verify)")]
+    images: Images,
+}
+
+/// Where accuracies come from.
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+enum Score {
+    /// The fitted predictor.
+    Predictor,
+    /// The supernet itself, on validation images: seconds a subnet instead of microseconds.
+    Measured,
+}
+
+impl Args {
+    fn settings(&self) -> Result<SearchSettings> {
+        let name = self.strategy.text();
+        let mut constants = serde_json::to_value(&self.constants)?;
+        constants["strategy"] = name.clone().into();
+        serde_json::from_value(constants).map_err(|error| anyhow!("--strategy {name}: {error}"))
+    }
+
+    /// What is searched together.
+    fn groups(&self) -> Vec<Vec<Constraint>> {
+        if self.together || self.limits.is_empty() {
+            return vec![self.limits.clone()];
         }
+        self.limits.iter().map(|limit| vec![limit.clone()]).collect()
     }
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if !args.compare && (args.strategy == StrategyName::Pareto) == args.against.is_empty() {
+        bail!("--strategy pareto and --against belong together: give both or neither");
+    }
+    if args.scoring.score == Score::Measured && args.scoring.verify.is_some() {
+        bail!("--verify measures what --score measured has measured already: leave one of them out");
+    }
+    let pessimism = args.scoring.pessimism;
+    if !(pessimism >= 0.0 && pessimism.is_finite()) || (pessimism > 0.0 && args.scoring.score == Score::Measured) {
+        bail!(
+            "--pessimism {pessimism}: expected 0 or more, and predictions to be pessimistic about (no --score measured)"
+        );
+    }
+    let measuring = args.scoring.score == Score::Measured || args.scoring.verify.is_some();
+    if !measuring && args.scoring.data.is_some() {
+        bail!("--data names images to measure on, for --score measured or --verify; the predictor needs none");
+    }
     let folder = RunFolder::new(&args.run);
     let _lock = folder.lock_shared()?;
-    let groups: Vec<Vec<Constraint>> = if args.together {
-        vec![args.limits.clone()]
-    } else {
-        args.limits.iter().map(|limit| vec![limit.clone()]).collect()
+    if !measuring {
+        let scorer = Scorer::Predictor(Box::new(load_predictor(&folder)?), args.scoring.pessimism);
+        let (space, classes) = folder.space()?;
+        let measures = Measures::new(&space, classes.len(), folder.devices()?);
+        return with_scorer(args, &folder, &measures, &scorer, None);
+    }
+    let (net, classes) = folder.supernet()?;
+    let data = folder.data(args.scoring.data.as_deref())?;
+    folder.class_names(classes.clone(), &data)?;
+    let measured = Measured::new(&net, &data, &args.scoring.images, MEASURED_BATCH, args.seed)?;
+    let measures = Measures::new(net.space(), classes.len(), folder.devices()?);
+    match args.scoring.score {
+        Score::Measured => with_scorer(args, &folder, &measures, &Scorer::Measured(&measured), Some(&measured)),
+        Score::Predictor => {
+            let scorer = Scorer::Predictor(Box::new(load_predictor(&folder)?), args.scoring.pessimism);
+            with_scorer(args, &folder, &measures, &scorer, Some(&measured))
+        }
+    }
+}
+
+fn with_scorer(
+    args: &Args,
+    folder: &RunFolder,
+    measures: &Measures,
+    scorer: &Scorer,
+    measured: Option<&Measured>,
+) -> Result<()> {
+    if args.compare {
+        let options = compare::Options { evaluations: args.evaluations, seed: args.seed, seeds: args.seeds };
+        for constraints in args.groups() {
+            compare(measures, &constraints, scorer, &options)?;
+        }
+        return Ok(());
+    }
+    let evaluations = match scorer {
+        Scorer::Measured(_) => Some(args.evaluations.unwrap_or(MEASURED_EVALUATIONS)),
+        Scorer::Predictor(..) => args.evaluations,
     };
-    let results = search_limits(&folder, &groups, &args.evolution.settings(), args.seed)?;
+    let options = Options {
+        settings: args.settings()?,
+        evaluations,
+        against: args.against.clone(),
+        seed: args.seed,
+        verify: args.scoring.verify.unwrap_or(0),
+    };
+    let results = search_groups(folder, measures, &args.groups(), scorer, measured, &options)?;
     if args.json {
         let results: Vec<&SearchResult> = results.iter().map(|(_, result)| result).collect();
         println!("{}", serde_json::to_string_pretty(&results)?);
         return Ok(());
     }
     print_results(&results);
+    results.iter().for_each(|(_, result)| print_front(result));
     println!("\nNext: ofa extract --run {} --search-results", args.run.display());
     Ok(())
 }
 
-/// Limit, value, predicted accuracy and subnet of each result.
-pub fn print_results(results: &[(String, SearchResult)]) {
-    let rows: Vec<Vec<String>> = results
-        .iter()
-        .map(|(_, result)| {
-            let join = |f: &dyn Fn(&ofa_extract::search::ConstraintValue) -> String| {
-                result.constraints.iter().map(f).collect::<Vec<_>>().join(" ")
-            };
-            vec![
-                join(&|c| c.constraint.clone()),
-                join(&|c| show_value(c)),
-                format!("{:.2} %", 100.0 * result.predicted_accuracy),
-                result.evaluations.to_string(),
-                format!("{:.2} s", result.seconds),
-                result.best.to_string(),
-            ]
-        })
-        .collect();
-    table::print(&["limit", "value", "predicted", "evaluations", "time", "subnet"], &rows);
+/// Where scores come from.
+pub enum Scorer<'a> {
+    /// The prediction less so many of its deviations.
+    Predictor(Box<Predictor>, f64),
+    Measured(&'a Measured<'a>),
 }
 
-fn show_value(value: &ofa_extract::search::ConstraintValue) -> String {
-    match value.constraint.parse::<Constraint>() {
-        Ok(constraint) => constraint.metric.show(value.value),
-        Err(_) => format!("{}", value.value),
+impl Scorer<'_> {
+    /// Scores; a stop that was asked for is an error.
+    pub fn score(&self, subnets: &[Subnet]) -> ofa_extract::Result<Vec<f64>> {
+        if interrupt::requested() {
+            return Err(ofa_supernet::Error::Interrupted.into());
+        }
+        match self {
+            Scorer::Predictor(predictor, 0.0) => predictor.predict(subnets),
+            Scorer::Predictor(predictor, pessimism) => {
+                let predictions = predictor.predict_with_deviation(subnets)?;
+                Ok(predictions.iter().map(|p| p.accuracy - pessimism * p.deviation).collect())
+            }
+            Scorer::Measured(measured) => {
+                let accuracy = |subnet| {
+                    if interrupt::requested() {
+                        return Err(ofa_supernet::Error::Interrupted.into());
+                    }
+                    Ok(measured.accuracy(subnet)?)
+                };
+                subnets.iter().map(accuracy).collect()
+            }
+        }
     }
 }
 
-/// Searches each group of limits and writes `search/NAME.json`; names and results in order.
-pub fn search_limits(
-    folder: &RunFolder,
-    groups: &[Vec<Constraint>],
-    settings: &EvolutionSettings,
-    seed: u64,
-) -> Result<Vec<(String, SearchResult)>> {
+/// How [`search_groups`] searches.
+pub struct Options {
+    pub settings: SearchSettings,
+    pub evaluations: Option<usize>,
+    pub against: Vec<Constraint>,
+    pub seed: u64,
+    /// Best subnets to measure afterwards.
+    pub verify: usize,
+}
+
+/// The run's predictor.
+pub fn load_predictor(folder: &RunFolder) -> Result<Predictor> {
     let path = folder.join("predictor/predictor.safetensors");
     if !path.exists() {
         bail!("{}: there is no predictor yet; make one with `ofa predictor`", path.display());
     }
-    let predictor = Predictor::load(&path)?;
-    let (net, classes) = folder.supernet()?;
-    let measures = Measures::new(net.space(), classes.len(), folder.devices()?);
-    let mut results = Vec::new();
-    for constraints in groups {
-        let space = searched_space(net.space(), &predictor, &measures, constraints)?;
-        let limits = constraints
-            .iter()
-            .map(|constraint| Limit::from_constraint(constraint, &measures))
-            .collect::<Result<Vec<_>, _>>()?;
-        let bar = progress::bar(settings.generations, "generations");
-        let result = evolve(
-            &space,
-            &limits,
-            &mut |subnets| {
-                if interrupt::requested() {
-                    return Err(ofa_supernet::Error::Interrupted.into());
-                }
-                predictor.predict(subnets)
-            },
-            settings,
-            seed,
-            &mut |generation| {
-                bar.set_position(generation.generation as u64);
-                bar.set_message(format!("best {:.2} %", 100.0 * generation.score));
-            },
-        )?;
-        bar.finish_and_clear();
-        let name = constraints.iter().map(Constraint::file_stem).collect::<Vec<_>>().join("+");
-        write_json(&folder.join(&format!("search/{name}.json")), &result)?;
-        results.push((name, result));
-    }
-    Ok(results)
+    Ok(Predictor::load(&path)?)
+}
+
+/// Searches by the run's predictor, each group of limits for itself.
+pub fn search_limits(
+    folder: &RunFolder,
+    net: &Supernet,
+    groups: &[Vec<Constraint>],
+    settings: SearchSettings,
+    seed: u64,
+) -> Result<Vec<(String, SearchResult)>> {
+    let measures = Measures::new(net.space(), net.classes(), folder.devices()?);
+    let options = Options { settings, evaluations: None, against: Vec::new(), seed, verify: 0 };
+    search_groups(folder, &measures, groups, &Scorer::Predictor(Box::new(load_predictor(folder)?), 0.0), None, &options)
 }
 
 /// The space with the resolutions that the predictor and all named devices know: imported ones may know only some.
-fn searched_space(
-    space: &SearchSpace,
-    predictor: &Predictor,
+pub fn searched_space<'c>(
     measures: &Measures,
-    constraints: &[Constraint],
+    scorer: &Scorer,
+    constraints: impl Iterator<Item = &'c Constraint>,
 ) -> Result<SearchSpace> {
+    let space = measures.space();
     let mut searched = space.clone();
-    searched.resolutions.retain(|resolution| predictor.space().resolutions.contains(resolution));
-    for constraint in constraints.iter().filter(|c| c.metric == Metric::Latency) {
+    if let Scorer::Predictor(predictor, _) = scorer {
+        searched.resolutions.retain(|resolution| predictor.space().resolutions.contains(resolution));
+    }
+    for constraint in constraints.filter(|c| c.metric == Metric::Latency) {
         let known = &measures.device(&constraint.device)?.space.resolutions;
         searched.resolutions.retain(|resolution| known.contains(resolution));
     }
@@ -188,4 +349,144 @@ fn searched_space(
         eprintln!("searching resolutions {:?}: predictor or device know no others", searched.resolutions);
     }
     Ok(searched)
+}
+
+/// Searches each group of limits and writes `search/NAME.json`; names and results in order.
+fn search_groups(
+    folder: &RunFolder,
+    measures: &Measures,
+    groups: &[Vec<Constraint>],
+    scorer: &Scorer,
+    measured: Option<&Measured>,
+    options: &Options,
+) -> Result<Vec<(String, SearchResult)>> {
+    let against = limits_of(&options.against, measures)?;
+    let strategy = options.settings.strategy();
+    let mut results = Vec::new();
+    for constraints in groups {
+        let limits = limits_of(constraints, measures)?;
+        let space = searched_space(measures, scorer, constraints.iter().chain(&options.against))?;
+        let problem = Problem {
+            against: &against,
+            evaluations: options.evaluations,
+            keep: options.verify,
+            ..Problem::new(&space, &limits, options.seed)
+        };
+        let bar = progress::bar(options.evaluations.unwrap_or(strategy.evaluations()), "evaluations");
+        let mut score = |subnets: &[Subnet]| {
+            let scores = scorer.score(subnets);
+            bar.inc(subnets.len() as u64);
+            scores
+        };
+        let mut result = search(&problem, &options.settings, &mut score, &mut |generation| {
+            bar.set_message(format!("best {:.2} %", 100.0 * generation.score));
+        })?;
+        bar.finish_and_clear();
+        if let Some(measured) = measured {
+            match scorer {
+                Scorer::Measured(_) => result.measured_accuracy = Some(result.predicted_accuracy),
+                Scorer::Predictor(..) => verify(&mut result, &limits, measured)?,
+            }
+        }
+        if let Scorer::Predictor(predictor, pessimism) = scorer
+            && predictor.has_deviation()
+        {
+            let predictions = predictor.predict_with_deviation(std::slice::from_ref(&result.best))?;
+            for prediction in predictions {
+                result.predicted_accuracy = prediction.accuracy;
+                result.predicted_deviation = Some(prediction.deviation);
+            }
+            result.pessimism = *pessimism;
+        }
+        let front = (!options.against.is_empty()).then(|| "front".to_string());
+        let parts = front.into_iter().chain(options.against.iter().chain(constraints).map(Constraint::file_stem));
+        let name = parts.collect::<Vec<_>>().join("+");
+        write_json(&folder.join(&format!("search/{name}.json")), &result)?;
+        results.push((name, result));
+    }
+    Ok(results)
+}
+
+/// The limits that constraints ask for.
+pub fn limits_of<'a>(constraints: &[Constraint], measures: &'a Measures) -> ofa_extract::Result<Vec<Limit<'a>>> {
+    constraints.iter().map(|constraint| Limit::from_constraint(constraint, measures)).collect()
+}
+
+fn verify(result: &mut SearchResult, limits: &[Limit], measured: &Measured) -> Result<()> {
+    let bar = progress::bar(result.top.len(), "subnets");
+    result.verify(limits, &mut |subnet| {
+        if interrupt::requested() {
+            return Err(ofa_supernet::Error::Interrupted.into());
+        }
+        let accuracy = measured.accuracy(subnet)?;
+        bar.inc(1);
+        Ok(accuracy)
+    })?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Limit, value, accuracy and subnet of each result.
+pub fn print_results(results: &[(String, SearchResult)]) {
+    let measured = results.iter().any(|(_, result)| result.measured_accuracy.is_some());
+    let percent = |accuracy: f64| format!("{:.2} %", 100.0 * accuracy);
+    let mut header = vec!["limit", "value", "predicted", "evaluations", "time", "subnet"];
+    if measured {
+        header.insert(3, "measured");
+    }
+    let rows: Vec<Vec<String>> = results
+        .iter()
+        .map(|(name, result)| {
+            let join = |f: &dyn Fn(&ofa_extract::search::ConstraintValue) -> String| {
+                result.constraints.iter().map(f).collect::<Vec<_>>().join(" ")
+            };
+            let limit = if result.constraints.is_empty() { name.clone() } else { join(&|c| c.constraint.clone()) };
+            let mut row = vec![
+                limit,
+                join(&|c| show_value(c)),
+                match result.predicted_deviation {
+                    Some(deviation) => format!("{:.2} ± {:.2} %", 100.0 * result.predicted_accuracy, 100.0 * deviation),
+                    None => percent(result.predicted_accuracy),
+                },
+                result.evaluations.to_string(),
+                format!("{:.2} s", result.seconds),
+                result.best.to_string(),
+            ];
+            if measured {
+                row.insert(3, result.measured_accuracy.map(percent).unwrap_or_default());
+            }
+            row
+        })
+        .collect();
+    table::print(&header, &rows);
+}
+
+fn show_value(value: &ofa_extract::search::ConstraintValue) -> String {
+    match value.constraint.parse::<Constraint>() {
+        Ok(constraint) => constraint.metric.show(value.value),
+        Err(_) => format!("{}", value.value),
+    }
+}
+
+/// The front, if there is one: costs, accuracy and subnet.
+fn print_front(result: &SearchResult) {
+    if result.front.is_empty() {
+        return;
+    }
+    let metrics: Vec<_> = result.against.iter().map(|text| Constraint::unlimited(text).map(|c| c.metric)).collect();
+    let rows: Vec<Vec<String>> = result
+        .front
+        .iter()
+        .map(|point| {
+            let costs = point.values.iter().zip(&metrics).map(|(value, metric)| match metric {
+                Ok(metric) => metric.show(*value),
+                Err(_) => value.to_string(),
+            });
+            let rest = [format!("{:.2} %", 100.0 * point.score), point.subnet.to_string()];
+            costs.chain(rest).collect()
+        })
+        .collect();
+    println!();
+    let header: Vec<&str> = result.against.iter().map(String::as_str).chain(["predicted", "subnet"]).collect();
+    table::print(&header, &rows);
 }

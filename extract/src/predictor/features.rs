@@ -22,33 +22,55 @@ fn widths_start(space: &SearchSpace) -> usize {
 /// # Errors
 /// A subnet outside `space`.
 pub fn active_features(space: &SearchSpace, subnet: &Subnet) -> Result<Vec<usize>> {
-    space.check(subnet)?;
     let mut active = Vec::with_capacity(2 * space.slots() + 1);
+    push_features(space, subnet, &mut active)?;
+    Ok(active)
+}
+
+/// Appends those positions to `active`.
+///
+/// # Errors
+/// A subnet outside `space`.
+pub fn push_features(space: &SearchSpace, subnet: &Subnet, active: &mut Vec<usize>) -> Result<()> {
+    // The search asks about many thousand subnets: the full check only words the error.
+    match positions(space, subnet, active) {
+        Some(()) => Ok(()),
+        None => Ok(space.check(subnet)?),
+    }
+}
+
+/// `None` if the subnet lies outside the space.
+fn positions(space: &SearchSpace, subnet: &Subnet, active: &mut Vec<usize>) -> Option<()> {
+    if subnet.stages.len() != space.stages.len() || subnet.widths.len() != space.width_choices() {
+        return None;
+    }
     for (stage, blocks) in subnet.stages.iter().enumerate() {
+        position(space.stage_depths(stage), &blocks.len())?;
         for (index, block) in blocks.iter().enumerate() {
             let start = space.slot(stage, index) * slot_width(space);
-            active.push(start + position(&space.kernel_sizes, &block.kernel));
-            active.push(start + space.kernel_sizes.len() + position(&space.expand_ratios, &block.expand));
+            active.push(start + position(&space.kernel_sizes, &block.kernel)?);
+            active.push(start + space.kernel_sizes.len() + position(&space.expand_ratios, &block.expand)?);
         }
     }
     let resolutions = space.slots() * slot_width(space);
-    active.push(resolutions + position(&space.resolutions, &subnet.resolution));
-    if !space.stem.depths.is_empty() {
-        active.push(resolutions + space.resolutions.len() + position(&space.stem.depths, &subnet.stem_blocks));
+    active.push(resolutions + position(&space.resolutions, &subnet.resolution)?);
+    match &space.stem.depths[..] {
+        [] if subnet.stem_blocks == 0 => {}
+        depths => active.push(resolutions + space.resolutions.len() + position(depths, &subnet.stem_blocks)?),
     }
     for (place, width) in subnet.widths.iter().enumerate() {
         let start = widths_start(space) + place * space.width_multipliers.len();
-        active.push(start + position(&space.width_multipliers, width));
+        active.push(start + position(&space.width_multipliers, width)?);
     }
-    Ok(active)
+    Some(())
 }
 
 fn slot_width(space: &SearchSpace) -> usize {
     space.kernel_sizes.len() + space.expand_ratios.len()
 }
 
-fn position<T: PartialEq>(choices: &[T], value: &T) -> usize {
-    choices.iter().position(|c| c == value).expect("checked: the subnet lies in the space")
+fn position<T: PartialEq>(choices: &[T], value: &T) -> Option<usize> {
+    choices.iter().position(|c| c == value)
 }
 
 #[cfg(test)]

@@ -33,11 +33,17 @@ pub struct FitSettings {
     /// quarter of the noise more steps gained nothing. A rule loses no samples to an inner validation split, which for 40
     /// samples would be too small to stop by.
     pub steps: Option<usize>,
+    /// Networks whose mean is the prediction. With several, each leaves out another share of the samples while fitting, and their
+    /// spread tells how sure the prediction is; with one there is no telling.
+    pub members: usize,
 }
+
+/// Most members, as each is asked about every subnet of a search.
+pub(super) const MOST_MEMBERS: usize = 64;
 
 impl Default for FitSettings {
     fn default() -> Self {
-        FitSettings { hidden: 400, learning_rate: 1e-3, weight_decay: 1e-4, batch_size: 64, steps: None }
+        FitSettings { hidden: 400, learning_rate: 1e-3, weight_decay: 1e-4, batch_size: 64, steps: None, members: 5 }
     }
 }
 
@@ -55,6 +61,9 @@ impl FitSettings {
         }
         if self.batch_size == 0 || self.steps == Some(0) {
             return fail("batch_size and steps must be at least 1");
+        }
+        if !(1..=MOST_MEMBERS).contains(&self.members) {
+            return Err(Error::Predictor(format!("members must be between 1 and {MOST_MEMBERS}")));
         }
         Ok(())
     }
@@ -75,7 +84,7 @@ pub(super) struct Table<'a> {
     pub targets: &'a [f64],
 }
 
-/// Fits the network; `progress` gets the steps done, all steps and the loss of the step (root mean squared error in accuracy).
+/// Fits the network number `member`; `progress` gets the steps done, all steps and the loss of the step (root mean squared error in accuracy).
 ///
 /// Targets are centred and scaled while fitting, and the scale is folded into the output layer afterwards: the output
 /// starts at the mean accuracy, and the learning rate suits accuracies that differ by a tenth of a point or by fifty.
@@ -83,6 +92,7 @@ pub(super) fn fit(
     table: &Table,
     settings: &FitSettings,
     seed: u64,
+    member: u64,
     progress: &mut dyn FnMut(usize, usize, f64),
 ) -> Result<Mlp> {
     let device = Device::Cpu;
@@ -97,7 +107,7 @@ pub(super) fn fit(
     let targets: Vec<f32> = table.targets.iter().map(|t| ((t - mean) / spread) as f32).collect();
     let targets = Tensor::from_vec(targets, (count, 1), &device)?;
 
-    let variables = initial(table.width, settings.hidden, seed)?;
+    let variables = initial(table.width, settings.hidden, seed, member)?;
     let parameters =
         ParamsAdamW { lr: settings.learning_rate, weight_decay: settings.weight_decay, ..ParamsAdamW::default() };
     let mut optimizer = AdamW::new(variables.clone(), parameters)?;
@@ -107,7 +117,7 @@ pub(super) fn fit(
     let mut used = count;
     for step in 0..steps {
         if used >= count {
-            order.shuffle(&mut generator(seed, Purpose::Predictor, &[SHUFFLE, step as u64]));
+            order.shuffle(&mut generator(seed, Purpose::Predictor, &[SHUFFLE, member, step as u64]));
             used = 0;
         }
         let rows = Tensor::new(&order[used..(used + batch_size).min(count)], &device)?;
@@ -143,10 +153,10 @@ pub(super) fn fit(
 }
 
 /// Weights and biases of the four layers in turn, uniform within 1 / sqrt(inputs); the output bias is zero.
-fn initial(inputs: usize, hidden: usize, seed: u64) -> Result<Vec<Var>> {
+fn initial(inputs: usize, hidden: usize, seed: u64, member: u64) -> Result<Vec<Var>> {
     let mut variables = Vec::new();
     for (layer, pair) in [inputs, hidden, hidden, hidden, 1].windows(2).enumerate() {
-        let mut rng = generator(seed, Purpose::Predictor, &[WEIGHTS, layer as u64]);
+        let mut rng = generator(seed, Purpose::Predictor, &[WEIGHTS, member, layer as u64]);
         let bound = 1.0 / (pair[0] as f32).sqrt();
         let mut draw = |count: usize| -> Vec<f32> { (0..count).map(|_| rng.random_range(-bound..bound)).collect() };
         variables.push(Var::from_vec(draw(pair[0] * pair[1]), (pair[0], pair[1]), &Device::Cpu)?);

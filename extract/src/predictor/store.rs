@@ -4,6 +4,7 @@
 
 use super::Predictor;
 use super::features::feature_count;
+use super::fit::MOST_MEMBERS;
 use super::mlp::{Layer, Mlp};
 use crate::{Error, Result};
 use ofa_supernet::{SearchSpace, files};
@@ -13,7 +14,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 const FORMAT: &str = "ofa-predictor";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const ENTRY: &str = "ofa";
 
 #[derive(Serialize, Deserialize)]
@@ -21,24 +22,30 @@ struct Entry {
     format: String,
     version: u32,
     space: SearchSpace,
+    members: usize,
+    noise: f32,
 }
 
 impl Predictor {
-    /// Writes the predictor: tensors `layer{0..3}.weight` of shape `[inputs, outputs]` and `layer{0..3}.bias` in f32.
+    /// Writes the predictor: of each member tensors `member{m}.layer{0..3}.weight` of shape `[inputs, outputs]` and
+    /// `member{m}.layer{0..3}.bias` in f32.
     ///
     /// # Errors
     /// A failed write.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let entry = Entry { format: FORMAT.into(), version: VERSION, space: self.space.clone() };
+        let (members, noise) = (self.members.len(), self.noise);
+        let entry = Entry { format: FORMAT.into(), version: VERSION, space: self.space.clone(), members, noise };
         let entry = serde_json::to_string(&entry).map_err(|e| Error::format(path, e.to_string()))?;
         let metadata = HashMap::from([(ENTRY.to_string(), entry)]);
         let bytes = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
         let mut tensors = Vec::new();
-        for (index, layer) in self.mlp.layers().iter().enumerate() {
-            let outputs = layer.bias.len();
-            let shape = vec![layer.weight.len() / outputs, outputs];
-            tensors.push((format!("layer{index}.weight"), shape, bytes(&layer.weight)));
-            tensors.push((format!("layer{index}.bias"), vec![outputs], bytes(&layer.bias)));
+        for (member, mlp) in self.members.iter().enumerate() {
+            for (index, layer) in mlp.layers().iter().enumerate() {
+                let outputs = layer.bias.len();
+                let shape = vec![layer.weight.len() / outputs, outputs];
+                tensors.push((format!("member{member}.layer{index}.weight"), shape, bytes(&layer.weight)));
+                tensors.push((format!("member{member}.layer{index}.bias"), vec![outputs], bytes(&layer.bias)));
+            }
         }
         let mut views = Vec::new();
         for (name, shape, data) in &tensors {
@@ -60,7 +67,7 @@ impl Predictor {
         let (_, header) = SafeTensors::read_metadata(&file).map_err(|e| foreign(e.to_string()))?;
         let entry = header.metadata().as_ref().and_then(|metadata| metadata.get(ENTRY));
         let entry = entry.ok_or_else(|| foreign(format!("its header has no '{ENTRY}' entry; fit it anew")))?;
-        let Entry { format, version, space } =
+        let Entry { format, version, space, members, noise } =
             serde_json::from_str(entry).map_err(|e| foreign(format!("its '{ENTRY}' entry: {e}")))?;
         if format != FORMAT {
             return Err(foreign(format!("its format is '{format}', expected '{FORMAT}'")));
@@ -69,10 +76,14 @@ impl Predictor {
             return Err(foreign(format!("its version is {version}, expected {VERSION}; fit it anew")));
         }
         space.validate()?;
+        if !((1..=MOST_MEMBERS).contains(&members) && noise.is_finite() && noise >= 0.0) {
+            return Err(foreign(format!("{members} members and noise {noise} are no predictor's")));
+        }
         let tensors = SafeTensors::deserialize(&file).map_err(|e| foreign(e.to_string()))?;
-        let hidden = tensors.tensor("layer0.bias").map_err(|e| foreign(e.to_string()))?.shape().iter().product();
+        let hidden =
+            tensors.tensor("member0.layer0.bias").map_err(|e| foreign(e.to_string()))?.shape().iter().product();
         if hidden == 0 {
-            return Err(foreign("layer0.bias is empty".into()));
+            return Err(foreign("member0.layer0.bias is empty".into()));
         }
         let read = |name: String, shape: &[usize]| -> Result<Vec<f32>> {
             let view = tensors.tensor(&name).map_err(|e| foreign(e.to_string()))?;
@@ -87,18 +98,21 @@ impl Predictor {
             }
             Ok(values)
         };
-        let layer = |index: usize, inputs: usize, outputs: usize| -> Result<Layer> {
+        let layer = |member: usize, index: usize, inputs: usize, outputs: usize| -> Result<Layer> {
             Ok(Layer {
-                weight: read(format!("layer{index}.weight"), &[inputs, outputs])?,
-                bias: read(format!("layer{index}.bias"), &[outputs])?,
+                weight: read(format!("member{member}.layer{index}.weight"), &[inputs, outputs])?,
+                bias: read(format!("member{member}.layer{index}.bias"), &[outputs])?,
             })
         };
-        let layers = [
-            layer(0, feature_count(&space), hidden)?,
-            layer(1, hidden, hidden)?,
-            layer(2, hidden, hidden)?,
-            layer(3, hidden, 1)?,
-        ];
-        Ok(Predictor { space, mlp: Mlp::new(layers) })
+        let mut networks = Vec::with_capacity(members);
+        for member in 0..members {
+            networks.push(Mlp::new([
+                layer(member, 0, feature_count(&space), hidden)?,
+                layer(member, 1, hidden, hidden)?,
+                layer(member, 2, hidden, hidden)?,
+                layer(member, 3, hidden, 1)?,
+            ]));
+        }
+        Ok(Predictor { space, members: networks, noise })
     }
 }

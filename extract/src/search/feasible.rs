@@ -1,178 +1,289 @@
-//! What limits leave over: smallest reachable values, and repair of subnets that break a limit.
+//! What limits leave over: smallest reachable values, and repair of candidates that break a limit.
 
-use super::{Limit, violation};
+use super::genome::{Genes, Genome, RESOLUTION};
+use super::limit::Limits;
 use crate::{Error, Result};
-use ofa_supernet::space::BlockChoice;
-use ofa_supernet::{SearchSpace, Subnet};
 use rand::Rng;
 use rand::seq::SliceRandom;
 
-/// The subnet with the smallest `cost`, and that cost.
-///
-/// At every resolution, kernel and expand ratio of each block are chosen together, block after block, from the smallest
-/// subnet on, until nothing changes. That is exact where the cost is a sum over blocks that only depend on their own choice and
-/// the resolution (MACs, parameters, latency from a table) or grows with every choice (peak memory), and where a
-/// further block costs something; otherwise it is a good upper bound.
-///
-/// # Errors
-/// What `cost` says.
-pub fn smallest(space: &SearchSpace, cost: &dyn Fn(&Subnet) -> Result<f64>) -> Result<(Subnet, f64)> {
-    let mut best: Option<(Subnet, f64)> = None;
-    for &resolution in &space.resolutions {
-        let mut subnet = Subnet { resolution, ..space.smallest() };
-        let mut value = cost(&subnet)?;
-        while descend(space, &mut subnet, &mut value, cost)? {}
-        if best.as_ref().is_none_or(|(_, smallest)| value < *smallest) {
-            best = Some((subnet, value));
-        }
-    }
-    Ok(best.expect("validated: a space has a resolution"))
+/// Changes that are drawn at random before repair looks at all of them.
+const DRAWS: usize = 40;
+
+/// The smallest choices at every resolution.
+fn smallest_choices(genome: &Genome) -> Vec<Genes> {
+    let at = |resolution| {
+        let mut genes = genome.zeros();
+        genes[RESOLUTION] = resolution;
+        genes
+    };
+    (0..genome.choices(RESOLUTION)).map(at).collect()
 }
 
-/// Gives each block in turn its cheapest choice; whether any changed. The cost falls strictly, so repeating it ends.
-fn descend(
-    space: &SearchSpace,
-    subnet: &mut Subnet,
-    value: &mut f64,
-    cost: &dyn Fn(&Subnet) -> Result<f64>,
-) -> Result<bool> {
-    let mut changed = false;
-    for stage in 0..subnet.stages.len() {
-        for block in 0..subnet.stages[stage].len() {
-            for &kernel in &space.kernel_sizes {
-                for &expand in &space.expand_ratios {
-                    let before = subnet.stages[stage][block];
-                    subnet.stages[stage][block] = BlockChoice { kernel, expand };
-                    let cheaper = cost(subnet)?;
-                    if cheaper < *value {
-                        *value = cheaper;
-                        changed = true;
-                    } else {
-                        subnet.stages[stage][block] = before;
+/// A candidate with a small `cost`, and that cost.
+///
+/// From each of `starts` on, each gene but the resolution's in turn gets its cheapest value (kernel and expand ratio of a block
+/// together), until nothing changes. Not exact where choices depend on one another.
+fn descend(genome: &Genome, starts: &[Genes], cost: &dyn Fn(&[u16]) -> Result<f64>) -> Result<(Genes, f64)> {
+    let mut best: Option<(Genes, f64)> = None;
+    for start in starts {
+        let mut genes = start.clone();
+        let mut value = cost(&genes)?;
+        loop {
+            let before = value;
+            let mut consider = |genes: &mut Genes, change: &dyn Fn(&mut [u16])| -> Result<()> {
+                let mut other = genes.clone();
+                change(&mut other);
+                let cheaper = cost(&other)?;
+                if cheaper < value {
+                    (value, *genes) = (cheaper, other);
+                }
+                Ok(())
+            };
+            for place in genome.shared().filter(|&place| place != RESOLUTION) {
+                for choice in 0..genome.choices(place) {
+                    consider(&mut genes, &|g| g[place] = choice)?;
+                }
+            }
+            for stage in 0..genome.stages() {
+                let place = genome.depth_gene(stage);
+                for depth in 0..genome.choices(place) {
+                    consider(&mut genes, &|g| genome.set(g, place, depth))?;
+                }
+                for place in genome.block_genes(&genes, stage).step_by(2) {
+                    for kernel in 0..genome.choices(place) {
+                        for expand in 0..genome.choices(place + 1) {
+                            consider(&mut genes, &|g| (g[place], g[place + 1]) = (kernel, expand))?;
+                        }
                     }
                 }
             }
-        }
-    }
-    Ok(changed)
-}
-
-/// A subnet of `space` that meets all limits.
-///
-/// # Errors
-/// [`Error::Impossible`] with the smallest reachable value of the first limit that no subnet meets, or with the values of the
-/// closest subnet when each limit can be met, but not all at once.
-pub fn witness(space: &SearchSpace, limits: &[Limit]) -> Result<Subnet> {
-    for limit in limits {
-        if !limit.bound.is_finite() {
-            return Err(Error::Search(format!("the bound of '{}' is {}; expected a number", limit.name, limit.bound)));
-        }
-        let (subnet, value) = smallest(space, &|s| limit.value(s))?;
-        if value > limit.bound {
-            return Err(Error::Impossible(format!(
-                "no subnet of '{}' meets {}: the smallest value it can reach is {} (with '{subnet}'); ask for at least that, or use a smaller space",
-                space.name,
-                limit.name,
-                limit.show(value)
-            )));
-        }
-    }
-    let (subnet, broken) = smallest(space, &|s| violation(limits, s))?;
-    if broken > 0.0 {
-        let mut values = Vec::new();
-        for limit in limits {
-            values.push(format!("{} of {}", limit.show(limit.value(&subnet)?), limit.name));
-        }
-        return Err(Error::Impossible(format!(
-            "each limit can be met alone, but no subnet of '{}' was found that meets all of them; closest is '{subnet}' with {}",
-            space.name,
-            values.join(", ")
-        )));
-    }
-    Ok(subnet)
-}
-
-/// Shrinks `subnet` until it meets all limits: single choices are changed in random order, each if it breaks the limits less.
-/// Where no single change helps, `witness` is the answer. The violation falls strictly, so this ends.
-///
-/// # Errors
-/// As [`violation`].
-pub fn repair(
-    space: &SearchSpace,
-    limits: &[Limit],
-    mut subnet: Subnet,
-    witness: &Subnet,
-    rng: &mut impl Rng,
-) -> Result<Subnet> {
-    let mut broken = violation(limits, &subnet)?;
-    while broken > 0.0 {
-        let before = broken;
-        let mut neighbours = space.neighbours(&subnet);
-        neighbours.shuffle(rng);
-        for neighbour in neighbours {
-            let less = violation(limits, &neighbour)?;
-            if less < broken {
-                (subnet, broken) = (neighbour, less);
+            if value >= before {
                 break;
             }
         }
-        if broken >= before {
-            return Ok(witness.clone());
+        if best.as_ref().is_none_or(|(_, smallest)| value < *smallest) {
+            best = Some((genes, value));
         }
     }
-    Ok(subnet)
+    Ok(best.expect("there is a start"))
+}
+
+/// The candidate with the smallest value of limit `index`, and that value: exact where the measure has a table, otherwise an
+/// upper bound.
+///
+/// # Errors
+/// What the measure says.
+pub fn smallest(genome: &Genome, limits: &Limits, index: usize) -> Result<(Genes, f64)> {
+    let genes = match limits.table(index) {
+        Some(table) => table.smallest(genome),
+        None => descend(genome, &smallest_choices(genome), &|genes| limits.value(genome, index, genes))?.0,
+    };
+    // The measure's own value, so that it can be asked for as a limit.
+    let value = limits.limits()[index].value(&genome.decode(&genes))?;
+    Ok((genes, value))
+}
+
+/// A candidate that meets all limits.
+///
+/// # Errors
+/// [`Error::Impossible`] with the smallest reachable value of the first limit that no subnet meets; or, when each limit can be met but
+/// not all at once, with the smallest value of each that was found while the others hold.
+pub fn witness(genome: &Genome, limits: &Limits) -> Result<Genes> {
+    if limits.limits().is_empty() {
+        return Ok(genome.zeros());
+    }
+    let mut starts = smallest_choices(genome);
+    for (index, limit) in limits.limits().iter().enumerate() {
+        if limit.bound.is_nan() {
+            return Err(Error::Search(format!("the bound of '{}' is no number", limit.name)));
+        }
+        let (genes, value) = smallest(genome, limits, index)?;
+        if value > limit.bound {
+            return Err(Error::Impossible(format!(
+                "no subnet of '{}' meets {}: the smallest value it can reach is {} (with '{}'); ask for at least that, or use a smaller space",
+                genome.space().name,
+                limit.name,
+                limit.show(value),
+                genome.decode(&genes)
+            )));
+        }
+        if limits.violation(genome, &genes)? == 0.0 {
+            return Ok(genes);
+        }
+        starts.push(genes);
+    }
+    let (genes, broken) = descend(genome, &starts, &|genes| limits.violation(genome, genes))?;
+    if broken == 0.0 {
+        return Ok(genes);
+    }
+    let mut reached = Vec::new();
+    for index in 0..limits.limits().len() {
+        if let Some(text) = beside_others(genome, limits, index, &starts)? {
+            reached.push(text);
+        }
+    }
+    if reached.is_empty() {
+        for (index, limit) in limits.limits().iter().enumerate() {
+            let value = limit.show(limits.value(genome, index, &genes)?);
+            reached.push(format!("'{}' has {value} for {}", genome.decode(&genes), limit.name));
+        }
+    }
+    Err(Error::Impossible(format!(
+        "each limit can be met alone, but no subnet of '{}' was found that meets all of them: {}",
+        genome.space().name,
+        reached.join("; ")
+    )))
+}
+
+/// The smallest value of limit `index` that was found while all others hold, in words.
+fn beside_others(genome: &Genome, limits: &Limits, index: usize, starts: &[Genes]) -> Result<Option<String>> {
+    let others = |genes: &[u16]| -> Result<f64> {
+        let mut sum = 0.0;
+        for (other, limit) in limits.limits().iter().enumerate() {
+            if other != index {
+                sum += limits.excess(genome, other, limit.bound, genes)?;
+            }
+        }
+        Ok(sum)
+    };
+    // Above every value, so that the others come first.
+    let penalty = 1e6 * limits.limits()[index].bound.abs().max(1.0);
+    let (genes, _) =
+        descend(genome, starts, &|genes| Ok(limits.value(genome, index, genes)? + penalty * others(genes)?.sqrt()))?;
+    if others(&genes)? > 0.0 {
+        return Ok(None);
+    }
+    let limit = &limits.limits()[index];
+    let value = limits.value(genome, index, &genes)?;
+    Ok(Some(format!("with the others held, {} of {} is the smallest found", limit.show(value), limit.name)))
+}
+
+/// Changes `genes` until they meet all limits: single genes in random order, each if that breaks the limits less. Where no
+/// single change helps, `witness` is the answer. The violation falls strictly, so this ends.
+///
+/// # Errors
+/// What the measures say.
+pub fn repair(
+    genome: &Genome,
+    limits: &Limits,
+    mut genes: Genes,
+    witness: &Genes,
+    rng: &mut impl Rng,
+) -> Result<Genes> {
+    let mut broken = limits.violation(genome, &genes)?;
+    if broken == 0.0 {
+        return Ok(genes);
+    }
+    let mut other = genes.clone();
+    while broken > 0.0 {
+        let active: Vec<usize> = genome.active(&genes).collect();
+        let mut attempt = |genes: &mut Genes, place: usize, choice: u16| -> Result<Option<f64>> {
+            genome.set(&mut other, place, choice);
+            let less = limits.violation(genome, &other)?;
+            if less < broken {
+                genes.copy_from_slice(&other);
+                return Ok(Some(less));
+            }
+            other.copy_from_slice(genes);
+            Ok(None)
+        };
+        let mut found = None;
+        for _ in 0..DRAWS {
+            let place = active[rng.random_range(0..active.len())];
+            found = attempt(&mut genes, place, genome.draw(place, rng))?;
+            if found.is_some() {
+                break;
+            }
+        }
+        if found.is_none() {
+            let mut changes = genome.changes(&genes);
+            changes.shuffle(rng);
+            for (place, choice) in changes {
+                found = attempt(&mut genes, place, choice)?;
+                if found.is_some() {
+                    break;
+                }
+            }
+        }
+        match found {
+            Some(less) => broken = less,
+            None => return Ok(witness.clone()),
+        }
+    }
+    Ok(genes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::search::Limit;
     use ofa_supernet::seed::{Purpose, generator};
+    use ofa_supernet::space::BlockChoice;
+    use ofa_supernet::{SearchSpace, Subnet};
 
     /// A table-like cost in which the smallest choice is not the cheapest, as on devices with a fast 5x5 kernel.
-    fn odd_cost(subnet: &Subnet) -> f64 {
+    fn odd_cost(subnet: &Subnet) -> Result<f64> {
         let block = |(i, b): (usize, &BlockChoice)| {
             let fast = if b.kernel == 5 && b.expand.value() == 3.0 { 0.3 } else { 1.0 };
             fast * (b.kernel as f64 + b.expand.value()) * (1.0 + i as f64 * 0.1)
         };
-        let blocks: f64 = subnet.blocks().enumerate().map(block).sum();
-        blocks * (1.0 + (subnet.resolution as f64 - 24.0).abs())
+        let of_stage = |blocks: &Vec<BlockChoice>| blocks.iter().enumerate().map(block).sum::<f64>();
+        let blocks: f64 = subnet.stages.iter().map(of_stage).sum();
+        Ok(blocks * (1.0 + (subnet.resolution as f64 - 24.0).abs()))
+    }
+
+    /// As [`odd_cost`], in a form that has no table.
+    fn squared_cost(subnet: &Subnet) -> Result<f64> {
+        Ok(odd_cost(subnet)?.powi(2))
     }
 
     #[test]
     fn finds_a_minimum_that_is_not_the_smallest_subnet() {
-        let space = SearchSpace::named("tiny").unwrap();
-        let (subnet, value) = smallest(&space, &|s| Ok(odd_cost(s))).unwrap();
-        assert_eq!(subnet.to_string(), "r24 d1,1 k5|5 e3|3");
-        assert_eq!(value, odd_cost(&subnet));
+        let genome = Genome::new(&SearchSpace::named("tiny").unwrap()).unwrap();
+        let limits = [Limit::new("odd", 0.0, odd_cost), Limit::new("squared", 0.0, squared_cost)];
+        let limits = Limits::new(&genome, &limits).unwrap();
+        assert!(limits.table(0).is_some() && limits.table(1).is_none());
+        for index in 0..2 {
+            let (genes, value) = smallest(&genome, &limits, index).unwrap();
+            assert_eq!(genome.decode(&genes).to_string(), "r24 d1,1 k5|5 e3|3");
+            assert_eq!(value, limits.limits()[index].value(&genome.decode(&genes)).unwrap());
+        }
     }
 
     #[test]
     fn repair_meets_every_limit_that_can_be_met() {
         let space = SearchSpace::named("tiny").unwrap();
-        let least = smallest(&space, &|s| Ok(odd_cost(s))).unwrap().1;
+        let genome = Genome::new(&space).unwrap();
+        let least = odd_cost(&"r24 d1,1 k5|5 e3|3".parse().unwrap()).unwrap();
         for bound in [least, 2.0 * least, 10.0 * least] {
-            let limits = [Limit::new("odd", bound, |s| Ok(odd_cost(s)))];
-            let witness = witness(&space, &limits).unwrap();
+            let limits = [Limit::new("odd", bound, odd_cost)];
+            let limits = Limits::new(&genome, &limits).unwrap();
+            let witness = witness(&genome, &limits).unwrap();
             let mut rng = generator(1, Purpose::Search, &[]);
             for _ in 0..50 {
-                let drawn = space.sample(&mut rng);
-                let repaired = repair(&space, &limits, drawn, &witness, &mut rng).unwrap();
-                space.check(&repaired).unwrap();
-                assert!(odd_cost(&repaired) <= bound);
+                let drawn = genome.sample(&mut rng);
+                let repaired = repair(&genome, &limits, drawn, &witness, &mut rng).unwrap();
+                space.check(&genome.decode(&repaired)).unwrap();
+                assert!(odd_cost(&genome.decode(&repaired)).unwrap() <= bound);
             }
         }
     }
 
     #[test]
     fn impossible_limits_say_what_can_be_reached() {
-        let space = SearchSpace::named("tiny").unwrap();
+        let genome = Genome::new(&SearchSpace::named("tiny").unwrap()).unwrap();
+        let explain = |limits: &[Limit]| {
+            let error = witness(&genome, &Limits::new(&genome, limits).unwrap()).unwrap_err();
+            assert!(matches!(error, Error::Impossible(_)), "{error}");
+            error.to_string()
+        };
         let depth = |s: &Subnet| Ok(s.blocks().count() as f64);
-        let error = witness(&space, &[Limit::new("depth", 1.0, depth)]).unwrap_err().to_string();
+        let error = explain(&[Limit::new("depth", 1.0, depth)]);
         assert!(error.contains("meets depth: the smallest value it can reach is 2 (with 'r16"), "{error}");
         let against = |s: &Subnet| Ok(1.0 / s.blocks().map(|b| b.kernel as f64).sum::<f64>());
         let kernels = |s: &Subnet| Ok(s.blocks().map(|b| b.kernel as f64).sum());
-        let both = [Limit::new("kernels", 8.0, kernels), Limit::new("inverse", 1.0 / 9.0, against)];
-        let error = witness(&space, &both).unwrap_err();
-        assert!(matches!(&error, Error::Impossible(m) if m.contains("each limit can be met alone")), "{error}");
+        let error = explain(&[Limit::new("kernels", 8.0, kernels), Limit::new("inverse", 1.0 / 9.0, against)]);
+        assert!(error.contains("each limit can be met alone"), "{error}");
+        assert!(error.contains("with the others held, 9 of kernels"), "{error}");
     }
 }

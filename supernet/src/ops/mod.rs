@@ -14,6 +14,7 @@
 //! | `inverted_residual` | the block as one op |
 //! | `dense`, `columns` | a dense convolution with batch norm and activation as one op |
 //! | `pools` | ResNet's steps between convolutions: sums, max pool, average pool |
+//! | `sparse` | fully connected layers for inputs of which many are zero |
 //! | `inference` | the same layers with batch norm folded, for extracted networks |
 //! | `composite` | the same layers from candle's own ops: other devices and number types, and the tests' reference |
 
@@ -31,6 +32,7 @@ mod parallel;
 mod pools;
 mod rows;
 mod simd;
+mod sparse;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -41,6 +43,7 @@ pub use dense::{DenseShape, dense};
 pub use inverted_residual::{BlockShape, BlockStatistics, inverted_residual, parameter_count};
 pub use pools::{add, average_pool, max_pool};
 pub use simd::InstructionSet;
+pub use sparse::{SparseLayer, SparseRows};
 
 use candle_core::{CpuStorage, Layout, Tensor};
 

@@ -1,0 +1,57 @@
+//! The evolutionary search on the published predictor and Note10 latency tables: predicted accuracies over ten seeds, and seconds.
+//!
+//! `cargo run --release -p ofa-extract --example published_search -- FOLDER [MILLISECONDS...]`, where FOLDER holds
+//! `acc_predictor.pth` and `note10_160_lookup_table.yaml` to `note10_224_lookup_table.yaml`.
+
+use ofa_evaluate::profile::import;
+use ofa_extract::search::Evolution;
+use ofa_extract::{Constraint, Limit, Measures, Predictor, Problem, SearchSettings, search};
+use ofa_supernet::{SearchSpace, Subnet};
+use std::path::{Path, PathBuf};
+
+const SEEDS: u64 = 10;
+/// Milliseconds where none are asked for: the limits at which the reference's own search was run.
+const LIMITS: [&str; 7] = ["15", "20", "25", "30", "40", "50", "60"];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (folder, limits) = arguments.split_first().ok_or("expected the folder of predictor and latency tables")?;
+    let folder = Path::new(folder);
+    let limits: Vec<&str> =
+        if limits.is_empty() { LIMITS.to_vec() } else { limits.iter().map(String::as_str).collect() };
+    let mut space = SearchSpace::named("mbv3-w1.2")?;
+    space.resolutions = vec![160, 176, 192, 208, 224];
+    let predictor = Predictor::import(&folder.join("acc_predictor.pth"), &space)?;
+    let table = |resolution| folder.join(format!("note10_{resolution}_lookup_table.yaml"));
+    let tables: Vec<PathBuf> = space.resolutions.iter().map(table).collect();
+    let measures = Measures::new(&space, 1000, vec![import(&space, 1000, "note10", &tables)?]);
+    let settings = SearchSettings::Evolution(Evolution::default());
+    println!("limit     best    median  worst   evaluations  seconds (median, most)");
+    for limit in limits {
+        let constraint: Constraint = format!("note10:latency={limit}ms").parse()?;
+        let limits = [Limit::from_constraint(&constraint, &measures)?];
+        let (mut scores, mut seconds, mut evaluations) = (Vec::new(), Vec::new(), 0);
+        for seed in 0..SEEDS {
+            let problem = Problem::new(&space, &limits, seed);
+            let mut scorer = |subnets: &[Subnet]| predictor.predict(subnets);
+            let found = search(&problem, &settings, &mut scorer, &mut |_| ())?;
+            scores.push(found.predicted_accuracy);
+            seconds.push(found.seconds);
+            evaluations += found.evaluations;
+        }
+        scores.sort_by(f64::total_cmp);
+        seconds.sort_by(f64::total_cmp);
+        let middle = |sorted: &[f64]| (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2.0;
+        println!(
+            "{:8}  {:.5} {:.5} {:.5} {:12}  {:.3} {:.3}",
+            format!("{limit}ms"),
+            scores[scores.len() - 1],
+            middle(&scores),
+            scores[0],
+            evaluations / SEEDS as usize,
+            middle(&seconds),
+            seconds[seconds.len() - 1],
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! Bayesian optimisation: a Gaussian process learns the scores, and expected improvement says which candidate to score next. For scores that
+//! are expensive, such as measured accuracies.
+
+use super::Strategy;
+use super::evolution::mutate;
+use super::genome::Genes;
+use super::task::{Scored, Task, rank};
+use crate::gaussian_process::{GaussianProcess, expected_improvement};
+use crate::{Error, Result};
+use rand::Rng;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+
+/// Scored candidates that the process is fitted on: the best half of these, and the latest.
+const POINTS: usize = 400;
+/// Candidates that expected improvement chooses from.
+const POOL: usize = 500;
+/// Best candidates whose mutations are in the pool.
+const PARENTS: usize = 10;
+
+/// Constants of the Bayesian optimisation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Bayes {
+    /// Random subnets at the start.
+    pub initial: usize,
+    /// Subnets that are scored between two fits; more of them cost less time and need more scores.
+    pub batch: usize,
+}
+
+impl Default for Bayes {
+    fn default() -> Self {
+        Bayes { initial: 30, batch: 5 }
+    }
+}
+
+impl Strategy for Bayes {
+    fn evaluations(&self) -> usize {
+        500
+    }
+
+    fn validate(&self) -> Result<()> {
+        if self.initial < 2 || self.batch == 0 {
+            return Err(Error::Search("initial must be at least 2 and batch at least 1".into()));
+        }
+        Ok(())
+    }
+
+    fn run(&self, task: &mut Task) -> Result<()> {
+        let rules = &task.rules;
+        let draw = |index| {
+            let mut rng = rules.rng(&[0, index]);
+            rules.repair(rules.genome.sample(&mut rng), &mut rng)
+        };
+        let initial = (0..self.initial as u64).map(draw).collect::<Result<Vec<Genes>>>()?;
+        let mut scored = task.score(initial)?;
+        distinct(&mut scored);
+        task.record();
+        let mut shape = None;
+        for round in 1u64.. {
+            if task.remaining() == 0 {
+                break;
+            }
+            let mut best = scored.clone();
+            rank(&mut best);
+            let pool = pool(task, &best, round)?;
+            // A small space runs out of subnets.
+            if pool.is_empty() {
+                break;
+            }
+            let seen = points(&scored, best.clone());
+            let (scores, genes): (Vec<f64>, Vec<Genes>) = seen.into_iter().unzip();
+            // The shape is found anew every time that there are a quarter more points.
+            let known = shape.filter(|&(_, count)| 4 * genes.len() < 5 * count);
+            let count = known.map_or(genes.len(), |(_, count)| count);
+            let chosen = match GaussianProcess::fit(genes, &scores, known.map(|(shape, _)| shape), distance) {
+                Some(process) => {
+                    shape = Some((process.shape(), count));
+                    let improvement = |(mean, deviation)| expected_improvement(mean, deviation, best[0].0);
+                    let mut ranked: Vec<Scored> =
+                        process.predict(&pool).into_iter().map(improvement).zip(pool).collect();
+                    rank(&mut ranked);
+                    ranked.into_iter().take(self.batch).map(|(_, genes)| genes).collect()
+                }
+                None => pool.into_iter().take(self.batch).collect(),
+            };
+            scored.extend(task.score(chosen)?);
+            task.record();
+        }
+        Ok(())
+    }
+}
+
+/// Genes in which two candidates differ. A vanished block counts by the depth that took it away and by those of its genes that were not the first choice.
+fn distance(a: &Genes, b: &Genes) -> f64 {
+    a.iter().zip(b.iter()).filter(|(a, b)| a != b).count() as f64
+}
+
+fn distinct(scored: &mut Vec<Scored>) {
+    let mut seen = HashSet::new();
+    scored.retain(|(_, genes)| seen.insert(genes.clone()));
+}
+
+/// Feasible candidates that are not scored yet: random ones and mutations of the best.
+fn pool(task: &Task, best: &[Scored], round: u64) -> Result<Vec<Genes>> {
+    let rules = &task.rules;
+    let draw = |index: usize| {
+        let mut rng = rules.rng(&[round, index as u64]);
+        let drawn = if index.is_multiple_of(4) {
+            rules.genome.sample(&mut rng)
+        } else {
+            let parent = &best[rng.random_range(0..best.len().min(PARENTS))].1;
+            // One to a few genes: far mutations are random draws again.
+            let probability = [0.02, 0.05, 0.1][rng.random_range(0..3)];
+            mutate(&rules.genome, parent, probability, probability, &mut rng)
+        };
+        rules.repair(drawn, &mut rng)
+    };
+    let mut pool = (0..POOL).into_par_iter().map(draw).collect::<Result<Vec<Genes>>>()?;
+    let mut seen = HashSet::new();
+    pool.retain(|genes| !task.known.contains_key(genes) && seen.insert(genes.clone()));
+    Ok(pool)
+}
+
+/// What the process is fitted on: all that was scored, or the best and the latest of it.
+fn points(scored: &[Scored], best: Vec<Scored>) -> Vec<Scored> {
+    if scored.len() <= POINTS {
+        return scored.to_vec();
+    }
+    let mut kept: Vec<Scored> = best.into_iter().take(POINTS / 2).collect();
+    kept.extend_from_slice(&scored[scored.len() - POINTS / 2..]);
+    distinct(&mut kept);
+    kept
+}

@@ -1,0 +1,42 @@
+//! Random search (Bergstra and Bengio, JMLR 2012): the yardstick of every other strategy.
+
+use super::Strategy;
+use super::genome::Genes;
+use super::task::Task;
+use crate::Result;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// Candidates that are scored in one go.
+const BATCH: usize = 100;
+
+/// Random subnets; one that breaks a limit is repaired.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Random {}
+
+impl Strategy for Random {
+    fn evaluations(&self) -> usize {
+        10_000
+    }
+
+    fn run(&self, task: &mut Task) -> Result<()> {
+        for batch in 0u64.. {
+            let before = task.remaining();
+            let rules = &task.rules;
+            let draw = |index| {
+                let mut rng = rules.rng(&[batch, index]);
+                let drawn = rules.genome.sample(&mut rng);
+                rules.repair(drawn, &mut rng)
+            };
+            let candidates = (0..BATCH as u64).into_par_iter().map(draw).collect::<Result<Vec<Genes>>>()?;
+            task.score(candidates)?;
+            task.record();
+            // A small space runs out of subnets.
+            if task.remaining() == 0 || task.remaining() == before {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

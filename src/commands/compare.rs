@@ -1,0 +1,72 @@
+//! `ofa search --compare`: every strategy with the same budget.
+
+use super::search::{Scorer, StrategyName, limits_of, searched_space};
+use crate::{progress, table};
+use anyhow::Result;
+use clap::ValueEnum;
+use ofa_evaluate::latency::median;
+use ofa_extract::search::SearchSettings;
+use ofa_extract::{Constraint, Measures, Problem, search};
+use ofa_supernet::Subnet;
+
+/// Evaluations where `--evaluations` does not say.
+const EVALUATIONS: usize = 1000;
+
+/// How strategies are compared.
+pub struct Options {
+    pub evaluations: Option<usize>,
+    pub seed: u64,
+    pub seeds: u64,
+}
+
+/// Runs every strategy within `constraints` and prints how it did.
+pub fn compare(measures: &Measures, constraints: &[Constraint], scorer: &Scorer, options: &Options) -> Result<()> {
+    anyhow::ensure!(options.seeds > 0, "--seeds 0: expected at least 1");
+    let limits = limits_of(constraints, measures)?;
+    // The front is drawn against what is limited.
+    let costs: Vec<Constraint> = constraints.iter().map(|c| Constraint { limit: f64::INFINITY, ..c.clone() }).collect();
+    let against = limits_of(&costs, measures)?;
+    let space = searched_space(measures, scorer, constraints.iter())?;
+    let evaluations = options.evaluations.unwrap_or(EVALUATIONS);
+    let mut rows = Vec::new();
+    let bar = progress::bar(StrategyName::value_variants().len() * options.seeds as usize, "searches");
+    for strategy in StrategyName::value_variants() {
+        let settings: SearchSettings = serde_json::from_value(serde_json::json!({ "strategy": strategy.text() }))?;
+        let (mut scores, mut seconds, mut scored) = (Vec::new(), Vec::new(), Vec::new());
+        for seed in options.seed..options.seed + options.seeds {
+            let problem =
+                Problem { against: &against, evaluations: Some(evaluations), ..Problem::new(&space, &limits, seed) };
+            let mut score = |subnets: &[Subnet]| scorer.score(subnets);
+            let result = search(&problem, &settings, &mut score, &mut |_| ())?;
+            scores.push(result.predicted_accuracy);
+            seconds.push(result.seconds);
+            scored.push(result.evaluations as f64);
+            bar.inc(1);
+        }
+        rows.push((strategy.text(), scores, seconds, scored));
+    }
+    bar.finish_and_clear();
+    let middle = |values: &[f64]| median(values).unwrap_or(f64::NAN);
+    rows.sort_by(|a, b| middle(&b.1).total_cmp(&middle(&a.1)));
+    let cells: Vec<Vec<String>> = rows
+        .into_iter()
+        .map(|(name, scores, seconds, scored)| {
+            let best = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let worst = scores.iter().copied().fold(f64::INFINITY, f64::min);
+            let percent = |value: f64| format!("{:.2} %", 100.0 * value);
+            vec![
+                name,
+                percent(best),
+                percent(middle(&scores)),
+                format!("{:.2} points", 100.0 * (best - worst)),
+                format!("{:.2}", middle(&seconds)),
+                format!("{:.0}", middle(&scored)),
+            ]
+        })
+        .collect();
+    let limit = constraints.iter().map(Constraint::to_string).collect::<Vec<_>>().join(" ");
+    println!("{limit}, {} seeds, at most {evaluations} evaluations each", options.seeds);
+    table::print(&["strategy", "best", "median", "spread", "seconds", "evaluations"], &cells);
+    println!();
+    Ok(())
+}

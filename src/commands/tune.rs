@@ -1,0 +1,229 @@
+//! `ofa tune`
+
+use super::train::Settings;
+use crate::run_folder::{RunConfig, RunFolder};
+use crate::{interrupt, progress, table};
+use anyhow::{Context, Result, bail};
+use indicatif::ProgressBar;
+use ofa_extract::tune::{self, Outcome, Point, Ranges, Suggest, Trial, TrialWriter, Values, read_trials, suggest};
+use ofa_supernet::data::Dataset;
+use ofa_supernet::files;
+use ofa_supernet::train::checkpoint::Folder;
+use ofa_supernet::train::{Control, Event, MetricsLine, metrics, train};
+use ofa_supernet::{Error, Supernet};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Try hyperparameters of training on shortened runs, giving up hopeless ones early. The same command goes on after a stop, or with more
+/// trials.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    settings: Settings,
+    /// What to vary, in TOML: a table such as [learning_rate] with low, high and log, or with values (default: learning rate and weight decay by
+    /// a factor of ten either way, and half and twice the batch).
+    #[arg(long)]
+    ranges: Option<PathBuf>,
+    /// How trials are chosen.
+    #[arg(long, value_enum, default_value = "bayes")]
+    strategy: Strategy,
+    /// Trials in all.
+    #[arg(long, default_value_t = 20)]
+    trials: usize,
+    /// Epochs of a trial over all stages (default: a quarter of the configuration's).
+    #[arg(long)]
+    trial_epochs: Option<f64>,
+    /// Do every trial to its end.
+    #[arg(long)]
+    to_the_end: bool,
+    /// Folder for the trials.
+    #[arg(long, default_value = "tune")]
+    out: PathBuf,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy)]
+enum Strategy {
+    /// All combinations of the ranges' steps.
+    Grid,
+    /// Uniformly in the ranges.
+    Random,
+    /// A Gaussian process on the earlier trials, and expected improvement.
+    Bayes,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let config = args.settings.resolve()?;
+    let epochs = args.trial_epochs.unwrap_or(config.train.total_epochs() / 4.0);
+    if !(epochs > 0.0 && epochs.is_finite()) {
+        bail!("--trial-epochs {epochs}: expected a number above 0");
+    }
+    let ranges = match &args.ranges {
+        Some(path) => Ranges::from_toml(&files::read_text(path)?).with_context(|| path.display().to_string())?,
+        None => Ranges::about(&config.train)?,
+    };
+    ranges.check(&config.train, &config.space)?;
+    let folder = RunFolder::new(&args.out);
+    let _lock = folder.lock()?;
+    let shortened = RunConfig { train: config.train.clone().with_epochs(epochs), ..config.clone() };
+    same_or_new(&folder, &shortened, &ranges)?;
+
+    let path = folder.join("trials.jsonl");
+    let mut trials = read_trials(&path, &ranges)?;
+    let data = config.data.open()?;
+    let strategy = match args.strategy {
+        Strategy::Grid => Suggest::Grid,
+        Strategy::Random => Suggest::Random,
+        Strategy::Bayes => Suggest::Bayes,
+    };
+    let bar = progress::plain_bar(0);
+    while trials.len() < args.trials {
+        let Some(values) = suggest(strategy, &ranges, &trials, config.train.seed) else {
+            eprintln!("the grid has no more combinations");
+            break;
+        };
+        let earlier = if args.to_the_end { &[][..] } else { &trials[..] };
+        let trial =
+            Run { config: &shortened, ranges: &ranges, data: &data, folder: &folder, bar: &bar, trials: args.trials }
+                .trial(trials.len(), values, earlier)?;
+        bar.suspend(|| {
+            let done = trial.curve.last().map_or(0.0, |point| point.progress);
+            let described = describe(&trial.values);
+            eprintln!(
+                "trial {}: {described}: {:.1} % after {:.0} %",
+                trial.trial,
+                100.0 * trial.objective,
+                100.0 * done
+            );
+        });
+        trials.push(trial);
+        TrialWriter::new(&path).write(&trials, &ranges)?;
+    }
+    bar.finish_and_clear();
+    let Some(best) = tune::best(&trials) else { bail!("--trials {}: at least one is needed", args.trials) };
+    let (header, rows) = tune::table(&trials, &ranges);
+    table::print(&header.iter().map(String::as_str).collect::<Vec<_>>(), &rows);
+    let mut chosen = config.clone();
+    ranges.apply(&best.values, &mut chosen.train);
+    let text = toml::to_string(&chosen).context("the configuration has no TOML form")?;
+    let written = folder.join("best.toml");
+    files::write_atomic(&written, text.as_bytes())?;
+    println!("\nbest: trial {}, {}", best.trial, describe(&best.values));
+    println!(
+        "{} written, with all {:.4} epochs; every validation is in {}. Next: ofa train --config {} --out run",
+        written.display(),
+        chosen.train.total_epochs(),
+        folder.join("trials.csv").display(),
+        written.display()
+    );
+    Ok(())
+}
+
+fn describe(values: &Values) -> String {
+    let parts: Vec<String> = values.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+    parts.join(", ")
+}
+
+/// Writes what the trials of this folder share; where it is there already it must be the same, so that trials can be compared.
+fn same_or_new(folder: &RunFolder, config: &RunConfig, ranges: &Ranges) -> Result<()> {
+    let text = toml::to_string(ranges).context("the ranges have no TOML form")?;
+    let path = folder.join("ranges.toml");
+    if !folder.join("config.toml").exists() {
+        files::write_atomic(&path, text.as_bytes())?;
+        return folder.write_config(config);
+    }
+    // As written and read: numbers are compared as they are in the file.
+    let same_config = toml::to_string(&folder.config()?).ok() == toml::to_string(config).ok();
+    if !same_config || !path.exists() || files::read_text(&path)? != text {
+        bail!(
+            "{}: its trials are of another configuration or other ranges; name another folder with --out",
+            folder.join("config.toml").display()
+        );
+    }
+    Ok(())
+}
+
+/// What all trials share.
+struct Run<'a> {
+    config: &'a RunConfig,
+    ranges: &'a Ranges,
+    data: &'a Dataset,
+    folder: &'a RunFolder,
+    bar: &'a ProgressBar,
+    trials: usize,
+}
+
+impl Run<'_> {
+    /// Trial `number`; one that was stopped half-way goes on. It is given up when `earlier` ones say that it is hopeless.
+    fn trial(&self, number: usize, values: Values, earlier: &[Trial]) -> Result<Trial> {
+        let mut config = self.config.train.clone();
+        self.ranges.apply(&values, &mut config);
+        let (space, classes) = (&self.config.space, self.data.classes.len());
+        let steps: usize = config.plan(space, self.data.train.len()).iter().map(|stage| stage.steps).sum();
+        let folder = self.folder.join(&format!("trial-{number:03}"));
+        let resume = !Folder::of_run(&folder, 1).list()?.is_empty();
+        let mut net = Supernet::new(space, classes, config.seed)?;
+        let (mut curve, mut given_up) = (Vec::new(), false);
+        let begun = Instant::now();
+        let name = format!("trial {number} of {}: {}", self.trials, describe(&values));
+        let trained = train(&mut net, self.data, &config, &folder, resume, &mut |event| {
+            match event {
+                Event::Resumed { step, .. } => curve = points_of(&folder, *step, steps),
+                Event::Probes { step, results, .. } => {
+                    let accuracy = results.iter().map(|r| r.accuracy).sum::<f64>() / results.len().max(1) as f64;
+                    curve.push(Point { progress: *step as f64 / steps as f64, accuracy });
+                    given_up = *step < steps && tune::hopeless(&curve, earlier);
+                }
+                Event::Step(step) => {
+                    self.bar.set_length(step.steps as u64);
+                    self.bar.set_position(step.step as u64);
+                    self.bar.set_message(format!(
+                        "{name}  {}  loss {:.3}  {:.0} img/s  ETA {}",
+                        step.stage,
+                        step.report.loss,
+                        step.images_per_second,
+                        progress::duration(step.eta_seconds)
+                    ));
+                }
+                _ => {}
+            }
+            if given_up || interrupt::requested() { Control::Stop } else { Control::Continue }
+        });
+        let outcome = match trained {
+            Err(Error::NotFinite(_)) => Outcome::Diverged,
+            Err(error) => return Err(error.into()),
+            Ok(_) if given_up => Outcome::Stopped,
+            Ok(ofa_supernet::train::Outcome::Finished { .. }) => Outcome::Finished,
+            Ok(ofa_supernet::train::Outcome::Interrupted { .. }) => {
+                self.bar.abandon();
+                let message = format!("stopped in trial {number}, which is saved: run the same command to go on");
+                return Err(interrupt::stopped(message));
+            }
+        };
+        std::fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        let objective = match outcome {
+            Outcome::Diverged => 0.0,
+            _ => curve.last().map_or(0.0, |point| point.accuracy),
+        };
+        Ok(Trial { trial: number, values, curve, objective, outcome, seconds: begun.elapsed().as_secs_f64() })
+    }
+}
+
+/// The validations up to step `step` that a stopped trial had written down.
+fn points_of(folder: &Path, step: usize, steps: usize) -> Vec<Point> {
+    let mut points: Vec<(usize, Vec<f64>)> = Vec::new();
+    for line in metrics::read(&folder.join("metrics.jsonl")).unwrap_or_default() {
+        if let MetricsLine::Probe { step: at, accuracy, .. } = line
+            && at <= step
+        {
+            match points.last_mut() {
+                Some((last, accuracies)) if *last == at => accuracies.push(accuracy),
+                _ => points.push((at, vec![accuracy])),
+            }
+        }
+    }
+    let point = |(at, accuracies): (usize, Vec<f64>)| Point {
+        progress: at as f64 / steps as f64,
+        accuracy: accuracies.iter().sum::<f64>() / accuracies.len() as f64,
+    };
+    points.into_iter().map(point).collect()
+}

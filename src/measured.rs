@@ -1,0 +1,43 @@
+//! True accuracies of subnets on the supernet: batch norm recalibrated on training images, then evaluated on validation images.
+
+use anyhow::Result;
+use ofa_supernet::data::Dataset;
+use ofa_supernet::train::EvaluationSet;
+use ofa_supernet::train::validation::{accuracy_on, recalibrate_on};
+use ofa_supernet::{Subnet, Supernet};
+
+/// Images that accuracies are measured on.
+#[derive(clap::Args, Clone)]
+pub struct Images {
+    /// Training images that recalibrate batch norm for each subnet.
+    #[arg(long, default_value_t = 500)]
+    pub recalibration: usize,
+    /// Validation images; 0 for all.
+    #[arg(long, default_value_t = 0)]
+    pub images: usize,
+}
+
+/// Measures subnets of one supernet on the same images.
+pub struct Measured<'a> {
+    net: &'a Supernet,
+    recalibration: EvaluationSet<'a>,
+    validation: EvaluationSet<'a>,
+}
+
+impl<'a> Measured<'a> {
+    /// `batch` images at a time; `seed` draws the training images.
+    pub fn new(net: &'a Supernet, data: &'a Dataset, images: &Images, batch: usize, seed: u64) -> Result<Self> {
+        let limit = (images.images > 0).then_some(images.images);
+        Ok(Measured {
+            net,
+            recalibration: EvaluationSet::for_recalibration(data, images.recalibration, batch, seed)?,
+            validation: EvaluationSet::of_split(data, &data.validation, limit, batch)?,
+        })
+    }
+
+    /// Validation accuracy of `subnet`, 0 to 1.
+    pub fn accuracy(&self, subnet: &Subnet) -> ofa_supernet::Result<f64> {
+        let statistics = recalibrate_on(self.net, subnet, &self.recalibration)?;
+        accuracy_on(self.net, subnet, &statistics, &self.validation)
+    }
+}

@@ -1,0 +1,247 @@
+//! Fully connected layers with ReLU for inputs of which many are zero, such as one-hot features and what ReLU leaves: only the rows
+//! of the weight that meet an input other than zero are read.
+
+use super::simd::{Kernel, Simd, dispatch};
+
+/// Rows that pass together: each weight that is loaded serves all of them, and inputs that are zero in all are skipped.
+const ROWS: usize = 4;
+/// Outputs that are computed together. The weights of a few hundred inputs for them fit into L1, where they stay for all rows.
+const PANEL: usize = 16;
+
+/// The weights of one input for the outputs of a panel, in one cache line.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; PANEL]);
+
+/// The values of [`ROWS`] rows in one column.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    column: u32,
+    values: [f32; ROWS],
+}
+
+/// Rows of mostly zeros, in groups of [`ROWS`]: of each the columns in which one of its rows is not zero, ascending.
+#[derive(Debug, Clone)]
+pub struct SparseRows {
+    rows: usize,
+    width: usize,
+    /// `[group, width]`, of which each group has taken only the first few.
+    entries: Vec<Entry>,
+    /// How many, by group.
+    taken: Vec<usize>,
+}
+
+impl SparseRows {
+    /// Rows that pass together: work is well divided in multiples of this.
+    pub const GROUP: usize = ROWS;
+
+    /// Rows of `width` columns with ones at the given columns.
+    ///
+    /// # Panics
+    /// A column that is not below `width`.
+    pub fn ones<'a>(width: usize, rows: impl ExactSizeIterator<Item = &'a [usize]>) -> Self {
+        let mut sparse = SparseRows::zeros(width, rows.len());
+        let mut dense = vec![[0.0; ROWS]; width];
+        let last = rows.len().saturating_sub(1);
+        for (row, columns) in rows.enumerate() {
+            columns.iter().for_each(|&column| dense[column][row % ROWS] = 1.0);
+            if row % ROWS == ROWS - 1 || row == last {
+                sparse.extend(row / ROWS, 0, &dense);
+                dense.fill([0.0; ROWS]);
+            }
+        }
+        sparse
+    }
+
+    fn zeros(width: usize, rows: usize) -> Self {
+        let groups = rows.div_ceil(ROWS);
+        let entries = vec![Entry { column: 0, values: [0.0; ROWS] }; groups * width];
+        SparseRows { rows, width, entries, taken: vec![0; groups] }
+    }
+
+    fn group(&self, group: usize) -> &[Entry] {
+        &self.entries[group * self.width..][..self.taken[group]]
+    }
+
+    /// Appends columns from `first` on to a group, without those that are all zero.
+    #[inline(always)]
+    fn extend(&mut self, group: usize, first: usize, columns: &[[f32; ROWS]]) {
+        let mut taken = self.taken[group];
+        let entries = &mut self.entries[group * self.width..][..self.width];
+        for (column, &values) in columns.iter().enumerate() {
+            // Writes always and keeps what is not zero: a branch would be mispredicted often.
+            entries[taken] = Entry { column: (first + column) as u32, values };
+            taken += usize::from(values.iter().any(|&value| value != 0.0));
+        }
+        self.taken[group] = taken;
+    }
+
+    /// The product of each row with `weight`, which has a number for each column.
+    pub fn dot(&self, weight: &[f32]) -> Vec<f32> {
+        assert_eq!(weight.len(), self.width);
+        let of_group = |group: usize| {
+            let mut sums = [0.0; ROWS];
+            for entry in self.group(group) {
+                let weight = weight[entry.column as usize];
+                sums.iter_mut().zip(entry.values).for_each(|(sum, value)| *sum += value * weight);
+            }
+            sums
+        };
+        let mut products: Vec<f32> = (0..self.taken.len()).flat_map(of_group).collect();
+        products.truncate(self.rows);
+        products
+    }
+}
+
+/// `y = max(x W + b, 0)`.
+#[derive(Debug, Clone)]
+pub struct SparseLayer {
+    inputs: usize,
+    outputs: usize,
+    /// `[panel, input]`
+    weight: Vec<Line>,
+    /// `[panel]`
+    bias: Vec<Line>,
+}
+
+impl SparseLayer {
+    /// From weight `[in, out]` and bias `[out]`.
+    pub fn new(weight: &[f32], bias: &[f32]) -> Self {
+        let outputs = bias.len();
+        assert!(outputs > 0 && !weight.is_empty() && weight.len().is_multiple_of(outputs));
+        let line = |row: &[f32], start: usize| {
+            let mut line = Line([0.0; PANEL]);
+            let part = &row[start..outputs.min(start + PANEL)];
+            line.0[..part.len()].copy_from_slice(part);
+            line
+        };
+        let panels = || (0..outputs).step_by(PANEL);
+        SparseLayer {
+            inputs: weight.len() / outputs,
+            outputs,
+            weight: panels().flat_map(|start| weight.chunks_exact(outputs).map(move |row| line(row, start))).collect(),
+            bias: panels().map(|start| line(bias, start)).collect(),
+        }
+    }
+
+    /// Number of inputs: the width of the rows that it takes.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// The outputs of all rows, computed on this thread alone. Each row's sums run in one order, whatever the other rows.
+    pub fn forward(&self, rows: &SparseRows) -> SparseRows {
+        assert_eq!(rows.width, self.inputs, "columns of the rows and inputs of the layer");
+        let outputs = SparseRows::zeros(self.outputs, rows.rows);
+        // SAFETY: columns of rows are below their width, which is the layer's inputs.
+        unsafe { dispatch(Forward { layer: self, rows, outputs }) }
+    }
+}
+
+struct Forward<'a> {
+    layer: &'a SparseLayer,
+    rows: &'a SparseRows,
+    outputs: SparseRows,
+}
+
+impl Kernel for Forward<'_> {
+    type Output = SparseRows;
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> SparseRows {
+        let Forward { layer, rows, mut outputs } = self;
+        for (index, (panel, bias)) in layer.weight.chunks_exact(layer.inputs).zip(&layer.bias).enumerate() {
+            let first = index * PANEL;
+            let width = PANEL.min(layer.outputs - first);
+            for group in 0..rows.taken.len() {
+                let entries = rows.group(group);
+                // SAFETY: the CPU has `S`; columns lie inside the panel.
+                let sums = unsafe {
+                    match S::LANES {
+                        16 => product::<S, 1>(entries, panel, bias),
+                        8 => product::<S, 2>(entries, panel, bias),
+                        _ => product::<S, 4>(entries, panel, bias),
+                    }
+                };
+                let mut columns = [[0.0; ROWS]; PANEL];
+                for (row, sums) in sums.iter().enumerate() {
+                    columns.iter_mut().zip(&sums.0).for_each(|(column, sum)| column[row] = sum.max(0.0));
+                }
+                outputs.extend(group, first, &columns[..width]);
+            }
+        }
+        outputs
+    }
+}
+
+/// A group times one panel, which is `NR` vectors wide, plus the bias.
+#[inline(always)]
+unsafe fn product<S: Simd, const NR: usize>(entries: &[Entry], panel: &[Line], bias: &Line) -> [Line; ROWS] {
+    // SAFETY: the caller's columns; a line has `NR` vectors.
+    unsafe {
+        let mut sums = [[S::splat(0.0); NR]; ROWS];
+        for entry in entries {
+            let weight = panel.as_ptr().add(entry.column as usize).cast::<f32>();
+            for n in 0..NR {
+                let weight = S::load(weight.add(n * S::LANES));
+                for (sums, value) in sums.iter_mut().zip(entry.values) {
+                    sums[n] = S::mul_add(S::splat(value), weight, sums[n]);
+                }
+            }
+        }
+        let mut result = [*bias; ROWS];
+        for (result, sums) in result.iter_mut().zip(sums) {
+            for (n, sum) in sums.into_iter().enumerate() {
+                let place = result.0.as_mut_ptr().add(n * S::LANES);
+                S::store(place, S::add(S::load(place), sum));
+            }
+        }
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_close, values};
+
+    /// Which inputs of a row are one.
+    fn ones(inputs: usize, row: usize) -> Vec<usize> {
+        (0..inputs).filter(|column| (column * 7 + row * 5).is_multiple_of(3)).collect()
+    }
+
+    fn sparse(inputs: usize, rows: &[Vec<usize>]) -> SparseRows {
+        SparseRows::ones(inputs, rows.iter().map(Vec::as_slice))
+    }
+
+    #[test]
+    fn two_layers_and_a_product_equal_the_definition_alone_and_among_others() {
+        for &(inputs, hidden, outputs, count) in &[(1, 1, 1, 1), (7, 20, 33, 9), (125, 400, 40, 6), (40, 33, 16, 4)] {
+            let (first, first_bias) = (values(inputs * hidden, 1), values(hidden, 2));
+            let (second, second_bias) = (values(hidden * outputs, 3), values(outputs, 4));
+            let last = values(outputs, 5);
+            let layers = [SparseLayer::new(&first, &first_bias), SparseLayer::new(&second, &second_bias)];
+            let run = |rows: &[Vec<usize>]| layers[1].forward(&layers[0].forward(&sparse(inputs, rows))).dot(&last);
+            let rows: Vec<Vec<usize>> = (0..count).map(|row| ones(inputs, row)).collect();
+            let found = run(&rows);
+            let dense = |x: &[f64], weight: &[f32], bias: &[f32]| -> Vec<f64> {
+                let sum = |j: usize| {
+                    let products = x.iter().enumerate().map(|(i, x)| x * f64::from(weight[i * bias.len() + j]));
+                    (f64::from(bias[j]) + products.sum::<f64>()).max(0.0)
+                };
+                (0..bias.len()).map(sum).collect()
+            };
+            let expected: Vec<f64> = rows
+                .iter()
+                .map(|row| {
+                    let x: Vec<f64> = (0..inputs).map(|i| f64::from(u8::from(row.contains(&i)))).collect();
+                    let x = dense(&dense(&x, &first, &first_bias), &second, &second_bias);
+                    x.iter().zip(&last).map(|(x, w)| x * f64::from(*w)).sum()
+                })
+                .collect();
+            assert_close(&found, &expected, 1e-4, "two layers and a product");
+            for (row, &found) in rows.iter().zip(&found) {
+                assert_eq!(run(std::slice::from_ref(row)), [found]);
+            }
+        }
+    }
+}
