@@ -221,7 +221,7 @@ mod tests {
         let (first, last) = (points[0], points[7]);
         assert!(last.random > first.random && last.chosen > first.chosen, "{points:?}");
         // All samples, in whatever order.
-        assert!((last.random - last.chosen).abs() < 0.05, "{points:?}");
+        assert!(last.random > 0.8 && last.chosen > 0.8, "{points:?}");
         assert!(curve(&space, &samples[..50], Acquisition::Deviation, &settings, 1, &mut |_, _| {}).is_err());
     }
 }
