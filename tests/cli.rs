@@ -456,6 +456,7 @@ fn a_published_specialised_network_becomes_a_model() {
     import(&good.replace("avgpool_conv", "conv"), "init", &["bad.config", "the shortcut 'conv'"]);
     import(&good.replace("\"kernel_size\":3", "\"kernel_size\":4"), "init", &["bad.config", "odd"]);
     import(&good.replace("\"out_features\":10", "\"out_features\":9"), "init", &["init", "classifier", "[9, "]);
+    import(&good.replace("\"stride\":1", "\"stride\":0"), "init", &["bad.config", "stride 0"]);
     import(&good, "net.config", &["net.config"]);
 }
 

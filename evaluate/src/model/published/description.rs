@@ -245,6 +245,7 @@ impl PublishedNetwork {
             if block.groups.is_some_and(|groups| groups != 1) {
                 return fail(format!("{name} has {:?} groups; 1 was expected", block.groups));
             }
+            check_stride(&name, block.stride)?;
             // The published code adds the input itself wherever the shapes allow.
             let projection = block.stride != 1 || block.in_channels != block.out_channels;
             if projection && block.downsample_mode != "avgpool_conv" {
@@ -293,6 +294,7 @@ fn inverted_residual(
             use_se,
             groups,
         }) => {
+            check_stride(&name, stride)?;
             let middle = mid_channels.unwrap_or((in_channels as f64 * expand_ratio).round() as usize);
             if groups.is_some_and(|groups| groups != middle) {
                 return fail(format!("{name} has {groups:?} groups; a depthwise convolution was expected"));
@@ -314,12 +316,18 @@ fn inverted_residual(
     }
 }
 
+/// Map sizes are divided by it before the network is checked as a whole.
+fn check_stride(name: &str, stride: usize) -> Result<()> {
+    if (1..=2).contains(&stride) { Ok(()) } else { fail(format!("{name} has stride {stride}; 1 or 2 was expected")) }
+}
+
 fn choice(name: &str, kernel: usize, expand_ratio: f64) -> Result<BlockChoice> {
     let expand = ExpandRatio::try_from(expand_ratio).or_else(|e| fail(format!("{name}: {e}")))?;
     Ok(BlockChoice { kernel, expand })
 }
 
 fn convolution(name: &str, conv: &Convolution, batch_norm: bool, input_size: usize) -> Result<ConvSpec> {
+    check_stride(name, conv.stride)?;
     if conv.groups != 1 || conv.dilation != 1 || conv.use_bn != batch_norm {
         return fail(format!(
             "{name} has {} groups, dilation {} and batch norm: {}; 1, 1 and {batch_norm} were expected",
