@@ -1,6 +1,5 @@
-//! ResNet-50D against the published PyTorch code (mit-han-lab/once-for-all, commit f03b267), without its files: weights and images come
-//! from a formula that both sides evaluate, and `fixtures/published_resnet.json` holds what the published code computed from them in f64.
-//! So does this test: what f32 makes of the same formulas is tested against f64 in `network.rs`.
+//! ResNet-50D and ProxylessNAS against the published PyTorch code (mit-han-lab/once-for-all, commit f03b267), without its files: weights and
+//! images come from a formula that both sides evaluate, and `fixtures/` holds what the published code computed from them in f64. So does this test: what f32 makes of the same formulas is tested against f64 in `network.rs`.
 
 use candle_core::{DType, Device, Tensor};
 use ofa_supernet::import::{Setting, published};
@@ -33,6 +32,8 @@ fn images(name: &str, batch: usize, size: usize) -> Tensor {
     Tensor::from_vec(values, (batch, size, size, 3), &Device::Cpu).unwrap()
 }
 
+const NAMES: [&str; 2] = ["resnet50d", "proxyless-w0.25"];
+
 struct Reference {
     json: Value,
     space: SearchSpace,
@@ -40,26 +41,32 @@ struct Reference {
 }
 
 impl Reference {
-    fn new() -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/published_resnet.json");
+    fn new(name: &str) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.json"));
         let json: Value = ofa_supernet::files::read_json(&path).unwrap();
-        let mut space = SearchSpace::named("resnet50d").unwrap();
+        let mut space = SearchSpace::named(name).unwrap();
         space.resolutions = vec![64, 81, 96];
-        let widths = json["widths"].as_array().unwrap();
-        space.width_multipliers = widths.iter().map(|w| Ratio::try_from(w.as_f64().unwrap()).unwrap()).collect();
+        if let Some(widths) = json["widths"].as_array() {
+            space.width_multipliers = widths.iter().map(|w| Ratio::try_from(w.as_f64().unwrap()).unwrap()).collect();
+        }
         let classes = json["classes"].as_u64().unwrap() as usize;
         let net = Supernet::on_device(&space, classes, 0, DType::F64, &Device::Cpu).unwrap();
         let mut state: HashMap<String, Tensor> = HashMap::new();
         for (name, tensor) in net.state().unwrap() {
             let theirs = published(&name, &space).unwrap();
             let fan_in: usize = tensor.dims()[1..].iter().product();
-            let of_norm = name.contains(".norm.");
-            let scale = |v: f64| match name.rsplit_once('.').unwrap().1 {
+            let of_norm = name.contains("norm.");
+            let transform = name.contains("transform");
+            // A kernel transform is near to leaving its kernel alone.
+            let diagonal = |place: usize| if place.is_multiple_of(fan_in + 1) { 1.0 } else { 0.0 };
+            let scaled = |(place, v): (usize, f64)| match name.rsplit_once('.').unwrap().1 {
+                _ if transform => diagonal(place) + 0.1 * v,
                 "weight" if !of_norm => v * (3.0 / fan_in as f64).sqrt(),
                 "weight" | "running_var" => 1.0 + 0.5 * v,
                 _ => 0.2 * v,
             };
-            let values: Vec<f32> = noise(&theirs, tensor.elem_count()).into_iter().map(|v| scale(v) as f32).collect();
+            let values = noise(&theirs, tensor.elem_count()).into_iter().enumerate();
+            let values: Vec<f32> = values.map(|numbered| scaled(numbered) as f32).collect();
             state.insert(name, Tensor::from_vec(values, tensor.shape(), &Device::Cpu).unwrap());
         }
         net.load_state(&state).unwrap();
@@ -73,7 +80,12 @@ impl Reference {
 
 #[test]
 fn logits_of_largest_smallest_and_random_subnets() {
-    let reference = Reference::new();
+    for name in NAMES {
+        logits_are_the_published_ones(&Reference::new(name));
+    }
+}
+
+fn logits_are_the_published_ones(reference: &Reference) {
     for (index, case) in reference.json["cases"].as_array().unwrap().iter().enumerate() {
         let resolution = case["resolution"].as_u64().unwrap() as usize;
         let subnet = reference.subnet(&case["setting"], resolution);
@@ -92,14 +104,20 @@ fn logits_of_largest_smallest_and_random_subnets() {
 
 #[test]
 fn loss_gradients_and_statistics_of_two_subnets() {
-    let Reference { json, space, net } = &Reference::new();
+    for name in NAMES {
+        step_is_the_published_one(&Reference::new(name));
+    }
+}
+
+fn step_is_the_published_one(reference: &Reference) {
+    let Reference { json, space, net } = reference;
     let step = &json["step"];
     let images = images("step", 8, 64);
     let labels: Vec<u32> = (0..8).collect();
     let targets = loss::smoothed_targets(&labels, net.classes(), 0.1, &Device::Cpu).unwrap();
     let mut gradients = Gradients::none(net.parameters().len());
     for listed in step["subnets"].as_array().unwrap() {
-        let subnet = Reference::new().subnet(&listed["setting"], 64);
+        let subnet = reference.subnet(&listed["setting"], 64);
         let mut rng = generator(0, Purpose::Dropout, &[]);
         let logits = net.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();
         let loss = loss::cross_entropy(&loss::log_softmax(&logits).unwrap(), &targets).unwrap();
