@@ -2,8 +2,8 @@
 
 use super::network_spec::{middle_channels, reduced_channels};
 use super::{
-    Activation, BlockSpec, BottleneckSpec, ConvSpec, FirstBlock, Head, InvertedResidualSpec, MaxPoolSpec, NetworkSpec,
-    Ratio, SearchSpace, Stage, Subnet, make_divisible,
+    Activation, BlockSpec, BottleneckSpec, ConvSpec, Family, FirstBlock, Head, InvertedResidualSpec, MaxPoolSpec,
+    NetworkSpec, Ratio, SearchSpace, Stage, Subnet, make_divisible,
 };
 use crate::{Error, Result};
 
@@ -44,7 +44,8 @@ impl SearchSpace {
             activation: first.activation,
             expand: false,
             squeeze_excite: None,
-            residual: stem.out_channels == channels,
+            // The published ProxylessNAS has none here, not even at widths that make both sides equal.
+            residual: self.family == Family::MobileNetV3 && stem.out_channels == channels,
             input_size: size,
         })]];
         for (stage, choices) in self.stages.iter().zip(&subnet.stages) {

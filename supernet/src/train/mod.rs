@@ -5,6 +5,7 @@
 //! | file | concern |
 //! | --- | --- |
 //! | [`config`] | the training configuration: stages as data, presets, checks |
+//! | [`stage`] | one stage of it |
 //! | [`schedule`] | learning rate of a step |
 //! | [`loss`] | smoothed cross-entropy and distillation |
 //! | [`finetune`] | fine-tuning of one subnet |
@@ -33,13 +34,15 @@ pub mod progress;
 pub mod run;
 pub mod sampling;
 pub mod schedule;
+pub mod stage;
 pub mod step;
 pub mod tensor_file;
 pub mod validation;
 
-pub use config::{ProbeConfig, Sampling, StageConfig, StagePlan, Teacher, TrainConfig};
+pub use config::{ProbeConfig, StagePlan, TrainConfig};
 pub use metrics::MetricsLine;
 pub use progress::{Control, Event, StepEvent};
 pub use run::{Outcome, ProbeResult, train};
+pub use stage::{Sampling, StageConfig, Teacher};
 pub use step::StepReport;
 pub use validation::{EvaluationSet, accuracy, recalibrate};

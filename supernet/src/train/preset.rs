@@ -1,6 +1,7 @@
 //! Training presets: the paper's schedule, and short ones for small images.
 
-use super::config::{ProbeConfig, Sampling, StageConfig, Teacher, TrainConfig};
+use super::config::{ProbeConfig, TrainConfig};
+use super::stage::{Sampling, StageConfig, Teacher};
 use crate::data::{Augmentation, Crop};
 use crate::space::SearchSpace;
 use crate::{Error, Result};

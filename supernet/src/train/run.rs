@@ -2,12 +2,13 @@
 
 use super::average::Average;
 use super::checkpoint::{Best, Checkpoint, Folder, Identity, Progress, SupernetNote, write_supernet};
-use super::config::{StageConfig, StagePlan, TrainConfig};
+use super::config::{StagePlan, TrainConfig};
 use super::metrics::{MetricsFile, MetricsLine};
 use super::optimizer::Sgd;
 use super::progress::{Control, Event, Pace, StepEvent};
 use super::sampling::resolution_of;
 use super::schedule::learning_rate;
+use super::stage::StageConfig;
 use super::step::{StepInput, StepReport, train_step};
 use super::validation::{EvaluationSet, accuracy_on, image_tensor, recalibrate_on};
 use crate::data::{Batch, Dataset, Prefetch, epoch_order};

@@ -1,6 +1,6 @@
 //! What a step draws: its resolution and its subnets. All follows from seed and step.
 
-use super::config::{Role, Sampling, StageConfig};
+use super::stage::{Role, Sampling, StageConfig};
 use crate::seed::{Purpose, generator};
 use crate::{Result, SearchSpace, Subnet};
 use rand::Rng;
@@ -79,7 +79,8 @@ pub fn candidates_of(
 
 #[cfg(test)]
 mod tests {
-    use super::super::config::{Teacher, TrainConfig};
+    use super::super::config::TrainConfig;
+    use super::super::stage::Teacher;
     use super::*;
     use crate::space::preset;
 

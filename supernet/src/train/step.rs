@@ -1,10 +1,11 @@
 //! One step of progressive shrinking. A step computes; the caller logs.
 
-use super::config::{Sampling, StageConfig, Teacher, TrainConfig};
+use super::config::TrainConfig;
 use super::gradients::{Gradients, clip_factor};
 use super::loss;
 use super::optimizer::Sgd;
 use super::sampling::candidates_of;
+use super::stage::{Sampling, StageConfig, Teacher};
 use crate::network::{Mode, Statistics, Supernet};
 use crate::seed::{Purpose, generator};
 use crate::{Error, Result, SearchSpace, Subnet};
