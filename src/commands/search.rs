@@ -116,7 +116,11 @@ struct Constants {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     islands: Option<usize>,
-    /// Choices that the final local search changes at once: 0, 1 or 2 (evolution; default 2).
+    /// Rounds without anything better after which the populations meet or the evolution ends; 0 for never early (evolution; default 5).
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patience: Option<usize>,
+    /// Choices that the local search changes at once: 0, 1 or 2 (evolution; default 2).
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     local_search: Option<usize>,

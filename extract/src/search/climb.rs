@@ -12,13 +12,14 @@ use rayon::prelude::*;
 /// Pairs scored a step.
 const PAIRS: usize = 64;
 
-/// Climbs from each of `starts`, changing up to `reach` genes at a time (1 or 2). The scores rise strictly, so this ends. All go
-/// side by side: one large batch is scored faster than several small ones.
+/// Climbs from each of `starts`, changing up to `reach` genes at a time (1 or 2), and returns the tops. The scores rise strictly, so this
+/// ends. All go side by side: one large batch is scored faster than several small ones.
 ///
 /// # Errors
 /// What scorer and measures say.
-pub fn climb(task: &mut Task, starts: Vec<Scored>, reach: usize) -> Result<()> {
+pub fn climb(task: &mut Task, starts: Vec<Scored>, reach: usize) -> Result<Vec<Scored>> {
     let mut climbers = starts;
+    let mut tops = Vec::new();
     while !climbers.is_empty() {
         let genome = &task.rules.genome;
         let neighbours: Vec<Vec<Genes>> = climbers.par_iter().map(|(_, genes)| singles(genome, genes)).collect();
@@ -35,22 +36,27 @@ pub fn climb(task: &mut Task, starts: Vec<Scored>, reach: usize) -> Result<()> {
             task.evaluate(&pairs.concat())?;
         }
         let mut higher = Vec::new();
-        for ((score, _), (pairs, singles)) in climbers.iter().zip(pairs.into_iter().zip(neighbours)) {
+        for (climber, (pairs, singles)) in climbers.into_iter().zip(pairs.into_iter().zip(neighbours)) {
             let candidates = task.scored(pairs.into_iter().chain(singles));
-            let mut candidates: Vec<Scored> = candidates.filter(|(other, _)| other > score).collect();
+            let mut candidates: Vec<Scored> = candidates.filter(|(other, _)| *other > climber.0).collect();
             rank(&mut candidates);
+            let mut next = None;
             for candidate in candidates {
                 if task.rules.feasible(&candidate.1)? {
-                    higher.push(candidate);
+                    next = Some(candidate);
                     break;
                 }
+            }
+            match next {
+                Some(next) => higher.push(next),
+                None => tops.push(climber),
             }
         }
         rank(&mut higher);
         higher.dedup();
         climbers = higher;
     }
-    Ok(())
+    Ok(tops)
 }
 
 /// All candidates that differ in one gene.

@@ -1,7 +1,8 @@
 //! Evolutionary search (paper §3.4; Real et al., AAAI 2019): the best quarter of each generation are the parents of the next.
 //!
 //! Beside the reference: a child that breaks the limits is repaired instead of drawn anew, the last generation's scores count, no subnet is
-//! scored twice, parents are distinct, several populations evolve apart before their best meet, and a local search ends the run.
+//! scored twice, parents are distinct, several populations evolve apart before their best meet, and a local search follows whenever the
+//! evolution comes to a halt; when neither finds anything better, the run is over.
 
 use super::climb::climb;
 use super::genome::{Genes, Genome, RESOLUTION};
@@ -14,13 +15,19 @@ use serde::{Deserialize, Serialize};
 
 /// Generations that an island needs at least: a shorter evolution has fewer islands.
 const SHORTEST_TERM: usize = 60;
+/// Generations that a small budget should last for: it is better spent on them than on a large population.
+const FEWEST_GENERATIONS: usize = 30;
+/// Children of a generation, however small the budget.
+const FEWEST_CHILDREN: usize = 10;
+/// Evaluations that a local search takes about: a small budget has fewer of them.
+const CLIMB: usize = 400;
 
 /// Constants of the evolution. The defaults of population, generations and parents are the reference's; it has one population and mutates
 /// with 0.1 a gene and 0.5 for the resolution, which finds worse subnets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Evolution {
-    /// Random subnets at the start, and children of each generation.
+    /// Random subnets at the start, and children of each generation; fewer where the budget would not last for 30 generations.
     pub population: usize,
     /// Generations of children.
     pub generations: usize,
@@ -35,7 +42,11 @@ pub struct Evolution {
     /// Populations that evolve apart, each on its own share of the generations, before their parents meet for a last share: they
     /// settle on different optima, and crossing these finds better ones.
     pub islands: usize,
-    /// Choices that the final local search may change at once: 0 (no local search), 1 or 2. 2 lets one block shrink to pay for
+    /// After so many rounds in which no population found anything better, they meet early; when they have met, a local search follows, and
+    /// if that finds nothing either, the evolution is over. 0 for never before its generations are over. More rounds where a small budget
+    /// makes generations small.
+    pub patience: usize,
+    /// Choices that the local search may change at once: 0 (no local search), 1 or 2. 2 lets one block shrink to pay for
     /// another.
     pub local_search: usize,
 }
@@ -50,6 +61,7 @@ impl Default for Evolution {
             mutation_probability: 0.05,
             resolution_mutation_probability: 0.1,
             islands: 5,
+            patience: 5,
             local_search: 2,
         }
     }
@@ -76,29 +88,61 @@ impl Strategy for Evolution {
     }
 
     fn run(&self, task: &mut Task) -> Result<()> {
-        let parent_count = ((self.population as f64 * self.parent_ratio).round() as usize).max(1);
-        let mutations = (self.population as f64 * self.mutation_ratio).round() as usize;
+        let small_budget = task.remaining() < self.evaluations();
+        let mut generation = 0;
+        loop {
+            let before = task.remaining();
+            self.evolve(task, &mut generation)?;
+            // A budget of the user's is spent: what is over goes to further evolutions from other random subnets.
+            let nothing_new = task.remaining() == before;
+            if !small_budget || nothing_new || task.remaining() == 0 || generation > self.generations {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Evolution {
+    /// One evolution, from random subnets to the last local search.
+    fn evolve(&self, task: &mut Task, generation: &mut usize) -> Result<()> {
+        let affordable = (task.remaining() / self.generations.clamp(1, FEWEST_GENERATIONS)).max(FEWEST_CHILDREN);
+        let population = self.population.min(affordable);
+        let parent_count = ((population as f64 * self.parent_ratio).round() as usize).max(1);
+        let mutations = (population as f64 * self.mutation_ratio).round() as usize;
         // What a small budget keeps for the local search.
         let reserve = if self.local_search > 0 { task.remaining() / 5 } else { 0 };
-        let generations = self.generations.min(task.remaining().div_ceil(self.population));
+        let generations = self.generations.min(task.remaining().div_ceil(population));
         let islands = self.islands.min(generations / SHORTEST_TERM).max(1);
         let term = if islands > 1 { generations / (islands + 1) } else { self.generations + 1 };
+        // As many children, where a generation has fewer.
+        let patience = self.patience.saturating_mul(self.population).div_ceil(population);
         // Islands go side by side: one large batch of children is scored faster than several small ones.
         let mut parents: Vec<Vec<Scored>> = vec![Vec::new(); islands];
-        let mut generation = 0;
-        while generation <= self.generations && task.remaining() > reserve {
-            if parents.len() > 1 && generation >= islands * term {
-                let share = parent_count.div_ceil(islands);
-                parents = vec![parents.into_iter().flat_map(|island| island.into_iter().take(share)).collect()];
+        let (start, mut rounds_without_gain) = (*generation, 0);
+        while *generation <= self.generations && task.remaining() > reserve {
+            let stagnates = patience > 0 && rounds_without_gain >= patience;
+            let apart = parents.len() > 1;
+            if stagnates || (apart && *generation - start >= islands * term) {
+                let share = parent_count.div_ceil(parents.len());
+                let best: Vec<Scored> = parents.into_iter().flat_map(|island| island.into_iter().take(share)).collect();
+                let before = task.best.as_ref().map(|best| best.0);
+                let mut best = self.climbed(task, best)?;
+                best.truncate(parent_count);
+                let gains = task.best.as_ref().map(|best| best.0) > before;
+                parents = vec![best];
+                rounds_without_gain = 0;
+                if !apart && !gains {
+                    break;
+                }
             }
             let rules = &task.rules;
-            let children = (0..parents.len() * self.population).into_par_iter().map(|index| {
-                let mut rng = rules.rng(&[generation as u64, index as u64]);
-                let island = &parents[index / self.population];
+            let children = (0..parents.len() * population).into_par_iter().map(|index| {
+                let mut rng = rules.rng(&[*generation as u64, index as u64]);
+                let island = &parents[index / population];
                 let parent = |rng: &mut _| &island[Rng::random_range(rng, 0..island.len())].1;
                 let child = if island.is_empty() {
                     rules.genome.sample(&mut rng)
-                } else if index % self.population < mutations {
+                } else if index % population < mutations {
                     let (p, resolution) = (self.mutation_probability, self.resolution_mutation_probability);
                     mutate(&rules.genome, parent(&mut rng), p, resolution, &mut rng)
                 } else {
@@ -109,20 +153,35 @@ impl Strategy for Evolution {
             let children = children.collect::<Result<Vec<Genes>>>()?;
             task.evaluate(&children)?;
             let mut children = children.into_iter();
+            rounds_without_gain += 1;
             for island in &mut parents {
-                island.extend(task.scored(children.by_ref().take(self.population)));
+                let before = island.first().map(|best| best.0);
+                island.extend(task.scored(children.by_ref().take(population)));
                 rank(island);
                 island.dedup();
                 island.truncate(parent_count);
+                if island.first().map(|best| best.0) > before {
+                    rounds_without_gain = 0;
+                }
             }
-            generation += parents.len();
+            *generation += parents.len();
             task.record();
         }
-        if self.local_search > 0 {
-            climb(task, parents.concat(), self.local_search)?;
-            task.record();
-        }
+        self.climbed(task, parents.concat())?;
+        task.record();
         Ok(())
+    }
+
+    /// `scored` with what a local search makes of the best of them, best first: of all of them, if the budget is large.
+    fn climbed(&self, task: &mut Task, mut scored: Vec<Scored>) -> Result<Vec<Scored>> {
+        rank(&mut scored);
+        if self.local_search > 0 {
+            let starts = (task.remaining() / CLIMB).max(1).min(scored.len());
+            scored.extend(climb(task, scored[..starts].to_vec(), self.local_search)?);
+            rank(&mut scored);
+        }
+        scored.dedup();
+        Ok(scored)
     }
 }
 

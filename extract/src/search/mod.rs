@@ -405,6 +405,22 @@ mod tests {
     }
 
     #[test]
+    fn an_evolution_without_progress_ends_early() {
+        let space = SearchSpace::named("tiny").unwrap();
+        let limits = [Limit::new("macs", 1.5e6, |s| Ok(testing::macs(&space, s)))];
+        let generations = |patience| {
+            let settings = SearchSettings::Evolution(Evolution { generations: 60, patience, ..Evolution::default() });
+            let found = search(&Problem::new(&space, &limits, 0), &settings, &mut score, &mut |_| ()).unwrap();
+            (found.history.len(), found.predicted_accuracy)
+        };
+        let ((all, best), (fewer, as_good)) = (generations(0), generations(5));
+        // All generations, the random ones they start from, and the local search.
+        assert_eq!(all, 62);
+        assert!(fewer < 40, "{fewer}");
+        assert_eq!(best, as_good);
+    }
+
+    #[test]
     fn the_tightest_limit_is_met_and_a_tighter_one_refused() {
         let space = SearchSpace::named("tiny").unwrap();
         let measures = crate::Measures::new(&space, 10, Vec::new());
