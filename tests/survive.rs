@@ -149,7 +149,7 @@ fn killed_and_resumed_work_ends_with_the_same_bits() {
         assert!(read("killed") == read("whole"), "{file}");
     }
 
-    // A search and a profile are short: they are repeated whole, and a kill leaves nothing that is half.
+    // A search is short: it is repeated whole, and a kill leaves nothing that is half.
     fn search(run: &str) -> [&str; 7] {
         ["search", "--run", run, "--limit", "any:macs=0.5M", "--generations", "200"]
     }
@@ -163,11 +163,24 @@ fn killed_and_resumed_work_ends_with_the_same_bits() {
     succeeds(folder, &search("killed"));
     assert!(fs::read(folder.join("killed").join(found)).unwrap() == result, "the searches differ");
 
-    let profile = ["profile", "--run", "killed", "--rounds", "2", "--check", "4"];
-    succeeds(folder, &profile);
-    let running = Running::start(command(folder, &profile));
-    std::thread::sleep(Duration::from_millis(100));
+    // A profile that is killed goes on after its last whole round.
+    let profile = ["profile", "--run", "killed", "--rounds", "6", "--check", "4"];
+    let unfinished = folder.join("killed/devices/this.unfinished");
+    let rounds = || -> Option<u64> {
+        serde_json::from_slice::<serde_json::Value>(&fs::read(&unfinished).ok()?).unwrap()["rounds"].as_u64()
+    };
+    let mut running = Running::start(command(folder, &profile));
+    assert!(running.wait_until(|| rounds() >= Some(2)));
     running.kill();
+    let kept = rounds().unwrap();
+    let mut running = Running::start(command(folder, &profile));
+    let mut least = u64::MAX;
+    running.wait_until(|| {
+        least = least.min(rounds().unwrap_or(least));
+        false
+    });
+    assert!(least >= kept, "{least} rounds after {kept}");
+    assert!(!unfinished.exists());
     succeeds(folder, &["search", "--run", "killed", "--limit", "this:latency=1s", "--generations", "3"]);
 }
 

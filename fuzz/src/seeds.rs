@@ -115,7 +115,7 @@ pub fn write(corpus: &Path) -> Result<()> {
     let options =
         ProfileOptions { rounds: 1, calibration_subnets: 2, check_subnets: 2, ..ProfileOptions::new("seed", 3) };
     let one = SearchSpace { resolutions: vec![8], ..narrow.clone() };
-    let profile = measure(&one, &options, &mut |_| ControlFlow::Continue(()))?;
+    let profile = measure(&one, &options, None, &mut |_| ControlFlow::Continue(()))?;
     profile.save(folder.path().join("seed.json"))?;
     put("device-profile/seed", &fs::read(folder.path().join("seed.json"))?)?;
 

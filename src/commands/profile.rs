@@ -2,7 +2,7 @@
 
 use crate::run_folder::RunFolder;
 use crate::{interrupt, progress};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use ofa_evaluate::DeviceProfile;
 use ofa_evaluate::profile::{Phase, ProfileOptions, import, measure};
 use ofa_supernet::SearchSpace;
@@ -106,12 +106,13 @@ fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Measures with a progress bar and writes the profile into the folder.
+/// Measures with a progress bar and writes the profile into the folder. A measurement that was stopped goes on.
 pub fn profile_device(folder: &RunFolder, space: &SearchSpace, options: &ProfileOptions) -> Result<DeviceProfile> {
     let name = &options.name;
     check_name(name)?;
     let bar = progress::bar(0, "visits");
-    let profile = measure(space, options, &mut |at| {
+    let unfinished = folder.join(&format!("devices/{name}.unfinished"));
+    let profile = measure(space, options, Some(&unfinished), &mut |at| {
         bar.set_length(at.total as u64);
         bar.set_position(at.done as u64);
         bar.set_message(match at.phase {
@@ -119,8 +120,17 @@ pub fn profile_device(folder: &RunFolder, space: &SearchSpace, options: &Profile
             Phase::Subnets => "timing whole subnets",
         });
         interrupt::control()
-    })?;
+    });
+    if interrupt::requested() && profile.is_err() {
+        bar.abandon();
+        return Err(interrupt::stopped(format!(
+            "stopped; whole rounds are kept in {}: run the same command to go on",
+            unfinished.display()
+        )));
+    }
+    let profile = profile?;
     bar.finish_and_clear();
     profile.save(folder.join(&format!("devices/{name}.json")))?;
+    std::fs::remove_file(&unfinished).with_context(|| format!("cannot remove {}", unfinished.display()))?;
     Ok(profile)
 }

@@ -9,6 +9,7 @@
 //! Half of the layer rounds run before the subnets and half after them, and calibration and check subnets take turns, so
 //! a machine that changes speed meanwhile treats all alike.
 
+use super::unfinished::Unfinished;
 use super::{
     Calibration, Check, CheckedSubnet, DeviceProfile, FORMAT, Hardware, LayerSpec, LayerTime, VERSION, layers,
 };
@@ -19,7 +20,8 @@ use ofa_supernet::seed::{Purpose, generator};
 use ofa_supernet::space::{NetworkSpec, SearchSpace, Subnet};
 use rand::Rng;
 use std::collections::HashMap;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -110,11 +112,17 @@ pub struct ProfileProgress {
 /// Told about every step; `Break` ends the measurement with [`ofa_supernet::Error::Interrupted`].
 pub type Progress<'a> = dyn FnMut(ProfileProgress) -> ControlFlow<()> + Send + 'a;
 
-/// Measures this machine's profile for `space`; see the module's text for the method.
+/// Measures this machine's profile for `space`; see the module's text for the method. With a path in `unfinished`, what is measured is kept
+/// there after each round, and a measurement that was stopped goes on from that file; whoever saves the profile removes it.
 ///
 /// # Errors
-/// Impossible options, a space with fewer than two subnets, an interruption through `progress`.
-pub fn measure(space: &SearchSpace, options: &ProfileOptions, progress: &mut Progress) -> Result<DeviceProfile> {
+/// Impossible options, a space with fewer than two subnets, an interruption through `progress`, a file that cannot be written.
+pub fn measure(
+    space: &SearchSpace,
+    options: &ProfileOptions,
+    unfinished: Option<&Path>,
+    progress: &mut Progress,
+) -> Result<DeviceProfile> {
     options.validate()?;
     space.validate()?;
     let pool = rayon::ThreadPoolBuilder::new()
@@ -126,11 +134,24 @@ pub fn measure(space: &SearchSpace, options: &ProfileOptions, progress: &mut Pro
         let (calibration_subnets, check_subnets) = choose_subnets(space, options)?;
         let mut subnets = calibration_subnets.clone();
         subnets.extend(check_subnets.iter().cloned());
-        let mut layer_times = LayerTimes::new(space, options)?;
-        layer_times.measure(0..options.rounds.div_ceil(2), options, &images, space.resolutions.len(), progress)?;
-        let measured = measure_subnets(space, options, &images, &subnets, progress)?;
-        let second_half = options.rounds.div_ceil(2)..options.rounds;
-        layer_times.measure(second_half, options, &images, space.resolutions.len(), progress)?;
+        let mut networks = LayerNetworks::new(space, options)?;
+        let mut done = Unfinished::new(space, options, networks.layers.len());
+        if let Some(path) = unfinished {
+            done = done.or_saved(path, options.rounds, subnets.len());
+        }
+        let keep = |done: &Unfinished| unfinished.map_or(Ok(()), |path| done.save(path));
+        for round in 0..=options.rounds {
+            if round == options.rounds.div_ceil(2) && done.subnets.is_none() {
+                done.subnets = Some(measure_subnets(space, options, &images, &subnets, progress)?);
+                keep(&done)?;
+            }
+            if (done.rounds..options.rounds).contains(&round) {
+                networks.measure(round, options, &images, &mut done.layers, progress)?;
+                done.rounds = round + 1;
+                keep(&done)?;
+            }
+        }
+        let measured = done.subnets.unwrap_or_default();
 
         let mut profile = DeviceProfile {
             format: FORMAT.into(),
@@ -141,7 +162,7 @@ pub fn measure(space: &SearchSpace, options: &ProfileOptions, progress: &mut Pro
             classes: options.classes,
             batch: options.batch,
             method: method(options, calibration_subnets.len(), check_subnets.len()),
-            table: layer_times.table(),
+            table: networks.table(done.layers),
             calibration: Calibration { overhead_ms: 0.0, scale: 1.0 },
             check: None,
             index: OnceLock::new(),
@@ -191,8 +212,8 @@ fn covering_choices(space: &SearchSpace) -> Vec<Subnet> {
     choices
 }
 
-/// The layer phase: networks, and the times measured so far.
-struct LayerTimes {
+/// The networks of the layer phase.
+struct LayerNetworks {
     /// Each covering network with the numbers of its layers, those of one choice at all resolutions one after the other.
     specs: Vec<(NetworkSpec, Vec<usize>)>,
     /// Weights do not depend on the resolution: one network a choice, resized for each visit. Empty where all of them need too much
@@ -200,11 +221,11 @@ struct LayerTimes {
     networks: Vec<StaticNetwork>,
     /// Every distinct layer in the order of its first occurrence, so that equal runs write equal files.
     layers: Vec<LayerSpec>,
-    /// Its times in milliseconds.
-    samples: Vec<Vec<f64>>,
+    /// Number of resolutions.
+    resolutions: usize,
 }
 
-impl LayerTimes {
+impl LayerNetworks {
     fn new(space: &SearchSpace, options: &ProfileOptions) -> Result<Self> {
         let covering = covering_networks(space, options.classes)?;
         let first_of_choice = || covering.iter().step_by(space.resolutions.len());
@@ -228,53 +249,51 @@ impl LayerTimes {
                 (spec, numbers)
             })
             .collect();
-        Ok(LayerTimes { specs, networks, samples: vec![Vec::new(); distinct.len()], layers: distinct })
+        Ok(LayerNetworks { specs, networks, layers: distinct, resolutions: space.resolutions.len() })
     }
 
-    /// Runs some of the rounds.
+    /// Runs one round and adds each layer's times to `samples`.
     fn measure(
         &mut self,
-        rounds: Range<usize>,
+        round: usize,
         options: &ProfileOptions,
         images: &[f32],
-        resolutions: usize,
+        samples: &mut [Vec<f64>],
         progress: &mut Progress,
     ) -> Result<()> {
         let total = options.rounds * self.specs.len();
+        let mut done = round * self.specs.len();
         let mut times = Vec::new();
-        for round in rounds {
-            let mut done = round * self.specs.len();
-            for (choice, specs) in self.specs.chunks(resolutions).enumerate() {
-                let mut made = None;
-                let network = match self.networks.get_mut(choice) {
-                    Some(network) => network,
-                    None => made.insert(StaticNetwork::random(&specs[0].0, options.seed)?),
-                };
-                for (spec, numbers) in specs {
-                    network.set_resolution(spec.resolution)?;
-                    let images = &images[..options.batch * spec.resolution * spec.resolution * 3];
-                    network.run(images, options.batch)?;
-                    for _ in 0..options.visit {
-                        network.run_timed(images, options.batch, &mut times)?;
-                        for (&number, &time) in numbers.iter().zip(&times) {
-                            self.samples[number].push(time);
-                        }
+        for (choice, specs) in self.specs.chunks(self.resolutions).enumerate() {
+            let mut made = None;
+            let network = match self.networks.get_mut(choice) {
+                Some(network) => network,
+                None => made.insert(StaticNetwork::random(&specs[0].0, options.seed)?),
+            };
+            for (spec, numbers) in specs {
+                network.set_resolution(spec.resolution)?;
+                let images = &images[..options.batch * spec.resolution * spec.resolution * 3];
+                network.run(images, options.batch)?;
+                for _ in 0..options.visit {
+                    network.run_timed(images, options.batch, &mut times)?;
+                    for (&number, &time) in numbers.iter().zip(&times) {
+                        samples[number].push(time);
                     }
-                    done += 1;
-                    report(progress, Phase::Layers, done, total)?;
                 }
+                done += 1;
+                report(progress, Phase::Layers, done, total)?;
             }
         }
         Ok(())
     }
 
-    fn table(self) -> Vec<LayerTime> {
+    fn table(self, samples: Vec<Vec<f64>>) -> Vec<LayerTime> {
         let entry = |(layer, samples): (LayerSpec, Vec<f64>)| {
             // A clock coarser than the layer may see no time pass; a table holds only positive times.
             let ms = median(&samples).unwrap_or(0.0).max(1e-6);
             LayerTime { layer, resolution: None, ms, samples: samples.len() }
         };
-        self.layers.into_iter().zip(self.samples).map(entry).collect()
+        self.layers.into_iter().zip(samples).map(entry).collect()
     }
 }
 

@@ -9,6 +9,7 @@ mod hardware;
 mod layer;
 mod measure;
 mod published;
+mod unfinished;
 
 pub use calibration::{Calibration, Check, CheckedSubnet};
 pub use hardware::Hardware;
@@ -297,7 +298,7 @@ mod tests {
     fn measuring_gives_a_complete_profile() {
         let space = preset("tiny").unwrap();
         let mut last = HashMap::new();
-        let profile = measure(&space, &quick(), &mut |progress: ProfileProgress| {
+        let profile = measure(&space, &quick(), None, &mut |progress: ProfileProgress| {
             last.insert(progress.phase, (progress.done, progress.total));
             ControlFlow::Continue(())
         })
@@ -315,16 +316,51 @@ mod tests {
     }
 
     #[test]
+    fn a_stopped_measurement_goes_on_after_its_last_whole_round() {
+        let space = preset("tiny").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("here.unfinished");
+        let options = ProfileOptions { rounds: 3, ..quick() };
+        // The visits of the layer phase that a call makes, stopped after `most`.
+        let visits = |options: &ProfileOptions, most: usize| {
+            let mut seen = 0;
+            let result = measure(&space, options, Some(&path), &mut |progress| {
+                seen += usize::from(progress.phase == Phase::Layers);
+                if seen > most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            (seen, result)
+        };
+        let (all, profile) = visits(&options, usize::MAX);
+        let round = all / 3;
+        let samples = profile.unwrap().table.iter().map(|entry| entry.samples).collect::<Vec<_>>();
+        fs::remove_file(&path).unwrap();
+        // Stopped in the second round, of which nothing counts.
+        assert!(visits(&options, round + 1).1.is_err());
+        let saved = fs::read(&path).unwrap();
+        let (seen, profile) = visits(&options, usize::MAX);
+        assert_eq!(seen, 2 * round);
+        let profile = profile.unwrap();
+        assert_eq!(profile.table.iter().map(|entry| entry.samples).collect::<Vec<_>>(), samples);
+        // All is measured.
+        assert_eq!(visits(&options, usize::MAX).0, 0);
+        // Another measurement, or a damaged file, starts anew.
+        fs::write(&path, &saved).unwrap();
+        assert_eq!(visits(&ProfileOptions { seed: 1, ..options.clone() }, usize::MAX).0, all);
+        fs::write(&path, &saved[..saved.len() / 2]).unwrap();
+        assert_eq!(visits(&options, usize::MAX).0, all);
+    }
+
+    #[test]
     fn measuring_stops_on_request_and_refuses_impossible_options() {
         let space = preset("tiny").unwrap();
-        let error = measure(&space, &quick(), &mut |_| ControlFlow::Break(())).unwrap_err();
+        let error = measure(&space, &quick(), None, &mut |_| ControlFlow::Break(())).unwrap_err();
         assert!(matches!(error, Error::Supernet(ofa_supernet::Error::Interrupted)), "{error}");
         for options in [
             ProfileOptions { threads: 0, ..quick() },
             ProfileOptions { rounds: 0, ..quick() },
             ProfileOptions { check_subnets: 0, ..quick() },
         ] {
-            assert!(measure(&space, &options, &mut |_| ControlFlow::Continue(())).is_err());
+            assert!(measure(&space, &options, None, &mut |_| ControlFlow::Continue(())).is_err());
         }
     }
 }
