@@ -193,6 +193,11 @@ impl Supernet {
     /// # Errors
     /// A subnet outside the space, statistics of another subnet, images of another shape.
     pub fn forward(&self, images: &Tensor, subnet: &Subnet, mode: Mode) -> Result<Tensor> {
+        // On one of the threads that share the work: a caller from outside would be put to sleep and woken for each kernel.
+        rayon::scope(|_| self.forward_on_this_thread(images, subnet, mode))
+    }
+
+    fn forward_on_this_thread(&self, images: &Tensor, subnet: &Subnet, mode: Mode) -> Result<Tensor> {
         let network = self.space.network(subnet, self.classes)?;
         let images = images.to_dtype(self.parameters.dtype())?;
         let (batch, ..) = images.dims4()?;

@@ -88,7 +88,7 @@ impl Strategy for Evolution {
     }
 
     fn run(&self, task: &mut Task) -> Result<()> {
-        let small_budget = task.remaining() < self.evaluations();
+        let small_budget = task.budget() < self.evaluations();
         let mut generation = 0;
         loop {
             let before = task.remaining();

@@ -136,6 +136,11 @@ impl<'a> Task<'a> {
         })
     }
 
+    /// How many subnets may be scored in all.
+    pub fn budget(&self) -> usize {
+        self.budget
+    }
+
     /// How many more subnets may be scored.
     pub fn remaining(&self) -> usize {
         self.budget.saturating_sub(self.known.len())

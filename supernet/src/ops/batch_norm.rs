@@ -1,5 +1,7 @@
 //! Batch norm as per-channel numbers: statistics, the affine map they make, and the affine map of its gradient.
 
+use super::buffers::Aligned;
+
 /// Where the normalisation's mean and variance come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Normalise {
@@ -38,7 +40,7 @@ impl Sums {
         block.clear();
         let channels = self.sum.len();
         for row in rows.chunks_exact(channels) {
-            for ((sum, square), &v) in block.sum.iter_mut().zip(&mut block.square).zip(row) {
+            for ((sum, square), &v) in block.sum.iter_mut().zip(block.square.iter_mut()).zip(row) {
                 *sum += v;
                 *square += v * v;
             }
@@ -81,13 +83,13 @@ impl Sums {
 /// f32 partial sums of one block of rows.
 #[derive(Debug, Clone)]
 pub(crate) struct SumBlock {
-    pub sum: Vec<f32>,
-    pub square: Vec<f32>,
+    pub sum: Aligned,
+    pub square: Aligned,
 }
 
 impl SumBlock {
     pub(crate) fn new(channels: usize) -> Self {
-        SumBlock { sum: vec![0.0; channels], square: vec![0.0; channels] }
+        SumBlock { sum: Aligned::zeros(channels), square: Aligned::zeros(channels) }
     }
 
     #[inline(always)]
@@ -100,35 +102,35 @@ impl SumBlock {
 /// `y -> scale * y + shift` by channel.
 #[derive(Debug, Clone)]
 pub(crate) struct Affine {
-    pub scale: Vec<f32>,
-    pub shift: Vec<f32>,
+    pub scale: Aligned,
+    pub shift: Aligned,
 }
 
 impl Affine {
     /// Batch norm with these statistics: `scale = weight / sqrt(variance + eps)`, `shift = bias - mean * scale`.
     pub(crate) fn new(statistics: &ChannelStatistics, weight: &[f32], bias: &[f32], eps: f64) -> Self {
-        let scale: Vec<f32> = statistics
+        let scale: Aligned = statistics
             .variance
             .iter()
             .zip(weight)
             .map(|(&v, &w)| (f64::from(w) / (f64::from(v) + eps).sqrt()) as f32)
             .collect();
-        let shift = statistics.mean.iter().zip(bias).zip(&scale).map(|((&m, &b), &s)| b - m * s).collect();
+        let shift = statistics.mean.iter().zip(bias).zip(scale.iter()).map(|((&m, &b), &s)| b - m * s).collect();
         Affine { scale, shift }
     }
 
     /// The map that changes nothing.
     pub(crate) fn identity(channels: usize) -> Self {
-        Affine { scale: vec![1.0; channels], shift: vec![0.0; channels] }
+        Affine { scale: std::iter::repeat_n(1.0, channels).collect(), shift: Aligned::zeros(channels) }
     }
 }
 
 /// Batch norm's gradient: `dy = by_gradient * g + by_value * y + constant` by channel, with the gradients of weight and bias.
 #[derive(Debug, Clone)]
 pub(crate) struct Backward {
-    pub by_gradient: Vec<f32>,
-    pub by_value: Vec<f32>,
-    pub constant: Vec<f32>,
+    pub by_gradient: Aligned,
+    pub by_value: Aligned,
+    pub constant: Aligned,
     pub weight_gradient: Vec<f32>,
     pub bias_gradient: Vec<f32>,
 }
@@ -147,9 +149,9 @@ impl Backward {
         let channels = weight.len();
         let n = statistics.count.max(1) as f64;
         let mut out = Backward {
-            by_gradient: vec![0.0; channels],
-            by_value: vec![0.0; channels],
-            constant: vec![0.0; channels],
+            by_gradient: Aligned::zeros(channels),
+            by_value: Aligned::zeros(channels),
+            constant: Aligned::zeros(channels),
             weight_gradient: vec![0.0; channels],
             bias_gradient: vec![0.0; channels],
         };

@@ -2,9 +2,9 @@
 
 use super::activation::{Act, with_activation};
 use super::batch_norm::{Affine, Backward, ChannelStatistics, Normalise, SumBlock, Sums};
-use super::buffers::Buffer;
+use super::buffers::{Aligned, Buffer};
 use super::columns::{Columns, from_column_order, scatter, to_column_order};
-use super::inverted_residual::{RawGradient, add_transposed, product_backward};
+use super::inverted_residual::{RawGradient, product_backward, write_transposed};
 use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
 use super::parallel::{self, Shared};
 use super::rows::{Left, Nothing, RowSource, add_products, normalise, pool, product};
@@ -255,7 +255,7 @@ fn backward<A: Act>(
     if shape.is_plain_product() {
         let weight = dx.is_some().then(|| Packed::new(&packed[..norm_weight], n, columns, columns, 1));
         let parts = product_backward(raw, x, columns, weight.as_ref(), None, dx.as_deref_mut().unwrap_or_default());
-        add_transposed(&parts, stride, &mut gradient[..norm_weight], columns);
+        write_transposed(parts, stride, &mut gradient[..norm_weight], columns);
         return (dx, gradient);
     }
     let taps = shape.kernel * shape.kernel;
@@ -276,7 +276,7 @@ fn backward<A: Act>(
         }
     });
     let mut ordered = vec![0.0; norm_weight];
-    add_transposed(&parts, stride, &mut ordered, columns);
+    write_transposed(parts, stride, &mut ordered, columns);
     gradient[..norm_weight].copy_from_slice(&from_column_order(&ordered, shape.in_channels, taps));
     (dx, gradient)
 }
@@ -295,15 +295,15 @@ struct ColumnsBackward<'a> {
 
 impl Kernel for ColumnsBackward<'_> {
     /// The transposed weight gradient `[k * k * in, stride]`.
-    type Output = Vec<f32>;
+    type Output = Aligned;
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Vec<f32> {
+    unsafe fn run<S: Simd>(self) -> Aligned {
         let (n, columns) = (self.shape.out_channels, self.shape.columns());
         let stride = n.next_multiple_of(S::LANES);
         let source = Columns { shape: self.shape, x: self.x };
-        let mut gradients = vec![0.0; ROW_BLOCK * stride];
-        let mut tile = vec![0.0; ROW_BLOCK * columns];
-        let mut weight_gradient = vec![0.0; columns * stride];
+        let mut gradients = Aligned::zeros(ROW_BLOCK * stride);
+        let mut tile = Aligned::zeros(ROW_BLOCK * columns);
+        let mut weight_gradient = Aligned::zeros(columns * stride);
         let pixels = self.shape.rows() / self.shape.batch;
         let end = self.images.end * pixels;
         let mut first = self.images.start * pixels;

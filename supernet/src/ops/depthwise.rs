@@ -4,6 +4,7 @@
 //! that stays in L2 for every size in use, so that the inner loops need no border cases and read whole lines. Weights lie as
 //! `[slice][kernel * kernel][SLICE]`.
 
+use super::buffers::Aligned;
 use super::simd::{Kernel, Simd, dispatch};
 
 /// Channels a slice.
@@ -66,8 +67,8 @@ impl Shape {
 
 /// `[channels, kernel * kernel]` into `[slice][kernel * kernel][SLICE]`, missing channels zero; `flip` turns each kernel by 180
 /// degrees (for the input gradient).
-pub(crate) fn pack_weights(weight: &[f32], channels: usize, taps: usize, flip: bool) -> Vec<f32> {
-    let mut packed = vec![0.0; channels.div_ceil(SLICE) * taps * SLICE];
+pub(crate) fn pack_weights(weight: &[f32], channels: usize, taps: usize, flip: bool) -> Aligned {
+    let mut packed = Aligned::zeros(channels.div_ceil(SLICE) * taps * SLICE);
     for (channel, kernel) in weight.chunks_exact(taps).enumerate() {
         let slice = &mut packed[channel / SLICE * taps * SLICE..];
         for (tap, &value) in kernel.iter().enumerate() {
@@ -88,36 +89,83 @@ pub(crate) fn unpack_weights(packed: &[f32], channels: usize, taps: usize, weigh
     }
 }
 
-/// Copies `width` channels from `first` on of `pixels_y x pixels_x` pixels of `image` into the scratch's interior, each value
-/// through `value(pixel, lane, x)`; pixels land `step` apart (2 spreads a strided gradient out). The border and unused lanes
-/// must be zero already and stay so.
+/// What one task reads of, or writes to, one image: some channels of each pixel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Strip {
+    /// Channels of the image.
+    pub channels: usize,
+    /// The first that count.
+    pub first: usize,
+    /// How many.
+    pub width: usize,
+    /// Height and width of the image.
+    pub pixels: (usize, usize),
+}
+
+impl Strip {
+    /// Strip of the `slice` of an image of `pixels`.
+    pub(crate) fn new(shape: Shape, slice: usize, pixels: (usize, usize)) -> Self {
+        Strip { channels: shape.channels, first: slice * SLICE, width: shape.slice_width(slice), pixels }
+    }
+
+    /// Floats from a value to its counterpart in the next task's strip: the next slice, or the next image's first. Strips are cache lines far
+    /// apart, which the processor does not foresee, so that each task asks for the next one's.
+    pub(crate) fn ahead(self) -> usize {
+        if self.first + self.width < self.channels {
+            SLICE
+        } else {
+            self.pixels.0 * self.pixels.1 * self.channels - self.first
+        }
+    }
+}
+
+/// Copies the strip of two images (or twice the same) into the scratch's interior, each pair of values through `value(lane, a, b)`; pixels
+/// land `step` apart (2 spreads a strided gradient out). The border and unused lanes must be zero already and stay so.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)] // two places with their extents
-pub(crate) fn fill_padded(
-    image: &[f32],
-    channels: usize,
-    first: usize,
-    width: usize,
-    (pixels_y, pixels_x): (usize, usize),
+pub(crate) fn fill_padded<S: Simd>(
+    images: [&[f32]; 2],
+    strip: Strip,
     scratch: &mut [f32],
     padded_width: usize,
     padding: usize,
     step: usize,
-    value: impl Fn(usize, usize, f32) -> f32,
+    value: impl Fn(usize, f32, f32) -> f32,
 ) {
-    for y in 0..pixels_y {
-        for x in 0..pixels_x {
-            let pixel = y * pixels_x + x;
-            let source = &image[pixel * channels + first..pixel * channels + first + width];
-            let place = ((y * step + padding) * padded_width + x * step + padding) * SLICE;
-            let target = &mut scratch[place..place + SLICE];
-            if width == SLICE {
-                for lane in 0..SLICE {
-                    target[lane] = value(pixel, lane, source[lane]);
-                }
-            } else {
-                for lane in 0..width {
-                    target[lane] = value(pixel, lane, source[lane]);
+    // All loops of fixed length, but for odd numbers of channels.
+    match strip.width {
+        SLICE => fill::<S, SLICE>(images, strip, scratch, padded_width, padding, step, value),
+        8 => fill::<S, 8>(images, strip, scratch, padded_width, padding, step, value),
+        _ => fill::<S, 0>(images, strip, scratch, padded_width, padding, step, value),
+    }
+}
+
+#[inline(always)]
+fn fill<S: Simd, const WIDTH: usize>(
+    images: [&[f32]; 2],
+    strip: Strip,
+    scratch: &mut [f32],
+    padded_width: usize,
+    padding: usize,
+    step: usize,
+    value: impl Fn(usize, f32, f32) -> f32,
+) {
+    let Strip { channels, first, width, pixels: (height, columns) } = strip;
+    let width = if WIDTH == 0 { width } else { WIDTH };
+    let (row, ahead) = (columns * channels, strip.ahead());
+    let twice = std::ptr::eq(images[0], images[1]);
+    for y in 0..height {
+        let [a, b] = images.map(|image| image[y * row..][..row].chunks_exact(channels));
+        let targets = scratch[((y * step + padding) * padded_width + padding) * SLICE..].chunks_mut(step * SLICE);
+        for ((a, b), target) in a.zip(b).zip(targets) {
+            let (a, b, target) = (&a[first..][..width], &b[first..][..width], &mut target[..width]);
+            for lane in 0..width {
+                target[lane] = value(lane, a[lane], b[lane]);
+            }
+            // SAFETY: the CPU has `S`; any address may be given.
+            unsafe {
+                S::prefetch(a.as_ptr().wrapping_add(ahead));
+                if !twice {
+                    S::prefetch(b.as_ptr().wrapping_add(ahead));
                 }
             }
         }

@@ -3,9 +3,10 @@
 //! All work on NHWC f32 slices, write every output value, and use the threads of the rayon pool they are called in.
 
 use super::activation::{Act, Identity, with_activation};
+use super::buffers::Aligned;
 use super::columns::{Columns, to_column_order};
 use super::dense::DenseShape;
-use super::depthwise::{self, SLICE, convolve_row, fill_padded};
+use super::depthwise::{self, SLICE, Strip, convolve_row, fill_padded};
 use super::matmul::{Packed, ROW_BLOCK, multiply};
 use super::parallel::{self, Shared};
 use super::pools::{Windows, max_windows, mean_windows};
@@ -113,8 +114,8 @@ impl<R: RowSource, A: Act> Kernel for PointwiseRows<'_, R, A> {
         let (k, n) = (self.layer.weight.rows(), self.layer.weight.columns());
         let bias = &self.layer.bias[..n];
         let mut tile = match self.left {
-            Left::Plain(_) => Vec::new(),
-            Left::Made(_) => vec![0.0; ROW_BLOCK * k],
+            Left::Plain(_) => Aligned::default(),
+            Left::Made(_) => Aligned::zeros(ROW_BLOCK * k),
         };
         let mut first = self.range.start;
         while first < self.range.end {
@@ -150,7 +151,7 @@ impl<R: RowSource, A: Act> Kernel for PointwiseRows<'_, R, A> {
 /// A depthwise convolution.
 #[derive(Debug, Clone)]
 pub struct Depthwise {
-    weights: Vec<f32>,
+    weights: Aligned,
     bias: Vec<f32>,
     kernel: usize,
     stride: usize,
@@ -224,18 +225,10 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
                 scratch.fill(0.0); // lanes that this slice lacks
             }
             last_width = width;
-            fill_padded(
-                &self.input[image * shape.in_pixels() * channels..],
-                channels,
-                first,
-                width,
-                (shape.height, shape.width),
-                &mut scratch,
-                shape.padded_width(),
-                shape.padding(),
-                1,
-                |_, _, v| v,
-            );
+            let image_input = &self.input[image * shape.in_pixels() * channels..];
+            let strip = Strip::new(shape, slice, (shape.height, shape.width));
+            let (padded_width, padding) = (shape.padded_width(), shape.padding());
+            fill_padded::<S>([image_input; 2], strip, &mut scratch, padded_width, padding, 1, |_, v, _| v);
             let bias = super::batch_norm::lanes(&self.layer.bias, first, width);
             let weights = &self.layer.weights[slice * taps..][..taps];
             let mut sum = [0.0; SLICE];

@@ -4,6 +4,7 @@
 //! of output channels; the inner loop keeps a tile of pixels x panel in registers. The weight gradient is the same tile with
 //! the roles of pixels and channels exchanged.
 
+use super::buffers::Aligned;
 use super::simd::{InstructionSet, Kernel, Simd, dispatch};
 
 /// Pixels that a caller should hand over at a time: enough to reuse a panel, few enough to stay in L1 with it.
@@ -12,7 +13,7 @@ pub(crate) const ROW_BLOCK: usize = 48;
 /// A `[k, n]` matrix in panels for the active instruction set; missing columns are zero.
 #[derive(Debug, Clone)]
 pub(crate) struct Packed {
-    data: Vec<f32>,
+    data: Aligned,
     k: usize,
     n: usize,
 }
@@ -32,7 +33,7 @@ impl Packed {
         assert!(k == 0 || n == 0 || source.len() > (k - 1) * row_stride + (n - 1) * column_stride);
         let lanes = InstructionSet::active().lanes();
         let vectors = n.div_ceil(lanes);
-        let mut data = vec![0.0; vectors * lanes * k];
+        let mut data = Aligned::zeros(vectors * lanes * k);
         let (mut done, mut offset) = (0, 0);
         while done < vectors {
             let nr = panel_vectors(vectors, done);
@@ -199,12 +200,13 @@ struct Tile {
 impl Tile {
     #[inline(always)]
     unsafe fn column<S: Simd, const ADD: bool>(self, nr: usize, rows: usize) {
-        // Tile heights leave registers for one panel row and one broadcast.
+        // Tile heights leave registers for one panel row and one broadcast, and one more: with 16 of 16 in use the compiler spills one in
+        // the innermost loop.
         // SAFETY: the caller's extents.
         unsafe {
             match (nr, S::ACCUMULATORS) {
                 (3, 24) => self.rows::<S, 8, 3, ADD>(rows),
-                (3, 12) => self.rows::<S, 4, 3, ADD>(rows),
+                (3, 12) => self.rows::<S, 3, 3, ADD>(rows),
                 (3, _) => self.rows::<S, 1, 3, ADD>(rows),
                 (2, 24) => self.rows::<S, 12, 2, ADD>(rows),
                 (2, 12) => self.rows::<S, 6, 2, ADD>(rows),

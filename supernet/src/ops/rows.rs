@@ -2,6 +2,7 @@
 
 use super::activation::Act;
 use super::batch_norm::{Affine, SumBlock, Sums};
+use super::buffers::Aligned;
 use super::matmul::{Packed, ROW_BLOCK, multiply};
 use super::parallel::{self, Shared};
 use super::simd::{Kernel, Simd, dispatch};
@@ -98,8 +99,8 @@ impl<R: RowSource> Kernel for Product<'_, R> {
         let mut sums = Sums::new(n);
         let mut block = SumBlock::new(n);
         let mut tile = match self.left {
-            Left::Plain(_) => Vec::new(),
-            Left::Made(_) => vec![0.0; ROW_BLOCK * k],
+            Left::Plain(_) => Aligned::default(),
+            Left::Made(_) => Aligned::zeros(ROW_BLOCK * k),
         };
         let mut first = self.range.start;
         while first < self.range.end {

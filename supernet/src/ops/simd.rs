@@ -93,6 +93,9 @@ pub(crate) trait Simd: Copy {
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Has the cache line at `p` brought to the second-level cache meanwhile; any address may be given.
+    #[inline(always)]
+    unsafe fn prefetch(_p: *const f32) {}
 }
 
 /// A computation over vectors; `run` must be `#[inline(always)]` so that it is compiled for each instruction set.
@@ -171,7 +174,7 @@ impl Simd for Portable {
 
 /// Implements [`Simd`] by an architecture's intrinsics.
 macro_rules! intrinsics {
-    ($name:ident, $vector:ty, $lanes:literal, $accumulators:literal, $splat:path, $load:path, $store:path, $add:path, ($a:ident, $b:ident, $c:ident) => $mul_add:expr) => {
+    ($name:ident, $vector:ty, $lanes:literal, $accumulators:literal, $splat:path, $load:path, $store:path, $add:path, ($a:ident, $b:ident, $c:ident) => $mul_add:expr, $p:ident => $prefetch:expr) => {
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
 
@@ -200,6 +203,13 @@ macro_rules! intrinsics {
             unsafe fn mul_add($a: $vector, $b: $vector, $c: $vector) -> $vector {
                 unsafe { $mul_add }
             }
+            #[inline(always)]
+            unsafe fn prefetch($p: *const f32) {
+                #[allow(unused_unsafe)] // not every architecture has an intrinsic for it
+                unsafe {
+                    $prefetch
+                }
+            }
         }
     };
 }
@@ -208,7 +218,7 @@ macro_rules! intrinsics {
 mod x86 {
     use super::Simd;
     use std::arch::x86_64::*;
-    intrinsics!(Avx2, __m256, 8, 12, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, (a, b, c) => _mm256_fmadd_ps(a, b, c));
+    intrinsics!(Avx2, __m256, 8, 12, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, (a, b, c) => _mm256_fmadd_ps(a, b, c), p => _mm_prefetch::<_MM_HINT_T1>(p.cast()));
     intrinsics!(
         Avx512,
         __m512, 16, 24,
@@ -216,7 +226,8 @@ mod x86 {
         _mm512_loadu_ps,
         _mm512_storeu_ps,
         _mm512_add_ps,
-        (a, b, c) => _mm512_fmadd_ps(a, b, c)
+        (a, b, c) => _mm512_fmadd_ps(a, b, c),
+        p => _mm_prefetch::<_MM_HINT_T1>(p.cast())
     );
 }
 #[cfg(target_arch = "x86_64")]
@@ -226,7 +237,7 @@ pub(crate) use x86::{Avx2, Avx512};
 mod arm {
     use super::Simd;
     use std::arch::aarch64::*;
-    intrinsics!(Neon, float32x4_t, 4, 24, vdupq_n_f32, vld1q_f32, vst1q_f32, vaddq_f32, (a, b, c) => vfmaq_f32(c, a, b));
+    intrinsics!(Neon, float32x4_t, 4, 24, vdupq_n_f32, vld1q_f32, vst1q_f32, vaddq_f32, (a, b, c) => vfmaq_f32(c, a, b), _p => ());
 }
 #[cfg(target_arch = "aarch64")]
 pub(crate) use arm::Neon;

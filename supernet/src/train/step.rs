@@ -61,6 +61,16 @@ pub fn train_step(
     optimizer: &mut Sgd,
     input: &StepInput,
 ) -> Result<StepReport> {
+    // On one of the threads that share the work, as a forward pass is: the backward passes have as many kernels.
+    rayon::scope(|_| step_on_this_thread(net, teacher, optimizer, input))
+}
+
+fn step_on_this_thread(
+    net: &Supernet,
+    teacher: Option<&Supernet>,
+    optimizer: &mut Sgd,
+    input: &StepInput,
+) -> Result<StepReport> {
     let StepInput { config, stage, step, images, labels, .. } = *input;
     let resolution = images.dim(1)?;
     let count = stage.subnets_per_step;

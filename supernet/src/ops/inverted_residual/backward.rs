@@ -3,8 +3,8 @@
 use super::{BlockShape, Parameters, Saved, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
 use crate::ops::batch_norm::{Affine, Backward, Normalise, SumBlock, Sums, lanes};
-use crate::ops::buffers::Buffer;
-use crate::ops::depthwise::{self, Lanes, SLICE, accumulate_weight_gradient, convolve_row, fill_padded};
+use crate::ops::buffers::{Aligned, Buffer};
+use crate::ops::depthwise::{self, Lanes, SLICE, Strip, accumulate_weight_gradient, convolve_row, fill_padded};
 use crate::ops::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
 use crate::ops::parallel::{self, Shared};
 use crate::ops::rows::{add_products, gradient_sums};
@@ -83,8 +83,8 @@ fn backward_with<A: Act>(
             })
         }
     });
-    let (parts, weight_parts): (Vec<Sums>, Vec<Vec<f32>>) = parts.into_iter().unzip();
-    add_transposed(&weight_parts, out_stride, &mut gradient[at.project.clone()], middle);
+    let (parts, weight_parts): (Vec<Sums>, Vec<Aligned>) = parts.into_iter().unzip();
+    write_transposed(weight_parts, out_stride, &mut gradient[at.project.clone()], middle);
     let mut sums = Sums::total(parts);
 
     // Squeeze-excite: completes g2.
@@ -160,14 +160,8 @@ fn backward_with<A: Act>(
             }
         }
     });
-    let (parts, weight_parts): (Vec<Sums>, Vec<Vec<f32>>) = parts.into_iter().unzip();
-    let mut total = vec![0.0; weight_parts[0].len()];
-    for part in &weight_parts {
-        for (total, v) in total.iter_mut().zip(part) {
-            *total += v;
-        }
-    }
-    depthwise::unpack_weights(&total, middle, taps, &mut gradient[at.depthwise.clone()]);
+    let (parts, weight_parts): (Vec<Sums>, Vec<Aligned>) = parts.into_iter().unzip();
+    depthwise::unpack_weights(&total(weight_parts), middle, taps, &mut gradient[at.depthwise.clone()]);
     drop(g2);
     if !shape.expand {
         if shape.residual {
@@ -192,19 +186,30 @@ fn backward_with<A: Act>(
         &mut dx,
     );
     let stride = middle.next_multiple_of(InstructionSet::active().lanes());
-    add_transposed(&weight_parts, stride, &mut gradient[at.expand.clone()], shape.in_channels);
+    write_transposed(weight_parts, stride, &mut gradient[at.expand.clone()], shape.in_channels);
     (dx, gradient)
 }
 
-/// Adds parts `[columns, stride]` to `gradient` `[rows, columns]`, transposed, parts in order.
-pub(crate) fn add_transposed(parts: &[Vec<f32>], stride: usize, gradient: &mut [f32], columns: usize) {
-    for part in parts {
-        for (row, out) in gradient.chunks_exact_mut(columns).enumerate() {
-            for (column, out) in out.iter_mut().enumerate() {
-                *out += part[column * stride + row];
-            }
+/// Writes the total of the parts `[columns, stride]`, in their order, to `gradient` `[rows, columns]`, transposed.
+pub(crate) fn write_transposed(parts: Vec<Aligned>, stride: usize, gradient: &mut [f32], columns: usize) {
+    let total = total(parts);
+    for (row, out) in gradient.chunks_exact_mut(columns).enumerate() {
+        for (column, out) in out.iter_mut().enumerate() {
+            *out = total[column * stride + row];
         }
     }
+}
+
+/// The sum of the parts, in their order.
+fn total(parts: Vec<Aligned>) -> Aligned {
+    let mut parts = parts.into_iter();
+    let mut total = parts.next().unwrap_or_default();
+    for part in parts {
+        for (total, v) in total.iter_mut().zip(part.iter()) {
+            *total += v;
+        }
+    }
+    total
 }
 
 /// The gradient at a raw (not yet normalised) tensor, made where it is read: batch norm's backward map of `g` and `y`.
@@ -241,7 +246,7 @@ pub(crate) fn product_backward(
     weight: Option<&Packed>,
     residual: Option<&[f32]>,
     dx: &mut [f32],
-) -> Vec<Vec<f32>> {
+) -> Vec<Aligned> {
     let rows = x.len() / in_channels;
     let shared = Shared::new(dx);
     parallel::map(rows, ROW_BLOCK, |range| {
@@ -272,13 +277,13 @@ struct ProductBackward<'a> {
 }
 
 impl Kernel for ProductBackward<'_> {
-    type Output = Vec<f32>;
+    type Output = Aligned;
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Vec<f32> {
+    unsafe fn run<S: Simd>(self) -> Aligned {
         let (n, k) = (self.raw.back.constant.len(), self.in_channels);
         let stride = n.next_multiple_of(S::LANES);
-        let mut tile = vec![0.0; ROW_BLOCK * stride];
-        let mut weight_gradient = vec![0.0; k * stride];
+        let mut tile = Aligned::zeros(ROW_BLOCK * stride);
+        let mut weight_gradient = Aligned::zeros(k * stride);
         let mut first = self.range.start;
         while first < self.range.end {
             let rows = ROW_BLOCK.min(self.range.end - first);
@@ -319,7 +324,7 @@ struct ProjectBackward<'a, A> {
 
 impl<A: Act> Kernel for ProjectBackward<'_, A> {
     /// Sums of the masked gradient (zero with squeeze-excite) and the transposed weight gradient `[middle, stride]`.
-    type Output = (Sums, Vec<f32>);
+    type Output = (Sums, Aligned);
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> Self::Output {
         let (m, n, stride) = (self.affine2.scale.len(), self.back3.constant.len(), self.out_stride);
@@ -327,9 +332,9 @@ impl<A: Act> Kernel for ProjectBackward<'_, A> {
         let raw = RawGradient { g: self.g, y: self.y3, back: self.back3 };
         let mut sums = Sums::new(m);
         let mut block = SumBlock::new(m);
-        let mut tile = vec![0.0; ROW_BLOCK * stride];
-        let mut z = vec![0.0; ROW_BLOCK * m];
-        let mut weight_gradient = vec![0.0; m * stride];
+        let mut tile = Aligned::zeros(ROW_BLOCK * stride);
+        let mut z = Aligned::zeros(ROW_BLOCK * m);
+        let mut weight_gradient = Aligned::zeros(m * stride);
         for image in 0..self.g.len() / n / self.pixels {
             let mut done = 0;
             while done < self.pixels {
@@ -428,19 +433,19 @@ struct DepthwiseBackward<'a, A> {
 
 impl<A: Act> Kernel for DepthwiseBackward<'_, A> {
     /// Sums of the masked gradient and the packed weight gradient.
-    type Output = (Sums, Vec<f32>);
+    type Output = (Sums, Aligned);
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> Self::Output {
         let conv = self.shape.depthwise();
         let (channels, padding, stride) = (conv.channels, conv.padding(), conv.stride);
         let taps = conv.kernel * conv.kernel * SLICE;
         let mut sums = Sums::new(channels);
-        let mut weight_gradient = vec![0.0; conv.slices() * taps];
+        let mut weight_gradient = Aligned::zeros(conv.slices() * taps);
         let mut input = Buffer::zeros(conv.padded_len());
         // The output gradient, spread out by the stride, in a frame of the kernel's padding around the input's extent.
         let outer_width = conv.width + 2 * padding;
         let mut outer = Buffer::zeros((conv.height + 2 * padding) * outer_width * SLICE);
-        let mut line = vec![0.0f32; conv.width * SLICE];
+        let mut line = Aligned::zeros(conv.width * SLICE);
         let mut last_width = SLICE;
         for task in self.tasks {
             let (image, slice) = (task / conv.slices(), task % conv.slices());
@@ -453,68 +458,77 @@ impl<A: Act> Kernel for DepthwiseBackward<'_, A> {
             let scale = lanes(&self.affine1.scale, first, width);
             let shift = lanes(&self.affine1.shift, first, width);
             let image_input = &self.input[image * conv.in_pixels() * channels..][..conv.in_pixels() * channels];
-            fill_padded(
-                image_input,
-                channels,
-                first,
-                width,
-                (conv.height, conv.width),
-                &mut input,
-                conv.padded_width(),
-                padding,
-                1,
-                |_, lane, y| A::value(y * scale[lane] + shift[lane]),
-            );
+            let strip = Strip::new(conv, slice, (conv.height, conv.width));
+            fill_padded::<S>([image_input; 2], strip, &mut input, conv.padded_width(), padding, 1, |lane, y, _| {
+                A::value(y * scale[lane] + shift[lane])
+            });
             let a = lanes(&self.back2.by_gradient, first, width);
             let b = lanes(&self.back2.by_value, first, width);
             let c = lanes(&self.back2.constant, first, width);
             let out_span = image * conv.out_pixels() * channels..(image + 1) * conv.out_pixels() * channels;
-            let y2 = &self.y2[out_span.clone()];
-            fill_padded(
-                &self.g2[out_span],
-                channels,
-                first,
-                width,
-                (conv.out_height(), conv.out_width()),
-                &mut outer,
-                outer_width,
-                padding,
-                stride,
-                |pixel, lane, g| a[lane] * g + (b[lane] * y2[pixel * channels + first + lane] + c[lane]),
-            );
+            let outputs = [&self.g2[out_span.clone()], &self.y2[out_span]];
+            let out_strip = Strip::new(conv, slice, (conv.out_height(), conv.out_width()));
+            fill_padded::<S>(outputs, out_strip, &mut outer, outer_width, padding, stride, |lane, g, y| {
+                a[lane] * g + (b[lane] * y + c[lane])
+            });
             let gradient = &mut weight_gradient[slice * taps..][..taps];
             accumulate_weight_gradient(&input, conv, &outer, outer_width, padding, stride, gradient);
             let flipped = &self.flipped[slice * taps..][..taps];
+            let image_output = image * conv.in_pixels() * channels;
             for y in 0..conv.height {
                 convolve_row(&outer, outer_width, flipped, conv.kernel, 1, y, conv.width, &mut line);
-                let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
-                for (x, values) in line.chunks_exact(SLICE).enumerate() {
-                    let pixel = y * conv.width + x;
-                    let raw = &image_input[pixel * channels + first..][..width];
-                    let place = (image * conv.in_pixels() + pixel) * channels + first;
-                    // SAFETY: this task alone writes these channels of this image.
-                    let out = unsafe { self.output.slice(place..place + width) };
-                    if width == SLICE {
-                        let raw = &raw[..SLICE];
-                        let out = &mut out[..SLICE];
-                        for lane in 0..SLICE {
-                            let g = values[lane] * A::slope(raw[lane] * scale[lane] + shift[lane]);
-                            out[lane] = g;
-                            sum[lane] += g;
-                            square[lane] += g * raw[lane];
-                        }
-                    } else {
-                        for lane in 0..width {
-                            let g = values[lane] * A::slope(raw[lane] * scale[lane] + shift[lane]);
-                            out[lane] = g;
-                            sum[lane] += g;
-                            square[lane] += g * raw[lane];
-                        }
-                    }
-                }
+                let row = Row { line: &line, raw: image_input, strip, y, output: self.output, start: image_output };
+                let (sum, square) = match width {
+                    SLICE => row.mask::<A, S, SLICE>(&scale, &shift),
+                    8 => row.mask::<A, S, 8>(&scale, &shift),
+                    _ => row.mask::<A, S, 0>(&scale, &shift),
+                };
                 sums.add_block(first, &sum[..width], &square[..width]);
             }
         }
         (sums, weight_gradient)
+    }
+}
+
+/// One row of the gradient at the depthwise convolution's activated input.
+struct Row<'a> {
+    /// `[width, SLICE]`
+    line: &'a [f32],
+    /// The image before batch norm and activation.
+    raw: &'a [f32],
+    strip: Strip,
+    y: usize,
+    /// Where the masked gradient of the images goes, and where this image starts in it.
+    output: Shared,
+    start: usize,
+}
+
+impl Row<'_> {
+    /// Writes `line * slope` and returns its sums with those of its product with `raw`.
+    #[inline(always)]
+    fn mask<A: Act, S: Simd, const WIDTH: usize>(self, scale: &Lanes, shift: &Lanes) -> (Lanes, Lanes) {
+        let Strip { channels, first, width, pixels: (_, columns) } = self.strip;
+        let width = if WIDTH == 0 { width } else { WIDTH };
+        let ahead = self.strip.ahead();
+        let row = self.y * columns * channels;
+        let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
+        let pixels = self.line.chunks_exact(SLICE).zip(self.raw[row..][..columns * channels].chunks_exact(channels));
+        for (x, (values, raw)) in pixels.enumerate() {
+            let raw = &raw[first..][..width];
+            let place = self.start + row + x * channels + first;
+            // SAFETY: this task alone writes these channels of this image; any address may be prefetched.
+            let out = unsafe {
+                let out = self.output.slice(place..place + width);
+                S::prefetch(out.as_ptr().wrapping_add(ahead));
+                out
+            };
+            for lane in 0..width {
+                let g = values[lane] * A::slope(raw[lane] * scale[lane] + shift[lane]);
+                out[lane] = g;
+                sum[lane] += g;
+                square[lane] += g * raw[lane];
+            }
+        }
+        (sum, square)
     }
 }

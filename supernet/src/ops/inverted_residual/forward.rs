@@ -3,8 +3,8 @@
 use super::{BlockShape, BlockStatistics, Parameters, Saved, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
 use crate::ops::batch_norm::{Affine, Sums, lanes};
-use crate::ops::buffers::Buffer;
-use crate::ops::depthwise::{self, Lanes, SLICE, convolve_row, fill_padded};
+use crate::ops::buffers::{Aligned, Buffer};
+use crate::ops::depthwise::{self, Lanes, SLICE, Strip, convolve_row, fill_padded};
 use crate::ops::matmul::Packed;
 use crate::ops::parallel::{self, Shared};
 use crate::ops::rows::{Activated, Left, Nothing, normalise, pool, product};
@@ -147,7 +147,7 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
         let (rows, columns) = (conv.out_height(), conv.out_width());
         let mut sums = Sums::new(channels);
         let mut scratch = Buffer::zeros(conv.padded_len());
-        let mut line = vec![0.0f32; columns * SLICE];
+        let mut line = Aligned::zeros(columns * SLICE);
         let mut last_width = SLICE;
         for task in self.tasks {
             let (image, slice) = (task / conv.slices(), task % conv.slices());
@@ -158,30 +158,29 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
             last_width = width;
             let scale = lanes(&self.affine.scale, first, width);
             let shift = lanes(&self.affine.shift, first, width);
-            fill_padded(
-                &self.input[image * conv.in_pixels() * channels..],
-                channels,
-                first,
-                width,
-                (conv.height, conv.width),
-                &mut scratch,
-                conv.padded_width(),
-                conv.padding(),
-                1,
-                |_, lane, y| A::value(y * scale[lane] + shift[lane]),
-            );
+            let image_input = &self.input[image * conv.in_pixels() * channels..];
+            let strip = Strip::new(conv, slice, (conv.height, conv.width));
+            let (padded_width, padding) = (conv.padded_width(), conv.padding());
+            fill_padded::<S>([image_input; 2], strip, &mut scratch, padded_width, padding, 1, |lane, y, _| {
+                A::value(y * scale[lane] + shift[lane])
+            });
             let weights = &self.weights[slice * taps..][..taps];
+            let ahead = Strip::new(conv, slice, (rows, columns)).ahead();
             for y in 0..rows {
-                convolve_row(&scratch, conv.padded_width(), weights, conv.kernel, conv.stride, y, columns, &mut line);
+                convolve_row(&scratch, padded_width, weights, conv.kernel, conv.stride, y, columns, &mut line);
                 let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
                 for (x, values) in line.chunks_exact(SLICE).enumerate() {
                     let place = (image * conv.out_pixels() + y * columns + x) * channels + first;
-                    // SAFETY: this task alone writes these channels of this image.
-                    let out = unsafe { self.output.slice(place..place + width) };
-                    if width == SLICE {
-                        out.copy_from_slice(values);
-                    } else {
-                        out.copy_from_slice(&values[..width]);
+                    // SAFETY: this task alone writes these channels of this image; any address may be prefetched.
+                    let out = unsafe {
+                        let out = self.output.slice(place..place + width);
+                        S::prefetch(out.as_ptr().wrapping_add(ahead));
+                        out
+                    };
+                    match width {
+                        SLICE => out.copy_from_slice(values),
+                        8 => out.copy_from_slice(&values[..8]),
+                        _ => out.copy_from_slice(&values[..width]),
                     }
                     for lane in 0..SLICE {
                         sum[lane] += values[lane];

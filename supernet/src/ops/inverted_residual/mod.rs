@@ -25,7 +25,7 @@ mod forward;
 mod op;
 mod squeeze_excite;
 
-pub(crate) use backward::{RawGradient, add_transposed, product_backward};
+pub(crate) use backward::{RawGradient, product_backward, write_transposed};
 pub use op::inverted_residual;
 
 use super::batch_norm::ChannelStatistics;
