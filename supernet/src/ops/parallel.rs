@@ -2,12 +2,30 @@
 //! order, so that the same number of threads gives the same bits.
 
 use rayon::prelude::*;
+use std::cell::Cell;
 use std::ops::Range;
+
+thread_local! {
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` with no [`map`] in it sharing its work out: for a thread that has work of its own while others have theirs.
+pub(crate) fn alone<R>(work: impl FnOnce() -> R) -> R {
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            ALONE.set(self.0);
+        }
+    }
+    let _before = Before(ALONE.replace(true));
+    work()
+}
 
 /// Splits `0..total` into at most one range a thread, each of whole multiples of `grain` (but the last).
 pub(crate) fn ranges(total: usize, grain: usize) -> Vec<Range<usize>> {
     let units = total.div_ceil(grain);
-    let parts = rayon::current_num_threads().min(units).max(1);
+    let threads = if ALONE.get() { 1 } else { rayon::current_num_threads() };
+    let parts = threads.min(units).max(1);
     (0..parts)
         .map(|part| (units * part / parts * grain).min(total)..(units * (part + 1) / parts * grain).min(total))
         .collect()
@@ -52,6 +70,16 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn alone_means_one_range_until_it_is_over() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        pool.install(|| {
+            let ranges = || super::map(30, 1, |range| range.len()).len();
+            assert_eq!((ranges(), super::alone(ranges), ranges()), (3, 1, 3));
+            assert_eq!(super::alone(|| (super::alone(ranges), ranges())), (1, 1));
+        });
+    }
+
     #[test]
     fn ranges_cover_everything_once() {
         for total in [0, 1, 2, 7, 64, 65] {

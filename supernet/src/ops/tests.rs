@@ -121,6 +121,23 @@ fn blocks_equal_the_f64_reference_with_given_statistics() {
 }
 
 #[test]
+fn images_in_parts_give_the_same_bits_as_all_at_once() {
+    for shape in block_cases() {
+        // More images than parts, and no multiple of them.
+        let shape = BlockShape { batch: 8 * rayon::current_num_threads() + 5, ..shape };
+        let dims = (shape.batch, shape.height, shape.width, shape.in_channels);
+        let x = Tensor::from_vec(values(shape.in_pixels() * shape.in_channels, 5), dims, &Device::Cpu).unwrap();
+        let p = Tensor::new(parameters(block_parameters(&shape)), &Device::Cpu).unwrap();
+        let output = |keep| {
+            let given = Some(statistics(&shape));
+            let output = super::inverted_residual(&x, &p, shape.clone(), given, keep).unwrap().0;
+            output.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        assert!(output(false) == output(true), "{shape:?}");
+    }
+}
+
+#[test]
 fn block_gradients_equal_finite_differences() {
     let shape = BlockShape { residual: true, squeeze_excite: Some(4), ..block([2, 5, 3], [6, 11, 6], 3, 1) };
     let dims = [shape.batch, shape.height, shape.width, shape.in_channels];

@@ -9,25 +9,89 @@ use crate::ops::matmul::Packed;
 use crate::ops::parallel::{self, Shared};
 use crate::ops::rows::{Activated, Left, Nothing, normalise, pool, product};
 use crate::ops::simd::{Kernel, Simd, dispatch};
+use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Output `[batch, height, width, out]` and what the backward pass needs. Batch statistics unless `given`.
+/// Middle values that pass through a block together when images do not depend on one another: as many as stay in the second-level cache.
+const PART: usize = 1 << 16;
+
+/// Output `[batch, height, width, out]`, what the backward pass needs if `keep`, and the statistics used: the batch's unless `given`.
 pub(super) fn forward(
     shape: &BlockShape,
     x: &[f32],
     packed: &[f32],
     given: Option<&BlockStatistics>,
-) -> (Vec<f32>, Saved) {
-    with_activation!(shape.activation, A => forward_with::<A>(shape, x, packed, given))
+    keep: bool,
+) -> (Vec<f32>, Option<Saved>, BlockStatistics) {
+    let weights = Weights::new(shape, packed);
+    let mut output = vec![0.0; shape.out_pixels() * shape.out_channels];
+    with_activation!(shape.activation, A => match given {
+        Some(given) if !keep && shape.batch >= 2 * rayon::current_num_threads() => {
+            in_parts::<A>(shape, x, packed, &weights, given, &mut output);
+            (output, None, given.clone())
+        }
+        _ => {
+            let saved = pass::<A>(shape, x, packed, &weights, given, &mut output);
+            let statistics = saved.statistics.clone();
+            (output, keep.then_some(saved), statistics)
+        }
+    })
 }
 
-fn forward_with<A: Act>(
+/// The convolutions' weights as the kernels read them.
+struct Weights {
+    expand: Option<Packed>,
+    depthwise: Aligned,
+    project: Packed,
+}
+
+impl Weights {
+    fn new(shape: &BlockShape, packed: &[f32]) -> Self {
+        let at = Parameters::new(shape);
+        let (middle, inputs) = (shape.middle, shape.in_channels);
+        let taps = shape.kernel * shape.kernel;
+        Weights {
+            expand: shape.expand.then(|| Packed::new(&packed[at.expand.clone()], inputs, middle, 1, inputs)),
+            depthwise: depthwise::pack_weights(&packed[at.depthwise.clone()], middle, taps, false),
+            project: Packed::new(&packed[at.project.clone()], middle, shape.out_channels, 1, middle),
+        }
+    }
+}
+
+/// A few images at a time through the whole block, each thread with its own: with given statistics they do not depend on one another, and what
+/// lies between the convolutions never leaves the cache.
+fn in_parts<A: Act>(
     shape: &BlockShape,
     x: &[f32],
     packed: &[f32],
+    weights: &Weights,
+    given: &BlockStatistics,
+    output: &mut [f32],
+) {
+    let (input, out) = (x.len() / shape.batch, output.len() / shape.batch);
+    let middle = (shape.in_pixels() + shape.out_pixels()) / shape.batch * shape.middle;
+    let images = (PART / middle).clamp(1, shape.batch.div_ceil(2 * rayon::current_num_threads()));
+    let output = Shared::new(output);
+    (0..shape.batch.div_ceil(images)).into_par_iter().with_max_len(1).for_each(|part| {
+        let first = part * images;
+        let shape = BlockShape { batch: images.min(shape.batch - first), ..shape.clone() };
+        // SAFETY: parts are disjoint ranges of images.
+        let output = unsafe { output.slice(first * out..(first + shape.batch) * out) };
+        let x = &x[first * input..][..shape.batch * input];
+        parallel::alone(|| pass::<A>(&shape, x, packed, weights, Some(given), output));
+    });
+}
+
+/// One pass over all images.
+fn pass<A: Act>(
+    shape: &BlockShape,
+    x: &[f32],
+    packed: &[f32],
+    weights: &Weights,
     given: Option<&BlockStatistics>,
-) -> (Vec<f32>, Saved) {
+    output: &mut [f32],
+) -> Saved {
     let at = Parameters::new(shape);
     let (middle, out_channels) = (shape.middle, shape.out_channels);
     let (in_pixels, out_pixels) = (shape.in_pixels(), shape.out_pixels());
@@ -40,10 +104,9 @@ fn forward_with<A: Act>(
     // Expand.
     let mut y1 = Buffer::default();
     let mut affine1 = None;
-    if shape.expand {
+    if let Some(weight) = &weights.expand {
         y1 = Buffer::uninitialised(in_pixels * middle);
-        let weight = Packed::new(&packed[at.expand.clone()], shape.in_channels, middle, 1, shape.in_channels);
-        let sums = product::<Nothing>(Left::Plain(x), in_pixels, &weight, &mut y1, with_sums);
+        let sums = product::<Nothing>(Left::Plain(x), in_pixels, weight, &mut y1, with_sums);
         if with_sums {
             statistics[0] = sums.statistics(in_pixels);
         }
@@ -53,8 +116,7 @@ fn forward_with<A: Act>(
     // Depthwise.
     let mut y2 = Buffer::uninitialised(out_pixels * middle);
     let input = if shape.expand { &y1[..] } else { x };
-    let weights = depthwise::pack_weights(&packed[at.depthwise.clone()], middle, shape.kernel * shape.kernel, false);
-    let sums = depthwise_forward::<A>(shape, input, affine1.as_ref(), &weights, &mut y2);
+    let sums = depthwise_forward::<A>(shape, input, affine1.as_ref(), &weights.depthwise, &mut y2);
     if with_sums {
         statistics[1] = sums.statistics(out_pixels);
     }
@@ -69,20 +131,18 @@ fn forward_with<A: Act>(
 
     // Project.
     let mut y3 = Buffer::uninitialised(out_pixels * out_channels);
-    let weight = Packed::new(&packed[at.project.clone()], middle, out_channels, 1, middle);
     let source = Activated::<A> {
         y: &y2,
         affine: &affine2,
         gate: squeeze_excite.as_ref().map(|s| (&s.gate[..], pixels)),
         activation: PhantomData,
     };
-    let sums = product(Left::Made(&source), out_pixels, &weight, &mut y3, with_sums);
+    let sums = product(Left::Made(&source), out_pixels, &weights.project, &mut y3, with_sums);
     if with_sums {
         statistics[2] = sums.statistics(out_pixels);
     }
-    let mut output = vec![0.0; out_pixels * out_channels];
-    normalise::<Identity>(&y3, &affine(&statistics[2], &at.norm3), shape.residual.then_some(x), &mut output);
-    (output, Saved { y1, y2, y3, statistics, squeeze_excite })
+    normalise::<Identity>(&y3, &affine(&statistics[2], &at.norm3), shape.residual.then_some(x), output);
+    Saved { y1, y2, y3, statistics, squeeze_excite }
 }
 
 /// `y2 = depthwise(activated input)`; without `affine` the input is taken as it is.

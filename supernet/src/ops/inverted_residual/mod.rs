@@ -95,7 +95,7 @@ impl BlockShape {
         }
     }
 
-    fn in_pixels(&self) -> usize {
+    pub(crate) fn in_pixels(&self) -> usize {
         self.batch * self.height * self.width
     }
 

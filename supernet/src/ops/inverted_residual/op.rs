@@ -68,11 +68,10 @@ impl CustomOp2 for InvertedResidual {
         packed_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (x, packed) = (contiguous_f32(x, x_layout)?, contiguous_f32(packed, packed_layout)?);
-        let (output, values) = forward::forward(&self.shape, x, packed, self.given.as_ref());
+        let (output, values, statistics) = forward::forward(&self.shape, x, packed, self.given.as_ref(), self.keep);
         let (height, width) = self.shape.output_size();
         let mut saved = lock(&self.saved)?;
-        saved.1 = values.statistics.clone();
-        saved.0 = self.keep.then_some(values);
+        *saved = (values, statistics);
         Ok((CpuStorage::F32(output), (self.shape.batch, height, width, self.shape.out_channels).into()))
     }
 
