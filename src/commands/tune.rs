@@ -109,9 +109,9 @@ pub fn run(args: &Args) -> Result<()> {
     files::write_atomic(&written, text.as_bytes())?;
     println!("\nbest: trial {}, {}", best.trial, describe(&best.values));
     println!(
-        "{} written, with all {:.4} epochs; every validation is in {}. Next: ofa train --config {} --out run",
+        "{} written, with all {} epochs; every validation is in {}. Next: ofa train --config {} --out run",
         written.display(),
-        chosen.train.total_epochs(),
+        tune::significant(chosen.train.total_epochs()),
         folder.join("trials.csv").display(),
         written.display()
     );
@@ -119,7 +119,8 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn describe(values: &Values) -> String {
-    let parts: Vec<String> = values.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+    let parts: Vec<String> =
+        values.iter().map(|(name, value)| format!("{name} {}", tune::significant(*value))).collect();
     parts.join(", ")
 }
 

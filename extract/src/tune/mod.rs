@@ -12,4 +12,4 @@ mod trials;
 
 pub use ranges::{Hyperparameter, Range, Ranges, Values};
 pub use suggest::{Suggest, suggest};
-pub use trials::{Outcome, Point, Trial, TrialWriter, best, hopeless, read_trials, table};
+pub use trials::{Outcome, Point, Trial, TrialWriter, best, hopeless, read_trials, significant, table};

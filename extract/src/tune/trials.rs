@@ -175,8 +175,8 @@ pub fn table(trials: &[Trial], ranges: &Ranges) -> (Vec<String>, Vec<Vec<String>
     (header, order.into_iter().map(row).collect())
 }
 
-/// Three significant digits.
-fn significant(value: f64) -> String {
+/// `value` in three significant digits, for people.
+pub fn significant(value: f64) -> String {
     if value == 0.0 || value.fract() == 0.0 {
         return value.to_string();
     }
