@@ -62,7 +62,7 @@ pub struct Args {
 /// The strategies by name.
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
 pub enum StrategyName {
-    /// Evolutionary search with a local search at its end.
+    /// Evolutionary search with a local search wherever it comes to a halt.
     Evolution,
     /// NSGA-II: the whole front of accuracy against one or more costs.
     Pareto,
