@@ -1,8 +1,10 @@
 //! The command line: what exists and what it is called. Each command's arguments stand in its own file.
 
 use crate::commands::{bench, config, extract, import, predictor, profile, quickstart, search, speed, train, tune};
-use anyhow::{Context, Result};
+use crate::{interrupt, processes};
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
+use ofa_supernet::Ranks;
 
 /// Once-for-all: train one weight-sharing network, give every device its own model.
 #[derive(Parser)]
@@ -42,25 +44,26 @@ enum Command {
 }
 
 impl Cli {
-    /// Runs the chosen command.
-    pub fn run(self) -> Result<()> {
+    /// Runs the chosen command, as one of `ranks`.
+    pub fn run(self, ranks: &Ranks) -> Result<()> {
         if let Some(threads) = self.threads {
-            anyhow::ensure!((1..=1024).contains(&threads), "--threads {threads}: expected 1 to 1024");
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build_global()
-                .context("cannot start the worker threads")?;
+            ensure!((1..=1024).contains(&threads), "--threads {threads}: expected 1 to 1024");
         }
-        crate::interrupt::install()?;
+        ensure!(
+            !ranks.are_many() || matches!(self.command, Command::Train(_) | Command::Predictor(_) | Command::Speed(_)),
+            "this command runs in one process; start it without mpirun (train, predictor and speed share their work out)"
+        );
+        processes::start_threads(ranks, self.threads)?;
+        interrupt::install()?;
         match self.command {
             Command::Quickstart(args) => quickstart::run(&args),
             Command::Config(args) => config::run(&args),
-            Command::Train(args) => train::run(&args),
+            Command::Train(args) => train::run(&args, ranks),
             Command::Tune(args) => tune::run(&args),
             Command::Import(args) => import::run(&args),
-            Command::Speed(args) => speed::run(&args),
+            Command::Speed(args) => speed::run(&args, ranks),
             Command::Profile(args) => profile::run(&args),
-            Command::Predictor(args) => predictor::run(&args),
+            Command::Predictor(args) => predictor::run(&args, ranks),
             Command::Search(args) => search::run(&args),
             Command::Extract(args) => extract::run(&args),
             Command::Bench(args) => bench::run(&args),

@@ -7,6 +7,7 @@ mod commands;
 mod interrupt;
 mod measured;
 mod memory;
+mod processes;
 mod progress;
 mod run_folder;
 mod suggestion;
@@ -20,15 +21,27 @@ fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     #[cfg(unix)]
     set_environment();
-    match cli.run() {
+    // Held to the end: MPI ends when it is dropped.
+    let ranks = match processes::join() {
+        Ok(ranks) => ranks,
+        Err(error) => {
+            eprintln!("error: {}", sentence(&error));
+            return ExitCode::FAILURE;
+        }
+    };
+    match cli.run(&ranks) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match interrupt::message(&error) {
             Some(message) => {
-                eprintln!("{message}");
+                progress::note(message);
                 ExitCode::from(interrupt::exit_code())
             }
             None => {
-                eprintln!("error: {}", suggestion::with_suggestion(sentence(&error)));
+                let message = suggestion::with_suggestion(sentence(&error));
+                if ranks.are_many() {
+                    processes::fail(&ranks, &message);
+                }
+                eprintln!("error: {message}");
                 ExitCode::FAILURE
             }
         },

@@ -23,7 +23,7 @@ pub fn check(space: &SearchSpace, data: &Dataset, config: &TrainConfig) -> Resul
     let verdict = verdict(&need, batch, available(), limit().map(|limit| limit.saturating_sub(taken)))?;
     match verdict {
         Verdict::Fits => {}
-        Verdict::Tight(message) => eprintln!("warning: {message}"),
+        Verdict::Tight(message) => crate::progress::note(format!("warning: {message}")),
         Verdict::Never(message) => bail!(message),
     }
     Ok(wanted.saturating_add(taken))

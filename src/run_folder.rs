@@ -95,14 +95,14 @@ impl DataConfig {
         let data = Dataset::open(&self.source, &options)?;
         let streamed = if data.train.in_memory() { "" } else { " (read from files for each batch)" };
         let skipped = if data.skipped > 0 { format!(", {} skipped", data.skipped) } else { String::new() };
-        eprintln!(
+        crate::progress::note(format!(
             "data '{}': {} classes, {} training, {} validation, {} test images{skipped}{streamed}",
             data.name,
             data.classes.len(),
             data.train.len(),
             data.validation.len(),
             data.test.len()
-        );
+        ));
         Ok(data)
     }
 }
@@ -212,11 +212,11 @@ impl RunFolder {
             return Ok(known);
         }
         if known.len() == data.classes.len() && known == numbered_classes(known.len()) {
-            eprintln!(
+            crate::progress::note(format!(
                 "the supernet's {} classes have no names; they get those of '{}' in order",
                 known.len(),
                 data.name
-            );
+            ));
             return Ok(data.classes.clone());
         }
         let few = |names: &[String]| {

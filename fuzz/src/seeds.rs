@@ -14,7 +14,7 @@ use ofa_supernet::data::{DataOptions, Dataset};
 use ofa_supernet::seed::{Purpose, generator};
 use ofa_supernet::space::Head;
 use ofa_supernet::train::{Control, TrainConfig, train};
-use ofa_supernet::{SearchSpace, Supernet};
+use ofa_supernet::{Ranks, SearchSpace, Supernet};
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -89,7 +89,7 @@ pub fn write(corpus: &Path) -> Result<()> {
     let mut config = TrainConfig::preset("tiny", &narrow)?.with_epochs(3.0);
     (config.log_every, config.keep_checkpoints) = (1, 1);
     let mut net = Supernet::new(&narrow, 10, 0)?;
-    train(&mut net, &data, &config, folder.path(), false, &mut |_| Control::Continue)?;
+    train(&mut net, &data, &config, &Ranks::alone(), folder.path(), false, &mut |_| Control::Continue)?;
     put("metrics/run", &fs::read(folder.path().join("metrics.jsonl"))?)?;
     for entry in fs::read_dir(folder.path().join("checkpoints"))? {
         let path = entry?.path();

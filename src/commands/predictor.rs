@@ -9,9 +9,9 @@ use ofa_extract::predictor::{FEWEST_SAMPLES, SampleWriter, read_samples};
 use ofa_extract::{FitReport, FitSettings, Predictor, Sample};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::seed::{Purpose, generator};
-use ofa_supernet::{Subnet, Supernet};
+use ofa_supernet::{Ranks, Subnet, Supernet};
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Measure accuracies of random subnets and fit the accuracy predictor. Measured samples are kept: run it again to add more.
 #[derive(clap::Args)]
@@ -78,10 +78,13 @@ impl Sampling {
     }
 }
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     let folder = RunFolder::new(&args.run);
     folder.config()?;
-    let _lock = folder.lock()?;
+    if !ranks.is_first() && (args.curve || args.import.is_some()) {
+        return Ok(()); // nothing to share out
+    }
+    let _lock = ranks.is_first().then(|| folder.lock()).transpose()?;
     let (net, classes) = folder.supernet()?;
     let path = folder.join("predictor/predictor.safetensors");
     if let Some(file) = &args.import {
@@ -100,17 +103,22 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let data = folder.data(args.data.as_deref())?;
     folder.class_names(classes, &data)?;
-    let report = fit_predictor(&folder, &net, &data, &args.sampling)?;
-    print_report(&report);
+    sample(&net, &data, &args.sampling, &folder.join(SAMPLES), ranks)?;
+    if !ranks.is_first() {
+        return Ok(());
+    }
+    print_report(&fit(&folder, &net, &args.sampling)?);
     println!("{} written", path.display());
     Ok(())
 }
+
+const SAMPLES: &str = "predictor/samples.jsonl";
 
 /// Splits whose mean is the learning curve.
 const CURVE_REPETITIONS: u64 = 3;
 
 fn curve(folder: &RunFolder, net: &Supernet, sampling: &Sampling) -> Result<()> {
-    let samples = read_samples(&folder.join("predictor/samples.jsonl"), net.space())?;
+    let samples = read_samples(&folder.join(SAMPLES), net.space())?;
     let acquisition = sampling.acquisition().unwrap_or(Acquisition::Deviation);
     let bar = progress::bar(0, "fits");
     let settings = sampling.fit_settings();
@@ -153,9 +161,12 @@ pub fn print_report(report: &FitReport) {
 
 /// Measures what is missing, then fits; both with progress.
 pub fn fit_predictor(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Sampling) -> Result<FitReport> {
-    let path = folder.join("predictor/samples.jsonl");
-    sample(net, data, sampling, &path)?;
-    let samples = read_samples(&path, net.space())?;
+    sample(net, data, sampling, &folder.join(SAMPLES), &Ranks::alone())?;
+    fit(folder, net, sampling)
+}
+
+fn fit(folder: &RunFolder, net: &Supernet, sampling: &Sampling) -> Result<FitReport> {
+    let samples = read_samples(&folder.join(SAMPLES), net.space())?;
     let bar = progress::bar(0, "steps");
     bar.set_message("fitting");
     let (predictor, report) =
@@ -216,33 +227,52 @@ fn next(net: &Supernet, known: &[Sample], sampling: &Sampling) -> Result<Vec<Sub
     }
 }
 
-fn sample(net: &Supernet, data: &Dataset, sampling: &Sampling, path: &std::path::Path) -> Result<()> {
-    let (mut writer, mut known) = SampleWriter::open(path, net.space())?;
-    let mut missing = next(net, &known, sampling)?;
+/// Subnets that each of several ranks measures before the accuracies are written down: enough for large and small ones to even out.
+const TURN: usize = 4;
+
+/// Measures what is missing. Several ranks share the subnets out; the first one chooses them and writes the file, which is the same for any number.
+fn sample(net: &Supernet, data: &Dataset, sampling: &Sampling, path: &Path, ranks: &Ranks) -> Result<()> {
+    let mut file = ranks.is_first().then(|| SampleWriter::open(path, net.space())).transpose()?;
+    let wanted = |file: &Option<(SampleWriter, Vec<Sample>)>| -> Result<Vec<Subnet>> {
+        let wanted = match file {
+            Some((_, known)) => serde_json::to_vec(&next(net, known, sampling)?)?,
+            None => Vec::new(),
+        };
+        Ok(serde_json::from_slice(&ranks.broadcast(wanted))?)
+    };
+    let mut missing = wanted(&file)?;
     if missing.is_empty() {
         return Ok(());
     }
     let measured = Measured::new(net, data, &sampling.images, sampling.batch, sampling.seed)?;
     let bar = progress::bar(sampling.samples, "subnets");
-    bar.set_position(known.len() as u64);
+    bar.set_position(file.as_ref().map_or(0, |(_, known)| known.len() as u64));
     bar.reset_eta();
+    let turn = if ranks.are_many() { TURN * ranks.count() } else { 1 };
     while !missing.is_empty() {
-        for subnet in missing {
-            if interrupt::requested() {
+        for subnets in missing.chunks(turn) {
+            if let [true] = ranks.any([interrupt::requested()]) {
                 bar.abandon();
                 return Err(interrupt::stopped(format!(
                     "stopped; measured samples are kept in {}: run the same command to go on",
                     path.display()
                 )));
             }
-            let accuracy = measured.accuracy(&subnet)?;
-            let sample = Sample { subnet, accuracy };
-            writer.append(&sample)?;
-            known.push(sample);
-            bar.inc(1);
-            bar.set_message(format!("last {:.1} %", 100.0 * accuracy));
+            let mut accuracies = vec![0.0; subnets.len()];
+            for index in (ranks.rank()..subnets.len()).step_by(ranks.count()) {
+                accuracies[index] = measured.accuracy(&subnets[index])?;
+            }
+            ranks.sum_f64(&mut accuracies);
+            let Some((writer, known)) = &mut file else { continue };
+            for (subnet, accuracy) in subnets.iter().zip(accuracies) {
+                let sample = Sample { subnet: subnet.clone(), accuracy };
+                writer.append(&sample)?;
+                known.push(sample);
+                bar.inc(1);
+                bar.set_message(format!("last {:.1} %", 100.0 * accuracy));
+            }
         }
-        missing = next(net, &known, sampling)?;
+        missing = wanted(&file)?;
     }
     bar.finish_and_clear();
     Ok(())

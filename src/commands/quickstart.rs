@@ -16,6 +16,7 @@ use ofa_evaluate::model::NumberType;
 use ofa_evaluate::profile::ProfileOptions;
 use ofa_extract::search::{Evolution, SearchSettings};
 use ofa_extract::{Constraint, FitSettings};
+use ofa_supernet::Ranks;
 use ofa_supernet::SearchSpace;
 use ofa_supernet::lock::{LOCK_FILE, Lock};
 use ofa_supernet::train::{Outcome, TrainConfig};
@@ -52,7 +53,7 @@ pub fn run(args: &Args) -> Result<()> {
     let config = configuration(args)?;
 
     println!("1. Train a supernet ({:.1e} subnets) on generated images by progressive shrinking", config.space.count());
-    match train_run(&folder, &args.out, &config, false, &Device::Cpu)? {
+    match train_run(&folder, &args.out, &config, &Ranks::alone(), false, &Device::Cpu)? {
         Outcome::Finished { probes, .. } => print_probes(&probes),
         Outcome::Interrupted { .. } => return Err(ofa_supernet::Error::Interrupted.into()),
     }

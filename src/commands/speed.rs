@@ -12,7 +12,7 @@ use ofa_supernet::train::optimizer::Sgd;
 use ofa_supernet::train::sampling::resolution_of;
 use ofa_supernet::train::step::{StepInput, train_step};
 use ofa_supernet::train::{StageConfig, TrainConfig};
-use ofa_supernet::{SearchSpace, Supernet};
+use ofa_supernet::{Ranks, SearchSpace, Supernet};
 use rand::Rng;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -77,7 +77,7 @@ struct StageTime {
     seconds: f64,
 }
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     if args.steps == 0 || args.batch == 0 || !(1..=4096).contains(&args.resolution) || args.classes < 2 {
         bail!("--steps and --batch must be at least 1, --resolution 1 to 4096, --classes at least 2");
     }
@@ -88,7 +88,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     space.resolutions = vec![args.resolution];
     let net = Supernet::new(&space, args.classes, 0)?;
-    let times = measure(&net, args)?;
+    let times = measure(&net, args, ranks)?;
     let step_seconds = median(&times).context("no step was measured")?;
     let schedule = match &args.config {
         Some(path) => Some(schedule(path, args.images)?),
@@ -140,7 +140,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Seconds of each measured step.
-fn measure(net: &Supernet, args: &Args) -> Result<Vec<f64>> {
+fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<Vec<f64>> {
     let space = net.space();
     let (images, labels) = random_batch(args.batch, args.resolution, args.classes)?;
     let config = TrainConfig { dropout: 0.0, ..TrainConfig::preset("cifar", space)? };
@@ -168,6 +168,8 @@ fn measure(net: &Supernet, args: &Args) -> Result<Vec<f64>> {
                 learning_rate: 0.01,
                 images: &images,
                 labels: &labels,
+                ranks,
+                batch: labels.len() * ranks.count(),
             };
             train_step(net, teacher.as_ref(), &mut optimizer, &input)?;
         }
@@ -201,6 +203,8 @@ fn schedule(path: &std::path::Path, images: usize) -> Result<Vec<StageTime>> {
                 learning_rate: 0.001,
                 images: &images,
                 labels: &labels,
+                ranks: &Ranks::alone(),
+                batch: labels.len(),
             };
             train_step(&net, Some(&teacher), &mut optimizer, &input)?;
             if step > 0 {

@@ -1,12 +1,13 @@
 //! `ofa train`
 
+use crate::progress::{self, note};
 use crate::run_folder::{DataConfig, RunConfig, RunFolder};
-use crate::{interrupt, memory, progress, table};
+use crate::{interrupt, memory, table};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use ofa_supernet::train::checkpoint::Folder;
 use ofa_supernet::train::{Control, Event, Outcome, ProbeResult, TrainConfig, train};
-use ofa_supernet::{Error, SearchSpace, Supernet};
+use ofa_supernet::{Error, Ranks, SearchSpace, Supernet};
 use std::path::PathBuf;
 
 /// Train a supernet by progressive shrinking.
@@ -52,9 +53,15 @@ pub struct Settings {
     /// Total epochs over all stages; the stages keep their shares.
     #[arg(long)]
     epochs: Option<f64>,
-    /// Images a step.
+    /// Images a step, of each process where mpirun starts several.
     #[arg(long)]
     batch: Option<usize>,
+    /// Multiply learning rates by the number of processes that start the run.
+    #[arg(long)]
+    scale_learning_rate: bool,
+    /// Batch norm uses the statistics of all processes' images in training, in place of each one's own.
+    #[arg(long)]
+    sync_batch_norm: bool,
     /// Seed of every random decision.
     #[arg(long)]
     seed: Option<u64>,
@@ -65,7 +72,10 @@ impl Settings {
     fn given(&self) -> bool {
         let text = [self.preset.is_some(), self.space.is_some(), self.data.is_some(), self.config.is_some()];
         let numbers = [self.validation.is_some(), self.epochs.is_some(), self.batch.is_some(), self.seed.is_some()];
-        self.skip_bad || text.into_iter().chain(numbers).any(|given| given)
+        self.skip_bad
+            || self.scale_learning_rate
+            || self.sync_batch_norm
+            || text.into_iter().chain(numbers).any(|given| given)
     }
 
     /// File, presets and flags as one checked configuration.
@@ -100,6 +110,8 @@ impl Settings {
         if let Some(batch) = self.batch {
             config.train.batch = batch;
         }
+        config.train.scale_learning_rate |= self.scale_learning_rate;
+        config.train.sync_batch_norm |= self.sync_batch_norm;
         if let Some(seed) = self.seed {
             config.train.seed = seed;
         }
@@ -109,7 +121,7 @@ impl Settings {
     }
 }
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     let folder = RunFolder::new(&args.out);
     let mut config = if args.resume {
         if args.settings.given() {
@@ -119,27 +131,32 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         args.settings.resolve()?
     };
+    if ranks.are_many() && !args.resume {
+        config.train.ranks.get_or_insert(ranks.count());
+    }
     if let Some(steps) = args.skip_nonfinite {
         config.train.skip_nonfinite = steps;
     }
     let device = device(&args.device)?;
-    let _lock = folder.lock()?;
+    // One for all ranks.
+    let _lock = ranks.is_first().then(|| folder.lock()).transpose()?;
     let checkpoints = Folder::of_run(&args.out, 1);
     let resume = args.resume && !checkpoints.list()?.is_empty();
     if args.resume && !resume {
-        eprintln!("{} holds no checkpoint yet: training starts at its beginning", args.out.display());
+        note(format!("{} holds no checkpoint yet: training starts at its beginning", args.out.display()));
     }
-    let outcome = match train_run(&folder, &args.out, &config, resume, &device) {
+    let outcome = match train_run(&folder, &args.out, &config, ranks, resume, &device) {
         Err(error) if started(&checkpoints) && !matches!(error.downcast_ref(), Some(Error::Config(_))) => {
-            eprintln!(
+            note(format!(
                 "training stopped; its checkpoints are whole. When the cause is mended, go on with: ofa train --out {} --resume",
                 args.out.display()
-            );
+            ));
             return Err(error);
         }
         outcome => outcome?,
     };
     match outcome {
+        Outcome::Finished { .. } if !ranks.is_first() => Ok(()),
         Outcome::Finished { supernet, probes, steps, seconds } => {
             print_probes(&probes);
             if let Some(peak) = memory::peak() {
@@ -171,27 +188,29 @@ pub fn train_run(
     folder: &RunFolder,
     out: &std::path::Path,
     config: &RunConfig,
+    ranks: &Ranks,
     resume: bool,
     device: &Device,
 ) -> Result<Outcome> {
     let data = config.data.open()?;
-    let estimate = memory::check(&config.space, &data, &config.train)?;
-    eprintln!("about {} of memory at the peak", memory::mib(estimate));
+    let estimate = memory::check(&config.space, &data, &of_one_rank(&config.train, ranks))?;
+    let each = if ranks.are_many() { " for each process" } else { "" };
+    note(format!("about {} of memory at the peak{each}", memory::mib(estimate)));
     let mut net = Supernet::on_device(&config.space, data.classes.len(), config.train.seed, DType::F32, device)?;
-    if !resume && !started(&Folder::of_run(out, 1)) {
+    if ranks.is_first() && !resume && !started(&Folder::of_run(out, 1)) {
         folder.write_config(config)?;
     }
     let bar = progress::plain_bar(0);
-    let outcome = train(&mut net, &data, &config.train, out, resume, &mut |event| {
+    let outcome = train(&mut net, &data, &config.train, ranks, out, resume, &mut |event| {
         match event {
             Event::Resumed { checkpoint, step, damaged } => {
                 for message in *damaged {
-                    bar.suspend(|| eprintln!("skipped a checkpoint that cannot be read: {message}"));
+                    bar.suspend(|| note(format!("skipped a checkpoint that cannot be read: {message}")));
                 }
-                bar.suspend(|| eprintln!("resumed from {} at step {step}", checkpoint.display()));
+                bar.suspend(|| note(format!("resumed from {} at step {step}", checkpoint.display())));
             }
             Event::Stage { name, index, stages, steps } => {
-                bar.suspend(|| eprintln!("stage {}/{stages} '{name}': {steps} steps", index + 1));
+                bar.suspend(|| note(format!("stage {}/{stages} '{name}': {steps} steps", index + 1)));
             }
             Event::Step(step) => {
                 bar.set_length(step.steps as u64);
@@ -212,10 +231,10 @@ pub fn train_run(
             Event::Probes { stage, step, results } => {
                 let accuracies: Vec<String> =
                     results.iter().map(|r| format!("{} {:.1} %", r.name, 100.0 * r.accuracy)).collect();
-                bar.suspend(|| eprintln!("step {step} ({stage}): validation {}", accuracies.join(", ")));
+                bar.suspend(|| note(format!("step {step} ({stage}): validation {}", accuracies.join(", "))));
             }
             Event::Skipped { reason, skipped, allowed } => {
-                bar.suspend(|| eprintln!("left out a step ({skipped} of at most {allowed}): {reason}"));
+                bar.suspend(|| note(format!("left out a step ({skipped} of at most {allowed}): {reason}")));
             }
             Event::Checkpoint { .. } => {}
         }
@@ -223,6 +242,14 @@ pub fn train_run(
     })?;
     bar.finish_and_clear();
     Ok(outcome)
+}
+
+/// The configuration with the images that one of `ranks` has of a step.
+fn of_one_rank(config: &TrainConfig, ranks: &Ranks) -> TrainConfig {
+    let mut own = config.clone();
+    let batches = own.stages.iter_mut().filter_map(|stage| stage.batch.as_mut()).chain([&mut own.batch]);
+    batches.for_each(|batch| *batch = (*batch * config.ranks.unwrap_or(1)).div_ceil(ranks.count()));
+    own
 }
 
 /// The validation accuracies of smallest, middle and largest subnet.

@@ -10,7 +10,7 @@ use ofa_supernet::data::Dataset;
 use ofa_supernet::files;
 use ofa_supernet::train::checkpoint::Folder;
 use ofa_supernet::train::{Control, Event, MetricsLine, metrics, train};
-use ofa_supernet::{Error, Supernet};
+use ofa_supernet::{Error, Ranks, Supernet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -166,7 +166,7 @@ impl Run<'_> {
         let (mut curve, mut given_up) = (Vec::new(), false);
         let begun = Instant::now();
         let name = format!("trial {number} of {}: {}", self.trials, describe(&values));
-        let trained = train(&mut net, self.data, &config, &folder, resume, &mut |event| {
+        let trained = train(&mut net, self.data, &config, &Ranks::alone(), &folder, resume, &mut |event| {
             match event {
                 Event::Resumed { step, .. } => curve = points_of(&folder, *step, steps),
                 Event::Probes { step, results, .. } => {

@@ -47,6 +47,9 @@ pub enum Error {
         /// Which process.
         holder: String,
     },
+    /// Processes that work together do not agree, or cannot reach one another.
+    #[error("{0}")]
+    Ranks(String),
     /// The work was interrupted on request.
     #[error("interrupted")]
     Interrupted,

@@ -12,6 +12,7 @@
 //! | [`import`] | checkpoints that others published |
 //! | [`data`] | datasets, augmentation, loader |
 //! | [`train`] | progressive shrinking: stages, distillation, optimizer, schedule, checkpoints |
+//! | [`ranks`] | several processes that work together |
 //! | [`files`], [`lock`] | whole files or none; one writer a run folder |
 
 #![deny(unsafe_code)]
@@ -28,10 +29,12 @@ mod network_sort;
 // The kernels: SIMD intrinsics and slices that threads share.
 #[allow(unsafe_code)]
 pub mod ops;
+pub mod ranks;
 pub mod seed;
 pub mod space;
 pub mod train;
 
 pub use error::{Error, Result};
 pub use network::Supernet;
+pub use ranks::Ranks;
 pub use space::{NetworkSpec, SearchSpace, Subnet};

@@ -3,6 +3,8 @@
 use crate::layers::{BatchNorm, Block, Dense, Initialiser, ParameterId, Parameters, Pass, average_pool, max_pool};
 use crate::ops::ChannelStatistics;
 use crate::ops::composite::activate;
+use crate::ranks::Ranks;
+use crate::seed::{Purpose, generator};
 use crate::space::{NetworkSpec, SearchSpace, Subnet};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -18,8 +20,10 @@ pub enum Mode<'a> {
     Train {
         /// Dropout rate before the classifier.
         dropout: f64,
-        /// Generator of the dropout mask.
+        /// Generator of the dropout masks.
         rng: &'a mut StdRng,
+        /// Place of the first image in the step's whole batch, of which other processes may hold parts: an image's mask depends on its place alone.
+        first: usize,
     },
     /// Batch statistics, nothing is changed or kept for gradients: the teacher.
     BatchStatistics,
@@ -60,6 +64,23 @@ impl StatisticsCollector {
         }
     }
 
+    /// The averages over the images of all ranks; each must have seen at least one batch of the same subnet.
+    pub fn finish_over(mut self, ranks: &Ranks) -> Statistics {
+        if ranks.are_many() {
+            let mut sums = vec![self.images];
+            for (mean, variance) in &self.layers {
+                sums.extend(mean.iter().chain(variance));
+            }
+            ranks.sum_f64(&mut sums);
+            let mut sums = sums.into_iter();
+            self.images = sums.next().unwrap_or(0.0);
+            for (mean, variance) in &mut self.layers {
+                mean.iter_mut().chain(variance).zip(&mut sums).for_each(|(own, sum)| *own = sum);
+            }
+        }
+        self.finish()
+    }
+
     /// The averages.
     pub fn finish(self) -> Statistics {
         let n = self.images.max(1.0);
@@ -83,6 +104,8 @@ pub struct Supernet {
     hidden: Option<ParameterId>,
     classifier: (ParameterId, ParameterId),
     momentum: f64,
+    /// The processes whose batches' statistics are used together.
+    ranks: Option<Ranks>,
 }
 
 /// Its layers, for what is done to them as a whole.
@@ -159,6 +182,7 @@ impl Supernet {
             hidden,
             classifier: (weight, bias),
             momentum: 0.1,
+            ranks: None,
         })
     }
 
@@ -187,6 +211,24 @@ impl Supernet {
         self.momentum = momentum;
     }
 
+    /// From now on batch norm takes the statistics of the batches of all `ranks` together in [`Mode::Train`] and [`Mode::BatchStatistics`]. All
+    /// ranks must then make the same calls of [`forward`](Self::forward), with the same subnets, and of backward passes.
+    ///
+    /// # Errors
+    /// A network that is not f32 on the CPU: only those kernels can.
+    pub fn share_batch_statistics(&mut self, ranks: &Ranks) -> Result<()> {
+        if !self.device().is_cpu() || self.parameters.dtype() != DType::F32 {
+            return Err(Error::Config("batch norm can be synchronised between ranks on the CPU only; use --device cpu, or leave --sync-batch-norm out".into()));
+        }
+        self.ranks = ranks.are_many().then(|| ranks.clone());
+        Ok(())
+    }
+
+    /// Whether batch norm uses the statistics of several processes together.
+    pub fn shares_batch_statistics(&self) -> bool {
+        self.ranks.is_some()
+    }
+
     /// Logits `[batch, classes]` of `subnet` for `images` `[batch, r, r, 3]`. The images' size need not equal the subnet's
     /// resolution: in training one size serves all subnets of a step.
     ///
@@ -204,6 +246,10 @@ impl Supernet {
         let eps = network.batch_norm_epsilon;
         let mut pass = Pass {
             keep_gradients: matches!(mode, Mode::Train { .. }),
+            ranks: match mode {
+                Mode::Train { .. } | Mode::BatchStatistics => self.ranks.as_ref(),
+                Mode::Collect(_) | Mode::Evaluate(_) => None,
+            },
             given: match mode {
                 Mode::Evaluate(statistics) => Some(&statistics.layers),
                 _ => None,
@@ -233,12 +279,12 @@ impl Supernet {
             None => pooled,
         };
         match mode {
-            Mode::Train { dropout, rng } => {
+            Mode::Train { dropout, rng, first } => {
                 for (norm, used) in self.norms(&network).zip(&pass.used) {
                     norm.update(used, self.momentum);
                 }
                 if dropout > 0.0 {
-                    hidden = (&hidden * dropout_mask(&hidden, dropout, rng)?)?;
+                    hidden = (&hidden * dropout_mask(&hidden, dropout, rng, first)?)?;
                 }
             }
             Mode::Collect(collector) => collector.add(batch, &pass.used),
@@ -293,6 +339,23 @@ impl Supernet {
             })
             .collect();
         Ok(Statistics { layers })
+    }
+
+    /// The running means and variances of all batch norms, one after the other.
+    pub(crate) fn running_values(&self) -> Vec<f32> {
+        let values = self.all_norms().map(BatchNorm::running);
+        values.flat_map(|(mean, variance)| mean.into_iter().chain(variance)).collect()
+    }
+
+    /// Sets what [`running_values`](Self::running_values) gave.
+    pub(crate) fn set_running_values(&self, values: &[f32]) {
+        let mut rest = values;
+        for norm in self.all_norms() {
+            let channels = norm.running().0.len();
+            let (own, others) = rest.split_at(2 * channels);
+            norm.set_running(own[..channels].to_vec(), own[channels..].to_vec());
+            rest = others;
+        }
     }
 
     /// Parameters and running statistics by name (deep copies, f32 on the CPU).
@@ -379,10 +442,14 @@ impl Supernet {
     }
 }
 
-/// Zeros with probability `rate`, else `1 / (1 - rate)`.
-fn dropout_mask(like: &Tensor, rate: f64, rng: &mut StdRng) -> Result<Tensor> {
-    let keep = 1.0 / (1.0 - rate);
-    let mask: Vec<f32> =
-        (0..like.elem_count()).map(|_| if rng.random::<f64>() < rate { 0.0 } else { keep as f32 }).collect();
+/// Zeros with probability `rate`, else `1 / (1 - rate)`, for images from place `first` of the batch on.
+fn dropout_mask(like: &Tensor, rate: f64, rng: &mut StdRng, first: usize) -> Result<Tensor> {
+    let (images, channels) = like.dims2()?;
+    let (keep, seed) = (1.0 / (1.0 - rate), rng.random());
+    let mut mask = Vec::with_capacity(images * channels);
+    for image in first..first + images {
+        let mut rng = generator(seed, Purpose::Dropout, &[image as u64]);
+        mask.extend((0..channels).map(|_| if rng.random::<f64>() < rate { 0.0 } else { keep as f32 }));
+    }
     Ok(Tensor::from_vec(mask, like.shape(), &Device::Cpu)?.to_dtype(like.dtype())?.to_device(like.device())?)
 }

@@ -81,7 +81,7 @@ fn fused_equals_exact(space: &SearchSpace) {
         let x = images(3, size, position);
         let run = |net: &Supernet| {
             let mut rng = generator(1, Purpose::Dropout, &[]);
-            let logits = net.forward(&x, &subnet, Mode::Train { dropout: 0.2, rng: &mut rng }).unwrap();
+            let logits = net.forward(&x, &subnet, Mode::Train { dropout: 0.2, rng: &mut rng, first: 0 }).unwrap();
             let gradients = logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
             (logits, gradients)
         };
@@ -119,10 +119,12 @@ fn every_parameter_of_the_largest_subnet_gets_a_gradient() {
 fn gradients_everywhere(space: &SearchSpace) {
     let net = Supernet::new(space, 5, 1).unwrap();
     let mut rng = generator(1, Purpose::Dropout, &[]);
-    let largest =
-        net.forward(&images(2, 16, 1), &space.largest(), Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();
+    let largest = net
+        .forward(&images(2, 16, 1), &space.largest(), Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 })
+        .unwrap();
     let narrow = space.uniform(space.resolutions[0], space.depths.len() - 1, 3, space.expand_ratios[0]);
-    let smallest = net.forward(&images(2, 16, 1), &narrow, Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();
+    let smallest =
+        net.forward(&images(2, 16, 1), &narrow, Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
     let gradients = (largest.sqr().unwrap() + smallest.sqr().unwrap()).unwrap().sum_all().unwrap().backward().unwrap();
     for parameter in net.parameters() {
         let gradient = gradients.get(&parameter.var).unwrap_or_else(|| panic!("{} has no gradient", parameter.name));
@@ -167,7 +169,7 @@ fn sorting_a_resnet_keeps_the_largest_function_and_puts_what_is_read_most_in_fro
         net.forward(&x, subnet, Mode::Evaluate(&statistics)).unwrap()
     };
     let mut rng = generator(1, Purpose::Dropout, &[]);
-    net.forward(&x, &space.largest(), Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();
+    net.forward(&x, &space.largest(), Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
     let (largest, evaluated) = (logits(&space.largest()), running(&space.largest()));
     let share = || {
         let state = net.state().unwrap();

@@ -119,7 +119,7 @@ fn step_is_the_published_one(reference: &Reference) {
     for listed in step["subnets"].as_array().unwrap() {
         let subnet = reference.subnet(&listed["setting"], 64);
         let mut rng = generator(0, Purpose::Dropout, &[]);
-        let logits = net.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();
+        let logits = net.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
         let loss = loss::cross_entropy(&loss::log_softmax(&logits).unwrap(), &targets).unwrap();
         let (found, expected) = (f64::from(loss.to_scalar::<f32>().unwrap()), listed["loss"].as_f64().unwrap());
         assert!((found - expected).abs() <= 1e-6 * expected, "{subnet}: {found} and {expected}");

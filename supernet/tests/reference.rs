@@ -77,7 +77,7 @@ impl Reference {
         for listed in step["subnets"].as_array().unwrap() {
             let subnet = self.subnet(&listed["setting"], &step["resolution"]);
             let mut rng = generator(0, Purpose::Dropout, &[]);
-            let logits = net.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();
+            let logits = net.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
             let log_probabilities = loss::log_softmax(&logits).unwrap();
             let ce = loss::cross_entropy(&log_probabilities, &targets).unwrap();
             let kd = loss::cross_entropy(&log_probabilities, soft).unwrap();

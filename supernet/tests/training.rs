@@ -11,7 +11,7 @@ use ofa_supernet::train::step::{StepInput, train_step};
 use ofa_supernet::train::{
     Control, Event, MetricsLine, Outcome, Sampling, StageConfig, Teacher, TrainConfig, loss, metrics, train,
 };
-use ofa_supernet::{Error, SearchSpace, Subnet, Supernet};
+use ofa_supernet::{Error, Ranks, SearchSpace, Subnet, Supernet};
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
@@ -95,7 +95,7 @@ fn bits(state: &HashMap<String, Tensor>) -> Vec<(String, Vec<u32>)> {
 fn run(folder: &Path, config: &TrainConfig, resume: bool, stop: Option<usize>) -> ofa_supernet::Result<Outcome> {
     let seed = if resume { 99 } else { config.seed };
     let mut net = Supernet::new(&space(), 10, seed).unwrap();
-    train(&mut net, &data(), config, folder, resume, &mut |event| match event {
+    train(&mut net, &data(), config, &Ranks::alone(), folder, resume, &mut |event| match event {
         Event::Step(step) if Some(step.step) == stop => Control::Stop,
         _ => Control::Continue,
     })
@@ -165,7 +165,7 @@ fn a_run_stopped_at_every_kind_of_event_equals_one_that_never_stopped() {
         let mut net = Supernet::new(&space(), 10, config.seed).unwrap();
         let kind = ["Step", "Probes", "Checkpoint", "Stage"].get(sessions).unwrap_or(&"Step");
         let mut steps = 0;
-        let outcome = train(&mut net, &data(), &config, parts.path(), sessions > 0, &mut |event| {
+        let outcome = train(&mut net, &data(), &config, &Ranks::alone(), parts.path(), sessions > 0, &mut |event| {
             steps += usize::from(matches!(event, Event::Step(_)));
             if steps == 0 || !format!("{event:?}").starts_with(kind) {
                 return Control::Continue;
@@ -237,7 +237,7 @@ fn steps_that_are_not_finite_are_left_out_up_to_a_limit() {
     let mut net = Supernet::new(&space(), 10, 0).unwrap();
     let stem = net.parameters().iter().find(|p| p.name == "stem.weight").unwrap().var.clone();
     let mut good = None;
-    let outcome = train(&mut net, &data(), &config, folder.path(), false, &mut |event| {
+    let outcome = train(&mut net, &data(), &config, &Ranks::alone(), folder.path(), false, &mut |event| {
         match event {
             Event::Step(step) if step.step == 3 => {
                 good = Some(stem.as_tensor().copy().unwrap());
@@ -262,7 +262,8 @@ fn steps_that_are_not_finite_are_left_out_up_to_a_limit() {
     let folder = tempfile::tempdir().unwrap();
     let mut net = Supernet::new(&space(), 10, 0).unwrap();
     explode(&net);
-    let error = train(&mut net, &data(), &config, folder.path(), false, &mut |_| Control::Continue).unwrap_err();
+    let error = train(&mut net, &data(), &config, &Ranks::alone(), folder.path(), false, &mut |_| Control::Continue)
+        .unwrap_err();
     assert!(error.to_string().contains("'largest', step 2"), "{error}");
     // The run can be resumed from the last good checkpoint, here the first one.
     let steps: Vec<usize> = Folder::of_run(folder.path(), 1).list().unwrap().iter().map(|(step, _)| *step).collect();
@@ -275,7 +276,7 @@ fn weights_that_are_not_finite_never_reach_a_checkpoint() {
     let config = TrainConfig { checkpoint_steps: Some(1), ..config() };
     let mut net = Supernet::new(&space(), 10, 0).unwrap();
     let bias = net.parameters().iter().find(|p| p.name == "classifier.bias").unwrap().var.clone();
-    let error = train(&mut net, &data(), &config, folder.path(), false, &mut |event| {
+    let error = train(&mut net, &data(), &config, &Ranks::alone(), folder.path(), false, &mut |event| {
         if matches!(event, Event::Step(step) if step.step == 3) {
             bias.set(&Tensor::full(f32::NAN, 10, &Device::Cpu).unwrap()).unwrap();
         }
@@ -300,7 +301,8 @@ fn a_loss_that_is_not_finite_stops_before_the_weights_change() {
     };
     let before = weights(&net);
     let error =
-        train(&mut net, &data(), &config(), folder.path(), false, &mut |_: &Event| Control::Continue).unwrap_err();
+        train(&mut net, &data(), &config(), &Ranks::alone(), folder.path(), false, &mut |_: &Event| Control::Continue)
+            .unwrap_err();
     assert!(matches!(error, Error::NotFinite(_)));
     let text = error.to_string();
     assert!(text.contains("'largest', step 0") && text.contains("subnet 'r1"), "{text}");
@@ -352,6 +354,8 @@ fn attentive_sampling_trains_the_best_or_the_worst_candidate() {
                 learning_rate: 0.1,
                 images,
                 labels,
+                ranks: &Ranks::alone(),
+                batch: labels.len(),
             };
             let report = train_step(&net, None, &mut optimizer, &input).unwrap();
             assert_eq!(report.subnets[2], *expected, "{sampling:?}, step {step}: {losses:?}");
@@ -382,6 +386,8 @@ fn check_step(mut config: TrainConfig, kind: Teacher) {
         learning_rate: rate,
         images: &images,
         labels: &batch.labels,
+        ranks: &Ranks::alone(),
+        batch: batch.labels.len(),
     };
     let in_place = kind == Teacher::InPlace;
     let teacher = (!in_place).then_some(&teacher);
@@ -403,7 +409,7 @@ fn check_step(mut config: TrainConfig, kind: Teacher) {
         let subnet = subnet_of(stage, &choices, config.seed, step, index, resolution);
         assert_eq!(subnet, report.subnets[index]);
         let mut rng = generator(0, Purpose::Dropout, &[]);
-        let logits = twin.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng }).unwrap();
+        let logits = twin.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
         let log_p = loss::log_softmax(&logits).unwrap();
         let mut total = loss::cross_entropy(&log_p, &hard).unwrap();
         if in_place && index == 0 {

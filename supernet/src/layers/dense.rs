@@ -49,7 +49,7 @@ impl Dense {
         let packed = Tensor::cat(&[weight.flatten_all()?, scale, shift], 0)?;
         let given = pass.next_given([shape.out_channels])?.map(|[given]| given);
         let (output, used) = if fused(x) {
-            ops::dense(x, &packed, shape, given, pass.keep_gradients)?
+            ops::dense(x, &packed, shape, given, pass.ranks, pass.keep_gradients)?
         } else {
             composite::dense(x, &packed, &shape, given.as_ref())?
         };

@@ -110,7 +110,7 @@ impl InvertedResidual {
         let m = spec.middle_channels;
         let given = pass.next_given([if spec.expand { m } else { 0 }, m, spec.out_channels])?;
         let (output, used) = if x.device().is_cpu() && x.dtype() == DType::F32 {
-            ops::inverted_residual(x, &packed, shape, given, pass.keep_gradients)?
+            ops::inverted_residual(x, &packed, shape, given, pass.ranks, pass.keep_gradients)?
         } else {
             composite::inverted_residual(x, &packed, &shape, given.as_ref())?
         };

@@ -29,6 +29,7 @@ pub use parameter::Parameter;
 pub(crate) use parameter::{Initialiser, ParameterId, Parameters};
 
 use crate::ops::ChannelStatistics;
+use crate::ranks::Ranks;
 
 /// How the layers of one forward pass treat statistics and gradients.
 pub(crate) struct Pass<'a> {
@@ -36,6 +37,8 @@ pub(crate) struct Pass<'a> {
     pub keep_gradients: bool,
     /// Statistics to use instead of the batch's, layer by layer.
     pub given: Option<&'a [(Vec<f32>, Vec<f32>)]>,
+    /// The processes whose batches' statistics are used together.
+    pub ranks: Option<&'a Ranks>,
     /// Statistics used so far, in layer order.
     pub used: Vec<ChannelStatistics>,
 }

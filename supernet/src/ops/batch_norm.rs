@@ -1,6 +1,7 @@
 //! Batch norm as per-channel numbers: statistics, the affine map they make, and the affine map of its gradient.
 
 use super::buffers::Aligned;
+use crate::ranks::Ranks;
 
 /// Where the normalisation's mean and variance come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +72,26 @@ impl Sums {
         total
     }
 
+    /// The sums of all ranks, and the total of their counts.
+    pub(crate) fn over(&self, ranks: &Ranks, count: usize) -> (Sums, usize) {
+        let mut values = [&self.sum[..], &self.square[..], &[count as f64][..]].concat();
+        ranks.sum_f64(&mut values);
+        let (sum, square) = values[..2 * self.sum.len()].split_at(self.sum.len());
+        let sums = Sums { sum: sum.to_vec(), square: square.to_vec() };
+        (sums, values[2 * self.sum.len()] as usize)
+    }
+
+    /// Mean and biased variance over `count` values a channel, or over those of all `ranks` if they share their statistics.
+    pub(crate) fn statistics_over(&self, ranks: Option<&Ranks>, count: usize) -> ChannelStatistics {
+        match ranks {
+            None => self.statistics(count),
+            Some(ranks) => {
+                let (sums, count) = self.over(ranks, count);
+                sums.statistics(count)
+            }
+        }
+    }
+
     /// Mean and biased variance over `count` values a channel.
     pub(crate) fn statistics(&self, count: usize) -> ChannelStatistics {
         let n = count.max(1) as f64;
@@ -136,6 +157,23 @@ pub(crate) struct Backward {
 }
 
 impl Backward {
+    /// As [`new`](Self::new), where `ranks` shared the statistics: what flows on depends on the sums of all, while the gradients of weight and
+    /// bias are this rank's part, as every other parameter's are.
+    pub(crate) fn over(
+        ranks: Option<&Ranks>,
+        sums: &Sums,
+        statistics: &ChannelStatistics,
+        weight: &[f32],
+        eps: f64,
+        normalise: Normalise,
+    ) -> Self {
+        let own = Self::new(sums, statistics, weight, eps, normalise);
+        let Some(ranks) = ranks.filter(|_| normalise == Normalise::Batch) else { return own };
+        let (weight_gradient, bias_gradient) = (own.weight_gradient, own.bias_gradient);
+        let (all, _) = sums.over(ranks, 0);
+        Backward { weight_gradient, bias_gradient, ..Self::new(&all, statistics, weight, eps, normalise) }
+    }
+
     /// From the sums over pixels of `g` and of `g * y` (in `sums.sum` and `sums.square`), `y` the raw value before batch norm.
     ///
     /// With batch statistics the mean and variance depend on `y` too (Ioffe & Szegedy, ICML 2015, §3); given ones do not.

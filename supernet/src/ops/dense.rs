@@ -10,6 +10,7 @@ use super::parallel::{self, Shared};
 use super::rows::{Left, Nothing, RowSource, add_products, normalise, pool, product};
 use super::simd::{InstructionSet, Kernel, Simd, dispatch};
 use super::{contiguous_f32, tensor_values};
+use crate::ranks::Ranks;
 use crate::space::{Activation, ConvSpec};
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 use std::marker::PhantomData;
@@ -103,6 +104,7 @@ pub fn dense(
     packed: &Tensor,
     shape: DenseShape,
     given: Option<ChannelStatistics>,
+    ranks: Option<&Ranks>,
     keep: bool,
 ) -> candle_core::Result<(Tensor, ChannelStatistics)> {
     let dims = x.dims4()?;
@@ -118,7 +120,7 @@ pub fn dense(
         );
     }
     let saved: SharedState = Arc::new(Mutex::new((None, ChannelStatistics::default())));
-    let op = Dense { shape, given, keep, saved: saved.clone() };
+    let op = Dense { shape, given, ranks: ranks.cloned(), keep, saved: saved.clone() };
     let output = x.contiguous()?.apply_op2(&packed.contiguous()?, op)?;
     let statistics = lock(&saved)?.1.clone();
     Ok((output, statistics))
@@ -134,6 +136,8 @@ fn lock(saved: &SharedState) -> candle_core::Result<MutexGuard<'_, State>> {
 struct Dense {
     shape: DenseShape,
     given: Option<ChannelStatistics>,
+    /// The processes whose batches' statistics are used together.
+    ranks: Option<Ranks>,
     keep: bool,
     /// The raw output and the statistics.
     saved: SharedState,
@@ -152,8 +156,9 @@ impl CustomOp2 for Dense {
         packed_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (x, packed) = (contiguous_f32(x, x_layout)?, contiguous_f32(packed, packed_layout)?);
+        let (given, ranks) = (self.given.as_ref(), self.ranks.as_ref());
         let (output, y, statistics) =
-            with_activation!(self.shape.activation, A => forward::<A>(&self.shape, x, packed, self.given.as_ref()));
+            with_activation!(self.shape.activation, A => forward::<A>(&self.shape, x, packed, given, ranks));
         let mut saved = lock(&self.saved)?;
         saved.1 = statistics;
         saved.0 = self.keep.then_some(y);
@@ -180,7 +185,7 @@ impl CustomOp2 for Dense {
             tensor_values(packed, |packed| {
                 tensor_values(gradient, |g| {
                     Ok(with_activation!(self.shape.activation, A =>
-                        backward::<A>(&self.shape, x, packed, &y, &statistics, normalise, g, with_input)))
+                        backward::<A>(&self.shape, x, packed, &y, &statistics, normalise, self.ranks.as_ref(), g, with_input)))
                 })
             })
         })?;
@@ -194,6 +199,7 @@ fn forward<A: Act>(
     x: &[f32],
     packed: &[f32],
     given: Option<&ChannelStatistics>,
+    ranks: Option<&Ranks>,
 ) -> (Vec<f32>, Buffer, ChannelStatistics) {
     let (rows, columns, n) = (shape.rows(), shape.columns(), shape.out_channels);
     let (norm_weight, norm_bias, end) = shape.offsets();
@@ -206,7 +212,7 @@ fn forward<A: Act>(
         let weight = Packed::new(&ordered, columns, n, 1, columns);
         product(Left::Made(&Columns { shape, x }), rows, &weight, &mut y, given.is_none())
     };
-    let statistics = given.cloned().unwrap_or_else(|| sums.statistics(rows));
+    let statistics = given.cloned().unwrap_or_else(|| sums.statistics_over(ranks, rows));
     let affine = Affine::new(&statistics, &packed[norm_weight..norm_bias], &packed[norm_bias..end], shape.eps);
     let output = if shape.pool {
         pool::<A>(&y, &affine, shape.batch)
@@ -226,6 +232,7 @@ fn backward<A: Act>(
     y: &[f32],
     statistics: &ChannelStatistics,
     normalise: Normalise,
+    ranks: Option<&Ranks>,
     g: &[f32],
     with_input: bool,
 ) -> (Option<Vec<f32>>, Vec<f32>) {
@@ -245,7 +252,8 @@ fn backward<A: Act>(
             dispatch(Mask::<A> { g, y: &y[span], affine: &affine, pooled, masked, activation: PhantomData })
         }
     });
-    let back = Backward::new(&Sums::total(parts), statistics, &packed[norm_weight..norm_bias], shape.eps, normalise);
+    let sums = Sums::total(parts);
+    let back = Backward::over(ranks, &sums, statistics, &packed[norm_weight..norm_bias], shape.eps, normalise);
     let mut gradient = vec![0.0; end];
     gradient[norm_weight..norm_bias].copy_from_slice(&back.weight_gradient);
     gradient[norm_bias..].copy_from_slice(&back.bias_gradient);

@@ -97,7 +97,7 @@ fn check_block(shape: &BlockShape, given: Option<BlockStatistics>) {
     let x = values(dims.iter().product(), 5);
     let p = parameters(block_parameters(shape));
     let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| {
-        Ok(super::inverted_residual(x, p, shape.clone(), given.clone(), true)?.0)
+        Ok(super::inverted_residual(x, p, shape.clone(), given.clone(), None, true)?.0)
     });
     let exact =
         evaluate(&x, &p, &dims, DType::F64, &|x, p| Ok(composite::inverted_residual(x, p, shape, given.as_ref())?.0));
@@ -130,7 +130,7 @@ fn images_in_parts_give_the_same_bits_as_all_at_once() {
         let p = Tensor::new(parameters(block_parameters(&shape)), &Device::Cpu).unwrap();
         let output = |keep| {
             let given = Some(statistics(&shape));
-            let output = super::inverted_residual(&x, &p, shape.clone(), given, keep).unwrap().0;
+            let output = super::inverted_residual(&x, &p, shape.clone(), given, None, keep).unwrap().0;
             output.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
         assert!(output(false) == output(true), "{shape:?}");
@@ -143,8 +143,9 @@ fn block_gradients_equal_finite_differences() {
     let dims = [shape.batch, shape.height, shape.width, shape.in_channels];
     let x = values(dims.iter().product(), 5);
     let p = parameters(block_parameters(&shape));
-    let fused =
-        evaluate(&x, &p, &dims, DType::F32, &|x, p| Ok(super::inverted_residual(x, p, shape.clone(), None, true)?.0));
+    let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| {
+        Ok(super::inverted_residual(x, p, shape.clone(), None, None, true)?.0)
+    });
     let loss = |x: &[f64], p: &[f64]| -> f64 {
         let run = || -> Result<f64> {
             let x = Tensor::from_slice(x, &dims[..], &Device::Cpu)?;
@@ -197,14 +198,16 @@ fn dense_convolutions_equal_the_f64_reference() {
         };
         let x = values(dims.iter().product(), 6);
         let p = parameters(out * dims[3] * kernel * kernel + 2 * out);
-        let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| Ok(super::dense(x, p, shape.clone(), None, true)?.0));
+        let fused =
+            evaluate(&x, &p, &dims, DType::F32, &|x, p| Ok(super::dense(x, p, shape.clone(), None, None, true)?.0));
         let exact = evaluate(&x, &p, &dims, DType::F64, &|x, p| Ok(composite::dense(x, p, &shape, None)?.0));
         assert_close(&f32s(&fused.output), &exact.output, 2e-4, "dense output");
         assert_close(&f32s(&fused.dp), &exact.dp, 1e-3, "dense parameter gradient");
         assert_close(&f32s(&fused.dx), &exact.dx, 1e-3, "dense input gradient");
         // Images are no variables: no gradient is made for them.
-        let images =
-            evaluate(&x, &p, &dims, DType::F32, &|x, p| Ok(super::dense(&x.detach(), p, shape.clone(), None, true)?.0));
+        let images = evaluate(&x, &p, &dims, DType::F32, &|x, p| {
+            Ok(super::dense(&x.detach(), p, shape.clone(), None, None, true)?.0)
+        });
         assert!(images.dx.is_empty());
         assert_eq!(images.dp, fused.dp);
     }
@@ -229,7 +232,7 @@ fn convolution_and_pool_gradients_equal_finite_differences() {
     let x = values(dims.iter().product(), 5);
     let p = parameters(6 * 5 * 9 + 12);
     let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| {
-        let y = super::dense(&super::average_pool(x, (2, 2))?, p, shape.clone(), None, true)?.0;
+        let y = super::dense(&super::average_pool(x, (2, 2))?, p, shape.clone(), None, None, true)?.0;
         super::add(&super::max_pool(&y)?, &super::max_pool(&y)?, true)
     });
     let loss = |x: &[f64], p: &[f64]| -> f64 {
@@ -300,7 +303,7 @@ fn same_threads_same_bits() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let found = evaluate(&x, &p, &[5, 6, 6, 16], DType::F32, &|x, p| {
-                Ok(super::inverted_residual(x, p, shape.clone(), None, true)?.0)
+                Ok(super::inverted_residual(x, p, shape.clone(), None, None, true)?.0)
             });
             (found.output, found.dx, found.dp)
         })
@@ -314,7 +317,7 @@ fn wrong_shapes_are_errors() {
     let shape = block([2, 4, 4], [8, 16, 8], 3, 1);
     let x = Tensor::zeros((2, 4, 4, 8), DType::F32, &Device::Cpu).unwrap();
     let p = Tensor::zeros(7, DType::F32, &Device::Cpu).unwrap();
-    let error = super::inverted_residual(&x, &p, shape, None, false).unwrap_err().to_string();
+    let error = super::inverted_residual(&x, &p, shape, None, None, false).unwrap_err().to_string();
     assert!(error.contains("7 parameters"), "{error}");
 }
 

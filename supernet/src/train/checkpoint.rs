@@ -7,7 +7,7 @@ use super::config::TrainConfig;
 use super::metrics::Window;
 use super::tensor_file;
 use crate::{Error, Result, SearchSpace};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -153,6 +153,27 @@ pub struct Checkpoint {
     pub teacher: HashMap<String, Tensor>,
 }
 
+impl Checkpoint {
+    /// A number that differs (but for one chance in 2^64 or so) when a bit of a tensor or the step does.
+    ///
+    /// # Errors
+    /// A tensor operation failed.
+    pub fn fingerprint(&self) -> Result<u64> {
+        // FNV-1a, a word at a time.
+        let mut hash = 0xcbf2_9ce4_8422_2325u64;
+        let mut add = |word: u64| hash = (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3);
+        add(self.progress.step as u64);
+        for part in [&self.weights, &self.momentum, &self.average, &self.teacher] {
+            for (name, tensor) in part.iter().collect::<BTreeMap<_, _>>() {
+                name.bytes().for_each(|byte| add(u64::from(byte)));
+                let values = tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+                values.iter().for_each(|value| add(u64::from(value.to_bits())));
+            }
+        }
+        Ok(hash)
+    }
+}
+
 const PARTS: [&str; 4] = ["weights.", "momentum.", "average.", "teacher."];
 
 /// The checkpoints of one run.
@@ -178,7 +199,7 @@ impl Folder {
             tensors.extend(part.iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor.clone())));
         }
         let note = Note { progress: checkpoint.progress.clone(), identity: checkpoint.identity.clone() };
-        let path = self.path.join(format!("step-{:08}.safetensors", checkpoint.progress.step));
+        let path = self.checkpoint_path(checkpoint.progress.step);
         tensor_file::write(&path, &tensors, &note)?;
         self.prune(checkpoint.progress.step, checkpoint.progress.best.map(|best| best.step))?;
         Ok(path)
@@ -266,6 +287,11 @@ impl Folder {
             }
         }
         Ok(())
+    }
+
+    /// Where the checkpoint of a step is written.
+    pub fn checkpoint_path(&self, step: usize) -> PathBuf {
+        self.path.join(format!("step-{step:08}.safetensors"))
     }
 
     /// Where the trained supernet is written.

@@ -13,8 +13,18 @@ use serde::{Deserialize, Serialize};
 pub struct TrainConfig {
     /// Seed of every random decision (default 0).
     pub seed: u64,
-    /// Images a step (default 64). A dataset with fewer images is one batch.
+    /// Images a step (default 64), of each process where there are several. A dataset with fewer images is one batch.
     pub batch: usize,
+    /// Processes that `batch` is meant for: a step is on so many times `batch` images, however many processes share them (default: those that
+    /// start the run).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<usize>,
+    /// Multiply learning rates by `ranks` (Goyal et al. 2017, §2.1: the rate grows with the batch; default false).
+    #[serde(skip_serializing_if = "is_false")]
+    pub scale_learning_rate: bool,
+    /// Batch norm in training uses the statistics of all processes' images in place of each one's own (default false).
+    #[serde(skip_serializing_if = "is_false")]
+    pub sync_batch_norm: bool,
     /// Label smoothing of the cross-entropy, 0 up to 1 (default 0.1).
     pub label_smoothing: f64,
     /// Nesterov momentum (default 0.9).
@@ -57,6 +67,9 @@ impl Default for TrainConfig {
         TrainConfig {
             seed: 0,
             batch: 64,
+            ranks: None,
+            scale_learning_rate: false,
+            sync_batch_norm: false,
             label_smoothing: 0.1,
             momentum: 0.9,
             weight_decay: 3e-5,
@@ -99,7 +112,7 @@ impl Default for ProbeConfig {
 /// A stage in steps, for a given number of training images.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StagePlan {
-    /// Images a step.
+    /// Images a step, of all processes together.
     pub batch: usize,
     /// Steps an epoch; images that fill no batch wait for the next epoch's order.
     pub steps_per_epoch: usize,
@@ -124,6 +137,11 @@ impl TrainConfig {
         toml::from_str(text).map_err(|e| Error::Config(e.message().to_string()))
     }
 
+    /// What learning rates are multiplied by.
+    pub fn rate_factor(&self) -> f64 {
+        if self.scale_learning_rate { self.ranks.unwrap_or(1) as f64 } else { 1.0 }
+    }
+
     /// Sum of the stages' epochs.
     pub fn total_epochs(&self) -> f64 {
         self.stages.iter().map(|s| s.epochs).sum()
@@ -135,7 +153,7 @@ impl TrainConfig {
         self.stages
             .iter()
             .map(|stage| {
-                let batch = stage.batch.unwrap_or(self.batch).clamp(1, images.max(1));
+                let batch = (stage.batch.unwrap_or(self.batch) * self.ranks.unwrap_or(1)).clamp(1, images.max(1));
                 let steps_per_epoch = (images / batch).max(1);
                 let steps = ((stage.epochs * steps_per_epoch as f64).round() as usize).max(1);
                 let warmup_steps = ((stage.warmup_epochs * steps_per_epoch as f64).round() as usize).min(steps);
@@ -176,6 +194,7 @@ impl TrainConfig {
         }
         self.augmentation.check()?;
         counted("batch", self.batch, 1, 65_536)?;
+        counted("ranks", self.ranks.unwrap_or(1), 1, 65_536)?;
         counted("log_every", self.log_every, 1, usize::MAX)?;
         counted("keep_checkpoints", self.keep_checkpoints, 1, usize::MAX)?;
         counted("checkpoint_steps", self.checkpoint_steps.unwrap_or(1), 1, usize::MAX)?;
@@ -210,6 +229,10 @@ impl TrainConfig {
         }
         Ok(())
     }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 pub(super) fn fail<T>(message: String) -> Result<T> {

@@ -78,7 +78,7 @@ pub fn finetune(
         let images = image_tensor(loaded.images, loaded.labels.len(), loaded.resolution, net)?;
         let targets = loss::smoothed_targets(&loaded.labels, net.classes(), config.label_smoothing, images.device())?;
         let mut rng = generator(config.seed, Purpose::Dropout, &[u64::MAX, step as u64]);
-        let logits = net.forward(&images, subnet, Mode::Train { dropout: config.dropout, rng: &mut rng })?;
+        let logits = net.forward(&images, subnet, Mode::Train { dropout: config.dropout, rng: &mut rng, first: 0 })?;
         let log_probabilities = loss::log_softmax(&logits)?;
         let mut total = loss::cross_entropy(&log_probabilities, &targets)?;
         if options.kd_ratio > 0.0 {

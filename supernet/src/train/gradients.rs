@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::network::Parameter;
+use crate::ranks::Ranks;
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Storage, Tensor};
 
@@ -29,6 +30,31 @@ impl Gradients {
                 });
             }
         }
+        Ok(())
+    }
+
+    /// Replaces the gradients, and the values of `others`, by their sums over all ranks, as one flat list. All ranks must have gradients for the
+    /// same parameters; absent ones are not sent.
+    ///
+    /// # Errors
+    /// A tensor operation failed.
+    pub fn sum_over(&mut self, ranks: &Ranks, others: &mut [f32]) -> Result<()> {
+        if !ranks.are_many() {
+            return Ok(());
+        }
+        let mut flat = Vec::new();
+        for gradient in self.tensors.iter().flatten() {
+            flat.extend(gradient.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?);
+        }
+        flat.extend_from_slice(others);
+        ranks.sum(&mut flat);
+        let mut rest = &flat[..];
+        for gradient in self.tensors.iter_mut().flatten() {
+            let (own, after) = rest.split_at(gradient.elem_count());
+            let sum = Tensor::from_slice(own, gradient.dims(), gradient.device())?;
+            (*gradient, rest) = (sum.to_dtype(gradient.dtype())?, after);
+        }
+        others.copy_from_slice(rest);
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use super::step::{StepInput, StepReport, train_step};
 use super::validation::{EvaluationSet, accuracy_on, image_tensor, recalibrate_on};
 use crate::data::{Batch, Dataset, Prefetch, epoch_order};
 use crate::network::Supernet;
+use crate::ranks::Ranks;
 use crate::{Error, Result, SearchSpace, Subnet};
 use candle_core::{DType, Tensor};
 use std::collections::HashMap;
@@ -61,16 +62,20 @@ pub enum Outcome {
 
 /// Trains `net` on `data` as `config` says, in the run folder `run_dir` (`metrics.jsonl`, `checkpoints/`).
 ///
+/// Several ranks share the images of each step out. The first one writes the files, all read them, and at each checkpoint all compare what they
+/// hold. A run may go on with another number of ranks: the images of a step stay those of `config.batch` times `config.ranks`.
+///
 /// With `resume` it goes on from the newest readable checkpoint and gives, bit for bit, the weights of an uninterrupted run
-/// with the same number of threads. At the end `net` holds the final weights (the moving average, if there is one).
+/// with the same number of ranks and threads. At the end `net` holds the final weights (the moving average, if there is one).
 ///
 /// # Errors
 /// An impossible configuration; a run folder that already holds checkpoints without `resume`, or none with it; a checkpoint
-/// of other settings; a loss that is not finite; files or images that cannot be read or written.
+/// of other settings; a loss that is not finite; ranks that differ in what they hold; files or images that cannot be read or written.
 pub fn train(
     net: &mut Supernet,
     data: &Dataset,
     config: &TrainConfig,
+    ranks: &Ranks,
     run_dir: &Path,
     resume: bool,
     observer: &mut dyn FnMut(&Event) -> Control,
@@ -118,7 +123,17 @@ pub fn train(
         (None, false) => {}
     }
     net.set_batch_norm_momentum(config.batch_norm_momentum);
+    if config.sync_batch_norm {
+        net.share_batch_statistics(ranks)?;
+    }
     let plan = config.plan(&space, images);
+    if let Some(small) = plan.iter().find(|plan| plan.batch < ranks.count()) {
+        return Err(Error::Config(format!(
+            "a step has {} images, too few for {} processes; raise batch, or start fewer",
+            small.batch,
+            ranks.count()
+        )));
+    }
     let metrics_bytes = found.as_ref().map_or(0, |(c, ..)| c.progress.metrics_bytes);
     let probe_images = (config.probe.images > 0).then_some(config.probe.images);
     let mut run = Run {
@@ -126,18 +141,24 @@ pub fn train(
         net,
         data,
         config,
+        ranks,
         space,
         plan,
         folder,
         identity,
-        metrics: MetricsFile::open(&run_dir.join("metrics.jsonl"), metrics_bytes)?,
+        metrics: match ranks.is_first() {
+            true => Some(MetricsFile::open(&run_dir.join("metrics.jsonl"), metrics_bytes)?),
+            false => None,
+        },
         recalibration: EvaluationSet::for_recalibration(
             data,
             config.probe.recalibration_images,
             config.probe.batch,
             config.seed,
-        )?,
-        validation: EvaluationSet::of_split(data, &data.validation, probe_images, config.probe.batch)?,
+        )?
+        .shared_over(ranks),
+        validation: EvaluationSet::of_split(data, &data.validation, probe_images, config.probe.batch)?
+            .shared_over(ranks),
         teacher: None,
         average: None,
         progress: Progress::default(),
@@ -160,11 +181,13 @@ struct Run<'a> {
     net: &'a Supernet,
     data: &'a Dataset,
     config: &'a TrainConfig,
+    ranks: &'a Ranks,
     space: SearchSpace,
     plan: Vec<StagePlan>,
     folder: Folder,
     identity: Identity,
-    metrics: MetricsFile,
+    /// Of the first rank.
+    metrics: Option<MetricsFile>,
     recalibration: EvaluationSet<'a>,
     validation: EvaluationSet<'a>,
     optimizer: Sgd,
@@ -205,9 +228,13 @@ impl Run<'_> {
         let (steps, seconds) = (self.progress.step, self.progress.seconds);
         let supernet = self.folder.supernet_path();
         let note = SupernetNote { space: self.space, classes: self.data.classes.clone(), steps };
-        write_supernet(&supernet, self.net.state()?, &note)?;
-        self.metrics.write(&MetricsLine::Finished { step: steps, seconds })?;
-        self.metrics.sync()?;
+        if let Some(metrics) = &mut self.metrics {
+            write_supernet(&supernet, self.net.state()?, &note)?;
+            metrics.write(&MetricsLine::Finished { step: steps, seconds })?;
+            metrics.sync()?;
+        }
+        // No rank reads the supernet before it is written.
+        self.ranks.meet();
         Ok(Outcome::Finished { supernet, probes: self.probes, steps, seconds })
     }
 
@@ -229,7 +256,7 @@ impl Run<'_> {
             Some(decay) => Some(Average::new(decay, self.net.state()?, 0)),
             None => None,
         };
-        self.metrics.write(&MetricsLine::Stage {
+        self.log(&MetricsLine::Stage {
             step: self.progress.step,
             stage: stage.name.clone(),
             steps,
@@ -245,7 +272,11 @@ impl Run<'_> {
         let mut batches = self.batches(&choices, &plan);
         let mut pace = Pace::default();
         loop {
-            if self.stop {
+            // The first rank's clock decides about checkpoints, a signal to any rank about the end.
+            let due = self.ranks.is_first() && self.checkpoint_due();
+            let [stop, checkpoint_due] = self.ranks.any([self.stop, due]);
+            self.stop = stop;
+            if stop {
                 return Ok(());
             }
             let done = self.progress.stage_step;
@@ -260,7 +291,7 @@ impl Run<'_> {
                 }
                 continue;
             }
-            if self.checkpoint_due() {
+            if checkpoint_due {
                 self.checkpoint()?;
                 continue;
             }
@@ -271,7 +302,8 @@ impl Run<'_> {
                     plan.steps, stage.name
                 ))
             })??;
-            let rate = learning_rate(stage.learning_rate, done, plan.steps, plan.warmup_steps);
+            let peak = stage.learning_rate * config.rate_factor();
+            let rate = learning_rate(peak, done, plan.steps, plan.warmup_steps);
             let images = image_tensor(batch.images, batch.labels.len(), batch.resolution, self.net)?;
             let input = StepInput {
                 config,
@@ -281,6 +313,8 @@ impl Run<'_> {
                 learning_rate: rate,
                 images: &images,
                 labels: &batch.labels,
+                ranks: self.ranks,
+                batch: plan.batch,
             };
             let report = self.step(&input)?;
             if let (Some(average), Some(_)) = (&mut self.average, &report) {
@@ -300,7 +334,7 @@ impl Run<'_> {
             let logged = progress.window.steps();
             if logged >= config.log_every || (stage_step == plan.steps && logged > 0) {
                 let line = progress.window.line(step, &stage.name, epoch, rate, progress.seconds);
-                self.metrics.write(&line)?;
+                self.log(&line)?;
             }
             let Some(report) = report else { continue };
             let event = Event::Step(StepEvent {
@@ -335,7 +369,7 @@ impl Run<'_> {
         let (step, stage) = (self.progress.step, &input.stage.name);
         let line =
             MetricsLine::Skipped { step, stage: stage.clone(), reason: reason.clone(), seconds: self.progress.seconds };
-        self.metrics.write(&line)?;
+        self.log(&line)?;
         let (skipped, allowed) = (self.progress.skipped, self.config.skip_nonfinite);
         self.tell(&Event::Skipped { reason, skipped, allowed });
         Ok(None)
@@ -365,7 +399,7 @@ impl Run<'_> {
     fn batches(&self, choices: &SearchSpace, plan: &StagePlan) -> Prefetch<Batch> {
         let (data, choices, plan) = (self.data.clone(), choices.clone(), plan.clone());
         let (seed, augmentation) = (self.config.seed, self.config.augmentation.clone());
-        let start = self.progress.stage_step;
+        let (start, own) = (self.progress.stage_step, self.ranks.part(plan.batch));
         let mut order: Option<(usize, Vec<usize>)> = None;
         Prefetch::new(plan.steps - start, AHEAD, move |index| {
             let stage_step = start + index;
@@ -376,7 +410,8 @@ impl Run<'_> {
             };
             let first = stage_step % plan.steps_per_epoch * plan.batch;
             let resolution = resolution_of(&choices, seed, plan.first_step + stage_step);
-            data.training_batch(&images[first..first + plan.batch], resolution, &augmentation, seed, epoch as u64)
+            let images = &images[first..][own.clone()];
+            data.training_batch(images, resolution, &augmentation, seed, epoch as u64)
         })
     }
 
@@ -400,7 +435,7 @@ impl Run<'_> {
         };
         let (step, seconds) = (self.progress.step, self.progress.seconds);
         for result in &results {
-            self.metrics.write(&MetricsLine::Probe {
+            self.log(&MetricsLine::Probe {
                 step,
                 stage: stage.name.clone(),
                 probe: result.name.to_string(),
@@ -440,27 +475,44 @@ impl Run<'_> {
                 self.progress.step
             )));
         }
-        self.progress.metrics_bytes = self.metrics.sync()?;
         let mut average = HashMap::new();
         if let Some(running) = &self.average {
             average.clone_from(running.state());
             self.progress.average_updates = running.updates();
         }
-        let path = self.folder.save(&Checkpoint {
+        if let Some(metrics) = &mut self.metrics {
+            self.progress.metrics_bytes = metrics.sync()?;
+        }
+        let checkpoint = Checkpoint {
             progress: self.progress.clone(),
             identity: self.identity.clone(),
             weights,
             momentum: self.optimizer.state(self.net.parameters())?,
             average,
             teacher: self.teacher.as_ref().map_or(Ok(HashMap::new()), Supernet::state)?,
-        })?;
+        };
+        self.compare(&checkpoint, "no checkpoint is written; go on from the last one with --resume, and if it happens again look for a machine with faulty memory or another build of the program")?;
+        let path = match self.ranks.is_first() {
+            true => self.folder.save(&checkpoint)?,
+            false => self.folder.checkpoint_path(self.progress.step),
+        };
         self.write_seconds = start.elapsed().as_secs_f64();
         (self.saved_at, self.saved_step) = (Instant::now(), self.progress.step);
         self.tell(&Event::Checkpoint { path: &path });
         Ok(path)
     }
 
+    /// Fails on all ranks if one holds anything else than the others.
+    fn compare(&self, checkpoint: &Checkpoint, advice: &str) -> Result<()> {
+        if !self.ranks.are_many() {
+            return Ok(());
+        }
+        let what = format!("the weights at step {}", checkpoint.progress.step);
+        self.ranks.check_equal(checkpoint.fingerprint()?, &what, advice)
+    }
+
     fn restore(&mut self, checkpoint: Checkpoint, path: &Path, damaged: &[String]) -> Result<()> {
+        self.compare(&checkpoint, "the run folder must be one that all machines share")?;
         let Checkpoint { progress, weights, momentum, average, teacher, .. } = checkpoint;
         let fits = progress.stage <= self.plan.len()
             && self.plan.get(progress.stage).is_none_or(|plan| progress.stage_step <= plan.steps);
@@ -474,7 +526,9 @@ impl Run<'_> {
                 ),
             ));
         }
-        self.folder.remove_temporaries()?;
+        if self.ranks.is_first() {
+            self.folder.remove_temporaries()?;
+        }
         self.net.load_state(&weights)?;
         self.optimizer.load_state(self.net.parameters(), &momentum)?;
         if let Some(decay) = self.config.ema.filter(|_| !average.is_empty()) {
@@ -492,9 +546,17 @@ impl Run<'_> {
     /// A second network with the given weights.
     fn frozen(&self, state: &HashMap<String, Tensor>) -> Result<Supernet> {
         let dtype = self.net.parameters().first().map_or(DType::F32, |p| p.var.dtype());
-        let teacher = Supernet::on_device(&self.space, self.net.classes(), self.config.seed, dtype, self.net.device())?;
+        let mut teacher =
+            Supernet::on_device(&self.space, self.net.classes(), self.config.seed, dtype, self.net.device())?;
+        if self.config.sync_batch_norm {
+            teacher.share_batch_statistics(self.ranks)?;
+        }
         teacher.load_state(state)?;
         Ok(teacher)
+    }
+
+    fn log(&mut self, line: &MetricsLine) -> Result<()> {
+        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(line))
     }
 
     fn tell(&mut self, event: &Event) {

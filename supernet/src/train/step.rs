@@ -7,6 +7,7 @@ use super::optimizer::Sgd;
 use super::sampling::candidates_of;
 use super::stage::{Sampling, StageConfig, Teacher};
 use crate::network::{Mode, Statistics, Supernet};
+use crate::ranks::Ranks;
 use crate::seed::{Purpose, generator};
 use crate::{Error, Result, SearchSpace, Subnet};
 use candle_core::{DType, Tensor};
@@ -23,10 +24,14 @@ pub struct StepInput<'a> {
     pub step: usize,
     /// Learning rate.
     pub learning_rate: f64,
-    /// Images `[batch, r, r, 3]`.
+    /// Images of this process `[own, r, r, 3]`: its [part](Ranks::part) of the step's.
     pub images: &'a Tensor,
     /// Class of each image.
     pub labels: &'a [u32],
+    /// The processes that do the step together.
+    pub ranks: &'a Ranks,
+    /// Images of all of them.
+    pub batch: usize,
 }
 
 /// What a step computed; means over its subnets (of the distillation: over those that have a teacher).
@@ -51,6 +56,9 @@ pub struct StepReport {
 /// Trains `net` by one step: the teacher's soft labels (if the stage distils), forward and backward passes of the sampled
 /// subnets with summed gradients, one optimizer step (paper §3.3, algorithm 1).
 ///
+/// Several ranks do it together, each on its part of the images: the gradient is that of the mean loss over all images, and afterwards weights
+/// and running statistics are the same bits on each rank.
+///
 /// # Errors
 /// [`Error::NotFinite`] with stage, step and subnet if a loss, the gradient or a running statistic is NaN or infinite, before
 /// any weight changes (running statistics have moved by then);
@@ -71,8 +79,10 @@ fn step_on_this_thread(
     optimizer: &mut Sgd,
     input: &StepInput,
 ) -> Result<StepReport> {
-    let StepInput { config, stage, step, images, labels, .. } = *input;
+    let StepInput { config, stage, step, images, labels, ranks, batch, .. } = *input;
     let resolution = images.dim(1)?;
+    // What this rank's mean over its images counts in the mean over all.
+    let part = labels.len() as f64 / batch as f64;
     let count = stage.subnets_per_step;
     let mut soft_targets = match (stage.has_frozen_teacher(), teacher) {
         (false, _) => None,
@@ -104,34 +114,46 @@ fn step_on_this_thread(
     for index in 0..count {
         let subnet = chosen(net, input, &targets, index, resolution)?;
         let mut rng = generator(config.seed, Purpose::Dropout, &[step as u64, index as u64]);
-        let logits = net.forward(images, &subnet, Mode::Train { dropout: config.dropout, rng: &mut rng })?;
-        // Activations can overflow and still leave a finite loss: divided by an infinite deviation they are zero.
-        if let Some(value) = first_not_finite(&net.running_statistics(&subnet)?) {
-            return Err(not_finite(input, "a running statistic of batch norm", value, &[subnet]));
-        }
+        let mode = Mode::Train { dropout: config.dropout, rng: &mut rng, first: ranks.part(batch).start };
+        let logits = net.forward(images, &subnet, mode)?;
         let log_probabilities = loss::log_softmax(&logits)?;
         let cross_entropy = loss::cross_entropy(&log_probabilities, &targets)?;
-        let total = match &soft_targets {
+        let distillation =
+            soft_targets.as_ref().map(|soft| loss::cross_entropy(&log_probabilities, soft)).transpose()?;
+        let mut total = match &distillation {
             None => cross_entropy.clone(),
-            Some(soft) => {
-                let distillation = loss::cross_entropy(&log_probabilities, soft)?;
-                *report.distillation.get_or_insert(0.0) += scalar(&distillation)? / distilled as f64;
-                (&cross_entropy + (distillation * stage.kd_ratio)?)?
-            }
+            Some(distillation) => (&cross_entropy + (distillation * stage.kd_ratio)?)?,
         };
-        let value = scalar(&total)?;
+        let taught = distillation.as_ref().map_or(Ok(0.0), scalar)?;
+        // Activations can overflow and still leave a finite loss: divided by an infinite deviation they are zero.
+        let statistic = first_not_finite(&net.running_statistics(&subnet)?).unwrap_or(0.0);
+        let correct = loss::correct(&logits, labels)? as f64;
+        let mut sums = [part * scalar(&total)?, part * scalar(&cross_entropy)?, part * taught, correct, statistic];
+        // What follows is decided by all ranks alike.
+        ranks.sum_f64(&mut sums);
+        let [value, hard, taught, correct, statistic] = sums;
+        if !statistic.is_finite() {
+            return Err(not_finite(input, "a running statistic of batch norm", statistic, &[subnet]));
+        }
         if !value.is_finite() {
             return Err(not_finite(input, "the loss", value, &[subnet]));
         }
+        if distillation.is_some() {
+            *report.distillation.get_or_insert(0.0) += taught / distilled as f64;
+        }
         report.loss += value / count as f64;
-        report.cross_entropy += scalar(&cross_entropy)? / count as f64;
-        report.accuracy += loss::correct(&logits, labels)? as f64 / (labels.len() * count) as f64;
+        report.cross_entropy += hard / count as f64;
+        report.accuracy += correct / (batch * count) as f64;
+        if ranks.are_many() {
+            total = (total * part)?;
+        }
         gradients.add(net.parameters(), total.backward()?)?;
         if in_place && index == 0 {
             soft_targets = Some(loss::soft_targets(&logits.detach())?);
         }
         report.subnets.push(subnet);
     }
+    sum_over_ranks(net, &mut gradients, ranks, part)?;
     report.gradient_norm = gradients.norm()?;
     if !report.gradient_norm.is_finite() {
         return Err(not_finite(input, "the gradient's norm", report.gradient_norm, &report.subnets));
@@ -141,9 +163,22 @@ fn step_on_this_thread(
     Ok(report)
 }
 
+/// Gradients become those of all images. Where batch norm has each rank's own statistics, the running ones become their mean: they depend
+/// linearly on the batches', so this is as if all had been averaged with every batch.
+fn sum_over_ranks(net: &Supernet, gradients: &mut Gradients, ranks: &Ranks, part: f64) -> Result<()> {
+    if !ranks.are_many() || net.shares_batch_statistics() {
+        return gradients.sum_over(ranks, &mut []);
+    }
+    let mut running = net.running_values();
+    running.iter_mut().for_each(|value| *value *= part as f32);
+    gradients.sum_over(ranks, &mut running)?;
+    net.set_running_values(&running);
+    Ok(())
+}
+
 /// Subnet `index` of the step: the only candidate, or the one with the lowest (highest, for `worst_up`) loss on the step's images.
 fn chosen(net: &Supernet, input: &StepInput, targets: &Tensor, index: usize, resolution: usize) -> Result<Subnet> {
-    let StepInput { config, stage, choices, step, images, .. } = *input;
+    let StepInput { config, stage, choices, step, images, labels, ranks, batch, .. } = *input;
     let mut candidates = candidates_of(stage, choices, config.seed, step, index, resolution)?;
     if candidates.len() == 1 {
         return Ok(candidates.remove(0));
@@ -151,7 +186,10 @@ fn chosen(net: &Supernet, input: &StepInput, targets: &Tensor, index: usize, res
     let mut best: Option<(f64, Subnet)> = None;
     for subnet in candidates {
         let log_probabilities = loss::log_softmax(&net.forward(images, &subnet, Mode::BatchStatistics)?)?;
-        let loss = scalar(&loss::cross_entropy(&log_probabilities, targets)?)?;
+        let own = scalar(&loss::cross_entropy(&log_probabilities, targets)?)?;
+        let mut sum = [own * labels.len() as f64 / batch as f64];
+        ranks.sum_f64(&mut sum);
+        let [loss] = sum;
         let better = |other: f64| if stage.sampling == Sampling::WorstUp { loss > other } else { loss < other };
         // A loss that is not finite is chosen, so that training stops at it.
         if best.as_ref().is_none_or(|(other, _)| !loss.is_finite() || (other.is_finite() && better(*other))) {

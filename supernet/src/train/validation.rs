@@ -4,6 +4,7 @@
 use super::loss;
 use crate::data::{Batch, Dataset, Split};
 use crate::network::{Mode, Statistics, StatisticsCollector, Supernet};
+use crate::ranks::Ranks;
 use crate::seed::{Purpose, generator};
 use crate::{Error, Result, Subnet};
 use candle_core::Tensor;
@@ -48,7 +49,11 @@ pub(super) fn image_tensor(images: Vec<f32>, count: usize, resolution: usize, ne
 pub struct EvaluationSet<'a> {
     data: &'a Dataset,
     split: &'a Split,
+    /// Those of this process.
     indices: Vec<usize>,
+    /// The processes that share the images out, and the number of all images.
+    ranks: Ranks,
+    len: usize,
     batch: usize,
     budget: usize,
     prepared: Mutex<HashMap<usize, Arc<Vec<EvaluationBatch>>>>,
@@ -66,7 +71,17 @@ impl<'a> EvaluationSet<'a> {
                 indices.len()
             )));
         }
-        Ok(EvaluationSet { data, split, indices, batch, budget: DEFAULT_BUDGET, prepared: Mutex::default() })
+        let (ranks, len) = (Ranks::alone(), indices.len());
+        Ok(EvaluationSet {
+            data,
+            split,
+            indices,
+            ranks,
+            len,
+            batch,
+            budget: DEFAULT_BUDGET,
+            prepared: Mutex::default(),
+        })
     }
 
     /// `limit` images spread evenly over `split` (a split is often sorted by class), or all.
@@ -89,6 +104,18 @@ impl<'a> EvaluationSet<'a> {
         Self::new(data, &data.train, indices, batch)
     }
 
+    /// Shares the batches out over `ranks`, who must then measure the same subnets together. Batches are what they were; where there are fewer than
+    /// ranks, each rank takes them all.
+    pub fn shared_over(mut self, ranks: &Ranks) -> Self {
+        let batches = self.len.div_ceil(self.batch);
+        if batches >= ranks.count() {
+            let own = ranks.part(batches);
+            self.indices = self.indices[own.start * self.batch..(own.end * self.batch).min(self.len)].to_vec();
+            self.ranks = ranks.clone();
+        }
+        self
+    }
+
     /// Keeps at most `bytes` of prepared images in memory; a set that does not fit is decoded anew each time.
     pub fn with_budget(mut self, bytes: usize) -> Self {
         self.budget = bytes;
@@ -97,15 +124,15 @@ impl<'a> EvaluationSet<'a> {
 
     /// Number of images.
     pub fn len(&self) -> usize {
-        self.indices.len()
+        self.len
     }
 
     /// Never true: a set has at least one image.
     pub fn is_empty(&self) -> bool {
-        self.indices.is_empty()
+        self.len == 0
     }
 
-    /// Calls `use_batch` with every batch at `resolution`, in order.
+    /// Calls `use_batch` with every batch of this process at `resolution`, in order.
     ///
     /// # Errors
     /// An image that cannot be loaded, or what `use_batch` returns.
@@ -160,7 +187,7 @@ pub fn recalibrate_on(net: &Supernet, subnet: &Subnet, set: &EvaluationSet) -> R
     set.for_each(net, subnet.resolution, |batch| {
         net.forward(&batch.images, subnet, Mode::Collect(&mut collector)).map(|_| ())
     })?;
-    Ok(collector.finish())
+    Ok(collector.finish_over(&set.ranks))
 }
 
 /// Top-1 accuracy (0 to 1) of `subnet` on `set` with the given statistics.
@@ -174,7 +201,9 @@ pub fn accuracy_on(net: &Supernet, subnet: &Subnet, statistics: &Statistics, set
         correct += loss::correct(&logits, &batch.labels)?;
         Ok(())
     })?;
-    Ok(correct as f64 / set.len() as f64)
+    let mut sum = [correct as f64];
+    set.ranks.sum_f64(&mut sum);
+    Ok(sum[0] / set.len() as f64)
 }
 
 /// [`recalibrate_on`] `images` seeded training images without augmentation. To measure many subnets, make one

@@ -9,6 +9,7 @@ use crate::ops::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
 use crate::ops::parallel::{self, Shared};
 use crate::ops::rows::{add_products, gradient_sums};
 use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch};
+use crate::ranks::Ranks;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -19,9 +20,10 @@ pub(super) fn backward(
     packed: &[f32],
     saved: &Saved,
     normalise: Normalise,
+    ranks: Option<&Ranks>,
     g: &[f32],
 ) -> (Vec<f32>, Vec<f32>) {
-    with_activation!(shape.activation, A => backward_with::<A>(shape, x, packed, saved, normalise, g))
+    with_activation!(shape.activation, A => backward_with::<A>(shape, x, packed, saved, normalise, ranks, g))
 }
 
 fn backward_with<A: Act>(
@@ -30,6 +32,7 @@ fn backward_with<A: Act>(
     packed: &[f32],
     saved: &Saved,
     normalise: Normalise,
+    ranks: Option<&Ranks>,
     g: &[f32],
 ) -> (Vec<f32>, Vec<f32>) {
     let at = Parameters::new(shape);
@@ -39,7 +42,8 @@ fn backward_with<A: Act>(
         Affine::new(&saved.statistics[index], &packed[norm[0].clone()], &packed[norm[1].clone()], shape.eps)
     };
     let norm_backward = |index: usize, norm: &[Range<usize>; 2], sums: &Sums, gradient: &mut [f32]| {
-        let back = Backward::new(sums, &saved.statistics[index], &packed[norm[0].clone()], shape.eps, normalise);
+        let back =
+            Backward::over(ranks, sums, &saved.statistics[index], &packed[norm[0].clone()], shape.eps, normalise);
         gradient[norm[0].clone()].copy_from_slice(&back.weight_gradient);
         gradient[norm[1].clone()].copy_from_slice(&back.bias_gradient);
         back

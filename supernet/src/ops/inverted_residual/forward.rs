@@ -9,6 +9,7 @@ use crate::ops::matmul::Packed;
 use crate::ops::parallel::{self, Shared};
 use crate::ops::rows::{Activated, Left, Nothing, normalise, pool, product};
 use crate::ops::simd::{Kernel, Simd, dispatch};
+use crate::ranks::Ranks;
 use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -16,12 +17,14 @@ use std::ops::Range;
 /// Middle values that pass through a block together when images do not depend on one another: as many as stay in the second-level cache.
 const PART: usize = 1 << 16;
 
-/// Output `[batch, height, width, out]`, what the backward pass needs if `keep`, and the statistics used: the batch's unless `given`.
+/// Output `[batch, height, width, out]`, what the backward pass needs if `keep`, and the statistics used: the batch's (of all
+/// `ranks` together, if there are) unless `given`.
 pub(super) fn forward(
     shape: &BlockShape,
     x: &[f32],
     packed: &[f32],
     given: Option<&BlockStatistics>,
+    ranks: Option<&Ranks>,
     keep: bool,
 ) -> (Vec<f32>, Option<Saved>, BlockStatistics) {
     let weights = Weights::new(shape, packed);
@@ -32,7 +35,7 @@ pub(super) fn forward(
             (output, None, given.clone())
         }
         _ => {
-            let saved = pass::<A>(shape, x, packed, &weights, given, &mut output);
+            let saved = pass::<A>(shape, x, packed, &weights, given, ranks, &mut output);
             let statistics = saved.statistics.clone();
             (output, keep.then_some(saved), statistics)
         }
@@ -79,7 +82,7 @@ fn in_parts<A: Act>(
         // SAFETY: parts are disjoint ranges of images.
         let output = unsafe { output.slice(first * out..(first + shape.batch) * out) };
         let x = &x[first * input..][..shape.batch * input];
-        parallel::alone(|| pass::<A>(&shape, x, packed, weights, Some(given), output));
+        parallel::alone(|| pass::<A>(&shape, x, packed, weights, Some(given), None, output));
     });
 }
 
@@ -90,6 +93,7 @@ fn pass<A: Act>(
     packed: &[f32],
     weights: &Weights,
     given: Option<&BlockStatistics>,
+    ranks: Option<&Ranks>,
     output: &mut [f32],
 ) -> Saved {
     let at = Parameters::new(shape);
@@ -108,7 +112,7 @@ fn pass<A: Act>(
         y1 = Buffer::uninitialised(in_pixels * middle);
         let sums = product::<Nothing>(Left::Plain(x), in_pixels, weight, &mut y1, with_sums);
         if with_sums {
-            statistics[0] = sums.statistics(in_pixels);
+            statistics[0] = sums.statistics_over(ranks, in_pixels);
         }
         affine1 = Some(affine(&statistics[0], &at.norm1));
     }
@@ -118,7 +122,7 @@ fn pass<A: Act>(
     let input = if shape.expand { &y1[..] } else { x };
     let sums = depthwise_forward::<A>(shape, input, affine1.as_ref(), &weights.depthwise, &mut y2);
     if with_sums {
-        statistics[1] = sums.statistics(out_pixels);
+        statistics[1] = sums.statistics_over(ranks, out_pixels);
     }
     let affine2 = affine(&statistics[1], &at.norm2);
 
@@ -139,7 +143,7 @@ fn pass<A: Act>(
     };
     let sums = product(Left::Made(&source), out_pixels, &weights.project, &mut y3, with_sums);
     if with_sums {
-        statistics[2] = sums.statistics(out_pixels);
+        statistics[2] = sums.statistics_over(ranks, out_pixels);
     }
     normalise::<Identity>(&y3, &affine(&statistics[2], &at.norm3), shape.residual.then_some(x), output);
     Saved { y1, y2, y3, statistics, squeeze_excite }

@@ -3,6 +3,7 @@
 use super::{BlockShape, BlockStatistics, Parameters, Saved, backward, forward};
 use crate::ops::batch_norm::Normalise;
 use crate::ops::{contiguous_f32, tensor_values};
+use crate::ranks::Ranks;
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +11,8 @@ use std::sync::{Arc, Mutex};
 ///
 /// `packed` holds the active slices of all parameters one after the other: expand weight `[middle, in]`, its batch norm's
 /// weight and bias, depthwise weight `[middle, k, k]`, batch norm, squeeze-excite (reduce weight and bias, expand weight and
-/// bias), project weight `[out, middle]`, batch norm; absent layers take no place. Batch statistics are used unless `given`.
+/// bias), project weight `[out, middle]`, batch norm; absent layers take no place. Batch statistics are used unless `given`, those of all
+/// `ranks` together if there are.
 /// Both tensors must be f32 on the CPU. `keep` false frees the intermediate values at once (no gradient can follow).
 ///
 /// # Errors
@@ -20,6 +22,7 @@ pub fn inverted_residual(
     packed: &Tensor,
     shape: BlockShape,
     given: Option<BlockStatistics>,
+    ranks: Option<&Ranks>,
     keep: bool,
 ) -> candle_core::Result<(Tensor, BlockStatistics)> {
     let (batch, height, width, channels) = x.dims4()?;
@@ -36,7 +39,7 @@ pub fn inverted_residual(
         );
     }
     let saved = Arc::new(Mutex::new((None, BlockStatistics::default())));
-    let op = InvertedResidual { shape, given, keep, saved: saved.clone() };
+    let op = InvertedResidual { shape, given, ranks: ranks.cloned(), keep, saved: saved.clone() };
     let output = x.contiguous()?.apply_op2(&packed.contiguous()?, op)?;
     let statistics = lock(&saved)?.1.clone();
     Ok((output, statistics))
@@ -51,6 +54,7 @@ fn lock(saved: &Shared) -> candle_core::Result<std::sync::MutexGuard<'_, (Option
 struct InvertedResidual {
     shape: BlockShape,
     given: Option<BlockStatistics>,
+    ranks: Option<Ranks>,
     keep: bool,
     saved: Shared,
 }
@@ -68,7 +72,8 @@ impl CustomOp2 for InvertedResidual {
         packed_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (x, packed) = (contiguous_f32(x, x_layout)?, contiguous_f32(packed, packed_layout)?);
-        let (output, values, statistics) = forward::forward(&self.shape, x, packed, self.given.as_ref(), self.keep);
+        let (given, ranks) = (self.given.as_ref(), self.ranks.as_ref());
+        let (output, values, statistics) = forward::forward(&self.shape, x, packed, given, ranks, self.keep);
         let (height, width) = self.shape.output_size();
         let mut saved = lock(&self.saved)?;
         *saved = (values, statistics);
@@ -88,7 +93,9 @@ impl CustomOp2 for InvertedResidual {
         let normalise = if self.given.is_some() { Normalise::Given } else { Normalise::Batch };
         let (dx, dp) = tensor_values(x, |x| {
             tensor_values(packed, |packed| {
-                tensor_values(gradient, |g| Ok(backward::backward(&self.shape, x, packed, &saved, normalise, g)))
+                tensor_values(gradient, |g| {
+                    Ok(backward::backward(&self.shape, x, packed, &saved, normalise, self.ranks.as_ref(), g))
+                })
             })
         })?;
         Ok((

@@ -1,0 +1,62 @@
+//! This process among those that a launcher started together: its threads and cores, and how it ends.
+
+use crate::progress::{be_quiet, note};
+use anyhow::{Context, Result};
+use ofa_supernet::Ranks;
+use ofa_supernet::ranks::{Place, divide, hints};
+use std::time::Duration;
+
+/// Joins the others. All but the first are quiet from then on.
+pub fn join() -> Result<Ranks> {
+    let ranks = Ranks::join()?;
+    if ranks.are_many() {
+        if !ranks.is_first() {
+            be_quiet();
+        }
+        let rank = ranks.rank();
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            eprintln!("rank {rank} failed:");
+            report(panic);
+            // Unwinding would end MPI in good order and wait for the others, who wait for us. This way the launcher ends them.
+            std::process::exit(101);
+        }));
+    }
+    Ok(ranks)
+}
+
+/// Starts the worker threads: as many as asked, else one a core. Processes on one machine that are not bound to different cores divide them.
+pub fn start_threads(ranks: &Ranks, threads: Option<usize>) -> Result<()> {
+    let mut threads = threads;
+    if ranks.are_many() {
+        let texts = ranks.gather_text(&Place::here().map_or(String::new(), |place| place.to_string()));
+        let places: Option<Vec<Place>> = texts.iter().map(|text| Place::parse(text)).collect();
+        if let Some(places) = places {
+            hints(&places, threads).iter().for_each(|hint| note(format!("hint: {hint}")));
+            if threads.is_none() {
+                let own = divide(&places, ranks.rank());
+                if let Some(cores) = &own {
+                    cores.bind().with_context(|| format!("cannot use the cores {cores} alone"))?;
+                }
+                threads = Some(own.map_or(1, |cores| cores.0.len()));
+            }
+        }
+    }
+    if let Some(threads) = threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        pool.build_global().context("cannot start the worker threads")?;
+    }
+    Ok(())
+}
+
+/// How long another rank's error waits for the first one's: of an error that all have, one copy is enough.
+const FIRST_ONE_FIRST: Duration = Duration::from_millis(500);
+
+/// Shows the error and ends all processes: the others would wait for this one.
+pub fn fail(ranks: &Ranks, message: &str) -> ! {
+    if !ranks.is_first() {
+        std::thread::sleep(FIRST_ONE_FIRST);
+    }
+    eprintln!("error: rank {} of {}: {message}", ranks.rank(), ranks.count());
+    ranks.abort(1)
+}

@@ -1,0 +1,239 @@
+//! Several processes that train and measure together, on one machine or on many: "ranks", as MPI calls them.
+//!
+//! [`Ranks`] is a plain value. One process alone is one rank, and then every method does nothing at once: the code that uses it reads the same for
+//! one rank and for a thousand. The engine is MPI, behind the feature `mpi`.
+//!
+//! All methods that say "of all ranks" are collective: every rank must call them, in the same order. Whatever decides which of them come next must
+//! therefore follow from values that all ranks share.
+
+mod cores;
+#[cfg(feature = "mpi")]
+mod mpi;
+#[cfg(feature = "mpi")]
+use self::mpi::Link;
+#[cfg(not(feature = "mpi"))]
+mod none;
+#[cfg(not(feature = "mpi"))]
+use none::Link;
+
+pub use cores::{Cores, Place, divide, hints};
+
+use crate::{Error, Result};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// The processes that work together. Clones stand for the same processes; when the last one is dropped, MPI ends.
+#[derive(Clone, Default)]
+pub struct Ranks(Option<Arc<Joined>>);
+
+struct Joined {
+    link: Link,
+    bytes: AtomicU64,
+    nanoseconds: AtomicU64,
+}
+
+/// What one rank has sent so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Traffic {
+    /// Bytes of what was summed and gathered (not what the algorithm makes of it).
+    pub bytes: u64,
+    /// Seconds in collective calls, waiting for slower ranks included.
+    pub seconds: f64,
+}
+
+impl std::fmt::Debug for Ranks {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "rank {} of {}", self.rank(), self.count())
+    }
+}
+
+impl Ranks {
+    /// This process alone.
+    pub fn alone() -> Self {
+        Ranks(None)
+    }
+
+    /// The processes that `mpirun` or `srun` started with this one; this process alone if it was not started so.
+    ///
+    /// # Errors
+    /// The program was started as one of several, but has no MPI, or MPI does not see the others.
+    pub fn join() -> Result<Self> {
+        let Some(started) = started_together(|name| std::env::var(name).ok()) else { return Ok(Ranks(None)) };
+        let link = Link::join()?;
+        if link.count() == 1 {
+            return Err(Error::Ranks(format!(
+                "the launcher started {started} processes, but to MPI this one is alone; start them with the mpirun of the MPI that this program was \
+                 built with, or with `srun --mpi=pmix`"
+            )));
+        }
+        Ok(Ranks(Some(Arc::new(Joined { link, bytes: AtomicU64::new(0), nanoseconds: AtomicU64::new(0) }))))
+    }
+
+    /// Number of this process, from 0.
+    pub fn rank(&self) -> usize {
+        self.0.as_ref().map_or(0, |joined| joined.link.rank())
+    }
+
+    /// Number of processes.
+    pub fn count(&self) -> usize {
+        self.0.as_ref().map_or(1, |joined| joined.link.count())
+    }
+
+    /// Whether this is the one that writes files and draws progress.
+    pub fn is_first(&self) -> bool {
+        self.rank() == 0
+    }
+
+    /// Whether there are others.
+    pub fn are_many(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// This rank's part of `0..total`; the parts of all ranks lie side by side, and their lengths differ by at most one.
+    pub fn part(&self, total: usize) -> Range<usize> {
+        part(total, self.rank(), self.count())
+    }
+
+    /// Replaces values by their sums over all ranks, the same bits on each.
+    pub fn sum(&self, values: &mut [f32]) {
+        self.collective(size_of_val(values), |link| link.sum_f32(values));
+    }
+
+    /// As [`sum`](Self::sum).
+    pub fn sum_f64(&self, values: &mut [f64]) {
+        self.collective(size_of_val(values), |link| link.sum_f64(values));
+    }
+
+    /// For each flag whether any of all ranks has it.
+    pub fn any<const N: usize>(&self, flags: [bool; N]) -> [bool; N] {
+        let mut sums = flags.map(|flag| if flag { 1.0 } else { 0.0 });
+        self.sum_f64(&mut sums);
+        sums.map(|sum| sum > 0.0)
+    }
+
+    /// The numbers of all ranks, by rank.
+    pub fn gather(&self, number: u64) -> Vec<u64> {
+        let mut all = vec![number];
+        self.collective(size_of::<u64>(), |link| all = link.gather(number));
+        all
+    }
+
+    /// The texts of all ranks, by rank; each is cut at [`LONGEST_TEXT`] bytes.
+    pub fn gather_text(&self, text: &str) -> Vec<String> {
+        let mut all = vec![text.to_string()];
+        self.collective(LONGEST_TEXT, |link| all = link.gather_text(text));
+        all
+    }
+
+    /// What the first rank gives, on all ranks.
+    pub fn broadcast(&self, bytes: Vec<u8>) -> Vec<u8> {
+        let mut bytes = bytes;
+        self.collective(bytes.len(), |link| link.broadcast(&mut bytes));
+        bytes
+    }
+
+    /// Waits until all ranks are here.
+    pub fn meet(&self) {
+        self.collective(0, |link| drop(link.gather(0)));
+    }
+
+    /// Fails on all ranks if `number` is not the same on all.
+    ///
+    /// # Errors
+    /// [`Error::Ranks`] with `what` and the ranks that differ from rank 0.
+    pub fn check_equal(&self, number: u64, what: &str, advice: &str) -> Result<()> {
+        let all = self.gather(number);
+        let other: Vec<String> =
+            (1..all.len()).filter(|&rank| all[rank] != all[0]).map(|rank| rank.to_string()).collect();
+        if other.is_empty() {
+            return Ok(());
+        }
+        let ranks = if other.len() == 1 { "rank" } else { "ranks" };
+        Err(Error::Ranks(format!("{what}: {ranks} {} differ from rank 0; {advice}", other.join(", "))))
+    }
+
+    /// What this rank has sent so far.
+    pub fn traffic(&self) -> Traffic {
+        self.0.as_ref().map_or(Traffic::default(), |joined| Traffic {
+            bytes: joined.bytes.load(Ordering::Relaxed),
+            seconds: joined.nanoseconds.load(Ordering::Relaxed) as f64 * 1e-9,
+        })
+    }
+
+    /// Ends this process and all others: they would wait for it for ever.
+    pub fn abort(&self, code: i32) -> ! {
+        match &self.0 {
+            Some(joined) => joined.link.abort(code),
+            None => std::process::exit(code),
+        }
+    }
+
+    fn collective(&self, bytes: usize, call: impl FnOnce(&Link)) {
+        let Some(joined) = &self.0 else { return };
+        let start = Instant::now();
+        call(&joined.link);
+        joined.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        joined.nanoseconds.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Longest text of [`Ranks::gather_text`] in bytes.
+pub const LONGEST_TEXT: usize = 1024;
+
+/// Part `rank` of `count` of `0..total`.
+fn part(total: usize, rank: usize, count: usize) -> Range<usize> {
+    total * rank / count..total * (rank + 1) / count
+}
+
+/// How many processes a launcher started together with this one, if it started several: Open MPI, the Hydra launcher of MPICH and Intel MPI, Slurm.
+fn started_together(variable: impl Fn(&str) -> Option<String>) -> Option<usize> {
+    ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"]
+        .into_iter()
+        .find_map(|name| variable(name)?.trim().parse().ok())
+        .filter(|&count: &usize| count > 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_rank_changes_nothing() {
+        let ranks = Ranks::alone();
+        let mut values = [1.5f32, -2.0];
+        ranks.sum(&mut values);
+        assert_eq!((values, ranks.any([true, false])), ([1.5, -2.0], [true, false]));
+        assert_eq!((ranks.gather(7), ranks.gather_text("a"), ranks.part(9)), (vec![7], vec!["a".to_string()], 0..9));
+        ranks.check_equal(3, "weights", "").unwrap();
+        ranks.meet();
+        assert_eq!((ranks.rank(), ranks.count(), ranks.traffic()), (0, 1, Traffic::default()));
+    }
+
+    #[test]
+    fn parts_lie_side_by_side_and_are_equal_or_nearly_so() {
+        for (total, count) in [(32, 3), (7, 7), (5, 8), (1024, 2)] {
+            let parts: Vec<_> = (0..count).map(|rank| part(total, rank, count)).collect();
+            assert_eq!((parts[0].start, parts[count - 1].end), (0, total));
+            assert!(parts.windows(2).all(|w| w[0].end == w[1].start));
+            let lengths: Vec<usize> = parts.iter().map(|part| part.len()).collect();
+            assert!(lengths.iter().max().unwrap() - lengths.iter().min().unwrap() <= 1, "{lengths:?}");
+        }
+    }
+
+    #[test]
+    fn launchers_are_known_by_their_variables() {
+        let started = |variables: &[(&str, &str)]| {
+            let find = |name: &str| variables.iter().find(|v| v.0 == name).map(|v| v.1.to_string());
+            started_together(find)
+        };
+        assert_eq!(started(&[("OMPI_COMM_WORLD_SIZE", "2")]), Some(2));
+        assert_eq!(started(&[("PMI_SIZE", "4"), ("PMI_RANK", "3")]), Some(4));
+        assert_eq!(started(&[("SLURM_STEP_NUM_TASKS", "8")]), Some(8));
+        // mpirun inside of a Slurm job's one-task step, one process alone, the shell of a batch job.
+        assert_eq!(started(&[("OMPI_COMM_WORLD_SIZE", "3"), ("SLURM_STEP_NUM_TASKS", "1")]), Some(3));
+        assert_eq!(started(&[("OMPI_COMM_WORLD_SIZE", "1")]), None);
+        assert_eq!(started(&[("SLURM_NTASKS", "8")]), None);
+    }
+}

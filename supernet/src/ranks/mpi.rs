@@ -1,0 +1,106 @@
+//! The MPI engine.
+
+use super::LONGEST_TEXT;
+use crate::{Error, Result};
+use mpi::Threading;
+use mpi::collective::{CommunicatorCollectives, Root, SystemOperation};
+use mpi::environment::Universe;
+use mpi::topology::{Communicator, SimpleCommunicator};
+use mpi::traits::{Buffer, BufferMut, Equivalence};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Values that are summed at a time: the second buffer that MPI needs stays this small.
+const BUCKET: usize = 1 << 20;
+
+pub(super) struct Link {
+    /// MPI ends when it is dropped.
+    _universe: Universe,
+    rank: usize,
+    count: usize,
+    /// Calls come from whichever thread trains, but one at a time.
+    turn: Mutex<()>,
+}
+
+impl Link {
+    pub(super) fn join() -> Result<Self> {
+        let Some((universe, threading)) = mpi::initialize_with_threading(Threading::Serialized) else {
+            return Err(Error::Ranks("MPI runs in this process already".into()));
+        };
+        if threading < Threading::Serialized {
+            return Err(Error::Ranks(format!(
+                "this MPI offers {threading:?} threads, but calls must be allowed from any thread, one at a time (MPI_THREAD_SERIALIZED)"
+            )));
+        }
+        let world = SimpleCommunicator::world();
+        let (rank, count) = (world.rank() as usize, world.size() as usize);
+        Ok(Link { _universe: universe, rank, count, turn: Mutex::new(()) })
+    }
+
+    pub(super) fn rank(&self) -> usize {
+        self.rank
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    fn turn(&self) -> (SimpleCommunicator, MutexGuard<'_, ()>) {
+        (SimpleCommunicator::world(), self.turn.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn sum_f32(&self, values: &mut [f32]) {
+        self.sum(values, 0.0);
+    }
+
+    pub(super) fn sum_f64(&self, values: &mut [f64]) {
+        self.sum(values, 0.0);
+    }
+
+    fn sum<T: Equivalence + Copy>(&self, values: &mut [T], zero: T)
+    where
+        [T]: Buffer + BufferMut,
+    {
+        let (world, _turn) = self.turn();
+        let mut sums = vec![zero; values.len().min(BUCKET)];
+        for bucket in values.chunks_mut(BUCKET) {
+            let sums = &mut sums[..bucket.len()];
+            world.all_reduce_into(&*bucket, sums, SystemOperation::sum());
+            bucket.copy_from_slice(sums);
+        }
+    }
+
+    pub(super) fn gather(&self, number: u64) -> Vec<u64> {
+        let (world, _turn) = self.turn();
+        let mut all = vec![0; self.count];
+        world.all_gather_into(&[number][..], &mut all[..]);
+        all
+    }
+
+    pub(super) fn gather_text(&self, text: &str) -> Vec<String> {
+        let (world, _turn) = self.turn();
+        let mut own = [0u8; LONGEST_TEXT];
+        for (place, byte) in own.iter_mut().zip(text.bytes()) {
+            *place = byte;
+        }
+        let mut all = vec![0u8; LONGEST_TEXT * self.count];
+        world.all_gather_into(&own[..], &mut all[..]);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\0').to_string();
+        all.chunks(LONGEST_TEXT).map(text).collect()
+    }
+
+    pub(super) fn broadcast(&self, bytes: &mut Vec<u8>) {
+        let (world, _turn) = self.turn();
+        let first = world.process_at_rank(0);
+        let mut length = bytes.len() as u64;
+        first.broadcast_into(&mut length);
+        bytes.resize(length as usize, 0);
+        for bucket in bytes.chunks_mut(BUCKET) {
+            first.broadcast_into(bucket);
+        }
+    }
+
+    pub(super) fn abort(&self, code: i32) -> ! {
+        // Without a turn: the thread that has it may wait for a rank that will never come.
+        SimpleCommunicator::world().abort(code)
+    }
+}
