@@ -9,6 +9,7 @@ mod measured;
 mod memory;
 mod processes;
 mod progress;
+mod ranks_model;
 mod run_folder;
 mod suggestion;
 mod table;

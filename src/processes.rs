@@ -1,10 +1,11 @@
 //! This process among those that a launcher started together: its threads and cores, and how it ends.
 
+use crate::interrupt;
 use crate::progress::{be_quiet, note};
 use anyhow::{Context, Result};
 use ofa_supernet::Ranks;
 use ofa_supernet::ranks::{Place, divide, hints};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Joins the others. All but the first are quiet from then on.
 pub fn join() -> Result<Ranks> {
@@ -49,13 +50,19 @@ pub fn start_threads(ranks: &Ranks, threads: Option<usize>) -> Result<()> {
     Ok(())
 }
 
-/// How long another rank's error waits for the first one's: of an error that all have, one copy is enough.
-const FIRST_ONE_FIRST: Duration = Duration::from_millis(500);
+/// How long another rank's error waits for the first one's, which ends this process: of an error that all have, one copy is enough.
+const FIRST_ONE_FIRST: Duration = Duration::from_secs(1);
 
 /// Shows the error and ends all processes: the others would wait for this one.
 pub fn fail(ranks: &Ranks, message: &str) -> ! {
     if !ranks.is_first() {
-        std::thread::sleep(FIRST_ONE_FIRST);
+        let start = Instant::now();
+        while start.elapsed() < FIRST_ONE_FIRST {
+            if interrupt::requested() {
+                std::process::exit(1);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
     eprintln!("error: rank {} of {}: {message}", ranks.rank(), ranks.count());
     ranks.abort(1)

@@ -1,7 +1,8 @@
 //! `ofa speed`
 
+use crate::ranks_model::{Network, Prediction, Step, predict};
 use crate::run_folder::RunConfig;
-use crate::{memory, progress};
+use crate::{memory, progress, table};
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use ofa_evaluate::latency::median;
@@ -12,7 +13,7 @@ use ofa_supernet::train::optimizer::Sgd;
 use ofa_supernet::train::sampling::resolution_of;
 use ofa_supernet::train::step::{StepInput, train_step};
 use ofa_supernet::train::{StageConfig, TrainConfig};
-use ofa_supernet::{Ranks, SearchSpace, Supernet};
+use ofa_supernet::{Error, Ranks, SearchSpace, Supernet};
 use rand::Rng;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -48,6 +49,15 @@ pub struct Args {
     /// Training images of that schedule.
     #[arg(long, default_value_t = 50_000)]
     images: usize,
+    /// Also predict images a second for 1 to 1,024 processes, each as fast as this one.
+    #[arg(long)]
+    ranks_model: bool,
+    /// For --ranks-model: gigabytes a second between two processes.
+    #[arg(long, default_value_t = 1.25)]
+    bandwidth: f64,
+    /// For --ranks-model: microseconds until a message is there.
+    #[arg(long, default_value_t = 20.0)]
+    latency: f64,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -66,7 +76,25 @@ struct Report {
     /// Shortest and longest step.
     spread: [f64; 2],
     peak_mib: Option<f64>,
+    /// MB of gradients that several processes exchange each step.
+    gradient_megabytes: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ranks: Option<Exchange>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ranks_model: Option<Vec<Prediction>>,
     schedule: Option<Vec<StageTime>>,
+}
+
+/// What several processes exchanged.
+#[derive(Serialize)]
+struct Exchange {
+    ranks: usize,
+    /// Seconds a step in exchanges on the slowest and on the fastest rank: the others wait for the slowest one in them.
+    seconds: [f64; 2],
+    /// Sum of 8 bytes over all, in microseconds.
+    latency_microseconds: f64,
+    /// Sum of 64 MiB over all, in gigabytes a second.
+    gigabytes_per_second: f64,
 }
 
 #[derive(Serialize)]
@@ -88,8 +116,14 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     }
     space.resolutions = vec![args.resolution];
     let net = Supernet::new(&space, args.classes, 0)?;
-    let times = measure(&net, args, ranks)?;
+    if !(args.bandwidth > 0.0 && args.latency >= 0.0) {
+        bail!("--bandwidth {} must be above 0, --latency {} at least 0", args.bandwidth, args.latency);
+    }
+    let before = ranks.traffic();
+    let (times, values) = measure(&net, args, ranks)?;
     let step_seconds = median(&times).context("no step was measured")?;
+    let exchange =
+        ranks.are_many().then(|| exchange(ranks, (ranks.traffic().seconds - before.seconds) / times.len() as f64));
     let schedule = match &args.config {
         Some(path) => Some(schedule(path, args.images)?),
         None => None,
@@ -101,12 +135,18 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         batch: args.batch,
         threads: rayon::current_num_threads(),
         instruction_set: InstructionSet::active().name(),
-        images_per_second: args.batch as f64 / step_seconds,
+        images_per_second: (args.batch * ranks.count()) as f64 / step_seconds,
         step_seconds,
         spread: [times.iter().copied().fold(f64::MAX, f64::min), times.iter().copied().fold(0.0, f64::max)],
         peak_mib: memory::peak().map(|bytes| bytes as f64 / (1 << 20) as f64),
+        gradient_megabytes: (values * size_of::<f32>()) as f64 / 1e6,
+        ranks: exchange,
+        ranks_model: args.ranks_model.then(|| model(args, step_seconds, values)),
         schedule,
     };
+    if !ranks.is_first() {
+        return Ok(());
+    }
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
         return Ok(());
@@ -123,6 +163,21 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         report.images_per_second,
         step_seconds
     );
+    if let Some(exchange) = &report.ranks {
+        println!(
+            "{} ranks together; {:.2} MB of gradients a step, {:.2} to {:.2} ms of it in exchanges (waiting included); a sum of 8 bytes over all takes \
+             {:.1} us, of 64 MiB {:.2} GB/s",
+            exchange.ranks,
+            report.gradient_megabytes,
+            1e3 * exchange.seconds[0],
+            1e3 * exchange.seconds[1],
+            exchange.latency_microseconds,
+            exchange.gigabytes_per_second
+        );
+    }
+    if let Some(predictions) = &report.ranks_model {
+        print_model(args, report.gradient_megabytes, predictions);
+    }
     if let Some(stages) = &report.schedule {
         for stage in stages {
             println!(
@@ -139,23 +194,76 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     Ok(())
 }
 
-/// Seconds of each measured step.
-fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<Vec<f64>> {
+/// The slowest and the fastest rank's seconds in exchanges, and how fast these are by themselves.
+fn exchange(ranks: &Ranks, seconds: f64) -> Exchange {
+    let all = ranks.gather((seconds * 1e9) as u64);
+    let of = |nanoseconds: Option<&u64>| nanoseconds.map_or(0.0, |&n| n as f64 * 1e-9);
+    let time = |values: usize, repetitions: usize| -> f64 {
+        let mut values = vec![0.0f32; values];
+        ranks.sum(&mut values);
+        let start = Instant::now();
+        (0..repetitions).for_each(|_| ranks.sum(&mut values));
+        start.elapsed().as_secs_f64() / repetitions as f64
+    };
+    const LARGE: usize = 1 << 24;
+    Exchange {
+        ranks: ranks.count(),
+        seconds: [of(all.iter().min()), of(all.iter().max())],
+        latency_microseconds: 1e6 * time(2, 1000),
+        gigabytes_per_second: (LARGE * size_of::<f32>()) as f64 / 1e9 / time(LARGE, 5),
+    }
+}
+
+/// Predictions for 1, 2, 4, ... 1,024 ranks.
+fn model(args: &Args, step_seconds: f64, values: usize) -> Vec<Prediction> {
+    let subnets = if args.mode == "elastic" { ELASTIC_SUBNETS } else { 1 };
+    let bytes = (values * size_of::<f32>()) as f64;
+    let step = Step { compute: step_seconds, images: args.batch, bytes, small_sums: subnets + 1 };
+    let network = Network { bandwidth: 1e9 * args.bandwidth, latency: 1e-6 * args.latency };
+    (0..=10).map(|power| predict(step, network, 1 << power)).collect()
+}
+
+fn print_model(args: &Args, megabytes: f64, predictions: &[Prediction]) {
+    println!(
+        "\nmodel: every rank computes as measured here; ring all-reduce of {megabytes:.2} MB a step after the computation, {} GB/s and {} us between \
+         ranks",
+        args.bandwidth, args.latency
+    );
+    let row = |p: &Prediction| {
+        vec![
+            p.ranks.to_string(),
+            format!("{:.1}", 1e3 * p.communication_seconds),
+            format!("{:.0}", p.images_per_second),
+            format!("{:.1} %", 100.0 * p.efficiency),
+            format!("{:.0}", p.images_per_second_overlapped),
+        ]
+    };
+    let rows: Vec<Vec<String>> = predictions.iter().map(row).collect();
+    table::print(&["ranks", "exchange ms", "images/s", "of ideal", "images/s if hidden"], &rows);
+}
+
+/// Subnets of a step with `--mode elastic`.
+const ELASTIC_SUBNETS: usize = 4;
+
+/// Seconds of each measured step, and the most gradient values that one had.
+fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<(Vec<f64>, usize)> {
     let space = net.space();
     let (images, labels) = random_batch(args.batch, args.resolution, args.classes)?;
     let config = TrainConfig { dropout: 0.0, ..TrainConfig::preset("cifar", space)? };
     let last = config.stages[config.stages.len() - 1].clone();
     let stage = match args.mode.as_str() {
-        "elastic" => StageConfig { subnets_per_step: 4, kd_ratio: 1.0, ..last },
+        "elastic" => StageConfig { subnets_per_step: ELASTIC_SUBNETS, kd_ratio: 1.0, ..last },
         _ => config.stages[0].clone(),
     };
     let teacher = if args.mode == "elastic" { Some(Supernet::new(space, args.classes, 1)?) } else { None };
     let statistics = net.running_statistics(&space.largest())?;
     let mut optimizer = Sgd::new(config.momentum, config.weight_decay, net.parameters().len());
     let choices = stage.choices(space);
-    let mut times = Vec::new();
+    let (mut times, mut values) = (Vec::new(), 0);
     for step in 0..=args.steps {
-        crate::interrupt::check()?;
+        if let [true] = ranks.any([crate::interrupt::requested()]) {
+            return Err(Error::Interrupted.into());
+        }
         let start = Instant::now();
         if args.mode == "eval" {
             net.forward(&images, &space.largest(), Mode::Evaluate(&statistics))?;
@@ -171,13 +279,13 @@ fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<Vec<f64>> {
                 ranks,
                 batch: labels.len() * ranks.count(),
             };
-            train_step(net, teacher.as_ref(), &mut optimizer, &input)?;
+            values = values.max(train_step(net, teacher.as_ref(), &mut optimizer, &input)?.gradient_values);
         }
         if step > 0 {
             times.push(start.elapsed().as_secs_f64());
         }
     }
-    Ok(times)
+    Ok((times, values))
 }
 
 /// Measures a few steps of each stage at the resolutions that training would draw.

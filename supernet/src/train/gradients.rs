@@ -58,6 +58,11 @@ impl Gradients {
         Ok(())
     }
 
+    /// Number of values of all gradients.
+    pub fn values(&self) -> usize {
+        self.tensors.iter().flatten().map(Tensor::elem_count).sum()
+    }
+
     /// The gradient of each parameter.
     pub fn tensors(&self) -> &[Option<Tensor>] {
         &self.tensors

@@ -213,6 +213,7 @@ mod tests {
             distillation,
             accuracy: 0.5,
             gradient_norm: 3.0,
+            gradient_values: 1,
             resolution: 32,
             subnets: Vec::new(),
         }

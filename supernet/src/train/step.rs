@@ -47,6 +47,8 @@ pub struct StepReport {
     pub accuracy: f64,
     /// Norm of the summed gradient before clipping.
     pub gradient_norm: f64,
+    /// Values of the parameters that had a gradient: what several ranks exchange.
+    pub gradient_values: usize,
     /// Resolution of the batch.
     pub resolution: usize,
     /// The subnets that were trained.
@@ -106,6 +108,7 @@ fn step_on_this_thread(
         distillation: None,
         accuracy: 0.0,
         gradient_norm: 0.0,
+        gradient_values: 0,
         resolution,
         subnets: Vec::with_capacity(count),
     };
@@ -154,6 +157,7 @@ fn step_on_this_thread(
         report.subnets.push(subnet);
     }
     sum_over_ranks(net, &mut gradients, ranks, part)?;
+    report.gradient_values = gradients.values();
     report.gradient_norm = gradients.norm()?;
     if !report.gradient_norm.is_finite() {
         return Err(not_finite(input, "the gradient's norm", report.gradient_norm, &report.subnets));

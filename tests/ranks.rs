@@ -1,0 +1,284 @@
+//! Several processes on MPI. Without MPI in the program or on the machine the tests say so and check nothing.
+#![cfg(unix)]
+
+mod common;
+
+use common::{changed, command, metrics, refused, small_configuration, succeeds};
+use safetensors::SafeTensors;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+static TURN: Mutex<()> = Mutex::new(());
+
+/// A turn on the few cores there are, or `None` without MPI.
+fn mpi() -> Option<MutexGuard<'static, ()>> {
+    let has = Command::new("mpirun").arg("--version").output().is_ok_and(|output| output.status.success());
+    if !cfg!(feature = "mpi") || !has {
+        eprintln!("skipped: needs mpirun and `--features mpi`");
+        return None;
+    }
+    Some(TURN.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// `ofa` with each list of arguments as so many ranks.
+fn mpirun(folder: &Path, programs: &[(usize, &[&str])]) -> Command {
+    let mut command = Command::new("mpirun");
+    command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]);
+    for (index, (ranks, arguments)) in programs.iter().enumerate() {
+        if index > 0 {
+            command.arg(":");
+        }
+        command.args(["-np", &ranks.to_string(), env!("CARGO_BIN_EXE_ofa")]).args(*arguments);
+    }
+    command.current_dir(folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// What it printed as errors and notes.
+#[track_caller]
+fn succeed_together(folder: &Path, ranks: usize, arguments: &[&str]) -> String {
+    let output = mpirun(folder, &[(ranks, arguments)]).output().unwrap();
+    assert!(output.status.success(), "{ranks} ranks {arguments:?}\n{}", errors(&output));
+    errors(&output)
+}
+
+/// Length of the difference of two supernets' parameters, and of their running statistics, as a part of the first one's.
+fn apart(one: &Path, other: &Path) -> (f64, f64) {
+    let file = |run: &Path| fs::read(run.join("checkpoints/supernet.safetensors")).unwrap();
+    let (one, other) = (file(one), file(other));
+    let (one, other) = (SafeTensors::deserialize(&one).unwrap(), SafeTensors::deserialize(&other).unwrap());
+    let values = |file: &SafeTensors, name: &str| -> Vec<f64> {
+        let data = file.tensor(name).unwrap().data().to_vec();
+        data.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
+    };
+    let (mut parameters, mut statistics) = ([0.0; 2], [0.0; 2]);
+    for name in one.names() {
+        let sums = if name.contains(".running_") { &mut statistics } else { &mut parameters };
+        for (a, b) in values(&one, name).into_iter().zip(values(&other, name)) {
+            sums[0] += (a - b) * (a - b);
+            sums[1] += a * a;
+        }
+    }
+    let length = |[difference, all]: [f64; 2]| (difference / all).sqrt();
+    (length(parameters), length(statistics))
+}
+
+#[track_caller]
+fn assert_equal_but_for_rounding(one: &Path, other: &Path) {
+    let (parameters, statistics) = apart(one, other);
+    assert!(
+        parameters < 1e-5 && statistics < 1e-5,
+        "parameters {parameters:e}, running statistics {statistics:e} apart"
+    );
+}
+
+/// 20 steps of 32 images, over all stages, at a twentieth of the usual learning rates: at those, rounding grows a thousandfold in 20 steps, and one
+/// rank with one thread and one with two threads are already 8e-4 apart.
+fn configuration(folder: &Path) {
+    small_configuration(folder, "c.toml", "7.2");
+    let text = fs::read_to_string(folder.join("c.toml")).unwrap();
+    let slower = |line: &str| match line.strip_prefix("learning_rate = ") {
+        Some(rate) => format!("learning_rate = {}\n", rate.parse::<f64>().unwrap() / 20.0),
+        None => format!("{line}\n"),
+    };
+    fs::write(folder.join("c.toml"), text.lines().map(slower).collect::<String>()).unwrap();
+}
+
+const ONE: [&str; 9] = ["train", "--config", "c.toml", "--out", "one", "--batch", "32", "--threads", "1"];
+
+#[test]
+fn two_ranks_with_synchronised_batch_norm_equal_one_with_the_double_batch() {
+    let Some(_turn) = mpi() else { return };
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    configuration(folder);
+    succeeds(folder, &ONE);
+    let train =
+        |run: &'static str| ["train", "--config", "c.toml", "--out", run, "--sync-batch-norm", "--threads", "1"];
+    let shown = succeed_together(folder, 2, &train("two"));
+    assert_eq!(shown.matches("stage 1/5").count(), 1, "one rank alone shows progress: {shown}");
+    let (one, two) = (metrics(&folder.join("one")), metrics(&folder.join("two")));
+    assert_eq!(one.len(), two.len());
+    let last = one.iter().rev().find(|line| line["type"] == "step").unwrap();
+    assert!(last["step"].as_u64().unwrap() >= 20, "{last}");
+    assert_equal_but_for_rounding(&folder.join("one"), &folder.join("two"));
+    // Same ranks and threads, same bits; each rank's own statistics are another training.
+    succeed_together(folder, 2, &train("again"));
+    assert_eq!(metrics(&folder.join("two")), metrics(&folder.join("again")));
+    assert_eq!(common::weights(&folder.join("two")), common::weights(&folder.join("again")));
+    succeed_together(folder, 2, &["train", "--config", "c.toml", "--out", "own", "--threads", "1"]);
+    let own = apart(&folder.join("one"), &folder.join("own")).0;
+    assert!(own > 1e-4, "{own}");
+    // The linear rule doubles the rate, and that is all.
+    succeed_together(folder, 2, &["train", "--config", "c.toml", "--out", "rate", "--scale-learning-rate"]);
+    let rate = |run: &str| metrics(&folder.join(run))[1]["learning_rate"].as_f64().unwrap();
+    assert!((rate("rate") / rate("one") - 2.0).abs() < 1e-12);
+}
+
+/// A started command; killed when the test fails.
+struct Running(Option<Child>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The process that is rank 1 below the launcher.
+fn rank_one(launcher: u32) -> Option<String> {
+    let children = fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).ok()?;
+    let mut processes = children.split_whitespace();
+    let is_rank_one = |process: &&str| {
+        let environment = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+        environment.split(|&b| b == 0).any(|variable| variable == b"OMPI_COMM_WORLD_RANK=1")
+    };
+    processes.find(is_rank_one).map(str::to_string)
+}
+
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-r").args([from, to]).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn a_killed_rank_ends_the_run_and_any_number_of_ranks_goes_on() {
+    let Some(_turn) = mpi() else { return };
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    configuration(folder);
+    succeeds(folder, &ONE);
+    let arguments = ["train", "--config", "c.toml", "--out", "two", "--sync-batch-norm", "--threads", "1"];
+    let mut running = Running(Some(mpirun(folder, &[(2, &arguments)]).spawn().unwrap()));
+    let launcher = running.0.as_ref().unwrap().id();
+    let start = Instant::now();
+    while fs::read_dir(folder.join("two/checkpoints")).map_or(0, Iterator::count) < 2 {
+        assert!(start.elapsed() < Duration::from_secs(120), "no checkpoint");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let victim = rank_one(launcher).expect("rank 1 runs");
+    assert!(Command::new("kill").args(["-KILL", &victim]).status().unwrap().success());
+    let killed = Instant::now();
+    let output = running.0.take().unwrap().wait_with_output().unwrap();
+    assert!(!output.status.success() && killed.elapsed() < Duration::from_secs(60), "{:?}", killed.elapsed());
+    assert!(errors(&output).contains("rank 1"), "{}", errors(&output));
+    assert!(!folder.join("two/checkpoints/supernet.safetensors").exists());
+
+    copy(&folder.join("two"), &folder.join("three"));
+    copy(&folder.join("two"), &folder.join("older"));
+    succeeds(folder, &["train", "--out", "two", "--resume"]);
+    assert_equal_but_for_rounding(&folder.join("one"), &folder.join("two"));
+    let shown = succeed_together(folder, 3, &["train", "--out", "three", "--resume", "--threads", "1"]);
+    assert!(shown.contains("resumed from"), "{shown}");
+    assert_equal_but_for_rounding(&folder.join("one"), &folder.join("three"));
+
+    // Ranks that do not see the same folder.
+    let resume = |run: &'static str| ["train", "--out", run, "--resume"];
+    fs::remove_file(folder.join("three/checkpoints/supernet.safetensors")).unwrap();
+    let output = mpirun(folder, &[(1, &resume("three")), (1, &resume("older"))]).output().unwrap();
+    let shown = errors(&output);
+    assert!(!output.status.success() && shown.contains("rank 1 differ"), "{shown}");
+    assert!(shown.contains("folder must be one that all machines share"), "{shown}");
+}
+
+#[test]
+fn samples_are_the_same_for_any_number_of_ranks() {
+    let Some(_turn) = mpi() else { return };
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    configuration(folder);
+    succeeds(folder, &ONE);
+    copy(&folder.join("one"), &folder.join("two"));
+    let predictor = |run: &'static str| {
+        ["predictor", "--run", run, "--samples", "21", "--recalibration", "20", "--threads", "1", "--members", "1"]
+    };
+    succeeds(folder, &predictor("one"));
+    succeed_together(folder, 2, &predictor("two"));
+    let samples = |run: &str| fs::read_to_string(folder.join(run).join("predictor/samples.jsonl")).unwrap();
+    assert_eq!(samples("one").lines().count(), 21);
+    assert_eq!(samples("one"), samples("two"));
+    // More are added to what is there.
+    let more = |run: &'static str| predictor(run).map(|argument| if argument == "21" { "30" } else { argument });
+    succeeds(folder, &more("one"));
+    succeed_together(folder, 3, &more("two"));
+    assert_eq!((samples("one").lines().count(), samples("one")), (30, samples("two")));
+}
+
+#[test]
+fn errors_come_once_and_with_their_rank() {
+    let Some(_turn) = mpi() else { return };
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    configuration(folder);
+    let fail = |programs: &[(usize, &[&str])]| {
+        let output = mpirun(folder, programs).output().unwrap();
+        assert!(!output.status.success());
+        let shown = errors(&output);
+        assert_eq!(shown.matches("error: ").count(), 1, "{shown}");
+        shown
+    };
+    let good: [&str; 5] = ["train", "--config", "c.toml", "--out", "run"];
+    let bad: [&str; 5] = ["train", "--config", "none.toml", "--out", "run"];
+    assert!(fail(&[(2, &bad)]).contains("error: rank 0 of 2: none.toml"));
+    // Rank 0 waits for rank 1 by then.
+    assert!(fail(&[(1, &good), (1, &bad)]).contains("error: rank 1 of 2: none.toml"));
+    let search = ["search", "--run", "run", "--limit", "any:macs=1M"];
+    assert!(fail(&[(2, &search)]).contains("rank 0 of 2: this command runs in one process"));
+    let threads = std::thread::available_parallelism().unwrap().get() + 1;
+    let all = threads.to_string();
+    let crowd = ["speed", "--space", "tiny", "--batch", "1", "--steps", "1", "--threads", &all];
+    let shown = succeed_together(folder, 2, &crowd);
+    let hint = format!("2 processes with {} threads in all share", 2 * threads);
+    assert!(shown.contains("hint: ") && shown.contains(&hint), "{shown}");
+}
+
+#[test]
+fn the_speed_of_several_is_measured() {
+    let Some(_turn) = mpi() else { return };
+    let temporary = tempfile::tempdir().unwrap();
+    let arguments = ["speed", "--space", "tiny", "--batch", "4", "--steps", "2", "--threads", "1", "--json"];
+    let output = mpirun(temporary.path(), &[(2, &arguments)]).output().unwrap();
+    assert!(output.status.success(), "{}", errors(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let ranks = &report["ranks"];
+    assert_eq!(ranks["ranks"], 2);
+    for key in ["latency_microseconds", "gigabytes_per_second"] {
+        assert!(ranks[key].as_f64().unwrap() > 0.0, "{report}");
+    }
+}
+
+/// One of several processes must not train as if it were alone.
+#[test]
+fn a_program_without_mpi_refuses_to_be_one_of_several() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut alone = command(temporary.path(), &["config"]);
+    // With MPI it finds no launcher to reach.
+    let expected = if cfg!(feature = "mpi") { "to MPI this one is alone" } else { "the program has no MPI" };
+    if cfg!(feature = "mpi") && mpi().is_none() {
+        return;
+    }
+    refused(&alone.env("OMPI_COMM_WORLD_SIZE", "2").output().unwrap(), &[expected]);
+}
+
+#[test]
+fn a_configuration_may_say_for_how_many_ranks_it_is() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    configuration(folder);
+    let text = fs::read_to_string(folder.join("c.toml")).unwrap();
+    fs::write(folder.join("c.toml"), changed(&text, "batch = 16", "batch = 16\nranks = 2")).unwrap();
+    succeeds(folder, &["train", "--config", "c.toml", "--out", "two"]);
+    let text = changed(&text, "batch = 16", "batch = 32");
+    fs::write(folder.join("c.toml"), text).unwrap();
+    succeeds(folder, &["train", "--config", "c.toml", "--out", "one"]);
+    assert_eq!(metrics(&folder.join("one")), metrics(&folder.join("two")));
+}
