@@ -51,7 +51,7 @@ pub fn start_threads(ranks: &Ranks, threads: Option<usize>) -> Result<()> {
 }
 
 /// How long another rank's error waits for the first one's, which ends this process: of an error that all have, one copy is enough.
-const FIRST_ONE_FIRST: Duration = Duration::from_secs(1);
+const FIRST_ONE_FIRST: Duration = Duration::from_secs(3);
 
 /// Shows the error and ends all processes: the others would wait for this one.
 pub fn fail(ranks: &Ranks, message: &str) -> ! {

@@ -20,7 +20,7 @@ pub struct Step {
     pub images: usize,
     /// Bytes of its gradients.
     pub bytes: f64,
-    /// Sums of a few numbers: of each subnet's loss, and whether to go on.
+    /// Sums of a few numbers.
     pub small_sums: usize,
 }
 

@@ -214,11 +214,13 @@ fn exchange(ranks: &Ranks, seconds: f64) -> Exchange {
     }
 }
 
+/// Of the losses, and of whether to go on.
+const SMALL_SUMS: usize = 2;
+
 /// Predictions for 1, 2, 4, ... 1,024 ranks.
 fn model(args: &Args, step_seconds: f64, values: usize) -> Vec<Prediction> {
-    let subnets = if args.mode == "elastic" { ELASTIC_SUBNETS } else { 1 };
     let bytes = (values * size_of::<f32>()) as f64;
-    let step = Step { compute: step_seconds, images: args.batch, bytes, small_sums: subnets + 1 };
+    let step = Step { compute: step_seconds, images: args.batch, bytes, small_sums: SMALL_SUMS };
     let network = Network { bandwidth: 1e9 * args.bandwidth, latency: 1e-6 * args.latency };
     (0..=10).map(|power| predict(step, network, 1 << power)).collect()
 }

@@ -112,6 +112,7 @@ fn step_on_this_thread(
         resolution,
         subnets: Vec::with_capacity(count),
     };
+    let mut sums: Vec<[f64; 5]> = Vec::with_capacity(count);
     let in_place = stage.kd_ratio > 0.0 && stage.teacher == Teacher::InPlace;
     let distilled = if in_place { count - 1 } else { count };
     for index in 0..count {
@@ -127,26 +128,14 @@ fn step_on_this_thread(
             None => cross_entropy.clone(),
             Some(distillation) => (&cross_entropy + (distillation * stage.kd_ratio)?)?,
         };
+        if distillation.is_some() {
+            report.distillation = Some(0.0);
+        }
         let taught = distillation.as_ref().map_or(Ok(0.0), scalar)?;
         // Activations can overflow and still leave a finite loss: divided by an infinite deviation they are zero.
         let statistic = first_not_finite(&net.running_statistics(&subnet)?).unwrap_or(0.0);
         let correct = loss::correct(&logits, labels)? as f64;
-        let mut sums = [part * scalar(&total)?, part * scalar(&cross_entropy)?, part * taught, correct, statistic];
-        // What follows is decided by all ranks alike.
-        ranks.sum_f64(&mut sums);
-        let [value, hard, taught, correct, statistic] = sums;
-        if !statistic.is_finite() {
-            return Err(not_finite(input, "a running statistic of batch norm", statistic, &[subnet]));
-        }
-        if !value.is_finite() {
-            return Err(not_finite(input, "the loss", value, &[subnet]));
-        }
-        if distillation.is_some() {
-            *report.distillation.get_or_insert(0.0) += taught / distilled as f64;
-        }
-        report.loss += value / count as f64;
-        report.cross_entropy += hard / count as f64;
-        report.accuracy += correct / (batch * count) as f64;
+        sums.push([part * scalar(&total)?, part * scalar(&cross_entropy)?, part * taught, correct, statistic]);
         if ranks.are_many() {
             total = (total * part)?;
         }
@@ -155,6 +144,27 @@ fn step_on_this_thread(
             soft_targets = Some(loss::soft_targets(&logits.detach())?);
         }
         report.subnets.push(subnet);
+    }
+    // What follows is decided by all ranks alike.
+    ranks.sum_f64(sums.as_flattened_mut());
+    for (subnet, [value, hard, taught, correct, statistic]) in report.subnets.iter().zip(sums) {
+        if !statistic.is_finite() {
+            return Err(not_finite(
+                input,
+                "a running statistic of batch norm",
+                statistic,
+                std::slice::from_ref(subnet),
+            ));
+        }
+        if !value.is_finite() {
+            return Err(not_finite(input, "the loss", value, std::slice::from_ref(subnet)));
+        }
+        report.loss += value / count as f64;
+        report.cross_entropy += hard / count as f64;
+        report.accuracy += correct / (batch * count) as f64;
+        if let Some(distillation) = &mut report.distillation {
+            *distillation += taught / distilled as f64;
+        }
     }
     sum_over_ranks(net, &mut gradients, ranks, part)?;
     report.gradient_values = gradients.values();
