@@ -9,8 +9,8 @@ use ofa_supernet::train::TrainConfig;
 pub use ofa_evaluate::memory::{available, peak};
 
 /// Fails if training can never fit into this machine, and warns if it does not fit into what is free now; both with the
-/// largest batch that does. Returns the estimate in bytes, with what this process (and the data set in it) takes already.
-pub fn check(space: &SearchSpace, data: &Dataset, config: &TrainConfig) -> Result<u64> {
+/// largest batch that does; `processes` that do the same share it. Returns the estimate of one of them in bytes, with what this process (and the data set in it) takes already.
+pub fn check(space: &SearchSpace, data: &Dataset, config: &TrainConfig, processes: usize) -> Result<u64> {
     let need = |batch: usize| -> Result<u64> {
         let mut smaller = TrainConfig { batch, ..config.clone() };
         // A stage's own batch shrinks with it.
@@ -20,7 +20,10 @@ pub fn check(space: &SearchSpace, data: &Dataset, config: &TrainConfig) -> Resul
     };
     let batch = config.stages.iter().filter_map(|stage| stage.batch).fold(config.batch, usize::max);
     let (wanted, taken) = (need(batch)?, peak().unwrap_or(0));
-    let verdict = verdict(&need, batch, available(), limit().map(|limit| limit.saturating_sub(taken)))?;
+    // Each process judges its part of the memory; what the others have taken by now is gone from what is free.
+    let share = |bytes: u64| bytes / processes as u64;
+    let (free, most) = (available().map(share), limit().map(|limit| share(limit).saturating_sub(taken)));
+    let verdict = verdict(&need, batch, free, most)?;
     match verdict {
         Verdict::Fits => {}
         Verdict::Tight(message) => crate::progress::note(format!("warning: {message}")),

@@ -50,6 +50,14 @@ pub fn start_threads(ranks: &Ranks, threads: Option<usize>) -> Result<()> {
     Ok(())
 }
 
+/// How many of them run on this machine, where the system tells; they share its memory.
+pub fn on_this_machine(ranks: &Ranks) -> usize {
+    let host = |text: &String| Place::parse(text).map(|place| place.host);
+    let all = ranks.gather_text(&Place::here().map_or(String::new(), |place| place.to_string()));
+    let own = host(&all[ranks.rank()]);
+    if own.is_none() { 1 } else { all.iter().filter(|text| host(text) == own).count() }
+}
+
 /// How long another rank's error waits for the first one's, which ends this process: of an error that all have, one copy is enough.
 const FIRST_ONE_FIRST: Duration = Duration::from_secs(3);
 

@@ -71,12 +71,13 @@ fn apart(one: &Path, other: &Path) -> (f64, f64) {
 }
 
 #[track_caller]
-fn assert_equal_but_for_rounding(one: &Path, other: &Path) {
+fn assert_equal_but_for_rounding(one: &Path, other: &Path) -> f64 {
     let (parameters, statistics) = apart(one, other);
     assert!(
-        parameters < 1e-5 && statistics < 1e-5,
+        parameters < 1e-4 && statistics < 1e-4,
         "parameters {parameters:e}, running statistics {statistics:e} apart"
     );
+    parameters
 }
 
 /// 20 steps of 32 images, over all stages, at a twentieth of the usual learning rates: at those, rounding grows a thousandfold in 20 steps, and one
@@ -108,18 +109,38 @@ fn two_ranks_with_synchronised_batch_norm_equal_one_with_the_double_batch() {
     assert_eq!(one.len(), two.len());
     let last = one.iter().rev().find(|line| line["type"] == "step").unwrap();
     assert!(last["step"].as_u64().unwrap() >= 20, "{last}");
-    assert_equal_but_for_rounding(&folder.join("one"), &folder.join("two"));
+    let rounding = assert_equal_but_for_rounding(&folder.join("one"), &folder.join("two"));
     // Same ranks and threads, same bits; each rank's own statistics are another training.
     succeed_together(folder, 2, &train("again"));
     assert_eq!(metrics(&folder.join("two")), metrics(&folder.join("again")));
     assert_eq!(common::weights(&folder.join("two")), common::weights(&folder.join("again")));
     succeed_together(folder, 2, &["train", "--config", "c.toml", "--out", "own", "--threads", "1"]);
     let own = apart(&folder.join("one"), &folder.join("own")).0;
-    assert!(own > 1e-4, "{own}");
+    assert!(own > 2e-4 && own > 10.0 * rounding, "{own:e}, but rounding is {rounding:e}");
     // The linear rule doubles the rate, and that is all.
     succeed_together(folder, 2, &["train", "--config", "c.toml", "--out", "rate", "--scale-learning-rate"]);
     let rate = |run: &str| metrics(&folder.join(run))[1]["learning_rate"].as_f64().unwrap();
     assert!((rate("rate") / rate("one") - 2.0).abs() < 1e-12);
+}
+
+/// What a step decides by the losses of all images, and what it learns from itself; with parts of different lengths.
+#[test]
+fn three_ranks_choose_the_same_subnets_as_one() {
+    let Some(_turn) = mpi() else { return };
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    configuration(folder);
+    let text = fs::read_to_string(folder.join("c.toml")).unwrap();
+    let (start, last) = text.split_at(text.rfind("[[train.stages]]").unwrap());
+    let last = changed(last, "sampling = \"uniform\"", "sampling = \"best_up\"");
+    let last = changed(&last, "teacher = \"frozen\"", "teacher = \"in_place\"");
+    let last = changed(&last, "subnets_per_step = 4", "subnets_per_step = 3");
+    fs::write(folder.join("c.toml"), changed(start, "batch = 16", "batch = 16\nranks = 2") + &last).unwrap();
+    let train =
+        |run: &'static str| ["train", "--config", "c.toml", "--out", run, "--sync-batch-norm", "--threads", "1"];
+    succeeds(folder, &train("one"));
+    succeed_together(folder, 3, &train("three"));
+    assert_equal_but_for_rounding(&folder.join("one"), &folder.join("three"));
 }
 
 /// A started command; killed when the test fails.

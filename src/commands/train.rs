@@ -1,5 +1,6 @@
 //! `ofa train`
 
+use crate::processes::on_this_machine;
 use crate::progress::{self, note};
 use crate::run_folder::{DataConfig, RunConfig, RunFolder};
 use crate::{interrupt, memory, table};
@@ -193,7 +194,7 @@ pub fn train_run(
     device: &Device,
 ) -> Result<Outcome> {
     let data = config.data.open()?;
-    let estimate = memory::check(&config.space, &data, &of_one_rank(&config.train, ranks))?;
+    let estimate = memory::check(&config.space, &data, &of_one_rank(&config.train, ranks), on_this_machine(ranks))?;
     let each = if ranks.are_many() { " for each process" } else { "" };
     note(format!("about {} of memory at the peak{each}", memory::mib(estimate)));
     let mut net = Supernet::on_device(&config.space, data.classes.len(), config.train.seed, DType::F32, device)?;
