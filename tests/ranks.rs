@@ -166,6 +166,32 @@ fn rank_one(launcher: u32) -> Option<String> {
     processes.find(is_rank_one).map(str::to_string)
 }
 
+/// Trains as two ranks in folder `run` and sends one of them a signal after the second checkpoint: what was shown, and the seconds from the
+/// signal to the end. On a busy machine training can be done before the signal comes; then it is tried again.
+fn signal_rank_one(folder: &Path, run: &str, signal: &str) -> (Output, f64) {
+    let arguments = ["train", "--config", "c.toml", "--out", run, "--sync-batch-norm", "--threads", "1"];
+    for _ in 0..5 {
+        let mut running = Running(Some(mpirun(folder, &[(2, &arguments)]).spawn().unwrap()));
+        let launcher = running.0.as_ref().unwrap().id();
+        let start = Instant::now();
+        while fs::read_dir(folder.join(run).join("checkpoints")).map_or(0, Iterator::count) < 2 {
+            assert!(start.elapsed() < Duration::from_secs(120), "no checkpoint");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let victim = rank_one(launcher);
+        if let Some(victim) = victim {
+            let _ = Command::new("kill").args([signal, &victim]).status().unwrap();
+        }
+        let sent = Instant::now();
+        let output = running.0.take().unwrap().wait_with_output().unwrap();
+        if !output.status.success() {
+            return (output, sent.elapsed().as_secs_f64());
+        }
+        fs::remove_dir_all(folder.join(run)).unwrap();
+    }
+    panic!("training always ends before the signal");
+}
+
 fn copy(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("-r").args([from, to]).status().unwrap();
     assert!(status.success());
@@ -178,21 +204,16 @@ fn a_killed_rank_ends_the_run_and_any_number_of_ranks_goes_on() {
     let folder = temporary.path();
     configuration(folder);
     succeeds(folder, &ONE);
-    let arguments = ["train", "--config", "c.toml", "--out", "two", "--sync-batch-norm", "--threads", "1"];
-    let mut running = Running(Some(mpirun(folder, &[(2, &arguments)]).spawn().unwrap()));
-    let launcher = running.0.as_ref().unwrap().id();
-    let start = Instant::now();
-    while fs::read_dir(folder.join("two/checkpoints")).map_or(0, Iterator::count) < 2 {
-        assert!(start.elapsed() < Duration::from_secs(120), "no checkpoint");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    let victim = rank_one(launcher).expect("rank 1 runs");
-    assert!(Command::new("kill").args(["-KILL", &victim]).status().unwrap().success());
-    let killed = Instant::now();
-    let output = running.0.take().unwrap().wait_with_output().unwrap();
-    assert!(!output.status.success() && killed.elapsed() < Duration::from_secs(60), "{:?}", killed.elapsed());
+    let (output, seconds) = signal_rank_one(folder, "two", "-KILL");
+    assert!(seconds < 60.0, "{seconds}");
     assert!(errors(&output).contains("rank 1"), "{}", errors(&output));
     assert!(!folder.join("two/checkpoints/supernet.safetensors").exists());
+
+    // A signal to one rank stops all, with a checkpoint.
+    let (output, _) = signal_rank_one(folder, "stopped", "-TERM");
+    assert!(errors(&output).contains("stopped at step"), "{}", errors(&output));
+    succeed_together(folder, 2, &["train", "--out", "stopped", "--resume", "--threads", "1"]);
+    assert_equal_but_for_rounding(&folder.join("one"), &folder.join("stopped"));
 
     copy(&folder.join("two"), &folder.join("three"));
     copy(&folder.join("two"), &folder.join("older"));

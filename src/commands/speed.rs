@@ -89,7 +89,9 @@ struct Report {
 #[derive(Serialize)]
 struct Exchange {
     ranks: usize,
-    /// Seconds a step in exchanges on the slowest and on the fastest rank: the others wait for the slowest one in them.
+    /// Seconds to sum the gradients of a step when all are ready.
+    gradient_seconds: f64,
+    /// Seconds a step in exchanges, waiting for one another included: least and most of all ranks.
     seconds: [f64; 2],
     /// Sum of 8 bytes over all, in microseconds.
     latency_microseconds: f64,
@@ -119,11 +121,9 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     if !(args.bandwidth > 0.0 && args.latency >= 0.0) {
         bail!("--bandwidth {} must be above 0, --latency {} at least 0", args.bandwidth, args.latency);
     }
-    let before = ranks.traffic();
-    let (times, values) = measure(&net, args, ranks)?;
+    let Measured { times, values, exchanged } = measure(&net, args, ranks)?;
     let step_seconds = median(&times).context("no step was measured")?;
-    let exchange =
-        ranks.are_many().then(|| exchange(ranks, (ranks.traffic().seconds - before.seconds) / times.len() as f64));
+    let exchange = ranks.are_many().then(|| exchange(ranks, exchanged / times.len() as f64, values));
     let schedule = match &args.config {
         Some(path) => Some(schedule(path, args.images)?),
         None => None,
@@ -165,10 +165,13 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     );
     if let Some(exchange) = &report.ranks {
         println!(
-            "{} ranks together; {:.2} MB of gradients a step, {:.2} to {:.2} ms of it in exchanges (waiting included); a sum of 8 bytes over all takes \
+            "{} ranks together; {:.2} MB of gradients a step are summed in {:.2} ms, {:.2} % of it; with waiting for one another exchanges take {:.1} to \
+             {:.1} ms; a sum of 8 bytes over all takes \
              {:.1} us, of 64 MiB {:.2} GB/s",
             exchange.ranks,
             report.gradient_megabytes,
+            1e3 * exchange.gradient_seconds,
+            100.0 * exchange.gradient_seconds / step_seconds,
             1e3 * exchange.seconds[0],
             1e3 * exchange.seconds[1],
             exchange.latency_microseconds,
@@ -194,8 +197,8 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     Ok(())
 }
 
-/// The slowest and the fastest rank's seconds in exchanges, and how fast these are by themselves.
-fn exchange(ranks: &Ranks, seconds: f64) -> Exchange {
+/// How fast exchanges are by themselves, for gradients of `values` values, and the seconds a step that ranks were in them.
+fn exchange(ranks: &Ranks, seconds: f64, values: usize) -> Exchange {
     let all = ranks.gather((seconds * 1e9) as u64);
     let of = |nanoseconds: Option<&u64>| nanoseconds.map_or(0.0, |&n| n as f64 * 1e-9);
     let time = |values: usize, repetitions: usize| -> f64 {
@@ -208,6 +211,7 @@ fn exchange(ranks: &Ranks, seconds: f64) -> Exchange {
     const LARGE: usize = 1 << 24;
     Exchange {
         ranks: ranks.count(),
+        gradient_seconds: time(values, 20),
         seconds: [of(all.iter().min()), of(all.iter().max())],
         latency_microseconds: 1e6 * time(2, 1000),
         gigabytes_per_second: (LARGE * size_of::<f32>()) as f64 / 1e9 / time(LARGE, 5),
@@ -247,8 +251,16 @@ fn print_model(args: &Args, megabytes: f64, predictions: &[Prediction]) {
 /// Subnets of a step with `--mode elastic`.
 const ELASTIC_SUBNETS: usize = 4;
 
-/// Seconds of each measured step, and the most gradient values that one had.
-fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<(Vec<f64>, usize)> {
+struct Measured {
+    /// Seconds of each measured step.
+    times: Vec<f64>,
+    /// The most gradient values that a step had.
+    values: usize,
+    /// Seconds in exchanges of all of them.
+    exchanged: f64,
+}
+
+fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<Measured> {
     let space = net.space();
     let (images, labels) = random_batch(args.batch, args.resolution, args.classes)?;
     let config = TrainConfig { dropout: 0.0, ..TrainConfig::preset("cifar", space)? };
@@ -261,10 +273,13 @@ fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<(Vec<f64>, usiz
     let statistics = net.running_statistics(&space.largest())?;
     let mut optimizer = Sgd::new(config.momentum, config.weight_decay, net.parameters().len());
     let choices = stage.choices(space);
-    let (mut times, mut values) = (Vec::new(), 0);
+    let (mut times, mut values, mut before) = (Vec::new(), 0, 0.0);
     for step in 0..=args.steps {
         if let [true] = ranks.any([crate::interrupt::requested()]) {
             return Err(Error::Interrupted.into());
+        }
+        if step == 1 {
+            before = ranks.traffic().seconds;
         }
         let start = Instant::now();
         if args.mode == "eval" {
@@ -287,7 +302,7 @@ fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<(Vec<f64>, usiz
             times.push(start.elapsed().as_secs_f64());
         }
     }
-    Ok((times, values))
+    Ok(Measured { times, values, exchanged: ranks.traffic().seconds - before })
 }
 
 /// Measures a few steps of each stage at the resolutions that training would draw.
