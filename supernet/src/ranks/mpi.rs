@@ -9,8 +9,8 @@ use mpi::topology::{Communicator, SimpleCommunicator};
 use mpi::traits::{Buffer, BufferMut, Equivalence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Values that are summed at a time: the second buffer that MPI needs stays this small.
-const BUCKET: usize = 1 << 20;
+/// Values that are summed at a time. The second buffer that MPI needs is not larger; a smaller one would pay the network's latency more often.
+const BUCKET: usize = 1 << 24;
 
 pub(super) struct Link {
     /// MPI ends when it is dropped.
