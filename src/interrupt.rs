@@ -1,4 +1,4 @@
-//! Ctrl-C, SIGTERM and (where there is one) SIGHUP: long work finishes its step, saves and returns; a second signal leaves at
+//! Ctrl-C, SIGTERM and (where there are such) SIGHUP and SIGUSR1: long work finishes its step, saves and returns; a second signal leaves at
 //! once. The exit code is 128 and the signal's number, as shells have it.
 
 use anyhow::{Context, Result};
@@ -13,6 +13,9 @@ static SIGNAL: AtomicUsize = AtomicUsize::new(SIGINT as usize);
 /// The signals that ask for a stop.
 fn signals() -> Vec<i32> {
     let mut signals = vec![SIGINT, SIGTERM];
+    // The one that mpirun hands on to its processes as it is.
+    #[cfg(unix)]
+    signals.push(signal_hook::consts::SIGUSR1);
     #[cfg(unix)]
     if !ignored(signal_hook::consts::SIGHUP) {
         signals.push(signal_hook::consts::SIGHUP);

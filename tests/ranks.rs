@@ -166,9 +166,9 @@ fn rank_one(launcher: u32) -> Option<String> {
     processes.find(is_rank_one).map(str::to_string)
 }
 
-/// Trains as two ranks in folder `run` and sends one of them a signal after the second checkpoint: what was shown, and the seconds from the
-/// signal to the end. On a busy machine training can be done before the signal comes; then it is tried again.
-fn signal_rank_one(folder: &Path, run: &str, signal: &str) -> (Output, f64) {
+/// Trains as two ranks in folder `run` and sends one of them a signal after the second checkpoint (SIGUSR1 to the launcher, who hands it on): what
+/// was shown, and the seconds from the signal to the end. On a busy machine training can be done before the signal comes; then it is tried again.
+fn train_and_signal(folder: &Path, run: &str, signal: &str) -> (Output, f64) {
     let arguments = ["train", "--config", "c.toml", "--out", run, "--sync-batch-norm", "--threads", "1"];
     for _ in 0..5 {
         let mut running = Running(Some(mpirun(folder, &[(2, &arguments)]).spawn().unwrap()));
@@ -178,7 +178,7 @@ fn signal_rank_one(folder: &Path, run: &str, signal: &str) -> (Output, f64) {
             assert!(start.elapsed() < Duration::from_secs(120), "no checkpoint");
             std::thread::sleep(Duration::from_millis(1));
         }
-        let victim = rank_one(launcher);
+        let victim = if signal == "-USR1" { Some(launcher.to_string()) } else { rank_one(launcher) };
         if let Some(victim) = victim {
             let _ = Command::new("kill").args([signal, &victim]).status().unwrap();
         }
@@ -204,14 +204,16 @@ fn a_killed_rank_ends_the_run_and_any_number_of_ranks_goes_on() {
     let folder = temporary.path();
     configuration(folder);
     succeeds(folder, &ONE);
-    let (output, seconds) = signal_rank_one(folder, "two", "-KILL");
+    let (output, seconds) = train_and_signal(folder, "two", "-KILL");
     assert!(seconds < 60.0, "{seconds}");
     assert!(errors(&output).contains("rank 1"), "{}", errors(&output));
     assert!(!folder.join("two/checkpoints/supernet.safetensors").exists());
 
-    // A signal to one rank stops all, with a checkpoint.
-    let (output, _) = signal_rank_one(folder, "stopped", "-TERM");
-    assert!(errors(&output).contains("stopped at step"), "{}", errors(&output));
+    // A signal to one rank, or to all through the launcher, stops all with a checkpoint.
+    for (run, signal) in [("signalled", "-USR1"), ("stopped", "-TERM")] {
+        let (output, _) = train_and_signal(folder, run, signal);
+        assert!(errors(&output).contains("stopped at step"), "{}", errors(&output));
+    }
     succeed_together(folder, 2, &["train", "--out", "stopped", "--resume", "--threads", "1"]);
     assert_equal_but_for_rounding(&folder.join("one"), &folder.join("stopped"));
 
