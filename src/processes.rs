@@ -63,7 +63,8 @@ const FIRST_ONE_FIRST: Duration = Duration::from_secs(3);
 
 /// Shows the error and ends all processes: the others would wait for this one.
 pub fn fail(ranks: &Ranks, message: &str) -> ! {
-    if !ranks.is_first() {
+    // A signal that was there before is no sign that the launcher ends us.
+    if !ranks.is_first() && !interrupt::requested() {
         let start = Instant::now();
         while start.elapsed() < FIRST_ONE_FIRST {
             if interrupt::requested() {

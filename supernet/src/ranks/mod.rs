@@ -106,6 +106,13 @@ impl Ranks {
         self.collective(size_of_val(values), |link| link.sum_f64(values));
     }
 
+    /// The first rank's number, on all ranks.
+    pub fn of_first(&self, number: f64) -> f64 {
+        let mut sum = [if self.is_first() { number } else { 0.0 }];
+        self.sum_f64(&mut sum);
+        sum[0]
+    }
+
     /// For each flag whether any of all ranks has it.
     pub fn any<const N: usize>(&self, flags: [bool; N]) -> [bool; N] {
         let mut sums = flags.map(|flag| if flag { 1.0 } else { 0.0 });
@@ -207,6 +214,7 @@ mod tests {
         assert_eq!((values, ranks.any([true, false])), ([1.5, -2.0], [true, false]));
         assert_eq!((ranks.gather(7), ranks.gather_text("a"), ranks.part(9)), (vec![7], vec!["a".to_string()], 0..9));
         ranks.check_equal(3, "weights", "").unwrap();
+        assert_eq!((ranks.of_first(0.5), ranks.broadcast(vec![1, 2])), (0.5, vec![1, 2]));
         ranks.meet();
         assert_eq!((ranks.rank(), ranks.count(), ranks.traffic()), (0, 1, Traffic::default()));
     }

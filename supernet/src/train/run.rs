@@ -460,6 +460,8 @@ impl Run<'_> {
             .map(|(name, subnet)| {
                 let statistics = recalibrate_on(self.net, &subnet, &self.recalibration)?;
                 let accuracy = accuracy_on(self.net, &subnet, &statistics, &self.validation)?;
+                // It decides about checkpoints. Where each rank measured by itself, another number of threads may have rounded otherwise.
+                let accuracy = self.ranks.of_first(accuracy);
                 Ok(ProbeResult { name, subnet, accuracy })
             })
             .collect()
