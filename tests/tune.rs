@@ -98,10 +98,12 @@ fn samples_are_chosen_and_the_curve_is_drawn_from_them() {
     let folder = temporary.path();
     configuration(folder, "1");
     succeeds(folder, &["train", "--config", "c.toml", "--data", "builtin", "--out", "run"]);
-    let active = ["--recalibration", "20", "--images", "20", "--active", "improvement", "--members", "2"];
-    let sample = |run: &str, count: &str| {
-        succeeds(folder, &[&["predictor", "--run", run, "--samples", count], &active[..]].concat())
+    let images = ["--recalibration", "20", "--images", "20"];
+    let choose = |run: &str, count: &str, by: &str| {
+        let more = ["--samples", count, "--active", by, "--members", "2"];
+        succeeds(folder, &[&["predictor", "--run", run], &images[..], &more].concat())
     };
+    let sample = |run: &str, count: &str| choose(run, count, "improvement");
     let samples = |run: &str| std::fs::read_to_string(folder.join(run).join("predictor/samples.jsonl")).unwrap();
     let out = sample("run", "24");
     assert!(out.contains("24 subnets") && out.contains("2 members") && out.contains("90 % interval"), "{out}");
@@ -111,6 +113,16 @@ fn samples_are_chosen_and_the_curve_is_drawn_from_them() {
     std::fs::write(folder.join("run/predictor/samples.jsonl"), cut).unwrap();
     sample("run", "24");
     assert_eq!(samples("run"), whole);
+    // By deviation, all but the smallest and the largest are chosen.
+    std::fs::remove_file(folder.join("run/predictor/samples.jsonl")).unwrap();
+    choose("run", "20", "deviation");
+    let by_deviation = samples("run");
+    let cut: String = by_deviation.lines().take(7).map(|line| format!("{line}\n")).collect();
+    std::fs::write(folder.join("run/predictor/samples.jsonl"), cut).unwrap();
+    choose("run", "20", "deviation");
+    assert_eq!(samples("run"), by_deviation);
+    let both = |count: usize| whole.lines().take(count).eq(by_deviation.lines().take(count));
+    assert!(both(2) && !both(4), "{whole}\n{by_deviation}");
     std::fs::remove_file(folder.join("run/predictor/samples.jsonl")).unwrap();
     succeeds(
         folder,
@@ -146,5 +158,6 @@ fn samples_are_chosen_and_the_curve_is_drawn_from_them() {
     let out = succeeds(folder, &["predictor", "--run", "run", "--curve", "--members", "2"]);
     assert_eq!(out.lines().count(), 9, "{out}");
     assert!(out.contains("tau, random") && out.contains("tau, chosen"), "{out}");
-    fails(folder, &["predictor", "--run", "run", "--curve", "--members", "1"], &["two members"]);
+    let alone = ["predictor", "--run", "run", "--curve", "--active", "improvement", "--members", "1"];
+    fails(folder, &alone, &["two members"]);
 }

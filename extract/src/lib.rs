@@ -10,11 +10,13 @@
 //! | [`constraint`] | limits as people write them, and how they are measured |
 //! | [`search`] | the best subnet within limits |
 //! | `gaussian_process` | a surrogate of what is expensive to know, and expected improvement |
+//! | `cholesky` | the linear equations of both |
 //! | [`tune`] | hyperparameters of training |
 //! | [`subnet`] | cutting a subnet out as a model folder, and checking it |
 
 #![forbid(unsafe_code)]
 
+mod cholesky;
 pub mod constraint;
 pub mod error;
 mod gaussian_process;

@@ -50,8 +50,8 @@ pub struct Sampling {
     /// Networks whose mean is the predictor; their spread tells how sure it is. One is fastest to search with.
     #[arg(long, default_value_t = FitSettings::default().members)]
     pub members: usize,
-    /// Choose what to measure after the first quarter of the samples, in place of drawing at random: subnets that the predictor is least sure
-    /// about, or those that may be better than all measured ones.
+    /// Choose what to measure in place of drawing at random: for the same accuracy of the predictor with fewer measurements, or for more
+    /// of them among the best subnets.
     #[arg(long, value_enum)]
     pub active: Option<Active>,
 }
@@ -59,9 +59,9 @@ pub struct Sampling {
 /// What makes a subnet worth measuring.
 #[derive(clap::ValueEnum, Clone, Copy)]
 pub enum Active {
-    /// The deviation of its prediction.
+    /// How much it lowers the deviation of all predictions; from the first sample on.
     Deviation,
-    /// Expected improvement over the best measured accuracy.
+    /// Expected improvement over the best measured accuracy; after a random quarter of the samples.
     Improvement,
 }
 
@@ -199,7 +199,7 @@ fn subnets(net: &Supernet, count: usize, seed: u64) -> Vec<Subnet> {
     list
 }
 
-/// The part of the samples that is drawn at random before any is chosen, and the part that is then chosen at a time.
+/// The part of the samples that is drawn at random before any is chosen by expected improvement, and the part that is then chosen at a time.
 const RANDOM_PART: usize = 4;
 const ROUND_PART: usize = 16;
 
@@ -210,7 +210,10 @@ fn next(net: &Supernet, known: &[Sample], sampling: &Sampling) -> Result<Vec<Sub
     let missing = |wanted: Vec<Subnet>, most: usize| -> Vec<Subnet> {
         wanted.into_iter().filter(|s| !measured.contains(s)).take(most.saturating_sub(known.len())).collect()
     };
-    let random = (sampling.samples / RANDOM_PART).max(FEWEST_SAMPLES);
+    let random = match sampling.active {
+        Some(Active::Deviation) => 2,
+        _ => (sampling.samples / RANDOM_PART).max(FEWEST_SAMPLES),
+    };
     match sampling.acquisition() {
         Some(acquisition) if known.len() >= random => {
             let round = (sampling.samples / ROUND_PART).max(1);

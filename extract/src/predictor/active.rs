@@ -1,38 +1,43 @@
-//! Which subnets to measure next: those that the predictor is least sure about, or that may be the best.
+//! Which subnets to measure next: those that lower the deviation of all predictions most, or that may be the best.
 
 use super::ensemble::fit_members;
+use super::features::active_features;
+use super::linear::{Basis, add_square};
 use super::{FitSettings, Prediction, Sample, metrics};
+use crate::cholesky::{Cholesky, dot};
 use crate::gaussian_process::expected_improvement;
 use crate::{Error, Result};
 use ofa_supernet::seed::{Purpose, generator};
 use ofa_supernet::{SearchSpace, Subnet};
 use rand::Rng;
 use rand::seq::SliceRandom;
+use rayon::prelude::*;
 use std::collections::HashSet;
 
 /// First position of the generators used here.
 const ORDER: u64 = 0x61;
 const CANDIDATES: u64 = 0x63;
 const DRAW: u64 = 0x64;
+/// Random subnets over which the deviation is lowered.
+const TYPICAL: u64 = 1000;
 /// Candidates for each subnet that is chosen.
 const CANDIDATES_EACH: usize = 30;
 
 /// What makes a subnet worth measuring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acquisition {
-    /// The deviation of its prediction: for a predictor that is right everywhere.
+    /// How much its measurement lowers the deviation of the predictions of random subnets: for a predictor that is right everywhere. It follows
+    /// from the subnets alone, so that the very first ones can be chosen by it.
     Deviation,
-    /// Expected improvement over the best measured accuracy: for one that is right about the best.
+    /// Expected improvement over the best measured accuracy: for a predictor that is right about the best.
     Improvement,
 }
 
-/// `count` subnets (fewer if there are no more) to measure next, none of them among `samples`, chosen from random ones.
-///
-/// They are drawn with probability proportional to the square of what makes them worth it, and not the topmost taken, since those are alike
-/// (stochastic batch acquisition: Kirsch et al., TMLR 2023). Same arguments, same subnets.
+/// `count` subnets (fewer if there are no more) to measure next, none of them among `samples`, chosen from random ones. Same arguments, same
+/// subnets.
 ///
 /// # Errors
-/// As [`super::Predictor::fit`]; a single member.
+/// As [`super::Predictor::fit`]; a single member, or less than two samples, for [`Acquisition::Improvement`].
 pub fn next(
     space: &SearchSpace,
     samples: &[Sample],
@@ -64,19 +69,111 @@ fn choose(
     settings: &FitSettings,
     seed: u64,
 ) -> Result<Vec<usize>> {
+    match acquisition {
+        Acquisition::Deviation => least_deviation(space, samples, candidates, count, seed),
+        Acquisition::Improvement => most_improvement(space, samples, candidates, count, settings, seed),
+    }
+}
+
+/// A candidate `x` while others are chosen; `A` is the precision of the linear part's weights, `B B^T` the second moment of random subnets.
+struct Candidate {
+    index: usize,
+    row: Vec<f64>,
+    /// `A^-1 x`
+    solved: Vec<f64>,
+    /// `B^T A^-1 x`
+    seen_from_all: Vec<f64>,
+}
+
+/// One after the other, the candidate after whose measurement the predictions of random subnets have the least mean variance, as the linear part
+/// of the predictor sees it (Cohn, Ghahramani and Jordan, JAIR 1996, §4; in the design of experiments: I-optimality).
+///
+/// The network's own spread over its members tells less: they differ by their starts more than by what they have not seen.
+fn least_deviation(
+    space: &SearchSpace,
+    samples: &[Sample],
+    candidates: &[Subnet],
+    count: usize,
+    seed: u64,
+) -> Result<Vec<usize>> {
+    let basis = Basis::new(space);
+    // The last entry is the mean accuracy, of which the prior knows next to nothing.
+    let row = |subnet: &Subnet| -> Result<Vec<f64>> {
+        let mut row = basis.of(&active_features(space, subnet)?);
+        row.push(10.0);
+        Ok(row)
+    };
+    let width = basis.width() + 1;
+    let unit = |value: f64| -> Vec<f64> {
+        let mut matrix = vec![0.0; width * width];
+        matrix.iter_mut().step_by(width + 1).for_each(|diagonal| *diagonal = value);
+        matrix
+    };
+    let factor = |matrix| Cholesky::new(matrix, width).ok_or_else(|| Error::Predictor("a singular design".into()));
+    // Prior and noise: a measurement errs by as much as a kernel size may add.
+    let mut precision = unit(1.0);
+    for sample in samples {
+        add_square(&mut precision, &row(&sample.subnet)?);
+    }
+    let precision = factor(precision)?;
+    let mut moment = unit(1e-6);
+    for position in 0..TYPICAL {
+        let typical = space.sample(&mut generator(seed, Purpose::Predictor, &[DRAW, position]));
+        add_square(&mut moment, &row(&typical)?);
+    }
+    let moment = factor(moment)?;
+    let seen_from_all = |solved: &[f64]| -> Vec<f64> {
+        let mut product = vec![0.0; width];
+        for (i, value) in solved.iter().enumerate() {
+            product.iter_mut().zip(moment.row(i)).for_each(|(sum, entry)| *sum += value * entry);
+        }
+        product
+    };
+    let mut candidates = candidates
+        .par_iter()
+        .enumerate()
+        .map(|(index, subnet)| {
+            let row = row(subnet)?;
+            let solved = precision.solve(row.clone());
+            Ok(Candidate { index, seen_from_all: seen_from_all(&solved), row, solved })
+        })
+        .collect::<Result<Vec<Candidate>>>()?;
+    let mut chosen = Vec::new();
+    while chosen.len() < count && !candidates.is_empty() {
+        let gain = |c: &Candidate| dot(&c.seen_from_all, &c.seen_from_all) / (1.0 + dot(&c.row, &c.solved));
+        let gains: Vec<f64> = candidates.par_iter().map(gain).collect();
+        let best = (0..gains.len()).reduce(|best, next| if gains[next] > gains[best] { next } else { best });
+        let taken = candidates.swap_remove(best.unwrap_or(0));
+        let scale = 1.0 / (1.0 + dot(&taken.row, &taken.solved));
+        candidates.par_iter_mut().for_each(|candidate| {
+            let shared = scale * dot(&candidate.row, &taken.solved);
+            candidate.solved.iter_mut().zip(&taken.solved).for_each(|(v, t)| *v -= shared * t);
+            candidate.seen_from_all.iter_mut().zip(&taken.seen_from_all).for_each(|(v, t)| *v -= shared * t);
+        });
+        chosen.push(taken.index);
+    }
+    Ok(chosen)
+}
+
+/// Drawn with probability proportional to the square of the expected improvement, and not the topmost taken, since those are alike (stochastic
+/// batch acquisition: Kirsch et al., TMLR 2023).
+fn most_improvement(
+    space: &SearchSpace,
+    samples: &[Sample],
+    candidates: &[Subnet],
+    count: usize,
+    settings: &FitSettings,
+    seed: u64,
+) -> Result<Vec<usize>> {
     settings.validate()?;
     if settings.members < 2 || samples.len() < 2 {
-        return Err(Error::Predictor("choosing what to measure needs two members and two samples at least".into()));
+        return Err(Error::Predictor("expected improvement needs two members and two samples at least".into()));
     }
     let mut samples = samples.to_vec();
     samples.shuffle(&mut generator(seed, Purpose::Predictor, &[ORDER]));
     let (predictor, _) = fit_members(space, &samples, settings, seed, &mut |_, _, _| {})?;
     let best = samples.iter().map(|s| s.accuracy).fold(0.0, f64::max);
-    let worth = |prediction: &Prediction| match acquisition {
-        // The noise is the same for all; what can be learnt is the rest.
-        Acquisition::Deviation => (prediction.deviation.powi(2) - f64::from(predictor.noise).powi(2)).max(0.0).sqrt(),
-        Acquisition::Improvement => expected_improvement(prediction.accuracy, prediction.deviation, best),
-    };
+    let worth = |prediction: &Prediction| expected_improvement(prediction.accuracy, prediction.deviation, best);
     let mut rng = generator(seed, Purpose::Predictor, &[DRAW, samples.len() as u64]);
     let predictions = predictor.predict_with_deviation(candidates)?;
     let mut drawn: Vec<(f64, usize)> = predictions
@@ -101,7 +198,7 @@ pub struct CurvePoint {
 }
 
 /// How good a predictor fewer of the measured `samples` would have given: from one to eight eighths of four fifths of them, once drawn at random
-/// and once chosen by `acquisition` from what is left (but for the first eighth), judged on the same held-out fifth; means over `repetitions`
+/// and once chosen by `acquisition` from what is left (by expected improvement only after the first eighth), judged on the same held-out fifth; means over `repetitions`
 /// splits. Nothing is measured anew. `progress` gets fits done and all fits.
 ///
 /// # Errors
@@ -141,7 +238,8 @@ pub fn curve(
             Ok(metrics::kendall_tau(&measured, &predictor.predict(&subnets)?).unwrap_or(0.0))
         };
         // Places in the pool, ascending: the same samples in the same order give the same predictor, however they were found.
-        let mut chosen: Vec<usize> = (0..round).collect();
+        let given = if acquisition == Acquisition::Improvement { round } else { 0 };
+        let mut chosen: Vec<usize> = (0..given).collect();
         for (point, &size) in points.iter_mut().zip(&sizes) {
             let part = |places: &[usize]| -> Vec<Sample> { places.iter().map(|&place| pool[place].clone()).collect() };
             if chosen.len() < size {
@@ -191,7 +289,39 @@ mod tests {
         let known = unsure.iter().filter(|s| s.resolution == 16).count();
         assert!(known <= 5, "{unsure:?}");
         let single = FitSettings { members: 1, ..settings };
-        assert!(next(&space, &samples, 2, Acquisition::Deviation, &single, 0).is_err());
+        assert!(next(&space, &samples, 2, Acquisition::Improvement, &single, 0).is_err());
+        assert_eq!(next(&space, &[], 2, Acquisition::Deviation, &single, 0).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn chosen_ones_leave_less_variance_than_any_random_ones() {
+        let space = SearchSpace::named("mbv3-w1.0").unwrap();
+        let basis = Basis::new(&space);
+        let row = |subnet: &Subnet| -> Vec<f64> {
+            let mut row = basis.of(&active_features(&space, subnet).unwrap());
+            row.push(10.0);
+            row
+        };
+        let drawn = |from: u64| {
+            (0..60).map(move |i| from + i).map(|i| space.sample(&mut generator(9, Purpose::Sampling, &[i])))
+        };
+        let judged: Vec<Vec<f64>> = drawn(0).map(|s| row(&s)).collect();
+        // By its definition: the prior, the noise and every measurement add up to the precision.
+        let variance = |subnets: &[Subnet]| -> f64 {
+            let width = basis.width() + 1;
+            let mut precision = vec![0.0; width * width];
+            precision.iter_mut().step_by(width + 1).for_each(|diagonal| *diagonal = 1.0);
+            subnets.iter().for_each(|subnet| add_square(&mut precision, &row(subnet)));
+            let factor = Cholesky::new(precision, width).unwrap();
+            judged.iter().map(|row| factor.forward(row.clone())).map(|v| dot(&v, &v)).sum()
+        };
+        let settings = FitSettings::default();
+        let known: Vec<Sample> = drawn(60).take(20).map(|subnet| Sample { subnet, accuracy: 0.5 }).collect();
+        let with_known =
+            |new: Vec<Subnet>| -> Vec<Subnet> { known.iter().map(|s| s.subnet.clone()).chain(new).collect() };
+        let chosen = with_known(next(&space, &known, 60, Acquisition::Deviation, &settings, 1).unwrap());
+        let least = (2..12).map(|i| variance(&with_known(drawn(60 * i).collect()))).fold(f64::INFINITY, f64::min);
+        assert!(chosen.len() == 80 && variance(&chosen) < 0.8 * least, "{} {least}", variance(&chosen));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use super::features::{active_features, feature_count};
 use super::fit::{FitSettings, Table, fit};
+use super::linear::Basis;
 use super::mlp::Mlp;
 use super::{Predictor, Sample};
 use crate::Result;
@@ -34,6 +35,7 @@ pub(super) fn fit_members(
     progress: &mut (dyn FnMut(usize, usize, f64) + Send),
 ) -> Result<(Predictor, Option<Vec<f64>>)> {
     let inputs = samples.iter().map(|s| active_features(space, &s.subnet)).collect::<Result<Vec<_>>>()?;
+    let basis = Basis::new(space);
     let folds = settings.members.min(samples.len());
     let done = Mutex::new((0, progress));
     let members = (0..folds)
@@ -43,7 +45,7 @@ pub(super) fn fit_members(
             let part: Vec<usize> = (0..samples.len()).filter(sees).collect();
             let inputs: Vec<Vec<usize>> = part.iter().map(|&i| inputs[i].clone()).collect();
             let targets: Vec<f64> = part.iter().map(|&i| samples[i].accuracy).collect();
-            let table = Table { width: feature_count(space), inputs: &inputs, targets: &targets };
+            let table = Table { basis: &basis, width: feature_count(space), inputs: &inputs, targets: &targets };
             fit(&table, settings, seed, member as u64, &mut |_, steps, rmse| {
                 if let Ok(mut done) = done.lock() {
                     done.0 += 1;

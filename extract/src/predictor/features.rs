@@ -6,10 +6,24 @@
 
 use crate::Result;
 use ofa_supernet::{SearchSpace, Subnet};
+use std::ops::Range;
 
 /// Number of features of `space`.
 pub fn feature_count(space: &SearchSpace) -> usize {
     widths_start(space) + space.width_choices() * space.width_multipliers.len()
+}
+
+/// The positions of each one-hot, in order: for each block slot its kernel sizes and its expand ratios, then those that are there once.
+pub fn groups(space: &SearchSpace) -> Vec<Range<usize>> {
+    let slots = (0..space.slots()).flat_map(|_| [space.kernel_sizes.len(), space.expand_ratios.len()]);
+    let widths = (0..space.width_choices()).map(|_| space.width_multipliers.len());
+    let lengths = slots.chain([space.resolutions.len(), space.stem.depths.len()]).chain(widths);
+    let mut end = 0;
+    let group = |length| {
+        end += length;
+        end - length..end
+    };
+    lengths.map(group).filter(|group| !group.is_empty()).collect()
 }
 
 /// Position of the one-hot of the first width multiplier; those before it are of the stem blocks.
@@ -82,11 +96,13 @@ mod tests {
         // tiny: resolutions 16,24,32; kernels 3,5; expand 2,3,4; depth up to 2; two stages. A slot has 5 features.
         let space = SearchSpace::named("tiny").unwrap();
         assert_eq!(feature_count(&space), 4 * 5 + 3);
+        assert_eq!(groups(&space)[6..], [15..17, 17..20, 20..23]);
         let subnet = "r24 d1,2 k5|3,5 e2|4,3".parse().unwrap();
         assert_eq!(active_features(&space, &subnet).unwrap(), [1, 2, 10, 14, 16, 18, 21]);
         // resnet-tiny: resolutions 24,32; one kernel; expand 0.25,0.5; depth up to 2; two stages; widths 0.5,1 at four places.
         let resnet = SearchSpace::named("resnet-tiny").unwrap();
         assert_eq!(feature_count(&resnet), 4 * 3 + 2 + 2 + 4 * 2);
+        assert_eq!(groups(&resnet)[7..], [10..12, 12..14, 14..16, 16..18, 18..20, 20..22, 22..24]);
         let subnet = "r32 w0.5,1,1,0.5 s1 d1,1 e0.25|0.5".parse().unwrap();
         assert_eq!(active_features(&resnet, &subnet).unwrap(), [0, 1, 6, 8, 13, 15, 16, 19, 21, 22]);
         let outside = "r20 d1,1 k3|3 e2|2".parse().unwrap();

@@ -1,5 +1,6 @@
-//! Fitting the network to samples: Adam on the squared error.
+//! Fitting one network to samples: the linear part first, then, by Adam on the squared error, the network to what that leaves.
 
+use super::linear::{Basis, Linear};
 use super::mlp::{Layer, Mlp};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor, Var};
@@ -76,6 +77,8 @@ impl FitSettings {
 
 /// What is fitted: rows of one-hot inputs (as positions of their ones) and their accuracies.
 pub(super) struct Table<'a> {
+    /// The prior of the linear part.
+    pub basis: &'a Basis,
     /// Number of features.
     pub width: usize,
     /// Positions of the ones, a list a sample.
@@ -86,8 +89,8 @@ pub(super) struct Table<'a> {
 
 /// Fits the network number `member`; `progress` gets the steps done, all steps and the loss of the step (root mean squared error in accuracy).
 ///
-/// Targets are centred and scaled while fitting, and the scale is folded into the output layer afterwards: the output
-/// starts at the mean accuracy, and the learning rate suits accuracies that differ by a tenth of a point or by fifty.
+/// Targets are scaled while fitting, and the scale is folded into the output layer afterwards: the learning rate suits accuracies that
+/// differ by a tenth of a point or by fifty.
 pub(super) fn fit(
     table: &Table,
     settings: &FitSettings,
@@ -97,14 +100,16 @@ pub(super) fn fit(
 ) -> Result<Mlp> {
     let device = Device::Cpu;
     let count = table.inputs.len();
-    let mean = table.targets.iter().sum::<f64>() / count as f64;
-    let spread = (table.targets.iter().map(|t| (t - mean).powi(2)).sum::<f64>() / count as f64).sqrt().max(1e-6);
+    let linear = Linear::fit(table.basis, table.inputs, table.targets);
+    let rest: Vec<f64> = table.inputs.iter().zip(table.targets).map(|(input, t)| t - linear.predict(input)).collect();
+    // Their mean is zero: the linear part has it.
+    let spread = (rest.iter().map(|r| r * r).sum::<f64>() / count as f64).sqrt().max(1e-6);
     let mut dense = vec![0.0f32; count * table.width];
     for (row, active) in dense.chunks_exact_mut(table.width).zip(table.inputs) {
         active.iter().for_each(|&feature| row[feature] = 1.0);
     }
     let dense = Tensor::from_vec(dense, (count, table.width), &device)?;
-    let targets: Vec<f32> = table.targets.iter().map(|t| ((t - mean) / spread) as f32).collect();
+    let targets: Vec<f32> = rest.iter().map(|r| (r / spread) as f32).collect();
     let targets = Tensor::from_vec(targets, (count, 1), &device)?;
 
     let variables = initial(table.width, settings.hidden, seed, member)?;
@@ -148,8 +153,8 @@ pub(super) fn fit(
     }
     let mut layers: [Layer; 4] = layers.try_into().expect("four layers were made");
     layers[3].weight.iter_mut().for_each(|w| *w *= spread as f32);
-    layers[3].bias[0] = (f64::from(layers[3].bias[0]) * spread + mean) as f32;
-    Ok(Mlp::new(layers))
+    layers[3].bias[0] = (f64::from(layers[3].bias[0]) * spread + linear.bias) as f32;
+    Ok(Mlp::new(layers, linear.weights.iter().map(|&w| w as f32).collect()))
 }
 
 /// Weights and biases of the four layers in turn, uniform within 1 / sqrt(inputs); the output bias is zero.

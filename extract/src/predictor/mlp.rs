@@ -1,4 +1,4 @@
-//! The fitted network as plain numbers, and its fast forward pass.
+//! The fitted network and its linear part as plain numbers, and its fast forward pass.
 //!
 //! The input is one-hot and more than half of what ReLU leaves is zero, so every product skips zeros. Every subnet's sums run in the
 //! same order whatever the batch and the threads, so a prediction does not depend on them.
@@ -20,23 +20,29 @@ pub struct Layer {
     pub bias: Vec<f32>,
 }
 
-/// Three hidden layers with ReLU and a linear output (paper §3.4).
+/// Three hidden layers with ReLU and a linear output (paper §3.4), and a linear function of the input beside them.
 #[derive(Debug, Clone)]
 pub struct Mlp {
     layers: [Layer; 4],
+    linear: Vec<f32>,
     hidden: [SparseLayer; 3],
 }
 
 impl Mlp {
-    /// Layers of shapes `[inputs, hidden]`, `[hidden, hidden]` twice and `[hidden, 1]`.
-    pub fn new(layers: [Layer; 4]) -> Self {
+    /// Layers of shapes `[inputs, hidden]`, `[hidden, hidden]` twice and `[hidden, 1]`; what each input adds to the output, `[inputs]`.
+    pub fn new(layers: [Layer; 4], linear: Vec<f32>) -> Self {
         let hidden = [0, 1, 2].map(|index| SparseLayer::new(&layers[index].weight, &layers[index].bias));
-        Mlp { layers, hidden }
+        Mlp { layers, linear, hidden }
     }
 
     /// The layers in order.
     pub fn layers(&self) -> &[Layer; 4] {
         &self.layers
+    }
+
+    /// What each input adds to the output.
+    pub fn linear(&self) -> &[f32] {
+        &self.linear
     }
 
     /// One output for each of `inputs`; `features` writes the active features of one.
@@ -65,7 +71,14 @@ impl Mlp {
         let rows = SparseRows::ones(self.hidden[0].inputs(), ones);
         let rows = self.hidden.iter().fold(rows, |rows, layer| layer.forward(&rows));
         let last = &self.layers[3];
-        Ok(rows.dot(&last.weight).into_iter().map(|product| f64::from(product + last.bias[0])).collect())
+        let ones = ends.windows(2).map(|ends| &active[ends[0]..ends[1]]);
+        let sums = ones.map(|ones| ones.iter().map(|&one| self.linear[one]).sum::<f32>());
+        Ok(rows
+            .dot(&last.weight)
+            .into_iter()
+            .zip(sums)
+            .map(|(product, sum)| f64::from(product + last.bias[0] + sum))
+            .collect())
     }
 }
 
@@ -84,7 +97,8 @@ mod tests {
             weight: (0..inputs * outputs).map(|_| rng.random_range(-0.3..0.3)).collect(),
             bias: (0..outputs).map(|_| rng.random_range(-0.3..0.3)).collect(),
         };
-        let mlp = Mlp::new([layer(inputs, hidden), layer(hidden, hidden), layer(hidden, hidden), layer(hidden, 1)]);
+        let layers = [layer(inputs, hidden), layer(hidden, hidden), layer(hidden, hidden), layer(hidden, 1)];
+        let mlp = Mlp::new(layers, (0..inputs).map(|i| 0.1 * i as f32).collect());
         let batch: Vec<Vec<usize>> = (0..70).map(|i| vec![i % 3, 3 + i % 5, 8 + i % 3]).collect();
         let forward = |batch: &[Vec<usize>]| {
             let features = |input: &Vec<usize>, active: &mut Vec<usize>| {
@@ -106,7 +120,8 @@ mod tests {
                     })
                     .collect();
             }
-            assert!((x[0] - found).abs() < 1e-5, "{} instead of {}", found, x[0]);
+            let linear: f64 = active.iter().map(|&i| 0.1 * i as f64).sum();
+            assert!((x[0] + linear - found).abs() < 1e-5, "{} instead of {}", found, x[0] + linear);
             assert_eq!(forward(std::slice::from_ref(active)), [found]);
         }
     }

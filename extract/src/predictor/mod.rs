@@ -5,6 +5,7 @@
 //! | [`sample`] | measured accuracies and their file |
 //! | [`features`] | a subnet as a one-hot vector |
 //! | [`metrics`] | how good predictions are |
+//! | `linear` | what each choice adds by itself |
 //! | `fit`, `mlp`, `store` | fitting one network, its fast forward pass, the file |
 //! | `ensemble` | several networks: folds, spread, how sure a prediction is |
 //! | [`active`] | which subnets to measure next |
@@ -14,6 +15,7 @@ pub mod active;
 mod ensemble;
 pub mod features;
 mod fit;
+mod linear;
 pub mod metrics;
 mod mlp;
 mod published;

@@ -84,6 +84,7 @@ impl Predictor {
         let places = RESOLUTIONS.iter().enumerate().filter(|(_, resolution)| narrowed.resolutions.contains(resolution));
         rows.extend(places.map(|(place, _)| slots * (kernels + expands) + place));
         first.weight = rows.iter().flat_map(|row| &first.weight[row * hidden..][..hidden]).copied().collect();
-        Ok(Predictor { space: narrowed, members: vec![Mlp::new([first, second, third, last])], noise: 0.0 })
+        let no_linear = vec![0.0; rows.len()];
+        Ok(Predictor { space: narrowed, members: vec![Mlp::new([first, second, third, last], no_linear)], noise: 0.0 })
     }
 }

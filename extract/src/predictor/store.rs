@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 const FORMAT: &str = "ofa-predictor";
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const ENTRY: &str = "ofa";
 
 #[derive(Serialize, Deserialize)]
@@ -27,8 +27,8 @@ struct Entry {
 }
 
 impl Predictor {
-    /// Writes the predictor: of each member tensors `member{m}.layer{0..3}.weight` of shape `[inputs, outputs]` and
-    /// `member{m}.layer{0..3}.bias` in f32.
+    /// Writes the predictor: of each member tensors `member{m}.layer{0..3}.weight` of shape `[inputs, outputs]`,
+    /// `member{m}.layer{0..3}.bias` and `member{m}.linear` of shape `[inputs]` in f32.
     ///
     /// # Errors
     /// A failed write.
@@ -40,6 +40,7 @@ impl Predictor {
         let bytes = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
         let mut tensors = Vec::new();
         for (member, mlp) in self.members.iter().enumerate() {
+            tensors.push((format!("member{member}.linear"), vec![mlp.linear().len()], bytes(mlp.linear())));
             for (index, layer) in mlp.layers().iter().enumerate() {
                 let outputs = layer.bias.len();
                 let shape = vec![layer.weight.len() / outputs, outputs];
@@ -106,12 +107,14 @@ impl Predictor {
         };
         let mut networks = Vec::with_capacity(members);
         for member in 0..members {
-            networks.push(Mlp::new([
-                layer(member, 0, feature_count(&space), hidden)?,
+            let inputs = feature_count(&space);
+            let layers = [
+                layer(member, 0, inputs, hidden)?,
                 layer(member, 1, hidden, hidden)?,
                 layer(member, 2, hidden, hidden)?,
                 layer(member, 3, hidden, 1)?,
-            ]));
+            ];
+            networks.push(Mlp::new(layers, read(format!("member{member}.linear"), &[inputs])?));
         }
         Ok(Predictor { space, members: networks, noise })
     }
