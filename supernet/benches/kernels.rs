@@ -1,0 +1,274 @@
+//! Time of each kernel, and what share of it the hardware would need at least: `cargo bench -p ofa-supernet --bench kernels`.
+//!
+//! The floor of a kernel is its operations over the rate of a large matrix product plus the bytes that it must move over the rate of a
+//! copy; both rates are measured here first, with all threads. Values that are written and read again later count twice.
+
+use candle_core::{Device, Tensor, Var};
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use ofa_supernet::ops::inference::{DenseConv, Depthwise, Pointwise};
+use ofa_supernet::ops::{
+    BlockShape, DenseShape, SparseLayer, SparseRows, average_pool, dense, inverted_residual, max_pool, parameter_count,
+};
+use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::space::Activation;
+use rand::Rng;
+use std::hint::black_box;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// Images of every bench.
+const BATCH: usize = 64;
+
+/// Operations and bytes a second.
+struct Rates {
+    operations: f64,
+    bytes: f64,
+}
+
+/// Wall time, with throughput shown as the floor's share of it.
+struct ShareOfFloor(WallTime);
+
+impl Measurement for ShareOfFloor {
+    type Intermediate = <WallTime as Measurement>::Intermediate;
+    type Value = Duration;
+    fn start(&self) -> Self::Intermediate {
+        self.0.start()
+    }
+    fn end(&self, start: Self::Intermediate) -> Duration {
+        self.0.end(start)
+    }
+    fn add(&self, a: &Duration, b: &Duration) -> Duration {
+        self.0.add(a, b)
+    }
+    fn zero(&self) -> Duration {
+        self.0.zero()
+    }
+    fn to_f64(&self, value: &Duration) -> f64 {
+        self.0.to_f64(value)
+    }
+    fn formatter(&self) -> &dyn ValueFormatter {
+        &Formatter
+    }
+}
+
+struct Formatter;
+
+impl ValueFormatter for Formatter {
+    fn scale_values(&self, typical: f64, values: &mut [f64]) -> &'static str {
+        WallTime.formatter().scale_values(typical, values)
+    }
+    /// The throughput's elements are the nanoseconds of the floor.
+    fn scale_throughputs(&self, _typical: f64, throughput: &Throughput, values: &mut [f64]) -> &'static str {
+        let Throughput::Elements(floor) = *throughput else { return "?" };
+        values.iter_mut().for_each(|nanoseconds| *nanoseconds = 100.0 * floor as f64 / *nanoseconds);
+        "% of time is floor"
+    }
+    fn scale_for_machines(&self, values: &mut [f64]) -> &'static str {
+        WallTime.formatter().scale_for_machines(values)
+    }
+}
+
+fn values(count: usize) -> Vec<f32> {
+    let mut rng = generator(0, Purpose::Weights, &[count as u64]);
+    (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+fn tensor(shape: &[usize]) -> Tensor {
+    Tensor::from_vec(values(shape.iter().product()), shape, &Device::Cpu).expect("as many values as the shape has")
+}
+
+/// Best of several: what the machine can do, not what it does on average.
+fn best(mut run: impl FnMut()) -> f64 {
+    let time = |_| {
+        let start = Instant::now();
+        run();
+        start.elapsed().as_secs_f64()
+    };
+    (0..30).map(time).fold(f64::INFINITY, f64::min)
+}
+
+fn rates() -> &'static Rates {
+    static RATES: OnceLock<Rates> = OnceLock::new();
+    RATES.get_or_init(|| {
+        let (rows, width) = (8192, 384);
+        let layer = Pointwise::new(&values(width * width), &values(width), width, width);
+        let (input, mut output) = (values(rows * width), vec![0.0; rows * width]);
+        let product = best(|| layer.run(&input, 1, rows, Activation::Identity, None, None, black_box(&mut output)));
+        // Larger than the caches.
+        let (from, mut to) = (values(32 << 20), vec![0.0f32; 32 << 20]);
+        let share = from.len() / rayon::current_num_threads();
+        let copy = best(|| {
+            rayon::scope(|scope| {
+                for (from, to) in from.chunks(share).zip(black_box(&mut to).chunks_mut(share)) {
+                    scope.spawn(move |_| to.copy_from_slice(from));
+                }
+            });
+        });
+        let rates =
+            Rates { operations: 2.0 * (rows * width * width) as f64 / product, bytes: 8.0 * from.len() as f64 / copy };
+        println!("matrix product {:.0} GFLOP/s, copy {:.1} GB/s\n", rates.operations / 1e9, rates.bytes / 1e9);
+        rates
+    })
+}
+
+/// Nanoseconds that `multiply_adds` and `moved` values need at least.
+fn floor(multiply_adds: usize, moved: usize) -> Throughput {
+    let rates = rates();
+    Throughput::Elements(
+        (1e9 * (2.0 * multiply_adds as f64 / rates.operations + 4.0 * moved as f64 / rates.bytes)) as u64,
+    )
+}
+
+fn inference(c: &mut Criterion<ShareOfFloor>) {
+    let mut group = c.benchmark_group("inference");
+    for (side, from, to) in [(32, 12, 72), (16, 20, 120), (8, 240, 40), (4, 80, 480), (1, 640, 1000)] {
+        let rows = BATCH * side * side;
+        let layer = Pointwise::new(&values(from * to), &values(to), from, to);
+        let (input, mut output) = (values(rows * from), vec![0.0; rows * to]);
+        group.throughput(floor(rows * from * to, rows * (from + to) + from * to));
+        group.bench_function(BenchmarkId::new("pointwise", format!("{side} px {from} to {to}")), |b| {
+            b.iter(|| layer.run(&input, BATCH, side * side, Activation::Relu, None, None, black_box(&mut output)));
+        });
+    }
+    for (side, channels, kernel, stride) in [
+        (32, 72, 3, 1),
+        (32, 72, 5, 1),
+        (32, 72, 7, 1),
+        (32, 72, 5, 2),
+        (16, 120, 7, 1),
+        (8, 240, 7, 1),
+        (7, 241, 5, 2),
+        (4, 480, 7, 1),
+    ] {
+        let layer = Depthwise::new(&values(channels * kernel * kernel), &values(channels), channels, kernel, stride);
+        let out = BATCH * usize::div_ceil(side, stride).pow(2) * channels;
+        let (input, mut output) = (values(BATCH * side * side * channels), vec![0.0; out]);
+        group.throughput(floor(out * kernel * kernel, input.len() + out));
+        group.bench_function(BenchmarkId::new("depthwise", format!("{side} px {channels} k{kernel} s{stride}")), |b| {
+            b.iter(|| layer.run(&input, BATCH, side, side, Activation::Relu, black_box(&mut output), None));
+        });
+    }
+    for (side, from, to, stride) in [(32, 3, 8, 1), (64, 3, 16, 2), (16, 64, 64, 1)] {
+        let layer = DenseConv::new(&values(from * to * 9), &values(to), from, to, 3, stride);
+        let rows = BATCH * usize::div_ceil(side, stride).pow(2);
+        let (input, mut output) = (values(BATCH * side * side * from), vec![0.0; rows * to]);
+        group.throughput(floor(rows * from * to * 9, input.len() + rows * to));
+        group.bench_function(BenchmarkId::new("dense 3x3", format!("{side} px {from} to {to} s{stride}")), |b| {
+            b.iter(|| layer.run(&input, BATCH, side, side, Activation::Relu, black_box(&mut output)));
+        });
+    }
+    group.finish();
+}
+
+fn block(side: usize, channels: [usize; 3], kernel: usize, stride: usize, squeeze_excite: bool) -> BlockShape {
+    let [in_channels, middle, out_channels] = channels;
+    BlockShape {
+        batch: BATCH,
+        height: side,
+        width: side,
+        in_channels,
+        middle,
+        out_channels,
+        kernel,
+        stride,
+        activation: if squeeze_excite { Activation::HardSwish } else { Activation::Relu },
+        expand: true,
+        squeeze_excite: squeeze_excite.then_some(middle / 4),
+        residual: stride == 1 && in_channels == out_channels,
+        eps: 1e-5,
+    }
+}
+
+/// The fused blocks as training runs them: three raw outputs are kept, and their gradients pass through memory once more.
+fn training(c: &mut Criterion<ShareOfFloor>) {
+    let mut group = c.benchmark_group("training");
+    for (side, channels, kernel, stride, squeeze_excite) in [
+        (32, [12, 72, 12], 7, 1, false),
+        (32, [12, 72, 20], 7, 2, true),
+        (16, [20, 120, 20], 7, 1, true),
+        (16, [20, 120, 20], 3, 1, true),
+        (8, [40, 240, 40], 7, 1, false),
+        (4, [80, 480, 80], 7, 1, true),
+    ] {
+        let shape = block(side, channels, kernel, stride, squeeze_excite);
+        let (height, _) = shape.output_size();
+        let (inside, outside) = (BATCH * side * side, BATCH * height * height);
+        let multiply_adds =
+            inside * channels[0] * channels[1] + outside * channels[1] * (kernel * kernel + channels[2]);
+        let (x, y1) = (inside * channels[0], inside * channels[1]);
+        let (y2, y3) = (outside * channels[1], outside * channels[2]);
+        let forward = x + 2 * (y1 + y2 + y3) + y3;
+        // Read: the output's gradient, all that was kept, two middle gradients; written: those two and the input's gradient.
+        let backward = 2 * y3 + y2 + 2 * y2 + y1 + 2 * y1 + 2 * x;
+        let input = Var::from_tensor(&tensor(&[BATCH, side, side, channels[0]])).expect("a copy");
+        let packed = Var::from_tensor(&tensor(&[parameter_count(&shape)])).expect("a copy");
+        let name = format!("{side} px {channels:?} k{kernel} s{stride}{}", if squeeze_excite { " se" } else { "" });
+        group.throughput(floor(multiply_adds, forward));
+        group.bench_function(BenchmarkId::new("block forward", &name), |b| {
+            b.iter(|| inverted_residual(&input, &packed, shape.clone(), None, false).expect("fitting shapes"));
+        });
+        group.throughput(floor(3 * multiply_adds, forward + backward));
+        group.bench_function(BenchmarkId::new("block forward and backward", &name), |b| {
+            b.iter(|| {
+                let (output, _) =
+                    inverted_residual(&input, &packed, shape.clone(), None, true).expect("fitting shapes");
+                output.sum_all().and_then(|sum| sum.backward()).expect("a gradient")
+            });
+        });
+    }
+    for (side, from, to, kernel, pool) in [(32, 3, 8, 3, false), (4, 80, 480, 1, true)] {
+        let shape = DenseShape {
+            batch: BATCH,
+            height: side,
+            width: side,
+            in_channels: from,
+            out_channels: to,
+            kernel,
+            stride: 1,
+            activation: Activation::HardSwish,
+            pool,
+            eps: 1e-5,
+        };
+        let rows = BATCH * side * side;
+        let input = Var::from_tensor(&tensor(&[BATCH, side, side, from])).expect("a copy");
+        let packed = Var::from_tensor(&tensor(&[to * from * kernel * kernel + 2 * to])).expect("a copy");
+        let (x, y) = (rows * from, rows * to);
+        group.throughput(floor(3 * rows * from * to * kernel * kernel, 3 * x + 5 * y));
+        let name = format!("{side} px {from} to {to} k{kernel}{}", if pool { " pooled" } else { "" });
+        group.bench_function(BenchmarkId::new("dense forward and backward", name), |b| {
+            b.iter(|| {
+                let (output, _) = dense(&input, &packed, shape.clone(), None, true).expect("fitting shapes");
+                output.sum_all().and_then(|sum| sum.backward()).expect("a gradient")
+            });
+        });
+    }
+    let map = tensor(&[BATCH, 32, 32, 32]);
+    group.throughput(floor(0, map.elem_count() * 5 / 4));
+    group.bench_function("max pool", |b| b.iter(|| max_pool(&map).expect("a map")));
+    group.bench_function("average pool", |b| b.iter(|| average_pool(&map, (2, 2)).expect("a map")));
+    group.finish();
+}
+
+/// The predictor's layers: a hundred subnets, of whose values about half are zero.
+fn sparse(c: &mut Criterion<ShareOfFloor>) {
+    let mut group = c.benchmark_group("predictor");
+    let layer = SparseLayer::new(&values(400 * 400), &values(400));
+    let ones: Vec<Vec<usize>> =
+        (0..100).map(|row| (0..400).filter(|i| (i * 7 + row * 13) % 10 == 0).collect()).collect();
+    let rows = layer.forward(&SparseRows::ones(400, ones.iter().map(Vec::as_slice)));
+    group.throughput(floor(100 * 200 * 400, 400 * 400 + 2 * 100 * 400));
+    group.bench_function("sparse layer", |b| b.iter(|| layer.forward(&rows)));
+    group.finish();
+}
+
+criterion_group! {
+    name = kernels;
+    config = Criterion::default()
+        .with_measurement(ShareOfFloor(WallTime))
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1));
+    targets = inference, training, sparse
+}
+criterion_main!(kernels);
