@@ -206,13 +206,13 @@ fn training(c: &mut Criterion<ShareOfFloor>) {
         let name = format!("{side} px {channels:?} k{kernel} s{stride}{}", if squeeze_excite { " se" } else { "" });
         group.throughput(floor(multiply_adds, forward));
         group.bench_function(BenchmarkId::new("block forward", &name), |b| {
-            b.iter(|| inverted_residual(&input, &packed, shape.clone(), None, false).expect("fitting shapes"));
+            b.iter(|| inverted_residual(&input, &packed, shape.clone(), None, None, false).expect("fitting shapes"));
         });
         group.throughput(floor(3 * multiply_adds, forward + backward));
         group.bench_function(BenchmarkId::new("block forward and backward", &name), |b| {
             b.iter(|| {
                 let (output, _) =
-                    inverted_residual(&input, &packed, shape.clone(), None, true).expect("fitting shapes");
+                    inverted_residual(&input, &packed, shape.clone(), None, None, true).expect("fitting shapes");
                 output.sum_all().and_then(|sum| sum.backward()).expect("a gradient")
             });
         });
@@ -238,7 +238,7 @@ fn training(c: &mut Criterion<ShareOfFloor>) {
         let name = format!("{side} px {from} to {to} k{kernel}{}", if pool { " pooled" } else { "" });
         group.bench_function(BenchmarkId::new("dense forward and backward", name), |b| {
             b.iter(|| {
-                let (output, _) = dense(&input, &packed, shape.clone(), None, true).expect("fitting shapes");
+                let (output, _) = dense(&input, &packed, shape.clone(), None, None, true).expect("fitting shapes");
                 output.sum_all().and_then(|sum| sum.backward()).expect("a gradient")
             });
         });

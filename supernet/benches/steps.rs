@@ -7,7 +7,7 @@ use ofa_supernet::network::Mode;
 use ofa_supernet::train::optimizer::Sgd;
 use ofa_supernet::train::step::{StepInput, train_step};
 use ofa_supernet::train::{StageConfig, TrainConfig};
-use ofa_supernet::{SearchSpace, Supernet};
+use ofa_supernet::{Ranks, SearchSpace, Supernet};
 
 fn steps(c: &mut Criterion) {
     for (name, resolution, batch) in [("cifar-mbv3", 32, 64), ("mbv3-w1.0", 128, 32)] {
@@ -30,7 +30,8 @@ fn steps(c: &mut Criterion) {
                 b.iter(|| {
                     let learning_rate = 0.001;
                     let (config, choices, images, labels) = (&config, &choices, &images, &labels[..]);
-                    let input = StepInput { config, stage, choices, step, learning_rate, images, labels };
+                    let ranks = &Ranks::alone();
+                    let input = StepInput { config, stage, choices, step, learning_rate, images, labels, ranks, batch };
                     step += 1;
                     train_step(&net, Some(&teacher), &mut optimizer, &input).expect("a step")
                 });
