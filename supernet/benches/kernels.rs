@@ -1,7 +1,8 @@
 //! Time of each kernel, and what share of it the hardware would need at least: `cargo bench -p ofa-supernet --bench kernels`.
 //!
 //! The floor of a kernel is its operations over the rate of a large matrix product plus the bytes that it must move over the rate of a
-//! copy; both rates are measured here first, with all threads. Values that are written and read again later count twice.
+//! copy; both rates are measured here first, with all threads. Values that are written and read again later count twice. What finds its
+//! values in the caches can be faster than that.
 
 use candle_core::{Device, Tensor, Var};
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
@@ -91,10 +92,15 @@ fn best(mut run: impl FnMut()) -> f64 {
 fn rates() -> &'static Rates {
     static RATES: OnceLock<Rates> = OnceLock::new();
     RATES.get_or_init(|| {
-        let (rows, width) = (8192, 384);
-        let layer = Pointwise::new(&values(width * width), &values(width), width, width);
-        let (input, mut output) = (values(rows * width), vec![0.0; rows * width]);
-        let product = best(|| layer.run(&input, 1, rows, Activation::Identity, None, None, black_box(&mut output)));
+        // The best of shapes that networks have.
+        let product = |(rows, from, to): (usize, usize, usize)| {
+            let layer = Pointwise::new(&values(from * to), &values(to), from, to);
+            let (input, mut output) = (values(rows * from), vec![0.0; rows * to]);
+            let seconds = best(|| layer.run(&input, 1, rows, Activation::Identity, None, None, black_box(&mut output)));
+            2.0 * (rows * from * to) as f64 / seconds
+        };
+        let shapes = [(4096, 240, 40), (1024, 80, 480), (64, 640, 1000), (8192, 384, 384)];
+        let operations = shapes.map(product).into_iter().fold(0.0, f64::max);
         // Larger than the caches.
         let (from, mut to) = (values(32 << 20), vec![0.0f32; 32 << 20]);
         let share = from.len() / rayon::current_num_threads();
@@ -105,8 +111,7 @@ fn rates() -> &'static Rates {
                 }
             });
         });
-        let rates =
-            Rates { operations: 2.0 * (rows * width * width) as f64 / product, bytes: 8.0 * from.len() as f64 / copy };
+        let rates = Rates { operations, bytes: 8.0 * from.len() as f64 / copy };
         println!("matrix product {:.0} GFLOP/s, copy {:.1} GB/s\n", rates.operations / 1e9, rates.bytes / 1e9);
         rates
     })
