@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 /// Writes `bytes` to `path` through a temporary neighbour: write, fsync, rename, fsync of the folder.
@@ -13,17 +13,23 @@ use std::path::Path;
 /// The operating system's error with the path; the old file is then untouched.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    make_folder(folder)?;
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("file");
     let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
-    let written = (|| {
+    let write = || -> std::io::Result<()> {
         let mut file = File::create(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
         sync_folder(folder);
         Ok(())
-    })();
+    };
+    make_folder(folder)?;
+    let mut written = write();
+    if matches!(&written, Err(error) if error.kind() == ErrorKind::NotFound) {
+        // Somebody removed the folder meanwhile.
+        make_folder(folder)?;
+        written = write();
+    }
     if written.is_err() {
         let _ = fs::remove_file(&temporary);
     }

@@ -11,6 +11,7 @@ use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Where training stands.
@@ -248,7 +249,7 @@ impl Folder {
     pub fn list(&self) -> Result<Vec<(usize, PathBuf)>> {
         let entries = match fs::read_dir(&self.path) {
             Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(e) => return Err(Error::file(&self.path, e)),
         };
         let mut found = Vec::new();
@@ -272,7 +273,10 @@ impl Folder {
         let (current, mut leftover): (Vec<_>, Vec<_>) = self.list()?.into_iter().partition(|(step, _)| *step <= newest);
         leftover.extend_from_slice(&current[..current.len().saturating_sub(self.keep)]);
         leftover.retain(|(step, _)| Some(*step) != best);
-        leftover.iter().try_for_each(|(_, path)| fs::remove_file(path).map_err(|e| Error::file(path, e)))
+        leftover.iter().try_for_each(|(_, path)| match fs::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::file(path, error)),
+            _ => Ok(()),
+        })
     }
 
     /// Removes what killed writes left. Nobody else may be writing.
