@@ -1,8 +1,7 @@
 //! The linear part of a predictor: what each choice adds by itself, before the network learns what choices do together.
 //!
-//! A sum over choices explains most of a subnet's accuracy, and mostly in the order of their sizes: a ridge regression whose prior says so
-//! needs a fraction of the samples that the network needs to find it out. The network alone is better only where there are many samples,
-//! and both together are then as good (`cargo run --release -p ofa-extract --example active_sampling`).
+//! A sum over choices explains most of a subnet's accuracy, and mostly in the order of their sizes. A ridge regression whose prior says so
+//! needs fewer samples for that than the network, which would have to find it out.
 
 use super::features::{feature_count, groups};
 use crate::cholesky::{Cholesky, dot};
