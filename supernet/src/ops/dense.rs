@@ -4,10 +4,11 @@ use super::activation::{Act, with_activation};
 use super::batch_norm::{Affine, Backward, ChannelStatistics, Normalise, SumBlock, Sums};
 use super::buffers::{Aligned, Buffer};
 use super::columns::{Columns, from_column_order, scatter, to_column_order};
-use super::inverted_residual::{RawGradient, product_backward, write_transposed};
 use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
 use super::parallel::{self, Shared};
-use super::rows::{Left, Nothing, RowSource, add_products, normalise, pool, product};
+use super::rows::{
+    Left, Nothing, RawGradient, RowSource, add_products, normalise, pool, product, product_backward, write_transposed,
+};
 use super::simd::{InstructionSet, Kernel, Simd, dispatch};
 use super::{contiguous_f32, tensor_values};
 use crate::ranks::Ranks;
@@ -262,7 +263,7 @@ fn backward<A: Act>(
     let mut dx = with_input.then(|| vec![0.0; x.len()]);
     if shape.is_plain_product() {
         let weight = dx.is_some().then(|| Packed::new(&packed[..norm_weight], n, columns, columns, 1));
-        let parts = product_backward(raw, x, columns, weight.as_ref(), None, dx.as_deref_mut().unwrap_or_default());
+        let parts = product_backward(raw, x, columns, weight.as_ref(), dx.as_deref_mut().unwrap_or_default());
         write_transposed(parts, stride, &mut gradient[..norm_weight], columns);
         return (dx, gradient);
     }

@@ -3,10 +3,10 @@
 //! All work on NHWC f32 slices, write every output value, and use the threads of the rayon pool they are called in.
 
 use super::activation::{Act, Identity, with_activation};
-use super::buffers::Aligned;
+use super::buffers::{Aligned, Buffer};
 use super::columns::{Columns, to_column_order};
 use super::dense::DenseShape;
-use super::depthwise::{self, SLICE, Strip, convolve_row, fill_padded};
+use super::depthwise::{self, Frame, SLICE, Strip, chunk_rows, convolve_rows};
 use super::matmul::{Packed, ROW_BLOCK, multiply};
 use super::parallel::{self, Shared};
 use super::pools::{Windows, max_windows, mean_windows};
@@ -213,42 +213,33 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
     unsafe fn run<S: Simd>(self) {
         let shape = self.shape;
         let channels = shape.channels;
-        let taps = shape.kernel * shape.kernel * SLICE;
-        let columns = shape.out_width();
-        let mut scratch = super::buffers::Buffer::zeros(shape.padded_len());
-        let mut line = super::buffers::Buffer::uninitialised(columns * SLICE);
-        let mut last_width = SLICE;
+        let taps = shape.taps() * SLICE;
+        let (out_height, columns) = (shape.out_height(), shape.out_width());
+        let at_a_time = chunk_rows(columns).min(out_height);
+        let mut frame = Frame::of_input(shape);
+        let mut tile = Buffer::uninitialised(at_a_time * columns * SLICE);
         for task in self.tasks {
             let (image, slice) = (task / shape.slices(), task % shape.slices());
             let (first, width) = (slice * SLICE, shape.slice_width(slice));
-            if width < last_width {
-                scratch.fill(0.0); // lanes that this slice lacks
-            }
-            last_width = width;
             let image_input = &self.input[image * shape.in_pixels() * channels..];
             let strip = Strip::new(shape, slice, (shape.height, shape.width));
-            let (padded_width, padding) = (shape.padded_width(), shape.padding());
-            fill_padded::<S>([image_input; 2], strip, &mut scratch, padded_width, padding, 1, |_, v, _| v);
             let bias = super::batch_norm::lanes(&self.layer.bias, first, width);
             let weights = &self.layer.weights[slice * taps..][..taps];
             let mut sum = [0.0; SLICE];
-            for y in 0..shape.out_height() {
-                convolve_row(
-                    &scratch,
-                    shape.padded_width(),
-                    weights,
-                    shape.kernel,
-                    shape.stride,
-                    y,
-                    columns,
-                    &mut line,
-                );
-                for (x, values) in line.chunks_exact_mut(SLICE).enumerate() {
+            let mut made = 0;
+            for start in (0..out_height).step_by(at_a_time) {
+                let rows = start..out_height.min(start + at_a_time);
+                let needed = shape.rows_read(rows.end);
+                frame.fill::<S>(image_input, strip, made..needed, |_, v| v);
+                made = needed;
+                let tile = &mut tile[..rows.len() * columns * SLICE];
+                convolve_rows(&frame, shape, weights, rows, width, tile);
+                for (pixel, values) in tile.as_chunks_mut::<SLICE>().0.iter_mut().enumerate() {
                     for lane in 0..SLICE {
                         values[lane] = A::value(values[lane] + bias[lane]);
                         sum[lane] += values[lane];
                     }
-                    let place = (image * shape.out_pixels() + y * columns + x) * channels + first;
+                    let place = (image * shape.out_pixels() + start * columns + pixel) * channels + first;
                     // SAFETY: this task alone writes these channels of this image.
                     let out = unsafe { self.output.slice(place..place + width) };
                     if width == SLICE {

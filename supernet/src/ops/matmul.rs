@@ -5,6 +5,7 @@
 //! the roles of pixels and channels exchanged.
 
 use super::buffers::Aligned;
+use super::depthwise::SLICE;
 use super::simd::{InstructionSet, Kernel, Simd, dispatch};
 
 /// Pixels that a caller should hand over at a time: enough to reuse a panel, few enough to stay in L1 with it.
@@ -30,7 +31,21 @@ fn panel_vectors(vectors: usize, done: usize) -> usize {
 impl Packed {
     /// Packs the matrix whose element `(row, column)` is `source[row * row_stride + column * column_stride]`.
     pub(crate) fn new(source: &[f32], k: usize, n: usize, row_stride: usize, column_stride: usize) -> Self {
-        assert!(k == 0 || n == 0 || source.len() > (k - 1) * row_stride + (n - 1) * column_stride);
+        Self::widened(source, k, n, n, row_stride, column_stride)
+    }
+
+    /// Packs a matrix, as [`new`](Self::new), in slices of [`SLICE`] columns; the last one is filled up with columns of zeros.
+    pub(crate) fn slices(source: &[f32], k: usize, n: usize, row_stride: usize, column_stride: usize) -> Vec<Packed> {
+        let slice = |start: usize| {
+            let source = &source[start * column_stride..];
+            Self::widened(source, k, SLICE.min(n - start), SLICE, row_stride, column_stride)
+        };
+        (0..n).step_by(SLICE).map(slice).collect()
+    }
+
+    /// Packs a matrix of `existing` columns with columns of zeros after them, `n` in all.
+    fn widened(source: &[f32], k: usize, existing: usize, n: usize, row_stride: usize, column_stride: usize) -> Self {
+        assert!(k == 0 || existing == 0 || source.len() > (k - 1) * row_stride + (existing - 1) * column_stride);
         let lanes = InstructionSet::active().lanes();
         let vectors = n.div_ceil(lanes);
         let mut data = Aligned::zeros(vectors * lanes * k);
@@ -38,7 +53,7 @@ impl Packed {
         while done < vectors {
             let nr = panel_vectors(vectors, done);
             let (start, width) = (done * lanes, nr * lanes);
-            let columns = width.min(n - start);
+            let columns = width.min(existing.saturating_sub(start));
             for (row, panel_row) in data[offset..offset + k * width].chunks_exact_mut(width).enumerate() {
                 for (column, value) in panel_row[..columns].iter_mut().enumerate() {
                     *value = source[row * row_stride + (start + column) * column_stride];
@@ -63,15 +78,24 @@ impl Packed {
 
 /// `c[row, ..n] = a[row, ..k] x b` for all rows; `a` and `c` have the given row strides.
 pub(crate) fn multiply(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
+    multiply_into::<false>(a, a_stride, rows, b, c, c_stride);
+}
+
+/// As [`multiply`], added to what `c` holds.
+pub(crate) fn multiply_add(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
+    multiply_into::<true>(a, a_stride, rows, b, c, c_stride);
+}
+
+fn multiply_into<const ADD: bool>(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
     if rows == 0 || b.n == 0 {
         return;
     }
     assert!(a.len() >= (rows - 1) * a_stride + b.k && c.len() >= (rows - 1) * c_stride + b.n && c_stride >= b.n);
     // SAFETY: extents checked above; panels are as long as `Packed::new` made them.
-    unsafe { dispatch(Multiply { a: a.as_ptr(), a_stride, rows, b, c: c.as_mut_ptr(), c_stride }) }
+    unsafe { dispatch(Multiply::<ADD> { a: a.as_ptr(), a_stride, rows, b, c: c.as_mut_ptr(), c_stride }) }
 }
 
-struct Multiply<'a> {
+struct Multiply<'a, const ADD: bool> {
     a: *const f32,
     a_stride: usize,
     rows: usize,
@@ -80,7 +104,7 @@ struct Multiply<'a> {
     c_stride: usize,
 }
 
-impl Kernel for Multiply<'_> {
+impl<const ADD: bool> Kernel for Multiply<'_, ADD> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
@@ -96,7 +120,7 @@ impl Kernel for Multiply<'_> {
                 let c = c.add(done * S::LANES);
                 let tile =
                     Tile { k: b.k, a, a_row: a_stride, a_k: 1, b: panel, b_k: nr * S::LANES, c, c_stride, width };
-                tile.column::<S, false>(nr, rows);
+                tile.column::<S, ADD>(nr, rows);
                 offset += b.k * nr * S::LANES;
                 done += nr;
             }
@@ -260,15 +284,17 @@ impl Tile {
                 let c = self.c.add((row + r) * self.c_stride);
                 for (n, &sum) in sums.iter().enumerate() {
                     let c = c.add(n * S::LANES);
-                    if ADD {
-                        S::store(c, S::add(S::load(c), sum));
-                    } else if (n + 1) * S::LANES <= self.width {
-                        S::store(c, sum);
+                    if (n + 1) * S::LANES <= self.width {
+                        S::store(c, if ADD { S::add(S::load(c), sum) } else { sum });
                     } else {
                         // The right edge: through a full vector on the stack.
                         let mut edge = [0.0f32; 16];
-                        S::store(edge.as_mut_ptr(), sum);
                         let kept = self.width.saturating_sub(n * S::LANES);
+                        if ADD {
+                            std::ptr::copy_nonoverlapping(c, edge.as_mut_ptr(), kept);
+                        }
+                        let before = S::load(edge.as_ptr());
+                        S::store(edge.as_mut_ptr(), if ADD { S::add(before, sum) } else { sum });
                         std::ptr::copy_nonoverlapping(edge.as_ptr(), c, kept);
                     }
                 }
@@ -298,6 +324,25 @@ mod tests {
                     .collect();
                 assert_close(&c[row * stride..row * stride + n], &expected, 1e-5, "product");
                 assert!(c[row * stride + n..(row + 1) * stride].iter().all(|&v| v == 7.0), "wrote past the row");
+            }
+            let once = c.clone();
+            multiply_add(&a, k + 2, rows, &packed, &mut c, stride);
+            for (twice, once) in c.chunks_exact(stride).zip(once.chunks_exact(stride)) {
+                let doubled: Vec<f64> = once[..n].iter().map(|&v| 2.0 * f64::from(v)).collect();
+                assert_close(&twice[..n], &doubled, 1e-6, "added product");
+                assert!(twice[n..].iter().all(|&v| v == 7.0), "added past the row");
+            }
+            // The same in slices, the last one filled up with zeros.
+            for (slice, packed) in Packed::slices(&b, k, n, 1, k).iter().enumerate() {
+                let mut part = vec![7.0; rows * SLICE];
+                multiply(&a, k + 2, rows, packed, &mut part, SLICE);
+                for (part, whole) in part.chunks_exact(SLICE).zip(once.chunks_exact(stride)) {
+                    for (lane, &value) in part.iter().enumerate() {
+                        let column = slice * SLICE + lane;
+                        let expected = if column < n { whole[column] } else { 0.0 };
+                        assert!((value - expected).abs() < 1e-5, "slice {slice}, column {column}");
+                    }
+                }
             }
         }
     }

@@ -1,9 +1,10 @@
 //! Passes over rows (pixels) of `[pixels, channels]` tensors: products with statistics, and elementwise maps.
 
 use super::activation::Act;
-use super::batch_norm::{Affine, SumBlock, Sums};
+use super::batch_norm::{Affine, Backward, SumBlock, Sums};
 use super::buffers::Aligned;
-use super::matmul::{Packed, ROW_BLOCK, multiply};
+use super::depthwise::SLICE;
+use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
 use super::parallel::{self, Shared};
 use super::simd::{Kernel, Simd, dispatch};
 use std::marker::PhantomData;
@@ -13,39 +14,6 @@ use std::ops::Range;
 pub(crate) trait RowSource: Sync {
     /// Writes rows `first .. first + rows` of `columns` values to `tile`.
     fn fill(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]);
-}
-
-/// `activation(affine(y)) * gate`, the gate by image.
-pub(crate) struct Activated<'a, A> {
-    pub y: &'a [f32],
-    pub affine: &'a Affine,
-    /// `[images, columns]` and pixels an image.
-    pub gate: Option<(&'a [f32], usize)>,
-    pub activation: PhantomData<A>,
-}
-
-impl<A: Act> RowSource for Activated<'_, A> {
-    #[inline(always)]
-    fn fill(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]) {
-        let (scale, shift) = (&self.affine.scale[..columns], &self.affine.shift[..columns]);
-        for row in 0..rows {
-            let y = &self.y[(first + row) * columns..][..columns];
-            let out = &mut tile[row * columns..][..columns];
-            match self.gate {
-                None => {
-                    for c in 0..columns {
-                        out[c] = A::value(y[c] * scale[c] + shift[c]);
-                    }
-                }
-                Some((gate, pixels)) => {
-                    let gate = &gate[(first + row) / pixels * columns..][..columns];
-                    for c in 0..columns {
-                        out[c] = A::value(y[c] * scale[c] + shift[c]) * gate[c];
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// The left side of a product.
@@ -218,6 +186,18 @@ impl<A: Act> Kernel for Pool<'_, A> {
     }
 }
 
+/// `total += part`.
+pub(crate) fn accumulate(total: &mut [f32], part: &[f32]) {
+    let shared = Shared::new(total);
+    parallel::map(part.len(), SLICE, |range| {
+        // SAFETY: ranges are disjoint.
+        let total = unsafe { shared.slice(range.clone()) };
+        for (total, v) in total.iter_mut().zip(&part[range]) {
+            *total += v;
+        }
+    });
+}
+
 /// Sums over rows of `g` and of `g * y` by channel.
 pub(crate) fn gradient_sums(g: &[f32], y: &[f32], channels: usize) -> Sums {
     let rows = g.len() / channels;
@@ -262,5 +242,111 @@ pub(crate) fn add_products(g: &[f32], y: &[f32], block: &mut SumBlock) {
     for c in 0..n {
         sum[c] += g[c];
         square[c] += g[c] * y[c];
+    }
+}
+
+/// Writes the total of the parts `[columns, stride]`, in their order, to `gradient` `[rows, columns]`, transposed.
+pub(crate) fn write_transposed(parts: Vec<Aligned>, stride: usize, gradient: &mut [f32], columns: usize) {
+    let total = total(parts);
+    for (row, out) in gradient.chunks_exact_mut(columns).enumerate() {
+        for (column, out) in out.iter_mut().enumerate() {
+            *out = total[column * stride + row];
+        }
+    }
+}
+
+/// The sum of the parts, in their order.
+pub(crate) fn total(parts: Vec<Aligned>) -> Aligned {
+    let mut parts = parts.into_iter();
+    let mut total = parts.next().unwrap_or_default();
+    for part in parts {
+        for (total, v) in total.iter_mut().zip(part.iter()) {
+            *total += v;
+        }
+    }
+    total
+}
+
+/// The gradient at a raw (not yet normalised) tensor, made where it is read: batch norm's backward map of `g` and `y`.
+#[derive(Clone, Copy)]
+pub(crate) struct RawGradient<'a> {
+    pub g: &'a [f32],
+    pub y: &'a [f32],
+    pub back: &'a Backward,
+}
+
+impl RawGradient<'_> {
+    /// Rows `first ..` into `tile` with rows of `stride`; zeros between the channels and the stride.
+    #[inline(always)]
+    pub(crate) fn fill(&self, first: usize, rows: usize, stride: usize, tile: &mut [f32]) {
+        let n = self.back.constant.len();
+        let (a, b, c) = (&self.back.by_gradient[..n], &self.back.by_value[..n], &self.back.constant[..n]);
+        for row in 0..rows {
+            let g = &self.g[(first + row) * n..][..n];
+            let y = &self.y[(first + row) * n..][..n];
+            let out = &mut tile[row * stride..][..n];
+            for i in 0..n {
+                out[i] = a[i] * g[i] + (b[i] * y[i] + c[i]);
+            }
+        }
+    }
+}
+
+/// Backward of `y = x W` for the raw gradient `raw` at `y`: input gradient into `dx` if `weight` (`[out, in]` as packed) is given, and each
+/// thread's transposed weight gradient `[in, stride]`.
+pub(crate) fn product_backward(
+    raw: RawGradient,
+    x: &[f32],
+    in_channels: usize,
+    weight: Option<&Packed>,
+    dx: &mut [f32],
+) -> Vec<Aligned> {
+    let rows = x.len() / in_channels;
+    let shared = Shared::new(dx);
+    parallel::map(rows, ROW_BLOCK, |range| {
+        let span = range.start * in_channels..range.end * in_channels;
+        // SAFETY: ranges of rows are disjoint.
+        unsafe {
+            dispatch(ProductBackward {
+                raw,
+                x,
+                in_channels,
+                weight,
+                dx: shared.slice(if weight.is_some() { span } else { 0..0 }),
+                range,
+            })
+        }
+    })
+}
+
+struct ProductBackward<'a> {
+    raw: RawGradient<'a>,
+    x: &'a [f32],
+    in_channels: usize,
+    weight: Option<&'a Packed>,
+    dx: &'a mut [f32],
+    range: Range<usize>,
+}
+
+impl Kernel for ProductBackward<'_> {
+    type Output = Aligned;
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> Aligned {
+        let (n, k) = (self.raw.back.constant.len(), self.in_channels);
+        let stride = n.next_multiple_of(S::LANES);
+        let mut tile = Aligned::zeros(ROW_BLOCK * stride);
+        let mut weight_gradient = Aligned::zeros(k * stride);
+        let mut first = self.range.start;
+        while first < self.range.end {
+            let rows = ROW_BLOCK.min(self.range.end - first);
+            self.raw.fill(first, rows, stride, &mut tile);
+            let x = &self.x[first * k..][..rows * k];
+            accumulate_transposed(x, k, &tile, stride, rows, k, n, &mut weight_gradient, stride);
+            if let Some(weight) = self.weight {
+                multiply(&tile, stride, rows, weight, &mut self.dx[(first - self.range.start) * k..], k);
+            }
+            first += rows;
+        }
+        weight_gradient
     }
 }

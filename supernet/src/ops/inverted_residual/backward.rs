@@ -1,13 +1,16 @@
 //! The block's backward pass.
 
-use super::{BlockShape, Parameters, Saved, squeeze_excite};
+use super::expand::{self, NormGradient};
+use super::{BlockShape, Parameters, Saved, middle_slice, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
-use crate::ops::batch_norm::{Affine, Backward, Normalise, SumBlock, Sums, lanes};
+use crate::ops::batch_norm::{Affine, Backward, Normalise, Sums, lanes};
 use crate::ops::buffers::{Aligned, Buffer};
-use crate::ops::depthwise::{self, Lanes, SLICE, Strip, accumulate_weight_gradient, convolve_row, fill_padded};
-use crate::ops::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
+use crate::ops::depthwise::{
+    self, Frame, Lanes, SLICE, Strip, accumulate_weight_gradient, chunk_rows, input_gradient_rows,
+};
+use crate::ops::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply, multiply_add};
 use crate::ops::parallel::{self, Shared};
-use crate::ops::rows::{add_products, gradient_sums};
+use crate::ops::rows::{RawGradient, accumulate, gradient_sums, total, write_transposed};
 use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch};
 use crate::ranks::Ranks;
 use std::marker::PhantomData;
@@ -37,7 +40,7 @@ fn backward_with<A: Act>(
 ) -> (Vec<f32>, Vec<f32>) {
     let at = Parameters::new(shape);
     let mut gradient = vec![0.0; at.len];
-    let (middle, out_channels) = (shape.middle, shape.out_channels);
+    let (inputs, middle, outputs) = (shape.in_channels, shape.middle, shape.out_channels);
     let affine = |index: usize, norm: &[Range<usize>; 2]| {
         Affine::new(&saved.statistics[index], &packed[norm[0].clone()], &packed[norm[1].clone()], shape.eps)
     };
@@ -50,489 +53,463 @@ fn backward_with<A: Act>(
     };
 
     // Last batch norm.
-    let sums = gradient_sums(g, &saved.y3, out_channels);
+    let sums = gradient_sums(g, &saved.y3, outputs);
     let back3 = norm_backward(2, &at.norm3, &sums, &mut gradient);
 
-    // Project: g2 = gradient at the activated (and gated) y2; without squeeze-excite already masked, with sums.
+    // Project: its weight's gradient, and what the sums for the second batch norm are made of.
     let affine2 = affine(1, &at.norm2);
     let out_pixels = shape.out_pixels();
     let pixels = out_pixels / shape.batch;
-    let mut g2 = Buffer::uninitialised(out_pixels * middle);
     let gate = saved.squeeze_excite.as_ref().map(|s| &s.gate[..]);
-    let mut gate_gradient = vec![0.0; if gate.is_some() { shape.batch * middle } else { 0 }];
-    let out_stride = out_channels.next_multiple_of(InstructionSet::active().lanes());
-    let weight = Packed::new(&packed[at.project.clone()], out_channels, middle, middle, 1);
-    let (g2_shared, gate_shared) = (Shared::new(&mut g2), Shared::new(&mut gate_gradient));
+    let stride = outputs.next_multiple_of(InstructionSet::active().lanes());
+    let project = Packed::slices(&packed[at.project.clone()], outputs, middle, middle, 1);
+    let mut g3 = Buffer::uninitialised(out_pixels * stride);
+    let g3_shared = Shared::new(&mut g3);
     let parts = parallel::map(shape.batch, 1, |images| {
-        let rows = images.start * pixels..images.end * pixels;
         // SAFETY: ranges of images are disjoint.
         unsafe {
             dispatch(ProjectBackward::<A> {
-                g: &g[rows.start * out_channels..rows.end * out_channels],
-                y3: &saved.y3[rows.start * out_channels..rows.end * out_channels],
-                y2: &saved.y2[rows.start * middle..rows.end * middle],
-                back3: &back3,
+                raw: RawGradient { g, y: &saved.y3, back: &back3 },
+                y2: &saved.y2,
                 affine2: &affine2,
-                weight: &weight,
-                out_stride,
+                gate,
+                project: &project,
                 pixels,
-                gate: gate.map(|gate| &gate[images.start * middle..images.end * middle]),
-                gate_gradient: gate_shared.slice(if gate.is_some() {
-                    images.start * middle..images.end * middle
-                } else {
-                    0..0
-                }),
-                g2: g2_shared.slice(rows.start * middle..rows.end * middle),
+                stride,
+                g3: g3_shared.slice(images.start * pixels * stride..images.end * pixels * stride),
+                images,
                 activation: PhantomData,
             })
         }
     });
-    let (parts, weight_parts): (Vec<Sums>, Vec<Aligned>) = parts.into_iter().unzip();
-    write_transposed(weight_parts, out_stride, &mut gradient[at.project.clone()], middle);
-    let mut sums = Sums::total(parts);
-
-    // Squeeze-excite: completes g2.
-    if let (Some(reduced), Some(se)) = (shape.squeeze_excite, &saved.squeeze_excite) {
-        let pooled = squeeze_excite::backward(shape, reduced, packed, &at, se, gate_gradient, &mut gradient);
-        let g2_shared = Shared::new(&mut g2);
-        let parts = parallel::map(shape.batch, 1, |images| {
-            let span = images.start * pixels * middle..images.end * pixels * middle;
-            let of_images = images.start * middle..images.end * middle;
-            // SAFETY: ranges of images are disjoint.
-            unsafe {
-                dispatch(GateBackward::<A> {
-                    y2: &saved.y2[span.clone()],
-                    affine2: &affine2,
-                    gate: &se.gate[of_images.clone()],
-                    pooled_gradient: &pooled[of_images],
-                    pixels,
-                    g2: g2_shared.slice(span),
-                    activation: PhantomData,
-                })
-            }
-        });
-        sums = Sums::total(parts);
-    }
+    let (parts, weight_parts): (Vec<MiddleSums>, Vec<Aligned>) = parts.into_iter().unzip();
+    write_transposed(weight_parts, stride, &mut gradient[at.project.clone()], middle);
+    let pooled_gradient = saved.squeeze_excite.as_ref().zip(shape.squeeze_excite).map(|(se, reduced)| {
+        let gate_gradient = parts.iter().flat_map(|part| part.gate_gradient(middle)).collect();
+        let mut pooled = squeeze_excite::backward(shape, reduced, packed, &at, se, gate_gradient, &mut gradient);
+        pooled.iter_mut().for_each(|g| *g /= pixels as f32);
+        pooled
+    });
+    let gates = gate.zip(pooled_gradient.as_deref());
+    let sums = Sums::total(parts.into_iter().scan(0, |image, part| {
+        let of_part = *image..*image + part.images(middle);
+        *image = of_part.end;
+        let span = of_part.start * middle..of_part.end * middle;
+        Some(part.total(middle, gates.map(|(gate, pooled)| (&gate[span.clone()], &pooled[span]))))
+    }));
     let back2 = norm_backward(1, &at.norm2, &sums, &mut gradient);
 
-    // Depthwise: g1 = masked gradient at y1 (without expand: the gradient at x).
-    let taps = shape.kernel * shape.kernel;
+    // Depthwise, and expand as far as it does not wait for the first batch norm.
     let conv = shape.depthwise();
-    let flipped = depthwise::pack_weights(&packed[at.depthwise.clone()], middle, taps, true);
+    let flipped = depthwise::pack_weights(&packed[at.depthwise.clone()], middle, conv.taps(), true);
     let affine1 = shape.expand.then(|| affine(0, &at.norm1));
-    let identity = Affine::identity(middle);
-    let (mut g1_buffer, mut dx);
-    let g1: &mut [f32] = if shape.expand {
-        dx = Vec::new();
-        g1_buffer = Buffer::uninitialised(shape.in_pixels() * middle);
-        &mut g1_buffer
-    } else {
-        dx = vec![0.0; shape.in_pixels() * middle];
-        &mut dx
-    };
-    let g1_shared = Shared::new(g1);
-    let parts = parallel::map(shape.batch * conv.slices(), 1, |tasks| {
-        let input = if shape.expand { &saved.y1[..] } else { x };
-        let (g2, y2, back2, flipped, output) = (&g2[..], &saved.y2[..], &back2, &flipped[..], g1_shared);
-        // SAFETY: tasks write disjoint (image, slice) parts; extents are checked.
+    let weight1 = &packed[at.expand.clone()];
+    let expand = affine1.as_ref().map(|affine| Expand {
+        affine,
+        slices: Packed::slices(weight1, inputs, middle, 1, inputs),
+        back: scaled_slices(weight1, inputs, &affine.scale),
+    });
+    let mut dx = vec![0.0; shape.in_pixels() * inputs];
+    let dx_shared = Shared::new(&mut dx);
+    let parts = parallel::map(shape.batch, 1, |images| {
+        let image = conv.in_pixels() * inputs;
+        // SAFETY: ranges of images are disjoint; extents are checked.
         unsafe {
-            match &affine1 {
-                Some(affine1) => dispatch(DepthwiseBackward::<A> {
+            let middle_gradient = MiddleGradient {
+                y2: &saved.y2,
+                affine2: &affine2,
+                back2: &back2,
+                g3: &g3,
+                stride,
+                project: &project,
+                gates,
+            };
+            let dx = dx_shared.slice(images.start * image..images.end * image);
+            let (expand, flipped) = (expand.as_ref(), &flipped[..]);
+            match expand {
+                Some(_) => dispatch(DepthwiseBackward::<A, A> {
                     shape,
-                    input,
-                    affine1,
-                    g2,
-                    y2,
-                    back2,
+                    x,
+                    expand,
+                    middle_gradient,
                     flipped,
-                    output,
-                    tasks,
-                    activation: PhantomData,
+                    dx,
+                    images,
+                    activations: PhantomData,
                 }),
-                None => dispatch(DepthwiseBackward::<Identity> {
+                None => dispatch(DepthwiseBackward::<Identity, A> {
                     shape,
-                    input,
-                    affine1: &identity,
-                    g2,
-                    y2,
-                    back2,
+                    x,
+                    expand,
+                    middle_gradient,
                     flipped,
-                    output,
-                    tasks,
-                    activation: PhantomData,
+                    dx,
+                    images,
+                    activations: PhantomData,
                 }),
             }
         }
     });
-    let (parts, weight_parts): (Vec<Sums>, Vec<Aligned>) = parts.into_iter().unzip();
-    depthwise::unpack_weights(&total(weight_parts), middle, taps, &mut gradient[at.depthwise.clone()]);
-    drop(g2);
-    if !shape.expand {
-        if shape.residual {
-            for (dx, g) in dx.iter_mut().zip(g) {
-                *dx += g;
+    let (mut sums, mut depthwise_parts, mut expand_parts) = (Vec::new(), Vec::new(), Vec::new());
+    for (of_sums, of_depthwise, of_expand) in parts {
+        sums.push(of_sums);
+        depthwise_parts.push(of_depthwise);
+        expand_parts.push(of_expand);
+    }
+    depthwise::unpack_weights(&total(depthwise_parts), middle, conv.taps(), &mut gradient[at.depthwise.clone()]);
+
+    // The first batch norm.
+    if shape.expand {
+        let back1 = norm_backward(0, &at.norm1, &Sums::total(sums), &mut gradient);
+        let products = total(expand_parts);
+        for (channel, out) in gradient[at.expand.clone()].chunks_exact_mut(inputs).enumerate() {
+            let slice = &products[channel / SLICE * inputs * SLICE..];
+            for (input, out) in out.iter_mut().enumerate() {
+                *out = back1.by_gradient[channel] * slice[input * SLICE + channel % SLICE];
             }
         }
-        return (dx, gradient);
+        if let Some(moments) = &saved.moments {
+            let norm = NormGradient::new(moments, weight1, &back1);
+            norm.add_to(x, &mut dx);
+            for (out, v) in gradient[at.expand.clone()].iter_mut().zip(&norm.weight) {
+                *out += v;
+            }
+        }
     }
-
-    // Expand.
-    let sums = Sums::total(parts);
-    let back1 = norm_backward(0, &at.norm1, &sums, &mut gradient);
-    let weight = Packed::new(&packed[at.expand.clone()], middle, shape.in_channels, shape.in_channels, 1);
-    let mut dx = vec![0.0; shape.in_pixels() * shape.in_channels];
-    let weight_parts = product_backward(
-        RawGradient { g: g1, y: &saved.y1, back: &back1 },
-        x,
-        shape.in_channels,
-        Some(&weight),
-        shape.residual.then_some(g),
-        &mut dx,
-    );
-    let stride = middle.next_multiple_of(InstructionSet::active().lanes());
-    write_transposed(weight_parts, stride, &mut gradient[at.expand.clone()], shape.in_channels);
+    if shape.residual {
+        accumulate(&mut dx, g);
+    }
     (dx, gradient)
 }
 
-/// Writes the total of the parts `[columns, stride]`, in their order, to `gradient` `[rows, columns]`, transposed.
-pub(crate) fn write_transposed(parts: Vec<Aligned>, stride: usize, gradient: &mut [f32], columns: usize) {
-    let total = total(parts);
-    for (row, out) in gradient.chunks_exact_mut(columns).enumerate() {
-        for (column, out) in out.iter_mut().enumerate() {
-            *out = total[column * stride + row];
-        }
-    }
+/// The expand convolution and its way back.
+struct Expand<'a> {
+    affine: &'a Affine,
+    /// `[in, SLICE]` each.
+    slices: Vec<Packed>,
+    /// `[SLICE, in]` each, times batch norm's factor.
+    back: Vec<Packed>,
 }
 
-/// The sum of the parts, in their order.
-fn total(parts: Vec<Aligned>) -> Aligned {
-    let mut parts = parts.into_iter();
-    let mut total = parts.next().unwrap_or_default();
-    for part in parts {
-        for (total, v) in total.iter_mut().zip(part.iter()) {
-            *total += v;
-        }
-    }
-    total
+/// `weight` `[out, in]` times `factors` by row, in slices of [`SLICE`] rows.
+fn scaled_slices(weight: &[f32], inputs: usize, factors: &[f32]) -> Vec<Packed> {
+    let rows = weight.chunks_exact(inputs).zip(factors);
+    let scaled: Vec<f32> = rows.flat_map(|(row, factor)| row.iter().map(move |w| w * factor)).collect();
+    scaled.chunks(SLICE * inputs).map(|slice| Packed::new(slice, slice.len() / inputs, inputs, inputs, 1)).collect()
 }
 
-/// The gradient at a raw (not yet normalised) tensor, made where it is read: batch norm's backward map of `g` and `y`.
+/// Sums over an image's pixels by middle channel, `g` the gradient at the projection's input and `slope` that of the activation.
 #[derive(Clone, Copy)]
-pub(crate) struct RawGradient<'a> {
-    pub g: &'a [f32],
-    pub y: &'a [f32],
-    pub back: &'a Backward,
+struct ImageSums {
+    /// Of `g * slope` and of `g * slope * y2`.
+    by_slope: [Lanes; 2],
+    /// With squeeze-excite: of `slope` and of `slope * y2`.
+    slope: [Lanes; 2],
+    /// With squeeze-excite: of `g * activated y2`, the gate's gradient.
+    value: Lanes,
 }
 
-impl RawGradient<'_> {
-    /// Rows `first ..` into `tile` with rows of `stride`; zeros between the channels and the stride.
+impl ImageSums {
+    const ZERO: ImageSums = ImageSums { by_slope: [[0.0; SLICE]; 2], slope: [[0.0; SLICE]; 2], value: [0.0; SLICE] };
+
     #[inline(always)]
-    pub(crate) fn fill(&self, first: usize, rows: usize, stride: usize, tile: &mut [f32]) {
-        let n = self.back.constant.len();
-        let (a, b, c) = (&self.back.by_gradient[..n], &self.back.by_value[..n], &self.back.constant[..n]);
-        for row in 0..rows {
-            let g = &self.g[(first + row) * n..][..n];
-            let y = &self.y[(first + row) * n..][..n];
-            let out = &mut tile[row * stride..][..n];
-            for i in 0..n {
-                out[i] = a[i] * g[i] + (b[i] * y[i] + c[i]);
+    fn add(&mut self, other: &ImageSums) {
+        let own = self.by_slope.iter_mut().chain(&mut self.slope).chain([&mut self.value]);
+        for (own, other) in own.zip(other.by_slope.iter().chain(&other.slope).chain([&other.value])) {
+            for lane in 0..SLICE {
+                own[lane] += other[lane];
             }
         }
     }
 }
 
-/// Backward of `y = x W` for the raw gradient `raw` at `y`: input gradient (plus `residual`) into `dx` if `weight` (`[out, in]`
-/// as packed) is given, and each thread's transposed weight gradient `[in, stride]`.
-pub(crate) fn product_backward(
-    raw: RawGradient,
-    x: &[f32],
-    in_channels: usize,
-    weight: Option<&Packed>,
-    residual: Option<&[f32]>,
-    dx: &mut [f32],
-) -> Vec<Aligned> {
-    let rows = x.len() / in_channels;
-    let shared = Shared::new(dx);
-    parallel::map(rows, ROW_BLOCK, |range| {
-        let span = range.start * in_channels..range.end * in_channels;
-        // SAFETY: ranges of rows are disjoint.
-        unsafe {
-            dispatch(ProductBackward {
-                raw,
-                x,
-                in_channels,
-                weight,
-                residual,
-                dx: shared.slice(if weight.is_some() { span } else { 0..0 }),
-                range,
-            })
-        }
-    })
-}
+/// Those of a range of images: `[images, slices]`.
+struct MiddleSums(Vec<ImageSums>);
 
-struct ProductBackward<'a> {
-    raw: RawGradient<'a>,
-    x: &'a [f32],
-    in_channels: usize,
-    weight: Option<&'a Packed>,
-    residual: Option<&'a [f32]>,
-    dx: &'a mut [f32],
-    range: Range<usize>,
-}
-
-impl Kernel for ProductBackward<'_> {
-    type Output = Aligned;
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Aligned {
-        let (n, k) = (self.raw.back.constant.len(), self.in_channels);
-        let stride = n.next_multiple_of(S::LANES);
-        let mut tile = Aligned::zeros(ROW_BLOCK * stride);
-        let mut weight_gradient = Aligned::zeros(k * stride);
-        let mut first = self.range.start;
-        while first < self.range.end {
-            let rows = ROW_BLOCK.min(self.range.end - first);
-            self.raw.fill(first, rows, stride, &mut tile);
-            let x = &self.x[first * k..][..rows * k];
-            accumulate_transposed(x, k, &tile, stride, rows, k, n, &mut weight_gradient, stride);
-            if let Some(weight) = self.weight {
-                let dx = &mut self.dx[(first - self.range.start) * k..][..rows * k];
-                multiply(&tile, stride, rows, weight, dx, k);
-                if let Some(residual) = self.residual {
-                    for (dx, g) in dx.iter_mut().zip(&residual[first * k..][..rows * k]) {
-                        *dx += g;
-                    }
-                }
-            }
-            first += rows;
-        }
-        weight_gradient
+impl MiddleSums {
+    fn images(&self, middle: usize) -> usize {
+        self.0.len() / middle.div_ceil(SLICE)
     }
-}
 
-/// The projection's backward over whole images.
-struct ProjectBackward<'a, A> {
-    g: &'a [f32],
-    y3: &'a [f32],
-    y2: &'a [f32],
-    back3: &'a Backward,
-    affine2: &'a Affine,
-    /// `[out, middle]`.
-    weight: &'a Packed,
-    out_stride: usize,
-    pixels: usize,
-    gate: Option<&'a [f32]>,
-    gate_gradient: &'a mut [f32],
-    g2: &'a mut [f32],
-    activation: PhantomData<A>,
-}
-
-impl<A: Act> Kernel for ProjectBackward<'_, A> {
-    /// Sums of the masked gradient (zero with squeeze-excite) and the transposed weight gradient `[middle, stride]`.
-    type Output = (Sums, Aligned);
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Self::Output {
-        let (m, n, stride) = (self.affine2.scale.len(), self.back3.constant.len(), self.out_stride);
-        let (scale, shift) = (&self.affine2.scale[..m], &self.affine2.shift[..m]);
-        let raw = RawGradient { g: self.g, y: self.y3, back: self.back3 };
-        let mut sums = Sums::new(m);
-        let mut block = SumBlock::new(m);
-        let mut tile = Aligned::zeros(ROW_BLOCK * stride);
-        let mut z = Aligned::zeros(ROW_BLOCK * m);
-        let mut weight_gradient = Aligned::zeros(m * stride);
-        for image in 0..self.g.len() / n / self.pixels {
-            let mut done = 0;
-            while done < self.pixels {
-                let rows = ROW_BLOCK.min(self.pixels - done);
-                let first = image * self.pixels + done;
-                raw.fill(first, rows, stride, &mut tile);
-                let g2 = &mut self.g2[first * m..][..rows * m];
-                multiply(&tile, stride, rows, self.weight, g2, m);
-                block.clear();
-                for row in 0..rows {
-                    let y = &self.y2[(first + row) * m..][..m];
-                    let z = &mut z[row * m..][..m];
-                    let g2 = &mut g2[row * m..][..m];
-                    match self.gate {
-                        None => {
-                            for c in 0..m {
-                                let t = y[c] * scale[c] + shift[c];
-                                z[c] = A::value(t);
-                                g2[c] *= A::slope(t);
-                            }
-                            add_products(g2, y, &mut block);
-                        }
-                        Some(gate) => {
-                            let gate = &gate[image * m..][..m];
-                            let gate_gradient = &mut self.gate_gradient[image * m..][..m];
-                            for c in 0..m {
-                                let value = A::value(y[c] * scale[c] + shift[c]);
-                                z[c] = value * gate[c];
-                                gate_gradient[c] += g2[c] * value;
-                            }
-                        }
-                    }
-                }
-                sums.add_block(0, &block.sum, &block.square);
-                accumulate_transposed(&z, m, &tile, stride, rows, m, n, &mut weight_gradient, stride);
-                done += rows;
-            }
-        }
-        (sums, weight_gradient)
+    /// `[images, middle]`
+    fn gate_gradient(&self, middle: usize) -> impl Iterator<Item = f32> {
+        let images = self.0.chunks_exact(middle.div_ceil(SLICE));
+        images.flat_map(move |slices| slices.iter().flat_map(|sums| sums.value).take(middle))
     }
-}
 
-/// `g2 = (g2 * gate + pooled gradient / pixels) * slope`, with sums.
-struct GateBackward<'a, A> {
-    y2: &'a [f32],
-    affine2: &'a Affine,
-    gate: &'a [f32],
-    pooled_gradient: &'a [f32],
-    pixels: usize,
-    g2: &'a mut [f32],
-    activation: PhantomData<A>,
-}
-
-impl<A: Act> Kernel for GateBackward<'_, A> {
-    type Output = Sums;
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Sums {
-        let m = self.affine2.scale.len();
-        let (scale, shift) = (&self.affine2.scale[..m], &self.affine2.shift[..m]);
-        let mut sums = Sums::new(m);
-        let mut block = SumBlock::new(m);
-        let mut pooled = vec![0.0; m];
-        let images = self.y2.chunks_exact(self.pixels * m).zip(self.g2.chunks_exact_mut(self.pixels * m));
-        for (image, (y2, g2)) in images.enumerate() {
-            let gate = &self.gate[image * m..][..m];
-            for (pooled, g) in pooled.iter_mut().zip(&self.pooled_gradient[image * m..][..m]) {
-                *pooled = g / self.pixels as f32;
-            }
-            for (y2, g2) in y2.chunks(ROW_BLOCK * m).zip(g2.chunks_mut(ROW_BLOCK * m)) {
-                block.clear();
-                for (y, g) in y2.chunks_exact(m).zip(g2.chunks_exact_mut(m)) {
-                    for c in 0..m {
-                        g[c] = (g[c] * gate[c] + pooled[c]) * A::slope(y[c] * scale[c] + shift[c]);
+    /// Sums over the images of the gradient at the depthwise convolution's normalised output, and of it times `y2`. With squeeze-excite that gradient
+    /// is `(g * gate + pooled) * slope`, with gate and pooled gradient (divided by the pixels) `[images, middle]`.
+    fn total(&self, middle: usize, gates: Option<(&[f32], &[f32])>) -> Sums {
+        let mut sums = Sums::new(middle);
+        for (image, slices) in self.0.chunks_exact(middle.div_ceil(SLICE)).enumerate() {
+            for channel in 0..middle {
+                let (own, lane) = (&slices[channel / SLICE], channel % SLICE);
+                let [sum, square] = match gates {
+                    None => own.by_slope.map(|v| f64::from(v[lane])),
+                    Some((gate, pooled)) => {
+                        let (gate, pooled) = (gate[image * middle + channel], pooled[image * middle + channel]);
+                        [0, 1].map(|of| {
+                            f64::from(gate) * f64::from(own.by_slope[of][lane])
+                                + f64::from(pooled) * f64::from(own.slope[of][lane])
+                        })
                     }
-                    add_products(g, y, &mut block);
-                }
-                sums.add_block(0, &block.sum, &block.square);
+                };
+                sums.sum[channel] += sum;
+                sums.square[channel] += square;
             }
         }
         sums
     }
 }
 
-struct DepthwiseBackward<'a, A> {
-    shape: &'a BlockShape,
-    input: &'a [f32],
-    affine1: &'a Affine,
-    g2: &'a [f32],
+/// The projection's backward over whole images.
+struct ProjectBackward<'a, A> {
+    raw: RawGradient<'a>,
+    /// `[images, slices, pixels, SLICE]`
     y2: &'a [f32],
-    back2: &'a Backward,
-    flipped: &'a [f32],
-    output: Shared,
-    tasks: Range<usize>,
+    affine2: &'a Affine,
+    /// `[images, middle]`
+    gate: Option<&'a [f32]>,
+    /// `[out, SLICE]` each.
+    project: &'a [Packed],
+    /// Pixels an image.
+    pixels: usize,
+    /// Of the rows of `g3`.
+    stride: usize,
+    /// Of these images, written: the gradient at the raw `y3`.
+    g3: &'a mut [f32],
+    images: Range<usize>,
     activation: PhantomData<A>,
 }
 
-impl<A: Act> Kernel for DepthwiseBackward<'_, A> {
-    /// Sums of the masked gradient and the packed weight gradient.
-    type Output = (Sums, Aligned);
+impl<A: Act> Kernel for ProjectBackward<'_, A> {
+    /// With the transposed weight gradient `[middle, stride]`.
+    type Output = (MiddleSums, Aligned);
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> Self::Output {
-        let conv = self.shape.depthwise();
-        let (channels, padding, stride) = (conv.channels, conv.padding(), conv.stride);
-        let taps = conv.kernel * conv.kernel * SLICE;
-        let mut sums = Sums::new(channels);
-        let mut weight_gradient = Aligned::zeros(conv.slices() * taps);
-        let mut input = Buffer::zeros(conv.padded_len());
-        // The output gradient, spread out by the stride, in a frame of the kernel's padding around the input's extent.
-        let outer_width = conv.width + 2 * padding;
-        let mut outer = Buffer::zeros((conv.height + 2 * padding) * outer_width * SLICE);
-        let mut line = Aligned::zeros(conv.width * SLICE);
-        let mut last_width = SLICE;
-        for task in self.tasks {
-            let (image, slice) = (task / conv.slices(), task % conv.slices());
-            let (first, width) = (slice * SLICE, conv.slice_width(slice));
-            if width < last_width {
-                input.fill(0.0); // lanes that this slice lacks
-                outer.fill(0.0);
-            }
-            last_width = width;
-            let scale = lanes(&self.affine1.scale, first, width);
-            let shift = lanes(&self.affine1.shift, first, width);
-            let image_input = &self.input[image * conv.in_pixels() * channels..][..conv.in_pixels() * channels];
-            let strip = Strip::new(conv, slice, (conv.height, conv.width));
-            fill_padded::<S>([image_input; 2], strip, &mut input, conv.padded_width(), padding, 1, |lane, y, _| {
-                A::value(y * scale[lane] + shift[lane])
-            });
-            let a = lanes(&self.back2.by_gradient, first, width);
-            let b = lanes(&self.back2.by_value, first, width);
-            let c = lanes(&self.back2.constant, first, width);
-            let out_span = image * conv.out_pixels() * channels..(image + 1) * conv.out_pixels() * channels;
-            let outputs = [&self.g2[out_span.clone()], &self.y2[out_span]];
-            let out_strip = Strip::new(conv, slice, (conv.out_height(), conv.out_width()));
-            fill_padded::<S>(outputs, out_strip, &mut outer, outer_width, padding, stride, |lane, g, y| {
-                a[lane] * g + (b[lane] * y + c[lane])
-            });
-            let gradient = &mut weight_gradient[slice * taps..][..taps];
-            accumulate_weight_gradient(&input, conv, &outer, outer_width, padding, stride, gradient);
-            let flipped = &self.flipped[slice * taps..][..taps];
-            let image_output = image * conv.in_pixels() * channels;
-            for y in 0..conv.height {
-                convolve_row(&outer, outer_width, flipped, conv.kernel, 1, y, conv.width, &mut line);
-                let row = Row { line: &line, raw: image_input, strip, y, output: self.output, start: image_output };
-                let (sum, square) = match width {
-                    SLICE => row.mask::<A, S, SLICE>(&scale, &shift),
-                    8 => row.mask::<A, S, 8>(&scale, &shift),
-                    _ => row.mask::<A, S, 0>(&scale, &shift),
-                };
-                sums.add_block(first, &sum[..width], &square[..width]);
+        let (m, n, stride, pixels) = (self.affine2.scale.len(), self.raw.back.constant.len(), self.stride, self.pixels);
+        let mut sums = Vec::with_capacity(self.images.len() * self.project.len());
+        let mut g = Aligned::zeros(ROW_BLOCK * SLICE);
+        let mut z = Aligned::zeros(ROW_BLOCK * SLICE);
+        let mut weight_gradient = Aligned::zeros(m * stride);
+        for (image, g3) in self.images.zip(self.g3.chunks_exact_mut(pixels * stride)) {
+            self.raw.fill(image * pixels, pixels, stride, g3);
+            for (slice, weight) in self.project.iter().enumerate() {
+                let (first, width) = (slice * SLICE, SLICE.min(m - slice * SLICE));
+                let scale = lanes(&self.affine2.scale, first, width);
+                let shift = lanes(&self.affine2.shift, first, width);
+                let gate = self.gate.map(|gate| lanes(&gate[image * m..], first, width));
+                let weight_gradient = &mut weight_gradient[first * stride..][..width * stride];
+                let mut total = ImageSums::ZERO;
+                let y2 = middle_slice(self.y2, m, pixels, image, slice);
+                for (y2, g3) in y2.chunks(ROW_BLOCK).zip(g3.chunks(ROW_BLOCK * stride)) {
+                    multiply(g3, stride, y2.len(), weight, &mut g, SLICE);
+                    let mut block = ImageSums::ZERO;
+                    let gradients = g.as_chunks::<SLICE>().0;
+                    let values = z.as_chunks_mut::<SLICE>().0;
+                    match &gate {
+                        None => {
+                            let [sum, square] = &mut block.by_slope;
+                            for ((y, g), z) in y2.iter().zip(gradients).zip(values) {
+                                for lane in 0..SLICE {
+                                    let t = y[lane] * scale[lane] + shift[lane];
+                                    z[lane] = A::value(t);
+                                    let g = g[lane] * A::slope(t);
+                                    sum[lane] += g;
+                                    square[lane] += g * y[lane];
+                                }
+                            }
+                        }
+                        Some(gate) => {
+                            for ((y, g), z) in y2.iter().zip(gradients).zip(values) {
+                                for lane in 0..SLICE {
+                                    let t = y[lane] * scale[lane] + shift[lane];
+                                    let (value, slope) = (A::value(t), A::slope(t));
+                                    z[lane] = value * gate[lane];
+                                    let by_slope = g[lane] * slope;
+                                    block.by_slope[0][lane] += by_slope;
+                                    block.by_slope[1][lane] += by_slope * y[lane];
+                                    block.slope[0][lane] += slope;
+                                    block.slope[1][lane] += slope * y[lane];
+                                    block.value[lane] += g[lane] * value;
+                                }
+                            }
+                        }
+                    }
+                    total.add(&block);
+                    accumulate_transposed(&z, SLICE, g3, stride, y2.len(), width, n, weight_gradient, stride);
+                }
+                sums.push(total);
             }
         }
-        (sums, weight_gradient)
+        (MiddleSums(sums), weight_gradient)
     }
 }
 
-/// One row of the gradient at the depthwise convolution's activated input.
-struct Row<'a> {
-    /// `[width, SLICE]`
-    line: &'a [f32],
-    /// The image before batch norm and activation.
-    raw: &'a [f32],
-    strip: Strip,
-    y: usize,
-    /// Where the masked gradient of the images goes, and where this image starts in it.
-    output: Shared,
-    start: usize,
+/// What the gradient at the raw `y2` is made of.
+struct MiddleGradient<'a> {
+    /// `[images, slices, pixels, SLICE]`
+    y2: &'a [f32],
+    affine2: &'a Affine,
+    back2: &'a Backward,
+    /// The gradient at the raw `y3`, `[pixels, stride]`.
+    g3: &'a [f32],
+    stride: usize,
+    /// `[out, SLICE]` each.
+    project: &'a [Packed],
+    /// Gate and pooled gradient divided by the pixels, `[images, middle]`.
+    gates: Option<(&'a [f32], &'a [f32])>,
 }
 
-impl Row<'_> {
-    /// Writes `line * slope` and returns its sums with those of its product with `raw`.
+/// One slice of one image of it.
+struct MiddleGradientSlice<'a> {
+    y2: &'a [Lanes],
+    g3: &'a [f32],
+    stride: usize,
+    weight: &'a Packed,
+    scale: Lanes,
+    shift: Lanes,
+    back: [Lanes; 3],
+    gates: [Lanes; 2],
+}
+
+impl MiddleGradient<'_> {
     #[inline(always)]
-    fn mask<A: Act, S: Simd, const WIDTH: usize>(self, scale: &Lanes, shift: &Lanes) -> (Lanes, Lanes) {
-        let Strip { channels, first, width, pixels: (_, columns) } = self.strip;
-        let width = if WIDTH == 0 { width } else { WIDTH };
-        let ahead = self.strip.ahead();
-        let row = self.y * columns * channels;
-        let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
-        let pixels = self.line.chunks_exact(SLICE).zip(self.raw[row..][..columns * channels].chunks_exact(channels));
-        for (x, (values, raw)) in pixels.enumerate() {
-            let raw = &raw[first..][..width];
-            let place = self.start + row + x * channels + first;
-            // SAFETY: this task alone writes these channels of this image; any address may be prefetched.
-            let out = unsafe {
-                let out = self.output.slice(place..place + width);
-                S::prefetch(out.as_ptr().wrapping_add(ahead));
-                out
-            };
-            for lane in 0..width {
-                let g = values[lane] * A::slope(raw[lane] * scale[lane] + shift[lane]);
-                out[lane] = g;
-                sum[lane] += g;
-                square[lane] += g * raw[lane];
+    fn slice(&self, conv: depthwise::Shape, image: usize, slice: usize) -> MiddleGradientSlice<'_> {
+        let (first, width, m) = (slice * SLICE, conv.slice_width(slice), conv.channels);
+        let of_slice = |values: &[f32]| lanes(values, first, width);
+        let pixels = conv.out_pixels();
+        MiddleGradientSlice {
+            y2: middle_slice(self.y2, m, pixels, image, slice),
+            g3: &self.g3[image * pixels * self.stride..][..pixels * self.stride],
+            stride: self.stride,
+            weight: &self.project[slice],
+            scale: of_slice(&self.affine2.scale),
+            shift: of_slice(&self.affine2.shift),
+            back: [&self.back2.by_gradient, &self.back2.by_value, &self.back2.constant].map(|values| of_slice(values)),
+            gates: self.gates.map_or([[1.0; SLICE], [0.0; SLICE]], |(gate, pooled)| {
+                [of_slice(&gate[image * m..]), of_slice(&pooled[image * m..])]
+            }),
+        }
+    }
+}
+
+impl MiddleGradientSlice<'_> {
+    /// Makes the rows `rows` of `width` pixels in the frame; `tile` has room for them.
+    #[inline(always)]
+    fn make<A: Act>(&self, rows: Range<usize>, width: usize, tile: &mut [f32], frame: &mut Frame) {
+        let pixels = rows.start * width..rows.end * width;
+        multiply(&self.g3[pixels.start * self.stride..], self.stride, pixels.len(), self.weight, tile, SLICE);
+        let [a, b, c] = &self.back;
+        let [gate, pooled] = &self.gates;
+        let tile = tile.as_chunks::<SLICE>().0.chunks_exact(width);
+        for ((y, g), y2) in rows.zip(tile).zip(self.y2[pixels].chunks_exact(width)) {
+            for ((out, g), y2) in frame.row(y).iter_mut().zip(g).zip(y2) {
+                for lane in 0..SLICE {
+                    let slope = A::slope(y2[lane] * self.scale[lane] + self.shift[lane]);
+                    let g = (g[lane] * gate[lane] + pooled[lane]) * slope;
+                    out[lane] = a[lane] * g + (b[lane] * y2[lane] + c[lane]);
+                }
             }
         }
-        (sum, square)
+    }
+}
+
+/// The depthwise convolution's backward over whole images, a slice of channels at a time, and through the expand convolution to the input.
+/// `A1` is the activation before it, `A2` that after it.
+struct DepthwiseBackward<'a, A1, A2> {
+    shape: &'a BlockShape,
+    x: &'a [f32],
+    expand: Option<&'a Expand<'a>>,
+    middle_gradient: MiddleGradient<'a>,
+    flipped: &'a [f32],
+    /// Of these images. With expand it lacks what [`NormGradient`] adds.
+    dx: &'a mut [f32],
+    images: Range<usize>,
+    activations: PhantomData<(A1, A2)>,
+}
+
+impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
+    /// Sums for the first batch norm, the packed weight gradient, and the products of expand's weight gradient `[slices, in, SLICE]`.
+    type Output = (Sums, Aligned, Aligned);
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> Self::Output {
+        let conv = self.shape.depthwise();
+        let (inputs, columns, in_pixels) = (self.shape.in_channels, conv.width, conv.in_pixels());
+        let taps = conv.taps() * SLICE;
+        let (out_rows, in_rows) = (chunk_rows(conv.out_width()).min(conv.out_height()), chunk_rows(columns));
+        let mut sums = Sums::new(conv.channels);
+        let mut weight_gradient = Aligned::zeros(conv.slices() * taps);
+        let mut products = Aligned::zeros(if self.expand.is_some() { conv.slices() * inputs * SLICE } else { 0 });
+        let mut input = Frame::of_input(conv);
+        let mut output = Frame::of_output(conv);
+        let mut raw = Buffer::uninitialised(if self.expand.is_some() { in_pixels * SLICE } else { 0 });
+        let mut tile = Aligned::zeros(out_rows * conv.out_width() * SLICE);
+        let mut line = Aligned::zeros(in_rows * columns * SLICE);
+        for (image, dx) in self.images.zip(self.dx.chunks_exact_mut(in_pixels * inputs)) {
+            let x = &self.x[image * in_pixels * inputs..][..in_pixels * inputs];
+            for slice in 0..conv.slices() {
+                let (first, width) = (slice * SLICE, conv.slice_width(slice));
+                let strip = Strip::new(conv, slice, (conv.height, columns));
+                let middle_gradient = self.middle_gradient.slice(conv, image, slice);
+                let expand = self.expand.map(|expand| {
+                    let of_slice = |values: &[f32]| lanes(values, first, width);
+                    let (scale, shift) = (of_slice(&expand.affine.scale), of_slice(&expand.affine.shift));
+                    (expand::Slice { weight: &expand.slices[slice], scale, shift }, &expand.back[slice])
+                });
+                let (mut made, mut known) = (0, 0);
+                for start in (0..conv.out_height()).step_by(out_rows) {
+                    let rows = start..conv.out_height().min(start + out_rows);
+                    let needed = conv.rows_read(rows.end);
+                    match &expand {
+                        None => input.fill::<S>(x, strip, made..needed, |_, x| x),
+                        Some((expand, _)) => {
+                            let raw = &mut raw[made * columns * SLICE..];
+                            expand.make(x, columns, made..needed, A1::value, raw, &mut input);
+                        }
+                    }
+                    made = needed;
+                    middle_gradient.make::<A2>(rows.clone(), conv.out_width(), &mut tile, &mut output);
+                    let gradient = &mut weight_gradient[slice * taps..][..taps];
+                    accumulate_weight_gradient(&input, &output, conv, rows.clone(), width, gradient);
+                    let now_known = conv.rows_known(rows.end);
+                    for row in (known..now_known).step_by(in_rows) {
+                        let rows = row..now_known.min(row + in_rows);
+                        let flipped = &self.flipped[slice * taps..][..taps];
+                        let line = &mut line[..rows.len() * columns * SLICE];
+                        input_gradient_rows(&output, conv, flipped, rows.clone(), width, line);
+                        let pixels = rows.start * columns..rows.end * columns;
+                        let line_pixels = line.as_chunks_mut::<SLICE>().0;
+                        let Some((expand, back)) = &expand else {
+                            let dx = dx[pixels.start * inputs..].chunks_exact_mut(inputs);
+                            for (dx, g) in dx.zip(line_pixels) {
+                                dx[first..first + width].copy_from_slice(&g[..width]);
+                            }
+                            continue;
+                        };
+                        let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
+                        for (g, raw) in line_pixels.iter_mut().zip(&raw.as_chunks::<SLICE>().0[pixels.clone()]) {
+                            for lane in 0..SLICE {
+                                g[lane] *= A1::slope(raw[lane] * expand.scale[lane] + expand.shift[lane]);
+                                sum[lane] += g[lane];
+                                square[lane] += g[lane] * raw[lane];
+                            }
+                        }
+                        sums.add_block(first, &sum[..width], &square[..width]);
+                        let span = pixels.start * inputs..pixels.end * inputs;
+                        let count = pixels.len();
+                        if slice == 0 {
+                            multiply(line, SLICE, count, back, &mut dx[span.clone()], inputs);
+                        } else {
+                            multiply_add(line, SLICE, count, back, &mut dx[span.clone()], inputs);
+                        }
+                        let products = &mut products[slice * inputs * SLICE..][..inputs * SLICE];
+                        accumulate_transposed(&x[span], inputs, line, SLICE, count, inputs, SLICE, products, SLICE);
+                    }
+                    known = now_known;
+                }
+            }
+        }
+        (sums, weight_gradient, products)
     }
 }

@@ -1,13 +1,14 @@
 //! The block's forward pass.
 
-use super::{BlockShape, BlockStatistics, Parameters, Saved, squeeze_excite};
+use super::expand::{self, Moments};
+use super::{BlockShape, BlockStatistics, Parameters, Saved, middle_slice, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
 use crate::ops::batch_norm::{Affine, Sums, lanes};
 use crate::ops::buffers::{Aligned, Buffer};
-use crate::ops::depthwise::{self, Lanes, SLICE, Strip, convolve_row, fill_padded};
-use crate::ops::matmul::Packed;
+use crate::ops::depthwise::{self, Frame, Lanes, SLICE, Strip, chunk_rows, convolve_rows};
+use crate::ops::matmul::{Packed, ROW_BLOCK};
 use crate::ops::parallel::{self, Shared};
-use crate::ops::rows::{Activated, Left, Nothing, normalise, pool, product};
+use crate::ops::rows::{Left, RowSource, normalise, product};
 use crate::ops::simd::{Kernel, Simd, dispatch};
 use crate::ranks::Ranks;
 use rayon::prelude::*;
@@ -44,7 +45,8 @@ pub(super) fn forward(
 
 /// The convolutions' weights as the kernels read them.
 struct Weights {
-    expand: Option<Packed>,
+    /// By slice of middle channels, empty without expand.
+    expand: Vec<Packed>,
     depthwise: Aligned,
     project: Packed,
 }
@@ -53,9 +55,10 @@ impl Weights {
     fn new(shape: &BlockShape, packed: &[f32]) -> Self {
         let at = Parameters::new(shape);
         let (middle, inputs) = (shape.middle, shape.in_channels);
-        let taps = shape.kernel * shape.kernel;
+        let taps = shape.depthwise().taps();
+        let expand = || Packed::slices(&packed[at.expand.clone()], inputs, middle, 1, inputs);
         Weights {
-            expand: shape.expand.then(|| Packed::new(&packed[at.expand.clone()], inputs, middle, 1, inputs)),
+            expand: if shape.expand { expand() } else { Vec::new() },
             depthwise: depthwise::pack_weights(&packed[at.depthwise.clone()], middle, taps, false),
             project: Packed::new(&packed[at.project.clone()], middle, shape.out_channels, 1, middle),
         }
@@ -73,7 +76,7 @@ fn in_parts<A: Act>(
     output: &mut [f32],
 ) {
     let (input, out) = (x.len() / shape.batch, output.len() / shape.batch);
-    let middle = (shape.in_pixels() + shape.out_pixels()) / shape.batch * shape.middle;
+    let middle = shape.out_pixels() / shape.batch * shape.middle;
     let images = (PART / middle).clamp(1, shape.batch.div_ceil(2 * rayon::current_num_threads()));
     let output = Shared::new(output);
     (0..shape.batch.div_ceil(images)).into_par_iter().with_max_len(1).for_each(|part| {
@@ -97,30 +100,24 @@ fn pass<A: Act>(
     output: &mut [f32],
 ) -> Saved {
     let at = Parameters::new(shape);
-    let (middle, out_channels) = (shape.middle, shape.out_channels);
-    let (in_pixels, out_pixels) = (shape.in_pixels(), shape.out_pixels());
+    let out_pixels = shape.out_pixels();
     let affine = |statistics: &_, norm: &[Range<usize>; 2]| {
         Affine::new(statistics, &packed[norm[0].clone()], &packed[norm[1].clone()], shape.eps)
     };
     let mut statistics = given.cloned().unwrap_or_default();
     let with_sums = given.is_none();
 
-    // Expand.
-    let mut y1 = Buffer::default();
-    let mut affine1 = None;
-    if let Some(weight) = &weights.expand {
-        y1 = Buffer::uninitialised(in_pixels * middle);
-        let sums = product::<Nothing>(Left::Plain(x), in_pixels, weight, &mut y1, with_sums);
-        if with_sums {
-            statistics[0] = sums.statistics_over(ranks, in_pixels);
-        }
-        affine1 = Some(affine(&statistics[0], &at.norm1));
+    // Expand: its statistics.
+    let moments = (with_sums && shape.expand).then(|| Moments::new(x, shape.in_channels));
+    if let Some(moments) = &moments {
+        statistics[0] = moments.sums(&packed[at.expand.clone()]).statistics_over(ranks, shape.in_pixels());
     }
+    let affine1 = shape.expand.then(|| affine(&statistics[0], &at.norm1));
 
     // Depthwise.
-    let mut y2 = Buffer::uninitialised(out_pixels * middle);
-    let input = if shape.expand { &y1[..] } else { x };
-    let sums = depthwise_forward::<A>(shape, input, affine1.as_ref(), &weights.depthwise, &mut y2);
+    let slices = shape.depthwise().slices();
+    let mut y2 = Buffer::uninitialised(out_pixels * slices * SLICE);
+    let sums = depthwise_forward::<A>(shape, x, weights, affine1.as_ref(), &mut y2);
     if with_sums {
         statistics[1] = sums.statistics_over(ranks, out_pixels);
     }
@@ -134,57 +131,33 @@ fn pass<A: Act>(
     });
 
     // Project.
-    let mut y3 = Buffer::uninitialised(out_pixels * out_channels);
-    let source = Activated::<A> {
-        y: &y2,
-        affine: &affine2,
-        gate: squeeze_excite.as_ref().map(|s| (&s.gate[..], pixels)),
-        activation: PhantomData,
-    };
+    let mut y3 = Buffer::uninitialised(out_pixels * shape.out_channels);
+    let gate = squeeze_excite.as_ref().map(|s| &s.gate[..]);
+    let source = Activated::<A> { y2: &y2, affine: &affine2, pixels, gate, activation: PhantomData };
     let sums = product(Left::Made(&source), out_pixels, &weights.project, &mut y3, with_sums);
     if with_sums {
         statistics[2] = sums.statistics_over(ranks, out_pixels);
     }
     normalise::<Identity>(&y3, &affine(&statistics[2], &at.norm3), shape.residual.then_some(x), output);
-    Saved { y1, y2, y3, statistics, squeeze_excite }
+    Saved { moments, y2, y3, statistics, squeeze_excite }
 }
 
-/// `y2 = depthwise(activated input)`; without `affine` the input is taken as it is.
+/// `y2 = depthwise(activated input)` `[batch, slices, pixels, SLICE]`; without `affine` the input is taken as it is.
 fn depthwise_forward<A: Act>(
     shape: &BlockShape,
-    input: &[f32],
+    x: &[f32],
+    weights: &Weights,
     affine: Option<&Affine>,
-    weights: &[f32],
     y2: &mut [f32],
 ) -> Sums {
-    let tasks = shape.batch * shape.depthwise().slices();
+    let conv = shape.depthwise();
+    let slice_len = conv.out_pixels() * SLICE;
     let output = Shared::new(y2);
-    let parts = parallel::map(tasks, 1, |tasks| {
-        // SAFETY: tasks write disjoint (image, slice) parts; extents are checked.
+    let parts = parallel::map(shape.batch * conv.slices(), 1, |tasks| {
+        // SAFETY: tasks are disjoint; the rest is safe code.
         unsafe {
-            match affine {
-                Some(affine) => dispatch(DepthwiseForward::<A> {
-                    shape,
-                    input,
-                    affine,
-                    weights,
-                    output,
-                    tasks,
-                    activation: PhantomData,
-                }),
-                None => {
-                    let affine = &Affine::identity(shape.middle);
-                    dispatch(DepthwiseForward::<Identity> {
-                        shape,
-                        input,
-                        affine,
-                        weights,
-                        output,
-                        tasks,
-                        activation: PhantomData,
-                    })
-                }
-            }
+            let y2 = output.slice(tasks.start * slice_len..tasks.end * slice_len);
+            dispatch(DepthwiseForward::<A> { shape, x, weights, affine, y2, tasks, activation: PhantomData })
         }
     });
     Sums::total(parts)
@@ -192,10 +165,12 @@ fn depthwise_forward<A: Act>(
 
 struct DepthwiseForward<'a, A> {
     shape: &'a BlockShape,
-    input: &'a [f32],
-    affine: &'a Affine,
-    weights: &'a [f32],
-    output: Shared,
+    x: &'a [f32],
+    weights: &'a Weights,
+    /// Of the expand convolution, if there is one.
+    affine: Option<&'a Affine>,
+    /// Of the tasks.
+    y2: &'a mut [f32],
     /// (image, slice) pairs, slices of an image side by side.
     tasks: Range<usize>,
     activation: PhantomData<A>,
@@ -206,46 +181,41 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> Sums {
         let conv = self.shape.depthwise();
-        let channels = conv.channels;
-        let taps = conv.kernel * conv.kernel * SLICE;
-        let (rows, columns) = (conv.out_height(), conv.out_width());
-        let mut sums = Sums::new(channels);
-        let mut scratch = Buffer::zeros(conv.padded_len());
-        let mut line = Aligned::zeros(columns * SLICE);
-        let mut last_width = SLICE;
-        for task in self.tasks {
+        let taps = conv.taps() * SLICE;
+        let (height, columns) = (conv.out_height(), conv.out_width());
+        let at_a_time = chunk_rows(columns).min(height);
+        let raw_rows = chunk_rows(conv.width);
+        let mut sums = Sums::new(conv.channels);
+        let mut frame = Frame::of_input(conv);
+        let mut raw = Aligned::zeros(raw_rows * conv.width * SLICE);
+        for (task, y2) in self.tasks.zip(self.y2.chunks_exact_mut(conv.out_pixels() * SLICE)) {
             let (image, slice) = (task / conv.slices(), task % conv.slices());
             let (first, width) = (slice * SLICE, conv.slice_width(slice));
-            if width < last_width {
-                scratch.fill(0.0); // lanes that this slice lacks
-            }
-            last_width = width;
-            let scale = lanes(&self.affine.scale, first, width);
-            let shift = lanes(&self.affine.shift, first, width);
-            let image_input = &self.input[image * conv.in_pixels() * channels..];
-            let strip = Strip::new(conv, slice, (conv.height, conv.width));
-            let (padded_width, padding) = (conv.padded_width(), conv.padding());
-            fill_padded::<S>([image_input; 2], strip, &mut scratch, padded_width, padding, 1, |lane, y, _| {
-                A::value(y * scale[lane] + shift[lane])
+            let x = &self.x[image * conv.in_pixels() * self.shape.in_channels..];
+            let expand = self.affine.map(|affine| expand::Slice {
+                weight: &self.weights.expand[slice],
+                scale: lanes(&affine.scale, first, width),
+                shift: lanes(&affine.shift, first, width),
             });
-            let weights = &self.weights[slice * taps..][..taps];
-            let ahead = Strip::new(conv, slice, (rows, columns)).ahead();
-            for y in 0..rows {
-                convolve_row(&scratch, padded_width, weights, conv.kernel, conv.stride, y, columns, &mut line);
-                let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
-                for (x, values) in line.chunks_exact(SLICE).enumerate() {
-                    let place = (image * conv.out_pixels() + y * columns + x) * channels + first;
-                    // SAFETY: this task alone writes these channels of this image; any address may be prefetched.
-                    let out = unsafe {
-                        let out = self.output.slice(place..place + width);
-                        S::prefetch(out.as_ptr().wrapping_add(ahead));
-                        out
-                    };
-                    match width {
-                        SLICE => out.copy_from_slice(values),
-                        8 => out.copy_from_slice(&values[..8]),
-                        _ => out.copy_from_slice(&values[..width]),
+            let strip = Strip::new(conv, slice, (conv.height, conv.width));
+            let weights = &self.weights.depthwise[slice * taps..][..taps];
+            let mut made = 0;
+            for (start, y2) in (0..height).step_by(at_a_time).zip(y2.chunks_mut(at_a_time * columns * SLICE)) {
+                let rows = start..height.min(start + at_a_time);
+                let needed = conv.rows_read(rows.end);
+                match &expand {
+                    None => frame.fill::<S>(x, strip, made..needed, |_, x| x),
+                    Some(expand) => {
+                        for row in (made..needed).step_by(raw_rows) {
+                            let rows = row..needed.min(row + raw_rows);
+                            expand.make(x, conv.width, rows, A::value, &mut raw, &mut frame);
+                        }
                     }
+                }
+                made = needed;
+                convolve_rows(&frame, conv, weights, rows, width, y2);
+                let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
+                for values in y2.as_chunks::<SLICE>().0 {
                     for lane in 0..SLICE {
                         sum[lane] += values[lane];
                         square[lane] += values[lane] * values[lane];
@@ -255,5 +225,103 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
             }
         }
         sums
+    }
+}
+
+/// Rows of `activation(affine(y2)) * gate`, for the projection.
+struct Activated<'a, A> {
+    /// `[images, slices, pixels, SLICE]`
+    y2: &'a [f32],
+    affine: &'a Affine,
+    /// Pixels an image.
+    pixels: usize,
+    /// `[images, columns]`
+    gate: Option<&'a [f32]>,
+    activation: PhantomData<A>,
+}
+
+impl<A: Act> RowSource for Activated<'_, A> {
+    #[inline(always)]
+    fn fill(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]) {
+        let mut done = 0;
+        while done < rows {
+            let (image, pixel) = ((first + done) / self.pixels, (first + done) % self.pixels);
+            let run = (self.pixels - pixel).min(rows - done);
+            for slice in 0..columns.div_ceil(SLICE) {
+                let start = slice * SLICE;
+                let width = SLICE.min(columns - start);
+                let (scale, shift) = (lanes(&self.affine.scale, start, width), lanes(&self.affine.shift, start, width));
+                let gate = self.gate.map_or([1.0; SLICE], |gate| lanes(&gate[image * columns..], start, width));
+                let y2 = middle_slice(self.y2, columns, self.pixels, image, slice);
+                let tile = tile[done * columns..].chunks_exact_mut(columns);
+                for (y, out) in y2[pixel..pixel + run].iter().zip(tile) {
+                    let mut values = [0.0; SLICE];
+                    for lane in 0..SLICE {
+                        values[lane] = A::value(y[lane] * scale[lane] + shift[lane]) * gate[lane];
+                    }
+                    match width {
+                        SLICE => out[start..start + SLICE].copy_from_slice(&values),
+                        8 => out[start..start + 8].copy_from_slice(&values[..8]),
+                        _ => out[start..start + width].copy_from_slice(&values[..width]),
+                    }
+                }
+            }
+            done += run;
+        }
+    }
+}
+
+/// Mean over each image's pixels of `activation(affine(y2))`: `[images, channels]`.
+fn pool<A: Act>(y2: &[f32], affine: &Affine, images: usize) -> Vec<f32> {
+    let channels = affine.scale.len();
+    let mut pooled = vec![0.0; images * channels];
+    let shared = Shared::new(&mut pooled);
+    let pixels = y2.len() / images / channels.next_multiple_of(SLICE);
+    parallel::map(images, 1, |images| {
+        // SAFETY: ranges of images are disjoint; the pass is safe code.
+        unsafe {
+            let pooled = shared.slice(images.start * channels..images.end * channels);
+            dispatch(Pool::<A> { y2, affine, pixels, images, pooled, activation: PhantomData })
+        }
+    });
+    pooled
+}
+
+struct Pool<'a, A> {
+    y2: &'a [f32],
+    affine: &'a Affine,
+    pixels: usize,
+    images: Range<usize>,
+    /// Of those images.
+    pooled: &'a mut [f32],
+    activation: PhantomData<A>,
+}
+
+impl<A: Act> Kernel for Pool<'_, A> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let channels = self.affine.scale.len();
+        for (image, pooled) in self.images.zip(self.pooled.chunks_exact_mut(channels)) {
+            for (slice, pooled) in pooled.chunks_mut(SLICE).enumerate() {
+                let scale = lanes(&self.affine.scale, slice * SLICE, pooled.len());
+                let shift = lanes(&self.affine.shift, slice * SLICE, pooled.len());
+                let mut total = [0.0; SLICE];
+                for y2 in middle_slice(self.y2, channels, self.pixels, image, slice).chunks(ROW_BLOCK) {
+                    let mut sum = [0.0; SLICE];
+                    for y in y2 {
+                        for lane in 0..SLICE {
+                            sum[lane] += A::value(y[lane] * scale[lane] + shift[lane]);
+                        }
+                    }
+                    for lane in 0..SLICE {
+                        total[lane] += sum[lane];
+                    }
+                }
+                for (out, total) in pooled.iter_mut().zip(total) {
+                    *out = total / self.pixels as f32;
+                }
+            }
+        }
     }
 }

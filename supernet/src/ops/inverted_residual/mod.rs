@@ -1,36 +1,41 @@
 //! The inverted residual block as one op: expand, depthwise, squeeze-excite, project and residual with their batch norms, with
 //! its own gradient.
 //!
-//! Only the raw outputs of the three convolutions are stored (`y1`, `y2`, `y3`); batch norm and activation are applied where
-//! they are read, and recomputed in the backward pass. Phases, each parallel over pixels or over (image, channel slice):
+//! Passes over the middle channels in memory are what such a block costs, so that there are as few as can be: only the raw output of the depthwise
+//! convolution (`y2`) and the small one of the projection (`y3`) are stored. Batch norm and activation are applied where values are read, and what
+//! lies on the other side of a pointwise convolution is made again from the few channels there, a slice of middle channels and some rows of one image at
+//! a time, in the first-level cache: the expand convolution's output `y1` in both passes, the gradient at `y2` in the backward pass. The gradient at
+//! `y1` goes on to the input before it leaves the cache. Phases, each parallel over pixels or over (image, slice of channels):
 //!
 //! | forward | writes |
 //! | --- | --- |
-//! | expand | `y1` and its sums |
-//! | depthwise of activated `y1` | `y2` and its sums |
+//! | moments of the input | statistics of `y1` (see `expand`) |
+//! | depthwise of `y1`, activated | `y2` and its sums |
 //! | squeeze-excite | the gate |
-//! | project of activated, gated `y2` | `y3` and its sums |
+//! | project of `y2`, activated and gated | `y3` and its sums |
 //! | output | normalised `y3` + input |
 //!
 //! | backward | writes |
 //! | --- | --- |
 //! | sums | for the last batch norm |
-//! | project | gradient at the activated `y2`, projection's weight gradient, sums for the second batch norm |
-//! | squeeze-excite | its parameters' gradients; completes the above |
-//! | depthwise | masked gradient at `y1`, weight gradient, sums for the first batch norm |
-//! | expand | input gradient, weight gradient |
+//! | project | gradient at `y3`, the projection's weight gradient, sums for the second batch norm and squeeze-excite |
+//! | squeeze-excite | its parameters' gradients, and what the gate does to the above |
+//! | depthwise and expand | the depthwise weight gradient; input gradient and expand's weight gradient but for what batch norm adds; its sums |
+//! | first batch norm | what it adds: a small matrix applied to the input |
+//!
+//! `y2` lies as `[images, slices, pixels, SLICE]`, so that each slice is one stream.
 
 mod backward;
+mod expand;
 mod forward;
 mod op;
 mod squeeze_excite;
 
-pub(crate) use backward::{RawGradient, product_backward, write_transposed};
 pub use op::inverted_residual;
 
 use super::batch_norm::ChannelStatistics;
 use super::buffers::Buffer;
-use super::depthwise;
+use super::depthwise::{self, Lanes, SLICE};
 use crate::space::{Activation, InvertedResidualSpec};
 use std::ops::Range;
 
@@ -151,8 +156,11 @@ pub type BlockStatistics = [ChannelStatistics; 3];
 
 /// What the backward pass needs of the forward pass.
 struct Saved {
-    y1: Buffer,
+    /// With an expand convolution and batch statistics.
+    moments: Option<expand::Moments>,
+    /// `[images, slices, pixels, SLICE]`
     y2: Buffer,
+    /// `[pixels, out]`
     y3: Buffer,
     statistics: BlockStatistics,
     squeeze_excite: Option<squeeze_excite::Saved>,
@@ -161,4 +169,10 @@ struct Saved {
 /// Number of packed parameters.
 pub fn parameter_count(shape: &BlockShape) -> usize {
     Parameters::new(shape).len
+}
+
+/// The pixels of one slice of one image of `y2`, which has `channels` channels and `pixels` pixels an image.
+fn middle_slice(y2: &[f32], channels: usize, pixels: usize, image: usize, slice: usize) -> &[Lanes] {
+    let start = (image * channels.div_ceil(SLICE) + slice) * pixels * SLICE;
+    y2[start..][..pixels * SLICE].as_chunks().0
 }

@@ -1,0 +1,212 @@
+//! The convolution of a few rows, and the gradient at its input, which is a convolution too: with the kernel turned by 180 degrees, and at stride 2
+//! one for each of the four parities of a pixel's place, which see every other tap.
+
+use super::{Frame, SLICE, Shape};
+use crate::ops::simd::{Kernel, Simd, dispatch};
+use std::ops::Range;
+
+/// Output rows `rows` of the convolution of `input` with one packed slice of weights, into `output` `[rows, out_width, SLICE]`; only the first
+/// `width` lanes count.
+pub(crate) fn convolve_rows(
+    input: &Frame,
+    shape: Shape,
+    weights: &[f32],
+    rows: Range<usize>,
+    width: usize,
+    output: &mut [f32],
+) {
+    let (kernel, stride, columns) = (shape.kernel, shape.stride, shape.out_width());
+    let (last_row, last_column) = ((rows.end - 1) * stride + kernel, (columns - 1) * stride + kernel);
+    assert!(rows.start < rows.end && last_row <= input.extents().0 && last_column <= input.extents().1);
+    assert!(weights.len() >= shape.taps() * SLICE && output.len() >= rows.len() * columns * SLICE);
+    let start = rows.start * stride;
+    // SAFETY: extents checked above.
+    unsafe {
+        dispatch(Convolution {
+            source: input.start(start),
+            source_row: input.row * SLICE,
+            stride,
+            filled: relative(input.filled(), start),
+            weights: weights.as_ptr(),
+            weight_steps: (kernel * SLICE, SLICE),
+            taps: (kernel, kernel),
+            output: output.as_mut_ptr(),
+            output_steps: (columns * SLICE, SLICE),
+            rows: rows.len(),
+            columns,
+            lanes: width,
+        })
+    }
+}
+
+/// Rows `rows` of the gradient at the input, from that at the `output` and one slice of weights packed flipped, into `gradient`
+/// `[rows, width, SLICE]`; only the first `width` lanes count.
+pub(crate) fn input_gradient_rows(
+    output: &Frame,
+    shape: Shape,
+    flipped: &[f32],
+    rows: Range<usize>,
+    width: usize,
+    gradient: &mut [f32],
+) {
+    let (kernel, stride, padding) = (shape.kernel, shape.stride, shape.padding());
+    assert!(rows.end <= shape.height && gradient.len() >= rows.len() * shape.width * SLICE);
+    assert!(flipped.len() >= shape.taps() * SLICE && (stride == 1 || stride == 2));
+    // Pixels whose place has this parity see the taps of this parity (of the flipped kernel, whose size is odd), from this pixel of the output on.
+    let parity = |place: usize| (place + padding) % stride;
+    let first = |place: usize| (place + parity(place) + output.border * stride - padding) / stride;
+    let count = |places: &Range<usize>| places.len().div_ceil(stride);
+    for row in rows.start..rows.end.min(rows.start + stride) {
+        for column in 0..shape.width.min(stride) {
+            let of_parity = (row..rows.end, column..shape.width);
+            let (rows_here, columns) = (count(&of_parity.0), count(&of_parity.1));
+            let (tap_row, tap_column) = (parity(row), parity(column));
+            let taps = ((kernel - tap_row).div_ceil(stride), (kernel - tap_column).div_ceil(stride));
+            let (source_row, source_column) = (first(row), first(column));
+            assert!(source_row + rows_here - 1 + taps.0 <= output.extents().0);
+            assert!(source_column + columns - 1 + taps.1 <= output.extents().1);
+            // SAFETY: extents checked above; rows, columns and taps are every `stride`-th from the first on.
+            unsafe {
+                dispatch(Convolution {
+                    source: output.start(source_row).add(source_column * SLICE),
+                    source_row: output.row * SLICE,
+                    stride: 1,
+                    filled: relative(output.filled(), source_row),
+                    weights: flipped.as_ptr().add((tap_row * kernel + tap_column) * SLICE),
+                    weight_steps: (stride * kernel * SLICE, stride * SLICE),
+                    taps,
+                    output: gradient.as_mut_ptr().add(((row - rows.start) * shape.width + column) * SLICE),
+                    output_steps: (stride * shape.width * SLICE, stride * SLICE),
+                    rows: rows_here,
+                    columns,
+                    lanes: width,
+                })
+            }
+        }
+    }
+}
+
+/// The rows counted from `start`.
+fn relative(rows: Range<usize>, start: usize) -> Range<isize> {
+    rows.start as isize - start as isize..rows.end as isize - start as isize
+}
+
+/// `output[y, x] = sum over taps of source[y * stride + ky, x * stride + kx] * weights[ky, kx]`. A kernel of its own, so that its many variants are
+/// compiled once an instruction set and not again for each activation around it.
+#[derive(Clone)]
+struct Convolution {
+    source: *const f32,
+    /// Floats from one row to the next.
+    source_row: usize,
+    stride: usize,
+    /// Source rows that are not zero.
+    filled: Range<isize>,
+    weights: *const f32,
+    /// Floats from one row of taps to the next, and from one tap to the next.
+    weight_steps: (usize, usize),
+    taps: (usize, usize),
+    output: *mut f32,
+    /// Floats from one row to the next, and from one pixel to the next.
+    output_steps: (usize, usize),
+    rows: usize,
+    columns: usize,
+    lanes: usize,
+}
+
+impl Kernel for Convolution {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: tiles stay inside `rows` and `columns`, for which the caller checked the extents.
+        unsafe {
+            match self.stride {
+                1 => self.tiles::<S, 1>(),
+                _ => self.tiles::<S, 2>(),
+            }
+        }
+    }
+}
+
+impl Convolution {
+    /// Tiles of eight sums where the map is wide enough, since as many additions are under way at a time; the last ones overlap.
+    #[inline(always)]
+    unsafe fn tiles<S: Simd, const STRIDE: usize>(self) {
+        // SAFETY: as the caller's.
+        unsafe {
+            let mut lane = 0;
+            while lane < self.lanes {
+                match self.columns {
+                    8.. => self.cover::<S, STRIDE, 1, 8>(0, lane),
+                    4.. => {
+                        let pairs = self.cover::<S, STRIDE, 2, 4>(0, lane);
+                        self.cover::<S, STRIDE, 1, 4>(pairs, lane)
+                    }
+                    2.. => self.cover::<S, STRIDE, 1, 2>(0, lane),
+                    _ => self.cover::<S, STRIDE, 1, 1>(0, lane),
+                };
+                lane += S::LANES;
+            }
+        }
+    }
+
+    /// Covers the rows from `row` on as far as whole tiles reach; the next row.
+    #[inline(always)]
+    unsafe fn cover<S: Simd, const STRIDE: usize, const HIGH: usize, const WIDE: usize>(
+        &self,
+        mut row: usize,
+        lane: usize,
+    ) -> usize {
+        // SAFETY: as the caller's.
+        unsafe {
+            while row + HIGH <= self.rows {
+                // Rows of taps that see something.
+                let top = (row * STRIDE) as isize;
+                let last = ((row + HIGH - 1) * STRIDE) as isize;
+                let ky = (self.filled.start - last).max(0) as usize
+                    ..((self.filled.end - top).max(0) as usize).min(self.taps.0);
+                let mut column = 0;
+                while column + WIDE < self.columns {
+                    self.tile::<S, STRIDE, HIGH, WIDE>(row, column, lane, ky.clone());
+                    column += WIDE;
+                }
+                self.tile::<S, STRIDE, HIGH, WIDE>(row, self.columns - WIDE, lane, ky);
+                row += HIGH;
+            }
+            row
+        }
+    }
+
+    /// `HIGH x WIDE` output pixels of one vector of channels, summed in registers.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const STRIDE: usize, const HIGH: usize, const WIDE: usize>(
+        &self,
+        row: usize,
+        column: usize,
+        lane: usize,
+        ky: Range<usize>,
+    ) {
+        // SAFETY: as the caller's.
+        unsafe {
+            let mut sums = [[S::splat(0.0); WIDE]; HIGH];
+            for ky in ky {
+                let source = self.source.add((row * STRIDE + ky) * self.source_row + column * STRIDE * SLICE + lane);
+                let weights = self.weights.add(ky * self.weight_steps.0 + lane);
+                for kx in 0..self.taps.1 {
+                    let weight = S::load(weights.add(kx * self.weight_steps.1));
+                    for (y, sums) in sums.iter_mut().enumerate() {
+                        let source = source.add(y * STRIDE * self.source_row + kx * SLICE);
+                        for (x, sum) in sums.iter_mut().enumerate() {
+                            *sum = S::mul_add(S::load(source.add(x * STRIDE * SLICE)), weight, *sum);
+                        }
+                    }
+                }
+            }
+            for (y, sums) in sums.iter().enumerate() {
+                let output = self.output.add((row + y) * self.output_steps.0 + column * self.output_steps.1 + lane);
+                for (x, &sum) in sums.iter().enumerate() {
+                    S::store(output.add(x * self.output_steps.1), sum);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Depthwise convolution and its two gradients, over one slice of channels of one image at a time.
+//!
+//! A slice is [`SLICE`] channels, one cache line: its map lies in a [`Frame`], a scratch with a border of zeros that stays in the caches for every
+//! size in use, so that the inner loops need no border cases and read whole lines. What frames are made of is made a few rows ahead of where they
+//! are read. Weights lie as `[slice][kernel * kernel][SLICE]`.
+
+mod convolution;
+mod weight_gradient;
+
+pub(crate) use convolution::{convolve_rows, input_gradient_rows};
+pub(crate) use weight_gradient::accumulate_weight_gradient;
+
+use super::buffers::{Aligned, Buffer};
+use super::simd::Simd;
+use std::ops::Range;
+
+/// Channels a slice.
+pub(crate) const SLICE: usize = 16;
+
+/// One value a channel of a slice.
+pub(crate) type Lanes = [f32; SLICE];
+
+/// Pixels that are worked on at a time: few enough to stay in the first-level cache with what belongs to them.
+const CHUNK: usize = 64;
+
+/// Rows of a map of width `width` that are worked on at a time.
+pub(crate) fn chunk_rows(width: usize) -> usize {
+    (CHUNK / width).max(1)
+}
+
+/// Extents of a depthwise convolution of one image; padding is `kernel / 2`, the stride 1 or 2.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    pub channels: usize,
+    pub kernel: usize,
+    pub stride: usize,
+    pub height: usize,
+    pub width: usize,
+}
+
+impl Shape {
+    pub(crate) fn out_height(self) -> usize {
+        self.height.div_ceil(self.stride)
+    }
+
+    pub(crate) fn out_width(self) -> usize {
+        self.width.div_ceil(self.stride)
+    }
+
+    pub(crate) fn in_pixels(self) -> usize {
+        self.height * self.width
+    }
+
+    pub(crate) fn out_pixels(self) -> usize {
+        self.out_height() * self.out_width()
+    }
+
+    pub(crate) fn slices(self) -> usize {
+        self.channels.div_ceil(SLICE)
+    }
+
+    /// Channels in slice `slice`.
+    pub(crate) fn slice_width(self, slice: usize) -> usize {
+        SLICE.min(self.channels - slice * SLICE)
+    }
+
+    pub(crate) fn taps(self) -> usize {
+        self.kernel * self.kernel
+    }
+
+    fn padding(self) -> usize {
+        self.kernel / 2
+    }
+
+    /// Rows of the input that the output rows before `end` read.
+    pub(crate) fn rows_read(self, end: usize) -> usize {
+        ((end - 1) * self.stride + self.kernel - self.padding()).min(self.height)
+    }
+
+    /// Rows of the input of which all gradients are known when those of the output rows before `end` are.
+    pub(crate) fn rows_known(self, end: usize) -> usize {
+        if end == self.out_height() { self.height } else { (end * self.stride).saturating_sub(self.padding()) }
+    }
+}
+
+/// `[channels, kernel * kernel]` into `[slice][kernel * kernel][SLICE]`, missing channels zero; `flip` turns each kernel by 180
+/// degrees (for the input gradient).
+pub(crate) fn pack_weights(weight: &[f32], channels: usize, taps: usize, flip: bool) -> Aligned {
+    let mut packed = Aligned::zeros(channels.div_ceil(SLICE) * taps * SLICE);
+    for (channel, kernel) in weight.chunks_exact(taps).enumerate() {
+        let slice = &mut packed[channel / SLICE * taps * SLICE..];
+        for (tap, &value) in kernel.iter().enumerate() {
+            let tap = if flip { taps - 1 - tap } else { tap };
+            slice[tap * SLICE + channel % SLICE] = value;
+        }
+    }
+    packed
+}
+
+/// The inverse of [`pack_weights`] without flip, for gradients.
+pub(crate) fn unpack_weights(packed: &[f32], channels: usize, taps: usize, weight: &mut [f32]) {
+    for (channel, kernel) in weight.chunks_exact_mut(taps).enumerate().take(channels) {
+        let slice = &packed[channel / SLICE * taps * SLICE..];
+        for (tap, value) in kernel.iter_mut().enumerate() {
+            *value = slice[tap * SLICE + channel % SLICE];
+        }
+    }
+}
+
+/// One slice of one image's map inside a border of zeros. Lanes that a slice lacks hold anything: no sum crosses lanes.
+pub(crate) struct Frame {
+    values: Buffer,
+    /// Height and width of the map.
+    map: (usize, usize),
+    /// Rows of zeros above the map and pixels left of it.
+    border: usize,
+    /// Pixels from one row to the next.
+    row: usize,
+}
+
+impl Frame {
+    /// For the input of `shape`.
+    pub(crate) fn of_input(shape: Shape) -> Frame {
+        let padding = shape.padding();
+        let reach = |size: usize, out: usize| (size + padding).max((out - 1) * shape.stride + shape.kernel);
+        let extents = (reach(shape.height, shape.out_height()), reach(shape.width, shape.out_width()));
+        Frame::new((shape.height, shape.width), padding, extents)
+    }
+
+    /// For the gradient at the output of `shape`.
+    pub(crate) fn of_output(shape: Shape) -> Frame {
+        let border = shape.padding() / shape.stride;
+        let reach = |size: usize, out: usize| border + out.max((size - 1 + shape.padding()) / shape.stride + 1);
+        let extents = (reach(shape.height, shape.out_height()), reach(shape.width, shape.out_width()));
+        Frame::new((shape.out_height(), shape.out_width()), border, extents)
+    }
+
+    fn new(map: (usize, usize), border: usize, (height, width): (usize, usize)) -> Frame {
+        Frame { values: Buffer::zeros(height * width * SLICE), map, border, row: width }
+    }
+
+    /// The map's row `y`: `[width]` pixels.
+    #[inline(always)]
+    pub(crate) fn row(&mut self, y: usize) -> &mut [Lanes] {
+        let start = ((y + self.border) * self.row + self.border) * SLICE;
+        self.values[start..][..self.map.1 * SLICE].as_chunks_mut().0
+    }
+
+    /// Where the row `y`, counted with the border, begins.
+    fn start(&self, y: usize) -> *const f32 {
+        self.values[y * self.row * SLICE..].as_ptr()
+    }
+
+    /// Rows and pixels a row, border included.
+    fn extents(&self) -> (usize, usize) {
+        (self.values.len() / SLICE / self.row, self.row)
+    }
+
+    /// The rows of the map, counted with the border: all others are zero.
+    fn filled(&self) -> Range<usize> {
+        self.border..self.border + self.map.0
+    }
+
+    /// Fills the map's rows `rows` from a strip of an image, each value through `value(lane, x)`.
+    #[inline(always)]
+    pub(crate) fn fill<S: Simd>(
+        &mut self,
+        image: &[f32],
+        strip: Strip,
+        rows: Range<usize>,
+        value: impl Fn(usize, f32) -> f32,
+    ) {
+        // All loops of fixed length, but for odd numbers of channels.
+        match strip.width {
+            SLICE => self.fill_width::<S, SLICE>(image, strip, rows, value),
+            8 => self.fill_width::<S, 8>(image, strip, rows, value),
+            _ => self.fill_width::<S, 0>(image, strip, rows, value),
+        }
+    }
+
+    #[inline(always)]
+    fn fill_width<S: Simd, const WIDTH: usize>(
+        &mut self,
+        image: &[f32],
+        strip: Strip,
+        rows: Range<usize>,
+        value: impl Fn(usize, f32) -> f32,
+    ) {
+        let Strip { channels, first, width, pixels: (_, columns) } = strip;
+        let width = if WIDTH == 0 { width } else { WIDTH };
+        let (row, ahead) = (columns * channels, strip.ahead());
+        for y in rows {
+            let pixels = image[y * row..][..row].chunks_exact(channels);
+            for (source, target) in pixels.zip(self.row(y)) {
+                let (source, target) = (&source[first..][..width], &mut target[..width]);
+                for lane in 0..width {
+                    target[lane] = value(lane, source[lane]);
+                }
+                // SAFETY: the CPU has `S`; any address may be given.
+                unsafe { S::prefetch(source.as_ptr().wrapping_add(ahead)) }
+            }
+        }
+    }
+}
+
+/// What one task reads of, or writes to, one image in NHWC: some channels of each pixel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Strip {
+    /// Channels of the image.
+    pub channels: usize,
+    /// The first that count.
+    pub first: usize,
+    /// How many.
+    pub width: usize,
+    /// Height and width of the image.
+    pub pixels: (usize, usize),
+}
+
+impl Strip {
+    /// Strip of the `slice` of an image of `pixels`.
+    pub(crate) fn new(shape: Shape, slice: usize, pixels: (usize, usize)) -> Self {
+        Strip { channels: shape.channels, first: slice * SLICE, width: shape.slice_width(slice), pixels }
+    }
+
+    /// Floats from a value to its counterpart in the next task's strip: the next slice, or the next image's first. Strips are cache lines far
+    /// apart, which the processor does not foresee, so that each task asks for the next one's.
+    fn ahead(self) -> usize {
+        if self.first + self.width < self.channels {
+            SLICE
+        } else {
+            self.pixels.0 * self.pixels.1 * self.channels - self.first
+        }
+    }
+}

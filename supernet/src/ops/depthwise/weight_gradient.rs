@@ -1,0 +1,154 @@
+//! The gradient at the weights, summed over a few rows of one image.
+
+use super::{Frame, SLICE, Shape};
+use crate::ops::simd::{Kernel, Simd, dispatch};
+use std::ops::Range;
+
+/// Adds `gradient[ky, kx] += sum over the pixels of the output's rows of input * output gradient`, `gradient` one packed slice; only the first
+/// `width` lanes count.
+pub(crate) fn accumulate_weight_gradient(
+    input: &Frame,
+    output: &Frame,
+    shape: Shape,
+    rows: Range<usize>,
+    width: usize,
+    gradient: &mut [f32],
+) {
+    let (kernel, stride, columns) = (shape.kernel, shape.stride, shape.out_width());
+    assert!(rows.start < rows.end && rows.end <= output.map.0 && columns == output.map.1);
+    assert!((rows.end - 1) * stride + kernel <= input.extents().0 && (columns - 1) * stride + kernel <= input.row);
+    assert!(gradient.len() >= shape.taps() * SLICE);
+    // SAFETY: extents checked above.
+    unsafe {
+        dispatch(Gradient {
+            input: input.start(0),
+            input_row: input.row * SLICE,
+            filled: input.filled(),
+            output: output.start(output.border).add(output.border * SLICE),
+            output_row: output.row * SLICE,
+            stride,
+            rows,
+            columns,
+            gradient: gradient.as_mut_ptr(),
+            kernel,
+            lanes: width,
+        })
+    }
+}
+
+#[derive(Clone)]
+struct Gradient {
+    input: *const f32,
+    /// Floats from one row to the next.
+    input_row: usize,
+    /// Input rows that are not zero.
+    filled: Range<usize>,
+    output: *const f32,
+    output_row: usize,
+    stride: usize,
+    rows: Range<usize>,
+    columns: usize,
+    gradient: *mut f32,
+    kernel: usize,
+    lanes: usize,
+}
+
+impl Kernel for Gradient {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller's extents.
+        unsafe {
+            match if S::ACCUMULATORS > 4 { self.kernel } else { 0 } {
+                // As many kernel rows at once as leave registers: more independent sums, fewer loads of the output gradient.
+                3 => self.kernel_rows::<S, 3, 3>(),
+                5 => self.kernel_rows::<S, 5, 2>(),
+                7 => self.kernel_rows::<S, 7, 1>(),
+                _ => self.any_kernel::<S>(),
+            }
+        }
+    }
+}
+
+impl Gradient {
+    /// Output rows that see something through the `count` rows of taps from `ky` on.
+    #[inline(always)]
+    fn rows_seeing(&self, ky: usize, count: usize) -> Range<usize> {
+        let first = self.filled.start.saturating_sub(ky + count - 1).div_ceil(self.stride);
+        let end = self.filled.end.saturating_sub(ky).div_ceil(self.stride);
+        self.rows.start.max(first)..self.rows.end.min(end)
+    }
+
+    #[inline(always)]
+    unsafe fn kernel_rows<S: Simd, const K: usize, const ROWS: usize>(self) {
+        let mut lane = 0;
+        // SAFETY: as the caller's.
+        unsafe {
+            while lane < self.lanes {
+                let mut ky = 0;
+                while ky + ROWS <= K {
+                    self.rows_at::<S, K, ROWS>(ky, lane);
+                    ky += ROWS;
+                }
+                while ky < K {
+                    self.rows_at::<S, K, 1>(ky, lane);
+                    ky += 1;
+                }
+                lane += S::LANES;
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rows_at<S: Simd, const K: usize, const ROWS: usize>(&self, ky: usize, lane: usize) {
+        // SAFETY: as the caller's.
+        unsafe {
+            let mut sums = [[S::splat(0.0); K]; ROWS];
+            for y in self.rows_seeing(ky, ROWS) {
+                let output = self.output.add(y * self.output_row + lane);
+                let input = self.input.add((y * self.stride + ky) * self.input_row + lane);
+                for x in 0..self.columns {
+                    let g = S::load(output.add(x * SLICE));
+                    let input = input.add(x * self.stride * SLICE);
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        for (kx, sum) in sums.iter_mut().enumerate() {
+                            *sum = S::mul_add(S::load(input.add(row * self.input_row + kx * SLICE)), g, *sum);
+                        }
+                    }
+                }
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                for (kx, &sum) in sums.iter().enumerate() {
+                    let place = self.gradient.add(((ky + row) * K + kx) * SLICE + lane);
+                    S::store(place, S::add(S::load(place), sum));
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn any_kernel<S: Simd>(self) {
+        // SAFETY: as the caller's.
+        unsafe {
+            for ky in 0..self.kernel {
+                for kx in 0..self.kernel {
+                    let mut lane = 0;
+                    while lane < self.lanes {
+                        let mut sum = S::splat(0.0);
+                        for y in self.rows_seeing(ky, 1) {
+                            let output = self.output.add(y * self.output_row + lane);
+                            let input = self.input.add((y * self.stride + ky) * self.input_row + kx * SLICE + lane);
+                            for x in 0..self.columns {
+                                let g = S::load(output.add(x * SLICE));
+                                sum = S::mul_add(S::load(input.add(x * self.stride * SLICE)), g, sum);
+                            }
+                        }
+                        let place = self.gradient.add((ky * self.kernel + kx) * SLICE + lane);
+                        S::store(place, S::add(S::load(place), sum));
+                        lane += S::LANES;
+                    }
+                }
+            }
+        }
+    }
+}

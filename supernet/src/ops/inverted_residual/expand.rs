@@ -1,0 +1,263 @@
+//! The expand convolution, whose output is never stored: it is made again, a slice of channels of a few rows at a time, wherever it is read.
+//!
+//! Only its statistics need all of it, and they follow from the input's: for `y = W x` the sum over pixels is `W sum(x)` and the sum of squares
+//! `w sum(x x') w'` by channel. In the same way the part of batch norm's gradient that depends on `y` is a small matrix applied to `x`.
+
+use crate::ops::batch_norm::{Backward, Sums};
+use crate::ops::buffers::Aligned;
+use crate::ops::depthwise::{Frame, Lanes, SLICE};
+use crate::ops::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply, multiply_add};
+use crate::ops::parallel::{self, Shared};
+use crate::ops::rows::total;
+use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch};
+use std::ops::Range;
+
+/// Rows whose products are summed in f32 before they are added in f64.
+const BLOCK: usize = 4 * ROW_BLOCK;
+
+/// Sums over pixels of the input `[pixels, channels]` and of its products, in f64: what follows are small differences of large numbers.
+pub(super) struct Moments {
+    pixels: usize,
+    /// `[channels]`
+    sum: Vec<f64>,
+    /// `[channels, channels]`
+    products: Vec<f64>,
+}
+
+impl Moments {
+    pub(super) fn new(x: &[f32], channels: usize) -> Self {
+        let pixels = x.len() / channels;
+        let parts = parallel::map(pixels, BLOCK, |rows| {
+            // SAFETY: safe code only.
+            unsafe { dispatch(SumMoments { x: &x[rows.start * channels..rows.end * channels], channels }) }
+        });
+        let mut moments = Moments { pixels, sum: vec![0.0; channels], products: vec![0.0; channels * channels] };
+        for (sum, products) in parts {
+            moments.sum.iter_mut().zip(sum).for_each(|(total, v)| *total += v);
+            moments.products.iter_mut().zip(products).for_each(|(total, v)| *total += v);
+        }
+        moments
+    }
+
+    /// Sums over pixels of `y = W x` and of its squares, for `weight` `[out, channels]`.
+    pub(super) fn sums(&self, weight: &[f32]) -> Sums {
+        let channels = self.sum.len();
+        let parts = parallel::map(weight.len() / channels, 1, |rows| {
+            let weight = &weight[rows.start * channels..rows.end * channels];
+            // SAFETY: safe code only.
+            unsafe { dispatch(QuadraticForms { moments: self, weight }) }
+        });
+        let mut sums = Sums::new(0);
+        for part in parts {
+            sums.sum.extend(part.sum);
+            sums.square.extend(part.square);
+        }
+        sums
+    }
+
+    fn means(&self) -> Vec<f64> {
+        self.sum.iter().map(|sum| sum / self.pixels as f64).collect()
+    }
+
+    /// Sums of the products of the deviations from the means.
+    fn deviations(&self) -> Vec<f32> {
+        let means = self.means();
+        let products = self.products.chunks_exact(means.len()).zip(&self.sum);
+        products.flat_map(|(row, sum)| row.iter().zip(&means).map(move |(v, mean)| (v - sum * mean) as f32)).collect()
+    }
+}
+
+struct SumMoments<'a> {
+    x: &'a [f32],
+    channels: usize,
+}
+
+impl Kernel for SumMoments<'_> {
+    type Output = (Vec<f64>, Vec<f64>);
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> Self::Output {
+        let n = self.channels;
+        let stride = n.next_multiple_of(S::LANES);
+        let (mut sum, mut products) = (vec![0.0f64; n], vec![0.0f64; n * n]);
+        let mut tile = Aligned::zeros(BLOCK * stride);
+        let mut block = Aligned::zeros(n * stride);
+        let mut block_sum = Aligned::zeros(n);
+        for x in self.x.chunks(BLOCK * n) {
+            block.fill(0.0);
+            block_sum.fill(0.0);
+            for (x, out) in x.chunks_exact(n).zip(tile.chunks_exact_mut(stride)) {
+                out[..n].copy_from_slice(x);
+                for (sum, &v) in block_sum.iter_mut().zip(x) {
+                    *sum += v;
+                }
+            }
+            accumulate_transposed(x, n, &tile, stride, x.len() / n, n, n, &mut block, stride);
+            for (total, &v) in sum.iter_mut().zip(block_sum.iter()) {
+                *total += f64::from(v);
+            }
+            for (totals, block) in products.chunks_exact_mut(n).zip(block.chunks_exact(stride)) {
+                for (total, &v) in totals.iter_mut().zip(block) {
+                    *total += f64::from(v);
+                }
+            }
+        }
+        (sum, products)
+    }
+}
+
+struct QuadraticForms<'a> {
+    moments: &'a Moments,
+    /// Some rows of it.
+    weight: &'a [f32],
+}
+
+impl Kernel for QuadraticForms<'_> {
+    type Output = Sums;
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> Sums {
+        let n = self.moments.sum.len();
+        let mut sums = Sums::new(self.weight.len() / n);
+        let mut row = vec![0.0f64; n];
+        let mut below = vec![0.0f64; n];
+        for (output, weight) in self.weight.chunks_exact(n).enumerate() {
+            for (wide, &w) in row.iter_mut().zip(weight) {
+                *wide = f64::from(w);
+            }
+            // The matrix is symmetric: twice what lies below the diagonal, and the diagonal.
+            below.fill(0.0);
+            let mut diagonal = 0.0;
+            for (i, products) in self.moments.products.chunks_exact(n).enumerate() {
+                let w = row[i];
+                for (below, product) in below[..i].iter_mut().zip(&products[..i]) {
+                    *below += w * product;
+                }
+                diagonal += w * w * products[i];
+                sums.sum[output] += w * self.moments.sum[i];
+            }
+            let below: f64 = below.iter().zip(&row).map(|(v, w)| v * w).sum();
+            sums.square[output] = diagonal + 2.0 * below;
+        }
+        sums
+    }
+}
+
+/// One slice of the expand convolution with batch norm and activation after it.
+pub(super) struct Slice<'a> {
+    /// `[in, SLICE]`
+    pub weight: &'a Packed,
+    pub scale: Lanes,
+    pub shift: Lanes,
+}
+
+impl Slice<'_> {
+    /// Makes the rows `rows` of an image `x` `[height, width, in]`: as they leave the convolution in `raw` `[rows, width, SLICE]`, activated in the
+    /// frame.
+    #[inline(always)]
+    pub(super) fn make(
+        &self,
+        x: &[f32],
+        width: usize,
+        rows: Range<usize>,
+        value: impl Fn(f32) -> f32,
+        raw: &mut [f32],
+        frame: &mut Frame,
+    ) {
+        let inputs = self.weight.rows();
+        multiply(&x[rows.start * width * inputs..], inputs, rows.len() * width, self.weight, raw, SLICE);
+        for (y, raw) in rows.zip(raw.as_chunks::<SLICE>().0.chunks_exact(width)) {
+            for (out, raw) in frame.row(y).iter_mut().zip(raw) {
+                for lane in 0..SLICE {
+                    out[lane] = value(raw[lane] * self.scale[lane] + self.shift[lane]);
+                }
+            }
+        }
+    }
+}
+
+/// What batch norm's gradient adds at the input of the convolution: for the raw output `y = W x` it is `by_gradient * g + by_value * y + constant`,
+/// and all but the first term depends on `x` alone.
+pub(super) struct NormGradient {
+    /// Applied to the input's pixels, `[in, in]`.
+    matrix: Packed,
+    /// Added to each pixel, `[in]`.
+    constant: Vec<f32>,
+    /// Added to the weight's gradient, `[out, in]`.
+    pub weight: Vec<f32>,
+}
+
+impl NormGradient {
+    /// For the convolution's `weight` `[out, in]`.
+    pub(super) fn new(moments: &Moments, weight: &[f32], back: &Backward) -> Self {
+        let (n, m) = (moments.sum.len(), back.constant.len());
+        let means = moments.means();
+        // by_value * y + constant = by_value * W (x - mean) + rest
+        let rest: Vec<f64> = weight
+            .chunks_exact(n)
+            .zip(back.by_value.iter().zip(back.constant.iter()))
+            .map(|(w, (&by_value, &constant))| {
+                let mean: f64 = w.iter().zip(&means).map(|(&w, mean)| f64::from(w) * mean).sum();
+                f64::from(by_value) * mean + f64::from(constant)
+            })
+            .collect();
+        let stride = n.next_multiple_of(InstructionSet::active().lanes());
+        let parts = parallel::map(m, SLICE, |rows| {
+            let mut scaled = Aligned::zeros(rows.len() * stride);
+            let mut matrix = Aligned::zeros(n * stride);
+            let weight = &weight[rows.start * n..rows.end * n];
+            for ((out, w), &factor) in
+                scaled.chunks_exact_mut(stride).zip(weight.chunks_exact(n)).zip(&back.by_value[rows.clone()])
+            {
+                for (out, w) in out.iter_mut().zip(w) {
+                    *out = w * factor;
+                }
+            }
+            accumulate_transposed(weight, n, &scaled, stride, rows.len(), n, n, &mut matrix, stride);
+            matrix
+        });
+        let matrix = total(parts);
+        let mut constant = vec![0.0f64; n];
+        for (w, rest) in weight.chunks_exact(n).zip(&rest) {
+            constant.iter_mut().zip(w).for_each(|(total, &w)| *total += f64::from(w) * rest);
+        }
+        for (row, mean) in matrix.chunks_exact(stride).zip(&means) {
+            constant.iter_mut().zip(row).for_each(|(total, &v)| *total -= mean * f64::from(v));
+        }
+        let deviations = Packed::new(&moments.deviations(), n, n, n, 1);
+        let mut weight_gradient = vec![0.0; weight.len()];
+        let shared = Shared::new(&mut weight_gradient);
+        parallel::map(m, ROW_BLOCK, |rows| {
+            // SAFETY: ranges of rows are disjoint.
+            let out = unsafe { shared.slice(rows.start * n..rows.end * n) };
+            multiply(&weight[rows.start * n..], n, rows.len(), &deviations, out, n);
+            for (row, out) in rows.zip(out.chunks_exact_mut(n)) {
+                for (out, &sum) in out.iter_mut().zip(&moments.sum) {
+                    *out = back.by_value[row] * *out + (rest[row] * sum) as f32;
+                }
+            }
+        });
+        NormGradient {
+            matrix: Packed::new(&matrix, n, n, stride, 1),
+            constant: constant.into_iter().map(|v| v as f32).collect(),
+            weight: weight_gradient,
+        }
+    }
+
+    /// Adds to the input's gradient `dx`, both `[pixels, in]`.
+    pub(super) fn add_to(&self, x: &[f32], dx: &mut [f32]) {
+        let n = self.constant.len();
+        let shared = Shared::new(dx);
+        parallel::map(x.len() / n, ROW_BLOCK, |rows| {
+            let span = rows.start * n..rows.end * n;
+            // SAFETY: ranges of rows are disjoint.
+            let dx = unsafe { shared.slice(span.clone()) };
+            for (x, dx) in x[span].chunks(ROW_BLOCK * n).zip(dx.chunks_mut(ROW_BLOCK * n)) {
+                multiply_add(x, n, x.len() / n, &self.matrix, dx, n);
+                for dx in dx.chunks_exact_mut(n) {
+                    for (dx, constant) in dx.iter_mut().zip(&self.constant) {
+                        *dx += constant;
+                    }
+                }
+            }
+        });
+    }
+}
