@@ -139,11 +139,6 @@ impl Affine {
         let shift = statistics.mean.iter().zip(bias).zip(scale.iter()).map(|((&m, &b), &s)| b - m * s).collect();
         Affine { scale, shift }
     }
-
-    /// The map that changes nothing.
-    pub(crate) fn identity(channels: usize) -> Self {
-        Affine { scale: std::iter::repeat_n(1.0, channels).collect(), shift: Aligned::zeros(channels) }
-    }
 }
 
 /// Batch norm's gradient: `dy = by_gradient * g + by_value * y + constant` by channel, with the gradients of weight and bias.

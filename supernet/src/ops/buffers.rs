@@ -1,6 +1,7 @@
 //! Memory for kernels: aligned, and the large work buffers reused from step to step, so that the steady state allocates nothing and
 //! touches no fresh page.
 
+use rayon::prelude::*;
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
@@ -55,6 +56,38 @@ impl DerefMut for Aligned {
     fn deref_mut(&mut self) -> &mut [f32] {
         // SAFETY: as above, and borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+/// So many zeros, written by all threads: fresh memory costs more to be given than to be used.
+pub(crate) fn zeros(len: usize) -> Vec<f32> {
+    keep_freed_memory();
+    let mut values = Vec::with_capacity(len);
+    let unwritten = &mut values.spare_capacity_mut()[..len];
+    let share = len.div_ceil(rayon::current_num_threads()).next_multiple_of(16).max(1 << 14);
+    unwritten.par_chunks_mut(share).for_each(|part| {
+        for value in part {
+            value.write(0.0);
+        }
+    });
+    // SAFETY: all are written.
+    unsafe { values.set_len(len) };
+    values
+}
+
+/// Has the allocator keep what is freed for the next step. Tensors of many megabytes come and go with every step; by default glibc gives such memory
+/// back to the system, which then clears and maps the same pages again.
+fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        static ONCE: std::sync::Once = std::sync::Once::new();
+        ONCE.call_once(|| {
+            // SAFETY: only sets two thresholds (the first is at its largest); refused values change nothing.
+            unsafe {
+                libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+                libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+            }
+        });
     }
 }
 
@@ -122,7 +155,8 @@ mod tests {
 
     #[test]
     fn memory_begins_with_a_cache_line_and_holds_what_it_says() {
-        for len in [0, 1, 15, 16, 17, 1000] {
+        for len in [0, 1, 15, 16, 17, 1000, 100_000] {
+            assert_eq!(super::zeros(len), vec![0.0; len]);
             let mut floats = Aligned::zeros(len);
             assert_eq!((floats.len(), floats.as_ptr() as usize % 64), (len, 0));
             floats.iter_mut().enumerate().for_each(|(i, v)| *v = i as f32);

@@ -6,7 +6,9 @@
 
 use super::buffers::Aligned;
 use super::depthwise::SLICE;
+use super::parallel::{self, Shared};
 use super::simd::{InstructionSet, Kernel, Simd, dispatch};
+use std::ops::Range;
 
 /// Pixels that a caller should hand over at a time: enough to reuse a panel, few enough to stay in L1 with it.
 pub(crate) const ROW_BLOCK: usize = 48;
@@ -40,7 +42,8 @@ impl Packed {
             let source = &source[start * column_stride..];
             Self::widened(source, k, SLICE.min(n - start), SLICE, row_stride, column_stride)
         };
-        (0..n).step_by(SLICE).map(slice).collect()
+        let slices = |range: Range<usize>| range.map(|number| slice(number * SLICE)).collect::<Vec<_>>();
+        parallel::map(n.div_ceil(SLICE), 1, slices).into_iter().flatten().collect()
     }
 
     /// Packs a matrix of `existing` columns with columns of zeros after them, `n` in all.
@@ -86,6 +89,16 @@ pub(crate) fn multiply_add(a: &[f32], a_stride: usize, rows: usize, b: &Packed, 
     multiply_into::<true>(a, a_stride, rows, b, c, c_stride);
 }
 
+/// As [`multiply`], rows shared out over the threads.
+pub(crate) fn multiply_together(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
+    let shared = Shared::new(&mut c[..rows * c_stride]);
+    parallel::map(rows, 1, |range| {
+        // SAFETY: ranges of rows are disjoint.
+        let c = unsafe { shared.slice(range.start * c_stride..range.end * c_stride) };
+        multiply(&a[range.start * a_stride..], a_stride, range.len(), b, c, c_stride);
+    });
+}
+
 fn multiply_into<const ADD: bool>(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
     if rows == 0 || b.n == 0 {
         return;
@@ -118,9 +131,8 @@ impl<const ADD: bool> Kernel for Multiply<'_, ADD> {
                 let width = (nr * S::LANES).min(b.n - done * S::LANES);
                 let panel = b.data.as_ptr().add(offset);
                 let c = c.add(done * S::LANES);
-                let tile =
-                    Tile { k: b.k, a, a_row: a_stride, a_k: 1, b: panel, b_k: nr * S::LANES, c, c_stride, width };
-                tile.column::<S, ADD>(nr, rows);
+                let tile = Tile { k: b.k, a, a_stride, b: panel, b_stride: nr * S::LANES, c, c_stride, width };
+                tile.column::<S, false, ADD>(nr, rows);
                 offset += b.k * nr * S::LANES;
                 done += nr;
             }
@@ -166,6 +178,27 @@ pub(crate) fn accumulate_transposed(
     }
 }
 
+/// As [`accumulate_transposed`], rows of `c` shared out over the threads.
+#[allow(clippy::too_many_arguments)] // as there
+pub(crate) fn accumulate_transposed_together(
+    a: &[f32],
+    a_stride: usize,
+    b: &[f32],
+    b_stride: usize,
+    rows: usize,
+    m: usize,
+    n: usize,
+    c: &mut [f32],
+    c_stride: usize,
+) {
+    let shared = Shared::new(&mut c[..m * c_stride]);
+    parallel::map(m, SLICE, |range| {
+        // SAFETY: ranges of rows are disjoint.
+        let c = unsafe { shared.slice(range.start * c_stride..range.end * c_stride) };
+        accumulate_transposed(&a[range.start..], a_stride, b, b_stride, rows, range.len(), n, c, c_stride);
+    });
+}
+
 struct AccumulateTransposed {
     a: *const f32,
     a_stride: usize,
@@ -191,30 +224,32 @@ impl Kernel for AccumulateTransposed {
                 let tile = Tile {
                     k: self.rows,
                     a: self.a,
-                    a_row: 1,
-                    a_k: self.a_stride,
+                    a_stride: self.a_stride,
                     b: self.b.add(done * S::LANES),
-                    b_k: self.b_stride,
+                    b_stride: self.b_stride,
                     c: self.c.add(done * S::LANES),
                     c_stride: self.c_stride,
                     width: nr * S::LANES,
                 };
-                tile.column::<S, true>(nr, self.m);
+                tile.column::<S, true, true>(nr, self.m);
                 done += nr;
             }
         }
     }
 }
 
-/// One column of register tiles: `c[row, ..] (+)= sum over k of a[row * a_row + k * a_k] * b[k * b_k ..]`.
+/// Steps along `k` that are written out one after the other.
+const UNROLLED: usize = 4;
+
+/// One column of register tiles: `c[row, ..] (+)= sum over k of a[row, k] * b[k, ..]`, where `a` is given transposed, as `a[k, row]`, if `TRANSPOSED`.
 #[derive(Clone, Copy)]
 struct Tile {
     k: usize,
     a: *const f32,
-    a_row: usize,
-    a_k: usize,
+    a_stride: usize,
     b: *const f32,
-    b_k: usize,
+    /// The panel's width unless `TRANSPOSED`.
+    b_stride: usize,
     c: *mut f32,
     c_stride: usize,
     /// Columns of `c` that exist; fewer than the panel's at the right edge.
@@ -223,62 +258,69 @@ struct Tile {
 
 impl Tile {
     #[inline(always)]
-    unsafe fn column<S: Simd, const ADD: bool>(self, nr: usize, rows: usize) {
+    unsafe fn column<S: Simd, const TRANSPOSED: bool, const ADD: bool>(self, nr: usize, rows: usize) {
         // Tile heights leave registers for one panel row and one broadcast, and one more: with 16 of 16 in use the compiler spills one in
         // the innermost loop.
         // SAFETY: the caller's extents.
         unsafe {
             match (nr, S::ACCUMULATORS) {
-                (3, 24) => self.rows::<S, 8, 3, ADD>(rows),
-                (3, 12) => self.rows::<S, 3, 3, ADD>(rows),
-                (3, _) => self.rows::<S, 1, 3, ADD>(rows),
-                (2, 24) => self.rows::<S, 12, 2, ADD>(rows),
-                (2, 12) => self.rows::<S, 6, 2, ADD>(rows),
-                (2, _) => self.rows::<S, 2, 2, ADD>(rows),
-                (_, 24) => self.rows::<S, 16, 1, ADD>(rows),
-                (_, 12) => self.rows::<S, 8, 1, ADD>(rows),
-                (_, _) => self.rows::<S, 4, 1, ADD>(rows),
+                (3, 24) => self.rows::<S, 8, 3, TRANSPOSED, ADD>(rows),
+                (3, 12) => self.rows::<S, 3, 3, TRANSPOSED, ADD>(rows),
+                (3, _) => self.rows::<S, 1, 3, TRANSPOSED, ADD>(rows),
+                (2, 24) => self.rows::<S, 12, 2, TRANSPOSED, ADD>(rows),
+                (2, 12) => self.rows::<S, 6, 2, TRANSPOSED, ADD>(rows),
+                (2, _) => self.rows::<S, 2, 2, TRANSPOSED, ADD>(rows),
+                (_, 24) => self.rows::<S, 16, 1, TRANSPOSED, ADD>(rows),
+                (_, 12) => self.rows::<S, 8, 1, TRANSPOSED, ADD>(rows),
+                (_, _) => self.rows::<S, 4, 1, TRANSPOSED, ADD>(rows),
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn rows<S: Simd, const MR: usize, const NR: usize, const ADD: bool>(self, rows: usize) {
+    unsafe fn rows<S: Simd, const MR: usize, const NR: usize, const TRANSPOSED: bool, const ADD: bool>(
+        self,
+        rows: usize,
+    ) {
         let mut row = 0;
         // SAFETY: rows below `rows` only.
         unsafe {
             while row + MR <= rows {
-                self.block::<S, MR, NR, ADD>(row);
+                self.block::<S, MR, NR, TRANSPOSED, ADD>(row);
                 row += MR;
             }
+            while MR > 4 && row + 4 <= rows {
+                self.block::<S, 4, NR, TRANSPOSED, ADD>(row);
+                row += 4;
+            }
             while row + 2 <= rows {
-                self.block::<S, 2, NR, ADD>(row);
+                self.block::<S, 2, NR, TRANSPOSED, ADD>(row);
                 row += 2;
             }
             if row < rows {
-                self.block::<S, 1, NR, ADD>(row);
+                self.block::<S, 1, NR, TRANSPOSED, ADD>(row);
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn block<S: Simd, const MR: usize, const NR: usize, const ADD: bool>(self, row: usize) {
+    unsafe fn block<S: Simd, const MR: usize, const NR: usize, const TRANSPOSED: bool, const ADD: bool>(
+        self,
+        row: usize,
+    ) {
         // SAFETY: the caller's extents.
         unsafe {
-            let a = self.a.add(row * self.a_row);
             let mut sums = [[S::splat(0.0); NR]; MR];
-            for k in 0..self.k {
-                let b = self.b.add(k * self.b_k);
-                let mut panel = [S::splat(0.0); NR];
-                for (n, value) in panel.iter_mut().enumerate() {
-                    *value = S::load(b.add(n * S::LANES));
+            let mut k = 0;
+            while S::ACCUMULATORS > 4 && k + UNROLLED <= self.k {
+                for next in 0..UNROLLED {
+                    self.step::<S, MR, NR, TRANSPOSED>(row, k + next, &mut sums);
                 }
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let value = S::splat(*a.add(r * self.a_row + k * self.a_k));
-                    for n in 0..NR {
-                        sums[n] = S::mul_add(value, panel[n], sums[n]);
-                    }
-                }
+                k += UNROLLED;
+            }
+            while k < self.k {
+                self.step::<S, MR, NR, TRANSPOSED>(row, k, &mut sums);
+                k += 1;
             }
             for (r, sums) in sums.iter().enumerate() {
                 let c = self.c.add((row + r) * self.c_stride);
@@ -287,16 +329,34 @@ impl Tile {
                     if (n + 1) * S::LANES <= self.width {
                         S::store(c, if ADD { S::add(S::load(c), sum) } else { sum });
                     } else {
-                        // The right edge: through a full vector on the stack.
-                        let mut edge = [0.0f32; 16];
                         let kept = self.width.saturating_sub(n * S::LANES);
-                        if ADD {
-                            std::ptr::copy_nonoverlapping(c, edge.as_mut_ptr(), kept);
-                        }
-                        let before = S::load(edge.as_ptr());
-                        S::store(edge.as_mut_ptr(), if ADD { S::add(before, sum) } else { sum });
-                        std::ptr::copy_nonoverlapping(edge.as_ptr(), c, kept);
+                        S::store_first(c, if ADD { S::add(S::load_first(c, kept), sum) } else { sum }, kept);
                     }
+                }
+            }
+        }
+    }
+
+    /// Adds the products of one `k`.
+    #[inline(always)]
+    unsafe fn step<S: Simd, const MR: usize, const NR: usize, const TRANSPOSED: bool>(
+        self,
+        row: usize,
+        k: usize,
+        sums: &mut [[S::V; NR]; MR],
+    ) {
+        // SAFETY: the caller's extents.
+        unsafe {
+            let (a_row, a_k) = if TRANSPOSED { (1, self.a_stride) } else { (self.a_stride, 1) };
+            let b = self.b.add(k * if TRANSPOSED { self.b_stride } else { NR * S::LANES });
+            let mut panel = [S::splat(0.0); NR];
+            for (n, value) in panel.iter_mut().enumerate() {
+                *value = S::load(b.add(n * S::LANES));
+            }
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let value = S::splat(*self.a.add((row + r) * a_row + k * a_k));
+                for n in 0..NR {
+                    sums[n] = S::mul_add(value, panel[n], sums[n]);
                 }
             }
         }

@@ -90,6 +90,26 @@ pub(crate) trait Simd: Copy {
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
     unsafe fn store(p: *mut f32, v: Self::V);
+    /// The first `count` floats at `p`, fewer than a whole vector, and zeros.
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, count: usize) -> Self::V {
+        let mut values = [0.0; 16];
+        // SAFETY: the trait's contract for `count` floats; no vector is longer than 16.
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, values.as_mut_ptr(), count);
+            Self::load(values.as_ptr())
+        }
+    }
+    /// Stores the first `count`, fewer than a whole vector.
+    #[inline(always)]
+    unsafe fn store_first(p: *mut f32, v: Self::V, count: usize) {
+        let mut values = [0.0; 16];
+        // SAFETY: as above.
+        unsafe {
+            Self::store(values.as_mut_ptr(), v);
+            std::ptr::copy_nonoverlapping(values.as_ptr(), p, count);
+        }
+    }
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
@@ -174,7 +194,7 @@ impl Simd for Portable {
 
 /// Implements [`Simd`] by an architecture's intrinsics.
 macro_rules! intrinsics {
-    ($name:ident, $vector:ty, $lanes:literal, $accumulators:literal, $splat:path, $load:path, $store:path, $add:path, ($a:ident, $b:ident, $c:ident) => $mul_add:expr, $p:ident => $prefetch:expr) => {
+    ($name:ident, $vector:ty, $lanes:literal, $accumulators:literal, $splat:path, $load:path, $store:path, $add:path, ($a:ident, $b:ident, $c:ident) => $mul_add:expr, $p:ident => $prefetch:expr $(, $first:item)*) => {
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
 
@@ -210,6 +230,7 @@ macro_rules! intrinsics {
                     $prefetch
                 }
             }
+            $($first)*
         }
     };
 }
@@ -218,7 +239,39 @@ macro_rules! intrinsics {
 mod x86 {
     use super::Simd;
     use std::arch::x86_64::*;
-    intrinsics!(Avx2, __m256, 8, 12, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, (a, b, c) => _mm256_fmadd_ps(a, b, c), p => _mm_prefetch::<_MM_HINT_T1>(p.cast()));
+    intrinsics!(Avx2, __m256, 8, 12, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, (a, b, c) => _mm256_fmadd_ps(a, b, c), p => _mm_prefetch::<_MM_HINT_T1>(p.cast()),
+        #[inline(always)]
+        unsafe fn load_first(p: *const f32, count: usize) -> __m256 {
+            unsafe { _mm256_maskload_ps(p, first(count)) }
+        },
+        // By halves: a masked store takes some processors dozens of cycles.
+        #[inline(always)]
+        unsafe fn store_first(mut p: *mut f32, v: __m256, count: usize) {
+            unsafe {
+                let mut half = _mm256_castps256_ps128(v);
+                if count & 4 != 0 {
+                    _mm_storeu_ps(p, half);
+                    p = p.add(4);
+                    half = _mm256_extractf128_ps::<1>(v);
+                }
+                if count & 2 != 0 {
+                    _mm_storel_pd(p.cast(), _mm_castps_pd(half));
+                    p = p.add(2);
+                    half = _mm_movehl_ps(half, half);
+                }
+                if count & 1 != 0 {
+                    _mm_store_ss(p, half);
+                }
+            }
+        }
+    );
+    /// A mask of the first `count` of eight lanes.
+    #[inline(always)]
+    unsafe fn first(count: usize) -> __m256i {
+        static MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+        // SAFETY: eight of sixteen numbers; `count` is at most eight.
+        unsafe { _mm256_loadu_si256(MASKS.as_ptr().add(8 - count.min(8)).cast()) }
+    }
     intrinsics!(
         Avx512,
         __m512, 16, 24,
@@ -227,7 +280,15 @@ mod x86 {
         _mm512_storeu_ps,
         _mm512_add_ps,
         (a, b, c) => _mm512_fmadd_ps(a, b, c),
-        p => _mm_prefetch::<_MM_HINT_T1>(p.cast())
+        p => _mm_prefetch::<_MM_HINT_T1>(p.cast()),
+        #[inline(always)]
+        unsafe fn load_first(p: *const f32, count: usize) -> __m512 {
+            unsafe { _mm512_maskz_loadu_ps(((1u32 << count) - 1) as u16, p) }
+        },
+        #[inline(always)]
+        unsafe fn store_first(p: *mut f32, v: __m512, count: usize) {
+            unsafe { _mm512_mask_storeu_ps(p, ((1u32 << count) - 1) as u16, v) }
+        }
     );
 }
 #[cfg(target_arch = "x86_64")]

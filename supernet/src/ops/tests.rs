@@ -35,6 +35,10 @@ fn block_cases() -> Vec<BlockShape> {
         BlockShape { expand: false, ..block([3, 4, 4], [16, 16, 8], 3, 1) },
         block([2, 11, 10], [3, 40, 24], 7, 2),
         block([4, 3, 3], [6, 33, 8], 1, 1),
+        // So many channels that more is stored, and maps so small that several images go together.
+        BlockShape { squeeze_excite: Some(8), residual: true, ..block([7, 4, 4], [40, 72, 40], 5, 1) },
+        BlockShape { activation: Relu, ..block([5, 5, 3], [37, 50, 45], 7, 2) },
+        block([3, 9, 8], [34, 21, 12], 3, 1),
         block([2, 12, 9], [4, 18, 5], 9, 1),
     ]
 }

@@ -21,7 +21,7 @@ pub(crate) const SLICE: usize = 16;
 pub(crate) type Lanes = [f32; SLICE];
 
 /// Pixels that are worked on at a time: few enough to stay in the first-level cache with what belongs to them.
-const CHUNK: usize = 64;
+pub(crate) const CHUNK: usize = 64;
 
 /// Rows of a map of width `width` that are worked on at a time.
 pub(crate) fn chunk_rows(width: usize) -> usize {

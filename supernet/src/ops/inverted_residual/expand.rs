@@ -150,24 +150,31 @@ pub(super) struct Slice<'a> {
 }
 
 impl Slice<'_> {
-    /// Makes the rows `rows` of an image `x` `[height, width, in]`: as they leave the convolution in `raw` `[rows, width, SLICE]`, activated in the
-    /// frame.
+    /// The convolution's rows `rows` of the images `x` `[images, height, width, in]`, all rows if there are several images: `raw`
+    /// `[images, rows, width, SLICE]`.
     #[inline(always)]
-    pub(super) fn make(
+    pub(super) fn convolve(&self, x: &[f32], width: usize, rows: Range<usize>, images: usize, raw: &mut [f32]) {
+        let inputs = self.weight.rows();
+        multiply(&x[rows.start * width * inputs..], inputs, images * rows.len() * width, self.weight, raw, SLICE);
+    }
+
+    /// Batch norm and activation of them, in the images' frames.
+    #[inline(always)]
+    pub(super) fn activate(
         &self,
-        x: &[f32],
+        raw: &[f32],
         width: usize,
         rows: Range<usize>,
         value: impl Fn(f32) -> f32,
-        raw: &mut [f32],
-        frame: &mut Frame,
+        frames: &mut [Frame],
     ) {
-        let inputs = self.weight.rows();
-        multiply(&x[rows.start * width * inputs..], inputs, rows.len() * width, self.weight, raw, SLICE);
-        for (y, raw) in rows.zip(raw.as_chunks::<SLICE>().0.chunks_exact(width)) {
-            for (out, raw) in frame.row(y).iter_mut().zip(raw) {
-                for lane in 0..SLICE {
-                    out[lane] = value(raw[lane] * self.scale[lane] + self.shift[lane]);
+        let images = raw.as_chunks::<SLICE>().0.chunks_exact((rows.len() * width).max(1));
+        for (frame, raw) in frames.iter_mut().zip(images) {
+            for (y, raw) in rows.clone().zip(raw.chunks_exact(width)) {
+                for (out, raw) in frame.row(y).iter_mut().zip(raw) {
+                    for lane in 0..SLICE {
+                        out[lane] = value(raw[lane] * self.scale[lane] + self.shift[lane]);
+                    }
                 }
             }
         }

@@ -1,10 +1,11 @@
 //! The block's forward pass.
 
 use super::expand::{self, Moments};
-use super::{BlockShape, BlockStatistics, Parameters, Saved, middle_slice, squeeze_excite};
+use super::middle::Middle;
+use super::{BlockShape, BlockStatistics, Parameters, RECOMPUTED, Saved, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
 use crate::ops::batch_norm::{Affine, Sums, lanes};
-use crate::ops::buffers::{Aligned, Buffer};
+use crate::ops::buffers::{Aligned, Buffer, zeros};
 use crate::ops::depthwise::{self, Frame, Lanes, SLICE, Strip, chunk_rows, convolve_rows};
 use crate::ops::matmul::{Packed, ROW_BLOCK};
 use crate::ops::parallel::{self, Shared};
@@ -29,14 +30,14 @@ pub(super) fn forward(
     keep: bool,
 ) -> (Vec<f32>, Option<Saved>, BlockStatistics) {
     let weights = Weights::new(shape, packed);
-    let mut output = vec![0.0; shape.out_pixels() * shape.out_channels];
+    let mut output = zeros(shape.out_pixels() * shape.out_channels);
     with_activation!(shape.activation, A => match given {
         Some(given) if !keep && shape.batch >= 2 * rayon::current_num_threads() => {
             in_parts::<A>(shape, x, packed, &weights, given, &mut output);
             (output, None, given.clone())
         }
         _ => {
-            let saved = pass::<A>(shape, x, packed, &weights, given, ranks, &mut output);
+            let saved = pass::<A>(shape, x, packed, &weights, given, ranks, keep, &mut output);
             let statistics = saved.statistics.clone();
             (output, keep.then_some(saved), statistics)
         }
@@ -85,7 +86,7 @@ fn in_parts<A: Act>(
         // SAFETY: parts are disjoint ranges of images.
         let output = unsafe { output.slice(first * out..(first + shape.batch) * out) };
         let x = &x[first * input..][..shape.batch * input];
-        parallel::alone(|| pass::<A>(&shape, x, packed, weights, Some(given), None, output));
+        parallel::alone(|| pass::<A>(&shape, x, packed, weights, Some(given), None, false, output));
     });
 }
 
@@ -97,6 +98,7 @@ fn pass<A: Act>(
     weights: &Weights,
     given: Option<&BlockStatistics>,
     ranks: Option<&Ranks>,
+    keep: bool,
     output: &mut [f32],
 ) -> Saved {
     let at = Parameters::new(shape);
@@ -115,49 +117,59 @@ fn pass<A: Act>(
     let affine1 = shape.expand.then(|| affine(&statistics[0], &at.norm1));
 
     // Depthwise.
-    let slices = shape.depthwise().slices();
-    let mut y2 = Buffer::uninitialised(out_pixels * slices * SLICE);
-    let sums = depthwise_forward::<A>(shape, x, weights, affine1.as_ref(), &mut y2);
+    let layout = Middle::of_output(shape);
+    let mut y1 = (keep && shape.expand && shape.in_channels > RECOMPUTED)
+        .then(|| Buffer::uninitialised(Middle::of_input(shape).len()));
+    let mut y2 = Buffer::uninitialised(layout.len());
+    let sums = depthwise_forward::<A>(shape, x, weights, affine1.as_ref(), y1.as_deref_mut(), &mut y2);
     if with_sums {
         statistics[1] = sums.statistics_over(ranks, out_pixels);
     }
     let affine2 = affine(&statistics[1], &at.norm2);
 
     // Squeeze-excite.
-    let pixels = out_pixels / shape.batch;
     let squeeze_excite = shape.squeeze_excite.map(|reduced| {
-        let pooled = pool::<A>(&y2, &affine2, shape.batch);
+        let pooled = pool::<A>(&y2, &affine2, layout, shape.batch);
         squeeze_excite::forward(shape, reduced, packed, &at, pooled)
     });
 
     // Project.
     let mut y3 = Buffer::uninitialised(out_pixels * shape.out_channels);
     let gate = squeeze_excite.as_ref().map(|s| &s.gate[..]);
-    let source = Activated::<A> { y2: &y2, affine: &affine2, pixels, gate, activation: PhantomData };
+    let source = Activated::<A> { y2: &y2, layout, affine: &affine2, gate, activation: PhantomData };
     let sums = product(Left::Made(&source), out_pixels, &weights.project, &mut y3, with_sums);
     if with_sums {
         statistics[2] = sums.statistics_over(ranks, out_pixels);
     }
     normalise::<Identity>(&y3, &affine(&statistics[2], &at.norm3), shape.residual.then_some(x), output);
-    Saved { moments, y2, y3, statistics, squeeze_excite }
+    Saved { moments, y1, y2, y3, statistics, squeeze_excite }
 }
 
-/// `y2 = depthwise(activated input)` `[batch, slices, pixels, SLICE]`; without `affine` the input is taken as it is.
+/// `y2 = depthwise(activated input)`, and the raw output of the expand convolution if it is kept; without `affine` the input is taken as it is.
 fn depthwise_forward<A: Act>(
     shape: &BlockShape,
     x: &[f32],
     weights: &Weights,
     affine: Option<&Affine>,
+    y1: Option<&mut [f32]>,
     y2: &mut [f32],
 ) -> Sums {
-    let conv = shape.depthwise();
-    let slice_len = conv.out_pixels() * SLICE;
-    let output = Shared::new(y2);
-    let parts = parallel::map(shape.batch * conv.slices(), 1, |tasks| {
-        // SAFETY: tasks are disjoint; the rest is safe code.
+    let layout = Middle::of_input(shape);
+    let (y1, y2) = (y1.map(Shared::new), Shared::new(y2));
+    let parts = parallel::map(layout.groups() * layout.slices, 1, |tasks| {
+        // SAFETY: tasks write disjoint (group, slice) parts; the rest is safe code.
         unsafe {
-            let y2 = output.slice(tasks.start * slice_len..tasks.end * slice_len);
-            dispatch(DepthwiseForward::<A> { shape, x, weights, affine, y2, tasks, activation: PhantomData })
+            dispatch(DepthwiseForward::<A> {
+                shape,
+                layout,
+                x,
+                weights,
+                affine,
+                y1,
+                y2,
+                tasks,
+                activation: PhantomData,
+            })
         }
     });
     Sums::total(parts)
@@ -165,13 +177,14 @@ fn depthwise_forward<A: Act>(
 
 struct DepthwiseForward<'a, A> {
     shape: &'a BlockShape,
+    layout: Middle,
     x: &'a [f32],
     weights: &'a Weights,
     /// Of the expand convolution, if there is one.
     affine: Option<&'a Affine>,
-    /// Of the tasks.
-    y2: &'a mut [f32],
-    /// (image, slice) pairs, slices of an image side by side.
+    y1: Option<Shared>,
+    y2: Shared,
+    /// (group, slice) pairs, slices of a group side by side.
     tasks: Range<usize>,
     activation: PhantomData<A>,
 }
@@ -180,40 +193,61 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
     type Output = Sums;
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> Sums {
-        let conv = self.shape.depthwise();
+        let (conv, layout, inputs) = (self.shape.depthwise(), self.layout, self.shape.in_channels);
+        let out_layout = Middle::of_output(self.shape);
         let taps = conv.taps() * SLICE;
         let (height, columns) = (conv.out_height(), conv.out_width());
         let at_a_time = chunk_rows(columns).min(height);
-        let raw_rows = chunk_rows(conv.width);
+        let raw_rows = chunk_rows(conv.width).min(conv.height);
         let mut sums = Sums::new(conv.channels);
-        let mut frame = Frame::of_input(conv);
-        let mut raw = Aligned::zeros(raw_rows * conv.width * SLICE);
-        for (task, y2) in self.tasks.zip(self.y2.chunks_exact_mut(conv.out_pixels() * SLICE)) {
-            let (image, slice) = (task / conv.slices(), task % conv.slices());
+        let mut frames: Vec<Frame> = (0..layout.together).map(|_| Frame::of_input(conv)).collect();
+        let mut tile = Aligned::zeros(layout.together * raw_rows * conv.width * SLICE);
+        for task in self.tasks {
+            let (group, slice) = (task / layout.slices, task % layout.slices);
+            let images = layout.images(group..group + 1);
             let (first, width) = (slice * SLICE, conv.slice_width(slice));
-            let x = &self.x[image * conv.in_pixels() * self.shape.in_channels..];
+            let image_len = layout.pixels * inputs;
+            let x = &self.x[images.start * image_len..images.end * image_len];
+            let frames = &mut frames[..images.len()];
             let expand = self.affine.map(|affine| expand::Slice {
                 weight: &self.weights.expand[slice],
                 scale: lanes(&affine.scale, first, width),
                 shift: lanes(&affine.shift, first, width),
             });
+            // SAFETY: this task alone writes this slice of this group.
+            let (y1, y2) = unsafe {
+                let y1 = self.y1.as_ref().map(|y1| y1.slice(layout.group(group, slice)));
+                (y1.unwrap_or_default(), self.y2.slice(out_layout.group(group, slice)))
+            };
             let strip = Strip::new(conv, slice, (conv.height, conv.width));
             let weights = &self.weights.depthwise[slice * taps..][..taps];
             let mut made = 0;
-            for (start, y2) in (0..height).step_by(at_a_time).zip(y2.chunks_mut(at_a_time * columns * SLICE)) {
+            // Some rows of one image, or all of several.
+            for start in (0..height).step_by(at_a_time) {
                 let rows = start..height.min(start + at_a_time);
                 let needed = conv.rows_read(rows.end);
                 match &expand {
-                    None => frame.fill::<S>(x, strip, made..needed, |_, x| x),
+                    None => {
+                        for (frame, x) in frames.iter_mut().zip(x.chunks_exact(image_len)) {
+                            frame.fill::<S>(x, strip, made..needed, |_, x| x);
+                        }
+                    }
                     Some(expand) => {
                         for row in (made..needed).step_by(raw_rows) {
                             let rows = row..needed.min(row + raw_rows);
-                            expand.make(x, conv.width, rows, A::value, &mut raw, &mut frame);
+                            let kept = row * conv.width * SLICE;
+                            let raw = if y1.is_empty() { &mut tile[..] } else { &mut y1[kept..] };
+                            expand.convolve(x, conv.width, rows.clone(), images.len(), raw);
+                            expand.activate(raw, conv.width, rows, A::value, frames);
                         }
                     }
                 }
                 made = needed;
-                convolve_rows(&frame, conv, weights, rows, width, y2);
+                let of_image = rows.len() * columns * SLICE;
+                let y2 = &mut y2[start * columns * SLICE..][..images.len() * of_image];
+                for (frame, y2) in frames.iter().zip(y2.chunks_exact_mut(of_image)) {
+                    convolve_rows(frame, conv, weights, rows.clone(), width, y2);
+                }
                 let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
                 for values in y2.as_chunks::<SLICE>().0 {
                     for lane in 0..SLICE {
@@ -230,11 +264,9 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
 
 /// Rows of `activation(affine(y2)) * gate`, for the projection.
 struct Activated<'a, A> {
-    /// `[images, slices, pixels, SLICE]`
     y2: &'a [f32],
+    layout: Middle,
     affine: &'a Affine,
-    /// Pixels an image.
-    pixels: usize,
     /// `[images, columns]`
     gate: Option<&'a [f32]>,
     activation: PhantomData<A>,
@@ -245,14 +277,15 @@ impl<A: Act> RowSource for Activated<'_, A> {
     fn fill(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]) {
         let mut done = 0;
         while done < rows {
-            let (image, pixel) = ((first + done) / self.pixels, (first + done) % self.pixels);
-            let run = (self.pixels - pixel).min(rows - done);
+            let pixels = self.layout.pixels;
+            let (image, pixel) = ((first + done) / pixels, (first + done) % pixels);
+            let run = (pixels - pixel).min(rows - done);
             for slice in 0..columns.div_ceil(SLICE) {
                 let start = slice * SLICE;
                 let width = SLICE.min(columns - start);
                 let (scale, shift) = (lanes(&self.affine.scale, start, width), lanes(&self.affine.shift, start, width));
                 let gate = self.gate.map_or([1.0; SLICE], |gate| lanes(&gate[image * columns..], start, width));
-                let y2 = middle_slice(self.y2, columns, self.pixels, image, slice);
+                let y2 = self.layout.image(self.y2, image, slice);
                 let tile = tile[done * columns..].chunks_exact_mut(columns);
                 for (y, out) in y2[pixel..pixel + run].iter().zip(tile) {
                     let mut values = [0.0; SLICE];
@@ -272,16 +305,15 @@ impl<A: Act> RowSource for Activated<'_, A> {
 }
 
 /// Mean over each image's pixels of `activation(affine(y2))`: `[images, channels]`.
-fn pool<A: Act>(y2: &[f32], affine: &Affine, images: usize) -> Vec<f32> {
+fn pool<A: Act>(y2: &[f32], affine: &Affine, layout: Middle, images: usize) -> Vec<f32> {
     let channels = affine.scale.len();
     let mut pooled = vec![0.0; images * channels];
     let shared = Shared::new(&mut pooled);
-    let pixels = y2.len() / images / channels.next_multiple_of(SLICE);
     parallel::map(images, 1, |images| {
         // SAFETY: ranges of images are disjoint; the pass is safe code.
         unsafe {
             let pooled = shared.slice(images.start * channels..images.end * channels);
-            dispatch(Pool::<A> { y2, affine, pixels, images, pooled, activation: PhantomData })
+            dispatch(Pool::<A> { y2, affine, layout, images, pooled, activation: PhantomData })
         }
     });
     pooled
@@ -290,7 +322,7 @@ fn pool<A: Act>(y2: &[f32], affine: &Affine, images: usize) -> Vec<f32> {
 struct Pool<'a, A> {
     y2: &'a [f32],
     affine: &'a Affine,
-    pixels: usize,
+    layout: Middle,
     images: Range<usize>,
     /// Of those images.
     pooled: &'a mut [f32],
@@ -307,7 +339,7 @@ impl<A: Act> Kernel for Pool<'_, A> {
                 let scale = lanes(&self.affine.scale, slice * SLICE, pooled.len());
                 let shift = lanes(&self.affine.shift, slice * SLICE, pooled.len());
                 let mut total = [0.0; SLICE];
-                for y2 in middle_slice(self.y2, channels, self.pixels, image, slice).chunks(ROW_BLOCK) {
+                for y2 in self.layout.image(self.y2, image, slice).chunks(ROW_BLOCK) {
                     let mut sum = [0.0; SLICE];
                     for y in y2 {
                         for lane in 0..SLICE {
@@ -319,7 +351,7 @@ impl<A: Act> Kernel for Pool<'_, A> {
                     }
                 }
                 for (out, total) in pooled.iter_mut().zip(total) {
-                    *out = total / self.pixels as f32;
+                    *out = total / self.layout.pixels as f32;
                 }
             }
         }

@@ -23,21 +23,29 @@
 //! | depthwise and expand | the depthwise weight gradient; input gradient and expand's weight gradient but for what batch norm adds; its sums |
 //! | first batch norm | what it adds: a small matrix applied to the input |
 //!
-//! `y2` lies as `[images, slices, pixels, SLICE]`, so that each slice is one stream.
+//! That pays as long as the channels on the other side are few: beyond [`RECOMPUTED`] of them a product takes longer than memory, and `y1` or the
+//! gradient at the projection's input are stored as well. How they lie says `middle`.
 
 mod backward;
+mod depthwise_backward;
 mod expand;
 mod forward;
+mod middle;
 mod op;
+mod project_backward;
 mod squeeze_excite;
 
 pub use op::inverted_residual;
 
 use super::batch_norm::ChannelStatistics;
 use super::buffers::Buffer;
-use super::depthwise::{self, Lanes, SLICE};
+use super::depthwise;
 use crate::space::{Activation, InvertedResidualSpec};
 use std::ops::Range;
+
+/// Channels up to which a pointwise convolution is computed again rather than its result stored: so many multiply-adds take about as long as the
+/// value's way to memory and back.
+const RECOMPUTED: usize = 32;
 
 /// Extents and options of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -158,7 +166,8 @@ pub type BlockStatistics = [ChannelStatistics; 3];
 struct Saved {
     /// With an expand convolution and batch statistics.
     moments: Option<expand::Moments>,
-    /// `[images, slices, pixels, SLICE]`
+    /// If there is one and it is not made again.
+    y1: Option<Buffer>,
     y2: Buffer,
     /// `[pixels, out]`
     y3: Buffer,
@@ -169,10 +178,4 @@ struct Saved {
 /// Number of packed parameters.
 pub fn parameter_count(shape: &BlockShape) -> usize {
     Parameters::new(shape).len
-}
-
-/// The pixels of one slice of one image of `y2`, which has `channels` channels and `pixels` pixels an image.
-fn middle_slice(y2: &[f32], channels: usize, pixels: usize, image: usize, slice: usize) -> &[Lanes] {
-    let start = (image * channels.div_ceil(SLICE) + slice) * pixels * SLICE;
-    y2[start..][..pixels * SLICE].as_chunks().0
 }

@@ -2,7 +2,7 @@
 
 use super::{BlockShape, Parameters};
 use crate::ops::activation::{hard_sigmoid, hard_sigmoid_slope};
-use crate::ops::matmul::{Packed, accumulate_transposed, multiply};
+use crate::ops::matmul::{Packed, accumulate_transposed_together, multiply_together};
 use crate::ops::simd::InstructionSet;
 
 /// Values kept for the gradient; `[batch, middle]` but `hidden`.
@@ -24,7 +24,7 @@ pub(super) fn forward(shape: &BlockShape, reduced: usize, packed: &[f32], at: &P
     let (batch, middle, stride) = (shape.batch, shape.middle, hidden_stride(reduced));
     let mut hidden = vec![0.0; batch * stride];
     let weight = Packed::new(&packed[at.reduce[0].clone()], middle, reduced, 1, middle);
-    multiply(&pooled, middle, batch, &weight, &mut hidden, stride);
+    multiply_together(&pooled, middle, batch, &weight, &mut hidden, stride);
     for row in hidden.chunks_exact_mut(stride) {
         for (v, bias) in row.iter_mut().zip(&packed[at.reduce[1].clone()]) {
             *v = (*v + bias).max(0.0);
@@ -32,7 +32,7 @@ pub(super) fn forward(shape: &BlockShape, reduced: usize, packed: &[f32], at: &P
     }
     let mut raw = vec![0.0; batch * middle];
     let weight = Packed::new(&packed[at.excite[0].clone()], reduced, middle, 1, reduced);
-    multiply(&hidden, stride, batch, &weight, &mut raw, middle);
+    multiply_together(&hidden, stride, batch, &weight, &mut raw, middle);
     for row in raw.chunks_exact_mut(middle) {
         for (v, bias) in row.iter_mut().zip(&packed[at.excite[1].clone()]) {
             *v += bias;
@@ -59,7 +59,7 @@ pub(super) fn backward(
     }
     // Excite: weight [middle, reduced].
     let mut weight_gradient = vec![0.0; middle * stride];
-    accumulate_transposed(
+    accumulate_transposed_together(
         &gate_gradient,
         middle,
         &saved.hidden,
@@ -76,7 +76,7 @@ pub(super) fn backward(
     sum_rows(&gate_gradient, middle, &mut gradient[at.excite[1].clone()]);
     let mut hidden_gradient = vec![0.0; batch * stride];
     let weight = Packed::new(&packed[at.excite[0].clone()], middle, reduced, reduced, 1);
-    multiply(&gate_gradient, middle, batch, &weight, &mut hidden_gradient, stride);
+    multiply_together(&gate_gradient, middle, batch, &weight, &mut hidden_gradient, stride);
     for (g, &hidden) in hidden_gradient.iter_mut().zip(&saved.hidden) {
         if hidden <= 0.0 {
             *g = 0.0;
@@ -84,7 +84,7 @@ pub(super) fn backward(
     }
     // Reduce: weight [reduced, middle], made transposed.
     weight_gradient.fill(0.0);
-    accumulate_transposed(
+    accumulate_transposed_together(
         &saved.pooled,
         middle,
         &hidden_gradient,
@@ -103,7 +103,7 @@ pub(super) fn backward(
     sum_rows(&hidden_gradient, stride, &mut gradient[at.reduce[1].clone()]);
     let mut pooled_gradient = vec![0.0; batch * middle];
     let weight = Packed::new(&packed[at.reduce[0].clone()], reduced, middle, middle, 1);
-    multiply(&hidden_gradient, stride, batch, &weight, &mut pooled_gradient, middle);
+    multiply_together(&hidden_gradient, stride, batch, &weight, &mut pooled_gradient, middle);
     pooled_gradient
 }
 

@@ -1,0 +1,246 @@
+//! The depthwise convolution's backward, with what lies before and after it: from the gradient at the raw `y3` to that at the input, without the
+//! part that the first batch norm adds.
+
+use super::BlockShape;
+use super::expand;
+use super::middle::Middle;
+use crate::ops::activation::Act;
+use crate::ops::batch_norm::{Affine, Backward, Sums, lanes};
+use crate::ops::buffers::{Aligned, Buffer};
+use crate::ops::depthwise::{Frame, Lanes, SLICE, Strip, accumulate_weight_gradient, chunk_rows, input_gradient_rows};
+use crate::ops::matmul::{Packed, accumulate_transposed, multiply, multiply_add};
+use crate::ops::simd::{Kernel, Simd};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// The expand convolution and its way back.
+pub(super) struct Expand<'a> {
+    pub affine: &'a Affine,
+    /// `[in, SLICE]` each.
+    pub slices: Vec<Packed>,
+    /// `[SLICE, in]` each, times batch norm's factor.
+    pub back: Vec<Packed>,
+    /// Its raw output, if it was kept.
+    pub y1: Option<&'a [f32]>,
+}
+
+/// `weight` `[out, in]` times `factors` by row, in slices of [`SLICE`] rows.
+pub(super) fn scaled_slices(weight: &[f32], inputs: usize, factors: &[f32]) -> Vec<Packed> {
+    let rows = weight.chunks_exact(inputs).zip(factors);
+    let scaled: Vec<f32> = rows.flat_map(|(row, factor)| row.iter().map(move |w| w * factor)).collect();
+    scaled.chunks(SLICE * inputs).map(|slice| Packed::new(slice, slice.len() / inputs, inputs, inputs, 1)).collect()
+}
+
+/// What the gradient at the raw `y2` is made of.
+pub(super) struct MiddleGradient<'a> {
+    pub layout: Middle,
+    pub y2: &'a [f32],
+    pub affine2: &'a Affine,
+    pub back2: &'a Backward,
+    /// The gradient at the projection's input, if it was kept.
+    pub g2: Option<&'a [f32]>,
+    /// The gradient at the raw `y3`, `[pixels, stride]`.
+    pub g3: &'a [f32],
+    pub stride: usize,
+    /// `[out, SLICE]` each.
+    pub project: &'a [Packed],
+    /// Gate and pooled gradient divided by the pixels, `[images, middle]`.
+    pub gates: Option<(&'a [f32], &'a [f32])>,
+}
+
+/// One slice of one group of images of it.
+struct MiddleGradientSlice<'a> {
+    y2: &'a [Lanes],
+    g2: Option<&'a [Lanes]>,
+    g3: &'a [f32],
+    stride: usize,
+    weight: &'a Packed,
+    scale: Lanes,
+    shift: Lanes,
+    back: [Lanes; 3],
+    /// Of the group's images.
+    gates: Option<(&'a [f32], &'a [f32])>,
+    channels: Range<usize>,
+}
+
+impl MiddleGradient<'_> {
+    #[inline(always)]
+    fn slice(&self, group: usize, slice: usize) -> MiddleGradientSlice<'_> {
+        let (first, m) = (slice * SLICE, self.affine2.scale.len());
+        let width = SLICE.min(m - first);
+        let of_slice = |values: &[f32]| lanes(values, first, width);
+        let images = self.layout.images(group..group + 1);
+        let pixels = images.start * self.layout.pixels..images.end * self.layout.pixels;
+        let place = self.layout.group(group, slice);
+        let of_images = images.start * m..images.end * m;
+        MiddleGradientSlice {
+            y2: self.y2[place.clone()].as_chunks().0,
+            g2: self.g2.map(|g2| g2[place].as_chunks().0),
+            g3: &self.g3[pixels.start * self.stride..pixels.end * self.stride],
+            stride: self.stride,
+            weight: &self.project[slice],
+            scale: of_slice(&self.affine2.scale),
+            shift: of_slice(&self.affine2.shift),
+            back: [&self.back2.by_gradient, &self.back2.by_value, &self.back2.constant].map(|values| of_slice(values)),
+            gates: self.gates.map(|(gate, pooled)| (&gate[of_images.clone()], &pooled[of_images])),
+            channels: first..first + width,
+        }
+    }
+}
+
+impl MiddleGradientSlice<'_> {
+    /// Makes the rows `rows` of `width` pixels in the frames of the group's images, all rows if there are several; `tile` has room for them.
+    #[inline(always)]
+    fn make<A: Act>(&self, rows: Range<usize>, width: usize, middle: usize, tile: &mut [f32], frames: &mut [Frame]) {
+        let first = rows.start * width;
+        let count = frames.len() * rows.len() * width;
+        let g2 = match self.g2 {
+            Some(g2) => &g2[first..first + count],
+            None => {
+                multiply(&self.g3[first * self.stride..], self.stride, count, self.weight, tile, SLICE);
+                &tile.as_chunks::<SLICE>().0[..count]
+            }
+        };
+        let y2 = &self.y2[first..first + count];
+        let [a, b, c] = &self.back;
+        let per_image = rows.len() * width;
+        let images = frames.iter_mut().zip(g2.chunks_exact(per_image)).zip(y2.chunks_exact(per_image));
+        for (image, ((frame, g2), y2)) in images.enumerate() {
+            let [gate, pooled] = self.gates.map_or([[1.0; SLICE], [0.0; SLICE]], |(gate, pooled)| {
+                let width = self.channels.len();
+                [gate, pooled].map(|values| lanes(values, image * middle + self.channels.start, width))
+            });
+            for ((y, g2), y2) in rows.clone().zip(g2.chunks_exact(width)).zip(y2.chunks_exact(width)) {
+                for ((out, g), y2) in frame.row(y).iter_mut().zip(g2).zip(y2) {
+                    for lane in 0..SLICE {
+                        let slope = A::slope(y2[lane] * self.scale[lane] + self.shift[lane]);
+                        let g = (g[lane] * gate[lane] + pooled[lane]) * slope;
+                        out[lane] = a[lane] * g + (b[lane] * y2[lane] + c[lane]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The backward pass over whole groups of images, a slice of channels at a time. `A1` is the activation before the depthwise convolution, `A2` that
+/// after it.
+pub(super) struct DepthwiseBackward<'a, A1, A2> {
+    pub shape: &'a BlockShape,
+    pub layout: Middle,
+    pub x: &'a [f32],
+    pub expand: Option<&'a Expand<'a>>,
+    pub middle_gradient: MiddleGradient<'a>,
+    pub flipped: &'a [f32],
+    /// Of these groups.
+    pub dx: &'a mut [f32],
+    pub groups: Range<usize>,
+    pub activations: PhantomData<(A1, A2)>,
+}
+
+impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
+    /// Sums for the first batch norm, the packed weight gradient, and the products of expand's weight gradient `[slices, in, SLICE]`.
+    type Output = (Sums, Aligned, Aligned);
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> Self::Output {
+        let (conv, layout) = (self.shape.depthwise(), self.layout);
+        let (inputs, columns, out_columns) = (self.shape.in_channels, conv.width, conv.out_width());
+        let (together, in_pixels) = (layout.together, layout.pixels);
+        let taps = conv.taps() * SLICE;
+        let out_rows = chunk_rows(out_columns).min(conv.out_height());
+        let in_rows = chunk_rows(columns).min(conv.height);
+        let mut sums = Sums::new(conv.channels);
+        let mut weight_gradient = Aligned::zeros(conv.slices() * taps);
+        let mut products = Aligned::zeros(if self.expand.is_some() { conv.slices() * inputs * SLICE } else { 0 });
+        let mut inputs_of: Vec<Frame> = (0..together).map(|_| Frame::of_input(conv)).collect();
+        let mut outputs_of: Vec<Frame> = (0..together).map(|_| Frame::of_output(conv)).collect();
+        let makes_y1 = self.expand.is_some_and(|expand| expand.y1.is_none());
+        let mut made_y1 = Buffer::uninitialised(if makes_y1 { together * in_pixels * SLICE } else { 0 });
+        let mut tile = Aligned::zeros(together * out_rows * out_columns * SLICE);
+        let mut line = Aligned::zeros(together * in_rows * columns * SLICE);
+        for (group, dx) in self.groups.zip(self.dx.chunks_mut(together * in_pixels * inputs)) {
+            let images = layout.images(group..group + 1);
+            let x = &self.x[images.start * in_pixels * inputs..images.end * in_pixels * inputs];
+            let (input, output) = (&mut inputs_of[..images.len()], &mut outputs_of[..images.len()]);
+            for slice in 0..conv.slices() {
+                let (first, width) = (slice * SLICE, conv.slice_width(slice));
+                let strip = Strip::new(conv, slice, (conv.height, columns));
+                let middle_gradient = self.middle_gradient.slice(group, slice);
+                let expand = self.expand.map(|expand| {
+                    let of_slice = |values: &[f32]| lanes(values, first, width);
+                    let (scale, shift) = (of_slice(&expand.affine.scale), of_slice(&expand.affine.shift));
+                    let kept = expand.y1.map(|y1| &y1[layout.group(group, slice)]);
+                    (expand::Slice { weight: &expand.slices[slice], scale, shift }, kept, &expand.back[slice])
+                });
+                let flipped = &self.flipped[slice * taps..][..taps];
+                let (mut made, mut known) = (0, 0);
+                // Some rows of one image, or all of several.
+                for start in (0..conv.out_height()).step_by(out_rows) {
+                    let rows = start..conv.out_height().min(start + out_rows);
+                    let needed = conv.rows_read(rows.end);
+                    match &expand {
+                        None => {
+                            for (input, x) in input.iter_mut().zip(x.chunks_exact(in_pixels * inputs)) {
+                                input.fill::<S>(x, strip, made..needed, |_, x| x);
+                            }
+                        }
+                        Some((expand, kept, _)) => {
+                            let place = made * columns * SLICE;
+                            let y1 = match kept {
+                                Some(y1) => &y1[place..],
+                                None => {
+                                    let y1 = &mut made_y1[place..];
+                                    expand.convolve(x, columns, made..needed, images.len(), y1);
+                                    y1
+                                }
+                            };
+                            expand.activate(y1, columns, made..needed, A1::value, input);
+                        }
+                    }
+                    made = needed;
+                    middle_gradient.make::<A2>(rows.clone(), out_columns, conv.channels, &mut tile, output);
+                    let gradient = &mut weight_gradient[slice * taps..][..taps];
+                    for (input, output) in input.iter().zip(output.iter()) {
+                        accumulate_weight_gradient(input, output, conv, rows.clone(), width, gradient);
+                    }
+                    let now_known = conv.rows_known(rows.end);
+                    for row in (known..now_known).step_by(in_rows) {
+                        let rows = row..now_known.min(row + in_rows);
+                        let of_image = rows.len() * columns * SLICE;
+                        let line = &mut line[..images.len() * of_image];
+                        for (output, line) in output.iter().zip(line.chunks_exact_mut(of_image)) {
+                            input_gradient_rows(output, conv, flipped, rows.clone(), width, line);
+                        }
+                        let pixels = rows.start * columns..rows.start * columns + line.len() / SLICE;
+                        let Some((expand, kept, back)) = &expand else {
+                            let dx = dx[pixels.start * inputs..].chunks_exact_mut(inputs);
+                            for (dx, g) in dx.zip(line.as_chunks::<SLICE>().0) {
+                                dx[first..first + width].copy_from_slice(&g[..width]);
+                            }
+                            continue;
+                        };
+                        let y1 = kept.unwrap_or(&made_y1);
+                        let y1 = &y1.as_chunks::<SLICE>().0[pixels.clone()];
+                        let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
+                        for (g, y1) in line.as_chunks_mut::<SLICE>().0.iter_mut().zip(y1) {
+                            for lane in 0..SLICE {
+                                g[lane] *= A1::slope(y1[lane] * expand.scale[lane] + expand.shift[lane]);
+                                sum[lane] += g[lane];
+                                square[lane] += g[lane] * y1[lane];
+                            }
+                        }
+                        sums.add_block(first, &sum[..width], &square[..width]);
+                        let span = pixels.start * inputs..pixels.end * inputs;
+                        let back_into = if slice == 0 { multiply } else { multiply_add };
+                        back_into(line, SLICE, pixels.len(), back, &mut dx[span.clone()], inputs);
+                        let products = &mut products[slice * inputs * SLICE..][..inputs * SLICE];
+                        let count = pixels.len();
+                        accumulate_transposed(&x[span], inputs, line, SLICE, count, inputs, SLICE, products, SLICE);
+                    }
+                    known = now_known;
+                }
+            }
+        }
+        (sums, weight_gradient, products)
+    }
+}

@@ -1,0 +1,174 @@
+//! The projection's backward: its weight's gradient and all that the second batch norm and squeeze-excite need to know, in one pass over `y2`.
+
+use super::middle::Middle;
+use crate::ops::activation::Act;
+use crate::ops::batch_norm::{Affine, Sums, lanes};
+use crate::ops::buffers::Aligned;
+use crate::ops::depthwise::{CHUNK, Lanes, SLICE};
+use crate::ops::matmul::{Packed, accumulate_transposed, multiply};
+use crate::ops::parallel::Shared;
+use crate::ops::rows::RawGradient;
+use crate::ops::simd::{Kernel, Simd};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Sums over an image's pixels by middle channel; `g` is the gradient at the projection's input and `slope` that of the activation.
+#[derive(Clone, Copy)]
+struct ImageSums {
+    /// Of `g * slope` and of `g * slope * y2`.
+    by_slope: [Lanes; 2],
+    /// With squeeze-excite: of `slope` and of `slope * y2`.
+    slope: [Lanes; 2],
+    /// With squeeze-excite: of `g * activated y2`, the gate's gradient.
+    value: Lanes,
+}
+
+impl ImageSums {
+    const ZERO: ImageSums = ImageSums { by_slope: [[0.0; SLICE]; 2], slope: [[0.0; SLICE]; 2], value: [0.0; SLICE] };
+
+    #[inline(always)]
+    fn add(&mut self, other: &ImageSums) {
+        let own = self.by_slope.iter_mut().chain(&mut self.slope).chain([&mut self.value]);
+        for (own, other) in own.zip(other.by_slope.iter().chain(&other.slope).chain([&other.value])) {
+            for lane in 0..SLICE {
+                own[lane] += other[lane];
+            }
+        }
+    }
+}
+
+/// Those of some images: `[images, slices]`.
+pub(super) struct MiddleSums {
+    first_image: usize,
+    slices: usize,
+    sums: Vec<ImageSums>,
+}
+
+impl MiddleSums {
+    /// `[images, middle]`
+    pub(super) fn gate_gradient(&self, middle: usize) -> impl Iterator<Item = f32> {
+        let images = self.sums.chunks_exact(self.slices);
+        images.flat_map(move |slices| slices.iter().flat_map(|sums| sums.value).take(middle))
+    }
+
+    /// Sums over the images of the gradient at the depthwise convolution's normalised output, and of it times `y2`. With squeeze-excite that gradient
+    /// is `(g * gate + pooled) * slope`, with gate and pooled gradient (divided by the pixels) `[all images, middle]`.
+    pub(super) fn total(&self, middle: usize, gates: Option<(&[f32], &[f32])>) -> Sums {
+        let mut sums = Sums::new(middle);
+        for (image, slices) in self.sums.chunks_exact(self.slices).enumerate() {
+            let first = (self.first_image + image) * middle;
+            let gates = gates.map(|(gate, pooled)| (&gate[first..first + middle], &pooled[first..first + middle]));
+            for (slice, own) in slices.iter().enumerate() {
+                let first = slice * SLICE;
+                let width = SLICE.min(middle - first);
+                let gates = gates.map(|(gate, pooled)| (lanes(gate, first, width), lanes(pooled, first, width)));
+                for (of, totals) in [&mut sums.sum, &mut sums.square].into_iter().enumerate() {
+                    for (lane, total) in totals[first..first + width].iter_mut().enumerate() {
+                        let by_slope = f64::from(own.by_slope[of][lane]);
+                        *total += gates.map_or(by_slope, |(gate, pooled)| {
+                            f64::from(gate[lane]) * by_slope + f64::from(pooled[lane]) * f64::from(own.slope[of][lane])
+                        });
+                    }
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// The projection's backward over whole groups of images.
+pub(super) struct ProjectBackward<'a, A> {
+    pub raw: RawGradient<'a>,
+    pub layout: Middle,
+    pub y2: &'a [f32],
+    pub affine2: &'a Affine,
+    /// `[images, middle]`
+    pub gate: Option<&'a [f32]>,
+    /// `[out, SLICE]` each.
+    pub project: &'a [Packed],
+    /// Of the rows of `g3`.
+    pub stride: usize,
+    /// Of these groups, written: the gradient at the raw `y3`.
+    pub g3: &'a mut [f32],
+    /// Written if it is kept: the gradient at the projection's input, as `y2` lies.
+    pub g2: Option<Shared>,
+    pub groups: Range<usize>,
+    pub activation: PhantomData<A>,
+}
+
+impl<A: Act> Kernel for ProjectBackward<'_, A> {
+    /// With the transposed weight gradient `[middle, stride]`.
+    type Output = (MiddleSums, Aligned);
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> Self::Output {
+        let (m, n, stride) = (self.affine2.scale.len(), self.raw.back.constant.len(), self.stride);
+        let (layout, pixels) = (self.layout, self.layout.pixels);
+        let images = layout.images(self.groups.clone());
+        let first_image = images.start;
+        let mut sums = vec![ImageSums::ZERO; images.len() * layout.slices];
+        let mut tile = Aligned::zeros(CHUNK * SLICE);
+        let mut z = Aligned::zeros(CHUNK * SLICE);
+        let mut weight_gradient = Aligned::zeros(m * stride);
+        for (group, g3) in self.groups.zip(self.g3.chunks_mut(layout.together * pixels * stride)) {
+            let images = layout.images(group..group + 1);
+            self.raw.fill(images.start * pixels, images.len() * pixels, stride, g3);
+            for (slice, weight) in self.project.iter().enumerate() {
+                let (first, width) = (slice * SLICE, SLICE.min(m - slice * SLICE));
+                let scale = lanes(&self.affine2.scale, first, width);
+                let shift = lanes(&self.affine2.shift, first, width);
+                let weight_gradient = &mut weight_gradient[first * stride..][..width * stride];
+                let place = layout.group(group, slice);
+                let y2 = self.y2[place.clone()].as_chunks::<SLICE>().0;
+                // All pixels of a group of images, or a part of one image.
+                for (chunk, (y2, g3)) in y2.chunks(CHUNK).zip(g3.chunks(CHUNK * stride)).enumerate() {
+                    let of_chunk = place.start + chunk * CHUNK * SLICE;
+                    let g = match &self.g2 {
+                        None => &mut tile[..y2.len() * SLICE],
+                        // SAFETY: this thread alone writes these groups.
+                        Some(g2) => unsafe { g2.slice(of_chunk..of_chunk + y2.len() * SLICE) },
+                    };
+                    multiply(g3, stride, y2.len(), weight, g, SLICE);
+                    let part = pixels.min(CHUNK);
+                    let parts = y2.chunks(part).zip(g.as_chunks::<SLICE>().0.chunks(part));
+                    let parts = parts.zip(z.as_chunks_mut::<SLICE>().0.chunks_mut(part)).zip(images.clone());
+                    for (((y2, g), z), image) in parts {
+                        let mut block = ImageSums::ZERO;
+                        match self.gate {
+                            None => {
+                                let [sum, square] = &mut block.by_slope;
+                                for ((y, g), z) in y2.iter().zip(g).zip(z) {
+                                    for lane in 0..SLICE {
+                                        let t = y[lane] * scale[lane] + shift[lane];
+                                        z[lane] = A::value(t);
+                                        let g = g[lane] * A::slope(t);
+                                        sum[lane] += g;
+                                        square[lane] += g * y[lane];
+                                    }
+                                }
+                            }
+                            Some(gate) => {
+                                let gate = lanes(&gate[image * m..], first, width);
+                                for ((y, g), z) in y2.iter().zip(g).zip(z) {
+                                    for lane in 0..SLICE {
+                                        let t = y[lane] * scale[lane] + shift[lane];
+                                        let (value, slope) = (A::value(t), A::slope(t));
+                                        z[lane] = value * gate[lane];
+                                        let by_slope = g[lane] * slope;
+                                        block.by_slope[0][lane] += by_slope;
+                                        block.by_slope[1][lane] += by_slope * y[lane];
+                                        block.slope[0][lane] += slope;
+                                        block.slope[1][lane] += slope * y[lane];
+                                        block.value[lane] += g[lane] * value;
+                                    }
+                                }
+                            }
+                        }
+                        sums[(image - first_image) * layout.slices + slice].add(&block);
+                    }
+                    accumulate_transposed(&z, SLICE, g3, stride, y2.len(), width, n, weight_gradient, stride);
+                }
+            }
+        }
+        (MiddleSums { first_image, slices: layout.slices, sums }, weight_gradient)
+    }
+}
