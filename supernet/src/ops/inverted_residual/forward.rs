@@ -91,6 +91,7 @@ fn in_parts<A: Act>(
 }
 
 /// One pass over all images.
+#[allow(clippy::too_many_arguments)] // what the block reads, whose statistics it uses, and what it writes
 fn pass<A: Act>(
     shape: &BlockShape,
     x: &[f32],
