@@ -11,7 +11,7 @@ use ofa_supernet::ops::InstructionSet;
 use ofa_supernet::seed::{Purpose, generator};
 use ofa_supernet::train::optimizer::Sgd;
 use ofa_supernet::train::sampling::resolution_of;
-use ofa_supernet::train::step::{StepInput, train_step};
+use ofa_supernet::train::step::{Exchange, StepInput, train_step};
 use ofa_supernet::train::{StageConfig, TrainConfig};
 use ofa_supernet::{Error, Ranks, SearchSpace, Supernet};
 use rand::Rng;
@@ -78,8 +78,11 @@ struct Report {
     peak_mib: Option<f64>,
     /// MB of gradients that several processes exchange each step.
     gradient_megabytes: f64,
+    /// Those of them that they exchange while the last backward pass goes on, and how long that does.
+    hidden_megabytes: f64,
+    hiding_seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    ranks: Option<Exchange>,
+    ranks: Option<Exchanged>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ranks_model: Option<Vec<Prediction>>,
     schedule: Option<Vec<StageTime>>,
@@ -87,11 +90,12 @@ struct Report {
 
 /// What several processes exchanged.
 #[derive(Serialize)]
-struct Exchange {
+struct Exchanged {
     ranks: usize,
-    /// Seconds to sum the gradients of a step when all are ready.
-    gradient_seconds: f64,
-    /// Seconds a step in exchanges, waiting for one another included: least and most of all ranks.
+    /// Seconds to sum the gradients of a step when all are ready: those that are hidden, and the others.
+    hidden_seconds: f64,
+    exposed_seconds: f64,
+    /// Seconds a step that computation waits for exchanges, and so for other ranks: least and most of all ranks.
     seconds: [f64; 2],
     /// Sum of 8 bytes over all, in microseconds.
     latency_microseconds: f64,
@@ -121,9 +125,9 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     if !(args.bandwidth > 0.0 && args.latency >= 0.0) {
         bail!("--bandwidth {} must be above 0, --latency {} at least 0", args.bandwidth, args.latency);
     }
-    let Measured { times, values, exchanged } = measure(&net, args, ranks)?;
+    let Measured { times, exchange: step_exchange, waited } = measure(&net, args, ranks)?;
     let step_seconds = median(&times).context("no step was measured")?;
-    let exchange = ranks.are_many().then(|| exchange(ranks, exchanged / times.len() as f64, values));
+    let exchange = ranks.are_many().then(|| exchange(ranks, waited / times.len() as f64, &step_exchange));
     let schedule = match &args.config {
         Some(path) => Some(schedule(path, args.images)?),
         None => None,
@@ -139,9 +143,11 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         step_seconds,
         spread: [times.iter().copied().fold(f64::MAX, f64::min), times.iter().copied().fold(0.0, f64::max)],
         peak_mib: memory::peak().map(|bytes| bytes as f64 / (1 << 20) as f64),
-        gradient_megabytes: (values * size_of::<f32>()) as f64 / 1e6,
+        gradient_megabytes: megabytes(step_exchange.hidden_values + step_exchange.exposed_values),
+        hidden_megabytes: megabytes(step_exchange.hidden_values),
+        hiding_seconds: step_exchange.hiding_seconds,
         ranks: exchange,
-        ranks_model: args.ranks_model.then(|| model(args, step_seconds, values)),
+        ranks_model: args.ranks_model.then(|| model(args, step_seconds, &step_exchange)),
         schedule,
     };
     if !ranks.is_first() {
@@ -165,13 +171,16 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     );
     if let Some(exchange) = &report.ranks {
         println!(
-            "{} ranks together; {:.2} MB of gradients a step are summed in {:.2} ms, {:.2} % of it; with waiting for one another exchanges take {:.1} to \
-             {:.1} ms; a sum of 8 bytes over all takes \
-             {:.1} us, of 64 MiB {:.2} GB/s",
+            "{} ranks together; of {:.2} MB of gradients a step {:.2} are summed while {:.1} ms of it are computed, in {:.2} ms if all are ready, and \
+             the others afterwards in {:.2} ms, {:.2} % of the step; computation waits for exchanges and other ranks {:.1} to {:.1} ms; a sum of 8 \
+             bytes over all takes {:.1} us, of 64 MiB {:.2} GB/s",
             exchange.ranks,
             report.gradient_megabytes,
-            1e3 * exchange.gradient_seconds,
-            100.0 * exchange.gradient_seconds / step_seconds,
+            report.hidden_megabytes,
+            1e3 * report.hiding_seconds,
+            1e3 * exchange.hidden_seconds,
+            1e3 * exchange.exposed_seconds,
+            100.0 * exchange.exposed_seconds / step_seconds,
             1e3 * exchange.seconds[0],
             1e3 * exchange.seconds[1],
             exchange.latency_microseconds,
@@ -179,7 +188,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         );
     }
     if let Some(predictions) = &report.ranks_model {
-        print_model(args, report.gradient_megabytes, predictions);
+        print_model(args, &report, predictions);
     }
     if let Some(stages) = &report.schedule {
         for stage in stages {
@@ -197,8 +206,8 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     Ok(())
 }
 
-/// How fast exchanges are by themselves, for gradients of `values` values, and the seconds a step that ranks were in them.
-fn exchange(ranks: &Ranks, seconds: f64, values: usize) -> Exchange {
+/// How fast exchanges are by themselves, for gradients as in `step`, and the seconds a step that ranks waited for them.
+fn exchange(ranks: &Ranks, seconds: f64, step: &Exchange) -> Exchanged {
     let all = ranks.gather((seconds * 1e9) as u64);
     let of = |nanoseconds: Option<&u64>| nanoseconds.map_or(0.0, |&n| n as f64 * 1e-9);
     let time = |values: usize, repetitions: usize| -> f64 {
@@ -209,9 +218,10 @@ fn exchange(ranks: &Ranks, seconds: f64, values: usize) -> Exchange {
         start.elapsed().as_secs_f64() / repetitions as f64
     };
     const LARGE: usize = 1 << 24;
-    Exchange {
+    Exchanged {
         ranks: ranks.count(),
-        gradient_seconds: time(values, 20),
+        hidden_seconds: time(step.hidden_values, 20),
+        exposed_seconds: time(step.exposed_values, 20),
         seconds: [of(all.iter().min()), of(all.iter().max())],
         latency_microseconds: 1e6 * time(2, 1000),
         gigabytes_per_second: (LARGE * size_of::<f32>()) as f64 / 1e9 / time(LARGE, 5),
@@ -222,30 +232,45 @@ fn exchange(ranks: &Ranks, seconds: f64, values: usize) -> Exchange {
 const SMALL_SUMS: usize = 2;
 
 /// Predictions for 1, 2, 4, ... 1,024 ranks.
-fn model(args: &Args, step_seconds: f64, values: usize) -> Vec<Prediction> {
-    let bytes = (values * size_of::<f32>()) as f64;
-    let step = Step { compute: step_seconds, images: args.batch, bytes, small_sums: SMALL_SUMS };
+fn model(args: &Args, step_seconds: f64, exchange: &Exchange) -> Vec<Prediction> {
+    let step = Step {
+        compute: step_seconds,
+        images: args.batch,
+        hidden_bytes: 1e6 * megabytes(exchange.hidden_values),
+        hiding: exchange.hiding_seconds,
+        exposed_bytes: 1e6 * megabytes(exchange.exposed_values),
+        small_sums: SMALL_SUMS,
+    };
     let network = Network { bandwidth: 1e9 * args.bandwidth, latency: 1e-6 * args.latency };
     (0..=10).map(|power| predict(step, network, 1 << power)).collect()
 }
 
-fn print_model(args: &Args, megabytes: f64, predictions: &[Prediction]) {
+fn print_model(args: &Args, report: &Report, predictions: &[Prediction]) {
     println!(
-        "\nmodel: every rank computes as measured here; ring all-reduce of {megabytes:.2} MB a step after the computation, {} GB/s and {} us between \
-         ranks",
-        args.bandwidth, args.latency
+        "\nmodel: every rank computes as measured here; ring all-reduce, of {:.2} MB a step during its last {:.1} ms of computation and of {:.2} MB \
+         after it; {} GB/s and {} us between ranks",
+        report.hidden_megabytes,
+        1e3 * report.hiding_seconds,
+        report.gradient_megabytes - report.hidden_megabytes,
+        args.bandwidth,
+        args.latency
     );
     let row = |p: &Prediction| {
         vec![
             p.ranks.to_string(),
             format!("{:.1}", 1e3 * p.communication_seconds),
+            format!("{:.1}", 1e3 * p.exposed_seconds),
             format!("{:.0}", p.images_per_second),
             format!("{:.1} %", 100.0 * p.efficiency),
-            format!("{:.0}", p.images_per_second_overlapped),
+            format!("{:.0}", p.images_per_second_in_turn),
         ]
     };
     let rows: Vec<Vec<String>> = predictions.iter().map(row).collect();
-    table::print(&["ranks", "exchange ms", "images/s", "of ideal", "images/s if hidden"], &rows);
+    table::print(&["ranks", "exchange ms", "waited for", "images/s", "of ideal", "images/s if not hidden"], &rows);
+}
+
+fn megabytes(values: usize) -> f64 {
+    (values * size_of::<f32>()) as f64 / 1e6
 }
 
 /// Subnets of a step with `--mode elastic`.
@@ -254,10 +279,10 @@ const ELASTIC_SUBNETS: usize = 4;
 struct Measured {
     /// Seconds of each measured step.
     times: Vec<f64>,
-    /// The most gradient values that a step had.
-    values: usize,
-    /// Seconds in exchanges of all of them.
-    exchanged: f64,
+    /// The mean of what is exchanged in them.
+    exchange: Exchange,
+    /// Seconds that they waited for exchanges, all together.
+    waited: f64,
 }
 
 fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<Measured> {
@@ -273,7 +298,7 @@ fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<Measured> {
     let statistics = net.running_statistics(&space.largest())?;
     let mut optimizer = Sgd::new(config.momentum, config.weight_decay, net.parameters().len());
     let choices = stage.choices(space);
-    let (mut times, mut values, mut before) = (Vec::new(), 0, 0.0);
+    let (mut times, mut exchanges, mut before) = (Vec::new(), Vec::new(), 0.0);
     for step in 0..=args.steps {
         if let [true] = ranks.any([crate::interrupt::requested()]) {
             return Err(Error::Interrupted.into());
@@ -296,13 +321,25 @@ fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<Measured> {
                 ranks,
                 batch: labels.len() * ranks.count(),
             };
-            values = values.max(train_step(net, teacher.as_ref(), &mut optimizer, &input)?.gradient_values);
+            exchanges.push(train_step(net, teacher.as_ref(), &mut optimizer, &input)?.exchange);
         }
         if step > 0 {
             times.push(start.elapsed().as_secs_f64());
         }
     }
-    Ok(Measured { times, values, exchanged: ranks.traffic().seconds - before })
+    let waited = ranks.traffic().seconds - before;
+    Ok(Measured { times, exchange: mean(exchanges.get(1..).unwrap_or_default()), waited })
+}
+
+/// Of no steps: nothing.
+fn mean(exchanges: &[Exchange]) -> Exchange {
+    let steps = exchanges.len().max(1);
+    let values = |of: fn(&Exchange) -> usize| exchanges.iter().map(of).sum::<usize>() / steps;
+    Exchange {
+        hidden_values: values(|e| e.hidden_values),
+        hiding_seconds: exchanges.iter().map(|e| e.hiding_seconds).sum::<f64>() / steps as f64,
+        exposed_values: values(|e| e.exposed_values),
+    }
 }
 
 /// Measures a few steps of each stage at the resolutions that training would draw.

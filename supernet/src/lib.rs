@@ -25,6 +25,7 @@ pub mod layers;
 pub mod lock;
 pub mod network;
 mod network_cut;
+mod network_seam;
 mod network_sort;
 // The kernels: SIMD intrinsics and slices that threads share.
 #[allow(unsafe_code)]

@@ -1,6 +1,7 @@
 //! The weight-sharing network. The subnet is an argument of every pass, never a state of the network.
 
 use crate::layers::{BatchNorm, Block, Dense, Initialiser, ParameterId, Parameters, Pass, average_pool, max_pool};
+use crate::network_seam::Seam;
 use crate::ops::ChannelStatistics;
 use crate::ops::composite::activate;
 use crate::ranks::Ranks;
@@ -236,11 +237,26 @@ impl Supernet {
     /// A subnet outside the space, statistics of another subnet, images of another shape.
     pub fn forward(&self, images: &Tensor, subnet: &Subnet, mode: Mode) -> Result<Tensor> {
         // On one of the threads that share the work: a caller from outside would be put to sleep and woken for each kernel.
-        rayon::scope(|_| self.forward_on_this_thread(images, subnet, mode))
+        let network = self.space.network(subnet, self.classes)?;
+        rayon::scope(|_| Ok(self.forward_on_this_thread(images, &network, mode, None)?.0))
     }
 
-    fn forward_on_this_thread(&self, images: &Tensor, subnet: &Subnet, mode: Mode) -> Result<Tensor> {
+    /// As [`forward`](Self::forward), but backward from the logits ends in the middle of the network, at the seam; it goes on from there with
+    /// [`Seam::backward`]. Together both give the same bits as one backward pass.
+    pub(crate) fn forward_in_halves(&self, images: &Tensor, subnet: &Subnet, mode: Mode) -> Result<(Tensor, Seam)> {
         let network = self.space.network(subnet, self.classes)?;
+        let middle = Some(network.middle_block());
+        let (logits, seam) = rayon::scope(|_| self.forward_on_this_thread(images, &network, mode, middle))?;
+        Ok((logits, seam.ok_or_else(|| Error::Config("a network without blocks has no middle".into()))?))
+    }
+
+    fn forward_on_this_thread(
+        &self,
+        images: &Tensor,
+        network: &NetworkSpec,
+        mode: Mode,
+        middle: Option<usize>,
+    ) -> Result<(Tensor, Option<Seam>)> {
         let images = images.to_dtype(self.parameters.dtype())?;
         let (batch, ..) = images.dims4()?;
         let eps = network.batch_norm_epsilon;
@@ -257,13 +273,18 @@ impl Supernet {
             used: Vec::new(),
         };
         let mut x = images;
-        for (dense, spec) in self.active_stem(&network).zip(&network.stem) {
+        for (dense, spec) in self.active_stem(network).zip(&network.stem) {
             x = dense.forward(&self.parameters, &x, spec, eps, &mut pass)?;
         }
         if network.max_pool.is_some() {
             x = max_pool(&x)?;
         }
-        for (block, spec) in self.active_blocks(&network).zip(network.blocks()) {
+        let mut seam = None;
+        for (index, (block, spec)) in self.active_blocks(network).zip(network.blocks()).enumerate() {
+            if middle == Some(index) {
+                let here = seam.insert(Seam::new(x, block.first_parameter())?);
+                x = here.input().clone();
+            }
             x = block.forward(&self.parameters, &x, spec, eps, &mut pass)?;
         }
         let keep = pass.keep_gradients;
@@ -280,7 +301,7 @@ impl Supernet {
         };
         match mode {
             Mode::Train { dropout, rng, first } => {
-                for (norm, used) in self.norms(&network).zip(&pass.used) {
+                for (norm, used) in self.norms(network).zip(&pass.used) {
                     norm.update(used, self.momentum);
                 }
                 if dropout > 0.0 {
@@ -292,7 +313,8 @@ impl Supernet {
         }
         let (weight, bias) = self.classifier;
         let weight = self.parameters.get(weight, keep).narrow(1, 0, network.classifier_channels())?;
-        Ok(hidden.matmul(&weight.t()?)?.broadcast_add(&self.parameters.get(bias, keep))?)
+        let logits = hidden.matmul(&weight.t()?)?.broadcast_add(&self.parameters.get(bias, keep))?;
+        Ok((logits, seam))
     }
 
     /// The stem's convolutions that a subnet has.

@@ -123,7 +123,7 @@ fn step_is_the_published_one(reference: &Reference) {
         let loss = loss::cross_entropy(&loss::log_softmax(&logits).unwrap(), &targets).unwrap();
         let (found, expected) = (f64::from(loss.to_scalar::<f32>().unwrap()), listed["loss"].as_f64().unwrap());
         assert!((found - expected).abs() <= 1e-6 * expected, "{subnet}: {found} and {expected}");
-        gradients.add(net.parameters(), loss.backward().unwrap()).unwrap();
+        gradients.add(net.parameters(), &mut loss.backward().unwrap()).unwrap();
     }
 
     let mut expected = step["gradients"].as_object().unwrap().clone();

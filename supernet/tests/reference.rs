@@ -82,7 +82,7 @@ impl Reference {
             let ce = loss::cross_entropy(&log_probabilities, &targets).unwrap();
             let kd = loss::cross_entropy(&log_probabilities, soft).unwrap();
             let total = (ce + (kd * step["kd_ratio"].as_f64().unwrap()).unwrap()).unwrap();
-            gradients.add(net.parameters(), total.backward().unwrap()).unwrap();
+            gradients.add(net.parameters(), &mut total.backward().unwrap()).unwrap();
         }
         gradients
     }

@@ -1,6 +1,6 @@
 //! A block of whichever kind its family has.
 
-use super::{BatchNorm, Bottleneck, InvertedResidual, Parameters, Pass};
+use super::{BatchNorm, Bottleneck, InvertedResidual, ParameterId, Parameters, Pass};
 use crate::space::BlockSpec;
 use candle_core::{Result, Tensor, bail};
 
@@ -24,6 +24,14 @@ impl Block {
             }
             BlockSpec::Bottleneck(spec) => Block::Bottleneck(Bottleneck::new(parameters, name, spec)?),
         })
+    }
+
+    /// The first of its parameters in the list; the others follow one after the other.
+    pub(crate) fn first_parameter(&self) -> ParameterId {
+        match self {
+            Block::InvertedResidual(block) => block.first_parameter(),
+            Block::Bottleneck(block) => block.convolutions[0].weight,
+        }
     }
 
     /// Its batch norms in the order in which statistics are listed.

@@ -67,6 +67,11 @@ impl InvertedResidual {
         Ok(InvertedResidual { expand, depthwise, depthwise_norm, squeeze_excite, project, project_norm })
     }
 
+    /// The first of its parameters in the list.
+    pub(crate) fn first_parameter(&self) -> ParameterId {
+        self.expand.as_ref().map_or(self.depthwise.weight, |(weight, _)| *weight)
+    }
+
     /// Its batch norms in the order in which statistics are listed.
     pub(crate) fn norms(&self) -> impl Iterator<Item = &BatchNorm> {
         self.expand.iter().map(|(_, norm)| norm).chain([&self.depthwise_norm, &self.project_norm])

@@ -19,6 +19,13 @@ pub struct Parameter {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ParameterId(usize);
 
+impl ParameterId {
+    /// Place of the tensor in the list.
+    pub(crate) fn place(self) -> usize {
+        self.0
+    }
+}
+
 /// How a tensor starts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Initialiser {

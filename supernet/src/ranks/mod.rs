@@ -21,7 +21,7 @@ pub use cores::{Cores, Place, divide, hints};
 use crate::{Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 /// The processes that work together. Clones stand for the same processes; when the last one is dropped, MPI ends.
@@ -39,7 +39,7 @@ struct Joined {
 pub struct Traffic {
     /// Bytes of what was summed and gathered (not what the algorithm makes of it).
     pub bytes: u64,
-    /// Seconds in collective calls, waiting for slower ranks included.
+    /// Seconds that computation waited for collective calls, slower ranks included.
     pub seconds: f64,
 }
 
@@ -99,6 +99,25 @@ impl Ranks {
     /// Replaces values by their sums over all ranks, the same bits on each.
     pub fn sum(&self, values: &mut [f32]) {
         self.collective(size_of_val(values), |link| link.sum_f32(values));
+    }
+
+    /// As [`sum`](Self::sum), by another thread while this one does `work`, which must call nothing that is of all ranks. It needs little of the
+    /// processor: between two looks at the network the other thread sleeps.
+    ///
+    /// When `work` is done this thread waits for the sums, whatever it gives: an error in it leaves no rank waiting.
+    pub fn sum_during<T>(&self, values: &mut [f32], work: impl FnOnce() -> T) -> T {
+        let Some(joined) = &self.0 else { return work() };
+        let bytes = size_of_val(values);
+        let worked = AtomicBool::new(false);
+        let (result, start) = std::thread::scope(|scope| {
+            let other = scope.spawn(|| joined.link.sum_f32_patiently(values, &worked));
+            let result = work();
+            worked.store(true, Ordering::Release);
+            other.thread().unpark();
+            (result, Instant::now())
+        });
+        joined.count(bytes, start);
+        result
     }
 
     /// As [`sum`](Self::sum).
@@ -181,8 +200,15 @@ impl Ranks {
         let Some(joined) = &self.0 else { return };
         let start = Instant::now();
         call(&joined.link);
-        joined.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        joined.nanoseconds.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        joined.count(bytes, start);
+    }
+}
+
+impl Joined {
+    /// A call that sent `bytes` and was waited for since `start`.
+    fn count(&self, bytes: usize, start: Instant) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.nanoseconds.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
     }
 }
 
@@ -211,6 +237,7 @@ mod tests {
         let ranks = Ranks::alone();
         let mut values = [1.5f32, -2.0];
         ranks.sum(&mut values);
+        assert_eq!(ranks.sum_during(&mut values, || 7), 7);
         assert_eq!((values, ranks.any([true, false])), ([1.5, -2.0], [true, false]));
         assert_eq!((ranks.gather(7), ranks.gather_text("a"), ranks.part(9)), (vec![7], vec!["a".to_string()], 0..9));
         ranks.check_equal(3, "weights", "").unwrap();

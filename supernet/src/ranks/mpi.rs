@@ -7,10 +7,15 @@ use mpi::collective::{CommunicatorCollectives, Root, SystemOperation};
 use mpi::environment::Universe;
 use mpi::topology::{Communicator, SimpleCommunicator};
 use mpi::traits::{Buffer, BufferMut, Equivalence};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Values that are summed at a time. The second buffer that MPI needs is not larger; a smaller one would pay the network's latency more often.
 const BUCKET: usize = 1 << 24;
+
+/// Between two looks at a sum in the background.
+const LOOK: Duration = Duration::from_micros(100);
 
 pub(super) struct Link {
     /// MPI ends when it is dropped.
@@ -50,6 +55,29 @@ impl Link {
 
     pub(super) fn sum_f32(&self, values: &mut [f32]) {
         self.sum(values, 0.0);
+    }
+
+    /// Sums in the background of this process's computation, until that has `worked`; from then on in the foreground.
+    pub(super) fn sum_f32_patiently(&self, values: &mut [f32], worked: &AtomicBool) {
+        let (world, _turn) = self.turn();
+        let mut sums = vec![0.0; values.len().min(BUCKET)];
+        for bucket in values.chunks_mut(BUCKET) {
+            let sums = &mut sums[..bucket.len()];
+            mpi::request::scope(|scope| {
+                let sum = SystemOperation::sum();
+                let mut request = world.immediate_all_reduce_into(scope, &*bucket, &mut *sums, sum);
+                // MPI moves data only while someone calls it. Waiting would take a core from the computation, however long other ranks let wait.
+                while !worked.load(Ordering::Acquire) {
+                    match request.test() {
+                        Ok(_) => return,
+                        Err(unfinished) => request = unfinished,
+                    }
+                    std::thread::park_timeout(LOOK);
+                }
+                request.wait_without_status();
+            });
+            bucket.copy_from_slice(sums);
+        }
     }
 
     pub(super) fn sum_f64(&self, values: &mut [f64]) {

@@ -19,6 +19,21 @@ impl NetworkSpec {
         let classifier = product(&[self.classifier_channels(), self.classes]);
         dense + blocks + hidden + classifier
     }
+
+    /// The block at whose input half of the work is done: the first that has half of the multiply-accumulates or more before it, or the last block.
+    pub(crate) fn middle_block(&self) -> usize {
+        let half = self.macs() / 2;
+        let mut before: u64 = self.stem.iter().map(conv_macs).sum();
+        let mut middle = 0;
+        for (index, block) in self.blocks().enumerate() {
+            middle = index;
+            if before >= half {
+                break;
+            }
+            before += block_macs(block);
+        }
+        middle
+    }
 }
 
 fn conv_macs(conv: &ConvSpec) -> u64 {

@@ -94,7 +94,7 @@ pub fn finetune(
             )));
         }
         let mut gradients = Gradients::none(net.parameters().len());
-        gradients.add(net.parameters(), total.backward()?)?;
+        gradients.add(net.parameters(), &mut total.backward()?)?;
         let scale = clip_factor(gradients.norm()?, config.clip_norm);
         let rate = learning_rate(options.learning_rate, step, steps, 0);
         optimizer.step(net.parameters(), &gradients, rate, scale)?;

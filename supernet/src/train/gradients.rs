@@ -5,6 +5,7 @@ use crate::network::Parameter;
 use crate::ranks::Ranks;
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Storage, Tensor};
+use std::ops::Range;
 
 /// One gradient (or none) for every parameter, in the parameters' order.
 pub struct Gradients {
@@ -17,11 +18,11 @@ impl Gradients {
         Gradients { tensors: vec![None; count] }
     }
 
-    /// Adds what a backward pass found. A parameter that took no part in it keeps what it has.
+    /// Adds the gradients that a backward pass found, and takes them out of it. A parameter that took no part in it keeps what it has.
     ///
     /// # Errors
     /// A tensor operation failed.
-    pub fn add(&mut self, parameters: &[Parameter], mut found: GradStore) -> Result<()> {
+    pub fn add(&mut self, parameters: &[Parameter], found: &mut GradStore) -> Result<()> {
         for (sum, parameter) in self.tensors.iter_mut().zip(parameters) {
             if let Some(gradient) = found.remove(parameter.var.as_tensor()) {
                 *sum = Some(match sum.take() {
@@ -33,34 +34,61 @@ impl Gradients {
         Ok(())
     }
 
-    /// Replaces the gradients, and the values of `others`, by their sums over all ranks, as one flat list. All ranks must have gradients for the
-    /// same parameters; absent ones are not sent.
+    /// Replaces the gradients of the parameters at `places` by their sums over all ranks, as one flat bucket. All ranks must have gradients for
+    /// the same parameters; absent ones are not sent.
     ///
     /// # Errors
     /// A tensor operation failed.
-    pub fn sum_over(&mut self, ranks: &Ranks, others: &mut [f32]) -> Result<()> {
+    pub fn sum_over(&mut self, ranks: &Ranks, places: Range<usize>) -> Result<()> {
         if !ranks.are_many() {
             return Ok(());
         }
-        let mut flat = Vec::new();
-        for gradient in self.tensors.iter().flatten() {
-            flat.extend(gradient.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?);
+        self.exchange(places, &mut [], |bucket| ranks.sum(bucket))
+    }
+
+    /// As [`sum_over`](Self::sum_over), of the values of `others` too, while this thread does `work` ([`Ranks::sum_during`]).
+    ///
+    /// # Errors
+    /// A tensor operation failed; that `work` failed is in what it gives.
+    pub fn sum_during<T>(
+        &mut self,
+        ranks: &Ranks,
+        places: Range<usize>,
+        others: &mut [f32],
+        work: impl FnOnce() -> T,
+    ) -> Result<T> {
+        if !ranks.are_many() {
+            return Ok(work());
         }
-        flat.extend_from_slice(others);
-        ranks.sum(&mut flat);
-        let mut rest = &flat[..];
-        for gradient in self.tensors.iter_mut().flatten() {
+        self.exchange(places, others, |bucket| ranks.sum_during(bucket, work))
+    }
+
+    /// Lays the gradients at `places` and `others` side by side for `sum`, and puts back what it makes of them.
+    fn exchange<T>(
+        &mut self,
+        places: Range<usize>,
+        others: &mut [f32],
+        sum: impl FnOnce(&mut [f32]) -> T,
+    ) -> Result<T> {
+        let mut bucket = Vec::new();
+        for gradient in self.tensors[places.clone()].iter().flatten() {
+            bucket.extend(gradient.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?);
+        }
+        bucket.extend_from_slice(others);
+        let result = sum(&mut bucket);
+        let mut rest = &bucket[..];
+        for gradient in self.tensors[places].iter_mut().flatten() {
             let (own, after) = rest.split_at(gradient.elem_count());
             let sum = Tensor::from_slice(own, gradient.dims(), gradient.device())?;
             (*gradient, rest) = (sum.to_dtype(gradient.dtype())?, after);
         }
         others.copy_from_slice(rest);
-        Ok(())
+        Ok(result)
     }
 
-    /// Number of values of all gradients.
-    pub fn values(&self) -> usize {
-        self.tensors.iter().flatten().map(Tensor::elem_count).sum()
+    /// Number of values of the gradients at `places`.
+    pub fn values(&self, places: Range<usize>) -> usize {
+        self.tensors[places].iter().flatten().map(Tensor::elem_count).sum()
     }
 
     /// The gradient of each parameter.
@@ -119,9 +147,9 @@ mod tests {
         let parameters = [parameter("a", &[1.0, 2.0, 3.0]), parameter("b", &[1.0; 11]), parameter("unused", &[5.0])];
         let mut gradients = Gradients::none(3);
         let a = &parameters[0].var;
-        gradients.add(&parameters, a.sqr().unwrap().sum_all().unwrap().backward().unwrap()).unwrap();
+        gradients.add(&parameters, &mut a.sqr().unwrap().sum_all().unwrap().backward().unwrap()).unwrap();
         let both = (a.sum_all().unwrap() + parameters[1].var.sum_all().unwrap()).unwrap();
-        gradients.add(&parameters, both.backward().unwrap()).unwrap();
+        gradients.add(&parameters, &mut both.backward().unwrap()).unwrap();
         let sums = gradients.tensors();
         assert_eq!(sums[0].as_ref().unwrap().to_vec1::<f32>().unwrap(), [3.0, 5.0, 7.0]);
         assert_eq!(sums[1].as_ref().unwrap().to_vec1::<f32>().unwrap(), [1.0; 11]);

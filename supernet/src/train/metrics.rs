@@ -213,7 +213,7 @@ mod tests {
             distillation,
             accuracy: 0.5,
             gradient_norm: 3.0,
-            gradient_values: 1,
+            exchange: Default::default(),
             resolution: 32,
             subnets: Vec::new(),
         }

@@ -251,7 +251,7 @@ mod tests {
                 let wanted: Vec<f64> = (0..start[p].len()).map(|i| gradient_at(p, step, i)).collect();
                 let wanted = Tensor::new(wanted, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
                 let loss = (parameter.var.as_tensor() * wanted).unwrap().sum_all().unwrap();
-                gradients.add(&parameters, loss.backward().unwrap()).unwrap();
+                gradients.add(&parameters, &mut loss.backward().unwrap()).unwrap();
             }
             optimizer.step(&parameters, &gradients, RATE, scale).unwrap();
             if step == 2 {

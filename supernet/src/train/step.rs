@@ -7,10 +7,13 @@ use super::optimizer::Sgd;
 use super::sampling::candidates_of;
 use super::stage::{Sampling, StageConfig, Teacher};
 use crate::network::{Mode, Statistics, Supernet};
+use crate::network_seam::Seam;
 use crate::ranks::Ranks;
 use crate::seed::{Purpose, generator};
 use crate::{Error, Result, SearchSpace, Subnet};
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor};
+use std::time::Instant;
 
 /// What decides a step, besides weights and images.
 pub struct StepInput<'a> {
@@ -47,12 +50,27 @@ pub struct StepReport {
     pub accuracy: f64,
     /// Norm of the summed gradient before clipping.
     pub gradient_norm: f64,
-    /// Values of the parameters that had a gradient: what several ranks exchange.
-    pub gradient_values: usize,
+    /// How several ranks exchange the gradients.
+    pub exchange: Exchange,
     /// Resolution of the batch.
     pub resolution: usize,
     /// The subnets that were trained.
     pub subnets: Vec<Subnet>,
+}
+
+/// What several ranks exchange in a step: two buckets, of the parameters of the later and of the earlier half of the network. The gradients of the
+/// later half are final when backward of the last subnet is at its middle, and go their way while it goes on.
+///
+/// In one bucket, all after the computation, if batch norm shares its statistics: backward then sums over the ranks itself, and its many small
+/// sums, each of which all wait for, would stand behind a large one.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Exchange {
+    /// Gradient values that are summed while the computation goes on.
+    pub hidden_values: usize,
+    /// Seconds of this rank's computation meanwhile.
+    pub hiding_seconds: f64,
+    /// Gradient values that are summed after it.
+    pub exposed_values: usize,
 }
 
 /// Trains `net` by one step: the teacher's soft labels (if the stage distils), forward and backward passes of the sampled
@@ -108,7 +126,7 @@ fn step_on_this_thread(
         distillation: None,
         accuracy: 0.0,
         gradient_norm: 0.0,
-        gradient_values: 0,
+        exchange: Exchange::default(),
         resolution,
         subnets: Vec::with_capacity(count),
     };
@@ -119,7 +137,10 @@ fn step_on_this_thread(
         let subnet = chosen(net, input, &targets, index, resolution)?;
         let mut rng = generator(config.seed, Purpose::Dropout, &[step as u64, index as u64]);
         let mode = Mode::Train { dropout: config.dropout, rng: &mut rng, first: ranks.part(batch).start };
-        let logits = net.forward(images, &subnet, mode)?;
+        let (logits, seam) = match index + 1 == count {
+            false => (net.forward(images, &subnet, mode)?, None),
+            true => net.forward_in_halves(images, &subnet, mode).map(|(logits, seam)| (logits, Some(seam)))?,
+        };
         let log_probabilities = loss::log_softmax(&logits)?;
         let cross_entropy = loss::cross_entropy(&log_probabilities, &targets)?;
         let distillation =
@@ -139,7 +160,11 @@ fn step_on_this_thread(
         if ranks.are_many() {
             total = (total * part)?;
         }
-        gradients.add(net.parameters(), total.backward()?)?;
+        let mut found = total.backward()?;
+        gradients.add(net.parameters(), &mut found)?;
+        if let Some(seam) = seam {
+            report.exchange = finish_backward(net, &mut gradients, seam, &found, ranks, part)?;
+        }
         if in_place && index == 0 {
             soft_targets = Some(loss::soft_targets(&logits.detach())?);
         }
@@ -166,8 +191,6 @@ fn step_on_this_thread(
             *distillation += taught / distilled as f64;
         }
     }
-    sum_over_ranks(net, &mut gradients, ranks, part)?;
-    report.gradient_values = gradients.values();
     report.gradient_norm = gradients.norm()?;
     if !report.gradient_norm.is_finite() {
         return Err(not_finite(input, "the gradient's norm", report.gradient_norm, &report.subnets));
@@ -177,17 +200,37 @@ fn step_on_this_thread(
     Ok(report)
 }
 
-/// Gradients become those of all images. Where batch norm has each rank's own statistics, the running ones become their mean: they depend
-/// linearly on the batches', so this is as if all had been averaged with every batch.
-fn sum_over_ranks(net: &Supernet, gradients: &mut Gradients, ranks: &Ranks, part: f64) -> Result<()> {
-    if !ranks.are_many() || net.shares_batch_statistics() {
-        return gradients.sum_over(ranks, &mut []);
+/// The earlier half of the last backward pass, from what the later half found; meanwhile and afterwards gradients become those of all images.
+/// Where batch norm has each rank's own statistics, the running ones become their mean: they depend linearly on the batches', so this is as if all
+/// had been averaged with every batch.
+fn finish_backward(
+    net: &Supernet,
+    gradients: &mut Gradients,
+    seam: Seam,
+    found: &GradStore,
+    ranks: &Ranks,
+    part: f64,
+) -> Result<Exchange> {
+    let (middle, end) = (seam.first_later(), net.parameters().len());
+    if net.shares_batch_statistics() {
+        gradients.add(net.parameters(), &mut seam.backward(found)?)?;
+        gradients.sum_over(ranks, 0..end)?;
+        return Ok(Exchange { exposed_values: gradients.values(0..end), ..Exchange::default() });
     }
-    let mut running = net.running_values();
+    let mut running = if ranks.are_many() { net.running_values() } else { Vec::new() };
     running.iter_mut().for_each(|value| *value *= part as f32);
-    gradients.sum_over(ranks, &mut running)?;
-    net.set_running_values(&running);
-    Ok(())
+    let earlier_half = || {
+        let start = Instant::now();
+        (seam.backward(found), start.elapsed().as_secs_f64())
+    };
+    let (earlier, hiding_seconds) = gradients.sum_during(ranks, middle..end, &mut running, earlier_half)?;
+    gradients.add(net.parameters(), &mut earlier?)?;
+    gradients.sum_over(ranks, 0..middle)?;
+    if ranks.are_many() {
+        net.set_running_values(&running);
+    }
+    let (hidden_values, exposed_values) = (gradients.values(middle..end), gradients.values(0..middle));
+    Ok(Exchange { hidden_values, hiding_seconds, exposed_values })
 }
 
 /// Subnet `index` of the step: the only candidate, or the one with the lowest (highest, for `worst_up`) loss on the step's images.
