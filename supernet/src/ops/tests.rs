@@ -40,6 +40,8 @@ fn block_cases() -> Vec<BlockShape> {
         BlockShape { activation: Relu, ..block([5, 5, 3], [37, 50, 45], 7, 2) },
         block([3, 9, 8], [34, 21, 12], 3, 1),
         block([2, 12, 9], [4, 18, 5], 9, 1),
+        // A kernel that does not see every row, and several images together.
+        block([9, 4, 4], [6, 20, 8], 1, 2),
     ]
 }
 

@@ -72,8 +72,11 @@ impl Shape {
         self.kernel / 2
     }
 
-    /// Rows of the input that the output rows before `end` read.
+    /// Rows of the input that the output rows before `end` read; all rows if these are all, also those that none reads (kernel 1 at stride 2).
     pub(crate) fn rows_read(self, end: usize) -> usize {
+        if end == self.out_height() {
+            return self.height;
+        }
         ((end - 1) * self.stride + self.kernel - self.padding()).min(self.height)
     }
 
