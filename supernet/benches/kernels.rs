@@ -206,10 +206,8 @@ fn training(c: &mut Criterion<ShareOfFloor>) {
             inside * channels[0] * channels[1] + outside * channels[1] * (kernel * kernel + channels[2]);
         let (x, y1) = (inside * channels[0], inside * channels[1]);
         let (y2, y3) = (outside * channels[1], outside * channels[2]);
-        let (kept_y1, kept_g2) = (
-            if channels[0] > RECOMPUTED { y1 } else { 0 },
-            if channels[2] > RECOMPUTED { y2 } else { 0 },
-        );
+        let (kept_y1, kept_g2) =
+            (if channels[0] > RECOMPUTED { y1 } else { 0 }, if channels[2] > RECOMPUTED { y2 } else { 0 });
         // The input is read for its moments and again; y2 and y3 are written and read, the output is written.
         let forward = 2 * x + kept_y1 + 2 * y2 + 3 * y3;
         // The output's gradient and y3 are read twice, the raw gradient written and read; y2 is read twice; the input's gradient is written, read
