@@ -90,7 +90,7 @@ fn backward_with<A: Act>(
     let (parts, weight_parts): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
     write_transposed(weight_parts, stride, &mut gradient[at.project.clone()], middle);
     let pooled_gradient = saved.squeeze_excite.as_ref().zip(shape.squeeze_excite).map(|(se, reduced)| {
-        let gate_gradient = parts.iter().flat_map(|part| part.gate_gradient(middle)).collect();
+        let gate_gradient = parts.iter().map(|part| part.gate_gradient(middle)).collect::<Vec<_>>().concat();
         let mut pooled = squeeze_excite::backward(shape, reduced, packed, &at, se, gate_gradient, &mut gradient);
         pooled.iter_mut().for_each(|g| *g /= layout.pixels as f32);
         pooled

@@ -46,9 +46,14 @@ pub(super) struct MiddleSums {
 
 impl MiddleSums {
     /// `[images, middle]`
-    pub(super) fn gate_gradient(&self, middle: usize) -> impl Iterator<Item = f32> {
-        let images = self.sums.chunks_exact(self.slices);
-        images.flat_map(move |slices| slices.iter().flat_map(|sums| sums.value).take(middle))
+    pub(super) fn gate_gradient(&self, middle: usize) -> Vec<f32> {
+        let mut gradient = Vec::with_capacity(self.sums.len() / self.slices * middle);
+        for image in self.sums.chunks_exact(self.slices) {
+            for (slice, sums) in image.iter().enumerate() {
+                gradient.extend_from_slice(&sums.value[..SLICE.min(middle - slice * SLICE)]);
+            }
+        }
+        gradient
     }
 
     /// Sums over the images of the gradient at the depthwise convolution's normalised output, and of it times `y2`. With squeeze-excite that gradient
