@@ -1,5 +1,6 @@
 //! Activation functions and their derivatives, as types so that each loop is compiled for one of them.
 
+use super::simd::Simd;
 use crate::space::Activation;
 
 /// An activation known at compile time.
@@ -8,6 +9,16 @@ pub(crate) trait Act: Copy + Send + Sync {
     fn value(x: f32) -> f32;
     /// Its derivative (at kinks, the side that PyTorch takes).
     fn slope(x: f32) -> f32;
+    /// The function of a vector.
+    ///
+    /// # Safety
+    /// The CPU has `S`, here and below.
+    unsafe fn values<S: Simd>(x: S::V) -> S::V;
+    /// `g` times the derivative at `x`.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn times_slopes<S: Simd>(x: S::V, g: S::V) -> S::V;
 }
 
 #[derive(Clone, Copy)]
@@ -28,6 +39,14 @@ impl Act for Identity {
     fn slope(_: f32) -> f32 {
         1.0
     }
+    #[inline(always)]
+    unsafe fn values<S: Simd>(x: S::V) -> S::V {
+        x
+    }
+    #[inline(always)]
+    unsafe fn times_slopes<S: Simd>(_: S::V, g: S::V) -> S::V {
+        g
+    }
 }
 
 impl Act for Relu {
@@ -39,6 +58,16 @@ impl Act for Relu {
     fn slope(x: f32) -> f32 {
         if x > 0.0 { 1.0 } else { 0.0 }
     }
+    #[inline(always)]
+    unsafe fn values<S: Simd>(x: S::V) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { S::max(x, S::splat(0.0)) }
+    }
+    #[inline(always)]
+    unsafe fn times_slopes<S: Simd>(x: S::V, g: S::V) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { S::where_above(x, S::splat(0.0), g) }
+    }
 }
 
 impl Act for Relu6 {
@@ -49,6 +78,16 @@ impl Act for Relu6 {
     #[inline(always)]
     fn slope(x: f32) -> f32 {
         if x > 0.0 && x < 6.0 { 1.0 } else { 0.0 }
+    }
+    #[inline(always)]
+    unsafe fn values<S: Simd>(x: S::V) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { S::min(S::max(x, S::splat(0.0)), S::splat(6.0)) }
+    }
+    #[inline(always)]
+    unsafe fn times_slopes<S: Simd>(x: S::V, g: S::V) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { S::where_above(x, S::splat(0.0), S::where_above(S::splat(6.0), x, g)) }
     }
 }
 
@@ -63,12 +102,36 @@ impl Act for HardSwish {
         let inside = if x > -3.0 && x < 3.0 { x * (1.0 / 6.0) } else { 0.0 };
         hard_sigmoid(x) + inside
     }
+    #[inline(always)]
+    unsafe fn values<S: Simd>(x: S::V) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { S::mul(x, hard_sigmoids::<S>(x)) }
+    }
+    #[inline(always)]
+    unsafe fn times_slopes<S: Simd>(x: S::V, g: S::V) -> S::V {
+        // SAFETY: the caller's.
+        unsafe {
+            let sixth = S::mul(x, S::splat(1.0 / 6.0));
+            let inside = S::where_above(x, S::splat(-3.0), S::where_above(S::splat(3.0), x, sixth));
+            S::mul(g, S::add(hard_sigmoids::<S>(x), inside))
+        }
+    }
 }
 
 /// `relu6(x + 3) / 6`
 #[inline(always)]
 pub(crate) fn hard_sigmoid(x: f32) -> f32 {
     (x + 3.0).clamp(0.0, 6.0) * (1.0 / 6.0)
+}
+
+/// The same of a vector.
+#[inline(always)]
+unsafe fn hard_sigmoids<S: Simd>(x: S::V) -> S::V {
+    // SAFETY: the caller's.
+    unsafe {
+        let inside = S::min(S::max(S::add(x, S::splat(3.0)), S::splat(0.0)), S::splat(6.0));
+        S::mul(inside, S::splat(1.0 / 6.0))
+    }
 }
 
 /// Its derivative.
@@ -111,11 +174,51 @@ impl Activation {
 
 #[cfg(test)]
 mod tests {
+    use super::Act;
+    use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch};
     use crate::space::Activation;
+    use std::marker::PhantomData;
+
+    struct Vectors<A> {
+        x: [f32; 16],
+        activation: PhantomData<A>,
+    }
+
+    impl<A: Act> Kernel for Vectors<A> {
+        type Output = ([f32; 16], [f32; 16]);
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) -> Self::Output {
+            let (mut values, mut slopes) = ([0.0; 16], [0.0; 16]);
+            // SAFETY: whole vectors of 16 values.
+            unsafe {
+                for lane in (0..16).step_by(S::LANES) {
+                    let x = S::load(self.x[lane..].as_ptr());
+                    S::store(values[lane..].as_mut_ptr(), A::values::<S>(x));
+                    S::store(slopes[lane..].as_mut_ptr(), A::times_slopes::<S>(x, S::splat(2.0)));
+                }
+            }
+            (values, slopes)
+        }
+    }
+
+    #[test]
+    fn vectors_have_the_values_of_scalars_at_kinks_too() {
+        let x = [-8.0, -3.1, -3.0, -2.9, -1.0, -0.1, -0.0, 0.0, 0.1, 1.0, 2.9, 3.0, 3.1, 5.9, 6.0, 6.1];
+        for activation in [Activation::Identity, Activation::Relu, Activation::Relu6, Activation::HardSwish] {
+            with_activation!(activation, A => {
+                // SAFETY: the kernel is safe wherever the instruction set exists.
+                let (values, slopes) = unsafe { dispatch(Vectors::<A> { x, activation: PhantomData }) };
+                for i in 0..16 {
+                    let set = InstructionSet::active().name();
+                    assert_eq!(values[i], A::value(x[i]), "{activation} at {} with {set}", x[i]);
+                    assert_eq!(slopes[i], 2.0 * A::slope(x[i]), "slope of {activation} at {} with {set}", x[i]);
+                }
+            });
+        }
+    }
 
     #[test]
     fn slopes_are_the_derivatives() {
-        use super::Act;
         for activation in [Activation::Identity, Activation::Relu, Activation::Relu6, Activation::HardSwish] {
             for step in -50..50 {
                 let x = step as f32 * 0.17 + 0.013; // never on a kink

@@ -1,6 +1,7 @@
 //! Batch norm as per-channel numbers: statistics, the affine map they make, and the affine map of its gradient.
 
 use super::buffers::Aligned;
+use super::simd::Simd;
 use crate::ranks::Ranks;
 
 /// Where the normalisation's mean and variance come from.
@@ -33,20 +34,6 @@ pub(crate) struct Sums {
 impl Sums {
     pub(crate) fn new(channels: usize) -> Self {
         Sums { sum: vec![0.0; channels], square: vec![0.0; channels] }
-    }
-
-    /// Adds rows of `channels` values; sums over at most a block of rows are kept in f32.
-    #[inline(always)]
-    pub(crate) fn add_rows(&mut self, rows: &[f32], block: &mut SumBlock) {
-        block.clear();
-        let channels = self.sum.len();
-        for row in rows.chunks_exact(channels) {
-            for ((sum, square), &v) in block.sum.iter_mut().zip(block.square.iter_mut()).zip(row) {
-                *sum += v;
-                *square += v * v;
-            }
-        }
-        self.add_block(0, &block.sum, &block.square);
     }
 
     /// Adds partial sums of the channels from `first` on.
@@ -113,10 +100,38 @@ impl SumBlock {
         SumBlock { sum: Aligned::zeros(channels), square: Aligned::zeros(channels) }
     }
 
+    /// Sums over `rows` of all channels, and of their squares.
+    ///
+    /// # Safety
+    /// The CPU has `S`, here and below.
     #[inline(always)]
-    pub(crate) fn clear(&mut self) {
-        self.sum.fill(0.0);
-        self.square.fill(0.0);
+    pub(crate) unsafe fn set_squares<S: Simd>(&mut self, rows: &[f32]) {
+        // SAFETY: the caller's.
+        unsafe { self.set_products::<S>(rows, rows) }
+    }
+
+    /// Sums over rows of all channels of `g`, and of `g * y`.
+    ///
+    /// # Safety
+    /// As above.
+    #[inline(always)]
+    pub(crate) unsafe fn set_products<S: Simd>(&mut self, g: &[f32], y: &[f32]) {
+        let n = self.sum.len();
+        assert!(g.len() == y.len() && g.len().is_multiple_of(n) && self.square.len() == n);
+        for c in (0..n).step_by(S::LANES) {
+            let kept = n - c;
+            // SAFETY: the CPU has `S`; the channels of a vector that exist, of rows inside the slices.
+            unsafe {
+                let (mut sum, mut square) = (S::splat(0.0), S::splat(0.0));
+                for place in (c..g.len()).step_by(n) {
+                    let g = S::load_up_to(g.as_ptr().add(place), kept);
+                    sum = S::add(sum, g);
+                    square = S::mul_add(g, S::load_up_to(y.as_ptr().add(place), kept), square);
+                }
+                S::store_up_to(self.sum.as_mut_ptr().add(c), sum, kept);
+                S::store_up_to(self.square.as_mut_ptr().add(c), square, kept);
+            }
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 use super::dense::DenseShape;
 use super::rows::RowSource;
+use super::simd::Simd;
 use std::ops::Range;
 
 /// Rows `[pixels, k * k * in]` that the convolution sees.
@@ -17,7 +18,7 @@ pub(crate) struct Columns<'a> {
 
 impl RowSource for Columns<'_> {
     #[inline(always)]
-    fn fill(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]) {
+    unsafe fn fill<S: Simd>(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]) {
         for (row, out) in tile[..rows * columns].chunks_exact_mut(columns).enumerate() {
             runs(self.shape, first + row, |at, run| match run {
                 Some(source) => out[at].copy_from_slice(&self.x[source]),

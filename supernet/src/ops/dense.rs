@@ -7,7 +7,7 @@ use super::columns::{Columns, from_column_order, scatter, to_column_order};
 use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
 use super::parallel::{self, Shared};
 use super::rows::{
-    Left, Nothing, RawGradient, RowSource, add_products, normalise, pool, product, product_backward, write_transposed,
+    Left, Nothing, RawGradient, RowSource, normalise, pool, product, product_backward, write_transposed,
 };
 use super::simd::{InstructionSet, Kernel, Simd, dispatch};
 use super::{contiguous_f32, tensor_values};
@@ -318,8 +318,11 @@ impl Kernel for ColumnsBackward<'_> {
         let mut first = self.images.start * pixels;
         while first < end {
             let rows = ROW_BLOCK.min(end - first);
-            self.raw.fill(first, rows, stride, &mut gradients);
-            source.fill(first, rows, columns, &mut tile);
+            // SAFETY: the CPU has `S`.
+            unsafe {
+                self.raw.fill::<S>(first, rows, stride, &mut gradients);
+                source.fill::<S>(first, rows, columns, &mut tile);
+            }
             accumulate_transposed(&tile, columns, &gradients, stride, rows, columns, n, &mut weight_gradient, stride);
             if let Some(weight) = self.weight {
                 let tile = &mut tile[..rows * columns];
@@ -352,18 +355,19 @@ impl<A: Act> Kernel for Mask<'_, A> {
         let factor = self.pooled.map_or(1.0, |pixels| 1.0 / pixels as f32);
         let mut sums = Sums::new(n);
         let mut block = SumBlock::new(n);
-        for (row, (y, out)) in self.y.chunks_exact(n).zip(self.masked.chunks_exact_mut(n)).enumerate() {
-            let g = &self.g[self.pooled.map_or(row, |pixels| row / pixels) * n..][..n];
-            for c in 0..n {
-                out[c] = g[c] * factor * A::slope(y[c] * scale[c] + shift[c]);
+        let blocks = self.y.chunks(ROW_BLOCK * n).zip(self.masked.chunks_mut(ROW_BLOCK * n));
+        for (number, (y, masked)) in blocks.enumerate() {
+            for (row, (y, out)) in y.chunks_exact(n).zip(masked.chunks_exact_mut(n)).enumerate() {
+                let row = number * ROW_BLOCK + row;
+                let g = &self.g[self.pooled.map_or(row, |pixels| row / pixels) * n..][..n];
+                for c in 0..n {
+                    out[c] = g[c] * factor * A::slope(y[c] * scale[c] + shift[c]);
+                }
             }
-            add_products(out, y, &mut block);
-            if row % super::matmul::ROW_BLOCK == super::matmul::ROW_BLOCK - 1 {
-                sums.add_block(0, &block.sum, &block.square);
-                block.clear();
-            }
+            // SAFETY: the CPU has `S`.
+            unsafe { block.set_products::<S>(masked, y) };
+            sums.add_block(0, &block.sum, &block.square);
         }
-        sums.add_block(0, &block.sum, &block.square);
         sums
     }
 }

@@ -32,7 +32,7 @@ struct Gated<'a> {
 
 impl RowSource for Gated<'_> {
     #[inline(always)]
-    fn fill(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]) {
+    unsafe fn fill<S: Simd>(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]) {
         for row in 0..rows {
             let input = &self.input[(first + row) * columns..][..columns];
             let gate = &self.gate[(first + row) / self.pixels * columns..][..columns];
@@ -124,7 +124,8 @@ impl<R: RowSource, A: Act> Kernel for PointwiseRows<'_, R, A> {
             match self.left {
                 Left::Plain(input) => multiply(&input[first * k..], k, rows, &self.layer.weight, out, n),
                 Left::Made(source) => {
-                    source.fill(first, rows, k, &mut tile);
+                    // SAFETY: the CPU has `S`.
+                    unsafe { source.fill::<S>(first, rows, k, &mut tile) };
                     multiply(&tile, k, rows, &self.layer.weight, out, n);
                 }
             }

@@ -57,10 +57,11 @@ impl Packed {
             let nr = panel_vectors(vectors, done);
             let (start, width) = (done * lanes, nr * lanes);
             let columns = width.min(existing.saturating_sub(start));
-            for (row, panel_row) in data[offset..offset + k * width].chunks_exact_mut(width).enumerate() {
-                for (column, value) in panel_row[..columns].iter_mut().enumerate() {
-                    *value = source[row * row_stride + (start + column) * column_stride];
-                }
+            let panel = &mut data[offset..offset + k * width];
+            if columns > 0 {
+                let source = &source[start * column_stride..];
+                // SAFETY: the kernel checks its extents.
+                unsafe { dispatch(PackPanel { source, row_stride, column_stride, columns, panel, width }) };
             }
             offset += k * width;
             done += nr;
@@ -76,6 +77,49 @@ impl Packed {
     /// Rows.
     pub(crate) fn rows(&self) -> usize {
         self.k
+    }
+}
+
+/// Fills the first `columns` of a panel's rows of `width`, all of the source's rows.
+struct PackPanel<'a> {
+    source: &'a [f32],
+    row_stride: usize,
+    column_stride: usize,
+    columns: usize,
+    panel: &'a mut [f32],
+    width: usize,
+}
+
+impl Kernel for PackPanel<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let PackPanel { source, row_stride, column_stride, columns, panel, width } = self;
+        let rows = panel.len() / width;
+        if column_stride == 1 {
+            for (row, panel_row) in panel.chunks_exact_mut(width).enumerate() {
+                panel_row[..columns].copy_from_slice(&source[row * row_stride..][..columns]);
+            }
+            return;
+        }
+        // Whole blocks of 8 x 8, if each column's values lie side by side, and the rest one by one.
+        let whole = if row_stride == 1 { (rows / 8 * 8, columns / 8 * 8) } else { (0, 0) };
+        assert!(columns <= width && (columns == 0 || source.len() >= (columns - 1) * column_stride + rows));
+        for column in (0..whole.1).step_by(8) {
+            for row in (0..whole.0).step_by(8) {
+                // SAFETY: the CPU has `S`; extents checked above.
+                unsafe {
+                    let block = source.as_ptr().add(column * column_stride + row);
+                    S::transpose(block, column_stride, panel.as_mut_ptr().add(row * width + column), width);
+                }
+            }
+        }
+        for (row, panel_row) in panel.chunks_exact_mut(width).enumerate() {
+            let first = if row < whole.0 { whole.1 } else { 0 };
+            for (column, value) in panel_row[..columns].iter_mut().enumerate().skip(first) {
+                *value = source[row * row_stride + column * column_stride];
+            }
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! Work split into one contiguous range a thread. The split depends only on the thread count, and results come back in range
-//! order, so that the same number of threads gives the same bits.
+//! Work split into contiguous ranges. The split depends only on the thread count, and results come back in range order, so that the
+//! same number of threads gives the same bits.
 
 use rayon::prelude::*;
 use std::cell::Cell;
@@ -21,11 +21,16 @@ pub(crate) fn alone<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
-/// Splits `0..total` into at most one range a thread, each of whole multiples of `grain` (but the last).
+/// Ranges that few threads share: when the system takes one's core for a moment the others have not to wait for all of its part. Not more for more
+/// threads, since what each range sums is added up by one of them.
+const RANGES: usize = 8;
+
+/// Splits `0..total` into ranges of whole multiples of `grain` (but the last): at most one a thread, or three if that makes no more than [`RANGES`].
 pub(crate) fn ranges(total: usize, grain: usize) -> Vec<Range<usize>> {
     let units = total.div_ceil(grain);
     let threads = if ALONE.get() { 1 } else { rayon::current_num_threads() };
-    let parts = threads.min(units).max(1);
+    let parts = if threads == 1 { 1 } else { (3 * threads).min(RANGES.max(threads)) };
+    let parts = parts.min(units).max(1);
     (0..parts)
         .map(|part| (units * part / parts * grain).min(total)..(units * (part + 1) / parts * grain).min(total))
         .collect()
@@ -75,7 +80,7 @@ mod tests {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
         pool.install(|| {
             let ranges = || super::map(30, 1, |range| range.len()).len();
-            assert_eq!((ranges(), super::alone(ranges), ranges()), (3, 1, 3));
+            assert_eq!((ranges(), super::alone(ranges), ranges()), (8, 1, 8));
             assert_eq!(super::alone(|| (super::alone(ranges), ranges())), (1, 1));
         });
     }

@@ -13,7 +13,10 @@ use std::ops::Range;
 /// Makes the left rows of a product, a block at a time.
 pub(crate) trait RowSource: Sync {
     /// Writes rows `first .. first + rows` of `columns` values to `tile`.
-    fn fill(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]);
+    ///
+    /// # Safety
+    /// The CPU has `S`.
+    unsafe fn fill<S: Simd>(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]);
 }
 
 /// The left side of a product.
@@ -28,7 +31,7 @@ pub(crate) enum Left<'a, R> {
 pub(crate) struct Nothing;
 
 impl RowSource for Nothing {
-    fn fill(&self, _: usize, _: usize, _: usize, _: &mut [f32]) {}
+    unsafe fn fill<S: Simd>(&self, _: usize, _: usize, _: usize, _: &mut [f32]) {}
 }
 
 /// `output[row] = left[row] x weight` over `rows` rows; the sums by output channel if `with_sums`.
@@ -77,12 +80,15 @@ impl<R: RowSource> Kernel for Product<'_, R> {
             match self.left {
                 Left::Plain(rows_in_memory) => multiply(&rows_in_memory[first * k..], k, rows, self.weight, out, n),
                 Left::Made(source) => {
-                    source.fill(first, rows, k, &mut tile);
+                    // SAFETY: the CPU has `S`.
+                    unsafe { source.fill::<S>(first, rows, k, &mut tile) };
                     multiply(&tile, k, rows, self.weight, out, n);
                 }
             }
             if self.with_sums {
-                sums.add_rows(out, &mut block);
+                // SAFETY: the CPU has `S`.
+                unsafe { block.set_squares::<S>(out) };
+                sums.add_block(0, &block.sum, &block.square);
             }
             first += rows;
         }
@@ -125,15 +131,23 @@ impl<A: Act> Kernel for NormaliseRows<'_, A> {
     unsafe fn run<S: Simd>(self) {
         let n = self.affine.scale.len();
         let (scale, shift) = (&self.affine.scale[..n], &self.affine.shift[..n]);
-        for (row, out) in self.output.chunks_exact_mut(n).enumerate() {
-            let y = &self.y[row * n..][..n];
-            for c in 0..n {
-                out[c] = A::value(y[c] * scale[c] + shift[c]);
-            }
-            if let Some(residual) = self.residual {
-                let residual = &residual[row * n..][..n];
-                for c in 0..n {
-                    out[c] += residual[c];
+        assert!(
+            self.y.len() == self.output.len() && self.residual.is_none_or(|residual| residual.len() == self.y.len())
+        );
+        for (block, out) in self.output.chunks_mut(ROW_BLOCK * n).enumerate() {
+            let start = block * ROW_BLOCK * n;
+            for c in (0..n).step_by(S::LANES) {
+                // SAFETY: the CPU has `S`; the channels of a vector that exist, of rows inside the slices.
+                unsafe {
+                    let (scale, shift) = (S::load_up_to(&scale[c], n - c), S::load_up_to(&shift[c], n - c));
+                    for place in (c..out.len()).step_by(n) {
+                        let y = S::load_up_to(self.y.as_ptr().add(start + place), n - c);
+                        let mut value = A::values::<S>(S::mul_add(y, scale, shift));
+                        if let Some(residual) = self.residual {
+                            value = S::add(value, S::load_up_to(residual.as_ptr().add(start + place), n - c));
+                        }
+                        S::store_up_to(out.as_mut_ptr().add(place), value, n - c);
+                    }
                 }
             }
         }
@@ -223,25 +237,11 @@ impl Kernel for GradientSums<'_> {
         let mut sums = Sums::new(n);
         let mut block = SumBlock::new(n);
         for (g, y) in self.g.chunks(ROW_BLOCK * n).zip(self.y.chunks(ROW_BLOCK * n)) {
-            block.clear();
-            for (g, y) in g.chunks_exact(n).zip(y.chunks_exact(n)) {
-                add_products(g, y, &mut block);
-            }
+            // SAFETY: the CPU has `S`.
+            unsafe { block.set_products::<S>(g, y) };
             sums.add_block(0, &block.sum, &block.square);
         }
         sums
-    }
-}
-
-/// Adds one row of `g` and `g * y`.
-#[inline(always)]
-pub(crate) fn add_products(g: &[f32], y: &[f32], block: &mut SumBlock) {
-    let n = g.len();
-    let (sum, square) = (&mut block.sum[..n], &mut block.square[..n]);
-    let y = &y[..n];
-    for c in 0..n {
-        sum[c] += g[c];
-        square[c] += g[c] * y[c];
     }
 }
 
@@ -276,17 +276,29 @@ pub(crate) struct RawGradient<'a> {
 }
 
 impl RawGradient<'_> {
-    /// Rows `first ..` into `tile` with rows of `stride`; zeros between the channels and the stride.
+    /// Rows `first ..` into `tile` with rows of `stride`, a multiple of the vector's length; zeros between the channels and the stride.
+    ///
+    /// # Safety
+    /// The CPU has `S`.
     #[inline(always)]
-    pub(crate) fn fill(&self, first: usize, rows: usize, stride: usize, tile: &mut [f32]) {
+    pub(crate) unsafe fn fill<S: Simd>(&self, first: usize, rows: usize, stride: usize, tile: &mut [f32]) {
         let n = self.back.constant.len();
-        let (a, b, c) = (&self.back.by_gradient[..n], &self.back.by_value[..n], &self.back.constant[..n]);
-        for row in 0..rows {
-            let g = &self.g[(first + row) * n..][..n];
-            let y = &self.y[(first + row) * n..][..n];
-            let out = &mut tile[row * stride..][..n];
-            for i in 0..n {
-                out[i] = a[i] * g[i] + (b[i] * y[i] + c[i]);
+        let (a, b, constant) = (&self.back.by_gradient[..n], &self.back.by_value[..n], &self.back.constant[..n]);
+        let (g, y) = (&self.g[first * n..(first + rows) * n], &self.y[first * n..(first + rows) * n]);
+        assert!(stride >= n.next_multiple_of(S::LANES) && tile.len() >= rows * stride);
+        for block in (0..rows).step_by(ROW_BLOCK) {
+            let rows = block..rows.min(block + ROW_BLOCK);
+            for c in (0..n).step_by(S::LANES) {
+                // SAFETY: the CPU has `S`; the channels of a vector that exist, of rows inside the slices, and whole vectors of the tile.
+                unsafe {
+                    let (a, b) = (S::load_up_to(&a[c], n - c), S::load_up_to(&b[c], n - c));
+                    let constant = S::load_up_to(&constant[c], n - c);
+                    for row in rows.clone() {
+                        let g = S::load_up_to(g.as_ptr().add(row * n + c), n - c);
+                        let y = S::load_up_to(y.as_ptr().add(row * n + c), n - c);
+                        S::store(tile.as_mut_ptr().add(row * stride + c), S::mul_add(a, g, S::mul_add(b, y, constant)));
+                    }
+                }
             }
         }
     }
@@ -339,7 +351,8 @@ impl Kernel for ProductBackward<'_> {
         let mut first = self.range.start;
         while first < self.range.end {
             let rows = ROW_BLOCK.min(self.range.end - first);
-            self.raw.fill(first, rows, stride, &mut tile);
+            // SAFETY: the CPU has `S`.
+            unsafe { self.raw.fill::<S>(first, rows, stride, &mut tile) };
             let x = &self.x[first * k..][..rows * k];
             accumulate_transposed(x, k, &tile, stride, rows, k, n, &mut weight_gradient, stride);
             if let Some(weight) = self.weight {

@@ -110,9 +110,36 @@ pub(crate) trait Simd: Copy {
             std::ptr::copy_nonoverlapping(values.as_ptr(), p, count);
         }
     }
+    /// The first `count` floats at `p`, at most a whole vector, and zeros.
+    #[inline(always)]
+    unsafe fn load_up_to(p: *const f32, count: usize) -> Self::V {
+        // SAFETY: the trait's contract for `count` floats.
+        unsafe { if count >= Self::LANES { Self::load(p) } else { Self::load_first(p, count) } }
+    }
+    /// Stores the first `count`, at most a whole vector.
+    #[inline(always)]
+    unsafe fn store_up_to(p: *mut f32, v: Self::V, count: usize) {
+        // SAFETY: as above.
+        unsafe { if count >= Self::LANES { Self::store(p, v) } else { Self::store_first(p, v, count) } }
+    }
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    /// `v` where `a > b`, else zero.
+    unsafe fn where_above(a: Self::V, b: Self::V, v: Self::V) -> Self::V;
     /// `a * b + c`
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Copies a block of 8 x 8 floats transposed: rows of `source` lie `source_stride` apart, those of `target` `target_stride`.
+    #[inline(always)]
+    unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
+        for row in 0..8 {
+            for column in 0..8 {
+                // SAFETY: the caller's extents.
+                unsafe { *target.add(column * target_stride + row) = *source.add(row * source_stride + column) };
+            }
+        }
+    }
     /// Has the cache line at `p` brought to the second-level cache meanwhile; any address may be given.
     #[inline(always)]
     unsafe fn prefetch(_p: *const f32) {}
@@ -186,6 +213,22 @@ impl Simd for Portable {
         std::array::from_fn(|i| a[i] + b[i])
     }
     #[inline(always)]
+    unsafe fn mul(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn max(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn min(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn where_above(a: [f32; 8], b: [f32; 8], v: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| if a[i] > b[i] { v[i] } else { 0.0 })
+    }
+    #[inline(always)]
     unsafe fn mul_add(a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
         // Not `f32::mul_add`: without the instruction that is a slow library call.
         std::array::from_fn(|i| a[i] * b[i] + c[i])
@@ -194,7 +237,7 @@ impl Simd for Portable {
 
 /// Implements [`Simd`] by an architecture's intrinsics.
 macro_rules! intrinsics {
-    ($name:ident, $vector:ty, $lanes:literal, $accumulators:literal, $splat:path, $load:path, $store:path, $add:path, ($a:ident, $b:ident, $c:ident) => $mul_add:expr, $p:ident => $prefetch:expr $(, $first:item)*) => {
+    ($name:ident, $vector:ty, $lanes:literal, $accumulators:literal, $splat:path, $load:path, $store:path, $add:path, $mul:path, $max:path, $min:path, ($a:ident, $b:ident, $c:ident) => $mul_add:expr, $where_above:expr, $p:ident => $prefetch:expr $(, $first:item)*) => {
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
 
@@ -220,6 +263,22 @@ macro_rules! intrinsics {
                 unsafe { $add(a, b) }
             }
             #[inline(always)]
+            unsafe fn mul(a: $vector, b: $vector) -> $vector {
+                unsafe { $mul(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn max(a: $vector, b: $vector) -> $vector {
+                unsafe { $max(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn min(a: $vector, b: $vector) -> $vector {
+                unsafe { $min(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn where_above($a: $vector, $b: $vector, $c: $vector) -> $vector {
+                unsafe { $where_above }
+            }
+            #[inline(always)]
             unsafe fn mul_add($a: $vector, $b: $vector, $c: $vector) -> $vector {
                 unsafe { $mul_add }
             }
@@ -239,7 +298,14 @@ macro_rules! intrinsics {
 mod x86 {
     use super::Simd;
     use std::arch::x86_64::*;
-    intrinsics!(Avx2, __m256, 8, 12, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, (a, b, c) => _mm256_fmadd_ps(a, b, c), p => _mm_prefetch::<_MM_HINT_T1>(p.cast()),
+    intrinsics!(Avx2, __m256, 8, 12, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_max_ps, _mm256_min_ps,
+        (a, b, c) => _mm256_fmadd_ps(a, b, c),
+        _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b), c),
+        p => _mm_prefetch::<_MM_HINT_T1>(p.cast()),
+        #[inline(always)]
+        unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
+            unsafe { transpose(source, source_stride, target, target_stride) }
+        },
         #[inline(always)]
         unsafe fn load_first(p: *const f32, count: usize) -> __m256 {
             unsafe { _mm256_maskload_ps(p, first(count)) }
@@ -265,6 +331,33 @@ mod x86 {
             }
         }
     );
+    #[inline(always)]
+    unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
+        // SAFETY: the caller's extents; the CPU has AVX.
+        unsafe {
+            let mut pairs = [_mm256_setzero_ps(); 8];
+            for two in 0..4 {
+                let a = _mm256_loadu_ps(source.add(2 * two * source_stride));
+                let b = _mm256_loadu_ps(source.add((2 * two + 1) * source_stride));
+                pairs[2 * two] = _mm256_unpacklo_ps(a, b);
+                pairs[2 * two + 1] = _mm256_unpackhi_ps(a, b);
+            }
+            // Four rows each, of the columns 0 and 4, 1 and 5, 2 and 6, 3 and 7.
+            let mut fours = [[_mm256_setzero_ps(); 4]; 2];
+            for (half, fours) in fours.iter_mut().enumerate() {
+                for which in 0..2 {
+                    let (a, b) = (pairs[4 * half + which], pairs[4 * half + 2 + which]);
+                    fours[2 * which] = _mm256_shuffle_ps::<0x44>(a, b);
+                    fours[2 * which + 1] = _mm256_shuffle_ps::<0xEE>(a, b);
+                }
+            }
+            let [upper, lower] = fours;
+            for (column, (a, b)) in upper.into_iter().zip(lower).enumerate() {
+                _mm256_storeu_ps(target.add(column * target_stride), _mm256_permute2f128_ps::<0x20>(a, b));
+                _mm256_storeu_ps(target.add((column + 4) * target_stride), _mm256_permute2f128_ps::<0x31>(a, b));
+            }
+        }
+    }
     /// A mask of the first `count` of eight lanes.
     #[inline(always)]
     unsafe fn first(count: usize) -> __m256i {
@@ -279,8 +372,16 @@ mod x86 {
         _mm512_loadu_ps,
         _mm512_storeu_ps,
         _mm512_add_ps,
+        _mm512_mul_ps,
+        _mm512_max_ps,
+        _mm512_min_ps,
         (a, b, c) => _mm512_fmadd_ps(a, b, c),
+        _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), c),
         p => _mm_prefetch::<_MM_HINT_T1>(p.cast()),
+        #[inline(always)]
+        unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
+            unsafe { transpose(source, source_stride, target, target_stride) }
+        },
         #[inline(always)]
         unsafe fn load_first(p: *const f32, count: usize) -> __m512 {
             unsafe { _mm512_maskz_loadu_ps(((1u32 << count) - 1) as u16, p) }
@@ -298,7 +399,10 @@ pub(crate) use x86::{Avx2, Avx512};
 mod arm {
     use super::Simd;
     use std::arch::aarch64::*;
-    intrinsics!(Neon, float32x4_t, 4, 24, vdupq_n_f32, vld1q_f32, vst1q_f32, vaddq_f32, (a, b, c) => vfmaq_f32(c, a, b), _p => ());
+    intrinsics!(Neon, float32x4_t, 4, 24, vdupq_n_f32, vld1q_f32, vst1q_f32, vaddq_f32, vmulq_f32, vmaxq_f32, vminq_f32,
+        (a, b, c) => vfmaq_f32(c, a, b),
+        vreinterpretq_f32_u32(vandq_u32(vcgtq_f32(a, b), vreinterpretq_u32_f32(c))),
+        _p => ());
 }
 #[cfg(target_arch = "aarch64")]
 pub(crate) use arm::Neon;

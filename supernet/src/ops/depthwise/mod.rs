@@ -20,8 +20,42 @@ pub(crate) const SLICE: usize = 16;
 /// One value a channel of a slice.
 pub(crate) type Lanes = [f32; SLICE];
 
+/// The vector of channels from `lane` on.
+///
+/// # Safety
+/// The CPU has `S`, and `lane` is a multiple of its vector's length.
+#[inline(always)]
+pub(crate) unsafe fn vector<S: Simd>(values: &Lanes, lane: usize) -> S::V {
+    debug_assert!(lane + S::LANES <= SLICE);
+    // SAFETY: the caller's; vectors divide a slice.
+    unsafe { S::load(values.as_ptr().add(lane)) }
+}
+
+/// Sets the vector of channels from `lane` on.
+///
+/// # Safety
+/// As [`vector`].
+#[inline(always)]
+pub(crate) unsafe fn set_vector<S: Simd>(values: &mut Lanes, lane: usize, v: S::V) {
+    debug_assert!(lane + S::LANES <= SLICE);
+    // SAFETY: as above.
+    unsafe { S::store(values.as_mut_ptr().add(lane), v) }
+}
+
 /// Pixels that are worked on at a time: few enough to stay in the first-level cache with what belongs to them.
 pub(crate) const CHUNK: usize = 64;
+
+/// Has the values one [`CHUNK`] further on brought meanwhile. A chunk is a page of memory long, and the processor foresees no further than to its end.
+///
+/// # Safety
+/// The CPU has `S`.
+#[inline(always)]
+pub(crate) unsafe fn prefetch_next_chunk<S: Simd>(values: &Lanes, lane: usize) {
+    if lane == 0 {
+        // SAFETY: the caller's; any address may be given.
+        unsafe { S::prefetch(values.as_ptr().wrapping_add(CHUNK * SLICE)) }
+    }
+}
 
 /// Rows of a map of width `width` that are worked on at a time.
 pub(crate) fn chunk_rows(width: usize) -> usize {

@@ -7,7 +7,10 @@ use super::middle::Middle;
 use crate::ops::activation::Act;
 use crate::ops::batch_norm::{Affine, Backward, Sums, lanes};
 use crate::ops::buffers::{Aligned, Buffer};
-use crate::ops::depthwise::{Frame, Lanes, SLICE, Strip, accumulate_weight_gradient, chunk_rows, input_gradient_rows};
+use crate::ops::depthwise::{
+    Frame, Lanes, SLICE, Strip, accumulate_weight_gradient, chunk_rows, input_gradient_rows, prefetch_next_chunk,
+    set_vector, vector,
+};
 use crate::ops::matmul::{Packed, accumulate_transposed, multiply, multiply_add};
 use crate::ops::simd::{Kernel, Simd};
 use std::marker::PhantomData;
@@ -91,7 +94,14 @@ impl MiddleGradient<'_> {
 impl MiddleGradientSlice<'_> {
     /// Makes the rows `rows` of `width` pixels in the frames of the group's images, all rows if there are several; `tile` has room for them.
     #[inline(always)]
-    fn make<A: Act>(&self, rows: Range<usize>, width: usize, middle: usize, tile: &mut [f32], frames: &mut [Frame]) {
+    fn make<S: Simd, A: Act>(
+        &self,
+        rows: Range<usize>,
+        width: usize,
+        middle: usize,
+        tile: &mut [f32],
+        frames: &mut [Frame],
+    ) {
         let first = rows.start * width;
         let count = frames.len() * rows.len() * width;
         let g2 = match self.g2 {
@@ -102,24 +112,42 @@ impl MiddleGradientSlice<'_> {
             }
         };
         let y2 = &self.y2[first..first + count];
-        let [a, b, c] = &self.back;
-        let per_image = rows.len() * width;
-        let images = frames.iter_mut().zip(g2.chunks_exact(per_image)).zip(y2.chunks_exact(per_image));
-        for (image, ((frame, g2), y2)) in images.enumerate() {
-            let [gate, pooled] = self.gates.map_or([[1.0; SLICE], [0.0; SLICE]], |(gate, pooled)| {
-                let width = self.channels.len();
-                [gate, pooled].map(|values| lanes(values, image * middle + self.channels.start, width))
-            });
-            for ((y, g2), y2) in rows.clone().zip(g2.chunks_exact(width)).zip(y2.chunks_exact(width)) {
-                for ((out, g), y2) in frame.row(y).iter_mut().zip(g2).zip(y2) {
-                    for lane in 0..SLICE {
-                        let slope = A::slope(y2[lane] * self.scale[lane] + self.shift[lane]);
-                        let g = (g[lane] * gate[lane] + pooled[lane]) * slope;
-                        out[lane] = a[lane] * g + (b[lane] * y2[lane] + c[lane]);
+        let (per_image, kept) = (rows.len() * width, self.g2.is_some());
+        for lane in (0..SLICE).step_by(S::LANES) {
+            // SAFETY: the CPU has `S`; whole vectors of slices.
+            unsafe {
+                let (scale, shift) = (vector::<S>(&self.scale, lane), vector::<S>(&self.shift, lane));
+                let [by_gradient, by_value, constant] = &self.back;
+                let (by_gradient, by_value) = (vector::<S>(by_gradient, lane), vector::<S>(by_value, lane));
+                let constant = vector::<S>(constant, lane);
+                let images = frames.iter_mut().zip(g2.chunks_exact(per_image)).zip(y2.chunks_exact(per_image));
+                for (image, ((frame, g2), y2)) in images.enumerate() {
+                    let gates = self.gates_of(image * middle);
+                    let (gate, pooled) = (vector::<S>(&gates[0], lane), vector::<S>(&gates[1], lane));
+                    for ((y, g2), y2) in rows.clone().zip(g2.chunks_exact(width)).zip(y2.chunks_exact(width)) {
+                        for ((out, g), y2) in frame.row(y).iter_mut().zip(g2).zip(y2) {
+                            prefetch_next_chunk::<S>(y2, lane);
+                            if kept {
+                                prefetch_next_chunk::<S>(g, lane);
+                            }
+                            let y2 = vector::<S>(y2, lane);
+                            let g = S::mul_add(vector::<S>(g, lane), gate, pooled);
+                            let g = A::times_slopes::<S>(S::mul_add(y2, scale, shift), g);
+                            let rest = S::mul_add(by_value, y2, constant);
+                            set_vector::<S>(out, lane, S::mul_add(by_gradient, g, rest));
+                        }
                     }
                 }
             }
         }
+    }
+
+    /// Gate and pooled gradient of the image whose channels begin at `first`; without squeeze-excite what changes nothing.
+    #[inline(always)]
+    fn gates_of(&self, first: usize) -> [Lanes; 2] {
+        self.gates.map_or([[1.0; SLICE], [0.0; SLICE]], |(gate, pooled)| {
+            [gate, pooled].map(|values| lanes(values, first + self.channels.start, self.channels.len()))
+        })
     }
 }
 
@@ -194,11 +222,11 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                                     y1
                                 }
                             };
-                            expand.activate(y1, columns, made..needed, A1::value, input);
+                            expand.activate::<S, A1>(y1, columns, made..needed, input);
                         }
                     }
                     made = needed;
-                    middle_gradient.make::<A2>(rows.clone(), out_columns, conv.channels, &mut tile, output);
+                    middle_gradient.make::<S, A2>(rows.clone(), out_columns, conv.channels, &mut tile, output);
                     let gradient = &mut weight_gradient[slice * taps..][..taps];
                     for (input, output) in input.iter().zip(output.iter()) {
                         accumulate_weight_gradient(input, output, conv, rows.clone(), width, gradient);
@@ -222,11 +250,22 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                         let y1 = kept.unwrap_or(&made_y1);
                         let y1 = &y1.as_chunks::<SLICE>().0[pixels.clone()];
                         let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
-                        for (g, y1) in line.as_chunks_mut::<SLICE>().0.iter_mut().zip(y1) {
-                            for lane in 0..SLICE {
-                                g[lane] *= A1::slope(y1[lane] * expand.scale[lane] + expand.shift[lane]);
-                                sum[lane] += g[lane];
-                                square[lane] += g[lane] * y1[lane];
+                        for lane in (0..SLICE).step_by(S::LANES) {
+                            // SAFETY: the CPU has `S`; whole vectors of slices.
+                            unsafe {
+                                let scale = vector::<S>(&expand.scale, lane);
+                                let shift = vector::<S>(&expand.shift, lane);
+                                let (mut sums, mut squares) = (S::splat(0.0), S::splat(0.0));
+                                for (g, y1) in line.as_chunks_mut::<SLICE>().0.iter_mut().zip(y1) {
+                                    let y1 = vector::<S>(y1, lane);
+                                    let value = S::mul_add(y1, scale, shift);
+                                    let by_slope = A1::times_slopes::<S>(value, vector::<S>(g, lane));
+                                    set_vector::<S>(g, lane, by_slope);
+                                    sums = S::add(sums, by_slope);
+                                    squares = S::mul_add(by_slope, y1, squares);
+                                }
+                                set_vector::<S>(&mut sum, lane, sums);
+                                set_vector::<S>(&mut square, lane, squares);
                             }
                         }
                         sums.add_block(first, &sum[..width], &square[..width]);

@@ -3,9 +3,10 @@
 //! Only its statistics need all of it, and they follow from the input's: for `y = W x` the sum over pixels is `W sum(x)` and the sum of squares
 //! `w sum(x x') w'` by channel. In the same way the part of batch norm's gradient that depends on `y` is a small matrix applied to `x`.
 
+use crate::ops::activation::Act;
 use crate::ops::batch_norm::{Backward, Sums};
 use crate::ops::buffers::Aligned;
-use crate::ops::depthwise::{Frame, Lanes, SLICE};
+use crate::ops::depthwise::{Frame, Lanes, SLICE, prefetch_next_chunk, set_vector, vector};
 use crate::ops::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply, multiply_add};
 use crate::ops::parallel::{self, Shared};
 use crate::ops::rows::total;
@@ -160,20 +161,25 @@ impl Slice<'_> {
 
     /// Batch norm and activation of them, in the images' frames.
     #[inline(always)]
-    pub(super) fn activate(
+    pub(super) fn activate<S: Simd, A: Act>(
         &self,
         raw: &[f32],
         width: usize,
         rows: Range<usize>,
-        value: impl Fn(f32) -> f32,
         frames: &mut [Frame],
     ) {
-        let images = raw.as_chunks::<SLICE>().0.chunks_exact((rows.len() * width).max(1));
-        for (frame, raw) in frames.iter_mut().zip(images) {
-            for (y, raw) in rows.clone().zip(raw.chunks_exact(width)) {
-                for (out, raw) in frame.row(y).iter_mut().zip(raw) {
-                    for lane in 0..SLICE {
-                        out[lane] = value(raw[lane] * self.scale[lane] + self.shift[lane]);
+        for lane in (0..SLICE).step_by(S::LANES) {
+            // SAFETY: the CPU has `S`; whole vectors of slices.
+            unsafe {
+                let (scale, shift) = (vector::<S>(&self.scale, lane), vector::<S>(&self.shift, lane));
+                let images = raw.as_chunks::<SLICE>().0.chunks_exact((rows.len() * width).max(1));
+                for (frame, raw) in frames.iter_mut().zip(images) {
+                    for (y, raw) in rows.clone().zip(raw.chunks_exact(width)) {
+                        for (out, raw) in frame.row(y).iter_mut().zip(raw) {
+                            prefetch_next_chunk::<S>(raw, lane);
+                            let value = S::mul_add(vector::<S>(raw, lane), scale, shift);
+                            set_vector::<S>(out, lane, A::values::<S>(value));
+                        }
                     }
                 }
             }

@@ -6,7 +6,7 @@ use super::{BlockShape, BlockStatistics, Parameters, RECOMPUTED, Saved, squeeze_
 use crate::ops::activation::{Act, Identity, with_activation};
 use crate::ops::batch_norm::{Affine, Sums, lanes};
 use crate::ops::buffers::{Aligned, Buffer, zeros};
-use crate::ops::depthwise::{self, Frame, Lanes, SLICE, Strip, chunk_rows, convolve_rows};
+use crate::ops::depthwise::{self, Frame, Lanes, SLICE, Strip, chunk_rows, convolve_rows, set_vector, vector};
 use crate::ops::matmul::{Packed, ROW_BLOCK};
 use crate::ops::parallel::{self, Shared};
 use crate::ops::rows::{Left, RowSource, normalise, product};
@@ -239,7 +239,7 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
                             let kept = row * conv.width * SLICE;
                             let raw = if y1.is_empty() { &mut tile[..] } else { &mut y1[kept..] };
                             expand.convolve(x, conv.width, rows.clone(), images.len(), raw);
-                            expand.activate(raw, conv.width, rows, A::value, frames);
+                            expand.activate::<S, A>(raw, conv.width, rows, frames);
                         }
                     }
                 }
@@ -250,10 +250,17 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
                     convolve_rows(frame, conv, weights, rows.clone(), width, y2);
                 }
                 let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
-                for values in y2.as_chunks::<SLICE>().0 {
-                    for lane in 0..SLICE {
-                        sum[lane] += values[lane];
-                        square[lane] += values[lane] * values[lane];
+                for lane in (0..SLICE).step_by(S::LANES) {
+                    // SAFETY: the CPU has `S`; whole vectors of slices.
+                    unsafe {
+                        let (mut sums, mut squares) = (S::splat(0.0), S::splat(0.0));
+                        for y2 in y2.as_chunks::<SLICE>().0 {
+                            let y2 = vector::<S>(y2, lane);
+                            sums = S::add(sums, y2);
+                            squares = S::mul_add(y2, y2, squares);
+                        }
+                        set_vector::<S>(&mut sum, lane, sums);
+                        set_vector::<S>(&mut square, lane, squares);
                     }
                 }
                 sums.add_block(first, &sum[..width], &square[..width]);
@@ -275,7 +282,7 @@ struct Activated<'a, A> {
 
 impl<A: Act> RowSource for Activated<'_, A> {
     #[inline(always)]
-    fn fill(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]) {
+    unsafe fn fill<S: Simd>(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]) {
         let mut done = 0;
         while done < rows {
             let pixels = self.layout.pixels;
@@ -287,16 +294,27 @@ impl<A: Act> RowSource for Activated<'_, A> {
                 let (scale, shift) = (lanes(&self.affine.scale, start, width), lanes(&self.affine.shift, start, width));
                 let gate = self.gate.map_or([1.0; SLICE], |gate| lanes(&gate[image * columns..], start, width));
                 let y2 = self.layout.image(self.y2, image, slice);
-                let tile = tile[done * columns..].chunks_exact_mut(columns);
-                for (y, out) in y2[pixel..pixel + run].iter().zip(tile) {
-                    let mut values = [0.0; SLICE];
-                    for lane in 0..SLICE {
-                        values[lane] = A::value(y[lane] * scale[lane] + shift[lane]) * gate[lane];
-                    }
-                    match width {
-                        SLICE => out[start..start + SLICE].copy_from_slice(&values),
-                        8 => out[start..start + 8].copy_from_slice(&values[..8]),
-                        _ => out[start..start + width].copy_from_slice(&values[..width]),
+                let y2 = &y2[pixel..pixel + run];
+                // Slices lie far apart, which the processor does not foresee: each has the next one's pixels brought, the last one the first one's.
+                let ahead = self.layout.to_next_slice(slice, run);
+                let tile = &mut tile[done * columns + start..(done + run) * columns];
+                for lane in (0..width).step_by(S::LANES) {
+                    let kept = S::LANES.min(width - lane);
+                    // SAFETY: the CPU has `S`; whole vectors of slices, and what exists of each row of the tile.
+                    unsafe {
+                        let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));
+                        let gate = vector::<S>(&gate, lane);
+                        for (y2, out) in y2.iter().zip(tile.chunks_mut(columns)) {
+                            if lane == 0 {
+                                S::prefetch(y2.as_ptr().wrapping_offset(ahead));
+                            }
+                            let value = A::values::<S>(S::mul_add(vector::<S>(y2, lane), scale, shift));
+                            let out = out[lane..lane + kept].as_mut_ptr();
+                            match kept == S::LANES {
+                                true => S::store(out, S::mul(value, gate)),
+                                false => S::store_first(out, S::mul(value, gate), kept),
+                            }
+                        }
                     }
                 }
             }
@@ -340,15 +358,19 @@ impl<A: Act> Kernel for Pool<'_, A> {
                 let scale = lanes(&self.affine.scale, slice * SLICE, pooled.len());
                 let shift = lanes(&self.affine.shift, slice * SLICE, pooled.len());
                 let mut total = [0.0; SLICE];
-                for y2 in self.layout.image(self.y2, image, slice).chunks(ROW_BLOCK) {
-                    let mut sum = [0.0; SLICE];
-                    for y in y2 {
-                        for lane in 0..SLICE {
-                            sum[lane] += A::value(y[lane] * scale[lane] + shift[lane]);
+                for lane in (0..SLICE).step_by(S::LANES) {
+                    // SAFETY: the CPU has `S`; whole vectors of slices.
+                    unsafe {
+                        let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));
+                        let mut all = S::splat(0.0);
+                        for y2 in self.layout.image(self.y2, image, slice).chunks(ROW_BLOCK) {
+                            let mut sum = S::splat(0.0);
+                            for y2 in y2 {
+                                sum = S::add(sum, A::values::<S>(S::mul_add(vector::<S>(y2, lane), scale, shift)));
+                            }
+                            all = S::add(all, sum);
                         }
-                    }
-                    for lane in 0..SLICE {
-                        total[lane] += sum[lane];
+                        set_vector::<S>(&mut total, lane, all);
                     }
                 }
                 for (out, total) in pooled.iter_mut().zip(total) {

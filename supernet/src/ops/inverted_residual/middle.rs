@@ -50,6 +50,14 @@ impl Middle {
         self.together * self.pixels * SLICE
     }
 
+    /// Floats from a pixel's `slice` to its next one, or from its last one to the first one of the pixel `run` further on.
+    pub(super) fn to_next_slice(self, slice: usize, run: usize) -> isize {
+        match slice + 1 < self.slices {
+            true => self.stride() as isize,
+            false => (run * SLICE) as isize - (slice * self.stride()) as isize,
+        }
+    }
+
     /// Where one slice of the images of `group` lies.
     pub(super) fn group(self, group: usize, slice: usize) -> Range<usize> {
         let start = (group * self.slices + slice) * self.stride();

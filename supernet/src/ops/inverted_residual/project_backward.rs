@@ -4,7 +4,7 @@ use super::middle::Middle;
 use crate::ops::activation::Act;
 use crate::ops::batch_norm::{Affine, Sums, lanes};
 use crate::ops::buffers::Aligned;
-use crate::ops::depthwise::{CHUNK, Lanes, SLICE};
+use crate::ops::depthwise::{CHUNK, Lanes, SLICE, prefetch_next_chunk, set_vector, vector};
 use crate::ops::matmul::{Packed, accumulate_transposed, multiply};
 use crate::ops::parallel::Shared;
 use crate::ops::rows::RawGradient;
@@ -25,6 +25,79 @@ struct ImageSums {
 
 impl ImageSums {
     const ZERO: ImageSums = ImageSums { by_slope: [[0.0; SLICE]; 2], slope: [[0.0; SLICE]; 2], value: [0.0; SLICE] };
+
+    /// Adds the pixels' sums of the channels from `lane` on, and writes the projection's input `z`. `affine` is batch norm's scale and shift.
+    ///
+    /// # Safety
+    /// As [`vector`]'s.
+    #[inline(always)]
+    unsafe fn add_ungated<S: Simd, A: Act>(
+        &mut self,
+        lane: usize,
+        [scale, shift]: [S::V; 2],
+        y2: &[Lanes],
+        g: &[Lanes],
+        z: &mut [Lanes],
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            let [sum, by_value] = &mut self.by_slope;
+            let (mut sums, mut by_values) = (vector::<S>(sum, lane), vector::<S>(by_value, lane));
+            for ((y2, g), z) in y2.iter().zip(g).zip(z) {
+                prefetch_next_chunk::<S>(y2, lane);
+                let y2 = vector::<S>(y2, lane);
+                let normalised = S::mul_add(y2, scale, shift);
+                set_vector::<S>(z, lane, A::values::<S>(normalised));
+                let by_slope = A::times_slopes::<S>(normalised, vector::<S>(g, lane));
+                sums = S::add(sums, by_slope);
+                by_values = S::mul_add(by_slope, y2, by_values);
+            }
+            set_vector::<S>(sum, lane, sums);
+            set_vector::<S>(by_value, lane, by_values);
+        }
+    }
+
+    /// The same with squeeze-excite; `affine` ends with the gate.
+    ///
+    /// # Safety
+    /// As [`vector`]'s.
+    #[inline(always)]
+    unsafe fn add_gated<S: Simd, A: Act>(
+        &mut self,
+        lane: usize,
+        [scale, shift, gate]: [S::V; 3],
+        y2: &[Lanes],
+        g: &[Lanes],
+        z: &mut [Lanes],
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            let [own, own_by_value] = &mut self.by_slope;
+            let (mut sums, mut by_values) = (vector::<S>(own, lane), vector::<S>(own_by_value, lane));
+            let [slope, slope_by_value] = &mut self.slope;
+            let (mut slopes, mut slopes_by_value) = (vector::<S>(slope, lane), vector::<S>(slope_by_value, lane));
+            let mut values = vector::<S>(&self.value, lane);
+            for ((y2, g), z) in y2.iter().zip(g).zip(z) {
+                prefetch_next_chunk::<S>(y2, lane);
+                let (y2, g) = (vector::<S>(y2, lane), vector::<S>(g, lane));
+                let normalised = S::mul_add(y2, scale, shift);
+                let value = A::values::<S>(normalised);
+                set_vector::<S>(z, lane, S::mul(value, gate));
+                let slope = A::times_slopes::<S>(normalised, S::splat(1.0));
+                let by_slope = S::mul(g, slope);
+                sums = S::add(sums, by_slope);
+                by_values = S::mul_add(by_slope, y2, by_values);
+                slopes = S::add(slopes, slope);
+                slopes_by_value = S::mul_add(slope, y2, slopes_by_value);
+                values = S::mul_add(g, value, values);
+            }
+            set_vector::<S>(own, lane, sums);
+            set_vector::<S>(own_by_value, lane, by_values);
+            set_vector::<S>(slope, lane, slopes);
+            set_vector::<S>(slope_by_value, lane, slopes_by_value);
+            set_vector::<S>(&mut self.value, lane, values);
+        }
+    }
 
     #[inline(always)]
     fn add(&mut self, other: &ImageSums) {
@@ -116,7 +189,8 @@ impl<A: Act> Kernel for ProjectBackward<'_, A> {
         let mut weight_gradient = Aligned::zeros(m * stride);
         for (group, g3) in self.groups.zip(self.g3.chunks_mut(layout.together * pixels * stride)) {
             let images = layout.images(group..group + 1);
-            self.raw.fill(images.start * pixels, images.len() * pixels, stride, g3);
+            // SAFETY: the CPU has `S`.
+            unsafe { self.raw.fill::<S>(images.start * pixels, images.len() * pixels, stride, g3) };
             for (slice, weight) in self.project.iter().enumerate() {
                 let (first, width) = (slice * SLICE, SLICE.min(m - slice * SLICE));
                 let scale = lanes(&self.affine2.scale, first, width);
@@ -138,32 +212,16 @@ impl<A: Act> Kernel for ProjectBackward<'_, A> {
                     let parts = parts.zip(z.as_chunks_mut::<SLICE>().0.chunks_mut(part)).zip(images.clone());
                     for (((y2, g), z), image) in parts {
                         let mut block = ImageSums::ZERO;
-                        match self.gate {
-                            None => {
-                                let [sum, square] = &mut block.by_slope;
-                                for ((y, g), z) in y2.iter().zip(g).zip(z) {
-                                    for lane in 0..SLICE {
-                                        let t = y[lane] * scale[lane] + shift[lane];
-                                        z[lane] = A::value(t);
-                                        let g = g[lane] * A::slope(t);
-                                        sum[lane] += g;
-                                        square[lane] += g * y[lane];
-                                    }
-                                }
-                            }
-                            Some(gate) => {
-                                let gate = lanes(&gate[image * m..], first, width);
-                                for ((y, g), z) in y2.iter().zip(g).zip(z) {
-                                    for lane in 0..SLICE {
-                                        let t = y[lane] * scale[lane] + shift[lane];
-                                        let (value, slope) = (A::value(t), A::slope(t));
-                                        z[lane] = value * gate[lane];
-                                        let by_slope = g[lane] * slope;
-                                        block.by_slope[0][lane] += by_slope;
-                                        block.by_slope[1][lane] += by_slope * y[lane];
-                                        block.slope[0][lane] += slope;
-                                        block.slope[1][lane] += slope * y[lane];
-                                        block.value[lane] += g[lane] * value;
+                        let gate = self.gate.map(|gate| lanes(&gate[image * m..], first, width));
+                        for lane in (0..SLICE).step_by(S::LANES) {
+                            // SAFETY: the CPU has `S`; whole vectors of slices.
+                            unsafe {
+                                let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));
+                                match &gate {
+                                    None => block.add_ungated::<S, A>(lane, [scale, shift], y2, g, z),
+                                    Some(gate) => {
+                                        let gate = vector::<S>(gate, lane);
+                                        block.add_gated::<S, A>(lane, [scale, shift, gate], y2, g, z);
                                     }
                                 }
                             }
