@@ -122,7 +122,7 @@ fn pass<A: Act>(
     let mut y1 = (keep && shape.expand && shape.in_channels > RECOMPUTED)
         .then(|| Buffer::uninitialised(Middle::of_input(shape).len()));
     let mut y2 = Buffer::uninitialised(layout.len());
-    let sums = depthwise_forward::<A>(shape, x, weights, affine1.as_ref(), y1.as_deref_mut(), &mut y2);
+    let sums = depthwise_forward::<A>(shape, x, weights, affine1.as_ref(), y1.as_deref_mut(), &mut y2, with_sums);
     if with_sums {
         statistics[1] = sums.statistics_over(ranks, out_pixels);
     }
@@ -146,7 +146,8 @@ fn pass<A: Act>(
     Saved { moments, y1, y2, y3, statistics, squeeze_excite }
 }
 
-/// `y2 = depthwise(activated input)`, and the raw output of the expand convolution if it is kept; without `affine` the input is taken as it is.
+/// `y2 = depthwise(activated input)` and its sums if `with_sums`, and the raw output of the expand convolution if it is kept; without `affine` the
+/// input is taken as it is.
 fn depthwise_forward<A: Act>(
     shape: &BlockShape,
     x: &[f32],
@@ -154,6 +155,7 @@ fn depthwise_forward<A: Act>(
     affine: Option<&Affine>,
     y1: Option<&mut [f32]>,
     y2: &mut [f32],
+    with_sums: bool,
 ) -> Sums {
     let layout = Middle::of_input(shape);
     let (y1, y2) = (y1.map(Shared::new), Shared::new(y2));
@@ -168,6 +170,7 @@ fn depthwise_forward<A: Act>(
                 affine,
                 y1,
                 y2,
+                with_sums,
                 tasks,
                 activation: PhantomData,
             })
@@ -185,6 +188,7 @@ struct DepthwiseForward<'a, A> {
     affine: Option<&'a Affine>,
     y1: Option<Shared>,
     y2: Shared,
+    with_sums: bool,
     /// (group, slice) pairs, slices of a group side by side.
     tasks: Range<usize>,
     activation: PhantomData<A>,
@@ -248,6 +252,9 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
                 let y2 = &mut y2[start * columns * SLICE..][..images.len() * of_image];
                 for (frame, y2) in frames.iter().zip(y2.chunks_exact_mut(of_image)) {
                     convolve_rows(frame, conv, weights, rows.clone(), width, y2);
+                }
+                if !self.with_sums {
+                    continue;
                 }
                 let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
                 for lane in (0..SLICE).step_by(S::LANES) {
