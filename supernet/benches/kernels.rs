@@ -218,14 +218,16 @@ fn training(c: &mut Criterion<ShareOfFloor>) {
         let name = format!("{side} px {channels:?} k{kernel} s{stride}{}", if squeeze_excite { " se" } else { "" });
         group.throughput(floor(multiply_adds, forward));
         group.bench_function(BenchmarkId::new("block forward", &name), |b| {
-            b.iter(|| inverted_residual(&input, &packed, shape.clone(), None, None, false).expect("fitting shapes"));
+            let input = || input.as_tensor().clone().into();
+            b.iter(|| inverted_residual(input(), &packed, shape.clone(), None, None, false).expect("fitting shapes"));
         });
         group.throughput(floor(3 * multiply_adds, forward + backward));
         group.bench_function(BenchmarkId::new("block forward and backward", &name), |b| {
             b.iter(|| {
+                let input = input.as_tensor().clone().into();
                 let (output, _) =
-                    inverted_residual(&input, &packed, shape.clone(), None, None, true).expect("fitting shapes");
-                output.sum_all().and_then(|sum| sum.backward()).expect("a gradient")
+                    inverted_residual(input, &packed, shape.clone(), None, None, true).expect("fitting shapes");
+                output.tracked().and_then(|output| output.sum_all()).and_then(|sum| sum.backward()).expect("a gradient")
             });
         });
     }

@@ -2,8 +2,8 @@
 
 use crate::layers::{BatchNorm, Block, Dense, Initialiser, ParameterId, Parameters, Pass, average_pool, max_pool};
 use crate::network_seam::Seam;
-use crate::ops::ChannelStatistics;
 use crate::ops::composite::activate;
+use crate::ops::{ChannelStatistics, Relay};
 use crate::ranks::Ranks;
 use crate::seed::{Purpose, generator};
 use crate::space::{NetworkSpec, SearchSpace, Subnet};
@@ -280,13 +280,15 @@ impl Supernet {
             x = max_pool(&x)?;
         }
         let mut seam = None;
+        let mut x = Relay::from(x);
         for (index, (block, spec)) in self.active_blocks(network).zip(network.blocks()).enumerate() {
             if middle == Some(index) {
-                let here = seam.insert(Seam::new(x, block.first_parameter())?);
-                x = here.input().clone();
+                let here = seam.insert(Seam::new(x.tracked()?, block.first_parameter())?);
+                x = here.input().clone().into();
             }
-            x = block.forward(&self.parameters, &x, spec, eps, &mut pass)?;
+            x = block.forward(&self.parameters, x, spec, eps, &mut pass)?;
         }
+        let x = x.tracked()?;
         let keep = pass.keep_gradients;
         let pooled = match (&self.feature, &network.feature) {
             (Some(dense), Some(spec)) => dense.forward(&self.parameters, &x, spec, eps, &mut pass)?,

@@ -1,8 +1,9 @@
 //! A block of whichever kind its family has.
 
 use super::{BatchNorm, Bottleneck, InvertedResidual, ParameterId, Parameters, Pass};
+use crate::ops::Relay;
 use crate::space::BlockSpec;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, bail};
 
 #[derive(Debug)]
 pub(crate) enum Block {
@@ -46,16 +47,18 @@ impl Block {
     pub(crate) fn forward(
         &self,
         parameters: &Parameters,
-        x: &Tensor,
+        x: Relay,
         spec: &BlockSpec,
         eps: f64,
         pass: &mut Pass,
-    ) -> Result<Tensor> {
+    ) -> Result<Relay> {
         match (self, spec) {
             (Block::InvertedResidual(block), BlockSpec::InvertedResidual(spec)) => {
                 block.forward(parameters, x, spec, eps, pass)
             }
-            (Block::Bottleneck(block), BlockSpec::Bottleneck(spec)) => block.forward(parameters, x, spec, eps, pass),
+            (Block::Bottleneck(block), BlockSpec::Bottleneck(spec)) => {
+                Ok(block.forward(parameters, &x.tracked()?, spec, eps, pass)?.into())
+            }
             _ => bail!("a block of one family was given the description of another's"),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::kernel_transform::ElasticKernel;
 use super::{BatchNorm, Initialiser, ParameterId, Parameters, Pass};
-use crate::ops::{self, BlockShape, composite};
+use crate::ops::{self, BlockShape, Relay, composite};
 use crate::space::InvertedResidualSpec;
 use candle_core::{DType, Result, Tensor};
 
@@ -104,20 +104,21 @@ impl InvertedResidual {
     pub(crate) fn forward(
         &self,
         parameters: &Parameters,
-        x: &Tensor,
+        x: Relay,
         spec: &InvertedResidualSpec,
         eps: f64,
         pass: &mut Pass,
-    ) -> Result<Tensor> {
-        let (batch, height, width, _) = x.dims4()?;
+    ) -> Result<Relay> {
+        let (batch, height, width, _) = x.value().dims4()?;
         let shape = BlockShape::new(spec, batch, height, width, eps);
         let packed = self.pack(parameters, spec, pass.keep_gradients)?;
         let m = spec.middle_channels;
         let given = pass.next_given([if spec.expand { m } else { 0 }, m, spec.out_channels])?;
-        let (output, used) = if x.device().is_cpu() && x.dtype() == DType::F32 {
+        let (output, used) = if x.value().device().is_cpu() && x.value().dtype() == DType::F32 {
             ops::inverted_residual(x, &packed, shape, given, pass.ranks, pass.keep_gradients)?
         } else {
-            composite::inverted_residual(x, &packed, &shape, given.as_ref())?
+            let (output, used) = composite::inverted_residual(&x.tracked()?, &packed, &shape, given.as_ref())?;
+            (output.into(), used)
         };
         pass.used.extend(used.into_iter().skip(usize::from(!spec.expand)));
         Ok(output)

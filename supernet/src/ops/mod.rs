@@ -30,6 +30,7 @@ mod inverted_residual;
 mod matmul;
 mod parallel;
 mod pools;
+mod relay;
 mod rows;
 mod simd;
 mod sparse;
@@ -42,6 +43,7 @@ pub use batch_norm::ChannelStatistics;
 pub use dense::{DenseShape, dense};
 pub use inverted_residual::{BlockShape, BlockStatistics, inverted_residual, parameter_count};
 pub use pools::{add, average_pool, max_pool};
+pub use relay::Relay;
 pub use simd::InstructionSet;
 pub use sparse::{SparseLayer, SparseRows};
 

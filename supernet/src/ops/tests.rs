@@ -98,13 +98,21 @@ fn statistics(shape: &BlockShape) -> BlockStatistics {
     [one(if shape.expand { shape.middle } else { 0 }, 31), one(shape.middle, 33), one(shape.out_channels, 35)]
 }
 
+fn fused_block(
+    x: &Tensor,
+    packed: &Tensor,
+    shape: &BlockShape,
+    given: Option<BlockStatistics>,
+    keep: bool,
+) -> Result<Tensor> {
+    super::inverted_residual(x.clone().into(), packed, shape.clone(), given, None, keep)?.0.tracked()
+}
+
 fn check_block(shape: &BlockShape, given: Option<BlockStatistics>) {
     let dims = [shape.batch, shape.height, shape.width, shape.in_channels];
     let x = values(dims.iter().product(), 5);
     let p = parameters(block_parameters(shape));
-    let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| {
-        Ok(super::inverted_residual(x, p, shape.clone(), given.clone(), None, true)?.0)
-    });
+    let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| fused_block(x, p, shape, given.clone(), true));
     let exact =
         evaluate(&x, &p, &dims, DType::F64, &|x, p| Ok(composite::inverted_residual(x, p, shape, given.as_ref())?.0));
     assert_close(&f32s(&fused.output), &exact.output, 2e-4, &format!("{shape:?} output"));
@@ -136,7 +144,7 @@ fn images_in_parts_give_the_same_bits_as_all_at_once() {
         let p = Tensor::new(parameters(block_parameters(&shape)), &Device::Cpu).unwrap();
         let output = |keep| {
             let given = Some(statistics(&shape));
-            let output = super::inverted_residual(&x, &p, shape.clone(), given, None, keep).unwrap().0;
+            let output = fused_block(&x, &p, &shape, given, keep).unwrap();
             output.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
         assert!(output(false) == output(true), "{shape:?}");
@@ -149,9 +157,7 @@ fn block_gradients_equal_finite_differences() {
     let dims = [shape.batch, shape.height, shape.width, shape.in_channels];
     let x = values(dims.iter().product(), 5);
     let p = parameters(block_parameters(&shape));
-    let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| {
-        Ok(super::inverted_residual(x, p, shape.clone(), None, None, true)?.0)
-    });
+    let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| fused_block(x, p, &shape, None, true));
     let loss = |x: &[f64], p: &[f64]| -> f64 {
         let run = || -> Result<f64> {
             let x = Tensor::from_slice(x, &dims[..], &Device::Cpu)?;
@@ -308,9 +314,7 @@ fn same_threads_same_bits() {
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let found = evaluate(&x, &p, &[5, 6, 6, 16], DType::F32, &|x, p| {
-                Ok(super::inverted_residual(x, p, shape.clone(), None, None, true)?.0)
-            });
+            let found = evaluate(&x, &p, &[5, 6, 6, 16], DType::F32, &|x, p| fused_block(x, p, &shape, None, true));
             (found.output, found.dx, found.dp)
         })
     };
@@ -323,7 +327,7 @@ fn wrong_shapes_are_errors() {
     let shape = block([2, 4, 4], [8, 16, 8], 3, 1);
     let x = Tensor::zeros((2, 4, 4, 8), DType::F32, &Device::Cpu).unwrap();
     let p = Tensor::zeros(7, DType::F32, &Device::Cpu).unwrap();
-    let error = super::inverted_residual(&x, &p, shape, None, None, false).unwrap_err().to_string();
+    let error = fused_block(&x, &p, &shape, None, false).unwrap_err().to_string();
     assert!(error.contains("7 parameters"), "{error}");
 }
 

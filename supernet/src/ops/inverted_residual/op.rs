@@ -2,10 +2,11 @@
 
 use super::{BlockShape, BlockStatistics, Parameters, Saved, backward, forward};
 use crate::ops::batch_norm::Normalise;
-use crate::ops::{contiguous_f32, tensor_values};
+use crate::ops::relay::{self, Link, Relay, Slot};
+use crate::ops::tensor_values;
 use crate::ranks::Ranks;
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 /// Output `[batch, height, width, out]` of the block for `x` `[batch, height, width, in]`, and the statistics used.
 ///
@@ -18,45 +19,66 @@ use std::sync::{Arc, Mutex};
 /// # Errors
 /// Shapes or types that do not fit.
 pub fn inverted_residual(
-    x: &Tensor,
+    x: Relay,
     packed: &Tensor,
     shape: BlockShape,
     given: Option<BlockStatistics>,
     ranks: Option<&Ranks>,
     keep: bool,
-) -> candle_core::Result<(Tensor, BlockStatistics)> {
-    let (batch, height, width, channels) = x.dims4()?;
+) -> candle_core::Result<(Relay, BlockStatistics)> {
+    let (batch, height, width, channels) = x.value().dims4()?;
     let parameters = Parameters::new(&shape).len;
     if (batch, height, width, channels) != (shape.batch, shape.height, shape.width, shape.in_channels)
         || packed.elem_count() != parameters
-        || x.elem_count() == 0
+        || x.value().elem_count() == 0
         || (!shape.expand && shape.middle != shape.in_channels)
     {
         candle_core::bail!(
             "inverted residual: input {:?} and {} parameters do not fit {shape:?} with {parameters} parameters",
-            x.dims(),
+            x.value().dims(),
             packed.elem_count()
         );
     }
-    let saved = Arc::new(Mutex::new((None, BlockStatistics::default())));
-    let op = InvertedResidual { shape, given, ranks: ranks.cloned(), keep, saved: saved.clone() };
-    let output = x.contiguous()?.apply_op2(&packed.contiguous()?, op)?;
-    let statistics = lock(&saved)?.1.clone();
-    Ok((output, statistics))
+    let packed = packed.contiguous()?;
+    let (out_height, out_width) = shape.output_size();
+    let out_shape = (batch, out_height, out_width, shape.out_channels);
+    let (value, read) = if keep {
+        let (value, link) = x.enter()?;
+        (value, Some(link))
+    } else {
+        (x.value().clone(), None)
+    };
+    let (output, saved, statistics) = tensor_values(&value, |x| {
+        tensor_values(&packed, |packed| Ok(forward::forward(&shape, x, packed, given.as_ref(), ranks, keep)))
+    })?;
+    let output = Tensor::from_vec(output, out_shape, value.device())?;
+    let Some(read) = read else { return Ok((Relay::from(output), statistics)) };
+    let normalise = if given.is_some() { Normalise::Given } else { Normalise::Batch };
+    let (saved, written) = (Mutex::new(saved), Slot::default());
+    let op = InvertedResidual {
+        shape,
+        normalise,
+        ranks: ranks.cloned(),
+        saved,
+        x: value,
+        read: read.gradient,
+        written: written.clone(),
+    };
+    let token = read.token.apply_op2(&packed, op)?;
+    Ok((Relay::linked(output, Link { token, gradient: written }), statistics))
 }
 
-type Shared = Arc<Mutex<(Option<Saved>, BlockStatistics)>>;
-
-fn lock(saved: &Shared) -> candle_core::Result<std::sync::MutexGuard<'_, (Option<Saved>, BlockStatistics)>> {
-    saved.lock().map_err(|_| candle_core::Error::Msg("inverted residual: a thread panicked".into()))
-}
-
+/// The op between the tokens, which has nothing left to compute but the gradient.
 struct InvertedResidual {
     shape: BlockShape,
-    given: Option<BlockStatistics>,
+    normalise: Normalise,
     ranks: Option<Ranks>,
-    keep: bool,
-    saved: Shared,
+    saved: Mutex<Option<Saved>>,
+    x: Tensor,
+    /// Where the gradient at `x` goes.
+    read: Slot,
+    /// Where that at the output comes from.
+    written: Slot,
 }
 
 impl CustomOp2 for InvertedResidual {
@@ -66,41 +88,33 @@ impl CustomOp2 for InvertedResidual {
 
     fn cpu_fwd(
         &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        packed: &CpuStorage,
-        packed_layout: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (x, packed) = (contiguous_f32(x, x_layout)?, contiguous_f32(packed, packed_layout)?);
-        let (given, ranks) = (self.given.as_ref(), self.ranks.as_ref());
-        let (output, values, statistics) = forward::forward(&self.shape, x, packed, given, ranks, self.keep);
-        let (height, width) = self.shape.output_size();
-        let mut saved = lock(&self.saved)?;
-        *saved = (values, statistics);
-        Ok((CpuStorage::F32(output), (self.shape.batch, height, width, self.shape.out_channels).into()))
+        Ok(relay::token())
     }
 
     fn bwd(
         &self,
-        x: &Tensor,
+        token: &Tensor,
         packed: &Tensor,
-        _output: &Tensor,
-        gradient: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let Some(saved) = lock(&self.saved)?.0.take() else {
-            candle_core::bail!("inverted residual: no values were kept for a gradient, or it was taken twice");
+        let saved = self.saved.lock().ok().and_then(|mut saved| saved.take());
+        let Some(saved) = saved else {
+            candle_core::bail!("inverted residual: its gradient was asked for twice");
         };
-        let normalise = if self.given.is_some() { Normalise::Given } else { Normalise::Batch };
-        let (dx, dp) = tensor_values(x, |x| {
+        let (dx, dp) = tensor_values(&self.x, |x| {
             tensor_values(packed, |packed| {
-                tensor_values(gradient, |g| {
-                    Ok(backward::backward(&self.shape, x, packed, &saved, normalise, self.ranks.as_ref(), g))
+                tensor_values(&self.written.take()?, |g| {
+                    Ok(backward::backward(&self.shape, x, packed, &saved, self.normalise, self.ranks.as_ref(), g))
                 })
             })
         })?;
-        Ok((
-            Some(Tensor::from_vec(dx, x.shape(), x.device())?),
-            Some(Tensor::from_vec(dp, packed.shape(), packed.device())?),
-        ))
+        self.read.put(Tensor::from_vec(dx, self.x.shape(), self.x.device())?)?;
+        Ok((Some(token.zeros_like()?), Some(Tensor::from_vec(dp, packed.shape(), packed.device())?)))
     }
 }
