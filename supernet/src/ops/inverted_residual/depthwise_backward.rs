@@ -197,9 +197,9 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                 let expand = self.expand.map(|expand| {
                     let of_slice = |values: &[f32]| lanes(values, first, width);
                     let (scale, shift) = (of_slice(&expand.affine.scale), of_slice(&expand.affine.shift));
-                    let kept = expand.y1.map(|y1| &y1[layout.group(group, slice)]);
-                    (expand::Slice { weight: &expand.slices[slice], scale, shift }, kept, &expand.back[slice])
+                    (expand::Slice { weight: &expand.slices[slice], scale, shift }, &expand.back[slice])
                 });
+                let kept = self.expand.and_then(|expand| expand.y1).map(|y1| &y1[layout.group(group, slice)]);
                 let flipped = &self.flipped[slice * taps..][..taps];
                 let (mut made, mut known) = (0, 0);
                 // Some rows of one image, or all of several.
@@ -212,7 +212,7 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                                 input.fill::<S>(x, strip, made..needed, |_, x| x);
                             }
                         }
-                        Some((expand, kept, _)) => {
+                        Some((expand, _)) => {
                             let place = made * columns * SLICE;
                             let y1 = match kept {
                                 Some(y1) => &y1[place..],
@@ -240,7 +240,7 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                             input_gradient_rows(output, conv, flipped, rows.clone(), width, line);
                         }
                         let pixels = rows.start * columns..rows.start * columns + line.len() / SLICE;
-                        let Some((expand, kept, back)) = &expand else {
+                        let Some((expand, back)) = &expand else {
                             let dx = dx[pixels.start * inputs..].chunks_exact_mut(inputs);
                             for (dx, g) in dx.zip(line.as_chunks::<SLICE>().0) {
                                 dx[first..first + width].copy_from_slice(&g[..width]);
