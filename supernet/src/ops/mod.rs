@@ -6,12 +6,13 @@
 //! | file | concern |
 //! | --- | --- |
 //! | `simd` | instruction sets: detection, dispatch, vectors |
-//! | `parallel` | one contiguous range of work a thread |
+//! | `parallel` | ranges of work for the threads |
 //! | `buffers` | work buffers reused from step to step |
 //! | `activation`, `batch_norm` | the per-value and per-channel arithmetic |
 //! | `matmul`, `rows` | products of pointwise convolutions and the passes over pixels around them |
 //! | `depthwise` | depthwise convolution and its gradients, a slice of channels at a time |
 //! | `inverted_residual` | the block as one op |
+//! | `relay` | how a tensor and its gradient pass from block to block |
 //! | `dense`, `columns` | a dense convolution with batch norm and activation as one op |
 //! | `pools` | ResNet's steps between convolutions: sums, max pool, average pool |
 //! | `sparse` | fully connected layers for inputs of which many are zero |
