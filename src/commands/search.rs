@@ -286,15 +286,7 @@ impl Scorer<'_> {
                 let predictions = predictor.predict_with_deviation(subnets)?;
                 Ok(predictions.iter().map(|p| p.accuracy - pessimism * p.deviation).collect())
             }
-            Scorer::Measured(measured) => {
-                let accuracy = |subnet| {
-                    if interrupt::requested() {
-                        return Err(ofa_supernet::Error::Interrupted.into());
-                    }
-                    Ok(measured.accuracy(subnet)?)
-                };
-                subnets.iter().map(accuracy).collect()
-            }
+            Scorer::Measured(measured) => Ok(measured.accuracies(subnets)?),
         }
     }
 }
@@ -419,12 +411,9 @@ pub fn limits_of<'a>(constraints: &[Constraint], measures: &'a Measures) -> ofa_
 fn verify(result: &mut SearchResult, limits: &[Limit], measured: &Measured) -> Result<()> {
     let bar = progress::bar(result.top.len(), "subnets");
     result.verify(limits, &mut |subnet| {
-        if interrupt::requested() {
-            return Err(ofa_supernet::Error::Interrupted.into());
-        }
-        let accuracy = measured.accuracy(subnet)?;
+        let accuracies = measured.accuracies(std::slice::from_ref(subnet))?;
         bar.inc(1);
-        Ok(accuracy)
+        Ok(accuracies[0])
     })?;
     bar.finish_and_clear();
     Ok(())

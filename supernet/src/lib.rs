@@ -27,6 +27,7 @@ pub mod network;
 mod network_cut;
 mod network_seam;
 mod network_sort;
+mod network_statistics;
 // The kernels: SIMD intrinsics and slices that threads share.
 #[allow(unsafe_code)]
 pub mod ops;

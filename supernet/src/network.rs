@@ -14,6 +14,7 @@ use rand::rngs::StdRng;
 use std::collections::HashMap;
 
 pub use crate::layers::Parameter;
+pub use crate::network_statistics::{Statistics, StatisticsCollector};
 
 /// How batch norm and dropout behave in a forward pass.
 pub enum Mode<'a> {
@@ -32,62 +33,6 @@ pub enum Mode<'a> {
     Collect(&'a mut StatisticsCollector),
     /// The given statistics.
     Evaluate(&'a Statistics),
-}
-
-/// Mean and variance of every batch norm of one subnet, in the order of the layers.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Statistics {
-    /// `(mean, variance)` of each batch norm, active channels only.
-    pub layers: Vec<(Vec<f32>, Vec<f32>)>,
-}
-
-/// Averages batch means and biased batch variances over images (paper §3.3: batch norm is recalibrated for a chosen subnet).
-#[derive(Debug, Default)]
-pub struct StatisticsCollector {
-    layers: Vec<(Vec<f64>, Vec<f64>)>,
-    images: f64,
-}
-
-impl StatisticsCollector {
-    fn add(&mut self, images: usize, used: &[ChannelStatistics]) {
-        if self.layers.is_empty() {
-            self.layers = used.iter().map(|s| (vec![0.0; s.mean.len()], vec![0.0; s.mean.len()])).collect();
-        }
-        let weight = images as f64;
-        self.images += weight;
-        for ((mean, variance), used) in self.layers.iter_mut().zip(used) {
-            for (sum, &v) in mean.iter_mut().zip(&used.mean) {
-                *sum += weight * f64::from(v);
-            }
-            for (sum, &v) in variance.iter_mut().zip(&used.variance) {
-                *sum += weight * f64::from(v);
-            }
-        }
-    }
-
-    /// The averages over the images of all ranks; each must have seen at least one batch of the same subnet.
-    pub fn finish_over(mut self, ranks: &Ranks) -> Statistics {
-        if ranks.are_many() {
-            let mut sums = vec![self.images];
-            for (mean, variance) in &self.layers {
-                sums.extend(mean.iter().chain(variance));
-            }
-            ranks.sum_f64(&mut sums);
-            let mut sums = sums.into_iter();
-            self.images = sums.next().unwrap_or(0.0);
-            for (mean, variance) in &mut self.layers {
-                mean.iter_mut().chain(variance).zip(&mut sums).for_each(|(own, sum)| *own = sum);
-            }
-        }
-        self.finish()
-    }
-
-    /// The averages.
-    pub fn finish(self) -> Statistics {
-        let n = self.images.max(1.0);
-        let average = |sums: Vec<f64>| sums.into_iter().map(|s| (s / n) as f32).collect();
-        Statistics { layers: self.layers.into_iter().map(|(m, v)| (average(m), average(v))).collect() }
-    }
 }
 
 /// The weight-sharing network.
@@ -250,6 +195,60 @@ impl Supernet {
         Ok((logits, seam.ok_or_else(|| Error::Config("a network without blocks has no middle".into()))?))
     }
 
+    /// Logits of each of `subnets` for the same images, as [`forward`](Self::forward) with its mode gives them, bit for bit. Layers that neighbours
+    /// have in common from the first on are computed once, so that subnets in order (they have one) cost less than one by one.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); another number of modes, or [`Mode::Train`], whose gradients are those of one subnet.
+    pub fn forward_each(&self, images: &Tensor, subnets: &[Subnet], modes: Vec<Mode>) -> Result<Vec<Tensor>> {
+        if modes.len() != subnets.len() || modes.iter().any(|mode| matches!(mode, Mode::Train { .. })) {
+            return Err(Error::Config("subnets are evaluated together with a mode each, and not trained".into()));
+        }
+        let networks = subnets.iter().map(|subnet| self.space.network(subnet, self.classes));
+        let networks: Vec<NetworkSpec> = networks.collect::<Result<_>>()?;
+        rayon::scope(|_| self.each_on_this_thread(images, &networks, modes))
+    }
+
+    fn each_on_this_thread(&self, images: &Tensor, networks: &[NetworkSpec], modes: Vec<Mode>) -> Result<Vec<Tensor>> {
+        // After each layer that the last network and this one have in common (the stem is the first): its output, and the statistics so far.
+        let mut common: Vec<(Relay, Vec<ChannelStatistics>)> = Vec::new();
+        let mut last_kind = None;
+        let mut all = Vec::with_capacity(networks.len());
+        for (index, (network, mode)) in networks.iter().zip(modes).enumerate() {
+            let mut pass = self.pass(&mode);
+            let kind = std::mem::discriminant(&mode);
+            if last_kind != Some(kind) {
+                common.clear();
+            }
+            last_kind = Some(kind);
+            while common.last().is_some_and(|(_, used)| !pass.would_use(used)) {
+                common.pop();
+            }
+            let next = networks.get(index + 1).map_or(0, |next| network.layers_in_common(next));
+            let done = common.len();
+            let mut x = match common.last() {
+                Some((x, used)) => {
+                    pass.used.clone_from(used);
+                    x.clone()
+                }
+                None => self.stem(images, network, &mut pass)?,
+            };
+            if done == 0 && next > 0 {
+                common.push((x.clone(), pass.used.clone()));
+            }
+            let blocks = self.active_blocks(network).zip(network.blocks()).enumerate();
+            for (place, (block, spec)) in blocks.skip(done.saturating_sub(1)) {
+                x = block.forward(&self.parameters, x, spec, network.batch_norm_epsilon, &mut pass)?;
+                if place + 1 < next {
+                    common.push((x.clone(), pass.used.clone()));
+                }
+            }
+            common.truncate(next);
+            all.push(self.head(x, network, mode, pass)?);
+        }
+        Ok(all)
+    }
+
     fn forward_on_this_thread(
         &self,
         images: &Tensor,
@@ -257,10 +256,22 @@ impl Supernet {
         mode: Mode,
         middle: Option<usize>,
     ) -> Result<(Tensor, Option<Seam>)> {
-        let images = images.to_dtype(self.parameters.dtype())?;
-        let (batch, ..) = images.dims4()?;
-        let eps = network.batch_norm_epsilon;
-        let mut pass = Pass {
+        let mut pass = self.pass(&mode);
+        let mut seam = None;
+        let mut x = self.stem(images, network, &mut pass)?;
+        for (index, (block, spec)) in self.active_blocks(network).zip(network.blocks()).enumerate() {
+            if middle == Some(index) {
+                let here = seam.insert(Seam::new(x.tracked()?, block.first_parameter())?);
+                x = here.input().clone().into();
+            }
+            x = block.forward(&self.parameters, x, spec, network.batch_norm_epsilon, &mut pass)?;
+        }
+        Ok((self.head(x, network, mode, pass)?, seam))
+    }
+
+    /// How the layers behave in a mode.
+    fn pass<'a>(&'a self, mode: &Mode<'a>) -> Pass<'a> {
+        Pass {
             keep_gradients: matches!(mode, Mode::Train { .. }),
             ranks: match mode {
                 Mode::Train { .. } | Mode::BatchStatistics => self.ranks.as_ref(),
@@ -271,31 +282,28 @@ impl Supernet {
                 _ => None,
             },
             used: Vec::new(),
-        };
-        let mut x = images;
+        }
+    }
+
+    /// What lies before the blocks.
+    fn stem(&self, images: &Tensor, network: &NetworkSpec, pass: &mut Pass) -> Result<Relay> {
+        let mut x = images.to_dtype(self.parameters.dtype())?;
         for (dense, spec) in self.active_stem(network).zip(&network.stem) {
-            x = dense.forward(&self.parameters, &x, spec, eps, &mut pass)?;
+            x = dense.forward(&self.parameters, &x, spec, network.batch_norm_epsilon, pass)?;
         }
-        if network.max_pool.is_some() {
-            x = max_pool(&x)?;
-        }
-        let mut seam = None;
-        let mut x = Relay::from(x);
-        for (index, (block, spec)) in self.active_blocks(network).zip(network.blocks()).enumerate() {
-            if middle == Some(index) {
-                let here = seam.insert(Seam::new(x.tracked()?, block.first_parameter())?);
-                x = here.input().clone().into();
-            }
-            x = block.forward(&self.parameters, x, spec, eps, &mut pass)?;
-        }
+        Ok(if network.max_pool.is_some() { max_pool(&x)? } else { x }.into())
+    }
+
+    /// What lies after the blocks, and what the mode does with the statistics.
+    fn head(&self, x: Relay, network: &NetworkSpec, mode: Mode, mut pass: Pass) -> Result<Tensor> {
         let x = x.tracked()?;
+        let (batch, height, width, channels) = x.dims4()?;
         let keep = pass.keep_gradients;
         let pooled = match (&self.feature, &network.feature) {
-            (Some(dense), Some(spec)) => dense.forward(&self.parameters, &x, spec, eps, &mut pass)?,
-            _ => {
-                let (batch, height, width, channels) = x.dims4()?;
-                average_pool(&x, (height, width))?.reshape((batch, channels))?
+            (Some(dense), Some(spec)) => {
+                dense.forward(&self.parameters, &x, spec, network.batch_norm_epsilon, &mut pass)?
             }
+            _ => average_pool(&x, (height, width))?.reshape((batch, channels))?,
         };
         let mut hidden = match self.hidden {
             Some(id) => activate(&pooled.matmul(&self.parameters.get(id, keep).t()?)?, network.hidden_activation)?,
@@ -315,8 +323,7 @@ impl Supernet {
         }
         let (weight, bias) = self.classifier;
         let weight = self.parameters.get(weight, keep).narrow(1, 0, network.classifier_channels())?;
-        let logits = hidden.matmul(&weight.t()?)?.broadcast_add(&self.parameters.get(bias, keep))?;
-        Ok((logits, seam))
+        Ok(hidden.matmul(&weight.t()?)?.broadcast_add(&self.parameters.get(bias, keep))?)
     }
 
     /// The stem's convolutions that a subnet has.

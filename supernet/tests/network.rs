@@ -1,11 +1,15 @@
 //! The whole network: fused kernels against the f64 composite, elastic slices, channel sorting, state.
 
 use candle_core::{DType, Device, Tensor};
-use ofa_supernet::network::{Mode, StatisticsCollector};
+use ofa_supernet::data::{DataOptions, Dataset};
+use ofa_supernet::network::{Mode, Statistics, StatisticsCollector};
 use ofa_supernet::seed::{Purpose, generator};
 use ofa_supernet::space::{Activation, Ratio};
+use ofa_supernet::train::EvaluationSet;
+use ofa_supernet::train::validation::{accuracies_on, accuracy_on, recalibrate_on};
 use ofa_supernet::{SearchSpace, Subnet, Supernet};
 use rand::Rng;
+use std::ops::ControlFlow;
 
 fn space() -> SearchSpace {
     let mut space = SearchSpace::named("tiny").unwrap();
@@ -212,6 +216,86 @@ fn recalibrated_statistics_of_one_batch_reproduce_batch_mode() {
     assert!(largest_difference(&batch, &given) < 1e-4);
     let other = net.forward(&x, &space.largest(), Mode::Evaluate(&statistics));
     assert!(other.is_err_and(|e| e.to_string().contains("do not belong")));
+}
+
+fn bits(logits: &Tensor) -> Vec<u32> {
+    logits.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn subnets_together_give_the_bits_of_one_by_one() {
+    for space in [space(), proxyless(), resnet()] {
+        let net = Supernet::new(&space, 7, 1).unwrap();
+        disturbed(&net);
+        let (images, others) = (images(3, 24, 1), images(4, 24, 2));
+        // Neighbours that begin alike, the same one twice, and in an order in which little is common.
+        let mut subnets: Vec<Subnet> = (0..12).map(|position| sample(&space, position)).collect();
+        subnets.sort();
+        subnets.insert(3, subnets[3].clone());
+        subnets.extend([space.largest(), space.smallest(), space.largest()]);
+        let mut together: Vec<_> = subnets.iter().map(|_| StatisticsCollector::default()).collect();
+        let mut statistics: Vec<Statistics> = Vec::new();
+        for images in [&images, &others] {
+            net.forward_each(images, &subnets, together.iter_mut().map(Mode::Collect).collect()).unwrap();
+        }
+        for (subnet, together) in subnets.iter().zip(together) {
+            let mut own = StatisticsCollector::default();
+            for images in [&images, &others] {
+                net.forward(images, subnet, Mode::Collect(&mut own)).unwrap();
+            }
+            let together = together.finish();
+            assert_eq!(together, own.finish(), "{subnet}");
+            statistics.push(together);
+        }
+        // Statistics that are another's where the layers are the same.
+        let foreign = statistics[0].layers[0].0.iter().map(|mean| mean + 0.1).collect();
+        statistics[4].layers[0].0 = foreign;
+        let modes = statistics.iter().map(Mode::Evaluate).collect();
+        let all = net.forward_each(&images, &subnets, modes).unwrap();
+        for ((subnet, logits), statistics) in subnets.iter().zip(&all).zip(&statistics) {
+            let own = net.forward(&images, subnet, Mode::Evaluate(statistics)).unwrap();
+            assert_eq!(bits(logits), bits(&own), "{subnet}");
+        }
+        // Modes that differ.
+        let mut collector = StatisticsCollector::default();
+        let pair = [subnets[0].clone(), subnets[0].clone(), subnets[0].clone()];
+        let modes = vec![Mode::BatchStatistics, Mode::Evaluate(&statistics[0]), Mode::Collect(&mut collector)];
+        let all = net.forward_each(&images, &pair, modes).unwrap();
+        let batch = net.forward(&images, &pair[0], Mode::BatchStatistics).unwrap();
+        let given = net.forward(&images, &pair[0], Mode::Evaluate(&statistics[0])).unwrap();
+        assert_eq!(all.iter().map(bits).collect::<Vec<_>>(), [&batch, &given, &batch].map(bits));
+        assert!(net.forward_each(&images, &pair, vec![Mode::BatchStatistics]).is_err());
+    }
+}
+
+#[test]
+fn accuracies_together_are_those_of_one_by_one_and_can_be_stopped() {
+    let space = space();
+    let options = DataOptions { validation: 20, builtin_train: 60, builtin_test: 10, ..DataOptions::default() };
+    let data = Dataset::open("builtin", &options).unwrap();
+    let net = Supernet::new(&space, 10, 1).unwrap();
+    let recalibration = EvaluationSet::for_recalibration(&data, 20, 8, 1).unwrap();
+    let validation = EvaluationSet::of_split(&data, &data.validation, None, 8).unwrap();
+    let subnets: Vec<Subnet> = (0..9).map(|position| sample(&space, position)).collect();
+    assert!(subnets.iter().any(|subnet| subnet.resolution != subnets[0].resolution));
+    let mut batches = 0;
+    let mut count = || {
+        batches += 1;
+        ControlFlow::Continue(())
+    };
+    let together = accuracies_on(&net, &subnets, &recalibration, &validation, &mut count).unwrap();
+    for (subnet, together) in subnets.iter().zip(together) {
+        let statistics = recalibrate_on(&net, subnet, &recalibration).unwrap();
+        assert_eq!(together, accuracy_on(&net, subnet, &statistics, &validation).unwrap(), "{subnet}");
+    }
+    let mut left = batches - 1;
+    let mut stop = || {
+        left -= 1;
+        if left < 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let stopped = accuracies_on(&net, &subnets, &recalibration, &validation, &mut stop);
+    assert!(matches!(stopped, Err(ofa_supernet::Error::Interrupted)));
+    assert!(accuracies_on(&net, &[], &recalibration, &validation, &mut stop).unwrap().is_empty());
 }
 
 #[test]

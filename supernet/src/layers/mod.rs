@@ -44,6 +44,16 @@ pub(crate) struct Pass<'a> {
 }
 
 impl Pass<'_> {
+    /// Whether the first layers would use these statistics. The batch's follow from images and layers alone.
+    pub(crate) fn would_use(&self, used: &[ChannelStatistics]) -> bool {
+        self.given.is_none_or(|given| {
+            let same = |(used, (mean, variance)): (&ChannelStatistics, &(Vec<f32>, Vec<f32>))| {
+                used.mean == *mean && used.variance == *variance
+            };
+            given.len() >= used.len() && used.iter().zip(given).all(same)
+        })
+    }
+
     /// The given statistics of the next `N` batch norms; `None` for batch statistics.
     fn next_given<const N: usize>(&self, channels: [usize; N]) -> candle_core::Result<Option<[ChannelStatistics; N]>> {
         let Some(given) = self.given else { return Ok(None) };

@@ -36,11 +36,14 @@ impl Packed {
         Self::widened(source, k, n, n, row_stride, column_stride)
     }
 
-    /// Packs a matrix, as [`new`](Self::new), in slices of [`SLICE`] columns; the last one is filled up with columns of zeros.
+    /// Packs a matrix, as [`new`](Self::new), in slices of [`SLICE`] columns; the last one is filled up with columns of zeros
+    /// to whole vectors.
     pub(crate) fn slices(source: &[f32], k: usize, n: usize, row_stride: usize, column_stride: usize) -> Vec<Packed> {
         let slice = |start: usize| {
             let source = &source[start * column_stride..];
-            Self::widened(source, k, SLICE.min(n - start), SLICE, row_stride, column_stride)
+            let existing = SLICE.min(n - start);
+            let columns = existing.next_multiple_of(InstructionSet::active().lanes());
+            Self::widened(source, k, existing, columns, row_stride, column_stride)
         };
         let slices = |range: Range<usize>| range.map(|number| slice(number * SLICE)).collect::<Vec<_>>();
         parallel::map(n.div_ceil(SLICE), 1, slices).into_iter().flatten().collect()
@@ -414,6 +417,7 @@ mod tests {
 
     #[test]
     fn products_equal_the_plain_sum() {
+        let lanes = InstructionSet::active().lanes();
         for &(rows, k, n) in
             &[(1, 1, 1), (5, 3, 7), (13, 16, 24), (48, 17, 41), (7, 40, 8), (33, 9, 96), (2, 5, 100), (50, 27, 16)]
         {
@@ -436,14 +440,18 @@ mod tests {
                 assert_close(&twice[..n], &doubled, 1e-6, "added product");
                 assert!(twice[n..].iter().all(|&v| v == 7.0), "added past the row");
             }
-            // The same in slices, the last one filled up with zeros.
+            // The same in slices, the last one filled up with zeros to whole vectors.
             for (slice, packed) in Packed::slices(&b, k, n, 1, k).iter().enumerate() {
                 let mut part = vec![7.0; rows * SLICE];
                 multiply(&a, k + 2, rows, packed, &mut part, SLICE);
                 for (part, whole) in part.chunks_exact(SLICE).zip(once.chunks_exact(stride)) {
                     for (lane, &value) in part.iter().enumerate() {
                         let column = slice * SLICE + lane;
-                        let expected = if column < n { whole[column] } else { 0.0 };
+                        let expected = match column {
+                            column if column < n => whole[column],
+                            column if column < n.next_multiple_of(lanes) => 0.0,
+                            _ => 7.0,
+                        };
                         assert!((value - expected).abs() < 1e-5, "slice {slice}, column {column}");
                     }
                 }

@@ -252,6 +252,20 @@ impl NetworkSpec {
         self.hidden_channels.unwrap_or(self.pooled_map().0)
     }
 
+    /// Layers from the first on that this network and `other` have in common, the stem counted as one, each block as one: they stand at the same
+    /// place and are the same.
+    pub(crate) fn layers_in_common(&self, other: &NetworkSpec) -> usize {
+        if (&self.stem, &self.max_pool) != (&other.stem, &other.max_pool) {
+            return 0;
+        }
+        fn placed(network: &NetworkSpec) -> impl Iterator<Item = (usize, usize, &BlockSpec)> {
+            let stages = network.stages.iter().enumerate();
+            stages
+                .flat_map(|(stage, blocks)| blocks.iter().enumerate().map(move |(place, block)| (stage, place, block)))
+        }
+        1 + placed(self).zip(placed(other)).take_while(|(own, other)| own == other).count()
+    }
+
     /// Channels of all batch norms, in the order in which the supernet lists statistics.
     pub fn norm_widths(&self) -> Vec<usize> {
         let dense = |conv: &ConvSpec| conv.out_channels;
@@ -292,6 +306,35 @@ fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Conv
         Stem::One(conv) => vec![conv],
         Stem::Several(list) => list,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::space::{SearchSpace, Subnet};
+
+    #[test]
+    fn layers_in_common_end_where_networks_part() {
+        fn in_common(space: &str, one: &str, other: &str) -> usize {
+            let space = SearchSpace::named(space).unwrap();
+            let network = |text: &str| space.network(&text.parse::<Subnet>().unwrap(), 10).unwrap();
+            let (one, other) = (network(one), network(other));
+            assert_eq!(one.layers_in_common(&other), other.layers_in_common(&one));
+            one.layers_in_common(&other)
+        }
+        let tiny = |one, other| in_common("tiny", one, other);
+        // The stem and the fixed first block are always the same.
+        assert_eq!(tiny("r24 d1,2 k5|3,5 e2|4,3", "r24 d1,2 k3|3,5 e2|4,3"), 2);
+        assert_eq!(tiny("r24 d1,2 k5|3,5 e2|4,3", "r24 d1,2 k5|3,3 e2|4,3"), 4);
+        assert_eq!(tiny("r24 d1,2 k5|3,5 e2|4,3", "r24 d1,2 k5|3,5 e2|4,3"), 5);
+        // A shallower stage ends it, also where the next stage begins with a block like the missing one.
+        assert_eq!(tiny("r24 d1,1 k5|3 e2|4", "r24 d2,1 k5,3|3 e2,4|4"), 3);
+        assert_eq!(tiny("r24 d1,1 k5|3 e2|4", "r32 d1,1 k5|3 e2|4"), 0);
+        let mut resnet = SearchSpace::named("resnet-tiny").unwrap().largest();
+        let (largest, blocks) = (resnet.to_string(), resnet.blocks().count());
+        assert_eq!(in_common("resnet-tiny", &largest, &largest), 1 + blocks);
+        resnet.stem_blocks = 0;
+        assert_eq!(in_common("resnet-tiny", &largest, &resnet.to_string()), 0);
+    }
 }
 
 /// Middle channels of a block: `make_divisible(round(channels x ratio))`, of input channels (inverted residuals) or output channels

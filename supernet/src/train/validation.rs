@@ -9,6 +9,7 @@ use crate::seed::{Purpose, generator};
 use crate::{Error, Result, Subnet};
 use candle_core::Tensor;
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 /// Bytes of prepared images that an [`EvaluationSet`] keeps by default (1 GiB).
@@ -204,6 +205,51 @@ pub fn accuracy_on(net: &Supernet, subnet: &Subnet, statistics: &Statistics, set
     let mut sum = [correct as f64];
     set.ranks.sum_f64(&mut sum);
     Ok(sum[0] / set.len() as f64)
+}
+
+/// Top-1 accuracies (0 to 1) of `subnets` on `validation`, each with its own statistics from `recalibration`: the bits of [`recalibrate_on`] and
+/// [`accuracy_on`]. Layers that subnets have in common from the first on are computed once ([`Supernet::forward_each`]); `control` is asked before
+/// each batch whether to go on.
+///
+/// # Errors
+/// As theirs; [`Error::Interrupted`].
+pub fn accuracies_on(
+    net: &Supernet,
+    subnets: &[Subnet],
+    recalibration: &EvaluationSet,
+    validation: &EvaluationSet,
+    control: &mut dyn FnMut() -> ControlFlow<()>,
+) -> Result<Vec<f64>> {
+    let mut go_on = || if control().is_break() { Err(Error::Interrupted) } else { Ok(()) };
+    let mut order: Vec<usize> = (0..subnets.len()).collect();
+    order.sort_by(|&a, &b| subnets[a].cmp(&subnets[b]));
+    let mut accuracies = vec![0.0; subnets.len()];
+    for places in order.chunk_by(|&a, &b| subnets[a].resolution == subnets[b].resolution) {
+        let subnets: Vec<Subnet> = places.iter().map(|&place| subnets[place].clone()).collect();
+        let resolution = subnets[0].resolution;
+        let mut collectors: Vec<_> = subnets.iter().map(|_| StatisticsCollector::default()).collect();
+        recalibration.for_each(net, resolution, |batch| {
+            go_on()?;
+            let modes = collectors.iter_mut().map(Mode::Collect).collect();
+            net.forward_each(&batch.images, &subnets, modes).map(|_| ())
+        })?;
+        let statistics = collectors.into_iter().map(|collector| collector.finish_over(&recalibration.ranks));
+        let statistics: Vec<Statistics> = statistics.collect();
+        let mut correct = vec![0.0; subnets.len()];
+        validation.for_each(net, resolution, |batch| {
+            go_on()?;
+            let modes = statistics.iter().map(Mode::Evaluate).collect();
+            for (correct, logits) in correct.iter_mut().zip(net.forward_each(&batch.images, &subnets, modes)?) {
+                *correct += loss::correct(&logits, &batch.labels)? as f64;
+            }
+            Ok(())
+        })?;
+        validation.ranks.sum_f64(&mut correct);
+        for (&place, correct) in places.iter().zip(correct) {
+            accuracies[place] = correct / validation.len() as f64;
+        }
+    }
+    Ok(accuracies)
 }
 
 /// [`recalibrate_on`] `images` seeded training images without augmentation. To measure many subnets, make one

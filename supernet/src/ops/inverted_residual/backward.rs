@@ -165,7 +165,8 @@ fn backward_with<A: Act>(
     }
     depthwise::unpack_weights(&total(depthwise_parts), middle, conv.taps(), &mut gradient[at.depthwise.clone()]);
 
-    // The first batch norm.
+    // The first batch norm, and what comes past the block.
+    let mut residual = shape.residual.then_some(g);
     if shape.expand {
         let back1 = norm_backward(0, &at.norm1, &Sums::total(sums), &mut gradient);
         let products = total(expand_parts);
@@ -177,14 +178,14 @@ fn backward_with<A: Act>(
         }
         if let Some(moments) = &saved.moments {
             let norm = NormGradient::new(moments, weight1, &back1);
-            norm.add_to(x, &mut dx);
+            norm.add_to(x, residual.take(), &mut dx);
             for (out, v) in gradient[at.expand.clone()].iter_mut().zip(&norm.weight) {
                 *out += v;
             }
         }
     }
-    if shape.residual {
-        accumulate(&mut dx, g);
+    if let Some(residual) = residual {
+        accumulate(&mut dx, residual);
     }
     (dx, gradient)
 }

@@ -113,7 +113,7 @@ impl MiddleGradientSlice<'_> {
         };
         let y2 = &self.y2[first..first + count];
         let (per_image, kept) = (rows.len() * width, self.g2.is_some());
-        for lane in (0..SLICE).step_by(S::LANES) {
+        for lane in (0..self.channels.len()).step_by(S::LANES) {
             // SAFETY: the CPU has `S`; whole vectors of slices.
             unsafe {
                 let (scale, shift) = (vector::<S>(&self.scale, lane), vector::<S>(&self.shift, lane));
@@ -197,7 +197,7 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                 let expand = self.expand.map(|expand| {
                     let of_slice = |values: &[f32]| lanes(values, first, width);
                     let (scale, shift) = (of_slice(&expand.affine.scale), of_slice(&expand.affine.shift));
-                    (expand::Slice { weight: &expand.slices[slice], scale, shift }, &expand.back[slice])
+                    (expand::Slice { weight: &expand.slices[slice], scale, shift, width }, &expand.back[slice])
                 });
                 let kept = self.expand.and_then(|expand| expand.y1).map(|y1| &y1[layout.group(group, slice)]);
                 let flipped = &self.flipped[slice * taps..][..taps];
@@ -250,7 +250,7 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                         let y1 = kept.unwrap_or(&made_y1);
                         let y1 = &y1.as_chunks::<SLICE>().0[pixels.clone()];
                         let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
-                        for lane in (0..SLICE).step_by(S::LANES) {
+                        for lane in (0..width).step_by(S::LANES) {
                             // SAFETY: the CPU has `S`; whole vectors of slices.
                             unsafe {
                                 let scale = vector::<S>(&expand.scale, lane);
@@ -274,7 +274,7 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                         back_into(line, SLICE, pixels.len(), back, &mut dx[span.clone()], inputs);
                         let products = &mut products[slice * inputs * SLICE..][..inputs * SLICE];
                         let count = pixels.len();
-                        accumulate_transposed(&x[span], inputs, line, SLICE, count, inputs, SLICE, products, SLICE);
+                        accumulate_transposed(&x[span], inputs, line, SLICE, count, inputs, width, products, SLICE);
                     }
                     known = now_known;
                 }

@@ -148,6 +148,8 @@ pub(super) struct Slice<'a> {
     pub weight: &'a Packed,
     pub scale: Lanes,
     pub shift: Lanes,
+    /// Channels in it.
+    pub width: usize,
 }
 
 impl Slice<'_> {
@@ -168,7 +170,7 @@ impl Slice<'_> {
         rows: Range<usize>,
         frames: &mut [Frame],
     ) {
-        for lane in (0..SLICE).step_by(S::LANES) {
+        for lane in (0..self.width).step_by(S::LANES) {
             // SAFETY: the CPU has `S`; whole vectors of slices.
             unsafe {
                 let (scale, shift) = (vector::<S>(&self.scale, lane), vector::<S>(&self.shift, lane));
@@ -255,22 +257,50 @@ impl NormGradient {
         }
     }
 
-    /// Adds to the input's gradient `dx`, both `[pixels, in]`.
-    pub(super) fn add_to(&self, x: &[f32], dx: &mut [f32]) {
+    /// Adds to the input's gradient `dx`, both `[pixels, in]`, and with it the gradient that comes past the block, if it is a residual one.
+    pub(super) fn add_to(&self, x: &[f32], residual: Option<&[f32]>, dx: &mut [f32]) {
         let n = self.constant.len();
         let shared = Shared::new(dx);
         parallel::map(x.len() / n, ROW_BLOCK, |rows| {
             let span = rows.start * n..rows.end * n;
-            // SAFETY: ranges of rows are disjoint.
-            let dx = unsafe { shared.slice(span.clone()) };
-            for (x, dx) in x[span].chunks(ROW_BLOCK * n).zip(dx.chunks_mut(ROW_BLOCK * n)) {
-                multiply_add(x, n, x.len() / n, &self.matrix, dx, n);
-                for dx in dx.chunks_exact_mut(n) {
-                    for (dx, constant) in dx.iter_mut().zip(&self.constant) {
-                        *dx += constant;
+            let residual = residual.map(|residual| &residual[span.clone()]);
+            // SAFETY: ranges of rows are disjoint; the pass is safe code.
+            unsafe { dispatch(AddNormGradient { norm: self, x: &x[span.clone()], residual, dx: shared.slice(span) }) }
+        });
+    }
+}
+
+struct AddNormGradient<'a> {
+    norm: &'a NormGradient,
+    x: &'a [f32],
+    residual: Option<&'a [f32]>,
+    dx: &'a mut [f32],
+}
+
+impl Kernel for AddNormGradient<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let constant = &self.norm.constant[..];
+        let n = constant.len();
+        assert!(self.dx.len() == self.x.len() && self.residual.is_none_or(|residual| residual.len() == self.x.len()));
+        for (block, dx) in self.dx.chunks_mut(ROW_BLOCK * n).enumerate() {
+            let start = block * ROW_BLOCK * n;
+            multiply_add(&self.x[start..], n, dx.len() / n, &self.norm.matrix, dx, n);
+            for c in (0..n).step_by(S::LANES) {
+                // SAFETY: the CPU has `S`; the channels of a vector that exist, of rows inside the slices.
+                unsafe {
+                    let constant = S::load_up_to(&constant[c], n - c);
+                    for place in (c..dx.len()).step_by(n) {
+                        let own = dx.as_mut_ptr().add(place);
+                        let mut sum = S::add(S::load_up_to(own, n - c), constant);
+                        if let Some(residual) = self.residual {
+                            sum = S::add(sum, S::load_up_to(residual.as_ptr().add(start + place), n - c));
+                        }
+                        S::store_up_to(own, sum, n - c);
                     }
                 }
             }
-        });
+        }
     }
 }

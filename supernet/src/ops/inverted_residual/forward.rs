@@ -218,6 +218,7 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
                 weight: &self.weights.expand[slice],
                 scale: lanes(&affine.scale, first, width),
                 shift: lanes(&affine.shift, first, width),
+                width,
             });
             // SAFETY: this task alone writes this slice of this group.
             let (y1, y2) = unsafe {
@@ -257,7 +258,7 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
                     continue;
                 }
                 let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
-                for lane in (0..SLICE).step_by(S::LANES) {
+                for lane in (0..width).step_by(S::LANES) {
                     // SAFETY: the CPU has `S`; whole vectors of slices.
                     unsafe {
                         let (mut sums, mut squares) = (S::splat(0.0), S::splat(0.0));
@@ -365,7 +366,7 @@ impl<A: Act> Kernel for Pool<'_, A> {
                 let scale = lanes(&self.affine.scale, slice * SLICE, pooled.len());
                 let shift = lanes(&self.affine.shift, slice * SLICE, pooled.len());
                 let mut total = [0.0; SLICE];
-                for lane in (0..SLICE).step_by(S::LANES) {
+                for lane in (0..pooled.len()).step_by(S::LANES) {
                     // SAFETY: the CPU has `S`; whole vectors of slices.
                     unsafe {
                         let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));

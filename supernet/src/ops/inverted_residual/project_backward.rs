@@ -213,7 +213,7 @@ impl<A: Act> Kernel for ProjectBackward<'_, A> {
                     for (((y2, g), z), image) in parts {
                         let mut block = ImageSums::ZERO;
                         let gate = self.gate.map(|gate| lanes(&gate[image * m..], first, width));
-                        for lane in (0..SLICE).step_by(S::LANES) {
+                        for lane in (0..width).step_by(S::LANES) {
                             // SAFETY: the CPU has `S`; whole vectors of slices.
                             unsafe {
                                 let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));
