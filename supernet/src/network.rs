@@ -1,7 +1,7 @@
 //! The weight-sharing network. The subnet is an argument of every pass, never a state of the network.
 
 use crate::layers::{BatchNorm, Block, Dense, Initialiser, ParameterId, Parameters, Pass, average_pool, max_pool};
-use crate::network_seam::Seam;
+use crate::network_seam::{Seam, Trunk};
 use crate::ops::composite::activate;
 use crate::ops::{ChannelStatistics, Relay};
 use crate::ranks::Ranks;
@@ -183,16 +183,57 @@ impl Supernet {
     pub fn forward(&self, images: &Tensor, subnet: &Subnet, mode: Mode) -> Result<Tensor> {
         // On one of the threads that share the work: a caller from outside would be put to sleep and woken for each kernel.
         let network = self.space.network(subnet, self.classes)?;
-        rayon::scope(|_| Ok(self.forward_on_this_thread(images, &network, mode, None)?.0))
+        rayon::scope(|_| Ok(self.forward_on_this_thread(images, &network, mode, None, None)?.0))
     }
 
-    /// As [`forward`](Self::forward), but backward from the logits ends in the middle of the network, at the seam; it goes on from there with
-    /// [`Seam::backward`]. Together both give the same bits as one backward pass.
-    pub(crate) fn forward_in_halves(&self, images: &Tensor, subnet: &Subnet, mode: Mode) -> Result<(Tensor, Seam)> {
+    /// The layers that all of `subnets` have in common from the first on, if there are several subnets and such layers: a training step computes them
+    /// once. They end in the middle of the last subnet at the latest, where [`forward_in_halves`](Self::forward_in_halves) cuts it.
+    pub(crate) fn trunk(&self, images: &Tensor, subnets: &[Subnet]) -> Result<Option<Trunk>> {
+        let networks = subnets.iter().map(|subnet| self.space.network(subnet, self.classes));
+        let networks: Vec<NetworkSpec> = networks.collect::<Result<_>>()?;
+        let [first, .., last] = &networks[..] else { return Ok(None) };
+        let in_common = networks.iter().map(|network| first.layers_in_common(network)).min();
+        let layers = in_common.unwrap_or(0).min(1 + last.middle_block());
+        if layers == 0 {
+            return Ok(None);
+        }
+        rayon::scope(|_| {
+            let mut pass = Pass { keep_gradients: true, ranks: self.ranks.as_ref(), given: None, used: Vec::new() };
+            let mut x = self.stem(images, first, &mut pass)?;
+            for (block, spec) in self.active_blocks(first).zip(first.blocks()).take(layers - 1) {
+                x = block.forward(&self.parameters, x, spec, first.batch_norm_epsilon, &mut pass)?;
+            }
+            Ok(Some(Trunk { seam: Seam::new(x.tracked()?)?, used: pass.used, layers }))
+        })
+    }
+
+    /// As [`forward`](Self::forward) of `subnet`, one of those of `trunk`, if there is one: backward from the logits ends at its seam.
+    pub(crate) fn forward_from(
+        &self,
+        images: &Tensor,
+        trunk: Option<&Trunk>,
+        subnet: &Subnet,
+        mode: Mode,
+    ) -> Result<Tensor> {
+        let network = self.space.network(subnet, self.classes)?;
+        rayon::scope(|_| Ok(self.forward_on_this_thread(images, &network, mode, trunk, None)?.0))
+    }
+
+    /// As [`forward_from`](Self::forward_from), but backward from the logits ends in the middle of the network, at the seam that is given back with the
+    /// place from which on parameters belong to the later half; it goes on from there with [`Seam::backward`]. Together both give the same bits as one
+    /// backward pass.
+    pub(crate) fn forward_in_halves(
+        &self,
+        images: &Tensor,
+        trunk: Option<&Trunk>,
+        subnet: &Subnet,
+        mode: Mode,
+    ) -> Result<(Tensor, Seam, usize)> {
         let network = self.space.network(subnet, self.classes)?;
         let middle = Some(network.middle_block());
-        let (logits, seam) = rayon::scope(|_| self.forward_on_this_thread(images, &network, mode, middle))?;
-        Ok((logits, seam.ok_or_else(|| Error::Config("a network without blocks has no middle".into()))?))
+        let (logits, seam) = rayon::scope(|_| self.forward_on_this_thread(images, &network, mode, trunk, middle))?;
+        let (seam, place) = seam.ok_or_else(|| Error::Config("a network without blocks has no middle".into()))?;
+        Ok((logits, seam, place))
     }
 
     /// Logits of each of `subnets` for the same images, as [`forward`](Self::forward) with its mode gives them, bit for bit. Layers that neighbours
@@ -254,14 +295,22 @@ impl Supernet {
         images: &Tensor,
         network: &NetworkSpec,
         mode: Mode,
+        trunk: Option<&Trunk>,
         middle: Option<usize>,
-    ) -> Result<(Tensor, Option<Seam>)> {
+    ) -> Result<(Tensor, Option<(Seam, usize)>)> {
         let mut pass = self.pass(&mode);
         let mut seam = None;
-        let mut x = self.stem(images, network, &mut pass)?;
-        for (index, (block, spec)) in self.active_blocks(network).zip(network.blocks()).enumerate() {
+        let (mut x, blocks_done) = match trunk {
+            Some(trunk) => {
+                pass.used.clone_from(&trunk.used);
+                (trunk.seam.input().clone().into(), trunk.layers - 1)
+            }
+            None => (self.stem(images, network, &mut pass)?, 0),
+        };
+        let blocks = self.active_blocks(network).zip(network.blocks()).enumerate();
+        for (index, (block, spec)) in blocks.skip(blocks_done) {
             if middle == Some(index) {
-                let here = seam.insert(Seam::new(x.tracked()?, block.first_parameter())?);
+                let (here, _) = seam.insert((Seam::new(x.tracked()?)?, block.first_parameter().place()));
                 x = here.input().clone().into();
             }
             x = block.forward(&self.parameters, x, spec, network.batch_norm_epsilon, &mut pass)?;
@@ -322,7 +371,8 @@ impl Supernet {
             Mode::BatchStatistics | Mode::Evaluate(_) => {}
         }
         let (weight, bias) = self.classifier;
-        let weight = self.parameters.get(weight, keep).narrow(1, 0, network.classifier_channels())?;
+        // Contiguous, as candle's product on GPUs wants it.
+        let weight = self.parameters.get(weight, keep).narrow(1, 0, network.classifier_channels())?.contiguous()?;
         Ok(hidden.matmul(&weight.t()?)?.broadcast_add(&self.parameters.get(bias, keep))?)
     }
 

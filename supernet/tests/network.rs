@@ -54,26 +54,44 @@ fn disturbed(net: &Supernet) {
         let count = parameter.var.elem_count();
         let noise: Vec<f32> = (0..count).map(|_| rng.random_range(-0.2f32..0.2)).collect();
         let noise = Tensor::from_vec(noise, parameter.var.shape(), &Device::Cpu).unwrap();
-        let noise = noise.to_dtype(parameter.var.dtype()).unwrap();
+        let noise = noise.to_dtype(parameter.var.dtype()).unwrap().to_device(parameter.var.device()).unwrap();
         parameter.var.set(&(parameter.var.as_detached_tensor() + noise).unwrap()).unwrap();
     }
 }
 
+fn exact(values: &Tensor) -> Tensor {
+    values.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap()
+}
+
 fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
-    let (a, b) = (a.to_dtype(DType::F64).unwrap(), b.to_dtype(DType::F64).unwrap());
+    let (a, b) = (exact(a), exact(b));
     (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
 #[test]
 fn fused_network_equals_the_f64_composite_in_value_and_gradient() {
-    for space in [space(), proxyless(), resnet()] {
-        fused_equals_exact(&space);
+    equals_exact(&Device::Cpu);
+}
+
+#[cfg(any(feature = "cuda", feature = "metal"))]
+#[test]
+fn network_on_a_gpu_equals_the_f64_composite_in_value_and_gradient() {
+    let device = if cfg!(feature = "cuda") { Device::new_cuda(0) } else { Device::new_metal(0) };
+    match device {
+        Ok(device) => equals_exact(&device),
+        Err(error) => eprintln!("skipped, there is no GPU: {error}"),
     }
 }
 
-fn fused_equals_exact(space: &SearchSpace) {
-    let (fused, exact) =
-        (Supernet::new(space, 7, 1).unwrap(), Supernet::on_device(space, 7, 1, DType::F64, &Device::Cpu).unwrap());
+fn equals_exact(device: &Device) {
+    for space in [space(), proxyless(), resnet()] {
+        space_equals_exact(&space, device);
+    }
+}
+
+fn space_equals_exact(space: &SearchSpace, device: &Device) {
+    let fused = Supernet::on_device(space, 7, 1, DType::F32, device).unwrap();
+    let exact = Supernet::on_device(space, 7, 1, DType::F64, &Device::Cpu).unwrap();
     disturbed(&fused);
     exact.load_state(&fused.state().unwrap()).unwrap();
     for (position, size) in [(0, 16), (1, 24), (2, 19), (3, 21)] {
@@ -85,6 +103,7 @@ fn fused_equals_exact(space: &SearchSpace) {
         let x = images(3, size, position);
         let run = |net: &Supernet| {
             let mut rng = generator(1, Purpose::Dropout, &[]);
+            let x = x.to_device(net.device()).unwrap();
             let logits = net.forward(&x, &subnet, Mode::Train { dropout: 0.2, rng: &mut rng, first: 0 }).unwrap();
             let gradients = logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
             (logits, gradients)
@@ -95,7 +114,7 @@ fn fused_equals_exact(space: &SearchSpace) {
             match (fused_gradients.get(&f.var), exact_gradients.get(&e.var)) {
                 (Some(g), Some(h)) => {
                     let norm = h.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
-                    let difference = (g.to_dtype(DType::F64).unwrap() - h).unwrap();
+                    let difference = (self::exact(g) - h).unwrap();
                     let difference = difference.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
                     assert!(difference <= 1e-3 * norm.max(1e-2), "{subnet} {}: {difference} of {norm}", f.name);
                 }

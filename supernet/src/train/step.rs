@@ -7,7 +7,7 @@ use super::optimizer::Sgd;
 use super::sampling::candidates_of;
 use super::stage::{Sampling, StageConfig, Teacher};
 use crate::network::{Mode, Statistics, Supernet};
-use crate::network_seam::Seam;
+use crate::network_seam::{Seam, Trunk};
 use crate::ranks::Ranks;
 use crate::seed::{Purpose, generator};
 use crate::{Error, Result, SearchSpace, Subnet};
@@ -128,18 +128,24 @@ fn step_on_this_thread(
         gradient_norm: 0.0,
         exchange: Exchange::default(),
         resolution,
-        subnets: Vec::with_capacity(count),
+        subnets: Vec::new(),
     };
     let mut sums: Vec<[f64; 5]> = Vec::with_capacity(count);
     let in_place = stage.kd_ratio > 0.0 && stage.teacher == Teacher::InPlace;
     let distilled = if in_place { count - 1 } else { count };
-    for index in 0..count {
-        let subnet = chosen(net, input, &targets, index, resolution)?;
+    let subnets = (0..count).map(|index| chosen(net, input, &targets, index, resolution));
+    report.subnets = subnets.collect::<Result<_>>()?;
+    let mut trunk = net.trunk(images, &report.subnets)?;
+    let mut at_trunk: Option<Tensor> = None;
+    for (index, subnet) in report.subnets.iter().enumerate() {
         let mut rng = generator(config.seed, Purpose::Dropout, &[step as u64, index as u64]);
         let mode = Mode::Train { dropout: config.dropout, rng: &mut rng, first: ranks.part(batch).start };
-        let (logits, seam) = match index + 1 == count {
-            false => (net.forward(images, &subnet, mode)?, None),
-            true => net.forward_in_halves(images, &subnet, mode).map(|(logits, seam)| (logits, Some(seam)))?,
+        let (logits, halves) = match index + 1 == count {
+            false => (net.forward_from(images, trunk.as_ref(), subnet, mode)?, None),
+            true => {
+                let (logits, seam, middle) = net.forward_in_halves(images, trunk.as_ref(), subnet, mode)?;
+                (logits, Some((seam, middle)))
+            }
         };
         let log_probabilities = loss::log_softmax(&logits)?;
         let cross_entropy = loss::cross_entropy(&log_probabilities, &targets)?;
@@ -154,7 +160,7 @@ fn step_on_this_thread(
         }
         let taught = distillation.as_ref().map_or(Ok(0.0), scalar)?;
         // Activations can overflow and still leave a finite loss: divided by an infinite deviation they are zero.
-        let statistic = first_not_finite(&net.running_statistics(&subnet)?).unwrap_or(0.0);
+        let statistic = first_not_finite(&net.running_statistics(subnet)?).unwrap_or(0.0);
         let correct = loss::correct(&logits, labels)? as f64;
         sums.push([part * scalar(&total)?, part * scalar(&cross_entropy)?, part * taught, correct, statistic]);
         if ranks.are_many() {
@@ -162,13 +168,21 @@ fn step_on_this_thread(
         }
         let mut found = total.backward()?;
         gradients.add(net.parameters(), &mut found)?;
-        if let Some(seam) = seam {
-            report.exchange = finish_backward(net, &mut gradients, seam, &found, ranks, part)?;
+        match halves {
+            Some(halves) => {
+                let trunk = trunk.take().zip(at_trunk.take());
+                report.exchange = finish_backward(net, &mut gradients, halves, found, trunk, ranks, part)?;
+            }
+            None => {
+                if let Some(trunk) = &trunk {
+                    let own = trunk.seam.gradient(&mut found)?;
+                    at_trunk = Some(at_trunk.map_or(Ok(own.clone()), |sum| sum + own)?);
+                }
+            }
         }
         if in_place && index == 0 {
             soft_targets = Some(loss::soft_targets(&logits.detach())?);
         }
-        report.subnets.push(subnet);
     }
     // What follows is decided by all ranks alike.
     ranks.sum_f64(sums.as_flattened_mut());
@@ -200,20 +214,31 @@ fn step_on_this_thread(
     Ok(report)
 }
 
-/// The earlier half of the last backward pass, from what the later half found; meanwhile and afterwards gradients become those of all images.
+/// The earlier half of the last backward pass, from what the later half found, and the trunk's, to which the other subnets' gradients go; meanwhile
+/// and afterwards gradients become those of all images.
 /// Where batch norm has each rank's own statistics, the running ones become their mean: they depend linearly on the batches', so this is as if all
 /// had been averaged with every batch.
 fn finish_backward(
     net: &Supernet,
     gradients: &mut Gradients,
-    seam: Seam,
-    found: &GradStore,
+    (seam, middle): (Seam, usize),
+    mut later: GradStore,
+    trunk: Option<(Trunk, Tensor)>,
     ranks: &Ranks,
     part: f64,
 ) -> Result<Exchange> {
-    let (middle, end) = (seam.first_later(), net.parameters().len());
+    let end = net.parameters().len();
+    let backward = || -> Result<Vec<GradStore>> {
+        let gradient = seam.gradient(&mut later)?;
+        let mut earlier = seam.backward(&gradient)?;
+        let Some((trunk, others)) = trunk else { return Ok(vec![earlier]) };
+        let gradient = (others + trunk.seam.gradient(&mut earlier)?)?;
+        Ok(vec![earlier, trunk.seam.backward(&gradient)?])
+    };
     if net.shares_batch_statistics() {
-        gradients.add(net.parameters(), &mut seam.backward(found)?)?;
+        for mut found in backward()? {
+            gradients.add(net.parameters(), &mut found)?;
+        }
         gradients.sum_over(ranks, 0..end)?;
         return Ok(Exchange { exposed_values: gradients.values(0..end), ..Exchange::default() });
     }
@@ -221,10 +246,12 @@ fn finish_backward(
     running.iter_mut().for_each(|value| *value *= part as f32);
     let earlier_half = || {
         let start = Instant::now();
-        (seam.backward(found), start.elapsed().as_secs_f64())
+        (backward(), start.elapsed().as_secs_f64())
     };
     let (earlier, hiding_seconds) = gradients.sum_during(ranks, middle..end, &mut running, earlier_half)?;
-    gradients.add(net.parameters(), &mut earlier?)?;
+    for mut found in earlier? {
+        gradients.add(net.parameters(), &mut found)?;
+    }
     gradients.sum_over(ranks, 0..middle)?;
     if ranks.are_many() {
         net.set_running_values(&running);
