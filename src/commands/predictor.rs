@@ -12,6 +12,7 @@ use ofa_supernet::seed::{Purpose, generator};
 use ofa_supernet::{Ranks, Subnet, Supernet};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Measure accuracies of random subnets and fit the accuracy predictor. Measured samples are kept: run it again to add more.
 #[derive(clap::Args)]
@@ -233,9 +234,12 @@ fn next(net: &Supernet, known: &[Sample], sampling: &Sampling) -> Result<Vec<Sub
     }
 }
 
-/// Subnets that a rank measures together, before their accuracies are written down. What they have in common at their beginning is computed once: of a
-/// thousand subnets in order, eight neighbours share nearly as much as all do. More of them would be lost when the process is killed.
+/// Subnets that a rank measures together at most, before their accuracies are written down. What they have in common at their beginning is computed
+/// once: of a thousand subnets in order, eight neighbours share nearly as much as all do.
 const TOGETHER: usize = 8;
+
+/// Seconds that measuring them may take, which are lost when the process is stopped.
+const SECONDS_TOGETHER: f64 = 20.0;
 
 /// Measures what is missing. Several ranks share the subnets out; the first one chooses them and writes the file, which is the same for any number.
 fn sample(net: &Supernet, data: &Dataset, sampling: &Sampling, path: &Path, ranks: &Ranks) -> Result<()> {
@@ -256,7 +260,10 @@ fn sample(net: &Supernet, data: &Dataset, sampling: &Sampling, path: &Path, rank
     bar.set_position(file.as_ref().map_or(0, |(_, known)| known.len() as u64));
     bar.reset_eta();
     while !missing.is_empty() {
-        for subnets in missing.chunks(TOGETHER * ranks.count()) {
+        let (mut rest, mut together) = (&missing[..], 1);
+        while !rest.is_empty() {
+            let (subnets, later) = rest.split_at(rest.len().min(together * ranks.count()));
+            let start = Instant::now();
             let own = ranks.part(subnets.len());
             let of_own = match measured.accuracies(&subnets[own.clone()]) {
                 Err(ofa_supernet::Error::Interrupted) => None,
@@ -273,6 +280,10 @@ fn sample(net: &Supernet, data: &Dataset, sampling: &Sampling, path: &Path, rank
             let mut accuracies = vec![0.0; subnets.len()];
             accuracies[own].copy_from_slice(&of_own);
             ranks.sum_f64(&mut accuracies);
+            let mut seconds = [start.elapsed().as_secs_f64()];
+            ranks.sum_f64(&mut seconds);
+            together = ((SECONDS_TOGETHER * subnets.len() as f64 / seconds[0]) as usize).clamp(1, TOGETHER);
+            rest = later;
             let Some((writer, known)) = &mut file else { continue };
             for (subnet, accuracy) in subnets.iter().zip(accuracies) {
                 let sample = Sample { subnet: subnet.clone(), accuracy };

@@ -164,7 +164,7 @@ mod tests {
         let largest = space.largest();
         let network = space.network(&largest, 10).unwrap();
         assert_eq!(layers(&[largest.clone(), largest.clone()]), Some(1 + network.middle_block()));
-        assert_eq!(layers(&[largest.clone()]), None);
+        assert_eq!(layers(std::slice::from_ref(&largest)), None);
         let smaller = Subnet { resolution: 24, ..space.smallest() };
         assert_eq!(layers(&[largest, smaller]), None);
     }

@@ -308,6 +308,17 @@ fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Conv
     })
 }
 
+/// Middle channels of a block: `make_divisible(round(channels x ratio))`, of input channels (inverted residuals) or output channels
+/// (bottlenecks).
+pub(super) fn middle_channels(channels: usize, ratio: f64) -> usize {
+    make_divisible((channels as f64 * ratio).round())
+}
+
+/// Reduced channels of squeeze-excite: `make_divisible(middle // 4)`.
+pub fn reduced_channels(middle: usize) -> usize {
+    make_divisible((middle / 4) as f64)
+}
+
 #[cfg(test)]
 mod tests {
     use crate::space::{SearchSpace, Subnet};
@@ -335,15 +346,4 @@ mod tests {
         resnet.stem_blocks = 0;
         assert_eq!(in_common("resnet-tiny", &largest, &resnet.to_string()), 0);
     }
-}
-
-/// Middle channels of a block: `make_divisible(round(channels x ratio))`, of input channels (inverted residuals) or output channels
-/// (bottlenecks).
-pub(super) fn middle_channels(channels: usize, ratio: f64) -> usize {
-    make_divisible((channels as f64 * ratio).round())
-}
-
-/// Reduced channels of squeeze-excite: `make_divisible(middle // 4)`.
-pub fn reduced_channels(middle: usize) -> usize {
-    make_divisible((middle / 4) as f64)
 }
