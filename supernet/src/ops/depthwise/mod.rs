@@ -173,7 +173,16 @@ impl Frame {
     }
 
     fn new(map: (usize, usize), border: usize, (height, width): (usize, usize)) -> Frame {
-        Frame { values: Buffer::zeros(height * width * SLICE), map, border, row: width }
+        let mut values = Buffer::uninitialised(height * width * SLICE);
+        // The border alone: the map is written before it is read.
+        let row = width * SLICE;
+        values[..border * row].fill(0.0);
+        for line in values[border * row..].chunks_exact_mut(row).take(map.0) {
+            line[..border * SLICE].fill(0.0);
+            line[(border + map.1) * SLICE..].fill(0.0);
+        }
+        values[(border + map.0) * row..].fill(0.0);
+        Frame { values, map, border, row: width }
     }
 
     /// The map's row `y`: `[width]` pixels.
