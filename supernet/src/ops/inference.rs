@@ -6,7 +6,7 @@ use super::activation::{Act, Identity, with_activation};
 use super::buffers::{Aligned, Buffer};
 use super::columns::{Columns, to_column_order};
 use super::dense::DenseShape;
-use super::depthwise::{self, Frame, SLICE, Strip, chunk_rows, convolve_rows, set_vector, vector};
+use super::depthwise::{self, Frame, SLICE, Strip, chunk_rows, convolve_rows};
 use super::matmul::{Packed, ROW_BLOCK, multiply};
 use super::parallel::{self, Shared};
 use super::pools::{Windows, max_windows, mean_windows};
@@ -235,19 +235,18 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
                 made = needed;
                 let tile = &mut tile[..rows.len() * columns * SLICE];
                 convolve_rows(&frame, shape, weights, rows, width, tile);
-                for lane in (0..width).step_by(S::LANES) {
-                    // SAFETY: the CPU has `S`; whole vectors of slices; this task alone writes these channels of this image.
-                    unsafe {
-                        let bias = vector::<S>(&bias, lane);
-                        let mut sums = vector::<S>(&sum, lane);
-                        for (pixel, values) in tile.as_chunks::<SLICE>().0.iter().enumerate() {
-                            let value = A::values::<S>(S::add(vector::<S>(values, lane), bias));
-                            sums = S::add(sums, value);
-                            let place = (image * shape.out_pixels() + start * columns + pixel) * channels + first;
-                            let out = self.output.slice(place + lane..place + width);
-                            S::store_up_to(out.as_mut_ptr(), value, width - lane);
-                        }
-                        set_vector::<S>(&mut sum, lane, sums);
+                for (pixel, values) in tile.as_chunks_mut::<SLICE>().0.iter_mut().enumerate() {
+                    for lane in 0..SLICE {
+                        values[lane] = A::value(values[lane] + bias[lane]);
+                        sum[lane] += values[lane];
+                    }
+                    let place = (image * shape.out_pixels() + start * columns + pixel) * channels + first;
+                    // SAFETY: this task alone writes these channels of this image.
+                    let out = unsafe { self.output.slice(place..place + width) };
+                    if width == SLICE {
+                        out.copy_from_slice(values);
+                    } else {
+                        out.copy_from_slice(&values[..width]);
                     }
                 }
             }

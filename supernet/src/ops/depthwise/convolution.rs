@@ -136,7 +136,6 @@ impl Convolution {
             let mut lane = 0;
             while lane < self.lanes {
                 match self.columns {
-                    5.. if STRIDE == 1 && self.taps == (3, 3) && S::ACCUMULATORS > 4 => self.three_by_three::<S>(lane),
                     8.. => self.cover::<S, STRIDE, 1, 8>(0, lane),
                     4.. => {
                         let pairs = self.cover::<S, STRIDE, 2, 4>(0, lane);
@@ -147,47 +146,6 @@ impl Convolution {
                 };
                 lane += S::LANES;
             }
-        }
-    }
-
-    /// All rows with 3 x 3 taps, which stay in registers as the sums of three neighbours do: each value of the source is loaded once for three taps.
-    /// The rows are whole ones, so that the first and the last column of the source are the frame's border and add nothing.
-    #[inline(always)]
-    unsafe fn three_by_three<S: Simd>(&self, lane: usize) -> usize {
-        // SAFETY: as the caller's.
-        unsafe {
-            let mut taps = [[S::splat(0.0); 3]; 3];
-            for (ky, taps) in taps.iter_mut().enumerate() {
-                for (kx, tap) in taps.iter_mut().enumerate() {
-                    *tap = S::load(self.weights.add(ky * self.weight_steps.0 + kx * self.weight_steps.1 + lane));
-                }
-            }
-            for row in 0..self.rows {
-                let mut source = self.source.add(row * self.source_row + SLICE + lane);
-                let mut output = self.output.add(row * self.output_steps.0 + lane);
-                // Sums of this pixel and the next one.
-                let (mut here, mut next) = (S::splat(0.0), S::splat(0.0));
-                for (ky, taps) in taps.iter().enumerate() {
-                    let value = S::load(source.add(ky * self.source_row));
-                    here = S::mul_add(value, taps[1], here);
-                    next = S::mul_add(value, taps[0], next);
-                }
-                for _ in 1..self.columns {
-                    source = source.add(SLICE);
-                    let mut before = here;
-                    (here, next) = (next, S::splat(0.0));
-                    for (ky, taps) in taps.iter().enumerate() {
-                        let value = S::load(source.add(ky * self.source_row));
-                        before = S::mul_add(value, taps[2], before);
-                        here = S::mul_add(value, taps[1], here);
-                        next = S::mul_add(value, taps[0], next);
-                    }
-                    S::store(output, before);
-                    output = output.add(self.output_steps.1);
-                }
-                S::store(output, here);
-            }
-            self.rows
         }
     }
 
