@@ -94,15 +94,23 @@ mod tests {
         }
     }
 
-    /// Gradients of the sum of all subnets' squared logits; with a trunk they go through it once.
+    /// Gradients of the sum of all subnets' squared logits; with a trunk they go through it once, and through the last subnet in halves.
     fn gradients(net: &Supernet, images: &Tensor, subnets: &[Subnet], trunk: Option<Trunk>) -> Gradients {
         let mut all = Gradients::none(net.parameters().len());
         let mut at_trunk: Option<Tensor> = None;
-        for subnet in subnets {
+        for (index, subnet) in subnets.iter().enumerate() {
             let mut rng = generator(0, Purpose::Dropout, &[]);
             let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 };
-            let logits = net.forward_from(images, trunk.as_ref(), subnet, mode).unwrap();
-            let mut found = logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            let backward = |logits: Tensor| logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            let mut found = if trunk.is_some() && index + 1 == subnets.len() {
+                let (logits, seam, _) = net.forward_in_halves(images, trunk.as_ref(), subnet, mode).unwrap();
+                let mut later = backward(logits);
+                all.add(net.parameters(), &mut later).unwrap();
+                let gradient = seam.gradient(&mut later).unwrap();
+                seam.backward(&gradient).unwrap()
+            } else {
+                backward(net.forward_from(images, trunk.as_ref(), subnet, mode).unwrap())
+            };
             all.add(net.parameters(), &mut found).unwrap();
             if let Some(trunk) = &trunk {
                 let own = trunk.seam.gradient(&mut found).unwrap();
@@ -126,13 +134,19 @@ mod tests {
             let Subnet { resolution, widths, stem_blocks, .. } = largest.clone();
             vec![largest, Subnet { resolution, widths, stem_blocks, ..space.smallest() }]
         };
-        for (name, resolution, layers) in [("tiny", 32, 2), ("cifar-mbv3", 27, 2), ("resnet-tiny", 32, 1)] {
+        let cases =
+            [("tiny", 32, Some(2)), ("cifar-mbv3", 27, Some(2)), ("resnet-tiny", 32, Some(1)), ("tiny", 32, None)];
+        for (name, resolution, layers) in cases {
             let space = preset(name).unwrap();
             let images = images(resolution);
-            let subnets = largest_and_smallest(&space);
+            let mut subnets = largest_and_smallest(&space);
+            if layers.is_none() {
+                subnets[1] = subnets[0].clone();
+            }
             let [one, other] = [(); 2].map(|()| Supernet::new(&space, 10, 1).unwrap());
             let trunk = other.trunk(&images, &subnets).unwrap().unwrap();
-            assert_eq!(trunk.layers, layers, "{name}");
+            let half = 1 + space.network(&subnets[1], 10).unwrap().middle_block();
+            assert_eq!(trunk.layers, layers.unwrap_or(half), "{name}");
             let separate = gradients(&one, &images, &subnets, None);
             let together = gradients(&other, &images, &subnets, Some(trunk));
             let norm = |tensor: &Tensor| tensor.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
