@@ -119,30 +119,41 @@ impl Kernel for Convolution {
     unsafe fn run<S: Simd>(self) {
         // SAFETY: tiles stay inside `rows` and `columns`, for which the caller checked the extents.
         unsafe {
-            match self.stride {
-                1 => self.tiles::<S, 1>(),
-                _ => self.tiles::<S, 2>(),
+            // Loops over taps are written out for the lengths in use: counted ones take half as long again.
+            match (self.stride, self.taps.1) {
+                (1, 1) => self.tiles::<S, 1, 1>(),
+                (1, 2) => self.tiles::<S, 1, 2>(),
+                (1, 3) => self.tiles::<S, 1, 3>(),
+                (1, 4) => self.tiles::<S, 1, 4>(),
+                (1, 5) => self.tiles::<S, 1, 5>(),
+                (1, 7) => self.tiles::<S, 1, 7>(),
+                (1, _) => self.tiles::<S, 1, 0>(),
+                (_, 3) => self.tiles::<S, 2, 3>(),
+                (_, 5) => self.tiles::<S, 2, 5>(),
+                (_, 7) => self.tiles::<S, 2, 7>(),
+                _ => self.tiles::<S, 2, 0>(),
             }
         }
     }
 }
 
 impl Convolution {
-    /// Tiles of eight sums where the map is wide enough, since as many additions are under way at a time; the last ones overlap.
+    /// Tiles of eight sums where the map is wide enough, since as many additions are under way at a time; the last ones overlap. Rows of `TAPS` taps,
+    /// of any number if that is 0.
     #[inline(always)]
-    unsafe fn tiles<S: Simd, const STRIDE: usize>(self) {
+    unsafe fn tiles<S: Simd, const STRIDE: usize, const TAPS: usize>(self) {
         // SAFETY: as the caller's.
         unsafe {
             let mut lane = 0;
             while lane < self.lanes {
                 match self.columns {
-                    8.. => self.cover::<S, STRIDE, 1, 8>(0, lane),
+                    8.. => self.cover::<S, STRIDE, TAPS, 1, 8>(0, lane),
                     4.. => {
-                        let pairs = self.cover::<S, STRIDE, 2, 4>(0, lane);
-                        self.cover::<S, STRIDE, 1, 4>(pairs, lane)
+                        let pairs = self.cover::<S, STRIDE, TAPS, 2, 4>(0, lane);
+                        self.cover::<S, STRIDE, TAPS, 1, 4>(pairs, lane)
                     }
-                    2.. => self.cover::<S, STRIDE, 1, 2>(0, lane),
-                    _ => self.cover::<S, STRIDE, 1, 1>(0, lane),
+                    2.. => self.cover::<S, STRIDE, TAPS, 1, 2>(0, lane),
+                    _ => self.cover::<S, STRIDE, TAPS, 1, 1>(0, lane),
                 };
                 lane += S::LANES;
             }
@@ -151,7 +162,7 @@ impl Convolution {
 
     /// Covers the rows from `row` on as far as whole tiles reach; the next row.
     #[inline(always)]
-    unsafe fn cover<S: Simd, const STRIDE: usize, const HIGH: usize, const WIDE: usize>(
+    unsafe fn cover<S: Simd, const STRIDE: usize, const TAPS: usize, const HIGH: usize, const WIDE: usize>(
         &self,
         mut row: usize,
         lane: usize,
@@ -166,10 +177,10 @@ impl Convolution {
                     ..((self.filled.end - top).max(0) as usize).min(self.taps.0);
                 let mut column = 0;
                 while column + WIDE < self.columns {
-                    self.tile::<S, STRIDE, HIGH, WIDE>(row, column, lane, ky.clone());
+                    self.tile::<S, STRIDE, TAPS, HIGH, WIDE>(row, column, lane, ky.clone());
                     column += WIDE;
                 }
-                self.tile::<S, STRIDE, HIGH, WIDE>(row, self.columns - WIDE, lane, ky);
+                self.tile::<S, STRIDE, TAPS, HIGH, WIDE>(row, self.columns - WIDE, lane, ky);
                 row += HIGH;
             }
             row
@@ -178,7 +189,7 @@ impl Convolution {
 
     /// `HIGH x WIDE` output pixels of one vector of channels, summed in registers.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const STRIDE: usize, const HIGH: usize, const WIDE: usize>(
+    unsafe fn tile<S: Simd, const STRIDE: usize, const TAPS: usize, const HIGH: usize, const WIDE: usize>(
         &self,
         row: usize,
         column: usize,
@@ -187,11 +198,12 @@ impl Convolution {
     ) {
         // SAFETY: as the caller's.
         unsafe {
+            let taps = if TAPS == 0 { self.taps.1 } else { TAPS };
             let mut sums = [[S::splat(0.0); WIDE]; HIGH];
             for ky in ky {
                 let source = self.source.add((row * STRIDE + ky) * self.source_row + column * STRIDE * SLICE + lane);
                 let weights = self.weights.add(ky * self.weight_steps.0 + lane);
-                for kx in 0..self.taps.1 {
+                for kx in 0..taps {
                     let weight = S::load(weights.add(kx * self.weight_steps.1));
                     for (y, sums) in sums.iter_mut().enumerate() {
                         let source = source.add(y * STRIDE * self.source_row + kx * SLICE);
