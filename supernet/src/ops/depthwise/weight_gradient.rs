@@ -60,10 +60,11 @@ impl Kernel for Gradient {
         // SAFETY: the caller's extents.
         unsafe {
             match if S::ACCUMULATORS > 4 { self.kernel } else { 0 } {
-                // As many kernel rows at once as leave registers: more independent sums, fewer loads of the output gradient.
+                // As many kernel rows at once as leave registers: more independent sums (eight are under way at a time), fewer loads of the
+                // output gradient.
                 3 => self.kernel_rows::<S, 3, 3>(),
-                5 => self.kernel_rows::<S, 5, 2>(),
-                7 => self.kernel_rows::<S, 7, 1>(),
+                5 => self.kernel_rows::<S, 5, 3>(),
+                7 => self.kernel_rows::<S, 7, 2>(),
                 _ => self.any_kernel::<S>(),
             }
         }
@@ -90,9 +91,10 @@ impl Gradient {
                     self.rows_at::<S, K, ROWS>(ky, lane);
                     ky += ROWS;
                 }
-                while ky < K {
-                    self.rows_at::<S, K, 1>(ky, lane);
-                    ky += 1;
+                match K - ky {
+                    0 => {}
+                    1 => self.rows_at::<S, K, 1>(ky, lane),
+                    _ => self.rows_at::<S, K, 2>(ky, lane),
                 }
                 lane += S::LANES;
             }
