@@ -306,26 +306,56 @@ struct Tile {
 impl Tile {
     #[inline(always)]
     unsafe fn column<S: Simd, const TRANSPOSED: bool, const ADD: bool>(self, nr: usize, rows: usize) {
+        // The short products around middle channels are written out whole: loops and their addresses take up to a fifth of them.
+        let written_out = if TRANSPOSED || S::ACCUMULATORS == 4 { 0 } else { self.k };
+        // SAFETY: the caller's extents.
+        unsafe {
+            match written_out {
+                8 => self.column_of::<S, TRANSPOSED, ADD, 8>(nr, rows),
+                12 => self.column_of::<S, TRANSPOSED, ADD, 12>(nr, rows),
+                16 => self.column_of::<S, TRANSPOSED, ADD, 16>(nr, rows),
+                20 => self.column_of::<S, TRANSPOSED, ADD, 20>(nr, rows),
+                24 => self.column_of::<S, TRANSPOSED, ADD, 24>(nr, rows),
+                _ => self.column_of::<S, TRANSPOSED, ADD, 0>(nr, rows),
+            }
+        }
+    }
+
+    /// With `K` steps along `k`, any number if that is 0.
+    #[inline(always)]
+    unsafe fn column_of<S: Simd, const TRANSPOSED: bool, const ADD: bool, const K: usize>(
+        self,
+        nr: usize,
+        rows: usize,
+    ) {
         // Tile heights leave registers for one panel row and one broadcast, and one more: with 16 of 16 in use the compiler spills one in
-        // the innermost loop.
+        // the innermost loop. Short products spend much of their time at a tile's ends, where smaller tiles overlap better.
         // SAFETY: the caller's extents.
         unsafe {
             match (nr, S::ACCUMULATORS) {
-                (3, 24) => self.rows::<S, 8, 3, TRANSPOSED, ADD>(rows),
-                (3, 12) => self.rows::<S, 3, 3, TRANSPOSED, ADD>(rows),
-                (3, _) => self.rows::<S, 1, 3, TRANSPOSED, ADD>(rows),
-                (2, 24) => self.rows::<S, 12, 2, TRANSPOSED, ADD>(rows),
-                (2, 12) => self.rows::<S, 6, 2, TRANSPOSED, ADD>(rows),
-                (2, _) => self.rows::<S, 2, 2, TRANSPOSED, ADD>(rows),
-                (_, 24) => self.rows::<S, 16, 1, TRANSPOSED, ADD>(rows),
-                (_, 12) => self.rows::<S, 8, 1, TRANSPOSED, ADD>(rows),
-                (_, _) => self.rows::<S, 4, 1, TRANSPOSED, ADD>(rows),
+                (3, 24) => self.rows::<S, 8, 3, TRANSPOSED, ADD, K>(rows),
+                (3, 12) => self.rows::<S, 3, 3, TRANSPOSED, ADD, K>(rows),
+                (3, _) => self.rows::<S, 1, 3, TRANSPOSED, ADD, K>(rows),
+                (2, 24) => self.rows::<S, 12, 2, TRANSPOSED, ADD, K>(rows),
+                (2, 12) if K > 0 => self.rows::<S, 4, 2, TRANSPOSED, ADD, K>(rows),
+                (2, 12) => self.rows::<S, 6, 2, TRANSPOSED, ADD, K>(rows),
+                (2, _) => self.rows::<S, 2, 2, TRANSPOSED, ADD, K>(rows),
+                (_, 24) => self.rows::<S, 16, 1, TRANSPOSED, ADD, K>(rows),
+                (_, 12) => self.rows::<S, 8, 1, TRANSPOSED, ADD, K>(rows),
+                (_, _) => self.rows::<S, 4, 1, TRANSPOSED, ADD, K>(rows),
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn rows<S: Simd, const MR: usize, const NR: usize, const TRANSPOSED: bool, const ADD: bool>(
+    unsafe fn rows<
+        S: Simd,
+        const MR: usize,
+        const NR: usize,
+        const TRANSPOSED: bool,
+        const ADD: bool,
+        const K: usize,
+    >(
         self,
         rows: usize,
     ) {
@@ -333,39 +363,49 @@ impl Tile {
         // SAFETY: rows below `rows` only.
         unsafe {
             while row + MR <= rows {
-                self.block::<S, MR, NR, TRANSPOSED, ADD>(row);
+                self.block::<S, MR, NR, TRANSPOSED, ADD, K>(row);
                 row += MR;
             }
             while MR > 4 && row + 4 <= rows {
-                self.block::<S, 4, NR, TRANSPOSED, ADD>(row);
+                self.block::<S, 4, NR, TRANSPOSED, ADD, K>(row);
                 row += 4;
             }
-            while row + 2 <= rows {
-                self.block::<S, 2, NR, TRANSPOSED, ADD>(row);
+            while MR != 2 && row + 2 <= rows {
+                self.block::<S, 2, NR, TRANSPOSED, ADD, K>(row);
                 row += 2;
             }
             if row < rows {
-                self.block::<S, 1, NR, TRANSPOSED, ADD>(row);
+                self.block::<S, 1, NR, TRANSPOSED, ADD, K>(row);
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn block<S: Simd, const MR: usize, const NR: usize, const TRANSPOSED: bool, const ADD: bool>(
+    unsafe fn block<
+        S: Simd,
+        const MR: usize,
+        const NR: usize,
+        const TRANSPOSED: bool,
+        const ADD: bool,
+        const K: usize,
+    >(
         self,
         row: usize,
     ) {
         // SAFETY: the caller's extents.
         unsafe {
             let mut sums = [[S::splat(0.0); NR]; MR];
-            let mut k = 0;
-            while S::ACCUMULATORS > 4 && k + UNROLLED <= self.k {
+            for k in 0..K {
+                self.step::<S, MR, NR, TRANSPOSED>(row, k, &mut sums);
+            }
+            let mut k = K;
+            while K == 0 && S::ACCUMULATORS > 4 && k + UNROLLED <= self.k {
                 for next in 0..UNROLLED {
                     self.step::<S, MR, NR, TRANSPOSED>(row, k + next, &mut sums);
                 }
                 k += UNROLLED;
             }
-            while k < self.k {
+            while K == 0 && k < self.k {
                 self.step::<S, MR, NR, TRANSPOSED>(row, k, &mut sums);
                 k += 1;
             }
