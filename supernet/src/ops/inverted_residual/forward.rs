@@ -6,7 +6,9 @@ use super::{BlockShape, BlockStatistics, Parameters, RECOMPUTED, Saved, squeeze_
 use crate::ops::activation::{Act, Identity, with_activation};
 use crate::ops::batch_norm::{Affine, Sums, lanes};
 use crate::ops::buffers::{Aligned, Buffer, zeros};
-use crate::ops::depthwise::{self, Frame, Lanes, SLICE, Strip, chunk_rows, convolve_rows, set_vector, vector};
+use crate::ops::depthwise::{
+    self, Frame, Lanes, SLICE, Strip, chunk_rows, convolve_rows, prefetch_next_chunk, set_vector, vector,
+};
 use crate::ops::matmul::{Packed, ROW_BLOCK};
 use crate::ops::parallel::{self, Shared};
 use crate::ops::rows::{Left, RowSource, normalise, product};
@@ -263,6 +265,8 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
                     unsafe {
                         let (mut sums, mut squares) = (S::splat(0.0), S::splat(0.0));
                         for y2 in y2.as_chunks::<SLICE>().0 {
+                            // Where the next chunk is written.
+                            prefetch_next_chunk::<S>(y2, lane);
                             let y2 = vector::<S>(y2, lane);
                             sums = S::add(sums, y2);
                             squares = S::mul_add(y2, y2, squares);
