@@ -45,15 +45,32 @@ pub(crate) unsafe fn set_vector<S: Simd>(values: &mut Lanes, lane: usize, v: S::
 /// Pixels that are worked on at a time: few enough to stay in the first-level cache with what belongs to them.
 pub(crate) const CHUNK: usize = 64;
 
-/// Has the values one [`CHUNK`] further on brought meanwhile. A chunk is a page of memory long, and the processor foresees no further than to its end.
-///
-/// # Safety
-/// The CPU has `S`.
-#[inline(always)]
-pub(crate) unsafe fn prefetch_next_chunk<S: Simd>(values: &Lanes, lane: usize) {
-    if lane == 0 {
-        // SAFETY: the caller's; any address may be given.
-        unsafe { S::prefetch(values.as_ptr().wrapping_add(CHUNK * SLICE)) }
+/// The [`CHUNK`] that is read or written next, which the processor does not foresee beyond the end of a page of memory, a chunk's length. It is brought
+/// in [`PARTS`](Self::PARTS) between the steps of work on the chunk before: memory delivers too slowly for all of it at once.
+#[derive(Clone, Copy)]
+pub(crate) struct NextChunk(*const f32);
+
+impl NextChunk {
+    /// Parts of a chunk.
+    pub(crate) const PARTS: usize = 4;
+
+    /// The one that begins where `before` ends.
+    #[inline(always)]
+    pub(crate) fn behind<T>(before: &[T]) -> Self {
+        NextChunk(before.as_ptr_range().end.cast())
+    }
+
+    /// Has a part of it brought.
+    ///
+    /// # Safety
+    /// The CPU has `S`.
+    #[inline(always)]
+    pub(crate) unsafe fn bring<S: Simd>(self, part: usize) {
+        const PIXELS: usize = CHUNK / NextChunk::PARTS;
+        for pixel in part * PIXELS..(part + 1) * PIXELS {
+            // SAFETY: the caller's; any address may be given.
+            unsafe { S::prefetch(self.0.wrapping_add(pixel * SLICE)) }
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use crate::ops::activation::Act;
 use crate::ops::batch_norm::{Affine, Backward, Sums, lanes};
 use crate::ops::buffers::{Aligned, Buffer};
 use crate::ops::depthwise::{
-    Frame, Lanes, SLICE, Strip, accumulate_weight_gradient, chunk_rows, input_gradient_rows, prefetch_next_chunk,
-    set_vector, vector,
+    Frame, Lanes, NextChunk, SLICE, Strip, accumulate_weight_gradient, chunk_rows, input_gradient_rows, set_vector,
+    vector,
 };
 use crate::ops::matmul::{Packed, accumulate_transposed, multiply, multiply_add};
 use crate::ops::simd::{Kernel, Simd};
@@ -112,7 +112,7 @@ impl MiddleGradientSlice<'_> {
             }
         };
         let y2 = &self.y2[first..first + count];
-        let (per_image, kept) = (rows.len() * width, self.g2.is_some());
+        let per_image = rows.len() * width;
         for lane in (0..self.channels.len()).step_by(S::LANES) {
             // SAFETY: the CPU has `S`; whole vectors of slices.
             unsafe {
@@ -126,10 +126,6 @@ impl MiddleGradientSlice<'_> {
                     let (gate, pooled) = (vector::<S>(&gates[0], lane), vector::<S>(&gates[1], lane));
                     for ((y, g2), y2) in rows.clone().zip(g2.chunks_exact(width)).zip(y2.chunks_exact(width)) {
                         for ((out, g), y2) in frame.row(y).iter_mut().zip(g2).zip(y2) {
-                            prefetch_next_chunk::<S>(y2, lane);
-                            if kept {
-                                prefetch_next_chunk::<S>(g, lane);
-                            }
                             let y2 = vector::<S>(y2, lane);
                             let g = S::mul_add(vector::<S>(g, lane), gate, pooled);
                             let g = A::times_slopes::<S>(S::mul_add(y2, scale, shift), g);
@@ -138,6 +134,21 @@ impl MiddleGradientSlice<'_> {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    /// Has a part of what is read of it for the pixels from `pixel` on brought.
+    ///
+    /// # Safety
+    /// The CPU has `S`.
+    #[inline(always)]
+    unsafe fn bring<S: Simd>(&self, pixel: usize, part: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            NextChunk::behind(&self.y2[..pixel]).bring::<S>(part);
+            if let Some(g2) = self.g2 {
+                NextChunk::behind(&g2[..pixel]).bring::<S>(part);
             }
         }
     }
@@ -226,11 +237,24 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                         }
                     }
                     made = needed;
+                    let next = |part: usize| {
+                        let pixel = images.len() * rows.end * out_columns;
+                        // SAFETY: the CPU has `S`.
+                        unsafe {
+                            middle_gradient.bring::<S>(pixel, part);
+                            if let Some(y1) = kept {
+                                NextChunk::behind(&y1[..images.len() * needed * columns * SLICE]).bring::<S>(part);
+                            }
+                        }
+                    };
+                    next(0);
                     middle_gradient.make::<S, A2>(rows.clone(), out_columns, conv.channels, &mut tile, output);
+                    next(1);
                     let gradient = &mut weight_gradient[slice * taps..][..taps];
                     for (input, output) in input.iter().zip(output.iter()) {
                         accumulate_weight_gradient(input, output, conv, rows.clone(), width, gradient);
                     }
+                    next(2);
                     let now_known = conv.rows_known(rows.end);
                     for row in (known..now_known).step_by(in_rows) {
                         let rows = row..now_known.min(row + in_rows);
@@ -277,6 +301,7 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                         accumulate_transposed(&x[span], inputs, line, SLICE, count, inputs, width, products, SLICE);
                     }
                     known = now_known;
+                    next(3);
                 }
             }
         }

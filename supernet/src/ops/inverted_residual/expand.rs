@@ -6,7 +6,7 @@
 use crate::ops::activation::Act;
 use crate::ops::batch_norm::{Backward, Sums};
 use crate::ops::buffers::Aligned;
-use crate::ops::depthwise::{Frame, Lanes, SLICE, prefetch_next_chunk, set_vector, vector};
+use crate::ops::depthwise::{Frame, Lanes, SLICE, set_vector, vector};
 use crate::ops::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply, multiply_add};
 use crate::ops::parallel::{self, Shared};
 use crate::ops::rows::total;
@@ -178,7 +178,6 @@ impl Slice<'_> {
                 for (frame, raw) in frames.iter_mut().zip(images) {
                     for (y, raw) in rows.clone().zip(raw.chunks_exact(width)) {
                         for (out, raw) in frame.row(y).iter_mut().zip(raw) {
-                            prefetch_next_chunk::<S>(raw, lane);
                             let value = S::mul_add(vector::<S>(raw, lane), scale, shift);
                             set_vector::<S>(out, lane, A::values::<S>(value));
                         }

@@ -7,7 +7,7 @@ use crate::ops::activation::{Act, Identity, with_activation};
 use crate::ops::batch_norm::{Affine, Sums, lanes};
 use crate::ops::buffers::{Aligned, Buffer, zeros};
 use crate::ops::depthwise::{
-    self, Frame, Lanes, SLICE, Strip, chunk_rows, convolve_rows, prefetch_next_chunk, set_vector, vector,
+    self, Frame, Lanes, NextChunk, SLICE, Strip, chunk_rows, convolve_rows, set_vector, vector,
 };
 use crate::ops::matmul::{Packed, ROW_BLOCK};
 use crate::ops::parallel::{self, Shared};
@@ -234,6 +234,11 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
             for start in (0..height).step_by(at_a_time) {
                 let rows = start..height.min(start + at_a_time);
                 let needed = conv.rows_read(rows.end);
+                let of_image = rows.len() * columns * SLICE;
+                let y2 = &mut y2[start * columns * SLICE..][..images.len() * of_image];
+                let next = NextChunk::behind(y2);
+                // SAFETY: the CPU has `S`, here and below.
+                unsafe { next.bring::<S>(0) };
                 match &expand {
                     None => {
                         for (frame, x) in frames.iter_mut().zip(x.chunks_exact(image_len)) {
@@ -251,11 +256,13 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
                     }
                 }
                 made = needed;
-                let of_image = rows.len() * columns * SLICE;
-                let y2 = &mut y2[start * columns * SLICE..][..images.len() * of_image];
+                // SAFETY: as above.
+                unsafe { next.bring::<S>(1) };
                 for (frame, y2) in frames.iter().zip(y2.chunks_exact_mut(of_image)) {
                     convolve_rows(frame, conv, weights, rows.clone(), width, y2);
                 }
+                // SAFETY: as above.
+                unsafe { (2..NextChunk::PARTS).for_each(|part| next.bring::<S>(part)) };
                 if !self.with_sums {
                     continue;
                 }
@@ -265,8 +272,6 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
                     unsafe {
                         let (mut sums, mut squares) = (S::splat(0.0), S::splat(0.0));
                         for y2 in y2.as_chunks::<SLICE>().0 {
-                            // Where the next chunk is written.
-                            prefetch_next_chunk::<S>(y2, lane);
                             let y2 = vector::<S>(y2, lane);
                             sums = S::add(sums, y2);
                             squares = S::mul_add(y2, y2, squares);

@@ -4,7 +4,7 @@ use super::middle::Middle;
 use crate::ops::activation::Act;
 use crate::ops::batch_norm::{Affine, Sums, lanes};
 use crate::ops::buffers::Aligned;
-use crate::ops::depthwise::{CHUNK, Lanes, SLICE, prefetch_next_chunk, set_vector, vector};
+use crate::ops::depthwise::{CHUNK, Lanes, NextChunk, SLICE, set_vector, vector};
 use crate::ops::matmul::{Packed, accumulate_transposed, multiply};
 use crate::ops::parallel::Shared;
 use crate::ops::rows::RawGradient;
@@ -44,7 +44,6 @@ impl ImageSums {
             let [sum, by_value] = &mut self.by_slope;
             let (mut sums, mut by_values) = (vector::<S>(sum, lane), vector::<S>(by_value, lane));
             for ((y2, g), z) in y2.iter().zip(g).zip(z) {
-                prefetch_next_chunk::<S>(y2, lane);
                 let y2 = vector::<S>(y2, lane);
                 let normalised = S::mul_add(y2, scale, shift);
                 set_vector::<S>(z, lane, A::values::<S>(normalised));
@@ -78,7 +77,6 @@ impl ImageSums {
             let (mut slopes, mut slopes_by_value) = (vector::<S>(slope, lane), vector::<S>(slope_by_value, lane));
             let mut values = vector::<S>(&self.value, lane);
             for ((y2, g), z) in y2.iter().zip(g).zip(z) {
-                prefetch_next_chunk::<S>(y2, lane);
                 let (y2, g) = (vector::<S>(y2, lane), vector::<S>(g, lane));
                 let normalised = S::mul_add(y2, scale, shift);
                 let value = A::values::<S>(normalised);
@@ -206,7 +204,12 @@ impl<A: Act> Kernel for ProjectBackward<'_, A> {
                         // SAFETY: this thread alone writes these groups.
                         Some(g2) => unsafe { g2.slice(of_chunk..of_chunk + y2.len() * SLICE) },
                     };
+                    let next = NextChunk::behind(y2);
+                    // SAFETY: the CPU has `S`, here and below.
+                    unsafe { next.bring::<S>(0) };
                     multiply(g3, stride, y2.len(), weight, g, SLICE);
+                    // SAFETY: as above.
+                    unsafe { next.bring::<S>(1) };
                     let part = pixels.min(CHUNK);
                     let parts = y2.chunks(part).zip(g.as_chunks::<SLICE>().0.chunks(part));
                     let parts = parts.zip(z.as_chunks_mut::<SLICE>().0.chunks_mut(part)).zip(images.clone());
@@ -228,7 +231,11 @@ impl<A: Act> Kernel for ProjectBackward<'_, A> {
                         }
                         sums[(image - first_image) * layout.slices + slice].add(&block);
                     }
+                    // SAFETY: as above.
+                    unsafe { next.bring::<S>(2) };
                     accumulate_transposed(&z, SLICE, g3, stride, y2.len(), width, n, weight_gradient, stride);
+                    // SAFETY: as above.
+                    unsafe { next.bring::<S>(3) };
                 }
             }
         }
