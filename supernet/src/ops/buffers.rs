@@ -1,9 +1,10 @@
 //! Memory for kernels: aligned, and the large work buffers reused from step to step, so that the steady state allocates nothing and
 //! touches no fresh page.
 
-use rayon::prelude::*;
+use super::parallel;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 /// One cache line. A vector that lies across two of them takes twice as long to load, and the allocator aligns to 16 bytes only.
 #[derive(Debug, Clone, Copy)]
@@ -65,10 +66,10 @@ pub(crate) fn zeros(len: usize) -> Vec<f32> {
     let mut values = Vec::with_capacity(len);
     let unwritten = &mut values.spare_capacity_mut()[..len];
     let share = len.div_ceil(rayon::current_num_threads()).next_multiple_of(16).max(1 << 14);
-    unwritten.par_chunks_mut(share).for_each(|part| {
-        for value in part {
-            value.write(0.0);
-        }
+    let parts: Vec<Mutex<&mut [MaybeUninit<f32>]>> = unwritten.chunks_mut(share).map(Mutex::new).collect();
+    parallel::each(parts.len(), |part| {
+        let mut part = parts[part].lock().unwrap_or_else(PoisonError::into_inner);
+        part.fill(MaybeUninit::new(0.0));
     });
     // SAFETY: all are written.
     unsafe { values.set_len(len) };

@@ -6,7 +6,7 @@
 //! | file | concern |
 //! | --- | --- |
 //! | `simd` | instruction sets: detection, dispatch, vectors |
-//! | `parallel` | ranges of work for the threads |
+//! | `parallel`, `workers` | ranges of work, and the threads that do them |
 //! | `buffers` | work buffers reused from step to step |
 //! | `activation`, `batch_norm` | the per-value and per-channel arithmetic |
 //! | `matmul`, `rows` | products of pointwise convolutions and the passes over pixels around them |
@@ -39,6 +39,7 @@ mod sparse;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod workers;
 
 pub use batch_norm::ChannelStatistics;
 pub use dense::{DenseShape, dense};

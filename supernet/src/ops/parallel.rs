@@ -1,9 +1,10 @@
 //! Work split into contiguous ranges. The split depends only on the thread count, and results come back in range order, so that the
 //! same number of threads gives the same bits.
 
-use rayon::prelude::*;
+use super::workers;
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 thread_local! {
     static ALONE: Cell<bool> = const { Cell::new(false) };
@@ -37,12 +38,23 @@ pub(crate) fn ranges(total: usize, grain: usize) -> Vec<Range<usize>> {
 }
 
 /// Runs `work` on each range of `0..total` in parallel; results in range order.
-pub(crate) fn map<R: Send>(total: usize, grain: usize, work: impl Fn(Range<usize>) -> R + Sync) -> Vec<R> {
+pub(crate) fn map<R: Send + Sync>(total: usize, grain: usize, work: impl Fn(Range<usize>) -> R + Sync) -> Vec<R> {
     let mut ranges = ranges(total, grain);
     if ranges.len() == 1 {
         return vec![work(ranges.remove(0))];
     }
-    ranges.into_par_iter().with_max_len(1).map(&work).collect()
+    let results: Vec<_> = ranges.iter().map(|_| OnceLock::new()).collect();
+    each(ranges.len(), |index| {
+        let first_time = results[index].set(work(ranges[index].clone())).is_ok();
+        debug_assert!(first_time);
+    });
+    results.into_iter().filter_map(OnceLock::into_inner).collect()
+}
+
+/// Runs `work` on each index below `count` in parallel, each free to go to whichever thread has time.
+pub(crate) fn each(count: usize, work: impl Fn(usize) + Sync) {
+    let threads = if ALONE.get() { 1 } else { rayon::current_num_threads() };
+    workers::run(count, threads - 1, &work);
 }
 
 /// A pointer to an output that threads write at disjoint places.

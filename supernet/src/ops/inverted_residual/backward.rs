@@ -14,7 +14,6 @@ use crate::ops::parallel::{self, Shared};
 use crate::ops::rows::{RawGradient, accumulate, gradient_sums, total, write_transposed};
 use crate::ops::simd::{InstructionSet, dispatch};
 use crate::ranks::Ranks;
-use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -96,7 +95,9 @@ fn backward_with<A: Act>(
         pooled
     });
     let gates = gate.zip(pooled_gradient.as_deref());
-    let sums = Sums::total(parts.par_iter().map(|part| part.total(middle, gates)).collect::<Vec<_>>());
+    let totals =
+        parallel::map(parts.len(), 1, |range| Sums::total(parts[range].iter().map(|part| part.total(middle, gates))));
+    let sums = Sums::total(totals);
     let back2 = norm_backward(1, &at.norm2, &sums, &mut gradient);
 
     // Depthwise, and expand as far as it does not wait for the first batch norm.

@@ -14,7 +14,6 @@ use crate::ops::parallel::{self, Shared};
 use crate::ops::rows::{Left, RowSource, normalise, product};
 use crate::ops::simd::{Kernel, Simd, dispatch};
 use crate::ranks::Ranks;
-use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -82,7 +81,7 @@ fn in_parts<A: Act>(
     let middle = shape.out_pixels() / shape.batch * shape.middle;
     let images = (PART / middle).clamp(1, shape.batch.div_ceil(2 * rayon::current_num_threads()));
     let output = Shared::new(output);
-    (0..shape.batch.div_ceil(images)).into_par_iter().with_max_len(1).for_each(|part| {
+    parallel::each(shape.batch.div_ceil(images), |part| {
         let first = part * images;
         let shape = BlockShape { batch: images.min(shape.batch - first), ..shape.clone() };
         // SAFETY: parts are disjoint ranges of images.
