@@ -181,7 +181,7 @@ impl Supernet {
     /// # Errors
     /// A subnet outside the space, statistics of another subnet, images of another shape.
     pub fn forward(&self, images: &Tensor, subnet: &Subnet, mode: Mode) -> Result<Tensor> {
-        // On one of the threads that share the work: a caller from outside would be put to sleep and woken for each kernel.
+        // On one of rayon's threads: candle's own operations would put a caller from outside to sleep and wake it for each of them.
         let network = self.space.network(subnet, self.classes)?;
         rayon::scope(|_| Ok(self.forward_on_this_thread(images, &network, mode, None, None)?.0))
     }

@@ -1,6 +1,6 @@
 //! Layers of a static network with batch norm folded into weights and biases: what extracted models run on.
 //!
-//! All work on NHWC f32 slices, write every output value, and use the threads of the rayon pool they are called in.
+//! All work on NHWC f32 slices, write every output value, and use as many threads as the rayon pool they are called in has.
 
 use super::activation::{Act, Identity, with_activation};
 use super::buffers::{Aligned, Buffer};

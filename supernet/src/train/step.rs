@@ -89,7 +89,7 @@ pub fn train_step(
     optimizer: &mut Sgd,
     input: &StepInput,
 ) -> Result<StepReport> {
-    // On one of the threads that share the work, as a forward pass is: the backward passes have as many kernels.
+    // On one of rayon's threads, as a forward pass is: the backward passes have as many of candle's operations.
     rayon::scope(|_| step_on_this_thread(net, teacher, optimizer, input))
 }
 
