@@ -288,6 +288,11 @@ impl Kernel for AccumulateTransposed {
 /// Steps along `k` that are written out one after the other.
 const UNROLLED: usize = 4;
 
+/// What exists of the last vector of a tile's rows.
+const WHOLE: usize = 0;
+const HALF: usize = 1;
+const PART: usize = 2;
+
 /// One column of register tiles: `c[row, ..] (+)= sum over k of a[row, k] * b[k, ..]`, where `a` is given transposed, as `a[k, row]`, if `TRANSPOSED`.
 #[derive(Clone, Copy)]
 struct Tile {
@@ -336,7 +341,7 @@ impl Tile {
                 (3, 24) => self.rows::<S, 8, 3, TRANSPOSED, ADD, K>(rows),
                 (3, 12) => self.rows::<S, 3, 3, TRANSPOSED, ADD, K>(rows),
                 (3, _) => self.rows::<S, 1, 3, TRANSPOSED, ADD, K>(rows),
-                (2, 24) => self.rows::<S, 12, 2, TRANSPOSED, ADD, K>(rows),
+                (2, 24) => self.rows::<S, 8, 2, TRANSPOSED, ADD, K>(rows),
                 (2, 12) if K > 0 => self.rows::<S, 4, 2, TRANSPOSED, ADD, K>(rows),
                 (2, 12) => self.rows::<S, 6, 2, TRANSPOSED, ADD, K>(rows),
                 (2, _) => self.rows::<S, 2, 2, TRANSPOSED, ADD, K>(rows),
@@ -394,7 +399,14 @@ impl Tile {
     ) {
         // SAFETY: the caller's extents.
         unsafe {
-            let mut sums = [[S::splat(0.0); NR]; MR];
+            // What exists of the last vector: one branch for a whole tile, so that sums stay in registers.
+            let last = self.width.saturating_sub((NR - 1) * S::LANES);
+            let mut sums = match last {
+                _ if !ADD => [[S::splat(0.0); NR]; MR],
+                _ if last >= S::LANES => self.begin::<S, MR, NR, WHOLE>(row),
+                _ if 2 * last == S::LANES => self.begin::<S, MR, NR, HALF>(row),
+                _ => self.begin::<S, MR, NR, PART>(row),
+            };
             for k in 0..K {
                 self.step::<S, MR, NR, TRANSPOSED>(row, k, &mut sums);
             }
@@ -409,16 +421,56 @@ impl Tile {
                 self.step::<S, MR, NR, TRANSPOSED>(row, k, &mut sums);
                 k += 1;
             }
+            match last {
+                _ if last >= S::LANES => self.finish::<S, MR, NR, WHOLE>(row, &sums),
+                _ if 2 * last == S::LANES => self.finish::<S, MR, NR, HALF>(row, &sums),
+                _ => self.finish::<S, MR, NR, PART>(row, &sums),
+            }
+        }
+    }
+
+    /// The vector `n` of a row at `c`.
+    #[inline(always)]
+    unsafe fn kept<S: Simd, const NR: usize, const LAST: usize>(&self, n: usize) -> usize {
+        match (n + 1 == NR, LAST) {
+            (true, HALF) => S::LANES / 2,
+            (true, PART) => self.width.saturating_sub(n * S::LANES),
+            _ => S::LANES,
+        }
+    }
+
+    /// What a tile of `c` holds.
+    #[inline(always)]
+    unsafe fn begin<S: Simd, const MR: usize, const NR: usize, const LAST: usize>(
+        &self,
+        row: usize,
+    ) -> [[S::V; NR]; MR] {
+        // SAFETY: the caller's extents.
+        unsafe {
+            let mut sums = [[S::splat(0.0); NR]; MR];
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let c = self.c.add((row + r) * self.c_stride);
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::load_up_to(c.add(n * S::LANES), self.kept::<S, NR, LAST>(n));
+                }
+            }
+            sums
+        }
+    }
+
+    /// Writes a tile of `c`.
+    #[inline(always)]
+    unsafe fn finish<S: Simd, const MR: usize, const NR: usize, const LAST: usize>(
+        &self,
+        row: usize,
+        sums: &[[S::V; NR]; MR],
+    ) {
+        // SAFETY: the caller's extents.
+        unsafe {
             for (r, sums) in sums.iter().enumerate() {
                 let c = self.c.add((row + r) * self.c_stride);
                 for (n, &sum) in sums.iter().enumerate() {
-                    let c = c.add(n * S::LANES);
-                    if (n + 1) * S::LANES <= self.width {
-                        S::store(c, if ADD { S::add(S::load(c), sum) } else { sum });
-                    } else {
-                        let kept = self.width.saturating_sub(n * S::LANES);
-                        S::store_first(c, if ADD { S::add(S::load_first(c, kept), sum) } else { sum }, kept);
-                    }
+                    S::store_up_to(c.add(n * S::LANES), sum, self.kept::<S, NR, LAST>(n));
                 }
             }
         }

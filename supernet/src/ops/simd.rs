@@ -384,11 +384,22 @@ mod x86 {
         },
         #[inline(always)]
         unsafe fn load_first(p: *const f32, count: usize) -> __m512 {
-            unsafe { _mm512_maskz_loadu_ps(((1u32 << count) - 1) as u16, p) }
+            unsafe {
+                match count {
+                    8 => _mm512_zextps256_ps512(_mm256_loadu_ps(p)),
+                    _ => _mm512_maskz_loadu_ps(((1u32 << count) - 1) as u16, p),
+                }
+            }
         },
+        // The half that channels in eights need goes without a mask: what a masked store wrote is loaded again only after it reached the cache.
         #[inline(always)]
         unsafe fn store_first(p: *mut f32, v: __m512, count: usize) {
-            unsafe { _mm512_mask_storeu_ps(p, ((1u32 << count) - 1) as u16, v) }
+            unsafe {
+                match count {
+                    8 => _mm256_storeu_ps(p, _mm512_castps512_ps256(v)),
+                    _ => _mm512_mask_storeu_ps(p, ((1u32 << count) - 1) as u16, v),
+                }
+            }
         }
     );
 }
