@@ -371,6 +371,10 @@ impl Tile {
                 self.block::<S, MR, NR, TRANSPOSED, ADD, K>(row);
                 row += MR;
             }
+            while MR > 8 && row + 8 <= rows {
+                self.block::<S, 8, NR, TRANSPOSED, ADD, K>(row);
+                row += 8;
+            }
             while MR > 4 && row + 4 <= rows {
                 self.block::<S, 4, NR, TRANSPOSED, ADD, K>(row);
                 row += 4;

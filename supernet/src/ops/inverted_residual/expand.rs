@@ -80,19 +80,29 @@ impl Kernel for SumMoments<'_> {
         let n = self.channels;
         let stride = n.next_multiple_of(S::LANES);
         let (mut sum, mut products) = (vec![0.0f64; n], vec![0.0f64; n * n]);
-        let mut tile = Aligned::zeros(BLOCK * stride);
+        // Rows of whole vectors: as they are, or copied.
+        let mut tile = Aligned::zeros(if stride > n { BLOCK * stride } else { 0 });
         let mut block = Aligned::zeros(n * stride);
-        let mut block_sum = Aligned::zeros(n);
+        let mut block_sum = Aligned::zeros(stride);
         for x in self.x.chunks(BLOCK * n) {
-            block.fill(0.0);
-            block_sum.fill(0.0);
-            for (x, out) in x.chunks_exact(n).zip(tile.chunks_exact_mut(stride)) {
-                out[..n].copy_from_slice(x);
-                for (sum, &v) in block_sum.iter_mut().zip(x) {
-                    *sum += v;
+            let rows = x.len() / n;
+            for c in (0..n).step_by(S::LANES) {
+                // SAFETY: the CPU has `S`; the channels of a vector that exist, of rows inside `x`, and whole vectors of the tile's rows.
+                unsafe {
+                    let mut sum = S::splat(0.0);
+                    for row in 0..rows {
+                        let v = S::load_up_to(x.as_ptr().add(row * n + c), n - c);
+                        if stride > n {
+                            S::store(tile.as_mut_ptr().add(row * stride + c), v);
+                        }
+                        sum = S::add(sum, v);
+                    }
+                    S::store(block_sum.as_mut_ptr().add(c), sum);
                 }
             }
-            accumulate_transposed(x, n, &tile, stride, x.len() / n, n, n, &mut block, stride);
+            block.fill(0.0);
+            let padded = if stride > n { &tile[..] } else { x };
+            accumulate_transposed(x, n, padded, stride, rows, n, n, &mut block, stride);
             for (total, &v) in sum.iter_mut().zip(block_sum.iter()) {
                 *total += f64::from(v);
             }

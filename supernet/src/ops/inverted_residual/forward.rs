@@ -304,6 +304,9 @@ impl<A: Act> RowSource for Activated<'_, A> {
             let pixels = self.layout.pixels;
             let (image, pixel) = ((first + done) / pixels, (first + done) % pixels);
             let run = (pixels - pixel).min(rows - done);
+            // What the next block begins with here is brought meanwhile: slices are streams far apart, which the processor does not foresee.
+            let next = first + done + rows;
+            let next = self.layout.has(next / pixels).then_some((next / pixels, next % pixels));
             for slice in 0..columns.div_ceil(SLICE) {
                 let start = slice * SLICE;
                 let width = SLICE.min(columns - start);
@@ -311,8 +314,7 @@ impl<A: Act> RowSource for Activated<'_, A> {
                 let gate = self.gate.map_or([1.0; SLICE], |gate| lanes(&gate[image * columns..], start, width));
                 let y2 = self.layout.image(self.y2, image, slice);
                 let y2 = &y2[pixel..pixel + run];
-                // Slices lie far apart, which the processor does not foresee: each has the next one's pixels brought, the last one the first one's.
-                let ahead = self.layout.to_next_slice(slice, run);
+                let ahead = next.map_or(y2, |(image, pixel)| &self.layout.image(self.y2, image, slice)[pixel..]).as_ptr();
                 let tile = &mut tile[done * columns + start..(done + run) * columns];
                 for lane in (0..width).step_by(S::LANES) {
                     let kept = S::LANES.min(width - lane);
@@ -320,9 +322,9 @@ impl<A: Act> RowSource for Activated<'_, A> {
                     unsafe {
                         let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));
                         let gate = vector::<S>(&gate, lane);
-                        for (y2, out) in y2.iter().zip(tile.chunks_mut(columns)) {
+                        for (pixel, (y2, out)) in y2.iter().zip(tile.chunks_mut(columns)).enumerate() {
                             if lane == 0 {
-                                S::prefetch(y2.as_ptr().wrapping_offset(ahead));
+                                S::prefetch(ahead.wrapping_add(pixel).cast());
                             }
                             let value = A::values::<S>(S::mul_add(vector::<S>(y2, lane), scale, shift));
                             let out = out[lane..lane + kept].as_mut_ptr();

@@ -50,12 +50,9 @@ impl Middle {
         self.together * self.pixels * SLICE
     }
 
-    /// Floats from a pixel's `slice` to its next one, or from its last one to the first one of the pixel `run` further on.
-    pub(super) fn to_next_slice(self, slice: usize, run: usize) -> isize {
-        match slice + 1 < self.slices {
-            true => self.stride() as isize,
-            false => (run * SLICE) as isize - (slice * self.stride()) as isize,
-        }
+    /// Whether there is this image.
+    pub(super) fn has(self, image: usize) -> bool {
+        image < self.images
     }
 
     /// Where one slice of the images of `group` lies.
