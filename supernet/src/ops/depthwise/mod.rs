@@ -74,6 +74,20 @@ impl NextChunk {
     }
 }
 
+/// Has brought what the next group of images holds where this one holds the `part` of its `values`. Each of the `slices` that go through them brings
+/// its share of the cache lines: memory delivers too slowly for all of them at the next group's first slice.
+///
+/// # Safety
+/// The CPU has `S`.
+#[inline(always)]
+pub(crate) unsafe fn bring_next<S: Simd>(values: &[f32], part: Range<usize>, slice: usize, slices: usize) {
+    let next = values.as_ptr_range().end;
+    for line in (part.start / SLICE + slice..part.end.div_ceil(SLICE)).step_by(slices) {
+        // SAFETY: the caller's; any address may be given.
+        unsafe { S::prefetch(next.wrapping_add(line * SLICE)) }
+    }
+}
+
 /// Rows of a map of width `width` that are worked on at a time.
 pub(crate) fn chunk_rows(width: usize) -> usize {
     (CHUNK / width).max(1)

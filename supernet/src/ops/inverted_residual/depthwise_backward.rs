@@ -8,8 +8,8 @@ use crate::ops::activation::Act;
 use crate::ops::batch_norm::{Affine, Backward, Sums, lanes};
 use crate::ops::buffers::{Aligned, Buffer};
 use crate::ops::depthwise::{
-    Frame, Lanes, NextChunk, SLICE, Strip, accumulate_weight_gradient, chunk_rows, input_gradient_rows, set_vector,
-    vector,
+    Frame, Lanes, NextChunk, SLICE, Strip, accumulate_weight_gradient, bring_next, chunk_rows, input_gradient_rows,
+    set_vector, vector,
 };
 use crate::ops::matmul::{Packed, accumulate_transposed, multiply, multiply_add};
 use crate::ops::simd::{Kernel, Simd};
@@ -153,6 +153,19 @@ impl MiddleGradientSlice<'_> {
         }
     }
 
+    /// Has a share of the next group's gradient at the raw `y3` brought, of the rows `rows` of `width` pixels.
+    ///
+    /// # Safety
+    /// The CPU has `S`.
+    #[inline(always)]
+    unsafe fn bring_next<S: Simd>(&self, width: usize, rows: Range<usize>, slice: usize, slices: usize) {
+        if self.g2.is_none() {
+            let part = rows.start * width * self.stride..rows.end * width * self.stride;
+            // SAFETY: the caller's.
+            unsafe { bring_next::<S>(self.g3, part, slice, slices) };
+        }
+    }
+
     /// Gate and pooled gradient of the image whose channels begin at `first`; without squeeze-excite what changes nothing.
     #[inline(always)]
     fn gates_of(&self, first: usize) -> [Lanes; 2] {
@@ -236,6 +249,7 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                             expand.activate::<S, A1>(y1, columns, made..needed, input);
                         }
                     }
+                    let of_x = images.len() * made * columns * inputs..images.len() * needed * columns * inputs;
                     made = needed;
                     let next = |part: usize| {
                         let pixel = images.len() * rows.end * out_columns;
@@ -250,11 +264,17 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                     next(0);
                     middle_gradient.make::<S, A2>(rows.clone(), out_columns, conv.channels, &mut tile, output);
                     next(1);
+                    // SAFETY: the CPU has `S`.
+                    unsafe { bring_next::<S>(x, of_x.clone(), slice, conv.slices()) };
                     let gradient = &mut weight_gradient[slice * taps..][..taps];
                     for (input, output) in input.iter().zip(output.iter()) {
                         accumulate_weight_gradient(input, output, conv, rows.clone(), width, gradient);
                     }
                     next(2);
+                    // SAFETY: as above.
+                    unsafe {
+                        middle_gradient.bring_next::<S>(images.len() * out_columns, rows.clone(), slice, conv.slices())
+                    };
                     let now_known = conv.rows_known(rows.end);
                     for row in (known..now_known).step_by(in_rows) {
                         let rows = row..now_known.min(row + in_rows);
@@ -302,6 +322,8 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                     }
                     known = now_known;
                     next(3);
+                    // SAFETY: as above.
+                    unsafe { bring_next::<S>(dx, of_x, slice, conv.slices()) };
                 }
             }
         }

@@ -7,7 +7,7 @@ use crate::ops::activation::{Act, Identity, with_activation};
 use crate::ops::batch_norm::{Affine, Sums, lanes};
 use crate::ops::buffers::{Aligned, Buffer, zeros};
 use crate::ops::depthwise::{
-    self, Frame, Lanes, NextChunk, SLICE, Strip, chunk_rows, convolve_rows, set_vector, vector,
+    self, Frame, Lanes, NextChunk, SLICE, Strip, bring_next, chunk_rows, convolve_rows, set_vector, vector,
 };
 use crate::ops::matmul::{Packed, ROW_BLOCK};
 use crate::ops::parallel::{self, Shared};
@@ -254,9 +254,13 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
                         }
                     }
                 }
+                let of_x = images.len() * made * conv.width * inputs..images.len() * needed * conv.width * inputs;
                 made = needed;
                 // SAFETY: as above.
-                unsafe { next.bring::<S>(1) };
+                unsafe {
+                    next.bring::<S>(1);
+                    bring_next::<S>(x, of_x, slice, layout.slices);
+                }
                 for (frame, y2) in frames.iter().zip(y2.chunks_exact_mut(of_image)) {
                     convolve_rows(frame, conv, weights, rows.clone(), width, y2);
                 }
@@ -314,7 +318,8 @@ impl<A: Act> RowSource for Activated<'_, A> {
                 let gate = self.gate.map_or([1.0; SLICE], |gate| lanes(&gate[image * columns..], start, width));
                 let y2 = self.layout.image(self.y2, image, slice);
                 let y2 = &y2[pixel..pixel + run];
-                let ahead = next.map_or(y2, |(image, pixel)| &self.layout.image(self.y2, image, slice)[pixel..]).as_ptr();
+                let ahead =
+                    next.map_or(y2, |(image, pixel)| &self.layout.image(self.y2, image, slice)[pixel..]).as_ptr();
                 let tile = &mut tile[done * columns + start..(done + run) * columns];
                 for lane in (0..width).step_by(S::LANES) {
                     let kept = S::LANES.min(width - lane);
