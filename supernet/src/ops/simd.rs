@@ -301,7 +301,7 @@ mod x86 {
     intrinsics!(Avx2, __m256, 8, 12, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_max_ps, _mm256_min_ps,
         (a, b, c) => _mm256_fmadd_ps(a, b, c),
         _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b), c),
-        p => _mm_prefetch::<_MM_HINT_T1>(p.cast()),
+        p => _mm_prefetch::<_MM_HINT_T0>(p.cast()),
         #[inline(always)]
         unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
             unsafe { transpose(source, source_stride, target, target_stride) }
@@ -377,7 +377,7 @@ mod x86 {
         _mm512_min_ps,
         (a, b, c) => _mm512_fmadd_ps(a, b, c),
         _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), c),
-        p => _mm_prefetch::<_MM_HINT_T1>(p.cast()),
+        p => _mm_prefetch::<_MM_HINT_T0>(p.cast()),
         #[inline(always)]
         unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
             unsafe { transpose(source, source_stride, target, target_stride) }
