@@ -21,9 +21,12 @@ pub(super) struct Moments {
     pixels: usize,
     /// `[channels]`
     sum: Vec<f64>,
-    /// `[channels, channels]`
+    /// `[channels, stride]`, zeros beyond the channels.
     products: Vec<f64>,
 }
+
+/// Columns of the products come in groups of so many.
+const COLUMNS: usize = 16;
 
 impl Moments {
     pub(super) fn new(x: &[f32], channels: usize) -> Self {
@@ -32,7 +35,8 @@ impl Moments {
             // SAFETY: safe code only.
             unsafe { dispatch(SumMoments { x: &x[rows.start * channels..rows.end * channels], channels }) }
         });
-        let mut moments = Moments { pixels, sum: vec![0.0; channels], products: vec![0.0; channels * channels] };
+        let stride = channels.next_multiple_of(COLUMNS);
+        let mut moments = Moments { pixels, sum: vec![0.0; channels], products: vec![0.0; channels * stride] };
         for (sum, products) in parts {
             moments.sum.iter_mut().zip(sum).for_each(|(total, v)| *total += v);
             moments.products.iter_mut().zip(products).for_each(|(total, v)| *total += v);
@@ -63,7 +67,7 @@ impl Moments {
     /// Sums of the products of the deviations from the means.
     fn deviations(&self) -> Vec<f32> {
         let means = self.means();
-        let products = self.products.chunks_exact(means.len()).zip(&self.sum);
+        let products = self.products.chunks_exact(means.len().next_multiple_of(COLUMNS)).zip(&self.sum);
         products.flat_map(|(row, sum)| row.iter().zip(&means).map(move |(v, mean)| (v - sum * mean) as f32)).collect()
     }
 }
@@ -79,7 +83,8 @@ impl Kernel for SumMoments<'_> {
     unsafe fn run<S: Simd>(self) -> Self::Output {
         let n = self.channels;
         let stride = n.next_multiple_of(S::LANES);
-        let (mut sum, mut products) = (vec![0.0f64; n], vec![0.0f64; n * n]);
+        let wide = n.next_multiple_of(COLUMNS);
+        let (mut sum, mut products) = (vec![0.0f64; n], vec![0.0f64; n * wide]);
         // Rows of whole vectors: as they are, or copied.
         let mut tile = Aligned::zeros(if stride > n { BLOCK * stride } else { 0 });
         let mut block = Aligned::zeros(n * stride);
@@ -106,8 +111,8 @@ impl Kernel for SumMoments<'_> {
             for (total, &v) in sum.iter_mut().zip(block_sum.iter()) {
                 *total += f64::from(v);
             }
-            for (totals, block) in products.chunks_exact_mut(n).zip(block.chunks_exact(stride)) {
-                for (total, &v) in totals.iter_mut().zip(block) {
+            for (totals, block) in products.chunks_exact_mut(wide).zip(block.chunks_exact(stride)) {
+                for (total, &v) in totals[..n].iter_mut().zip(block) {
                     *total += f64::from(v);
                 }
             }
@@ -122,33 +127,82 @@ struct QuadraticForms<'a> {
     weight: &'a [f32],
 }
 
+/// Rows of the weight that are worked on at a time.
+const FORMS: usize = 4;
+
 impl Kernel for QuadraticForms<'_> {
     type Output = Sums;
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> Sums {
+        // Sums stay in registers.
+        if S::LANES == COLUMNS { self.by_columns::<COLUMNS>() } else { self.by_columns::<{ COLUMNS / 2 }>() }
+    }
+}
+
+impl QuadraticForms<'_> {
+    /// `WIDE` columns at a time.
+    #[inline(always)]
+    fn by_columns<const WIDE: usize>(self) -> Sums {
         let n = self.moments.sum.len();
+        let stride = n.next_multiple_of(COLUMNS);
         let mut sums = Sums::new(self.weight.len() / n);
-        let mut row = vec![0.0f64; n];
-        let mut below = vec![0.0f64; n];
-        for (output, weight) in self.weight.chunks_exact(n).enumerate() {
-            for (wide, &w) in row.iter_mut().zip(weight) {
-                *wide = f64::from(w);
-            }
-            // The matrix is symmetric: twice what lies below the diagonal, and the diagonal.
-            below.fill(0.0);
-            let mut diagonal = 0.0;
-            for (i, products) in self.moments.products.chunks_exact(n).enumerate() {
-                let w = row[i];
-                for (below, product) in below[..i].iter_mut().zip(&products[..i]) {
-                    *below += w * product;
+        // Some rows side by side.
+        let mut rows = vec![[0.0f64; FORMS]; stride];
+        let outputs = sums.sum.chunks_mut(FORMS).zip(sums.square.chunks_mut(FORMS));
+        for (weight, (sum, square)) in self.weight.chunks(FORMS * n).zip(outputs) {
+            rows.fill([0.0; FORMS]);
+            for (form, weight) in weight.chunks_exact(n).enumerate() {
+                for (row, &w) in rows.iter_mut().zip(weight) {
+                    row[form] = f64::from(w);
                 }
-                diagonal += w * w * products[i];
-                sums.sum[output] += w * self.moments.sum[i];
             }
-            let below: f64 = below.iter().zip(&row).map(|(v, w)| v * w).sum();
-            sums.square[output] = diagonal + 2.0 * below;
+            let (mut of_sum, mut of_square) = ([0.0; FORMS], [0.0; FORMS]);
+            for (row, total) in rows.iter().zip(&self.moments.sum) {
+                for form in 0..FORMS {
+                    of_sum[form] += row[form] * total;
+                }
+            }
+            for first in (0..n).step_by(WIDE) {
+                // The matrix is symmetric: twice what lies above, and the block on the diagonal.
+                let mut totals = [[0.0; WIDE]; FORMS];
+                self.add_products(&rows, first, 0..first, &mut totals);
+                totals.iter_mut().flatten().for_each(|v| *v *= 2.0);
+                self.add_products(&rows, first, first..n.min(first + WIDE), &mut totals);
+                for (column, row) in rows[first..first + WIDE].iter().enumerate() {
+                    for form in 0..FORMS {
+                        of_square[form] += row[form] * totals[form][column];
+                    }
+                }
+            }
+            sum.copy_from_slice(&of_sum[..sum.len()]);
+            square.copy_from_slice(&of_square[..square.len()]);
         }
         sums
+    }
+
+    /// Adds the rows `range` of the matrix, each times its weights, in the `WIDE` columns from `first` on.
+    #[inline(always)]
+    fn add_products<const WIDE: usize>(
+        &self,
+        rows: &[[f64; FORMS]],
+        first: usize,
+        range: Range<usize>,
+        totals: &mut [[f64; WIDE]; FORMS],
+    ) {
+        let stride = rows.len();
+        let mut sums = *totals;
+        for (row, products) in
+            rows[range.clone()].iter().zip(self.moments.products[range.start * stride..].chunks_exact(stride))
+        {
+            if let Some(products) = products[first..].first_chunk::<WIDE>() {
+                for (sums, w) in sums.iter_mut().zip(row) {
+                    for (sum, product) in sums.iter_mut().zip(products) {
+                        *sum += w * product;
+                    }
+                }
+            }
+        }
+        *totals = sums;
     }
 }
 
