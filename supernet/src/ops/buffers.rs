@@ -24,9 +24,12 @@ impl Aligned {
         Aligned { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
     }
 
-    /// Makes it `len` floats long; the content is arbitrary (but initialised).
+    /// Makes it `len` floats long; the content is arbitrary (but initialised). Lines beyond the length stay, so that it can grow again without a write.
     fn resize(&mut self, len: usize) {
-        self.lines.resize(len.div_ceil(16), Line([0.0; 16]));
+        let lines = len.div_ceil(16);
+        if lines > self.lines.len() {
+            self.lines.resize(lines, Line([0.0; 16]));
+        }
         self.len = len;
     }
 

@@ -334,7 +334,8 @@ impl Tile {
         rows: usize,
     ) {
         // Tile heights leave registers for one panel row and one broadcast, and one more: with 16 of 16 in use the compiler spills one in
-        // the innermost loop. Short products spend much of their time at a tile's ends, where smaller tiles overlap better.
+        // the innermost loop, and with 12 rows of two of 32, whose addresses it keeps apart, many. Short products spend much of their time at a
+        // tile's ends, where smaller tiles overlap better.
         // SAFETY: the caller's extents.
         unsafe {
             match (nr, S::ACCUMULATORS) {
@@ -405,10 +406,15 @@ impl Tile {
         unsafe {
             // What exists of the last vector: one branch for a whole tile, so that sums stay in registers.
             let last = self.width.saturating_sub((NR - 1) * S::LANES);
+            let last = match last {
+                _ if last >= S::LANES => WHOLE,
+                _ if 2 * last == S::LANES => HALF,
+                _ => PART,
+            };
             let mut sums = match last {
                 _ if !ADD => [[S::splat(0.0); NR]; MR],
-                _ if last >= S::LANES => self.begin::<S, MR, NR, WHOLE>(row),
-                _ if 2 * last == S::LANES => self.begin::<S, MR, NR, HALF>(row),
+                WHOLE => self.begin::<S, MR, NR, WHOLE>(row),
+                HALF => self.begin::<S, MR, NR, HALF>(row),
                 _ => self.begin::<S, MR, NR, PART>(row),
             };
             for k in 0..K {
@@ -426,16 +432,16 @@ impl Tile {
                 k += 1;
             }
             match last {
-                _ if last >= S::LANES => self.finish::<S, MR, NR, WHOLE>(row, &sums),
-                _ if 2 * last == S::LANES => self.finish::<S, MR, NR, HALF>(row, &sums),
+                WHOLE => self.finish::<S, MR, NR, WHOLE>(row, &sums),
+                HALF => self.finish::<S, MR, NR, HALF>(row, &sums),
                 _ => self.finish::<S, MR, NR, PART>(row, &sums),
             }
         }
     }
 
-    /// The vector `n` of a row at `c`.
+    /// Floats that exist of a row's vector `n`.
     #[inline(always)]
-    unsafe fn kept<S: Simd, const NR: usize, const LAST: usize>(&self, n: usize) -> usize {
+    fn kept<S: Simd, const NR: usize, const LAST: usize>(&self, n: usize) -> usize {
         match (n + 1 == NR, LAST) {
             (true, HALF) => S::LANES / 2,
             (true, PART) => self.width.saturating_sub(n * S::LANES),
@@ -514,9 +520,18 @@ mod tests {
     #[test]
     fn products_equal_the_plain_sum() {
         let lanes = InstructionSet::active().lanes();
-        for &(rows, k, n) in
-            &[(1, 1, 1), (5, 3, 7), (13, 16, 24), (48, 17, 41), (7, 40, 8), (33, 9, 96), (2, 5, 100), (50, 27, 16)]
-        {
+        for &(rows, k, n) in &[
+            (1, 1, 1),
+            (5, 3, 7),
+            (13, 16, 24),
+            (48, 17, 41),
+            (7, 40, 8),
+            (33, 9, 96),
+            (2, 5, 100),
+            (50, 27, 16),
+            (29, 24, 16),
+            (15, 12, 12),
+        ] {
             let (a, b) = (values(rows * (k + 2), 1), values(n * k, 2));
             let packed = Packed::new(&b, k, n, 1, k); // b as [n, k]
             let stride = n + 3;
@@ -558,7 +573,9 @@ mod tests {
     #[test]
     fn transposed_products_accumulate() {
         let lanes = InstructionSet::active().lanes();
-        for &(rows, m, n) in &[(1usize, 1usize, 1usize), (32, 16, 24), (17, 13, 11), (40, 7, 96), (3, 25, 33)] {
+        for &(rows, m, n) in
+            &[(1usize, 1usize, 1usize), (32, 16, 24), (17, 13, 11), (40, 7, 96), (3, 25, 33), (20, 29, 12)]
+        {
             let stride = n.next_multiple_of(lanes);
             let (a, b) = (values(rows * m, 3), values(rows * stride, 4));
             let mut c = vec![1.0; m * stride];
