@@ -140,7 +140,7 @@ pub(crate) trait Simd: Copy {
             }
         }
     }
-    /// Has the cache line at `p` brought to the second-level cache meanwhile; any address may be given.
+    /// Has the cache line at `p` brought meanwhile, to the first-level cache where that is large, else to the second; any address may be given.
     #[inline(always)]
     unsafe fn prefetch(_p: *const f32) {}
 }
@@ -301,7 +301,7 @@ mod x86 {
     intrinsics!(Avx2, __m256, 8, 12, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_max_ps, _mm256_min_ps,
         (a, b, c) => _mm256_fmadd_ps(a, b, c),
         _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b), c),
-        p => _mm_prefetch::<_MM_HINT_T0>(p.cast()),
+        p => _mm_prefetch::<_MM_HINT_T1>(p.cast()),
         #[inline(always)]
         unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
             unsafe { transpose(source, source_stride, target, target_stride) }
