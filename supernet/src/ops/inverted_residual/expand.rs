@@ -21,7 +21,7 @@ pub(super) struct Moments {
     pixels: usize,
     /// `[channels]`
     sum: Vec<f64>,
-    /// `[channels, stride]`, zeros beyond the channels.
+    /// `[channels, stride]`, where the stride is the channels filled up to whole groups of [`COLUMNS`] with zeros.
     products: Vec<f64>,
 }
 
