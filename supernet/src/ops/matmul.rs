@@ -7,7 +7,7 @@
 use super::buffers::Aligned;
 use super::depthwise::SLICE;
 use super::parallel::{self, Shared};
-use super::simd::{InstructionSet, Kernel, Simd, dispatch};
+use super::simd::{InstructionSet, Kernel, Simd, dispatch, opaque};
 use std::ops::Range;
 
 /// Pixels that a caller should hand over at a time: enough to reuse a panel, few enough to stay in L1 with it.
@@ -151,39 +151,26 @@ fn multiply_into<const ADD: bool>(a: &[f32], a_stride: usize, rows: usize, b: &P
         return;
     }
     assert!(a.len() >= (rows - 1) * a_stride + b.k && c.len() >= (rows - 1) * c_stride + b.n && c_stride >= b.n);
-    // SAFETY: extents checked above; panels are as long as `Packed::new` made them.
-    unsafe { dispatch(Multiply::<ADD> { a: a.as_ptr(), a_stride, rows, b, c: c.as_mut_ptr(), c_stride }) }
-}
-
-struct Multiply<'a, const ADD: bool> {
-    a: *const f32,
-    a_stride: usize,
-    rows: usize,
-    b: &'a Packed,
-    c: *mut f32,
-    c_stride: usize,
-}
-
-impl<const ADD: bool> Kernel for Multiply<'_, ADD> {
-    type Output = ();
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let Multiply { a, a_stride, rows, b, c, c_stride } = self;
-        let vectors = b.n.div_ceil(S::LANES);
-        let (mut done, mut offset) = (0, 0);
-        // SAFETY: the caller's extents; a panel's last columns may lie outside `c` and are then stored through `width`.
-        unsafe {
-            while done < vectors {
-                let nr = panel_vectors(vectors, done);
-                let width = (nr * S::LANES).min(b.n - done * S::LANES);
-                let panel = b.data.as_ptr().add(offset);
-                let c = c.add(done * S::LANES);
-                let tile = Tile { k: b.k, a, a_stride, b: panel, b_stride: nr * S::LANES, c, c_stride, width };
-                tile.column::<S, false, ADD>(nr, rows);
-                offset += b.k * nr * S::LANES;
-                done += nr;
-            }
-        }
+    let lanes = InstructionSet::active().lanes();
+    let vectors = b.n.div_ceil(lanes);
+    let (mut done, mut offset) = (0, 0);
+    while done < vectors {
+        let nr = panel_vectors(vectors, done);
+        let tiles = Tiles {
+            k: b.k,
+            a: a.as_ptr(),
+            a_stride,
+            b: b.data[offset..].as_ptr(),
+            b_stride: nr * lanes,
+            c: c[done * lanes..].as_mut_ptr(),
+            c_stride,
+            width: (nr * lanes).min(b.n - done * lanes),
+        };
+        // SAFETY: extents checked above; panels are as long as `Packed::new` made them; a panel's last columns may lie outside `c` and are then
+        // stored through `width`.
+        unsafe { tiles.column::<false, ADD>(nr, 0..rows) };
+        offset += b.k * nr * lanes;
+        done += nr;
     }
 }
 
@@ -209,19 +196,23 @@ pub(crate) fn accumulate_transposed(
     let padded = n.next_multiple_of(InstructionSet::active().lanes());
     assert!(b_stride >= padded && c_stride >= padded);
     assert!(a.len() >= (rows - 1) * a_stride + m && b.len() >= rows * b_stride && c.len() >= m * c_stride);
-    // SAFETY: extents checked above.
-    unsafe {
-        dispatch(AccumulateTransposed {
+    let lanes = InstructionSet::active().lanes();
+    let (vectors, mut done) = (n.div_ceil(lanes), 0);
+    while done < vectors {
+        let nr = panel_vectors(vectors, done);
+        let tiles = Tiles {
+            k: rows,
             a: a.as_ptr(),
             a_stride,
-            b: b.as_ptr(),
+            b: b[done * lanes..].as_ptr(),
             b_stride,
-            rows,
-            m,
-            n,
-            c: c.as_mut_ptr(),
+            c: c[done * lanes..].as_mut_ptr(),
             c_stride,
-        })
+            width: nr * lanes,
+        };
+        // SAFETY: extents checked above; strides hold whole vectors.
+        unsafe { tiles.column::<true, true>(nr, 0..m) };
+        done += nr;
     }
 }
 
@@ -246,56 +237,14 @@ pub(crate) fn accumulate_transposed_together(
     });
 }
 
-struct AccumulateTransposed {
-    a: *const f32,
-    a_stride: usize,
-    b: *const f32,
-    b_stride: usize,
-    rows: usize,
-    m: usize,
-    n: usize,
-    c: *mut f32,
-    c_stride: usize,
-}
-
-impl Kernel for AccumulateTransposed {
-    type Output = ();
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let vectors = self.n.div_ceil(S::LANES);
-        let mut done = 0;
-        // SAFETY: the caller's extents; strides hold whole vectors.
-        unsafe {
-            while done < vectors {
-                let nr = panel_vectors(vectors, done);
-                let tile = Tile {
-                    k: self.rows,
-                    a: self.a,
-                    a_stride: self.a_stride,
-                    b: self.b.add(done * S::LANES),
-                    b_stride: self.b_stride,
-                    c: self.c.add(done * S::LANES),
-                    c_stride: self.c_stride,
-                    width: nr * S::LANES,
-                };
-                tile.column::<S, true, true>(nr, self.m);
-                done += nr;
-            }
-        }
-    }
-}
-
-/// Steps along `k` that are written out one after the other.
-const UNROLLED: usize = 4;
-
 /// What exists of the last vector of a tile's rows.
 const WHOLE: usize = 0;
 const HALF: usize = 1;
 const PART: usize = 2;
 
-/// One column of register tiles: `c[row, ..] (+)= sum over k of a[row, k] * b[k, ..]`, where `a` is given transposed, as `a[k, row]`, if `TRANSPOSED`.
+/// Register tiles of one panel: `c[row, ..] (+)= sum over k of a[row, k] * b[k, ..]`, where `a` is given transposed, as `a[k, row]`, if `TRANSPOSED`.
 #[derive(Clone, Copy)]
-struct Tile {
+struct Tiles {
     k: usize,
     a: *const f32,
     a_stride: usize,
@@ -308,97 +257,101 @@ struct Tile {
     width: usize,
 }
 
-impl Tile {
-    #[inline(always)]
-    unsafe fn column<S: Simd, const TRANSPOSED: bool, const ADD: bool>(self, nr: usize, rows: usize) {
-        // The short products around middle channels are written out whole: loops and their addresses take up to a fifth of them.
-        let written_out = if TRANSPOSED || S::ACCUMULATORS == 4 { 0 } else { self.k };
-        // SAFETY: the caller's extents.
-        unsafe {
-            match written_out {
-                8 => self.column_of::<S, TRANSPOSED, ADD, 8>(nr, rows),
-                12 => self.column_of::<S, TRANSPOSED, ADD, 12>(nr, rows),
-                16 => self.column_of::<S, TRANSPOSED, ADD, 16>(nr, rows),
-                20 => self.column_of::<S, TRANSPOSED, ADD, 20>(nr, rows),
-                24 => self.column_of::<S, TRANSPOSED, ADD, 24>(nr, rows),
-                _ => self.column_of::<S, TRANSPOSED, ADD, 0>(nr, rows),
-            }
-        }
-    }
+/// Those of some rows. A kernel of its own for each number of vectors, and for the rows that fill no tile, so that none computes at its start what
+/// others need: most products are short.
+struct Column<const NR: usize, const TRANSPOSED: bool, const ADD: bool> {
+    tiles: Tiles,
+    rows: Range<usize>,
+}
 
-    /// With `K` steps along `k`, any number if that is 0.
+impl<const NR: usize, const TRANSPOSED: bool, const ADD: bool> Kernel for Column<NR, TRANSPOSED, ADD> {
+    type Output = ();
     #[inline(always)]
-    unsafe fn column_of<S: Simd, const TRANSPOSED: bool, const ADD: bool, const K: usize>(
-        self,
-        nr: usize,
-        rows: usize,
-    ) {
+    unsafe fn run<S: Simd>(self) {
         // Tile heights leave registers for one panel row and one broadcast, and one more: with 16 of 16 in use the compiler spills one in
-        // the innermost loop, and with 12 rows of two of 32, whose addresses it keeps apart, many. Short products spend much of their time at a
-        // tile's ends, where smaller tiles overlap better.
+        // the innermost loop. Short products spend much of their time at a tile's ends, where smaller tiles overlap better.
         // SAFETY: the caller's extents.
         unsafe {
-            match (nr, S::ACCUMULATORS) {
-                (3, 24) => self.rows::<S, 8, 3, TRANSPOSED, ADD, K>(rows),
-                (3, 12) => self.rows::<S, 3, 3, TRANSPOSED, ADD, K>(rows),
-                (3, _) => self.rows::<S, 1, 3, TRANSPOSED, ADD, K>(rows),
-                (2, 24) => self.rows::<S, 8, 2, TRANSPOSED, ADD, K>(rows),
-                (2, 12) if K > 0 => self.rows::<S, 4, 2, TRANSPOSED, ADD, K>(rows),
-                (2, 12) => self.rows::<S, 6, 2, TRANSPOSED, ADD, K>(rows),
-                (2, _) => self.rows::<S, 2, 2, TRANSPOSED, ADD, K>(rows),
-                (_, 24) => self.rows::<S, 16, 1, TRANSPOSED, ADD, K>(rows),
-                (_, 12) => self.rows::<S, 8, 1, TRANSPOSED, ADD, K>(rows),
-                (_, _) => self.rows::<S, 4, 1, TRANSPOSED, ADD, K>(rows),
+            match (NR, S::ACCUMULATORS) {
+                (3, 24) => self.blocks::<S, 8>(),
+                (3, 12) => self.blocks::<S, 3>(),
+                (3, _) => self.blocks::<S, 1>(),
+                (2, 24) => self.blocks::<S, 8>(),
+                (2, 12) if self.tiles.k <= 24 => self.blocks::<S, 4>(),
+                (2, 12) => self.blocks::<S, 6>(),
+                (2, _) => self.blocks::<S, 2>(),
+                (_, 24) => self.blocks::<S, 16>(),
+                (_, 12) => self.blocks::<S, 8>(),
+                (_, _) => self.blocks::<S, 4>(),
             }
         }
     }
+}
 
+impl<const NR: usize, const TRANSPOSED: bool, const ADD: bool> Column<NR, TRANSPOSED, ADD> {
     #[inline(always)]
-    unsafe fn rows<
-        S: Simd,
-        const MR: usize,
-        const NR: usize,
-        const TRANSPOSED: bool,
-        const ADD: bool,
-        const K: usize,
-    >(
-        self,
-        rows: usize,
-    ) {
-        let mut row = 0;
-        // SAFETY: rows below `rows` only.
+    unsafe fn blocks<S: Simd, const MR: usize>(self) {
+        let Column { tiles, rows: Range { start: mut row, end } } = self;
+        // SAFETY: rows below `end` only.
         unsafe {
-            while row + MR <= rows {
-                self.block::<S, MR, NR, TRANSPOSED, ADD, K>(row);
+            while row + MR <= end {
+                tiles.block::<S, MR, NR, TRANSPOSED, ADD>(row);
                 row += MR;
             }
-            while MR > 8 && row + 8 <= rows {
-                self.block::<S, 8, NR, TRANSPOSED, ADD, K>(row);
+            if row < end {
+                dispatch(Rest::<NR, TRANSPOSED, ADD> { tiles, rows: row..end });
+            }
+        }
+    }
+}
+
+/// Rows that fill no tile of a column.
+struct Rest<const NR: usize, const TRANSPOSED: bool, const ADD: bool> {
+    tiles: Tiles,
+    rows: Range<usize>,
+}
+
+impl<const NR: usize, const TRANSPOSED: bool, const ADD: bool> Kernel for Rest<NR, TRANSPOSED, ADD> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Rest { tiles, rows: Range { start: mut row, end } } = self;
+        // SAFETY: rows below `end` only.
+        unsafe {
+            while S::ACCUMULATORS == 24 && row + 8 <= end {
+                tiles.block::<S, 8, NR, TRANSPOSED, ADD>(row);
                 row += 8;
             }
-            while MR > 4 && row + 4 <= rows {
-                self.block::<S, 4, NR, TRANSPOSED, ADD, K>(row);
+            while S::ACCUMULATORS > 4 && row + 4 <= end {
+                tiles.block::<S, 4, NR, TRANSPOSED, ADD>(row);
                 row += 4;
             }
-            while MR != 2 && row + 2 <= rows {
-                self.block::<S, 2, NR, TRANSPOSED, ADD, K>(row);
+            while row + 2 <= end {
+                tiles.block::<S, 2, NR, TRANSPOSED, ADD>(row);
                 row += 2;
             }
-            if row < rows {
-                self.block::<S, 1, NR, TRANSPOSED, ADD, K>(row);
+            if row < end {
+                tiles.block::<S, 1, NR, TRANSPOSED, ADD>(row);
+            }
+        }
+    }
+}
+
+impl Tiles {
+    /// All `rows` of a column of `nr` vectors.
+    unsafe fn column<const TRANSPOSED: bool, const ADD: bool>(self, nr: usize, rows: Range<usize>) {
+        // SAFETY: the caller's extents.
+        unsafe {
+            match nr {
+                3 => dispatch(Column::<3, TRANSPOSED, ADD> { tiles: self, rows }),
+                2 => dispatch(Column::<2, TRANSPOSED, ADD> { tiles: self, rows }),
+                _ => dispatch(Column::<1, TRANSPOSED, ADD> { tiles: self, rows }),
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn block<
-        S: Simd,
-        const MR: usize,
-        const NR: usize,
-        const TRANSPOSED: bool,
-        const ADD: bool,
-        const K: usize,
-    >(
+    unsafe fn block<S: Simd, const MR: usize, const NR: usize, const TRANSPOSED: bool, const ADD: bool>(
         self,
         row: usize,
     ) {
@@ -417,18 +370,15 @@ impl Tile {
                 HALF => self.begin::<S, MR, NR, HALF>(row),
                 _ => self.begin::<S, MR, NR, PART>(row),
             };
-            for k in 0..K {
-                self.step::<S, MR, NR, TRANSPOSED>(row, k, &mut sums);
+            let mut k = 0;
+            // Four steps written out one after the other: loops and their addresses take a good part of one. Eight with sixteen rows are too many
+            // instructions for the processor to keep.
+            while S::ACCUMULATORS > 4 && k + 4 <= self.k {
+                self.steps::<S, MR, NR, TRANSPOSED, 4>(row, k, &mut sums);
+                k += 4;
             }
-            let mut k = K;
-            while K == 0 && S::ACCUMULATORS > 4 && k + UNROLLED <= self.k {
-                for next in 0..UNROLLED {
-                    self.step::<S, MR, NR, TRANSPOSED>(row, k + next, &mut sums);
-                }
-                k += UNROLLED;
-            }
-            while K == 0 && k < self.k {
-                self.step::<S, MR, NR, TRANSPOSED>(row, k, &mut sums);
+            while k < self.k {
+                self.steps::<S, MR, NR, TRANSPOSED, 1>(row, k, &mut sums);
                 k += 1;
             }
             match last {
@@ -486,26 +436,38 @@ impl Tile {
         }
     }
 
-    /// Adds the products of one `k`.
+    /// Adds the products of `COUNT` steps along `k`.
     #[inline(always)]
-    unsafe fn step<S: Simd, const MR: usize, const NR: usize, const TRANSPOSED: bool>(
+    unsafe fn steps<S: Simd, const MR: usize, const NR: usize, const TRANSPOSED: bool, const COUNT: usize>(
         self,
         row: usize,
         k: usize,
         sums: &mut [[S::V; NR]; MR],
     ) {
+        let (a_row, a_k) = if TRANSPOSED { (1, self.a_stride) } else { (self.a_stride, 1) };
+        let b_k = if TRANSPOSED { self.b_stride } else { NR * S::LANES };
         // SAFETY: the caller's extents.
         unsafe {
-            let (a_row, a_k) = if TRANSPOSED { (1, self.a_stride) } else { (self.a_stride, 1) };
-            let b = self.b.add(k * if TRANSPOSED { self.b_stride } else { NR * S::LANES });
-            let mut panel = [S::splat(0.0); NR];
-            for (n, value) in panel.iter_mut().enumerate() {
-                *value = S::load(b.add(n * S::LANES));
+            // Where each four rows begin.
+            let mut fours = [self.a; 4];
+            for (four, a) in fours.iter_mut().enumerate().take(MR.div_ceil(4)) {
+                *a = opaque(self.a.wrapping_add((row + 4 * four) * a_row + k * a_k));
             }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let value = S::splat(*self.a.add((row + r) * a_row + k * a_k));
-                for n in 0..NR {
-                    sums[n] = S::mul_add(value, panel[n], sums[n]);
+            for next in 0..COUNT {
+                let b = self.b.add((k + next) * b_k);
+                let mut panel = [S::splat(0.0); NR];
+                for (n, value) in panel.iter_mut().enumerate() {
+                    *value = S::load(b.add(n * S::LANES));
+                }
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let a = match S::SPLATS_FROM_MEMORY {
+                        true => fours[r / 4].add(r % 4 * a_row + next * a_k),
+                        false => self.a.add((row + r) * a_row + (k + next) * a_k),
+                    };
+                    let value = S::splat(*a);
+                    for n in 0..NR {
+                        sums[n] = S::mul_add(value, panel[n], sums[n]);
+                    }
                 }
             }
         }

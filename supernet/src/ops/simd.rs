@@ -87,6 +87,9 @@ pub(crate) trait Simd: Copy {
     /// Vectors that fit into registers beside a few others: 12 of 16, 24 of 32, or 4 where the compiler makes the vectors (large
     /// unrolled tiles of plain arrays would take it minutes, for little speed).
     const ACCUMULATORS: usize;
+    /// Whether a multiply-add reads a value for all lanes from memory itself. Loads are then what there are too few of, and registers for addresses:
+    /// see [`opaque`].
+    const SPLATS_FROM_MEMORY: bool = false;
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
     unsafe fn store(p: *mut f32, v: Self::V);
@@ -151,6 +154,24 @@ pub(crate) trait Kernel {
     /// # Safety
     /// The CPU must have `S`; everything else is the kernel's own contract.
     unsafe fn run<S: Simd>(self) -> Self::Output;
+}
+
+/// A pointer of which the compiler does not know where it comes from. It addresses what lies nearby from it, then, where it would else keep an address
+/// of its own for each of many rows, most of them in memory and loaded again at each use.
+#[inline(always)]
+pub(crate) fn opaque(p: *const f32) -> *const f32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let mut p = p;
+        #[allow(clippy::pointers_in_nomem_asm_block)] // nothing is read or written through it here
+        // SAFETY: no instruction at all.
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags))
+        };
+        p
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    p
 }
 
 /// Runs `kernel` with the active instruction set.
@@ -378,6 +399,7 @@ mod x86 {
         (a, b, c) => _mm512_fmadd_ps(a, b, c),
         _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), c),
         p => _mm_prefetch::<_MM_HINT_T0>(p.cast()),
+        const SPLATS_FROM_MEMORY: bool = true;,
         #[inline(always)]
         unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
             unsafe { transpose(source, source_stride, target, target_stride) }

@@ -22,7 +22,7 @@ pub(crate) fn convolve_rows(
     let start = rows.start * stride;
     // SAFETY: extents checked above.
     unsafe {
-        dispatch(Convolution {
+        Convolution {
             source: input.start(start),
             source_row: input.row * SLICE,
             stride,
@@ -35,7 +35,8 @@ pub(crate) fn convolve_rows(
             rows: rows.len(),
             columns,
             lanes: width,
-        })
+        }
+        .run()
     }
 }
 
@@ -67,7 +68,7 @@ pub(crate) fn input_gradient_rows(
             assert!(source_column + columns - 1 + taps.1 <= output.extents().1);
             // SAFETY: extents checked above; rows, columns and taps are every `stride`-th from the first on.
             unsafe {
-                dispatch(Convolution {
+                Convolution {
                     source: output.start(source_row).add(source_column * SLICE),
                     source_row: output.row * SLICE,
                     stride: 1,
@@ -80,7 +81,8 @@ pub(crate) fn input_gradient_rows(
                     rows: rows_here,
                     columns,
                     lanes: width,
-                })
+                }
+                .run()
             }
         }
     }
@@ -91,8 +93,7 @@ fn relative(rows: Range<usize>, start: usize) -> Range<isize> {
     rows.start as isize - start as isize..rows.end as isize - start as isize
 }
 
-/// `output[y, x] = sum over taps of source[y * stride + ky, x * stride + kx] * weights[ky, kx]`. A kernel of its own, so that its many variants are
-/// compiled once an instruction set and not again for each activation around it.
+/// `output[y, x] = sum over taps of source[y * stride + ky, x * stride + kx] * weights[ky, kx]`.
 #[derive(Clone)]
 struct Convolution {
     source: *const f32,
@@ -113,31 +114,42 @@ struct Convolution {
     lanes: usize,
 }
 
-impl Kernel for Convolution {
+/// It at one stride, 1 or 2, with rows of so many taps, any number if that is 0. Kernels of their own, so that they are compiled once an instruction set
+/// and not again for each activation around them, and that none computes at its start what others need.
+struct Rows<const STRIDE: usize, const TAPS: usize>(Convolution);
+
+impl<const STRIDE: usize, const TAPS: usize> Kernel for Rows<STRIDE, TAPS> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: tiles stay inside `rows` and `columns`, for which the caller checked the extents.
-        unsafe {
-            // Loops over taps are written out for the lengths in use: counted ones take half as long again.
-            match (self.stride, self.taps.1) {
-                (1, 1) => self.tiles::<S, 1, 1>(),
-                (1, 2) => self.tiles::<S, 1, 2>(),
-                (1, 3) => self.tiles::<S, 1, 3>(),
-                (1, 4) => self.tiles::<S, 1, 4>(),
-                (1, 5) => self.tiles::<S, 1, 5>(),
-                (1, 7) => self.tiles::<S, 1, 7>(),
-                (1, _) => self.tiles::<S, 1, 0>(),
-                (_, 3) => self.tiles::<S, 2, 3>(),
-                (_, 5) => self.tiles::<S, 2, 5>(),
-                (_, 7) => self.tiles::<S, 2, 7>(),
-                _ => self.tiles::<S, 2, 0>(),
-            }
-        }
+        unsafe { self.0.tiles::<S, STRIDE, TAPS>() }
     }
 }
 
 impl Convolution {
+    /// # Safety
+    /// Extents must hold.
+    unsafe fn run(self) {
+        // SAFETY: the caller's.
+        unsafe {
+            // Loops over taps are written out for the lengths in use: counted ones take half as long again.
+            match (self.stride, self.taps.1) {
+                (1, 1) => dispatch(Rows::<1, 1>(self)),
+                (1, 2) => dispatch(Rows::<1, 2>(self)),
+                (1, 3) => dispatch(Rows::<1, 3>(self)),
+                (1, 4) => dispatch(Rows::<1, 4>(self)),
+                (1, 5) => dispatch(Rows::<1, 5>(self)),
+                (1, 7) => dispatch(Rows::<1, 7>(self)),
+                (1, _) => dispatch(Rows::<1, 0>(self)),
+                (_, 3) => dispatch(Rows::<2, 3>(self)),
+                (_, 5) => dispatch(Rows::<2, 5>(self)),
+                (_, 7) => dispatch(Rows::<2, 7>(self)),
+                _ => dispatch(Rows::<2, 0>(self)),
+            }
+        }
+    }
+
     /// Tiles of eight sums where the map is wide enough, since as many additions are under way at a time; the last ones overlap. Rows of `TAPS` taps,
     /// of any number if that is 0.
     #[inline(always)]

@@ -20,7 +20,7 @@ pub(crate) fn accumulate_weight_gradient(
     assert!(gradient.len() >= shape.taps() * SLICE);
     // SAFETY: extents checked above.
     unsafe {
-        dispatch(Gradient {
+        Gradient {
             input: input.start(0),
             input_row: input.row * SLICE,
             filled: input.filled(),
@@ -32,7 +32,8 @@ pub(crate) fn accumulate_weight_gradient(
             gradient: gradient.as_mut_ptr(),
             kernel,
             lanes: width,
-        })
+        }
+        .run()
     }
 }
 
@@ -53,25 +54,40 @@ struct Gradient {
     lanes: usize,
 }
 
-impl Kernel for Gradient {
+/// For kernels of the size `K`, `ROWS` of whose rows are summed at a time; of any size if `K` is 0.
+struct KernelRows<const K: usize, const ROWS: usize>(Gradient);
+
+impl<const K: usize, const ROWS: usize> Kernel for KernelRows<K, ROWS> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller's extents.
         unsafe {
-            match if S::ACCUMULATORS > 4 { self.kernel } else { 0 } {
-                // As many kernel rows at once as leave registers: more independent sums (eight are under way at a time), fewer loads of the
-                // output gradient.
-                3 => self.kernel_rows::<S, 3, 3>(),
-                5 => self.kernel_rows::<S, 5, 3>(),
-                7 => self.kernel_rows::<S, 7, 2>(),
-                _ => self.any_kernel::<S>(),
+            match K == 0 || S::ACCUMULATORS == 4 {
+                true => self.0.any_kernel::<S>(),
+                false => self.0.kernel_rows::<S, K, ROWS>(),
             }
         }
     }
 }
 
 impl Gradient {
+    /// # Safety
+    /// Extents must hold.
+    unsafe fn run(self) {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.kernel {
+                // As many kernel rows at once as leave registers: more independent sums (eight are under way at a time), fewer loads of the
+                // output gradient.
+                3 => dispatch(KernelRows::<3, 3>(self)),
+                5 => dispatch(KernelRows::<5, 3>(self)),
+                7 => dispatch(KernelRows::<7, 2>(self)),
+                _ => dispatch(KernelRows::<0, 1>(self)),
+            }
+        }
+    }
+
     /// Output rows that see something through the `count` rows of taps from `ky` on.
     #[inline(always)]
     fn rows_seeing(&self, ky: usize, count: usize) -> Range<usize> {
