@@ -122,16 +122,57 @@ impl SumBlock {
             let kept = n - c;
             // SAFETY: the CPU has `S`; the channels of a vector that exist, of rows inside the slices.
             unsafe {
-                let (mut sum, mut square) = (S::splat(0.0), S::splat(0.0));
-                for place in (c..g.len()).step_by(n) {
-                    let g = S::load_up_to(g.as_ptr().add(place), kept);
-                    sum = S::add(sum, g);
-                    square = S::mul_add(g, S::load_up_to(y.as_ptr().add(place), kept), square);
+                let mut sums = RunningSums::<S>::new();
+                for rows in (c..g.len()).step_by(TURNS * n) {
+                    let places = (rows..g.len()).step_by(n).take(TURNS);
+                    for (turn, place) in places.enumerate() {
+                        let value = S::load_up_to(g.as_ptr().add(place), kept);
+                        sums.add(turn, value, S::load_up_to(y.as_ptr().add(place), kept));
+                    }
                 }
+                let (sum, square) = sums.totals();
                 S::store_up_to(self.sum.as_mut_ptr().add(c), sum, kept);
                 S::store_up_to(self.square.as_mut_ptr().add(c), square, kept);
             }
         }
+    }
+}
+
+/// Running sums of a channel that take turns: an addition has to wait for the one before it in the same sum.
+pub(crate) const TURNS: usize = 4;
+
+/// Running sums of a vector of channels, over values and over their products with others.
+pub(crate) struct RunningSums<S: Simd> {
+    sums: [S::V; TURNS],
+    products: [S::V; TURNS],
+}
+
+impl<S: Simd> RunningSums<S> {
+    /// # Safety
+    /// The CPU has `S`, here and below.
+    #[inline(always)]
+    pub(crate) unsafe fn new() -> Self {
+        // SAFETY: the caller's.
+        let zeros = [unsafe { S::splat(0.0) }; TURNS];
+        RunningSums { sums: zeros, products: zeros }
+    }
+
+    /// Adds a value, and its product with another, to the sums whose turn it is.
+    #[inline(always)]
+    pub(crate) unsafe fn add(&mut self, turn: usize, value: S::V, other: S::V) {
+        // SAFETY: the caller's.
+        unsafe {
+            self.sums[turn] = S::add(self.sums[turn], value);
+            self.products[turn] = S::mul_add(value, other, self.products[turn]);
+        }
+    }
+
+    /// The sums of values and of products.
+    #[inline(always)]
+    pub(crate) unsafe fn totals(&self) -> (S::V, S::V) {
+        let [[a, b, c, d], [p, q, r, s]] = [self.sums, self.products];
+        // SAFETY: the caller's.
+        unsafe { (S::add(S::add(a, b), S::add(c, d)), S::add(S::add(p, q), S::add(r, s))) }
     }
 }
 

@@ -5,7 +5,7 @@ use super::BlockShape;
 use super::expand;
 use super::middle::Middle;
 use crate::ops::activation::Act;
-use crate::ops::batch_norm::{Affine, Backward, Sums, lanes};
+use crate::ops::batch_norm::{Affine, Backward, RunningSums, Sums, TURNS, lanes};
 use crate::ops::buffers::{Aligned, Buffer};
 use crate::ops::depthwise::{
     Frame, Lanes, NextChunk, SLICE, Strip, accumulate_weight_gradient, bring_next, chunk_rows, input_gradient_rows,
@@ -299,15 +299,19 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                             unsafe {
                                 let scale = vector::<S>(&expand.scale, lane);
                                 let shift = vector::<S>(&expand.shift, lane);
-                                let (mut sums, mut squares) = (S::splat(0.0), S::splat(0.0));
-                                for (g, y1) in line.as_chunks_mut::<SLICE>().0.iter_mut().zip(y1) {
-                                    let y1 = vector::<S>(y1, lane);
-                                    let value = S::mul_add(y1, scale, shift);
-                                    let by_slope = A1::times_slopes::<S>(value, vector::<S>(g, lane));
-                                    set_vector::<S>(g, lane, by_slope);
-                                    sums = S::add(sums, by_slope);
-                                    squares = S::mul_add(by_slope, y1, squares);
+                                let mut running = RunningSums::<S>::new();
+                                let affine = [scale, shift];
+                                let (turns, rest) = line.as_chunks_mut::<SLICE>().0.as_chunks_mut::<TURNS>();
+                                let (y1_turns, y1_rest) = y1.as_chunks::<TURNS>();
+                                for (g, y1) in turns.iter_mut().zip(y1_turns) {
+                                    for (turn, (g, y1)) in g.iter_mut().zip(y1).enumerate() {
+                                        times_slope::<S, A1>(lane, affine, g, y1, &mut running, turn);
+                                    }
                                 }
+                                for (g, y1) in rest.iter_mut().zip(y1_rest) {
+                                    times_slope::<S, A1>(lane, affine, g, y1, &mut running, 0);
+                                }
+                                let (sums, squares) = running.totals();
                                 set_vector::<S>(&mut sum, lane, sums);
                                 set_vector::<S>(&mut square, lane, squares);
                             }
@@ -328,5 +332,27 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
             }
         }
         (sums, weight_gradient, products)
+    }
+}
+
+/// Takes the gradient of a pixel, in the channels from `lane` on, back through the activation of batch norm's `[scale, shift]` of `y1`, and sums it.
+///
+/// # Safety
+/// As [`vector`].
+#[inline(always)]
+unsafe fn times_slope<S: Simd, A: Act>(
+    lane: usize,
+    [scale, shift]: [S::V; 2],
+    g: &mut Lanes,
+    y1: &Lanes,
+    running: &mut RunningSums<S>,
+    turn: usize,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let y1 = vector::<S>(y1, lane);
+        let by_slope = A::times_slopes::<S>(S::mul_add(y1, scale, shift), vector::<S>(g, lane));
+        set_vector::<S>(g, lane, by_slope);
+        running.add(turn, by_slope, y1);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::middle::Middle;
 use crate::ops::activation::Act;
-use crate::ops::batch_norm::{Affine, Sums, lanes};
+use crate::ops::batch_norm::{Affine, RunningSums, Sums, TURNS, lanes};
 use crate::ops::buffers::Aligned;
 use crate::ops::depthwise::{CHUNK, Lanes, NextChunk, SLICE, set_vector, vector};
 use crate::ops::matmul::{Packed, accumulate_transposed, multiply};
@@ -26,37 +26,41 @@ struct ImageSums {
 impl ImageSums {
     const ZERO: ImageSums = ImageSums { by_slope: [[0.0; SLICE]; 2], slope: [[0.0; SLICE]; 2], value: [0.0; SLICE] };
 
-    /// Adds the pixels' sums of the channels from `lane` on, and writes the projection's input `z`. `affine` is batch norm's scale and shift.
+    /// Sets the pixels' sums of the channels from `lane` on, and writes the projection's input `z`. `affine` is batch norm's scale and shift.
     ///
     /// # Safety
     /// As [`vector`]'s.
     #[inline(always)]
-    unsafe fn add_ungated<S: Simd, A: Act>(
+    unsafe fn set_ungated<S: Simd, A: Act>(
         &mut self,
         lane: usize,
-        [scale, shift]: [S::V; 2],
+        affine: [S::V; 2],
         y2: &[Lanes],
         g: &[Lanes],
         z: &mut [Lanes],
     ) {
         // SAFETY: the caller's.
         unsafe {
-            let [sum, by_value] = &mut self.by_slope;
-            let (mut sums, mut by_values) = (vector::<S>(sum, lane), vector::<S>(by_value, lane));
+            let mut running = RunningSums::<S>::new();
+            let (g, z) = (&g[..y2.len()], &mut z[..y2.len()]);
+            let ((y2, y2_rest), (g, g_rest)) = (y2.as_chunks::<TURNS>(), g.as_chunks::<TURNS>());
+            let (z, z_rest) = z.as_chunks_mut::<TURNS>();
             for ((y2, g), z) in y2.iter().zip(g).zip(z) {
-                let y2 = vector::<S>(y2, lane);
-                let normalised = S::mul_add(y2, scale, shift);
-                set_vector::<S>(z, lane, A::values::<S>(normalised));
-                let by_slope = A::times_slopes::<S>(normalised, vector::<S>(g, lane));
-                sums = S::add(sums, by_slope);
-                by_values = S::mul_add(by_slope, y2, by_values);
+                for (turn, ((y2, g), z)) in y2.iter().zip(g).zip(z).enumerate() {
+                    add_pixel::<S, A>(lane, affine, y2, g, z, &mut running, turn);
+                }
             }
+            for ((y2, g), z) in y2_rest.iter().zip(g_rest).zip(z_rest) {
+                add_pixel::<S, A>(lane, affine, y2, g, z, &mut running, 0);
+            }
+            let (sums, by_values) = running.totals();
+            let [sum, by_value] = &mut self.by_slope;
             set_vector::<S>(sum, lane, sums);
             set_vector::<S>(by_value, lane, by_values);
         }
     }
 
-    /// The same with squeeze-excite; `affine` ends with the gate.
+    /// Adds the same with squeeze-excite; `affine` ends with the gate.
     ///
     /// # Safety
     /// As [`vector`]'s.
@@ -105,6 +109,29 @@ impl ImageSums {
                 own[lane] += other[lane];
             }
         }
+    }
+}
+
+/// One pixel of [`ImageSums::set_ungated`].
+///
+/// # Safety
+/// As [`vector`]'s.
+#[inline(always)]
+unsafe fn add_pixel<S: Simd, A: Act>(
+    lane: usize,
+    [scale, shift]: [S::V; 2],
+    y2: &Lanes,
+    g: &Lanes,
+    z: &mut Lanes,
+    running: &mut RunningSums<S>,
+    turn: usize,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let y2 = vector::<S>(y2, lane);
+        let normalised = S::mul_add(y2, scale, shift);
+        set_vector::<S>(z, lane, A::values::<S>(normalised));
+        running.add(turn, A::times_slopes::<S>(normalised, vector::<S>(g, lane)), y2);
     }
 }
 
@@ -221,7 +248,7 @@ impl<A: Act> Kernel for ProjectBackward<'_, A> {
                             unsafe {
                                 let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));
                                 match &gate {
-                                    None => block.add_ungated::<S, A>(lane, [scale, shift], y2, g, z),
+                                    None => block.set_ungated::<S, A>(lane, [scale, shift], y2, g, z),
                                     Some(gate) => {
                                         let gate = vector::<S>(gate, lane);
                                         block.add_gated::<S, A>(lane, [scale, shift, gate], y2, g, z);
