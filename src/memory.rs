@@ -12,7 +12,9 @@ pub use ofa_evaluate::memory::{available, peak};
 /// largest batch that does; `processes` that do the same share it. Returns the estimate of one of them in bytes, with what this process (and the data set in it) takes already.
 pub fn check(space: &SearchSpace, data: &Dataset, config: &TrainConfig, processes: usize) -> Result<u64> {
     let need = |batch: usize| -> Result<u64> {
-        let mut smaller = TrainConfig { batch, ..config.clone() };
+        // As many subnets at a time as there are threads for.
+        let subnets_at_once = config.subnets_at_once.min(rayon::current_num_threads());
+        let mut smaller = TrainConfig { batch, subnets_at_once, ..config.clone() };
         // A stage's own batch shrinks with it.
         smaller.stages.iter_mut().for_each(|stage| stage.batch = stage.batch.map(|own| own.min(batch)));
         let (train, validation) = (data.train.len(), data.validation.len());

@@ -43,8 +43,10 @@ impl TrainingMemory {
         let weights = 4 * (cost::parameters(&largest) + 2 * channels as u64);
         let ema = u64::from(config.ema.is_some());
         let teacher = u64::from(config.stages.iter().any(StageConfig::has_frozen_teacher));
-        // The weights, their gradient and one pass's part of it; momentum; the average and the copy it is moved with.
-        let training = 3 + 1 + 2 * ema + teacher;
+        let at_once = |stage: &StageConfig| config.subnets_at_once.min(stage.subnets_per_step) as u64;
+        // The weights, their gradient and the parts of it of the passes under way; momentum; the average and the copy it is moved with.
+        let passes = config.stages.iter().map(at_once).max().unwrap_or(1);
+        let training = 2 + passes + 1 + 2 * ema + teacher;
         // Each part once as tensors and once as bytes.
         let checkpoint = 2 * (2 + ema + teacher);
 
@@ -53,7 +55,7 @@ impl TrainingMemory {
             let batch = stage.batch.unwrap_or(config.batch).min(train_images.max(1)) as u64;
             let choices = stage.choices(space);
             let network = space.network(&choices.largest(), classes)?;
-            activations = activations.max(batch * step_bytes(&network));
+            activations = activations.max(at_once(stage) * batch * step_bytes(&network));
             let side = network.resolution as u64;
             batches = batches.max(BATCHES * batch * side * side * 12);
         }
@@ -191,6 +193,8 @@ mod tests {
         let doubled = estimate(&space, &TrainConfig { batch: 2 * config.batch, ..config.clone() });
         assert_eq!(doubled.activations, 2 * usual.activations);
         assert_eq!(doubled.weights, usual.weights);
+        let alone = estimate(&space, &TrainConfig { subnets_at_once: 1, ..config.clone() });
+        assert!(alone.activations < usual.activations && alone.weights < usual.weights);
         let averaged = estimate(&space, &TrainConfig { ema: Some(0.9), ..config.clone() });
         assert!(averaged.weights > usual.weights);
         let mut wide = space.clone();

@@ -1,6 +1,8 @@
 //! The weight-sharing network. The subnet is an argument of every pass, never a state of the network.
 
-use crate::layers::{BatchNorm, Block, Dense, Initialiser, ParameterId, Parameters, Pass, average_pool, max_pool};
+use crate::layers::{
+    BatchNorm, Block, Dense, Initialiser, ParameterId, Parameters, Pass, average_pool, linear, max_pool,
+};
 use crate::network_seam::{Seam, Trunk};
 use crate::ops::composite::activate;
 use crate::ops::{ChannelStatistics, Relay};
@@ -52,6 +54,15 @@ pub struct Supernet {
     momentum: f64,
     /// The processes whose batches' statistics are used together.
     ranks: Option<Ranks>,
+}
+
+/// What a forward pass gave.
+pub(crate) struct Passed {
+    pub logits: Tensor,
+    /// The statistics of its batch norms.
+    pub used: Vec<ChannelStatistics>,
+    /// Where it was cut, if it was, and the place from which on parameters belong to the later half.
+    pub middle: Option<(Seam, usize)>,
 }
 
 /// Its layers, for what is done to them as a whole.
@@ -163,11 +174,16 @@ impl Supernet {
     /// # Errors
     /// A network that is not f32 on the CPU: only those kernels can.
     pub fn share_batch_statistics(&mut self, ranks: &Ranks) -> Result<()> {
-        if !self.device().is_cpu() || self.parameters.dtype() != DType::F32 {
+        if !self.has_kernels() {
             return Err(Error::Config("batch norm can be synchronised between ranks on the CPU only; use --device cpu, or leave --sync-batch-norm out".into()));
         }
         self.ranks = ranks.are_many().then(|| ranks.clone());
         Ok(())
+    }
+
+    /// Whether its layers run as this crate's own kernels: f32 on the CPU.
+    pub(crate) fn has_kernels(&self) -> bool {
+        self.device().is_cpu() && self.parameters.dtype() == DType::F32
     }
 
     /// Whether batch norm uses the statistics of several processes together.
@@ -183,11 +199,16 @@ impl Supernet {
     pub fn forward(&self, images: &Tensor, subnet: &Subnet, mode: Mode) -> Result<Tensor> {
         // On one of rayon's threads: candle's own operations would put a caller from outside to sleep and wake it for each of them.
         let network = self.space.network(subnet, self.classes)?;
-        rayon::scope(|_| Ok(self.forward_on_this_thread(images, &network, mode, None, None)?.0))
+        let trains = matches!(mode, Mode::Train { .. });
+        let passed = rayon::scope(|_| self.forward_on_this_thread(images, &network, mode, None, None))?;
+        if trains {
+            self.move_running(&network, &passed.used);
+        }
+        Ok(passed.logits)
     }
 
     /// The layers that all of `subnets` have in common from the first on, if there are several subnets and such layers: a training step computes them
-    /// once. They end in the middle of the last subnet at the latest, where [`forward_in_halves`](Self::forward_in_halves) cuts it.
+    /// once. They end in the middle of the last subnet at the latest, where [`forward_from`](Self::forward_from) cuts it.
     pub(crate) fn trunk(&self, images: &Tensor, subnets: &[Subnet]) -> Result<Option<Trunk>> {
         let networks = subnets.iter().map(|subnet| self.space.network(subnet, self.classes));
         let networks: Vec<NetworkSpec> = networks.collect::<Result<_>>()?;
@@ -197,43 +218,46 @@ impl Supernet {
         if layers == 0 {
             return Ok(None);
         }
-        rayon::scope(|_| {
-            let mut pass = Pass { keep_gradients: true, ranks: self.ranks.as_ref(), given: None, used: Vec::new() };
-            let mut x = self.stem(images, first, &mut pass)?;
-            for (block, spec) in self.active_blocks(first).zip(first.blocks()).take(layers - 1) {
-                x = block.forward(&self.parameters, x, spec, first.batch_norm_epsilon, &mut pass)?;
-            }
-            Ok(Some(Trunk { seam: Seam::new(x.tracked()?)?, used: pass.used, layers }))
-        })
+        let mut pass = Pass { keep_gradients: true, ranks: self.ranks.as_ref(), given: None, used: Vec::new() };
+        let mut x = self.stem(images, first, &mut pass)?;
+        for (block, spec) in self.active_blocks(first).zip(first.blocks()).take(layers - 1) {
+            x = block.forward(&self.parameters, x, spec, first.batch_norm_epsilon, &mut pass)?;
+        }
+        Ok(Some(Trunk { seam: Seam::new(x.tracked()?)?, used: pass.used, layers }))
     }
 
-    /// As [`forward`](Self::forward) of `subnet`, one of those of `trunk`, if there is one: backward from the logits ends at its seam.
+    /// As [`forward`](Self::forward) of `subnet`, one of those of `trunk`, if there is one: backward from the logits ends at its seam. On this thread,
+    /// and without a change to the running statistics: several subnets may pass at one time.
+    ///
+    /// `in_halves`, backward from the logits ends in the middle of the network, and goes on from that seam with [`Seam::backward`]. Together both give
+    /// the same bits as one backward pass.
     pub(crate) fn forward_from(
         &self,
         images: &Tensor,
         trunk: Option<&Trunk>,
         subnet: &Subnet,
         mode: Mode,
-    ) -> Result<Tensor> {
+        in_halves: bool,
+    ) -> Result<Passed> {
         let network = self.space.network(subnet, self.classes)?;
-        rayon::scope(|_| Ok(self.forward_on_this_thread(images, &network, mode, trunk, None)?.0))
+        let middle = in_halves.then(|| network.middle_block());
+        let passed = self.forward_on_this_thread(images, &network, mode, trunk, middle)?;
+        match in_halves && passed.middle.is_none() {
+            true => Err(Error::Config("a network without blocks has no middle".into())),
+            false => Ok(passed),
+        }
     }
 
-    /// As [`forward_from`](Self::forward_from), but backward from the logits ends in the middle of the network, at the seam that is given back with the
-    /// place from which on parameters belong to the later half; it goes on from there with [`Seam::backward`]. Together both give the same bits as one
-    /// backward pass.
-    pub(crate) fn forward_in_halves(
-        &self,
-        images: &Tensor,
-        trunk: Option<&Trunk>,
-        subnet: &Subnet,
-        mode: Mode,
-    ) -> Result<(Tensor, Seam, usize)> {
-        let network = self.space.network(subnet, self.classes)?;
-        let middle = Some(network.middle_block());
-        let (logits, seam) = rayon::scope(|_| self.forward_on_this_thread(images, &network, mode, trunk, middle))?;
-        let (seam, place) = seam.ok_or_else(|| Error::Config("a network without blocks has no middle".into()))?;
-        Ok((logits, seam, place))
+    /// Moves the running statistics of `subnet` towards those that a pass of it used.
+    pub(crate) fn move_running_statistics(&self, subnet: &Subnet, used: &[ChannelStatistics]) -> Result<()> {
+        self.move_running(&self.space.network(subnet, self.classes)?, used);
+        Ok(())
+    }
+
+    fn move_running(&self, network: &NetworkSpec, used: &[ChannelStatistics]) {
+        for (norm, used) in self.norms(network).zip(used) {
+            norm.update(used, self.momentum);
+        }
     }
 
     /// Logits of each of `subnets` for the same images, as [`forward`](Self::forward) with its mode gives them, bit for bit. Layers that neighbours
@@ -285,7 +309,7 @@ impl Supernet {
                 }
             }
             common.truncate(next);
-            all.push(self.head(x, network, mode, pass)?);
+            all.push(self.head(x, network, mode, &mut pass)?);
         }
         Ok(all)
     }
@@ -297,9 +321,9 @@ impl Supernet {
         mode: Mode,
         trunk: Option<&Trunk>,
         middle: Option<usize>,
-    ) -> Result<(Tensor, Option<(Seam, usize)>)> {
+    ) -> Result<Passed> {
         let mut pass = self.pass(&mode);
-        let mut seam = None;
+        let mut cut = None;
         let (mut x, blocks_done) = match trunk {
             Some(trunk) => {
                 pass.used.clone_from(&trunk.used);
@@ -310,12 +334,13 @@ impl Supernet {
         let blocks = self.active_blocks(network).zip(network.blocks()).enumerate();
         for (index, (block, spec)) in blocks.skip(blocks_done) {
             if middle == Some(index) {
-                let (here, _) = seam.insert((Seam::new(x.tracked()?)?, block.first_parameter().place()));
+                let (here, _) = cut.insert((Seam::new(x.tracked()?)?, block.first_parameter().place()));
                 x = here.input().clone().into();
             }
             x = block.forward(&self.parameters, x, spec, network.batch_norm_epsilon, &mut pass)?;
         }
-        Ok((self.head(x, network, mode, pass)?, seam))
+        let logits = self.head(x, network, mode, &mut pass)?;
+        Ok(Passed { logits, used: pass.used, middle: cut })
     }
 
     /// How the layers behave in a mode.
@@ -343,26 +368,21 @@ impl Supernet {
         Ok(if network.max_pool.is_some() { max_pool(&x)? } else { x }.into())
     }
 
-    /// What lies after the blocks, and what the mode does with the statistics.
-    fn head(&self, x: Relay, network: &NetworkSpec, mode: Mode, mut pass: Pass) -> Result<Tensor> {
+    /// What lies after the blocks.
+    fn head(&self, x: Relay, network: &NetworkSpec, mode: Mode, pass: &mut Pass) -> Result<Tensor> {
         let x = x.tracked()?;
         let (batch, height, width, channels) = x.dims4()?;
         let keep = pass.keep_gradients;
         let pooled = match (&self.feature, &network.feature) {
-            (Some(dense), Some(spec)) => {
-                dense.forward(&self.parameters, &x, spec, network.batch_norm_epsilon, &mut pass)?
-            }
+            (Some(dense), Some(spec)) => dense.forward(&self.parameters, &x, spec, network.batch_norm_epsilon, pass)?,
             _ => average_pool(&x, (height, width))?.reshape((batch, channels))?,
         };
         let mut hidden = match self.hidden {
-            Some(id) => activate(&pooled.matmul(&self.parameters.get(id, keep).t()?)?, network.hidden_activation)?,
+            Some(id) => activate(&linear(&pooled, &self.parameters.get(id, keep))?, network.hidden_activation)?,
             None => pooled,
         };
         match mode {
             Mode::Train { dropout, rng, first } => {
-                for (norm, used) in self.norms(network).zip(&pass.used) {
-                    norm.update(used, self.momentum);
-                }
                 if dropout > 0.0 {
                     hidden = (&hidden * dropout_mask(&hidden, dropout, rng, first)?)?;
                 }
@@ -371,9 +391,8 @@ impl Supernet {
             Mode::BatchStatistics | Mode::Evaluate(_) => {}
         }
         let (weight, bias) = self.classifier;
-        // Contiguous, as candle's product on GPUs wants it.
-        let weight = self.parameters.get(weight, keep).narrow(1, 0, network.classifier_channels())?.contiguous()?;
-        Ok(hidden.matmul(&weight.t()?)?.broadcast_add(&self.parameters.get(bias, keep))?)
+        let weight = self.parameters.get(weight, keep).narrow(1, 0, network.classifier_channels())?;
+        Ok(linear(&hidden, &weight)?.broadcast_add(&self.parameters.get(bias, keep))?)
     }
 
     /// The stem's convolutions that a subnet has.

@@ -75,8 +75,9 @@ mod tests {
                 let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 };
                 let whole = net.forward(&images, &subnet, mode).unwrap().sqr().unwrap().backward().unwrap();
                 let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 };
-                let (logits, seam, first_later) = net.forward_in_halves(&images, None, &subnet, mode).unwrap();
-                let mut later = logits.sqr().unwrap().backward().unwrap();
+                let passed = net.forward_from(&images, None, &subnet, mode, true).unwrap();
+                let (seam, first_later) = passed.middle.unwrap();
+                let mut later = passed.logits.sqr().unwrap().backward().unwrap();
                 let gradient = seam.gradient(&mut later).unwrap();
                 let earlier = seam.backward(&gradient).unwrap();
                 assert!((1..net.parameters().len()).contains(&first_later));
@@ -102,15 +103,15 @@ mod tests {
             let mut rng = generator(0, Purpose::Dropout, &[]);
             let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 };
             let backward = |logits: Tensor| logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
-            let mut found = if trunk.is_some() && index + 1 == subnets.len() {
-                let (logits, seam, _) = net.forward_in_halves(images, trunk.as_ref(), subnet, mode).unwrap();
-                let mut later = backward(logits);
-                all.add(net.parameters(), &mut later).unwrap();
-                let gradient = seam.gradient(&mut later).unwrap();
-                seam.backward(&gradient).unwrap()
-            } else {
-                backward(net.forward_from(images, trunk.as_ref(), subnet, mode).unwrap())
-            };
+            let in_halves = trunk.is_some() && index + 1 == subnets.len();
+            let passed = net.forward_from(images, trunk.as_ref(), subnet, mode, in_halves).unwrap();
+            net.move_running_statistics(subnet, &passed.used).unwrap();
+            let mut found = backward(passed.logits);
+            if let Some((seam, _)) = passed.middle {
+                all.add(net.parameters(), &mut found).unwrap();
+                let gradient = seam.gradient(&mut found).unwrap();
+                found = seam.backward(&gradient).unwrap();
+            }
             all.add(net.parameters(), &mut found).unwrap();
             if let Some(trunk) = &trunk {
                 let own = trunk.seam.gradient(&mut found).unwrap();

@@ -319,6 +319,41 @@ fn a_step_sums_the_gradients_of_its_subnets_and_learns_from_the_teacher() {
     check_step(config, Teacher::InPlace);
 }
 
+#[test]
+fn a_step_has_the_same_bits_however_many_subnets_are_computed_at_one_time() {
+    let (space, data) = (space(), data());
+    let mut config = config();
+    config.stages[2].subnets_per_step = 5;
+    let mut in_place = config.clone();
+    (in_place.stages[2].sampling, in_place.stages[2].teacher) = (Sampling::Sandwich, Teacher::InPlace);
+    let threads = |threads: usize| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    for config in [config, in_place] {
+        let steps = |subnets_at_once: usize| {
+            let config = TrainConfig { subnets_at_once, ..config.clone() };
+            let (net, teacher) = (Supernet::new(&space, 10, 1).unwrap(), Supernet::new(&space, 10, 2).unwrap());
+            let mut optimizer = Sgd::new(config.momentum, config.weight_decay, net.parameters().len());
+            let (stage, choices) = (&config.stages[2], config.stages[2].choices(&space));
+            let mut reports = Vec::new();
+            for step in 0..4 {
+                let side = resolution_of(&choices, config.seed, step);
+                let batch = data.evaluation_batch(&data.train, &(0..13).collect::<Vec<_>>(), side).unwrap();
+                let images = Tensor::from_vec(batch.images, (13, side, side, 3), &Device::Cpu).unwrap();
+                let (images, labels) = (&images, &batch.labels[..]);
+                let (ranks, learning_rate, batch) = (&Ranks::alone(), 0.1, labels.len());
+                let (config, choices) = (&config, &choices);
+                let input = StepInput { config, stage, choices, step, learning_rate, images, labels, ranks, batch };
+                let report = train_step(&net, Some(&teacher), &mut optimizer, &input).unwrap();
+                reports.push((report.loss.to_bits(), report.gradient_norm.to_bits(), report.accuracy.to_bits()));
+            }
+            (reports, bits(&net.state().unwrap()))
+        };
+        let expected = threads(3).install(|| steps(1));
+        for at_once in [2, 3, 64] {
+            assert_eq!(threads(3).install(|| steps(at_once)), expected, "{at_once} at once");
+        }
+    }
+}
+
 /// Of candidates of like work the one with the lowest or the highest loss is trained.
 #[test]
 fn attentive_sampling_trains_the_best_or_the_worst_candidate() {

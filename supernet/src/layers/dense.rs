@@ -63,6 +63,12 @@ pub(crate) fn fused(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
 }
 
+/// `[rows, out]` for `x` `[rows, in]` and `weight` `[out, in]`.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    // Contiguous, as candle's product on GPUs wants it.
+    if fused(x) { ops::linear(x, weight) } else { x.matmul(&weight.contiguous()?.t()?) }
+}
+
 /// `x + y`, and ReLU of it if `relu`.
 pub(crate) fn add(x: &Tensor, y: &Tensor, relu: bool) -> Result<Tensor> {
     if fused(x) {

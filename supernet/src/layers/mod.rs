@@ -23,7 +23,7 @@ pub(crate) use batch_norm::BatchNorm;
 pub(crate) use block::Block;
 pub(crate) use bottleneck::Bottleneck;
 pub(crate) use channel_sorting::{Touch, sort_shared};
-pub(crate) use dense::{Dense, average_pool, max_pool};
+pub(crate) use dense::{Dense, average_pool, linear, max_pool};
 pub(crate) use inverted_residual::InvertedResidual;
 pub use parameter::Parameter;
 pub(crate) use parameter::{Initialiser, ParameterId, Parameters};

@@ -1,10 +1,8 @@
 //! Memory for kernels: aligned, and the large work buffers reused from step to step, so that the steady state allocates nothing and
 //! touches no fresh page.
 
-use super::parallel;
-use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 /// One cache line. A vector that lies across two of them takes twice as long to load, and the allocator aligns to 16 bytes only.
 #[derive(Debug, Clone, Copy)]
@@ -63,19 +61,18 @@ impl DerefMut for Aligned {
     }
 }
 
-/// So many zeros, written by all threads: fresh memory costs more to be given than to be used.
-pub(crate) fn zeros(len: usize) -> Vec<f32> {
+/// So many floats for a tensor.
+///
+/// # Safety
+/// All must be written before one of them is read.
+pub(crate) unsafe fn unwritten(len: usize) -> Vec<f32> {
     keep_freed_memory();
     let mut values = Vec::with_capacity(len);
-    let unwritten = &mut values.spare_capacity_mut()[..len];
-    let share = len.div_ceil(rayon::current_num_threads()).next_multiple_of(16).max(1 << 14);
-    let parts: Vec<Mutex<&mut [MaybeUninit<f32>]>> = unwritten.chunks_mut(share).map(Mutex::new).collect();
-    parallel::each(parts.len(), |part| {
-        let mut part = parts[part].lock().unwrap_or_else(PoisonError::into_inner);
-        part.fill(MaybeUninit::new(0.0));
-    });
-    // SAFETY: all are written.
-    unsafe { values.set_len(len) };
+    #[allow(clippy::uninit_vec)] // zeros would be a pass over memory for nothing
+    // SAFETY: the capacity is there; what the memory holds is left alone by the caller's contract.
+    unsafe {
+        values.set_len(len)
+    };
     values
 }
 
@@ -153,7 +150,6 @@ mod tests {
     #[test]
     fn memory_begins_with_a_cache_line_and_holds_what_it_says() {
         for len in [0, 1, 15, 16, 17, 1000, 100_000] {
-            assert_eq!(super::zeros(len), vec![0.0; len]);
             let mut floats = Aligned::zeros(len);
             assert_eq!((floats.len(), floats.as_ptr() as usize % 64), (len, 0));
             floats.iter_mut().enumerate().for_each(|(i, v)| *v = i as f32);

@@ -2,7 +2,7 @@
 
 use super::activation::{Act, with_activation};
 use super::batch_norm::{Affine, Backward, ChannelStatistics, Normalise, SumBlock, Sums};
-use super::buffers::{Aligned, Buffer, zeros};
+use super::buffers::{Aligned, Buffer, unwritten};
 use super::columns::{Columns, from_column_order, scatter, to_column_order};
 use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
 use super::parallel::{self, Shared};
@@ -218,7 +218,8 @@ fn forward<A: Act>(
     let output = if shape.pool {
         pool::<A>(&y, &affine, shape.batch)
     } else {
-        let mut output = zeros(rows * n);
+        // SAFETY: written as a whole.
+        let mut output = unsafe { unwritten(rows * n) };
         normalise::<A>(&y, &affine, None, &mut output);
         output
     };
@@ -260,7 +261,11 @@ fn backward<A: Act>(
     gradient[norm_bias..].copy_from_slice(&back.bias_gradient);
     let raw = RawGradient { g: &masked, y, back: &back };
     let stride = n.next_multiple_of(InstructionSet::active().lanes());
-    let mut dx = with_input.then(|| zeros(x.len()));
+    let mut dx = with_input.then(|| match shape.is_plain_product() {
+        // SAFETY: the product writes all of it.
+        true => unsafe { unwritten(x.len()) },
+        false => vec![0.0; x.len()],
+    });
     if shape.is_plain_product() {
         let weight = dx.is_some().then(|| Packed::new(&packed[..norm_weight], n, columns, columns, 1));
         let parts = product_backward(raw, x, columns, weight.as_ref(), dx.as_deref_mut().unwrap_or_default());

@@ -1,7 +1,7 @@
 //! Kernels and their gradients.
 //!
 //! Tensors are NHWC. The large ones are touched only here; candle's autograd carries the small things (slicing, kernel
-//! transform, classifier, optimizer).
+//! transform, loss, optimizer).
 //!
 //! | file | concern |
 //! | --- | --- |
@@ -14,6 +14,7 @@
 //! | `inverted_residual` | the block as one op |
 //! | `relay` | how a tensor and its gradient pass from block to block |
 //! | `dense`, `columns` | a dense convolution with batch norm and activation as one op |
+//! | `linear` | a fully connected layer as one op |
 //! | `pools` | ResNet's steps between convolutions: sums, max pool, average pool |
 //! | `sparse` | fully connected layers for inputs of which many are zero |
 //! | `inference` | the same layers with batch norm folded, for extracted networks |
@@ -28,6 +29,7 @@ mod dense;
 mod depthwise;
 pub mod inference;
 mod inverted_residual;
+mod linear;
 mod matmul;
 mod parallel;
 mod pools;
@@ -41,9 +43,12 @@ mod testing;
 mod tests;
 mod workers;
 
+pub(crate) use parallel::in_turn;
+
 pub use batch_norm::ChannelStatistics;
 pub use dense::{DenseShape, dense};
 pub use inverted_residual::{BlockShape, BlockStatistics, inverted_residual, parameter_count};
+pub use linear::linear;
 pub use pools::{add, average_pool, max_pool};
 pub use relay::Relay;
 pub use simd::InstructionSet;

@@ -3,35 +3,36 @@
 
 use super::workers;
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 thread_local! {
-    static ALONE: Cell<bool> = const { Cell::new(false) };
+    static THREADS: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// Runs `work` with no [`map`] in it sharing its work out: for a thread that has work of its own while others have theirs.
-pub(crate) fn alone<R>(work: impl FnOnce() -> R) -> R {
-    struct Before(bool);
+/// Threads among which this one shares its work.
+pub(crate) fn threads() -> usize {
+    THREADS.get().unwrap_or_else(rayon::current_num_threads)
+}
+
+/// Runs `work` as if there were so many threads: one, for a thread that has work of its own while others have theirs.
+pub(crate) fn with_threads<R>(threads: usize, work: impl FnOnce() -> R) -> R {
+    struct Before(Option<usize>);
     impl Drop for Before {
         fn drop(&mut self) {
-            ALONE.set(self.0);
+            THREADS.set(self.0);
         }
     }
-    let _before = Before(ALONE.replace(true));
+    let _before = Before(THREADS.replace(Some(threads)));
     work()
 }
 
-/// Ranges that few threads share: when the system takes one's core for a moment the others have not to wait for all of its part. Not more for more
-/// threads, since what each range sums is added up by one of them.
-const RANGES: usize = 8;
-
-/// Splits `0..total` into ranges of whole multiples of `grain` (but the last): at most one a thread, or three if that makes no more than [`RANGES`].
+/// Splits `0..total` into ranges of whole multiples of `grain` (but the last), at most one a thread: each sums for itself what is added up afterwards.
 pub(crate) fn ranges(total: usize, grain: usize) -> Vec<Range<usize>> {
     let units = total.div_ceil(grain);
-    let threads = if ALONE.get() { 1 } else { rayon::current_num_threads() };
-    let parts = if threads == 1 { 1 } else { (3 * threads).min(RANGES.max(threads)) };
-    let parts = parts.min(units).max(1);
+    let parts = threads().min(units).max(1);
     (0..parts)
         .map(|part| (units * part / parts * grain).min(total)..(units * (part + 1) / parts * grain).min(total))
         .collect()
@@ -53,8 +54,45 @@ pub(crate) fn map<R: Send + Sync>(total: usize, grain: usize, work: impl Fn(Rang
 
 /// Runs `work` on each index below `count` in parallel, each free to go to whichever thread has time.
 pub(crate) fn each(count: usize, work: impl Fn(usize) + Sync) {
-    let threads = if ALONE.get() { 1 } else { rayon::current_num_threads() };
-    workers::run(count, threads - 1, &work);
+    let threads = threads();
+    // Those that help are of no pool, and would not know how many they are.
+    workers::run(count, threads - 1, &|index| with_threads(threads, || work(index)));
+}
+
+/// Runs `work` on each index below `count`, up to `at_once` of them at a time, each on a thread of its own; a thread that has none left takes part in
+/// the kernels of the others. `take` gets the results in the order of the indices, one after the other, on whichever thread is there.
+pub(crate) fn in_turn<R: Send>(
+    count: usize,
+    at_once: usize,
+    work: impl Fn(usize) -> R + Sync,
+    mut take: impl FnMut(R) + Send,
+) {
+    let threads = threads();
+    let at_once = at_once.min(threads).min(count);
+    if at_once <= 1 {
+        (0..count).for_each(|index| take(work(index)));
+        return;
+    }
+    let next = AtomicUsize::new(0);
+    // Results that wait for those before them.
+    let results = Mutex::new((take, 0, BTreeMap::new()));
+    let one_after_another = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                return;
+            }
+            let result = work(index);
+            let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+            let (take, taken, waiting) = &mut *results;
+            waiting.insert(index, result);
+            while let Some(result) = waiting.remove(taken) {
+                take(result);
+                *taken += 1;
+            }
+        }
+    };
+    workers::run_long(at_once, at_once - 1, &|_| with_threads(threads, one_after_another));
 }
 
 /// A pointer to an output that threads write at disjoint places.
@@ -88,13 +126,30 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn alone_means_one_range_until_it_is_over() {
+    fn one_thread_means_one_range_until_it_is_over() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
         pool.install(|| {
             let ranges = || super::map(30, 1, |range| range.len()).len();
-            assert_eq!((ranges(), super::alone(ranges), ranges()), (8, 1, 8));
-            assert_eq!(super::alone(|| (super::alone(ranges), ranges())), (1, 1));
+            let one = |work: &dyn Fn() -> usize| super::with_threads(1, work);
+            assert_eq!((ranges(), one(&ranges), ranges()), (3, 1, 3));
+            assert_eq!(super::with_threads(1, || (super::with_threads(2, ranges), ranges())), (2, 1));
         });
+    }
+
+    #[test]
+    fn results_are_taken_in_order_with_as_many_threads_inside_as_outside() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        for at_once in [1, 2, 3, 9] {
+            let mut taken = Vec::new();
+            let work = |index: usize| {
+                // Later ones are done earlier.
+                std::thread::sleep(std::time::Duration::from_millis(8 - 2 * index as u64));
+                let sums = super::map(100, 1, |range| range.sum::<usize>());
+                (index, sums.len(), sums.iter().sum::<usize>())
+            };
+            pool.install(|| super::in_turn(4, at_once, work, |result| taken.push(result)));
+            assert_eq!(taken, [0, 1, 2, 3].map(|index| (index, 3, 4950)));
+        }
     }
 
     #[test]

@@ -307,6 +307,23 @@ fn pools_and_sums_equal_the_f64_reference() {
 }
 
 #[test]
+fn fully_connected_layers_equal_the_f64_reference() {
+    for (rows, inputs, outputs) in [(1, 1, 1), (1, 37, 5), (7, 48, 33), (64, 20, 10), (101, 13, 64)] {
+        let (x, w) = (values(rows * inputs, 5), values(outputs * inputs, 6));
+        let exact = |x: &Tensor, w: &Tensor| x.matmul(&w.reshape((outputs, inputs))?.t()?);
+        let fused = |x: &Tensor, w: &Tensor| super::linear(x, &w.reshape((outputs, inputs))?);
+        let found = evaluate(&x, &w, &[rows, inputs], DType::F32, &fused);
+        let expected = evaluate(&x, &w, &[rows, inputs], DType::F64, &exact);
+        let what = |part: &str| format!("{rows} x {inputs} x {outputs} {part}");
+        assert_close(&f32s(&found.output), &expected.output, 1e-5, &what("output"));
+        assert_close(&f32s(&found.dx), &expected.dx, 1e-5, &what("input gradient"));
+        assert_close(&f32s(&found.dp), &expected.dp, 1e-5, &what("weight gradient"));
+    }
+    let x = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
+    assert!(super::linear(&x, &x.t().unwrap()).unwrap_err().to_string().contains("do not fit"));
+}
+
+#[test]
 fn same_threads_same_bits() {
     let shape = BlockShape { residual: true, ..block([5, 6, 6], [16, 64, 16], 5, 1) };
     let x = values(5 * 36 * 16, 5);

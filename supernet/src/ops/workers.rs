@@ -3,7 +3,7 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -13,12 +13,20 @@ const SPINS: usize = 1000;
 /// How often a helper looks in all before it goes to sleep: a millisecond or two.
 const LOOKS: usize = SPINS + 4000;
 
-/// Runs `work(0)`, `work(1)`, ... `work(count - 1)` on this thread and up to `helpers` others. While another thread's call has the helpers, and inside
-/// such work, this thread does all of it.
+/// Runs `work(0)`, `work(1)`, ... `work(count - 1)` on this thread and on up to `helpers` others that have nothing to do.
 pub(super) fn run(count: usize, helpers: usize, work: &(dyn Fn(usize) + Sync)) {
-    static TAKEN: AtomicBool = AtomicBool::new(false);
+    share(count, helpers, work, || false);
+}
+
+/// As [`run`], of work that takes long and itself calls [`run`]: a thread that has to wait for the end of it helps there meanwhile.
+pub(super) fn run_long(count: usize, helpers: usize, work: &(dyn Fn(usize) + Sync)) {
+    share(count, helpers, work, || CREW.open().map(|job| job.take_part()).is_some());
+}
+
+/// `meanwhile` is what this thread does while it waits for others; whether there was something.
+fn share(count: usize, helpers: usize, work: &(dyn Fn(usize) + Sync), meanwhile: impl Fn() -> bool) {
     let helpers = helpers.min(count.saturating_sub(1));
-    if helpers == 0 || TAKEN.swap(true, Ordering::Acquire) {
+    if helpers == 0 {
         (0..count).for_each(work);
         return;
     }
@@ -34,11 +42,14 @@ pub(super) fn run(count: usize, helpers: usize, work: &(dyn Fn(usize) + Sync)) {
     });
     CREW.publish(job.clone(), helpers);
     job.take_part();
+    CREW.withdraw(&job);
     let mut looks = 0;
     while job.done.load(Ordering::Acquire) < count {
-        wait(&mut looks);
+        match meanwhile() {
+            true => looks = 0,
+            false => wait(&mut looks),
+        }
     }
-    TAKEN.store(false, Ordering::Release);
     if let Some(panic) = lock(&job.panic).take() {
         resume_unwind(panic);
     }
@@ -58,6 +69,13 @@ struct Job {
 }
 
 impl Job {
+    /// Whether another thread may take part; it has a place then.
+    fn join(&self) -> bool {
+        let take = |places: usize| places.checked_sub(1);
+        self.next.load(Ordering::Relaxed) < self.count
+            && self.places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    }
+
     fn take_part(&self) {
         loop {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
@@ -80,15 +98,15 @@ struct Crew {
 }
 
 struct Notice {
-    /// The latest.
-    job: Option<Arc<Job>>,
+    /// Those that may have indices left, oldest first.
+    jobs: Vec<Arc<Job>>,
     /// Threads that were started.
     threads: usize,
     asleep: usize,
 }
 
 static CREW: Crew = Crew {
-    notice: Mutex::new(Notice { job: None, threads: 0, asleep: 0 }),
+    notice: Mutex::new(Notice { jobs: Vec::new(), threads: 0, asleep: 0 }),
     published: AtomicUsize::new(0),
     wake: Condvar::new(),
 };
@@ -96,7 +114,7 @@ static CREW: Crew = Crew {
 impl Crew {
     fn publish(&'static self, job: Arc<Job>, helpers: usize) {
         let mut notice = lock(&self.notice);
-        notice.job = Some(job);
+        notice.jobs.push(job);
         self.published.fetch_add(1, Ordering::Release);
         // One that cannot be started is one that does not help.
         while notice.threads < helpers && thread::Builder::new().name("kernels".into()).spawn(|| self.help()).is_ok() {
@@ -107,9 +125,22 @@ impl Crew {
         }
     }
 
+    fn withdraw(&self, job: &Arc<Job>) {
+        lock(&self.notice).jobs.retain(|other| !Arc::ptr_eq(other, job));
+    }
+
+    /// A job in which the caller has a place.
+    fn open(&self) -> Option<Arc<Job>> {
+        lock(&self.notice).jobs.iter().find(|job| job.join()).cloned()
+    }
+
     fn help(&self) {
-        let mut seen = 0;
         loop {
+            let seen = self.published.load(Ordering::Acquire);
+            if let Some(job) = self.open() {
+                job.take_part();
+                continue;
+            }
             let mut looks = 0;
             while self.published.load(Ordering::Acquire) == seen {
                 if looks < LOOKS {
@@ -122,16 +153,6 @@ impl Crew {
                     notice = self.wake.wait(notice).unwrap_or_else(PoisonError::into_inner);
                     notice.asleep -= 1;
                 }
-            }
-            let job = {
-                let notice = lock(&self.notice);
-                seen = self.published.load(Ordering::Acquire);
-                notice.job.clone()
-            };
-            let Some(job) = job else { continue };
-            let joins = |places: usize| places.checked_sub(1);
-            if job.places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, joins).is_ok() {
-                job.take_part();
             }
         }
     }

@@ -67,8 +67,15 @@ pub struct Identity {
 }
 
 /// Keys of the configuration that may change on resuming: they do not decide the weights.
-const FREE_KEYS: &[&str] =
-    &["log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "skip_nonfinite", "probe"];
+const FREE_KEYS: &[&str] = &[
+    "subnets_at_once",
+    "log_every",
+    "checkpoint_minutes",
+    "checkpoint_steps",
+    "keep_checkpoints",
+    "skip_nonfinite",
+    "probe",
+];
 
 impl Identity {
     /// The identity of a run with `config`.

@@ -41,6 +41,9 @@ pub struct TrainConfig {
     /// Largest allowed norm of the gradient over all parameters (default: none).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
+    /// Subnets of a step that are computed at one time, on CPUs (default 2). While one keeps a single thread busy others find work in the next; each
+    /// takes memory of its own. The weights do not depend on it.
+    pub subnets_at_once: usize,
     /// Steps between two step lines of `metrics.jsonl`; a line is the mean over them (default 20).
     pub log_every: usize,
     /// Minutes between two checkpoints (default 10), or more where writing one would take over 2 % of the time; one is written
@@ -77,6 +80,7 @@ impl Default for TrainConfig {
             dropout: 0.1,
             ema: None,
             clip_norm: None,
+            subnets_at_once: 2,
             log_every: 20,
             checkpoint_minutes: 10.0,
             checkpoint_steps: None,
@@ -195,6 +199,7 @@ impl TrainConfig {
         self.augmentation.check()?;
         counted("batch", self.batch, 1, 65_536)?;
         counted("ranks", self.ranks.unwrap_or(1), 1, 65_536)?;
+        counted("subnets_at_once", self.subnets_at_once, 1, 64)?;
         counted("log_every", self.log_every, 1, usize::MAX)?;
         counted("keep_checkpoints", self.keep_checkpoints, 1, usize::MAX)?;
         counted("checkpoint_steps", self.checkpoint_steps.unwrap_or(1), 1, usize::MAX)?;

@@ -29,6 +29,7 @@ pub mod gradients;
 pub mod loss;
 pub mod metrics;
 pub mod optimizer;
+mod passes;
 mod preset;
 pub mod progress;
 pub mod run;

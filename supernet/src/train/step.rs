@@ -4,15 +4,15 @@ use super::config::TrainConfig;
 use super::gradients::{Gradients, clip_factor};
 use super::loss;
 use super::optimizer::Sgd;
+use super::passes::{Passes, Sums, scalar};
 use super::sampling::candidates_of;
 use super::stage::{Sampling, StageConfig, Teacher};
-use crate::network::{Mode, Statistics, Supernet};
+use crate::network::{Mode, Supernet};
 use crate::network_seam::{Seam, Trunk};
 use crate::ranks::Ranks;
-use crate::seed::{Purpose, generator};
 use crate::{Error, Result, SearchSpace, Subnet};
+use candle_core::Tensor;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor};
 use std::time::Instant;
 
 /// What decides a step, besides weights and images.
@@ -99,12 +99,12 @@ fn step_on_this_thread(
     optimizer: &mut Sgd,
     input: &StepInput,
 ) -> Result<StepReport> {
-    let StepInput { config, stage, step, images, labels, ranks, batch, .. } = *input;
+    let StepInput { config, stage, images, labels, ranks, batch, .. } = *input;
     let resolution = images.dim(1)?;
     // What this rank's mean over its images counts in the mean over all.
     let part = labels.len() as f64 / batch as f64;
     let count = stage.subnets_per_step;
-    let mut soft_targets = match (stage.has_frozen_teacher(), teacher) {
+    let soft_targets = match (stage.has_frozen_teacher(), teacher) {
         (false, _) => None,
         (true, Some(teacher)) => {
             let largest = Subnet { resolution, ..teacher.space().largest() };
@@ -119,7 +119,6 @@ fn step_on_this_thread(
     };
     let targets = loss::smoothed_targets(labels, net.classes(), config.label_smoothing, images.device())?;
 
-    let mut gradients = Gradients::none(net.parameters().len());
     let mut report = StepReport {
         loss: 0.0,
         cross_entropy: 0.0,
@@ -130,63 +129,20 @@ fn step_on_this_thread(
         resolution,
         subnets: Vec::new(),
     };
-    let mut sums: Vec<[f64; 5]> = Vec::with_capacity(count);
     let in_place = stage.kd_ratio > 0.0 && stage.teacher == Teacher::InPlace;
     let distilled = if in_place { count - 1 } else { count };
     let subnets = (0..count).map(|index| chosen(net, input, &targets, index, resolution));
     report.subnets = subnets.collect::<Result<_>>()?;
-    let mut trunk = net.trunk(images, &report.subnets)?;
-    let mut at_trunk: Option<Tensor> = None;
-    for (index, subnet) in report.subnets.iter().enumerate() {
-        let mut rng = generator(config.seed, Purpose::Dropout, &[step as u64, index as u64]);
-        let mode = Mode::Train { dropout: config.dropout, rng: &mut rng, first: ranks.part(batch).start };
-        let (logits, halves) = match index + 1 == count {
-            false => (net.forward_from(images, trunk.as_ref(), subnet, mode)?, None),
-            true => {
-                let (logits, seam, middle) = net.forward_in_halves(images, trunk.as_ref(), subnet, mode)?;
-                (logits, Some((seam, middle)))
-            }
-        };
-        let log_probabilities = loss::log_softmax(&logits)?;
-        let cross_entropy = loss::cross_entropy(&log_probabilities, &targets)?;
-        let distillation =
-            soft_targets.as_ref().map(|soft| loss::cross_entropy(&log_probabilities, soft)).transpose()?;
-        let mut total = match &distillation {
-            None => cross_entropy.clone(),
-            Some(distillation) => (&cross_entropy + (distillation * stage.kd_ratio)?)?,
-        };
-        if distillation.is_some() {
-            report.distillation = Some(0.0);
-        }
-        let taught = distillation.as_ref().map_or(Ok(0.0), scalar)?;
-        // Activations can overflow and still leave a finite loss: divided by an infinite deviation they are zero.
-        let statistic = first_not_finite(&net.running_statistics(subnet)?).unwrap_or(0.0);
-        let correct = loss::correct(&logits, labels)? as f64;
-        sums.push([part * scalar(&total)?, part * scalar(&cross_entropy)?, part * taught, correct, statistic]);
-        if ranks.are_many() {
-            total = (total * part)?;
-        }
-        let mut found = total.backward()?;
-        gradients.add(net.parameters(), &mut found)?;
-        match halves {
-            Some(halves) => {
-                let trunk = trunk.take().zip(at_trunk.take());
-                report.exchange = finish_backward(net, &mut gradients, halves, found, trunk, ranks, part)?;
-            }
-            None => {
-                if let Some(trunk) = &trunk {
-                    let own = trunk.seam.gradient(&mut found)?;
-                    at_trunk = Some(at_trunk.map_or(Ok(own.clone()), |sum| sum + own)?);
-                }
-            }
-        }
-        if in_place && index == 0 {
-            soft_targets = Some(loss::soft_targets(&logits.detach())?);
-        }
+    let trunk = net.trunk(images, &report.subnets)?;
+    let passes = Passes { net, input, subnets: &report.subnets, trunk: trunk.as_ref(), targets: &targets, part };
+    let is_distilled = soft_targets.is_some() || (in_place && count > 1);
+    let Sums { mut gradients, at_trunk, mut values, last } = passes.sum(soft_targets, in_place)?;
+    if let Some(last) = last {
+        report.exchange = finish_backward(net, &mut gradients, last, trunk.zip(at_trunk), ranks, part)?;
     }
     // What follows is decided by all ranks alike.
-    ranks.sum_f64(sums.as_flattened_mut());
-    for (subnet, [value, hard, taught, correct, statistic]) in report.subnets.iter().zip(sums) {
+    ranks.sum_f64(values.as_flattened_mut());
+    for (subnet, [value, hard, taught, correct, statistic]) in report.subnets.iter().zip(values) {
         if !statistic.is_finite() {
             return Err(not_finite(
                 input,
@@ -201,8 +157,8 @@ fn step_on_this_thread(
         report.loss += value / count as f64;
         report.cross_entropy += hard / count as f64;
         report.accuracy += correct / (batch * count) as f64;
-        if let Some(distillation) = &mut report.distillation {
-            *distillation += taught / distilled as f64;
+        if is_distilled {
+            *report.distillation.get_or_insert(0.0) += taught / distilled as f64;
         }
     }
     report.gradient_norm = gradients.norm()?;
@@ -221,8 +177,7 @@ fn step_on_this_thread(
 fn finish_backward(
     net: &Supernet,
     gradients: &mut Gradients,
-    (seam, middle): (Seam, usize),
-    mut later: GradStore,
+    (seam, middle, mut later): (Seam, usize, GradStore),
     trunk: Option<(Trunk, Tensor)>,
     ranks: &Ranks,
     part: f64,
@@ -281,15 +236,6 @@ fn chosen(net: &Supernet, input: &StepInput, targets: &Tensor, index: usize, res
         }
     }
     best.map(|(_, subnet)| subnet).ok_or_else(|| Error::Config("a step without candidates".into()))
-}
-
-fn scalar(tensor: &Tensor) -> Result<f64> {
-    Ok(f64::from(tensor.to_dtype(DType::F32)?.to_scalar::<f32>()?))
-}
-
-fn first_not_finite(statistics: &Statistics) -> Option<f64> {
-    let values = statistics.layers.iter().flat_map(|(mean, variance)| mean.iter().chain(variance));
-    values.copied().find(|value| !value.is_finite()).map(f64::from)
 }
 
 fn not_finite(input: &StepInput, what: &str, value: f64, subnets: &[Subnet]) -> Error {

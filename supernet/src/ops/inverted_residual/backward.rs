@@ -7,7 +7,7 @@ use super::project_backward::ProjectBackward;
 use super::{BlockShape, Parameters, RECOMPUTED, Saved, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
 use crate::ops::batch_norm::{Affine, Backward, Normalise, Sums};
-use crate::ops::buffers::{Buffer, zeros};
+use crate::ops::buffers::{Buffer, unwritten};
 use crate::ops::depthwise::{self, SLICE};
 use crate::ops::matmul::Packed;
 use crate::ops::parallel::{self, Shared};
@@ -112,7 +112,8 @@ fn backward_with<A: Act>(
         back: scaled_slices(weight1, inputs, &affine.scale),
         y1: saved.y1.as_deref(),
     });
-    let mut dx = zeros(shape.in_pixels() * inputs);
+    // SAFETY: the first slice of each group of images writes all of it; without expand, each slice its channels.
+    let mut dx = unsafe { unwritten(shape.in_pixels() * inputs) };
     let dx_shared = Shared::new(&mut dx);
     let parts = parallel::map(in_layout.groups(), 1, |groups| {
         let images = in_layout.images(groups.clone());

@@ -4,8 +4,8 @@ use super::expand::{self, Moments};
 use super::middle::Middle;
 use super::{BlockShape, BlockStatistics, Parameters, RECOMPUTED, Saved, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
-use crate::ops::batch_norm::{Affine, Sums, lanes};
-use crate::ops::buffers::{Aligned, Buffer, zeros};
+use crate::ops::batch_norm::{Affine, RunningSums, Sums, TURNS, lanes};
+use crate::ops::buffers::{Aligned, Buffer, unwritten};
 use crate::ops::depthwise::{
     self, Frame, Lanes, NextChunk, SLICE, Strip, bring_next, chunk_rows, convolve_rows, set_vector, vector,
 };
@@ -31,9 +31,10 @@ pub(super) fn forward(
     keep: bool,
 ) -> (Vec<f32>, Option<Saved>, BlockStatistics) {
     let weights = Weights::new(shape, packed);
-    let mut output = zeros(shape.out_pixels() * shape.out_channels);
+    // SAFETY: the last batch norm writes all of it.
+    let mut output = unsafe { unwritten(shape.out_pixels() * shape.out_channels) };
     with_activation!(shape.activation, A => match given {
-        Some(given) if !keep && shape.batch >= 2 * rayon::current_num_threads() => {
+        Some(given) if !keep && shape.batch >= 2 * parallel::threads() => {
             in_parts::<A>(shape, x, packed, &weights, given, &mut output);
             (output, None, given.clone())
         }
@@ -79,7 +80,7 @@ fn in_parts<A: Act>(
 ) {
     let (input, out) = (x.len() / shape.batch, output.len() / shape.batch);
     let middle = shape.out_pixels() / shape.batch * shape.middle;
-    let images = (PART / middle).clamp(1, shape.batch.div_ceil(2 * rayon::current_num_threads()));
+    let images = (PART / middle).clamp(1, shape.batch.div_ceil(2 * parallel::threads()));
     let output = Shared::new(output);
     parallel::each(shape.batch.div_ceil(images), |part| {
         let first = part * images;
@@ -87,7 +88,7 @@ fn in_parts<A: Act>(
         // SAFETY: parts are disjoint ranges of images.
         let output = unsafe { output.slice(first * out..(first + shape.batch) * out) };
         let x = &x[first * input..][..shape.batch * input];
-        parallel::alone(|| pass::<A>(&shape, x, packed, weights, Some(given), None, false, output));
+        parallel::with_threads(1, || pass::<A>(&shape, x, packed, weights, Some(given), None, false, output));
     });
 }
 
@@ -273,12 +274,17 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
                 for lane in (0..width).step_by(S::LANES) {
                     // SAFETY: the CPU has `S`; whole vectors of slices.
                     unsafe {
-                        let (mut sums, mut squares) = (S::splat(0.0), S::splat(0.0));
-                        for y2 in y2.as_chunks::<SLICE>().0 {
-                            let y2 = vector::<S>(y2, lane);
-                            sums = S::add(sums, y2);
-                            squares = S::mul_add(y2, y2, squares);
+                        let mut running = RunningSums::<S>::new();
+                        let (turns, rest) = y2.as_chunks::<SLICE>().0.as_chunks::<TURNS>();
+                        for y2 in turns {
+                            for (turn, y2) in y2.iter().enumerate() {
+                                running.add(turn, vector::<S>(y2, lane), vector::<S>(y2, lane));
+                            }
                         }
+                        for y2 in rest {
+                            running.add(0, vector::<S>(y2, lane), vector::<S>(y2, lane));
+                        }
+                        let (sums, squares) = running.totals();
                         set_vector::<S>(&mut sum, lane, sums);
                         set_vector::<S>(&mut square, lane, squares);
                     }

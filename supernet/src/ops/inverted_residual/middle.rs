@@ -3,6 +3,7 @@
 
 use super::BlockShape;
 use crate::ops::depthwise::{CHUNK, Lanes, SLICE};
+use crate::ops::parallel;
 use std::ops::Range;
 
 /// Extents of such a tensor.
@@ -21,7 +22,7 @@ impl Middle {
     pub(super) fn of_input(shape: &BlockShape) -> Self {
         let conv = shape.depthwise();
         // A group for each thread at least.
-        let most = shape.batch.div_ceil(rayon::current_num_threads());
+        let most = shape.batch.div_ceil(parallel::threads());
         let together = (CHUNK / conv.in_pixels()).clamp(1, most);
         Middle { images: shape.batch, together, slices: conv.slices(), pixels: conv.in_pixels() }
     }

@@ -1,0 +1,132 @@
+//! The forward and backward passes of a step's subnets, several at a time. What comes out does not depend on how many.
+
+use super::gradients::Gradients;
+use super::loss;
+use super::step::StepInput;
+use crate::network::{Mode, Statistics, Supernet};
+use crate::network_seam::{Seam, Trunk};
+use crate::ops::{self, ChannelStatistics};
+use crate::seed::{Purpose, generator};
+use crate::{Result, Subnet};
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor};
+
+/// What all passes of a step have in common.
+pub(super) struct Passes<'a> {
+    pub net: &'a Supernet,
+    pub input: &'a StepInput<'a>,
+    pub subnets: &'a [Subnet],
+    pub trunk: Option<&'a Trunk>,
+    /// Smoothed labels `[own, classes]`.
+    pub targets: &'a Tensor,
+    /// What this rank's mean over its images counts in the mean over all.
+    pub part: f64,
+}
+
+/// What they gave, summed in the order of the subnets.
+pub(super) struct Sums {
+    pub gradients: Gradients,
+    /// The gradient at the trunk's seam, of all subnets but the last.
+    pub at_trunk: Option<Tensor>,
+    /// Of each subnet: loss, cross-entropy and distillation (0 without a teacher), each this rank's part of the mean over all images; correct images
+    /// of this rank; a value of its running statistics that is not finite, or 0.
+    pub values: Vec<[f64; 5]>,
+    /// The seam in the middle of the last subnet, the place from which on parameters belong to its later half, and what backward to the seam found
+    /// besides the gradients of parameters.
+    pub last: Option<(Seam, usize, GradStore)>,
+}
+
+/// What the passes of one subnet gave.
+struct Trained {
+    logits: Tensor,
+    /// The first four of [`Sums::values`].
+    values: [f64; 4],
+    used: Vec<ChannelStatistics>,
+    found: GradStore,
+    middle: Option<(Seam, usize)>,
+}
+
+impl Passes<'_> {
+    /// The passes of all subnets; the first one is the `in_place` teacher of the others if asked, else those of `soft_targets` are taught by them.
+    pub(super) fn sum(&self, soft_targets: Option<Tensor>, in_place: bool) -> Result<Sums> {
+        let gradients = Gradients::none(self.net.parameters().len());
+        let mut sums = Sums { gradients, at_trunk: None, values: Vec::new(), last: None };
+        let mut soft_targets = soft_targets;
+        if in_place {
+            let trained = self.train(0, None)?;
+            soft_targets = Some(loss::soft_targets(&trained.logits)?);
+            self.add(&mut sums, trained)?;
+        }
+        let done = sums.values.len();
+        let mut outcome = Ok(());
+        let train = |index| self.train(done + index, soft_targets.as_ref());
+        ops::in_turn(self.subnets.len() - done, self.at_once(), train, |trained| {
+            if outcome.is_ok() {
+                outcome = trained.and_then(|trained| self.add(&mut sums, trained));
+            }
+        });
+        outcome.map(|()| sums)
+    }
+
+    /// One where ranks exchange statistics, which they do in the order of the passes, and where there are no kernels whose threads wait for others.
+    fn at_once(&self) -> usize {
+        match self.net.shares_batch_statistics() || !self.net.has_kernels() {
+            true => 1,
+            false => self.input.config.subnets_at_once,
+        }
+    }
+
+    fn train(&self, index: usize, soft_targets: Option<&Tensor>) -> Result<Trained> {
+        let StepInput { config, stage, step, images, labels, ranks, batch, .. } = *self.input;
+        let mut rng = generator(config.seed, Purpose::Dropout, &[step as u64, index as u64]);
+        let mode = Mode::Train { dropout: config.dropout, rng: &mut rng, first: ranks.part(batch).start };
+        let is_last = index + 1 == self.subnets.len();
+        let passed = self.net.forward_from(images, self.trunk, &self.subnets[index], mode, is_last)?;
+        let log_probabilities = loss::log_softmax(&passed.logits)?;
+        let cross_entropy = loss::cross_entropy(&log_probabilities, self.targets)?;
+        let distillation = soft_targets.map(|soft| loss::cross_entropy(&log_probabilities, soft)).transpose()?;
+        let mut total = match &distillation {
+            None => cross_entropy.clone(),
+            Some(distillation) => (&cross_entropy + (distillation * stage.kd_ratio)?)?,
+        };
+        let taught = distillation.as_ref().map_or(Ok(0.0), scalar)?;
+        let [value, hard, taught] = [scalar(&total)?, scalar(&cross_entropy)?, taught].map(|value| self.part * value);
+        let correct = loss::correct(&passed.logits, labels)? as f64;
+        if ranks.are_many() {
+            total = (total * self.part)?;
+        }
+        Ok(Trained {
+            logits: passed.logits.detach(),
+            values: [value, hard, taught, correct],
+            used: passed.used,
+            found: total.backward()?,
+            middle: passed.middle,
+        })
+    }
+
+    fn add(&self, sums: &mut Sums, trained: Trained) -> Result<()> {
+        let Trained { values: [value, hard, taught, correct], used, mut found, middle, .. } = trained;
+        let subnet = &self.subnets[sums.values.len()];
+        self.net.move_running_statistics(subnet, &used)?;
+        // Activations can overflow and still leave a finite loss: divided by an infinite deviation they are zero.
+        let statistic = first_not_finite(&self.net.running_statistics(subnet)?).unwrap_or(0.0);
+        sums.values.push([value, hard, taught, correct, statistic]);
+        sums.gradients.add(self.net.parameters(), &mut found)?;
+        if let Some((seam, place)) = middle {
+            sums.last = Some((seam, place, found));
+        } else if let Some(trunk) = self.trunk {
+            let own = trunk.seam.gradient(&mut found)?;
+            sums.at_trunk = Some(sums.at_trunk.take().map_or(Ok(own.clone()), |sum| sum + own)?);
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn scalar(tensor: &Tensor) -> Result<f64> {
+    Ok(f64::from(tensor.to_dtype(DType::F32)?.to_scalar::<f32>()?))
+}
+
+fn first_not_finite(statistics: &Statistics) -> Option<f64> {
+    let values = statistics.layers.iter().flat_map(|(mean, variance)| mean.iter().chain(variance));
+    values.copied().find(|value| !value.is_finite()).map(f64::from)
+}
