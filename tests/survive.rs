@@ -247,24 +247,6 @@ fn signals_stop_after_the_step_with_a_way_to_go_on_and_a_second_one_at_once() {
 }
 
 #[test]
-fn how_many_subnets_are_computed_at_one_time_changes_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    small_configuration(folder.path(), "two.toml", "0.6");
-    let text = fs::read_to_string(folder.path().join("two.toml")).unwrap();
-    for (name, number) in [("one.toml", "1"), ("none.toml", "0")] {
-        let text = changed(&text, "subnets_at_once = 2", &format!("subnets_at_once = {number}"));
-        fs::write(folder.path().join(name), text).unwrap();
-    }
-    for run in ["one", "two"] {
-        succeeds(folder.path(), &["train", "--config", &format!("{run}.toml"), "--out", run]);
-    }
-    let [one, two] = ["one", "two"].map(|run| metrics(&folder.path().join(run)));
-    assert!(one.iter().any(|line| line["stage"] == "width-2"), "{one:?}");
-    assert_eq!(one, two);
-    fails(folder.path(), &["train", "--config", "none.toml", "--out", "none"], &["subnets_at_once = 0"]);
-}
-
-#[test]
 fn a_second_process_is_told_who_works_in_the_folder_until_that_one_dies() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();

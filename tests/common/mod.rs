@@ -2,8 +2,12 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+/// Arguments of a quickstart that takes two seconds.
+pub const QUICKSTART: &[&str] = &["--epochs", "3", "--images", "400", "--samples", "16"];
 
 /// The command, not yet started.
 pub fn command(folder: &Path, arguments: &[&str]) -> Command {
@@ -52,6 +56,75 @@ pub fn small_configuration(folder: &Path, name: &str, epochs: &str) {
     let text = changed(&text, "builtin_test = 1000", "builtin_test = 20");
     let text = changed(&text, "log_every = 20", "log_every = 1\ncheckpoint_steps = 3\nema = 0.9");
     fs::write(folder.join(name), text).unwrap();
+}
+
+/// A configuration of the preset `tiny` on 400 generated images, 100 of them for validation.
+pub fn tuning_configuration(folder: &Path, epochs: &str) {
+    let config = succeeds(folder, &["config", "--preset", "tiny", "--epochs", epochs]);
+    let config = changed(&config, "builtin_train = 6000", "builtin_train = 400");
+    let config = changed(&config, "recalibration_images = 200", "recalibration_images = 32");
+    let config = changed(&config, "validation = 5000", "validation = 100");
+    fs::write(folder.join("c.toml"), config).unwrap();
+}
+
+/// The files of a folder, by path relative to it.
+struct Snapshot(Vec<(PathBuf, Vec<u8>)>);
+
+impl Snapshot {
+    fn of(root: &Path) -> Snapshot {
+        let (mut files, mut folders) = (Vec::new(), vec![root.to_path_buf()]);
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    files.push((path.strip_prefix(root).unwrap().to_path_buf(), fs::read(&path).unwrap()));
+                }
+            }
+        }
+        Snapshot(files)
+    }
+
+    fn write_to(&self, root: &Path) {
+        for (name, bytes) in &self.0 {
+            let path = root.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+    }
+}
+
+/// Writes a finished quickstart to `folder/run`: a supernet, a predictor of 16 samples, the device profile `this` and models.
+/// The run is made once per test program; each test gets a copy of its own.
+pub fn finished_run(folder: &Path) {
+    static RUN: OnceLock<Snapshot> = OnceLock::new();
+    let make = || {
+        let temporary = tempfile::tempdir().unwrap();
+        succeeds(temporary.path(), &[&["quickstart", "--out", "run"], QUICKSTART].concat());
+        Snapshot::of(&temporary.path().join("run"))
+    };
+    RUN.get_or_init(make).write_to(&folder.join("run"));
+}
+
+/// Writes a finished run of the family of ResNets to `folder/run`: a supernet, a predictor of 10 samples and the device
+/// profile `this`. The run is made once per test program; each test gets a copy of its own.
+pub fn finished_resnet_run(folder: &Path) {
+    static RUN: OnceLock<Snapshot> = OnceLock::new();
+    let make = || {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path();
+        let config = succeeds(folder, &["config", "--preset", "tiny", "--space", "resnet-tiny", "--epochs", "1.5"]);
+        let config = changed(&config, "recalibration_images = 200", "recalibration_images = 32");
+        fs::write(folder.join("c.toml"), config).unwrap();
+        succeeds(folder, &["train", "--config", "c.toml", "--data", "builtin", "--out", "run"]);
+        let sampling = ["predictor", "--run", "run", "--samples", "10", "--recalibration", "20", "--images", "20"];
+        let out = succeeds(folder, &sampling);
+        assert!(out.contains("10 subnets"), "{out}");
+        succeeds(folder, &["profile", "--run", "run", "--name", "this", "--rounds", "2", "--check", "4"]);
+        Snapshot::of(&folder.join("run"))
+    };
+    RUN.get_or_init(make).write_to(&folder.join("run"));
 }
 
 #[track_caller]

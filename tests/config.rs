@@ -1,0 +1,76 @@
+//! `ofa config`, and what is said about configurations that cannot be used: one sentence with the place, what was found and
+//! what is expected.
+
+mod common;
+
+use common::{changed, fails, small_configuration, succeeds};
+use std::fs;
+
+#[test]
+fn the_example_configuration_is_valid_and_its_space_is_the_preset() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let temporary = tempfile::tempdir().unwrap();
+    let example = format!("{root}/examples/cifar10.toml");
+    let out = succeeds(temporary.path(), &["config", "--config", &example]);
+    let preset = succeeds(temporary.path(), &["config", "--preset", "cifar"]);
+    let space = |text: &str| toml::from_str::<toml::Table>(text).unwrap()["space"].clone();
+    assert_eq!(space(&out), space(&preset));
+}
+
+#[test]
+fn a_space_file_replaces_the_preset_space() {
+    let temporary = tempfile::tempdir().unwrap();
+    let config = succeeds(temporary.path(), &["config", "--preset", "tiny", "--epochs", "1", "--batch", "4"]);
+    let mut space = toml::from_str::<toml::Table>(&config).unwrap()["space"].as_table().unwrap().clone();
+    space.insert("name".into(), "mine".into());
+    fs::write(temporary.path().join("space.toml"), space.to_string()).unwrap();
+    let out = succeeds(temporary.path(), &["config", "--preset", "tiny", "--space", "space.toml"]);
+    assert!(out.contains("name = \"mine\""), "{out}");
+}
+
+#[test]
+fn a_resnet_configuration_has_stages_for_its_outer_channels() {
+    let temporary = tempfile::tempdir().unwrap();
+    let config =
+        succeeds(temporary.path(), &["config", "--preset", "tiny", "--space", "resnet-tiny", "--epochs", "1.5"]);
+    for part in ["family = \"resnet_d\"", "name = \"outer-1\"", "sort_outer_channels = 1"] {
+        assert!(config.contains(part), "'{part}' is not in: {config}");
+    }
+}
+
+#[test]
+fn every_fault_of_a_configuration_is_one_sentence() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    small_configuration(folder, "good.toml", "8");
+    let good = fs::read_to_string(folder.join("good.toml")).unwrap();
+    let fault = |old: &str, new: &str, expected: &[&str]| {
+        fs::write(folder.join("bad.toml"), changed(&good, old, new)).unwrap();
+        let err =
+            fails(folder, &["train", "--config", "bad.toml", "--out", "run"], &[&["bad.toml"], expected].concat());
+        assert_eq!(err.lines().count(), 1, "{err}");
+        assert!(!folder.join("run").exists(), "{new}");
+    };
+    // Unknown keys and values, each with the known name that is nearest.
+    fault("\nmomentum =", "\nmomentun =", &["momentun", "did you mean `momentum`?"]);
+    fault("skip_bad", "skipbad", &["bad.toml:", "did you mean `skip_bad`?"]);
+    fault("kernel_sizes = ", "kernelsizes = ", &["did you mean `kernel_sizes`?"]);
+    fault("sampling = \"uniform\"", "sampling = \"sandwhich\"", &["did you mean `sandwich`?"]);
+    // Wrong types, missing keys, no TOML.
+    fault("\nbatch = 16", "\nbatch = \"many\"", &["bad.toml:", "string", "usize"]);
+    fault("\nbatch = 16", "\nbatch = -1", &["bad.toml:", "-1"]);
+    fault("seed = 0", "seed = 1.5", &["bad.toml:", "floating point"]);
+    fault("family = ", "# family = ", &["missing field `family`"]);
+    fault("[train]", "[train", &["bad.toml:"]);
+    // Out of range.
+    fault("\nmomentum = 0.9", "\nmomentum = 1.5", &["momentum = 1.5", "below 1"]);
+    fault("\nmomentum = 0.9", "\nmomentum = nan", &["momentum = NaN"]);
+    fault("checkpoint_steps = 3", "checkpoint_steps = 0", &["checkpoint_steps = 0"]);
+    fault("width_multiplier = 1.0", "width_multiplier = 1e9", &["width_multiplier"]);
+    fault("kernel_sizes = [3, 5]", "kernel_sizes = [3, 4]", &["odd"]);
+    fault("resolutions = [", "resolutions = [99999, ", &["resolutions"]);
+    // Contradictions.
+    fault("teacher = \"frozen\"", "teacher = \"in_place\"", &["in_place", "sandwich"]);
+    fault("kd_ratio = 0.0", "kd_ratio = 1.0", &["first stage", "kd_ratio must be 0"]);
+    fault("name = \"largest\"", "name = \"largest\"\nsort_channels = 2", &["sort_channels"]);
+}

@@ -1,0 +1,250 @@
+//! `ofa import` through the binary, and what is imported in every later command.
+
+#[path = "../supernet/tests/torch_file/mod.rs"]
+mod torch_file;
+
+mod common;
+
+use candle_core::{Device, Tensor};
+use common::{fails, succeeds};
+use ofa_evaluate::Model;
+use ofa_supernet::import::published;
+use ofa_supernet::network::Mode;
+use ofa_supernet::space::{BlockSpec, ConvSpec};
+use ofa_supernet::{NetworkSpec, SearchSpace, Supernet};
+use serde_json::{Value, json};
+
+/// A new supernet as a published checkpoint: the file's bytes.
+fn checkpoint(space: &str, classes: usize) -> Vec<u8> {
+    checkpoint_of(&Supernet::new(&SearchSpace::named(space).unwrap(), classes, 3).unwrap())
+}
+
+fn checkpoint_of(net: &Supernet) -> Vec<u8> {
+    let mut tensors: Vec<torch_file::Named> = Vec::new();
+    for (name, tensor) in net.state().unwrap() {
+        let mut shape = tensor.dims().to_vec();
+        if name == "hidden.weight" {
+            shape.extend([1, 1]);
+        }
+        // The spelling of the published files.
+        let name = published(&name, net.space()).unwrap().replace(".conv.", ".mobile_inverted_conv.");
+        let name = name.replacen("first_conv.mobile_inverted_conv", "first_conv.conv", 1);
+        tensors.push((name, shape, tensor.flatten_all().unwrap().to_vec1().unwrap()));
+    }
+    torch_file::zip(&torch_file::entries(&tensors))
+}
+
+#[test]
+fn an_imported_checkpoint_serves_every_later_command() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    std::fs::write(folder.join("net.pth"), checkpoint("tiny", 10)).unwrap();
+    let out = succeeds(folder, &["import", "net.pth", "--space", "tiny", "--out", "run"]);
+    assert!(out.contains("10 classes") && out.contains("run/checkpoints/supernet.safetensors"), "{out}");
+    succeeds(folder, &["profile", "--run", "run", "--name", "this", "--rounds", "2", "--check", "3"]);
+    fails(folder, &["predictor", "--run", "run"], &["without images", "--data"]);
+    let sampling = ["--samples", "12", "--recalibration", "50", "--images", "50"];
+    succeeds(folder, &[&["predictor", "--run", "run", "--data", "builtin"], &sampling[..]].concat());
+    succeeds(folder, &["search", "--run", "run", "--limit", "this:latency=1s", "--generations", "3"]);
+    let out = succeeds(
+        folder,
+        &["extract", "--run", "run", "--search-results", "--data", "builtin", "--recalibration", "100"],
+    );
+    assert!(out.contains("--data builtin"), "{out}");
+    let config = std::fs::read_to_string(folder.join("run/models/this-latency-1s/config.json")).unwrap();
+    // The data's class names and ImageNet's normalisation.
+    assert!(config.contains("0.485") && !config.contains("\"0\""), "{config}");
+    succeeds(folder, &["bench", "run/models/this-latency-1s", "--data", "builtin"]);
+    // A subnet as the published code writes it.
+    let setting = r#"{"ks": [3, 5, 5, 3], "e": 4, "d": [1, 2], "r": [24]}"#;
+    let out = succeeds(
+        folder,
+        &["extract", "--run", "run", "--subnet", setting, "--data", "builtin", "--recalibration", "50"],
+    );
+    assert!(out.contains("r24 d1,2 k3|5,3 e4|4,4"), "{out}");
+    fails(folder, &["train", "--preset", "tiny", "--out", "run"], &["already holds a supernet"]);
+}
+
+#[test]
+fn a_resnet_checkpoint_is_imported_into_its_own_space_only() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    std::fs::write(folder.join("net.pth"), checkpoint("resnet-tiny", 4)).unwrap();
+    succeeds(folder, &["import", "net.pth", "--space", "resnet-tiny", "--out", "imported"]);
+    fails(folder, &["import", "net.pth", "--space", "tiny", "--out", "other"], &["first_conv", "space 'tiny'"]);
+}
+
+#[test]
+fn an_import_that_fails_leaves_nothing() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    std::fs::write(folder.join("net.pth"), checkpoint("tiny", 10)).unwrap();
+    let import = ["import", "net.pth", "--space", "cifar-mbv3", "--out", "other"];
+    fails(folder, &import, &["net.pth", "tensor '", "--space"]);
+    std::fs::write(folder.join("t.yaml"), "count: 1\n").unwrap();
+    fails(folder, &["import", "t.yaml", "--space", "tiny", "--out", "other"], &["t.yaml", "safetensors"]);
+    std::fs::write(folder.join("few.pth"), checkpoint("tiny", 3)).unwrap();
+    let arguments = ["import", "few.pth", "--space", "tiny", "--out", "other", "--data", "builtin"];
+    fails(folder, &arguments, &["few.pth", "3 classes", "has 10"]);
+    assert!(!folder.join("other").exists());
+}
+
+#[test]
+fn an_import_does_not_replace_a_run() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    std::fs::write(folder.join("net.pth"), checkpoint("tiny", 10)).unwrap();
+    let import = ["import", "net.pth", "--space", "tiny", "--out", "run"];
+    succeeds(folder, &import);
+    fails(folder, &import, &["there is a run in it already"]);
+}
+
+#[test]
+fn data_of_other_classes_than_the_checkpoint_is_refused() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    std::fs::write(folder.join("few.pth"), checkpoint("tiny", 3)).unwrap();
+    succeeds(folder, &["import", "few.pth", "--space", "tiny", "--resolutions", "16,24", "--out", "few"]);
+    fails(
+        folder,
+        &["extract", "--run", "few", "--subnet", "smallest", "--data", "builtin"],
+        &["classes are 3 (0, 1, 2)"],
+    );
+}
+
+/// A network as the published code describes it.
+fn description(network: &NetworkSpec) -> Value {
+    let conv = |conv: &ConvSpec| {
+        json!({
+            "name": "ConvLayer", "in_channels": conv.in_channels, "out_channels": conv.out_channels, "kernel_size": conv.kernel,
+            "stride": conv.stride, "groups": 1, "use_bn": true, "act_func": conv.activation.to_string().replace("hsw", "h_sw"),
+        })
+    };
+    let block = |block: &BlockSpec| match block {
+        BlockSpec::InvertedResidual(block) => json!({
+            "name": "MobileInvertedResidualBlock",
+            "mobile_inverted_conv": {
+                "name": "MBInvertedConvLayer", "in_channels": block.in_channels, "out_channels": block.out_channels,
+                "kernel_size": block.kernel, "stride": block.stride, "mid_channels": block.middle_channels,
+                "expand_ratio": block.middle_channels as f64 / block.in_channels as f64, "use_se": block.squeeze_excite.is_some(),
+                "act_func": block.activation.to_string().replace("hsw", "h_sw"),
+            },
+            "shortcut": block.residual.then(|| json!({"name": "IdentityLayer"})),
+        }),
+        BlockSpec::Bottleneck(block) => json!({
+            "name": "ResNetBottleneckBlock", "in_channels": block.in_channels, "out_channels": block.out_channels,
+            "kernel_size": block.kernel, "stride": block.stride, "mid_channels": block.middle_channels, "groups": 1,
+            "expand_ratio": block.middle_channels as f64 / block.out_channels as f64, "act_func": "relu",
+            "downsample_mode": "avgpool_conv",
+        }),
+    };
+    let mut blocks: Vec<Value> = network.blocks().map(block).collect();
+    let classifier = json!({"in_features": network.classifier_channels(), "out_features": network.classes});
+    let bn = json!({"momentum": 0.1, "eps": network.batch_norm_epsilon});
+    let (Some(feature), Some(hidden)) = (&network.feature, network.hidden_channels) else {
+        let stem =
+            |spec: &ConvSpec| if spec.residual { json!({"conv": conv(spec), "shortcut": {}}) } else { conv(spec) };
+        let stem: Vec<Value> = network.stem.iter().map(stem).collect();
+        return json!({"name": "ResNets", "bn": bn, "input_stem": stem, "blocks": blocks, "classifier": classifier});
+    };
+    // One that was searched away.
+    blocks.push(
+        json!({"mobile_inverted_conv": {"name": "ZeroLayer", "stride": 1}, "shortcut": {"name": "IdentityLayer"}}),
+    );
+    let mix = json!({
+        "in_channels": feature.out_channels, "out_channels": hidden, "kernel_size": 1, "use_bn": false,
+        "act_func": network.hidden_activation.to_string().replace("hsw", "h_sw"),
+    });
+    json!({
+        "name": "MobileNetV3", "bn": bn, "first_conv": conv(&network.stem[0]), "blocks": blocks,
+        "final_expand_layer": conv(feature), "feature_mix_layer": mix, "classifier": classifier,
+    })
+}
+
+#[test]
+fn a_published_specialised_network_becomes_a_model() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    for name in ["tiny", "resnet-tiny"] {
+        let mut space = SearchSpace::named(name).unwrap();
+        // Kernel transforms are the supernet's alone.
+        space.kernel_sizes.drain(..space.kernel_sizes.len() - 1);
+        let net = Supernet::new(&space, 10, 3).unwrap();
+        let largest = space.largest();
+        let network = space.network(&largest, 10).unwrap();
+        std::fs::write(folder.join("net.config"), description(&network).to_string()).unwrap();
+        std::fs::write(folder.join("init"), checkpoint_of(&net)).unwrap();
+        let import =
+            ["import", "init", "--network", "net.config", "--resolution", "32", "--data", "builtin", "--out", name];
+        let out = succeeds(folder, &import);
+        assert!(out.contains("10 classes") && out.contains(&format!("ofa bench {name}")), "{out}");
+        succeeds(folder, &["bench", name, "--data", "builtin"]);
+        fails(folder, &import, &[name, "exists already"]);
+
+        // It computes what the supernet's largest subnet does.
+        let mut model = Model::load(folder.join(name)).unwrap();
+        assert_eq!((&model.config().network, &model.config().subnet.stages), (&network, &largest.stages));
+        let images: Vec<f32> = (0..2 * 32 * 32 * 3).map(|i| (i as f32 * 0.7).sin()).collect();
+        let tensor = Tensor::from_slice(&images, (2, 32, 32, 3), &Device::Cpu).unwrap();
+        let statistics = net.running_statistics(&largest).unwrap();
+        let expected = net.forward(&tensor, &largest, Mode::Evaluate(&statistics)).unwrap();
+        let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();
+        let found = model.network().run(&images, 2).unwrap();
+        let size = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        assert!(expected.iter().zip(found).all(|(a, b)| (a - b).abs() <= 1e-4 * size), "{expected:?} {found:?}");
+    }
+    let import = |config: &str, init: &str, words: &[&str]| {
+        std::fs::write(folder.join("bad.config"), config).unwrap();
+        fails(folder, &["import", init, "--network", "bad.config", "--resolution", "32", "--out", "bad"], words);
+        assert!(!folder.join("bad").exists());
+    };
+    let good = std::fs::read_to_string(folder.join("net.config")).unwrap();
+    import("{}", "init", &["bad.config", "describes no published network"]);
+    import(&good[..100], "init", &["bad.config", "describes no published network"]);
+    import(&good.replace("\"relu\"", "\"swish\""), "init", &["bad.config", "the activation 'swish'"]);
+    import(&good.replace("avgpool_conv", "conv"), "init", &["bad.config", "the shortcut 'conv'"]);
+    import(&good.replace("\"kernel_size\":3", "\"kernel_size\":4"), "init", &["bad.config", "odd"]);
+    import(&good.replace("\"out_features\":10", "\"out_features\":9"), "init", &["init", "classifier", "[9, "]);
+    import(&good.replace("\"stride\":1", "\"stride\":0"), "init", &["bad.config", "stride 0"]);
+    import(&good, "net.config", &["net.config"]);
+}
+
+#[test]
+fn the_published_predictor_and_tables_are_searched() {
+    let reference = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference/official");
+    if !reference.exists() {
+        eprintln!("skipped: no reference data in {}", reference.display());
+        return;
+    }
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    std::fs::write(folder.join("net.pth"), checkpoint("mbv3-w1.2", 1000)).unwrap();
+    succeeds(folder, &["import", "net.pth", "--space", "mbv3-w1.2", "--out", "run"]);
+    let file = |name: &str| reference.join(name).to_str().unwrap().to_string();
+    succeeds(folder, &["predictor", "--run", "run", "--import", &file("acc_predictor.pth")]);
+    let tables = [160, 192, 224].map(|r| file(&format!("note10_{r}_lookup_table.yaml")));
+    let mut arguments = vec!["profile", "--run", "run", "--name", "note10", "--import"];
+    arguments.extend(tables.iter().map(String::as_str));
+    let out = succeeds(folder, &arguments);
+    assert!(out.contains("[160, 192, 224]"), "{out}");
+    let out = succeeds(
+        folder,
+        &[
+            "search",
+            "--run",
+            "run",
+            "--limit",
+            "note10:latency=20ms",
+            "--generations",
+            "20",
+            "--local-search",
+            "0",
+            "--json",
+        ],
+    );
+    let results: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let latency = results[0]["constraints"][0]["value"].as_f64().unwrap();
+    assert!(latency <= 20.0 && latency > 15.0, "{out}");
+    let best = results[0]["best"].as_str().unwrap();
+    assert!(["r160 ", "r192 ", "r224 "].iter().any(|r| best.starts_with(r)), "{best}");
+}

@@ -1,0 +1,30 @@
+//! `ofa profile` through the binary.
+
+mod common;
+
+use common::{fails, finished_run, succeeds};
+
+#[test]
+fn a_profile_is_measured_with_a_number_of_threads_and_its_limits_are_searched() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    succeeds(
+        folder,
+        &["profile", "--run", "run", "--name", "two", "--model-threads", "2", "--rounds", "3", "--check", "5"],
+    );
+    succeeds(folder, &["search", "--run", "run", "--limit", "two:latency=1s", "--generations", "3"]);
+}
+
+#[test]
+fn a_table_for_another_space_is_refused() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    std::fs::write(folder.join("t.yaml"), "Conv-input:16x16x3-output:8x8x8:\n  count: 1\n  mean: 1.0\n").unwrap();
+    fails(
+        folder,
+        &["profile", "--run", "run", "--name", "phone", "--import", "t.yaml"],
+        &["t.yaml", "no entry 'expanded_conv"],
+    );
+}

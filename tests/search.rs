@@ -1,0 +1,187 @@
+//! `ofa search` through the binary.
+
+mod common;
+
+use common::{fails, finished_resnet_run, finished_run, succeeds};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+
+/// The results of a search of the run `run`.
+#[track_caller]
+fn search(folder: &Path, arguments: &[&str]) -> Value {
+    let out = succeeds(folder, &[&["search", "--run", "run", "--json"], arguments].concat());
+    serde_json::from_str(&out).unwrap()
+}
+
+#[track_caller]
+fn refuses(folder: &Path, arguments: &[&str], expected: &[&str]) {
+    fails(folder, &[&["search", "--run", "run"], arguments].concat(), expected);
+}
+
+#[track_caller]
+fn assert_within_limits(result: &Value) {
+    for constraint in result["constraints"].as_array().unwrap() {
+        assert!(constraint["value"].as_f64().unwrap() <= constraint["limit"].as_f64().unwrap(), "{constraint}");
+    }
+}
+
+#[test]
+fn each_limit_gets_a_result_of_its_own() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let results = search(folder, &["--limit", "this:latency=1s", "--limit", "any:macs=0.5M", "--generations", "5"]);
+    assert_eq!(results.as_array().unwrap().len(), 2);
+    assert!(results[1]["constraints"][0]["value"].as_f64().unwrap() <= 0.5e6);
+    assert!(folder.join("run/search/any-macs-500k.json").exists());
+}
+
+#[test]
+fn a_limit_that_no_subnet_can_meet_is_refused_with_the_smallest_value() {
+    let temporary = tempfile::tempdir().unwrap();
+    finished_run(temporary.path());
+    refuses(temporary.path(), &["--limit", "any:macs=1k"], &["smallest"]);
+    refuses(
+        temporary.path(),
+        &["--limit", "any:macs=400k", "--limit", "any:memory=1KB", "--together"],
+        &["memory", "smallest value it can reach"],
+    );
+}
+
+#[test]
+fn an_unknown_device_is_refused_with_the_known_ones() {
+    let temporary = tempfile::tempdir().unwrap();
+    finished_run(temporary.path());
+    refuses(temporary.path(), &["--limit", "phone:latency=1ms"], &["phone", "this"]);
+}
+
+#[test]
+fn every_strategy_keeps_three_binding_limits_on_two_devices() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    succeeds(
+        folder,
+        &["profile", "--run", "run", "--name", "two", "--model-threads", "2", "--rounds", "3", "--check", "5"],
+    );
+    // Limits that bind: a part of what the best subnet without limits has.
+    let subjects = ["this:latency", "two:latency", "any:size-f16"];
+    let wide = ["--limit", "this:latency=9s", "--limit", "two:latency=9s", "--limit", "any:size-f16=9GB", "--together"];
+    let free = search(folder, &wide);
+    let limits: Vec<String> = subjects
+        .iter()
+        .zip(["ms", "ms", "B"])
+        .zip(free[0]["constraints"].as_array().unwrap())
+        .flat_map(|((subject, unit), found)| {
+            ["--limit".into(), format!("{subject}={:.6}{unit}", 0.8 * found["value"].as_f64().unwrap())]
+        })
+        .chain(["--together".into()])
+        .collect();
+    let limits: Vec<&str> = limits.iter().map(String::as_str).collect();
+    for strategy in ["random", "grid", "evolution", "bayes", "ppo", "gradient"] {
+        let results = search(folder, &[&["--strategy", strategy, "--evaluations", "60"], &limits[..]].concat());
+        let result = &results[0];
+        assert_eq!(result["settings"]["strategy"], strategy);
+        assert!(result["evaluations"].as_u64().unwrap() <= 60, "{strategy}");
+        assert_eq!(result["constraints"].as_array().unwrap().len(), 3);
+        assert_within_limits(result);
+        assert_ne!(result["best"], free[0]["best"], "{strategy}");
+    }
+}
+
+#[test]
+fn pareto_finds_a_front_against_two_figures() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let arguments = ["--strategy", "pareto", "--against", "any:macs", "--against", "any:params", "--generations", "5"];
+    let front = search(folder, &arguments)[0]["front"].as_array().unwrap().clone();
+    assert!(front.len() > 3 && front.iter().all(|point| point["values"].as_array().unwrap().len() == 2), "{front:?}");
+    assert!(folder.join("run/search/front+any-macs+any-params.json").exists());
+}
+
+#[test]
+fn the_best_subnets_are_verified_or_measured_throughout() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let images = ["--recalibration", "50", "--images", "50", "--limit", "any:macs=400k"];
+    let verified = &search(folder, &[&["--verify", "2", "--generations", "3"], &images[..]].concat())[0];
+    assert!(verified["measured_accuracy"].as_f64().is_some(), "{verified}");
+    assert_eq!(verified["top"].as_array().unwrap().len(), 2);
+    let arguments = ["--score", "measured", "--strategy", "bayes", "--evaluations", "5"];
+    let measured = &search(folder, &[&arguments, &images[..]].concat())[0];
+    assert_eq!(measured["measured_accuracy"], measured["predicted_accuracy"]);
+    assert_eq!(measured["evaluations"], 5);
+}
+
+#[test]
+fn strategies_are_compared_at_equal_budgets() {
+    let temporary = tempfile::tempdir().unwrap();
+    finished_run(temporary.path());
+    let arguments =
+        ["search", "--run", "run", "--limit", "any:macs=400k", "--compare", "--seeds", "2", "--evaluations", "50"];
+    let out = succeeds(temporary.path(), &arguments);
+    for name in ["evolution", "pareto", "random", "grid", "bayes", "ppo", "gradient", "spread"] {
+        assert!(out.contains(name), "'{name}' is not in: {out}");
+    }
+}
+
+#[test]
+fn options_that_do_not_belong_together_are_refused() {
+    let temporary = tempfile::tempdir().unwrap();
+    finished_run(temporary.path());
+    let bad = |arguments: &[&str], expected: &[&str]| {
+        refuses(temporary.path(), &[&["--limit", "any:macs=400k"], arguments].concat(), expected);
+    };
+    bad(&["--strategy", "random", "--population", "5"], &["--strategy random", "population"]);
+    bad(&["--strategy", "pareto"], &["--against"]);
+    bad(&["--against", "any:macs"], &["--strategy pareto"]);
+    bad(&["--evaluations", "0"], &["evaluations"]);
+    bad(&["--score", "measured", "--verify", "3"], &["--verify"]);
+    bad(&["--data", "builtin"], &["--data", "--score measured"]);
+}
+
+#[test]
+fn subnets_of_a_resnet_keep_their_limits() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_resnet_run(folder);
+    let limits = ["--limit", "this:latency=1s", "--limit", "any:macs=0.8M", "--limit", "any:memory=60KB"];
+    let results = search(folder, &[&["--generations", "3"], &limits[..]].concat());
+    for result in results.as_array().unwrap() {
+        assert_within_limits(result);
+        assert!(result["best"].as_str().unwrap().contains(" w"), "{result}");
+    }
+}
+
+#[test]
+fn damaged_files_of_a_run_are_named() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let arguments = ["--limit", "any:macs=1M"];
+    search(folder, &arguments);
+    let damage = |file: &str, bytes: &[u8], expected: &[&str]| {
+        let path = folder.join("run").join(file);
+        let before = fs::read(&path).ok();
+        fs::write(&path, bytes).unwrap();
+        refuses(folder, &arguments, &[&[file], expected].concat());
+        match before {
+            Some(before) => fs::write(&path, before).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+    };
+    let supernet = fs::read(folder.join("run/checkpoints/supernet.safetensors")).unwrap();
+    let mut flipped = supernet.clone();
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 1;
+    damage("checkpoints/supernet.safetensors", &flipped, &["checksum"]);
+    damage("checkpoints/supernet.safetensors", &supernet[..middle], &["safetensors"]);
+    damage("checkpoints/supernet.safetensors", b"", &["safetensors"]);
+    damage("predictor/predictor.safetensors", &supernet, &["no predictor"]);
+    damage("devices/phone.json", b"{\"name\": \"phone\"}", &["JSON", "missing field"]);
+    damage("devices/phone.json", b"\xff\xfe", &["UTF-8"]);
+    damage("config.toml", b"[data]\nsorce = 'x'\n", &["did you mean `source`?"]);
+}
