@@ -210,12 +210,9 @@ fn a_published_specialised_network_becomes_a_model() {
 }
 
 #[test]
+#[ignore = "needs the reference data"]
 fn the_published_predictor_and_tables_are_searched() {
     let reference = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference/official");
-    if !reference.exists() {
-        eprintln!("skipped: no reference data in {}", reference.display());
-        return;
-    }
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     std::fs::write(folder.join("net.pth"), checkpoint("mbv3-w1.2", 1000)).unwrap();

@@ -1,4 +1,4 @@
-//! Several processes on MPI. Without MPI in the program or on the machine the tests say so and check nothing.
+//! Several processes on MPI: `cargo test --release --features mpi --test ranks`. Programs without MPI ignore most of these tests.
 #![cfg(unix)]
 
 mod common;
@@ -13,14 +13,9 @@ use std::time::{Duration, Instant};
 
 static TURN: Mutex<()> = Mutex::new(());
 
-/// A turn on the few cores there are, or `None` without MPI.
-fn mpi() -> Option<MutexGuard<'static, ()>> {
-    let has = Command::new("mpirun").arg("--version").output().is_ok_and(|output| output.status.success());
-    if !cfg!(feature = "mpi") || !has {
-        eprintln!("skipped: needs mpirun and `--features mpi`");
-        return None;
-    }
-    Some(TURN.lock().unwrap_or_else(PoisonError::into_inner))
+/// A turn on the few cores there are.
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// `ofa` with each list of arguments as so many ranks.
@@ -109,8 +104,9 @@ fn smooth_configuration(folder: &Path) {
 const ONE: [&str; 9] = ["train", "--config", "c.toml", "--out", "one", "--batch", "32", "--threads", "1"];
 
 #[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs MPI")]
 fn two_ranks_with_synchronised_batch_norm_equal_one_with_the_double_batch() {
-    let Some(_turn) = mpi() else { return };
+    let _turn = turn();
     for configuration in [configuration, smooth_configuration] {
         equal_one_with_the_double_batch(configuration);
     }
@@ -145,8 +141,9 @@ fn equal_one_with_the_double_batch(configuration: fn(&Path)) {
 
 /// What a step decides by the losses of all images, and what it learns from itself; with parts of different lengths.
 #[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs MPI")]
 fn three_ranks_choose_the_same_subnets_as_one() {
-    let Some(_turn) = mpi() else { return };
+    let _turn = turn();
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     configuration(folder);
@@ -218,8 +215,9 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs MPI")]
 fn a_killed_rank_ends_the_run_and_any_number_of_ranks_goes_on() {
-    let Some(_turn) = mpi() else { return };
+    let _turn = turn();
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     configuration(folder);
@@ -255,8 +253,9 @@ fn a_killed_rank_ends_the_run_and_any_number_of_ranks_goes_on() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs MPI")]
 fn samples_are_the_same_for_any_number_of_ranks() {
-    let Some(_turn) = mpi() else { return };
+    let _turn = turn();
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     configuration(folder);
@@ -278,8 +277,9 @@ fn samples_are_the_same_for_any_number_of_ranks() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs MPI")]
 fn errors_come_once_and_with_their_rank() {
-    let Some(_turn) = mpi() else { return };
+    let _turn = turn();
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     configuration(folder);
@@ -306,8 +306,9 @@ fn errors_come_once_and_with_their_rank() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "mpi"), ignore = "needs MPI")]
 fn the_speed_of_several_is_measured() {
-    let Some(_turn) = mpi() else { return };
+    let _turn = turn();
     let temporary = tempfile::tempdir().unwrap();
     let arguments = ["speed", "--space", "tiny", "--batch", "4", "--steps", "2", "--threads", "1", "--json"];
     let output = mpirun(temporary.path(), &[(2, &arguments)]).output().unwrap();
@@ -327,9 +328,6 @@ fn a_program_without_mpi_refuses_to_be_one_of_several() {
     let mut alone = command(temporary.path(), &["config"]);
     // With MPI it finds no launcher to reach.
     let expected = if cfg!(feature = "mpi") { "to MPI this one is alone" } else { "the program has no MPI" };
-    if cfg!(feature = "mpi") && mpi().is_none() {
-        return;
-    }
     refused(&alone.env("OMPI_COMM_WORLD_SIZE", "2").output().unwrap(), &[expected]);
 }
 

@@ -116,34 +116,7 @@ fn product(factors: &[usize]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ofa_supernet::SearchSpace;
-    use ofa_supernet::import::Setting;
-    use ofa_supernet::space::{Subnet, preset};
-    use serde_json::Value;
-    use std::path::PathBuf;
-
-    /// The folder of one network computed by the reference implementation, or `None` (with a printed reason) where the
-    /// checkout has no reference data beside it.
-    fn reference_folder(name: &str) -> Option<PathBuf> {
-        let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/reference")).join(name);
-        if !folder.exists() {
-            eprintln!("skipped: no reference data in {}", folder.display());
-            return None;
-        }
-        Some(folder)
-    }
-
-    /// The preset of that name with one case's resolution, and the subnet of that case of the reference's `cases.json`.
-    fn reference_case(preset_name: &str, case: &Value) -> (SearchSpace, Subnet) {
-        let resolution = case["resolution"].as_u64().unwrap() as usize;
-        let mut space = preset(preset_name).unwrap();
-        space.resolutions.push(resolution);
-        space.resolutions.sort_unstable();
-        space.resolutions.dedup();
-        let setting: Setting = serde_json::from_value(case["setting"].clone()).unwrap();
-        let subnet = setting.subnet(&space, resolution).unwrap();
-        (space, subnet)
-    }
+    use ofa_supernet::space::preset;
 
     #[test]
     fn stored_numbers_are_those_of_the_model_file() {
@@ -154,20 +127,6 @@ mod tests {
                 let shapes = crate::model::tensor_shapes(&network);
                 let numbers: usize = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
                 assert_eq!(stored_numbers(&network), numbers as u64, "{name}: {subnet}");
-            }
-        }
-    }
-
-    #[test]
-    fn macs_and_parameters_equal_the_reference() {
-        for (folder, preset) in [("mbv3_w0.25", "mbv3-w0.25"), ("proxyless_w0.5", "proxyless-w0.5")] {
-            let Some(folder) = reference_folder(folder) else { return };
-            let cases: Value = ofa_supernet::files::read_json(&folder.join("cases.json")).unwrap();
-            for case in cases["cases"].as_array().unwrap() {
-                let (space, subnet) = reference_case(preset, case);
-                let network = space.network(&subnet, cases["classes"].as_u64().unwrap() as usize).unwrap();
-                assert_eq!(parameters(&network), case["params"].as_u64().unwrap(), "{preset} {}", case["name"]);
-                assert_eq!(macs(&network), case["macs"].as_u64().unwrap(), "{preset} {}", case["name"]);
             }
         }
     }

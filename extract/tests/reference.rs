@@ -1,5 +1,5 @@
-//! What the once-for-all code and its published files compute, from `../shared/reference` beside the checkout. Without the folder
-//! these tests are skipped, and say so.
+//! What the once-for-all code and its published files compute, from `../shared/reference` beside the checkout:
+//! `cargo test --release --test reference -- --ignored`.
 
 use candle_core::{Device, Tensor};
 use ofa_evaluate::Model;
@@ -15,14 +15,9 @@ use ofa_supernet::{SearchSpace, Subnet};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// A folder of the reference; `None` (with a printed reason) where it is absent.
-fn reference(name: &str) -> Option<PathBuf> {
-    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/reference")).join(name);
-    if !folder.exists() {
-        eprintln!("skipped: no reference data in {}", folder.display());
-        return None;
-    }
-    Some(folder)
+/// A folder of the reference.
+fn reference(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/reference")).join(name)
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
@@ -30,9 +25,10 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 }
 
 #[test]
+#[ignore = "needs the reference data"]
 fn extracted_models_give_the_static_networks_logits() {
     for (folder, preset) in [("mbv3_w0.25", "mbv3-w0.25"), ("proxyless_w0.5", "proxyless-w0.5")] {
-        let Some(folder) = reference(folder) else { continue };
+        let folder = reference(folder);
         let cases: Value = ofa_supernet::files::read_json(&folder.join("cases.json")).unwrap();
         let mut space = SearchSpace::named(preset).unwrap();
         space.resolutions = vec![64, 96, 128];
@@ -67,8 +63,9 @@ fn extracted_models_give_the_static_networks_logits() {
 }
 
 #[test]
+#[ignore = "needs the reference data"]
 fn the_published_predictor_and_latency_tables() {
-    let Some(folder) = reference("official") else { return };
+    let folder = reference("official");
     let space = SearchSpace::named("mbv3-w1.2").unwrap();
     let tables: Vec<PathBuf> =
         [160, 176, 192, 208, 224].iter().map(|r| folder.join(format!("note10_{r}_lookup_table.yaml"))).collect();
@@ -122,10 +119,9 @@ fn the_published_predictor_and_latency_tables() {
     let other = SearchSpace::named("proxyless-w1.3").unwrap();
     let error = Predictor::import(&folder.join("acc_predictor.pth"), &other).unwrap_err().to_string();
     assert!(error.contains("five stages"), "{error}");
-    if let Some(folder) = reference("mbv3_w0.25") {
-        let error = Predictor::import(&folder.join("supernet.pth"), &space).unwrap_err().to_string();
-        assert!(error.contains("'0.bias' is missing"), "{error}");
-    }
+    let supernet = reference("mbv3_w0.25").join("supernet.pth");
+    let error = Predictor::import(&supernet, &space).unwrap_err().to_string();
+    assert!(error.contains("'0.bias' is missing"), "{error}");
 }
 
 /// Percent that the reference's own evolution (population 100, 500 generations, the same predictor and tables) finds as the best of three seeds.
@@ -151,8 +147,9 @@ fn published(folder: &Path) -> (SearchSpace, Predictor, Measures) {
 }
 
 #[test]
+#[ignore = "needs the reference data"]
 fn the_median_search_finds_at_least_the_references_best() {
-    let Some(folder) = reference("official") else { return };
+    let folder = reference("official");
     let (space, predictor, measures) = published(&folder);
     for (limit, best) in REFERENCE_BEST {
         let limits = [Limit::from_constraint(&format!("note10:latency={limit}").parse().unwrap(), &measures).unwrap()];
@@ -170,8 +167,9 @@ fn the_median_search_finds_at_least_the_references_best() {
 }
 
 #[test]
+#[ignore = "needs the reference data"]
 fn limits_of_several_kinds_hold_at_once() {
-    let Some(folder) = reference("official") else { return };
+    let folder = reference("official");
     let (space, predictor, measures) = published(&folder);
     let find = |limits: &[&str]| {
         let limits: Vec<Limit> =
