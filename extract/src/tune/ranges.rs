@@ -1,6 +1,7 @@
 //! What may be varied and how far.
 
 use crate::{Error, Result};
+use ofa_supernet::files::parse_toml_text;
 use ofa_supernet::train::TrainConfig;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -204,7 +205,7 @@ impl Ranges {
     /// # Errors
     /// An unknown hyperparameter, an impossible range, or none at all.
     pub fn from_toml(text: &str) -> Result<Self> {
-        let ranges: Ranges = toml::from_str(text).map_err(|e| Error::Tune(e.message().to_string()))?;
+        let ranges: Ranges = parse_toml_text(text).map_err(Error::Tune)?;
         if ranges.0.is_empty() {
             return Err(Error::Tune("no hyperparameter is given; write a table such as [learning_rate]".into()));
         }

@@ -138,7 +138,7 @@ impl TrainConfig {
     /// # Errors
     /// Unknown keys and wrong types, named.
     pub fn from_toml(text: &str) -> Result<Self> {
-        toml::from_str(text).map_err(|e| Error::Config(e.message().to_string()))
+        crate::files::parse_toml_text(text).map_err(Error::Config)
     }
 
     /// What learning rates are multiplied by.
