@@ -2,7 +2,7 @@
 
 use crate::processes::on_this_machine;
 use crate::progress::{self, note};
-use crate::run_folder::{DataConfig, RunConfig, RunFolder};
+use crate::run_folder::{DataConfig, RunConfig, RunFolder, data_flag};
 use crate::{interrupt, memory, table};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
@@ -96,7 +96,7 @@ impl Settings {
             }
         };
         if let Some(source) = &self.data {
-            config.data.source = source.clone();
+            config.data.source = data_flag(source)?;
         }
         if let Some(validation) = self.validation {
             config.data.validation = validation;

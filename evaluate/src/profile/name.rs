@@ -9,8 +9,10 @@ const LONGEST: usize = 100;
 /// One sentence about what is wrong with it.
 pub fn check_name(name: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if name.is_empty() || name.starts_with('.') || !name.chars().all(allowed) {
-        return Err(format!("device name '{name}': expected letters, digits, '-', '_' and '.', not '.' first"));
+    if name.is_empty() || name.starts_with(['.', '-']) || !name.chars().all(allowed) {
+        return Err(format!(
+            "device name '{name}': expected letters, digits, '-', '_' and '.', the first one a letter, digit or '_'"
+        ));
     }
     if name.len() > LONGEST {
         return Err(format!("device name '{name}': it has {} characters, at most {LONGEST} are allowed", name.len()));
@@ -33,7 +35,7 @@ mod tests {
         for name in ["this", "pi-4", "note10_cpu.v2", &"a".repeat(100)] {
             check_name(name).unwrap();
         }
-        for name in ["", "any", "ANY", "../x", "a/b", "a b", ".hidden", "ä", &"a".repeat(101)] {
+        for name in ["", "any", "ANY", "../x", "a/b", "a b", ".hidden", "-x", "ä", &"a".repeat(101)] {
             assert!(check_name(name).is_err(), "{name}");
         }
     }
