@@ -7,6 +7,7 @@ mod commands;
 mod interrupt;
 mod measured;
 mod memory;
+mod names;
 mod processes;
 mod progress;
 mod ranks_model;
@@ -15,6 +16,7 @@ mod suggestion;
 mod table;
 
 use clap::Parser;
+use ofa_supernet::quote::shortened;
 use std::process::ExitCode;
 
 /// Maps the outcome to an exit code and nothing else: 0 success, 1 error, 2 wrong usage (clap), 128 + signal interrupted.
@@ -90,7 +92,7 @@ fn set_environment() {
     }
 }
 
-/// The error and its causes in one line, without causes that it names itself.
+/// The error and its causes in one line, without causes that it names itself. What a file or a flag made long is cut.
 fn sentence(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(|cause| cause.to_string()) {
@@ -100,5 +102,5 @@ fn sentence(error: &anyhow::Error) -> String {
             line = format!("{line}: {cause}");
         }
     }
-    line
+    shortened(&line)
 }

@@ -1,8 +1,8 @@
 //! `ofa extract`
 
 use crate::run_folder::{RunConfig, RunFolder};
-use crate::{interrupt, progress, table};
-use anyhow::{Context, Result, bail};
+use crate::{interrupt, names, progress, table};
+use anyhow::{Result, bail};
 use ofa_evaluate::model::NumberType;
 use ofa_extract::SearchResult;
 use ofa_extract::subnet::{compare, extract};
@@ -13,7 +13,7 @@ use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::finetune::{FinetuneOptions, finetune};
 use ofa_supernet::train::validation::{accuracy, recalibrate};
 use ofa_supernet::train::{Control, TrainConfig};
-use ofa_supernet::{Subnet, Supernet};
+use ofa_supernet::{SearchSpace, Subnet, Supernet};
 use std::path::PathBuf;
 
 /// Images on which every extracted model is compared with the supernet.
@@ -77,20 +77,20 @@ pub fn run(args: &Args) -> Result<()> {
     let config = folder.config()?;
     let mut wanted: Vec<(String, Subnet)> = Vec::new();
     if args.search_results {
-        wanted.extend(search_results(&folder)?);
+        wanted.extend(search_results(&folder, &config.space)?);
     }
     for text in &args.subnet {
         let (name, subnet) = match text.as_str() {
             "smallest" => (text.clone(), config.space.smallest()),
             "largest" => (text.clone(), config.space.largest()),
             _ => {
-                let subnet = if text.starts_with('{') {
-                    let setting: Setting = serde_json::from_str(text).with_context(|| format!("--subnet '{text}'"))?;
+                let subnet = if text.trim_start().starts_with('{') {
+                    let setting: Setting = text.parse()?;
                     setting.subnet(&config.space, setting.resolution()?)?
                 } else {
                     text.parse()?
                 };
-                (subnet.to_string().replace([' ', ',', '|'], "-"), subnet)
+                (names::short(&subnet.to_string().replace([' ', ',', '|'], "-")), subnet)
             }
         };
         config.space.check(&subnet)?;
@@ -111,16 +111,15 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Every result of the run folder's `search/`, by file name.
-fn search_results(folder: &RunFolder) -> Result<Vec<(String, Subnet)>> {
-    let path = folder.join("search");
-    let entries = std::fs::read_dir(&path)
-        .with_context(|| format!("{}: no search results; run `ofa search` first", path.display()))?;
-    let mut files: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
-    files.retain(|p| p.extension().is_some_and(|e| e == "json"));
-    files.sort();
+fn search_results(folder: &RunFolder, space: &SearchSpace) -> Result<Vec<(String, Subnet)>> {
+    let files = folder.json_files("search")?;
+    if files.is_empty() {
+        bail!("{}: no search results; run `ofa search` first", folder.join("search").display());
+    }
     let mut found = Vec::new();
     for file in files {
         let result: SearchResult = read_json(&file)?;
+        space.check(&result.best).map_err(|e| e.at(&file))?;
         let name = file.file_stem().and_then(|n| n.to_str()).unwrap_or("model").to_string();
         found.push((name, result.best));
     }
@@ -146,14 +145,15 @@ pub fn extract_all(
     wanted: &[(String, Subnet)],
     options: &Options,
 ) -> Result<Vec<Extracted>> {
-    let (state, note) = read_supernet(&Folder::of_run(run, 1).supernet_path())?;
+    let path = Folder::of_run(run, 1).supernet_path();
+    let (state, note) = read_supernet(&path)?;
     let labels = folder.class_names(note.classes.clone(), data)?;
     let mut rows = Vec::new();
     for (name, subnet) in wanted {
         interrupt::check()?;
         // A copy for each, since fine-tuning changes it.
         let net = Supernet::new(&note.space, note.classes.len(), 0)?;
-        net.load_state(&state)?;
+        net.load_state(&state).map_err(|e| e.at(&path))?;
         if let Some(options) = &options.finetune {
             finetune_subnet(&net, folder, subnet, data, &config.train, options)?;
         }

@@ -1,13 +1,14 @@
 //! `ofa import`
 
-use crate::run_folder::{DataConfig, RunConfig, RunFolder, numbered_classes};
+use crate::progress::note;
+use crate::run_folder::{DataConfig, RunConfig, RunFolder, data_flag, numbered_classes};
 use anyhow::{Context, Result, bail};
 use ofa_evaluate::cost;
 use ofa_evaluate::model::{ModelConfig, NumberType, PublishedNetwork, save};
 use ofa_supernet::SearchSpace;
 use ofa_supernet::data::Normalisation;
 use ofa_supernet::files;
-use ofa_supernet::import::read_supernet;
+use ofa_supernet::import::{CheckpointFile, read_supernet_from};
 use ofa_supernet::space::Family;
 use ofa_supernet::train::TrainConfig;
 use ofa_supernet::train::checkpoint::{Folder, SupernetNote, write_supernet};
@@ -60,10 +61,12 @@ fn specialised(args: &Args, description: &Path, resolution: usize) -> Result<()>
     if args.out.exists() {
         bail!("{}: it exists already; name another folder with --out", args.out.display());
     }
-    let published = PublishedNetwork::new(&files::read_text(description)?, resolution)
-        .with_context(|| description.display().to_string())?;
-    let weights = published.weights(&args.file)?;
-    let labels = class_names(args, &data_config(args), published.network.classes)?;
+    let published =
+        PublishedNetwork::new(&files::read_text(description)?, resolution).map_err(|e| e.at(description))?;
+    let mut file = CheckpointFile::open(&args.file)?;
+    let weights = published.weights_from(&mut file)?;
+    note_choice(&file);
+    let labels = class_names(args, &data_config(args)?, published.network.classes)?;
     let (macs, parameters) = (cost::macs(&published.network), cost::parameters(&published.network));
     let name = description.parent().and_then(Path::file_name).map_or("published".into(), |name| name.to_string_lossy());
     let PublishedNetwork { network, subnet, .. } = published;
@@ -82,10 +85,17 @@ fn specialised(args: &Args, description: &Path, resolution: usize) -> Result<()>
     Ok(())
 }
 
+/// Says which weights were taken from a file that holds several.
+fn note_choice(file: &CheckpointFile) {
+    if let Some(choice) = file.choice() {
+        note(format!("{}: {choice}", file.path().display()));
+    }
+}
+
 /// The images that are given, if any.
-fn data_config(args: &Args) -> DataConfig {
+fn data_config(args: &Args) -> Result<DataConfig> {
     let mut data = DataConfig {
-        source: args.data.clone().unwrap_or_default(),
+        source: args.data.as_deref().map(data_flag).transpose()?.unwrap_or_default(),
         // The weights expect images normalised as those that they were trained on.
         normalisation: Some(Normalisation::IMAGENET),
         ..DataConfig::default()
@@ -93,7 +103,7 @@ fn data_config(args: &Args) -> DataConfig {
     if let Some(validation) = args.validation {
         data.validation = validation;
     }
-    data
+    Ok(data)
 }
 
 /// Names of the checkpoint's `count` classes: the data's, if there is any.
@@ -122,14 +132,17 @@ fn supernet(args: &Args, space: &str) -> Result<()> {
     match args.batch_norm_epsilon {
         Some(epsilon) => space.batch_norm_epsilon = epsilon,
         None if space.family == Family::ProxylessNas => eprintln!(
-            "batch norm's epsilon is taken as {:e}, since a checkpoint does not tell; that of the published ProxylessNAS              supernet is 1e-3: --batch-norm-epsilon 1e-3",
+            "batch norm's epsilon is taken as {:e}, since a checkpoint does not tell; that of the published ProxylessNAS supernet is 1e-3: \
+             --batch-norm-epsilon 1e-3",
             space.batch_norm_epsilon
         ),
         None => {}
     }
     space.validate()?;
-    let net = read_supernet(&args.file, &space)?;
-    let data = data_config(args);
+    let mut file = CheckpointFile::open(&args.file)?;
+    let net = read_supernet_from(&mut file, &space)?;
+    note_choice(&file);
+    let data = data_config(args)?;
     let classes = class_names(args, &data, net.classes())?;
     let train = TrainConfig::preset("imagenet", &space)?;
     let parameters: usize = net.parameters().iter().map(|p| p.var.elem_count()).sum();

@@ -2,9 +2,9 @@
 
 use crate::run_folder::RunFolder;
 use crate::{interrupt, progress};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result};
 use ofa_evaluate::DeviceProfile;
-use ofa_evaluate::profile::{Phase, ProfileOptions, import, measure};
+use ofa_evaluate::profile::{Phase, ProfileOptions, check_name, import, measure};
 use ofa_supernet::SearchSpace;
 use std::path::PathBuf;
 
@@ -38,18 +38,18 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    check_name(&args.name).map_err(Error::msg)?;
     let folder = RunFolder::new(&args.run);
     let _lock = folder.lock_shared()?;
     let (net, classes) = folder.supernet()?;
     let path = folder.join(&format!("devices/{}.json", args.name));
     if !args.import.is_empty() {
-        check_name(&args.name)?;
         let profile = import(net.space(), classes.len(), &args.name, &args.import)?;
         profile.save(&path)?;
         println!(
             "device '{}': {} layers at resolutions {:?} from {} tables",
             profile.name,
-            profile.table.len(),
+            profile.table().len(),
             profile.space.resolutions,
             args.import.len()
         );
@@ -85,7 +85,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Number of layers and how far off predictions are.
 pub fn print_check(profile: &DeviceProfile) {
-    print!("{} layers", profile.table.len());
+    print!("{} layers", profile.table().len());
     if let Some(check) = &profile.check {
         print!(
             "; error on {} random subnets: median {:.1} %, 95th percentile {:.1} %",
@@ -97,19 +97,9 @@ pub fn print_check(profile: &DeviceProfile) {
     println!();
 }
 
-/// A device's name is also a file's.
-fn check_name(name: &str) -> Result<()> {
-    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) || name.starts_with('.')
-    {
-        bail!("device name '{name}': expected letters, digits, '-', '_' and '.'");
-    }
-    Ok(())
-}
-
 /// Measures with a progress bar and writes the profile into the folder. A measurement that was stopped goes on.
 pub fn profile_device(folder: &RunFolder, space: &SearchSpace, options: &ProfileOptions) -> Result<DeviceProfile> {
     let name = &options.name;
-    check_name(name)?;
     let bar = progress::bar(0, "visits");
     let unfinished = folder.join(&format!("devices/{name}.unfinished"));
     let profile = measure(space, options, Some(&unfinished), &mut |at| {

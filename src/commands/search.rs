@@ -3,7 +3,7 @@
 use crate::commands::compare::{self, compare};
 use crate::measured::{Images, Measured};
 use crate::run_folder::RunFolder;
-use crate::{interrupt, progress, table};
+use crate::{interrupt, names, progress, table};
 use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
 use ofa_extract::search::SearchSettings;
@@ -177,9 +177,36 @@ enum Score {
 impl Args {
     fn settings(&self) -> Result<SearchSettings> {
         let name = self.strategy.text();
+        let flag = |key: &str| format!("--{}", key.replace('_', "-"));
         let mut constants = serde_json::to_value(&self.constants)?;
+        // JSON has no such numbers.
+        let undefined = constants.as_object().and_then(|map| map.iter().find(|(_, value)| value.is_null()));
+        if let Some((key, _)) = undefined {
+            bail!("{}: expected a finite number", flag(key));
+        }
         constants["strategy"] = name.clone().into();
-        serde_json::from_value(constants).map_err(|error| anyhow!("--strategy {name}: {error}"))
+        let settings: SearchSettings = serde_json::from_value(constants).map_err(|error| {
+            let unknown = error.to_string();
+            match unknown.split('`').nth(1) {
+                Some(key) => anyhow!("{}: the strategy {name} has no such constant", flag(key)),
+                None => anyhow!("--strategy {name}: {error}"),
+            }
+        })?;
+        settings.strategy().validate().map_err(|error| {
+            // Constants are named by their keys there.
+            let words: Vec<String> = error
+                .to_string()
+                .split(' ')
+                .map(|word| if word.contains('_') { flag(word) } else { word.to_string() })
+                .collect();
+            anyhow!("--strategy {name}: {}", words.join(" "))
+        })?;
+        Ok(settings)
+    }
+
+    /// All limits, and what fronts are drawn against.
+    fn constraints(&self) -> impl Iterator<Item = &Constraint> {
+        self.limits.iter().chain(&self.against)
     }
 
     /// What is searched together.
@@ -208,48 +235,53 @@ pub fn run(args: &Args) -> Result<()> {
     if !measuring && args.scoring.data.is_some() {
         bail!("--data names images to measure on, for --score measured or --verify; the predictor needs none");
     }
+    // Before anything is read.
+    let settings = if args.compare { None } else { Some(args.settings()?) };
     let folder = RunFolder::new(&args.run);
     let _lock = folder.lock_shared()?;
     if !measuring {
         let scorer = Scorer::Predictor(Box::new(load_predictor(&folder)?), args.scoring.pessimism);
         let (space, classes) = folder.space()?;
-        let measures = Measures::new(&space, classes.len(), folder.devices()?);
-        return with_scorer(args, &folder, &measures, &scorer, None);
+        let measures = Measures::new(&space, classes.len(), folder.devices(args.constraints())?);
+        return with_scorer(args, settings, &folder, &measures, &scorer, None);
     }
     let (net, classes) = folder.supernet()?;
     let data = folder.data(args.scoring.data.as_deref())?;
     folder.class_names(classes.clone(), &data)?;
     let measured = Measured::new(&net, &data, &args.scoring.images, MEASURED_BATCH, args.seed)?;
-    let measures = Measures::new(net.space(), classes.len(), folder.devices()?);
+    let measures = Measures::new(net.space(), classes.len(), folder.devices(args.constraints())?);
     match args.scoring.score {
-        Score::Measured => with_scorer(args, &folder, &measures, &Scorer::Measured(&measured), Some(&measured)),
+        Score::Measured => {
+            with_scorer(args, settings, &folder, &measures, &Scorer::Measured(&measured), Some(&measured))
+        }
         Score::Predictor => {
             let scorer = Scorer::Predictor(Box::new(load_predictor(&folder)?), args.scoring.pessimism);
-            with_scorer(args, &folder, &measures, &scorer, Some(&measured))
+            with_scorer(args, settings, &folder, &measures, &scorer, Some(&measured))
         }
     }
 }
 
 fn with_scorer(
     args: &Args,
+    settings: Option<SearchSettings>,
     folder: &RunFolder,
     measures: &Measures,
     scorer: &Scorer,
     measured: Option<&Measured>,
 ) -> Result<()> {
-    if args.compare {
+    let Some(settings) = settings else {
         let options = compare::Options { evaluations: args.evaluations, seed: args.seed, seeds: args.seeds };
         for constraints in args.groups() {
             compare(measures, &constraints, scorer, &options)?;
         }
         return Ok(());
-    }
+    };
     let evaluations = match scorer {
         Scorer::Measured(_) => Some(args.evaluations.unwrap_or(MEASURED_EVALUATIONS)),
         Scorer::Predictor(..) => args.evaluations,
     };
     let options = Options {
-        settings: args.settings()?,
+        settings,
         evaluations,
         against: args.against.clone(),
         seed: args.seed,
@@ -318,7 +350,7 @@ pub fn search_limits(
     settings: SearchSettings,
     seed: u64,
 ) -> Result<Vec<(String, SearchResult)>> {
-    let measures = Measures::new(net.space(), net.classes(), folder.devices()?);
+    let measures = Measures::new(net.space(), net.classes(), folder.devices(groups.iter().flatten())?);
     let options = Options { settings, evaluations: None, against: Vec::new(), seed, verify: 0 };
     search_groups(folder, &measures, groups, &Scorer::Predictor(Box::new(load_predictor(folder)?), 0.0), None, &options)
 }
@@ -396,7 +428,7 @@ fn search_groups(
         }
         let front = (!options.against.is_empty()).then(|| "front".to_string());
         let parts = front.into_iter().chain(options.against.iter().chain(constraints).map(Constraint::file_stem));
-        let name = parts.collect::<Vec<_>>().join("+");
+        let name = names::short(&parts.collect::<Vec<_>>().join("+"));
         write_json(&folder.join(&format!("search/{name}.json")), &result)?;
         results.push((name, result));
     }

@@ -2,7 +2,7 @@
 
 use crate::processes::on_this_machine;
 use crate::progress::{self, note};
-use crate::run_folder::{DataConfig, RunConfig, RunFolder};
+use crate::run_folder::{DataConfig, RunConfig, RunFolder, data_flag};
 use crate::{interrupt, memory, table};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
@@ -96,7 +96,7 @@ impl Settings {
             }
         };
         if let Some(source) = &self.data {
-            config.data.source = source.clone();
+            config.data.source = data_flag(source)?;
         }
         if let Some(validation) = self.validation {
             config.data.validation = validation;
@@ -147,7 +147,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         note(format!("{} holds no checkpoint yet: training starts at its beginning", args.out.display()));
     }
     let outcome = match train_run(&folder, &args.out, &config, ranks, resume, &device) {
-        Err(error) if started(&checkpoints) && !matches!(error.downcast_ref(), Some(Error::Config(_))) => {
+        Err(error) if started(&checkpoints) && !refused(&error) => {
             note(format!(
                 "training stopped; its checkpoints are whole. When the cause is mended, go on with: ofa train --out {} --resume",
                 args.out.display()
@@ -177,6 +177,11 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
             args.out.display()
         ))),
     }
+}
+
+/// Whether the run did not begin, so that the settings are to be mended and there is nothing to resume.
+fn refused(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::Config(_) | Error::Refused { .. }))
 }
 
 /// Whether there is a checkpoint, or a supernet that came from elsewhere.

@@ -58,10 +58,14 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("--trial-epochs {epochs}: expected a number above 0");
     }
     let ranges = match &args.ranges {
-        Some(path) => Ranges::from_toml(&files::read_text(path)?).with_context(|| path.display().to_string())?,
+        Some(path) => Ranges::read(path)?,
         None => Ranges::about(&config.train)?,
     };
-    ranges.check(&config.train, &config.space)?;
+    let checked = ranges.check(&config.train, &config.space);
+    checked.map_err(|e| match &args.ranges {
+        Some(path) => e.at(path),
+        None => e,
+    })?;
     let folder = RunFolder::new(&args.out);
     let _lock = folder.lock()?;
     let shortened = RunConfig { train: config.train.clone().with_epochs(epochs), ..config.clone() };

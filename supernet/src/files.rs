@@ -1,9 +1,11 @@
-//! Atomic writing: after an error, a kill or power loss a file holds either its old or its new content, never a mixture.
+//! Small files: reading with errors that name the place, and atomic writing: after an error, a kill or power loss a file holds either its
+//! old or its new content, never a mixture.
 
 use crate::{Error, Result};
+use serde::de::DeserializeOwned;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Writes `bytes` to `path` through a temporary neighbour: write, fsync, rename, fsync of the folder.
 ///
@@ -71,17 +73,119 @@ pub fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<()> {
 ///
 /// # Errors
 /// A missing file or text that does not fit `T`, with the path and position.
-pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = read_text(path)?;
     serde_json::from_str(&text).map_err(|e| Error::format(path, format!("not the expected JSON: {e}")))
 }
 
-/// Reads a UTF-8 text file.
+/// Reads a TOML file.
+///
+/// # Errors
+/// A missing file or text that does not fit `T`, as `path:line`.
+pub fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    parse_toml(&read_text(path)?).map_err(|(line, message)| match line {
+        Some(line) => Error::line(path, line, message),
+        None => Error::format(path, message),
+    })
+}
+
+/// Reads TOML; an error is the line (from 1), where one is to blame, and the message.
+///
+/// # Errors
+/// Text that is no TOML or does not fit `T`.
+pub fn parse_toml<T: DeserializeOwned>(text: &str) -> Result<T, (Option<usize>, String)> {
+    toml::from_str(text).map_err(|error| {
+        // Of what surrounds several lines (a table that lacks a key) the first one is named.
+        let line = error.span().filter(|_| !text.is_empty()).map(|span| line_of(text, span.start));
+        (line, error.message().trim().replace('\n', "; "))
+    })
+}
+
+/// As [`parse_toml`], with the line in the message.
+///
+/// # Errors
+/// Text that is no TOML or does not fit `T`.
+pub fn parse_toml_text<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    parse_toml(text).map_err(|(line, message)| match line {
+        Some(line) => format!("line {line}: {message}"),
+        None => message,
+    })
+}
+
+/// The line (from 1) of the byte `offset` of `text`. A place after the last line end belongs to the last line that is written.
+fn line_of(text: &str, offset: usize) -> usize {
+    let offset = offset.min(text.trim_end().len());
+    1 + text.as_bytes()[..offset].iter().filter(|&&byte| byte == b'\n').count()
+}
+
+/// Reads one line of a file of JSON lines. Its own line number, which is always 1, is left out of the message.
+///
+/// # Errors
+/// Text that is no JSON or does not fit `T`.
+pub fn parse_json_line<T: DeserializeOwned>(line: &str) -> Result<T, String> {
+    serde_json::from_str(line).map_err(|error| {
+        let text = error.to_string();
+        match text.split_once(" at line 1 column ") {
+            Some((message, column)) => format!("{message} at column {column}"),
+            None => text,
+        }
+    })
+}
+
+/// Reads a UTF-8 text file. A byte order mark at its beginning, which some editors write, is not part of the text.
 ///
 /// # Errors
 /// A missing or unreadable file, with its path.
 pub fn read_text(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(|e| Error::file(path, e))
+    let bytes = read_bytes(path)?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Error::format(path, format!("byte {at} is not UTF-8; expected a text file in that encoding"))
+    })?;
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_string(),
+        None => text,
+    })
+}
+
+/// What a file in a repository holds where Git LFS has not fetched its content.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
+/// Reads a file.
+///
+/// # Errors
+/// A missing or unreadable file, and a pointer of Git LFS in place of the content; with the path.
+pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    let bytes = fs::read(path).map_err(|e| Error::file(path, e))?;
+    if bytes.starts_with(LFS_POINTER) {
+        return Err(Error::format(
+            path,
+            "the file is a Git LFS pointer, its content was not fetched; run `git lfs pull` in its repository",
+        ));
+    }
+    Ok(bytes)
+}
+
+/// Paths of what a folder holds, in order; none for a folder that does not exist. Hidden entries, such as the `._name` that macOS leaves
+/// beside each file it copies, are left out.
+///
+/// # Errors
+/// The operating system's error with the path.
+pub fn list_folder(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::file(folder, e)),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::file(folder, e))?;
+        if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+            paths.push(entry.path());
+        }
+    }
+    paths.sort();
+    Ok(paths)
 }
 
 #[cfg(test)]
@@ -105,5 +209,83 @@ mod tests {
         fs::write(&blocked, b"x").unwrap();
         let error = write_atomic(&blocked.join("below"), b"y").unwrap_err().to_string();
         assert!(error.contains("file"), "{error}");
+    }
+
+    #[test]
+    fn text_is_read_without_its_byte_order_mark_and_only_as_utf8() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        fs::write(&path, b"\xef\xbb\xbf[1, 2]\r\n").unwrap();
+        assert_eq!(read_json::<Vec<u32>>(&path).unwrap(), [1, 2]);
+        assert_eq!(read_text(&path).unwrap(), "[1, 2]\r\n");
+        fs::write(&path, b"ab\xff").unwrap();
+        let error = read_text(&path).unwrap_err().to_string();
+        assert!(error.contains("a.json: byte 2 is not UTF-8"), "{error}");
+    }
+
+    #[test]
+    fn a_pointer_of_git_lfs_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("net.pth");
+        fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n").unwrap();
+        for error in [read_bytes(&path).unwrap_err(), read_text(&path).unwrap_err()] {
+            let error = error.to_string();
+            assert!(error.contains("net.pth: ") && error.contains("git lfs pull"), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_toml_error_has_its_line() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[allow(dead_code, reason = "only read")]
+        struct Inner {
+            b: u8,
+        }
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[allow(dead_code, reason = "only read")]
+        struct Outer {
+            a: Option<u8>,
+            inner: Option<Inner>,
+            list: Option<Vec<crate::space::Ratio>>,
+        }
+        let line = |text: &str| parse_toml::<Outer>(text).unwrap_err().0;
+        for (text, expected) in [
+            ("c = 1", 1),                                    // unknown key on the first and only line
+            ("a = 1\nc = 1\n", 2),                           // on the last line
+            ("# é\n\na = 1\n# ü\nc = 1\n[inner]\nb = 1", 5), // after characters of several bytes
+            ("a = 1\na = 2\n", 2),                           // twice
+            ("[inner]\nb = 1\nc = 2\n", 3),                  // unknown in a table
+            ("[inner]\nb = 1\n[inner]\nb = 1\n", 3),         // a table twice
+            ("a = 'x'\n", 1),                                // another type
+            ("\n\na = 300\n", 3),                            // out of range
+            ("a = 1\n\n[inner]\n", 3),                       // a missing key: the table's header
+            ("a = 1\nlist = [1.0,\n 2.0,\n 1e9]\n", 2),      // a value that a check of ours refuses: its list
+            ("a = 1\nb c\n", 2),                             // no TOML
+            ("a = 1\n[inner", 2),                            // an open bracket at the end
+            ("a = \"", 1),                                   // an open string
+        ] {
+            for text in [text.to_string(), text.replace('\n', "\r\n")] {
+                assert_eq!(line(&text), Some(expected), "{text:?}");
+            }
+        }
+        let message = parse_toml_text::<Outer>("a = 1\nb c\n").unwrap_err();
+        assert!(message.starts_with("line 2: ") && !message.contains('\n'), "{message}");
+        assert_eq!(parse_json_line::<u8>("[]").unwrap_err(), "invalid type: sequence, expected u8 at column 0");
+    }
+
+    #[test]
+    fn a_folder_is_listed_in_order_without_hidden_entries() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["b.json", "a.json", "._a.json", ".hidden"] {
+            fs::write(folder.path().join(name), b"").unwrap();
+        }
+        let names = |paths: Vec<PathBuf>| -> Vec<_> {
+            paths.iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_string()).collect()
+        };
+        assert_eq!(names(list_folder(folder.path()).unwrap()), ["a.json", "b.json"]);
+        assert!(list_folder(&folder.path().join("none")).unwrap().is_empty());
+        assert!(list_folder(&folder.path().join("a.json")).unwrap_err().to_string().contains("a.json"));
     }
 }

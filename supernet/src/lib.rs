@@ -14,6 +14,7 @@
 //! | [`train`] | progressive shrinking: stages, distillation, optimizer, schedule, checkpoints |
 //! | [`ranks`] | several processes that work together |
 //! | [`files`], [`lock`] | whole files or none; one writer a run folder |
+//! | [`quote`] | foreign text in messages |
 
 #![deny(unsafe_code)]
 
@@ -31,6 +32,7 @@ mod network_statistics;
 // The kernels: SIMD intrinsics and slices that threads share.
 #[allow(unsafe_code)]
 pub mod ops;
+pub mod quote;
 pub mod ranks;
 pub mod seed;
 pub mod space;

@@ -16,8 +16,8 @@ pub use ofa_supernet::data::Normalisation;
 pub use published::PublishedNetwork;
 pub use validate::validate;
 
+use crate::Result;
 use crate::runtime::{StaticNetwork, Weights, check_weights};
-use crate::{Error, Result};
 use ofa_supernet::files;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ impl Model {
         let (config, weights) = load_weights(folder)?;
         let path = folder.join(WEIGHTS_FILE);
         let file_bytes = fs::metadata(&path).map_err(|e| ofa_supernet::Error::file(&path, e))?.len();
-        let network = StaticNetwork::new(&config.network, &weights).map_err(|e| at(&path, e))?;
+        let network = StaticNetwork::new(&config.network, &weights).map_err(|e| e.at(&path))?;
         Ok(Model { config, network, folder: folder.to_path_buf(), file_bytes })
     }
 
@@ -86,10 +86,10 @@ pub fn load_weights(folder: &Path) -> Result<(ModelConfig, Weights)> {
     let config: ModelConfig = files::read_json(&path)?;
     config.validate().map_err(|message| ofa_supernet::Error::format(&path, message))?;
     let path = folder.join(WEIGHTS_FILE);
-    let bytes = fs::read(&path).map_err(|e| ofa_supernet::Error::file(&path, e))?;
+    let bytes = files::read_bytes(&path)?;
     let weights =
         tensors::decode(&bytes, &config.network, config.dtype).map_err(|m| ofa_supernet::Error::format(&path, m))?;
-    check_weights(&config.network, &weights).map_err(|e| at(&path, e))?;
+    check_weights(&config.network, &weights).map_err(|e| e.at(&path))?;
     Ok((config, weights))
 }
 
@@ -113,11 +113,6 @@ pub fn save(folder: &Path, config: &ModelConfig, weights: &Weights) -> Result<()
     }
     files::write_atomic(&path, &bytes)?;
     Ok(files::write_json(&config_path, config)?)
-}
-
-/// An error about a file's content, with its path.
-fn at(path: &Path, error: Error) -> Error {
-    ofa_supernet::Error::format(path, error.to_string()).into()
 }
 
 #[cfg(test)]

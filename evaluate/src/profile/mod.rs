@@ -8,6 +8,7 @@ mod calibration;
 mod hardware;
 mod layer;
 mod measure;
+mod name;
 mod published;
 mod unfinished;
 
@@ -15,6 +16,7 @@ pub use calibration::{Calibration, Check, CheckedSubnet};
 pub use hardware::Hardware;
 pub use layer::{ClassifierSpec, HeadSpec, LayerSpec, layers};
 pub use measure::{Phase, ProfileOptions, ProfileProgress, measure};
+pub use name::check_name;
 pub use published::import;
 
 use crate::{Error, Result};
@@ -51,14 +53,14 @@ pub struct DeviceProfile {
     pub batch: usize,
     /// How it was measured, for people.
     pub method: String,
-    /// The table: every distinct layer of the space.
-    pub table: Vec<LayerTime>,
+    /// The table: every distinct layer of the space. Private, so that it cannot change under `index`.
+    table: Vec<LayerTime>,
     /// From layer times to a network's latency.
     pub calibration: Calibration,
     /// How far off the predictions are; unknown for imported tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<Check>,
-    /// `table` by layer, made at the first look-up; `table` must not change afterwards.
+    /// `table` by layer, made at the first look-up.
     #[serde(skip)]
     index: OnceLock<HashMap<(Option<usize>, LayerSpec), f64>>,
 }
@@ -100,6 +102,11 @@ impl DeviceProfile {
         let path = path.as_ref();
         self.validate().map_err(|message| ofa_supernet::Error::format(path, message))?;
         Ok(files::write_json(path, self)?)
+    }
+
+    /// The table: every distinct layer of the space, each with its time.
+    pub fn table(&self) -> &[LayerTime] {
+        &self.table
     }
 
     /// Predicted latency of `network` in milliseconds for the profile's batch on the profile's threads.

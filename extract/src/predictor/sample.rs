@@ -26,7 +26,7 @@ pub struct Sample {
 /// # Errors
 /// An unreadable file, or the first bad line as `path:line`.
 pub fn read_samples(path: &Path, space: &SearchSpace) -> Result<Vec<Sample>> {
-    let bytes = std::fs::read(path).map_err(|e| Error::file(path, e))?;
+    let bytes = files::read_bytes(path)?;
     Ok(parse(path, &bytes, space)?.0)
 }
 
@@ -85,8 +85,10 @@ fn parse(path: &Path, bytes: &[u8], space: &SearchSpace) -> Result<(Vec<Sample>,
     let mut whole = 0;
     for (index, line) in bytes.split_inclusive(|&b| b == b'\n').enumerate() {
         let text = String::from_utf8_lossy(line);
+        // Some editors begin a file with a byte order mark.
+        let text = if index == 0 { text.trim_start_matches('\u{feff}') } else { &text[..] };
         if !text.trim().is_empty() {
-            match parse_line(&text, space) {
+            match parse_line(text, space) {
                 Ok(sample) => samples.push(sample),
                 Err(_) if line.last() != Some(&b'\n') => break,
                 Err(message) => return Err(Error::line(path, index + 1, message)),
@@ -98,7 +100,7 @@ fn parse(path: &Path, bytes: &[u8], space: &SearchSpace) -> Result<(Vec<Sample>,
 }
 
 fn parse_line(text: &str, space: &SearchSpace) -> Result<Sample, String> {
-    let sample: Sample = serde_json::from_str(text.trim())
+    let sample: Sample = files::parse_json_line(text.trim())
         .map_err(|e| format!(r#"{e}; expected {{"subnet": "r32 d2,... k... e...", "accuracy": 0.83}}"#))?;
     check_accuracy(sample.accuracy)?;
     space.check(&sample.subnet).map_err(|e| format!("{e}; these samples belong to another search space"))?;
@@ -161,5 +163,12 @@ mod tests {
             assert!(error.contains("samples.jsonl:2: ") && error.contains(reason), "{error}");
         }
         assert!(read_samples(&folder.path().join("none"), &space).is_err());
+        std::fs::write(&path, format!("\u{feff}{good}\r\n{good}\r\n")).unwrap();
+        assert_eq!(read_samples(&path, &space).unwrap(), [sample(0.5), sample(0.5)]);
+        // A line of any length gives an error of one.
+        let long = good.replace("r24", &format!("r24 d{}", "9".repeat(50_000)));
+        std::fs::write(&path, format!("{good}\n{long}\n")).unwrap();
+        let error = read_samples(&path, &space).unwrap_err().to_string();
+        assert!(error.contains("samples.jsonl:2: ") && error.len() < 1200, "{error}");
     }
 }

@@ -63,7 +63,7 @@ impl Predictor {
     /// An unreadable file, another format or version, an invalid space, a tensor that is missing, has another shape than the space
     /// asks for, or holds a value that is no number.
     pub fn load(path: &Path) -> Result<Self> {
-        let file = std::fs::read(path).map_err(|e| Error::file(path, e))?;
+        let file = files::read_bytes(path)?;
         let foreign = |message: String| Error::format(path, format!("no predictor of this program: {message}"));
         let (_, header) = SafeTensors::read_metadata(&file).map_err(|e| foreign(e.to_string()))?;
         let entry = header.metadata().as_ref().and_then(|metadata| metadata.get(ENTRY));
@@ -76,7 +76,7 @@ impl Predictor {
         if version != VERSION {
             return Err(foreign(format!("its version is {version}, expected {VERSION}; fit it anew")));
         }
-        space.validate()?;
+        space.validate().map_err(|e| e.at(path))?;
         if !((1..=MOST_MEMBERS).contains(&members) && noise.is_finite() && noise >= 0.0) {
             return Err(foreign(format!("{members} members and noise {noise} are no predictor's")));
         }

@@ -1,10 +1,12 @@
 //! What may be varied and how far.
 
 use crate::{Error, Result};
+use ofa_supernet::files::{parse_toml_text, read_toml};
 use ofa_supernet::train::TrainConfig;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 /// A number of the training configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -199,19 +201,31 @@ pub type Values = BTreeMap<Hyperparameter, f64>;
 pub struct Ranges(BTreeMap<Hyperparameter, Range>);
 
 impl Ranges {
+    /// Reads ranges from a TOML file.
+    ///
+    /// # Errors
+    /// As [`from_toml`](Self::from_toml), with the path; a missing file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let ranges: Ranges = read_toml(path)?;
+        ranges.validate().map_err(|e| e.at(path))?;
+        Ok(ranges)
+    }
+
     /// Reads ranges from TOML.
     ///
     /// # Errors
     /// An unknown hyperparameter, an impossible range, or none at all.
     pub fn from_toml(text: &str) -> Result<Self> {
-        let ranges: Ranges = toml::from_str(text).map_err(|e| Error::Tune(e.message().to_string()))?;
-        if ranges.0.is_empty() {
+        let ranges: Ranges = parse_toml_text(text).map_err(Error::Tune)?;
+        ranges.validate()?;
+        Ok(ranges)
+    }
+
+    fn validate(&self) -> Result<()> {
+        if self.0.is_empty() {
             return Err(Error::Tune("no hyperparameter is given; write a table such as [learning_rate]".into()));
         }
-        for (&name, range) in &ranges.0 {
-            range.validate(name)?;
-        }
-        Ok(ranges)
+        self.0.iter().try_for_each(|(&name, range)| range.validate(name))
     }
 
     /// Learning rate and weight decay by a factor of ten either way about those of `config`, and half, all and twice its batch.

@@ -88,7 +88,7 @@ pub fn read_trials(path: &Path, ranges: &Ranges) -> Result<Vec<Trial>> {
     for (index, line) in whole.lines().enumerate() {
         let fail = |message: String| Error::Line { path: path.to_path_buf(), line: index + 1, message };
         let trial: Trial =
-            serde_json::from_str(line).map_err(|e| fail(format!("it is no trial of `ofa tune`: {e}")))?;
+            files::parse_json_line(line).map_err(|e| fail(format!("it is no trial of `ofa tune`: {e}")))?;
         if trial.trial != index {
             return Err(fail(format!("it is trial {}, expected {index}", trial.trial)));
         }

@@ -83,7 +83,7 @@ impl Identity {
     /// # Errors
     /// None in practice; a value without a JSON form.
     pub fn new(space: &SearchSpace, classes: &[String], images: usize, config: &TrainConfig) -> Result<Self> {
-        let config = serde_json::to_value(config).map_err(|e| Error::Config(e.to_string()))?;
+        let config = serde_json::to_value(config).map_err(|e| Error::Internal(e.to_string()))?;
         Ok(Identity { space: space.clone(), classes: classes.to_vec(), images, config })
     }
 
@@ -219,6 +219,7 @@ impl Folder {
     /// A missing or damaged file, named.
     pub fn read(path: &Path) -> Result<Checkpoint> {
         let (tensors, note): (_, Note) = tensor_file::read(path)?;
+        note.identity.space.validate().map_err(|e| e.at(path))?;
         let mut parts: [HashMap<String, Tensor>; 4] = Default::default();
         for (name, tensor) in tensors {
             let Some(part) = PARTS.iter().position(|prefix| name.starts_with(prefix)) else {
@@ -335,7 +336,12 @@ pub fn write_supernet(path: &Path, state: HashMap<String, Tensor>, note: &Supern
 /// # Errors
 /// A missing or damaged file, named.
 pub fn read_supernet(path: &Path) -> Result<(HashMap<String, Tensor>, SupernetNote)> {
-    tensor_file::read(path)
+    let (state, note): (_, SupernetNote) = tensor_file::read(path)?;
+    note.space.validate().map_err(|e| e.at(path))?;
+    if note.classes.is_empty() {
+        return Err(Error::format(path, "it has no classes; expected the supernet of a run"));
+    }
+    Ok((state, note))
 }
 
 #[cfg(test)]

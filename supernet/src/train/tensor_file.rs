@@ -42,7 +42,7 @@ pub fn write<T: Serialize>(path: &Path, tensors: &BTreeMap<String, Tensor>, note
 /// # Errors
 /// A missing file, one that is no such file, or whose content is not what was written.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>, T)> {
-    let bytes = std::fs::read(path).map_err(|e| Error::file(path, e))?;
+    let bytes = files::read_bytes(path)?;
     let broken = |e: &dyn std::fmt::Display| Error::format(path, format!("not a readable safetensors file: {e}"));
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| broken(&e))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| broken(&e))?;

@@ -1,0 +1,35 @@
+//! Names of files that are made from longer texts.
+
+/// Most bytes of a name: with a folder's or file's ending and those of a temporary neighbour it stays below the 255 of file systems.
+const LONGEST: usize = 150;
+/// Hexadecimal digits of the hash that stands for what is cut off.
+const DIGITS: usize = 16;
+
+/// `text` as a name; of a long one the beginning, and a hash of the whole in place of the rest, so that different texts keep different names.
+pub fn short(text: &str) -> String {
+    if text.len() <= LONGEST {
+        return text.to_string();
+    }
+    let mut end = LONGEST - 1 - DIGITS;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    // FNV-1a.
+    let hash = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    format!("{}-{hash:016x}", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_name_is_cut_and_stays_different_from_others() {
+        assert_eq!(short("this-latency-12ms"), "this-latency-12ms");
+        assert_eq!(short(&"a".repeat(LONGEST)), "a".repeat(LONGEST));
+        let (one, other) = (short(&format!("{}1", "é".repeat(200))), short(&format!("{}2", "é".repeat(200))));
+        assert!(one.len() <= LONGEST && one.starts_with("éé") && one != other, "{one} {other}");
+    }
+}
