@@ -62,7 +62,7 @@ pub enum Error {
     #[error("{}", shortened(.0))]
     NotFinite(String),
     /// Another process works in the folder.
-    #[error("{}: {holder} works in this folder; wait for it, stop it, or name another folder", path.display())]
+    #[error("{}: {} works in this folder; wait for it, stop it, or name another folder", path.display(), shortened(holder))]
     Busy {
         /// The folder.
         path: PathBuf,
