@@ -14,6 +14,7 @@ mod ranks_model;
 mod run_folder;
 mod suggestion;
 mod table;
+mod usage;
 
 use clap::Parser;
 use ofa_supernet::quote::shortened;
@@ -21,7 +22,7 @@ use std::process::ExitCode;
 
 /// Maps the outcome to an exit code and nothing else: 0 success, 1 error, 2 wrong usage (clap), 128 + signal interrupted.
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = cli::Cli::try_parse().unwrap_or_else(|error| usage::shortened(error).exit());
     #[cfg(unix)]
     set_environment();
     // Held to the end: MPI ends when it is dropped.

@@ -1,11 +1,13 @@
 //! Names of files that are made from longer texts.
 
-/// Most bytes of a name: with a folder's or file's ending and those of a temporary neighbour it stays below the 255 of file systems.
+/// Most bytes of a name: with a folder's or file's ending and those of a temporary neighbour it stays below the 255 of
+/// file systems.
 const LONGEST: usize = 150;
 /// Hexadecimal digits of the hash that stands for what is cut off.
 const DIGITS: usize = 16;
 
-/// `text` as a name; of a long one the beginning, and a hash of the whole in place of the rest, so that different texts keep different names.
+/// `text` as a name; of a long one the beginning, and a hash of the whole in place of the rest, so that different texts
+/// keep different names.
 pub fn short(text: &str) -> String {
     if text.len() <= LONGEST {
         return text.to_string();

@@ -247,7 +247,8 @@ impl RunFolder {
         )
     }
 
-    /// The device profiles. One that cannot be read is an error where `constraints` name it, and otherwise skipped with a note.
+    /// The device profiles. One that cannot be read is an error where `constraints` name it, and otherwise skipped with
+    /// a note.
     pub fn devices<'c>(&self, constraints: impl Iterator<Item = &'c Constraint>) -> Result<Vec<DeviceProfile>> {
         let needed: Vec<&str> =
             constraints.filter(|c| c.metric == Metric::Latency).map(|c| c.device.as_str()).collect();

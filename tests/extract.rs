@@ -48,3 +48,41 @@ fn subnets_of_a_resnet_are_found_by_text_setting_and_search() {
     let outside = subnet.replace("w0.5", "w0.7");
     fails(folder, &["extract", "--run", "run", "--subnet", &outside], &["width multiplier is 0.7", "0.5, 1"]);
 }
+
+#[test]
+fn a_setting_is_read_as_the_published_search_prints_it() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    for (number, setting) in [
+        r#"{"wid": null, "ks": [5, 5, 5, 5], "e": [4, 4, 4, 4], "d": [2, 2], "r": [32]}"#,
+        r#"{"ks": [3, null, 3, null], "e": [2, null, 2, null], "d": [1, 1], "r": 16}"#,
+        "{'wid': None, 'ks': [5, 5, 5, 5], 'e': [4, 4, 4, 4], 'd': [2, 2], 'r': [32]}",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = number.to_string();
+        let arguments = ["extract", "--run", "run", "--recalibration", "20", "--name", &name, "--subnet", setting];
+        let out = succeeds(folder, &arguments);
+        assert!(out.contains(if number == 1 { "r16 d1,1 k3|3 e2|2" } else { "r32 d2,2 k5,5|5,5 e4,4|4,4" }), "{out}");
+    }
+}
+
+#[test]
+fn a_subnet_that_cannot_be_read_is_refused_in_one_line() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let depths = format!("r32 w1 s0 d{} e1", ["4000000000"; 10_000].join(","));
+    for (subnet, reason) in [
+        (depths.as_str(), "expected the form 'r160 d2,3"),
+        ("{'ks': 5, 'e': 4}", "'d', the depths, is missing"),
+        ("{'kernels': 5}", "'kernels' is not known; expected {"),
+        ("{\"ks\": 5,", "cannot be read from column"),
+        ("{'ks': 5, 'e': 4, 'd': [2, 9], 'r': 32}", "'d' asks for 9 blocks in stage 2, which has 2"),
+    ] {
+        let err = fails(folder, &["extract", "--run", "run", "--subnet", subnet], &["error: subnet: ", reason]);
+        assert!(err.lines().count() == 1 && err.len() < 700, "{err}");
+    }
+}

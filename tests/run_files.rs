@@ -1,4 +1,5 @@
-//! Files of a run whose content is well-formed and means nothing: each error begins with the file's path and is one short line.
+//! Files of a run whose content is well-formed and means nothing: each error begins with the file's path and is one
+//! short line.
 
 mod common;
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{fails, finished_resnet_run, finished_run, succeeds};
+use common::{fails, finished_resnet_run, finished_run, ofa, succeeds};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -184,4 +184,74 @@ fn damaged_files_of_a_run_are_named() {
     damage("devices/phone.json", b"{\"name\": \"phone\"}", &["JSON", "missing field"]);
     damage("devices/phone.json", b"\xff\xfe", &["UTF-8"]);
     damage("config.toml", b"[data]\nsorce = 'x'\n", &["did you mean `source`?"]);
+}
+
+#[test]
+fn the_result_of_many_limits_has_a_short_name_that_is_extracted() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    fs::remove_dir_all(folder.join("run/search")).unwrap();
+    let label = "a".repeat(252);
+    let limits: Vec<String> = (300..312).map(|number| format!("a-rather-long-label:macs={number}k")).collect();
+    let mut arguments = vec!["--generations", "2", "--together"];
+    limits.iter().for_each(|limit| arguments.extend(["--limit", limit]));
+    search(folder, &arguments);
+    // Another last limit is another file.
+    arguments.extend(["--limit", "a-rather-long-label:macs=312k"]);
+    search(folder, &arguments);
+    search(folder, &["--generations", "2", "--limit", &format!("{label}:macs=1M")]);
+    let names: Vec<_> = fs::read_dir(folder.join("run/search")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    assert!(names.iter().all(|name| name.len() < 200), "{names:?}");
+    succeeds(folder, &["extract", "--run", "run", "--search-results", "--recalibration", "20"]);
+}
+
+#[test]
+fn a_damaged_profile_breaks_only_the_limits_that_name_it() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    fs::write(folder.join("run/devices/._this.json"), b"\0\x05\x16\x07").unwrap();
+    fs::write(folder.join("run/devices/notes.json"), b"[]").unwrap();
+    let limited = |limit: &str| ofa(folder, &["search", "--run", "run", "--generations", "2", "--limit", limit]);
+    for limit in ["this:latency=1s", "any:macs=1M", "notes:macs=1M"] {
+        let output = limited(limit);
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{err}");
+        assert_eq!(
+            err.matches("skipped a device profile that no limit names: run/devices/notes.json:").count(),
+            1,
+            "{err}"
+        );
+        assert!(!err.contains("._this"), "{err}");
+    }
+    common::refused(&limited("notes:latency=1s"), &["error: run/devices/notes.json: "]);
+}
+
+#[test]
+fn constants_of_a_strategy_are_checked_by_flag_before_anything_is_read() {
+    let temporary = tempfile::tempdir().unwrap();
+    for (arguments, reason) in [
+        (
+            &["--strategy", "random", "--generations", "3"][..],
+            "--generations: the strategy random has no such constant",
+        ),
+        (&["--strategy", "grid", "--parent-ratio", "0.5"], "--parent-ratio: the strategy grid has no such constant"),
+        (&["--strategy", "bayes", "--initial", "1"], "initial must be at least 2"),
+    ] {
+        refuses(temporary.path(), &[&["--limit", "any:macs=1M"], arguments].concat(), &[reason]);
+    }
+}
+
+#[test]
+fn a_limit_of_any_length_is_refused_in_a_few_lines() {
+    let temporary = tempfile::tempdir().unwrap();
+    let limit = "x".repeat(100_000);
+    let output = ofa(temporary.path(), &["search", "--limit", &limit]);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && err.len() < 2000 && err.contains("DEVICE:METRIC=VALUE"), "{err}");
+    let limit = format!("any:macs\u{1b}[31m{}", "y".repeat(100_000));
+    let err = ofa(temporary.path(), &["search", "--limit", &limit]).stderr;
+    assert!(err.len() < 2000 && !err.contains(&0x1b), "{}", String::from_utf8_lossy(&err));
 }

@@ -54,8 +54,8 @@ impl Error {
         Error::Tensor { name: name.into(), message: message.into() }
     }
 
-    /// The error with the path of the file whose content it is about; one that names a path of its own, or is not about content, stays as
-    /// it is.
+    /// The error with the path of the file whose content it is about; one that names a path of its own, or is not about
+    /// content, stays as it is.
     pub fn at(self, path: impl AsRef<Path>) -> Self {
         match self {
             Error::Supernet(error) => Error::Supernet(error.at(path)),

@@ -184,9 +184,9 @@ fn refused(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(Error::Config(_) | Error::Refused { .. }))
 }
 
-/// Whether there is a checkpoint, or a supernet that came from elsewhere.
+/// Whether there is a checkpoint, or a supernet that came from elsewhere; a folder that cannot be read may hold some.
 fn started(checkpoints: &Folder) -> bool {
-    checkpoints.list().is_ok_and(|found| !found.is_empty()) || checkpoints.supernet_path().exists()
+    checkpoints.list().map_or(true, |found| !found.is_empty()) || checkpoints.supernet_path().exists()
 }
 
 /// Trains in `folder` with a progress bar.
@@ -278,6 +278,19 @@ fn device(name: &str) -> Result<Device> {
                 bail!("--device {name}: expected cpu, cuda:N or metal");
             };
             Device::new_cuda(index).with_context(|| format!("--device {name}: build with `--features cuda`"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_settings_cause_leaves_nothing_to_resume() {
+        assert!(refused(&Error::Config("x".into()).into()) && refused(&Error::refused("run", "x").into()));
+        for error in [Error::Internal("x".into()), Error::Weights("x".into()), Error::NotFinite("x".into())] {
+            assert!(!refused(&error.into()));
         }
     }
 }

@@ -62,7 +62,7 @@ pub enum Error {
     #[error("{}", shortened(.0))]
     NotFinite(String),
     /// Another process works in the folder.
-    #[error("{}: {holder} works in this folder; wait for it, stop it, or name another folder", path.display())]
+    #[error("{}: {} works in this folder; wait for it, stop it, or name another folder", path.display(), shortened(holder))]
     Busy {
         /// The folder.
         path: PathBuf,
@@ -106,7 +106,8 @@ impl Error {
 
     /// The error with the path of the file whose content it is about.
     ///
-    /// An error about content becomes [`Error::Format`]; one that names a path of its own, or is not about content, stays as it is.
+    /// An error about content becomes [`Error::Format`]; one that names a path of its own, or is not about content,
+    /// stays as it is.
     pub fn at(self, path: impl AsRef<Path>) -> Self {
         match self {
             Error::Space(_)

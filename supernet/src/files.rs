@@ -1,5 +1,5 @@
-//! Small files: reading with errors that name the place, and atomic writing: after an error, a kill or power loss a file holds either its
-//! old or its new content, never a mixture.
+//! Small files: reading with errors that name the place, and atomic writing: after an error, a kill or power loss a
+//! file holds either its old or its new content, never a mixture.
 
 use crate::{Error, Result};
 use serde::de::DeserializeOwned;
@@ -112,7 +112,8 @@ pub fn parse_toml_text<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     })
 }
 
-/// The line (from 1) of the byte `offset` of `text`. A place after the last line end belongs to the last line that is written.
+/// The line (from 1) of the byte `offset` of `text`. A place after the last line end belongs to the last line that is
+/// written.
 fn line_of(text: &str, offset: usize) -> usize {
     let offset = offset.min(text.trim_end().len());
     1 + text.as_bytes()[..offset].iter().filter(|&&byte| byte == b'\n').count()
@@ -166,8 +167,8 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Paths of what a folder holds, in order; none for a folder that does not exist. Hidden entries, such as the `._name` that macOS leaves
-/// beside each file it copies, are left out.
+/// Paths of what a folder holds, in order; none for a folder that does not exist. Hidden entries, such as the `._name`
+/// that macOS leaves beside each file it copies, are left out.
 ///
 /// # Errors
 /// The operating system's error with the path.

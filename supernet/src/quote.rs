@@ -15,7 +15,8 @@ pub fn quoted(text: &str) -> String {
     cut(&visible(text), QUOTE)
 }
 
-/// `message` as one line: control characters are escaped, long quotes and lists cut, and a message that is still long loses its middle.
+/// `message` as one line: control characters are escaped, long quotes and lists cut, and a message that is still long
+/// loses its middle.
 ///
 /// Messages pass through this when they are shown, so that code which makes one need not think of hostile text.
 pub fn shortened(message: &str) -> String {

@@ -224,42 +224,27 @@ fn shapes_that_are_larger_than_their_bytes() {
     changed_entries(|list| drop(list.remove(8)), &["tensor '", "supernet/data/7"]);
 }
 
-/// A dictionary of dictionaries of tensors: (name of the entry, prefix of its tensors' names, bias of class 0).
-fn wrapped(entries_of: &[(&str, &str, f32)]) -> Vec<u8> {
-    let mut program = b"\x80\x02}".to_vec();
-    torch_file::text(&mut program, "epoch");
-    program.extend(b"K\x05s");
-    let mut storages = Vec::new();
-    for (entry, prefix, bias) in entries_of {
-        torch_file::text(&mut program, entry);
-        program.extend(b"}");
-        for (name, shape, mut values) in good() {
+/// A file of several sets of weights: name of each one's dictionary, prefix of its tensors' names, bias of class 0.
+fn wrapped(sets: &[(&'static str, &str, f32)]) -> Vec<u8> {
+    let set = |&(name, prefix, bias): &(&'static str, &str, f32)| {
+        let mut tensors = good();
+        for (name, _, values) in &mut tensors {
             if name == "classifier.linear.bias" {
-                values[0] = *bias;
+                values[0] = bias;
             }
-            torch_file::text(&mut program, &format!("{prefix}{name}"));
-            let strides: Vec<usize> = (0..shape.len()).map(|dim| shape[dim + 1..].iter().product()).collect();
-            torch_file::tensor(&mut program, &storages.len().to_string(), values.len(), &shape, &strides);
-            program.extend(b"s");
-            storages.push(values);
+            *name = format!("{prefix}{name}");
         }
-        program.extend(b"s");
-    }
-    program.extend(b".");
-    let mut list = vec![("supernet/data.pkl".to_string(), program)];
-    for (index, values) in storages.iter().enumerate() {
-        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        list.push((format!("supernet/data/{index}"), bytes));
-    }
-    zip(&list)
+        (name, tensors)
+    };
+    zip(&torch_file::wrapped(&sets.iter().map(set).collect::<Vec<_>>()))
 }
 
 #[test]
 fn wrapped_checkpoints_are_read_and_a_choice_among_several_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("net.pth");
-    let first_bias = |entries_of: &[(&str, &str, f32)]| {
-        std::fs::write(&path, wrapped(entries_of)).unwrap();
+    let first_bias = |sets: &[(&'static str, &str, f32)]| {
+        std::fs::write(&path, wrapped(sets)).unwrap();
         let mut file = CheckpointFile::open(&path).unwrap();
         assert!(file.tensors().all(|(name, _)| !name.starts_with("module.") && !name.starts_with("_orig_mod.")));
         read_supernet_from(&mut file, &space()).unwrap();
@@ -270,6 +255,10 @@ fn wrapped_checkpoints_are_read_and_a_choice_among_several_is_told() {
             assert_eq!(first_bias(&[(entry, prefix, 7.0)]), (7.0, None), "{entry} {prefix}");
         }
     }
+    // As `torch.optim.swa_utils.AveragedModel` has them.
+    let mut averaged: Vec<Named> = good().into_iter().map(|(name, s, v)| (format!("module.{name}"), s, v)).collect();
+    averaged.push(("n_averaged".into(), vec![], vec![4.0]));
+    read(&zip(&torch_file::wrapped(&[("model", averaged)]))).unwrap();
     let (bias, choice) = first_bias(&[("state_dict_ema", "", 1.0), ("model", "", 2.0), ("state_dict", "", 3.0)]);
     let choice = choice.unwrap();
     assert_eq!(bias, 3.0);

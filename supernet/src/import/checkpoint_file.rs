@@ -44,8 +44,8 @@ pub struct CheckpointFile {
     other_weights: Vec<String>,
 }
 
-/// Entries that training programs put a network's tensors into, the preferred one first: averages come last, since a file that has them
-/// besides has them for a second use.
+/// Entries that training programs put a network's tensors into, the preferred one first: averages come last, since a
+/// file that has them besides has them for a second use.
 const WEIGHTS: [&str; 9] = [
     "state_dict",
     "model_state_dict",
@@ -82,8 +82,8 @@ enum Place {
 }
 
 impl CheckpointFile {
-    /// Opens a file and reads what it holds: the tensors of an entry such as `state_dict` or `model`, or of the dictionary that it is. Prefixes
-    /// such as `module.` that all names have are dropped.
+    /// Opens a file and reads what it holds: the tensors of an entry such as `state_dict` or `model`, or of the
+    /// dictionary that it is. Prefixes such as `module.` that all names have are dropped.
     ///
     /// # Errors
     /// A missing file, an unknown format, a damaged file (with the offset), a pickle that does more than build tensors
@@ -326,8 +326,8 @@ impl CheckpointFile {
     }
 }
 
-/// The dictionary of a pickle that holds the weights: itself, or an entry named as in [`WEIGHTS`]; with the names of the entries that lead
-/// there and those of other weights.
+/// The dictionary of a pickle that holds the weights: itself, or an entry named as in [`WEIGHTS`]; with the names of
+/// the entries that lead there and those of other weights.
 fn weights_of(value: &Value, pickle: &Pickle) -> Result<(usize, Vec<String>, Vec<String>), String> {
     let Value::Dict(mut dict) = *value else {
         return Err(format!("it holds {}, a dictionary of tensors was expected", value.kind()));

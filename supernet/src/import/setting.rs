@@ -119,7 +119,8 @@ impl FromStr for Setting {
     }
 }
 
-/// Python's text of a dictionary as JSON: its quotes, its `None`, `True` and `False`, tuples, and commas before a closing bracket.
+/// Python's text of a dictionary as JSON: its quotes, its `None`, `True` and `False`, tuples, and commas before a
+/// closing bracket.
 fn json_of(text: &str) -> String {
     let mut json = String::with_capacity(text.len());
     let mut rest = text.trim();

@@ -111,7 +111,8 @@ impl FromStr for Subnet {
                 Some(kernels) => kernels,
                 None => return fail(format!("'{kernels}' is no list of kernels")),
             },
-            // As many as there are expand ratios, which the text holds: a depth is only a number, and could ask for any amount of memory.
+            // As many as there are expand ratios, which the text holds: a depth is only a number, and could ask for any
+            // amount of memory.
             None => expands.iter().map(|stage| vec![BOTTLENECK_KERNEL; stage.len()]).collect(),
         };
         if kernels.len() != depths.len() || expands.len() != depths.len() {
