@@ -1,6 +1,6 @@
 //! True accuracies of subnets on the supernet: batch norm recalibrated on training images, then evaluated on validation images.
 
-use crate::interrupt;
+use crate::{interrupt, numbers};
 use anyhow::Result;
 use ofa_supernet::data::Dataset;
 use ofa_supernet::train::EvaluationSet;
@@ -11,10 +11,10 @@ use ofa_supernet::{Subnet, Supernet};
 #[derive(clap::Args, Clone)]
 pub struct Images {
     /// Training images that recalibrate batch norm for each subnet.
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 500, value_parser = numbers::images)]
     pub recalibration: usize,
     /// Validation images; 0 for all.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = numbers::images_or_none)]
     pub images: usize,
 }
 

@@ -1,7 +1,7 @@
 //! The run folder: `config.toml`, `checkpoints/`, `predictor/`, `devices/`, `search/`, `models/`. Each command reads what the
 //! earlier ones wrote.
 
-use crate::memory;
+use crate::{memory, shell};
 use anyhow::{Context, Result, bail};
 use ofa_evaluate::DeviceProfile;
 use ofa_extract::{Constraint, Metric};
@@ -138,7 +138,7 @@ impl RunConfig {
 
 /// What was typed, for whoever finds the folder locked.
 fn command_line() -> String {
-    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let words = std::env::args_os().skip(1).map(|word| shell::quote(&word.to_string_lossy()));
     [String::from("ofa")].into_iter().chain(words).collect::<Vec<_>>().join(" ")
 }
 
@@ -179,7 +179,11 @@ impl RunFolder {
     pub fn config(&self) -> Result<RunConfig> {
         let path = self.join("config.toml");
         if !path.exists() {
-            bail!("{}: this is no run folder; make one with `ofa train --out {}`", path.display(), self.path.display());
+            bail!(
+                "{}: this is no run folder; make one with `ofa train --out {}`",
+                path.display(),
+                shell::path(&self.path)
+            );
         }
         RunConfig::read(&path)
     }
@@ -205,7 +209,7 @@ impl RunFolder {
             bail!(
                 "{}: the supernet is not trained yet; finish it with `ofa train --out {} --resume`",
                 path.display(),
-                self.path.display()
+                shell::path(&self.path)
             );
         }
         Ok(path)

@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{QUICKSTART, fails, succeeds};
+use common::{QUICKSTART, fails, finished_run, small_configuration, succeeds};
+use std::fs;
 
 #[test]
 fn quickstart_goes_from_training_to_benchmarked_models() {
@@ -25,4 +26,43 @@ fn quickstart_replaces_no_folder_that_is_not_an_earlier_quickstart() {
     let folder = temporary.path();
     std::fs::create_dir(folder.join("mine")).unwrap();
     fails(folder, &["quickstart", "--out", "mine"], &["mine", "not an earlier quickstart"]);
+}
+
+#[test]
+fn a_run_of_the_same_space_and_data_is_not_replaced() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    small_configuration(folder, "c.toml", "0.6");
+    succeeds(folder, &["train", "--config", "c.toml", "--out", "q"]);
+    let files = || {
+        let mut files =
+            fs::read_dir(folder.join("q/checkpoints")).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
+        files.sort();
+        (files, fs::read(folder.join("q/config.toml")).unwrap())
+    };
+    let before = files();
+    fails(
+        folder,
+        &[&["quickstart", "--out", "q"], QUICKSTART].concat(),
+        &["q: ", "is not an earlier quickstart", "--out"],
+    );
+    assert!(files() == before);
+}
+
+#[test]
+fn a_quickstart_replaces_its_own_files_and_refuses_those_that_others_changed() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let quickstart = [&["quickstart", "--out", "run"], QUICKSTART].concat();
+    succeeds(folder, &["extract", "--run", "run", "--subnet", "smallest", "--name", "mine"]);
+    fs::write(folder.join("run/notes.txt"), "mine").unwrap();
+    succeeds(folder, &quickstart);
+    assert!(folder.join("run/models/mine/model.safetensors").exists() && folder.join("run/notes.txt").exists());
+
+    succeeds(folder, &["predictor", "--run", "run", "--samples", "18", "--recalibration", "300"]);
+    let samples = || fs::read(folder.join("run/predictor/samples.jsonl")).unwrap();
+    let measured = samples();
+    fails(folder, &quickstart, &["run/predictor/", "changed since the quickstart wrote it", "--out"]);
+    assert!(samples() == measured);
 }

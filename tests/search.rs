@@ -138,7 +138,6 @@ fn options_that_do_not_belong_together_are_refused() {
     bad(&["--strategy", "random", "--population", "5"], &["--strategy random", "population"]);
     bad(&["--strategy", "pareto"], &["--against"]);
     bad(&["--against", "any:macs"], &["--strategy pareto"]);
-    bad(&["--evaluations", "0"], &["evaluations"]);
     bad(&["--score", "measured", "--verify", "3"], &["--verify"]);
     bad(&["--data", "builtin"], &["--data", "--score measured"]);
 }

@@ -21,7 +21,6 @@ pub struct Options {
 
 /// Runs every strategy within `constraints` and prints how it did.
 pub fn compare(measures: &Measures, constraints: &[Constraint], scorer: &Scorer, options: &Options) -> Result<()> {
-    anyhow::ensure!(options.seeds > 0, "--seeds 0: expected at least 1");
     let limits = limits_of(constraints, measures)?;
     // The front is drawn against what is limited.
     let costs: Vec<Constraint> = constraints.iter().map(|c| Constraint { limit: f64::INFINITY, ..c.clone() }).collect();
@@ -33,7 +32,7 @@ pub fn compare(measures: &Measures, constraints: &[Constraint], scorer: &Scorer,
     for strategy in StrategyName::value_variants() {
         let settings: SearchSettings = serde_json::from_value(serde_json::json!({ "strategy": strategy.text() }))?;
         let (mut scores, mut seconds, mut scored) = (Vec::new(), Vec::new(), Vec::new());
-        for seed in options.seed..options.seed + options.seeds {
+        for seed in (0..options.seeds).map(|index| options.seed.wrapping_add(index)) {
             let problem =
                 Problem { against: &against, evaluations: Some(evaluations), ..Problem::new(&space, &limits, seed) };
             let mut score = |subnets: &[Subnet]| scorer.score(subnets);
@@ -59,14 +58,14 @@ pub fn compare(measures: &Measures, constraints: &[Constraint], scorer: &Scorer,
                 percent(best),
                 percent(middle(&scores)),
                 format!("{:.2} points", 100.0 * (best - worst)),
-                format!("{:.2}", middle(&seconds)),
+                format!("{:.3}", middle(&seconds)),
                 format!("{:.0}", middle(&scored)),
             ]
         })
         .collect();
     let limit = constraints.iter().map(Constraint::to_string).collect::<Vec<_>>().join(" ");
-    println!("{limit}, {} seeds, at most {evaluations} evaluations each", options.seeds);
+    say!("{limit}, {} seeds, at most {evaluations} evaluations each", options.seeds);
     table::print(&["strategy", "best", "median", "spread", "seconds", "evaluations"], &cells);
-    println!();
+    say!();
     Ok(())
 }

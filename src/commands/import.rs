@@ -2,6 +2,7 @@
 
 use crate::progress::note;
 use crate::run_folder::{DataConfig, RunConfig, RunFolder, data_flag, numbered_classes};
+use crate::{numbers, shell};
 use anyhow::{Context, Result, bail};
 use ofa_evaluate::cost;
 use ofa_evaluate::model::{ModelConfig, NumberType, PublishedNetwork, save};
@@ -28,24 +29,24 @@ pub struct Args {
     #[arg(long, requires = "resolution", conflicts_with_all = ["space", "resolutions", "batch_norm_epsilon", "validation"])]
     network: Option<PathBuf>,
     /// The specialised network's input resolution (image_size in the published run.config).
-    #[arg(long, requires = "network")]
+    #[arg(long, requires = "network", value_parser = numbers::resolution)]
     resolution: Option<usize>,
     /// Folder to make: of a run, or of the specialised network's model.
     #[arg(long, default_value = "run")]
     out: PathBuf,
     /// Resolutions to choose from, in place of the space's.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = numbers::resolution)]
     resolutions: Vec<usize>,
     /// Epsilon of batch norm, which a checkpoint does not tell, in place of the space's (the published code's default is 1e-5 for
     /// MobileNetV3 and 1e-3 for ProxylessNAS).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::epsilon)]
     batch_norm_epsilon: Option<f64>,
     /// Images of the checkpoint's classes, which later commands recalibrate and measure on; their folder names are the class names.
     /// Without them classes are numbered, and later commands take --data.
     #[arg(long)]
     data: Option<String>,
     /// Images carved from the training images for validation.
-    #[arg(long, requires = "data")]
+    #[arg(long, requires = "data", value_parser = numbers::images_or_none)]
     validation: Option<usize>,
 }
 
@@ -73,7 +74,7 @@ fn specialised(args: &Args, description: &Path, resolution: usize) -> Result<()>
     let normalisation = Normalisation::IMAGENET;
     let config = ModelConfig::new(&name, &subnet, network, labels, normalisation, NumberType::F32);
     save(&args.out, &config, &weights)?;
-    println!(
+    say!(
         "{}: {:.1} M MACs and {:.2} M parameters at {resolution} px, {} classes; {} written",
         args.file.display(),
         macs as f64 / 1e6,
@@ -81,7 +82,7 @@ fn specialised(args: &Args, description: &Path, resolution: usize) -> Result<()>
         config.labels.len(),
         args.out.display()
     );
-    println!("Next: ofa bench {} --data DIR", args.out.display());
+    say!("Next: ofa bench {} --data DIR", shell::path(&args.out));
     Ok(())
 }
 
@@ -131,11 +132,11 @@ fn supernet(args: &Args, space: &str) -> Result<()> {
     }
     match args.batch_norm_epsilon {
         Some(epsilon) => space.batch_norm_epsilon = epsilon,
-        None if space.family == Family::ProxylessNas => eprintln!(
+        None if space.family == Family::ProxylessNas => note(format!(
             "batch norm's epsilon is taken as {:e}, since a checkpoint does not tell; that of the published ProxylessNAS supernet is 1e-3: \
              --batch-norm-epsilon 1e-3",
             space.batch_norm_epsilon
-        ),
+        )),
         None => {}
     }
     space.validate()?;
@@ -158,7 +159,7 @@ fn supernet(args: &Args, space: &str) -> Result<()> {
         let _ = std::fs::remove_dir_all(leftover);
         return Err(error).context("nothing was imported");
     }
-    println!(
+    say!(
         "{}: a supernet of the space '{}' with {} classes and {:.2} M parameters; {} written",
         args.file.display(),
         note.space.name,
@@ -166,6 +167,6 @@ fn supernet(args: &Args, space: &str) -> Result<()> {
         parameters as f64 / 1e6,
         path.display()
     );
-    println!("Next: ofa profile --run {run} --name this, ofa predictor --run {run}", run = args.out.display());
+    say!("Next: ofa profile --run {run} --name this, ofa predictor --run {run}", run = shell::path(&args.out));
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::measured::{Images, Measured};
 use crate::run_folder::RunFolder;
-use crate::{interrupt, progress, table};
+use crate::{interrupt, numbers, progress, table};
 use anyhow::{Context, Result};
 use ofa_extract::predictor::active::{self, Acquisition, CurvePoint};
 use ofa_extract::predictor::{FEWEST_SAMPLES, SampleWriter, read_samples};
@@ -38,18 +38,18 @@ pub struct Args {
 #[derive(clap::Args, Clone)]
 pub struct Sampling {
     /// Subnets to measure in all.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = numbers::subnets)]
     pub samples: usize,
     #[command(flatten)]
     pub images: Images,
     /// Images a batch.
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = numbers::batch)]
     pub batch: usize,
     /// Seed of subnets, split and fit.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = numbers::seed)]
     pub seed: u64,
     /// Networks whose mean is the predictor; their spread tells how sure it is. One is fastest to search with.
-    #[arg(long, default_value_t = FitSettings::default().members)]
+    #[arg(long, default_value_t = FitSettings::default().members, value_parser = numbers::members)]
     pub members: usize,
     /// Choose what to measure in place of drawing at random: for the same accuracy of the predictor with fewer measurements, or for more
     /// of them among the best subnets.
@@ -96,7 +96,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         if report.exists() {
             std::fs::remove_file(&report).with_context(|| report.display().to_string())?;
         }
-        println!("predictor for resolutions {:?} imported; {} written", predictor.space().resolutions, path.display());
+        say!("predictor for resolutions {:?} imported; {} written", predictor.space().resolutions, path.display());
         return Ok(());
     }
     if args.curve {
@@ -109,7 +109,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         return Ok(());
     }
     print_report(&fit(&folder, &net, &args.sampling)?);
-    println!("{} written", path.display());
+    say!("{} written", path.display());
     Ok(())
 }
 
@@ -138,7 +138,7 @@ fn curve(folder: &RunFolder, net: &Supernet, sampling: &Sampling) -> Result<()> 
 /// RMSE, Pearson's correlation and Kendall's tau on the held-out fifth and over all folds, and whether deviations are as they should be.
 pub fn print_report(report: &FitReport) {
     let show = |v: Option<f64>| v.map_or("undefined".to_string(), |v| format!("{v:.3}"));
-    println!(
+    say!(
         "predictor: {} subnets, {} held out: RMSE {:.2} points, Pearson {}, Kendall tau {}",
         report.samples,
         report.held_out,
@@ -147,7 +147,7 @@ pub fn print_report(report: &FitReport) {
         show(report.kendall_tau)
     );
     if let (Some(folds), Some(calibration)) = (&report.cross_validation, &report.calibration) {
-        println!(
+        say!(
             "{} members: in cross-validation RMSE {:.2} points, Pearson {}, Kendall tau {}; {:.0} % of the held-out accuracies lie in their \
              90 % interval, mean deviation {:.2} points",
             report.members,

@@ -1,10 +1,11 @@
 //! `ofa profile`
 
+use crate::cli::hint_at_cores;
 use crate::run_folder::RunFolder;
-use crate::{interrupt, progress};
+use crate::{interrupt, memory, numbers, progress};
 use anyhow::{Context, Error, Result};
 use ofa_evaluate::DeviceProfile;
-use ofa_evaluate::profile::{Phase, ProfileOptions, check_name, import, measure};
+use ofa_evaluate::profile::{Phase, ProfileOptions, check_name, import, measure, memory as memory_of_profile};
 use ofa_supernet::SearchSpace;
 use std::path::PathBuf;
 
@@ -18,19 +19,19 @@ pub struct Args {
     #[arg(long, default_value = "this")]
     name: String,
     /// Threads that a model runs on.
-    #[arg(long = "model-threads", default_value_t = 1)]
+    #[arg(long = "model-threads", default_value_t = 1, value_parser = numbers::threads)]
     model_threads: usize,
     /// Images a run.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = numbers::batch)]
     batch: usize,
     /// Times that every network is visited.
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::repetitions)]
     rounds: Option<usize>,
     /// Random subnets that check the predictions.
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::checked_subnets)]
     check: Option<usize>,
     /// Seed of weights, images and subnets.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = numbers::seed)]
     seed: u64,
     /// Instead of measuring: latency tables as the authors of once-for-all publish them, one YAML file a resolution.
     #[arg(long, num_args = 1.., value_name = "TABLE", conflicts_with_all = ["model_threads", "batch", "rounds", "check", "seed"])]
@@ -46,14 +47,14 @@ pub fn run(args: &Args) -> Result<()> {
     if !args.import.is_empty() {
         let profile = import(net.space(), classes.len(), &args.name, &args.import)?;
         profile.save(&path)?;
-        println!(
+        say!(
             "device '{}': {} layers at resolutions {:?} from {} tables",
             profile.name,
             profile.table().len(),
             profile.space.resolutions,
             args.import.len()
         );
-        println!("{} written", path.display());
+        say!("{} written", path.display());
         return Ok(());
     }
     let mut options = ProfileOptions::new(&args.name, classes.len());
@@ -66,35 +67,40 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(check) = args.check {
         options.check_subnets = check;
     }
+    hint_at_cores("--model-threads", args.model_threads);
+    let need = |batch| Ok(memory_of_profile(net.space(), &ProfileOptions { batch, ..options.clone() })?);
+    memory::check_batch("measuring the space's networks", options.batch, &need, 1)?;
     let profile = profile_device(&folder, net.space(), &options)?;
     if let Some(hardware) = &profile.hardware {
-        println!(
+        say!(
             "device '{}': {} ({} threads, {})",
-            profile.name, hardware.cpu, hardware.threads, hardware.instruction_set
+            profile.name,
+            hardware.cpu,
+            hardware.threads,
+            hardware.instruction_set
         );
     }
     print_check(&profile);
     if profile.check.as_ref().is_some_and(|check| check.median_error > 0.05) {
-        eprintln!(
+        complain!(
             "the median error is above 5 %: is the machine busy? Measure again when it is quiet, or with more --rounds"
         );
     }
-    println!("{} written", path.display());
+    say!("{} written", path.display());
     Ok(())
 }
 
 /// Number of layers and how far off predictions are.
 pub fn print_check(profile: &DeviceProfile) {
-    print!("{} layers", profile.table().len());
-    if let Some(check) = &profile.check {
-        print!(
+    let check = profile.check.as_ref().map_or(String::new(), |check| {
+        format!(
             "; error on {} random subnets: median {:.1} %, 95th percentile {:.1} %",
             check.subnets.len(),
             100.0 * check.median_error,
             100.0 * check.p95_error
-        );
-    }
-    println!();
+        )
+    });
+    say!("{} layers{check}", profile.table().len());
 }
 
 /// Measures with a progress bar and writes the profile into the folder. A measurement that was stopped goes on.

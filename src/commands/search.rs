@@ -3,7 +3,7 @@
 use crate::commands::compare::{self, compare};
 use crate::measured::{Images, Measured};
 use crate::run_folder::RunFolder;
-use crate::{interrupt, names, progress, table};
+use crate::{interrupt, names, numbers, progress, shell, table};
 use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
 use ofa_extract::search::SearchSettings;
@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(long, value_parser = Constraint::unlimited)]
     against: Vec<Constraint>,
     /// Most subnets to score (default: the strategy's own number; 200 with --score measured, 1000 with --compare).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::evaluations)]
     evaluations: Option<usize>,
     #[command(flatten)]
     constants: Constants,
@@ -49,10 +49,10 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["strategy", "against", "Constants", "verify", "json"])]
     compare: bool,
     /// Runs of each strategy with different seeds for --compare.
-    #[arg(long, default_value_t = 5, requires = "compare")]
+    #[arg(long, default_value_t = 5, requires = "compare", value_parser = numbers::seeds)]
     seeds: u64,
     /// Seed of the search.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = numbers::seed)]
     seed: u64,
     /// Print the results as JSON.
     #[arg(long)]
@@ -89,51 +89,51 @@ impl StrategyName {
 #[derive(clap::Args, Default, Serialize)]
 struct Constants {
     /// Subnets in each generation (evolution, pareto; default 100).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::population)]
     #[serde(skip_serializing_if = "Option::is_none")]
     population: Option<usize>,
     /// Generations (evolution, pareto; default 500).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::generations)]
     #[serde(skip_serializing_if = "Option::is_none")]
     generations: Option<usize>,
     /// Part of the population that has children (evolution; default 0.25).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::fraction)]
     #[serde(skip_serializing_if = "Option::is_none")]
     parent_ratio: Option<f64>,
     /// Part of the children that are mutations; the others are crossovers (evolution; default 0.5).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::fraction)]
     #[serde(skip_serializing_if = "Option::is_none")]
     mutation_ratio: Option<f64>,
     /// Probability of a mutation of each gene (evolution, pareto).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::fraction)]
     #[serde(skip_serializing_if = "Option::is_none")]
     mutation_probability: Option<f64>,
     /// Probability of a mutation of the resolution (evolution).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::fraction)]
     #[serde(skip_serializing_if = "Option::is_none")]
     resolution_mutation_probability: Option<f64>,
     /// Populations that evolve apart before their best meet (evolution; default 5).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::islands)]
     #[serde(skip_serializing_if = "Option::is_none")]
     islands: Option<usize>,
     /// Rounds without anything better after which the populations meet or the evolution ends; 0 for never early (evolution; default 5).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::generations)]
     #[serde(skip_serializing_if = "Option::is_none")]
     patience: Option<usize>,
     /// Choices that the local search changes at once: 0, 1 or 2 (evolution; default 2).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::local_search)]
     #[serde(skip_serializing_if = "Option::is_none")]
     local_search: Option<usize>,
     /// Random subnets at the start (bayes; default 30).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::initial)]
     #[serde(skip_serializing_if = "Option::is_none")]
     initial: Option<usize>,
     /// Subnets scored between two updates of the model (bayes, default 5; ppo and gradient, default 50).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::updates)]
     #[serde(skip_serializing_if = "Option::is_none")]
     batch: Option<usize>,
     /// Exponent w of the reward accuracy x (value / limit)^w (ppo; default -0.07).
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::exponent)]
     #[serde(skip_serializing_if = "Option::is_none")]
     exponent: Option<f64>,
     /// A subnet that breaks a limit is worth nothing (ppo).
@@ -141,7 +141,7 @@ struct Constants {
     #[serde(skip_serializing_if = "Option::is_none")]
     hard: Option<bool>,
     /// Learning rate (ppo, default 0.005; gradient, default 0.2).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::learning_rate)]
     #[serde(skip_serializing_if = "Option::is_none")]
     learning_rate: Option<f64>,
 }
@@ -153,10 +153,10 @@ struct Scoring {
     #[arg(long, value_enum, default_value_t = Score::Predictor)]
     score: Score,
     /// Search on the predicted accuracy less K of its standard deviations, so that what the predictor is unsure about must be so much better.
-    #[arg(long, value_name = "K", default_value_t = 0.0)]
+    #[arg(long, value_name = "K", default_value_t = 0.0, value_parser = numbers::deviations)]
     pessimism: f64,
     /// Measure the K best subnets on the supernet after the search, and take the best of them.
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = numbers::subnets)]
     verify: Option<usize>,
     /// Other images than the run's to measure on.
     #[arg(long, help_heading = "Measuring (--score measured, --verify)")]
@@ -179,11 +179,6 @@ impl Args {
         let name = self.strategy.text();
         let flag = |key: &str| format!("--{}", key.replace('_', "-"));
         let mut constants = serde_json::to_value(&self.constants)?;
-        // JSON has no such numbers.
-        let undefined = constants.as_object().and_then(|map| map.iter().find(|(_, value)| value.is_null()));
-        if let Some((key, _)) = undefined {
-            bail!("{}: expected a finite number", flag(key));
-        }
         constants["strategy"] = name.clone().into();
         let settings: SearchSettings = serde_json::from_value(constants).map_err(|error| {
             let unknown = error.to_string();
@@ -226,10 +221,8 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("--verify measures what --score measured has measured already: leave one of them out");
     }
     let pessimism = args.scoring.pessimism;
-    if !(pessimism >= 0.0 && pessimism.is_finite()) || (pessimism > 0.0 && args.scoring.score == Score::Measured) {
-        bail!(
-            "--pessimism {pessimism}: expected 0 or more, and predictions to be pessimistic about (no --score measured)"
-        );
+    if pessimism > 0.0 && args.scoring.score == Score::Measured {
+        bail!("--pessimism {pessimism}: expected predictions to be pessimistic about (no --score measured)");
     }
     let measuring = args.scoring.score == Score::Measured || args.scoring.verify.is_some();
     if !measuring && args.scoring.data.is_some() {
@@ -290,12 +283,12 @@ fn with_scorer(
     let results = search_groups(folder, measures, &args.groups(), scorer, measured, &options)?;
     if args.json {
         let results: Vec<&SearchResult> = results.iter().map(|(_, result)| result).collect();
-        println!("{}", serde_json::to_string_pretty(&results)?);
+        say!("{}", serde_json::to_string_pretty(&results)?);
         return Ok(());
     }
     print_results(&results);
     results.iter().for_each(|(_, result)| print_front(result));
-    println!("\nNext: ofa extract --run {} --search-results", args.run.display());
+    say!("\nNext: ofa extract --run {} --search-results", shell::path(&args.run));
     Ok(())
 }
 
@@ -374,7 +367,7 @@ pub fn searched_space<'c>(
         bail!("no resolution of the space '{}' is known to both the predictor and the devices", space.name);
     }
     if searched.resolutions != space.resolutions {
-        eprintln!("searching resolutions {:?}: predictor or device know no others", searched.resolutions);
+        complain!("searching resolutions {:?}: predictor or device know no others", searched.resolutions);
     }
     Ok(searched)
 }
@@ -392,6 +385,7 @@ fn search_groups(
     let strategy = options.settings.strategy();
     let mut results = Vec::new();
     for constraints in groups {
+        let name = result_name(&options.against, constraints)?;
         let limits = limits_of(constraints, measures)?;
         let space = searched_space(measures, scorer, constraints.iter().chain(&options.against))?;
         let problem = Problem {
@@ -426,13 +420,19 @@ fn search_groups(
             }
             result.pessimism = *pessimism;
         }
-        let front = (!options.against.is_empty()).then(|| "front".to_string());
-        let parts = front.into_iter().chain(options.against.iter().chain(constraints).map(Constraint::file_stem));
-        let name = names::short(&parts.collect::<Vec<_>>().join("+"));
         write_json(&folder.join(&format!("search/{name}.json")), &result)?;
         results.push((name, result));
     }
     Ok(results)
+}
+
+/// Name of the file of a result, which also names the extracted model.
+fn result_name(against: &[Constraint], constraints: &[Constraint]) -> Result<String> {
+    let front = (!against.is_empty()).then(|| "front".to_string());
+    let parts = front.into_iter().chain(against.iter().chain(constraints).map(Constraint::file_stem));
+    let name = names::short(&parts.collect::<Vec<_>>().join("+"));
+    names::check(&name).map_err(|reason| anyhow!("search result '{name}': {reason}"))?;
+    Ok(name)
 }
 
 /// The limits that constraints ask for.
@@ -474,7 +474,7 @@ pub fn print_results(results: &[(String, SearchResult)]) {
                     None => percent(result.predicted_accuracy),
                 },
                 result.evaluations.to_string(),
-                format!("{:.2} s", result.seconds),
+                progress::duration(result.seconds),
                 result.best.to_string(),
             ];
             if measured {
@@ -511,7 +511,7 @@ fn print_front(result: &SearchResult) {
             costs.chain(rest).collect()
         })
         .collect();
-    println!();
+    say!();
     let header: Vec<&str> = result.against.iter().map(String::as_str).chain(["predicted", "subnet"]).collect();
     table::print(&header, &rows);
 }

@@ -2,7 +2,7 @@
 
 use super::train::Settings;
 use crate::run_folder::{RunConfig, RunFolder};
-use crate::{interrupt, progress, table};
+use crate::{interrupt, numbers, progress, shell, table};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use ofa_extract::tune::{self, Outcome, Point, Ranges, Suggest, Trial, TrialWriter, Values, read_trials, suggest};
@@ -28,10 +28,10 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "bayes")]
     strategy: Strategy,
     /// Trials in all.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = numbers::repetitions)]
     trials: usize,
     /// Epochs of a trial over all stages (default: a quarter of the configuration's).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::epochs)]
     trial_epochs: Option<f64>,
     /// Do every trial to its end.
     #[arg(long)]
@@ -54,9 +54,6 @@ enum Strategy {
 pub fn run(args: &Args) -> Result<()> {
     let config = args.settings.resolve()?;
     let epochs = args.trial_epochs.unwrap_or(config.train.total_epochs() / 4.0);
-    if !(epochs > 0.0 && epochs.is_finite()) {
-        bail!("--trial-epochs {epochs}: expected a number above 0");
-    }
     let ranges = match &args.ranges {
         Some(path) => Ranges::read(path)?,
         None => Ranges::about(&config.train)?,
@@ -82,7 +79,7 @@ pub fn run(args: &Args) -> Result<()> {
     let bar = progress::plain_bar(0);
     while trials.len() < args.trials {
         let Some(values) = suggest(strategy, &ranges, &trials, config.train.seed) else {
-            eprintln!("the grid has no more combinations");
+            complain!("the grid has no more combinations");
             break;
         };
         let earlier = if args.to_the_end { &[][..] } else { &trials[..] };
@@ -92,7 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
         bar.suspend(|| {
             let done = trial.curve.last().map_or(0.0, |point| point.progress);
             let described = describe(&trial.values);
-            eprintln!(
+            complain!(
                 "trial {}: {described}: {:.1} % after {:.0} %",
                 trial.trial,
                 100.0 * trial.objective,
@@ -111,13 +108,13 @@ pub fn run(args: &Args) -> Result<()> {
     let text = toml::to_string(&chosen).context("the configuration has no TOML form")?;
     let written = folder.join("best.toml");
     files::write_atomic(&written, text.as_bytes())?;
-    println!("\nbest: trial {}, {}", best.trial, describe(&best.values));
-    println!(
+    say!("\nbest: trial {}, {}", best.trial, describe(&best.values));
+    say!(
         "{} written, with all {} epochs; every validation is in {}. Next: ofa train --config {} --out run",
         written.display(),
         tune::significant(chosen.train.total_epochs()),
         folder.join("trials.csv").display(),
-        written.display()
+        shell::path(&written)
     );
     Ok(())
 }
@@ -182,10 +179,10 @@ impl Run<'_> {
                     self.bar.set_length(step.steps as u64);
                     self.bar.set_position(step.step as u64);
                     self.bar.set_message(format!(
-                        "{name}  {}  loss {:.3}  {:.0} img/s  ETA {}",
+                        "{name}  {}  loss {:.3}  {} img/s  ETA {}",
                         step.stage,
                         step.report.loss,
-                        step.images_per_second,
+                        progress::rate(step.images_per_second),
                         progress::duration(step.eta_seconds)
                     ));
                 }

@@ -17,6 +17,8 @@
 //! | [`quote`] | foreign text in messages |
 
 #![deny(unsafe_code)]
+// A library prints nothing: its caller may have no output to print to.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro))]
 
 pub mod data;
 pub mod error;

@@ -8,7 +8,7 @@ mod published;
 mod tensors;
 mod validate;
 
-pub use config::{FORMAT, ModelConfig, NumberType, VERSION};
+pub use config::{FORMAT, Finetuned, ModelConfig, NumberType, VERSION};
 pub use names::{
     BOTTLENECK_NAMES, BlockNames, block_prefix, classifier_name, feature_names, stem_names, tensor_shapes,
 };
@@ -76,15 +76,24 @@ impl Model {
     }
 }
 
+/// Reads the configuration of a model's folder, without its weights.
+///
+/// # Errors
+/// A missing file, or a configuration that is not valid; each names the file.
+pub fn load_config(folder: &Path) -> Result<ModelConfig> {
+    let path = folder.join(CONFIG_FILE);
+    let config: ModelConfig = files::read_json(&path)?;
+    config.validate().map_err(|message| ofa_supernet::Error::format(&path, message))?;
+    Ok(config)
+}
+
 /// Reads configuration and weights (as f32, whatever number type they are stored in) of a model's folder, for those who
 /// change or convert them. The weights are checked against the network.
 ///
 /// # Errors
 /// As [`Model::load`].
 pub fn load_weights(folder: &Path) -> Result<(ModelConfig, Weights)> {
-    let path = folder.join(CONFIG_FILE);
-    let config: ModelConfig = files::read_json(&path)?;
-    config.validate().map_err(|message| ofa_supernet::Error::format(&path, message))?;
+    let config = load_config(folder)?;
     let path = folder.join(WEIGHTS_FILE);
     let bytes = files::read_bytes(&path)?;
     let weights =

@@ -15,7 +15,7 @@ mod unfinished;
 pub use calibration::{Calibration, Check, CheckedSubnet};
 pub use hardware::Hardware;
 pub use layer::{ClassifierSpec, HeadSpec, LayerSpec, layers};
-pub use measure::{Phase, ProfileOptions, ProfileProgress, measure};
+pub use measure::{Phase, ProfileOptions, ProfileProgress, measure, memory};
 pub use name::check_name;
 pub use published::import;
 
