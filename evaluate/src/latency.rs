@@ -229,7 +229,7 @@ mod tests {
     fn what_happens_between_runs_is_not_timed_and_can_end_the_measurement() {
         let (time, calls) = (Cell::new(0), Cell::new(0));
         let budget = Budget { min_samples: 2, max_samples: 2, time: Duration::ZERO, visit: 2 };
-        let mut measure = |last: usize| {
+        let measure = |last: usize| {
             calls.set(0);
             let mut between = || {
                 calls.set(calls.get() + 1);
