@@ -4,6 +4,7 @@
 
 mod cli;
 mod commands;
+mod freshness;
 mod interrupt;
 mod measured;
 mod memory;

@@ -16,7 +16,7 @@ fn quickstart_goes_from_training_to_benchmarked_models() {
         assert!(folder.join("q").join(file).exists(), "{file}");
     }
     let samples = std::fs::read_to_string(folder.join("q/predictor/samples.jsonl")).unwrap();
-    assert_eq!(samples.lines().count(), 16);
+    assert_eq!(samples.lines().count(), 1 + 16);
 }
 
 #[test]
@@ -25,4 +25,12 @@ fn quickstart_replaces_no_folder_that_is_not_an_earlier_quickstart() {
     let folder = temporary.path();
     std::fs::create_dir(folder.join("mine")).unwrap();
     fails(folder, &["quickstart", "--out", "mine"], &["mine", "not an earlier quickstart"]);
+}
+
+#[test]
+fn too_few_samples_are_refused_before_anything_is_made() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    fails(folder, &["quickstart", "--out", "q", "--samples", "5"], &["--samples 5", "10"]);
+    assert!(!folder.join("q").exists());
 }

@@ -1,5 +1,6 @@
 //! `ofa extract`
 
+use crate::freshness::warn_of_outdated;
 use crate::run_folder::{RunConfig, RunFolder};
 use crate::{interrupt, names, progress, table};
 use anyhow::{Result, bail};
@@ -116,10 +117,15 @@ fn search_results(folder: &RunFolder, space: &SearchSpace) -> Result<Vec<(String
     if files.is_empty() {
         bail!("{}: no search results; run `ofa search` first", folder.join("search").display());
     }
-    let mut found = Vec::new();
+    let mut results: Vec<(PathBuf, SearchResult)> = Vec::new();
     for file in files {
         let result: SearchResult = read_json(&file)?;
         space.check(&result.best).map_err(|e| e.at(&file))?;
+        results.push((file, result));
+    }
+    warn_of_outdated(folder, &results)?;
+    let mut found = Vec::new();
+    for (file, result) in results {
         let name = file.file_stem().and_then(|n| n.to_str()).unwrap_or("model").to_string();
         found.push((name, result.best));
     }

@@ -20,7 +20,7 @@ pub struct Args {
     /// Threads that a model runs on.
     #[arg(long = "model-threads", default_value_t = 1)]
     model_threads: usize,
-    /// Images a run.
+    /// Images per run: limits on this device's latency are for so many images together.
     #[arg(long, default_value_t = 1)]
     batch: usize,
     /// Times that every network is visited.
@@ -69,8 +69,16 @@ pub fn run(args: &Args) -> Result<()> {
     let profile = profile_device(&folder, net.space(), &options)?;
     if let Some(hardware) = &profile.hardware {
         println!(
-            "device '{}': {} ({} threads, {})",
-            profile.name, hardware.cpu, hardware.threads, hardware.instruction_set
+            "device '{}': {} ({} threads, {}){}",
+            profile.name,
+            hardware.cpu,
+            hardware.threads,
+            hardware.instruction_set,
+            if profile.batch > 1 {
+                format!("; latency is that of one run of {} images", profile.batch)
+            } else {
+                String::new()
+            }
         );
     }
     print_check(&profile);

@@ -49,8 +49,18 @@ const LIMITS: [f64; 3] = [0.2, 0.45, 0.75];
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     let folder = RunFolder::new(&args.out);
-    let _lock = clear(&folder, args)?;
     let config = configuration(args)?;
+    let sampling = Sampling {
+        samples: args.samples,
+        images: Images { recalibration: 300, images: 0 },
+        batch: 100,
+        seed: args.seed,
+        members: FitSettings::default().members,
+        active: None,
+        discard: false,
+    };
+    sampling.check(&config.space)?;
+    let _lock = clear(&folder, args)?;
 
     println!("1. Train a supernet ({:.1e} subnets) on generated images by progressive shrinking", config.space.count());
     match train_run(&folder, &args.out, &config, &Ranks::alone(), false, &Device::Cpu)? {
@@ -66,14 +76,6 @@ pub fn run(args: &Args) -> Result<()> {
 
     println!("\n3. Measure {} random subnets and fit the accuracy predictor", args.samples);
     let data = config.data.open()?;
-    let sampling = Sampling {
-        samples: args.samples,
-        images: Images { recalibration: 300, images: 0 },
-        batch: 100,
-        seed: args.seed,
-        members: FitSettings::default().members,
-        active: None,
-    };
     print_report(&fit_predictor(&folder, &net, &data, &sampling)?);
 
     println!("\n4. Search the best subnet for three latency limits of this machine");
