@@ -10,6 +10,7 @@ mod output;
 
 mod cli;
 mod commands;
+mod freshness;
 mod interrupt;
 mod measured;
 mod memory;

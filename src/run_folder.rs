@@ -9,7 +9,7 @@ use ofa_supernet::data::{DataOptions, Dataset, Normalisation};
 use ofa_supernet::files::{list_folder, read_toml, write_atomic};
 use ofa_supernet::lock::{Lock, Sharing};
 use ofa_supernet::train::TrainConfig;
-use ofa_supernet::train::checkpoint::{Folder, read_supernet};
+use ofa_supernet::train::checkpoint::{Folder, read_supernet, supernet_checksum};
 use ofa_supernet::{SearchSpace, Supernet};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -164,6 +164,13 @@ impl RunFolder {
         Ok(Lock::take(&self.path, Sharing::Shared, &command_line())?)
     }
 
+    /// Locks the folder for a command that writes nothing, so that a folder that can only be read will do; it must be a run
+    /// folder.
+    pub fn lock_to_read(&self) -> Result<Option<Lock>> {
+        self.config()?;
+        Ok(Lock::take_to_read(&self.path)?)
+    }
+
     /// A file or folder in it.
     pub fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
@@ -201,6 +208,11 @@ impl RunFolder {
     pub fn space(&self) -> Result<(SearchSpace, Vec<String>)> {
         let (_, note) = read_supernet(&self.supernet_path()?)?;
         Ok((note.space, note.classes))
+    }
+
+    /// Checksum of the supernet's weights: what was made with them carries it.
+    pub fn weights_checksum(&self) -> Result<String> {
+        Ok(supernet_checksum(&self.supernet_path()?)?)
     }
 
     fn supernet_path(&self) -> Result<PathBuf> {

@@ -264,7 +264,14 @@ fn the_published_predictor_and_tables_are_searched() {
     std::fs::write(folder.join("net.pth"), checkpoint("mbv3-w1.2", 1000)).unwrap();
     succeeds(folder, &["import", "net.pth", "--space", "mbv3-w1.2", "--out", "run"]);
     let file = |name: &str| reference.join(name).to_str().unwrap().to_string();
+    std::fs::create_dir(folder.join("run/predictor")).unwrap();
+    std::fs::write(folder.join("run/predictor/fit.json"), "the report of another predictor").unwrap();
     succeeds(folder, &["predictor", "--run", "run", "--import", &file("acc_predictor.pth")]);
+    assert!(!folder.join("run/predictor/fit.json").exists());
+    // It is not known for which weights it was fitted.
+    let output = ofa(folder, &["search", "--run", "run", "--limit", "any:macs=500M", "--generations", "2"]);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !err.contains("warning"), "{err}");
     let tables = [160, 192, 224].map(|r| file(&format!("note10_{r}_lookup_table.yaml")));
     let mut arguments = vec!["profile", "--run", "run", "--name", "note10", "--import"];
     arguments.extend(tables.iter().map(String::as_str));

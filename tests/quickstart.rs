@@ -17,7 +17,7 @@ fn quickstart_goes_from_training_to_benchmarked_models() {
         assert!(folder.join("q").join(file).exists(), "{file}");
     }
     let samples = std::fs::read_to_string(folder.join("q/predictor/samples.jsonl")).unwrap();
-    assert_eq!(samples.lines().count(), 16);
+    assert_eq!(samples.lines().count(), 1 + 16);
 }
 
 #[test]
@@ -65,4 +65,12 @@ fn a_quickstart_replaces_its_own_files_and_refuses_those_that_others_changed() {
     let measured = samples();
     fails(folder, &quickstart, &["run/predictor/", "changed since the quickstart wrote it", "--out"]);
     assert!(samples() == measured);
+}
+
+#[test]
+fn too_few_samples_are_refused_before_anything_is_made() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    fails(folder, &["quickstart", "--out", "q", "--samples", "5"], &["--samples 5", "10"]);
+    assert!(!folder.join("q").exists());
 }

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{fails, finished_resnet_run, finished_run, ofa, succeeds};
+use ofa_supernet::files::read_json;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -253,4 +254,41 @@ fn a_limit_of_any_length_is_refused_in_a_few_lines() {
     let limit = format!("any:macs\u{1b}[31m{}", "y".repeat(100_000));
     let err = ofa(temporary.path(), &["search", "--limit", &limit]).stderr;
     assert!(err.len() < 2000 && !err.contains(&0x1b), "{}", String::from_utf8_lossy(&err));
+}
+
+#[test]
+fn a_latency_of_several_images_is_told_as_such() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let path = folder.join("run/devices/this.json");
+    let profile = fs::read_to_string(&path).unwrap();
+    let eight = profile.replace("\"batch\": 1,", "\"batch\": 8,").replace("\"name\": \"this\"", "\"name\": \"b8\"");
+    fs::write(folder.join("run/devices/b8.json"), eight).unwrap();
+    let arguments =
+        ["search", "--run", "run", "--limit", "b8:latency=1s", "--limit", "this:latency=1s", "--generations", "2"];
+    let output = ofa(folder, &arguments);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let row = |device: &str| out.lines().find(|line| line.starts_with(device)).unwrap().to_string();
+    assert!(row("b8:").contains(" for 8 images") && !row("this:").contains("images"), "{out}");
+    assert!(err.contains("b8:latency is that of one run of 8 images") && !err.contains("this:latency is"), "{err}");
+    let result =
+        |name: &str| read_json::<Value>(&folder.join("run/search").join(name)).unwrap()["constraints"][0].clone();
+    assert_eq!(result("b8-latency-1s.json")["batch"], 8);
+    assert_eq!(result("this-latency-1s.json")["batch"], Value::Null);
+    refuses(folder, &["--limit", "b8:latency=0.001us"], &["smallest value it can reach is", "us for 8 images"]);
+}
+
+#[test]
+fn a_profile_of_another_space_is_refused_by_name() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let other = folder.join("other");
+    fs::create_dir(&other).unwrap();
+    finished_resnet_run(&other);
+    fs::copy(other.join("run/devices/this.json"), folder.join("run/devices/this.json")).unwrap();
+    for more in [&["--limit", "this:latency=1s"][..], &["--limit", "this:latency=1s", "--compare"]] {
+        refuses(folder, more, &["error: run/devices/this.json: ", "'resnet-tiny'", "ofa profile"]);
+    }
 }

@@ -256,6 +256,11 @@ impl Measures {
         &self.space
     }
 
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
     /// The profile of that name.
     ///
     /// # Errors

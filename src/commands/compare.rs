@@ -1,6 +1,7 @@
 //! `ofa search --compare`: every strategy with the same budget.
 
 use super::search::{Scorer, StrategyName, limits_of, searched_space};
+use crate::run_folder::RunFolder;
 use crate::{progress, table};
 use anyhow::Result;
 use clap::ValueEnum;
@@ -20,12 +21,18 @@ pub struct Options {
 }
 
 /// Runs every strategy within `constraints` and prints how it did.
-pub fn compare(measures: &Measures, constraints: &[Constraint], scorer: &Scorer, options: &Options) -> Result<()> {
+pub fn compare(
+    folder: &RunFolder,
+    measures: &Measures,
+    constraints: &[Constraint],
+    scorer: &Scorer,
+    options: &Options,
+) -> Result<()> {
     let limits = limits_of(constraints, measures)?;
     // The front is drawn against what is limited.
     let costs: Vec<Constraint> = constraints.iter().map(|c| Constraint { limit: f64::INFINITY, ..c.clone() }).collect();
     let against = limits_of(&costs, measures)?;
-    let space = searched_space(measures, scorer, constraints.iter())?;
+    let space = searched_space(folder, measures, scorer, constraints.iter())?;
     let evaluations = options.evaluations.unwrap_or(EVALUATIONS);
     let mut rows = Vec::new();
     let bar = progress::bar(StrategyName::value_variants().len() * options.seeds as usize, "searches");
@@ -52,7 +59,8 @@ pub fn compare(measures: &Measures, constraints: &[Constraint], scorer: &Scorer,
         .map(|(name, scores, seconds, scored)| {
             let best = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let worst = scores.iter().copied().fold(f64::INFINITY, f64::min);
-            let percent = |value: f64| format!("{:.2} %", 100.0 * value);
+            // Ranked by what the predictor says, told as what an accuracy can be.
+            let percent = |value: f64| format!("{:.2} %", 100.0 * value.clamp(0.0, 1.0));
             vec![
                 name,
                 percent(best),

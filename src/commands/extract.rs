@@ -1,5 +1,6 @@
 //! `ofa extract`
 
+use crate::freshness::warn_of_outdated;
 use crate::run_folder::{RunConfig, RunFolder};
 use crate::{interrupt, names, numbers, progress, shell, table};
 use anyhow::{Result, anyhow, bail};
@@ -194,14 +195,19 @@ fn search_results(folder: &RunFolder, run: &Path, config: &RunConfig) -> Result<
             shell::path(run)
         );
     }
-    let result = |file: PathBuf| {
+    let mut results: Vec<(PathBuf, SearchResult)> = Vec::new();
+    for file in files {
         let result: SearchResult = read_json(&file)?;
         config.space.check(&result.best).map_err(|error| error.at(&file))?;
+        results.push((file, result));
+    }
+    warn_of_outdated(folder, &results)?;
+    let named = |(file, result): (PathBuf, SearchResult)| {
         let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         names::check(&name).map_err(|reason| anyhow!("{}: its name becomes the model's: {reason}", file.display()))?;
         Ok((name, result.best))
     };
-    files.into_iter().map(result).collect()
+    results.into_iter().map(named).collect()
 }
 
 /// One extracted model.

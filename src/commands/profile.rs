@@ -21,7 +21,7 @@ pub struct Args {
     /// Threads that a model runs on.
     #[arg(long = "model-threads", default_value_t = 1, value_parser = numbers::threads)]
     model_threads: usize,
-    /// Images a run.
+    /// Images per run: limits on this device's latency are for so many images together.
     #[arg(long, default_value_t = 1, value_parser = numbers::batch)]
     batch: usize,
     /// Times that every network is visited.
@@ -73,11 +73,16 @@ pub fn run(args: &Args) -> Result<()> {
     let profile = profile_device(&folder, net.space(), &options)?;
     if let Some(hardware) = &profile.hardware {
         say!(
-            "device '{}': {} ({} threads, {})",
+            "device '{}': {} ({} threads, {}){}",
             profile.name,
             hardware.cpu,
             hardware.threads,
-            hardware.instruction_set
+            hardware.instruction_set,
+            if profile.batch > 1 {
+                format!("; latency is that of one run of {} images", profile.batch)
+            } else {
+                String::new()
+            }
         );
     }
     print_check(&profile);

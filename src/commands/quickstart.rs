@@ -47,8 +47,19 @@ pub struct Args {
 const LIMITS: [f64; 3] = [0.2, 0.45, 0.75];
 
 pub fn run(args: &Args) -> Result<()> {
+    let config = configuration(args)?;
+    let sampling = Sampling {
+        samples: args.samples,
+        images: Images { recalibration: 300, images: 0 },
+        batch: 100,
+        seed: args.seed,
+        members: FitSettings::default().members,
+        active: None,
+        discard: false,
+    };
+    sampling.check(&config.space)?;
     let claimed = QuickstartFolder::claim(&args.out)?;
-    let done = all_steps(args).map_err(|error| match interrupt::message(&error) {
+    let done = all_steps(args, &config, &sampling).map_err(|error| match interrupt::message(&error) {
         Some(_) => interrupt::stopped("stopped; the same command starts from the beginning".into()),
         None => error,
     });
@@ -57,13 +68,12 @@ pub fn run(args: &Args) -> Result<()> {
     done.and(listed)
 }
 
-fn all_steps(args: &Args) -> Result<()> {
+fn all_steps(args: &Args, config: &RunConfig, sampling: &Sampling) -> Result<()> {
     let start = Instant::now();
     let folder = RunFolder::new(&args.out);
-    let config = configuration(args)?;
 
     say!("1. Train a supernet ({:.1e} subnets) on generated images by progressive shrinking", config.space.count());
-    match train_run(&folder, &args.out, &config, &Ranks::alone(), false, &Device::Cpu)? {
+    match train_run(&folder, &args.out, config, &Ranks::alone(), false, &Device::Cpu)? {
         Outcome::Finished { probes, .. } => print_probes(&probes),
         Outcome::Interrupted { .. } => return Err(ofa_supernet::Error::Interrupted.into()),
     }
@@ -76,15 +86,7 @@ fn all_steps(args: &Args) -> Result<()> {
 
     say!("\n3. Measure {} random subnets and fit the accuracy predictor", args.samples);
     let data = config.data.open()?;
-    let sampling = Sampling {
-        samples: args.samples,
-        images: Images { recalibration: 300, images: 0 },
-        batch: 100,
-        seed: args.seed,
-        members: FitSettings::default().members,
-        active: None,
-    };
-    print_report(&fit_predictor(&folder, &net, &data, &sampling)?);
+    print_report(&fit_predictor(&folder, &net, &data, sampling)?);
 
     say!("\n4. Search the best subnet for three latency limits of this machine");
     let space = net.space();
@@ -104,7 +106,7 @@ fn all_steps(args: &Args) -> Result<()> {
     wanted.extend(results.iter().map(|(name, result)| (name.clone(), result.best.clone())));
     wanted.push(("largest".into(), space.largest()));
     let options = Options { finetune: None, dtype: NumberType::F32, recalibration: 1000, overwrite: false };
-    let extracted = extract_all(&folder, &args.out, &config, &data, &wanted, &options)?;
+    let extracted = extract_all(&folder, &args.out, config, &data, &wanted, &options)?;
     let worst = extracted.iter().map(|e| e.difference.0 / e.difference.1).fold(0.0, f64::max);
     say!("{} models; loaded anew, their logits equal the supernet's to {worst:.0e}", extracted.len());
 

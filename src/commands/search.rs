@@ -1,16 +1,19 @@
 //! `ofa search`
 
 use crate::commands::compare::{self, compare};
+use crate::freshness::{basis_of, load_predictor, predictor_path};
 use crate::measured::{Images, Measured};
 use crate::run_folder::RunFolder;
 use crate::{interrupt, names, numbers, progress, shell, table};
 use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
-use ofa_extract::search::SearchSettings;
+use ofa_evaluate::DeviceProfile;
+use ofa_extract::search::{Basis, SearchSettings, of_batch};
 use ofa_extract::{Constraint, Limit, Measures, Metric, Predictor, Problem, SearchResult, search};
 use ofa_supernet::files::write_json;
 use ofa_supernet::{SearchSpace, Subnet, Supernet};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// Evaluations of a search by measured accuracies, where `--evaluations` does not say.
@@ -231,10 +234,11 @@ pub fn run(args: &Args) -> Result<()> {
     // Before anything is read.
     let settings = if args.compare { None } else { Some(args.settings()?) };
     let folder = RunFolder::new(&args.run);
-    let _lock = folder.lock_shared()?;
+    // A comparison writes nothing.
+    let _lock = if args.compare { folder.lock_to_read()? } else { Some(folder.lock_shared()?) };
     if !measuring {
-        let scorer = Scorer::Predictor(Box::new(load_predictor(&folder)?), args.scoring.pessimism);
         let (space, classes) = folder.space()?;
+        let scorer = Scorer::Predictor(Box::new(load_predictor(&folder, &space)?), args.scoring.pessimism);
         let measures = Measures::new(&space, classes.len(), folder.devices(args.constraints())?);
         return with_scorer(args, settings, &folder, &measures, &scorer, None);
     }
@@ -248,7 +252,8 @@ pub fn run(args: &Args) -> Result<()> {
             with_scorer(args, settings, &folder, &measures, &Scorer::Measured(&measured), Some(&measured))
         }
         Score::Predictor => {
-            let scorer = Scorer::Predictor(Box::new(load_predictor(&folder)?), args.scoring.pessimism);
+            let predictor = load_predictor(&folder, net.space())?;
+            let scorer = Scorer::Predictor(Box::new(predictor), args.scoring.pessimism);
             with_scorer(args, settings, &folder, &measures, &scorer, Some(&measured))
         }
     }
@@ -262,10 +267,11 @@ fn with_scorer(
     scorer: &Scorer,
     measured: Option<&Measured>,
 ) -> Result<()> {
+    note_batches(measures, args.constraints())?;
     let Some(settings) = settings else {
         let options = compare::Options { evaluations: args.evaluations, seed: args.seed, seeds: args.seeds };
         for constraints in args.groups() {
-            compare(measures, &constraints, scorer, &options)?;
+            compare(folder, measures, &constraints, scorer, &options)?;
         }
         return Ok(());
     };
@@ -326,15 +332,6 @@ pub struct Options {
     pub verify: usize,
 }
 
-/// The run's predictor.
-pub fn load_predictor(folder: &RunFolder) -> Result<Predictor> {
-    let path = folder.join("predictor/predictor.safetensors");
-    if !path.exists() {
-        bail!("{}: there is no predictor yet; make one with `ofa predictor`", path.display());
-    }
-    Ok(Predictor::load(&path)?)
-}
-
 /// Searches by the run's predictor, each group of limits for itself.
 pub fn search_limits(
     folder: &RunFolder,
@@ -345,26 +342,60 @@ pub fn search_limits(
 ) -> Result<Vec<(String, SearchResult)>> {
     let measures = Measures::new(net.space(), net.classes(), folder.devices(groups.iter().flatten())?);
     let options = Options { settings, evaluations: None, against: Vec::new(), seed, verify: 0 };
-    search_groups(folder, &measures, groups, &Scorer::Predictor(Box::new(load_predictor(folder)?), 0.0), None, &options)
+    search_groups(
+        folder,
+        &measures,
+        groups,
+        &Scorer::Predictor(Box::new(load_predictor(folder, net.space())?), 0.0),
+        None,
+        &options,
+    )
 }
 
-/// The space with the resolutions that the predictor and all named devices know: imported ones may know only some.
+/// Says which latencies are those of several images.
+fn note_batches<'c>(measures: &Measures, constraints: impl Iterator<Item = &'c Constraint>) -> Result<()> {
+    let latencies = constraints.filter(|constraint| constraint.metric == Metric::Latency);
+    for name in latencies.map(|constraint| constraint.device.as_str()).collect::<BTreeSet<_>>() {
+        let batch = measures.device(name)?.batch;
+        if batch > 1 {
+            progress::note(format!(
+                "{name}:latency is that of one run of {batch} images, the batch that the profile was measured with"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The space with the resolutions that the predictor and all named devices know: imported ones may know only some. Their
+/// profiles must have every layer of the space.
 pub fn searched_space<'c>(
+    folder: &RunFolder,
     measures: &Measures,
     scorer: &Scorer,
     constraints: impl Iterator<Item = &'c Constraint>,
 ) -> Result<SearchSpace> {
     let space = measures.space();
     let mut searched = space.clone();
-    if let Scorer::Predictor(predictor, _) = scorer {
-        searched.resolutions.retain(|resolution| predictor.space().resolutions.contains(resolution));
-    }
-    for constraint in constraints.filter(|c| c.metric == Metric::Latency) {
-        let known = &measures.device(&constraint.device)?.space.resolutions;
+    let mut keep = |known: &[usize], file: PathBuf| {
+        let before = searched.resolutions.clone();
         searched.resolutions.retain(|resolution| known.contains(resolution));
+        if searched.resolutions.is_empty() {
+            bail!("{}: known are the resolutions {known:?}, searched would be {before:?}", file.display());
+        }
+        Ok(())
+    };
+    if let Scorer::Predictor(predictor, _) = scorer {
+        keep(&predictor.space().resolutions, predictor_path(folder))?;
     }
-    if searched.resolutions.is_empty() {
-        bail!("no resolution of the space '{}' is known to both the predictor and the devices", space.name);
+    let devices = constraints.filter(|c| c.metric == Metric::Latency).map(|c| measures.device(&c.device));
+    let devices = devices.collect::<ofa_extract::Result<Vec<_>>>()?;
+    let path = |device: &DeviceProfile| folder.join(&format!("devices/{}.json", device.name));
+    for device in &devices {
+        keep(&device.space.resolutions, path(device))?;
+    }
+    for device in &devices {
+        let covers = device.check_covers(&searched, measures.classes());
+        covers.map_err(|error| anyhow!("{}: {error}", path(device).display()))?;
     }
     if searched.resolutions != space.resolutions {
         complain!("searching resolutions {:?}: predictor or device know no others", searched.resolutions);
@@ -387,7 +418,7 @@ fn search_groups(
     for constraints in groups {
         let name = result_name(&options.against, constraints)?;
         let limits = limits_of(constraints, measures)?;
-        let space = searched_space(measures, scorer, constraints.iter().chain(&options.against))?;
+        let space = searched_space(folder, measures, scorer, constraints.iter().chain(&options.against))?;
         let problem = Problem {
             against: &against,
             evaluations: options.evaluations,
@@ -401,7 +432,7 @@ fn search_groups(
             scores
         };
         let mut result = search(&problem, &options.settings, &mut score, &mut |generation| {
-            bar.set_message(format!("best {:.2} %", 100.0 * generation.score));
+            bar.set_message(format!("best {:.2} %", 100.0 * generation.score.clamp(0.0, 1.0)));
         })?;
         bar.finish_and_clear();
         if let Some(measured) = measured {
@@ -420,6 +451,11 @@ fn search_groups(
             }
             result.pessimism = *pessimism;
         }
+        result.basis = Some(match scorer {
+            Scorer::Predictor(predictor, _) => basis_of(predictor)?,
+            Scorer::Measured(_) => Basis { weights: Some(folder.weights_checksum()?), predictor: None },
+        });
+        result.limit_predictions();
         write_json(&folder.join(&format!("search/{name}.json")), &result)?;
         results.push((name, result));
     }
@@ -488,7 +524,7 @@ pub fn print_results(results: &[(String, SearchResult)]) {
 
 fn show_value(value: &ofa_extract::search::ConstraintValue) -> String {
     match value.constraint.parse::<Constraint>() {
-        Ok(constraint) => constraint.metric.show(value.value),
+        Ok(constraint) => constraint.metric.show(value.value) + &of_batch(value.batch),
         Err(_) => format!("{}", value.value),
     }
 }

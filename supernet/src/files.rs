@@ -59,6 +59,13 @@ pub fn sync_folder(folder: &Path) {
     }
 }
 
+/// CRC-32 of a file's content.
+pub fn checksum(bytes: &[u8]) -> u32 {
+    let mut checksum = flate2::Crc::new();
+    checksum.update(bytes);
+    checksum.sum()
+}
+
 /// Serialises `value` as indented JSON and writes it atomically.
 ///
 /// # Errors

@@ -131,6 +131,17 @@ impl DeviceProfile {
         Ok(self.calibration.predict(sum))
     }
 
+    /// Checks that the table has every layer of `space`'s subnets with `classes` classes.
+    ///
+    /// # Errors
+    /// A layer that the table does not have ([`Error::MissingLayer`]).
+    pub fn check_covers(&self, space: &SearchSpace, classes: usize) -> Result<()> {
+        for network in measure::covering_networks(space, classes)? {
+            self.latency_ms(&network)?;
+        }
+        Ok(())
+    }
+
     /// Checks every value; one sentence about the first that is wrong.
     fn validate(&self) -> Result<(), String> {
         if self.format != FORMAT {
@@ -236,6 +247,8 @@ mod tests {
         let more_classes = profile.space.network(&profile.space.smallest(), 5).unwrap();
         let error = profile.latency_ms(&more_classes).unwrap_err().to_string();
         assert!(error.contains("head") && error.contains("4 classes"), "{error}");
+        profile.check_covers(&profile.space, 4).unwrap();
+        assert!(profile.check_covers(&other, 4).is_err() && profile.check_covers(&profile.space, 5).is_err());
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! | `presets` | the spaces that have a name |
 
 mod choices;
+mod difference;
 mod layout;
 mod macs;
 mod network_spec;

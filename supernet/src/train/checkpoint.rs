@@ -344,6 +344,15 @@ pub fn read_supernet(path: &Path) -> Result<(HashMap<String, Tensor>, SupernetNo
     Ok((state, note))
 }
 
+/// Checksum of a supernet's weights, space and class names, as eight hexadecimal digits: what was measured with the
+/// supernet carries the checksum, so that it can be told from what another supernet gives. Reads the file's header only.
+///
+/// # Errors
+/// A missing file, one that [`write_supernet`] has not written.
+pub fn supernet_checksum(path: &Path) -> Result<String> {
+    Ok(format!("{:08x}", tensor_file::checksum(path)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
