@@ -3,13 +3,13 @@
 use crate::measured::{Images, Measured};
 use crate::run_folder::RunFolder;
 use crate::{interrupt, progress, table};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ofa_extract::predictor::active::{self, Acquisition, CurvePoint};
 use ofa_extract::predictor::{FEWEST_SAMPLES, SampleWriter, read_samples};
 use ofa_extract::{FitReport, FitSettings, Predictor, Sample};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::seed::{Purpose, generator};
-use ofa_supernet::{Ranks, Subnet, Supernet};
+use ofa_supernet::{Ranks, Subnet, Supernet, files};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -90,12 +90,9 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     let path = folder.join("predictor/predictor.safetensors");
     if let Some(file) = &args.import {
         let predictor = Predictor::import(file, net.space())?;
+        // The report is about the predictor that is replaced.
+        files::remove_file(&folder.join(REPORT))?;
         predictor.save(&path)?;
-        // It tells about a predictor that is now replaced.
-        let report = folder.join("predictor/fit.json");
-        if report.exists() {
-            std::fs::remove_file(&report).with_context(|| report.display().to_string())?;
-        }
         println!("predictor for resolutions {:?} imported; {} written", predictor.space().resolutions, path.display());
         return Ok(());
     }
@@ -114,6 +111,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
 }
 
 const SAMPLES: &str = "predictor/samples.jsonl";
+const REPORT: &str = "predictor/fit.json";
 
 /// Splits whose mean is the learning curve.
 const CURVE_REPETITIONS: u64 = 3;
@@ -177,8 +175,10 @@ fn fit(folder: &RunFolder, net: &Supernet, sampling: &Sampling) -> Result<FitRep
             bar.set_message(format!("fitting, RMSE {:.2} points", 100.0 * rmse));
         })?;
     bar.finish_and_clear();
+    // A kill between the files leaves no report rather than that of another predictor.
+    files::remove_file(&folder.join(REPORT))?;
     predictor.save(&folder.join("predictor/predictor.safetensors"))?;
-    ofa_supernet::files::write_json(&folder.join("predictor/fit.json"), &report)?;
+    files::write_json(&folder.join(REPORT), &report)?;
     Ok(report)
 }
 

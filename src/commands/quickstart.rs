@@ -18,8 +18,10 @@ use ofa_extract::search::{Evolution, SearchSettings};
 use ofa_extract::{Constraint, FitSettings};
 use ofa_supernet::Ranks;
 use ofa_supernet::SearchSpace;
+use ofa_supernet::files::{self, is_temporary};
 use ofa_supernet::lock::{LOCK_FILE, Lock};
 use ofa_supernet::train::{Outcome, TrainConfig};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -118,22 +120,28 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Locks the folder and removes an earlier quickstart from it, and nothing else.
 fn clear(folder: &RunFolder, args: &Args) -> Result<Lock> {
-    if !args.out.exists() {
-        return folder.lock();
-    }
-    let ours = folder.config().is_ok_and(|config| config.data.source == "builtin" && config.space.name == "tiny");
-    if !ours {
-        bail!("{}: it exists and is not an earlier quickstart; name another folder with --out", args.out.display());
+    let at = |path: &Path| path.display().to_string();
+    let entries = || -> Result<Vec<PathBuf>> {
+        let entries = std::fs::read_dir(&args.out).with_context(|| at(&args.out))?;
+        entries.map(|entry| Ok(entry.with_context(|| at(&args.out))?.path())).collect()
+    };
+    let is_own = |path: &Path| {
+        path.file_name().and_then(OsStr::to_str).is_some_and(|name| name == LOCK_FILE || is_temporary(name))
+    };
+    // A quickstart that was killed at its beginning has left no more than its lock.
+    if args.out.is_dir() && !entries()?.iter().all(|path| is_own(path)) {
+        let ours = folder.config().is_ok_and(|config| config.data.source == "builtin" && config.space.name == "tiny");
+        if !ours {
+            bail!("{}: it exists and is not an earlier quickstart; name another folder with --out", args.out.display());
+        }
     }
     let lock = folder.lock()?;
-    let at = |path: &Path| path.display().to_string();
-    for entry in std::fs::read_dir(&args.out).with_context(|| at(&args.out))? {
-        let path = entry.with_context(|| at(&args.out))?.path();
+    for path in entries()? {
         // The configuration goes last: what an interruption leaves is still known as a quickstart.
         if path.is_dir() {
-            std::fs::remove_dir_all(&path).with_context(|| at(&path))?;
+            files::remove_folder(&path)?;
         } else if !["config.toml", LOCK_FILE].iter().any(|kept| path.ends_with(kept)) {
-            std::fs::remove_file(&path).with_context(|| at(&path))?;
+            files::remove_file(&path)?;
         }
     }
     Ok(lock)

@@ -52,20 +52,18 @@ enum Strategy {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if args.trials == 0 {
+        bail!("--trials 0: at least one is needed");
+    }
     let config = args.settings.resolve()?;
     let epochs = args.trial_epochs.unwrap_or(config.train.total_epochs() / 4.0);
     if !(epochs > 0.0 && epochs.is_finite()) {
         bail!("--trial-epochs {epochs}: expected a number above 0");
     }
     let ranges = match &args.ranges {
-        Some(path) => Ranges::read(path)?,
-        None => Ranges::about(&config.train)?,
+        Some(path) => Ranges::read(path, &config.train, &config.space)?,
+        None => Ranges::about(&config.train, &config.space)?,
     };
-    let checked = ranges.check(&config.train, &config.space);
-    checked.map_err(|e| match &args.ranges {
-        Some(path) => e.at(path),
-        None => e,
-    })?;
     let folder = RunFolder::new(&args.out);
     let _lock = folder.lock()?;
     let shortened = RunConfig { train: config.train.clone().with_epochs(epochs), ..config.clone() };
@@ -73,6 +71,8 @@ pub fn run(args: &Args) -> Result<()> {
 
     let path = folder.join("trials.jsonl");
     let mut trials = read_trials(&path, &ranges)?;
+    // A trial is written down before its folder is removed: one that a kill left is of no use any more.
+    (0..trials.len()).try_for_each(|number| files::remove_folder(&trial_folder(&folder, number)))?;
     let data = config.data.open()?;
     let strategy = match args.strategy {
         Strategy::Grid => Suggest::Grid,
@@ -82,7 +82,8 @@ pub fn run(args: &Args) -> Result<()> {
     let bar = progress::plain_bar(0);
     while trials.len() < args.trials {
         let Some(values) = suggest(strategy, &ranges, &trials, config.train.seed) else {
-            eprintln!("the grid has no more combinations");
+            let of = if strategy == Suggest::Grid { "the grid" } else { "the ranges" };
+            eprintln!("every combination of {of} is tried");
             break;
         };
         let earlier = if args.to_the_end { &[][..] } else { &trials[..] };
@@ -101,11 +102,19 @@ pub fn run(args: &Args) -> Result<()> {
         });
         trials.push(trial);
         TrialWriter::new(&path).write(&trials, &ranges)?;
+        files::remove_folder(&trial_folder(&folder, trials.len() - 1))?;
     }
     bar.finish_and_clear();
-    let Some(best) = tune::best(&trials) else { bail!("--trials {}: at least one is needed", args.trials) };
     let (header, rows) = tune::table(&trials, &ranges);
     table::print(&header.iter().map(String::as_str).collect::<Vec<_>>(), &rows);
+    let Some(best) = tune::best(&trials) else {
+        bail!(
+            "{}: all {} trials diverged (loss or weights became NaN or infinite), so none is the best; give lower learning rates with --ranges, or \
+             set clip_norm in the configuration, and name another folder with --out",
+            args.out.display(),
+            trials.len()
+        );
+    };
     let mut chosen = config.clone();
     ranges.apply(&best.values, &mut chosen.train);
     let text = toml::to_string(&chosen).context("the configuration has no TOML form")?;
@@ -147,6 +156,11 @@ fn same_or_new(folder: &RunFolder, config: &RunConfig, ranges: &Ranges) -> Resul
     Ok(())
 }
 
+/// Checkpoints and metrics of a trial under way.
+fn trial_folder(folder: &RunFolder, number: usize) -> PathBuf {
+    folder.join(&format!("trial-{number:03}"))
+}
+
 /// What all trials share.
 struct Run<'a> {
     config: &'a RunConfig,
@@ -164,15 +178,22 @@ impl Run<'_> {
         self.ranges.apply(&values, &mut config);
         let (space, classes) = (&self.config.space, self.data.classes.len());
         let steps: usize = config.plan(space, self.data.train.len()).iter().map(|stage| stage.steps).sum();
-        let folder = self.folder.join(&format!("trial-{number:03}"));
+        let folder = trial_folder(self.folder, number);
         let resume = !Folder::of_run(&folder, 1).list()?.is_empty();
         let mut net = Supernet::new(space, classes, config.seed)?;
-        let (mut curve, mut given_up) = (Vec::new(), false);
+        let (mut curve, mut given_up, mut unreadable) = (Vec::new(), false, None);
         let begun = Instant::now();
         let name = format!("trial {number} of {}: {}", self.trials, describe(&values));
         let trained = train(&mut net, self.data, &config, &Ranks::alone(), &folder, resume, &mut |event| {
             match event {
-                Event::Resumed { step, .. } => curve = points_of(&folder, *step, steps),
+                Event::Resumed { step, .. } => match points_of(&folder, *step, steps) {
+                    Ok(points) => {
+                        curve = points;
+                        // It was given up already, if it was killed before that was written down.
+                        given_up = *step < steps && tune::hopeless(&curve, earlier);
+                    }
+                    Err(error) => unreadable = Some(error),
+                },
                 Event::Probes { step, results, .. } => {
                     let accuracy = results.iter().map(|r| r.accuracy).sum::<f64>() / results.len().max(1) as f64;
                     curve.push(Point { progress: *step as f64 / steps as f64, accuracy });
@@ -191,8 +212,11 @@ impl Run<'_> {
                 }
                 _ => {}
             }
-            if given_up || interrupt::requested() { Control::Stop } else { Control::Continue }
+            if given_up || unreadable.is_some() || interrupt::requested() { Control::Stop } else { Control::Continue }
         });
+        if let Some(error) = unreadable {
+            return Err(error.into());
+        }
         let outcome = match trained {
             Err(Error::NotFinite(_)) => Outcome::Diverged,
             Err(error) => return Err(error.into()),
@@ -204,7 +228,6 @@ impl Run<'_> {
                 return Err(interrupt::stopped(message));
             }
         };
-        std::fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let objective = match outcome {
             Outcome::Diverged => 0.0,
             _ => curve.last().map_or(0.0, |point| point.accuracy),
@@ -214,9 +237,9 @@ impl Run<'_> {
 }
 
 /// The validations up to step `step` that a stopped trial had written down.
-fn points_of(folder: &Path, step: usize, steps: usize) -> Vec<Point> {
+fn points_of(folder: &Path, step: usize, steps: usize) -> Result<Vec<Point>, Error> {
     let mut points: Vec<(usize, Vec<f64>)> = Vec::new();
-    for line in metrics::read(&folder.join("metrics.jsonl")).unwrap_or_default() {
+    for line in metrics::read(&folder.join("metrics.jsonl"))? {
         if let MetricsLine::Probe { step: at, accuracy, .. } = line
             && at <= step
         {
@@ -230,5 +253,5 @@ fn points_of(folder: &Path, step: usize, steps: usize) -> Vec<Point> {
         progress: at as f64 / steps as f64,
         accuracy: accuracies.iter().sum::<f64>() / accuracies.len() as f64,
     };
-    points.into_iter().map(point).collect()
+    Ok(points.into_iter().map(point).collect())
 }

@@ -48,10 +48,13 @@ pub struct Trial {
     pub seconds: f64,
 }
 
-/// The best trial; a finished one is preferred to others.
+/// The best trial that did not diverge; a finished one is preferred to others.
 pub fn best(trials: &[Trial]) -> Option<&Trial> {
     let rank = |trial: &&Trial| (trial.outcome == Outcome::Finished, trial.objective);
-    trials.iter().max_by(|a, b| rank(a).0.cmp(&rank(b).0).then(rank(a).1.total_cmp(&rank(b).1)))
+    trials
+        .iter()
+        .filter(|trial| trial.outcome != Outcome::Diverged)
+        .max_by(|a, b| rank(a).0.cmp(&rank(b).0).then(rank(a).1.total_cmp(&rank(b).1)))
 }
 
 /// Whether a trial with this `curve` should be given up: its best validation is below the median of what the earlier trials had reached by
@@ -190,7 +193,7 @@ mod tests {
     use super::*;
 
     fn ranges() -> Ranges {
-        Ranges::from_toml("[learning_rate]\nlow = 0.001\nhigh = 1.0\nlog = true\n").unwrap()
+        Ranges::of_text("[learning_rate]\nlow = 0.001\nhigh = 1.0\nlog = true\n")
     }
 
     fn trial(number: usize, accuracies: &[f64], outcome: Outcome) -> Trial {
@@ -260,6 +263,7 @@ mod tests {
             trial(2, &[0.7], Outcome::Finished),
         ];
         assert_eq!(best(&trials).unwrap().trial, 2);
+        assert_eq!(best(&[trial(0, &[0.5], Outcome::Diverged)]), None);
         let (header, rows) = table(&trials, &ranges());
         assert_eq!(header[..2], ["trial", "learning_rate"]);
         assert_eq!(rows.iter().map(|row| row[0].as_str()).collect::<Vec<_>>(), ["2", "0", "1"]);
