@@ -90,8 +90,8 @@ pub fn make_folder(folder: &Path) -> Result<()> {
         return Err(Error::format(file, "this is a file, expected a folder; name a folder that can be made"));
     }
     fs::create_dir_all(folder).map_err(|e| match e.kind() {
-        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::NotADirectory => {
-            Error::format(folder, format!("the folder cannot be made: {e}; name another one, or make it writable"))
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::NotFound => {
+            Error::format(folder, format!("the folder cannot be made ({e}); name one where you may write"))
         }
         _ => Error::file(folder, e),
     })?;

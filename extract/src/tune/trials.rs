@@ -180,7 +180,10 @@ pub fn table(trials: &[Trial], ranges: &Ranges) -> (Vec<String>, Vec<Vec<String>
 
 /// `value` in three significant digits, for people.
 pub fn significant(value: f64) -> String {
-    if value == 0.0 || value.fract() == 0.0 {
+    if value.abs() >= 1e7 {
+        return format!("{value:.2e}");
+    }
+    if value.fract() == 0.0 {
         return value.to_string();
     }
     let digits = (2.0 - value.abs().log10().floor()).clamp(0.0, 12.0) as usize;
@@ -268,5 +271,6 @@ mod tests {
         assert_eq!(header[..2], ["trial", "learning_rate"]);
         assert_eq!(rows.iter().map(|row| row[0].as_str()).collect::<Vec<_>>(), ["2", "0", "1"]);
         assert_eq!(rows[0][1], "0.0123");
+        assert_eq!([1e30, 128.0, 0.0, 1e-6].map(significant), ["1.00e30", "128", "0", "0.00000100"]);
     }
 }
