@@ -11,6 +11,7 @@ use ofa_supernet::files;
 use ofa_supernet::train::checkpoint::Folder;
 use ofa_supernet::train::{Control, Event, MetricsLine, metrics, train};
 use ofa_supernet::{Error, Ranks, Supernet};
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -74,6 +75,7 @@ pub fn run(args: &Args) -> Result<()> {
     // A trial is written down before its folder is removed: one that a kill left is of no use any more.
     (0..trials.len()).try_for_each(|number| files::remove_folder(&trial_folder(&folder, number)))?;
     let data = config.data.open()?;
+    same_data(&folder, &data, &config.data.source)?;
     let strategy = match args.strategy {
         Strategy::Grid => Suggest::Grid,
         Strategy::Random => Suggest::Random,
@@ -154,6 +156,33 @@ fn same_or_new(folder: &RunFolder, config: &RunConfig, ranges: &Ranges) -> Resul
         );
     }
     Ok(())
+}
+
+/// Writes down which images the trials of this folder train on; where that is written already they must be the same. A tuning of an earlier version
+/// did not write it, and gets the images of now.
+fn same_data(folder: &RunFolder, data: &Dataset, source: &str) -> Result<()> {
+    let (path, digest) = (folder.join(DATA_FILE), data.digest());
+    if !path.exists() {
+        return Ok(files::write_json(&path, &TrialData { digest })?);
+    }
+    let written: TrialData = files::read_json(&path)?;
+    if written.digest != digest {
+        bail!(
+            "{}: the trials in it were trained on other images than '{source}' now holds (files, labels or splits differ); give those images again, \
+             or name another folder with --out",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// The file that tells which images the trials are trained on.
+const DATA_FILE: &str = "data.json";
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TrialData {
+    digest: String,
 }
 
 /// Checkpoints and metrics of a trial under way.
