@@ -166,10 +166,10 @@ fn tune(all: bool) {
     let start = |folder: &Path| {
         tuning_configuration(folder, "4");
         let text = fs::read_to_string(folder.join("c.toml")).unwrap();
-        let text = changed(&text, "\nbatch = 64", "\nbatch = 16");
+        let text = changed(&text, "\nbatch = 32", "\nbatch = 16");
         fs::write(folder.join("c.toml"), text).unwrap();
         // The fourth learns less than the others and is given up, the fifth diverges.
-        let ranges = "[learning_rate]\nvalues = [0.1, 1e30]\n[weight_decay]\nvalues = [0.0, 1e-5, 1e-4, 0.9]\n";
+        let ranges = "[learning_rate]\nvalues = [0.1, 1e9]\n[weight_decay]\nvalues = [0.0, 1e-5, 1e-4, 0.9]\n";
         fs::write(folder.join("r.toml"), ranges).unwrap();
     };
     let whole =

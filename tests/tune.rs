@@ -64,7 +64,7 @@ fn tuning_tries_gives_up_goes_on_and_writes_the_best() {
     succeeds(folder, &["config", "--config", "whole/best.toml"]);
 
     // A grid ends by itself; a learning rate that diverges is a trial like any other.
-    std::fs::write(folder.join("r.toml"), "[learning_rate]\nvalues = [0.05, 1e30]\n").unwrap();
+    std::fs::write(folder.join("r.toml"), "[learning_rate]\nvalues = [0.05, 1e9]\n").unwrap();
     tune("grid", &["--strategy", "grid", "--to-the-end"]);
     let outcomes: Vec<Value> = trials(folder, "grid").iter().map(|trial| trial["outcome"].clone()).collect();
     assert_eq!(outcomes, [json!("finished"), json!("diverged")]);
@@ -86,7 +86,7 @@ fn a_tuning_whose_trials_all_diverge_has_no_best() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     tuning_configuration(folder, "4");
-    std::fs::write(folder.join("r.toml"), "[learning_rate]\nlow = 1e25\nhigh = 1e30\n").unwrap();
+    std::fs::write(folder.join("r.toml"), "[learning_rate]\nlow = 1e8\nhigh = 1e9\n").unwrap();
     let words = ["out: all 2 trials diverged", "lower learning rates", "--out"];
     fails(folder, &tune("out", "random", "2"), &words);
     assert!(!folder.join("out/best.toml").exists());
@@ -129,6 +129,21 @@ fn no_strategy_repeats_what_another_has_tried() {
     std::fs::write(folder.join("r.toml"), "[batch]\nvalues = [50, 100]\n").unwrap();
     succeeds(folder, &tune("few", "random", "9"));
     assert_eq!(trials(folder, "few").len(), 2);
+}
+
+#[test]
+fn a_trial_under_way_is_finished_before_another_strategy_chooses() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    tuning_configuration(folder, "4");
+    std::fs::write(folder.join("r.toml"), "[learning_rate]\nvalues = [0.01, 0.05, 0.1]\n").unwrap();
+    succeeds(folder, &tune("out", "grid", "1"));
+    std::fs::create_dir(folder.join("out/trial-001")).unwrap();
+    std::fs::write(folder.join("out/trial-001/values.json"), "{\"learning_rate\": 0.1}").unwrap();
+    succeeds(folder, &tune("out", "grid", "3"));
+    let rates: Vec<f64> =
+        trials(folder, "out").iter().map(|trial| trial["values"]["learning_rate"].as_f64().unwrap()).collect();
+    assert_eq!(rates, [0.01, 0.1, 0.05]);
 }
 
 #[test]

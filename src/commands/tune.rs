@@ -83,7 +83,9 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let bar = progress::plain_bar(0);
     while trials.len() < args.trials {
-        let Some(values) = suggest(strategy, &ranges, &trials, config.train.seed) else {
+        // A trial under way is finished first, whatever this command's strategy would try.
+        let under_way = values_under_way(&folder, trials.len(), &ranges)?;
+        let Some(values) = under_way.or_else(|| suggest(strategy, &ranges, &trials, config.train.seed)) else {
             let of = if strategy == Suggest::Grid { "the grid" } else { "the ranges" };
             eprintln!("every combination of {of} is tried");
             break;
@@ -190,6 +192,22 @@ fn trial_folder(folder: &RunFolder, number: usize) -> PathBuf {
     folder.join(&format!("trial-{number:03}"))
 }
 
+/// The file in a trial's folder that tells what is tried.
+const VALUES_FILE: &str = "values.json";
+
+/// The values of trial `number`, if it has begun.
+fn values_under_way(folder: &RunFolder, number: usize, ranges: &Ranges) -> Result<Option<Values>> {
+    let path = trial_folder(folder, number).join(VALUES_FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let values: Values = files::read_json(&path)?;
+    if !values.keys().copied().eq(ranges.names()) {
+        bail!("{}: it varies other hyperparameters than the ranges do; name another folder with --out", path.display());
+    }
+    Ok(Some(values))
+}
+
 /// What all trials share.
 struct Run<'a> {
     config: &'a RunConfig,
@@ -209,6 +227,7 @@ impl Run<'_> {
         let steps: usize = config.plan(space, self.data.train.len()).iter().map(|stage| stage.steps).sum();
         let folder = trial_folder(self.folder, number);
         let resume = !Folder::of_run(&folder, 1).list()?.is_empty();
+        files::write_json(&folder.join(VALUES_FILE), &values)?;
         let mut net = Supernet::new(space, classes, config.seed)?;
         let (mut curve, mut given_up, mut unreadable) = (Vec::new(), false, None);
         let begun = Instant::now();
