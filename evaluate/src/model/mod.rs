@@ -171,7 +171,7 @@ mod tests {
         };
         std::thread::scope(|scope| {
             let writers = [NumberType::F32, NumberType::F16].map(|dtype| scope.spawn(move || write(dtype)));
-            writers.map(|writer| writer.join().unwrap());
+            writers.into_iter().for_each(|writer| writer.join().unwrap());
         });
         let mut names: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
