@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use ofa_evaluate::DeviceProfile;
 use ofa_extract::{Constraint, Metric};
 use ofa_supernet::data::{DataOptions, Dataset, Normalisation};
-use ofa_supernet::files::{list_folder, read_toml, write_atomic};
+use ofa_supernet::files::{list_folder, read_toml, remove_all_abandoned, write_atomic};
 use ofa_supernet::lock::{Lock, Sharing};
 use ofa_supernet::train::TrainConfig;
 use ofa_supernet::train::checkpoint::{Folder, read_supernet, supernet_checksum};
@@ -155,13 +155,23 @@ impl RunFolder {
 
     /// Locks the folder for a command that changes what others read, for as long as the result lives.
     pub fn lock(&self) -> Result<Lock> {
-        Ok(Lock::take(&self.path, Sharing::Alone, &command_line())?)
+        self.take(Sharing::Alone)
     }
 
     /// Locks the folder for a command that reads it and adds files of its own; it must be a run folder.
     pub fn lock_shared(&self) -> Result<Lock> {
         self.config()?;
-        Ok(Lock::take(&self.path, Sharing::Shared, &command_line())?)
+        self.take(Sharing::Shared)
+    }
+
+    /// Takes the lock, and removes what killed commands left under temporary names. A shared lock is enough for that: a temporary that is in use
+    /// is locked by its writer.
+    fn take(&self, sharing: Sharing) -> Result<Lock> {
+        let lock = Lock::take(&self.path, sharing, &command_line())?;
+        let models = subfolders(&self.join("models"));
+        let own = ["", "checkpoints", "predictor", "devices", "search", "models"].map(|name| self.join(name));
+        own.iter().chain(&models).for_each(|folder| remove_all_abandoned(folder));
+        Ok(lock)
     }
 
     /// Locks the folder for a command that writes nothing, so that a folder that can only be read will do; it must be a run
@@ -185,6 +195,9 @@ impl RunFolder {
     /// Reads `config.toml`.
     pub fn config(&self) -> Result<RunConfig> {
         let path = self.join("config.toml");
+        if self.path.exists() && !self.path.is_dir() {
+            bail!("{}: this is a file, expected a run folder", self.path.display());
+        }
         if !path.exists() {
             bail!(
                 "{}: this is no run folder; make one with `ofa train --out {}`",
@@ -295,6 +308,12 @@ pub fn data_flag(source: &str) -> Result<String> {
         bail!("--data '': it is empty; expected a folder of images, or `builtin`");
     }
     Ok(source.to_string())
+}
+
+/// The folders in `folder`; none where it cannot be read.
+fn subfolders(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
 /// Names for classes that nobody has named: "0", "1", ...

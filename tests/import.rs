@@ -222,7 +222,13 @@ fn a_published_specialised_network_becomes_a_model() {
         std::fs::write(folder.join("init"), checkpoint_of(&net)).unwrap();
         let import =
             ["import", "init", "--network", "net.config", "--resolution", "32", "--data", "builtin", "--out", name];
+        // What an import left that was killed between its two files.
+        std::fs::create_dir(folder.join(name)).unwrap();
+        for left in ["model.safetensors", ".config.json.7.tmp"] {
+            std::fs::write(folder.join(name).join(left), "x").unwrap();
+        }
         let out = succeeds(folder, &import);
+        assert_eq!(std::fs::read_dir(folder.join(name)).unwrap().count(), 2);
         assert!(out.contains("10 classes") && out.contains(&format!("ofa bench {name}")), "{out}");
         succeeds(folder, &["bench", name, "--data", "builtin"]);
         fails(folder, &import, &[name, "exists already"]);

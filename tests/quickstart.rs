@@ -25,6 +25,7 @@ fn quickstart_replaces_no_folder_that_is_not_an_earlier_quickstart() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     std::fs::create_dir(folder.join("mine")).unwrap();
+    std::fs::write(folder.join("mine/notes.txt"), "").unwrap();
     fails(folder, &["quickstart", "--out", "mine"], &["mine", "not an earlier quickstart"]);
 }
 

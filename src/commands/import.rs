@@ -5,7 +5,7 @@ use crate::run_folder::{DataConfig, RunConfig, RunFolder, data_flag, numbered_cl
 use crate::{numbers, shell};
 use anyhow::{Context, Result, bail};
 use ofa_evaluate::cost;
-use ofa_evaluate::model::{ModelConfig, NumberType, PublishedNetwork, save};
+use ofa_evaluate::model::{ModelConfig, NumberType, PublishedNetwork, is_unfinished, save};
 use ofa_supernet::SearchSpace;
 use ofa_supernet::data::Normalisation;
 use ofa_supernet::files;
@@ -59,7 +59,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn specialised(args: &Args, description: &Path, resolution: usize) -> Result<()> {
-    if args.out.exists() {
+    if args.out.exists() && !is_unfinished(&args.out) {
         bail!("{}: it exists already; name another folder with --out", args.out.display());
     }
     let published =
@@ -123,9 +123,6 @@ fn class_names(args: &Args, data: &DataConfig, count: usize) -> Result<Vec<Strin
 fn supernet(args: &Args, space: &str) -> Result<()> {
     let folder = RunFolder::new(&args.out);
     let path = Folder::of_run(&args.out, 1).supernet_path();
-    if folder.join("config.toml").exists() || folder.join("checkpoints").exists() {
-        bail!("{}: there is a run in it already; name another folder with --out", args.out.display());
-    }
     let mut space = SearchSpace::named(space)?;
     if !args.resolutions.is_empty() {
         space.resolutions = args.resolutions.clone();
@@ -140,23 +137,28 @@ fn supernet(args: &Args, space: &str) -> Result<()> {
         None => {}
     }
     space.validate()?;
+    let train = TrainConfig::preset("imagenet", &space)?;
+    let config = RunConfig { data: data_config(args)?, space: space.clone(), train };
+    check_is_free(&folder, args, &config)?;
     let mut file = CheckpointFile::open(&args.file)?;
     let net = read_supernet_from(&mut file, &space)?;
     note_choice(&file);
-    let data = data_config(args)?;
-    let classes = class_names(args, &data, net.classes())?;
-    let train = TrainConfig::preset("imagenet", &space)?;
+    let classes = class_names(args, &config.data, net.classes())?;
     let parameters: usize = net.parameters().iter().map(|p| p.var.elem_count()).sum();
-    let note = SupernetNote { space: space.clone(), classes, steps: 0 };
+    let note = SupernetNote { space, classes, steps: 0 };
     let existed = args.out.exists();
     let _lock = folder.lock()?;
-    let written = write_supernet(&path, net.state()?, &note)
-        .map_err(anyhow::Error::from)
-        .and_then(|()| folder.write_config(&RunConfig { data, space, train }));
+    check_is_free(&folder, args, &config)?;
+    // The supernet comes last and makes the folder a run.
+    let written = folder.write_config(&config).and_then(|()| Ok(write_supernet(&path, net.state()?, &note)?));
     if let Err(error) = written {
         // All that is there by now is what this command wrote.
-        let leftover = if existed { folder.join("checkpoints") } else { args.out.clone() };
-        let _ = std::fs::remove_dir_all(leftover);
+        if existed {
+            let _ = files::remove_file(&folder.join("config.toml"));
+            let _ = std::fs::remove_dir(folder.join("checkpoints"));
+        } else {
+            let _ = std::fs::remove_dir_all(&args.out);
+        }
         return Err(error).context("nothing was imported");
     }
     say!(
@@ -168,5 +170,16 @@ fn supernet(args: &Args, space: &str) -> Result<()> {
         path.display()
     );
     say!("Next: ofa profile --run {run} --name this, ofa predictor --run {run}", run = shell::path(&args.out));
+    Ok(())
+}
+
+/// Fails if there is a run in the folder. A configuration alone, if it is the one to be written, is what a killed import left.
+fn check_is_free(folder: &RunFolder, args: &Args, config: &RunConfig) -> Result<()> {
+    let entries = std::fs::read_dir(folder.join("checkpoints")).into_iter().flatten().flatten();
+    let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let same = || folder.config().ok().and_then(|there| toml::to_string(&there).ok()) == toml::to_string(config).ok();
+    if names.any(|name| !files::is_temporary(&name)) || (folder.join("config.toml").exists() && !same()) {
+        bail!("{}: there is a run in it already; name another folder with --out", args.out.display());
+    }
     Ok(())
 }

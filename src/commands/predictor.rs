@@ -4,7 +4,7 @@ use crate::freshness::{predictor_path, warn_of_doubts};
 use crate::measured::{Images, Measured};
 use crate::run_folder::RunFolder;
 use crate::{interrupt, numbers, progress, table};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use ofa_extract::predictor::active::{self, Acquisition, CurvePoint, FEWEST_CURVE_SAMPLES};
 use ofa_extract::predictor::{FEWEST_SAMPLES, SampleWriter, check_space, read_provenance, read_samples};
 use ofa_extract::{FitReport, FitSettings, Predictor, Sample};
@@ -12,8 +12,7 @@ use ofa_supernet::data::Dataset;
 use ofa_supernet::seed::{Purpose, generator};
 use ofa_supernet::{Ranks, SearchSpace, Subnet, Supernet, files};
 use std::collections::HashSet;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// Measure accuracies of random subnets and fit the accuracy predictor. Measured samples are kept: run it again to add more.
@@ -231,11 +230,7 @@ fn fit(folder: &RunFolder, net: &Supernet, sampling: &Sampling) -> Result<(Predi
 /// Writes a predictor and its report. A kill between the files leaves no report rather than that of another predictor.
 fn replace_predictor(folder: &RunFolder, predictor: &Predictor, report: Option<&FitReport>) -> Result<()> {
     let path = folder.join(REPORT);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        removed => removed.with_context(|| path.display().to_string())?,
-    }
-    files::sync_folder(path.parent().unwrap_or(Path::new("")));
+    files::remove_file(&path)?;
     predictor.save(&predictor_path(folder))?;
     if let Some(report) = report {
         files::write_json(&path, report)?;

@@ -3,10 +3,10 @@
 use crate::cli::hint_at_cores;
 use crate::run_folder::RunFolder;
 use crate::{interrupt, memory, numbers, progress};
-use anyhow::{Context, Error, Result};
+use anyhow::{Error, Result};
 use ofa_evaluate::DeviceProfile;
 use ofa_evaluate::profile::{Phase, ProfileOptions, check_name, import, measure, memory as memory_of_profile};
-use ofa_supernet::SearchSpace;
+use ofa_supernet::{SearchSpace, files};
 use std::path::PathBuf;
 
 /// Measure this device: a latency table for every block of the space, checked on random subnets.
@@ -132,6 +132,6 @@ pub fn profile_device(folder: &RunFolder, space: &SearchSpace, options: &Profile
     let profile = profile?;
     bar.finish_and_clear();
     profile.save(folder.join(&format!("devices/{name}.json")))?;
-    std::fs::remove_file(&unfinished).with_context(|| format!("cannot remove {}", unfinished.display()))?;
+    files::remove_file(&unfinished)?;
     Ok(profile)
 }

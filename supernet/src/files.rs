@@ -1,11 +1,13 @@
 //! Small files: reading with errors that name the place, and atomic writing: after an error, a kill or power loss a
 //! file holds either its old or its new content, never a mixture.
 
-use crate::{Error, Result};
+use crate::{Error, Result, temporaries};
 use serde::de::DeserializeOwned;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+
+pub use crate::temporaries::{is_temporary, remove_all_abandoned};
 
 /// Writes `bytes` to `path` through a temporary neighbour: write, fsync, rename, fsync of the folder.
 ///
@@ -14,40 +16,120 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// The operating system's error with the path; the old file is then untouched.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_all_atomic(&[(path, bytes)])
+}
+
+/// Writes files of one folder that belong together, each as [`write_atomic`] does. All are complete under temporary names before the first gets
+/// its own, so that a failed write changes nothing. The last one is missing while the others change: after a kill it never stands beside files
+/// that it does not belong to.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn write_all_atomic(files: &[(&Path, &[u8])]) -> Result<()> {
+    let Some((path, _)) = files.first() else { return Ok(()) };
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("file");
-    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        sync_folder(folder);
-        Ok(())
-    };
     make_folder(folder)?;
-    let mut written = write();
-    if matches!(&written, Err(error) if error.kind() == ErrorKind::NotFound) {
+    match write_and_rename(folder, files) {
         // Somebody removed the folder meanwhile.
-        make_folder(folder)?;
-        written = write();
+        Err((_, error)) if error.kind() == ErrorKind::NotFound => {
+            make_folder(folder)?;
+            write_and_rename(folder, files)
+        }
+        written => written,
     }
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
+    .map_err(|(path, error)| Error::file(path, error))
+}
+
+fn write_and_rename<'a>(folder: &Path, files: &[(&'a Path, &[u8])]) -> Result<(), (&'a Path, io::Error)> {
+    let mut written = Vec::new();
+    let write = |(path, bytes): &(&'a Path, &[u8])| -> io::Result<_> {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("file");
+        let (mut file, temporary) = temporaries::create(folder, name)?;
+        match file.write_all(bytes).and_then(|()| file.sync_all()) {
+            Ok(()) => Ok((file, temporary)),
+            Err(error) => {
+                let _ = fs::remove_file(&temporary);
+                Err(error)
+            }
+        }
+    };
+    let mut outcome = files.iter().try_for_each(|file| {
+        written.push((file.0, write(file).map_err(|error| (file.0, error))?));
+        Ok(())
+    });
+    if let (Ok(()), [_, .., (last, _)]) = (&outcome, files) {
+        outcome = match fs::remove_file(last) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err((*last, error)),
+            _ => Ok(()),
+        };
+        sync_folder(folder);
     }
-    written.map_err(|e| Error::file(path, e))
+    for (path, (_locked, temporary)) in &written {
+        match outcome {
+            Ok(()) => outcome = fs::rename(temporary, path).map_err(|error| (*path, error)),
+            Err(_) => break,
+        }
+    }
+    if outcome.is_err() {
+        // Those that were renamed have lost this name.
+        written.iter().for_each(|(_, (_, temporary))| drop(fs::remove_file(temporary)));
+    }
+    sync_folder(folder);
+    outcome
 }
 
 /// Makes a folder with its missing parents, durably.
 ///
 /// # Errors
-/// The operating system's error with the path.
+/// A file where a folder is expected, or the operating system's error; both with the path.
 pub fn make_folder(folder: &Path) -> Result<()> {
+    // Without a slash at its end, with which a file would not be found.
+    let folder = folder.components().as_path();
     let missing = folder.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).count();
-    fs::create_dir_all(folder).map_err(|e| Error::file(folder, e))?;
+    if let Some(file) = folder.ancestors().find(|path| path.exists() && !path.is_dir()) {
+        return Err(Error::format(file, "this is a file, expected a folder; name a folder that can be made"));
+    }
+    fs::create_dir_all(folder).map_err(|e| match e.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::NotFound => {
+            Error::format(folder, format!("the folder cannot be made ({e}); name one where you may write"))
+        }
+        _ => Error::file(folder, e),
+    })?;
     // A new folder is an entry of the one above it.
     folder.ancestors().skip(1).take(missing).for_each(sync_folder);
     Ok(())
+}
+
+/// Removes a folder as a whole: after a kill it is there complete, or not at all (what is left of it has a temporary name). A folder that is
+/// missing is no error.
+///
+/// # Errors
+/// The operating system's error with the path.
+pub fn remove_folder(folder: &Path) -> Result<()> {
+    let aside = match temporaries::set_aside(folder) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        aside => aside.map_err(|e| Error::file(folder, e))?,
+    };
+    sync_folder(folder.parent().unwrap_or(Path::new("")));
+    match fs::remove_dir_all(&aside) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::file(&aside, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a file, durably. A file that is missing is no error.
+///
+/// # Errors
+/// The operating system's error with the path.
+pub fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::file(path, e)),
+        Ok(()) => {
+            sync_folder(path.parent().unwrap_or(Path::new("")));
+            Ok(())
+        }
+    }
 }
 
 /// Makes new, renamed and removed entries of a folder durable. Not every platform can open a folder, and the files' content
@@ -71,9 +153,17 @@ pub fn checksum(bytes: &[u8]) -> u32 {
 /// # Errors
 /// As [`write_atomic`]; a value that has no JSON form is a [`Error::Format`].
 pub fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<()> {
+    write_atomic(path, to_json(path, value)?.as_bytes())
+}
+
+/// Serialises `value` as indented JSON for the file at `path`.
+///
+/// # Errors
+/// A value that has no JSON form is a [`Error::Format`].
+pub fn to_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<String> {
     let mut text = serde_json::to_string_pretty(value).map_err(|e| Error::format(path, e.to_string()))?;
     text.push('\n');
-    write_atomic(path, text.as_bytes())
+    Ok(text)
 }
 
 /// Reads a JSON file.
@@ -121,7 +211,7 @@ pub fn parse_toml_text<T: DeserializeOwned>(text: &str) -> Result<T, String> {
 
 /// The line (from 1) of the byte `offset` of `text`. A place after the last line end belongs to the last line that is
 /// written.
-fn line_of(text: &str, offset: usize) -> usize {
+pub fn line_of(text: &str, offset: usize) -> usize {
     let offset = offset.min(text.trim_end().len());
     1 + text.as_bytes()[..offset].iter().filter(|&&byte| byte == b'\n').count()
 }
@@ -211,12 +301,41 @@ mod tests {
     }
 
     #[test]
+    fn several_files_are_all_changed_or_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let [first, second] = ["first", "second"].map(|name| folder.path().join(name));
+        write_all_atomic(&[(&first, b"1"), (&second, b"2")]).unwrap();
+        assert_eq!((fs::read(&first).unwrap(), fs::read(&second).unwrap()), (b"1".to_vec(), b"2".to_vec()));
+        // A name that no temporary can be made for.
+        let long = folder.path().join("n".repeat(250));
+        let error = write_all_atomic(&[(&first, b"3"), (&long, b"4")]).unwrap_err().to_string();
+        assert!(error.contains("nnn"), "{error}");
+        assert_eq!(fs::read(&first).unwrap(), b"1");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_removed_folder_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trial-000");
+        fs::create_dir_all(path.join("checkpoints")).unwrap();
+        fs::write(path.join("checkpoints/a"), b"x").unwrap();
+        remove_folder(&path).unwrap();
+        remove_folder(&path).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
     fn an_error_names_the_path() {
         let folder = tempfile::tempdir().unwrap();
         let blocked = folder.path().join("file");
         fs::write(&blocked, b"x").unwrap();
+        for below in ["", "below", "below/it"] {
+            let error = make_folder(&blocked.join(below)).unwrap_err().to_string();
+            assert!(error.contains("file: this is a file, expected a folder"), "{error}");
+        }
         let error = write_atomic(&blocked.join("below"), b"y").unwrap_err().to_string();
-        assert!(error.contains("file"), "{error}");
+        assert!(error.contains("file: this is a file"), "{error}");
     }
 
     #[test]

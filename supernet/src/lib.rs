@@ -38,6 +38,7 @@ pub mod quote;
 pub mod ranks;
 pub mod seed;
 pub mod space;
+mod temporaries;
 pub mod train;
 
 pub use error::{Error, Result};

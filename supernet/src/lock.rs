@@ -73,6 +73,22 @@ impl Lock {
     }
 }
 
+/// Waits for the lock of the folder itself, for a few reads or writes of files that belong together. Released when the result is dropped. `None`
+/// where a folder cannot be locked: then there is no protection.
+pub fn wait(folder: &Path, sharing: Sharing) -> Option<File> {
+    let file = File::open(folder).ok()?;
+    loop {
+        let locked = match sharing {
+            Sharing::Alone => file.lock(),
+            Sharing::Shared => file.lock_shared(),
+        };
+        match locked {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            locked => return locked.ok().map(|()| file),
+        }
+    }
+}
+
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
     let read = file.take(1000).read_to_string(&mut text);

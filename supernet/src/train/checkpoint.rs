@@ -6,7 +6,7 @@
 use super::config::TrainConfig;
 use super::metrics::Window;
 use super::tensor_file;
-use crate::{Error, Result, SearchSpace};
+use crate::{Error, Result, SearchSpace, files};
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -277,28 +277,16 @@ impl Folder {
 
     /// After step `newest` was saved: keeps the last ones up to it, and the best. A later step can only be a damaged file that
     /// the run did not resume from.
-    fn prune(&self, newest: usize, best: Option<usize>) -> Result<()> {
+    pub(super) fn prune(&self, newest: usize, best: Option<usize>) -> Result<()> {
         let (current, mut leftover): (Vec<_>, Vec<_>) = self.list()?.into_iter().partition(|(step, _)| *step <= newest);
         leftover.extend_from_slice(&current[..current.len().saturating_sub(self.keep)]);
         leftover.retain(|(step, _)| Some(*step) != best);
-        leftover.iter().try_for_each(|(_, path)| match fs::remove_file(path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::file(path, error)),
-            _ => Ok(()),
-        })
+        leftover.iter().try_for_each(|(_, path)| files::remove_file(path))
     }
 
-    /// Removes what killed writes left. Nobody else may be writing.
-    ///
-    /// # Errors
-    /// The operating system's error with the path.
-    pub fn remove_temporaries(&self) -> Result<()> {
-        for entry in fs::read_dir(&self.path).map_err(|e| Error::file(&self.path, e))? {
-            let entry = entry.map_err(|e| Error::file(&self.path, e))?;
-            if entry.file_name().to_str().is_some_and(|n| n.starts_with('.') && n.ends_with(".tmp")) {
-                fs::remove_file(entry.path()).map_err(|e| Error::file(entry.path(), e))?;
-            }
-        }
-        Ok(())
+    /// Removes what killed writes left.
+    pub fn remove_temporaries(&self) {
+        files::remove_all_abandoned(&self.path);
     }
 
     /// Where the checkpoint of a step is written.
@@ -399,7 +387,7 @@ mod tests {
         assert!(damaged[0].contains("step-00000020"), "{damaged:?}");
         // Going on from step 5 must not count the damaged later one among those kept.
         fs::write(run.path().join("checkpoints/.step-00000020.safetensors.7.tmp"), b"cut").unwrap();
-        folder.remove_temporaries().unwrap();
+        folder.remove_temporaries();
         Folder::of_run(run.path(), 1).save(&checkpoint(7)).unwrap();
         let names = || {
             let entries = fs::read_dir(run.path().join("checkpoints")).unwrap();

@@ -131,6 +131,9 @@ pub fn train(
             ranks.count()
         )));
     }
+    if ranks.is_first() {
+        folder.remove_temporaries();
+    }
     let metrics_bytes = found.as_ref().map_or(0, |(c, ..)| c.progress.metrics_bytes);
     let probe_images = (config.probe.images > 0).then_some(config.probe.images);
     let mut run = Run {
@@ -226,6 +229,8 @@ impl Run<'_> {
         let supernet = self.folder.supernet_path();
         let note = SupernetNote { space: self.space, classes: self.data.classes.clone(), steps };
         if let Some(metrics) = &mut self.metrics {
+            // A run that was killed while the last checkpoint's predecessors were removed resumes here.
+            self.folder.prune(steps, self.progress.best.map(|best| best.step))?;
             write_supernet(&supernet, self.net.state()?, &note)?;
             metrics.write(&MetricsLine::Finished { step: steps, seconds })?;
             metrics.sync()?;
@@ -524,9 +529,6 @@ impl Run<'_> {
                     progress.stage + 1
                 ),
             ));
-        }
-        if self.ranks.is_first() {
-            self.folder.remove_temporaries()?;
         }
         self.net.load_state(&weights).map_err(|e| e.at(path))?;
         self.optimizer.load_state(self.net.parameters(), &momentum).map_err(|e| e.at(path))?;
