@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod class_names;
 mod cli;
 mod commands;
 mod interrupt;

@@ -31,8 +31,9 @@ impl<'a> Measured<'a> {
         let limit = (images.images > 0).then_some(images.images);
         Ok(Measured {
             net,
-            recalibration: EvaluationSet::for_recalibration(data, images.recalibration, batch, seed)?,
-            validation: EvaluationSet::of_split(data, &data.validation, limit, batch)?,
+            recalibration: EvaluationSet::for_recalibration(data, images.recalibration, batch, seed)?
+                .stopped_by(interrupt::control),
+            validation: EvaluationSet::of_split(data, &data.validation, limit, batch)?.stopped_by(interrupt::control),
         })
     }
 

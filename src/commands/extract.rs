@@ -50,6 +50,9 @@ pub struct Args {
     /// Other images than the run's.
     #[arg(long)]
     data: Option<String>,
+    /// Skip unreadable images with a count instead of failing.
+    #[arg(long)]
+    skip_bad: bool,
 }
 
 fn number_type(text: &str) -> Result<NumberType, String> {
@@ -99,7 +102,7 @@ pub fn run(args: &Args) -> Result<()> {
     if wanted.is_empty() {
         bail!("nothing to extract: give --search-results or --subnet 'r32 d2,... k... e...' (or smallest, largest)");
     }
-    let data = folder.data(args.data.as_deref())?;
+    let data = folder.data(args.data.as_deref(), args.skip_bad)?;
     let finetune =
         args.finetune.map(|epochs| FinetuneOptions { epochs, learning_rate: args.finetune_rate, kd_ratio: 1.0 });
     let options = Options { finetune, dtype: args.dtype, recalibration: args.recalibration };
@@ -147,7 +150,7 @@ pub fn extract_all(
 ) -> Result<Vec<Extracted>> {
     let path = Folder::of_run(run, 1).supernet_path();
     let (state, note) = read_supernet(&path)?;
-    let labels = folder.class_names(note.classes.clone(), data)?;
+    let data = &folder.in_class_order(&note.classes, data)?;
     let mut rows = Vec::new();
     for (name, subnet) in wanted {
         interrupt::check()?;
@@ -161,7 +164,7 @@ pub fn extract_all(
         let statistics = recalibrate(&net, subnet, data, options.recalibration, 100, seed)?;
         let accuracy = accuracy(&net, subnet, &statistics, data, &data.validation, None, 100)?;
         let path = folder.join(&format!("models/{name}"));
-        extract(&net, subnet, &statistics, &labels, &data.normalisation, options.dtype, &path)?;
+        extract(&net, subnet, &statistics, &data.classes, &data.normalisation, options.dtype, &path)?;
         let indices: Vec<usize> = (0..COMPARED.min(data.validation.len())).collect();
         let batch = data.evaluation_batch(&data.validation, &indices, subnet.resolution)?;
         let difference = compare(&net, subnet, &statistics, &path, &batch.images)?;

@@ -25,6 +25,9 @@ pub struct Args {
     /// Other images than the run's.
     #[arg(long)]
     data: Option<String>,
+    /// Skip unreadable images with a count instead of failing.
+    #[arg(long)]
+    skip_bad: bool,
     /// Instead of measuring: from the measured samples, how good a predictor fewer of them would have given, drawn at random and chosen
     /// (--active, by default by deviation).
     #[arg(long)]
@@ -102,8 +105,8 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     if args.curve {
         return curve(&folder, &net, &args.sampling);
     }
-    let data = folder.data(args.data.as_deref())?;
-    folder.class_names(classes, &data)?;
+    let data = folder.data(args.data.as_deref(), args.skip_bad)?;
+    let data = folder.in_class_order(&classes, &data)?;
     sample(&net, &data, &args.sampling, &folder.join(SAMPLES), ranks)?;
     if !ranks.is_first() {
         return Ok(());

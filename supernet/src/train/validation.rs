@@ -57,6 +57,7 @@ pub struct EvaluationSet<'a> {
     len: usize,
     batch: usize,
     budget: usize,
+    control: fn() -> ControlFlow<()>,
     prepared: Mutex<HashMap<usize, Arc<Vec<EvaluationBatch>>>>,
 }
 
@@ -81,6 +82,7 @@ impl<'a> EvaluationSet<'a> {
             len,
             batch,
             budget: DEFAULT_BUDGET,
+            control: || ControlFlow::Continue(()),
             prepared: Mutex::default(),
         })
     }
@@ -123,6 +125,12 @@ impl<'a> EvaluationSet<'a> {
         self
     }
 
+    /// Asks `control` before each batch is loaded; a break is [`Error::Interrupted`].
+    pub fn stopped_by(mut self, control: fn() -> ControlFlow<()>) -> Self {
+        self.control = control;
+        self
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.len
@@ -153,6 +161,9 @@ impl<'a> EvaluationSet<'a> {
     }
 
     fn load(&self, net: &Supernet, indices: &[usize], resolution: usize) -> Result<EvaluationBatch> {
+        if (self.control)().is_break() {
+            return Err(Error::Interrupted);
+        }
         EvaluationBatch::new(self.data.evaluation_batch(self.split, indices, resolution)?, net)
     }
 
