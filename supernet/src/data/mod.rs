@@ -9,6 +9,7 @@
 //! | `carve` | the validation split carved from the training images |
 //! | `regular` | only regular files are read |
 //! | `decode` | JPEG and PNG bytes to RGB, and whether they are whole |
+//! | `jpeg_scan` | whether a JPEG's picture data reaches its end |
 //! | `split` | images and labels of one split, cached or read on demand |
 //! | `resample`, `augmentation`, `batch` | from stored pixels to a normalised `[n, r, r, 3]` batch |
 //! | `prefetch` | batches made beside compute |
@@ -24,6 +25,7 @@ mod cifar;
 mod decode;
 mod folder;
 mod idx;
+mod jpeg_scan;
 mod listing;
 mod normalisation;
 mod opening;
