@@ -62,7 +62,6 @@ fn a_git_lfs_pointer_is_named_with_the_way_out() {
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 31\n";
     for (file, command) in [
         ("net.pth", &["import", "net.pth", "--space", "tiny", "--out", "new"][..]),
-        ("net.pth", &["predictor", "--run", "run", "--import", "net.pth"]),
         ("run/models/smallest/model.safetensors", &["bench", "run/models/smallest"]),
         ("run/predictor/predictor.safetensors", &["search", "--run", "run", "--limit", "any:macs=1M"]),
         ("run/checkpoints/supernet.safetensors", &["predictor", "--run", "run"]),

@@ -189,7 +189,7 @@ impl Args {
         let settings: SearchSettings = serde_json::from_value(constants).map_err(|error| {
             let unknown = error.to_string();
             match unknown.split('`').nth(1) {
-                Some(key) => anyhow!("{}: the strategy {name} has no such constant", flag(key)),
+                Some(key) => anyhow!("--strategy {name}: it has no constant {}", flag(key)),
                 None => anyhow!("--strategy {name}: {error}"),
             }
         })?;
