@@ -2,7 +2,7 @@
 //!
 //! Reasons are plain sentences without a path; the caller adds it.
 
-use super::Image;
+use super::{Image, regular};
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use std::borrow::Cow;
 use std::fs::File;
@@ -18,11 +18,15 @@ const HEAD: u64 = 128 << 10;
 /// Bytes read from the end of a file to find its end mark.
 const TAIL: u64 = 4 << 10;
 
+/// What to do about an unreadable image.
+pub(super) const WAY_OUT: &str =
+    "repair or remove it, or skip unreadable images with --skip-bad or `skip_bad = true` in the configuration";
+
 /// Checks the type, the dimensions and the end mark of a file without decoding it; returns its decoded size in bytes.
 pub(super) fn probe(path: &Path) -> Result<usize, String> {
     let unreadable = |e: std::io::Error| format!("cannot be read: {e}");
+    let length = regular::length(path)?;
     let mut file = File::open(path).map_err(unreadable)?;
-    let length = file.metadata().map_err(unreadable)?.len();
     let mut head = Vec::new();
     (&mut file).take(HEAD).read_to_end(&mut head).map_err(unreadable)?;
     let format = format(&head)?;
