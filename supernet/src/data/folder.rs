@@ -83,7 +83,7 @@ fn read(root: &Path, listings: &mut [Listing], opening: &Opening) -> Result<(Vec
         skipped += bad;
     }
     let cached = bytes <= opening.options.cache_bytes;
-    let decode = |path: &Path| decode::decode(&regular::read(path)?);
+    let decode = |path: &Path| decode::decode_checked(&regular::read(path)?);
     let mut stores = Vec::with_capacity(listings.len());
     for listing in listings {
         let pixels = if cached {
@@ -198,13 +198,15 @@ mod tests {
             bytes[data..data + 40].iter_mut().for_each(|byte| *byte ^= 0x5a);
             put(root.path(), &format!("{split}/{class}/damaged.png"), &bytes);
         }
+        let whole = jpeg(64, 64, &noise.repeat(11)[..64 * 64 * 3]);
+        put(root.path(), "train/dog/cut.jpg", &[&whole[..whole.len() / 2], &[0xff, 0xd9]].concat());
         let read = |cache_bytes| {
             let data = open(root.path(), &DataOptions { skip_bad: true, cache_bytes, ..none() }).unwrap();
             let images: Vec<_> =
                 (0..data.train.len()).map(|i| data.train.image(i).unwrap().pixels.into_owned()).collect();
             (images, data.test.len(), data.skipped, data.normalisation)
         };
-        assert_eq!((read(0).0.len(), read(0).1, read(0).2), (8, 2, 3));
+        assert_eq!((read(0).0.len(), read(0).1, read(0).2), (8, 2, 4));
         assert_eq!(read(0), read(usize::MAX));
         // Without skipping, damage is found when the image is decoded, and the way out is named.
         for cache_bytes in [0, usize::MAX] {

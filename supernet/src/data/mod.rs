@@ -10,6 +10,7 @@
 //! | `regular` | only regular files are read |
 //! | `decode` | JPEG and PNG bytes to RGB, and whether they are whole |
 //! | `digest` | whether two datasets hold the same images |
+//! | `jpeg_scan` | whether a JPEG's picture data reaches its end |
 //! | `split` | images and labels of one split, cached or read on demand |
 //! | `resample`, `augmentation`, `batch` | from stored pixels to a normalised `[n, r, r, 3]` batch |
 //! | `prefetch` | batches made beside compute |
@@ -26,6 +27,7 @@ mod decode;
 mod digest;
 mod folder;
 mod idx;
+mod jpeg_scan;
 mod listing;
 mod normalisation;
 mod opening;
