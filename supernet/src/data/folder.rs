@@ -353,13 +353,15 @@ mod tests {
     }
 
     #[test]
-    fn images_of_one_colour_are_refused_by_name() {
+    fn images_of_one_colour_are_noted() {
         let root = tempfile::tempdir().unwrap();
         for path in ["train/a/0.png", "train/b/0.png", "test/a/0.png", "test/b/0.png"] {
             put(root.path(), path, &grey(0));
         }
-        let error = open(root.path(), &none()).unwrap_err().to_string();
-        assert!(error.contains(root.path().to_str().unwrap()) && error.contains("one colour"), "{error}");
+        let notes = open(root.path(), &none()).unwrap().notes.join("\n");
+        assert!(notes.contains(root.path().to_str().unwrap()) && notes.contains("one colour"), "{notes}");
+        put(root.path(), "train/b/1.png", &grey(1));
+        assert!(open(root.path(), &none()).unwrap().notes.is_empty());
     }
 
     #[test]

@@ -160,12 +160,17 @@ impl Dataset {
             (_, Some(validation)) => (Split::whole(train), Split::whole(Arc::new(validation))),
             (_, None) => carve::carve(train, loaded.classes.len(), options, source)?,
         };
+        let mut notes = loaded.notes;
         let normalisation = match &options.normalisation {
             Some(normalisation) => normalisation.clone(),
             None if splits == Splits::Test => {
                 return Err(Error::format(source, "a normalisation must be given where training images are not read"));
             }
-            None => Normalisation::measure(&train, source, &opening)?,
+            None => {
+                let (measured, note) = Normalisation::measure(&train, source, &opening)?;
+                notes.extend(note);
+                measured
+            }
         };
         Ok(Dataset {
             name: name(source),
@@ -175,7 +180,7 @@ impl Dataset {
             test: Split::whole(Arc::new(loaded.test)),
             normalisation,
             skipped: loaded.skipped,
-            notes: loaded.notes,
+            notes,
         })
     }
 

@@ -40,11 +40,11 @@ impl Normalisation {
     }
 
     /// Measures all images of `split`, or a seeded sample where they are not in memory. Sums are integers, so the result
-    /// does not depend on threads.
+    /// does not depend on threads. Also a note where all images have one colour, which no network can tell apart.
     ///
     /// # Errors
-    /// No image; images of one colour throughout, which no network can tell apart; what the observer of `opening` stops.
-    pub(super) fn measure(split: &Split, source: &str, opening: &Opening) -> Result<Normalisation> {
+    /// No image; an image that cannot be read; [`Error::Interrupted`].
+    pub(super) fn measure(split: &Split, source: &str, opening: &Opening) -> Result<(Normalisation, Option<String>)> {
         let indices = if split.in_memory() || split.len() <= SAMPLE {
             (0..split.len()).collect()
         } else {
@@ -82,19 +82,19 @@ impl Normalisation {
         let mean: [f64; 3] = std::array::from_fn(|i| sum[i] as f64 / count as f64 / 255.0);
         // Exactly, in integers: the sum of squares is least where all values are equal.
         let constant = |i: usize| u128::from(squares[i]) * u128::from(count) == u128::from(sum[i]) * u128::from(sum[i]);
-        if (0..3).all(constant) {
+        let note = (0..3).all(constant).then(|| {
             let colour: [u64; 3] = std::array::from_fn(|i| sum[i] / count);
-            let reason = format!(
-                "all pixels of its training images have one colour (red, green, blue: {colour:?}), so there is nothing to \
-                 learn; check how the images were written"
-            );
-            return Err(Error::format(source, reason));
-        }
+            format!(
+                "{source}: all pixels of its training images have one colour (red, green, blue: {colour:?}), so there is \
+                 nothing to learn, and batch norm divides by no variance: training may end with infinite values; check how \
+                 the images were written"
+            )
+        });
         // A channel that never changes would divide by zero; one grey level is then as good as any deviation.
         let std = std::array::from_fn(|i| {
             let variance = squares[i] as f64 / count as f64 / (255.0 * 255.0) - mean[i] * mean[i];
             variance.max(0.0).sqrt().max(1.0 / 255.0) as f32
         });
-        Ok(Normalisation { mean: mean.map(|m| m as f32), std })
+        Ok((Normalisation { mean: mean.map(|m| m as f32), std }, note))
     }
 }
