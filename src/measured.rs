@@ -38,8 +38,7 @@ impl<'a> Measured<'a> {
             net,
             recalibration: EvaluationSet::for_recalibration(data, images.recalibration, batch, seed)?
                 .with_control(interrupt::control),
-            validation: EvaluationSet::of_split(data, &data.validation, limit, batch)?
-                .with_control(interrupt::control),
+            validation: EvaluationSet::of_split(data, &data.validation, limit, batch)?.with_control(interrupt::control),
             data,
             batch,
             seed,

@@ -347,7 +347,7 @@ fn a_signal_while_data_is_opened_ends_the_command_and_leaves_no_run() {
     small_configuration(folder, "c.toml", "1");
     let text = fs::read_to_string(folder.join("c.toml")).unwrap();
     // Drawn once to measure the colours, and not kept.
-    let text = changed(&text, "builtin_train = 120", "builtin_train = 2000000\ncache_mib = 0");
+    let text = changed(&text, "builtin_train = 120", "builtin_train = 1000000\ncache_mib = 0");
     fs::write(folder.join("c.toml"), text).unwrap();
     let mut running = Running::start(command(folder, &train("run", false)));
     // Locked: signals are handled from before on, and the data is opened next.
