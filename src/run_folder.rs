@@ -184,8 +184,8 @@ impl RunFolder {
         self.take(Sharing::Shared)
     }
 
-    /// Takes the lock, and removes what killed commands left under temporary names. A shared lock is enough for that: a temporary that is in use
-    /// is locked by its writer.
+    /// Takes the lock, and removes what killed commands left under temporary names. A shared lock is enough for that: a
+    /// temporary that is in use is locked by its writer.
     fn take(&self, sharing: Sharing) -> Result<Lock> {
         let lock = Lock::take(&self.path, sharing, &command_line())?;
         let models = subfolders(&self.join("models"));

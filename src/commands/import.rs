@@ -173,7 +173,8 @@ fn supernet(args: &Args, space: &str) -> Result<()> {
     Ok(())
 }
 
-/// Fails if there is a run in the folder. A configuration alone, if it is the one to be written, is what a killed import left.
+/// Fails if there is a run in the folder. A configuration alone, if it is the one to be written, is what a killed
+/// import left.
 fn check_is_free(folder: &RunFolder, args: &Args, config: &RunConfig) -> Result<()> {
     let entries = std::fs::read_dir(folder.join("checkpoints")).into_iter().flatten().flatten();
     let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
