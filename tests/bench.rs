@@ -134,22 +134,22 @@ fn a_batch_that_memory_cannot_hold_is_refused() {
 /// Sets the resolution of a network and the sizes that follow from it.
 #[cfg(target_os = "linux")]
 fn resize(network: &mut serde_json::Value, resolution: usize) {
-    fn sizes(value: &mut serde_json::Value, from: usize, factor: usize) {
+    fn sizes(value: &mut serde_json::Value, factor: usize) {
         match value {
             serde_json::Value::Object(fields) => {
                 for (key, value) in fields {
                     match key.as_str() {
                         "input_size" | "resolution" => *value = (value.as_u64().unwrap() as usize * factor).into(),
-                        _ => sizes(value, from, factor),
+                        _ => sizes(value, factor),
                     }
                 }
             }
-            serde_json::Value::Array(values) => values.iter_mut().for_each(|value| sizes(value, from, factor)),
+            serde_json::Value::Array(values) => values.iter_mut().for_each(|value| sizes(value, factor)),
             _ => {}
         }
     }
-    let from = network["resolution"].as_u64().unwrap() as usize;
-    sizes(network, from, resolution / from);
+    let before = network["resolution"].as_u64().unwrap() as usize;
+    sizes(network, resolution / before);
 }
 
 /// With a batch that takes some seconds of warm-up and measuring, which nothing else interrupts.

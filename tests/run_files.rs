@@ -246,6 +246,6 @@ fn text_files_with_a_byte_order_mark_are_read() {
     succeeds(folder, PREDICTOR);
     succeeds(folder, SEARCH);
     succeeds(folder, &["bench", "run/models/smallest"]);
-    // The quickstart recognises its own run.
-    succeeds(folder, &[&["quickstart", "--out", "run"], QUICKSTART].concat());
+    // Changed files are no longer those of the quickstart.
+    fails(folder, &[&["quickstart", "--out", "run"], QUICKSTART].concat(), &["run/config.toml", "it has changed"]);
 }
