@@ -352,7 +352,7 @@ fn a_search_result_that_is_out_of_date_is_told_by_name() {
     fs::write(&profile, slow.to_string()).unwrap();
     let err = warnings();
     assert!(
-        err.contains(&format!("{latency}by the present profile its subnet has 2s")) && !err.contains(macs),
+        err.contains(&format!("{latency}by the present profile its subnet has 2.")) && !err.contains(macs),
         "{err}"
     );
     fs::write(&profile, good).unwrap();

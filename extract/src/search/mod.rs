@@ -361,7 +361,7 @@ mod tests {
             let limits = [Limit::new("macs", macs(&space, &space.largest()), |s| Ok(macs(&space, s)))];
             let against = [Limit::new("macs", f64::INFINITY, |s| Ok(macs(&space, s)))];
             for settings in strategies() {
-                for evaluations in [None, Some(1), Some(1000)] {
+                for evaluations in [None, Some(1)] {
                     let mut scorer = score;
                     let problem = Problem {
                         against: &against,
