@@ -311,7 +311,7 @@ mod tests {
         check(&|c| c.probe.recalibration_images = usize::MAX, &["probe.recalibration_images", "at most"]);
         check(&|c| c.keep_checkpoints = usize::MAX, &["keep_checkpoints", "at most"]);
         check(&|c| c.stages[0].learning_rate = 1e300, &["learning_rate = 1", "at most"]);
-        check(&|c| c.stages[1].kd_ratio = 1e300, &["kd_ratio = 1", "at most"]);
+        check(&|c| c.stages[1].kd_ratio = 1e300, &["kd_ratio = 1", "must lie between"]);
         check(&|c| c.clip_norm = Some(0.0), &["clip_norm"]);
         check(&|c| c.seed = u64::MAX, &["seed", "2^63"]);
         check(&|c| c.stages[0].kd_ratio = 1.0, &["largest", "kd_ratio must be 0"]);
