@@ -1,9 +1,10 @@
 //! The command line: what exists and what it is called. Each command's arguments stand in its own file.
 
 use crate::commands::{bench, config, extract, import, predictor, profile, quickstart, search, speed, train, tune};
-use crate::{interrupt, processes};
+use crate::progress::note;
+use crate::{interrupt, numbers, processes};
 use anyhow::{Result, ensure};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use ofa_supernet::Ranks;
 
 /// Once-for-all: train one weight-sharing network, give every device its own model.
@@ -11,7 +12,7 @@ use ofa_supernet::Ranks;
 #[command(version, arg_required_else_help = true)]
 pub struct Cli {
     /// Threads of training, evaluation and search (default: all cores).
-    #[arg(long, global = true)]
+    #[arg(long, global = true, value_parser = numbers::threads)]
     threads: Option<usize>,
     #[command(subcommand)]
     command: Command,
@@ -19,7 +20,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The whole path on built-in data in about two minutes, with a table at the end.
+    /// The whole path on built-in data, with a table at the end.
     Quickstart(quickstart::Args),
     /// Print a complete configuration to edit.
     Config(config::Args),
@@ -44,10 +45,24 @@ enum Command {
 }
 
 impl Cli {
+    /// Reads the command line. A negative number is a value, for its range to refuse, and no unknown flag.
+    ///
+    /// # Errors
+    /// Wrong usage; help and version too.
+    pub fn read() -> Result<Self, clap::Error> {
+        let negative = |argument: clap::Arg| {
+            let takes_values = argument.get_action().takes_values();
+            argument.allow_negative_numbers(takes_values)
+        };
+        let command = <Cli as CommandFactory>::command().mut_args(negative);
+        let command = command.mut_subcommands(|subcommand| subcommand.mut_args(negative));
+        Cli::from_arg_matches(&command.try_get_matches()?)
+    }
+
     /// Runs the chosen command, as one of `ranks`.
     pub fn run(self, ranks: &Ranks) -> Result<()> {
-        if let Some(threads) = self.threads {
-            ensure!((1..=1024).contains(&threads), "--threads {threads}: expected 1 to 1024");
+        if let Some(threads) = self.threads.filter(|_| !ranks.are_many()) {
+            hint_at_cores("--threads", threads);
         }
         ensure!(
             !ranks.are_many() || matches!(self.command, Command::Train(_) | Command::Predictor(_) | Command::Speed(_)),
@@ -68,5 +83,16 @@ impl Cli {
             Command::Extract(args) => extract::run(&args),
             Command::Bench(args) => bench::run(&args),
         }
+    }
+}
+
+/// Says so where `threads`, the value of `option`, are more than the machine has cores.
+pub fn hint_at_cores(option: &str, threads: usize) {
+    if let Ok(cores) = std::thread::available_parallelism()
+        && threads > cores.get()
+    {
+        note(format!(
+            "hint: {option} {threads} on {cores} cores: threads that share a core wait for each other; {cores} are most likely fastest"
+        ));
     }
 }

@@ -1,32 +1,67 @@
 //! `ofa`: train one weight-sharing network, give every device its own model.
 
 #![forbid(unsafe_code)]
+// They panic where standard output or error cannot be written: see `output`.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro))]
+
+// Before all others, for its macros.
+#[macro_use]
+mod output;
 
 mod cli;
 mod commands;
+mod freshness;
 mod interrupt;
 mod measured;
 mod memory;
+mod names;
+mod numbers;
 mod processes;
 mod progress;
+mod quickstart_folder;
 mod ranks_model;
 mod run_folder;
+mod shell;
 mod suggestion;
 mod table;
+mod usage;
 
-use clap::Parser;
+use ofa_supernet::quote::shortened;
 use std::process::ExitCode;
 
-/// Maps the outcome to an exit code and nothing else: 0 success, 1 error, 2 wrong usage (clap), 128 + signal interrupted.
+/// Maps the outcome to an exit code and nothing else: 0 success, 1 error, 2 wrong usage (clap), 128 + signal interrupted. Output that could not be
+/// written makes a success an error, unless its reader closed the pipe.
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let code = run();
+    match output::finish() {
+        Err(error) if code == ExitCode::SUCCESS => {
+            complain!("error: cannot write the output: {error}");
+            ExitCode::FAILURE
+        }
+        _ => code,
+    }
+}
+
+fn run() -> ExitCode {
+    let cli = match cli::Cli::read() {
+        Ok(cli) => cli,
+        // Help and version are "errors" of clap too.
+        Err(error) => {
+            let error = usage::shortened(error);
+            match error.use_stderr() {
+                true => drop(error.print()),
+                false => output::attempt(|| error.print()),
+            }
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1));
+        }
+    };
     #[cfg(unix)]
     set_environment();
     // Held to the end: MPI ends when it is dropped.
     let ranks = match processes::join() {
         Ok(ranks) => ranks,
         Err(error) => {
-            eprintln!("error: {}", sentence(&error));
+            complain!("error: {}", sentence(&error));
             return ExitCode::FAILURE;
         }
     };
@@ -42,7 +77,7 @@ fn main() -> ExitCode {
                 if ranks.are_many() {
                     processes::fail(&ranks, &message);
                 }
-                eprintln!("error: {message}");
+                complain!("error: {message}");
                 ExitCode::FAILURE
             }
         },
@@ -90,7 +125,7 @@ fn set_environment() {
     }
 }
 
-/// The error and its causes in one line, without causes that it names itself.
+/// The error and its causes in one line, without causes that it names itself. What a file or a flag made long is cut.
 fn sentence(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(|cause| cause.to_string()) {
@@ -100,5 +135,5 @@ fn sentence(error: &anyhow::Error) -> String {
             line = format!("{line}: {cause}");
         }
     }
-    line
+    shortened(&line)
 }

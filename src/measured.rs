@@ -1,8 +1,10 @@
 //! True accuracies of subnets on the supernet: batch norm recalibrated on training images, then evaluated on validation images.
 
-use crate::interrupt;
+use crate::{interrupt, numbers};
 use anyhow::Result;
+use ofa_extract::predictor::Provenance;
 use ofa_supernet::data::Dataset;
+use ofa_supernet::files::checksum;
 use ofa_supernet::train::EvaluationSet;
 use ofa_supernet::train::validation::accuracies_on;
 use ofa_supernet::{Subnet, Supernet};
@@ -11,10 +13,10 @@ use ofa_supernet::{Subnet, Supernet};
 #[derive(clap::Args, Clone)]
 pub struct Images {
     /// Training images that recalibrate batch norm for each subnet.
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 500, value_parser = numbers::images)]
     pub recalibration: usize,
     /// Validation images; 0 for all.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = numbers::images_or_none)]
     pub images: usize,
 }
 
@@ -23,6 +25,9 @@ pub struct Measured<'a> {
     net: &'a Supernet,
     recalibration: EvaluationSet<'a>,
     validation: EvaluationSet<'a>,
+    data: &'a Dataset,
+    batch: usize,
+    seed: u64,
 }
 
 impl<'a> Measured<'a> {
@@ -33,6 +38,22 @@ impl<'a> Measured<'a> {
             net,
             recalibration: EvaluationSet::for_recalibration(data, images.recalibration, batch, seed)?,
             validation: EvaluationSet::of_split(data, &data.validation, limit, batch)?,
+            data,
+            batch,
+            seed,
+        })
+    }
+
+    /// What accuracies are measured with, if the supernet's weights have the checksum `weights`.
+    pub fn provenance(&self, weights: String) -> Result<Provenance> {
+        let normalisation = checksum(&serde_json::to_vec(&self.data.normalisation)?);
+        Ok(Provenance {
+            weights,
+            data: format!("{}-{normalisation:08x}", self.data.digest()),
+            recalibration: self.recalibration.len(),
+            images: self.validation.len(),
+            batch: self.batch,
+            seed: self.seed,
         })
     }
 

@@ -1,4 +1,4 @@
-//! Whether training will fit into memory, said before it starts.
+//! Whether work will fit into memory, said before it starts.
 
 use anyhow::{Result, bail};
 use ofa_evaluate::memory::{TrainingMemory, limit};
@@ -11,22 +11,36 @@ pub use ofa_evaluate::memory::{available, peak};
 /// Fails if training can never fit into this machine, and warns if it does not fit into what is free now; both with the
 /// largest batch that does; `processes` that do the same share it. Returns the estimate of one of them in bytes, with what this process (and the data set in it) takes already.
 pub fn check(space: &SearchSpace, data: &Dataset, config: &TrainConfig, processes: usize) -> Result<u64> {
+    check_training(space, data.classes.len(), [data.train.len(), data.validation.len()], config, processes)
+}
+
+/// [`check`] for numbers of classes, training and validation images.
+pub fn check_training(
+    space: &SearchSpace,
+    classes: usize,
+    [train, validation]: [usize; 2],
+    config: &TrainConfig,
+    processes: usize,
+) -> Result<u64> {
     let need = |batch: usize| -> Result<u64> {
         // As many subnets at a time as there are threads for.
         let subnets_at_once = config.subnets_at_once.min(rayon::current_num_threads());
         let mut smaller = TrainConfig { batch, subnets_at_once, ..config.clone() };
         // A stage's own batch shrinks with it.
         smaller.stages.iter_mut().for_each(|stage| stage.batch = stage.batch.map(|own| own.min(batch)));
-        let (train, validation) = (data.train.len(), data.validation.len());
-        Ok(TrainingMemory::estimate(space, data.classes.len(), &smaller, train, validation)?.total())
+        Ok(TrainingMemory::estimate(space, classes, &smaller, train, validation)?.total())
     };
     let batch = config.stages.iter().filter_map(|stage| stage.batch).fold(config.batch, usize::max);
+    check_batch("training", batch, &need, processes)
+}
+
+/// Fails if `work` on `batch` images at a time, which takes `need` bytes, can never fit into this machine; otherwise as [`check`].
+pub fn check_batch(work: &str, batch: usize, need: &dyn Fn(usize) -> Result<u64>, processes: usize) -> Result<u64> {
     let (wanted, taken) = (need(batch)?, peak().unwrap_or(0));
     // Each process judges its part of the memory; what the others have taken by now is gone from what is free.
     let share = |bytes: u64| bytes / processes as u64;
     let (free, most) = (available().map(share), limit().map(|limit| share(limit).saturating_sub(taken)));
-    let verdict = verdict(&need, batch, free, most)?;
-    match verdict {
+    match verdict(work, need, batch, free, most)? {
         Verdict::Fits => {}
         Verdict::Tight(message) => crate::progress::note(format!("warning: {message}")),
         Verdict::Never(message) => bail!(message),
@@ -43,6 +57,7 @@ enum Verdict {
 
 /// `need` bytes of a batch against what is free now and what could be free at best.
 fn verdict(
+    work: &str,
     need: &dyn Fn(usize) -> Result<u64>,
     batch: usize,
     available: Option<u64>,
@@ -59,11 +74,11 @@ fn verdict(
     }
     let least = need(smaller)?;
     let advice = if least > available {
-        format!("even one image a step takes about {}, so take a smaller space or lower resolutions", mib(least))
+        format!("even one image takes about {}, so take a smaller space or lower resolutions", mib(least))
     } else {
         format!("--batch {smaller} takes about {}", mib(least))
     };
-    let takes = format!("training with {batch} images a step takes about {}", mib(wanted));
+    let takes = format!("{work} with {batch} images at a time takes about {}", mib(wanted));
     Ok(if wanted > limit {
         Verdict::Never(format!("{takes}, more than the {} of this machine; {advice}", mib(limit)))
     } else {
@@ -84,7 +99,7 @@ mod tests {
     fn what_does_not_fit_is_said_with_a_batch_that_does() {
         let need = |batch: usize| Ok((100 + 10 * batch as u64) << 20);
         let say = |free: u64, all: u64| {
-            let verdict = verdict(&need, 64, Some(free << 20), Some(all << 20)).unwrap();
+            let verdict = verdict("training", &need, 64, Some(free << 20), Some(all << 20)).unwrap();
             match verdict {
                 Verdict::Fits => "fits".to_string(),
                 Verdict::Tight(message) => format!("tight: {message}"),
@@ -98,7 +113,7 @@ mod tests {
         );
         let never = say(300, 700);
         assert!(never.starts_with("never: ") && never.contains("--batch 16 ") && never.contains("700 MiB"), "{never}");
-        assert!(say(90, 95).contains("even one image a step takes about 110 MiB"));
-        assert_eq!(verdict(&need, 64, None, None).unwrap(), Verdict::Fits);
+        assert!(say(90, 95).contains("even one image takes about 110 MiB"));
+        assert_eq!(verdict("training", &need, 64, None, None).unwrap(), Verdict::Fits);
     }
 }

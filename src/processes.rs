@@ -17,7 +17,7 @@ pub fn join() -> Result<Ranks> {
         let rank = ranks.rank();
         let report = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            eprintln!("rank {rank} failed:");
+            complain!("rank {rank} failed:");
             report(panic);
             // Unwinding would end MPI in good order and wait for the others, who wait for us. This way the launcher ends them.
             std::process::exit(101);
@@ -73,6 +73,6 @@ pub fn fail(ranks: &Ranks, message: &str) -> ! {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
-    eprintln!("error: rank {} of {}: {message}", ranks.rank(), ranks.count());
+    complain!("error: rank {} of {}: {message}", ranks.rank(), ranks.count());
     ranks.abort(1)
 }

@@ -17,7 +17,7 @@ fn new_bar(total: usize) -> ProgressBar {
 /// A line on standard error that is no error.
 pub fn note(line: impl std::fmt::Display) {
     if !QUIET.load(Ordering::Relaxed) {
-        eprintln!("{line}");
+        complain!("{line}");
     }
 }
 
@@ -40,12 +40,39 @@ pub fn plain_bar(total: usize) -> ProgressBar {
     bar
 }
 
-/// Seconds for people.
+/// Seconds for people: two digits at least, unless there are none at all.
 pub fn duration(seconds: f64) -> String {
+    if seconds > 0.0 && seconds < 0.9995 {
+        return format!("{}ms", (1e3 * seconds).round().max(1.0));
+    }
+    if seconds > 0.0 && seconds < 9.95 {
+        return format!("{seconds:.1}s");
+    }
     let s = seconds.max(0.0).round() as u64;
     match (s / 3600, s / 60 % 60, s % 60) {
         (0, 0, s) => format!("{s}s"),
         (0, m, s) => format!("{m}m{s:02}s"),
         (h, m, _) => format!("{h}h{m:02}m"),
+    }
+}
+
+/// A rate for people: three digits at least, so that a slow one is not 0.
+pub fn rate(per_second: f64) -> String {
+    match per_second {
+        rate if rate >= 99.95 => format!("{rate:.0}"),
+        rate if rate >= 9.995 => format!("{rate:.1}"),
+        rate => format!("{rate:.2}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_times_and_slow_rates_are_not_zero() {
+        let shown = [0.0, 1e-5, 0.04, 0.9994, 0.9996, 3.25, 9.94, 9.96, 59.6, 754.0, 7230.0].map(duration);
+        assert_eq!(shown, ["0s", "1ms", "40ms", "999ms", "1.0s", "3.2s", "9.9s", "10s", "1m00s", "12m34s", "2h00m"]);
+        assert_eq!([0.014, 0.4, 9.99, 23.44, 1234.5].map(rate), ["0.01", "0.40", "9.99", "23.4", "1234"]);
     }
 }

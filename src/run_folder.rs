@@ -1,14 +1,15 @@
 //! The run folder: `config.toml`, `checkpoints/`, `predictor/`, `devices/`, `search/`, `models/`. Each command reads what the
 //! earlier ones wrote.
 
-use crate::memory;
+use crate::{memory, shell};
 use anyhow::{Context, Result, bail};
 use ofa_evaluate::DeviceProfile;
+use ofa_extract::{Constraint, Metric};
 use ofa_supernet::data::{DataOptions, Dataset, Normalisation};
-use ofa_supernet::files::{read_text, write_atomic};
+use ofa_supernet::files::{list_folder, read_toml, remove_all_abandoned, write_atomic};
 use ofa_supernet::lock::{Lock, Sharing};
 use ofa_supernet::train::TrainConfig;
-use ofa_supernet::train::checkpoint::{Folder, read_supernet};
+use ofa_supernet::train::checkpoint::{Folder, read_supernet, supernet_checksum};
 use ofa_supernet::{SearchSpace, Supernet};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -78,10 +79,27 @@ impl DataConfig {
         }
     }
 
+    /// Checks every value, before any image is looked for.
+    fn validate(&self) -> Result<()> {
+        for (key, value, most) in [
+            ("validation", self.validation, 1_000_000_000),
+            ("builtin_train", self.builtin_train, 1_000_000),
+            ("builtin_test", self.builtin_test, 1_000_000),
+        ] {
+            if value > most {
+                bail!("[data] {key} = {value} must be at most {most}");
+            }
+        }
+        if let Some(normalisation) = &self.normalisation {
+            normalisation.check()?;
+        }
+        Ok(())
+    }
+
     /// Opens the dataset and says what it found.
     pub fn open(&self) -> Result<Dataset> {
         if self.source.is_empty() {
-            bail!("this run was imported without images; name some with --data");
+            bail!("[data] source is empty, as in a run that was imported without images; name some with --data");
         }
         let options = DataOptions {
             cache_bytes: self.cache_bytes(),
@@ -110,20 +128,17 @@ impl DataConfig {
 impl RunConfig {
     /// Reads and checks a configuration file.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = read_text(path)?;
-        let config: RunConfig = toml::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
-            anyhow::anyhow!("{}:{line}: {}", path.display(), error.message())
-        })?;
-        config.space.validate().with_context(|| path.display().to_string())?;
-        config.train.validate(&config.space).with_context(|| path.display().to_string())?;
+        let config: RunConfig = read_toml(path)?;
+        config.space.validate().map_err(|e| e.at(path))?;
+        config.train.validate(&config.space).map_err(|e| e.at(path))?;
+        config.data.validate().with_context(|| path.display().to_string())?;
         Ok(config)
     }
 }
 
 /// What was typed, for whoever finds the folder locked.
 fn command_line() -> String {
-    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let words = std::env::args_os().skip(1).map(|word| shell::quote(&word.to_string_lossy()));
     [String::from("ofa")].into_iter().chain(words).collect::<Vec<_>>().join(" ")
 }
 
@@ -140,13 +155,30 @@ impl RunFolder {
 
     /// Locks the folder for a command that changes what others read, for as long as the result lives.
     pub fn lock(&self) -> Result<Lock> {
-        Ok(Lock::take(&self.path, Sharing::Alone, &command_line())?)
+        self.take(Sharing::Alone)
     }
 
     /// Locks the folder for a command that reads it and adds files of its own; it must be a run folder.
     pub fn lock_shared(&self) -> Result<Lock> {
         self.config()?;
-        Ok(Lock::take(&self.path, Sharing::Shared, &command_line())?)
+        self.take(Sharing::Shared)
+    }
+
+    /// Takes the lock, and removes what killed commands left under temporary names. A shared lock is enough for that: a temporary that is in use
+    /// is locked by its writer.
+    fn take(&self, sharing: Sharing) -> Result<Lock> {
+        let lock = Lock::take(&self.path, sharing, &command_line())?;
+        let models = subfolders(&self.join("models"));
+        let own = ["", "checkpoints", "predictor", "devices", "search", "models"].map(|name| self.join(name));
+        own.iter().chain(&models).for_each(|folder| remove_all_abandoned(folder));
+        Ok(lock)
+    }
+
+    /// Locks the folder for a command that writes nothing, so that a folder that can only be read will do; it must be a run
+    /// folder.
+    pub fn lock_to_read(&self) -> Result<Option<Lock>> {
+        self.config()?;
+        Ok(Lock::take_to_read(&self.path)?)
     }
 
     /// A file or folder in it.
@@ -163,8 +195,15 @@ impl RunFolder {
     /// Reads `config.toml`.
     pub fn config(&self) -> Result<RunConfig> {
         let path = self.join("config.toml");
+        if self.path.exists() && !self.path.is_dir() {
+            bail!("{}: this is a file, expected a run folder", self.path.display());
+        }
         if !path.exists() {
-            bail!("{}: this is no run folder; make one with `ofa train --out {}`", path.display(), self.path.display());
+            bail!(
+                "{}: this is no run folder; make one with `ofa train --out {}`",
+                path.display(),
+                shell::path(&self.path)
+            );
         }
         RunConfig::read(&path)
     }
@@ -173,7 +212,7 @@ impl RunFolder {
     pub fn data(&self, source: Option<&str>) -> Result<Dataset> {
         let mut config = self.config()?.data;
         if let Some(source) = source {
-            config.source = source.to_string();
+            config.source = data_flag(source)?;
         }
         config.open()
     }
@@ -184,13 +223,18 @@ impl RunFolder {
         Ok((note.space, note.classes))
     }
 
+    /// Checksum of the supernet's weights: what was made with them carries it.
+    pub fn weights_checksum(&self) -> Result<String> {
+        Ok(supernet_checksum(&self.supernet_path()?)?)
+    }
+
     fn supernet_path(&self) -> Result<PathBuf> {
         let path = Folder::of_run(&self.path, 1).supernet_path();
         if !path.exists() {
             bail!(
                 "{}: the supernet is not trained yet; finish it with `ofa train --out {} --resume`",
                 path.display(),
-                self.path.display()
+                shell::path(&self.path)
             );
         }
         Ok(path)
@@ -201,7 +245,7 @@ impl RunFolder {
         let path = self.supernet_path()?;
         let (state, note) = read_supernet(&path)?;
         let net = Supernet::new(&note.space, note.classes.len(), 0)?;
-        net.load_state(&state).with_context(|| path.display().to_string())?;
+        net.load_state(&state).map_err(|e| e.at(&path))?;
         Ok((net, note.classes))
     }
 
@@ -232,17 +276,44 @@ impl RunFolder {
         )
     }
 
-    /// All device profiles.
-    pub fn devices(&self) -> Result<Vec<DeviceProfile>> {
-        let folder = self.join("devices");
-        let mut paths: Vec<PathBuf> = match std::fs::read_dir(&folder) {
-            Ok(entries) => entries.filter_map(|e| e.ok().map(|e| e.path())).collect(),
-            Err(_) => Vec::new(),
-        };
-        paths.retain(|p| p.extension().is_some_and(|e| e == "json"));
-        paths.sort();
-        paths.iter().map(|path| Ok(DeviceProfile::load(path)?)).collect()
+    /// The device profiles. One that cannot be read is an error where `constraints` name it, and otherwise skipped with
+    /// a note.
+    pub fn devices<'c>(&self, constraints: impl Iterator<Item = &'c Constraint>) -> Result<Vec<DeviceProfile>> {
+        let needed: Vec<&str> =
+            constraints.filter(|c| c.metric == Metric::Latency).map(|c| c.device.as_str()).collect();
+        let mut profiles = Vec::new();
+        for path in self.json_files("devices")? {
+            match DeviceProfile::load(&path) {
+                Ok(profile) => profiles.push(profile),
+                Err(error) if path.file_stem().is_some_and(|name| needed.iter().any(|device| name == *device)) => {
+                    return Err(error.into());
+                }
+                Err(error) => crate::progress::note(format!("skipped a device profile that no limit names: {error}")),
+            }
+        }
+        Ok(profiles)
     }
+
+    /// The JSON files of one of its folders, in order.
+    pub fn json_files(&self, name: &str) -> Result<Vec<PathBuf>> {
+        let mut paths = list_folder(&self.join(name))?;
+        paths.retain(|path| path.extension().is_some_and(|e| e == "json"));
+        Ok(paths)
+    }
+}
+
+/// The value of `--data`.
+pub fn data_flag(source: &str) -> Result<String> {
+    if source.is_empty() {
+        bail!("--data '': it is empty; expected a folder of images, or `builtin`");
+    }
+    Ok(source.to_string())
+}
+
+/// The folders in `folder`; none where it cannot be read.
+fn subfolders(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
 /// Names for classes that nobody has named: "0", "1", ...

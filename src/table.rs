@@ -2,7 +2,7 @@
 
 /// Prints `rows` under `header` in aligned columns.
 pub fn print(header: &[&str], rows: &[Vec<String>]) {
-    print!("{}", render(header, rows));
+    crate::output::write(format_args!("{}", render(header, rows)));
 }
 
 fn render(header: &[&str], rows: &[Vec<String>]) -> String {

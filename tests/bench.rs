@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{fails, finished_run, succeeds};
+use common::{command, fails, finished_run, small_configuration, succeeds};
+use std::path::Path;
 
 #[test]
 fn models_are_measured_at_each_batch_size() {
@@ -32,4 +33,110 @@ fn a_damaged_model_is_named() {
     finished_run(folder);
     std::fs::write(folder.join("run/models/smallest/model.safetensors"), b"short").unwrap();
     fails(folder, &["bench", "run/models/smallest"], &["smallest"]);
+}
+
+/// Models of two runs, two of them with one name.
+fn models() -> tempfile::TempDir {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    small_configuration(folder, "c.toml", "0.6");
+    succeeds(folder, &["train", "--config", "c.toml", "--out", "a"]);
+    let copied = std::process::Command::new("cp").args(["-r", "a", "b"]).current_dir(folder).status().unwrap();
+    assert!(copied.success());
+    succeeds(folder, &["extract", "--run", "a", "--subnet", "smallest"]);
+    succeeds(folder, &["extract", "--run", "b", "--subnet", "largest", "--name", "smallest"]);
+    succeeds(folder, &["extract", "--run", "b", "--subnet", "largest"]);
+    temporary
+}
+
+const MODELS: [&str; 4] = ["bench", "a/models/smallest", "b/models/smallest", "b/models/largest"];
+
+/// The first column of a table's or CSV's lines below the header.
+fn names(out: &str, separator: char) -> Vec<&str> {
+    out.lines().skip(1).map(|line| line.split(separator).next().unwrap()).collect()
+}
+
+#[test]
+fn models_of_one_name_are_told_apart_in_table_csv_and_json() {
+    let temporary = models();
+    let folder: &Path = temporary.path();
+    let expected = ["a/models/smallest", "b/models/smallest", "largest"];
+    assert_eq!(names(&succeeds(folder, &MODELS), ' '), expected);
+    assert_eq!(names(&succeeds(folder, &[&MODELS[..], &["--csv"]].concat()), ','), expected);
+    let rows: serde_json::Value =
+        serde_json::from_str(&succeeds(folder, &[&MODELS[..], &["--json"]].concat())).unwrap();
+    assert_eq!(rows.as_array().unwrap().iter().map(|row| row["model"].as_str().unwrap()).collect::<Vec<_>>(), expected);
+    assert_eq!(
+        names(
+            &succeeds(
+                folder,
+                &MODELS[2..].iter().fold(vec!["bench"], |mut all, m| {
+                    all.push(m);
+                    all
+                })
+            ),
+            ' '
+        ),
+        ["smallest", "largest"]
+    );
+}
+
+#[test]
+fn the_folder_above_models_names_them() {
+    let temporary = models();
+    let parts = ["b/models: this is no model folder", "2 of them", "largest", "ofa bench b/models/*"];
+    fails(temporary.path(), &["bench", "b/models"], &parts);
+    fails(temporary.path(), &["bench", "b"], &["b/config.json"]);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_batch_that_memory_cannot_hold_is_refused() {
+    let temporary = models();
+    let folder = temporary.path();
+    // A model for large images: its configuration alone decides the memory.
+    let path = folder.join("b/models/largest/config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    resize(&mut config["network"], 4096);
+    std::fs::write(&path, config.to_string()).unwrap();
+    fails(folder, &["bench", "b/models/largest", "--batch", "65536"], &["65536 images", "of this machine"]);
+}
+
+/// Sets the resolution of a network and the sizes that follow from it.
+#[cfg(target_os = "linux")]
+fn resize(network: &mut serde_json::Value, resolution: usize) {
+    fn sizes(value: &mut serde_json::Value, from: usize, factor: usize) {
+        match value {
+            serde_json::Value::Object(fields) => {
+                for (key, value) in fields {
+                    match key.as_str() {
+                        "input_size" | "resolution" => *value = (value.as_u64().unwrap() as usize * factor).into(),
+                        _ => sizes(value, from, factor),
+                    }
+                }
+            }
+            serde_json::Value::Array(values) => values.iter_mut().for_each(|value| sizes(value, from, factor)),
+            _ => {}
+        }
+    }
+    let from = network["resolution"].as_u64().unwrap() as usize;
+    sizes(network, from, resolution / from);
+}
+
+/// With a batch that takes some seconds of warm-up and measuring, which nothing else interrupts.
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_measuring_with_its_exit_code() {
+    let temporary = models();
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+        let arguments = [&MODELS[..], &["--batch", "2000"]].concat();
+        let mut child = command(temporary.path(), &arguments).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        assert!(child.try_wait().unwrap().is_none(), "it has ended already");
+        assert!(std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code));
+        assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
 }

@@ -2,8 +2,11 @@
 
 mod common;
 
-use common::{changed, fails, finished_resnet_run, finished_run, succeeds};
+use common::{changed, command, fails, finished_resnet_run, finished_run, ofa, succeeds};
+use ofa_evaluate::model::load_config;
+use ofa_supernet::train::checkpoint::{read_supernet, write_supernet};
 use std::fs;
+use std::path::{Path, PathBuf};
 
 #[test]
 fn a_fine_tuned_model_in_half_precision_is_half_as_large() {
@@ -47,4 +50,344 @@ fn subnets_of_a_resnet_are_found_by_text_setting_and_search() {
     assert!(rows[0]["parameters"].as_f64() < rows[1]["parameters"].as_f64(), "{out}");
     let outside = subnet.replace("w0.5", "w0.7");
     fails(folder, &["extract", "--run", "run", "--subnet", &outside], &["width multiplier is 0.7", "0.5, 1"]);
+}
+
+#[test]
+fn a_setting_is_read_as_the_published_search_prints_it() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    for (number, setting) in [
+        r#"{"wid": null, "ks": [5, 5, 5, 5], "e": [4, 4, 4, 4], "d": [2, 2], "r": [32]}"#,
+        r#"{"ks": [3, null, 3, null], "e": [2, null, 2, null], "d": [1, 1], "r": 16}"#,
+        "{'wid': None, 'ks': [5, 5, 5, 5], 'e': [4, 4, 4, 4], 'd': [2, 2], 'r': [32]}",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = number.to_string();
+        let arguments = ["extract", "--run", "run", "--recalibration", "20", "--name", &name, "--subnet", setting];
+        let out = succeeds(folder, &arguments);
+        assert!(out.contains(if number == 1 { "r16 d1,1 k3|3 e2|2" } else { "r32 d2,2 k5,5|5,5 e4,4|4,4" }), "{out}");
+    }
+}
+
+#[test]
+fn a_subnet_that_cannot_be_read_is_refused_in_one_line() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let depths = format!("r32 w1 s0 d{} e1", ["4000000000"; 10_000].join(","));
+    for (subnet, reason) in [
+        (depths.as_str(), "expected the form 'r160 d2,3"),
+        ("{'ks': 5, 'e': 4}", "'d', the depths, is missing"),
+        ("{'kernels': 5}", "'kernels' is not known; expected {"),
+        ("{\"ks\": 5,", "cannot be read from column"),
+        ("{'ks': 5, 'e': 4, 'd': [2, 9], 'r': 32}", "'d' asks for 9 blocks in stage 2, which has 2"),
+    ] {
+        let err = fails(folder, &["extract", "--run", "run", "--subnet", subnet], &["error: subnet: ", reason]);
+        assert!(err.lines().count() == 1 && err.len() < 700, "{err}");
+    }
+}
+
+/// Two classes of images that are told apart after some steps.
+fn images(folder: &Path) {
+    for (split, count) in [("train", 24), ("test", 6)] {
+        for (class, value) in [("dark", 40u8), ("light", 200)] {
+            let path = folder.join("images").join(split).join(class);
+            fs::create_dir_all(&path).unwrap();
+            for index in 0..count {
+                let image =
+                    image::RgbImage::from_fn(20, 18, |x, y| image::Rgb([value, (x * 9) as u8, (y * index) as u8]));
+                image.save(path.join(format!("{index}.png"))).unwrap();
+            }
+        }
+    }
+}
+
+/// A folder with images and a trained run named `name`.
+fn trained(name: &str) -> tempfile::TempDir {
+    let temporary = tempfile::tempdir().unwrap();
+    images(temporary.path());
+    let train = ["train", "--preset", "tiny", "--data", "images", "--epochs", "6", "--batch", "8", "--validation", "8"];
+    succeeds(temporary.path(), &[&train[..], &["--out", name]].concat());
+    temporary
+}
+
+fn weights(model: &Path) -> Vec<u8> {
+    fs::read(model.join("model.safetensors")).unwrap()
+}
+
+/// Names of the models of `run`.
+fn models(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder.join("run/models")).unwrap();
+    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_fine_tuned_model_or_another_subnet_is_only_replaced_when_asked() {
+    let temporary = trained("run");
+    let folder = temporary.path();
+    let model = folder.join("run/models/smallest");
+    let extract = ["extract", "--run", "run", "--subnet", "smallest"];
+    let tune = [&extract[..], &["--finetune", "1"]].concat();
+
+    succeeds(folder, &extract);
+    let plain = weights(&model);
+    assert_eq!(load_config(&model).unwrap().finetuned, None);
+    // It could be extracted again at any time: nothing is lost.
+    succeeds(folder, &extract);
+    assert!(weights(&model) == plain);
+    succeeds(folder, &tune);
+    let tuned = weights(&model);
+    assert!(tuned != plain);
+    let how = load_config(&model).unwrap().finetuned.unwrap();
+    assert_eq!((how.epochs, how.learning_rate), (1.0, 0.005));
+
+    for again in [&extract[..], &tune] {
+        fails(folder, again, &["run/models/smallest", "fine-tuned", "--overwrite", "--name"]);
+        assert!(weights(&model) == tuned);
+    }
+    succeeds(folder, &[&extract[..], &["--overwrite"]].concat());
+    assert!(weights(&model) == plain);
+
+    let other = ["extract", "--run", "run", "--subnet", "largest", "--name", "smallest"];
+    fails(folder, &other, &["run/models/smallest", "another subnet", "--overwrite"]);
+    assert!(weights(&model) == plain);
+    succeeds(folder, &[&other[..], &["--overwrite"]].concat());
+
+    // A damaged configuration tells of fine-tuning, too.
+    succeeds(folder, &[&tune[..], &["--overwrite"]].concat());
+    let config = fs::read_to_string(model.join("config.json")).unwrap();
+    fs::write(model.join("config.json"), changed(&config, "\"labels\"", "\"lables\"")).unwrap();
+    fails(folder, &extract, &["run/models/smallest/config.json", "lables", "--overwrite"]);
+}
+
+#[test]
+fn fine_tuning_shows_both_accuracies_and_keeps_the_better_weights() {
+    let temporary = trained("run");
+    let folder = temporary.path();
+    let model = folder.join("run/models/smallest");
+    let extract = ["extract", "--run", "run", "--subnet", "smallest", "--overwrite"];
+    succeeds(folder, &extract);
+    let plain = weights(&model);
+
+    let output = ofa(folder, &[&extract[..], &["--finetune", "1", "--finetune-rate", "2"]].concat());
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{err}");
+    assert!(out.lines().next().unwrap().contains("before  fine-tuned  stored"), "{out}");
+    assert!(out.contains("100.00 %     50.00 %  before"), "{out}");
+    let warning = "warning: run/models/smallest: fine-tuning took validation accuracy from 100.00 to 50.00 %";
+    assert!(err.contains(warning) && err.contains("--finetune-rate"), "{err}");
+    assert!(weights(&model) == plain && load_config(&model).unwrap().finetuned.is_none());
+
+    let out = succeeds(folder, &[&extract[..], &["--finetune", "1"]].concat());
+    assert!(out.contains("100.00 %    100.00 %  fine-tuned"), "{out}");
+    assert!(weights(&model) != plain);
+}
+
+#[test]
+fn names_of_models_are_plain_and_name_one_subnet() {
+    let temporary = trained("run");
+    let folder = temporary.path();
+    let extract = |more: &[&str]| -> Vec<String> {
+        let arguments = [&["extract", "--run", "run", "--subnet", "smallest"], more].concat();
+        arguments.into_iter().map(String::from).collect()
+    };
+    let refused = |more: &[&str], parts: &[&str]| {
+        let arguments = extract(more);
+        fails(folder, &arguments.iter().map(String::as_str).collect::<Vec<_>>(), parts);
+    };
+    for name in ["", ".", "..", "../../evil", "a/b", "/evil", ".hidden", "two words", &"x".repeat(201)] {
+        refused(&["--name", name], &["--name", "expected"]);
+    }
+    refused(&["--subnet", "largest", "--name", "mine"], &["--name 'mine'", "there are 2"]);
+    fails(
+        folder,
+        &["extract", "--run", "run", "--search-results", "--name", "mine"],
+        &["--name 'mine'", "there are 0"],
+    );
+    assert!(!folder.join("run/models").exists() && !folder.join("evil").exists());
+
+    succeeds(
+        folder,
+        &["extract", "--run", "run", "--subnet", "smallest", "--subnet", "r16 d1,1 k3|3 e2|2", "--subnet", "largest"],
+    );
+    assert_eq!(models(folder), ["largest", "r16-d1-1-k3-3-e2-2", "smallest"]);
+    fails(folder, &["profile", "--run", "run", "--name", "../evil"], &["'../evil'", "expected"]);
+}
+
+#[test]
+fn search_results_that_are_missing_or_of_another_space_are_named() {
+    let temporary = trained("run");
+    let folder = temporary.path();
+    let extract = ["extract", "--run", "run", "--search-results"];
+    fails(folder, &extract, &["run/search: there are no search results yet", "ofa search --run run "]);
+    fs::create_dir(folder.join("run/search")).unwrap();
+    fails(folder, &extract, &["run/search: there are no search results yet"]);
+
+    let train =
+        ["predictor", "--run", "run", "--samples", "10", "--recalibration", "20", "--images", "8", "--batch", "8"];
+    succeeds(folder, &train);
+    succeeds(folder, &["search", "--run", "run", "--limit", "any:macs=500k", "--generations", "2"]);
+    let found = folder.join("run/search/any-macs-500k.json");
+    let mut result: serde_json::Value = serde_json::from_slice(&fs::read(&found).unwrap()).unwrap();
+    // Search results are extracted again while they name the same subnet.
+    succeeds(folder, &extract);
+    succeeds(folder, &extract);
+
+    let first = result["best"].clone();
+    let [small, large] = ["r16 d1,1 k3|3 e2|2", "r32 d1,1 k3|3 e2|2"];
+    result["best"] = if first == small { large } else { small }.into();
+    fs::write(&found, result.to_string()).unwrap();
+    fails(folder, &extract, &["run/models/any-macs-500k", "another subnet", "--overwrite"]);
+    result["best"] = "r17 d1,1 k3|3 e2|2".into();
+    fs::write(&found, result.to_string()).unwrap();
+    let err = fails(folder, &extract, &["resolution"]);
+    assert!(err.lines().last().unwrap().starts_with("error: run/search/any-macs-500k.json: "), "{err}");
+    fs::rename(&found, folder.join("run/search/two words.json")).unwrap();
+    result["best"] = first;
+    fs::write(folder.join("run/search/two words.json"), result.to_string()).unwrap();
+    fails(folder, &extract, &["run/search/two words.json", "model"]);
+}
+
+#[test]
+fn a_search_with_many_limits_gets_a_short_name() {
+    let temporary = trained("run");
+    let folder = temporary.path();
+    let sample =
+        ["predictor", "--run", "run", "--samples", "10", "--recalibration", "20", "--images", "8", "--batch", "8"];
+    succeeds(folder, &sample);
+    let limits: Vec<String> = (1..=12).map(|i| format!("a-rather-long-label-{i}:macs=500k")).collect();
+    let mut search = vec!["search", "--run", "run", "--together", "--generations", "2"];
+    limits.iter().for_each(|limit| search.extend(["--limit", limit]));
+    succeeds(folder, &search);
+    succeeds(folder, &["extract", "--run", "run", "--search-results"]);
+    let [name] = &models(folder)[..] else { panic!("one model") };
+    assert!(name.starts_with("a-rather-long-label-1-macs-500k+a-rather") && name.len() == 200, "{name}");
+}
+
+#[test]
+fn hints_quote_names_for_a_shell() {
+    let temporary = trained("my run");
+    let folder = temporary.path();
+    fs::rename(folder.join("images"), folder.join("it's")).unwrap();
+    let out = succeeds(folder, &["extract", "--run", "my run", "--subnet", "smallest", "--data", "it's"]);
+    let hint = out.lines().last().unwrap().strip_prefix("Next: ofa ").unwrap();
+    assert_eq!(hint, r"bench 'my run'/models/* --data 'it'\''s'");
+    // A shell reads the hint as it is.
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", &format!("\"$0\" {hint}"), env!("CARGO_BIN_EXE_ofa")]).current_dir(folder);
+    let output = shell.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fails(folder, &["search", "--run", "no run", "--limit", "any:macs=1M"], &["`ofa train --out 'no run'`"]);
+}
+
+/// PyTorch's `state_dict` counts batches beside the running statistics.
+#[test]
+fn a_model_that_pytorch_saved_again_is_read() {
+    use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+    let temporary = trained("run");
+    let folder = temporary.path();
+    succeeds(folder, &["extract", "--run", "run", "--subnet", "smallest"]);
+    let path: PathBuf = folder.join("run/models/smallest/model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let count = 9i64.to_le_bytes();
+    let counter = |name: &str| name.strip_suffix("running_mean").map(|norm| format!("{norm}num_batches_tracked"));
+    let counters: Vec<String> = file.names().into_iter().filter_map(counter).collect();
+    assert!(counters.len() > 5);
+    let save = |counters: &[String]| {
+        let mut tensors: Vec<(String, TensorView)> = file.iter().map(|(name, view)| (name.to_string(), view)).collect();
+        tensors.extend(counters.iter().map(|n| (n.clone(), TensorView::new(Dtype::I64, vec![], &count).unwrap())));
+        fs::write(&path, serialize(tensors, None).unwrap()).unwrap();
+    };
+    save(&counters);
+    let out = succeeds(folder, &["bench", "run/models/smallest", "--data", "images"]);
+    assert!(out.lines().last().unwrap().starts_with("smallest  100.00 %"), "{out}");
+    save(&["other.num_batches_tracked".into()]);
+    fails(folder, &["bench", "run/models/smallest"], &["model.safetensors", "'other.num_batches_tracked'"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_stops_fine_tuning_and_nothing_is_stored() {
+    let temporary = trained("run");
+    let folder = temporary.path();
+    let mut child =
+        command(folder, &["extract", "--run", "run", "--subnet", "smallest", "--finetune", "100000"]).spawn().unwrap();
+    // The handlers are there before the data is opened, which takes no second.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert!(child.try_wait().unwrap().is_none());
+    assert!(std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert!(!folder.join("run/models/smallest").exists());
+}
+
+#[test]
+fn a_search_result_that_is_out_of_date_is_told_by_name() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    fs::remove_dir_all(folder.join("run/search")).unwrap();
+    let limits = ["--limit", "any:macs=0.4M", "--limit", "this:latency=1s"];
+    succeeds(folder, &[&["search", "--run", "run", "--generations", "2"], &limits[..]].concat());
+    let warnings = || {
+        let output = ofa(folder, &["extract", "--run", "run", "--search-results", "--recalibration", "20"]);
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{err}");
+        err
+    };
+    let (macs, latency) = ("warning: run/search/any-macs-400k.json: ", "warning: run/search/this-latency-1s.json: ");
+    let err = warnings();
+    assert!(!err.contains("warning"), "{err}");
+
+    // The device became slower.
+    let profile = folder.join("run/devices/this.json");
+    let good = fs::read_to_string(&profile).unwrap();
+    let mut slow: serde_json::Value = serde_json::from_str(&good).unwrap();
+    slow["calibration"]["overhead_ms"] = 2000.0.into();
+    fs::write(&profile, slow.to_string()).unwrap();
+    let err = warnings();
+    assert!(
+        err.contains(&format!("{latency}by the present profile its subnet has 2s")) && !err.contains(macs),
+        "{err}"
+    );
+    fs::write(&profile, good).unwrap();
+
+    // Another predictor, other weights, and a result of an earlier version.
+    succeeds(folder, &["predictor", "--run", "run", "--samples", "16", "--recalibration", "300", "--members", "1"]);
+    let err = warnings();
+    assert!(err.contains(&format!("{macs}it was found with an earlier predictor")) && err.contains(latency), "{err}");
+    let path = folder.join("run/checkpoints/supernet.safetensors");
+    let (state, note) = read_supernet(&path).unwrap();
+    let state = state.into_iter().map(|(name, tensor)| (name, (tensor * 1.001).unwrap())).collect();
+    write_supernet(&path, state, &note).unwrap();
+    let err = warnings();
+    assert!(err.contains(&format!("{macs}it was found for other weights")) && err.contains("search again"), "{err}");
+    let path = folder.join("run/search/any-macs-400k.json");
+    let mut result: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    result.as_object_mut().unwrap().remove("basis");
+    fs::write(&path, result.to_string()).unwrap();
+    let err = warnings();
+    assert!(err.contains(&format!("{macs}it does not say for which weights")), "{err}");
+}
+
+#[test]
+fn a_search_result_of_another_space_is_refused_by_name() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let path = folder.join("run/search/other.json");
+    let some = fs::read_dir(folder.join("run/search")).unwrap().next().unwrap().unwrap().path();
+    let mut result: serde_json::Value = serde_json::from_slice(&fs::read(some).unwrap()).unwrap();
+    result["best"] = "r24 w0.5,1,1,0.5 s1 d2,1 e0.25,0.5|0.25".into();
+    fs::write(&path, result.to_string()).unwrap();
+    fails(
+        folder,
+        &["extract", "--run", "run", "--search-results"],
+        &["error: run/search/other.json: ", "width multipliers"],
+    );
 }

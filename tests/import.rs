@@ -6,7 +6,7 @@ mod torch_file;
 mod common;
 
 use candle_core::{Device, Tensor};
-use common::{fails, succeeds};
+use common::{fails, finished_run, ofa, succeeds};
 use ofa_evaluate::Model;
 use ofa_supernet::import::published;
 use ofa_supernet::network::Mode;
@@ -20,6 +20,11 @@ fn checkpoint(space: &str, classes: usize) -> Vec<u8> {
 }
 
 fn checkpoint_of(net: &Supernet) -> Vec<u8> {
+    torch_file::zip(&torch_file::entries(&published_tensors(net)))
+}
+
+/// The tensors of a supernet as the published files have them.
+fn published_tensors(net: &Supernet) -> Vec<torch_file::Named> {
     let mut tensors: Vec<torch_file::Named> = Vec::new();
     for (name, tensor) in net.state().unwrap() {
         let mut shape = tensor.dims().to_vec();
@@ -31,7 +36,48 @@ fn checkpoint_of(net: &Supernet) -> Vec<u8> {
         let name = name.replacen("first_conv.mobile_inverted_conv", "first_conv.conv", 1);
         tensors.push((name, shape, tensor.flatten_all().unwrap().to_vec1().unwrap()));
     }
-    torch_file::zip(&torch_file::entries(&tensors))
+    tensors
+}
+
+#[test]
+fn a_wrapped_checkpoint_is_imported_and_the_choice_among_its_weights_told() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let tensors = published_tensors(&Supernet::new(&SearchSpace::named("tiny").unwrap(), 10, 3).unwrap());
+    let prefixed: Vec<torch_file::Named> =
+        tensors.iter().cloned().map(|(name, s, v)| (format!("module._orig_mod.{name}"), s, v)).collect();
+    let sets = [("state_dict_ema", tensors), ("model", prefixed)];
+    std::fs::write(folder.join("net.pth"), torch_file::zip(&torch_file::wrapped(&sets))).unwrap();
+    let output = ofa(folder, &["import", "net.pth", "--space", "tiny", "--out", "run"]);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{err}");
+    assert_eq!(err.trim(), "net.pth: the weights are those of 'model', not of 'state_dict_ema'");
+}
+
+#[test]
+fn a_git_lfs_pointer_is_named_with_the_way_out() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 31\n";
+    for (file, command) in [
+        ("net.pth", &["import", "net.pth", "--space", "tiny", "--out", "new"][..]),
+        ("net.pth", &["predictor", "--run", "run", "--import", "net.pth"]),
+        ("run/models/smallest/model.safetensors", &["bench", "run/models/smallest"]),
+        ("run/predictor/predictor.safetensors", &["search", "--run", "run", "--limit", "any:macs=1M"]),
+        ("run/checkpoints/supernet.safetensors", &["predictor", "--run", "run"]),
+    ] {
+        std::fs::write(folder.join(file), pointer).unwrap();
+        fails(folder, command, &[&format!("error: {file}: "), "Git LFS pointer", "git lfs pull"]);
+    }
+}
+
+#[test]
+fn the_note_about_the_epsilon_of_proxyless_spaces_is_one_sentence() {
+    let temporary = tempfile::tempdir().unwrap();
+    let err =
+        fails(temporary.path(), &["import", "none.pth", "--space", "proxyless-w0.5"], &["--batch-norm-epsilon 1e-3"]);
+    assert!(!err.contains("  "), "{err}");
 }
 
 #[test]
@@ -176,7 +222,13 @@ fn a_published_specialised_network_becomes_a_model() {
         std::fs::write(folder.join("init"), checkpoint_of(&net)).unwrap();
         let import =
             ["import", "init", "--network", "net.config", "--resolution", "32", "--data", "builtin", "--out", name];
+        // What an import left that was killed between its two files.
+        std::fs::create_dir(folder.join(name)).unwrap();
+        for left in ["model.safetensors", ".config.json.7.tmp"] {
+            std::fs::write(folder.join(name).join(left), "x").unwrap();
+        }
         let out = succeeds(folder, &import);
+        assert_eq!(std::fs::read_dir(folder.join(name)).unwrap().count(), 2);
         assert!(out.contains("10 classes") && out.contains(&format!("ofa bench {name}")), "{out}");
         succeeds(folder, &["bench", name, "--data", "builtin"]);
         fails(folder, &import, &[name, "exists already"]);
@@ -218,7 +270,14 @@ fn the_published_predictor_and_tables_are_searched() {
     std::fs::write(folder.join("net.pth"), checkpoint("mbv3-w1.2", 1000)).unwrap();
     succeeds(folder, &["import", "net.pth", "--space", "mbv3-w1.2", "--out", "run"]);
     let file = |name: &str| reference.join(name).to_str().unwrap().to_string();
+    std::fs::create_dir(folder.join("run/predictor")).unwrap();
+    std::fs::write(folder.join("run/predictor/fit.json"), "the report of another predictor").unwrap();
     succeeds(folder, &["predictor", "--run", "run", "--import", &file("acc_predictor.pth")]);
+    assert!(!folder.join("run/predictor/fit.json").exists());
+    // It is not known for which weights it was fitted.
+    let output = ofa(folder, &["search", "--run", "run", "--limit", "any:macs=500M", "--generations", "2"]);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !err.contains("warning"), "{err}");
     let tables = [160, 192, 224].map(|r| file(&format!("note10_{r}_lookup_table.yaml")));
     let mut arguments = vec!["profile", "--run", "run", "--name", "note10", "--import"];
     arguments.extend(tables.iter().map(String::as_str));

@@ -28,3 +28,19 @@ fn a_table_for_another_space_is_refused() {
         &["t.yaml", "no entry 'expanded_conv"],
     );
 }
+
+#[test]
+fn a_name_that_no_limit_can_use_is_refused_before_anything_is_read() {
+    let temporary = tempfile::tempdir().unwrap();
+    for (name, reason) in [
+        ("any", "no limit could name"),
+        ("../x", "expected letters, digits"),
+        ("", "expected letters, digits"),
+        (".hidden", "expected letters, digits"),
+        (&"a".repeat(252), "at most 100"),
+    ] {
+        for more in [&["--rounds", "1"][..], &["--import", "t.yaml"]] {
+            fails(temporary.path(), &[&["profile", "--name", name], more].concat(), &["device name", reason]);
+        }
+    }
+}

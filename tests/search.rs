@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{fails, finished_resnet_run, finished_run, succeeds};
+use common::{fails, finished_resnet_run, finished_run, ofa, succeeds};
+use ofa_supernet::files::read_json;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -138,7 +139,6 @@ fn options_that_do_not_belong_together_are_refused() {
     bad(&["--strategy", "random", "--population", "5"], &["--strategy random", "population"]);
     bad(&["--strategy", "pareto"], &["--against"]);
     bad(&["--against", "any:macs"], &["--strategy pareto"]);
-    bad(&["--evaluations", "0"], &["evaluations"]);
     bad(&["--score", "measured", "--verify", "3"], &["--verify"]);
     bad(&["--data", "builtin"], &["--data", "--score measured"]);
 }
@@ -184,4 +184,111 @@ fn damaged_files_of_a_run_are_named() {
     damage("devices/phone.json", b"{\"name\": \"phone\"}", &["JSON", "missing field"]);
     damage("devices/phone.json", b"\xff\xfe", &["UTF-8"]);
     damage("config.toml", b"[data]\nsorce = 'x'\n", &["did you mean `source`?"]);
+}
+
+#[test]
+fn the_result_of_many_limits_has_a_short_name_that_is_extracted() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    fs::remove_dir_all(folder.join("run/search")).unwrap();
+    let label = "a".repeat(252);
+    let limits: Vec<String> = (300..312).map(|number| format!("a-rather-long-label:macs={number}k")).collect();
+    let mut arguments = vec!["--generations", "2", "--together"];
+    limits.iter().for_each(|limit| arguments.extend(["--limit", limit]));
+    search(folder, &arguments);
+    // Another last limit is another file.
+    arguments.extend(["--limit", "a-rather-long-label:macs=312k"]);
+    search(folder, &arguments);
+    search(folder, &["--generations", "2", "--limit", &format!("{label}:macs=1M")]);
+    let names: Vec<_> = fs::read_dir(folder.join("run/search")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    assert!(names.iter().all(|name| name.len() < 200), "{names:?}");
+    succeeds(folder, &["extract", "--run", "run", "--search-results", "--recalibration", "20"]);
+}
+
+#[test]
+fn a_damaged_profile_breaks_only_the_limits_that_name_it() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    fs::write(folder.join("run/devices/._this.json"), b"\0\x05\x16\x07").unwrap();
+    fs::write(folder.join("run/devices/notes.json"), b"[]").unwrap();
+    let limited = |limit: &str| ofa(folder, &["search", "--run", "run", "--generations", "2", "--limit", limit]);
+    for limit in ["this:latency=1s", "any:macs=1M", "notes:macs=1M"] {
+        let output = limited(limit);
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{err}");
+        assert_eq!(
+            err.matches("skipped a device profile that no limit names: run/devices/notes.json:").count(),
+            1,
+            "{err}"
+        );
+        assert!(!err.contains("._this"), "{err}");
+    }
+    common::refused(&limited("notes:latency=1s"), &["error: run/devices/notes.json: "]);
+}
+
+#[test]
+fn constants_of_a_strategy_are_checked_by_flag_before_anything_is_read() {
+    let temporary = tempfile::tempdir().unwrap();
+    for (arguments, reason) in [
+        (
+            &["--strategy", "random", "--generations", "3"][..],
+            "--generations: the strategy random has no such constant",
+        ),
+        (&["--strategy", "grid", "--parent-ratio", "0.5"], "--parent-ratio: the strategy grid has no such constant"),
+        (&["--strategy", "bayes", "--initial", "1"], "initial must be at least 2"),
+    ] {
+        refuses(temporary.path(), &[&["--limit", "any:macs=1M"], arguments].concat(), &[reason]);
+    }
+}
+
+#[test]
+fn a_limit_of_any_length_is_refused_in_a_few_lines() {
+    let temporary = tempfile::tempdir().unwrap();
+    let limit = "x".repeat(100_000);
+    let output = ofa(temporary.path(), &["search", "--limit", &limit]);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && err.len() < 2000 && err.contains("DEVICE:METRIC=VALUE"), "{err}");
+    let limit = format!("any:macs\u{1b}[31m{}", "y".repeat(100_000));
+    let err = ofa(temporary.path(), &["search", "--limit", &limit]).stderr;
+    assert!(err.len() < 2000 && !err.contains(&0x1b), "{}", String::from_utf8_lossy(&err));
+}
+
+#[test]
+fn a_latency_of_several_images_is_told_as_such() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let path = folder.join("run/devices/this.json");
+    let profile = fs::read_to_string(&path).unwrap();
+    let eight = profile.replace("\"batch\": 1,", "\"batch\": 8,").replace("\"name\": \"this\"", "\"name\": \"b8\"");
+    fs::write(folder.join("run/devices/b8.json"), eight).unwrap();
+    let arguments =
+        ["search", "--run", "run", "--limit", "b8:latency=1s", "--limit", "this:latency=1s", "--generations", "2"];
+    let output = ofa(folder, &arguments);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let row = |device: &str| out.lines().find(|line| line.starts_with(device)).unwrap().to_string();
+    assert!(row("b8:").contains(" for 8 images") && !row("this:").contains("images"), "{out}");
+    assert!(err.contains("b8:latency is that of one run of 8 images") && !err.contains("this:latency is"), "{err}");
+    let result =
+        |name: &str| read_json::<Value>(&folder.join("run/search").join(name)).unwrap()["constraints"][0].clone();
+    assert_eq!(result("b8-latency-1s.json")["batch"], 8);
+    assert_eq!(result("this-latency-1s.json")["batch"], Value::Null);
+    refuses(folder, &["--limit", "b8:latency=0.001us"], &["smallest value it can reach is", "us for 8 images"]);
+}
+
+#[test]
+fn a_profile_of_another_space_is_refused_by_name() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let other = folder.join("other");
+    fs::create_dir(&other).unwrap();
+    finished_resnet_run(&other);
+    fs::copy(other.join("run/devices/this.json"), folder.join("run/devices/this.json")).unwrap();
+    for more in [&["--limit", "this:latency=1s"][..], &["--limit", "this:latency=1s", "--compare"]] {
+        refuses(folder, more, &["error: run/devices/this.json: ", "'resnet-tiny'", "ofa profile"]);
+    }
 }

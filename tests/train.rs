@@ -80,3 +80,12 @@ fn training_that_no_machine_can_hold_is_refused_before_it_starts() {
     assert!(err.contains("training with 16 images a step takes about"), "{err}");
     assert!(!folder.join("run/config.toml").exists());
 }
+
+#[test]
+fn an_empty_data_flag_is_told_from_a_run_without_images() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    for command in [&["train", "--data", "", "--out", "run"], &["tune", "--data", "", "--out", "tuned"]] {
+        fails(folder, command, &["error: --data '': it is empty; expected a folder of images, or `builtin`"]);
+    }
+}

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{fails, succeeds, tuning_configuration};
+use common::{changed, fails, succeeds, tuning_configuration};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -64,7 +64,7 @@ fn tuning_tries_gives_up_goes_on_and_writes_the_best() {
     succeeds(folder, &["config", "--config", "whole/best.toml"]);
 
     // A grid ends by itself; a learning rate that diverges is a trial like any other.
-    std::fs::write(folder.join("r.toml"), "[learning_rate]\nvalues = [0.05, 1e30]\n").unwrap();
+    std::fs::write(folder.join("r.toml"), "[learning_rate]\nvalues = [0.05, 1e9]\n").unwrap();
     tune("grid", &["--strategy", "grid", "--to-the-end"]);
     let outcomes: Vec<Value> = trials(folder, "grid").iter().map(|trial| trial["outcome"].clone()).collect();
     assert_eq!(outcomes, [json!("finished"), json!("diverged")]);
@@ -73,4 +73,105 @@ fn tuning_tries_gives_up_goes_on_and_writes_the_best() {
     fails(folder, &[&arguments[..], &["--out", "whole"]].concat(), &["whole", "other ranges", "--out"]);
     std::fs::write(folder.join("r.toml"), "[learnin_rate]\nvalues = [1]\n").unwrap();
     fails(folder, &arguments, &["r.toml", "learnin_rate", "learning_rate"]);
+}
+
+/// Tunes `learning_rate` over `values` with half an epoch a trial.
+fn tune<'a>(out: &'a str, strategy: &'a str, trials: &'a str) -> Vec<&'a str> {
+    let arguments = ["tune", "--config", "c.toml", "--ranges", "r.toml", "--trial-epochs", "0.5", "--to-the-end"];
+    [&arguments[..], &["--out", out, "--strategy", strategy, "--trials", trials]].concat()
+}
+
+#[test]
+fn a_tuning_whose_trials_all_diverge_has_no_best() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    tuning_configuration(folder, "4");
+    std::fs::write(folder.join("r.toml"), "[learning_rate]\nlow = 1e8\nhigh = 1e9\n").unwrap();
+    let words = ["out: all 2 trials diverged", "lower learning rates", "--out"];
+    fails(folder, &tune("out", "random", "2"), &words);
+    assert!(!folder.join("out/best.toml").exists());
+    // Neither has the same command again, which finds the trials done.
+    fails(folder, &tune("out", "random", "2"), &words);
+}
+
+#[test]
+fn values_that_training_refuses_are_refused_with_file_and_line() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    tuning_configuration(folder, "4");
+    for (ranges, words) in [
+        ("[batch]\nvalues = [0]\n", "error: r.toml:1: [batch] 0 is no batch"),
+        ("[batch]\nvalues = [8.5]\n", "error: r.toml:1: [batch] 8.5 is no batch"),
+        ("\n[momentum]\nlow = 0.5\nhigh = 1.5\n", "error: r.toml:2: [momentum] momentum = 1.5 must be"),
+        ("[dropout]\nlow = 0.1\nvalues = [0.2]\n", "error: r.toml:1: [dropout] values excludes low"),
+    ] {
+        std::fs::write(folder.join("r.toml"), ranges).unwrap();
+        fails(folder, &tune("out", "random", "2"), &[words]);
+    }
+    assert!(!folder.join("out").exists());
+}
+
+#[test]
+fn no_strategy_repeats_what_another_has_tried() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    tuning_configuration(folder, "4");
+    let ranges = "[learning_rate]\nlow = 0.01\nhigh = 0.1\nlog = true\nsteps = 2\n[batch]\nvalues = [50, 100]\n";
+    std::fs::write(folder.join("r.toml"), ranges).unwrap();
+    succeeds(folder, &tune("out", "random", "1"));
+    succeeds(folder, &tune("out", "grid", "9"));
+    let values: Vec<Value> = trials(folder, "out").iter().map(|trial| trial["values"].clone()).collect();
+    assert_eq!(values.len(), 5, "{values:?}");
+    let grid = [(0.01, 50.0), (0.01, 100.0), (0.1, 50.0), (0.1, 100.0)];
+    let grid = grid.map(|(rate, batch)| json!({"learning_rate": rate, "batch": batch}));
+    assert_eq!(values[1..], grid);
+
+    std::fs::write(folder.join("r.toml"), "[batch]\nvalues = [50, 100]\n").unwrap();
+    succeeds(folder, &tune("few", "random", "9"));
+    assert_eq!(trials(folder, "few").len(), 2);
+}
+
+#[test]
+fn a_trial_under_way_is_finished_before_another_strategy_chooses() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    tuning_configuration(folder, "4");
+    std::fs::write(folder.join("r.toml"), "[learning_rate]\nvalues = [0.01, 0.05, 0.1]\n").unwrap();
+    succeeds(folder, &tune("out", "grid", "1"));
+    std::fs::create_dir(folder.join("out/trial-001")).unwrap();
+    std::fs::write(folder.join("out/trial-001/values.json"), "{\"learning_rate\": 0.1}").unwrap();
+    succeeds(folder, &tune("out", "grid", "3"));
+    let rates: Vec<f64> =
+        trials(folder, "out").iter().map(|trial| trial["values"]["learning_rate"].as_f64().unwrap()).collect();
+    assert_eq!(rates, [0.01, 0.1, 0.05]);
+}
+
+#[test]
+fn a_tuning_goes_on_with_the_images_it_began_with_only() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let fill = |classes: &[&str]| {
+        for (class, split) in classes.iter().flat_map(|class| [(class, "train"), (class, "test")]) {
+            let path = folder.join("images").join(split).join(class);
+            std::fs::create_dir_all(&path).unwrap();
+            for index in 0..30 {
+                let value = |x: u32, y: u32| (x * 7 + y * index + class.len() as u32 * 90) as u8;
+                let image =
+                    image::RgbImage::from_fn(16, 16, |x, y| image::Rgb([value(x, y), value(y, x), value(x, x)]));
+                image.save(path.join(format!("{index}.png"))).unwrap();
+            }
+        }
+    };
+    fill(&["a", "bb", "ccc"]);
+    tuning_configuration(folder, "4");
+    let text = std::fs::read_to_string(folder.join("c.toml")).unwrap();
+    let text = changed(&text, "source = \"builtin\"", "source = \"images\"");
+    std::fs::write(folder.join("c.toml"), changed(&text, "validation = 100", "validation = 20")).unwrap();
+    std::fs::write(folder.join("r.toml"), "[learning_rate]\nvalues = [0.01, 0.05, 0.1]\n").unwrap();
+    succeeds(folder, &tune("out", "random", "1"));
+    succeeds(folder, &tune("out", "random", "2"));
+    std::fs::remove_dir_all(folder.join("images")).unwrap();
+    fill(&["a", "bb", "dddd"]);
+    fails(folder, &tune("out", "random", "3"), &["out/data.json", "other images than 'images'", "--out"]);
+    assert_eq!(trials(folder, "out").len(), 2);
 }

@@ -1,5 +1,8 @@
 //! The error type of this crate.
 
+use ofa_supernet::quote::{quoted, shortened};
+use std::path::Path;
+
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -10,7 +13,7 @@ pub enum Error {
     #[error(transparent)]
     Supernet(#[from] ofa_supernet::Error),
     /// A weight tensor is missing, unknown, of the wrong shape or not finite.
-    #[error("tensor '{name}': {message}")]
+    #[error("tensor '{}': {}", quoted(name), shortened(message))]
     Tensor {
         /// The tensor's name.
         name: String,
@@ -18,18 +21,20 @@ pub enum Error {
         message: String,
     },
     /// A network specification contradicts itself or is out of bounds.
-    #[error("network: {0}")]
+    #[error("network: {}", shortened(.0))]
     Network(String),
     /// Images or labels given to a network do not fit it.
-    #[error("input: {0}")]
+    #[error("input: {}", shortened(.0))]
     Input(String),
     /// A profile or benchmark cannot be made with these options.
-    #[error("measurement: {0}")]
+    #[error("measurement: {}", shortened(.0))]
     Measurement(String),
     /// A device profile has no time for a layer.
     #[error(
-        "device profile '{device}' has no time for the layer '{layer}': it was made for the space '{space}' with \
-         {classes} classes; make a profile for this space with `ofa profile`"
+        "device profile '{}' has no time for the layer '{layer}': it was made for the space '{}' with \
+         {classes} classes; make a profile for this space with `ofa profile`",
+        quoted(device),
+        quoted(space)
     )]
     MissingLayer {
         /// Name of the profile's device.
@@ -47,5 +52,17 @@ impl Error {
     /// A tensor error.
     pub fn tensor(name: impl Into<String>, message: impl Into<String>) -> Self {
         Error::Tensor { name: name.into(), message: message.into() }
+    }
+
+    /// The error with the path of the file whose content it is about; one that names a path of its own, or is not about
+    /// content, stays as it is.
+    pub fn at(self, path: impl AsRef<Path>) -> Self {
+        match self {
+            Error::Supernet(error) => Error::Supernet(error.at(path)),
+            Error::Tensor { .. } | Error::Network(_) | Error::Input(_) | Error::MissingLayer { .. } => {
+                ofa_supernet::Error::format(path, self.to_string()).into()
+            }
+            Error::Measurement(_) => self,
+        }
     }
 }

@@ -62,22 +62,23 @@ impl Clock for SystemClock {
 /// # Errors
 /// Those of `f`, and an empty budget.
 pub fn measure(warmup: usize, budget: &Budget, mut f: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
-    let mut times = measure_interleaved(&mut SystemClock::new(), 1, warmup, budget, |_| f())?;
+    let mut times = measure_interleaved(&mut SystemClock::new(), 1, warmup, budget, &mut || Ok(()), |_| f())?;
     Ok(times.pop().expect("one subject was asked for"))
 }
 
 /// Times of `f(0)`, `f(1)`, ..., `f(subjects - 1)` in milliseconds, interleaved, one list a subject, all of one length.
 ///
 /// Each subject first runs `warmup` times uncounted; later every visit starts with one uncounted run (see the module's
-/// text).
+/// text). `between` is called before each run and not timed: an error of it ends a measurement whose runs take long.
 ///
 /// # Errors
-/// Those of `f`, and an empty budget.
+/// Those of `f` and `between`, and an empty budget.
 pub fn measure_interleaved(
     clock: &mut impl Clock,
     subjects: usize,
     warmup: usize,
     budget: &Budget,
+    between: &mut dyn FnMut() -> Result<()>,
     mut f: impl FnMut(usize) -> Result<()>,
 ) -> Result<Vec<Vec<f64>>> {
     if budget.max_samples == 0 || budget.visit == 0 || budget.min_samples > budget.max_samples {
@@ -89,6 +90,7 @@ pub fn measure_interleaved(
     }
     for subject in 0..subjects {
         for _ in 0..warmup {
+            between()?;
             f(subject)?;
         }
     }
@@ -106,9 +108,11 @@ pub fn measure_interleaved(
         for (subject, times) in times.iter_mut().enumerate() {
             // A lone subject has no neighbour that could have emptied its caches.
             if subjects > 1 {
+                between()?;
                 f(subject)?;
             }
             for _ in 0..visit {
+                between()?;
                 let before = clock.now();
                 f(subject)?;
                 times.push(milliseconds(clock.now().saturating_sub(before)));
@@ -188,7 +192,7 @@ mod tests {
     fn subjects_take_turns_and_first_runs_do_not_count() {
         let (time, mut order) = (Cell::new(0), Vec::new());
         let budget = Budget { min_samples: 1, max_samples: 3, time: Duration::from_secs(60), visit: 2 };
-        let times = measure_interleaved(&mut Hand(&time), 2, 1, &budget, |subject| {
+        let times = measure_interleaved(&mut Hand(&time), 2, 1, &budget, &mut || Ok(()), |subject| {
             order.push(subject);
             time.set(time.get() + 10 * (subject as u64 + 1));
             Ok(())
@@ -203,7 +207,7 @@ mod tests {
         let run = |min_samples, max_samples, seconds| {
             let time = Cell::new(0);
             let budget = Budget { min_samples, max_samples, time: Duration::from_secs(seconds), visit: 1 };
-            let times = measure_interleaved(&mut Hand(&time), 1, 0, &budget, |_| {
+            let times = measure_interleaved(&mut Hand(&time), 1, 0, &budget, &mut || Ok(()), |_| {
                 time.set(time.get() + 1000);
                 Ok(())
             });
@@ -219,5 +223,29 @@ mod tests {
     fn an_error_ends_the_measurement() {
         let result = measure(0, &Budget::default(), || Err(ofa_supernet::Error::Interrupted.into()));
         assert_eq!(result.unwrap_err().to_string(), "interrupted");
+    }
+
+    #[test]
+    fn what_happens_between_runs_is_not_timed_and_can_end_the_measurement() {
+        let (time, calls) = (Cell::new(0), Cell::new(0));
+        let budget = Budget { min_samples: 2, max_samples: 2, time: Duration::ZERO, visit: 2 };
+        let measure = |last: usize| {
+            calls.set(0);
+            let mut between = || {
+                calls.set(calls.get() + 1);
+                time.set(time.get() + 1000);
+                if calls.get() > last { Err(ofa_supernet::Error::Interrupted.into()) } else { Ok(()) }
+            };
+            measure_interleaved(&mut Hand(&time), 2, 1, &budget, &mut between, |_| {
+                time.set(time.get() + 1);
+                Ok(())
+            })
+        };
+        // A warm-up run, an uncounted run and two timed ones of each subject.
+        assert_eq!(measure(8).unwrap(), [vec![1.0; 2], vec![1.0; 2]]);
+        for last in 0..8 {
+            assert_eq!(measure(last).unwrap_err().to_string(), "interrupted", "{last}");
+            assert_eq!(calls.get(), last + 1);
+        }
     }
 }

@@ -16,6 +16,8 @@
 //! Everything here is read-only towards the supernet: nothing trains.
 
 #![forbid(unsafe_code)]
+// A library prints nothing: its caller may have no output to print to.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro))]
 
 pub mod bench;
 pub mod cost;

@@ -161,13 +161,25 @@ impl fmt::Display for Constraint {
     }
 }
 
-fn parse_value(metric: Metric, text: &str) -> Option<f64> {
+/// Number and unit of a value; the microsecond's sign has two code points, and `u` stands for both.
+fn split_value(text: &str) -> (&str, String) {
     let split = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '_'))).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
-    let (_, size) = metric.units().iter().find(|(name, _)| name.eq_ignore_ascii_case(unit.trim()))?;
+    (number, unit.trim().replace(['\u{b5}', '\u{3bc}'], "u"))
+}
+
+fn parse_value(metric: Metric, text: &str) -> Option<f64> {
+    let (number, unit) = split_value(text);
+    let (_, size) = metric.units().iter().find(|(name, _)| name.eq_ignore_ascii_case(&unit))?;
     let number: f64 = number.replace('_', "").parse().ok()?;
     let value = number * size;
     (value > 0.0 && value.is_finite()).then_some(value)
+}
+
+/// Whether `text` would be a value of `metric` if it had a unit.
+fn lacks_unit(metric: Metric, text: &str) -> bool {
+    split_value(text).1.is_empty()
+        && metric.units().last().is_some_and(|(unit, _)| parse_value(metric, &format!("{text}{unit}")).is_some())
 }
 
 /// Device and metric of `DEVICE:METRIC`, a part of `text`.
@@ -204,7 +216,11 @@ impl FromStr for Constraint {
         let (device, metric) = parse_subject(text, subject)?;
         let value = value.trim();
         let Some(limit) = parse_value(metric, value) else {
-            return fail(format!("'{value}' is no {metric} above zero; expected for example {}", metric.example()));
+            let fault = match lacks_unit(metric, value) {
+                true => "has no unit".to_string(),
+                false => format!("is no {metric} above zero"),
+            };
+            return fail(format!("'{value}' {fault}; expected for example {}", metric.example()));
         };
         Ok(Constraint { device, metric, limit })
     }
@@ -238,6 +254,11 @@ impl Measures {
     /// The space.
     pub fn space(&self) -> &SearchSpace {
         &self.space
+    }
+
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        self.classes
     }
 
     /// The profile of that name.
@@ -283,6 +304,8 @@ mod tests {
             ("laptop:latency=0.8 ms", Metric::Latency, 0.8, "laptop:latency=800us"),
             ("pi-4:latency=1.5s", Metric::Latency, 1500.0, "pi-4:latency=1.5s"),
             ("any:MACs=50M", Metric::Macs, 5e7, "any:macs=50M"),
+            ("pi:latency=800 µs", Metric::Latency, 0.8, "pi:latency=800us"),
+            ("pi:latency=800\u{3bc}s", Metric::Latency, 0.8, "pi:latency=800us"),
             ("any:macs=12_345_678", Metric::Macs, 12_345_678.0, "any:macs=12345678"),
             ("any:params=3.5m", Metric::Parameters, 3.5e6, "any:params=3.5M"),
             ("any:memory=512KB", Metric::Memory, 512e3, "any:memory=512KB"),
@@ -316,7 +339,10 @@ mod tests {
             (":macs=5M", "is no device name"),
             ("any:flops=5M", "expected latency, macs, params, memory, size or size-f16"),
             ("any:latency=5ms", "name a device profile"),
-            ("laptop:latency=12", "expected for example 12ms"),
+            ("laptop:latency=12", "'12' has no unit; expected for example 12ms"),
+            ("any:size=60", "'60' has no unit; expected for example 512KB"),
+            ("any:memory=0", "'0' is no memory above zero"),
+            ("any:size=60M", "'60M' is no size above zero"),
             ("laptop:latency=-1ms", "above zero"),
             ("any:macs=0", "above zero"),
             ("any:macs=5ms", "'5ms' is no macs"),

@@ -1,5 +1,6 @@
 //! The one error type of this crate: every message says what was found, what was expected and what to do.
 
+use ofa_supernet::quote::shortened;
 use std::path::{Path, PathBuf};
 
 /// Shorthand for results of this crate.
@@ -17,7 +18,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file's content is not what its format asks for.
-    #[error("{}: {message}", path.display())]
+    #[error("{}: {}", path.display(), shortened(message))]
     Format {
         /// The file or folder.
         path: PathBuf,
@@ -25,7 +26,7 @@ pub enum Error {
         message: String,
     },
     /// A line of a file is not what its format asks for.
-    #[error("{}:{line}: {message}", path.display())]
+    #[error("{}:{line}: {}", path.display(), shortened(message))]
     Line {
         /// The file.
         path: PathBuf,
@@ -35,19 +36,19 @@ pub enum Error {
         message: String,
     },
     /// A limit cannot be read or does not fit the devices at hand.
-    #[error("limit: {0}")]
+    #[error("limit: {}", shortened(.0))]
     Constraint(String),
     /// The predictor cannot be fitted.
-    #[error("predictor: {0}")]
+    #[error("predictor: {}", shortened(.0))]
     Predictor(String),
     /// A search setting or a scorer's answer is impossible.
-    #[error("search: {0}")]
+    #[error("search: {}", shortened(.0))]
     Search(String),
     /// Hyperparameters cannot be varied like that.
-    #[error("tune: {0}")]
+    #[error("tune: {}", shortened(.0))]
     Tune(String),
     /// No subnet of the space meets the limits.
-    #[error("search: {0}")]
+    #[error("search: {}", shortened(.0))]
     Impossible(String),
     /// Search space, subnet or network.
     #[error(transparent)]
@@ -69,6 +70,23 @@ impl Error {
     /// A format error at a path.
     pub fn format(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
         Error::Format { path: path.as_ref().to_path_buf(), message: message.into() }
+    }
+
+    /// The error with the path of the file whose content it is about; one that names a path of its own, or is not about
+    /// content, stays as it is.
+    pub fn at(self, path: impl AsRef<Path>) -> Self {
+        match self {
+            Error::Supernet(error) => Error::Supernet(error.at(path)),
+            Error::Evaluate(error) => Error::Evaluate(error.at(path)),
+            Error::Constraint(_) | Error::Predictor(_) | Error::Tune(_) | Error::Tensor(_) => {
+                Error::format(path, self.to_string())
+            }
+            Error::File { .. }
+            | Error::Format { .. }
+            | Error::Line { .. }
+            | Error::Search(_)
+            | Error::Impossible(_) => self,
+        }
     }
 
     /// A format error at a line (from 1) of a path.

@@ -15,6 +15,8 @@
 //! | [`subnet`] | cutting a subnet out as a model folder, and checking it |
 
 #![forbid(unsafe_code)]
+// A library prints nothing: its caller may have no output to print to.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro))]
 
 mod cholesky;
 pub mod constraint;

@@ -3,16 +3,18 @@
 use crate::Result;
 use candle_core::{Device, Tensor};
 use ofa_evaluate::Model;
-use ofa_evaluate::model::{ModelConfig, NumberType, save};
+use ofa_evaluate::model::{Finetuned, ModelConfig, NumberType, save};
 use ofa_supernet::data::Normalisation;
 use ofa_supernet::network::{Mode, Statistics};
 use ofa_supernet::{Subnet, Supernet};
 use std::path::Path;
 
-/// Writes `model.safetensors` and `config.json` into `folder`: the active weights with the recalibrated statistics.
+/// Writes `model.safetensors` and `config.json` into `folder`: the active weights with the recalibrated statistics. `finetuned` is how `net` was
+/// trained on this subnet.
 ///
 /// # Errors
 /// A subnet outside the space, statistics of another subnet, a number type that cannot hold the weights, a failed write.
+#[allow(clippy::too_many_arguments, reason = "all that a model folder is made of")]
 pub fn extract(
     net: &Supernet,
     subnet: &Subnet,
@@ -20,6 +22,7 @@ pub fn extract(
     labels: &[String],
     normalisation: &Normalisation,
     dtype: NumberType,
+    finetuned: Option<Finetuned>,
     folder: &Path,
 ) -> Result<()> {
     let weights = net
@@ -29,7 +32,7 @@ pub fn extract(
         .collect::<candle_core::Result<_>>()?;
     let network = net.space().network(subnet, net.classes())?;
     let config = ModelConfig::new(&net.space().name, subnet, network, labels.to_vec(), normalisation.clone(), dtype);
-    save(folder, &config, &weights)?;
+    save(folder, &ModelConfig { finetuned, ..config }, &weights)?;
     Ok(())
 }
 
@@ -87,7 +90,7 @@ mod tests {
             net.forward(&tensor, &subnet, Mode::Collect(&mut collector)).unwrap();
             let statistics = collector.finish();
             let path = folder.path().join(position.to_string());
-            extract(&net, &subnet, &statistics, &labels, &normalisation, NumberType::F32, &path).unwrap();
+            extract(&net, &subnet, &statistics, &labels, &normalisation, NumberType::F32, None, &path).unwrap();
             let (difference, largest) = compare(&net, &subnet, &statistics, &path, &images).unwrap();
             assert!(largest > 0.1 && difference <= 1e-4 * largest, "{subnet}: {difference} of {largest}");
         }

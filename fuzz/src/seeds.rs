@@ -41,6 +41,14 @@ const RESNET: &str = r#"{"name": "ResNets",
 "downsample_mode": "avgpool_conv"}],
 "classifier": {"in_features": 32, "out_features": 4}}"#;
 
+/// Subnets as the published code writes and prints them.
+const SETTINGS: [&str; 4] = [
+    r#"{"wid": null, "ks": [3, 5, null, 3], "e": [2, 3, null, 2], "d": [2, 1], "r": [24]}"#,
+    "{'ks': (3, 5, 5, 3,), 'e': [2, 3, 4, 2], 'd': [2, 2], 'image_size': 32}",
+    r#"{"ks": 3, "e": 4, "d": 1}"#,
+    "{'d': [2, 0, 1], 'e': [0.25, 0.5, 0.25, 0.5], 'w': [0, 1, 1, 0], 'ks': None}",
+];
+
 /// Writes all seeds below `corpus`.
 pub fn write(corpus: &Path) -> Result<()> {
     let put = |name: &str, bytes: &[u8]| -> Result<()> {
@@ -58,7 +66,9 @@ pub fn write(corpus: &Path) -> Result<()> {
     put("network-description/mobilenet", MOBILENET.as_bytes())?;
     put("network-description/resnet", RESNET.as_bytes())?;
     for (index, limit) in
-        ["laptop:latency=12ms", "any:macs=1.5M", "any:params=800k", "any:memory=2MiB"].iter().enumerate()
+        ["laptop:latency=12ms", "any:macs=1.5M", "any:params=800k", "any:memory=2MiB", "pi:latency=800 µs"]
+            .iter()
+            .enumerate()
     {
         put(&format!("limit/{index}"), limit.as_bytes())?;
     }
@@ -76,6 +86,12 @@ pub fn write(corpus: &Path) -> Result<()> {
     ];
     put("published/zip", &torch_file::zip(&torch_file::entries(&tensors)))?;
     put("published/old", &old_torch_file(&tensors))?;
+    let prefixed = tensors.iter().cloned().map(|(name, s, v)| (format!("module._orig_mod.{name}"), s, v)).collect();
+    let sets = [("state_dict_ema", tensors), ("model", prefixed)];
+    put("published/wrapped", &torch_file::zip(&torch_file::wrapped(&sets)))?;
+    for (index, setting) in SETTINGS.iter().enumerate() {
+        put(&format!("setting/{index}"), setting.as_bytes())?;
+    }
 
     // A run over a few images in the narrowest network.
     let mut narrow = SearchSpace { width_multiplier: 0.25, ..tiny.clone() };
@@ -107,7 +123,7 @@ pub fn write(corpus: &Path) -> Result<()> {
     let statistics = net.running_statistics(&narrow.smallest())?;
     let model = folder.path().join("model");
     let normalisation = Normalisation { mean: [0.5; 3], std: [0.25; 3] };
-    extract(&net, &narrow.smallest(), &statistics, &data.classes, &normalisation, NumberType::F32, &model)?;
+    extract(&net, &narrow.smallest(), &statistics, &data.classes, &normalisation, NumberType::F32, None, &model)?;
     put("model-config/tiny.json", &fs::read(model.join("config.json"))?)?;
     put("model-weights/tiny", &fs::read(model.join("model.safetensors"))?)?;
     put("published/safetensors", &fs::read(model.join("model.safetensors"))?)?;

@@ -6,7 +6,7 @@ use ofa_evaluate::{DeviceProfile, Model, cost};
 use ofa_extract::predictor::read_samples;
 use ofa_extract::{Constraint, Predictor};
 use ofa_supernet::data::{DataOptions, Dataset};
-use ofa_supernet::import::CheckpointFile;
+use ofa_supernet::import::{CheckpointFile, Setting};
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::{TrainConfig, metrics, tensor_file};
 use ofa_supernet::{SearchSpace, Subnet};
@@ -27,7 +27,10 @@ impl<E: std::fmt::Display> From<E> for Fault {
     fn from(error: E) -> Self {
         let text = error.to_string();
         // One sentence: people read it in a terminal.
-        if text.len() > 4000 { Fault::Wrong(format!("an error of {} bytes", text.len())) } else { Fault::Refused(text) }
+        if text.len() > 2000 || text.contains(char::is_control) {
+            return Fault::Wrong(format!("an error of {} bytes that is no line: {text:?}", text.len()));
+        }
+        Fault::Refused(text)
     }
 }
 
@@ -59,6 +62,7 @@ pub const TARGETS: &[Target] = &[
     target("cifar", cifar),
     target("image", image),
     target("subnet", |_, bytes| subnet(text(bytes)?)),
+    target("setting", |_, bytes| setting(text(bytes)?)),
     target("limit", |_, bytes| limit(text(bytes)?)),
     target("space", |_, bytes| space(text(bytes)?)),
     target("train-config", |_, bytes| train_config(text(bytes)?)),
@@ -174,6 +178,18 @@ fn subnet(text: &str) -> Outcome {
     }
     tiny().check(&subnet)?;
     tiny().network(&subnet, 10)?;
+    Ok(())
+}
+
+fn setting(text: &str) -> Outcome {
+    let setting: Setting = text.parse()?;
+    for space in ["tiny", "resnet-tiny"] {
+        let space = SearchSpace::named(space)?;
+        let resolution = setting.resolution().unwrap_or(32);
+        if let Ok(subnet) = setting.subnet(&space, resolution) {
+            space.check(&subnet).map_err(|e| Fault::Wrong(format!("'{subnet}' is not of its space: {e}")))?;
+        }
+    }
     Ok(())
 }
 

@@ -1,12 +1,14 @@
 //! `ofa bench`
 
+use crate::cli::hint_at_cores;
 use crate::run_folder::DataConfig;
-use crate::{interrupt, progress, table};
+use crate::{interrupt, memory, numbers, progress, shell, table};
 use anyhow::{Result, bail};
 use ofa_evaluate::Model;
-use ofa_evaluate::bench::{BenchOptions, BenchRow, BenchStep, bench, csv};
+use ofa_evaluate::bench::{BenchOptions, BenchRow, BenchStep, bench, csv, memory as memory_of_bench};
+use ofa_evaluate::model::CONFIG_FILE;
 use ofa_supernet::data::Dataset;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Accuracy on test images, size and latency of extracted models.
 #[derive(clap::Args)]
@@ -18,13 +20,13 @@ pub struct Args {
     #[arg(long)]
     data: Option<String>,
     /// Seed of the built-in data, as in training.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = numbers::seed)]
     data_seed: u64,
     /// Numbers of threads.
-    #[arg(long = "model-threads", value_delimiter = ',', default_value = "1")]
+    #[arg(long = "model-threads", value_delimiter = ',', default_value = "1", value_parser = numbers::threads)]
     model_threads: Vec<usize>,
     /// Batch sizes.
-    #[arg(long, value_delimiter = ',', default_value = "1")]
+    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = numbers::batch)]
     batch: Vec<usize>,
     /// Print JSON.
     #[arg(long, conflicts_with = "csv")]
@@ -35,6 +37,10 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    args.models.iter().try_for_each(|folder| check_folder(folder))?;
+    if let Some(&threads) = args.model_threads.iter().max() {
+        hint_at_cores("--model-threads", threads);
+    }
     let data = match &args.data {
         Some(source) => Some(
             DataConfig { source: source.clone(), seed: args.data_seed, validation: 0, ..DataConfig::default() }
@@ -46,18 +52,45 @@ pub fn run(args: &Args) -> Result<()> {
         BenchOptions { threads: args.model_threads.clone(), batches: args.batch.clone(), ..BenchOptions::default() };
     let rows = bench_models(&args.models, data.as_ref(), &options)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        say!("{}", serde_json::to_string_pretty(&rows)?);
     } else if args.csv {
-        print!("{}", csv(&rows));
+        say!("{}", csv(&rows).trim_end());
     } else {
         print_rows(&rows);
     }
     Ok(())
 }
 
+/// Fails for a folder that is no model's but has such folders in it, and says how to name them.
+fn check_folder(folder: &Path) -> Result<()> {
+    let is_model = |folder: &Path| folder.join(CONFIG_FILE).is_file();
+    if is_model(folder) {
+        return Ok(());
+    }
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut models: Vec<PathBuf> = entries.filter(|path| is_model(path)).collect();
+    models.sort();
+    let Some(first) = models.first().and_then(|path| path.file_name()) else { return Ok(()) };
+    bail!(
+        "{}: this is no model folder, but it holds {} of them, such as {}; give them all with: ofa bench {}/*",
+        folder.display(),
+        models.len(),
+        first.to_string_lossy(),
+        shell::path(folder).trim_end_matches('/')
+    )
+}
+
 /// Loads and measures the models, with progress.
 pub fn bench_models(folders: &[PathBuf], data: Option<&Dataset>, options: &BenchOptions) -> Result<Vec<BenchRow>> {
-    let mut models = folders.iter().map(|folder| Ok(Model::load(folder)?)).collect::<Result<Vec<_>>>()?;
+    let load = |folder: &PathBuf| {
+        interrupt::check()?;
+        Ok(Model::load(folder)?)
+    };
+    let mut models = folders.iter().map(load).collect::<Result<Vec<_>>>()?;
+    let need = |batch| Ok(memory_of_bench(&models, batch));
+    if let Some(&batch) = options.batches.iter().max() {
+        memory::check_batch("running these models", batch, &need, 1)?;
+    }
     let bar = progress::plain_bar(0);
     let mut test_set = data.map(|data| {
         move |config: &ofa_evaluate::model::ModelConfig, take: &mut ofa_evaluate::bench::TakeBatch| {
@@ -87,18 +120,22 @@ pub fn bench_models(folders: &[PathBuf], data: Option<&Dataset>, options: &Bench
     }
     let rows =
         bench(&mut models, test_set.as_mut().map(|t| t as &mut ofa_evaluate::bench::TestSet), options, &mut |step| {
-            bar.set_message(describe(&step));
-            bar.tick();
+            if let Some(message) = describe(&step) {
+                bar.set_message(message);
+                bar.tick();
+            }
             interrupt::control()
         })?;
     bar.finish_and_clear();
     Ok(rows)
 }
 
-fn describe(step: &BenchStep) -> String {
+/// What the bar says; nothing new where a run is about to be timed, which drawing would disturb.
+fn describe(step: &BenchStep) -> Option<String> {
     match step {
-        BenchStep::Accuracy { model, images } => format!("model {}: {images} test images", model + 1),
-        BenchStep::Latency { threads, batch } => format!("latency with {threads} threads at batch {batch}"),
+        BenchStep::Accuracy { model, images } => Some(format!("model {}: {images} test images", model + 1)),
+        BenchStep::Latency { threads, batch } => Some(format!("latency with {threads} threads at batch {batch}")),
+        BenchStep::Run => None,
     }
 }
 
@@ -124,7 +161,7 @@ pub fn print_rows(rows: &[BenchRow]) {
                 format!("{:.3}", latency.ms.p50),
                 format!("{:.3}", latency.ms.p90),
                 format!("{:.3}", latency.ms.p99),
-                format!("{:.0}", latency.images_per_second),
+                progress::rate(latency.images_per_second),
             ]);
         }
     }

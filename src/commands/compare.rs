@@ -1,6 +1,7 @@
 //! `ofa search --compare`: every strategy with the same budget.
 
 use super::search::{Scorer, StrategyName, limits_of, searched_space};
+use crate::run_folder::RunFolder;
 use crate::{progress, table};
 use anyhow::Result;
 use clap::ValueEnum;
@@ -20,20 +21,25 @@ pub struct Options {
 }
 
 /// Runs every strategy within `constraints` and prints how it did.
-pub fn compare(measures: &Measures, constraints: &[Constraint], scorer: &Scorer, options: &Options) -> Result<()> {
-    anyhow::ensure!(options.seeds > 0, "--seeds 0: expected at least 1");
+pub fn compare(
+    folder: &RunFolder,
+    measures: &Measures,
+    constraints: &[Constraint],
+    scorer: &Scorer,
+    options: &Options,
+) -> Result<()> {
     let limits = limits_of(constraints, measures)?;
     // The front is drawn against what is limited.
     let costs: Vec<Constraint> = constraints.iter().map(|c| Constraint { limit: f64::INFINITY, ..c.clone() }).collect();
     let against = limits_of(&costs, measures)?;
-    let space = searched_space(measures, scorer, constraints.iter())?;
+    let space = searched_space(folder, measures, scorer, constraints.iter())?;
     let evaluations = options.evaluations.unwrap_or(EVALUATIONS);
     let mut rows = Vec::new();
     let bar = progress::bar(StrategyName::value_variants().len() * options.seeds as usize, "searches");
     for strategy in StrategyName::value_variants() {
         let settings: SearchSettings = serde_json::from_value(serde_json::json!({ "strategy": strategy.text() }))?;
         let (mut scores, mut seconds, mut scored) = (Vec::new(), Vec::new(), Vec::new());
-        for seed in options.seed..options.seed + options.seeds {
+        for seed in (0..options.seeds).map(|index| options.seed.wrapping_add(index)) {
             let problem =
                 Problem { against: &against, evaluations: Some(evaluations), ..Problem::new(&space, &limits, seed) };
             let mut score = |subnets: &[Subnet]| scorer.score(subnets);
@@ -53,20 +59,21 @@ pub fn compare(measures: &Measures, constraints: &[Constraint], scorer: &Scorer,
         .map(|(name, scores, seconds, scored)| {
             let best = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let worst = scores.iter().copied().fold(f64::INFINITY, f64::min);
-            let percent = |value: f64| format!("{:.2} %", 100.0 * value);
+            // Ranked by what the predictor says, told as what an accuracy can be.
+            let percent = |value: f64| format!("{:.2} %", 100.0 * value.clamp(0.0, 1.0));
             vec![
                 name,
                 percent(best),
                 percent(middle(&scores)),
                 format!("{:.2} points", 100.0 * (best - worst)),
-                format!("{:.2}", middle(&seconds)),
+                format!("{:.3}", middle(&seconds)),
                 format!("{:.0}", middle(&scored)),
             ]
         })
         .collect();
     let limit = constraints.iter().map(Constraint::to_string).collect::<Vec<_>>().join(" ");
-    println!("{limit}, {} seeds, at most {evaluations} evaluations each", options.seeds);
+    say!("{limit}, {} seeds, at most {evaluations} evaluations each", options.seeds);
     table::print(&["strategy", "best", "median", "spread", "seconds", "evaluations"], &cells);
-    println!();
+    say!();
     Ok(())
 }

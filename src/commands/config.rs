@@ -11,6 +11,6 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    print!("{}", toml::to_string(&args.settings.resolve()?)?);
+    say!("{}", toml::to_string(&args.settings.resolve()?)?.trim_end());
     Ok(())
 }

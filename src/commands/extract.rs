@@ -1,23 +1,29 @@
 //! `ofa extract`
 
+use crate::freshness::warn_of_outdated;
 use crate::run_folder::{RunConfig, RunFolder};
-use crate::{interrupt, progress, table};
-use anyhow::{Context, Result, bail};
-use ofa_evaluate::model::NumberType;
+use crate::{interrupt, names, numbers, progress, shell, table};
+use anyhow::{Result, anyhow, bail};
+use ofa_evaluate::model::{CONFIG_FILE, Finetuned, NumberType, load_config};
 use ofa_extract::SearchResult;
 use ofa_extract::subnet::{compare, extract};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::files::read_json;
 use ofa_supernet::import::Setting;
+use ofa_supernet::network::Statistics;
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::finetune::{FinetuneOptions, finetune};
-use ofa_supernet::train::validation::{accuracy, recalibrate};
+use ofa_supernet::train::validation::{EvaluationSet, accuracy_on, recalibrate_on};
 use ofa_supernet::train::{Control, TrainConfig};
 use ofa_supernet::{Subnet, Supernet};
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 /// Images on which every extracted model is compared with the supernet.
 const COMPARED: usize = 64;
+
+/// Images that accuracies are measured on at a time.
+const BATCH: usize = 100;
 
 /// Cut subnets out of the supernet as models of their own, recalibrated and checked.
 #[derive(clap::Args)]
@@ -35,17 +41,20 @@ pub struct Args {
     /// Folder name for a single --subnet (default: made from its text).
     #[arg(long)]
     name: Option<String>,
-    /// Epochs of fine-tuning on the training images, with the largest subnet as teacher.
+    /// Replace models that are fine-tuned or of another subnet.
     #[arg(long)]
+    overwrite: bool,
+    /// Epochs of fine-tuning on the training images, with the largest subnet as teacher. The weights with the better validation accuracy are stored.
+    #[arg(long, value_parser = numbers::epochs)]
     finetune: Option<f64>,
     /// Learning rate of fine-tuning.
-    #[arg(long, default_value_t = 0.005)]
+    #[arg(long, default_value_t = 0.005, value_parser = numbers::learning_rate)]
     finetune_rate: f64,
     /// Number type of the stored weights: f32, f16 or bf16.
     #[arg(long, default_value = "f32", value_parser = number_type)]
     dtype: NumberType,
     /// Training images that recalibrate batch norm.
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 2000, value_parser = numbers::images)]
     recalibration: usize,
     /// Other images than the run's.
     #[arg(long)]
@@ -69,126 +78,242 @@ pub struct Options {
     pub dtype: NumberType,
     /// Training images that recalibrate batch norm.
     pub recalibration: usize,
+    /// Whether models may be replaced that could not be extracted again.
+    pub overwrite: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
     let folder = RunFolder::new(&args.run);
     let _lock = folder.lock_shared()?;
     let config = folder.config()?;
+    let wanted = wanted(args, &folder, &config)?;
+    let finetune =
+        args.finetune.map(|epochs| FinetuneOptions { epochs, learning_rate: args.finetune_rate, kd_ratio: 1.0 });
+    let options = Options { finetune, dtype: args.dtype, recalibration: args.recalibration, overwrite: args.overwrite };
+    check_all(&folder, &wanted, &options)?;
+    let data = folder.data(args.data.as_deref())?;
+    let rows = extract_all(&folder, &args.run, &config, &data, &wanted, &options)?;
+    print_rows(&rows);
+    let source = args.data.as_deref().unwrap_or(&config.data.source);
+    say!("\nNext: ofa bench {}/models/* --data {}", shell::path(&args.run), shell::quote(source));
+    Ok(())
+}
+
+/// The subnets to extract, each with its model's name.
+fn wanted(args: &Args, folder: &RunFolder, config: &RunConfig) -> Result<Vec<(String, Subnet)>> {
+    if let Some(name) = &args.name {
+        names::check(name).map_err(|reason| anyhow!("--name '{name}': {reason}"))?;
+        if args.subnet.len() != 1 {
+            bail!(
+                "--name '{name}' names the model of a single --subnet, and there are {}; leave it out",
+                args.subnet.len()
+            );
+        }
+    }
     let mut wanted: Vec<(String, Subnet)> = Vec::new();
     if args.search_results {
-        wanted.extend(search_results(&folder)?);
+        wanted.extend(search_results(folder, &args.run, config)?);
     }
     for text in &args.subnet {
         let (name, subnet) = match text.as_str() {
             "smallest" => (text.clone(), config.space.smallest()),
             "largest" => (text.clone(), config.space.largest()),
             _ => {
-                let subnet = if text.starts_with('{') {
-                    let setting: Setting = serde_json::from_str(text).with_context(|| format!("--subnet '{text}'"))?;
+                let subnet = if text.trim_start().starts_with('{') {
+                    let setting: Setting = text.parse()?;
                     setting.subnet(&config.space, setting.resolution()?)?
                 } else {
                     text.parse()?
                 };
-                (subnet.to_string().replace([' ', ',', '|'], "-"), subnet)
+                (names::short(&subnet.to_string().replace([' ', ',', '|'], "-")), subnet)
             }
         };
         config.space.check(&subnet)?;
-        wanted.push((args.name.clone().filter(|_| args.subnet.len() == 1).unwrap_or(name), subnet));
+        wanted.push((args.name.clone().unwrap_or(name), subnet));
     }
     if wanted.is_empty() {
         bail!("nothing to extract: give --search-results or --subnet 'r32 d2,... k... e...' (or smallest, largest)");
     }
-    let data = folder.data(args.data.as_deref())?;
-    let finetune =
-        args.finetune.map(|epochs| FinetuneOptions { epochs, learning_rate: args.finetune_rate, kd_ratio: 1.0 });
-    let options = Options { finetune, dtype: args.dtype, recalibration: args.recalibration };
-    let rows = extract_all(&folder, &args.run, &config, &data, &wanted, &options)?;
-    print_rows(&rows);
-    let source = args.data.as_deref().unwrap_or(&config.data.source);
-    println!("\nNext: ofa bench {}/models/* --data {source}", args.run.display());
+    Ok(wanted)
+}
+
+/// Fails before any work where two models would have one name, or a model would be lost.
+fn check_all(folder: &RunFolder, wanted: &[(String, Subnet)], options: &Options) -> Result<()> {
+    let mut names: HashMap<&str, &Subnet> = HashMap::new();
+    for (name, subnet) in wanted {
+        if names.insert(name, subnet).is_some_and(|other| other != subnet) {
+            bail!("two of the subnets would be the model '{name}'; extract one of them alone, with --name");
+        }
+        if !options.overwrite {
+            check_replaceable(&model_folder(folder, name), subnet)?;
+        }
+    }
     Ok(())
 }
 
+/// Fails where `path` holds what extracting `subnet` would lose. A model that was not fine-tuned can be extracted again at any time.
+fn check_replaceable(path: &Path, subnet: &Subnet) -> Result<()> {
+    // Weights without a configuration are what an interrupted extraction left.
+    if !path.join(CONFIG_FILE).exists() {
+        return Ok(());
+    }
+    let way_out = "give --overwrite to replace it, or extract under another --name";
+    let held = match load_config(path) {
+        Ok(held) => held,
+        // Of a damaged configuration only that can be told: the other models can be extracted again.
+        Err(error)
+            if std::fs::read_to_string(path.join(CONFIG_FILE)).is_ok_and(|text| text.contains("\"finetuned\"")) =>
+        {
+            bail!("{error}; {way_out}")
+        }
+        Err(_) => return Ok(()),
+    };
+    if let Some(finetuned) = held.finetuned {
+        let (epochs, rate) = (finetuned.epochs, finetuned.learning_rate);
+        bail!(
+            "{}: it holds a fine-tuned model (--finetune {epochs} --finetune-rate {rate}); {way_out}",
+            path.display()
+        );
+    }
+    if held.subnet != *subnet {
+        bail!("{}: it holds another subnet ('{}'); {way_out}", path.display(), held.subnet);
+    }
+    Ok(())
+}
+
+fn model_folder(folder: &RunFolder, name: &str) -> PathBuf {
+    folder.join(&format!("models/{name}"))
+}
+
 /// Every result of the run folder's `search/`, by file name.
-fn search_results(folder: &RunFolder) -> Result<Vec<(String, Subnet)>> {
-    let path = folder.join("search");
-    let entries = std::fs::read_dir(&path)
-        .with_context(|| format!("{}: no search results; run `ofa search` first", path.display()))?;
-    let mut files: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
-    files.retain(|p| p.extension().is_some_and(|e| e == "json"));
-    files.sort();
-    let mut found = Vec::new();
+fn search_results(folder: &RunFolder, run: &Path, config: &RunConfig) -> Result<Vec<(String, Subnet)>> {
+    let files = folder.json_files("search")?;
+    if files.is_empty() {
+        bail!(
+            "{}: there are no search results yet; make some with: ofa search --run {} --limit any:macs=50M",
+            folder.join("search").display(),
+            shell::path(run)
+        );
+    }
+    let mut results: Vec<(PathBuf, SearchResult)> = Vec::new();
     for file in files {
         let result: SearchResult = read_json(&file)?;
-        let name = file.file_stem().and_then(|n| n.to_str()).unwrap_or("model").to_string();
-        found.push((name, result.best));
+        config.space.check(&result.best).map_err(|error| error.at(&file))?;
+        results.push((file, result));
     }
-    Ok(found)
+    warn_of_outdated(folder, &results)?;
+    let named = |(file, result): (PathBuf, SearchResult)| {
+        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        names::check(&name).map_err(|reason| anyhow!("{}: its name becomes the model's: {reason}", file.display()))?;
+        Ok((name, result.best))
+    };
+    results.into_iter().map(named).collect()
 }
 
 /// One extracted model.
 pub struct Extracted {
     pub folder: PathBuf,
     pub subnet: Subnet,
-    /// Validation accuracy inside the supernet (after fine-tuning, if any).
+    /// Validation accuracy inside the supernet, before and after fine-tuning if there was any.
     pub accuracy: f64,
+    pub finetuned_accuracy: Option<f64>,
     /// Largest difference of a logit, and the largest logit.
     pub difference: (f64, f64),
+}
+
+impl Extracted {
+    /// Whether the stored weights are the fine-tuned ones: those with the better accuracy are.
+    fn is_finetuned(&self) -> bool {
+        self.finetuned_accuracy.is_some_and(|finetuned| finetuned >= self.accuracy)
+    }
 }
 
 /// Extracts and checks each subnet.
 pub fn extract_all(
     folder: &RunFolder,
-    run: &std::path::Path,
+    run: &Path,
     config: &RunConfig,
     data: &Dataset,
     wanted: &[(String, Subnet)],
     options: &Options,
 ) -> Result<Vec<Extracted>> {
-    let (state, note) = read_supernet(&Folder::of_run(run, 1).supernet_path())?;
+    let path = Folder::of_run(run, 1).supernet_path();
+    let (state, note) = read_supernet(&path)?;
     let labels = folder.class_names(note.classes.clone(), data)?;
+    let copy = || -> Result<Supernet> {
+        let net = Supernet::new(&note.space, note.classes.len(), 0)?;
+        net.load_state(&state).map_err(|error| error.at(&path))?;
+        Ok(net)
+    };
+    let supernet = copy()?;
+    let recalibration = EvaluationSet::for_recalibration(data, options.recalibration, BATCH, config.train.seed)?;
+    let validation = EvaluationSet::of_split(data, &data.validation, None, BATCH)?;
+    let (recalibration, validation) =
+        (recalibration.with_control(interrupt::control), validation.with_control(interrupt::control));
+    let measure = |net: &Supernet, subnet: &Subnet| -> Result<(Statistics, f64)> {
+        let statistics = recalibrate_on(net, subnet, &recalibration)?;
+        let accuracy = accuracy_on(net, subnet, &statistics, &validation)?;
+        Ok((statistics, accuracy))
+    };
     let mut rows = Vec::new();
     for (name, subnet) in wanted {
         interrupt::check()?;
-        // A copy for each, since fine-tuning changes it.
-        let net = Supernet::new(&note.space, note.classes.len(), 0)?;
-        net.load_state(&state)?;
+        let path = model_folder(folder, name);
+        let (mut statistics, accuracy) = measure(&supernet, subnet)?;
+        let mut row = Extracted {
+            folder: path.clone(),
+            subnet: subnet.clone(),
+            accuracy,
+            finetuned_accuracy: None,
+            difference: (0.0, 0.0),
+        };
+        let mut tuned = None;
         if let Some(options) = &options.finetune {
-            finetune_subnet(&net, folder, subnet, data, &config.train, options)?;
+            let net = copy()?;
+            finetune_subnet(&net, &supernet, subnet, data, &config.train, options)?;
+            let (tuned_statistics, finetuned_accuracy) = measure(&net, subnet)?;
+            row.finetuned_accuracy = Some(finetuned_accuracy);
+            if row.is_finetuned() {
+                let how = Finetuned { epochs: options.epochs, learning_rate: options.learning_rate };
+                (tuned, statistics) = (Some((net, how)), tuned_statistics);
+            } else {
+                progress::note(format!(
+                    "warning: {}: fine-tuning took validation accuracy from {:.2} to {:.2} %, so the weights before it are stored; \
+                     give a lower --finetune-rate than {}",
+                    path.display(),
+                    100.0 * accuracy,
+                    100.0 * finetuned_accuracy,
+                    options.learning_rate
+                ));
+            }
         }
-        let seed = config.train.seed;
-        let statistics = recalibrate(&net, subnet, data, options.recalibration, 100, seed)?;
-        let accuracy = accuracy(&net, subnet, &statistics, data, &data.validation, None, 100)?;
-        let path = folder.join(&format!("models/{name}"));
-        extract(&net, subnet, &statistics, &labels, &data.normalisation, options.dtype, &path)?;
+        let (net, how) = tuned.as_ref().map_or((&supernet, None), |(net, how)| (net, Some(*how)));
+        extract(net, subnet, &statistics, &labels, &data.normalisation, options.dtype, how, &path)?;
         let indices: Vec<usize> = (0..COMPARED.min(data.validation.len())).collect();
         let batch = data.evaluation_batch(&data.validation, &indices, subnet.resolution)?;
-        let difference = compare(&net, subnet, &statistics, &path, &batch.images)?;
-        if options.dtype == NumberType::F32 && difference.0 > 1e-3 * difference.1 {
+        row.difference = compare(net, subnet, &statistics, &path, &batch.images)?;
+        let (difference, largest) = row.difference;
+        if options.dtype == NumberType::F32 && difference > 1e-3 * largest {
             bail!(
-                "{}: its logits differ from the supernet's by {:.2e} (largest logit {:.2e}); please report this",
+                "{}: its logits differ from the supernet's by {difference:.2e} (largest logit {largest:.2e}); please report this",
                 path.display(),
-                difference.0,
-                difference.1
             );
         }
-        rows.push(Extracted { folder: path, subnet: subnet.clone(), accuracy, difference });
+        rows.push(row);
     }
     Ok(rows)
 }
 
 fn finetune_subnet(
     net: &Supernet,
-    folder: &RunFolder,
+    teacher: &Supernet,
     subnet: &Subnet,
     data: &Dataset,
     config: &TrainConfig,
     options: &FinetuneOptions,
 ) -> Result<()> {
-    let (teacher, _) = folder.supernet()?;
     let bar = progress::bar(0, "steps");
-    finetune(net, &teacher, subnet, data, config, options, &mut |at| {
+    finetune(net, teacher, subnet, data, config, options, &mut |at| {
         bar.set_length(at.steps as u64);
         bar.set_position(at.step as u64);
         bar.set_message(format!("fine-tuning, loss {:.3}", at.loss));
@@ -198,18 +323,22 @@ fn finetune_subnet(
     Ok(())
 }
 
-/// Folder, accuracy and difference of each model.
+/// Folder, accuracy and difference of each model; with fine-tuning the accuracies before and after it, and which weights are stored.
 pub fn print_rows(rows: &[Extracted]) {
-    let rows: Vec<Vec<String>> = rows
+    let tuning = rows.iter().any(|row| row.finetuned_accuracy.is_some());
+    let percent = |accuracy: f64| format!("{:.2} %", 100.0 * accuracy);
+    let cells: Vec<Vec<String>> = rows
         .iter()
         .map(|row| {
-            vec![
-                row.folder.display().to_string(),
-                format!("{:.2} %", 100.0 * row.accuracy),
-                format!("{:.1e} of {:.1}", row.difference.0, row.difference.1),
-                row.subnet.to_string(),
-            ]
+            let mut cells = vec![row.folder.display().to_string(), percent(row.accuracy)];
+            if tuning {
+                let stored = if row.is_finetuned() { "fine-tuned" } else { "before" };
+                cells.extend([row.finetuned_accuracy.map_or("-".into(), percent), stored.into()]);
+            }
+            cells.extend([format!("{:.1e} of {:.1}", row.difference.0, row.difference.1), row.subnet.to_string()]);
+            cells
         })
         .collect();
-    table::print(&["model", "validation", "largest logit difference", "subnet"], &rows);
+    let accuracies: &[&str] = if tuning { &["before", "fine-tuned", "stored"] } else { &["validation"] };
+    table::print(&[&["model"], accuracies, &["largest logit difference", "subnet"]].concat(), &cells);
 }

@@ -1,13 +1,15 @@
 //! `ofa import`
 
-use crate::run_folder::{DataConfig, RunConfig, RunFolder, numbered_classes};
+use crate::progress::note;
+use crate::run_folder::{DataConfig, RunConfig, RunFolder, data_flag, numbered_classes};
+use crate::{numbers, shell};
 use anyhow::{Context, Result, bail};
 use ofa_evaluate::cost;
-use ofa_evaluate::model::{ModelConfig, NumberType, PublishedNetwork, save};
+use ofa_evaluate::model::{ModelConfig, NumberType, PublishedNetwork, is_unfinished, save};
 use ofa_supernet::SearchSpace;
 use ofa_supernet::data::Normalisation;
 use ofa_supernet::files;
-use ofa_supernet::import::read_supernet;
+use ofa_supernet::import::{CheckpointFile, read_supernet_from};
 use ofa_supernet::space::Family;
 use ofa_supernet::train::TrainConfig;
 use ofa_supernet::train::checkpoint::{Folder, SupernetNote, write_supernet};
@@ -27,24 +29,24 @@ pub struct Args {
     #[arg(long, requires = "resolution", conflicts_with_all = ["space", "resolutions", "batch_norm_epsilon", "validation"])]
     network: Option<PathBuf>,
     /// The specialised network's input resolution (image_size in the published run.config).
-    #[arg(long, requires = "network")]
+    #[arg(long, requires = "network", value_parser = numbers::resolution)]
     resolution: Option<usize>,
     /// Folder to make: of a run, or of the specialised network's model.
     #[arg(long, default_value = "run")]
     out: PathBuf,
     /// Resolutions to choose from, in place of the space's.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = numbers::resolution)]
     resolutions: Vec<usize>,
     /// Epsilon of batch norm, which a checkpoint does not tell, in place of the space's (the published code's default is 1e-5 for
     /// MobileNetV3 and 1e-3 for ProxylessNAS).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::epsilon)]
     batch_norm_epsilon: Option<f64>,
     /// Images of the checkpoint's classes, which later commands recalibrate and measure on; their folder names are the class names.
     /// Without them classes are numbered, and later commands take --data.
     #[arg(long)]
     data: Option<String>,
     /// Images carved from the training images for validation.
-    #[arg(long, requires = "data")]
+    #[arg(long, requires = "data", value_parser = numbers::images_or_none)]
     validation: Option<usize>,
 }
 
@@ -57,20 +59,22 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn specialised(args: &Args, description: &Path, resolution: usize) -> Result<()> {
-    if args.out.exists() {
+    if args.out.exists() && !is_unfinished(&args.out) {
         bail!("{}: it exists already; name another folder with --out", args.out.display());
     }
-    let published = PublishedNetwork::new(&files::read_text(description)?, resolution)
-        .with_context(|| description.display().to_string())?;
-    let weights = published.weights(&args.file)?;
-    let labels = class_names(args, &data_config(args), published.network.classes)?;
+    let published =
+        PublishedNetwork::new(&files::read_text(description)?, resolution).map_err(|e| e.at(description))?;
+    let mut file = CheckpointFile::open(&args.file)?;
+    let weights = published.weights_from(&mut file)?;
+    note_choice(&file);
+    let labels = class_names(args, &data_config(args)?, published.network.classes)?;
     let (macs, parameters) = (cost::macs(&published.network), cost::parameters(&published.network));
     let name = description.parent().and_then(Path::file_name).map_or("published".into(), |name| name.to_string_lossy());
     let PublishedNetwork { network, subnet, .. } = published;
     let normalisation = Normalisation::IMAGENET;
     let config = ModelConfig::new(&name, &subnet, network, labels, normalisation, NumberType::F32);
     save(&args.out, &config, &weights)?;
-    println!(
+    say!(
         "{}: {:.1} M MACs and {:.2} M parameters at {resolution} px, {} classes; {} written",
         args.file.display(),
         macs as f64 / 1e6,
@@ -78,14 +82,21 @@ fn specialised(args: &Args, description: &Path, resolution: usize) -> Result<()>
         config.labels.len(),
         args.out.display()
     );
-    println!("Next: ofa bench {} --data DIR", args.out.display());
+    say!("Next: ofa bench {} --data DIR", shell::path(&args.out));
     Ok(())
 }
 
+/// Says which weights were taken from a file that holds several.
+fn note_choice(file: &CheckpointFile) {
+    if let Some(choice) = file.choice() {
+        note(format!("{}: {choice}", file.path().display()));
+    }
+}
+
 /// The images that are given, if any.
-fn data_config(args: &Args) -> DataConfig {
+fn data_config(args: &Args) -> Result<DataConfig> {
     let mut data = DataConfig {
-        source: args.data.clone().unwrap_or_default(),
+        source: args.data.as_deref().map(data_flag).transpose()?.unwrap_or_default(),
         // The weights expect images normalised as those that they were trained on.
         normalisation: Some(Normalisation::IMAGENET),
         ..DataConfig::default()
@@ -93,7 +104,7 @@ fn data_config(args: &Args) -> DataConfig {
     if let Some(validation) = args.validation {
         data.validation = validation;
     }
-    data
+    Ok(data)
 }
 
 /// Names of the checkpoint's `count` classes: the data's, if there is any.
@@ -112,40 +123,45 @@ fn class_names(args: &Args, data: &DataConfig, count: usize) -> Result<Vec<Strin
 fn supernet(args: &Args, space: &str) -> Result<()> {
     let folder = RunFolder::new(&args.out);
     let path = Folder::of_run(&args.out, 1).supernet_path();
-    if folder.join("config.toml").exists() || folder.join("checkpoints").exists() {
-        bail!("{}: there is a run in it already; name another folder with --out", args.out.display());
-    }
     let mut space = SearchSpace::named(space)?;
     if !args.resolutions.is_empty() {
         space.resolutions = args.resolutions.clone();
     }
     match args.batch_norm_epsilon {
         Some(epsilon) => space.batch_norm_epsilon = epsilon,
-        None if space.family == Family::ProxylessNas => eprintln!(
-            "batch norm's epsilon is taken as {:e}, since a checkpoint does not tell; that of the published ProxylessNAS              supernet is 1e-3: --batch-norm-epsilon 1e-3",
+        None if space.family == Family::ProxylessNas => note(format!(
+            "batch norm's epsilon is taken as {:e}, since a checkpoint does not tell; that of the published ProxylessNAS supernet is 1e-3: \
+             --batch-norm-epsilon 1e-3",
             space.batch_norm_epsilon
-        ),
+        )),
         None => {}
     }
     space.validate()?;
-    let net = read_supernet(&args.file, &space)?;
-    let data = data_config(args);
-    let classes = class_names(args, &data, net.classes())?;
     let train = TrainConfig::preset("imagenet", &space)?;
+    let config = RunConfig { data: data_config(args)?, space: space.clone(), train };
+    check_is_free(&folder, args, &config)?;
+    let mut file = CheckpointFile::open(&args.file)?;
+    let net = read_supernet_from(&mut file, &space)?;
+    note_choice(&file);
+    let classes = class_names(args, &config.data, net.classes())?;
     let parameters: usize = net.parameters().iter().map(|p| p.var.elem_count()).sum();
-    let note = SupernetNote { space: space.clone(), classes, steps: 0 };
+    let note = SupernetNote { space, classes, steps: 0 };
     let existed = args.out.exists();
     let _lock = folder.lock()?;
-    let written = write_supernet(&path, net.state()?, &note)
-        .map_err(anyhow::Error::from)
-        .and_then(|()| folder.write_config(&RunConfig { data, space, train }));
+    check_is_free(&folder, args, &config)?;
+    // The supernet comes last and makes the folder a run.
+    let written = folder.write_config(&config).and_then(|()| Ok(write_supernet(&path, net.state()?, &note)?));
     if let Err(error) = written {
         // All that is there by now is what this command wrote.
-        let leftover = if existed { folder.join("checkpoints") } else { args.out.clone() };
-        let _ = std::fs::remove_dir_all(leftover);
+        if existed {
+            let _ = files::remove_file(&folder.join("config.toml"));
+            let _ = std::fs::remove_dir(folder.join("checkpoints"));
+        } else {
+            let _ = std::fs::remove_dir_all(&args.out);
+        }
         return Err(error).context("nothing was imported");
     }
-    println!(
+    say!(
         "{}: a supernet of the space '{}' with {} classes and {:.2} M parameters; {} written",
         args.file.display(),
         note.space.name,
@@ -153,6 +169,17 @@ fn supernet(args: &Args, space: &str) -> Result<()> {
         parameters as f64 / 1e6,
         path.display()
     );
-    println!("Next: ofa profile --run {run} --name this, ofa predictor --run {run}", run = args.out.display());
+    say!("Next: ofa profile --run {run} --name this, ofa predictor --run {run}", run = shell::path(&args.out));
+    Ok(())
+}
+
+/// Fails if there is a run in the folder. A configuration alone, if it is the one to be written, is what a killed import left.
+fn check_is_free(folder: &RunFolder, args: &Args, config: &RunConfig) -> Result<()> {
+    let entries = std::fs::read_dir(folder.join("checkpoints")).into_iter().flatten().flatten();
+    let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let same = || folder.config().ok().and_then(|there| toml::to_string(&there).ok()) == toml::to_string(config).ok();
+    if names.any(|name| !files::is_temporary(&name)) || (folder.join("config.toml").exists() && !same()) {
+        bail!("{}: there is a run in it already; name another folder with --out", args.out.display());
+    }
     Ok(())
 }

@@ -1,17 +1,18 @@
 //! `ofa predictor`
 
+use crate::freshness::{predictor_path, warn_of_doubts};
 use crate::measured::{Images, Measured};
 use crate::run_folder::RunFolder;
-use crate::{interrupt, progress, table};
-use anyhow::{Context, Result};
-use ofa_extract::predictor::active::{self, Acquisition, CurvePoint};
-use ofa_extract::predictor::{FEWEST_SAMPLES, SampleWriter, read_samples};
+use crate::{interrupt, numbers, progress, table};
+use anyhow::{Result, bail};
+use ofa_extract::predictor::active::{self, Acquisition, CurvePoint, FEWEST_CURVE_SAMPLES};
+use ofa_extract::predictor::{FEWEST_SAMPLES, SampleWriter, check_space, read_provenance, read_samples};
 use ofa_extract::{FitReport, FitSettings, Predictor, Sample};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::seed::{Purpose, generator};
-use ofa_supernet::{Ranks, Subnet, Supernet};
+use ofa_supernet::{Ranks, SearchSpace, Subnet, Supernet, files};
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// Measure accuracies of random subnets and fit the accuracy predictor. Measured samples are kept: run it again to add more.
@@ -27,10 +28,10 @@ pub struct Args {
     data: Option<String>,
     /// Instead of measuring: from the measured samples, how good a predictor fewer of them would have given, drawn at random and chosen
     /// (--active, by default by deviation).
-    #[arg(long)]
+    #[arg(long, conflicts_with = "discard")]
     curve: bool,
     /// Instead of measuring: the accuracy predictor that the authors of once-for-all published (acc_predictor.pth).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["samples", "recalibration", "images", "batch", "seed", "data", "members", "active", "curve"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["samples", "recalibration", "images", "batch", "seed", "data", "members", "active", "discard", "curve"])]
     import: Option<PathBuf>,
 }
 
@@ -38,23 +39,26 @@ pub struct Args {
 #[derive(clap::Args, Clone)]
 pub struct Sampling {
     /// Subnets to measure in all.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = numbers::subnets)]
     pub samples: usize,
     #[command(flatten)]
     pub images: Images,
     /// Images a batch.
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = numbers::batch)]
     pub batch: usize,
     /// Seed of subnets, split and fit.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = numbers::seed)]
     pub seed: u64,
     /// Networks whose mean is the predictor; their spread tells how sure it is. One is fastest to search with.
-    #[arg(long, default_value_t = FitSettings::default().members)]
+    #[arg(long, default_value_t = FitSettings::default().members, value_parser = numbers::members)]
     pub members: usize,
     /// Choose what to measure in place of drawing at random: for the same accuracy of the predictor with fewer measurements, or for more
     /// of them among the best subnets.
     #[arg(long, value_enum)]
     pub active: Option<Active>,
+    /// Drop measured samples that are of other weights, images or settings, and measure anew; without it they are refused.
+    #[arg(long)]
+    pub discard: bool,
 }
 
 /// What makes a subnet worth measuring.
@@ -77,57 +81,96 @@ impl Sampling {
             Active::Improvement => Acquisition::Improvement,
         })
     }
+
+    /// Refuses what no predictor of `space` can be fitted with, before anything is measured.
+    pub fn check(&self, space: &SearchSpace) -> Result<()> {
+        check_space(space)?;
+        if self.samples < FEWEST_SAMPLES {
+            bail!(
+                "--samples {}: a predictor needs {FEWEST_SAMPLES} different subnets or more (1,000 are advisable)",
+                self.samples
+            );
+        }
+        self.check_members()
+    }
+
+    fn check_members(&self) -> Result<()> {
+        if matches!(self.active, Some(Active::Improvement)) && self.members < 2 {
+            bail!(
+                "--members {}: `--active improvement` needs two members or more, as it asks how sure a prediction is",
+                self.members
+            );
+        }
+        Ok(())
+    }
 }
 
 pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     let folder = RunFolder::new(&args.run);
-    folder.config()?;
+    let config = folder.config()?;
     if !ranks.is_first() && (args.curve || args.import.is_some()) {
         return Ok(()); // nothing to share out
     }
+    if args.curve {
+        args.sampling.check_members()?;
+        let _lock = folder.lock_to_read()?;
+        return curve(&folder, &folder.space()?.0, &args.sampling);
+    }
+    if args.import.is_none() {
+        args.sampling.check(&config.space)?;
+    }
     let _lock = ranks.is_first().then(|| folder.lock()).transpose()?;
     let (net, classes) = folder.supernet()?;
-    let path = folder.join("predictor/predictor.safetensors");
+    let path = predictor_path(&folder);
     if let Some(file) = &args.import {
         let predictor = Predictor::import(file, net.space())?;
-        predictor.save(&path)?;
-        // It tells about a predictor that is now replaced.
-        let report = folder.join("predictor/fit.json");
-        if report.exists() {
-            std::fs::remove_file(&report).with_context(|| report.display().to_string())?;
-        }
-        println!("predictor for resolutions {:?} imported; {} written", predictor.space().resolutions, path.display());
+        replace_predictor(&folder, &predictor, None)?;
+        say!("predictor for resolutions {:?} imported; {} written", predictor.space().resolutions, path.display());
         return Ok(());
-    }
-    if args.curve {
-        return curve(&folder, &net, &args.sampling);
     }
     let data = folder.data(args.data.as_deref())?;
     folder.class_names(classes, &data)?;
-    sample(&net, &data, &args.sampling, &folder.join(SAMPLES), ranks)?;
+    sample(&folder, &net, &data, &args.sampling, ranks)?;
     if !ranks.is_first() {
         return Ok(());
     }
-    print_report(&fit(&folder, &net, &args.sampling)?);
-    println!("{} written", path.display());
+    let (predictor, report) = fit(&folder, &net, &args.sampling)?;
+    print_report(&report);
+    warn_of_doubts(&folder, &predictor)?;
+    say!("{} written", path.display());
     Ok(())
 }
 
 const SAMPLES: &str = "predictor/samples.jsonl";
+const REPORT: &str = "predictor/fit.json";
 
 /// Splits whose mean is the learning curve.
 const CURVE_REPETITIONS: u64 = 3;
 
-fn curve(folder: &RunFolder, net: &Supernet, sampling: &Sampling) -> Result<()> {
-    let samples = read_samples(&folder.join(SAMPLES), net.space())?;
+fn curve(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result<()> {
+    let path = folder.join(SAMPLES);
+    let samples = read_samples(&path, space)?;
+    if space.count() < FEWEST_CURVE_SAMPLES as f64 {
+        bail!(
+            "the space '{}' has only {} subnets; a learning curve needs {FEWEST_CURVE_SAMPLES} samples or more",
+            space.name,
+            space.count()
+        );
+    }
+    let weights = folder.weights_checksum()?;
+    if read_provenance(&path)?.is_some_and(|provenance| provenance.weights != weights) {
+        progress::note(format!(
+            "warning: {}: the samples are of other weights than the supernet now has",
+            path.display()
+        ));
+    }
     let acquisition = sampling.acquisition().unwrap_or(Acquisition::Deviation);
     let bar = progress::bar(0, "fits");
     let settings = sampling.fit_settings();
-    let points =
-        active::curve(net.space(), &samples, acquisition, &settings, CURVE_REPETITIONS, &mut |done, total| {
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-        })?;
+    let points = active::curve(space, &samples, acquisition, &settings, CURVE_REPETITIONS, &mut |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    })?;
     bar.finish_and_clear();
     let row = |p: &CurvePoint| vec![p.samples.to_string(), format!("{:.3}", p.random), format!("{:.3}", p.chosen)];
     let rows: Vec<Vec<String>> = points.iter().map(row).collect();
@@ -138,7 +181,7 @@ fn curve(folder: &RunFolder, net: &Supernet, sampling: &Sampling) -> Result<()> 
 /// RMSE, Pearson's correlation and Kendall's tau on the held-out fifth and over all folds, and whether deviations are as they should be.
 pub fn print_report(report: &FitReport) {
     let show = |v: Option<f64>| v.map_or("undefined".to_string(), |v| format!("{v:.3}"));
-    println!(
+    say!(
         "predictor: {} subnets, {} held out: RMSE {:.2} points, Pearson {}, Kendall tau {}",
         report.samples,
         report.held_out,
@@ -147,7 +190,7 @@ pub fn print_report(report: &FitReport) {
         show(report.kendall_tau)
     );
     if let (Some(folds), Some(calibration)) = (&report.cross_validation, &report.calibration) {
-        println!(
+        say!(
             "{} members: in cross-validation RMSE {:.2} points, Pearson {}, Kendall tau {}; {:.0} % of the held-out accuracies lie in their \
              90 % interval, mean deviation {:.2} points",
             report.members,
@@ -162,42 +205,49 @@ pub fn print_report(report: &FitReport) {
 
 /// Measures what is missing, then fits; both with progress.
 pub fn fit_predictor(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Sampling) -> Result<FitReport> {
-    sample(net, data, sampling, &folder.join(SAMPLES), &Ranks::alone())?;
-    fit(folder, net, sampling)
+    sample(folder, net, data, sampling, &Ranks::alone())?;
+    Ok(fit(folder, net, sampling)?.1)
 }
 
-fn fit(folder: &RunFolder, net: &Supernet, sampling: &Sampling) -> Result<FitReport> {
-    let samples = read_samples(&folder.join(SAMPLES), net.space())?;
+fn fit(folder: &RunFolder, net: &Supernet, sampling: &Sampling) -> Result<(Predictor, FitReport)> {
+    let path = folder.join(SAMPLES);
+    let samples = read_samples(&path, net.space())?;
     let bar = progress::bar(0, "steps");
     bar.set_message("fitting");
-    let (predictor, report) =
+    let (mut predictor, mut report) =
         Predictor::fit(net.space(), &samples, &sampling.fit_settings(), sampling.seed, &mut |done, total, rmse| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
             bar.set_message(format!("fitting, RMSE {:.2} points", 100.0 * rmse));
         })?;
     bar.finish_and_clear();
-    predictor.save(&folder.join("predictor/predictor.safetensors"))?;
-    ofa_supernet::files::write_json(&folder.join("predictor/fit.json"), &report)?;
-    Ok(report)
+    report.measured_with = read_provenance(&path)?;
+    predictor.set_provenance(report.measured_with.clone());
+    replace_predictor(folder, &predictor, Some(&report))?;
+    Ok((predictor, report))
 }
 
-/// The subnets of a seed, always in the same order: the smallest and the largest first, then different random ones.
+/// Writes a predictor and its report. A kill between the files leaves no report rather than that of another predictor.
+fn replace_predictor(folder: &RunFolder, predictor: &Predictor, report: Option<&FitReport>) -> Result<()> {
+    let path = folder.join(REPORT);
+    files::remove_file(&path)?;
+    predictor.save(&predictor_path(folder))?;
+    if let Some(report) = report {
+        files::write_json(&path, report)?;
+    }
+    Ok(())
+}
+
+/// Different subnets of a seed, always in the same order: the smallest and the largest first, then random ones.
 fn subnets(net: &Supernet, count: usize, seed: u64) -> Vec<Subnet> {
     let space = net.space();
-    let mut list = vec![space.smallest(), space.largest()];
-    let mut seen: HashSet<Subnet> = list.iter().cloned().collect();
-    let mut position = 0;
-    // A space smaller than `count` ends the search for new ones.
-    while list.len() < count && position < 100 * count as u64 {
-        let subnet = space.sample(&mut generator(seed, Purpose::Predictor, &[2, position]));
-        if seen.insert(subnet.clone()) {
-            list.push(subnet);
-        }
-        position += 1;
-    }
-    list.truncate(count);
-    list
+    let ends = [space.smallest(), space.largest()].into_iter();
+    let random = (0..(count as u64).saturating_mul(100))
+        .map(|position| space.sample(&mut generator(seed, Purpose::Predictor, &[2, position])));
+    let mut seen = HashSet::new();
+    // A space of fewer subnets ends the search for new ones.
+    let count = (count as f64).min(space.count()) as usize;
+    ends.chain(random).filter(|subnet| seen.insert(subnet.clone())).take(count).collect()
 }
 
 /// The part of the samples that is drawn at random before any is chosen by expected improvement, and the part that is then chosen at a time.
@@ -244,8 +294,18 @@ const TOGETHER: usize = 8;
 const SECONDS_TOGETHER: f64 = 20.0;
 
 /// Measures what is missing. Several ranks share the subnets out; the first one chooses them and writes the file, which is the same for any number.
-fn sample(net: &Supernet, data: &Dataset, sampling: &Sampling, path: &Path, ranks: &Ranks) -> Result<()> {
-    let mut file = ranks.is_first().then(|| SampleWriter::open(path, net.space())).transpose()?;
+fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Sampling, ranks: &Ranks) -> Result<()> {
+    let path = folder.join(SAMPLES);
+    let measured = Measured::new(net, data, &sampling.images, sampling.batch, sampling.seed)?;
+    let open = || -> Result<_> {
+        let provenance = measured.provenance(folder.weights_checksum()?)?;
+        Ok(SampleWriter::open(&path, net.space(), &provenance, sampling.discard)?)
+    };
+    let mut file = ranks.is_first().then(open).transpose()?;
+    let count = (sampling.samples as f64).min(net.space().count()) as usize;
+    if ranks.is_first() && count < sampling.samples {
+        progress::note(format!("the space '{}' has only {count} subnets; all of them are measured", net.space().name));
+    }
     let wanted = |file: &Option<(SampleWriter, Vec<Sample>)>| -> Result<Vec<Subnet>> {
         let wanted = match file {
             Some((_, known)) => serde_json::to_vec(&next(net, known, sampling)?)?,
@@ -257,8 +317,7 @@ fn sample(net: &Supernet, data: &Dataset, sampling: &Sampling, path: &Path, rank
     if missing.is_empty() {
         return Ok(());
     }
-    let measured = Measured::new(net, data, &sampling.images, sampling.batch, sampling.seed)?;
-    let bar = progress::bar(sampling.samples, "subnets");
+    let bar = progress::bar(count, "subnets");
     bar.set_position(file.as_ref().map_or(0, |(_, known)| known.len() as u64));
     bar.reset_eta();
     while !missing.is_empty() {

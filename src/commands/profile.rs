@@ -1,11 +1,12 @@
 //! `ofa profile`
 
+use crate::cli::hint_at_cores;
 use crate::run_folder::RunFolder;
-use crate::{interrupt, progress};
-use anyhow::{Context, Result, bail};
+use crate::{interrupt, memory, numbers, progress};
+use anyhow::{Error, Result};
 use ofa_evaluate::DeviceProfile;
-use ofa_evaluate::profile::{Phase, ProfileOptions, import, measure};
-use ofa_supernet::SearchSpace;
+use ofa_evaluate::profile::{Phase, ProfileOptions, check_name, import, measure, memory as memory_of_profile};
+use ofa_supernet::{SearchSpace, files};
 use std::path::PathBuf;
 
 /// Measure this device: a latency table for every block of the space, checked on random subnets.
@@ -18,19 +19,19 @@ pub struct Args {
     #[arg(long, default_value = "this")]
     name: String,
     /// Threads that a model runs on.
-    #[arg(long = "model-threads", default_value_t = 1)]
+    #[arg(long = "model-threads", default_value_t = 1, value_parser = numbers::threads)]
     model_threads: usize,
-    /// Images a run.
-    #[arg(long, default_value_t = 1)]
+    /// Images per run: limits on this device's latency are for so many images together.
+    #[arg(long, default_value_t = 1, value_parser = numbers::batch)]
     batch: usize,
     /// Times that every network is visited.
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::repetitions)]
     rounds: Option<usize>,
     /// Random subnets that check the predictions.
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::checked_subnets)]
     check: Option<usize>,
     /// Seed of weights, images and subnets.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = numbers::seed)]
     seed: u64,
     /// Instead of measuring: latency tables as the authors of once-for-all publish them, one YAML file a resolution.
     #[arg(long, num_args = 1.., value_name = "TABLE", conflicts_with_all = ["model_threads", "batch", "rounds", "check", "seed"])]
@@ -38,22 +39,22 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    check_name(&args.name).map_err(Error::msg)?;
     let folder = RunFolder::new(&args.run);
     let _lock = folder.lock_shared()?;
     let (net, classes) = folder.supernet()?;
     let path = folder.join(&format!("devices/{}.json", args.name));
     if !args.import.is_empty() {
-        check_name(&args.name)?;
         let profile = import(net.space(), classes.len(), &args.name, &args.import)?;
         profile.save(&path)?;
-        println!(
+        say!(
             "device '{}': {} layers at resolutions {:?} from {} tables",
             profile.name,
-            profile.table.len(),
+            profile.table().len(),
             profile.space.resolutions,
             args.import.len()
         );
-        println!("{} written", path.display());
+        say!("{} written", path.display());
         return Ok(());
     }
     let mut options = ProfileOptions::new(&args.name, classes.len());
@@ -66,50 +67,50 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(check) = args.check {
         options.check_subnets = check;
     }
+    hint_at_cores("--model-threads", args.model_threads);
+    let need = |batch| Ok(memory_of_profile(net.space(), &ProfileOptions { batch, ..options.clone() })?);
+    memory::check_batch("measuring the space's networks", options.batch, &need, 1)?;
     let profile = profile_device(&folder, net.space(), &options)?;
     if let Some(hardware) = &profile.hardware {
-        println!(
-            "device '{}': {} ({} threads, {})",
-            profile.name, hardware.cpu, hardware.threads, hardware.instruction_set
+        say!(
+            "device '{}': {} ({} threads, {}){}",
+            profile.name,
+            hardware.cpu,
+            hardware.threads,
+            hardware.instruction_set,
+            if profile.batch > 1 {
+                format!("; latency is that of one run of {} images", profile.batch)
+            } else {
+                String::new()
+            }
         );
     }
     print_check(&profile);
     if profile.check.as_ref().is_some_and(|check| check.median_error > 0.05) {
-        eprintln!(
+        complain!(
             "the median error is above 5 %: is the machine busy? Measure again when it is quiet, or with more --rounds"
         );
     }
-    println!("{} written", path.display());
+    say!("{} written", path.display());
     Ok(())
 }
 
 /// Number of layers and how far off predictions are.
 pub fn print_check(profile: &DeviceProfile) {
-    print!("{} layers", profile.table.len());
-    if let Some(check) = &profile.check {
-        print!(
+    let check = profile.check.as_ref().map_or(String::new(), |check| {
+        format!(
             "; error on {} random subnets: median {:.1} %, 95th percentile {:.1} %",
             check.subnets.len(),
             100.0 * check.median_error,
             100.0 * check.p95_error
-        );
-    }
-    println!();
-}
-
-/// A device's name is also a file's.
-fn check_name(name: &str) -> Result<()> {
-    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) || name.starts_with('.')
-    {
-        bail!("device name '{name}': expected letters, digits, '-', '_' and '.'");
-    }
-    Ok(())
+        )
+    });
+    say!("{} layers{check}", profile.table().len());
 }
 
 /// Measures with a progress bar and writes the profile into the folder. A measurement that was stopped goes on.
 pub fn profile_device(folder: &RunFolder, space: &SearchSpace, options: &ProfileOptions) -> Result<DeviceProfile> {
     let name = &options.name;
-    check_name(name)?;
     let bar = progress::bar(0, "visits");
     let unfinished = folder.join(&format!("devices/{name}.unfinished"));
     let profile = measure(space, options, Some(&unfinished), &mut |at| {
@@ -131,6 +132,6 @@ pub fn profile_device(folder: &RunFolder, space: &SearchSpace, options: &Profile
     let profile = profile?;
     bar.finish_and_clear();
     profile.save(folder.join(&format!("devices/{name}.json")))?;
-    std::fs::remove_file(&unfinished).with_context(|| format!("cannot remove {}", unfinished.display()))?;
+    files::remove_file(&unfinished)?;
     Ok(profile)
 }

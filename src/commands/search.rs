@@ -1,16 +1,19 @@
 //! `ofa search`
 
 use crate::commands::compare::{self, compare};
+use crate::freshness::{basis_of, load_predictor, predictor_path};
 use crate::measured::{Images, Measured};
 use crate::run_folder::RunFolder;
-use crate::{interrupt, progress, table};
+use crate::{interrupt, names, numbers, progress, shell, table};
 use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
-use ofa_extract::search::SearchSettings;
+use ofa_evaluate::DeviceProfile;
+use ofa_extract::search::{Basis, SearchSettings, of_batch};
 use ofa_extract::{Constraint, Limit, Measures, Metric, Predictor, Problem, SearchResult, search};
 use ofa_supernet::files::write_json;
 use ofa_supernet::{SearchSpace, Subnet, Supernet};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// Evaluations of a search by measured accuracies, where `--evaluations` does not say.
@@ -39,7 +42,7 @@ pub struct Args {
     #[arg(long, value_parser = Constraint::unlimited)]
     against: Vec<Constraint>,
     /// Most subnets to score (default: the strategy's own number; 200 with --score measured, 1000 with --compare).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::evaluations)]
     evaluations: Option<usize>,
     #[command(flatten)]
     constants: Constants,
@@ -49,10 +52,10 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["strategy", "against", "Constants", "verify", "json"])]
     compare: bool,
     /// Runs of each strategy with different seeds for --compare.
-    #[arg(long, default_value_t = 5, requires = "compare")]
+    #[arg(long, default_value_t = 5, requires = "compare", value_parser = numbers::seeds)]
     seeds: u64,
     /// Seed of the search.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = numbers::seed)]
     seed: u64,
     /// Print the results as JSON.
     #[arg(long)]
@@ -89,51 +92,51 @@ impl StrategyName {
 #[derive(clap::Args, Default, Serialize)]
 struct Constants {
     /// Subnets in each generation (evolution, pareto; default 100).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::population)]
     #[serde(skip_serializing_if = "Option::is_none")]
     population: Option<usize>,
     /// Generations (evolution, pareto; default 500).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::generations)]
     #[serde(skip_serializing_if = "Option::is_none")]
     generations: Option<usize>,
     /// Part of the population that has children (evolution; default 0.25).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::fraction)]
     #[serde(skip_serializing_if = "Option::is_none")]
     parent_ratio: Option<f64>,
     /// Part of the children that are mutations; the others are crossovers (evolution; default 0.5).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::fraction)]
     #[serde(skip_serializing_if = "Option::is_none")]
     mutation_ratio: Option<f64>,
     /// Probability of a mutation of each gene (evolution, pareto).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::fraction)]
     #[serde(skip_serializing_if = "Option::is_none")]
     mutation_probability: Option<f64>,
     /// Probability of a mutation of the resolution (evolution).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::fraction)]
     #[serde(skip_serializing_if = "Option::is_none")]
     resolution_mutation_probability: Option<f64>,
     /// Populations that evolve apart before their best meet (evolution; default 5).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::islands)]
     #[serde(skip_serializing_if = "Option::is_none")]
     islands: Option<usize>,
     /// Rounds without anything better after which the populations meet or the evolution ends; 0 for never early (evolution; default 5).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::generations)]
     #[serde(skip_serializing_if = "Option::is_none")]
     patience: Option<usize>,
     /// Choices that the local search changes at once: 0, 1 or 2 (evolution; default 2).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::local_search)]
     #[serde(skip_serializing_if = "Option::is_none")]
     local_search: Option<usize>,
     /// Random subnets at the start (bayes; default 30).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::initial)]
     #[serde(skip_serializing_if = "Option::is_none")]
     initial: Option<usize>,
     /// Subnets scored between two updates of the model (bayes, default 5; ppo and gradient, default 50).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::updates)]
     #[serde(skip_serializing_if = "Option::is_none")]
     batch: Option<usize>,
     /// Exponent w of the reward accuracy x (value / limit)^w (ppo; default -0.07).
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::exponent)]
     #[serde(skip_serializing_if = "Option::is_none")]
     exponent: Option<f64>,
     /// A subnet that breaks a limit is worth nothing (ppo).
@@ -141,7 +144,7 @@ struct Constants {
     #[serde(skip_serializing_if = "Option::is_none")]
     hard: Option<bool>,
     /// Learning rate (ppo, default 0.005; gradient, default 0.2).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::learning_rate)]
     #[serde(skip_serializing_if = "Option::is_none")]
     learning_rate: Option<f64>,
 }
@@ -153,10 +156,10 @@ struct Scoring {
     #[arg(long, value_enum, default_value_t = Score::Predictor)]
     score: Score,
     /// Search on the predicted accuracy less K of its standard deviations, so that what the predictor is unsure about must be so much better.
-    #[arg(long, value_name = "K", default_value_t = 0.0)]
+    #[arg(long, value_name = "K", default_value_t = 0.0, value_parser = numbers::deviations)]
     pessimism: f64,
     /// Measure the K best subnets on the supernet after the search, and take the best of them.
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = numbers::subnets)]
     verify: Option<usize>,
     /// Other images than the run's to measure on.
     #[arg(long, help_heading = "Measuring (--score measured, --verify)")]
@@ -177,9 +180,31 @@ enum Score {
 impl Args {
     fn settings(&self) -> Result<SearchSettings> {
         let name = self.strategy.text();
+        let flag = |key: &str| format!("--{}", key.replace('_', "-"));
         let mut constants = serde_json::to_value(&self.constants)?;
         constants["strategy"] = name.clone().into();
-        serde_json::from_value(constants).map_err(|error| anyhow!("--strategy {name}: {error}"))
+        let settings: SearchSettings = serde_json::from_value(constants).map_err(|error| {
+            let unknown = error.to_string();
+            match unknown.split('`').nth(1) {
+                Some(key) => anyhow!("{}: the strategy {name} has no such constant", flag(key)),
+                None => anyhow!("--strategy {name}: {error}"),
+            }
+        })?;
+        settings.strategy().validate().map_err(|error| {
+            // Constants are named by their keys there.
+            let words: Vec<String> = error
+                .to_string()
+                .split(' ')
+                .map(|word| if word.contains('_') { flag(word) } else { word.to_string() })
+                .collect();
+            anyhow!("--strategy {name}: {}", words.join(" "))
+        })?;
+        Ok(settings)
+    }
+
+    /// All limits, and what fronts are drawn against.
+    fn constraints(&self) -> impl Iterator<Item = &Constraint> {
+        self.limits.iter().chain(&self.against)
     }
 
     /// What is searched together.
@@ -199,57 +224,63 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("--verify measures what --score measured has measured already: leave one of them out");
     }
     let pessimism = args.scoring.pessimism;
-    if !(pessimism >= 0.0 && pessimism.is_finite()) || (pessimism > 0.0 && args.scoring.score == Score::Measured) {
-        bail!(
-            "--pessimism {pessimism}: expected 0 or more, and predictions to be pessimistic about (no --score measured)"
-        );
+    if pessimism > 0.0 && args.scoring.score == Score::Measured {
+        bail!("--pessimism {pessimism}: expected predictions to be pessimistic about (no --score measured)");
     }
     let measuring = args.scoring.score == Score::Measured || args.scoring.verify.is_some();
     if !measuring && args.scoring.data.is_some() {
         bail!("--data names images to measure on, for --score measured or --verify; the predictor needs none");
     }
+    // Before anything is read.
+    let settings = if args.compare { None } else { Some(args.settings()?) };
     let folder = RunFolder::new(&args.run);
-    let _lock = folder.lock_shared()?;
+    // A comparison writes nothing.
+    let _lock = if args.compare { folder.lock_to_read()? } else { Some(folder.lock_shared()?) };
     if !measuring {
-        let scorer = Scorer::Predictor(Box::new(load_predictor(&folder)?), args.scoring.pessimism);
         let (space, classes) = folder.space()?;
-        let measures = Measures::new(&space, classes.len(), folder.devices()?);
-        return with_scorer(args, &folder, &measures, &scorer, None);
+        let scorer = Scorer::Predictor(Box::new(load_predictor(&folder, &space)?), args.scoring.pessimism);
+        let measures = Measures::new(&space, classes.len(), folder.devices(args.constraints())?);
+        return with_scorer(args, settings, &folder, &measures, &scorer, None);
     }
     let (net, classes) = folder.supernet()?;
     let data = folder.data(args.scoring.data.as_deref())?;
     folder.class_names(classes.clone(), &data)?;
     let measured = Measured::new(&net, &data, &args.scoring.images, MEASURED_BATCH, args.seed)?;
-    let measures = Measures::new(net.space(), classes.len(), folder.devices()?);
+    let measures = Measures::new(net.space(), classes.len(), folder.devices(args.constraints())?);
     match args.scoring.score {
-        Score::Measured => with_scorer(args, &folder, &measures, &Scorer::Measured(&measured), Some(&measured)),
+        Score::Measured => {
+            with_scorer(args, settings, &folder, &measures, &Scorer::Measured(&measured), Some(&measured))
+        }
         Score::Predictor => {
-            let scorer = Scorer::Predictor(Box::new(load_predictor(&folder)?), args.scoring.pessimism);
-            with_scorer(args, &folder, &measures, &scorer, Some(&measured))
+            let predictor = load_predictor(&folder, net.space())?;
+            let scorer = Scorer::Predictor(Box::new(predictor), args.scoring.pessimism);
+            with_scorer(args, settings, &folder, &measures, &scorer, Some(&measured))
         }
     }
 }
 
 fn with_scorer(
     args: &Args,
+    settings: Option<SearchSettings>,
     folder: &RunFolder,
     measures: &Measures,
     scorer: &Scorer,
     measured: Option<&Measured>,
 ) -> Result<()> {
-    if args.compare {
+    note_batches(measures, args.constraints())?;
+    let Some(settings) = settings else {
         let options = compare::Options { evaluations: args.evaluations, seed: args.seed, seeds: args.seeds };
         for constraints in args.groups() {
-            compare(measures, &constraints, scorer, &options)?;
+            compare(folder, measures, &constraints, scorer, &options)?;
         }
         return Ok(());
-    }
+    };
     let evaluations = match scorer {
         Scorer::Measured(_) => Some(args.evaluations.unwrap_or(MEASURED_EVALUATIONS)),
         Scorer::Predictor(..) => args.evaluations,
     };
     let options = Options {
-        settings: args.settings()?,
+        settings,
         evaluations,
         against: args.against.clone(),
         seed: args.seed,
@@ -258,12 +289,12 @@ fn with_scorer(
     let results = search_groups(folder, measures, &args.groups(), scorer, measured, &options)?;
     if args.json {
         let results: Vec<&SearchResult> = results.iter().map(|(_, result)| result).collect();
-        println!("{}", serde_json::to_string_pretty(&results)?);
+        say!("{}", serde_json::to_string_pretty(&results)?);
         return Ok(());
     }
     print_results(&results);
     results.iter().for_each(|(_, result)| print_front(result));
-    println!("\nNext: ofa extract --run {} --search-results", args.run.display());
+    say!("\nNext: ofa extract --run {} --search-results", shell::path(&args.run));
     Ok(())
 }
 
@@ -301,15 +332,6 @@ pub struct Options {
     pub verify: usize,
 }
 
-/// The run's predictor.
-pub fn load_predictor(folder: &RunFolder) -> Result<Predictor> {
-    let path = folder.join("predictor/predictor.safetensors");
-    if !path.exists() {
-        bail!("{}: there is no predictor yet; make one with `ofa predictor`", path.display());
-    }
-    Ok(Predictor::load(&path)?)
-}
-
 /// Searches by the run's predictor, each group of limits for itself.
 pub fn search_limits(
     folder: &RunFolder,
@@ -318,31 +340,65 @@ pub fn search_limits(
     settings: SearchSettings,
     seed: u64,
 ) -> Result<Vec<(String, SearchResult)>> {
-    let measures = Measures::new(net.space(), net.classes(), folder.devices()?);
+    let measures = Measures::new(net.space(), net.classes(), folder.devices(groups.iter().flatten())?);
     let options = Options { settings, evaluations: None, against: Vec::new(), seed, verify: 0 };
-    search_groups(folder, &measures, groups, &Scorer::Predictor(Box::new(load_predictor(folder)?), 0.0), None, &options)
+    search_groups(
+        folder,
+        &measures,
+        groups,
+        &Scorer::Predictor(Box::new(load_predictor(folder, net.space())?), 0.0),
+        None,
+        &options,
+    )
 }
 
-/// The space with the resolutions that the predictor and all named devices know: imported ones may know only some.
+/// Says which latencies are those of several images.
+fn note_batches<'c>(measures: &Measures, constraints: impl Iterator<Item = &'c Constraint>) -> Result<()> {
+    let latencies = constraints.filter(|constraint| constraint.metric == Metric::Latency);
+    for name in latencies.map(|constraint| constraint.device.as_str()).collect::<BTreeSet<_>>() {
+        let batch = measures.device(name)?.batch;
+        if batch > 1 {
+            progress::note(format!(
+                "{name}:latency is that of one run of {batch} images, the batch that the profile was measured with"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The space with the resolutions that the predictor and all named devices know: imported ones may know only some. Their
+/// profiles must have every layer of the space.
 pub fn searched_space<'c>(
+    folder: &RunFolder,
     measures: &Measures,
     scorer: &Scorer,
     constraints: impl Iterator<Item = &'c Constraint>,
 ) -> Result<SearchSpace> {
     let space = measures.space();
     let mut searched = space.clone();
-    if let Scorer::Predictor(predictor, _) = scorer {
-        searched.resolutions.retain(|resolution| predictor.space().resolutions.contains(resolution));
-    }
-    for constraint in constraints.filter(|c| c.metric == Metric::Latency) {
-        let known = &measures.device(&constraint.device)?.space.resolutions;
+    let mut keep = |known: &[usize], file: PathBuf| {
+        let before = searched.resolutions.clone();
         searched.resolutions.retain(|resolution| known.contains(resolution));
+        if searched.resolutions.is_empty() {
+            bail!("{}: known are the resolutions {known:?}, searched would be {before:?}", file.display());
+        }
+        Ok(())
+    };
+    if let Scorer::Predictor(predictor, _) = scorer {
+        keep(&predictor.space().resolutions, predictor_path(folder))?;
     }
-    if searched.resolutions.is_empty() {
-        bail!("no resolution of the space '{}' is known to both the predictor and the devices", space.name);
+    let devices = constraints.filter(|c| c.metric == Metric::Latency).map(|c| measures.device(&c.device));
+    let devices = devices.collect::<ofa_extract::Result<Vec<_>>>()?;
+    let path = |device: &DeviceProfile| folder.join(&format!("devices/{}.json", device.name));
+    for device in &devices {
+        keep(&device.space.resolutions, path(device))?;
+    }
+    for device in &devices {
+        let covers = device.check_covers(&searched, measures.classes());
+        covers.map_err(|error| anyhow!("{}: {error}", path(device).display()))?;
     }
     if searched.resolutions != space.resolutions {
-        eprintln!("searching resolutions {:?}: predictor or device know no others", searched.resolutions);
+        complain!("searching resolutions {:?}: predictor or device know no others", searched.resolutions);
     }
     Ok(searched)
 }
@@ -360,8 +416,9 @@ fn search_groups(
     let strategy = options.settings.strategy();
     let mut results = Vec::new();
     for constraints in groups {
+        let name = result_name(&options.against, constraints)?;
         let limits = limits_of(constraints, measures)?;
-        let space = searched_space(measures, scorer, constraints.iter().chain(&options.against))?;
+        let space = searched_space(folder, measures, scorer, constraints.iter().chain(&options.against))?;
         let problem = Problem {
             against: &against,
             evaluations: options.evaluations,
@@ -375,7 +432,7 @@ fn search_groups(
             scores
         };
         let mut result = search(&problem, &options.settings, &mut score, &mut |generation| {
-            bar.set_message(format!("best {:.2} %", 100.0 * generation.score));
+            bar.set_message(format!("best {:.2} %", 100.0 * generation.score.clamp(0.0, 1.0)));
         })?;
         bar.finish_and_clear();
         if let Some(measured) = measured {
@@ -394,13 +451,24 @@ fn search_groups(
             }
             result.pessimism = *pessimism;
         }
-        let front = (!options.against.is_empty()).then(|| "front".to_string());
-        let parts = front.into_iter().chain(options.against.iter().chain(constraints).map(Constraint::file_stem));
-        let name = parts.collect::<Vec<_>>().join("+");
+        result.basis = Some(match scorer {
+            Scorer::Predictor(predictor, _) => basis_of(predictor)?,
+            Scorer::Measured(_) => Basis { weights: Some(folder.weights_checksum()?), predictor: None },
+        });
+        result.limit_predictions();
         write_json(&folder.join(&format!("search/{name}.json")), &result)?;
         results.push((name, result));
     }
     Ok(results)
+}
+
+/// Name of the file of a result, which also names the extracted model.
+fn result_name(against: &[Constraint], constraints: &[Constraint]) -> Result<String> {
+    let front = (!against.is_empty()).then(|| "front".to_string());
+    let parts = front.into_iter().chain(against.iter().chain(constraints).map(Constraint::file_stem));
+    let name = names::short(&parts.collect::<Vec<_>>().join("+"));
+    names::check(&name).map_err(|reason| anyhow!("search result '{name}': {reason}"))?;
+    Ok(name)
 }
 
 /// The limits that constraints ask for.
@@ -442,7 +510,7 @@ pub fn print_results(results: &[(String, SearchResult)]) {
                     None => percent(result.predicted_accuracy),
                 },
                 result.evaluations.to_string(),
-                format!("{:.2} s", result.seconds),
+                progress::duration(result.seconds),
                 result.best.to_string(),
             ];
             if measured {
@@ -456,7 +524,7 @@ pub fn print_results(results: &[(String, SearchResult)]) {
 
 fn show_value(value: &ofa_extract::search::ConstraintValue) -> String {
     match value.constraint.parse::<Constraint>() {
-        Ok(constraint) => constraint.metric.show(value.value),
+        Ok(constraint) => constraint.metric.show(value.value) + &of_batch(value.batch),
         Err(_) => format!("{}", value.value),
     }
 }
@@ -479,7 +547,7 @@ fn print_front(result: &SearchResult) {
             costs.chain(rest).collect()
         })
         .collect();
-    println!();
+    say!();
     let header: Vec<&str> = result.against.iter().map(String::as_str).chain(["predicted", "subnet"]).collect();
     table::print(&header, &rows);
 }

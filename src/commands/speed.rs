@@ -1,11 +1,13 @@
 //! `ofa speed`
 
+use crate::processes::on_this_machine;
 use crate::ranks_model::{Network, Prediction, Step, predict};
 use crate::run_folder::RunConfig;
-use crate::{memory, progress, table};
-use anyhow::{Context, Result, bail};
+use crate::{memory, numbers, progress, table};
+use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use ofa_evaluate::latency::median;
+use ofa_evaluate::memory::TrainingMemory;
 use ofa_supernet::network::Mode;
 use ofa_supernet::ops::InstructionSet;
 use ofa_supernet::seed::{Purpose, generator};
@@ -29,34 +31,34 @@ pub struct Args {
     #[arg(long)]
     small: bool,
     /// Height and width of the images.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = numbers::resolution)]
     resolution: usize,
     /// Images a step.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = numbers::batch)]
     batch: usize,
     /// Number of classes.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = numbers::classes)]
     classes: usize,
     /// max: a step of the largest subnet; elastic: teacher and 4 subnets; eval: forward pass of the largest subnet.
     #[arg(long, default_value = "max", value_parser = ["max", "elastic", "eval"])]
     mode: String,
     /// Measured steps, after one that is not counted.
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = 6, value_parser = numbers::repetitions)]
     steps: usize,
     /// Also tell how long this configuration's schedule will take, on this many training images.
     #[arg(long)]
     config: Option<PathBuf>,
     /// Training images of that schedule.
-    #[arg(long, default_value_t = 50_000)]
+    #[arg(long, default_value_t = 50_000, value_parser = numbers::images)]
     images: usize,
     /// Also predict images a second for 1 to 1,024 processes, each as fast as this one.
     #[arg(long)]
     ranks_model: bool,
     /// For --ranks-model: gigabytes a second between two processes.
-    #[arg(long, default_value_t = 1.25)]
+    #[arg(long, default_value_t = 1.25, value_parser = numbers::bandwidth)]
     bandwidth: f64,
     /// For --ranks-model: microseconds until a message is there.
-    #[arg(long, default_value_t = 20.0)]
+    #[arg(long, default_value_t = 20.0, value_parser = numbers::microseconds)]
     latency: f64,
     /// Print JSON.
     #[arg(long)]
@@ -112,19 +114,15 @@ struct StageTime {
 }
 
 pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
-    if args.steps == 0 || args.batch == 0 || !(1..=4096).contains(&args.resolution) || args.classes < 2 {
-        bail!("--steps and --batch must be at least 1, --resolution 1 to 4096, --classes at least 2");
-    }
     let mut space = SearchSpace::named(&args.space)?;
     if args.small {
         space.stem.stride = 1;
         space.stages[0].stride = 1;
     }
     space.resolutions = vec![args.resolution];
+    let need = |batch| memory_of_step(&space, args, batch);
+    memory::check_batch("this step", args.batch, &need, on_this_machine(ranks))?;
     let net = Supernet::new(&space, args.classes, 0)?;
-    if !(args.bandwidth > 0.0 && args.latency >= 0.0) {
-        bail!("--bandwidth {} must be above 0, --latency {} at least 0", args.bandwidth, args.latency);
-    }
     let Measured { times, exchange: step_exchange, waited } = measure(&net, args, ranks)?;
     let step_seconds = median(&times).context("no step was measured")?;
     let exchange = ranks.are_many().then(|| exchange(ranks, waited / times.len() as f64, &step_exchange));
@@ -154,23 +152,23 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         return Ok(());
     }
     if args.json {
-        println!("{}", serde_json::to_string(&report)?);
+        say!("{}", serde_json::to_string(&report)?);
         return Ok(());
     }
     let memory = report.peak_mib.map_or("unknown".into(), |m| format!("{m:.0} MiB"));
-    println!(
-        "{} {} at {} px, batch {}, {} threads ({}): {:.1} images/s, {:.3} s a step, peak memory {memory}",
+    say!(
+        "{} {} at {} px, batch {}, {} threads ({}): {} images/s, {:.4} s a step, peak memory {memory}",
         report.space,
         report.mode,
         report.resolution,
         report.batch,
         report.threads,
         report.instruction_set,
-        report.images_per_second,
+        progress::rate(report.images_per_second),
         step_seconds
     );
     if let Some(exchange) = &report.ranks {
-        println!(
+        say!(
             "{} ranks together; of {:.2} MB of gradients a step {:.2} are summed while {:.1} ms of it are computed, in {:.2} ms if all are ready, and \
              the others afterwards in {:.2} ms, {:.2} % of the step; computation waits for exchanges and other ranks {:.1} to {:.1} ms; a sum of 8 \
              bytes over all takes {:.1} us, of 64 MiB {:.2} GB/s",
@@ -192,8 +190,8 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     }
     if let Some(stages) = &report.schedule {
         for stage in stages {
-            println!(
-                "  {}: {} steps of {:.3} s, {}",
+            say!(
+                "  {}: {} steps of {:.4} s, {}",
                 stage.stage,
                 stage.steps,
                 stage.step_seconds,
@@ -201,7 +199,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
             );
         }
         let total: f64 = stages.iter().map(|s| s.seconds).sum();
-        println!("the schedule takes about {} on {} training images", progress::duration(total), args.images);
+        say!("the schedule takes about {} on {} training images", progress::duration(total), args.images);
     }
     Ok(())
 }
@@ -246,7 +244,7 @@ fn model(args: &Args, step_seconds: f64, exchange: &Exchange) -> Vec<Prediction>
 }
 
 fn print_model(args: &Args, report: &Report, predictions: &[Prediction]) {
-    println!(
+    say!(
         "\nmodel: every rank computes as measured here; ring all-reduce, of {:.2} MB a step during its last {:.1} ms of computation and of {:.2} MB \
          after it; {} GB/s and {} us between ranks",
         report.hidden_megabytes,
@@ -260,9 +258,9 @@ fn print_model(args: &Args, report: &Report, predictions: &[Prediction]) {
             p.ranks.to_string(),
             format!("{:.1}", 1e3 * p.communication_seconds),
             format!("{:.1}", 1e3 * p.exposed_seconds),
-            format!("{:.0}", p.images_per_second),
+            progress::rate(p.images_per_second),
             format!("{:.1} %", 100.0 * p.efficiency),
-            format!("{:.0}", p.images_per_second_in_turn),
+            progress::rate(p.images_per_second_in_turn),
         ]
     };
     let rows: Vec<Vec<String>> = predictions.iter().map(row).collect();
@@ -285,15 +283,32 @@ struct Measured {
     waited: f64,
 }
 
-fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<Measured> {
-    let space = net.space();
-    let (images, labels) = random_batch(args.batch, args.resolution, args.classes)?;
+/// The configuration of the measured steps, and their stage.
+fn configuration(space: &SearchSpace, mode: &str) -> Result<(TrainConfig, StageConfig)> {
     let config = TrainConfig { dropout: 0.0, ..TrainConfig::preset("cifar", space)? };
     let last = config.stages[config.stages.len() - 1].clone();
-    let stage = match args.mode.as_str() {
+    let stage = match mode {
         "elastic" => StageConfig { subnets_per_step: ELASTIC_SUBNETS, kd_ratio: 1.0, ..last },
         _ => config.stages[0].clone(),
     };
+    Ok((config, stage))
+}
+
+/// Bytes that a step of `batch` images takes; an evaluation is counted as a training step, which takes more.
+fn memory_of_step(space: &SearchSpace, args: &Args, batch: usize) -> Result<u64> {
+    let (config, stage) = configuration(space, &args.mode)?;
+    let mut config = TrainConfig { batch, stages: vec![stage], ..config };
+    config.subnets_at_once = config.subnets_at_once.min(rayon::current_num_threads());
+    (config.probe.batch, config.probe.recalibration_images) = (1, 1);
+    let step = TrainingMemory::estimate(space, args.classes, &config, batch, 0)?;
+    let logits = 16 * batch as u64 * args.classes as u64;
+    Ok(step.total().saturating_add(logits))
+}
+
+fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<Measured> {
+    let space = net.space();
+    let (images, labels) = random_batch(args.batch, args.resolution, args.classes)?;
+    let (config, stage) = configuration(space, &args.mode)?;
     let teacher = if args.mode == "elastic" { Some(Supernet::new(space, args.classes, 1)?) } else { None };
     let statistics = net.running_statistics(&space.largest())?;
     let mut optimizer = Sgd::new(config.momentum, config.weight_decay, net.parameters().len());
@@ -345,6 +360,7 @@ fn mean(exchanges: &[Exchange]) -> Exchange {
 /// Measures a few steps of each stage at the resolutions that training would draw.
 fn schedule(path: &std::path::Path, images: usize) -> Result<Vec<StageTime>> {
     let config = RunConfig::read(path)?;
+    memory::check_training(&config.space, 10, [images, 0], &config.train, 1)?;
     let net = Supernet::new(&config.space, 10, 0)?;
     let teacher = Supernet::new(&config.space, 10, 1)?;
     let mut stages = Vec::new();

@@ -2,8 +2,8 @@
 
 use crate::processes::on_this_machine;
 use crate::progress::{self, note};
-use crate::run_folder::{DataConfig, RunConfig, RunFolder};
-use crate::{interrupt, memory, table};
+use crate::run_folder::{DataConfig, RunConfig, RunFolder, data_flag};
+use crate::{interrupt, memory, numbers, shell, table};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use ofa_supernet::train::checkpoint::Folder;
@@ -23,7 +23,7 @@ pub struct Args {
     #[arg(long)]
     resume: bool,
     /// Leave out up to N steps whose loss or gradient is NaN or infinite before stopping with an error.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::skipped)]
     skip_nonfinite: Option<usize>,
     /// Where to compute: cpu, cuda:N or metal.
     #[arg(long, default_value = "cpu")]
@@ -46,16 +46,16 @@ pub struct Settings {
     #[arg(long)]
     data: Option<String>,
     /// Images carved from the training images for validation.
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::images_or_none)]
     validation: Option<usize>,
     /// Skip unreadable images with a count instead of failing.
     #[arg(long)]
     skip_bad: bool,
     /// Total epochs over all stages; the stages keep their shares.
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::epochs)]
     epochs: Option<f64>,
     /// Images a step, of each process where mpirun starts several.
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::batch)]
     batch: Option<usize>,
     /// Multiply learning rates by the number of processes that start the run.
     #[arg(long)]
@@ -64,7 +64,7 @@ pub struct Settings {
     #[arg(long)]
     sync_batch_norm: bool,
     /// Seed of every random decision.
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::seed)]
     seed: Option<u64>,
 }
 
@@ -96,16 +96,13 @@ impl Settings {
             }
         };
         if let Some(source) = &self.data {
-            config.data.source = source.clone();
+            config.data.source = data_flag(source)?;
         }
         if let Some(validation) = self.validation {
             config.data.validation = validation;
         }
         config.data.skip_bad |= self.skip_bad;
         if let Some(epochs) = self.epochs {
-            if !(epochs > 0.0 && epochs.is_finite()) {
-                bail!("--epochs {epochs}: expected a number above 0");
-            }
             config.train = config.train.with_epochs(epochs);
         }
         if let Some(batch) = self.batch {
@@ -147,10 +144,10 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         note(format!("{} holds no checkpoint yet: training starts at its beginning", args.out.display()));
     }
     let outcome = match train_run(&folder, &args.out, &config, ranks, resume, &device) {
-        Err(error) if started(&checkpoints) && !matches!(error.downcast_ref(), Some(Error::Config(_))) => {
+        Err(error) if started(&checkpoints) && !refused(&error) => {
             note(format!(
                 "training stopped; its checkpoints are whole. When the cause is mended, go on with: ofa train --out {} --resume",
-                args.out.display()
+                shell::path(&args.out)
             ));
             return Err(error);
         }
@@ -161,27 +158,32 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         Outcome::Finished { supernet, probes, steps, seconds } => {
             print_probes(&probes);
             if let Some(peak) = memory::peak() {
-                println!("\npeak memory {}", memory::mib(peak));
+                say!("\npeak memory {}", memory::mib(peak));
             }
-            println!(
+            say!(
                 "\n{} written after {steps} steps in {}. Next: ofa profile --run {run} --name this, ofa predictor --run {run}",
                 supernet.display(),
                 progress::duration(seconds),
-                run = args.out.display()
+                run = shell::path(&args.out)
             );
             Ok(())
         }
         Outcome::Interrupted { checkpoint, step } => Err(interrupt::stopped(format!(
             "stopped at step {step}, saved {}; go on with: ofa train --out {} --resume",
             checkpoint.display(),
-            args.out.display()
+            shell::path(&args.out)
         ))),
     }
 }
 
-/// Whether there is a checkpoint, or a supernet that came from elsewhere.
+/// Whether the run did not begin, so that the settings are to be mended and there is nothing to resume.
+fn refused(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::Config(_) | Error::Refused { .. }))
+}
+
+/// Whether there is a checkpoint, or a supernet that came from elsewhere; a folder that cannot be read may hold some.
 fn started(checkpoints: &Folder) -> bool {
-    checkpoints.list().is_ok_and(|found| !found.is_empty()) || checkpoints.supernet_path().exists()
+    checkpoints.list().map_or(true, |found| !found.is_empty()) || checkpoints.supernet_path().exists()
 }
 
 /// Trains in `folder` with a progress bar.
@@ -218,14 +220,14 @@ pub fn train_run(
                 bar.set_position(step.step as u64);
                 let distillation = step.report.distillation.map(|d| format!(" kd {d:.3}")).unwrap_or_default();
                 bar.set_message(format!(
-                    "{} {:.1}/{:.1}  loss {:.3}{distillation}  acc {:.1} %  lr {:.4}  {:.0} img/s  ETA {}",
+                    "{} {:.1}/{:.1}  loss {:.3}{distillation}  acc {:.1} %  lr {:.4}  {} img/s  ETA {}",
                     step.stage,
                     step.epoch,
                     step.epochs,
                     step.report.loss,
                     100.0 * step.report.accuracy,
                     step.learning_rate,
-                    step.images_per_second,
+                    progress::rate(step.images_per_second),
                     progress::duration(step.eta_seconds)
                 ));
             }
@@ -273,6 +275,19 @@ fn device(name: &str) -> Result<Device> {
                 bail!("--device {name}: expected cpu, cuda:N or metal");
             };
             Device::new_cuda(index).with_context(|| format!("--device {name}: build with `--features cuda`"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_settings_cause_leaves_nothing_to_resume() {
+        assert!(refused(&Error::Config("x".into()).into()) && refused(&Error::refused("run", "x").into()));
+        for error in [Error::Internal("x".into()), Error::Weights("x".into()), Error::NotFinite("x".into())] {
+            assert!(!refused(&error.into()));
         }
     }
 }

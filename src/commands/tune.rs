@@ -2,7 +2,7 @@
 
 use super::train::Settings;
 use crate::run_folder::{RunConfig, RunFolder};
-use crate::{interrupt, progress, table};
+use crate::{interrupt, numbers, progress, shell, table};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use ofa_extract::tune::{self, Outcome, Point, Ranges, Suggest, Trial, TrialWriter, Values, read_trials, suggest};
@@ -11,6 +11,7 @@ use ofa_supernet::files;
 use ofa_supernet::train::checkpoint::Folder;
 use ofa_supernet::train::{Control, Event, MetricsLine, metrics, train};
 use ofa_supernet::{Error, Ranks, Supernet};
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -28,10 +29,10 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "bayes")]
     strategy: Strategy,
     /// Trials in all.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = numbers::repetitions)]
     trials: usize,
     /// Epochs of a trial over all stages (default: a quarter of the configuration's).
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::epochs)]
     trial_epochs: Option<f64>,
     /// Do every trial to its end.
     #[arg(long)]
@@ -52,16 +53,15 @@ enum Strategy {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if args.trials == 0 {
+        bail!("--trials 0: at least one is needed");
+    }
     let config = args.settings.resolve()?;
     let epochs = args.trial_epochs.unwrap_or(config.train.total_epochs() / 4.0);
-    if !(epochs > 0.0 && epochs.is_finite()) {
-        bail!("--trial-epochs {epochs}: expected a number above 0");
-    }
     let ranges = match &args.ranges {
-        Some(path) => Ranges::from_toml(&files::read_text(path)?).with_context(|| path.display().to_string())?,
-        None => Ranges::about(&config.train)?,
+        Some(path) => Ranges::read(path, &config.train, &config.space)?,
+        None => Ranges::about(&config.train, &config.space)?,
     };
-    ranges.check(&config.train, &config.space)?;
     let folder = RunFolder::new(&args.out);
     let _lock = folder.lock()?;
     let shortened = RunConfig { train: config.train.clone().with_epochs(epochs), ..config.clone() };
@@ -69,7 +69,10 @@ pub fn run(args: &Args) -> Result<()> {
 
     let path = folder.join("trials.jsonl");
     let mut trials = read_trials(&path, &ranges)?;
+    // A trial is written down before its folder is removed: one that a kill left is of no use any more.
+    (0..trials.len()).try_for_each(|number| files::remove_folder(&trial_folder(&folder, number)))?;
     let data = config.data.open()?;
+    same_data(&folder, &data, &config.data.source)?;
     let strategy = match args.strategy {
         Strategy::Grid => Suggest::Grid,
         Strategy::Random => Suggest::Random,
@@ -77,8 +80,11 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let bar = progress::plain_bar(0);
     while trials.len() < args.trials {
-        let Some(values) = suggest(strategy, &ranges, &trials, config.train.seed) else {
-            eprintln!("the grid has no more combinations");
+        // A trial under way is finished first, whatever this command's strategy would try.
+        let under_way = values_under_way(&folder, trials.len(), &ranges)?;
+        let Some(values) = under_way.or_else(|| suggest(strategy, &ranges, &trials, config.train.seed)) else {
+            let of = if strategy == Suggest::Grid { "the grid" } else { "the ranges" };
+            complain!("every combination of {of} is tried");
             break;
         };
         let earlier = if args.to_the_end { &[][..] } else { &trials[..] };
@@ -88,7 +94,7 @@ pub fn run(args: &Args) -> Result<()> {
         bar.suspend(|| {
             let done = trial.curve.last().map_or(0.0, |point| point.progress);
             let described = describe(&trial.values);
-            eprintln!(
+            complain!(
                 "trial {}: {described}: {:.1} % after {:.0} %",
                 trial.trial,
                 100.0 * trial.objective,
@@ -97,23 +103,31 @@ pub fn run(args: &Args) -> Result<()> {
         });
         trials.push(trial);
         TrialWriter::new(&path).write(&trials, &ranges)?;
+        files::remove_folder(&trial_folder(&folder, trials.len() - 1))?;
     }
     bar.finish_and_clear();
-    let Some(best) = tune::best(&trials) else { bail!("--trials {}: at least one is needed", args.trials) };
     let (header, rows) = tune::table(&trials, &ranges);
     table::print(&header.iter().map(String::as_str).collect::<Vec<_>>(), &rows);
+    let Some(best) = tune::best(&trials) else {
+        bail!(
+            "{}: all {} trials diverged (loss or weights became NaN or infinite), so none is the best; give lower learning rates with --ranges, or \
+             set clip_norm in the configuration, and name another folder with --out",
+            args.out.display(),
+            trials.len()
+        );
+    };
     let mut chosen = config.clone();
     ranges.apply(&best.values, &mut chosen.train);
     let text = toml::to_string(&chosen).context("the configuration has no TOML form")?;
     let written = folder.join("best.toml");
     files::write_atomic(&written, text.as_bytes())?;
-    println!("\nbest: trial {}, {}", best.trial, describe(&best.values));
-    println!(
+    say!("\nbest: trial {}, {}", best.trial, describe(&best.values));
+    say!(
         "{} written, with all {} epochs; every validation is in {}. Next: ofa train --config {} --out run",
         written.display(),
         tune::significant(chosen.train.total_epochs()),
         folder.join("trials.csv").display(),
-        written.display()
+        shell::path(&written)
     );
     Ok(())
 }
@@ -143,6 +157,54 @@ fn same_or_new(folder: &RunFolder, config: &RunConfig, ranges: &Ranges) -> Resul
     Ok(())
 }
 
+/// Writes down which images the trials of this folder train on; where that is written already they must be the same. A tuning of an earlier version
+/// did not write it, and gets the images of now.
+fn same_data(folder: &RunFolder, data: &Dataset, source: &str) -> Result<()> {
+    let (path, digest) = (folder.join(DATA_FILE), data.digest());
+    if !path.exists() {
+        return Ok(files::write_json(&path, &TrialData { digest })?);
+    }
+    let written: TrialData = files::read_json(&path)?;
+    if written.digest != digest {
+        bail!(
+            "{}: the trials in it were trained on other images than '{source}' now holds (files, labels or splits differ); give those images again, \
+             or name another folder with --out",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// The file that tells which images the trials are trained on.
+const DATA_FILE: &str = "data.json";
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TrialData {
+    digest: String,
+}
+
+/// Checkpoints and metrics of a trial under way.
+fn trial_folder(folder: &RunFolder, number: usize) -> PathBuf {
+    folder.join(&format!("trial-{number:03}"))
+}
+
+/// The file in a trial's folder that tells what is tried.
+const VALUES_FILE: &str = "values.json";
+
+/// The values of trial `number`, if it has begun.
+fn values_under_way(folder: &RunFolder, number: usize, ranges: &Ranges) -> Result<Option<Values>> {
+    let path = trial_folder(folder, number).join(VALUES_FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let values: Values = files::read_json(&path)?;
+    if !values.keys().copied().eq(ranges.names()) {
+        bail!("{}: it varies other hyperparameters than the ranges do; name another folder with --out", path.display());
+    }
+    Ok(Some(values))
+}
+
 /// What all trials share.
 struct Run<'a> {
     config: &'a RunConfig,
@@ -160,15 +222,23 @@ impl Run<'_> {
         self.ranges.apply(&values, &mut config);
         let (space, classes) = (&self.config.space, self.data.classes.len());
         let steps: usize = config.plan(space, self.data.train.len()).iter().map(|stage| stage.steps).sum();
-        let folder = self.folder.join(&format!("trial-{number:03}"));
+        let folder = trial_folder(self.folder, number);
         let resume = !Folder::of_run(&folder, 1).list()?.is_empty();
+        files::write_json(&folder.join(VALUES_FILE), &values)?;
         let mut net = Supernet::new(space, classes, config.seed)?;
-        let (mut curve, mut given_up) = (Vec::new(), false);
+        let (mut curve, mut given_up, mut unreadable) = (Vec::new(), false, None);
         let begun = Instant::now();
         let name = format!("trial {number} of {}: {}", self.trials, describe(&values));
         let trained = train(&mut net, self.data, &config, &Ranks::alone(), &folder, resume, &mut |event| {
             match event {
-                Event::Resumed { step, .. } => curve = points_of(&folder, *step, steps),
+                Event::Resumed { step, .. } => match points_of(&folder, *step, steps) {
+                    Ok(points) => {
+                        curve = points;
+                        // It was given up already, if it was killed before that was written down.
+                        given_up = *step < steps && tune::hopeless(&curve, earlier);
+                    }
+                    Err(error) => unreadable = Some(error),
+                },
                 Event::Probes { step, results, .. } => {
                     let accuracy = results.iter().map(|r| r.accuracy).sum::<f64>() / results.len().max(1) as f64;
                     curve.push(Point { progress: *step as f64 / steps as f64, accuracy });
@@ -178,17 +248,20 @@ impl Run<'_> {
                     self.bar.set_length(step.steps as u64);
                     self.bar.set_position(step.step as u64);
                     self.bar.set_message(format!(
-                        "{name}  {}  loss {:.3}  {:.0} img/s  ETA {}",
+                        "{name}  {}  loss {:.3}  {} img/s  ETA {}",
                         step.stage,
                         step.report.loss,
-                        step.images_per_second,
+                        progress::rate(step.images_per_second),
                         progress::duration(step.eta_seconds)
                     ));
                 }
                 _ => {}
             }
-            if given_up || interrupt::requested() { Control::Stop } else { Control::Continue }
+            if given_up || unreadable.is_some() || interrupt::requested() { Control::Stop } else { Control::Continue }
         });
+        if let Some(error) = unreadable {
+            return Err(error.into());
+        }
         let outcome = match trained {
             Err(Error::NotFinite(_)) => Outcome::Diverged,
             Err(error) => return Err(error.into()),
@@ -200,7 +273,6 @@ impl Run<'_> {
                 return Err(interrupt::stopped(message));
             }
         };
-        std::fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let objective = match outcome {
             Outcome::Diverged => 0.0,
             _ => curve.last().map_or(0.0, |point| point.accuracy),
@@ -210,9 +282,9 @@ impl Run<'_> {
 }
 
 /// The validations up to step `step` that a stopped trial had written down.
-fn points_of(folder: &Path, step: usize, steps: usize) -> Vec<Point> {
+fn points_of(folder: &Path, step: usize, steps: usize) -> Result<Vec<Point>, Error> {
     let mut points: Vec<(usize, Vec<f64>)> = Vec::new();
-    for line in metrics::read(&folder.join("metrics.jsonl")).unwrap_or_default() {
+    for line in metrics::read(&folder.join("metrics.jsonl"))? {
         if let MetricsLine::Probe { step: at, accuracy, .. } = line
             && at <= step
         {
@@ -226,5 +298,5 @@ fn points_of(folder: &Path, step: usize, steps: usize) -> Vec<Point> {
         progress: at as f64 / steps as f64,
         accuracy: accuracies.iter().sum::<f64>() / accuracies.len() as f64,
     };
-    points.into_iter().map(point).collect()
+    Ok(points.into_iter().map(point).collect())
 }

@@ -1,11 +1,12 @@
 //! The one error type of this crate: every message says what was found, what was expected and what to do.
 
+use crate::quote::shortened;
 use std::path::{Path, PathBuf};
 
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong in this crate.
+/// Everything that can go wrong in this crate. Messages may hold foreign text as it is: showing them cuts it to a line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Reading or writing a file failed.
@@ -17,30 +18,51 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file's content is not what its format asks for.
-    #[error("{}: {message}", path.display())]
+    #[error("{}: {}", path.display(), shortened(message))]
     Format {
         /// The file or folder.
         path: PathBuf,
         /// What was found, what was expected, what to do.
         message: String,
     },
+    /// A line of a file is not what its format asks for.
+    #[error("{}:{line}: {}", path.display(), shortened(message))]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Line number, from 1.
+        line: usize,
+        /// What was found, what was expected, what to do.
+        message: String,
+    },
     /// A search space contradicts itself or the subnet asked of it.
-    #[error("search space: {0}")]
+    #[error("search space: {}", shortened(.0))]
     Space(String),
     /// A subnet's text cannot be read, or the subnet lies outside the space.
-    #[error("subnet: {0}")]
+    #[error("subnet: {}", shortened(.0))]
     Subnet(String),
     /// A dataset cannot be used.
-    #[error("data: {0}")]
+    #[error("data: {}", shortened(.0))]
     Data(String),
     /// A training configuration is impossible.
-    #[error("training configuration: {0}")]
+    #[error("training configuration: {}", shortened(.0))]
     Config(String),
+    /// A run cannot begin or resume as asked; nothing was changed.
+    #[error("{}: {}", path.display(), shortened(message))]
+    Refused {
+        /// The run folder or checkpoint.
+        path: PathBuf,
+        /// What was found, what was expected, what to do.
+        message: String,
+    },
+    /// Weights, statistics or momentum do not fit the network.
+    #[error("weights: {}", shortened(.0))]
+    Weights(String),
     /// The loss or a weight became NaN or infinite.
-    #[error("{0}")]
+    #[error("{}", shortened(.0))]
     NotFinite(String),
     /// Another process works in the folder.
-    #[error("{}: {holder} works in this folder; wait for it, stop it, or name another folder", path.display())]
+    #[error("{}: {} works in this folder; wait for it, stop it, or name another folder", path.display(), shortened(holder))]
     Busy {
         /// The folder.
         path: PathBuf,
@@ -53,6 +75,9 @@ pub enum Error {
     /// The work was interrupted on request.
     #[error("interrupted")]
     Interrupted,
+    /// Code of this crate or its caller broke an invariant; no input should reach this.
+    #[error("internal error: {0}; please report this")]
+    Internal(String),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -67,5 +92,54 @@ impl Error {
     /// A format error at a path.
     pub fn format(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
         Error::Format { path: path.as_ref().to_path_buf(), message: message.into() }
+    }
+
+    /// A format error at a line (from 1) of a path.
+    pub fn line(path: impl AsRef<Path>, line: usize, message: impl Into<String>) -> Self {
+        Error::Line { path: path.as_ref().to_path_buf(), line, message: message.into() }
+    }
+
+    /// A run folder or checkpoint that cannot be used as asked.
+    pub fn refused(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Error::Refused { path: path.as_ref().to_path_buf(), message: message.into() }
+    }
+
+    /// The error with the path of the file whose content it is about.
+    ///
+    /// An error about content becomes [`Error::Format`]; one that names a path of its own, or is not about content,
+    /// stays as it is.
+    pub fn at(self, path: impl AsRef<Path>) -> Self {
+        match self {
+            Error::Space(_)
+            | Error::Subnet(_)
+            | Error::Data(_)
+            | Error::Config(_)
+            | Error::Weights(_)
+            | Error::NotFinite(_)
+            | Error::Tensor(_) => Error::format(path, self.to_string()),
+            Error::File { .. }
+            | Error::Format { .. }
+            | Error::Line { .. }
+            | Error::Refused { .. }
+            | Error::Busy { .. }
+            | Error::Ranks(_)
+            | Error::Interrupted
+            | Error::Internal(_) => self,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_about_content_gains_its_path_once() {
+        for error in [Error::Space("x".into()), Error::Weights("x".into()), Error::Config("x".into())] {
+            let before = error.to_string();
+            let with_path = error.at("a/b").at("c");
+            assert_eq!(with_path.to_string(), format!("a/b: {before}"));
+        }
+        assert_eq!(Error::Interrupted.at("a").to_string(), "interrupted");
     }
 }

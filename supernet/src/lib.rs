@@ -14,8 +14,11 @@
 //! | [`train`] | progressive shrinking: stages, distillation, optimizer, schedule, checkpoints |
 //! | [`ranks`] | several processes that work together |
 //! | [`files`], [`lock`] | whole files or none; one writer a run folder |
+//! | [`quote`] | foreign text in messages |
 
 #![deny(unsafe_code)]
+// A library prints nothing: its caller may have no output to print to.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro))]
 
 pub mod data;
 pub mod error;
@@ -31,9 +34,11 @@ mod network_statistics;
 // The kernels: SIMD intrinsics and slices that threads share.
 #[allow(unsafe_code)]
 pub mod ops;
+pub mod quote;
 pub mod ranks;
 pub mod seed;
 pub mod space;
+mod temporaries;
 pub mod train;
 
 pub use error::{Error, Result};

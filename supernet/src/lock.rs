@@ -56,6 +56,37 @@ impl Lock {
             file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).and_then(|_| file.write_all(line.as_bytes()));
         Ok(Lock { _file: file })
     }
+
+    /// Takes the shared lock of `folder` for a command that writes nothing: the folder and its lock's file stay as they are, so
+    /// that a folder that can only be read will do. Without a lock's file nobody has locked the folder, and the result is
+    /// `None`; so it is where the file cannot be opened.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] with the process id and command of the process that holds the lock alone.
+    pub fn take_to_read(folder: &Path) -> Result<Option<Lock>> {
+        let Ok(mut file) = File::open(folder.join(LOCK_FILE)) else { return Ok(None) };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(Some(Lock { _file: file })),
+            Err(TryLockError::Error(_)) => Ok(None),
+            Err(TryLockError::WouldBlock) => Err(Error::Busy { path: folder.to_path_buf(), holder: holder(&mut file) }),
+        }
+    }
+}
+
+/// Waits for the lock of the folder itself, for a few reads or writes of files that belong together. Released when the result is dropped. `None`
+/// where a folder cannot be locked: then there is no protection.
+pub fn wait(folder: &Path, sharing: Sharing) -> Option<File> {
+    let file = File::open(folder).ok()?;
+    loop {
+        let locked = match sharing {
+            Sharing::Alone => file.lock(),
+            Sharing::Shared => file.lock_shared(),
+        };
+        match locked {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            locked => return locked.ok().map(|()| file),
+        }
+    }
 }
 
 fn holder(file: &mut File) -> String {
@@ -85,5 +116,27 @@ mod tests {
         assert!(matches!(Lock::take(&run, Sharing::Alone, "ofa train"), Err(Error::Busy { .. })));
         drop(readers);
         Lock::take(&run, Sharing::Alone, "ofa train").unwrap();
+    }
+
+    #[test]
+    fn reading_takes_a_lock_that_is_there_and_leaves_no_trace() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path();
+        assert!(Lock::take_to_read(run).unwrap().is_none());
+        assert_eq!(std::fs::read_dir(run).unwrap().count(), 0);
+        let writer = Lock::take(run, Sharing::Alone, "ofa train").unwrap();
+        let state = || {
+            let file = run.join(LOCK_FILE);
+            (std::fs::read(&file).unwrap(), file.metadata().unwrap().modified().unwrap())
+        };
+        let before = state();
+        let error = Lock::take_to_read(run).unwrap_err().to_string();
+        assert!(error.contains("`ofa train`"), "{error}");
+        drop(writer);
+        let reader = Lock::take_to_read(run).unwrap();
+        assert!(reader.is_some());
+        assert_eq!(state(), before);
+        Lock::take(run, Sharing::Shared, "ofa search").unwrap();
+        assert!(matches!(Lock::take(run, Sharing::Alone, "ofa train"), Err(Error::Busy { .. })));
     }
 }

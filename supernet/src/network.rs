@@ -77,6 +77,9 @@ pub(crate) struct Parts<'a> {
     pub classifier: (ParameterId, ParameterId),
 }
 
+/// Running mean and variance of a batch norm.
+type RunningStatistics = (Vec<f32>, Vec<f32>);
+
 impl Supernet {
     /// A new network with seeded weights, f32 on the CPU, batch-norm momentum 0.1.
     ///
@@ -243,7 +246,7 @@ impl Supernet {
         let middle = in_halves.then(|| network.middle_block());
         let passed = self.forward_on_this_thread(images, &network, mode, trunk, middle)?;
         match in_halves && passed.middle.is_none() {
-            true => Err(Error::Config("a network without blocks has no middle".into())),
+            true => Err(Error::Internal("a network without blocks has no middle".into())),
             false => Ok(passed),
         }
     }
@@ -267,7 +270,7 @@ impl Supernet {
     /// As [`forward`](Self::forward); another number of modes, or [`Mode::Train`], whose gradients are those of one subnet.
     pub fn forward_each(&self, images: &Tensor, subnets: &[Subnet], modes: Vec<Mode>) -> Result<Vec<Tensor>> {
         if modes.len() != subnets.len() || modes.iter().any(|mode| matches!(mode, Mode::Train { .. })) {
-            return Err(Error::Config("subnets are evaluated together with a mode each, and not trained".into()));
+            return Err(Error::Internal("subnets are evaluated together with a mode each, and not trained".into()));
         }
         let networks = subnets.iter().map(|subnet| self.space.network(subnet, self.classes));
         let networks: Vec<NetworkSpec> = networks.collect::<Result<_>>()?;
@@ -482,13 +485,34 @@ impl Supernet {
     /// # Errors
     /// The first tensor that is missing, has another shape, or holds a value that is not finite.
     pub fn load_state(&self, state: &HashMap<String, Tensor>) -> Result<()> {
+        let (parameters, norms) = self.read_state(state)?;
+        for (parameter, tensor) in self.parameters.list().iter().zip(parameters) {
+            let tensor = tensor.to_dtype(self.parameters.dtype())?.to_device(self.device())?;
+            parameter.var.set(&tensor.contiguous()?)?;
+        }
+        for (norm, (mean, variance)) in self.all_norms().zip(norms) {
+            norm.set_running(mean, variance);
+        }
+        Ok(())
+    }
+
+    /// Checks that [`load_state`](Self::load_state) would take `state`.
+    ///
+    /// # Errors
+    /// As [`load_state`](Self::load_state).
+    pub fn check_state(&self, state: &HashMap<String, Tensor>) -> Result<()> {
+        self.read_state(state).map(drop)
+    }
+
+    /// Parameters, and mean and variance of the batch norms, in the network's order; all checked.
+    fn read_state(&self, state: &HashMap<String, Tensor>) -> Result<(Vec<Tensor>, Vec<RunningStatistics>)> {
         let find = |name: &str, dims: &[usize]| -> Result<Tensor> {
             let Some(tensor) = state.get(name) else {
-                return Err(Error::Config(format!("weights: the tensor '{name}' is missing; are they of this space?")));
+                return Err(Error::Weights(format!("the tensor '{name}' is missing; are they of this space?")));
             };
             if tensor.dims() != dims {
-                return Err(Error::Config(format!(
-                    "weights: the tensor '{name}' has shape {:?}, expected {dims:?}; are they of this space and these classes?",
+                return Err(Error::Weights(format!(
+                    "the tensor '{name}' has shape {:?}, expected {dims:?}; are they of this space and these classes?",
                     tensor.dims()
                 )));
             }
@@ -510,14 +534,7 @@ impl Supernet {
             };
             norms.push((values("mean")?, values("var")?));
         }
-        for (parameter, tensor) in self.parameters.list().iter().zip(parameters) {
-            let tensor = tensor.to_dtype(self.parameters.dtype())?.to_device(self.device())?;
-            parameter.var.set(&tensor.contiguous()?)?;
-        }
-        for (norm, (mean, variance)) in self.all_norms().zip(norms) {
-            norm.set_running(mean, variance);
-        }
-        Ok(())
+        Ok((parameters, norms))
     }
 
     /// The weights of `subnet` as a static network with the given statistics, under the names that extracted models use

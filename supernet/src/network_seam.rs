@@ -29,7 +29,7 @@ impl Seam {
     /// The gradient at the seam, taken out of what backward of the later piece found.
     pub(crate) fn gradient(&self, later: &mut GradStore) -> Result<Tensor> {
         let gradient =
-            later.remove(&self.input).ok_or_else(|| Error::Config("backward ended above a network's seam".into()))?;
+            later.remove(&self.input).ok_or_else(|| Error::Internal("backward ended above a network's seam".into()))?;
         Ok(gradient.detach())
     }
 

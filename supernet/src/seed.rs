@@ -31,6 +31,8 @@ pub enum Purpose {
     Profile = 10,
     /// The built-in dataset.
     Builtin = 11,
+    /// Which images of a split are measured, where not all are.
+    Validation = 12,
 }
 
 /// The generator for `purpose` at `position` (epoch, step, image index, ... as the purpose needs).
@@ -43,7 +45,7 @@ pub fn generator(seed: u64, purpose: Purpose, position: &[u64]) -> StdRng {
 }
 
 /// SplitMix64's finaliser (Steele et al., OOPSLA 2014): every input bit reaches every output bit.
-fn mix(mut z: u64) -> u64 {
+pub(crate) fn mix(mut z: u64) -> u64 {
     z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -4,7 +4,7 @@
 mod torch_file;
 
 use candle_core::{Device, Tensor};
-use ofa_supernet::import::{CheckpointFile, published, read_supernet};
+use ofa_supernet::import::{CheckpointFile, published, read_supernet, read_supernet_from};
 use ofa_supernet::{SearchSpace, Supernet};
 use std::collections::HashMap;
 use std::path::Path;
@@ -222,6 +222,62 @@ fn shapes_that_are_larger_than_their_bytes() {
     refused(&one(usize::MAX >> 1, &[4], &[1]), &["missing"]);
     changed_entries(|list| list[8].1.truncate(4), &["tensor '", "its storage has 4 bytes in the file", "declared"]);
     changed_entries(|list| drop(list.remove(8)), &["tensor '", "supernet/data/7"]);
+}
+
+/// A file of several sets of weights: name of each one's dictionary, prefix of its tensors' names, bias of class 0.
+fn wrapped(sets: &[(&'static str, &str, f32)]) -> Vec<u8> {
+    let set = |&(name, prefix, bias): &(&'static str, &str, f32)| {
+        let mut tensors = good();
+        for (name, _, values) in &mut tensors {
+            if name == "classifier.linear.bias" {
+                values[0] = bias;
+            }
+            *name = format!("{prefix}{name}");
+        }
+        (name, tensors)
+    };
+    zip(&torch_file::wrapped(&sets.iter().map(set).collect::<Vec<_>>()))
+}
+
+#[test]
+fn wrapped_checkpoints_are_read_and_a_choice_among_several_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("net.pth");
+    let first_bias = |sets: &[(&'static str, &str, f32)]| {
+        std::fs::write(&path, wrapped(sets)).unwrap();
+        let mut file = CheckpointFile::open(&path).unwrap();
+        assert!(file.tensors().all(|(name, _)| !name.starts_with("module.") && !name.starts_with("_orig_mod.")));
+        read_supernet_from(&mut file, &space()).unwrap();
+        (file.values("classifier.linear.bias").unwrap()[0], file.choice())
+    };
+    for entry in ["state_dict", "model", "net", "model_state_dict", "state_dict_ema"] {
+        for prefix in ["", "module.", "_orig_mod.", "module._orig_mod.", "model."] {
+            assert_eq!(first_bias(&[(entry, prefix, 7.0)]), (7.0, None), "{entry} {prefix}");
+        }
+    }
+    // As `torch.optim.swa_utils.AveragedModel` has them.
+    let mut averaged: Vec<Named> = good().into_iter().map(|(name, s, v)| (format!("module.{name}"), s, v)).collect();
+    averaged.push(("n_averaged".into(), vec![], vec![4.0]));
+    read(&zip(&torch_file::wrapped(&[("model", averaged)]))).unwrap();
+    let (bias, choice) = first_bias(&[("state_dict_ema", "", 1.0), ("model", "", 2.0), ("state_dict", "", 3.0)]);
+    let choice = choice.unwrap();
+    assert_eq!(bias, 3.0);
+    assert!(choice.contains("those of 'state_dict', not of 'model', 'state_dict_ema'"), "{choice}");
+    // An entry that holds nothing is passed over where there is another one, and named where there is none.
+    let mut program = b"\x80\x02}".to_vec();
+    torch_file::text(&mut program, "model");
+    program.extend(b"Ns.");
+    refused(&with_program(&program), &["'model' is None", "dictionary was expected"]);
+    // A dictionary that is its own entry comes to an end.
+    let mut program = b"\x80\x02}q\x00".to_vec();
+    torch_file::text(&mut program, "model");
+    program.extend(b"h\x00s.");
+    refused(&with_program(&program), &["'model' is a dictionary, a tensor was expected"]);
+}
+
+#[test]
+fn a_pointer_of_git_lfs_is_told_from_a_damaged_file() {
+    refused(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", &["Git LFS", "git lfs pull"]);
 }
 
 #[test]

@@ -11,6 +11,7 @@ pub use score::Score;
 
 use crate::latency::{Budget, Percentiles, SystemClock, measure_interleaved};
 use crate::model::{Model, ModelConfig, NumberType};
+use crate::runtime::StaticNetwork;
 use crate::{Error, Result, cost};
 use ofa_supernet::Subnet;
 use ofa_supernet::seed::{Purpose, generator};
@@ -42,7 +43,7 @@ impl Default for BenchOptions {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BenchRow {
-    /// Name of the model's folder.
+    /// Name of the model's folder; its path where other rows have the same name.
     pub model: String,
     /// Name of its search space.
     pub space: String,
@@ -118,10 +119,12 @@ pub enum BenchStep {
         /// Images a run.
         batch: usize,
     },
+    /// A model is about to run in the setting announced last. Nothing is timed now, but what takes long changes the caches' content.
+    Run,
 }
 
 /// Told about every step; `Break` ends the benchmark with [`ofa_supernet::Error::Interrupted`].
-pub type Progress<'a> = dyn FnMut(BenchStep) -> ControlFlow<()> + 'a;
+pub type Progress<'a> = dyn FnMut(BenchStep) -> ControlFlow<()> + Send + 'a;
 
 /// Measures `models`; without a test set the accuracy stays empty. Rows come in the order of the models.
 ///
@@ -138,7 +141,7 @@ pub fn bench(
             return Err(Error::Measurement(format!("{name} {list:?} holds 0, all must be at least 1")));
         }
     }
-    let mut rows: Vec<BenchRow> = models.iter().map(row).collect();
+    let mut rows = rows_of(models);
     if let Some(test) = test {
         for (index, (model, row)) in models.iter_mut().zip(&mut rows).enumerate() {
             row.accuracy = Some(test_accuracy(index, model, test, progress)?);
@@ -151,7 +154,7 @@ pub fn bench(
             .map_err(|e| Error::Measurement(format!("{threads} threads cannot be started: {e}")))?;
         for &batch in &options.batches {
             report(progress, BenchStep::Latency { threads, batch })?;
-            for (row, times) in rows.iter_mut().zip(pool.install(|| measure(models, batch, options))?) {
+            for (row, times) in rows.iter_mut().zip(pool.install(|| measure(models, batch, options, progress))?) {
                 let ms = Percentiles::of(&times).expect("a budget asks for at least one run");
                 let images_per_second = batch as f64 / (ms.p50 / 1e3).max(1e-9);
                 row.latencies.push(Latency { threads, batch, ms, images_per_second, samples: times.len() });
@@ -161,7 +164,18 @@ pub fn bench(
     Ok(rows)
 }
 
-/// What is known without measuring.
+/// Rows with what is known without measuring. Models of different folders with one name are told apart by their paths.
+fn rows_of(models: &[Model]) -> Vec<BenchRow> {
+    let mut rows: Vec<BenchRow> = models.iter().map(row).collect();
+    let names: Vec<String> = rows.iter().map(|row| row.model.clone()).collect();
+    for (row, model) in rows.iter_mut().zip(models) {
+        if names.iter().filter(|name| **name == row.model).count() > 1 {
+            row.model = model.folder().display().to_string();
+        }
+    }
+    rows
+}
+
 fn row(model: &Model) -> BenchRow {
     let config = model.config();
     let folder = model.folder();
@@ -194,13 +208,27 @@ fn test_accuracy(index: usize, model: &mut Model, test: &mut TestSet, progress: 
     Ok(TestAccuracy { images: score.images, top1: score.top1(), top5: score.top5() })
 }
 
+/// Bytes that measuring the models at `batch` takes: images and all models' activations.
+pub fn memory(models: &[Model], batch: usize) -> u64 {
+    let largest = models.iter().map(|model| model.config().network.resolution).max().unwrap_or(0) as u64;
+    let images = 4 * 3 * largest * largest;
+    let activations = models.iter().map(|model| StaticNetwork::activation_bytes(&model.config().network));
+    (images + activations.sum::<u64>()).saturating_mul(batch as u64)
+}
+
 /// Times of every model's runs in milliseconds, on the current thread pool.
-fn measure(models: &mut [Model], batch: usize, options: &BenchOptions) -> Result<Vec<Vec<f64>>> {
+fn measure(
+    models: &mut [Model],
+    batch: usize,
+    options: &BenchOptions,
+    progress: &mut Progress,
+) -> Result<Vec<Vec<f64>>> {
     let largest = models.iter().map(|m| m.config().network.resolution).max().unwrap_or(0);
     let mut rng = generator(0, Purpose::Profile, &[2]);
     let images: Vec<f32> = (0..batch * largest * largest * 3).map(|_| rng.random_range(-2.0..2.0)).collect();
     let budget = Budget { time: options.budget.time * models.len() as u32, ..options.budget };
-    measure_interleaved(&mut SystemClock::new(), models.len(), options.warmup, &budget, |index| {
+    let mut between = || report(progress, BenchStep::Run);
+    measure_interleaved(&mut SystemClock::new(), models.len(), options.warmup, &budget, &mut between, |index| {
         let network = models[index].network();
         let resolution = network.spec().resolution;
         network.run(&images[..batch * resolution * resolution * 3], batch)?;
@@ -291,7 +319,19 @@ mod tests {
         assert!(go(&mut |_, take| take(&[0.0; 768], &[2]), &quick()).contains("label 2"));
         let none = BenchOptions { threads: vec![0], ..quick() };
         assert!(go(&mut |_, _| Ok(()), &none).contains("threads"));
-        let stopped = bench(&mut models, None, &quick(), &mut |_| ControlFlow::Break(())).unwrap_err();
-        assert_eq!(stopped.to_string(), "interrupted");
+        for last in [BenchStep::Latency { threads: 1, batch: 1 }, BenchStep::Run] {
+            let mut control = |step| if step == last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+            let stopped = bench(&mut models, None, &quick(), &mut control).unwrap_err();
+            assert_eq!(stopped.to_string(), "interrupted");
+        }
+    }
+
+    #[test]
+    fn models_of_one_name_are_told_apart_by_their_paths() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = ["a/models/small", "b/models/small", "b/models/large"].map(|path| folder.path().join(path));
+        let models = paths.clone().map(|path| model(&path, false));
+        let names: Vec<String> = rows_of(&models).into_iter().map(|row| row.model).collect();
+        assert_eq!(names, [paths[0].display().to_string(), paths[1].display().to_string(), "large".into()]);
     }
 }

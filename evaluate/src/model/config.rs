@@ -31,6 +31,19 @@ pub struct ModelConfig {
     pub normalisation: Normalisation,
     /// Number type of the tensors in the file.
     pub dtype: NumberType,
+    /// How the weights were trained after they were cut out of the supernet; absent if they were not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finetuned: Option<Finetuned>,
+}
+
+/// Fine-tuning of a model: with equal settings and the same supernet it gives the same weights.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Finetuned {
+    /// Epochs over the training images.
+    pub epochs: f64,
+    /// Learning rate at the start.
+    pub learning_rate: f64,
 }
 
 /// Number types that a model can be stored in; it always runs in f32.
@@ -84,6 +97,7 @@ impl ModelConfig {
             labels,
             normalisation,
             dtype,
+            finetuned: None,
         }
     }
 

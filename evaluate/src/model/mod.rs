@@ -8,7 +8,7 @@ mod published;
 mod tensors;
 mod validate;
 
-pub use config::{FORMAT, ModelConfig, NumberType, VERSION};
+pub use config::{FORMAT, Finetuned, ModelConfig, NumberType, VERSION};
 pub use names::{
     BOTTLENECK_NAMES, BlockNames, block_prefix, classifier_name, feature_names, stem_names, tensor_shapes,
 };
@@ -16,9 +16,10 @@ pub use ofa_supernet::data::Normalisation;
 pub use published::PublishedNetwork;
 pub use validate::validate;
 
+use crate::Result;
 use crate::runtime::{StaticNetwork, Weights, check_weights};
-use crate::{Error, Result};
 use ofa_supernet::files;
+use ofa_supernet::lock::{self, Sharing};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -46,7 +47,7 @@ impl Model {
         let (config, weights) = load_weights(folder)?;
         let path = folder.join(WEIGHTS_FILE);
         let file_bytes = fs::metadata(&path).map_err(|e| ofa_supernet::Error::file(&path, e))?.len();
-        let network = StaticNetwork::new(&config.network, &weights).map_err(|e| at(&path, e))?;
+        let network = StaticNetwork::new(&config.network, &weights).map_err(|e| e.at(&path))?;
         Ok(Model { config, network, folder: folder.to_path_buf(), file_bytes })
     }
 
@@ -76,48 +77,60 @@ impl Model {
     }
 }
 
+/// Reads the configuration of a model's folder, without its weights.
+///
+/// # Errors
+/// A missing file, or a configuration that is not valid; each names the file.
+pub fn load_config(folder: &Path) -> Result<ModelConfig> {
+    let path = folder.join(CONFIG_FILE);
+    let config: ModelConfig = files::read_json(&path)?;
+    config.validate().map_err(|message| ofa_supernet::Error::format(&path, message))?;
+    Ok(config)
+}
+
 /// Reads configuration and weights (as f32, whatever number type they are stored in) of a model's folder, for those who
 /// change or convert them. The weights are checked against the network.
 ///
 /// # Errors
 /// As [`Model::load`].
 pub fn load_weights(folder: &Path) -> Result<(ModelConfig, Weights)> {
-    let path = folder.join(CONFIG_FILE);
-    let config: ModelConfig = files::read_json(&path)?;
-    config.validate().map_err(|message| ofa_supernet::Error::format(&path, message))?;
+    // Nobody replaces one of the two files between the reads.
+    let lock = lock::wait(folder, Sharing::Shared);
+    let config = load_config(folder)?;
     let path = folder.join(WEIGHTS_FILE);
-    let bytes = fs::read(&path).map_err(|e| ofa_supernet::Error::file(&path, e))?;
+    let bytes = files::read_bytes(&path)?;
+    drop(lock);
     let weights =
         tensors::decode(&bytes, &config.network, config.dtype).map_err(|m| ofa_supernet::Error::format(&path, m))?;
-    check_weights(&config.network, &weights).map_err(|e| at(&path, e))?;
+    check_weights(&config.network, &weights).map_err(|e| e.at(&path))?;
     Ok((config, weights))
 }
 
-/// Writes a model's folder: the weights, converted to `config.dtype`, then the configuration. An earlier configuration is
-/// removed first, so that it never stands beside other weights.
+/// Writes a model's folder: weights, converted to `config.dtype`, and configuration. At every moment the configuration is that of the weights, or
+/// missing, which loading reports; of several processes that write the same folder one is last with both files.
 ///
 /// # Errors
-/// A configuration or weights that could not be loaded again (nothing is changed then), and the operating system's errors;
-/// if the disk fails between the two files the configuration is missing, which loading reports.
+/// A configuration or weights that could not be loaded again, and the operating system's errors. After a failed write the folder is as it was.
 pub fn save(folder: &Path, config: &ModelConfig, weights: &Weights) -> Result<()> {
-    config.validate().map_err(|message| ofa_supernet::Error::format(folder.join(CONFIG_FILE), message))?;
+    let config_path = folder.join(CONFIG_FILE);
+    config.validate().map_err(|message| ofa_supernet::Error::format(&config_path, message))?;
     check_weights(&config.network, weights)?;
     let path = folder.join(WEIGHTS_FILE);
     let bytes = tensors::encode(weights, config.dtype).map_err(|m| ofa_supernet::Error::format(&path, m))?;
-    let config_path = folder.join(CONFIG_FILE);
-    match fs::remove_file(&config_path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(ofa_supernet::Error::file(&config_path, e).into());
-        }
-        _ => files::sync_folder(folder),
-    }
-    files::write_atomic(&path, &bytes)?;
-    Ok(files::write_json(&config_path, config)?)
+    let text = files::to_json(&config_path, config)?;
+    files::make_folder(folder)?;
+    let _lock = lock::wait(folder, Sharing::Alone);
+    files::remove_all_abandoned(folder);
+    Ok(files::write_all_atomic(&[(&path, &bytes), (&config_path, text.as_bytes())])?)
 }
 
-/// An error about a file's content, with its path.
-fn at(path: &Path, error: Error) -> Error {
-    ofa_supernet::Error::format(path, error.to_string()).into()
+/// Whether `folder` holds nothing but what a killed [`save`] into a new folder left.
+pub fn is_unfinished(folder: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(folder) else { return false };
+    let names: Vec<String> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    // Weights without a configuration may be somebody's own, unless the configuration was about to follow.
+    let written = names.iter().any(|name| files::is_temporary(name) && name.contains(CONFIG_FILE));
+    names.iter().all(|name| files::is_temporary(name) || (name == WEIGHTS_FILE && written))
 }
 
 #[cfg(test)]
@@ -152,6 +165,61 @@ mod tests {
                 assert!((found - expected).abs() <= tolerance * size, "{dtype}: {found} {expected}");
             }
         }
+    }
+
+    #[test]
+    fn two_writers_of_one_folder_leave_the_files_of_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model");
+        let write = |dtype| {
+            let (config, weights) = example(dtype);
+            for _ in 0..40 {
+                save(&path, &config, &weights).unwrap();
+                Model::load(&path).unwrap();
+            }
+        };
+        std::thread::scope(|scope| {
+            let writers = [NumberType::F32, NumberType::F16].map(|dtype| scope.spawn(move || write(dtype)));
+            writers.into_iter().for_each(|writer| writer.join().unwrap());
+        });
+        let mut names: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, [CONFIG_FILE, WEIGHTS_FILE]);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_folder_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, weights) = example(NumberType::F32);
+        save(folder.path(), &config, &weights).unwrap();
+        let (other, _) = example(NumberType::F16);
+        // A folder in the place of the weights cannot be replaced by a file, and is found before the configuration goes.
+        let path = folder.path().join(WEIGHTS_FILE);
+        fs::remove_file(&path).unwrap();
+        fs::create_dir_all(path.join("below")).unwrap();
+        let error = save(folder.path(), &other, &weights).unwrap_err().to_string();
+        assert!(error.contains(WEIGHTS_FILE), "{error}");
+        let names = fs::read_dir(folder.path()).unwrap().count();
+        assert!(names <= 2, "{names}");
+    }
+
+    #[test]
+    fn what_a_killed_write_left_is_told_from_what_others_put_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let has = |names: &[&str]| {
+            let path = folder.path().join(names.len().to_string());
+            fs::create_dir(&path).unwrap();
+            names.iter().for_each(|name| fs::write(path.join(name), "x").unwrap());
+            let unfinished = is_unfinished(&path);
+            fs::remove_dir_all(path).unwrap();
+            unfinished
+        };
+        assert!(
+            has(&[]) && has(&[".model.safetensors.7.tmp"]) && has(&[".model.safetensors.7.tmp", ".config.json.7.tmp"])
+        );
+        assert!(has(&["model.safetensors", ".config.json.7.tmp"]));
+        assert!(!has(&["model.safetensors"]) && !has(&["model.safetensors", "config.json"]) && !has(&["notes.txt"]));
+        assert!(!is_unfinished(&folder.path().join("absent")));
     }
 
     #[test]

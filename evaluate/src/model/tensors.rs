@@ -8,7 +8,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use std::collections::HashMap;
 
 /// The tensors of a file as f32. Only names that `network` has are converted, so a file cannot make this allocate more
-/// than it holds.
+/// than it holds. PyTorch's `num_batches_tracked` beside running statistics is ignored: it has no part in evaluation.
 ///
 /// # Errors
 /// One sentence: a broken header, a tensor that the network does not have, or one of another number type.
@@ -16,7 +16,11 @@ pub fn decode(bytes: &[u8], network: &NetworkSpec, dtype: NumberType) -> Result<
     let file = SafeTensors::deserialize(bytes).map_err(|e| format!("not a valid safetensors file: {e}"))?;
     let known: HashMap<String, Vec<usize>> = tensor_shapes(network).into_iter().collect();
     let mut weights = Weights::with_capacity(known.len());
-    for (name, view) in file.iter() {
+    let counts_batches = |name: &str| {
+        let norm = name.strip_suffix(".num_batches_tracked");
+        norm.is_some_and(|norm| known.contains_key(&format!("{norm}.running_mean")))
+    };
+    for (name, view) in file.iter().filter(|(name, _)| !counts_batches(name)) {
         if !known.contains_key(name) {
             return Err(format!("tensor '{name}' does not belong to the network in config.json"));
         }

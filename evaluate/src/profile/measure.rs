@@ -185,6 +185,25 @@ pub fn measure(
     })
 }
 
+/// Bytes that measuring a profile takes: images and the activations of all networks that are in memory at once.
+///
+/// # Errors
+/// An invalid space.
+pub fn memory(space: &SearchSpace, options: &ProfileOptions) -> Result<u64> {
+    let resolution = space.resolutions.iter().copied().max().unwrap_or(0);
+    let subnets = (options.calibration_subnets as u64).saturating_add(options.check_subnets as u64);
+    let of = |subnet: Subnet| -> Result<u64> {
+        let network = space.network(&Subnet { resolution, ..subnet }, options.classes)?;
+        Ok(StaticNetwork::activation_bytes(&network))
+    };
+    let mut bytes =
+        (4 * 3 * resolution as u64 * resolution as u64).saturating_add(of(space.largest())?.saturating_mul(subnets));
+    for choice in covering_choices(space) {
+        bytes = bytes.saturating_add(of(choice)?);
+    }
+    Ok(bytes.saturating_mul(options.batch as u64))
+}
+
 /// Networks that together hold every distinct layer of the space: for each kernel size, expand ratio and pair of widths the one of full
 /// depth that has that choice in all its blocks and those widths in turn, at each resolution. A block depends on its own choice, its
 /// stage, the widths of its input and output, whether it is the stage's first, and the resolution; all of these combinations occur.
@@ -318,7 +337,7 @@ fn measure_subnets(
         let budget = Budget { time: options.budget.time * members.len() as u32, ..options.budget };
         let start = Instant::now();
         let mut last = None;
-        let times = measure_interleaved(&mut SystemClock::new(), members.len(), 2, &budget, |index| {
+        let times = measure_interleaved(&mut SystemClock::new(), members.len(), 2, &budget, &mut || Ok(()), |index| {
             // A visit's first run is not timed, so it has time to report.
             if last.replace(index) != Some(index) {
                 let part = start.elapsed().as_secs_f64() / budget.time.as_secs_f64().max(1e-3);

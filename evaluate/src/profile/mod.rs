@@ -8,13 +8,15 @@ mod calibration;
 mod hardware;
 mod layer;
 mod measure;
+mod name;
 mod published;
 mod unfinished;
 
 pub use calibration::{Calibration, Check, CheckedSubnet};
 pub use hardware::Hardware;
 pub use layer::{ClassifierSpec, HeadSpec, LayerSpec, layers};
-pub use measure::{Phase, ProfileOptions, ProfileProgress, measure};
+pub use measure::{Phase, ProfileOptions, ProfileProgress, measure, memory};
+pub use name::check_name;
 pub use published::import;
 
 use crate::{Error, Result};
@@ -51,14 +53,14 @@ pub struct DeviceProfile {
     pub batch: usize,
     /// How it was measured, for people.
     pub method: String,
-    /// The table: every distinct layer of the space.
-    pub table: Vec<LayerTime>,
+    /// The table: every distinct layer of the space. Private, so that it cannot change under `index`.
+    table: Vec<LayerTime>,
     /// From layer times to a network's latency.
     pub calibration: Calibration,
     /// How far off the predictions are; unknown for imported tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<Check>,
-    /// `table` by layer, made at the first look-up; `table` must not change afterwards.
+    /// `table` by layer, made at the first look-up.
     #[serde(skip)]
     index: OnceLock<HashMap<(Option<usize>, LayerSpec), f64>>,
 }
@@ -102,6 +104,11 @@ impl DeviceProfile {
         Ok(files::write_json(path, self)?)
     }
 
+    /// The table: every distinct layer of the space, each with its time.
+    pub fn table(&self) -> &[LayerTime] {
+        &self.table
+    }
+
     /// Predicted latency of `network` in milliseconds for the profile's batch on the profile's threads.
     ///
     /// # Errors
@@ -122,6 +129,17 @@ impl DeviceProfile {
             })?;
         }
         Ok(self.calibration.predict(sum))
+    }
+
+    /// Checks that the table has every layer of `space`'s subnets with `classes` classes.
+    ///
+    /// # Errors
+    /// A layer that the table does not have ([`Error::MissingLayer`]).
+    pub fn check_covers(&self, space: &SearchSpace, classes: usize) -> Result<()> {
+        for network in measure::covering_networks(space, classes)? {
+            self.latency_ms(&network)?;
+        }
+        Ok(())
     }
 
     /// Checks every value; one sentence about the first that is wrong.
@@ -229,6 +247,8 @@ mod tests {
         let more_classes = profile.space.network(&profile.space.smallest(), 5).unwrap();
         let error = profile.latency_ms(&more_classes).unwrap_err().to_string();
         assert!(error.contains("head") && error.contains("4 classes"), "{error}");
+        profile.check_covers(&profile.space, 4).unwrap();
+        assert!(profile.check_covers(&other, 4).is_err() && profile.check_covers(&profile.space, 5).is_err());
     }
 
     #[test]

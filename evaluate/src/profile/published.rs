@@ -213,8 +213,10 @@ mod tests {
             .map(|&resolution| {
                 let path = folder.path().join(format!("{resolution}.yaml"));
                 // The second table is slower, also where its layers have the same shapes.
-                std::fs::write(&path, table(&space, resolution, 4).replace(".0\n", &format!(".{resolution}\n")))
-                    .unwrap();
+                // The first one begins with a byte order mark.
+                let mark = if resolution == 16 { "\u{feff}" } else { "" };
+                let text = table(&space, resolution, 4).replace(".0\n", &format!(".{resolution}\n"));
+                std::fs::write(&path, format!("{mark}{text}")).unwrap();
                 path
             })
             .collect();

@@ -124,6 +124,13 @@ impl StaticNetwork {
         Ok(&self.buffers.logits[..batch * self.spec.classes])
     }
 
+    /// Bytes of the buffers that one image of a batch takes while it runs.
+    pub fn activation_bytes(spec: &NetworkSpec) -> u64 {
+        let Extents { output, expanded, filtered, shortcut, pooled, reduced, gate } = Extents::of(spec);
+        let values = [output, output, expanded, filtered, shortcut, pooled, reduced, gate, spec.classes];
+        4 * values.into_iter().map(|values| values as u64).sum::<u64>()
+    }
+
     /// Fills the logits; calls `layer_done` after each of [`layers`](crate::profile::layers).
     fn forward(&mut self, images: &[f32], batch: usize, layer_done: &mut impl FnMut()) -> Result<()> {
         let spec = &self.spec;
@@ -194,6 +201,39 @@ impl StaticNetwork {
 impl Buffers {
     /// Grows every buffer to what `batch` images of `spec` need.
     fn reserve(&mut self, spec: &NetworkSpec, batch: usize) {
+        let extents = Extents::of(spec);
+        let grow = |buffer: &mut Vec<f32>, per_image: usize| {
+            if buffer.len() < batch * per_image {
+                buffer.resize(batch * per_image, 0.0);
+            }
+        };
+        grow(&mut self.current, extents.output);
+        grow(&mut self.next, extents.output);
+        grow(&mut self.expanded, extents.expanded);
+        grow(&mut self.filtered, extents.filtered);
+        grow(&mut self.shortcut, extents.shortcut);
+        grow(&mut self.pooled, extents.pooled);
+        grow(&mut self.reduced, extents.reduced);
+        grow(&mut self.gate, extents.gate);
+        grow(&mut self.logits, spec.classes);
+    }
+}
+
+/// Values an image needs in each buffer.
+#[derive(Default)]
+struct Extents {
+    output: usize,
+    expanded: usize,
+    filtered: usize,
+    shortcut: usize,
+    pooled: usize,
+    reduced: usize,
+    gate: usize,
+}
+
+impl Extents {
+    /// The largest that a layer of `spec` needs.
+    fn of(spec: &NetworkSpec) -> Self {
         let map = |size: usize, channels: usize| size * size * channels;
         let mut maps = Extents::default();
         for conv in &spec.stem {
@@ -227,33 +267,9 @@ impl Buffers {
             maps.expanded = maps.expanded.max(map(size, middle));
             maps.filtered = maps.filtered.max(map(out_size, middle));
         }
-        let grow = |buffer: &mut Vec<f32>, per_image: usize| {
-            if buffer.len() < batch * per_image {
-                buffer.resize(batch * per_image, 0.0);
-            }
-        };
-        grow(&mut self.current, maps.output);
-        grow(&mut self.next, maps.output);
-        grow(&mut self.expanded, maps.expanded);
-        grow(&mut self.filtered, maps.filtered);
-        grow(&mut self.shortcut, maps.shortcut);
-        grow(&mut self.pooled, maps.gate.max(maps.pooled));
-        grow(&mut self.reduced, maps.reduced);
-        grow(&mut self.gate, maps.gate);
-        grow(&mut self.logits, spec.classes);
+        maps.pooled = maps.pooled.max(maps.gate);
+        maps
     }
-}
-
-/// Values an image needs in each buffer.
-#[derive(Default)]
-struct Extents {
-    output: usize,
-    expanded: usize,
-    filtered: usize,
-    shortcut: usize,
-    pooled: usize,
-    reduced: usize,
-    gate: usize,
 }
 
 #[cfg(test)]

@@ -186,6 +186,9 @@ fn most_improvement(
     Ok(drawn.into_iter().take(count).map(|(_, index)| index).collect())
 }
 
+/// Fewest different samples of a learning curve.
+pub const FEWEST_CURVE_SAMPLES: usize = 80;
+
 /// A point of the learning curve.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CurvePoint {
@@ -202,7 +205,7 @@ pub struct CurvePoint {
 /// splits. Nothing is measured anew. `progress` gets fits done and all fits.
 ///
 /// # Errors
-/// As [`super::Predictor::fit`]; fewer than 80 samples.
+/// As [`super::Predictor::fit`]; fewer than [`FEWEST_CURVE_SAMPLES`].
 pub fn curve(
     space: &SearchSpace,
     samples: &[Sample],
@@ -212,9 +215,9 @@ pub fn curve(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<CurvePoint>> {
     let samples = super::distinct(samples)?;
-    if samples.len() < 80 {
+    if samples.len() < FEWEST_CURVE_SAMPLES {
         return Err(Error::Predictor(format!(
-            "a learning curve needs 80 samples or more, there are {}",
+            "a learning curve needs {FEWEST_CURVE_SAMPLES} samples or more, there are {}",
             samples.len()
         )));
     }

@@ -55,7 +55,7 @@ pub(super) fn fit_members(
             })
         })
         .collect::<Result<Vec<Mlp>>>()?;
-    let mut predictor = Predictor { space: space.clone(), members, noise: 0.0 };
+    let mut predictor = Predictor { space: space.clone(), members, noise: 0.0, origin: None };
     if folds == 1 {
         return Ok((predictor, None));
     }

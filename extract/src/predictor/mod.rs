@@ -3,6 +3,7 @@
 //! | module | concern |
 //! | --- | --- |
 //! | [`sample`] | measured accuracies and their file |
+//! | `provenance` | what accuracies were measured with |
 //! | [`features`] | a subnet as a one-hot vector |
 //! | [`metrics`] | how good predictions are |
 //! | `linear` | what each choice adds by itself |
@@ -18,18 +19,20 @@ mod fit;
 mod linear;
 pub mod metrics;
 mod mlp;
+mod provenance;
 mod published;
 pub mod sample;
 mod store;
 
 pub use fit::FitSettings;
-pub use sample::{Sample, SampleWriter, read_samples};
+pub use provenance::Provenance;
+pub use sample::{Sample, SampleWriter, read_provenance, read_samples};
 
 use crate::{Error, Result};
 use features::push_features;
 use mlp::Mlp;
 use ofa_supernet::seed::{Purpose, generator};
-use ofa_supernet::{SearchSpace, Subnet};
+use ofa_supernet::{SearchSpace, Subnet, files};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -46,7 +49,30 @@ pub struct Predictor {
     members: Vec<Mlp>,
     /// Standard deviation of measured accuracies about what the members agree on.
     noise: f32,
+    origin: Option<Origin>,
 }
+
+/// Where a predictor comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The authors of once-for-all published it, for a supernet whose weights are not known here.
+    Published,
+    /// [`Predictor::fit`].
+    Fitted {
+        /// What the samples were measured with; `None` if they do not say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        measured_with: Option<Provenance>,
+        /// Held-out subnets that judged the predictor.
+        held_out: usize,
+        /// Kendall's tau on them; `None` where undefined.
+        kendall_tau: Option<f64>,
+    },
+}
+
+/// Kendall's tau below which a predictor's order is no use for a search: of two subnets, less than two thirds are put in the
+/// right order.
+const POOR_TAU: f64 = 0.3;
 
 /// A prediction, and how sure it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -76,6 +102,9 @@ pub struct FitReport {
     pub cross_validation: Option<CrossValidation>,
     /// How well the deviations fit the held-out samples; `None` for a single member.
     pub calibration: Option<Calibration>,
+    /// What the samples were measured with; `None` if they do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_with: Option<Provenance>,
     /// Seed of split, weights and order.
     pub seed: u64,
     /// How it was fitted.
@@ -116,7 +145,7 @@ pub struct HeldOut {
     pub subnet: Subnet,
     /// Measured accuracy.
     pub measured: f64,
-    /// Predicted accuracy.
+    /// Predicted accuracy, 0 to 1. The figures of the report are those of the predictions before they are limited to that.
     pub predicted: f64,
     /// Its deviation; `None` for a single member.
     pub deviation: Option<f64>,
@@ -138,7 +167,7 @@ impl Predictor {
         seed: u64,
         progress: &mut (dyn FnMut(usize, usize, f64) + Send),
     ) -> Result<(Predictor, FitReport)> {
-        space.validate()?;
+        check_space(space)?;
         settings.validate()?;
         let mut samples = distinct(samples)?;
         if samples.len() < FEWEST_SAMPLES {
@@ -149,7 +178,7 @@ impl Predictor {
         }
         samples.shuffle(&mut generator(seed, Purpose::Predictor, &[SPLIT]));
         let (held_out, train) = samples.split_at((samples.len() as f64 / 5.0).round() as usize);
-        let (predictor, unseen) = ensemble::fit_members(space, train, settings, seed, progress)?;
+        let (mut predictor, unseen) = ensemble::fit_members(space, train, settings, seed, progress)?;
 
         let subnets: Vec<Subnet> = held_out.iter().map(|s| s.subnet.clone()).collect();
         let measured: Vec<f64> = held_out.iter().map(|s| s.accuracy).collect();
@@ -176,7 +205,7 @@ impl Predictor {
         let pair = |(index, subnet): (usize, Subnet)| HeldOut {
             subnet,
             measured: measured[index],
-            predicted: predicted[index],
+            predicted: predicted[index].clamp(0.0, 1.0),
             deviation: deviations.as_ref().map(|d| d[index].deviation),
         };
         let report = FitReport {
@@ -188,11 +217,73 @@ impl Predictor {
             members: predictor.members.len(),
             cross_validation,
             calibration,
+            measured_with: None,
             seed,
             settings: settings.clone(),
             pairs: subnets.into_iter().enumerate().map(pair).collect(),
         };
+        predictor.origin =
+            Some(Origin::Fitted { measured_with: None, held_out: report.held_out, kendall_tau: report.kendall_tau });
         Ok((predictor, report))
+    }
+
+    /// Notes what the samples of a fitted predictor were measured with.
+    pub fn set_provenance(&mut self, provenance: Option<Provenance>) {
+        if let Some(Origin::Fitted { measured_with, .. }) = &mut self.origin {
+            *measured_with = provenance;
+        }
+    }
+
+    /// Where the predictor comes from; `None` if its file does not say.
+    pub fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref()
+    }
+
+    /// Checksum of the weights of the supernet that the predictor predicts; `None` if it is not known.
+    pub fn weights(&self) -> Option<&str> {
+        match &self.origin {
+            Some(Origin::Fitted { measured_with: Some(provenance), .. }) => Some(&provenance.weights),
+            _ => None,
+        }
+    }
+
+    /// Checksum of the predictor's file, as eight hexadecimal digits: what was found with the predictor can be told from what
+    /// another one gives.
+    ///
+    /// # Errors
+    /// A predictor that has no form as a file.
+    pub fn checksum(&self) -> Result<String> {
+        Ok(format!("{:08x}", files::checksum(&self.content()?)))
+    }
+
+    /// What speaks against searching the supernet whose weights have the checksum `weights` by this predictor, each in a
+    /// sentence.
+    pub fn doubts(&self, weights: &str) -> Vec<String> {
+        let mut doubts = Vec::new();
+        match &self.origin {
+            Some(Origin::Published) => {}
+            Some(Origin::Fitted { measured_with, held_out, kendall_tau }) => {
+                match measured_with {
+                    Some(provenance) if provenance.weights == weights => {}
+                    Some(provenance) => doubts.push(format!(
+                        "it was fitted for other weights (checksum {}) than the supernet now has ({weights}); fit it anew with \
+                         `ofa predictor --discard`",
+                        provenance.weights
+                    )),
+                    None => doubts.push(UNKNOWN_WEIGHTS.to_string()),
+                }
+                if kendall_tau.is_none_or(|tau| tau < POOR_TAU) {
+                    let tau = kendall_tau.map_or("undefined".to_string(), |tau| format!("{tau:.2}"));
+                    doubts.push(format!(
+                        "Kendall's tau is {tau} on {held_out} held-out subnets (1 is the right order, 0 chance), so the order of \
+                         predictions says little; measure more subnets (--samples) or on more images (--images), or search with \
+                         `--score measured`"
+                    ));
+                }
+            }
+            None => doubts.push(UNKNOWN_WEIGHTS.to_string()),
+        }
+        doubts
     }
 
     /// The space whose subnets it knows.
@@ -237,6 +328,27 @@ impl Predictor {
         let features = |subnet: &Subnet, active: &mut Vec<usize>| push_features(&self.space, subnet, active);
         self.members.iter().map(|member| member.forward(subnets, features)).collect()
     }
+}
+
+/// Said of a predictor whose weights are not known.
+const UNKNOWN_WEIGHTS: &str = "it does not say for which weights it was fitted, as those of earlier versions; fit it anew with `ofa predictor --discard`";
+
+/// Checks that `space` has enough subnets for a predictor.
+///
+/// # Errors
+/// An invalid space, or one with fewer than [`FEWEST_SAMPLES`] subnets.
+pub fn check_space(space: &SearchSpace) -> Result<()> {
+    space.validate()?;
+    let count = space.count();
+    if count < FEWEST_SAMPLES as f64 {
+        let only = if count == 1.0 { "one subnet".to_string() } else { format!("{count} subnets") };
+        return Err(Error::Predictor(format!(
+            "the space '{}' has only {only}, a predictor needs {FEWEST_SAMPLES} different ones; search with `--score measured`, which \
+             can measure all of them",
+            space.name
+        )));
+    }
+    Ok(())
 }
 
 /// One sample a subnet, in order of first appearance, with the mean of its accuracies.
@@ -305,7 +417,63 @@ mod tests {
             let predicted: Vec<f64> = report.pairs.iter().map(|p| p.predicted).collect();
             assert_eq!(loaded.predict(&subnets).unwrap(), predicted);
             assert_eq!(*loaded.space(), space);
+            assert_eq!(
+                (loaded.origin(), loaded.checksum().unwrap()),
+                (predictor.origin(), predictor.checksum().unwrap())
+            );
         }
+    }
+
+    #[test]
+    fn a_predictor_of_other_weights_or_without_an_order_is_doubted() {
+        let space = SearchSpace::named("tiny").unwrap();
+        let settings = FitSettings { hidden: 40, members: 1, learning_rate: 3e-3, ..FitSettings::default() };
+        let measured_with = |weights: &str| {
+            let weights = weights.into();
+            Some(Provenance { weights, data: "d".into(), recalibration: 9, images: 9, batch: 9, seed: 0 })
+        };
+        let fit = |samples: &[Sample]| Predictor::fit(&space, samples, &settings, 0, &mut |_, _, _| ()).unwrap().0;
+        let mut predictor = fit(&samples(&space, 100));
+        assert!(predictor.doubts("0a")[0].contains("does not say"));
+        let before = predictor.checksum().unwrap();
+        predictor.set_provenance(measured_with("0a"));
+        assert_ne!(predictor.checksum().unwrap(), before);
+        assert_eq!((predictor.doubts("0a"), predictor.weights()), (vec![], Some("0a")));
+        assert!(predictor.doubts("0b")[0].contains("other weights (checksum 0a)"));
+        let mut constant = samples(&space, 20);
+        constant.iter_mut().for_each(|sample| sample.accuracy = 0.5);
+        let mut constant = fit(&constant);
+        constant.set_provenance(measured_with("0a"));
+        let doubts = constant.doubts("0a");
+        assert!(doubts.len() == 1 && doubts[0].contains("tau is undefined on 4 held-out subnets"), "{doubts:?}");
+    }
+
+    #[test]
+    fn reported_predictions_are_accuracies_and_the_order_is_that_of_the_raw_ones() {
+        let space = SearchSpace::named("tiny").unwrap();
+        let settings = FitSettings { hidden: 40, members: 2, learning_rate: 3e-3, ..FitSettings::default() };
+        // Nearly all are right on all images: noise and slope lead above 1.
+        let mut high = samples(&space, 200);
+        high.iter_mut().enumerate().for_each(|(index, s)| s.accuracy = if index % 9 == 0 { 0.7 } else { 1.0 });
+        let (predictor, report) = Predictor::fit(&space, &high, &settings, 3, &mut |_, _, _| ()).unwrap();
+        let subnets: Vec<Subnet> = report.pairs.iter().map(|pair| pair.subnet.clone()).collect();
+        let raw = predictor.predict(&subnets).unwrap();
+        assert!(raw.iter().any(|p| *p > 1.0), "{raw:?}");
+        assert!(report.pairs.iter().zip(&raw).all(|(pair, raw)| pair.predicted == raw.min(1.0)));
+        let measured: Vec<f64> = report.pairs.iter().map(|pair| pair.measured).collect();
+        assert_eq!(report.kendall_tau, metrics::kendall_tau(&measured, &raw));
+    }
+
+    #[test]
+    fn a_space_of_few_subnets_is_named() {
+        let mut space = SearchSpace::named("tiny").unwrap();
+        (space.resolutions, space.kernel_sizes, space.depths) = (vec![32], vec![3], vec![1]);
+        space.expand_ratios.truncate(2);
+        assert!(check_space(&space).unwrap_err().to_string().contains("has only 4 subnets"));
+        space.expand_ratios.truncate(1);
+        assert!(check_space(&space).unwrap_err().to_string().contains("has only one subnet"));
+        space.resolutions = (1..=10).map(|r| 8 * r).collect();
+        check_space(&space).unwrap();
     }
 
     #[test]

@@ -4,9 +4,9 @@
 //! block slots, then the expand ratios of all slots, then eight resolutions, 112 to 224 in steps of 16. The first layer is linear in a
 //! one-hot input, so putting the rows of its weight into our order ([`features`](super::features)) is all that importing takes.
 
-use super::Predictor;
 use super::features::feature_count;
 use super::mlp::{Layer, Mlp};
+use super::{Origin, Predictor};
 use crate::{Error, Result};
 use ofa_supernet::SearchSpace;
 use ofa_supernet::import::CheckpointFile;
@@ -85,6 +85,7 @@ impl Predictor {
         rows.extend(places.map(|(place, _)| slots * (kernels + expands) + place));
         first.weight = rows.iter().flat_map(|row| &first.weight[row * hidden..][..hidden]).copied().collect();
         let no_linear = vec![0.0; rows.len()];
-        Ok(Predictor { space: narrowed, members: vec![Mlp::new([first, second, third, last], no_linear)], noise: 0.0 })
+        let members = vec![Mlp::new([first, second, third, last], no_linear)];
+        Ok(Predictor { space: narrowed, members, noise: 0.0, origin: Some(Origin::Published) })
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! The metadata is one entry, `ofa`, since the order of several is left to chance: equal predictors are equal files.
 
-use super::Predictor;
 use super::features::feature_count;
 use super::fit::MOST_MEMBERS;
 use super::mlp::{Layer, Mlp};
+use super::{Origin, Predictor};
 use crate::{Error, Result};
 use ofa_supernet::{SearchSpace, files};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
@@ -24,6 +24,9 @@ struct Entry {
     space: SearchSpace,
     members: usize,
     noise: f32,
+    /// Absent in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    origin: Option<Origin>,
 }
 
 impl Predictor {
@@ -33,9 +36,21 @@ impl Predictor {
     /// # Errors
     /// A failed write.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let (members, noise) = (self.members.len(), self.noise);
-        let entry = Entry { format: FORMAT.into(), version: VERSION, space: self.space.clone(), members, noise };
-        let entry = serde_json::to_string(&entry).map_err(|e| Error::format(path, e.to_string()))?;
+        Ok(files::write_atomic(path, &self.content()?)?)
+    }
+
+    /// The file's bytes: equal for equal predictors.
+    pub(super) fn content(&self) -> Result<Vec<u8>> {
+        let fail = |e: &dyn std::fmt::Display| Error::Predictor(format!("it has no form as a file: {e}"));
+        let entry = Entry {
+            format: FORMAT.into(),
+            version: VERSION,
+            space: self.space.clone(),
+            members: self.members.len(),
+            noise: self.noise,
+            origin: self.origin.clone(),
+        };
+        let entry = serde_json::to_string(&entry).map_err(|e| fail(&e))?;
         let metadata = HashMap::from([(ENTRY.to_string(), entry)]);
         let bytes = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
         let mut tensors = Vec::new();
@@ -50,11 +65,9 @@ impl Predictor {
         }
         let mut views = Vec::new();
         for (name, shape, data) in &tensors {
-            let view = TensorView::new(Dtype::F32, shape.clone(), data);
-            views.push((name.clone(), view.map_err(|e| Error::format(path, e.to_string()))?));
+            views.push((name.clone(), TensorView::new(Dtype::F32, shape.clone(), data).map_err(|e| fail(&e))?));
         }
-        let file = serialize(views, Some(metadata)).map_err(|e| Error::format(path, e.to_string()))?;
-        Ok(files::write_atomic(path, &file)?)
+        serialize(views, Some(metadata)).map_err(|e| fail(&e))
     }
 
     /// Reads a predictor that [`save`](Self::save) wrote.
@@ -63,12 +76,12 @@ impl Predictor {
     /// An unreadable file, another format or version, an invalid space, a tensor that is missing, has another shape than the space
     /// asks for, or holds a value that is no number.
     pub fn load(path: &Path) -> Result<Self> {
-        let file = std::fs::read(path).map_err(|e| Error::file(path, e))?;
+        let file = files::read_bytes(path)?;
         let foreign = |message: String| Error::format(path, format!("no predictor of this program: {message}"));
         let (_, header) = SafeTensors::read_metadata(&file).map_err(|e| foreign(e.to_string()))?;
         let entry = header.metadata().as_ref().and_then(|metadata| metadata.get(ENTRY));
         let entry = entry.ok_or_else(|| foreign(format!("its header has no '{ENTRY}' entry; fit it anew")))?;
-        let Entry { format, version, space, members, noise } =
+        let Entry { format, version, space, members, noise, origin } =
             serde_json::from_str(entry).map_err(|e| foreign(format!("its '{ENTRY}' entry: {e}")))?;
         if format != FORMAT {
             return Err(foreign(format!("its format is '{format}', expected '{FORMAT}'")));
@@ -76,7 +89,7 @@ impl Predictor {
         if version != VERSION {
             return Err(foreign(format!("its version is {version}, expected {VERSION}; fit it anew")));
         }
-        space.validate()?;
+        space.validate().map_err(|e| e.at(path))?;
         if !((1..=MOST_MEMBERS).contains(&members) && noise.is_finite() && noise >= 0.0) {
             return Err(foreign(format!("{members} members and noise {noise} are no predictor's")));
         }
@@ -116,6 +129,6 @@ impl Predictor {
             ];
             networks.push(Mlp::new(layers, read(format!("member{member}.linear"), &[inputs])?));
         }
-        Ok(Predictor { space, members: networks, noise })
+        Ok(Predictor { space, members: networks, noise, origin })
     }
 }

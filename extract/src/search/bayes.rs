@@ -59,7 +59,7 @@ impl Strategy for Bayes {
         task.record();
         let mut shape = None;
         for round in 1u64.. {
-            if task.remaining() == 0 {
+            if task.is_over() {
                 break;
             }
             let mut best = scored.clone();

@@ -50,9 +50,9 @@ impl Strategy for Gradient {
         // What a relative excess of each limit costs, in deviations of the score.
         let mut prices = vec![1.0; task.rules.limits.limits().len()];
         // Settled gates draw what has been scored before, which costs no budget: steps are bounded, too.
-        let steps = 4 * task.remaining().div_ceil(self.batch);
+        let steps = task.remaining().div_ceil(self.batch).saturating_mul(4);
         for step in 0..steps as u64 {
-            if task.remaining() == 0 {
+            if task.is_over() {
                 break;
             }
             let rules = &task.rules;

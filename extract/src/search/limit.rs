@@ -14,6 +14,8 @@ pub struct Limit<'a> {
     pub name: String,
     /// Largest allowed value.
     pub bound: f64,
+    /// Images of one run that is measured: the batch of a latency's profile, otherwise 1.
+    pub batch: usize,
     measure: Measure<'a>,
     show: Box<dyn Fn(f64) -> String + Sync + 'a>,
 }
@@ -22,7 +24,7 @@ impl<'a> Limit<'a> {
     /// An own limit: `measure(subnet) <= bound`.
     pub fn new(name: impl Into<String>, bound: f64, measure: impl Fn(&Subnet) -> Result<f64> + Sync + 'a) -> Self {
         let show = Box::new(|value: f64| value.to_string());
-        Limit { name: name.into(), bound, measure: Box::new(measure), show }
+        Limit { name: name.into(), bound, batch: 1, measure: Box::new(measure), show }
     }
 
     /// The limit that `constraint` asks for.
@@ -30,16 +32,18 @@ impl<'a> Limit<'a> {
     /// # Errors
     /// A latency limit on a device that `measures` has no profile of.
     pub fn from_constraint(constraint: &Constraint, measures: &'a Measures) -> Result<Self> {
-        if constraint.metric == crate::Metric::Latency {
-            measures.device(&constraint.device)?;
-        }
+        let batch = match constraint.metric {
+            crate::Metric::Latency => measures.device(&constraint.device)?.batch,
+            _ => 1,
+        };
         let metric = constraint.metric;
         let asked = constraint.clone();
         Ok(Limit {
             name: constraint.to_string(),
             bound: constraint.limit,
+            batch,
             measure: Box::new(move |subnet| measures.value(&asked, subnet)),
-            show: Box::new(move |value| metric.show_above(value)),
+            show: Box::new(move |value| metric.show_above(value) + &of_batch(batch)),
         })
     }
 
@@ -59,6 +63,11 @@ impl<'a> Limit<'a> {
     pub fn show(&self, value: f64) -> String {
         (self.show)(value)
     }
+}
+
+/// What a value is of, where that is a run of several images: " for 8 images".
+pub fn of_batch(batch: usize) -> String {
+    if batch == 1 { String::new() } else { format!(" for {batch} images") }
 }
 
 /// Limits of one search, each with a table where its measure has one.

@@ -37,7 +37,7 @@ pub use bayes::Bayes;
 pub use evolution::Evolution;
 pub use gradient::Gradient;
 pub use grid::Grid;
-pub use limit::{Limit, Limits};
+pub use limit::{Limit, Limits, of_batch};
 pub use pareto::Pareto;
 pub use ppo::Ppo;
 pub use random::Random;
@@ -138,12 +138,54 @@ pub struct SearchResult {
     /// Subnets of which none is better in everything than another, by rising score.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub front: Vec<FrontPoint>,
+    /// What the scores rest on; `None` if the result does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub basis: Option<Basis>,
     /// How long it took.
     #[serde(skip)]
     pub seconds: f64,
 }
 
+/// What the scores of a search rest on. The result is out of date as soon as a part of it has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Basis {
+    /// Checksum of the supernet's weights whose accuracies the scores are; `None` for a predictor that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
+    /// Checksum of the predictor; `None` if accuracies were measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predictor: Option<String>,
+}
+
+impl Basis {
+    /// Why a result on this basis is out of date beside the supernet with the weights' checksum `weights` and the predictor with
+    /// the checksum `predictor` (`None`: there is none), in words; `None` if it is not.
+    pub fn outdated(&self, weights: &str, predictor: Option<&str>) -> Option<String> {
+        match (&self.weights, &self.predictor) {
+            (Some(before), _) if before != weights => Some(format!(
+                "it was found for other weights (checksum {before}) than the supernet now has ({weights})"
+            )),
+            (_, Some(before)) if predictor.is_some_and(|now| now != before) => {
+                Some("it was found with an earlier predictor".to_string())
+            }
+            _ => None,
+        }
+    }
+}
+
 impl SearchResult {
+    /// Limits scores that are predicted accuracies to 0 to 1. The search itself ranks what the predictor says, which may lie
+    /// outside: limited before, the best candidates would be equal. Pessimistic scores keep values below 0.
+    pub fn limit_predictions(&mut self) {
+        let least = if self.pessimism > 0.0 { f64::NEG_INFINITY } else { 0.0 };
+        let scores = self.history.iter_mut().map(|generation| &mut generation.score);
+        let scores = scores.chain(self.top.iter_mut().map(|candidate| &mut candidate.score));
+        let scores = scores.chain(self.front.iter_mut().map(|point| &mut point.score));
+        scores.for_each(|score| *score = score.clamp(least, 1.0));
+        self.predicted_accuracy = self.predicted_accuracy.clamp(0.0, 1.0);
+    }
+
     /// Measures the subnets of [`top`](Self::top) and makes the best measured one the result (of equal ones that with the better score).
     ///
     /// # Errors
@@ -178,6 +220,9 @@ pub struct ConstraintValue {
     pub limit: f64,
     /// The subnet's value.
     pub value: f64,
+    /// Images of one run that is limited: the batch of a latency's profile, otherwise 1.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub batch: usize,
 }
 
 /// A subnet among the best.
@@ -234,7 +279,12 @@ pub fn search<'a>(
     let mut constraints = Vec::new();
     for limit in problem.limits {
         let value = limit.value(&best)?;
-        constraints.push(ConstraintValue { constraint: limit.name.clone(), limit: limit.bound, value });
+        constraints.push(ConstraintValue {
+            constraint: limit.name.clone(),
+            limit: limit.bound,
+            value,
+            batch: limit.batch,
+        });
     }
     let mut points = Vec::with_capacity(front.len());
     for (score, genes) in front {
@@ -256,8 +306,17 @@ pub fn search<'a>(
         top,
         against: problem.against.iter().map(|cost| cost.name.clone()).collect(),
         front: points,
+        basis: None,
         seconds: start.elapsed().as_secs_f64(),
     })
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(value: &usize) -> bool {
+    *value == 1
 }
 
 fn is_zero(value: &f64) -> bool {
@@ -287,6 +346,73 @@ mod tests {
 
     fn score(subnets: &[Subnet]) -> Result<Vec<f64>> {
         Ok(subnets.iter().map(worth).collect())
+    }
+
+    #[test]
+    fn every_strategy_works_on_a_space_of_one_or_a_few_subnets() {
+        let mut space = SearchSpace::named("tiny").unwrap();
+        (space.resolutions, space.kernel_sizes, space.depths) = (vec![32], vec![3], vec![1]);
+        for (ratios, kernels) in [(1, vec![3]), (2, vec![3]), (3, vec![3, 5])] {
+            let space = SearchSpace {
+                expand_ratios: space.expand_ratios[..ratios].to_vec(),
+                kernel_sizes: kernels,
+                ..space.clone()
+            };
+            let limits = [Limit::new("macs", macs(&space, &space.largest()), |s| Ok(macs(&space, s)))];
+            let against = [Limit::new("macs", f64::INFINITY, |s| Ok(macs(&space, s)))];
+            for settings in strategies() {
+                for evaluations in [None, Some(1), Some(1000)] {
+                    let mut scorer = score;
+                    let problem = Problem {
+                        against: &against,
+                        evaluations,
+                        keep: usize::MAX,
+                        ..Problem::new(&space, &limits, 0)
+                    };
+                    let found = search(&problem, &settings, &mut scorer, &mut |_| ()).unwrap();
+                    let name = name_of(&settings);
+                    assert_eq!(found.evaluations, found.top.len(), "{name}");
+                    assert!(found.evaluations as f64 <= space.count(), "{name}");
+                    if evaluations.is_none() && name != "grid" {
+                        assert_eq!(found.best, space.largest(), "{name}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn predictions_above_one_are_ranked_as_they_are_and_told_as_one() {
+        let space = SearchSpace::named("tiny").unwrap();
+        let blocks = |subnet: &Subnet| subnet.blocks().count() as f64;
+        let mut scorer = |subnets: &[Subnet]| Ok(subnets.iter().map(|s| 0.9 + 0.1 * blocks(s)).collect());
+        let problem = Problem { keep: 9, ..Problem::new(&space, &[], 0) };
+        let settings = SearchSettings::Random(Random::default());
+        let mut found = search(&problem, &settings, &mut scorer, &mut |_| ()).unwrap();
+        assert_eq!((found.predicted_accuracy, blocks(&found.best)), (1.3, 4.0));
+        found.limit_predictions();
+        assert_eq!((found.predicted_accuracy, blocks(&found.top[0].subnet)), (1.0, 4.0));
+        assert!(found.top.iter().all(|c| c.score == 1.0) && found.history.iter().all(|g| g.score == 1.0));
+        (found.history[0].score, found.predicted_accuracy) = (-0.1, -0.1);
+        let mut pessimistic = SearchResult { pessimism: 1.0, ..found.clone() };
+        pessimistic.limit_predictions();
+        found.limit_predictions();
+        assert_eq!((found.history[0].score, found.predicted_accuracy), (0.0, 0.0));
+        assert_eq!((pessimistic.history[0].score, pessimistic.predicted_accuracy), (-0.1, 0.0));
+    }
+
+    #[test]
+    fn a_result_is_out_of_date_with_its_weights_or_predictor() {
+        let basis = |weights: Option<&str>, predictor: Option<&str>| Basis {
+            weights: weights.map(String::from),
+            predictor: predictor.map(String::from),
+        };
+        assert_eq!(basis(Some("w"), Some("p")).outdated("w", Some("p")), None);
+        assert!(basis(Some("w"), Some("p")).outdated("v", Some("p")).unwrap().contains("checksum w"));
+        assert!(basis(Some("w"), Some("p")).outdated("w", Some("q")).unwrap().contains("earlier predictor"));
+        assert_eq!(basis(Some("w"), None).outdated("w", Some("q")), None);
+        assert_eq!(basis(None, Some("p")).outdated("v", Some("p")), None);
+        assert!(basis(None, Some("p")).outdated("v", Some("q")).is_some());
     }
 
     fn name_of(settings: &SearchSettings) -> String {

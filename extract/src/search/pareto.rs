@@ -84,7 +84,7 @@ impl Strategy for Pareto {
             members.retain(|member| seen.insert(member.genes.clone()));
             members = select(members, self.population);
             task.record();
-            if task.remaining() == 0 {
+            if task.is_over() {
                 break;
             }
         }

@@ -59,13 +59,18 @@ impl Strategy for Ppo {
     }
 
     fn run(&self, task: &mut Task) -> Result<()> {
+        // A space of one subnet leaves the controller nothing to choose; the task has scored the subnet.
+        if task.rules.genome.searched().next().is_none() {
+            task.record();
+            return Ok(());
+        }
         let policy = Policy::new(&task.rules)?;
         let parameters = ParamsAdamW { lr: self.learning_rate, weight_decay: 0.0, ..ParamsAdamW::default() };
         let mut optimizer = AdamW::new(policy.variables.clone(), parameters)?;
         // A converged policy writes what has been scored before, which costs no budget: batches are bounded, too.
-        let batches = 4 * task.remaining().div_ceil(self.batch);
+        let batches = task.remaining().div_ceil(self.batch).saturating_mul(4);
         for batch in 0..batches as u64 {
-            if task.remaining() == 0 {
+            if task.is_over() {
                 break;
             }
             let written = policy.write(&task.rules, self.batch, &mut task.rules.rng(&[batch]))?;

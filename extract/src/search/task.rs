@@ -146,6 +146,11 @@ impl<'a> Task<'a> {
         self.budget.saturating_sub(self.known.len())
     }
 
+    /// Whether nothing is left to score: the budget is spent, or the space has no other subnets.
+    pub fn is_over(&self) -> bool {
+        self.remaining() == 0 || self.known.len() as f64 >= self.rules.genome.space().count()
+    }
+
     /// Scores `candidates` and returns them with their scores, without those that the budget does not hold any more.
     ///
     /// # Errors
@@ -209,7 +214,7 @@ impl<'a> Task<'a> {
         }
         let mut all: Vec<Scored> = self.known.iter().map(|(genes, &score)| (score, genes.clone())).collect();
         rank(&mut all);
-        let mut top = Vec::with_capacity(count);
+        let mut top = Vec::with_capacity(count.min(all.len()));
         for (score, genes) in all {
             if self.rules.feasible(&genes)? {
                 let subnet = self.rules.genome.decode(&genes);

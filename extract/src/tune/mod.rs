@@ -3,10 +3,12 @@
 //! | file | concern |
 //! | --- | --- |
 //! | `ranges` | what may be varied and how far |
-//! | `suggest` | what to try next: grid, random, Gaussian process |
+//! | `ranges_file` | the ranges as a TOML file |
+//! | `suggest` | what to try next: grid, random, Gaussian process; nothing twice |
 //! | `trials` | what was tried, its file, and when a trial is hopeless |
 
 mod ranges;
+mod ranges_file;
 mod suggest;
 mod trials;
 

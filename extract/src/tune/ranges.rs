@@ -1,10 +1,16 @@
 //! What may be varied and how far.
 
+use super::ranges_file;
 use crate::{Error, Result};
 use ofa_supernet::train::TrainConfig;
+use ofa_supernet::{SearchSpace, files};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
+
+/// The largest batch that training accepts.
+const LARGEST_BATCH: usize = 65_536;
 
 /// A number of the training configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -31,7 +37,20 @@ pub enum Hyperparameter {
 }
 
 impl Hyperparameter {
-    /// Its value in `config`; `None` where the configuration does not use it.
+    /// All of them.
+    pub(super) const ALL: [Hyperparameter; 9] = [
+        Hyperparameter::LearningRate,
+        Hyperparameter::Batch,
+        Hyperparameter::WeightDecay,
+        Hyperparameter::Momentum,
+        Hyperparameter::LabelSmoothing,
+        Hyperparameter::Dropout,
+        Hyperparameter::BatchNormMomentum,
+        Hyperparameter::KdRatio,
+        Hyperparameter::ClipNorm,
+    ];
+
+    /// The value in `config`; `None` where the configuration does not use it.
     pub fn of(self, config: &TrainConfig) -> Option<f64> {
         match self {
             Hyperparameter::LearningRate => config.stages.first().map(|stage| stage.learning_rate),
@@ -51,11 +70,13 @@ impl Hyperparameter {
         match self {
             Hyperparameter::LearningRate => {
                 if let Some(first) = self.of(config) {
-                    config.stages.iter_mut().for_each(|stage| stage.learning_rate *= value / first);
+                    // A rate equal to the first stage's becomes `value` itself, without the rounding of a factor.
+                    let scaled = |rate: f64| if rate == first { value } else { rate * (value / first) };
+                    config.stages.iter_mut().for_each(|stage| stage.learning_rate = scaled(stage.learning_rate));
                 }
             }
             Hyperparameter::Batch => {
-                config.batch = value.round().max(1.0) as usize;
+                config.batch = value as usize;
                 config.stages.iter_mut().for_each(|stage| stage.batch = None);
             }
             Hyperparameter::WeightDecay => config.weight_decay = value,
@@ -93,11 +114,11 @@ impl fmt::Display for Hyperparameter {
     }
 }
 
-/// What values it may take.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged, deny_unknown_fields)]
+/// The values that a hyperparameter may take.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
 pub enum Range {
-    /// One of these, ascending.
+    /// One of a list, ascending.
     Values {
         /// The values.
         values: Vec<f64>,
@@ -109,28 +130,45 @@ pub enum Range {
         /// Highest value.
         high: f64,
         /// Whether factors matter rather than differences, as of learning rates.
-        #[serde(default)]
         log: bool,
         /// Values that a grid tries, ends included.
-        #[serde(default = "five")]
         steps: usize,
     },
 }
 
-fn five() -> usize {
-    5
-}
-
 impl Range {
-    /// The value at `unit`, 0 to 1.
+    /// Values that a grid tries of an interval that does not say how many.
+    pub(super) const STEPS: usize = 5;
+
+    /// The value at `unit`, 0 to 1; the ends are exactly those of the range.
     fn at(&self, unit: f64) -> f64 {
         match self {
             Range::Values { values } => {
                 let place = (unit * values.len() as f64) as usize;
                 values[place.min(values.len() - 1)]
             }
-            Range::Interval { low, high, log: true, .. } => (low.ln() + unit * (high.ln() - low.ln())).exp(),
-            Range::Interval { low, high, .. } => low + unit * (high - low),
+            Range::Interval { low, .. } if unit <= 0.0 => *low,
+            Range::Interval { high, .. } if unit >= 1.0 => *high,
+            Range::Interval { low, high, log: true, .. } => {
+                (low.ln() + unit * (high.ln() - low.ln())).exp().clamp(*low, *high)
+            }
+            Range::Interval { low, high, .. } => (low + unit * (high - low)).clamp(*low, *high),
+        }
+    }
+
+    /// The values that bound all others: a list's, or an interval's ends.
+    fn bounds(&self) -> Vec<f64> {
+        match self {
+            Range::Values { values } => values.clone(),
+            Range::Interval { low, high, .. } => vec![*low, *high],
+        }
+    }
+
+    /// The number of different values; `None` where it has no limit.
+    fn count(&self, name: Hyperparameter) -> Option<usize> {
+        match self {
+            Range::Values { values } => Some(values.len()),
+            Range::Interval { low, high, .. } => name.is_whole().then_some((high - low) as usize + 1),
         }
     }
 
@@ -146,38 +184,47 @@ impl Range {
         }
     }
 
-    /// The units that a grid tries.
-    fn grid(&self) -> Vec<f64> {
+    /// The number of values that a grid tries.
+    fn steps(&self) -> usize {
         match self {
-            Range::Values { values } => values.iter().map(|&value| self.unit(value)).collect(),
-            Range::Interval { steps, .. } => {
-                (0..*steps).map(|step| step as f64 / (*steps as f64 - 1.0).max(1.0)).collect()
-            }
+            Range::Values { values } => values.len(),
+            Range::Interval { steps, .. } => *steps,
         }
     }
 
-    fn validate(&self, name: Hyperparameter) -> Result<()> {
-        let fail = |message: String| Err(Error::Tune(format!("[{name}] {message}")));
+    /// The unit of value `step` of a grid.
+    fn grid_unit(&self, step: usize) -> f64 {
+        match self {
+            Range::Values { values } => self.unit(values[step]),
+            Range::Interval { steps, .. } => step as f64 / (*steps as f64 - 1.0).max(1.0),
+        }
+    }
+
+    /// Checks what does not depend on the configuration.
+    pub(super) fn validate(&self, name: Hyperparameter) -> Result<(), String> {
         match self {
             Range::Values { values } => {
                 if values.is_empty() || values.iter().any(|v| !v.is_finite()) || values.windows(2).any(|w| w[0] >= w[1])
                 {
-                    return fail("values must be a non-empty, strictly ascending list of numbers".into());
+                    return Err("values must be a non-empty, strictly ascending list of numbers".into());
                 }
             }
             Range::Interval { low, high, log, steps } => {
                 if !(low.is_finite() && high.is_finite() && low < high) {
-                    return fail(format!("low = {low} must be below high = {high}"));
+                    return Err(format!("low = {low} must be below high = {high}"));
                 }
                 if *log && *low <= 0.0 {
-                    return fail(format!("low = {low} must be above 0 with log = true"));
+                    return Err(format!("low = {low} must be above 0 with log = true"));
                 }
                 if !(2..=1000).contains(steps) {
-                    return fail(format!("steps = {steps} must lie between 2 and 1000"));
+                    return Err(format!("steps = {steps} must lie between 2 and 1000"));
                 }
             }
         }
-        Ok(())
+        match self.bounds().into_iter().find(|value| name.is_whole() && (value.fract() != 0.0 || *value < 1.0)) {
+            Some(value) => Err(format!("{value} is no {name}: it must be a whole number, at least 1")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -194,64 +241,52 @@ pub type Values = BTreeMap<Hyperparameter, f64>;
 /// [batch]
 /// values = [32, 64, 128]
 /// ```
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct Ranges(BTreeMap<Hyperparameter, Range>);
 
 impl Ranges {
-    /// Reads ranges from TOML.
+    /// Reads the ranges' TOML file for trials with `config`.
     ///
     /// # Errors
-    /// An unknown hyperparameter, an impossible range, or none at all.
-    pub fn from_toml(text: &str) -> Result<Self> {
-        let ranges: Ranges = toml::from_str(text).map_err(|e| Error::Tune(e.message().to_string()))?;
-        if ranges.0.is_empty() {
-            return Err(Error::Tune("no hyperparameter is given; write a table such as [learning_rate]".into()));
+    /// An unreadable file; with the line an unknown hyperparameter, an impossible range, a hyperparameter that has no effect on `config`, or a
+    /// value that training would refuse.
+    pub fn read(path: &Path, config: &TrainConfig, space: &SearchSpace) -> Result<Self> {
+        let fail = |(line, message)| Error::line(path, line, message);
+        let ranges = ranges_file::parse(&files::read_text(path)?).map_err(fail)?;
+        for (&name, (line, range)) in &ranges {
+            check(name, range, config, space).map_err(|message| fail((*line, message)))?;
         }
-        for (&name, range) in &ranges.0 {
-            range.validate(name)?;
-        }
-        Ok(ranges)
+        Ok(Ranges(ranges.into_iter().map(|(name, (_, range))| (name, range)).collect()))
     }
 
     /// Learning rate and weight decay by a factor of ten either way about those of `config`, and half, all and twice its batch.
     ///
     /// # Errors
-    /// None in practice: a checked configuration has a learning rate.
-    pub fn about(config: &TrainConfig) -> Result<Self> {
-        let around = |value: f64| Range::Interval { low: value / 10.0, high: value * 10.0, log: true, steps: five() };
-        let batch = config.batch.max(2) as f64;
+    /// A value that training would refuse: none in practice, as the configuration is a checked one.
+    pub fn about(config: &TrainConfig, space: &SearchSpace) -> Result<Self> {
+        let around =
+            |value: f64| Range::Interval { low: value / 10.0, high: value * 10.0, log: true, steps: Range::STEPS };
+        let batch = config.batch.max(2);
+        let batches = [batch / 2, batch, batch * 2].into_iter().filter(|&batch| batch <= LARGEST_BATCH);
         let mut ranges = BTreeMap::from([(
             Hyperparameter::Batch,
-            Range::Values { values: vec![(batch / 2.0).floor(), batch, batch * 2.0] },
+            Range::Values { values: batches.map(|batch| batch as f64).collect() },
         )]);
         ranges.extend(Hyperparameter::LearningRate.of(config).map(|v| (Hyperparameter::LearningRate, around(v))));
         let decay = if config.weight_decay > 0.0 { config.weight_decay } else { 1e-5 };
-        ranges.insert(Hyperparameter::WeightDecay, around(decay.min(0.1)));
+        // Ten times as much must still be below 1.
+        ranges.insert(Hyperparameter::WeightDecay, around(decay.min(0.09)));
         for (&name, range) in &ranges {
-            range.validate(name)?;
+            check(name, range, config, space).map_err(Error::Tune)?;
         }
         Ok(Ranges(ranges))
     }
 
-    /// Checks that each of them has an effect on `config`, and that both ends make valid configurations.
-    ///
-    /// # Errors
-    /// The first that has none, or what the configuration's own checks say.
-    pub fn check(&self, config: &TrainConfig, space: &ofa_supernet::SearchSpace) -> Result<()> {
-        for &name in self.0.keys() {
-            if name == Hyperparameter::KdRatio && name.of(config).is_none() {
-                return Err(Error::Tune(format!(
-                    "[{name}] no stage distils, so it would change nothing; leave it out"
-                )));
-            }
-        }
-        for unit in [0.0, 1.0] {
-            let mut config = config.clone();
-            self.apply(&self.values(&vec![unit; self.0.len()]), &mut config);
-            config.validate(space)?;
-        }
-        Ok(())
+    /// The ranges of a correct text.
+    #[cfg(test)]
+    pub(super) fn of_text(text: &str) -> Self {
+        Ranges(ranges_file::parse(text).unwrap().into_iter().map(|(name, (_, range))| (name, range)).collect())
     }
 
     /// Sets `values` in `config`.
@@ -283,16 +318,40 @@ impl Ranges {
         self.0.iter().map(|(name, range)| values.get(name).map_or(0.5, |&value| range.unit(value))).collect()
     }
 
+    /// The number of different points; `None` where it has no limit.
+    pub(super) fn count(&self) -> Option<usize> {
+        self.0.iter().try_fold(1usize, |count, (&name, range)| Some(count.saturating_mul(range.count(name)?)))
+    }
+
     /// All points of the grid, the last hyperparameter changing fastest.
-    pub(super) fn grid(&self) -> Vec<Vec<f64>> {
-        self.0.values().fold(vec![Vec::new()], |points, range| {
-            let longer = |point: &Vec<f64>| {
-                let point = point.clone();
-                range.grid().into_iter().map(move |unit| [&point[..], &[unit]].concat())
-            };
-            points.iter().flat_map(longer).collect()
+    pub(super) fn grid(&self) -> impl Iterator<Item = Vec<f64>> {
+        let points = self.0.values().fold(1usize, |count, range| count.saturating_mul(range.steps()));
+        (0..points).map(|mut number| {
+            let mut units: Vec<f64> = Vec::with_capacity(self.0.len());
+            for range in self.0.values().rev() {
+                units.push(range.grid_unit(number % range.steps()));
+                number /= range.steps();
+            }
+            units.reverse();
+            units
         })
     }
+}
+
+/// Checks that the hyperparameter has an effect on `config`, and that training accepts every value.
+fn check(name: Hyperparameter, range: &Range, config: &TrainConfig, space: &SearchSpace) -> Result<(), String> {
+    if name == Hyperparameter::KdRatio && name.of(config).is_none() {
+        return Err(format!("[{name}] no stage distils, so it would change nothing; leave it out"));
+    }
+    for value in range.bounds() {
+        let mut config = config.clone();
+        name.set(&mut config, value);
+        config.validate(space).map_err(|error| match error {
+            ofa_supernet::Error::Config(message) => format!("[{name}] {message}"),
+            error => format!("[{name}] {error}"),
+        })?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -303,9 +362,13 @@ mod tests {
     const TEXT: &str = "[learning_rate]\nlow = 0.01\nhigh = 1.0\nlog = true\nsteps = 3\n[batch]\nvalues = [8, 16]\n\
                         [label_smoothing]\nlow = 0.0\nhigh = 0.2\nsteps = 2\n";
 
+    fn of(text: &str) -> Ranges {
+        Ranges::of_text(text)
+    }
+
     #[test]
     fn units_and_values_are_two_sides_of_one_thing() {
-        let ranges = Ranges::from_toml(TEXT).unwrap();
+        let ranges = of(TEXT);
         assert_eq!(
             ranges.names().map(|n| n.to_string()).collect::<Vec<_>>(),
             ["learning_rate", "batch", "label_smoothing"]
@@ -317,7 +380,7 @@ mod tests {
         let units = ranges.units(&values);
         assert!((units[0] - 0.5).abs() < 1e-12 && units[1] == 0.75 && (units[2] - 0.25).abs() < 1e-12);
         assert_eq!(ranges.values(&units), values);
-        let grid = ranges.grid();
+        let grid: Vec<Vec<f64>> = ranges.grid().collect();
         assert_eq!(grid.len(), 3 * 2 * 2);
         assert_eq!((&grid[0][..], &grid[11][..]), (&[0.0, 0.25, 0.0][..], &[1.0, 0.75, 1.0][..]));
     }
@@ -327,36 +390,92 @@ mod tests {
         let space = SearchSpace::named("tiny").unwrap();
         let mut config = TrainConfig::preset("tiny", &space).unwrap();
         let rates: Vec<f64> = config.stages.iter().map(|stage| stage.learning_rate).collect();
-        let ranges = Ranges::from_toml(TEXT).unwrap();
-        ranges.check(&config, &space).unwrap();
+        let ranges = of(TEXT);
         ranges.apply(&ranges.values(&[1.0, 0.0, 1.0]), &mut config);
         assert_eq!((config.batch, config.label_smoothing), (8, 0.2));
         for (stage, rate) in config.stages.iter().zip(&rates) {
             assert!((stage.learning_rate - rate / rates[0]).abs() < 1e-9, "{}", stage.name);
         }
-        let about = Ranges::about(&config).unwrap();
-        about.check(&config, &space).unwrap();
+        let about = Ranges::about(&config, &space).unwrap();
         assert_eq!(about.values(&[0.5, 0.5, 0.5])[&Hyperparameter::Batch], 8.0);
     }
 
     #[test]
-    fn impossible_ranges_are_one_sentence() {
+    fn ends_are_those_of_the_file() {
+        let ranges =
+            of("[learning_rate]\nlow = 0.01\nhigh = 0.1\nlog = true\nsteps = 2\n[dropout]\nlow = 0.1\nhigh = 0.7\n");
+        for (unit, ends) in [(0.0, [0.01, 0.1]), (1.0, [0.1, 0.7])] {
+            let values = ranges.values(&[unit, unit]);
+            assert_eq!([values[&Hyperparameter::LearningRate], values[&Hyperparameter::Dropout]], ends);
+            assert_eq!(ranges.units(&values), [unit, unit]);
+        }
+        let space = SearchSpace::named("tiny").unwrap();
+        let mut config = TrainConfig::preset("tiny", &space).unwrap();
+        ranges.apply(&ranges.values(&[1.0, 1.0]), &mut config);
+        assert_eq!(config.stages[0].learning_rate, 0.1);
+    }
+
+    #[test]
+    fn points_are_counted_where_they_have_a_limit() {
+        assert_eq!(of("[batch]\nlow = 8\nhigh = 12\n[dropout]\nvalues = [0, 0.5]\n").count(), Some(10));
+        assert_eq!(of(TEXT).count(), None);
+    }
+
+    #[test]
+    fn impossible_ranges_are_one_sentence_with_the_line() {
         let space = SearchSpace::named("tiny").unwrap();
         let config = TrainConfig::preset("tiny", &space).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.toml");
         for (text, reason) in [
-            ("", "no hyperparameter"),
-            ("[colour]\nlow = 1\nhigh = 2\n", "unknown variant `colour`"),
-            ("[batch]\nvalues = []\n", "[batch] values"),
+            ("", "r.toml:1: no hyperparameter"),
+            (
+                "# the colour\n[colour]\nlow = 1\nhigh = 2\n",
+                "r.toml:2: unknown hyperparameter 'colour'; known are learning_rate,",
+            ),
+            ("[batch]\nvalues = []\n", "r.toml:1: [batch] values"),
             ("[batch]\nvalues = [2, 1]\n", "ascending"),
-            ("[dropout]\nlow = 0.5\nhigh = 0.1\n", "[dropout] low = 0.5"),
+            ("[batch]\nvalues = [8, 8]\n", "ascending"),
+            ("\n\n[dropout]\nlow = 0.5\nhigh = 0.1\n", "r.toml:3: [dropout] low = 0.5"),
             ("[dropout]\nlow = 0.0\nhigh = 0.1\nlog = true\n", "above 0"),
             ("[dropout]\nlow = 0.0\nhigh = 0.1\nsteps = 1\n", "steps = 1"),
-            ("[dropout]\nlow = 0.0\n", "data did not match"),
+            ("[dropout]\nlow = 0.0\nhigh = 0.1\n\nsteps = 2.5\n", "r.toml:5: [dropout] steps is not a whole number"),
+            ("[dropout]\nlow = 0.0\n", "r.toml:1: [dropout] low without high"),
+            ("[dropout]\nhigh = 0.2\n", "high without low"),
+            ("[dropout]\n", "no range is given; write low"),
+            ("[dropout]\nlow = 0.0\nvalues = [0.1]\n", "r.toml:1: [dropout] values excludes low"),
+            ("[dropout]\nvalues = [0.1]\nlog = true\n", "values excludes low, high, log"),
+            ("[dropout]\nvalues = 0.1\n", "r.toml:2: [dropout] values is not a list of numbers"),
+            ("[dropout]\nvalues = [\"a\"]\n", "values is not a list of numbers"),
+            ("[dropout]\nlow = \"0\"\nhigh = 1\n", "r.toml:2: [dropout] low is not a number"),
+            ("[dropout]\nlow = 0\nhigh = 0.5\nlog = 1\n", "r.toml:4: [dropout] log is not true or false"),
+            ("[dropout]\nlow = 0\nhigh = 0.5\nstep = 1\n", "r.toml:4: [dropout] unknown key 'step'"),
+            ("dropout = 0.1\n", "r.toml:1: dropout is no table"),
+            ("[dropout]\nlow = \n", "r.toml:2: not valid TOML"),
+            ("[dropout]\nvalues = [0.1]\n[dropout]\nvalues = [0.2]\n", "r.toml:3: not valid TOML: duplicate key"),
+            ("[batch]\nvalues = [0]\n", "r.toml:1: [batch] 0 is no batch"),
+            ("[batch]\nvalues = [8.5]\n", "8.5 is no batch: it must be a whole number"),
+            ("[batch]\nlow = 8\nhigh = 16.5\n", "16.5 is no batch"),
+            ("[batch]\nvalues = [8, 100000]\n", "batch = 100000 must be at least 1 and at most 65536"),
+            ("[batch]\nvalues = [8]\n[momentum]\nlow = 0.5\nhigh = 1.5\n", "r.toml:3: [momentum] momentum = 1.5"),
+            ("[learning_rate]\nvalues = [-0.1, 0.1]\n", "learning_rate = -0.1 must be above 0"),
+            ("[clip_norm]\nvalues = [0.0, 1.0]\n", "clip_norm = 0"),
         ] {
-            let error = Ranges::from_toml(text).unwrap_err().to_string();
-            assert!(error.contains(reason), "{text}: {error}");
+            std::fs::write(&path, text).unwrap();
+            let error = Ranges::read(&path, &config, &space).unwrap_err().to_string();
+            assert!(error.contains(reason) && !error.contains('\n'), "{text}: {error}");
         }
-        let check = |text: &str| Ranges::from_toml(text).unwrap().check(&config, &space).unwrap_err().to_string();
-        assert!(check("[momentum]\nlow = 0.5\nhigh = 1.5\n").contains("momentum = 1.5"));
+    }
+
+    #[test]
+    fn the_largest_batch_is_that_of_training() {
+        let space = SearchSpace::named("tiny").unwrap();
+        let mut config = TrainConfig::preset("tiny", &space).unwrap();
+        (config.batch, config.weight_decay) = (LARGEST_BATCH, 0.9);
+        Ranges::about(&config, &space).unwrap();
+        config.batch += 1;
+        assert!(config.validate(&space).is_err());
+        config.batch = 1;
+        Ranges::about(&config, &space).unwrap();
     }
 }

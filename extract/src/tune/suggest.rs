@@ -28,45 +28,72 @@ pub enum Suggest {
     Bayes,
 }
 
-/// The values of trial number `trials.len()`; `None` when a grid is exhausted.
+/// The values of trial number `trials.len()`, which no earlier trial had; `None` when all are tried.
 pub fn suggest(strategy: Suggest, ranges: &Ranges, trials: &[Trial], seed: u64) -> Option<Values> {
+    let tried: Vec<&Values> = trials.iter().map(|trial| &trial.values).collect();
+    if strategy == Suggest::Grid {
+        return ranges.grid().map(|units| ranges.values(&units)).find(|values| !tried.contains(&values));
+    }
+    let different = tried.iter().enumerate().filter(|(index, values)| !tried[..*index].contains(values)).count();
+    if ranges.count().is_some_and(|count| different >= count) {
+        return None;
+    }
     let number = trials.len() as u64;
     let mut rng = generator(seed, Purpose::Search, &[TUNE, number]);
     let dimensions = ranges.dimensions();
     let mut random = || -> Vec<f64> { (0..dimensions).map(|_| rng.random_range(0.0..1.0)).collect() };
-    match strategy {
-        Suggest::Grid => ranges.grid().get(trials.len()).map(|units| ranges.values(units)),
-        Suggest::Random => Some(ranges.values(&random())),
-        Suggest::Bayes if trials.len() < (2 * dimensions).max(4) => Some(ranges.values(&random())),
-        Suggest::Bayes => {
-            let points: Vec<Vec<f64>> = trials.iter().map(|trial| ranges.units(&trial.values)).collect();
-            let objectives: Vec<f64> = trials.iter().map(|trial| trial.objective).collect();
-            let best = (0..trials.len()).max_by(|&a, &b| objectives[a].total_cmp(&objectives[b]))?;
-            let mut pool: Vec<Vec<f64>> = (0..RANDOM).map(|_| random()).collect();
-            let mut rng = generator(seed, Purpose::Search, &[TUNE, number, 1]);
-            pool.extend((0..NEAR).map(|_| {
-                // One of them anew, as a small step never leads from one of several values to another.
-                let anew = rng.random_range(0..dimensions);
-                let near = |(dimension, unit): (usize, &f64)| match dimension == anew {
-                    true => rng.random_range(0.0..1.0),
-                    false => (unit + rng.random_range(-STEP..STEP)).clamp(0.0, 1.0),
-                };
-                points[best].iter().enumerate().map(near).collect()
-            }));
-            // Where a point's values lie, which is what the process has seen of the trials.
-            pool.iter_mut().for_each(|units| *units = ranges.units(&ranges.values(units)));
-            let Some(process) = GaussianProcess::fit(points.clone(), &objectives, None, distance) else {
-                return pool.into_iter().next().map(|units| ranges.values(&units));
-            };
-            let improvements = process
-                .predict(&pool)
-                .into_iter()
-                .map(|(mean, deviation)| expected_improvement(mean, deviation, objectives[best]));
-            let by_improvement = |a: &(f64, Vec<f64>), b: &(f64, Vec<f64>)| -> Ordering { a.0.total_cmp(&b.0) };
-            let (_, units) = improvements.zip(pool).max_by(by_improvement)?;
-            Some(ranges.values(&units))
+    let first = random();
+    if strategy == Suggest::Bayes && trials.len() >= (2 * dimensions).max(4) {
+        let pool = [vec![first], (1..RANDOM).map(|_| random()).collect()].concat();
+        if let Some(values) = most_promising(ranges, trials, pool, seed).filter(|values| !tried.contains(&values)) {
+            return Some(values);
         }
+        // All of the pool are tried, so there are few points: one of the others at random.
+        return untried(ranges, &tried, random);
     }
+    match ranges.values(&first) {
+        values if tried.contains(&&values) => untried(ranges, &tried, random),
+        values => Some(values),
+    }
+}
+
+/// Draws points until one is new. There must be one.
+fn untried(ranges: &Ranges, tried: &[&Values], mut random: impl FnMut() -> Vec<f64>) -> Option<Values> {
+    std::iter::repeat_with(|| ranges.values(&random())).find(|values| !tried.contains(&values))
+}
+
+/// Of `pool` and of points near the best trial, the one with the largest expected improvement that was not tried yet.
+fn most_promising(ranges: &Ranges, trials: &[Trial], mut pool: Vec<Vec<f64>>, seed: u64) -> Option<Values> {
+    let points: Vec<Vec<f64>> = trials.iter().map(|trial| ranges.units(&trial.values)).collect();
+    let objectives: Vec<f64> = trials.iter().map(|trial| trial.objective).collect();
+    let best = (0..trials.len()).max_by(|&a, &b| objectives[a].total_cmp(&objectives[b]))?;
+    let mut rng = generator(seed, Purpose::Search, &[TUNE, trials.len() as u64, 1]);
+    let dimensions = ranges.dimensions();
+    pool.extend((0..NEAR).map(|_| {
+        // One of them anew, as a small step never leads from one of several values to another.
+        let anew = rng.random_range(0..dimensions);
+        let near = |(dimension, unit): (usize, &f64)| match dimension == anew {
+            true => rng.random_range(0.0..1.0),
+            false => (unit + rng.random_range(-STEP..STEP)).clamp(0.0, 1.0),
+        };
+        points[best].iter().enumerate().map(near).collect()
+    }));
+    // Where a point's values lie, which is what the process has seen of the trials.
+    pool.iter_mut().for_each(|units| *units = ranges.units(&ranges.values(units)));
+    pool.retain(|units| !points.contains(units));
+    let Some(process) = GaussianProcess::fit(points, &objectives, None, distance) else {
+        return pool.into_iter().next().map(|units| ranges.values(&units));
+    };
+    if pool.is_empty() {
+        return None;
+    }
+    let improvements = process
+        .predict(&pool)
+        .into_iter()
+        .map(|(mean, deviation)| expected_improvement(mean, deviation, objectives[best]));
+    let by_improvement = |a: &(f64, Vec<f64>), b: &(f64, Vec<f64>)| -> Ordering { a.0.total_cmp(&b.0) };
+    let (_, units) = improvements.zip(pool).max_by(by_improvement)?;
+    Some(ranges.values(&units))
 }
 
 #[allow(clippy::ptr_arg)] // the process has points of one type, and theirs is a vector
@@ -81,10 +108,9 @@ mod tests {
     use super::*;
 
     fn ranges() -> Ranges {
-        Ranges::from_toml(
+        Ranges::of_text(
             "[learning_rate]\nlow = 0.001\nhigh = 10.0\nlog = true\n[weight_decay]\nlow = 0.0\nhigh = 0.1\n[batch]\nvalues = [8, 16, 32]\n",
         )
-        .unwrap()
     }
 
     /// Best at a learning rate of 0.3, little decay and a batch of 16.
@@ -123,12 +149,55 @@ mod tests {
         assert!(won >= 5, "{won} of 6");
     }
 
+    fn trial(number: usize, values: Values) -> Trial {
+        Trial { trial: number, values, curve: vec![], objective: 0.5, outcome: Outcome::Finished, seconds: 0.0 }
+    }
+
+    fn all_trials(strategy: Suggest, ranges: &Ranges, mut trials: Vec<Trial>) -> Vec<Trial> {
+        while let Some(values) = suggest(strategy, ranges, &trials, 3) {
+            assert!(trials.iter().all(|other| other.values != values), "{values:?} twice");
+            trials.push(trial(trials.len(), values));
+        }
+        trials
+    }
+
     #[test]
     fn a_grid_tries_every_combination_once_and_ends() {
-        let trials = run(Suggest::Grid, 1000, 0);
-        assert_eq!(trials.len(), 5 * 5 * 3);
-        for (index, trial) in trials.iter().enumerate() {
-            assert!(trials[..index].iter().all(|other| other.values != trial.values));
+        assert_eq!(all_trials(Suggest::Grid, &ranges(), vec![]).len(), 5 * 5 * 3);
+        let large = "[dropout]\nlow = 0.0\nhigh = 0.1\nsteps = 1000\n[momentum]\nlow = 0.0\nhigh = 0.9\nsteps = 1000\n\
+                     [label_smoothing]\nlow = 0.0\nhigh = 0.9\nsteps = 1000\n[weight_decay]\nlow = 0.0\nhigh = 0.1\nsteps = 1000\n";
+        let first = suggest(Suggest::Grid, &Ranges::of_text(large), &[], 0).unwrap();
+        assert!(first.values().all(|value| *value == 0.0));
+    }
+
+    #[test]
+    fn a_grid_after_other_trials_skips_those_and_nothing_else() {
+        let ranges = Ranges::of_text("[batch]\nvalues = [8, 16, 32]\n[dropout]\nvalues = [0.0, 0.5]\n");
+        let mut trials = Vec::new();
+        for number in 0..3 {
+            let values = suggest(Suggest::Random, &ranges, &trials, 3).unwrap();
+            trials.push(trial(number, values));
         }
+        assert_eq!(all_trials(Suggest::Grid, &ranges, trials.clone()).len(), 6);
+        // Of an interval, chance has hit no step of the grid.
+        let ranges = Ranges::of_text("[dropout]\nlow = 0.0\nhigh = 0.5\nsteps = 3\n");
+        let trials = vec![trial(0, suggest(Suggest::Random, &ranges, &[], 3).unwrap())];
+        assert_eq!(all_trials(Suggest::Grid, &ranges, trials).len(), 4);
+        // Whole numbers that a grid's steps round to are tried once.
+        let ranges = Ranges::of_text("[batch]\nlow = 8\nhigh = 10\n");
+        assert_eq!(all_trials(Suggest::Grid, &ranges, vec![]).len(), 3);
+    }
+
+    #[test]
+    fn chance_and_a_gaussian_process_try_every_point_once_and_end() {
+        let ranges = Ranges::of_text("[batch]\nlow = 8\nhigh = 11\n[dropout]\nvalues = [0.0, 0.25, 0.5]\n");
+        for strategy in [Suggest::Random, Suggest::Bayes] {
+            assert_eq!(all_trials(strategy, &ranges, vec![]).len(), 12);
+        }
+        let single = Ranges::of_text("[batch]\nvalues = [8]\n");
+        assert_eq!(all_trials(Suggest::Bayes, &single, vec![]).len(), 1);
+        // Earlier versions tried values twice.
+        let twice = vec![trial(0, single.values(&[0.5])), trial(1, single.values(&[0.5]))];
+        assert_eq!(all_trials(Suggest::Random, &single, twice).len(), 2);
     }
 }

@@ -48,10 +48,13 @@ pub struct Trial {
     pub seconds: f64,
 }
 
-/// The best trial; a finished one is preferred to others.
+/// The best trial that did not diverge; a finished one is preferred to others.
 pub fn best(trials: &[Trial]) -> Option<&Trial> {
     let rank = |trial: &&Trial| (trial.outcome == Outcome::Finished, trial.objective);
-    trials.iter().max_by(|a, b| rank(a).0.cmp(&rank(b).0).then(rank(a).1.total_cmp(&rank(b).1)))
+    trials
+        .iter()
+        .filter(|trial| trial.outcome != Outcome::Diverged)
+        .max_by(|a, b| rank(a).0.cmp(&rank(b).0).then(rank(a).1.total_cmp(&rank(b).1)))
 }
 
 /// Whether a trial with this `curve` should be given up: its best validation is below the median of what the earlier trials had reached by
@@ -88,7 +91,7 @@ pub fn read_trials(path: &Path, ranges: &Ranges) -> Result<Vec<Trial>> {
     for (index, line) in whole.lines().enumerate() {
         let fail = |message: String| Error::Line { path: path.to_path_buf(), line: index + 1, message };
         let trial: Trial =
-            serde_json::from_str(line).map_err(|e| fail(format!("it is no trial of `ofa tune`: {e}")))?;
+            files::parse_json_line(line).map_err(|e| fail(format!("it is no trial of `ofa tune`: {e}")))?;
         if trial.trial != index {
             return Err(fail(format!("it is trial {}, expected {index}", trial.trial)));
         }
@@ -177,7 +180,10 @@ pub fn table(trials: &[Trial], ranges: &Ranges) -> (Vec<String>, Vec<Vec<String>
 
 /// `value` in three significant digits, for people.
 pub fn significant(value: f64) -> String {
-    if value == 0.0 || value.fract() == 0.0 {
+    if value.abs() >= 1e7 {
+        return format!("{value:.2e}");
+    }
+    if value.fract() == 0.0 {
         return value.to_string();
     }
     let digits = (2.0 - value.abs().log10().floor()).clamp(0.0, 12.0) as usize;
@@ -190,7 +196,7 @@ mod tests {
     use super::*;
 
     fn ranges() -> Ranges {
-        Ranges::from_toml("[learning_rate]\nlow = 0.001\nhigh = 1.0\nlog = true\n").unwrap()
+        Ranges::of_text("[learning_rate]\nlow = 0.001\nhigh = 1.0\nlog = true\n")
     }
 
     fn trial(number: usize, accuracies: &[f64], outcome: Outcome) -> Trial {
@@ -260,9 +266,11 @@ mod tests {
             trial(2, &[0.7], Outcome::Finished),
         ];
         assert_eq!(best(&trials).unwrap().trial, 2);
+        assert_eq!(best(&[trial(0, &[0.5], Outcome::Diverged)]), None);
         let (header, rows) = table(&trials, &ranges());
         assert_eq!(header[..2], ["trial", "learning_rate"]);
         assert_eq!(rows.iter().map(|row| row[0].as_str()).collect::<Vec<_>>(), ["2", "0", "1"]);
         assert_eq!(rows[0][1], "0.0123");
+        assert_eq!([1e30, 128.0, 0.0, 1e-6].map(significant), ["1.00e30", "128", "0", "0.00000100"]);
     }
 }

@@ -10,7 +10,7 @@
 //! 56 % at 16 pixels and 82 % at 32 pixels, the largest 88 % at 32 pixels.
 
 use super::split::{Image, Pixels, Store};
-use super::{DataOptions, Loaded};
+use super::{DataOptions, Loaded, digest};
 use crate::seed::{Purpose, generator};
 use crate::{Error, Result};
 use rand::Rng;
@@ -65,7 +65,8 @@ pub(super) fn open(options: &DataOptions) -> Result<Loaded> {
         } else {
             Pixels::Builtin { seed: options.seed, first }
         };
-        Store { labels: (0..count).map(|i| class(first + i as u64)).collect(), pixels }
+        let labels = (0..count).map(|i| class(first + i as u64)).collect();
+        Store { labels, pixels, origin: Some(digest::of_builtin(options.seed, first)) }
     };
     for (count, what) in [(options.builtin_train, "training"), (options.builtin_test, "test")] {
         if count < CLASSES.len() || count > u32::MAX as usize {

@@ -64,7 +64,7 @@ impl Layout {
             for path in paths {
                 skipped += self.read(path, options.skip_bad, &mut labels, &mut bytes)?;
             }
-            Ok(Store { labels, pixels: Pixels::Uniform { width: SIDE, height: SIDE, bytes } })
+            Ok(Store { labels, pixels: Pixels::Uniform { width: SIDE, height: SIDE, bytes }, origin: None })
         };
         let train = read(&self.train)?;
         let test = read(std::slice::from_ref(&self.test))?;

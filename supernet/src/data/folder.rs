@@ -3,7 +3,7 @@
 //! `test` is the test split; without it `val` (or `valid`) is. With both, `val` is the validation split.
 
 use super::split::{Pixels, Store};
-use super::{DataOptions, Loaded, decode};
+use super::{DataOptions, Loaded, decode, digest};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::fs;
@@ -60,7 +60,9 @@ pub(super) fn open(root: &Path, options: &DataOptions) -> Result<Loaded> {
         } else {
             Pixels::Files(listing.files.iter().map(|(path, _)| path.clone()).collect())
         };
-        stores.push(Store { labels: listing.files.iter().map(|&(_, label)| label).collect(), pixels });
+        let labels = listing.files.iter().map(|&(_, label)| label).collect();
+        let origin = Some(digest::of_files(root, &listing.files)?);
+        stores.push(Store { labels, pixels, origin });
     }
     let mut stores = stores.into_iter();
     let (Some(train), Some(test)) = (stores.next(), stores.next()) else { unreachable!("two listings at least") };

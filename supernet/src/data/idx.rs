@@ -106,8 +106,11 @@ fn read_split((images, labels): &(PathBuf, PathBuf), skip_bad: bool) -> Result<(
     let whole = grey.len() / (width * height);
     values.truncate(whole);
     let bytes = grey[..whole * width * height].iter().flat_map(|&v| [v, v, v]).collect();
-    let store =
-        Store { labels: values.into_iter().map(u32::from).collect(), pixels: Pixels::Uniform { width, height, bytes } };
+    let store = Store {
+        labels: values.into_iter().map(u32::from).collect(),
+        pixels: Pixels::Uniform { width, height, bytes },
+        origin: None,
+    };
     Ok((store, count as usize - whole))
 }
 

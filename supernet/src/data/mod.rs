@@ -5,6 +5,7 @@
 //! | [`mod@self`] | [`Dataset::open`]: which layout a folder has, the validation split, normalisation |
 //! | `folder`, `cifar`, `idx`, `builtin` | one layout each |
 //! | `decode` | JPEG and PNG bytes to RGB, and whether they are whole |
+//! | `digest` | whether two datasets hold the same images |
 //! | `split` | images and labels of one split, cached or read on demand |
 //! | `resample`, `augmentation`, `batch` | from stored pixels to a normalised `[n, r, r, 3]` batch |
 //! | `prefetch` | batches made beside compute |
@@ -17,6 +18,7 @@ mod batch;
 mod builtin;
 mod cifar;
 mod decode;
+mod digest;
 mod folder;
 mod idx;
 mod normalisation;

@@ -2,6 +2,8 @@
 
 use super::{builtin, decode};
 use crate::{Error, Result};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use std::borrow::Cow;
 use std::fs;
 use std::path::PathBuf;
@@ -34,6 +36,8 @@ pub(super) enum Pixels {
 pub(super) struct Store {
     pub labels: Vec<u32>,
     pub pixels: Pixels,
+    /// Digest of where the images come from; `None` where their pixels are the identity.
+    pub origin: Option<u64>,
 }
 
 impl std::fmt::Debug for Store {
@@ -59,6 +63,15 @@ impl Split {
         Split { store, indices: indices.into() }
     }
 
+    pub(super) fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Positions in the store.
+    pub(super) fn indices(&self) -> &[u32] {
+        &self.indices
+    }
+
     /// Whether reading an image reads no file.
     pub fn in_memory(&self) -> bool {
         !matches!(self.store.pixels, Pixels::Files(_))
@@ -72,6 +85,30 @@ impl Split {
     /// Whether there is no image.
     pub fn is_empty(&self) -> bool {
         self.indices.is_empty()
+    }
+
+    /// `count` distinct images, or all if there are fewer, in a drawn order; each class has its share.
+    ///
+    /// Neither which images are drawn nor their order follows the order of the split, which often is sorted by class.
+    pub fn draw(&self, count: usize, rng: &mut StdRng) -> Vec<usize> {
+        let (total, count) = (self.len(), count.min(self.len()));
+        let mut order: Vec<usize> = (0..total).collect();
+        order.shuffle(rng);
+        // A stable sort by class keeps the drawn order within a class; every `total / count`-th image of that list then
+        // takes its share from each class, rounded.
+        order.sort_by_key(|&index| self.label(index));
+        let mut drawn: Vec<usize> = (0..count).map(|i| order[i * total / count]).collect();
+        drawn.shuffle(rng);
+        drawn
+    }
+
+    /// The images `indices` of this split, in that order.
+    ///
+    /// # Panics
+    /// If an index is not below [`Split::len`].
+    #[cfg(test)]
+    pub(crate) fn subset(&self, indices: &[usize]) -> Split {
+        Split::of(self.store.clone(), indices.iter().map(|&index| self.indices[index]).collect())
     }
 
     /// The class of image `index`.
@@ -107,6 +144,36 @@ impl Split {
                 decode::decode(&bytes).map_err(|reason| Error::format(path, reason))
             }
             Pixels::Builtin { seed, first } => Ok(builtin::image(*seed, first + at as u64)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{DataOptions, Dataset};
+    use rand::SeedableRng;
+    use std::collections::HashSet;
+
+    #[test]
+    fn a_draw_is_distinct_shuffled_and_fair_to_classes() {
+        let options = DataOptions { validation: 0, builtin_train: 200, builtin_test: 20, ..Default::default() };
+        let split = Dataset::open("builtin", &options).unwrap().train;
+        let mut sorted: Vec<usize> = (0..200).collect();
+        sorted.sort_by_key(|&index| split.label(index));
+        // Sorted by class and with classes in turn: no order leads to a draw of few classes.
+        for split in [split.subset(&sorted), split] {
+            let drawn = split.draw(50, &mut StdRng::seed_from_u64(1));
+            assert_eq!(drawn.iter().collect::<HashSet<_>>().len(), 50);
+            for class in 0..10 {
+                assert_eq!(drawn.iter().filter(|&&index| split.label(index) == class).count(), 5);
+            }
+            let labels: Vec<u32> = drawn.iter().map(|&index| split.label(index)).collect();
+            assert!(labels.windows(2).filter(|pair| pair[0] == pair[1]).count() < 15, "{labels:?}");
+            assert_eq!(drawn, split.draw(50, &mut StdRng::seed_from_u64(1)));
+            assert_ne!(drawn, split.draw(50, &mut StdRng::seed_from_u64(2)));
+            assert_eq!(split.draw(999, &mut StdRng::seed_from_u64(1)).len(), 200);
+            assert!(split.draw(0, &mut StdRng::seed_from_u64(1)).is_empty());
         }
     }
 }

@@ -10,6 +10,7 @@
 //! than the caller expects of it. Nothing is executed and no entry is written anywhere.
 
 use super::pickle::{self, ElementType, Pickle, Storage, Value};
+use crate::files::read_bytes;
 use crate::{Error, Result};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors};
@@ -37,7 +38,29 @@ pub struct CheckpointFile {
     bytes: Rc<[u8]>,
     archive: Option<Archive>,
     tensors: BTreeMap<String, Entry>,
+    /// The entry, or the entry of an entry, that the tensors are in; empty where they are not wrapped.
+    taken: Vec<String>,
+    /// Other entries that hold weights.
+    other_weights: Vec<String>,
 }
+
+/// Entries that training programs put a network's tensors into, the preferred one first: averages come last, since a
+/// file that has them besides has them for a second use.
+const WEIGHTS: [&str; 9] = [
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema",
+];
+/// What wrappers of a network (data-parallel, compiled, averaged, Lightning) put before the names of all its tensors.
+const PREFIXES: [&str; 4] = ["module.", "_orig_mod.", "model.", "net."];
+/// Counter that PyTorch's `AveragedModel` puts beside the tensors.
+const AVERAGED_COUNTER: &str = "n_averaged";
 
 /// A tensor: elements `offset + sum(index x stride)` of the storage.
 struct Entry {
@@ -59,14 +82,22 @@ enum Place {
 }
 
 impl CheckpointFile {
-    /// Opens a file and reads what it holds: the tensors of its `state_dict`, or of the dictionary that it is.
+    /// Opens a file and reads what it holds: the tensors of an entry such as `state_dict` or `model`, or of the
+    /// dictionary that it is. Prefixes such as `module.` that all names have are dropped.
     ///
     /// # Errors
     /// A missing file, an unknown format, a damaged file (with the offset), a pickle that does more than build tensors
     /// (with the name that it uses), a shape that is larger than its bytes.
     pub fn open(path: &Path) -> Result<Self> {
-        let bytes: Rc<[u8]> = std::fs::read(path).map_err(|e| Error::file(path, e))?.into();
-        let mut file = CheckpointFile { path: path.to_path_buf(), bytes, archive: None, tensors: BTreeMap::new() };
+        let bytes: Rc<[u8]> = read_bytes(path)?.into();
+        let mut file = CheckpointFile {
+            path: path.to_path_buf(),
+            bytes,
+            archive: None,
+            tensors: BTreeMap::new(),
+            taken: Vec::new(),
+            other_weights: Vec::new(),
+        };
         // The length of its header, with which safetensors starts, can look like the start of the others.
         let outcome = match &file.bytes[..] {
             [_, _, _, _, _, _, _, _, b'{', ..] => file.open_safetensors(),
@@ -75,10 +106,24 @@ impl CheckpointFile {
             _ => file.open_safetensors(),
         };
         outcome.map_err(|message| Error::format(path, message))?;
+        file.tensors = without_wrapper(std::mem::take(&mut file.tensors));
         if file.tensors.is_empty() {
             return Err(Error::format(path, "it holds no tensors"));
         }
         Ok(file)
+    }
+
+    /// Where it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Which of several sets of weights in the file its tensors are, as a sentence; `None` where there is no choice.
+    pub fn choice(&self) -> Option<String> {
+        let quoted = |names: &[String]| names.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+        (!self.other_weights.is_empty()).then(|| {
+            format!("the weights are those of {}, not of {}", quoted(&self.taken), quoted(&self.other_weights))
+        })
     }
 
     /// Names and shapes, by name.
@@ -172,7 +217,9 @@ impl CheckpointFile {
         }
         let program = read_archived(&mut archive, &name, MAX_PICKLE)?;
         let (value, pickle, _) = pickle::read(&program, 0).map_err(|message| format!("{name}: {message}"))?;
-        self.tensors = state_dict(&value, &pickle, |storage| {
+        let (dict, taken, others) = weights_of(&value, &pickle)?;
+        (self.taken, self.other_weights) = (taken, others);
+        self.tensors = tensors_of(dict, &pickle, |storage| {
             if storage.key.is_empty() || !storage.key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
                 return Err(format!("a storage is named {:?}, expected letters and digits", storage.key));
             }
@@ -230,7 +277,9 @@ impl CheckpointFile {
             places.insert(key.clone(), start..end);
             at = end;
         }
-        self.tensors = state_dict(&value, &pickle, |storage| {
+        let (dict, taken, others) = weights_of(&value, &pickle)?;
+        (self.taken, self.other_weights) = (taken, others);
+        self.tensors = tensors_of(dict, &pickle, |storage| {
             let place = places
                 .get(&storage.key)
                 .ok_or_else(|| format!("the bytes of storage {:?} are not there", storage.key))?;
@@ -277,28 +326,75 @@ impl CheckpointFile {
     }
 }
 
-/// The tensors of a pickle's dictionary, or of its entry `state_dict`.
-fn state_dict(
-    value: &Value,
+/// The dictionary of a pickle that holds the weights: itself, or an entry named as in [`WEIGHTS`]; with the names of
+/// the entries that lead there and those of other weights.
+fn weights_of(value: &Value, pickle: &Pickle) -> Result<(usize, Vec<String>, Vec<String>), String> {
+    let Value::Dict(mut dict) = *value else {
+        return Err(format!("it holds {}, a dictionary of tensors was expected", value.kind()));
+    };
+    let (mut taken, mut others) = (Vec::new(), Vec::new());
+    // A dictionary can hold itself.
+    for _ in 0..3 {
+        let entries = &pickle.dicts[dict];
+        let named: Vec<(&str, &Value)> = WEIGHTS
+            .iter()
+            .filter_map(|&name| {
+                let key = Value::Text(name.into());
+                entries.iter().find(|(found, _)| *found == key).map(|(_, value)| (name, value))
+            })
+            .collect();
+        let mut inner = named.iter().filter_map(|(name, value)| match value {
+            Value::Dict(inner) => Some((*name, *inner)),
+            _ => None,
+        });
+        match inner.next() {
+            Some((name, found)) => {
+                taken.push(name.to_string());
+                others.extend(inner.map(|(name, _)| name.to_string()));
+                dict = found;
+            }
+            None => {
+                if let Some((name, other)) = named.first().filter(|(_, other)| !matches!(other, Value::Tensor(_))) {
+                    return Err(format!("its '{name}' is {}, a dictionary was expected", other.kind()));
+                }
+                break;
+            }
+        }
+    }
+    Ok((dict, taken, others))
+}
+
+/// The tensors without prefixes that all names have.
+fn without_wrapper(mut tensors: BTreeMap<String, Entry>) -> BTreeMap<String, Entry> {
+    if tensors.len() > 1 && tensors.keys().all(|name| name == AVERAGED_COUNTER || name.starts_with(PREFIXES[0])) {
+        tensors.remove(AVERAGED_COUNTER);
+    }
+    // Wrappers are put around one another, but not many.
+    for _ in 0..4 {
+        if let Some(prefix) = PREFIXES.iter().find(|prefix| tensors.keys().all(|name| name.starts_with(**prefix))) {
+            tensors = tensors.into_iter().map(|(name, entry)| (name[prefix.len()..].to_string(), entry)).collect();
+        }
+    }
+    tensors
+}
+
+/// The tensors of dictionary number `dict`.
+fn tensors_of(
+    dict: usize,
     pickle: &Pickle,
     place: impl Fn(&Storage) -> Result<Place, String>,
 ) -> Result<BTreeMap<String, Entry>, String> {
-    let Value::Dict(dict) = value else {
-        return Err(format!("it holds {}, a dictionary of tensors was expected", value.kind()));
-    };
-    let wrapped = pickle.dicts[*dict].iter().find(|(key, _)| *key == Value::Text("state_dict".into()));
-    let dict = match wrapped {
-        Some((_, Value::Dict(inner))) => inner,
-        Some((_, other)) => return Err(format!("its 'state_dict' is {}, a dictionary was expected", other.kind())),
-        None => dict,
-    };
     let mut tensors = BTreeMap::new();
-    for (key, value) in &pickle.dicts[*dict] {
+    for (key, value) in &pickle.dicts[dict] {
         let Value::Text(name) = key else {
             return Err(format!("its dictionary has {} as key, names of tensors were expected", key.kind()));
         };
         let Value::Tensor(tensor) = value else {
-            return Err(format!("'{name}' is {}, a tensor was expected", value.kind()));
+            return Err(format!(
+                "'{name}' is {}, a tensor was expected; weights are looked for in the entries {}, or in the dictionary itself",
+                value.kind(),
+                WEIGHTS.join(", ")
+            ));
         };
         let view = &pickle.tensors[*tensor];
         let storage = &pickle.storages[view.storage];

@@ -33,9 +33,17 @@ const MAX_CLASSES: usize = 1_000_000;
 /// As [`CheckpointFile::open`]; the first tensor that is missing, not known, of another shape than the space asks for, or not finite;
 /// a negative running variance.
 pub fn read_supernet(path: &Path, space: &SearchSpace) -> Result<Supernet> {
+    read_supernet_from(&mut CheckpointFile::open(path)?, space)
+}
+
+/// As [`read_supernet`], from an open file.
+///
+/// # Errors
+/// As [`read_supernet`].
+pub fn read_supernet_from(file: &mut CheckpointFile, space: &SearchSpace) -> Result<Supernet> {
     space.validate()?;
-    let mut file = CheckpointFile::open(path)?;
-    let fail = |message: String| Err(Error::format(path, message));
+    let path = file.path().to_path_buf();
+    let fail = |message: String| Err(Error::format(&path, message));
     // Common name to name in the file.
     let mut names: BTreeMap<String, String> = BTreeMap::new();
     let mut shapes: HashMap<String, Vec<usize>> = HashMap::new();
@@ -101,6 +109,6 @@ pub fn read_supernet(path: &Path, space: &SearchSpace) -> Result<Supernet> {
             space.name
         ));
     }
-    net.load_state(&state)?;
+    net.load_state(&state).map_err(|e| e.at(&path))?;
     Ok(net)
 }

@@ -2,51 +2,166 @@
 
 use crate::space::{BlockChoice, ExpandRatio};
 use crate::{Error, Result, SearchSpace, Subnet};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::str::FromStr;
+
+/// What a text of the published form looks like, for messages.
+const FORM: &str =
+    "{\"ks\": [3, 5, ...], \"e\": [3, 4, ...], \"d\": [2, 3, ...], \"r\": 160}, in JSON or as Python prints it";
 
 /// `{"ks": ..., "e": ..., "d": ..., "r": ...}`: a kernel size and an expand ratio for each block slot (of the largest subnet, so also for
-/// blocks that are not there) and a depth for each stage; one number stands for all of them.
+/// blocks that are not there, where `null` will do) and a depth for each stage; one number stands for all of them.
 ///
 /// ResNets have no `ks`, but `"w"`, the number (from 0) of a width multiplier for the stem's first convolutions, its last, and each stage. Their
 /// `d` counts from the smallest depth of a stage, and begins with one for the stem, whose block is there at the largest number alone.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+///
+/// The published search prints `"wid": null` beside these, a width that no published space has.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(try_from = "Value")]
 pub struct Setting {
     /// Kernel sizes; absent where the space has but one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ks: Option<Choices<usize>>,
     /// Expand ratios.
     pub e: Choices<ExpandRatio>,
     /// Depths.
     pub d: Choices<usize>,
     /// Numbers of width multipliers; absent where widths are not elastic.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub w: Option<Choices<usize>>,
     /// Resolution, as a number or a list of one; where it is told elsewhere, absent.
-    #[serde(default, alias = "image_size", skip_serializing_if = "Option::is_none")]
     pub r: Option<Choices<usize>>,
 }
 
 /// One number for all, or a list.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Choices<T> {
     /// For all.
     All(T),
-    /// One after the other.
-    Each(Vec<T>),
+    /// One after the other; `None` where nothing is chosen.
+    Each(Vec<Option<T>>),
 }
 
 impl<T: Copy> Choices<T> {
     fn at(&self, name: &str, index: usize, count: usize) -> Result<T> {
         match self {
             Choices::All(value) => Ok(*value),
-            Choices::Each(list) if list.len() == count => Ok(list[index]),
+            Choices::Each(list) if list.len() == count => list[index]
+                .ok_or_else(|| Error::Subnet(format!("entry {} of '{name}' is null, but it is in use", index + 1))),
             Choices::Each(list) => {
                 Err(Error::Subnet(format!("'{name}' has {} entries, this space needs {count}", list.len())))
             }
         }
     }
+
+    /// Reads entry `name` with `read` for a single value; `None` if it is absent or null.
+    fn of(map: &Map<String, Value>, name: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<Self>, String> {
+        let wrong = |value: &Value| format!("'{name}' holds {value}, which is not allowed there");
+        match map.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Array(list)) => {
+                let entry = |value: &Value| match value {
+                    Value::Null => Ok(None),
+                    value => read(value).map(Some).ok_or_else(|| wrong(value)),
+                };
+                Ok(Some(Choices::Each(list.iter().map(entry).collect::<Result<_, _>>()?)))
+            }
+            Some(value) => Ok(Some(Choices::All(read(value).ok_or_else(|| wrong(value))?))),
+        }
+    }
+}
+
+impl TryFrom<Value> for Setting {
+    type Error = String;
+
+    fn try_from(value: Value) -> Result<Self, String> {
+        let Value::Object(map) = &value else { return Err(format!("expected {FORM}")) };
+        const KEYS: [&str; 7] = ["ks", "e", "d", "w", "wid", "r", "image_size"];
+        if let Some(unknown) = map.keys().find(|key| !KEYS.contains(&key.as_str())) {
+            return Err(format!("'{unknown}' is not known; expected {FORM}"));
+        }
+        if let Some(width) = map.get("wid").filter(|width| !width.is_null()) {
+            return Err(format!("'wid' is {width}, expected null: the width of a space is fixed, --space names it"));
+        }
+        let missing = |name: &str, what: &str| format!("'{name}', the {what}, is missing; expected {FORM}");
+        let ratio = |value: &Value| value.as_f64().and_then(|value| ExpandRatio::try_from(value).ok());
+        let resolution = match (Choices::of(map, "r", whole)?, Choices::of(map, "image_size", whole)?) {
+            (Some(_), Some(_)) => return Err("'r' and 'image_size' are the same, but both are given".into()),
+            (r, size) => r.or(size),
+        };
+        Ok(Setting {
+            ks: Choices::of(map, "ks", whole)?,
+            e: Choices::of(map, "e", ratio)?.ok_or_else(|| missing("e", "expand ratios"))?,
+            d: Choices::of(map, "d", whole)?.ok_or_else(|| missing("d", "depths"))?,
+            w: Choices::of(map, "w", whole)?,
+            r: resolution,
+        })
+    }
+}
+
+/// A whole number, which Python may have made a floating-point one.
+fn whole(value: &Value) -> Option<usize> {
+    match value.as_u64() {
+        Some(value) => usize::try_from(value).ok(),
+        None => value.as_f64().filter(|v| v.fract() == 0.0 && (0.0..1e9).contains(v)).map(|v| v as usize),
+    }
+}
+
+impl FromStr for Setting {
+    type Err = Error;
+
+    /// Reads JSON, or what Python prints of such a dictionary.
+    fn from_str(text: &str) -> Result<Self> {
+        let fail = |message: String| Error::Subnet(format!("'{text}': {message}"));
+        let value: Value = serde_json::from_str(text)
+            .or_else(|_| serde_json::from_str(&json_of(text)))
+            .map_err(|e| fail(format!("it cannot be read from column {} on; expected {FORM}", e.column().max(1))))?;
+        Setting::try_from(value).map_err(fail)
+    }
+}
+
+/// Python's text of a dictionary as JSON: its quotes, its `None`, `True` and `False`, tuples, and commas before a
+/// closing bracket.
+fn json_of(text: &str) -> String {
+    let mut json = String::with_capacity(text.len());
+    let mut rest = text.trim();
+    while let Some(c) = rest.chars().next() {
+        let word = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_alphabetic()).len();
+        let length = match c {
+            '\'' | '"' => {
+                let inside = &rest[1..];
+                let end = inside.find(c).unwrap_or(inside.len());
+                json.push('"');
+                json += &inside[..end].replace('"', "\\\"");
+                json.push('"');
+                // Without its closing quote a text has no end: nothing follows that could be taken for one.
+                (end + 2).min(rest.len())
+            }
+            _ if word > 0 => {
+                json += match &rest[..word] {
+                    "None" => "null",
+                    "True" => "true",
+                    "False" => "false",
+                    other => other,
+                };
+                word
+            }
+            '(' | '[' | '{' => {
+                json.push(if c == '(' { '[' } else { c });
+                1
+            }
+            ')' | ']' | '}' => {
+                json.truncate(json.trim_end().trim_end_matches(',').len());
+                json.push(if c == ')' { ']' } else { c });
+                1
+            }
+            _ => {
+                json.push(c);
+                c.len_utf8()
+            }
+        };
+        rest = &rest[length..];
+    }
+    json
 }
 
 impl Setting {
@@ -71,9 +186,16 @@ impl Setting {
             let depth = if bottlenecks {
                 space.stage_depths(stage)[0].saturating_add(self.d.at("d", stage + 1, count)?)
             } else {
-                // A number meant for all stages counts as far as a stage has that many blocks.
                 self.d.at("d", stage, count)?
             };
+            let most = space.max_stage_depth(stage);
+            // A number meant for all stages counts as far as a stage has that many blocks.
+            if depth > most && matches!(self.d, Choices::Each(_)) {
+                return Err(Error::Subnet(format!(
+                    "'d' asks for {depth} blocks in stage {}, which has {most}",
+                    stage + 1
+                )));
+            }
             let block = |index| -> Result<BlockChoice> {
                 let (slot, slots) = (space.slot(stage, index), space.slots());
                 let kernel = match (&self.ks, &space.kernel_sizes[..]) {
@@ -83,7 +205,7 @@ impl Setting {
                 };
                 Ok(BlockChoice { kernel, expand: self.e.at("e", slot, slots)? })
             };
-            stages.push((0..depth.min(space.max_stage_depth(stage))).map(block).collect::<Result<_>>()?);
+            stages.push((0..depth.min(most)).map(block).collect::<Result<_>>()?);
         }
         let mut subnet = Subnet { resolution, widths: Vec::new(), stem_blocks: 0, stages };
         if bottlenecks {
@@ -112,7 +234,7 @@ mod tests {
     #[test]
     fn a_resnet_has_numbers_of_widths_and_depths_above_the_least() {
         let space = SearchSpace::named("resnet50d").unwrap();
-        let read = |text: &str| serde_json::from_str::<Setting>(text).unwrap().subnet(&space, 224);
+        let read = |text: &str| text.parse::<Setting>().unwrap().subnet(&space, 224);
         let subnet = read(r#"{"d": [2, 0, 1, 0, 2], "e": 0.25, "w": [0, 1, 2, 2, 1, 0]}"#).unwrap();
         assert!(subnet.to_string().starts_with("r224 w0.65,0.8,1,1,0.8,0.65 s1 d2,3,4,4 e0.25,"), "{subnet}");
         assert_eq!(read(r#"{"d": 1, "e": 0.2, "w": 0}"#).unwrap().stem_blocks, 0);
@@ -130,7 +252,7 @@ mod tests {
     #[test]
     fn inactive_slots_are_dropped() {
         let space = SearchSpace::named("tiny").unwrap();
-        let read = |text: &str| serde_json::from_str::<Setting>(text).unwrap().subnet(&space, 24);
+        let read = |text: &str| text.parse::<Setting>().unwrap().subnet(&space, 24);
         let subnet = read(r#"{"ks": [3, 5, 5, 3], "e": [2, 3, 4, 2.0], "d": [1, 2]}"#).unwrap();
         assert_eq!(subnet.to_string(), "r24 d1,2 k3|5,3 e2|4,2");
         assert_eq!(read(r#"{"ks": 5, "e": 4, "d": 2}"#).unwrap().to_string(), "r24 d2,2 k5,5|5,5 e4,4|4,4");
@@ -142,9 +264,54 @@ mod tests {
             (r#"{"ks": [3, 5], "e": 2, "d": 2}"#, "'ks' has 2 entries"),
             (r#"{"ks": 7, "e": 2, "d": 2}"#, "allowed are 3, 5"),
             (r#"{"ks": 3, "e": 2, "d": [1, 2, 1]}"#, "'d' has 3 entries"),
+            (r#"{"ks": 3, "e": 2, "d": [1, 3]}"#, "'d' asks for 3 blocks in stage 2, which has 2"),
+            (r#"{"ks": [3, 3, null, 3], "e": 2, "d": [1, 2]}"#, "entry 3 of 'ks' is null"),
+            (r#"{"ks": 3, "e": 2, "d": [1, null]}"#, "entry 2 of 'd' is null"),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
         }
+    }
+
+    #[test]
+    fn settings_are_read_as_the_published_search_prints_them() {
+        let space = SearchSpace::named("tiny").unwrap();
+        for text in [
+            r#"{"ks": [3, 5, 5, 3], "e": [2, 3, 4, 2], "d": [1, 2], "r": 24}"#,
+            r#"{"wid": null, "ks": [3, null, 5, 3], "e": [2, null, 4, 2], "d": [1, 2], "r": [24]}"#,
+            "{'wid': None, 'ks': [3, 5, 5, 3], 'e': [2, 3, 4, 2], 'd': [1, 2], 'r': [24]}",
+            "  {'ks': (3, None, 5, 3,), 'e': [2.0, None, 4.0, 2.0], 'd': [1.0, 2], 'image_size': 24, }\n",
+        ] {
+            let setting: Setting = text.parse().unwrap();
+            let subnet = setting.subnet(&space, setting.resolution().unwrap()).unwrap();
+            assert_eq!(subnet.to_string(), "r24 d1,2 k3|5,3 e2|4,2", "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_setting_is_refused_in_our_words() {
+        for (text, reason) in [
+            ("{", "it cannot be read from column"),
+            ("{'ks': 'x", "it cannot be read"),
+            ("{'ks': 3, 'e': 2}", "'d', the depths, is missing"),
+            ("{'ks': 3, 'd': 2}", "'e', the expand ratios, is missing"),
+            ("{'kernel': 3, 'e': 2, 'd': 1}", "'kernel' is not known; expected {\"ks\""),
+            ("{'ks': True, 'e': 2, 'd': 1}", "'ks' holds true"),
+            ("{'ks': [3, -5], 'e': 2, 'd': 1}", "'ks' holds -5"),
+            ("{'ks': 3, 'e': [2, 'a\"b'], 'd': 1}", "'e' holds \"a"),
+            ("{'ks': 3, 'e': 1e9, 'd': 1}", "'e' holds"),
+            ("{'ks': 3, 'e': 2, 'd': 1.5}", "'d' holds 1.5"),
+            ("{'wid': 1, 'ks': 3, 'e': 2, 'd': 1}", "'wid' is 1, expected null"),
+            ("{'ks': 3, 'e': 2, 'd': 1, 'r': 32, 'image_size': 32}", "both are given"),
+            ("{'ks': [[3]], 'e': 2, 'd': 1}", "'ks' holds [3]"),
+        ] {
+            let error = text.parse::<Setting>().unwrap_err().to_string();
+            assert!(error.starts_with("subnet: '{") && error.contains(reason), "{text}: {error}");
+        }
+        let long = format!("{{'ks': [{}], 'e': 2, 'd': 1}}", "3, ".repeat(40_000));
+        let space = SearchSpace::named("tiny").unwrap();
+        let error = long.parse::<Setting>().unwrap().subnet(&space, 24).unwrap_err().to_string();
+        assert!(error.contains("'ks' has 40000 entries, this space needs 4"), "{error}");
+        assert!(long.replace("'d'", "'x'").parse::<Setting>().unwrap_err().to_string().len() < 400);
     }
 }

@@ -14,6 +14,7 @@
 //! | `presets` | the spaces that have a name |
 
 mod choices;
+mod difference;
 mod layout;
 mod macs;
 mod network_spec;
@@ -237,8 +238,9 @@ impl SearchSpace {
         }
         let path = Path::new(name);
         if path.extension().is_some_and(|e| e == "toml") {
-            let text = crate::files::read_text(path)?;
-            return Self::from_toml(&text).map_err(|e| Error::format(path, e.to_string()));
+            let space: SearchSpace = crate::files::read_toml(path)?;
+            space.validate().map_err(|e| e.at(path))?;
+            return Ok(space);
         }
         Err(Error::Space(format!(
             "no preset is named '{name}'; known are {} (any width multiplier in mbv3-wX and proxyless-wX), or give the path of a .toml file",
@@ -251,7 +253,7 @@ impl SearchSpace {
     /// # Errors
     /// Unknown keys, wrong types and impossible values, each named.
     pub fn from_toml(text: &str) -> Result<Self> {
-        let space: SearchSpace = toml::from_str(text).map_err(|e| Error::Space(e.message().to_string()))?;
+        let space: SearchSpace = crate::files::parse_toml_text(text).map_err(Error::Space)?;
         space.validate()?;
         Ok(space)
     }

@@ -103,16 +103,17 @@ impl FromStr for Subnet {
         let Some(depths) = depths.strip_prefix('d').and_then(numbers::<usize>) else {
             return fail(format!("'{depths}' is no list of depths"));
         };
+        let Some(expands) = expands.strip_prefix('e').and_then(table::<f64>) else {
+            return fail(format!("'{expands}' is no list of expand ratios"));
+        };
         let kernels = match kernels {
             Some(kernels) => match kernels.strip_prefix('k').and_then(table::<usize>) {
                 Some(kernels) => kernels,
                 None => return fail(format!("'{kernels}' is no list of kernels")),
             },
-            // No more than the text pays for: a depth is not yet known to fit the number of expand ratios.
-            None => depths.iter().map(|&depth| vec![BOTTLENECK_KERNEL; depth.min(text.len())]).collect(),
-        };
-        let Some(expands) = expands.strip_prefix('e').and_then(table::<f64>) else {
-            return fail(format!("'{expands}' is no list of expand ratios"));
+            // As many as there are expand ratios, which the text holds: a depth is only a number, and could ask for any
+            // amount of memory.
+            None => expands.iter().map(|stage| vec![BOTTLENECK_KERNEL; stage.len()]).collect(),
         };
         if kernels.len() != depths.len() || expands.len() != depths.len() {
             return fail(format!(
@@ -199,12 +200,32 @@ mod tests {
     }
 
     #[test]
+    fn the_error_of_a_long_text_is_a_line() {
+        let depths = ["4000000000"; 10_000].join(",");
+        let ratios = ["1"; 10_000].join("|");
+        for text in [
+            format!("r32 w1 s0 d{depths} e{ratios}"),
+            format!("r32 w1 s0 d{depths} e1"),
+            format!("r32 d{depths} k{ratios} e{ratios}"),
+            format!("r32 d{depths}x k3 e3"),
+            "x".repeat(100_000),
+            "r32 ".repeat(100_000),
+        ] {
+            let error = text.parse::<Subnet>().unwrap_err().to_string();
+            assert!(error.len() < 600 && error.contains("expected the form"), "{error}");
+            let error = serde_json::from_value::<Subnet>(text.into()).unwrap_err().to_string();
+            assert!(error.len() < 600, "{error}");
+        }
+    }
+
+    #[test]
     fn broken_texts_are_refused_with_the_reason() {
         for (text, reason) in [
             ("", "0 words"),
             ("r32 d1 k3", "3 words"),
             ("x32 d1 k3 e3", "no resolution"),
-            ("r32 d0 k e", "no list of kernels"),
+            ("r32 d0 k e", "no list of expand ratios"),
+            ("r32 d1 k e3", "no list of kernels"),
             ("r32 d2 k3 e3", "stage 1 has depth 2"),
             ("r32 d1,1 k3 e3|4", "kernels for 1 stages"),
             ("r32 d1 k3 e-1", "not between"),

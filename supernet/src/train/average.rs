@@ -40,7 +40,7 @@ impl Average {
         self.updates += 1;
         for (name, new) in current {
             let Some(average) = self.state.get_mut(name) else {
-                return Err(Error::Config(format!(
+                return Err(Error::Weights(format!(
                     "the averaged weights lack '{name}'; the checkpoint belongs to another network"
                 )));
             };

@@ -6,7 +6,7 @@
 use super::config::TrainConfig;
 use super::metrics::Window;
 use super::tensor_file;
-use crate::{Error, Result, SearchSpace};
+use crate::{Error, Result, SearchSpace, files};
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -83,7 +83,7 @@ impl Identity {
     /// # Errors
     /// None in practice; a value without a JSON form.
     pub fn new(space: &SearchSpace, classes: &[String], images: usize, config: &TrainConfig) -> Result<Self> {
-        let config = serde_json::to_value(config).map_err(|e| Error::Config(e.to_string()))?;
+        let config = serde_json::to_value(config).map_err(|e| Error::Internal(e.to_string()))?;
         Ok(Identity { space: space.clone(), classes: classes.to_vec(), images, config })
     }
 
@@ -219,6 +219,7 @@ impl Folder {
     /// A missing or damaged file, named.
     pub fn read(path: &Path) -> Result<Checkpoint> {
         let (tensors, note): (_, Note) = tensor_file::read(path)?;
+        note.identity.space.validate().map_err(|e| e.at(path))?;
         let mut parts: [HashMap<String, Tensor>; 4] = Default::default();
         for (name, tensor) in tensors {
             let Some(part) = PARTS.iter().position(|prefix| name.starts_with(prefix)) else {
@@ -276,28 +277,16 @@ impl Folder {
 
     /// After step `newest` was saved: keeps the last ones up to it, and the best. A later step can only be a damaged file that
     /// the run did not resume from.
-    fn prune(&self, newest: usize, best: Option<usize>) -> Result<()> {
+    pub(super) fn prune(&self, newest: usize, best: Option<usize>) -> Result<()> {
         let (current, mut leftover): (Vec<_>, Vec<_>) = self.list()?.into_iter().partition(|(step, _)| *step <= newest);
         leftover.extend_from_slice(&current[..current.len().saturating_sub(self.keep)]);
         leftover.retain(|(step, _)| Some(*step) != best);
-        leftover.iter().try_for_each(|(_, path)| match fs::remove_file(path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::file(path, error)),
-            _ => Ok(()),
-        })
+        leftover.iter().try_for_each(|(_, path)| files::remove_file(path))
     }
 
-    /// Removes what killed writes left. Nobody else may be writing.
-    ///
-    /// # Errors
-    /// The operating system's error with the path.
-    pub fn remove_temporaries(&self) -> Result<()> {
-        for entry in fs::read_dir(&self.path).map_err(|e| Error::file(&self.path, e))? {
-            let entry = entry.map_err(|e| Error::file(&self.path, e))?;
-            if entry.file_name().to_str().is_some_and(|n| n.starts_with('.') && n.ends_with(".tmp")) {
-                fs::remove_file(entry.path()).map_err(|e| Error::file(entry.path(), e))?;
-            }
-        }
-        Ok(())
+    /// Removes what killed writes left.
+    pub fn remove_temporaries(&self) {
+        files::remove_all_abandoned(&self.path);
     }
 
     /// Where the checkpoint of a step is written.
@@ -335,7 +324,21 @@ pub fn write_supernet(path: &Path, state: HashMap<String, Tensor>, note: &Supern
 /// # Errors
 /// A missing or damaged file, named.
 pub fn read_supernet(path: &Path) -> Result<(HashMap<String, Tensor>, SupernetNote)> {
-    tensor_file::read(path)
+    let (state, note): (_, SupernetNote) = tensor_file::read(path)?;
+    note.space.validate().map_err(|e| e.at(path))?;
+    if note.classes.is_empty() {
+        return Err(Error::format(path, "it has no classes; expected the supernet of a run"));
+    }
+    Ok((state, note))
+}
+
+/// Checksum of a supernet's weights, space and class names, as eight hexadecimal digits: what was measured with the
+/// supernet carries the checksum, so that it can be told from what another supernet gives. Reads the file's header only.
+///
+/// # Errors
+/// A missing file, one that [`write_supernet`] has not written.
+pub fn supernet_checksum(path: &Path) -> Result<String> {
+    Ok(format!("{:08x}", tensor_file::checksum(path)?))
 }
 
 #[cfg(test)]
@@ -384,7 +387,7 @@ mod tests {
         assert!(damaged[0].contains("step-00000020"), "{damaged:?}");
         // Going on from step 5 must not count the damaged later one among those kept.
         fs::write(run.path().join("checkpoints/.step-00000020.safetensors.7.tmp"), b"cut").unwrap();
-        folder.remove_temporaries().unwrap();
+        folder.remove_temporaries();
         Folder::of_run(run.path(), 1).save(&checkpoint(7)).unwrap();
         let names = || {
             let entries = fs::read_dir(run.path().join("checkpoints")).unwrap();

@@ -138,7 +138,7 @@ impl TrainConfig {
     /// # Errors
     /// Unknown keys and wrong types, named.
     pub fn from_toml(text: &str) -> Result<Self> {
-        toml::from_str(text).map_err(|e| Error::Config(e.message().to_string()))
+        crate::files::parse_toml_text(text).map_err(Error::Config)
     }
 
     /// What learning rates are multiplied by.
@@ -190,8 +190,11 @@ impl TrainConfig {
         {
             return fail(format!("clip_norm = {clip} must be above 0; leave it out for no clipping"));
         }
-        if !(self.checkpoint_minutes > 0.0 && self.checkpoint_minutes.is_finite()) {
-            return fail(format!("checkpoint_minutes = {} must be above 0", self.checkpoint_minutes));
+        if !(self.checkpoint_minutes > 0.0 && self.checkpoint_minutes <= MANY as f64) {
+            return fail(format!(
+                "checkpoint_minutes = {} must be above 0 and at most {MANY}",
+                self.checkpoint_minutes
+            ));
         }
         if i64::try_from(self.seed).is_err() {
             return fail(format!("seed = {} must be below 2^63, the largest number TOML can hold", self.seed));
@@ -200,10 +203,13 @@ impl TrainConfig {
         counted("batch", self.batch, 1, 65_536)?;
         counted("ranks", self.ranks.unwrap_or(1), 1, 65_536)?;
         counted("subnets_at_once", self.subnets_at_once, 1, 64)?;
-        counted("log_every", self.log_every, 1, usize::MAX)?;
-        counted("keep_checkpoints", self.keep_checkpoints, 1, usize::MAX)?;
-        counted("checkpoint_steps", self.checkpoint_steps.unwrap_or(1), 1, usize::MAX)?;
-        counted("probe.recalibration_images", self.probe.recalibration_images, 1, usize::MAX)?;
+        counted("log_every", self.log_every, 1, MANY)?;
+        counted("keep_checkpoints", self.keep_checkpoints, 1, MANY)?;
+        counted("checkpoint_steps", self.checkpoint_steps.unwrap_or(1), 1, MANY)?;
+        counted("skip_nonfinite", self.skip_nonfinite, 0, MANY)?;
+        counted("probe.every_epochs", self.probe.every_epochs, 0, MANY)?;
+        counted("probe.images", self.probe.images, 0, MANY)?;
+        counted("probe.recalibration_images", self.probe.recalibration_images, 1, MANY)?;
         counted("probe.batch", self.probe.batch, 1, 65_536)?;
         if self.stages.is_empty() {
             return fail(
@@ -244,6 +250,9 @@ pub(super) fn fail<T>(message: String) -> Result<T> {
     Err(Error::Config(message))
 }
 
+/// Most steps, images or files: no run has more, and products of such numbers do not overflow.
+const MANY: usize = 1_000_000_000;
+
 /// `low <= value < high`
 fn within(key: &str, value: f64, low: f64, high: f64) -> Result<()> {
     if (low..high).contains(&value) {
@@ -256,8 +265,7 @@ fn counted(key: &str, value: usize, low: usize, high: usize) -> Result<()> {
     if (low..=high).contains(&value) {
         return Ok(());
     }
-    let most = if high == usize::MAX { String::new() } else { format!(" and at most {high}") };
-    fail(format!("{key} = {value} must be at least {low}{most}"))
+    fail(format!("{key} = {value} must be at least {low} and at most {high}"))
 }
 
 #[cfg(test)]
@@ -299,6 +307,11 @@ mod tests {
         check(&|c| c.momentum = 1.0, &["momentum = 1", "below 1"]);
         check(&|c| c.dropout = f64::NAN, &["dropout"]);
         check(&|c| c.batch = 0, &["batch = 0"]);
+        check(&|c| c.probe.every_epochs = usize::MAX, &["probe.every_epochs = 18446744073709551615", "at most"]);
+        check(&|c| c.probe.recalibration_images = usize::MAX, &["probe.recalibration_images", "at most"]);
+        check(&|c| c.keep_checkpoints = usize::MAX, &["keep_checkpoints", "at most"]);
+        check(&|c| c.stages[0].learning_rate = 1e300, &["learning_rate = 1", "at most"]);
+        check(&|c| c.stages[1].kd_ratio = 1e300, &["kd_ratio = 1", "at most"]);
         check(&|c| c.clip_norm = Some(0.0), &["clip_norm"]);
         check(&|c| c.seed = u64::MAX, &["seed", "2^63"]);
         check(&|c| c.stages[0].kd_ratio = 1.0, &["largest", "kd_ratio must be 0"]);

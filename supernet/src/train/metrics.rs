@@ -197,7 +197,7 @@ pub fn read(path: &Path) -> Result<Vec<MetricsLine>> {
         .lines()
         .enumerate()
         .map(|(index, line)| {
-            serde_json::from_str(line).map_err(|e| Error::format(path, format!("line {}: {e}", index + 1)))
+            crate::files::parse_json_line(line).map_err(|message| Error::line(path, index + 1, message))
         })
         .collect()
 }

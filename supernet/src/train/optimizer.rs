@@ -111,7 +111,7 @@ impl Sgd {
             *buffer = match state.get(&parameter.name) {
                 None => None,
                 Some(tensor) if tensor.dims() != weight.dims() => {
-                    return Err(Error::Config(format!(
+                    return Err(Error::Weights(format!(
                         "the momentum of '{}' has shape {:?}, the parameter {:?}; the checkpoint belongs to another network",
                         parameter.name,
                         tensor.dims(),

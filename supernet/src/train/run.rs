@@ -98,10 +98,10 @@ pub fn train(
     let found = if resume { folder.latest()? } else { None };
     match (&found, resume) {
         (None, true) => {
-            return Err(Error::Config(format!(
-                "{} holds no checkpoint to resume from; start without --resume, or name the right run folder",
-                run_dir.display()
-            )));
+            return Err(Error::refused(
+                run_dir,
+                "it holds no checkpoint to resume from; start without --resume, or name the right run folder",
+            ));
         }
         (Some((checkpoint, path, _)), _) => {
             let progress = &checkpoint.progress;
@@ -109,16 +109,13 @@ pub fn train(
             identity.check(&checkpoint.identity, begun, path)?;
         }
         (None, false) if !folder.list()?.is_empty() => {
-            return Err(Error::Config(format!(
-                "{} already holds checkpoints; go on with --resume, or choose another run folder",
-                run_dir.display()
-            )));
+            return Err(Error::refused(
+                run_dir,
+                "it already holds checkpoints; go on with --resume, or choose another run folder",
+            ));
         }
         (None, false) if folder.supernet_path().exists() => {
-            return Err(Error::Config(format!(
-                "{} already holds a supernet; choose another run folder",
-                run_dir.display()
-            )));
+            return Err(Error::refused(run_dir, "it already holds a supernet; choose another run folder"));
         }
         (None, false) => {}
     }
@@ -133,6 +130,9 @@ pub fn train(
             small.batch,
             ranks.count()
         )));
+    }
+    if ranks.is_first() {
+        folder.remove_temporaries();
     }
     let metrics_bytes = found.as_ref().map_or(0, |(c, ..)| c.progress.metrics_bytes);
     let probe_images = (config.probe.images > 0).then_some(config.probe.images);
@@ -229,6 +229,8 @@ impl Run<'_> {
         let supernet = self.folder.supernet_path();
         let note = SupernetNote { space: self.space, classes: self.data.classes.clone(), steps };
         if let Some(metrics) = &mut self.metrics {
+            // A run that was killed while the last checkpoint's predecessors were removed resumes here.
+            self.folder.prune(steps, self.progress.best.map(|best| best.step))?;
             write_supernet(&supernet, self.net.state()?, &note)?;
             metrics.write(&MetricsLine::Finished { step: steps, seconds })?;
             metrics.sync()?;
@@ -528,16 +530,14 @@ impl Run<'_> {
                 ),
             ));
         }
-        if self.ranks.is_first() {
-            self.folder.remove_temporaries()?;
-        }
-        self.net.load_state(&weights)?;
-        self.optimizer.load_state(self.net.parameters(), &momentum)?;
+        self.net.load_state(&weights).map_err(|e| e.at(path))?;
+        self.optimizer.load_state(self.net.parameters(), &momentum).map_err(|e| e.at(path))?;
         if let Some(decay) = self.config.ema.filter(|_| !average.is_empty()) {
+            self.net.check_state(&average).map_err(|e| e.at(path))?;
             self.average = Some(Average::new(decay, average, progress.average_updates));
         }
         if !teacher.is_empty() {
-            self.teacher = Some(self.frozen(&teacher)?);
+            self.teacher = Some(self.frozen(&teacher).map_err(|e| e.at(path))?);
         }
         self.saved_step = progress.step;
         self.progress = progress;

@@ -60,6 +60,9 @@ pub struct StageConfig {
     pub sort_outer_channels: Option<usize>,
 }
 
+/// Largest factor that is taken for meant; sums with it stay finite in f32.
+const LARGE: f64 = 1e9;
+
 fn one() -> usize {
     1
 }
@@ -227,11 +230,11 @@ impl StageConfig {
                 self.warmup_epochs, self.epochs
             ));
         }
-        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
-            return fail(format!("learning_rate = {} must be above 0", self.learning_rate));
+        if !(self.learning_rate > 0.0 && self.learning_rate <= LARGE) {
+            return fail(format!("learning_rate = {} must be above 0 and at most {LARGE}", self.learning_rate));
         }
-        if !(self.kd_ratio >= 0.0 && self.kd_ratio.is_finite()) {
-            return fail(format!("kd_ratio = {} must not be negative", self.kd_ratio));
+        if !(0.0..=LARGE).contains(&self.kd_ratio) {
+            return fail(format!("kd_ratio = {} must lie between 0 and {LARGE}", self.kd_ratio));
         }
         if index == 0 && self.has_frozen_teacher() {
             return fail("the first stage trains the teacher, so its kd_ratio must be 0".into());

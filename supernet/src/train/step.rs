@@ -111,7 +111,7 @@ fn step_on_this_thread(
             Some(loss::soft_targets(&teacher.forward(images, &largest, Mode::BatchStatistics)?)?)
         }
         (true, None) => {
-            return Err(Error::Config(format!(
+            return Err(Error::Internal(format!(
                 "stage '{}' distils (kd_ratio > 0) but there is no teacher",
                 stage.name
             )));
@@ -235,7 +235,7 @@ fn chosen(net: &Supernet, input: &StepInput, targets: &Tensor, index: usize, res
             best = Some((loss, subnet));
         }
     }
-    best.map(|(_, subnet)| subnet).ok_or_else(|| Error::Config("a step without candidates".into()))
+    best.map(|(_, subnet)| subnet).ok_or_else(|| Error::Internal("a step without candidates".into()))
 }
 
 fn not_finite(input: &StepInput, what: &str, value: f64, subnets: &[Subnet]) -> Error {

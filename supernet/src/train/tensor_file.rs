@@ -9,6 +9,7 @@ use flate2::Crc;
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
 use std::path::Path;
 
 const ENTRY: &str = "ofa";
@@ -42,7 +43,7 @@ pub fn write<T: Serialize>(path: &Path, tensors: &BTreeMap<String, Tensor>, note
 /// # Errors
 /// A missing file, one that is no such file, or whose content is not what was written.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>, T)> {
-    let bytes = std::fs::read(path).map_err(|e| Error::file(path, e))?;
+    let bytes = files::read_bytes(path)?;
     let broken = |e: &dyn std::fmt::Display| Error::format(path, format!("not a readable safetensors file: {e}"));
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| broken(&e))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| broken(&e))?;
@@ -83,6 +84,30 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>
     Ok((tensors, note))
 }
 
+/// Checksum of the tensors and the note of a file of [`write`], as its header has it. Reads the header only: whoever needs
+/// the content checked calls [`read`].
+///
+/// # Errors
+/// A missing file, one that is no such file.
+pub fn checksum(path: &Path) -> Result<u32> {
+    let broken = |e: &dyn std::fmt::Display| Error::format(path, format!("not a readable safetensors file: {e}"));
+    let mut file = std::fs::File::open(path).map_err(|e| Error::file(path, e))?;
+    let size = file.metadata().map_err(|e| Error::file(path, e))?.len();
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(|e| broken(&e))?;
+    let length = u64::from_le_bytes(length);
+    if length > size {
+        return Err(broken(&format!("its header has {length} bytes, the file {size}")));
+    }
+    let mut header = Vec::new();
+    file.take(length).read_to_end(&mut header).map_err(|e| Error::file(path, e))?;
+    let header: serde_json::Value = serde_json::from_slice(&header).map_err(|e| broken(&e))?;
+    let entry = header["__metadata__"][ENTRY].as_str().and_then(|entry| serde_json::from_str::<Entry>(entry).ok());
+    entry.map(|entry| entry.checksum).ok_or_else(|| {
+        Error::format(path, format!("the header has no '{ENTRY}' entry; expected a file written by ofa"))
+    })
+}
+
 fn add(checksum: &mut Crc, name: &str, dtype: &str, shape: &[usize], data: &[u8]) {
     checksum.update(format!("{name}\0{dtype}{shape:?}").as_bytes());
     checksum.update(data);
@@ -113,6 +138,9 @@ mod tests {
         let good = std::fs::read(&path).unwrap();
         write(&path, &tensors, &vec![1, 2]).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), good, "the same content gives the same bytes");
+        let first = checksum(&path).unwrap();
+        write(&path, &tensors, &vec![1, 3]).unwrap();
+        assert_ne!(checksum(&path).unwrap(), first);
         for position in 0..good.len() {
             let mut bad = good.clone();
             bad[position] ^= 1;
@@ -126,6 +154,9 @@ mod tests {
             std::fs::write(&path, &good[..length]).unwrap();
             let error = read::<Vec<u32>>(&path).unwrap_err().to_string();
             assert!(error.contains("a.safetensors"), "{error}");
+            if length <= 20 {
+                assert!(checksum(&path).unwrap_err().to_string().contains("a.safetensors"));
+            }
         }
     }
 }

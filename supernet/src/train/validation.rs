@@ -57,6 +57,7 @@ pub struct EvaluationSet<'a> {
     len: usize,
     batch: usize,
     budget: usize,
+    control: fn() -> ControlFlow<()>,
     prepared: Mutex<HashMap<usize, Arc<Vec<EvaluationBatch>>>>,
 }
 
@@ -81,6 +82,7 @@ impl<'a> EvaluationSet<'a> {
             len,
             batch,
             budget: DEFAULT_BUDGET,
+            control: || ControlFlow::Continue(()),
             prepared: Mutex::default(),
         })
     }
@@ -123,6 +125,12 @@ impl<'a> EvaluationSet<'a> {
         self
     }
 
+    /// Asks `control` before each batch whether to go on; [`for_each`](Self::for_each) ends with [`Error::Interrupted`] otherwise.
+    pub fn with_control(mut self, control: fn() -> ControlFlow<()>) -> Self {
+        self.control = control;
+        self
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.len
@@ -136,7 +144,7 @@ impl<'a> EvaluationSet<'a> {
     /// Calls `use_batch` with every batch of this process at `resolution`, in order.
     ///
     /// # Errors
-    /// An image that cannot be loaded, or what `use_batch` returns.
+    /// An image that cannot be loaded, an interruption by the control, or what `use_batch` returns.
     pub fn for_each(
         &self,
         net: &Supernet,
@@ -144,7 +152,10 @@ impl<'a> EvaluationSet<'a> {
         mut use_batch: impl FnMut(&EvaluationBatch) -> Result<()>,
     ) -> Result<()> {
         if let Some(batches) = self.kept(net, resolution)? {
-            return batches.iter().try_for_each(use_batch);
+            return batches.iter().try_for_each(|batch| {
+                self.check()?;
+                use_batch(batch)
+            });
         }
         for indices in self.indices.chunks(self.batch) {
             use_batch(&self.load(net, indices, resolution)?)?;
@@ -152,7 +163,12 @@ impl<'a> EvaluationSet<'a> {
         Ok(())
     }
 
+    fn check(&self) -> Result<()> {
+        if (self.control)().is_break() { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
     fn load(&self, net: &Supernet, indices: &[usize], resolution: usize) -> Result<EvaluationBatch> {
+        self.check()?;
         EvaluationBatch::new(self.data.evaluation_batch(self.split, indices, resolution)?, net)
     }
 

@@ -31,6 +31,29 @@ pub fn program(tensors: &[Named]) -> Vec<u8> {
     out
 }
 
+/// The entries of a checkpoint as training programs write it: an epoch, and tensors in dictionaries of these names.
+pub fn wrapped(dictionaries: &[(&str, Vec<Named>)]) -> Entries {
+    let mut program = b"\x80\x02}".to_vec();
+    text(&mut program, "epoch");
+    program.extend(b"K\x05s");
+    let mut storages: Entries = Vec::new();
+    for (name, tensors) in dictionaries {
+        text(&mut program, name);
+        program.extend(b"}");
+        for (name, shape, values) in tensors {
+            text(&mut program, name);
+            let strides: Vec<usize> = (0..shape.len()).map(|dim| shape[dim + 1..].iter().product()).collect();
+            tensor(&mut program, &storages.len().to_string(), values.len(), shape, &strides);
+            program.extend(b"s");
+            let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            storages.push((format!("supernet/data/{}", storages.len()), bytes));
+        }
+        program.extend(b"s");
+    }
+    program.extend(b".");
+    [vec![("supernet/data.pkl".to_string(), program)], storages].concat()
+}
+
 /// `_rebuild_tensor_v2((storage), 0, shape, strides, False, OrderedDict())`
 pub fn tensor(out: &mut Vec<u8>, key: &str, elements: usize, shape: &[usize], strides: &[usize]) {
     out.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");

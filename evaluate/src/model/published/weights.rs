@@ -18,9 +18,17 @@ impl PublishedNetwork {
     /// As [`CheckpointFile::open`]; the first tensor that is missing, does not belong to the network, has another shape, or is not
     /// finite.
     pub fn weights(&self, path: &Path) -> Result<Weights> {
+        self.weights_from(&mut CheckpointFile::open(path)?)
+    }
+
+    /// As [`weights`](Self::weights), from an open file.
+    ///
+    /// # Errors
+    /// As [`weights`](Self::weights).
+    pub fn weights_from(&self, file: &mut CheckpointFile) -> Result<Weights> {
         let network = &self.network;
-        let mut file = CheckpointFile::open(path)?;
-        let fail = |message: String| Err(Error::Supernet(ofa_supernet::Error::format(path, message)));
+        let path = file.path().to_path_buf();
+        let fail = |message: String| Err(Error::Supernet(ofa_supernet::Error::format(&path, message)));
         let mut found: BTreeMap<String, (String, Vec<usize>)> = file
             .tensors()
             .filter(|(name, _)| !name.ends_with(".num_batches_tracked"))

@@ -1,0 +1,92 @@
+//! Whether the files of a run folder still belong together: predictor, device profiles and search results outlive the weights
+//! and the space that they were made for.
+
+use crate::progress;
+use crate::run_folder::RunFolder;
+use anyhow::{Result, bail};
+use ofa_extract::predictor::check_space;
+use ofa_extract::search::Basis;
+use ofa_extract::{Constraint, Measures, Metric, Predictor, SearchResult};
+use ofa_supernet::SearchSpace;
+use std::path::{Path, PathBuf};
+
+/// The run's predictor.
+pub fn predictor_path(folder: &RunFolder) -> PathBuf {
+    folder.join("predictor/predictor.safetensors")
+}
+
+/// Loads the run's predictor, which must be for the subnets of `space`, and warns of what speaks against searching by it.
+pub fn load_predictor(folder: &RunFolder, space: &SearchSpace) -> Result<Predictor> {
+    let path = predictor_path(folder);
+    if !path.exists() {
+        check_space(space)?;
+        bail!("{}: there is no predictor yet; make one with `ofa predictor`", path.display());
+    }
+    let predictor = Predictor::load(&path)?;
+    // A published predictor may know only some of the resolutions.
+    let searched = SearchSpace { resolutions: predictor.space().resolutions.clone(), ..space.clone() };
+    if let Some(difference) = predictor.space().difference(&searched) {
+        bail!(
+            "{}: the predictor is for another space than this run's: {difference}; fit one for this run with `ofa predictor --discard`",
+            path.display()
+        );
+    }
+    warn_of_doubts(folder, &predictor)?;
+    Ok(predictor)
+}
+
+/// Warns of what speaks against searching by `predictor`.
+pub fn warn_of_doubts(folder: &RunFolder, predictor: &Predictor) -> Result<()> {
+    for doubt in predictor.doubts(&folder.weights_checksum()?) {
+        progress::note(format!("warning: {}: {doubt}", predictor_path(folder).display()));
+    }
+    Ok(())
+}
+
+/// Warns of each of the search results, given with their files, that is out of date: found for other weights, with an earlier
+/// predictor, or with a device profile by which the subnet does not meet the limit any more.
+pub fn warn_of_outdated(folder: &RunFolder, results: &[(PathBuf, SearchResult)]) -> Result<()> {
+    let weights = folder.weights_checksum()?;
+    let predictor = match predictor_path(folder) {
+        path if path.exists() => Predictor::load(&path).and_then(|predictor| predictor.checksum()).ok(),
+        _ => None,
+    };
+    let warn = |file: &Path, reason: String| {
+        progress::note(format!("warning: {}: {reason}; search again", file.display()));
+    };
+    for (file, result) in results {
+        match &result.basis {
+            None => warn(file, "it does not say for which weights it was found, as those of earlier versions".into()),
+            Some(basis) => {
+                if let Some(reason) = basis.outdated(&weights, predictor.as_deref()) {
+                    warn(file, reason);
+                }
+            }
+        }
+    }
+    let limits = |result: &SearchResult| -> Vec<Constraint> {
+        result.constraints.iter().filter_map(|limit| limit.constraint.parse().ok()).collect()
+    };
+    let all: Vec<Constraint> = results.iter().flat_map(|(_, result)| limits(result)).collect();
+    if !all.iter().any(|constraint| constraint.metric == Metric::Latency) {
+        return Ok(());
+    }
+    let (space, classes) = folder.space()?;
+    let measures = Measures::new(&space, classes.len(), folder.devices(std::iter::empty())?);
+    for (file, result) in results {
+        for limit in limits(result) {
+            // Without the device's profile there is nothing to compare with.
+            let Ok(value) = measures.value(&limit, &result.best) else { continue };
+            if value > limit.limit {
+                let metric = limit.metric;
+                warn(file, format!("by the present profile its subnet has {} for {limit}", metric.show_above(value)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What scores by `predictor` rest on.
+pub fn basis_of(predictor: &Predictor) -> Result<Basis> {
+    Ok(Basis { weights: predictor.weights().map(String::from), predictor: Some(predictor.checksum()?) })
+}

@@ -1,0 +1,260 @@
+//! Digests that tell whether two datasets hold the same images, in the same splits.
+
+use super::split::{Pixels, Split, Store};
+use super::{Dataset, Image};
+use crate::seed::mix;
+use crate::{Error, Result};
+use rayon::prelude::*;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+impl Dataset {
+    /// Sixteen hexadecimal digits that change with the class names, the images, their labels, their order and the splits.
+    ///
+    /// Image files count with their path below the dataset's root and their length, so that no pixel is read and a moved
+    /// folder keeps its digest; binary layouts count with their pixels, built-in images with their seed. Cached and
+    /// streamed images give the same digest. Normalisation is not part of it.
+    pub fn digest(&self) -> String {
+        let mut digest = Digest::new();
+        digest.word(self.classes_digest()).word(self.images_digest()).word(self.split_digest());
+        digest.hex()
+    }
+
+    /// Digest of the class names in order.
+    pub(super) fn classes_digest(&self) -> u64 {
+        let mut digest = Digest::new();
+        self.classes.iter().for_each(|class| digest.bytes(class.as_bytes()));
+        digest.finish()
+    }
+
+    /// Digest of all images with their labels, before the training images are split.
+    pub(super) fn images_digest(&self) -> u64 {
+        let mut stores: Vec<&Arc<Store>> = Vec::new();
+        for split in self.splits() {
+            if !stores.iter().any(|store| Arc::ptr_eq(store, split.store())) {
+                stores.push(split.store());
+            }
+        }
+        let mut digest = Digest::new();
+        for digest_of_store in stores.par_iter().map(|store| store.digest()).collect::<Vec<_>>() {
+            digest.word(digest_of_store);
+        }
+        digest.finish()
+    }
+
+    /// Digest of which images form which split.
+    pub(super) fn split_digest(&self) -> u64 {
+        let mut digest = Digest::new();
+        for split in self.splits() {
+            digest.word(split.len() as u64);
+            split.indices().iter().for_each(|&index| {
+                digest.word(u64::from(index));
+            });
+        }
+        digest.finish()
+    }
+
+    fn splits(&self) -> [&Split; 3] {
+        [&self.train, &self.validation, &self.test]
+    }
+}
+
+impl Split {
+    /// Digest of the pixels of image `index`, the same in every layout that stores them without loss.
+    ///
+    /// # Errors
+    /// As [`Split::image`].
+    pub fn content_digest(&self, index: usize) -> Result<u64> {
+        let Image { width, height, pixels } = self.image(index)?;
+        let mut digest = Digest::new();
+        digest.word(width as u64).word(height as u64).bytes(&pixels);
+        Ok(digest.finish())
+    }
+}
+
+impl Store {
+    fn digest(&self) -> u64 {
+        let mut digest = Digest::new();
+        digest.word(self.labels.len() as u64);
+        self.labels.iter().for_each(|&label| {
+            digest.word(u64::from(label));
+        });
+        match (&self.origin, &self.pixels) {
+            (Some(origin), _) => {
+                digest.word(*origin);
+            }
+            (None, Pixels::Uniform { width, height, bytes }) => {
+                digest.word(*width as u64).word(*height as u64).bytes(bytes);
+            }
+            (None, Pixels::Decoded(images)) => images.iter().for_each(|image| {
+                digest.word(image.width as u64).word(image.height as u64).bytes(&image.pixels);
+            }),
+            (None, Pixels::Files(paths)) => {
+                paths.iter().for_each(|path| digest.bytes(path.as_os_str().as_encoded_bytes()))
+            }
+            (None, Pixels::Builtin { seed, first }) => {
+                digest.word(*seed).word(*first);
+            }
+        }
+        digest.finish()
+    }
+}
+
+/// Digest of image files in order: their paths below `root` and their lengths.
+///
+/// # Errors
+/// A file whose length cannot be read.
+pub(super) fn of_files(root: &Path, files: &[(PathBuf, u32)]) -> Result<u64> {
+    let each: Vec<u64> = files
+        .par_iter()
+        .map(|(path, _)| {
+            let mut digest = Digest::new();
+            for component in path.strip_prefix(root).unwrap_or(path).components() {
+                if let Component::Normal(name) = component {
+                    digest.bytes(name.as_encoded_bytes());
+                }
+            }
+            digest.word(fs::metadata(path).map_err(|e| Error::file(path, e))?.len());
+            Ok(digest.finish())
+        })
+        .collect::<Result<_>>()?;
+    let mut digest = Digest::new();
+    each.iter().for_each(|&of_file| {
+        digest.word(of_file);
+    });
+    Ok(digest.finish())
+}
+
+/// Digest of the built-in images from number `first` on.
+pub(super) fn of_builtin(seed: u64, first: u64) -> u64 {
+    let mut digest = Digest::new();
+    digest.word(seed).word(first);
+    digest.finish()
+}
+
+/// A 64-bit hash of words and byte strings. Every word passes through SplitMix64's finaliser, so that each input bit
+/// reaches each output bit; it does not resist an adversary.
+struct Digest(u64);
+
+impl Digest {
+    fn new() -> Self {
+        Digest(0x6f66_615f_6461_7461)
+    }
+
+    fn word(&mut self, word: u64) -> &mut Self {
+        self.0 = mix(self.0 ^ word);
+        self
+    }
+
+    /// Adds a byte string with its length, so that neighbouring strings cannot run into each other.
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.word(bytes.len() as u64);
+        let (words, rest) = bytes.as_chunks::<8>();
+        words.iter().for_each(|&word| {
+            self.word(u64::from_le_bytes(word));
+        });
+        if !rest.is_empty() {
+            let mut last = [0; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            self.word(u64::from_le_bytes(last));
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        mix(self.0)
+    }
+
+    fn hex(&self) -> String {
+        format!("{:016x}", self.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::DataOptions;
+    use crate::data::decode::tests::png;
+    use image::ColorType;
+
+    fn put(root: &Path, path: &str, level: u8) {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, png(4, 4, &[level; 48], ColorType::Rgb8)).unwrap();
+    }
+
+    fn folder(name: &str) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (class, level) in [("cat", 1), ("dog", 101)] {
+            for i in 0..20 {
+                put(root.path(), &format!("train/{class}/{name}{i:02}.png"), level + i);
+            }
+            put(root.path(), &format!("test/{class}/0.png"), level + 50);
+        }
+        root
+    }
+
+    fn options() -> DataOptions {
+        DataOptions { validation: 10, builtin_train: 60, builtin_test: 20, ..Default::default() }
+    }
+
+    fn digest(root: &Path, options: &DataOptions) -> String {
+        Dataset::open(root.to_str().unwrap(), options).unwrap().digest()
+    }
+
+    #[test]
+    fn a_moved_or_streamed_folder_keeps_its_digest() {
+        let root = folder("a");
+        let found = digest(root.path(), &options());
+        assert!(found.len() == 16 && found.bytes().all(|b| b.is_ascii_hexdigit()), "{found}");
+        let moved = folder("a");
+        assert_eq!(digest(moved.path(), &options()), found);
+        assert_eq!(digest(root.path(), &DataOptions { cache_bytes: 0, ..options() }), found);
+    }
+
+    #[test]
+    fn other_files_labels_seeds_and_splits_change_the_digest() {
+        let root = folder("a");
+        let mut all = vec![
+            digest(root.path(), &options()),
+            digest(root.path(), &DataOptions { seed: 1, ..options() }),
+            digest(root.path(), &DataOptions { validation: 12, ..options() }),
+            digest(folder("b").path(), &options()),
+        ];
+        // A moved image has another label, a replaced one another length, an added one another place in the order.
+        fs::rename(root.path().join("train/cat/a03.png"), root.path().join("train/dog/a20.png")).unwrap();
+        all.push(digest(root.path(), &options()));
+        fs::write(root.path().join("train/cat/a04.png"), png(9, 4, &[7; 108], ColorType::Rgb8)).unwrap();
+        all.push(digest(root.path(), &options()));
+        put(root.path(), "train/cat/a99.png", 3);
+        all.push(digest(root.path(), &options()));
+        fs::rename(root.path().join("train/cat"), root.path().join("train/cow")).unwrap();
+        fs::rename(root.path().join("test/cat"), root.path().join("test/cow")).unwrap();
+        all.push(digest(root.path(), &options()));
+        let of_builtin = |options: &DataOptions| Dataset::open("builtin", options).unwrap().digest();
+        all.push(of_builtin(&options()));
+        all.push(of_builtin(&DataOptions { seed: 1, ..options() }));
+        all.push(of_builtin(&DataOptions { builtin_train: 61, ..options() }));
+        assert_eq!(of_builtin(&options()), of_builtin(&DataOptions { cache_bytes: 0, ..options() }));
+        let count = all.len();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), count);
+    }
+
+    #[test]
+    fn content_is_the_same_under_other_names() {
+        let open = |root: &tempfile::TempDir| Dataset::open(root.path().to_str().unwrap(), &options()).unwrap();
+        let contents = |data: &Dataset| {
+            let mut all: Vec<u64> = [&data.train, &data.validation]
+                .iter()
+                .flat_map(|split| (0..split.len()).map(|i| split.content_digest(i).unwrap()))
+                .collect();
+            all.sort_unstable();
+            all
+        };
+        let (a, b) = (contents(&open(&folder("a"))), contents(&open(&folder("b"))));
+        assert_eq!(a, b);
+        assert!(a.windows(2).all(|pair| pair[0] < pair[1]));
+    }
+}

@@ -1,0 +1,123 @@
+//! Numbers on the command line that no computation can use.
+
+mod common;
+
+use common::{fails, ofa, succeeds};
+use std::path::Path;
+
+/// Fails with exit code 2 and a line that says which option, and what it expects.
+#[track_caller]
+fn misused(folder: &Path, arguments: &[&str], option: &str, expected: &str) {
+    let output = ofa(folder, arguments);
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {err}");
+    let first = err.lines().next().unwrap_or_default();
+    assert!(first.starts_with("error: ") && first.contains(option) && first.contains(expected), "{arguments:?}: {err}");
+}
+
+#[test]
+fn every_numeric_option_refuses_what_is_out_of_range() {
+    let temporary = tempfile::tempdir().unwrap();
+    let options: &[(&[&str], &[&str], &[&str])] = &[
+        (&["bench", "m"], &["--batch", "--model-threads", "--data-seed"], &[]),
+        (&["speed"], &["--batch", "--classes", "--steps", "--resolution", "--images"], &["--bandwidth", "--latency"]),
+        (&["profile"], &["--model-threads", "--batch", "--rounds", "--check", "--seed"], &[]),
+        (&["predictor"], &["--samples", "--recalibration", "--images", "--batch", "--seed", "--members"], &[]),
+        (
+            &["search", "--limit", "any:macs=1M"],
+            &[
+                "--evaluations",
+                "--population",
+                "--generations",
+                "--islands",
+                "--patience",
+                "--local-search",
+                "--initial",
+                "--batch",
+                "--seed",
+                "--verify",
+                "--recalibration",
+                "--images",
+            ],
+            &[
+                "--parent-ratio",
+                "--mutation-ratio",
+                "--mutation-probability",
+                "--resolution-mutation-probability",
+                "--learning-rate",
+                "--pessimism",
+                "--exponent",
+            ],
+        ),
+        (&["search", "--limit", "any:macs=1M", "--compare"], &["--seeds"], &[]),
+        (&["extract"], &["--recalibration"], &["--finetune", "--finetune-rate"]),
+        (&["import", "f", "--network", "n"], &["--resolution"], &[]),
+        (
+            &["import", "f", "--space", "tiny", "--data", "d"],
+            &["--resolutions", "--validation"],
+            &["--batch-norm-epsilon"],
+        ),
+        (&["train"], &["--validation", "--batch", "--seed", "--skip-nonfinite"], &["--epochs"]),
+        (&["config"], &["--validation", "--batch", "--seed"], &["--epochs"]),
+        (&["tune"], &["--trials", "--batch", "--seed"], &["--epochs", "--trial-epochs"]),
+        (&["quickstart"], &["--images", "--samples", "--seed"], &["--epochs"]),
+        (&["speed"], &["--threads"], &[]),
+    ];
+    for (command, whole, real) in options {
+        for option in *whole {
+            for value in ["18446744073709551615", "18446744073709551616", "99999999999999999999", "-1", "1.5", "nan"] {
+                misused(
+                    temporary.path(),
+                    &[command, &[*option, value][..]].concat(),
+                    option,
+                    "expected a whole number from ",
+                );
+            }
+        }
+        for option in *real {
+            for value in ["nan", "inf", "-1e300", "1e300"] {
+                misused(temporary.path(), &[command, &[*option, value][..]].concat(), option, "expected a number ");
+            }
+        }
+    }
+    for (arguments, option) in [
+        (["speed", "--steps", "0"], "--steps"),
+        (["search", "--evaluations", "0"], "--evaluations"),
+        (["speed", "--batch", "0"], "--batch"),
+        (["speed", "--classes", "1"], "--classes"),
+        (["speed", "--threads", "0"], "--threads"),
+        (["tune", "--trials", "0"], "--trials"),
+        (["train", "--epochs", "0"], "--epochs"),
+        (["extract", "--finetune-rate", "0"], "--finetune-rate"),
+        (["profile", "--rounds", "0"], "--rounds"),
+    ] {
+        misused(temporary.path(), &arguments, option, "expected a");
+    }
+    assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "nothing is made");
+}
+
+/// No machine has the memory; the message names a batch that it does have.
+#[test]
+#[cfg(target_os = "linux")]
+fn what_the_memory_cannot_hold_is_refused_before_it_is_taken() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let speed = ["speed", "--space", "mbv3-w1.0", "--resolution", "1024", "--batch", "65536"];
+    for mode in ["max", "elastic", "eval"] {
+        fails(folder, &[&speed[..], &["--mode", mode]].concat(), &["65536 images", "of this machine", "--batch "]);
+    }
+}
+
+#[test]
+fn more_threads_than_cores_are_hinted_at() {
+    let temporary = tempfile::tempdir().unwrap();
+    let speed = ["speed", "--space", "tiny", "--batch", "2", "--steps", "1", "--threads"];
+    let err = |threads: &str| {
+        let output = ofa(temporary.path(), &[&speed[..], &[threads]].concat());
+        assert!(output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(err("1024").contains("hint: --threads 1024 on "), "{}", err("1024"));
+    assert!(!err("1").contains("hint"));
+    succeeds(temporary.path(), &["config", "--preset", "tiny", "--seed", "9223372036854775807"]);
+}
