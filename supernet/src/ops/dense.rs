@@ -2,7 +2,7 @@
 
 use super::activation::{Act, with_activation};
 use super::batch_norm::{Affine, Backward, ChannelStatistics, Normalise, SumBlock, Sums};
-use super::buffers::{Aligned, Buffer, unwritten};
+use super::buffers::{Aligned, Buffer, uninit_vec};
 use super::columns::{Columns, from_column_order, scatter, to_column_order};
 use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
 use super::parallel::{self, Shared};
@@ -204,7 +204,7 @@ fn forward<A: Act>(
 ) -> (Vec<f32>, Buffer, ChannelStatistics) {
     let (rows, columns, n) = (shape.rows(), shape.columns(), shape.out_channels);
     let (norm_weight, norm_bias, end) = shape.offsets();
-    let mut y = Buffer::uninitialised(rows * n);
+    let mut y = Buffer::with_arbitrary_contents(rows * n);
     let sums = if shape.is_plain_product() {
         let weight = Packed::new(&packed[..norm_weight], columns, n, 1, columns);
         product::<Nothing>(Left::Plain(x), rows, &weight, &mut y, given.is_none())
@@ -219,7 +219,7 @@ fn forward<A: Act>(
         pool::<A>(&y, &affine, shape.batch)
     } else {
         // SAFETY: written as a whole.
-        let mut output = unsafe { unwritten(rows * n) };
+        let mut output = unsafe { uninit_vec(rows * n) };
         normalise::<A>(&y, &affine, None, &mut output);
         output
     };
@@ -242,7 +242,7 @@ fn backward<A: Act>(
     let (norm_weight, norm_bias, end) = shape.offsets();
     let affine = Affine::new(statistics, &packed[norm_weight..norm_bias], &packed[norm_bias..end], shape.eps);
     let pixels = rows / shape.batch;
-    let mut masked = Buffer::uninitialised(rows * n);
+    let mut masked = Buffer::with_arbitrary_contents(rows * n);
     let shared = Shared::new(&mut masked);
     let parts = parallel::map(shape.batch, 1, |images| {
         let span = images.start * pixels * n..images.end * pixels * n;
@@ -263,7 +263,7 @@ fn backward<A: Act>(
     let stride = n.next_multiple_of(InstructionSet::active().lanes());
     let mut dx = with_input.then(|| match shape.is_plain_product() {
         // SAFETY: the product writes all of it.
-        true => unsafe { unwritten(x.len()) },
+        true => unsafe { uninit_vec(x.len()) },
         false => vec![0.0; x.len()],
     });
     if shape.is_plain_product() {

@@ -218,7 +218,7 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
         let (out_height, columns) = (shape.out_height(), shape.out_width());
         let at_a_time = chunk_rows(columns).min(out_height);
         let mut frame = Frame::of_input(shape);
-        let mut tile = Buffer::uninitialised(at_a_time * columns * SLICE);
+        let mut tile = Buffer::with_arbitrary_contents(at_a_time * columns * SLICE);
         for task in self.tasks {
             let (image, slice) = (task / shape.slices(), task % shape.slices());
             let (first, width) = (slice * SLICE, shape.slice_width(slice));

@@ -1,6 +1,6 @@
 //! A fully connected layer without bias, as one op: candle's own product is not made for the threads that share our kernels.
 
-use super::buffers::{Aligned, unwritten};
+use super::buffers::{Aligned, uninit_vec};
 use super::matmul::{Packed, accumulate_transposed_together, multiply};
 use super::parallel::{self, Shared};
 use super::simd::InstructionSet;
@@ -67,7 +67,7 @@ const ROWS: usize = 16;
 fn times(x: &[f32], rows: usize, weight: &Packed) -> Vec<f32> {
     let (k, n) = (weight.rows(), weight.columns());
     // SAFETY: the products write all.
-    let mut y = unsafe { unwritten(rows * n) };
+    let mut y = unsafe { uninit_vec(rows * n) };
     let shared = Shared::new(&mut y);
     parallel::map(rows, ROWS, |range| {
         // SAFETY: ranges of rows are disjoint.

@@ -92,7 +92,7 @@ pub(crate) fn in_turn<R: Send>(
             }
         }
     };
-    workers::run_long(at_once, at_once - 1, &|_| with_threads(threads, one_after_another));
+    workers::run_long(at_once, at_once - 1, threads - 1, &|_| with_threads(threads, one_after_another));
 }
 
 /// A pointer to an output that threads write at disjoint places.

@@ -2,6 +2,16 @@
 
 use std::sync::OnceLock;
 
+/// `OFA_ISA` names no instruction set of this machine.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "OFA_ISA='{asked}': expected one of {allowed} on this machine; correct the environment variable, or unset it for the fastest"
+)]
+pub struct UnknownInstructionSet {
+    asked: String,
+    allowed: String,
+}
+
 /// An instruction set that kernels can run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum InstructionSet {
@@ -38,10 +48,10 @@ impl InstructionSet {
         let mut found = vec![InstructionSet::Portable];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if avx2::is_detected() {
                 found.push(InstructionSet::Avx2);
             }
-            if is_x86_feature_detected!("avx512f") {
+            if avx512::is_detected() {
                 found.push(InstructionSet::Avx512);
             }
         }
@@ -50,16 +60,35 @@ impl InstructionSet {
         found
     }
 
-    /// The set that this process uses: the best available, or the one that the environment variable `OFA_ISA` names (for
-    /// tests and measurements; a set that the CPU lacks is ignored). Fixed at the first call, since packed weights depend on it.
+    /// The set that the environment variable `OFA_ISA` names, or the best available without one; an empty value counts as none.
+    ///
+    /// # Errors
+    /// A name that is no instruction set, or one that this machine lacks.
+    pub fn from_environment() -> Result<InstructionSet, UnknownInstructionSet> {
+        match std::env::var_os("OFA_ISA") {
+            Some(name) if !name.is_empty() => Self::named(&name.to_string_lossy()),
+            _ => Ok(Self::best()),
+        }
+    }
+
+    fn named(name: &str) -> Result<InstructionSet, UnknownInstructionSet> {
+        let available = Self::available();
+        available.iter().copied().find(|set| set.name() == name).ok_or_else(|| UnknownInstructionSet {
+            asked: name.to_owned(),
+            allowed: available.iter().map(|set| set.name()).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    fn best() -> InstructionSet {
+        let available = Self::available();
+        available[available.len() - 1]
+    }
+
+    /// The set that this process uses: that of [`from_environment`](Self::from_environment), and the best available where that is an error, which a
+    /// program reports before it computes anything. Fixed at the first call, since packed weights depend on it.
     pub fn active() -> InstructionSet {
         static ACTIVE: OnceLock<InstructionSet> = OnceLock::new();
-        *ACTIVE.get_or_init(|| {
-            let available = Self::available();
-            let asked = std::env::var("OFA_ISA").ok();
-            let chosen = asked.and_then(|name| available.iter().copied().find(|set| set.name() == name));
-            chosen.unwrap_or(available[available.len() - 1])
-        })
+        *ACTIVE.get_or_init(|| Self::from_environment().unwrap_or_else(|_| Self::best()))
     }
 
     /// Floats in a vector.
@@ -184,28 +213,46 @@ pub(crate) unsafe fn dispatch<K: Kernel>(kernel: K) -> K::Output {
         match InstructionSet::active() {
             InstructionSet::Portable => kernel.run::<Portable>(),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 => avx2(kernel),
+            InstructionSet::Avx2 => avx2::run(kernel),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 => avx512(kernel),
+            InstructionSet::Avx512 => avx512::run(kernel),
             #[cfg(target_arch = "aarch64")]
             InstructionSet::Neon => kernel.run::<Neon>(),
         }
     }
 }
 
+/// Detection and dispatch of an instruction set from one list of features: a feature that is compiled for but not looked for is an illegal instruction
+/// on a machine that lacks that one alone (virtual machines and emulators mask single features).
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: as the caller's.
-    unsafe { kernel.run::<Avx2>() }
+macro_rules! x86_set {
+    ($name:ident, $vectors:ty, $($feature:tt),+) => {
+        mod $name {
+            use super::Kernel;
+
+            pub(super) fn is_detected() -> bool {
+                $(is_x86_feature_detected!($feature))&&+
+            }
+
+            /// Runs `kernel` compiled for the features.
+            ///
+            /// # Safety
+            /// [`is_detected`] must be true, and the kernel's own contract must hold.
+            $(#[target_feature(enable = $feature)])+
+            pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+                // SAFETY: the features that the vectors need are those of this function, which runs where they were detected; pointers and extents are
+                // the kernel's contract, which holds where this function may be called.
+                unsafe { kernel.run::<$vectors>() }
+            }
+        }
+    };
 }
 
+// All that the compiler takes for granted with the last one of each list (`avx512f` enables `f16c`, for one), apart from x86-64's own SSE and SSE2.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx2,fma")]
-unsafe fn avx512<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: as the caller's.
-    unsafe { kernel.run::<Avx512>() }
-}
+x86_set!(avx2, super::Avx2, "sse3", "ssse3", "sse4.1", "sse4.2", "avx", "fma", "avx2");
+#[cfg(target_arch = "x86_64")]
+x86_set!(avx512, super::Avx512, "sse3", "ssse3", "sse4.1", "sse4.2", "avx", "fma", "avx2", "f16c", "avx512f");
 
 /// Eight floats that the compiler vectorises as it can.
 #[derive(Clone, Copy)]
@@ -439,3 +486,20 @@ mod arm {
 }
 #[cfg(target_arch = "aarch64")]
 pub(crate) use arm::Neon;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_exact_and_of_this_machine() {
+        for set in InstructionSet::available() {
+            assert_eq!(InstructionSet::named(set.name()), Ok(set));
+            let error = InstructionSet::named(&set.name().to_uppercase()).unwrap_err().to_string();
+            assert!(InstructionSet::available().iter().all(|set| error.contains(set.name())), "{error}");
+        }
+        for name in ["", " portable", "avx1024", "sse2"] {
+            assert!(InstructionSet::named(name).is_err(), "{name}");
+        }
+    }
+}

@@ -204,7 +204,7 @@ impl Frame {
     }
 
     fn new(map: (usize, usize), border: usize, (height, width): (usize, usize)) -> Frame {
-        let mut values = Buffer::uninitialised(height * width * SLICE);
+        let mut values = Buffer::with_arbitrary_contents(height * width * SLICE);
         // The border alone: the map is written before it is read.
         let row = width * SLICE;
         values[..border * row].fill(0.0);

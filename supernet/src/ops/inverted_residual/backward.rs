@@ -7,7 +7,7 @@ use super::project_backward::ProjectBackward;
 use super::{BlockShape, Parameters, RECOMPUTED, Saved, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
 use crate::ops::batch_norm::{Affine, Backward, Normalise, Sums};
-use crate::ops::buffers::{Buffer, unwritten};
+use crate::ops::buffers::{Buffer, uninit_vec};
 use crate::ops::depthwise::{self, SLICE};
 use crate::ops::matmul::Packed;
 use crate::ops::parallel::{self, Shared};
@@ -63,8 +63,8 @@ fn backward_with<A: Act>(
     let gate = saved.squeeze_excite.as_ref().map(|s| &s.gate[..]);
     let stride = outputs.next_multiple_of(InstructionSet::active().lanes());
     let project = Packed::slices(&packed[at.project.clone()], outputs, middle, middle, 1);
-    let mut g2 = (outputs > RECOMPUTED).then(|| Buffer::uninitialised(layout.len()));
-    let mut g3 = Buffer::uninitialised(shape.out_pixels() * stride);
+    let mut g2 = (outputs > RECOMPUTED).then(|| Buffer::with_arbitrary_contents(layout.len()));
+    let mut g3 = Buffer::with_arbitrary_contents(shape.out_pixels() * stride);
     let (g2_shared, g3_shared) = (g2.as_deref_mut().map(Shared::new), Shared::new(&mut g3));
     let parts = parallel::map(layout.groups(), 1, |groups| {
         let images = layout.images(groups.clone());
@@ -113,7 +113,7 @@ fn backward_with<A: Act>(
         y1: saved.y1.as_deref(),
     });
     // SAFETY: the first slice of each group of images writes all of it; without expand, each slice its channels.
-    let mut dx = unsafe { unwritten(shape.in_pixels() * inputs) };
+    let mut dx = unsafe { uninit_vec(shape.in_pixels() * inputs) };
     let dx_shared = Shared::new(&mut dx);
     let parts = parallel::map(in_layout.groups(), 1, |groups| {
         let images = in_layout.images(groups.clone());

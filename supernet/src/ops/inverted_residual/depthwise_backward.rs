@@ -207,7 +207,7 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
         let mut inputs_of: Vec<Frame> = (0..together).map(|_| Frame::of_input(conv)).collect();
         let mut outputs_of: Vec<Frame> = (0..together).map(|_| Frame::of_output(conv)).collect();
         let makes_y1 = self.expand.is_some_and(|expand| expand.y1.is_none());
-        let mut made_y1 = Buffer::uninitialised(if makes_y1 { together * in_pixels * SLICE } else { 0 });
+        let mut made_y1 = Buffer::with_arbitrary_contents(if makes_y1 { together * in_pixels * SLICE } else { 0 });
         let mut tile = Aligned::zeros(together * out_rows * out_columns * SLICE);
         let mut line = Aligned::zeros(together * in_rows * columns * SLICE);
         for (group, dx) in self.groups.zip(self.dx.chunks_mut(together * in_pixels * inputs)) {

@@ -5,7 +5,7 @@ use super::middle::Middle;
 use super::{BlockShape, BlockStatistics, Parameters, RECOMPUTED, Saved, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
 use crate::ops::batch_norm::{Affine, RunningSums, Sums, TURNS, lanes};
-use crate::ops::buffers::{Aligned, Buffer, unwritten};
+use crate::ops::buffers::{Aligned, Buffer, uninit_vec};
 use crate::ops::depthwise::{
     self, Frame, Lanes, NextChunk, SLICE, Strip, bring_next, chunk_rows, convolve_rows, set_vector, vector,
 };
@@ -32,7 +32,7 @@ pub(super) fn forward(
 ) -> (Vec<f32>, Option<Saved>, BlockStatistics) {
     let weights = Weights::new(shape, packed);
     // SAFETY: the last batch norm writes all of it.
-    let mut output = unsafe { unwritten(shape.out_pixels() * shape.out_channels) };
+    let mut output = unsafe { uninit_vec(shape.out_pixels() * shape.out_channels) };
     with_activation!(shape.activation, A => match given {
         Some(given) if !keep && shape.batch >= 2 * parallel::threads() => {
             in_parts::<A>(shape, x, packed, &weights, given, &mut output);
@@ -122,8 +122,8 @@ fn pass<A: Act>(
     // Depthwise.
     let layout = Middle::of_output(shape);
     let mut y1 = (keep && shape.expand && shape.in_channels > RECOMPUTED)
-        .then(|| Buffer::uninitialised(Middle::of_input(shape).len()));
-    let mut y2 = Buffer::uninitialised(layout.len());
+        .then(|| Buffer::with_arbitrary_contents(Middle::of_input(shape).len()));
+    let mut y2 = Buffer::with_arbitrary_contents(layout.len());
     let sums = depthwise_forward::<A>(shape, x, weights, affine1.as_ref(), y1.as_deref_mut(), &mut y2, with_sums);
     if with_sums {
         statistics[1] = sums.statistics_over(ranks, out_pixels);
@@ -137,7 +137,7 @@ fn pass<A: Act>(
     });
 
     // Project.
-    let mut y3 = Buffer::uninitialised(out_pixels * shape.out_channels);
+    let mut y3 = Buffer::with_arbitrary_contents(out_pixels * shape.out_channels);
     let gate = squeeze_excite.as_ref().map(|s| &s.gate[..]);
     let source = Activated::<A> { y2: &y2, layout, affine: &affine2, gate, activation: PhantomData };
     let sums = product(Left::Made(&source), out_pixels, &weights.project, &mut y3, with_sums);
