@@ -38,6 +38,8 @@ mod parallel;
 mod pools;
 mod relay;
 mod rows;
+#[cfg(test)]
+mod shape_tests;
 mod simd;
 mod sparse;
 mod sync;

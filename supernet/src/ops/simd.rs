@@ -126,7 +126,7 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     unsafe fn load_first(p: *const f32, count: usize) -> Self::V {
         let mut values = [0.0; 16];
-        // SAFETY: the trait's contract for `count` floats; no vector is longer than 16.
+        // SAFETY: `count` floats are readable at `p` by the trait's contract, `values` holds 16, and no vector is longer.
         unsafe {
             std::ptr::copy_nonoverlapping(p, values.as_mut_ptr(), count);
             Self::load(values.as_ptr())
@@ -136,7 +136,7 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, v: Self::V, count: usize) {
         let mut values = [0.0; 16];
-        // SAFETY: as above.
+        // SAFETY: `count` floats are writable at `p` by the trait's contract, `values` holds 16, and no vector is longer.
         unsafe {
             Self::store(values.as_mut_ptr(), v);
             std::ptr::copy_nonoverlapping(values.as_ptr(), p, count);
@@ -145,13 +145,13 @@ pub(crate) trait Simd: Copy {
     /// The first `count` floats at `p`, at most a whole vector, and zeros.
     #[inline(always)]
     unsafe fn load_up_to(p: *const f32, count: usize) -> Self::V {
-        // SAFETY: the trait's contract for `count` floats.
+        // SAFETY: `count` floats are readable at `p` by the trait's contract: a whole vector, or fewer of which no more are loaded.
         unsafe { if count >= Self::LANES { Self::load(p) } else { Self::load_first(p, count) } }
     }
     /// Stores the first `count`, at most a whole vector.
     #[inline(always)]
     unsafe fn store_up_to(p: *mut f32, v: Self::V, count: usize) {
-        // SAFETY: as above.
+        // SAFETY: `count` floats are writable at `p` by the trait's contract: a whole vector, or fewer of which no more are stored.
         unsafe { if count >= Self::LANES { Self::store(p, v) } else { Self::store_first(p, v, count) } }
     }
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
@@ -167,21 +167,25 @@ pub(crate) trait Simd: Copy {
     unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
         for row in 0..8 {
             for column in 0..8 {
-                // SAFETY: the caller's extents.
+                // SAFETY: by the contract, 8 floats are readable in each of 8 rows `source_stride` apart, and writable in 8 rows `target_stride` apart.
                 unsafe { *target.add(column * target_stride + row) = *source.add(row * source_stride + column) };
             }
         }
     }
-    /// Has the cache line at `p` brought meanwhile, to the first-level cache where that is large, else to the second; any address may be given.
+    /// Prefetches the cache line at `p`, into the first-level cache where that is large, otherwise into the second. Any address may be given: nothing is
+    /// read, and nothing is there to fault.
     #[inline(always)]
-    unsafe fn prefetch(_p: *const f32) {}
+    fn prefetch(_p: *const f32) {}
 }
 
 /// A computation over vectors; `run` must be `#[inline(always)]` so that it is compiled for each instruction set.
+///
+/// A kernel is made of slices, whose extents `run` checks, or of pointers with extents that were checked where it was made: in its own module, which
+/// alone can make it.
 pub(crate) trait Kernel {
     type Output;
     /// # Safety
-    /// The CPU must have `S`; everything else is the kernel's own contract.
+    /// The CPU must have `S`.
     unsafe fn run<S: Simd>(self) -> Self::Output;
 }
 
@@ -204,11 +208,8 @@ pub(crate) fn opaque(p: *const f32) -> *const f32 {
 }
 
 /// Runs `kernel` with the active instruction set.
-///
-/// # Safety
-/// The kernel's own contract (pointers and extents) must hold.
-pub(crate) unsafe fn dispatch<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: `active` only names sets that were detected; the kernel's contract is the caller's.
+pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: `active` only names sets that were detected on this CPU, which is all that a kernel asks for.
     unsafe {
         match InstructionSet::active() {
             InstructionSet::Portable => kernel.run::<Portable>(),
@@ -237,11 +238,10 @@ macro_rules! x86_set {
             /// Runs `kernel` compiled for the features.
             ///
             /// # Safety
-            /// [`is_detected`] must be true, and the kernel's own contract must hold.
+            /// [`is_detected`] must be true.
             $(#[target_feature(enable = $feature)])+
             pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
-                // SAFETY: the features that the vectors need are those of this function, which runs where they were detected; pointers and extents are
-                // the kernel's contract, which holds where this function may be called.
+                // SAFETY: the features that the vectors need are those of this function, which runs where they were detected.
                 unsafe { kernel.run::<$vectors>() }
             }
         }
@@ -268,12 +268,12 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> [f32; 8] {
-        // SAFETY: the trait's contract.
+        // SAFETY: 8 floats are readable at `p` by the trait's contract; alignment is not asked for.
         unsafe { p.cast::<[f32; 8]>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: [f32; 8]) {
-        // SAFETY: the trait's contract.
+        // SAFETY: 8 floats are writable at `p` by the trait's contract; alignment is not asked for.
         unsafe { p.cast::<[f32; 8]>().write_unaligned(v) }
     }
     #[inline(always)]
@@ -309,53 +309,50 @@ macro_rules! intrinsics {
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
 
-        // SAFETY (all bodies): the trait's contract, the CPU has the instruction set.
+        #[allow(unsafe_op_in_unsafe_fn, reason = "each body is one intrinsic, with the contract of the trait's function")]
         impl Simd for $name {
             type V = $vector;
             const LANES: usize = $lanes;
             const ACCUMULATORS: usize = $accumulators;
             #[inline(always)]
             unsafe fn splat(x: f32) -> $vector {
-                unsafe { $splat(x) }
+                $splat(x)
             }
             #[inline(always)]
             unsafe fn load(p: *const f32) -> $vector {
-                unsafe { $load(p) }
+                $load(p)
             }
             #[inline(always)]
             unsafe fn store(p: *mut f32, v: $vector) {
-                unsafe { $store(p, v) }
+                $store(p, v)
             }
             #[inline(always)]
             unsafe fn add(a: $vector, b: $vector) -> $vector {
-                unsafe { $add(a, b) }
+                $add(a, b)
             }
             #[inline(always)]
             unsafe fn mul(a: $vector, b: $vector) -> $vector {
-                unsafe { $mul(a, b) }
+                $mul(a, b)
             }
             #[inline(always)]
             unsafe fn max(a: $vector, b: $vector) -> $vector {
-                unsafe { $max(a, b) }
+                $max(a, b)
             }
             #[inline(always)]
             unsafe fn min(a: $vector, b: $vector) -> $vector {
-                unsafe { $min(a, b) }
+                $min(a, b)
             }
             #[inline(always)]
             unsafe fn where_above($a: $vector, $b: $vector, $c: $vector) -> $vector {
-                unsafe { $where_above }
+                $where_above
             }
             #[inline(always)]
             unsafe fn mul_add($a: $vector, $b: $vector, $c: $vector) -> $vector {
-                unsafe { $mul_add }
+                $mul_add
             }
             #[inline(always)]
-            unsafe fn prefetch($p: *const f32) {
-                #[allow(unused_unsafe)] // not every architecture has an intrinsic for it
-                unsafe {
-                    $prefetch
-                }
+            fn prefetch($p: *const f32) {
+                $prefetch
             }
             $($first)*
         }
@@ -369,18 +366,22 @@ mod x86 {
     intrinsics!(Avx2, __m256, 8, 12, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_max_ps, _mm256_min_ps,
         (a, b, c) => _mm256_fmadd_ps(a, b, c),
         _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b), c),
-        p => _mm_prefetch::<_MM_HINT_T1>(p.cast()),
+        // SAFETY: SSE is part of every x86-64, and a prefetch reads nothing: any address may be given.
+        p => unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) },
         #[inline(always)]
         unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
+            // SAFETY: the same contract; a CPU with these vectors has AVX.
             unsafe { transpose(source, source_stride, target, target_stride) }
         },
         #[inline(always)]
         unsafe fn load_first(p: *const f32, count: usize) -> __m256 {
+            // SAFETY: the mask has the first `count` lanes only, which are readable at `p`; masked lanes are not read.
             unsafe { _mm256_maskload_ps(p, first(count)) }
         },
         // By halves: a masked store takes some processors dozens of cycles.
         #[inline(always)]
         unsafe fn store_first(mut p: *mut f32, v: __m256, count: usize) {
+            // SAFETY: 4, 2 and 1 floats as `count`, below 8, is made of them: `count` in all, which are writable at `p`.
             unsafe {
                 let mut half = _mm256_castps256_ps128(v);
                 if count & 4 != 0 {
@@ -401,7 +402,8 @@ mod x86 {
     );
     #[inline(always)]
     unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
-        // SAFETY: the caller's extents; the CPU has AVX.
+        // SAFETY: by the contract, 8 floats are readable in each of 8 rows `source_stride` apart, and writable in 8 rows `target_stride` apart; the CPU has
+        // AVX.
         unsafe {
             let mut pairs = [_mm256_setzero_ps(); 8];
             for two in 0..4 {
@@ -445,14 +447,17 @@ mod x86 {
         _mm512_min_ps,
         (a, b, c) => _mm512_fmadd_ps(a, b, c),
         _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), c),
-        p => _mm_prefetch::<_MM_HINT_T0>(p.cast()),
+        // SAFETY: SSE is part of every x86-64, and a prefetch reads nothing: any address may be given.
+        p => unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) },
         const SPLATS_FROM_MEMORY: bool = true;,
         #[inline(always)]
         unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
+            // SAFETY: the same contract; a CPU with these vectors has AVX.
             unsafe { transpose(source, source_stride, target, target_stride) }
         },
         #[inline(always)]
         unsafe fn load_first(p: *const f32, count: usize) -> __m512 {
+            // SAFETY: 8 floats, or by a mask the first `count`, are readable at `p`; masked lanes are not read.
             unsafe {
                 match count {
                     8 => _mm512_zextps256_ps512(_mm256_loadu_ps(p)),
@@ -463,6 +468,7 @@ mod x86 {
         // The half that channels in eights need goes without a mask: what a masked store wrote is loaded again only after it reached the cache.
         #[inline(always)]
         unsafe fn store_first(p: *mut f32, v: __m512, count: usize) {
+            // SAFETY: 8 floats, or by a mask the first `count`, are writable at `p`; masked lanes are not written.
             unsafe {
                 match count {
                     8 => _mm256_storeu_ps(p, _mm512_castps512_ps256(v)),

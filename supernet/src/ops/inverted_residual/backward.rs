@@ -69,22 +69,21 @@ fn backward_with<A: Act>(
     let parts = parallel::map(layout.groups(), 1, |groups| {
         let images = layout.images(groups.clone());
         let rows = images.start * layout.pixels..images.end * layout.pixels;
-        // SAFETY: ranges of groups are disjoint.
-        unsafe {
-            dispatch(ProjectBackward::<A> {
-                raw: RawGradient { g, y: &saved.y3, back: &back3 },
-                layout,
-                y2: &saved.y2,
-                affine2: &affine2,
-                gate,
-                project: &project,
-                stride,
-                g3: g3_shared.slice(rows.start * stride..rows.end * stride),
-                g2: g2_shared,
-                groups,
-                activation: PhantomData,
-            })
-        }
+        // SAFETY: the range is that of the groups' images, and each group goes to one call of this closure; `g3` is borrowed until all are done.
+        let g3 = unsafe { g3_shared.slice(rows.start * stride..rows.end * stride) };
+        dispatch(ProjectBackward::<A> {
+            raw: RawGradient { g, y: &saved.y3, back: &back3 },
+            layout,
+            y2: &saved.y2,
+            affine2: &affine2,
+            gate,
+            project: &project,
+            stride,
+            g3,
+            g2: g2_shared,
+            groups,
+            activation: PhantomData,
+        })
     });
     let (parts, weight_parts): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
     write_transposed(weight_parts, stride, &mut gradient[at.project.clone()], middle);
@@ -112,7 +111,8 @@ fn backward_with<A: Act>(
         back: scaled_slices(weight1, inputs, &affine.scale),
         y1: saved.y1.as_deref(),
     });
-    // SAFETY: the first slice of each group of images writes all of it; without expand, each slice its channels.
+    // SAFETY: with expand, the product of the first slice of each group of images writes all `inputs` channels of all of the group's pixels, before those of
+    // other slices add to them; without, where the middle channels are the inputs, each slice writes its own channels. Nothing is read before.
     let mut dx = unsafe { uninit_vec(shape.in_pixels() * inputs) };
     let dx_shared = Shared::new(&mut dx);
     let parts = parallel::map(in_layout.groups(), 1, |groups| {
@@ -130,33 +130,31 @@ fn backward_with<A: Act>(
             gates,
         };
         let (expand, flipped) = (expand.as_ref(), &flipped[..]);
-        // SAFETY: ranges of groups are disjoint; extents are checked.
-        unsafe {
-            let dx = dx_shared.slice(images.start * image..images.end * image);
-            match expand {
-                Some(_) => dispatch(DepthwiseBackward::<A, A> {
-                    shape,
-                    layout: in_layout,
-                    x,
-                    expand,
-                    middle_gradient,
-                    flipped,
-                    dx,
-                    groups,
-                    activations: PhantomData,
-                }),
-                None => dispatch(DepthwiseBackward::<Identity, A> {
-                    shape,
-                    layout: in_layout,
-                    x,
-                    expand,
-                    middle_gradient,
-                    flipped,
-                    dx,
-                    groups,
-                    activations: PhantomData,
-                }),
-            }
+        // SAFETY: the range is that of the groups' images, and each group goes to one call of this closure; `dx` is borrowed until all are done.
+        let dx = unsafe { dx_shared.slice(images.start * image..images.end * image) };
+        match expand {
+            Some(_) => dispatch(DepthwiseBackward::<A, A> {
+                shape,
+                layout: in_layout,
+                x,
+                expand,
+                middle_gradient,
+                flipped,
+                dx,
+                groups,
+                activations: PhantomData,
+            }),
+            None => dispatch(DepthwiseBackward::<Identity, A> {
+                shape,
+                layout: in_layout,
+                x,
+                expand,
+                middle_gradient,
+                flipped,
+                dx,
+                groups,
+                activations: PhantomData,
+            }),
         }
     });
     let (mut sums, mut depthwise_parts, mut expand_parts) = (Vec::new(), Vec::new(), Vec::new());
