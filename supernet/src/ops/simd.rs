@@ -74,7 +74,7 @@ impl InstructionSet {
     fn named(name: &str) -> Result<InstructionSet, UnknownInstructionSet> {
         let available = Self::available();
         available.iter().copied().find(|set| set.name() == name).ok_or_else(|| UnknownInstructionSet {
-            asked: name.to_owned(),
+            asked: crate::quote::quoted(name),
             allowed: available.iter().map(|set| set.name()).collect::<Vec<_>>().join(", "),
         })
     }
