@@ -13,6 +13,7 @@
 //! | [`data`] | datasets, augmentation, loader |
 //! | [`train`] | progressive shrinking: stages, distillation, optimizer, schedule, checkpoints |
 //! | [`ranks`] | several processes that work together |
+//! | [`environment`] | settings of the whole process, for programs |
 //! | [`files`], [`lock`] | whole files or none; one writer a run folder |
 //! | [`quote`] | foreign text in messages |
 
@@ -21,6 +22,8 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro))]
 
 pub mod data;
+#[allow(unsafe_code)] // a process's environment belongs to all its threads
+pub mod environment;
 pub mod error;
 pub mod files;
 pub mod import;

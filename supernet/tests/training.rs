@@ -271,6 +271,32 @@ fn steps_that_are_not_finite_are_left_out_up_to_a_limit() {
 }
 
 #[test]
+fn a_skipped_step_changes_no_weight_momentum_average_or_running_statistic() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = TrainConfig { skip_nonfinite: 1, checkpoint_steps: Some(1), keep_checkpoints: 99, ..config() };
+    let mut net = Supernet::new(&space(), 10, 0).unwrap();
+    let stem = net.parameters().iter().find(|p| p.name == "stem.weight").unwrap().var.clone();
+    let error = train(&mut net, &data(), &config, &Ranks::alone(), folder.path(), false, &mut |event| {
+        if matches!(event, Event::Step(step) if step.step == 3) {
+            stem.set(&Tensor::full(1e30f32, stem.shape(), &Device::Cpu).unwrap()).unwrap();
+        }
+        Control::Continue
+    });
+    // The second bad step is one too many.
+    assert!(matches!(error, Err(Error::NotFinite(_))), "{error:?}");
+    let folder = Folder::of_run(folder.path(), 99);
+    let [before, after] = [3, 4].map(|step| Folder::read(&folder.checkpoint_path(step)).unwrap());
+    assert_eq!((before.progress.skipped, after.progress.skipped), (0, 1));
+    assert!(before.weights.keys().any(|name| name.contains("running")), "{:?}", before.weights.keys());
+    for (before, after) in
+        [(&before.weights, &after.weights), (&before.momentum, &after.momentum), (&before.average, &after.average)]
+    {
+        assert!(!before.is_empty());
+        assert_eq!(bits(before), bits(after));
+    }
+}
+
+#[test]
 fn weights_that_are_not_finite_never_reach_a_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let config = TrainConfig { checkpoint_steps: Some(1), ..config() };

@@ -12,12 +12,12 @@ pub(crate) trait Act: Copy + Send + Sync {
     /// The function of a vector.
     ///
     /// # Safety
-    /// The CPU has `S`, here and below.
+    /// The CPU has `S`.
     unsafe fn values<S: Simd>(x: S::V) -> S::V;
     /// `g` times the derivative at `x`.
     ///
     /// # Safety
-    /// As above.
+    /// The CPU has `S`.
     unsafe fn times_slopes<S: Simd>(x: S::V, g: S::V) -> S::V;
 }
 
@@ -60,12 +60,12 @@ impl Act for Relu {
     }
     #[inline(always)]
     unsafe fn values<S: Simd>(x: S::V) -> S::V {
-        // SAFETY: the caller's.
+        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
         unsafe { S::max(x, S::splat(0.0)) }
     }
     #[inline(always)]
     unsafe fn times_slopes<S: Simd>(x: S::V, g: S::V) -> S::V {
-        // SAFETY: the caller's.
+        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
         unsafe { S::where_above(x, S::splat(0.0), g) }
     }
 }
@@ -81,12 +81,12 @@ impl Act for Relu6 {
     }
     #[inline(always)]
     unsafe fn values<S: Simd>(x: S::V) -> S::V {
-        // SAFETY: the caller's.
+        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
         unsafe { S::min(S::max(x, S::splat(0.0)), S::splat(6.0)) }
     }
     #[inline(always)]
     unsafe fn times_slopes<S: Simd>(x: S::V, g: S::V) -> S::V {
-        // SAFETY: the caller's.
+        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
         unsafe { S::where_above(x, S::splat(0.0), S::where_above(S::splat(6.0), x, g)) }
     }
 }
@@ -104,12 +104,12 @@ impl Act for HardSwish {
     }
     #[inline(always)]
     unsafe fn values<S: Simd>(x: S::V) -> S::V {
-        // SAFETY: the caller's.
+        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
         unsafe { S::mul(x, hard_sigmoids::<S>(x)) }
     }
     #[inline(always)]
     unsafe fn times_slopes<S: Simd>(x: S::V, g: S::V) -> S::V {
-        // SAFETY: the caller's.
+        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
         unsafe {
             let sixth = S::mul(x, S::splat(1.0 / 6.0));
             let inside = S::where_above(x, S::splat(-3.0), S::where_above(S::splat(3.0), x, sixth));
@@ -124,10 +124,13 @@ pub(crate) fn hard_sigmoid(x: f32) -> f32 {
     (x + 3.0).clamp(0.0, 6.0) * (1.0 / 6.0)
 }
 
-/// The same of a vector.
+/// [`hard_sigmoid`] of a vector.
+///
+/// # Safety
+/// The CPU has `S`.
 #[inline(always)]
 unsafe fn hard_sigmoids<S: Simd>(x: S::V) -> S::V {
-    // SAFETY: the caller's.
+    // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
     unsafe {
         let inside = S::min(S::max(S::add(x, S::splat(3.0)), S::splat(0.0)), S::splat(6.0));
         S::mul(inside, S::splat(1.0 / 6.0))
@@ -189,7 +192,7 @@ mod tests {
         #[inline(always)]
         unsafe fn run<S: Simd>(self) -> Self::Output {
             let (mut values, mut slopes) = ([0.0; 16], [0.0; 16]);
-            // SAFETY: whole vectors of 16 values.
+            // SAFETY: vectors divide 16: from each `lane` on, whole ones lie inside the arrays of 16; the CPU has `S`.
             unsafe {
                 for lane in (0..16).step_by(S::LANES) {
                     let x = S::load(self.x[lane..].as_ptr());
@@ -206,8 +209,7 @@ mod tests {
         let x = [-8.0, -3.1, -3.0, -2.9, -1.0, -0.1, -0.0, 0.0, 0.1, 1.0, 2.9, 3.0, 3.1, 5.9, 6.0, 6.1];
         for activation in [Activation::Identity, Activation::Relu, Activation::Relu6, Activation::HardSwish] {
             with_activation!(activation, A => {
-                // SAFETY: the kernel is safe wherever the instruction set exists.
-                let (values, slopes) = unsafe { dispatch(Vectors::<A> { x, activation: PhantomData }) };
+                let (values, slopes) = dispatch(Vectors::<A> { x, activation: PhantomData });
                 for i in 0..16 {
                     let set = InstructionSet::active().name();
                     assert_eq!(values[i], A::value(x[i]), "{activation} at {} with {set}", x[i]);

@@ -103,24 +103,25 @@ impl SumBlock {
     /// Sums over `rows` of all channels, and of their squares.
     ///
     /// # Safety
-    /// The CPU has `S`, here and below.
+    /// The CPU has `S`.
     #[inline(always)]
     pub(crate) unsafe fn set_squares<S: Simd>(&mut self, rows: &[f32]) {
-        // SAFETY: the caller's.
+        // SAFETY: the CPU has `S` by this function's contract; lengths are checked there.
         unsafe { self.set_products::<S>(rows, rows) }
     }
 
     /// Sums over rows of all channels of `g`, and of `g * y`.
     ///
     /// # Safety
-    /// As above.
+    /// The CPU has `S`.
     #[inline(always)]
     pub(crate) unsafe fn set_products<S: Simd>(&mut self, g: &[f32], y: &[f32]) {
         let n = self.sum.len();
         assert!(g.len() == y.len() && g.len().is_multiple_of(n) && self.square.len() == n);
         for c in (0..n).step_by(S::LANES) {
             let kept = n - c;
-            // SAFETY: the CPU has `S`; the channels of a vector that exist, of rows inside the slices.
+            // SAFETY: `g` and `y` are whole rows of `n` values, as long as each other: from `place`, the channel `c` of a row, on, `kept` values are left
+            // in it, and no more are loaded. `sum` and `square` hold `n`: `kept` from `c` on. The CPU has `S` by this function's contract.
             unsafe {
                 let mut sums = RunningSums::<S>::new();
                 for rows in (c..g.len()).step_by(TURNS * n) {
@@ -148,19 +149,24 @@ pub(crate) struct RunningSums<S: Simd> {
 }
 
 impl<S: Simd> RunningSums<S> {
+    /// Sums of nothing.
+    ///
     /// # Safety
-    /// The CPU has `S`, here and below.
+    /// The CPU has `S`.
     #[inline(always)]
     pub(crate) unsafe fn new() -> Self {
-        // SAFETY: the caller's.
+        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
         let zeros = [unsafe { S::splat(0.0) }; TURNS];
         RunningSums { sums: zeros, products: zeros }
     }
 
     /// Adds a value, and its product with another, to the sums whose turn it is.
+    ///
+    /// # Safety
+    /// The CPU has `S`.
     #[inline(always)]
     pub(crate) unsafe fn add(&mut self, turn: usize, value: S::V, other: S::V) {
-        // SAFETY: the caller's.
+        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
         unsafe {
             self.sums[turn] = S::add(self.sums[turn], value);
             self.products[turn] = S::mul_add(value, other, self.products[turn]);
@@ -168,10 +174,13 @@ impl<S: Simd> RunningSums<S> {
     }
 
     /// The sums of values and of products.
+    ///
+    /// # Safety
+    /// The CPU has `S`.
     #[inline(always)]
     pub(crate) unsafe fn totals(&self) -> (S::V, S::V) {
         let [[a, b, c, d], [p, q, r, s]] = [self.sums, self.products];
-        // SAFETY: the caller's.
+        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
         unsafe { (S::add(S::add(a, b), S::add(c, d)), S::add(S::add(p, q), S::add(r, s))) }
     }
 }

@@ -2,10 +2,10 @@
 
 use super::activation::{Act, with_activation};
 use super::batch_norm::{Affine, Backward, ChannelStatistics, Normalise, SumBlock, Sums};
-use super::buffers::{Aligned, Buffer, unwritten};
+use super::buffers::{Aligned, Buffer, uninit_vec};
 use super::columns::{Columns, from_column_order, scatter, to_column_order};
 use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
-use super::parallel::{self, Shared};
+use super::parallel;
 use super::rows::{
     Left, Nothing, RawGradient, RowSource, normalise, pool, product, product_backward, write_transposed,
 };
@@ -204,7 +204,7 @@ fn forward<A: Act>(
 ) -> (Vec<f32>, Buffer, ChannelStatistics) {
     let (rows, columns, n) = (shape.rows(), shape.columns(), shape.out_channels);
     let (norm_weight, norm_bias, end) = shape.offsets();
-    let mut y = Buffer::uninitialised(rows * n);
+    let mut y = Buffer::with_arbitrary_contents(rows * n);
     let sums = if shape.is_plain_product() {
         let weight = Packed::new(&packed[..norm_weight], columns, n, 1, columns);
         product::<Nothing>(Left::Plain(x), rows, &weight, &mut y, given.is_none())
@@ -218,8 +218,8 @@ fn forward<A: Act>(
     let output = if shape.pool {
         pool::<A>(&y, &affine, shape.batch)
     } else {
-        // SAFETY: written as a whole.
-        let mut output = unsafe { unwritten(rows * n) };
+        // SAFETY: `normalise` writes all of `rows` rows of `n` values, without reading what is there.
+        let mut output = unsafe { uninit_vec(rows * n) };
         normalise::<A>(&y, &affine, None, &mut output);
         output
     };
@@ -242,17 +242,12 @@ fn backward<A: Act>(
     let (norm_weight, norm_bias, end) = shape.offsets();
     let affine = Affine::new(statistics, &packed[norm_weight..norm_bias], &packed[norm_bias..end], shape.eps);
     let pixels = rows / shape.batch;
-    let mut masked = Buffer::uninitialised(rows * n);
-    let shared = Shared::new(&mut masked);
-    let parts = parallel::map(shape.batch, 1, |images| {
+    let mut masked = Buffer::with_arbitrary_contents(rows * n);
+    let parts = parallel::map_parts(&mut masked, pixels * n, shape.batch, 1, |images, masked| {
         let span = images.start * pixels * n..images.end * pixels * n;
         let g = if shape.pool { &g[images.start * n..images.end * n] } else { &g[span.clone()] };
-        // SAFETY: ranges of images are disjoint.
-        unsafe {
-            let masked = shared.slice(span.clone());
-            let pooled = shape.pool.then_some(pixels);
-            dispatch(Mask::<A> { g, y: &y[span], affine: &affine, pooled, masked, activation: PhantomData })
-        }
+        let pooled = shape.pool.then_some(pixels);
+        dispatch(Mask::<A> { g, y: &y[span], affine: &affine, pooled, masked, activation: PhantomData })
     });
     let sums = Sums::total(parts);
     let back = Backward::over(ranks, &sums, statistics, &packed[norm_weight..norm_bias], shape.eps, normalise);
@@ -262,8 +257,8 @@ fn backward<A: Act>(
     let raw = RawGradient { g: &masked, y, back: &back };
     let stride = n.next_multiple_of(InstructionSet::active().lanes());
     let mut dx = with_input.then(|| match shape.is_plain_product() {
-        // SAFETY: the product writes all of it.
-        true => unsafe { unwritten(x.len()) },
+        // SAFETY: with a weight, `product_backward` below writes all of it, `columns` (the input's channels) for each row, without reading what is there.
+        true => unsafe { uninit_vec(x.len()) },
         false => vec![0.0; x.len()],
     });
     if shape.is_plain_product() {
@@ -277,17 +272,9 @@ fn backward<A: Act>(
         let ordered = to_column_order(&packed[..norm_weight], shape.in_channels, taps);
         Packed::new(&ordered, n, columns, columns, 1)
     });
-    let shared = dx.as_deref_mut().map(Shared::new);
-    let image = shape.height * shape.width * shape.in_channels;
-    let parts = parallel::map(shape.batch, 1, |images| {
-        // SAFETY: ranges of images are disjoint.
-        unsafe {
-            let dx = match &shared {
-                Some(shared) => shared.slice(images.start * image..images.end * image),
-                None => &mut [],
-            };
-            dispatch(ColumnsBackward { shape, raw, x, weight: weight.as_ref(), images, dx })
-        }
+    let image = if dx.is_some() { shape.height * shape.width * shape.in_channels } else { 0 };
+    let parts = parallel::map_parts(dx.as_deref_mut().unwrap_or_default(), image, shape.batch, 1, |images, dx| {
+        dispatch(ColumnsBackward { shape, raw, x, weight: weight.as_ref(), images, dx })
     });
     let mut ordered = vec![0.0; norm_weight];
     write_transposed(parts, stride, &mut ordered, columns);
@@ -323,7 +310,7 @@ impl Kernel for ColumnsBackward<'_> {
         let mut first = self.images.start * pixels;
         while first < end {
             let rows = ROW_BLOCK.min(end - first);
-            // SAFETY: the CPU has `S`.
+            // SAFETY: the CPU has `S` by this function's contract.
             unsafe {
                 self.raw.fill::<S>(first, rows, stride, &mut gradients);
                 source.fill::<S>(first, rows, columns, &mut tile);
@@ -369,7 +356,7 @@ impl<A: Act> Kernel for Mask<'_, A> {
                     out[c] = g[c] * factor * A::slope(y[c] * scale[c] + shift[c]);
                 }
             }
-            // SAFETY: the CPU has `S`.
+            // SAFETY: the CPU has `S` by this function's contract.
             unsafe { block.set_products::<S>(masked, y) };
             sums.add_block(0, &block.sum, &block.square);
         }

@@ -84,16 +84,11 @@ impl Pointwise {
         output: &mut [f32],
     ) {
         let n = self.bias.len();
-        let shared = Shared::new(output);
         // A grain of a few tiles: small maps at batch 1 still spread over threads.
-        parallel::map(rows, 8, |range| {
-            // SAFETY: ranges of rows are disjoint.
-            unsafe {
-                let output = shared.slice(range.start * n..range.end * n);
-                with_activation!(activation, A => dispatch(PointwiseRows::<R, A> {
-                    layer: self, left: &left, range, residual, output, activation: PhantomData,
-                }))
-            }
+        parallel::map_parts(output, n, rows, 8, |range, output| {
+            with_activation!(activation, A => dispatch(PointwiseRows::<R, A> {
+                layer: self, left: &left, range, residual, output, activation: PhantomData,
+            }))
         });
     }
 }
@@ -124,7 +119,7 @@ impl<R: RowSource, A: Act> Kernel for PointwiseRows<'_, R, A> {
             match self.left {
                 Left::Plain(input) => multiply(&input[first * k..], k, rows, &self.layer.weight, out, n),
                 Left::Made(source) => {
-                    // SAFETY: the CPU has `S`.
+                    // SAFETY: the CPU has `S` by this function's contract.
                     unsafe { source.fill::<S>(first, rows, k, &mut tile) };
                     multiply(&tile, k, rows, &self.layer.weight, out, n);
                 }
@@ -188,12 +183,9 @@ impl Depthwise {
             Shared::new(pooled)
         });
         parallel::map(batch * shape.slices(), 1, |tasks| {
-            // SAFETY: tasks write disjoint (image, slice) parts; extents are checked.
-            unsafe {
-                with_activation!(activation, A => dispatch(DepthwiseTasks::<A> {
-                    layer: self, shape, input, output, pooled, tasks, activation: PhantomData,
-                }))
-            }
+            with_activation!(activation, A => dispatch(DepthwiseTasks::<A> {
+                layer: self, shape, input, output, pooled, tasks, activation: PhantomData,
+            }))
         });
     }
 }
@@ -204,6 +196,7 @@ struct DepthwiseTasks<'a, A> {
     input: &'a [f32],
     output: Shared,
     pooled: Option<Shared>,
+    /// (image, slice) pairs, which no other kernel has that runs at the same time.
     tasks: Range<usize>,
     activation: PhantomData<A>,
 }
@@ -218,7 +211,7 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
         let (out_height, columns) = (shape.out_height(), shape.out_width());
         let at_a_time = chunk_rows(columns).min(out_height);
         let mut frame = Frame::of_input(shape);
-        let mut tile = Buffer::uninitialised(at_a_time * columns * SLICE);
+        let mut tile = Buffer::with_arbitrary_contents(at_a_time * columns * SLICE);
         for task in self.tasks {
             let (image, slice) = (task / shape.slices(), task % shape.slices());
             let (first, width) = (slice * SLICE, shape.slice_width(slice));
@@ -241,7 +234,8 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
                         sum[lane] += values[lane];
                     }
                     let place = (image * shape.out_pixels() + start * columns + pixel) * channels + first;
-                    // SAFETY: this task alone writes these channels of this image.
+                    // SAFETY: the range is this slice's channels of one pixel of this image; only this task writes there, and `output` is borrowed in `run`
+                    // until all tasks are done.
                     let out = unsafe { self.output.slice(place..place + width) };
                     if width == SLICE {
                         out.copy_from_slice(values);
@@ -252,7 +246,8 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
             }
             if let Some(pooled) = &self.pooled {
                 let place = image * channels + first;
-                // SAFETY: this task alone writes these channels of this image.
+                // SAFETY: the range is this slice's channels of this image; only this task writes there, and `pooled` is borrowed in `run` until all tasks
+                // are done.
                 let pooled = unsafe { pooled.slice(place..place + width) };
                 for (out, sum) in pooled.iter_mut().zip(sum) {
                     *out = sum / shape.out_pixels() as f32;
@@ -330,8 +325,7 @@ pub fn average_windows(input: &[f32], height: usize, width: usize, channels: usi
 /// Spatial means `[batch, channels]` of `input` `[batch, pixels, channels]`.
 pub fn average_pool(input: &[f32], batch: usize, pixels: usize, channels: usize, output: &mut [f32]) {
     assert_eq!((input.len(), output.len()), (batch * pixels * channels, batch * channels));
-    // SAFETY: safe code only.
-    unsafe { dispatch(AveragePool { input, pixels, channels, output }) }
+    dispatch(AveragePool { input, pixels, channels, output })
 }
 
 struct AveragePool<'a> {

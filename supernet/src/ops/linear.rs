@@ -1,8 +1,8 @@
 //! A fully connected layer without bias, as one op: candle's own product is not made for the threads that share our kernels.
 
-use super::buffers::{Aligned, unwritten};
+use super::buffers::{Aligned, uninit_vec};
 use super::matmul::{Packed, accumulate_transposed_together, multiply};
-use super::parallel::{self, Shared};
+use super::parallel;
 use super::simd::InstructionSet;
 use super::{contiguous_f32, tensor_values};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
@@ -66,12 +66,9 @@ const ROWS: usize = 16;
 
 fn times(x: &[f32], rows: usize, weight: &Packed) -> Vec<f32> {
     let (k, n) = (weight.rows(), weight.columns());
-    // SAFETY: the products write all.
-    let mut y = unsafe { unwritten(rows * n) };
-    let shared = Shared::new(&mut y);
-    parallel::map(rows, ROWS, |range| {
-        // SAFETY: ranges of rows are disjoint.
-        let y = unsafe { shared.slice(range.start * n..range.end * n) };
+    // SAFETY: the ranges of rows below cover all `rows`, and a product writes each of its rows' `n` columns, without reading what is there.
+    let mut y = unsafe { uninit_vec(rows * n) };
+    parallel::map_parts(&mut y, n, rows, ROWS, |range, y| {
         multiply(&x[range.start * k..], k, range.len(), weight, y, n);
     });
     y

@@ -6,7 +6,7 @@
 
 use super::buffers::Aligned;
 use super::depthwise::SLICE;
-use super::parallel::{self, Shared};
+use super::parallel;
 use super::simd::{InstructionSet, Kernel, Simd, dispatch, opaque};
 use std::ops::Range;
 
@@ -63,8 +63,7 @@ impl Packed {
             let panel = &mut data[offset..offset + k * width];
             if columns > 0 {
                 let source = &source[start * column_stride..];
-                // SAFETY: the kernel checks its extents.
-                unsafe { dispatch(PackPanel { source, row_stride, column_stride, columns, panel, width }) };
+                dispatch(PackPanel { source, row_stride, column_stride, columns, panel, width });
             }
             offset += k * width;
             done += nr;
@@ -110,7 +109,9 @@ impl Kernel for PackPanel<'_> {
         assert!(columns <= width && (columns == 0 || source.len() >= (columns - 1) * column_stride + rows));
         for column in (0..whole.1).step_by(8) {
             for row in (0..whole.0).step_by(8) {
-                // SAFETY: the CPU has `S`; extents checked above.
+                // SAFETY: blocks are whole: `row + 8 <= rows` and `column + 8 <= columns <= width`. Where there are any, values of a column lie side by
+                // side, and the source holds `rows` of them from each column's start on (checked above); the panel is `rows` rows of `width`. The CPU has
+                // `S` by this function's contract.
                 unsafe {
                     let block = source.as_ptr().add(column * column_stride + row);
                     S::transpose(block, column_stride, panel.as_mut_ptr().add(row * width + column), width);
@@ -138,10 +139,7 @@ pub(crate) fn multiply_add(a: &[f32], a_stride: usize, rows: usize, b: &Packed, 
 
 /// As [`multiply`], rows shared out over the threads.
 pub(crate) fn multiply_together(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
-    let shared = Shared::new(&mut c[..rows * c_stride]);
-    parallel::map(rows, 1, |range| {
-        // SAFETY: ranges of rows are disjoint.
-        let c = unsafe { shared.slice(range.start * c_stride..range.end * c_stride) };
+    parallel::map_parts(c, c_stride, rows, 1, |range, c| {
         multiply(&a[range.start * a_stride..], a_stride, range.len(), b, c, c_stride);
     });
 }
@@ -166,8 +164,9 @@ fn multiply_into<const ADD: bool>(a: &[f32], a_stride: usize, rows: usize, b: &P
             c_stride,
             width: (nr * lanes).min(b.n - done * lanes),
         };
-        // SAFETY: extents checked above; panels are as long as `Packed::new` made them; a panel's last columns may lie outside `c` and are then
-        // stored through `width`.
+        // SAFETY: `a` holds `k` values from each row's start on, and `c` `n` (checked above). The panel is `k` rows of `nr` vectors, as `Packed::widened` laid
+        // them out for the same instruction set and in the same order. Of its columns those below `n` exist in `c`, `width` of them, and no more are
+        // loaded or stored.
         unsafe { tiles.column::<false, ADD>(nr, 0..rows) };
         offset += b.k * nr * lanes;
         done += nr;
@@ -210,7 +209,8 @@ pub(crate) fn accumulate_transposed(
             c_stride,
             width: nr * lanes,
         };
-        // SAFETY: extents checked above; strides hold whole vectors.
+        // SAFETY: `a` holds `m` values from each of `rows` rows' start on, `b` `rows` rows of `b_stride` and `c` `m` rows of `c_stride` (checked above), and
+        // both strides hold all vectors, `done + nr` of them at most.
         unsafe { tiles.column::<true, true>(nr, 0..m) };
         done += nr;
     }
@@ -229,10 +229,7 @@ pub(crate) fn accumulate_transposed_together(
     c: &mut [f32],
     c_stride: usize,
 ) {
-    let shared = Shared::new(&mut c[..m * c_stride]);
-    parallel::map(m, SLICE, |range| {
-        // SAFETY: ranges of rows are disjoint.
-        let c = unsafe { shared.slice(range.start * c_stride..range.end * c_stride) };
+    parallel::map_parts(c, c_stride, m, SLICE, |range, c| {
         accumulate_transposed(&a[range.start..], a_stride, b, b_stride, rows, range.len(), n, c, c_stride);
     });
 }
@@ -270,7 +267,7 @@ impl<const NR: usize, const TRANSPOSED: bool, const ADD: bool> Kernel for Column
     unsafe fn run<S: Simd>(self) {
         // Tile heights leave registers for one panel row and one broadcast, and one more: with 16 of 16 in use the compiler spills one in
         // the innermost loop. Short products spend much of their time at a tile's ends, where smaller tiles overlap better.
-        // SAFETY: the caller's extents.
+        // SAFETY: rows are those that `Tiles::column` was given, which exist by its contract; the CPU has `S` by this function's.
         unsafe {
             match (NR, S::ACCUMULATORS) {
                 (3, 24) => self.blocks::<S, 8>(),
@@ -289,10 +286,14 @@ impl<const NR: usize, const TRANSPOSED: bool, const ADD: bool> Kernel for Column
 }
 
 impl<const NR: usize, const TRANSPOSED: bool, const ADD: bool> Column<NR, TRANSPOSED, ADD> {
+    /// All rows, in tiles `MR` high.
+    ///
+    /// # Safety
+    /// The CPU has `S`, and the extents of [`Tiles::column`] hold.
     #[inline(always)]
     unsafe fn blocks<S: Simd, const MR: usize>(self) {
         let Column { tiles, rows: Range { start: mut row, end } } = self;
-        // SAFETY: rows below `end` only.
+        // SAFETY: a tile's rows, `MR` from `row` on, are below `end`, the end of the rows that exist by the contract.
         unsafe {
             while row + MR <= end {
                 tiles.block::<S, MR, NR, TRANSPOSED, ADD>(row);
@@ -316,7 +317,8 @@ impl<const NR: usize, const TRANSPOSED: bool, const ADD: bool> Kernel for Rest<N
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Rest { tiles, rows: Range { start: mut row, end } } = self;
-        // SAFETY: rows below `end` only.
+        // SAFETY: a tile's rows, 8, 4, 2 or 1 from `row` on, are below `end`, the end of the rows that exist for the column that these are left of; the CPU has
+        // `S` by this function's contract.
         unsafe {
             while S::ACCUMULATORS == 24 && row + 8 <= end {
                 tiles.block::<S, 8, NR, TRANSPOSED, ADD>(row);
@@ -339,23 +341,28 @@ impl<const NR: usize, const TRANSPOSED: bool, const ADD: bool> Kernel for Rest<N
 
 impl Tiles {
     /// All `rows` of a column of `nr` vectors.
+    ///
+    /// # Safety
+    /// For each row and each `k` below `self.k`, the value of `a` and the `nr` vectors of `b` must be readable, and the first `width` floats of the row of
+    /// `c` writable by this thread alone; `width` must reach into the last of the `nr` vectors.
     unsafe fn column<const TRANSPOSED: bool, const ADD: bool>(self, nr: usize, rows: Range<usize>) {
-        // SAFETY: the caller's extents.
-        unsafe {
-            match nr {
-                3 => dispatch(Column::<3, TRANSPOSED, ADD> { tiles: self, rows }),
-                2 => dispatch(Column::<2, TRANSPOSED, ADD> { tiles: self, rows }),
-                _ => dispatch(Column::<1, TRANSPOSED, ADD> { tiles: self, rows }),
-            }
+        match nr {
+            3 => dispatch(Column::<3, TRANSPOSED, ADD> { tiles: self, rows }),
+            2 => dispatch(Column::<2, TRANSPOSED, ADD> { tiles: self, rows }),
+            _ => dispatch(Column::<1, TRANSPOSED, ADD> { tiles: self, rows }),
         }
     }
 
+    /// A tile of `MR` rows and `NR` vectors.
+    ///
+    /// # Safety
+    /// The CPU has `S`, and the extents of [`column`](Self::column) hold for the rows from `row` on.
     #[inline(always)]
     unsafe fn block<S: Simd, const MR: usize, const NR: usize, const TRANSPOSED: bool, const ADD: bool>(
         self,
         row: usize,
     ) {
-        // SAFETY: the caller's extents.
+        // SAFETY: by the contract; steps go along `k` up to `self.k`, and `LAST` says what exists of the last vector.
         unsafe {
             // What exists of the last vector: one branch for a whole tile, so that sums stay in registers.
             let last = self.width.saturating_sub((NR - 1) * S::LANES);
@@ -400,12 +407,15 @@ impl Tiles {
     }
 
     /// What a tile of `c` holds.
+    ///
+    /// # Safety
+    /// As [`block`](Self::block), and `LAST` says what exists of the last vector.
     #[inline(always)]
     unsafe fn begin<S: Simd, const MR: usize, const NR: usize, const LAST: usize>(
         &self,
         row: usize,
     ) -> [[S::V; NR]; MR] {
-        // SAFETY: the caller's extents.
+        // SAFETY: of each of the tile's rows of `c` the first `width` floats exist by the contract: `kept` of each vector, and no more are loaded.
         unsafe {
             let mut sums = [[S::splat(0.0); NR]; MR];
             for (r, sums) in sums.iter_mut().enumerate() {
@@ -419,13 +429,16 @@ impl Tiles {
     }
 
     /// Writes a tile of `c`.
+    ///
+    /// # Safety
+    /// As [`block`](Self::block), and `LAST` says what exists of the last vector.
     #[inline(always)]
     unsafe fn finish<S: Simd, const MR: usize, const NR: usize, const LAST: usize>(
         &self,
         row: usize,
         sums: &[[S::V; NR]; MR],
     ) {
-        // SAFETY: the caller's extents.
+        // SAFETY: of each of the tile's rows of `c` the first `width` floats exist by the contract: `kept` of each vector, and no more are stored.
         unsafe {
             for (r, sums) in sums.iter().enumerate() {
                 let c = self.c.add((row + r) * self.c_stride);
@@ -437,6 +450,9 @@ impl Tiles {
     }
 
     /// Adds the products of `COUNT` steps along `k`.
+    ///
+    /// # Safety
+    /// As [`block`](Self::block), and `k + COUNT <= self.k`.
     #[inline(always)]
     unsafe fn steps<S: Simd, const MR: usize, const NR: usize, const TRANSPOSED: bool, const COUNT: usize>(
         self,
@@ -446,7 +462,8 @@ impl Tiles {
     ) {
         let (a_row, a_k) = if TRANSPOSED { (1, self.a_stride) } else { (self.a_stride, 1) };
         let b_k = if TRANSPOSED { self.b_stride } else { NR * S::LANES };
-        // SAFETY: the caller's extents.
+        // SAFETY: by the contract, `b` has `NR` whole vectors at each of the `COUNT` steps, and `a` a value at each step in each of the `MR` rows. `fours` are
+        // addresses of such values, or none that is used: `r / 4` is below the number of fours that were set.
         unsafe {
             // Where each four rows begin.
             let mut fours = [self.a; 4];

@@ -6,8 +6,10 @@
 //! | file | concern |
 //! | --- | --- |
 //! | `simd` | instruction sets: detection, dispatch, vectors |
-//! | `parallel`, `workers` | ranges of work, and the threads that do them |
-//! | `buffers` | work buffers reused from step to step |
+//! | `parallel` | ranges of work |
+//! | `workers`, `worker_pool` | the threads that share a caller's ranges |
+//! | `buffers`, `buffer_pool` | work buffers reused from step to step |
+//! | `sync` | locks, atomics and threads, of the standard library or of loom |
 //! | `activation`, `batch_norm` | the per-value and per-channel arithmetic |
 //! | `matmul`, `rows` | products of pointwise convolutions and the passes over pixels around them |
 //! | `depthwise` | depthwise convolution and its gradients, a slice of channels at a time |
@@ -22,6 +24,7 @@
 
 mod activation;
 mod batch_norm;
+mod buffer_pool;
 mod buffers;
 mod columns;
 pub mod composite;
@@ -35,12 +38,16 @@ mod parallel;
 mod pools;
 mod relay;
 mod rows;
+#[cfg(test)]
+mod shape_tests;
 mod simd;
 mod sparse;
+mod sync;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+mod worker_pool;
 mod workers;
 
 pub(crate) use parallel::in_turn;
@@ -51,7 +58,7 @@ pub use inverted_residual::{BlockShape, BlockStatistics, inverted_residual, para
 pub use linear::linear;
 pub use pools::{add, average_pool, max_pool};
 pub use relay::Relay;
-pub use simd::InstructionSet;
+pub use simd::{InstructionSet, UnknownInstructionSet};
 pub use sparse::{SparseLayer, SparseRows};
 
 use candle_core::{CpuStorage, Layout, Tensor};

@@ -52,6 +52,24 @@ pub(crate) fn map<R: Send + Sync>(total: usize, grain: usize, work: impl Fn(Rang
     results.into_iter().filter_map(OnceLock::into_inner).collect()
 }
 
+/// Runs `work` on each range of `0..total` in parallel, with the range's part of `output`, which has `size` values for each of `0..total`; results in
+/// range order.
+pub(crate) fn map_parts<R: Send + Sync>(
+    output: &mut [f32],
+    size: usize,
+    total: usize,
+    grain: usize,
+    work: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
+) -> Vec<R> {
+    assert!(output.len() >= total * size, "{total} parts of {size} do not fit into an output of {}", output.len());
+    let shared = Shared::new(output);
+    map(total, grain, |range| {
+        // SAFETY: `map` gives each range to one call, and its ranges are disjoint, so that the parts of `output` are; `output` is borrowed meanwhile.
+        let part = unsafe { shared.slice(range.start * size..range.end * size) };
+        work(range, part)
+    })
+}
+
 /// Runs `work` on each index below `count` in parallel, each free to go to whichever thread has time.
 pub(crate) fn each(count: usize, work: impl Fn(usize) + Sync) {
     let threads = threads();
@@ -92,7 +110,7 @@ pub(crate) fn in_turn<R: Send>(
             }
         }
     };
-    workers::run_long(at_once, at_once - 1, &|_| with_threads(threads, one_after_another));
+    workers::run_long(at_once, at_once - 1, threads - 1, &|_| with_threads(threads, one_after_another));
 }
 
 /// A pointer to an output that threads write at disjoint places.
@@ -101,7 +119,7 @@ pub(crate) struct Shared(*mut f32, usize);
 
 // SAFETY: only `slice` hands out memory, whose contract is that ranges in use at one time are disjoint.
 unsafe impl Send for Shared {}
-// SAFETY: as above.
+// SAFETY: `&Shared` gives no access but through `slice`, whose contract is that ranges in use at one time are disjoint.
 unsafe impl Sync for Shared {}
 
 impl Shared {
@@ -118,7 +136,8 @@ impl Shared {
     #[allow(clippy::mut_from_ref)] // disjointness is the caller's contract
     pub(crate) unsafe fn slice(&self, range: Range<usize>) -> &mut [f32] {
         assert!(range.start <= range.end && range.end <= self.1, "range {range:?} outside an output of {}", self.1);
-        // SAFETY: inside the slice (checked above), disjoint by contract.
+        // SAFETY: `range` lies inside the slice that this was made of, checked above, which is still borrowed; by the contract no other thread uses an
+        // overlapping range, so that this is the only reference to it.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
     }
 }

@@ -1,6 +1,6 @@
 //! What ResNets have between their convolutions: the sum of a block and its shortcut, max pool, average pool.
 
-use super::parallel::{self, Shared};
+use super::parallel;
 use super::{contiguous_f32, tensor_values};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use std::ops::Range;
@@ -60,12 +60,8 @@ impl CustomOp2 for Add {
 /// Splits `output` into a part a thread, each of whole multiples of `grain`.
 fn in_parallel(output: &mut [f32], grain: usize, work: impl Fn(Range<usize>, &mut [f32]) + Sync) {
     let total = output.len();
-    let shared = Shared::new(output);
     // A thread should get at least some thousand values.
-    parallel::map(total, grain.max(4096 / grain.max(1) * grain), |range| {
-        // SAFETY: ranges are disjoint.
-        work(range.clone(), unsafe { shared.slice(range) });
-    });
+    parallel::map_parts(output, 1, total, grain.max(4096 / grain.max(1) * grain), work);
 }
 
 /// Windows over maps `[batch, height, width, channels]`.
@@ -239,10 +235,7 @@ impl Pool {
         let (channels, values) = (windows.channels, windows.in_values());
         let image_outputs = windows.out_pixels() * channels;
         let mut dx = vec![0.0; x.len()];
-        let shared = Shared::new(&mut dx);
-        parallel::map(x.len() / values, 1, |images| {
-            // SAFETY: ranges of images are disjoint.
-            let dx = unsafe { shared.slice(images.start * values..images.end * values) };
+        parallel::map_parts(&mut dx, values, x.len() / values, 1, |images, dx| {
             let mut taken = vec![false; channels];
             for (image, dx) in images.zip(dx.chunks_exact_mut(values)) {
                 let x = &x[image * values..][..values];

@@ -5,7 +5,7 @@ use super::batch_norm::{Affine, Backward, SumBlock, Sums};
 use super::buffers::Aligned;
 use super::depthwise::SLICE;
 use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
-use super::parallel::{self, Shared};
+use super::parallel;
 use super::simd::{Kernel, Simd, dispatch};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -44,12 +44,8 @@ pub(crate) fn product<R: RowSource>(
 ) -> Sums {
     let columns = weight.columns();
     assert_eq!(output.len(), rows * columns);
-    let shared = Shared::new(output);
-    let parts = parallel::map(rows, ROW_BLOCK, |range| {
-        // SAFETY: ranges are disjoint.
-        let output = unsafe { shared.slice(range.start * columns..range.end * columns) };
-        // SAFETY: safe code only, beyond the instruction set that `dispatch` chose.
-        unsafe { dispatch(Product { left: &left, range, weight, output, with_sums }) }
+    let parts = parallel::map_parts(output, columns, rows, ROW_BLOCK, |range, output| {
+        dispatch(Product { left: &left, range, weight, output, with_sums })
     });
     Sums::total(parts)
 }
@@ -80,13 +76,13 @@ impl<R: RowSource> Kernel for Product<'_, R> {
             match self.left {
                 Left::Plain(rows_in_memory) => multiply(&rows_in_memory[first * k..], k, rows, self.weight, out, n),
                 Left::Made(source) => {
-                    // SAFETY: the CPU has `S`.
+                    // SAFETY: the CPU has `S` by this function's contract.
                     unsafe { source.fill::<S>(first, rows, k, &mut tile) };
                     multiply(&tile, k, rows, self.weight, out, n);
                 }
             }
             if self.with_sums {
-                // SAFETY: the CPU has `S`.
+                // SAFETY: the CPU has `S` by this function's contract.
                 unsafe { block.set_squares::<S>(out) };
                 sums.add_block(0, &block.sum, &block.square);
             }
@@ -100,11 +96,8 @@ impl<R: RowSource> Kernel for Product<'_, R> {
 pub(crate) fn normalise<A: Act>(y: &[f32], affine: &Affine, residual: Option<&[f32]>, output: &mut [f32]) {
     let channels = affine.scale.len();
     let rows = output.len() / channels;
-    let shared = Shared::new(output);
-    parallel::map(rows, ROW_BLOCK, |range| {
+    parallel::map_parts(output, channels, rows, ROW_BLOCK, |range, output| {
         let span = range.start * channels..range.end * channels;
-        // SAFETY: ranges are disjoint.
-        let output = unsafe { shared.slice(span.clone()) };
         let pass = NormaliseRows::<A> {
             y: &y[span.clone()],
             affine,
@@ -112,8 +105,7 @@ pub(crate) fn normalise<A: Act>(y: &[f32], affine: &Affine, residual: Option<&[f
             output,
             activation: PhantomData,
         };
-        // SAFETY: safe code only.
-        unsafe { dispatch(pass) }
+        dispatch(pass)
     });
 }
 
@@ -132,14 +124,18 @@ impl<A: Act> Kernel for NormaliseRows<'_, A> {
         let n = self.affine.scale.len();
         let (scale, shift) = (&self.affine.scale[..n], &self.affine.shift[..n]);
         assert!(
-            self.y.len() == self.output.len() && self.residual.is_none_or(|residual| residual.len() == self.y.len())
+            self.y.len() == self.output.len()
+                && self.y.len().is_multiple_of(n)
+                && self.residual.is_none_or(|residual| residual.len() == self.y.len())
         );
         for (block, out) in self.output.chunks_mut(ROW_BLOCK * n).enumerate() {
             let start = block * ROW_BLOCK * n;
             for c in (0..n).step_by(S::LANES) {
-                // SAFETY: the CPU has `S`; the channels of a vector that exist, of rows inside the slices.
+                // SAFETY: `y`, `output` and `residual` are whole rows of `n` values, as long as each other (checked above): from the channel `c` of a row on,
+                // `n - c` values are left in it, and no more are loaded or stored. `scale` and `shift` hold `n`. The CPU has `S` by this function's contract.
                 unsafe {
-                    let (scale, shift) = (S::load_up_to(&scale[c], n - c), S::load_up_to(&shift[c], n - c));
+                    let scale = S::load_up_to(scale[c..].as_ptr(), n - c);
+                    let shift = S::load_up_to(shift[c..].as_ptr(), n - c);
                     for place in (c..out.len()).step_by(n) {
                         let y = S::load_up_to(self.y.as_ptr().add(start + place), n - c);
                         let mut value = A::values::<S>(S::mul_add(y, scale, shift));
@@ -159,14 +155,9 @@ pub(crate) fn pool<A: Act>(y: &[f32], affine: &Affine, images: usize) -> Vec<f32
     let channels = affine.scale.len();
     let image = y.len() / images;
     let mut pooled = vec![0.0; images * channels];
-    let shared = Shared::new(&mut pooled);
-    parallel::map(images, 1, |range| {
-        // SAFETY: ranges of images are disjoint; the pass is safe code.
-        unsafe {
-            let pooled = shared.slice(range.start * channels..range.end * channels);
-            let y = &y[range.start * image..range.end * image];
-            dispatch(Pool::<A> { y, affine, image, pooled, activation: PhantomData })
-        }
+    parallel::map_parts(&mut pooled, channels, images, 1, |range, pooled| {
+        let y = &y[range.start * image..range.end * image];
+        dispatch(Pool::<A> { y, affine, image, pooled, activation: PhantomData })
     });
     pooled
 }
@@ -202,10 +193,7 @@ impl<A: Act> Kernel for Pool<'_, A> {
 
 /// `total += part`.
 pub(crate) fn accumulate(total: &mut [f32], part: &[f32]) {
-    let shared = Shared::new(total);
-    parallel::map(part.len(), SLICE, |range| {
-        // SAFETY: ranges are disjoint.
-        let total = unsafe { shared.slice(range.clone()) };
+    parallel::map_parts(total, 1, part.len(), SLICE, |range, total| {
         for (total, v) in total.iter_mut().zip(&part[range]) {
             *total += v;
         }
@@ -217,8 +205,7 @@ pub(crate) fn gradient_sums(g: &[f32], y: &[f32], channels: usize) -> Sums {
     let rows = g.len() / channels;
     let parts = parallel::map(rows, ROW_BLOCK, |range| {
         let span = range.start * channels..range.end * channels;
-        // SAFETY: safe code only.
-        unsafe { dispatch(GradientSums { g: &g[span.clone()], y: &y[span], channels }) }
+        dispatch(GradientSums { g: &g[span.clone()], y: &y[span], channels })
     });
     Sums::total(parts)
 }
@@ -237,7 +224,7 @@ impl Kernel for GradientSums<'_> {
         let mut sums = Sums::new(n);
         let mut block = SumBlock::new(n);
         for (g, y) in self.g.chunks(ROW_BLOCK * n).zip(self.y.chunks(ROW_BLOCK * n)) {
-            // SAFETY: the CPU has `S`.
+            // SAFETY: the CPU has `S` by this function's contract.
             unsafe { block.set_products::<S>(g, y) };
             sums.add_block(0, &block.sum, &block.square);
         }
@@ -289,10 +276,12 @@ impl RawGradient<'_> {
         for block in (0..rows).step_by(ROW_BLOCK) {
             let rows = block..rows.min(block + ROW_BLOCK);
             for c in (0..n).step_by(S::LANES) {
-                // SAFETY: the CPU has `S`; the channels of a vector that exist, of rows inside the slices, and whole vectors of the tile.
+                // SAFETY: `g` and `y` are `rows` rows of `n` values: from the channel `c` of one on, `n - c` are left in it, and no more are loaded; so of the
+                // three factors, which hold `n`. The tile has `rows` rows of `stride` values, which is `n` in whole vectors, so that a whole one from `c`
+                // on lies inside (checked above). The CPU has `S` by this function's contract.
                 unsafe {
-                    let (a, b) = (S::load_up_to(&a[c], n - c), S::load_up_to(&b[c], n - c));
-                    let constant = S::load_up_to(&constant[c], n - c);
+                    let (a, b) = (S::load_up_to(a[c..].as_ptr(), n - c), S::load_up_to(b[c..].as_ptr(), n - c));
+                    let constant = S::load_up_to(constant[c..].as_ptr(), n - c);
                     for row in rows.clone() {
                         let g = S::load_up_to(g.as_ptr().add(row * n + c), n - c);
                         let y = S::load_up_to(y.as_ptr().add(row * n + c), n - c);
@@ -314,20 +303,9 @@ pub(crate) fn product_backward(
     dx: &mut [f32],
 ) -> Vec<Aligned> {
     let rows = x.len() / in_channels;
-    let shared = Shared::new(dx);
-    parallel::map(rows, ROW_BLOCK, |range| {
-        let span = range.start * in_channels..range.end * in_channels;
-        // SAFETY: ranges of rows are disjoint.
-        unsafe {
-            dispatch(ProductBackward {
-                raw,
-                x,
-                in_channels,
-                weight,
-                dx: shared.slice(if weight.is_some() { span } else { 0..0 }),
-                range,
-            })
-        }
+    let size = if weight.is_some() { in_channels } else { 0 };
+    parallel::map_parts(dx, size, rows, ROW_BLOCK, |range, dx| {
+        dispatch(ProductBackward { raw, x, in_channels, weight, dx, range })
     })
 }
 
@@ -351,7 +329,7 @@ impl Kernel for ProductBackward<'_> {
         let mut first = self.range.start;
         while first < self.range.end {
             let rows = ROW_BLOCK.min(self.range.end - first);
-            // SAFETY: the CPU has `S`.
+            // SAFETY: the CPU has `S` by this function's contract.
             unsafe { self.raw.fill::<S>(first, rows, stride, &mut tile) };
             let x = &self.x[first * k..][..rows * k];
             accumulate_transposed(x, k, &tile, stride, rows, k, n, &mut weight_gradient, stride);

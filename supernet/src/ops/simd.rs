@@ -2,6 +2,16 @@
 
 use std::sync::OnceLock;
 
+/// `OFA_ISA` names no instruction set of this machine.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "OFA_ISA='{asked}': expected one of {allowed} on this machine; correct the environment variable, or unset it for the fastest"
+)]
+pub struct UnknownInstructionSet {
+    asked: String,
+    allowed: String,
+}
+
 /// An instruction set that kernels can run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum InstructionSet {
@@ -38,10 +48,10 @@ impl InstructionSet {
         let mut found = vec![InstructionSet::Portable];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if avx2::is_detected() {
                 found.push(InstructionSet::Avx2);
             }
-            if is_x86_feature_detected!("avx512f") {
+            if avx512::is_detected() {
                 found.push(InstructionSet::Avx512);
             }
         }
@@ -50,16 +60,35 @@ impl InstructionSet {
         found
     }
 
-    /// The set that this process uses: the best available, or the one that the environment variable `OFA_ISA` names (for
-    /// tests and measurements; a set that the CPU lacks is ignored). Fixed at the first call, since packed weights depend on it.
+    /// The set that the environment variable `OFA_ISA` names, or the best available without one; an empty value counts as none.
+    ///
+    /// # Errors
+    /// A name that is no instruction set, or one that this machine lacks.
+    pub fn from_environment() -> Result<InstructionSet, UnknownInstructionSet> {
+        match std::env::var_os("OFA_ISA") {
+            Some(name) if !name.is_empty() => Self::named(&name.to_string_lossy()),
+            _ => Ok(Self::best()),
+        }
+    }
+
+    fn named(name: &str) -> Result<InstructionSet, UnknownInstructionSet> {
+        let available = Self::available();
+        available.iter().copied().find(|set| set.name() == name).ok_or_else(|| UnknownInstructionSet {
+            asked: crate::quote::quoted(name),
+            allowed: available.iter().map(|set| set.name()).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    fn best() -> InstructionSet {
+        let available = Self::available();
+        available[available.len() - 1]
+    }
+
+    /// The set that this process uses: that of [`from_environment`](Self::from_environment), and the best available where that is an error, which a
+    /// program reports before it computes anything. Fixed at the first call, since packed weights depend on it.
     pub fn active() -> InstructionSet {
         static ACTIVE: OnceLock<InstructionSet> = OnceLock::new();
-        *ACTIVE.get_or_init(|| {
-            let available = Self::available();
-            let asked = std::env::var("OFA_ISA").ok();
-            let chosen = asked.and_then(|name| available.iter().copied().find(|set| set.name() == name));
-            chosen.unwrap_or(available[available.len() - 1])
-        })
+        *ACTIVE.get_or_init(|| Self::from_environment().unwrap_or_else(|_| Self::best()))
     }
 
     /// Floats in a vector.
@@ -97,7 +126,7 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     unsafe fn load_first(p: *const f32, count: usize) -> Self::V {
         let mut values = [0.0; 16];
-        // SAFETY: the trait's contract for `count` floats; no vector is longer than 16.
+        // SAFETY: `count` floats are readable at `p` by the trait's contract, `values` holds 16, and no vector is longer.
         unsafe {
             std::ptr::copy_nonoverlapping(p, values.as_mut_ptr(), count);
             Self::load(values.as_ptr())
@@ -107,7 +136,7 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, v: Self::V, count: usize) {
         let mut values = [0.0; 16];
-        // SAFETY: as above.
+        // SAFETY: `count` floats are writable at `p` by the trait's contract, `values` holds 16, and no vector is longer.
         unsafe {
             Self::store(values.as_mut_ptr(), v);
             std::ptr::copy_nonoverlapping(values.as_ptr(), p, count);
@@ -116,13 +145,13 @@ pub(crate) trait Simd: Copy {
     /// The first `count` floats at `p`, at most a whole vector, and zeros.
     #[inline(always)]
     unsafe fn load_up_to(p: *const f32, count: usize) -> Self::V {
-        // SAFETY: the trait's contract for `count` floats.
+        // SAFETY: `count` floats are readable at `p` by the trait's contract: a whole vector, or fewer of which no more are loaded.
         unsafe { if count >= Self::LANES { Self::load(p) } else { Self::load_first(p, count) } }
     }
     /// Stores the first `count`, at most a whole vector.
     #[inline(always)]
     unsafe fn store_up_to(p: *mut f32, v: Self::V, count: usize) {
-        // SAFETY: as above.
+        // SAFETY: `count` floats are writable at `p` by the trait's contract: a whole vector, or fewer of which no more are stored.
         unsafe { if count >= Self::LANES { Self::store(p, v) } else { Self::store_first(p, v, count) } }
     }
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
@@ -138,21 +167,25 @@ pub(crate) trait Simd: Copy {
     unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
         for row in 0..8 {
             for column in 0..8 {
-                // SAFETY: the caller's extents.
+                // SAFETY: by the contract, 8 floats are readable in each of 8 rows `source_stride` apart, and writable in 8 rows `target_stride` apart.
                 unsafe { *target.add(column * target_stride + row) = *source.add(row * source_stride + column) };
             }
         }
     }
-    /// Has the cache line at `p` brought meanwhile, to the first-level cache where that is large, else to the second; any address may be given.
+    /// Prefetches the cache line at `p`, into the first-level cache where that is large, otherwise into the second. Any address may be given: nothing is
+    /// read, and nothing is there to fault.
     #[inline(always)]
-    unsafe fn prefetch(_p: *const f32) {}
+    fn prefetch(_p: *const f32) {}
 }
 
 /// A computation over vectors; `run` must be `#[inline(always)]` so that it is compiled for each instruction set.
+///
+/// A kernel is made of slices, whose extents `run` checks, or of pointers with extents that were checked where it was made: in its own module, which
+/// alone can make it.
 pub(crate) trait Kernel {
     type Output;
     /// # Safety
-    /// The CPU must have `S`; everything else is the kernel's own contract.
+    /// The CPU must have `S`.
     unsafe fn run<S: Simd>(self) -> Self::Output;
 }
 
@@ -175,37 +208,51 @@ pub(crate) fn opaque(p: *const f32) -> *const f32 {
 }
 
 /// Runs `kernel` with the active instruction set.
-///
-/// # Safety
-/// The kernel's own contract (pointers and extents) must hold.
-pub(crate) unsafe fn dispatch<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: `active` only names sets that were detected; the kernel's contract is the caller's.
+pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: `active` only names sets that were detected on this CPU, which is all that a kernel asks for.
     unsafe {
         match InstructionSet::active() {
             InstructionSet::Portable => kernel.run::<Portable>(),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 => avx2(kernel),
+            InstructionSet::Avx2 => avx2::run(kernel),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 => avx512(kernel),
+            InstructionSet::Avx512 => avx512::run(kernel),
             #[cfg(target_arch = "aarch64")]
             InstructionSet::Neon => kernel.run::<Neon>(),
         }
     }
 }
 
+/// Detection and dispatch of an instruction set from one list of features: a feature that is compiled for but not looked for is an illegal instruction
+/// on a machine that lacks that one alone (virtual machines and emulators mask single features).
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: as the caller's.
-    unsafe { kernel.run::<Avx2>() }
+macro_rules! x86_set {
+    ($name:ident, $vectors:ty, $($feature:tt),+) => {
+        mod $name {
+            use super::Kernel;
+
+            pub(super) fn is_detected() -> bool {
+                $(is_x86_feature_detected!($feature))&&+
+            }
+
+            /// Runs `kernel` compiled for the features.
+            ///
+            /// # Safety
+            /// [`is_detected`] must be true.
+            $(#[target_feature(enable = $feature)])+
+            pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+                // SAFETY: the features that the vectors need are those of this function, which runs where they were detected.
+                unsafe { kernel.run::<$vectors>() }
+            }
+        }
+    };
 }
 
+// All that the compiler takes for granted with the last one of each list (`avx512f` enables `f16c`, for one), apart from x86-64's own SSE and SSE2.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx2,fma")]
-unsafe fn avx512<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: as the caller's.
-    unsafe { kernel.run::<Avx512>() }
-}
+x86_set!(avx2, super::Avx2, "sse3", "ssse3", "sse4.1", "sse4.2", "avx", "fma", "avx2");
+#[cfg(target_arch = "x86_64")]
+x86_set!(avx512, super::Avx512, "sse3", "ssse3", "sse4.1", "sse4.2", "avx", "fma", "avx2", "f16c", "avx512f");
 
 /// Eight floats that the compiler vectorises as it can.
 #[derive(Clone, Copy)]
@@ -221,12 +268,12 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> [f32; 8] {
-        // SAFETY: the trait's contract.
+        // SAFETY: 8 floats are readable at `p` by the trait's contract; alignment is not asked for.
         unsafe { p.cast::<[f32; 8]>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: [f32; 8]) {
-        // SAFETY: the trait's contract.
+        // SAFETY: 8 floats are writable at `p` by the trait's contract; alignment is not asked for.
         unsafe { p.cast::<[f32; 8]>().write_unaligned(v) }
     }
     #[inline(always)]
@@ -262,53 +309,50 @@ macro_rules! intrinsics {
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
 
-        // SAFETY (all bodies): the trait's contract, the CPU has the instruction set.
+        #[allow(unsafe_op_in_unsafe_fn, reason = "each body is one intrinsic, with the contract of the trait's function")]
         impl Simd for $name {
             type V = $vector;
             const LANES: usize = $lanes;
             const ACCUMULATORS: usize = $accumulators;
             #[inline(always)]
             unsafe fn splat(x: f32) -> $vector {
-                unsafe { $splat(x) }
+                $splat(x)
             }
             #[inline(always)]
             unsafe fn load(p: *const f32) -> $vector {
-                unsafe { $load(p) }
+                $load(p)
             }
             #[inline(always)]
             unsafe fn store(p: *mut f32, v: $vector) {
-                unsafe { $store(p, v) }
+                $store(p, v)
             }
             #[inline(always)]
             unsafe fn add(a: $vector, b: $vector) -> $vector {
-                unsafe { $add(a, b) }
+                $add(a, b)
             }
             #[inline(always)]
             unsafe fn mul(a: $vector, b: $vector) -> $vector {
-                unsafe { $mul(a, b) }
+                $mul(a, b)
             }
             #[inline(always)]
             unsafe fn max(a: $vector, b: $vector) -> $vector {
-                unsafe { $max(a, b) }
+                $max(a, b)
             }
             #[inline(always)]
             unsafe fn min(a: $vector, b: $vector) -> $vector {
-                unsafe { $min(a, b) }
+                $min(a, b)
             }
             #[inline(always)]
             unsafe fn where_above($a: $vector, $b: $vector, $c: $vector) -> $vector {
-                unsafe { $where_above }
+                $where_above
             }
             #[inline(always)]
             unsafe fn mul_add($a: $vector, $b: $vector, $c: $vector) -> $vector {
-                unsafe { $mul_add }
+                $mul_add
             }
             #[inline(always)]
-            unsafe fn prefetch($p: *const f32) {
-                #[allow(unused_unsafe)] // not every architecture has an intrinsic for it
-                unsafe {
-                    $prefetch
-                }
+            fn prefetch($p: *const f32) {
+                $prefetch
             }
             $($first)*
         }
@@ -322,18 +366,22 @@ mod x86 {
     intrinsics!(Avx2, __m256, 8, 12, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_max_ps, _mm256_min_ps,
         (a, b, c) => _mm256_fmadd_ps(a, b, c),
         _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b), c),
-        p => _mm_prefetch::<_MM_HINT_T1>(p.cast()),
+        // SAFETY: SSE is part of every x86-64, and a prefetch reads nothing: any address may be given.
+        p => unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) },
         #[inline(always)]
         unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
+            // SAFETY: the same contract; a CPU with these vectors has AVX.
             unsafe { transpose(source, source_stride, target, target_stride) }
         },
         #[inline(always)]
         unsafe fn load_first(p: *const f32, count: usize) -> __m256 {
+            // SAFETY: the mask has the first `count` lanes only, which are readable at `p`; masked lanes are not read.
             unsafe { _mm256_maskload_ps(p, first(count)) }
         },
         // By halves: a masked store takes some processors dozens of cycles.
         #[inline(always)]
         unsafe fn store_first(mut p: *mut f32, v: __m256, count: usize) {
+            // SAFETY: 4, 2 and 1 floats as `count`, below 8, is made of them: `count` in all, which are writable at `p`.
             unsafe {
                 let mut half = _mm256_castps256_ps128(v);
                 if count & 4 != 0 {
@@ -354,7 +402,8 @@ mod x86 {
     );
     #[inline(always)]
     unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
-        // SAFETY: the caller's extents; the CPU has AVX.
+        // SAFETY: by the contract, 8 floats are readable in each of 8 rows `source_stride` apart, and writable in 8 rows `target_stride` apart; the CPU has
+        // AVX.
         unsafe {
             let mut pairs = [_mm256_setzero_ps(); 8];
             for two in 0..4 {
@@ -398,14 +447,17 @@ mod x86 {
         _mm512_min_ps,
         (a, b, c) => _mm512_fmadd_ps(a, b, c),
         _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), c),
-        p => _mm_prefetch::<_MM_HINT_T0>(p.cast()),
+        // SAFETY: SSE is part of every x86-64, and a prefetch reads nothing: any address may be given.
+        p => unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) },
         const SPLATS_FROM_MEMORY: bool = true;,
         #[inline(always)]
         unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
+            // SAFETY: the same contract; a CPU with these vectors has AVX.
             unsafe { transpose(source, source_stride, target, target_stride) }
         },
         #[inline(always)]
         unsafe fn load_first(p: *const f32, count: usize) -> __m512 {
+            // SAFETY: 8 floats, or by a mask the first `count`, are readable at `p`; masked lanes are not read.
             unsafe {
                 match count {
                     8 => _mm512_zextps256_ps512(_mm256_loadu_ps(p)),
@@ -416,6 +468,7 @@ mod x86 {
         // The half that channels in eights need goes without a mask: what a masked store wrote is loaded again only after it reached the cache.
         #[inline(always)]
         unsafe fn store_first(p: *mut f32, v: __m512, count: usize) {
+            // SAFETY: 8 floats, or by a mask the first `count`, are writable at `p`; masked lanes are not written.
             unsafe {
                 match count {
                     8 => _mm256_storeu_ps(p, _mm512_castps512_ps256(v)),
@@ -439,3 +492,20 @@ mod arm {
 }
 #[cfg(target_arch = "aarch64")]
 pub(crate) use arm::Neon;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_exact_and_of_this_machine() {
+        for set in InstructionSet::available() {
+            assert_eq!(InstructionSet::named(set.name()), Ok(set));
+            let error = InstructionSet::named(&set.name().to_uppercase()).unwrap_err().to_string();
+            assert!(InstructionSet::available().iter().all(|set| error.contains(set.name())), "{error}");
+        }
+        for name in ["", " portable", "avx1024", "sse2"] {
+            assert!(InstructionSet::named(name).is_err(), "{name}");
+        }
+    }
+}

@@ -133,8 +133,7 @@ impl SparseLayer {
     pub fn forward(&self, rows: &SparseRows) -> SparseRows {
         assert_eq!(rows.width, self.inputs, "columns of the rows and inputs of the layer");
         let outputs = SparseRows::zeros(self.outputs, rows.rows);
-        // SAFETY: columns of rows are below their width, which is the layer's inputs.
-        unsafe { dispatch(Forward { layer: self, rows, outputs }) }
+        dispatch(Forward { layer: self, rows, outputs })
     }
 }
 
@@ -154,7 +153,8 @@ impl Kernel for Forward<'_> {
             let width = PANEL.min(layer.outputs - first);
             for group in 0..rows.taken.len() {
                 let entries = rows.group(group);
-                // SAFETY: the CPU has `S`; columns lie inside the panel.
+                // SAFETY: a panel has a line for each input of the layer, and columns of the entries are below the rows' width, which `forward` has
+                // compared with the inputs; a line of 16 floats holds 16 / LANES vectors; the CPU has `S` by this function's contract.
                 let sums = unsafe {
                     match S::LANES {
                         16 => product::<S, 1>(entries, panel, bias),
@@ -174,9 +174,13 @@ impl Kernel for Forward<'_> {
 }
 
 /// A group times one panel, which is `NR` vectors wide, plus the bias.
+///
+/// # Safety
+/// The CPU has `S`, `NR` of its vectors make a [`Line`], and columns of entries are below the panel's lines.
 #[inline(always)]
 unsafe fn product<S: Simd, const NR: usize>(entries: &[Entry], panel: &[Line], bias: &Line) -> [Line; ROWS] {
-    // SAFETY: the caller's columns; a line has `NR` vectors.
+    // SAFETY: by the contract, each entry's column is a line of the panel, and the vectors from `n * LANES` on for `n < NR` lie inside a line, of the panel
+    // and of the result; the CPU has `S`.
     unsafe {
         let mut sums = [[S::splat(0.0); NR]; ROWS];
         for entry in entries {

@@ -46,13 +46,13 @@ fn block_cases() -> Vec<BlockShape> {
 }
 
 /// Value, statistics, input gradient and parameter gradient of `sum(output * weights)`.
-struct Found {
-    output: Vec<f64>,
-    dx: Vec<f64>,
-    dp: Vec<f64>,
+pub(super) struct Found {
+    pub output: Vec<f64>,
+    pub dx: Vec<f64>,
+    pub dp: Vec<f64>,
 }
 
-fn evaluate(
+pub(super) fn evaluate(
     x: &[f32],
     p: &[f32],
     dims: &[usize],
@@ -76,12 +76,12 @@ fn weights(output: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(values(output.elem_count(), 77), output.shape(), &Device::Cpu)?.to_dtype(output.dtype())
 }
 
-fn f32s(v: &[f64]) -> Vec<f32> {
+pub(super) fn f32s(v: &[f64]) -> Vec<f32> {
     v.iter().map(|&v| v as f32).collect()
 }
 
 /// Parameters near what networks hold: batch-norm weights around one.
-fn parameters(len: usize) -> Vec<f32> {
+pub(super) fn parameters(len: usize) -> Vec<f32> {
     values(len, 11).iter().map(|v| 0.4 * v + 0.25).collect()
 }
 
@@ -89,7 +89,7 @@ fn block_parameters(shape: &BlockShape) -> usize {
     super::parameter_count(shape)
 }
 
-fn statistics(shape: &BlockShape) -> BlockStatistics {
+pub(super) fn statistics(shape: &BlockShape) -> BlockStatistics {
     let one = |channels: usize, stream| ChannelStatistics {
         mean: values(channels, stream),
         variance: values(channels, stream + 1).iter().map(|v| v * v + 0.3).collect(),
@@ -108,7 +108,7 @@ fn fused_block(
     super::inverted_residual(x.clone().into(), packed, shape.clone(), given, None, keep)?.0.tracked()
 }
 
-fn check_block(shape: &BlockShape, given: Option<BlockStatistics>) {
+pub(super) fn check_block(shape: &BlockShape, given: Option<BlockStatistics>) {
     let dims = [shape.batch, shape.height, shape.width, shape.in_channels];
     let x = values(dims.iter().product(), 5);
     let p = parameters(block_parameters(shape));

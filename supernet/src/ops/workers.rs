@@ -1,181 +1,82 @@
-//! The threads that share a kernel's ranges. A step has hundreds of kernels, many of less than a millisecond: threads that sleep between them, as
-//! those of a general pool do, take a good part of that to wake. These ones look out for the next kernel for a while first.
+//! Which threads help whom. A caller of its own has a [`WorkerPool`] of its own for as long as a kernel takes, with as many workers as its rayon pool
+//! has threads beside it: two networks in two rayon pools neither wait for each other nor share a number of threads.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use super::sync::lock;
+use super::worker_pool::{Work, WorkerPool};
+use std::cell::RefCell;
+use std::sync::{Arc, Mutex};
 
-/// How often a thread looks for work, or for the end of it, before it lets others have its processor between two looks: some 50 microseconds.
-const SPINS: usize = 1000;
+/// Idle pools that are kept; each has been used at the same time as the others, or has another number of workers.
+const KEPT: usize = 8;
 
-/// How often a helper looks in all before it goes to sleep: a millisecond or two.
-const LOOKS: usize = SPINS + 4000;
+/// Pools that no one uses, the one used last at the end.
+static IDLE: Mutex<Vec<Arc<WorkerPool>>> = Mutex::new(Vec::new());
 
-/// Runs `work(0)`, `work(1)`, ... `work(count - 1)` on this thread and on up to `helpers` others that have nothing to do.
-pub(super) fn run(count: usize, helpers: usize, work: &(dyn Fn(usize) + Sync)) {
-    share(count, helpers, work, || false);
+thread_local! {
+    /// The pool that shares the work of which this thread does a part.
+    static CURRENT: RefCell<Option<Arc<WorkerPool>>> = const { RefCell::new(None) };
 }
 
-/// As [`run`], of work that takes long and itself calls [`run`]: a thread that has to wait for the end of it helps there meanwhile.
-pub(super) fn run_long(count: usize, helpers: usize, work: &(dyn Fn(usize) + Sync)) {
-    share(count, helpers, work, || CREW.open().map(|job| job.take_part()).is_some());
+/// Runs `work(0)`, `work(1)`, ... `work(count - 1)` on this thread and on up to `helpers` others, where `helpers` is the number of threads of the
+/// caller's rayon pool beside it.
+pub(super) fn run(count: usize, helpers: usize, work: &Work<'_>) {
+    share(count, helpers, helpers, work, false);
 }
 
-/// `meanwhile` is what this thread does while it waits for others; whether there was something.
-fn share(count: usize, helpers: usize, work: &(dyn Fn(usize) + Sync), meanwhile: impl Fn() -> bool) {
-    let helpers = helpers.min(count.saturating_sub(1));
-    if helpers == 0 {
+/// As [`run`], with at most `at_once` of the `helpers` for `work` that takes long and itself calls [`run`]: a thread without such work helps there.
+pub(super) fn run_long(count: usize, at_once: usize, helpers: usize, work: &Work<'_>) {
+    share(count, at_once, helpers, work, true);
+}
+
+fn share(count: usize, at_once: usize, helpers: usize, work: &Work<'_>, long: bool) {
+    let at_once = at_once.min(count.saturating_sub(1));
+    if at_once == 0 {
         (0..count).for_each(work);
         return;
     }
-    // SAFETY: only the lifetime changes. The reference is used for indices below `count` alone, and until all of them are done this function stays.
-    let work = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(work) };
-    let job = Arc::new(Job {
-        work,
-        count,
-        places: AtomicUsize::new(helpers),
-        next: AtomicUsize::new(0),
-        done: AtomicUsize::new(0),
-        panic: Mutex::new(None),
-    });
-    CREW.publish(job.clone(), helpers);
-    job.take_part();
-    CREW.withdraw(&job);
-    let mut looks = 0;
-    while job.done.load(Ordering::Acquire) < count {
-        match meanwhile() {
-            true => looks = 0,
-            false => wait(&mut looks),
+    // Work inside of work is shared among the threads that are there already.
+    let current = CURRENT.with_borrow(Clone::clone);
+    match current {
+        Some(pool) => pool.run(count, at_once, work, long),
+        None => Lease::new(helpers).0.run(count, at_once, work, long),
+    }
+}
+
+/// A pool in the hands of one caller.
+struct Lease(Arc<WorkerPool>);
+
+impl Lease {
+    fn new(workers: usize) -> Self {
+        let mut idle = lock(&IDLE);
+        let fitting = idle.iter().rposition(|pool| pool.workers() == workers).map(|index| idle.remove(index));
+        drop(idle);
+        let pool = fitting.unwrap_or_else(|| WorkerPool::start(workers, |pool| CURRENT.set(Some(pool.clone()))));
+        CURRENT.set(Some(pool.clone()));
+        Lease(pool)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        CURRENT.set(None);
+        let mut idle = lock(&IDLE);
+        idle.push(self.0.clone());
+        let oldest = (idle.len() > KEPT).then(|| idle.remove(0));
+        drop(idle);
+        if let Some(oldest) = oldest {
+            oldest.end();
         }
     }
-    if let Some(panic) = lock(&job.panic).take() {
-        resume_unwind(panic);
-    }
-}
-
-struct Job {
-    work: &'static (dyn Fn(usize) + Sync),
-    count: usize,
-    /// Helpers that may still join.
-    places: AtomicUsize,
-    /// The next index.
-    next: AtomicUsize,
-    /// Indices done.
-    done: AtomicUsize,
-    /// The first panic of the work.
-    panic: Mutex<Option<Box<dyn Any + Send>>>,
-}
-
-impl Job {
-    /// Whether another thread may take part; it has a place then.
-    fn join(&self) -> bool {
-        let take = |places: usize| places.checked_sub(1);
-        self.next.load(Ordering::Relaxed) < self.count
-            && self.places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
-    }
-
-    fn take_part(&self) {
-        loop {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
-            if index >= self.count {
-                return;
-            }
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (self.work)(index))) {
-                lock(&self.panic).get_or_insert(panic);
-            }
-            self.done.fetch_add(1, Ordering::Release);
-        }
-    }
-}
-
-struct Crew {
-    notice: Mutex<Notice>,
-    /// Jobs published so far; changes with the notice locked.
-    published: AtomicUsize,
-    wake: Condvar,
-}
-
-struct Notice {
-    /// Those that may have indices left, oldest first.
-    jobs: Vec<Arc<Job>>,
-    /// Threads that were started.
-    threads: usize,
-    asleep: usize,
-}
-
-static CREW: Crew = Crew {
-    notice: Mutex::new(Notice { jobs: Vec::new(), threads: 0, asleep: 0 }),
-    published: AtomicUsize::new(0),
-    wake: Condvar::new(),
-};
-
-impl Crew {
-    fn publish(&'static self, job: Arc<Job>, helpers: usize) {
-        let mut notice = lock(&self.notice);
-        notice.jobs.push(job);
-        self.published.fetch_add(1, Ordering::Release);
-        // One that cannot be started is one that does not help.
-        while notice.threads < helpers && thread::Builder::new().name("kernels".into()).spawn(|| self.help()).is_ok() {
-            notice.threads += 1;
-        }
-        if notice.asleep > 0 {
-            self.wake.notify_all();
-        }
-    }
-
-    fn withdraw(&self, job: &Arc<Job>) {
-        lock(&self.notice).jobs.retain(|other| !Arc::ptr_eq(other, job));
-    }
-
-    /// A job in which the caller has a place.
-    fn open(&self) -> Option<Arc<Job>> {
-        lock(&self.notice).jobs.iter().find(|job| job.join()).cloned()
-    }
-
-    fn help(&self) {
-        loop {
-            let seen = self.published.load(Ordering::Acquire);
-            if let Some(job) = self.open() {
-                job.take_part();
-                continue;
-            }
-            let mut looks = 0;
-            while self.published.load(Ordering::Acquire) == seen {
-                if looks < LOOKS {
-                    wait(&mut looks);
-                    continue;
-                }
-                let mut notice = lock(&self.notice);
-                while self.published.load(Ordering::Acquire) == seen {
-                    notice.asleep += 1;
-                    notice = self.wake.wait(notice).unwrap_or_else(PoisonError::into_inner);
-                    notice.asleep -= 1;
-                }
-            }
-        }
-    }
-}
-
-/// One look that found nothing.
-fn wait(looks: &mut usize) {
-    *looks += 1;
-    match *looks < SPINS {
-        true => std::hint::spin_loop(),
-        false => thread::yield_now(),
-    }
-}
-
-/// A panic elsewhere leaves nothing here half done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicU32;
+    use std::collections::HashSet;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+    use std::thread;
 
     fn each_once(count: usize, helpers: usize) {
         let times: Vec<AtomicU32> = (0..count).map(|_| AtomicU32::new(0)).collect();
@@ -199,23 +100,64 @@ mod tests {
         });
     }
 
+    /// Waits until `count` threads are here at the same time; false if they do not come.
+    fn meet(here: &AtomicUsize, count: usize) -> bool {
+        here.fetch_add(1, Ordering::SeqCst);
+        let start = std::time::Instant::now();
+        while here.load(Ordering::SeqCst) < count && start.elapsed().as_secs() < 20 {
+            thread::yield_now();
+        }
+        here.load(Ordering::SeqCst) >= count
+    }
+
     #[test]
     fn helpers_that_fell_asleep_help_again() {
         for _ in 0..3 {
             thread::sleep(std::time::Duration::from_millis(30));
-            let threads = Mutex::new(Vec::new());
-            // Both must be there at the same time for this to end, unless another test has the helpers.
-            let arrived = AtomicUsize::new(0);
-            run(2, 1, &|_| {
-                lock(&threads).push(thread::current().id());
-                arrived.fetch_add(1, Ordering::SeqCst);
-                let start = std::time::Instant::now();
-                while arrived.load(Ordering::SeqCst) < 2 && start.elapsed().as_millis() < 200 {
-                    thread::yield_now();
-                }
-            });
-            assert_eq!(lock(&threads).len(), 2);
+            let here = AtomicUsize::new(0);
+            run(3, 2, &|_| assert!(meet(&here, 3)));
         }
+    }
+
+    #[test]
+    fn callers_in_two_rayon_pools_have_all_their_threads_at_the_same_time() {
+        let here = AtomicUsize::new(0);
+        let start = Barrier::new(2);
+        thread::scope(|scope| {
+            for threads in [3, 4] {
+                let (here, start) = (&here, &start);
+                scope.spawn(move || {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    pool.install(|| {
+                        start.wait();
+                        super::super::parallel::each(threads, |_| assert!(meet(here, 3 + 4)));
+                    });
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_caller_has_as_many_threads_as_its_own_pool_whatever_came_before() {
+        for threads in [6, 2, 4, 2] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let (ids, here) = (Mutex::new(HashSet::new()), AtomicUsize::new(0));
+            pool.install(|| {
+                super::super::parallel::each(50, |index| {
+                    lock(&ids).insert(thread::current().id());
+                    assert!(index >= threads || meet(&here, threads));
+                });
+            });
+            assert_eq!(lock(&ids).len(), threads);
+        }
+    }
+
+    #[test]
+    fn idle_pools_are_few() {
+        for workers in 1..=2 * KEPT {
+            each_once(workers + 1, workers);
+        }
+        assert!(lock(&IDLE).len() <= KEPT);
     }
 
     #[test]

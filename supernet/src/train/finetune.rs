@@ -66,11 +66,15 @@ pub fn finetune(
             (data.clone(), config.augmentation.clone(), config.seed, subnet.resolution);
         // Epochs beyond those of training, so that orders and augmentations are new.
         let first_epoch = config.total_epochs().ceil() as usize + config.stages.len();
+        let mut order: Option<(u64, Vec<usize>)> = None;
         Prefetch::new(steps, 3, move |step| {
             let epoch = (first_epoch + step / steps_per_epoch) as u64;
-            let order = epoch_order(data.train.len(), seed, epoch);
+            let images = match &order {
+                Some((of, images)) if *of == epoch => images,
+                _ => &order.insert((epoch, epoch_order(data.train.len(), seed, epoch))).1,
+            };
             let first = step % steps_per_epoch * batch;
-            data.training_batch(&order[first..first + batch], resolution, &augmentation, seed, epoch)
+            data.training_batch(&images[first..first + batch], resolution, &augmentation, seed, epoch)
         })
     };
     for (step, loaded) in batches.enumerate() {

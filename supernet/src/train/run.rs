@@ -362,11 +362,11 @@ impl Run<'_> {
     /// statistic then changes.
     fn step(&mut self, input: &StepInput) -> Result<Option<StepReport>> {
         let may_skip = self.progress.skipped < self.config.skip_nonfinite;
-        let before = if may_skip { Some(self.net.state()?) } else { None };
+        // All that changes before a step is found to be not finite: weights and momentum are written at its end, after the checks.
+        let running = may_skip.then(|| self.net.running_values());
         let result = train_step(self.net, self.teacher.as_ref(), &mut self.optimizer, input);
-        let (Err(Error::NotFinite(reason)), Some(before)) = (&result, before) else { return result.map(Some) };
-        // The forward pass has moved the running statistics.
-        self.net.load_state(&before)?;
+        let (Err(Error::NotFinite(reason)), Some(running)) = (&result, running) else { return result.map(Some) };
+        self.net.set_running_values(&running);
         self.progress.skipped += 1;
         let (step, stage) = (self.progress.step, &input.stage.name);
         let line =

@@ -16,11 +16,13 @@ pub(crate) fn convolve_rows(
     output: &mut [f32],
 ) {
     let (kernel, stride, columns) = (shape.kernel, shape.stride, shape.out_width());
+    assert!((stride == 1 || stride == 2) && rows.start < rows.end && columns > 0 && width <= SLICE);
     let (last_row, last_column) = ((rows.end - 1) * stride + kernel, (columns - 1) * stride + kernel);
-    assert!(rows.start < rows.end && last_row <= input.extents().0 && last_column <= input.extents().1);
+    assert!(last_row <= input.extents().0 && last_column <= input.extents().1);
     assert!(weights.len() >= shape.taps() * SLICE && output.len() >= rows.len() * columns * SLICE);
     let start = rows.start * stride;
-    // SAFETY: extents checked above.
+    // SAFETY: the frame holds the rows below `last_row` and the pixels below `last_column` (checked above), which are the last that the taps of the last row
+    // and of the last pixel read; weights hold `kernel * kernel` slices and the output `rows * columns`, borrowed mutably.
     unsafe {
         Convolution {
             source: input.start(start),
@@ -52,7 +54,7 @@ pub(crate) fn input_gradient_rows(
 ) {
     let (kernel, stride, padding) = (shape.kernel, shape.stride, shape.padding());
     assert!(rows.end <= shape.height && gradient.len() >= rows.len() * shape.width * SLICE);
-    assert!(flipped.len() >= shape.taps() * SLICE && (stride == 1 || stride == 2));
+    assert!(flipped.len() >= shape.taps() * SLICE && (stride == 1 || stride == 2) && width <= SLICE);
     // Pixels whose place has this parity see the taps of this parity (of the flipped kernel, whose size is odd), from this pixel of the output on.
     let parity = |place: usize| (place + padding) % stride;
     let first = |place: usize| (place + parity(place) + output.border * stride - padding) / stride;
@@ -66,7 +68,9 @@ pub(crate) fn input_gradient_rows(
             let (source_row, source_column) = (first(row), first(column));
             assert!(source_row + rows_here - 1 + taps.0 <= output.extents().0);
             assert!(source_column + columns - 1 + taps.1 <= output.extents().1);
-            // SAFETY: extents checked above; rows, columns and taps are every `stride`-th from the first on.
+            // SAFETY: the frame holds the rows and pixels that the taps of the last row and pixel read (checked above). Taps are every `stride`-th from
+            // (`tap_row`, `tap_column`) on, below `kernel` in both directions, and rows and columns every `stride`-th from (`row`, `column`) on, below
+            // `rows.end` and `shape.width`: inside the weights and the gradient, whose lengths are checked above. Both counts are above zero.
             unsafe {
                 Convolution {
                     source: output.start(source_row).add(source_column * SLICE),
@@ -122,39 +126,43 @@ impl<const STRIDE: usize, const TAPS: usize> Kernel for Rows<STRIDE, TAPS> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: tiles stay inside `rows` and `columns`, for which the caller checked the extents.
+        // SAFETY: only `Convolution::run` makes this, with `STRIDE` and `TAPS` as its own, and its contract holds for the rows and columns below `rows` and
+        // `columns`; the CPU has `S` by this function's contract.
         unsafe { self.0.tiles::<S, STRIDE, TAPS>() }
     }
 }
 
 impl Convolution {
+    /// Writes all rows and columns.
+    ///
     /// # Safety
-    /// Extents must hold.
+    /// For each row below `rows` and column below `columns` (one at least), the [`SLICE`] source values at each tap and the weights of each tap must be
+    /// readable, and [`SLICE`] output values writable by this thread alone. The stride is 1 or 2, and `lanes` at most [`SLICE`].
     unsafe fn run(self) {
-        // SAFETY: the caller's.
-        unsafe {
-            // Loops over taps are written out for the lengths in use: counted ones take half as long again.
-            match (self.stride, self.taps.1) {
-                (1, 1) => dispatch(Rows::<1, 1>(self)),
-                (1, 2) => dispatch(Rows::<1, 2>(self)),
-                (1, 3) => dispatch(Rows::<1, 3>(self)),
-                (1, 4) => dispatch(Rows::<1, 4>(self)),
-                (1, 5) => dispatch(Rows::<1, 5>(self)),
-                (1, 7) => dispatch(Rows::<1, 7>(self)),
-                (1, _) => dispatch(Rows::<1, 0>(self)),
-                (_, 3) => dispatch(Rows::<2, 3>(self)),
-                (_, 5) => dispatch(Rows::<2, 5>(self)),
-                (_, 7) => dispatch(Rows::<2, 7>(self)),
-                _ => dispatch(Rows::<2, 0>(self)),
-            }
+        // Loops over taps are written out for the lengths in use: counted ones take half as long again.
+        match (self.stride, self.taps.1) {
+            (1, 1) => dispatch(Rows::<1, 1>(self)),
+            (1, 2) => dispatch(Rows::<1, 2>(self)),
+            (1, 3) => dispatch(Rows::<1, 3>(self)),
+            (1, 4) => dispatch(Rows::<1, 4>(self)),
+            (1, 5) => dispatch(Rows::<1, 5>(self)),
+            (1, 7) => dispatch(Rows::<1, 7>(self)),
+            (1, _) => dispatch(Rows::<1, 0>(self)),
+            (_, 3) => dispatch(Rows::<2, 3>(self)),
+            (_, 5) => dispatch(Rows::<2, 5>(self)),
+            (_, 7) => dispatch(Rows::<2, 7>(self)),
+            _ => dispatch(Rows::<2, 0>(self)),
         }
     }
 
     /// Tiles of eight sums where the map is wide enough, since as many additions are under way at a time; the last ones overlap. Rows of `TAPS` taps,
     /// of any number if that is 0.
+    ///
+    /// # Safety
+    /// The CPU has `S`, and [`run`](Self::run)'s contract holds.
     #[inline(always)]
     unsafe fn tiles<S: Simd, const STRIDE: usize, const TAPS: usize>(self) {
-        // SAFETY: as the caller's.
+        // SAFETY: tiles are no wider than `columns` and begin at multiples of the vector's length below `lanes`, so that vectors lie inside a slice.
         unsafe {
             let mut lane = 0;
             while lane < self.lanes {
@@ -173,13 +181,16 @@ impl Convolution {
     }
 
     /// Covers the rows from `row` on as far as whole tiles reach; the next row.
+    ///
+    /// # Safety
+    /// The CPU has `S`, [`run`](Self::run)'s contract holds, `WIDE <= self.columns`, and a vector from `lane` on lies inside a slice.
     #[inline(always)]
     unsafe fn cover<S: Simd, const STRIDE: usize, const TAPS: usize, const HIGH: usize, const WIDE: usize>(
         &self,
         mut row: usize,
         lane: usize,
     ) -> usize {
-        // SAFETY: as the caller's.
+        // SAFETY: tiles of `HIGH` rows end at `rows` at most, and those of `WIDE` columns at `columns`, the last one exactly; taps are a part of all.
         unsafe {
             while row + HIGH <= self.rows {
                 // Rows of taps that see something.
@@ -200,6 +211,10 @@ impl Convolution {
     }
 
     /// `HIGH x WIDE` output pixels of one vector of channels, summed in registers.
+    ///
+    /// # Safety
+    /// The CPU has `S`, [`run`](Self::run)'s contract holds for the tile's rows and columns and the rows of taps `ky`, and a vector from `lane` on lies
+    /// inside a slice.
     #[inline(always)]
     unsafe fn tile<S: Simd, const STRIDE: usize, const TAPS: usize, const HIGH: usize, const WIDE: usize>(
         &self,
@@ -208,7 +223,8 @@ impl Convolution {
         lane: usize,
         ky: Range<usize>,
     ) {
-        // SAFETY: as the caller's.
+        // SAFETY: by the contract, the slices at (row + y, column + x) of the output, at each tap of it in the source, and of each tap of the weights exist, and
+        // a vector from `lane` on lies inside each.
         unsafe {
             let taps = if TAPS == 0 { self.taps.1 } else { TAPS };
             let mut sums = [[S::splat(0.0); WIDE]; HIGH];

@@ -23,22 +23,22 @@ pub(crate) type Lanes = [f32; SLICE];
 /// The vector of channels from `lane` on.
 ///
 /// # Safety
-/// The CPU has `S`, and `lane` is a multiple of its vector's length.
+/// The CPU has `S`, and `lane` is a multiple of its vector's length below [`SLICE`].
 #[inline(always)]
 pub(crate) unsafe fn vector<S: Simd>(values: &Lanes, lane: usize) -> S::V {
     debug_assert!(lane + S::LANES <= SLICE);
-    // SAFETY: the caller's; vectors divide a slice.
+    // SAFETY: vectors divide a slice: a whole one lies inside from each multiple of its length on. The CPU has `S` by this function's contract.
     unsafe { S::load(values.as_ptr().add(lane)) }
 }
 
 /// Sets the vector of channels from `lane` on.
 ///
 /// # Safety
-/// As [`vector`].
+/// The CPU has `S`, and `lane` is a multiple of its vector's length below [`SLICE`].
 #[inline(always)]
 pub(crate) unsafe fn set_vector<S: Simd>(values: &mut Lanes, lane: usize, v: S::V) {
     debug_assert!(lane + S::LANES <= SLICE);
-    // SAFETY: as above.
+    // SAFETY: vectors divide a slice: a whole one lies inside from each multiple of its length on. The CPU has `S` by this function's contract.
     unsafe { S::store(values.as_mut_ptr().add(lane), v) }
 }
 
@@ -60,31 +60,23 @@ impl NextChunk {
         NextChunk(before.as_ptr_range().end.cast())
     }
 
-    /// Has a part of it brought.
-    ///
-    /// # Safety
-    /// The CPU has `S`.
+    /// Prefetches a part of it.
     #[inline(always)]
-    pub(crate) unsafe fn bring<S: Simd>(self, part: usize) {
+    pub(crate) fn bring<S: Simd>(self, part: usize) {
         const PIXELS: usize = CHUNK / NextChunk::PARTS;
         for pixel in part * PIXELS..(part + 1) * PIXELS {
-            // SAFETY: the caller's; any address may be given.
-            unsafe { S::prefetch(self.0.wrapping_add(pixel * SLICE)) }
+            S::prefetch(self.0.wrapping_add(pixel * SLICE));
         }
     }
 }
 
-/// Has brought what the next group of images holds where this one holds the `part` of its `values`. Each of the `slices` that go through them brings
+/// Prefetches what the next group of images holds where this one holds the `part` of its `values`. Each of the `slices` that go through them prefetches
 /// its share of the cache lines: memory delivers too slowly for all of them at the next group's first slice.
-///
-/// # Safety
-/// The CPU has `S`.
 #[inline(always)]
-pub(crate) unsafe fn bring_next<S: Simd>(values: &[f32], part: Range<usize>, slice: usize, slices: usize) {
+pub(crate) fn bring_next<S: Simd>(values: &[f32], part: Range<usize>, slice: usize, slices: usize) {
     let next = values.as_ptr_range().end;
     for line in (part.start / SLICE + slice..part.end.div_ceil(SLICE)).step_by(slices) {
-        // SAFETY: the caller's; any address may be given.
-        unsafe { S::prefetch(next.wrapping_add(line * SLICE)) }
+        S::prefetch(next.wrapping_add(line * SLICE));
     }
 }
 
@@ -204,7 +196,7 @@ impl Frame {
     }
 
     fn new(map: (usize, usize), border: usize, (height, width): (usize, usize)) -> Frame {
-        let mut values = Buffer::uninitialised(height * width * SLICE);
+        let mut values = Buffer::with_arbitrary_contents(height * width * SLICE);
         // The border alone: the map is written before it is read.
         let row = width * SLICE;
         values[..border * row].fill(0.0);
@@ -273,8 +265,7 @@ impl Frame {
                 for lane in 0..width {
                     target[lane] = value(lane, source[lane]);
                 }
-                // SAFETY: the CPU has `S`; any address may be given.
-                unsafe { S::prefetch(source.as_ptr().wrapping_add(ahead)) }
+                S::prefetch(source.as_ptr().wrapping_add(ahead));
             }
         }
     }

@@ -15,10 +15,11 @@ pub(crate) fn accumulate_weight_gradient(
     gradient: &mut [f32],
 ) {
     let (kernel, stride, columns) = (shape.kernel, shape.stride, shape.out_width());
-    assert!(rows.start < rows.end && rows.end <= output.map.0 && columns == output.map.1);
+    assert!(rows.start < rows.end && rows.end <= output.map.0 && columns == output.map.1 && columns > 0);
     assert!((rows.end - 1) * stride + kernel <= input.extents().0 && (columns - 1) * stride + kernel <= input.row);
-    assert!(gradient.len() >= shape.taps() * SLICE);
-    // SAFETY: extents checked above.
+    assert!(gradient.len() >= shape.taps() * SLICE && width <= SLICE);
+    // SAFETY: the output's map has the rows and columns, and the input's frame those that their taps read, up to the last row's and the last pixel's
+    // (checked above); the gradient holds `kernel * kernel` slices, borrowed mutably.
     unsafe {
         Gradient {
             input: input.start(0),
@@ -61,7 +62,7 @@ impl<const K: usize, const ROWS: usize> Kernel for KernelRows<K, ROWS> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: the caller's extents.
+        // SAFETY: only `Gradient::run` makes this, with `K` as its kernel or 0, and its contract holds; the CPU has `S` by this function's.
         unsafe {
             match K == 0 || S::ACCUMULATORS == 4 {
                 true => self.0.any_kernel::<S>(),
@@ -72,19 +73,18 @@ impl<const K: usize, const ROWS: usize> Kernel for KernelRows<K, ROWS> {
 }
 
 impl Gradient {
+    /// Adds the sums of all taps.
+    ///
     /// # Safety
-    /// Extents must hold.
+    /// For each of `rows` and each column below `columns`, the [`SLICE`] output values and the input values at each tap must be readable, and
+    /// `kernel * kernel` slices of the gradient writable by this thread alone; `lanes` is at most [`SLICE`].
     unsafe fn run(self) {
-        // SAFETY: the caller's.
-        unsafe {
-            match self.kernel {
-                // As many kernel rows at once as leave registers: more independent sums (eight are under way at a time), fewer loads of the
-                // output gradient.
-                3 => dispatch(KernelRows::<3, 3>(self)),
-                5 => dispatch(KernelRows::<5, 3>(self)),
-                7 => dispatch(KernelRows::<7, 2>(self)),
-                _ => dispatch(KernelRows::<0, 1>(self)),
-            }
+        match self.kernel {
+            // As many kernel rows at once as leave registers: more independent sums (eight are under way at a time), fewer loads of the output gradient.
+            3 => dispatch(KernelRows::<3, 3>(self)),
+            5 => dispatch(KernelRows::<5, 3>(self)),
+            7 => dispatch(KernelRows::<7, 2>(self)),
+            _ => dispatch(KernelRows::<0, 1>(self)),
         }
     }
 
@@ -96,10 +96,14 @@ impl Gradient {
         self.rows.start.max(first)..self.rows.end.min(end)
     }
 
+    /// All taps of a kernel of the size `K`, `ROWS` of its rows at a time.
+    ///
+    /// # Safety
+    /// The CPU has `S`, [`run`](Self::run)'s contract holds, and `K` is the kernel's size.
     #[inline(always)]
     unsafe fn kernel_rows<S: Simd, const K: usize, const ROWS: usize>(self) {
         let mut lane = 0;
-        // SAFETY: as the caller's.
+        // SAFETY: rows of taps end at `K`, and lanes are multiples of the vector's length below `lanes`, so that vectors lie inside a slice.
         unsafe {
             while lane < self.lanes {
                 let mut ky = 0;
@@ -117,9 +121,14 @@ impl Gradient {
         }
     }
 
+    /// The `ROWS` rows of taps from `ky` on, in the channels of one vector.
+    ///
+    /// # Safety
+    /// The CPU has `S`, [`run`](Self::run)'s contract holds, `K` is the kernel's size, `ky + ROWS <= K`, and a vector from `lane` on lies inside a slice.
     #[inline(always)]
     unsafe fn rows_at<S: Simd, const K: usize, const ROWS: usize>(&self, ky: usize, lane: usize) {
-        // SAFETY: as the caller's.
+        // SAFETY: `rows_seeing` is a part of `rows`; by the contract, the slices at (y, x) of the output, at each of the taps of it in the input, and of each of
+        // the taps in the gradient exist, and a vector from `lane` on lies inside each.
         unsafe {
             let mut sums = [[S::splat(0.0); K]; ROWS];
             for y in self.rows_seeing(ky, ROWS) {
@@ -144,9 +153,14 @@ impl Gradient {
         }
     }
 
+    /// All taps of a kernel of any size, one at a time.
+    ///
+    /// # Safety
+    /// The CPU has `S`, and [`run`](Self::run)'s contract holds.
     #[inline(always)]
     unsafe fn any_kernel<S: Simd>(self) {
-        // SAFETY: as the caller's.
+        // SAFETY: `rows_seeing` is a part of `rows`, and taps are below `kernel`; by the contract, the slices at (y, x) of the output, at the tap of it in the
+        // input, and of the tap in the gradient exist. Lanes are multiples of the vector's length below `lanes`, so that vectors lie inside a slice.
         unsafe {
             for ky in 0..self.kernel {
                 for kx in 0..self.kernel {

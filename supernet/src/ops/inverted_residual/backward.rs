@@ -7,7 +7,7 @@ use super::project_backward::ProjectBackward;
 use super::{BlockShape, Parameters, RECOMPUTED, Saved, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
 use crate::ops::batch_norm::{Affine, Backward, Normalise, Sums};
-use crate::ops::buffers::{Buffer, unwritten};
+use crate::ops::buffers::{Buffer, uninit_vec};
 use crate::ops::depthwise::{self, SLICE};
 use crate::ops::matmul::Packed;
 use crate::ops::parallel::{self, Shared};
@@ -63,28 +63,27 @@ fn backward_with<A: Act>(
     let gate = saved.squeeze_excite.as_ref().map(|s| &s.gate[..]);
     let stride = outputs.next_multiple_of(InstructionSet::active().lanes());
     let project = Packed::slices(&packed[at.project.clone()], outputs, middle, middle, 1);
-    let mut g2 = (outputs > RECOMPUTED).then(|| Buffer::uninitialised(layout.len()));
-    let mut g3 = Buffer::uninitialised(shape.out_pixels() * stride);
+    let mut g2 = (outputs > RECOMPUTED).then(|| Buffer::with_arbitrary_contents(layout.len()));
+    let mut g3 = Buffer::with_arbitrary_contents(shape.out_pixels() * stride);
     let (g2_shared, g3_shared) = (g2.as_deref_mut().map(Shared::new), Shared::new(&mut g3));
     let parts = parallel::map(layout.groups(), 1, |groups| {
         let images = layout.images(groups.clone());
         let rows = images.start * layout.pixels..images.end * layout.pixels;
-        // SAFETY: ranges of groups are disjoint.
-        unsafe {
-            dispatch(ProjectBackward::<A> {
-                raw: RawGradient { g, y: &saved.y3, back: &back3 },
-                layout,
-                y2: &saved.y2,
-                affine2: &affine2,
-                gate,
-                project: &project,
-                stride,
-                g3: g3_shared.slice(rows.start * stride..rows.end * stride),
-                g2: g2_shared,
-                groups,
-                activation: PhantomData,
-            })
-        }
+        // SAFETY: the range is that of the groups' images, and each group goes to one call of this closure; `g3` is borrowed until all are done.
+        let g3 = unsafe { g3_shared.slice(rows.start * stride..rows.end * stride) };
+        dispatch(ProjectBackward::<A> {
+            raw: RawGradient { g, y: &saved.y3, back: &back3 },
+            layout,
+            y2: &saved.y2,
+            affine2: &affine2,
+            gate,
+            project: &project,
+            stride,
+            g3,
+            g2: g2_shared,
+            groups,
+            activation: PhantomData,
+        })
     });
     let (parts, weight_parts): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
     write_transposed(weight_parts, stride, &mut gradient[at.project.clone()], middle);
@@ -112,8 +111,9 @@ fn backward_with<A: Act>(
         back: scaled_slices(weight1, inputs, &affine.scale),
         y1: saved.y1.as_deref(),
     });
-    // SAFETY: the first slice of each group of images writes all of it; without expand, each slice its channels.
-    let mut dx = unsafe { unwritten(shape.in_pixels() * inputs) };
+    // SAFETY: with expand, the product of the first slice of each group of images writes all `inputs` channels of all of the group's pixels, before those of
+    // other slices add to them; without, where the middle channels are the inputs, each slice writes its own channels. Nothing is read before.
+    let mut dx = unsafe { uninit_vec(shape.in_pixels() * inputs) };
     let dx_shared = Shared::new(&mut dx);
     let parts = parallel::map(in_layout.groups(), 1, |groups| {
         let images = in_layout.images(groups.clone());
@@ -130,33 +130,31 @@ fn backward_with<A: Act>(
             gates,
         };
         let (expand, flipped) = (expand.as_ref(), &flipped[..]);
-        // SAFETY: ranges of groups are disjoint; extents are checked.
-        unsafe {
-            let dx = dx_shared.slice(images.start * image..images.end * image);
-            match expand {
-                Some(_) => dispatch(DepthwiseBackward::<A, A> {
-                    shape,
-                    layout: in_layout,
-                    x,
-                    expand,
-                    middle_gradient,
-                    flipped,
-                    dx,
-                    groups,
-                    activations: PhantomData,
-                }),
-                None => dispatch(DepthwiseBackward::<Identity, A> {
-                    shape,
-                    layout: in_layout,
-                    x,
-                    expand,
-                    middle_gradient,
-                    flipped,
-                    dx,
-                    groups,
-                    activations: PhantomData,
-                }),
-            }
+        // SAFETY: the range is that of the groups' images, and each group goes to one call of this closure; `dx` is borrowed until all are done.
+        let dx = unsafe { dx_shared.slice(images.start * image..images.end * image) };
+        match expand {
+            Some(_) => dispatch(DepthwiseBackward::<A, A> {
+                shape,
+                layout: in_layout,
+                x,
+                expand,
+                middle_gradient,
+                flipped,
+                dx,
+                groups,
+                activations: PhantomData,
+            }),
+            None => dispatch(DepthwiseBackward::<Identity, A> {
+                shape,
+                layout: in_layout,
+                x,
+                expand,
+                middle_gradient,
+                flipped,
+                dx,
+                groups,
+                activations: PhantomData,
+            }),
         }
     });
     let (mut sums, mut depthwise_parts, mut expand_parts) = (Vec::new(), Vec::new(), Vec::new());

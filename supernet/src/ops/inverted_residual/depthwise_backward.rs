@@ -93,8 +93,11 @@ impl MiddleGradient<'_> {
 
 impl MiddleGradientSlice<'_> {
     /// Makes the rows `rows` of `width` pixels in the frames of the group's images, all rows if there are several; `tile` has room for them.
+    ///
+    /// # Safety
+    /// The CPU has `S`.
     #[inline(always)]
-    fn make<S: Simd, A: Act>(
+    unsafe fn make<S: Simd, A: Act>(
         &self,
         rows: Range<usize>,
         width: usize,
@@ -114,7 +117,7 @@ impl MiddleGradientSlice<'_> {
         let y2 = &self.y2[first..first + count];
         let per_image = rows.len() * width;
         for lane in (0..self.channels.len()).step_by(S::LANES) {
-            // SAFETY: the CPU has `S`; whole vectors of slices.
+            // SAFETY: `lane` is a multiple of the vector's length below the slice's width, and vectors divide a slice; the CPU has `S` by this function's contract.
             unsafe {
                 let (scale, shift) = (vector::<S>(&self.scale, lane), vector::<S>(&self.shift, lane));
                 let [by_gradient, by_value, constant] = &self.back;
@@ -138,31 +141,21 @@ impl MiddleGradientSlice<'_> {
         }
     }
 
-    /// Has a part of what is read of it for the pixels from `pixel` on brought.
-    ///
-    /// # Safety
-    /// The CPU has `S`.
+    /// Prefetches a part of what is read of it for the pixels from `pixel` on.
     #[inline(always)]
-    unsafe fn bring<S: Simd>(&self, pixel: usize, part: usize) {
-        // SAFETY: the caller's.
-        unsafe {
-            NextChunk::behind(&self.y2[..pixel]).bring::<S>(part);
-            if let Some(g2) = self.g2 {
-                NextChunk::behind(&g2[..pixel]).bring::<S>(part);
-            }
+    fn bring<S: Simd>(&self, pixel: usize, part: usize) {
+        NextChunk::behind(&self.y2[..pixel]).bring::<S>(part);
+        if let Some(g2) = self.g2 {
+            NextChunk::behind(&g2[..pixel]).bring::<S>(part);
         }
     }
 
-    /// Has a share of the next group's gradient at the raw `y3` brought, of the rows `rows` of `width` pixels.
-    ///
-    /// # Safety
-    /// The CPU has `S`.
+    /// Prefetches a share of the next group's gradient at the raw `y3`, of the rows `rows` of `width` pixels.
     #[inline(always)]
-    unsafe fn bring_next<S: Simd>(&self, width: usize, rows: Range<usize>, slice: usize, slices: usize) {
+    fn bring_next<S: Simd>(&self, width: usize, rows: Range<usize>, slice: usize, slices: usize) {
         if self.g2.is_none() {
             let part = rows.start * width * self.stride..rows.end * width * self.stride;
-            // SAFETY: the caller's.
-            unsafe { bring_next::<S>(self.g3, part, slice, slices) };
+            bring_next::<S>(self.g3, part, slice, slices);
         }
     }
 
@@ -207,7 +200,7 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
         let mut inputs_of: Vec<Frame> = (0..together).map(|_| Frame::of_input(conv)).collect();
         let mut outputs_of: Vec<Frame> = (0..together).map(|_| Frame::of_output(conv)).collect();
         let makes_y1 = self.expand.is_some_and(|expand| expand.y1.is_none());
-        let mut made_y1 = Buffer::uninitialised(if makes_y1 { together * in_pixels * SLICE } else { 0 });
+        let mut made_y1 = Buffer::with_arbitrary_contents(if makes_y1 { together * in_pixels * SLICE } else { 0 });
         let mut tile = Aligned::zeros(together * out_rows * out_columns * SLICE);
         let mut line = Aligned::zeros(together * in_rows * columns * SLICE);
         for (group, dx) in self.groups.zip(self.dx.chunks_mut(together * in_pixels * inputs)) {
@@ -246,35 +239,32 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                                     y1
                                 }
                             };
-                            expand.activate::<S, A1>(y1, columns, made..needed, input);
+                            // SAFETY: the CPU has `S` by this function's contract.
+                            unsafe { expand.activate::<S, A1>(y1, columns, made..needed, input) };
                         }
                     }
                     let of_x = images.len() * made * columns * inputs..images.len() * needed * columns * inputs;
                     made = needed;
                     let next = |part: usize| {
                         let pixel = images.len() * rows.end * out_columns;
-                        // SAFETY: the CPU has `S`.
-                        unsafe {
-                            middle_gradient.bring::<S>(pixel, part);
-                            if let Some(y1) = kept {
-                                NextChunk::behind(&y1[..images.len() * needed * columns * SLICE]).bring::<S>(part);
-                            }
+                        middle_gradient.bring::<S>(pixel, part);
+                        if let Some(y1) = kept {
+                            NextChunk::behind(&y1[..images.len() * needed * columns * SLICE]).bring::<S>(part);
                         }
                     };
                     next(0);
-                    middle_gradient.make::<S, A2>(rows.clone(), out_columns, conv.channels, &mut tile, output);
+                    // SAFETY: the CPU has `S` by this function's contract.
+                    unsafe {
+                        middle_gradient.make::<S, A2>(rows.clone(), out_columns, conv.channels, &mut tile, output)
+                    };
                     next(1);
-                    // SAFETY: the CPU has `S`.
-                    unsafe { bring_next::<S>(x, of_x.clone(), slice, conv.slices()) };
+                    bring_next::<S>(x, of_x.clone(), slice, conv.slices());
                     let gradient = &mut weight_gradient[slice * taps..][..taps];
                     for (input, output) in input.iter().zip(output.iter()) {
                         accumulate_weight_gradient(input, output, conv, rows.clone(), width, gradient);
                     }
                     next(2);
-                    // SAFETY: as above.
-                    unsafe {
-                        middle_gradient.bring_next::<S>(images.len() * out_columns, rows.clone(), slice, conv.slices())
-                    };
+                    middle_gradient.bring_next::<S>(images.len() * out_columns, rows.clone(), slice, conv.slices());
                     let now_known = conv.rows_known(rows.end);
                     for row in (known..now_known).step_by(in_rows) {
                         let rows = row..now_known.min(row + in_rows);
@@ -295,7 +285,7 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                         let y1 = &y1.as_chunks::<SLICE>().0[pixels.clone()];
                         let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
                         for lane in (0..width).step_by(S::LANES) {
-                            // SAFETY: the CPU has `S`; whole vectors of slices.
+                            // SAFETY: `lane` is a multiple of the vector's length below the slice's width, and vectors divide a slice; the CPU has `S` by this function's contract.
                             unsafe {
                                 let scale = vector::<S>(&expand.scale, lane);
                                 let shift = vector::<S>(&expand.shift, lane);
@@ -326,8 +316,7 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                     }
                     known = now_known;
                     next(3);
-                    // SAFETY: as above.
-                    unsafe { bring_next::<S>(dx, of_x, slice, conv.slices()) };
+                    bring_next::<S>(dx, of_x, slice, conv.slices());
                 }
             }
         }
@@ -338,7 +327,7 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
 /// Takes the gradient of a pixel, in the channels from `lane` on, back through the activation of batch norm's `[scale, shift]` of `y1`, and sums it.
 ///
 /// # Safety
-/// As [`vector`].
+/// The CPU has `S`, and `lane` is a multiple of its vector's length below [`SLICE`].
 #[inline(always)]
 unsafe fn times_slope<S: Simd, A: Act>(
     lane: usize,
@@ -348,7 +337,7 @@ unsafe fn times_slope<S: Simd, A: Act>(
     running: &mut RunningSums<S>,
     turn: usize,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: by the contract, a vector from `lane` on lies inside a slice of channels; the rest is arithmetic on vectors in registers.
     unsafe {
         let y1 = vector::<S>(y1, lane);
         let by_slope = A::times_slopes::<S>(S::mul_add(y1, scale, shift), vector::<S>(g, lane));

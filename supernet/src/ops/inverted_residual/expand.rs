@@ -8,7 +8,7 @@ use crate::ops::batch_norm::{Backward, Sums};
 use crate::ops::buffers::Aligned;
 use crate::ops::depthwise::{Frame, Lanes, SLICE, set_vector, vector};
 use crate::ops::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply, multiply_add};
-use crate::ops::parallel::{self, Shared};
+use crate::ops::parallel;
 use crate::ops::rows::total;
 use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch};
 use std::ops::Range;
@@ -32,8 +32,7 @@ impl Moments {
     pub(super) fn new(x: &[f32], channels: usize) -> Self {
         let pixels = x.len() / channels;
         let parts = parallel::map(pixels, BLOCK, |rows| {
-            // SAFETY: safe code only.
-            unsafe { dispatch(SumMoments { x: &x[rows.start * channels..rows.end * channels], channels }) }
+            dispatch(SumMoments { x: &x[rows.start * channels..rows.end * channels], channels })
         });
         let stride = channels.next_multiple_of(COLUMNS);
         let mut moments = Moments { pixels, sum: vec![0.0; channels], products: vec![0.0; channels * stride] };
@@ -49,8 +48,7 @@ impl Moments {
         let channels = self.sum.len();
         let parts = parallel::map(weight.len() / channels, 1, |rows| {
             let weight = &weight[rows.start * channels..rows.end * channels];
-            // SAFETY: safe code only.
-            unsafe { dispatch(QuadraticForms { moments: self, weight }) }
+            dispatch(QuadraticForms { moments: self, weight })
         });
         let mut sums = Sums::new(0);
         for part in parts {
@@ -92,7 +90,9 @@ impl Kernel for SumMoments<'_> {
         for x in self.x.chunks(BLOCK * n) {
             let rows = x.len() / n;
             for c in (0..n).step_by(S::LANES) {
-                // SAFETY: the CPU has `S`; the channels of a vector that exist, of rows inside `x`, and whole vectors of the tile's rows.
+                // SAFETY: `x` is `rows` rows of `n` values: from the channel `c` of one on, `n - c` are left in it, and no more are loaded. The tile, where it
+                // is used, has `BLOCK` rows of `stride` values and the sums have `stride`, which is `n` in whole vectors, so that a whole one from `c` on lies
+                // inside. The CPU has `S` by this function's contract.
                 unsafe {
                     let mut sum = S::splat(0.0);
                     for row in 0..rows {
@@ -226,8 +226,11 @@ impl Slice<'_> {
     }
 
     /// Batch norm and activation of them, in the images' frames.
+    ///
+    /// # Safety
+    /// The CPU has `S`.
     #[inline(always)]
-    pub(super) fn activate<S: Simd, A: Act>(
+    pub(super) unsafe fn activate<S: Simd, A: Act>(
         &self,
         raw: &[f32],
         width: usize,
@@ -235,7 +238,7 @@ impl Slice<'_> {
         frames: &mut [Frame],
     ) {
         for lane in (0..self.width).step_by(S::LANES) {
-            // SAFETY: the CPU has `S`; whole vectors of slices.
+            // SAFETY: `lane` is a multiple of the vector's length below the slice's width, and vectors divide a slice; the CPU has `S` by this function's contract.
             unsafe {
                 let (scale, shift) = (vector::<S>(&self.scale, lane), vector::<S>(&self.shift, lane));
                 let images = raw.as_chunks::<SLICE>().0.chunks_exact((rows.len() * width).max(1));
@@ -302,10 +305,7 @@ impl NormGradient {
         }
         let deviations = Packed::new(&moments.deviations(), n, n, n, 1);
         let mut weight_gradient = vec![0.0; weight.len()];
-        let shared = Shared::new(&mut weight_gradient);
-        parallel::map(m, ROW_BLOCK, |rows| {
-            // SAFETY: ranges of rows are disjoint.
-            let out = unsafe { shared.slice(rows.start * n..rows.end * n) };
+        parallel::map_parts(&mut weight_gradient, n, m, ROW_BLOCK, |rows, out| {
             multiply(&weight[rows.start * n..], n, rows.len(), &deviations, out, n);
             for (row, out) in rows.zip(out.chunks_exact_mut(n)) {
                 for (out, &sum) in out.iter_mut().zip(&moments.sum) {
@@ -323,12 +323,10 @@ impl NormGradient {
     /// Adds to the input's gradient `dx`, both `[pixels, in]`, and with it the gradient that comes past the block, if it is a residual one.
     pub(super) fn add_to(&self, x: &[f32], residual: Option<&[f32]>, dx: &mut [f32]) {
         let n = self.constant.len();
-        let shared = Shared::new(dx);
-        parallel::map(x.len() / n, ROW_BLOCK, |rows| {
+        parallel::map_parts(dx, n, x.len() / n, ROW_BLOCK, |rows, dx| {
             let span = rows.start * n..rows.end * n;
             let residual = residual.map(|residual| &residual[span.clone()]);
-            // SAFETY: ranges of rows are disjoint; the pass is safe code.
-            unsafe { dispatch(AddNormGradient { norm: self, x: &x[span.clone()], residual, dx: shared.slice(span) }) }
+            dispatch(AddNormGradient { norm: self, x: &x[span], residual, dx })
         });
     }
 }
@@ -347,13 +345,15 @@ impl Kernel for AddNormGradient<'_> {
         let constant = &self.norm.constant[..];
         let n = constant.len();
         assert!(self.dx.len() == self.x.len() && self.residual.is_none_or(|residual| residual.len() == self.x.len()));
+        assert!(self.dx.len().is_multiple_of(n));
         for (block, dx) in self.dx.chunks_mut(ROW_BLOCK * n).enumerate() {
             let start = block * ROW_BLOCK * n;
             multiply_add(&self.x[start..], n, dx.len() / n, &self.norm.matrix, dx, n);
             for c in (0..n).step_by(S::LANES) {
-                // SAFETY: the CPU has `S`; the channels of a vector that exist, of rows inside the slices.
+                // SAFETY: `dx` and `residual` are whole rows of `n` values, as long as each other (checked above): from the channel `c` of a row on, `n - c` are
+                // left in it, and no more are loaded or stored. `constant` holds `n`. The CPU has `S` by this function's contract.
                 unsafe {
-                    let constant = S::load_up_to(&constant[c], n - c);
+                    let constant = S::load_up_to(constant[c..].as_ptr(), n - c);
                     for place in (c..dx.len()).step_by(n) {
                         let own = dx.as_mut_ptr().add(place);
                         let mut sum = S::add(S::load_up_to(own, n - c), constant);

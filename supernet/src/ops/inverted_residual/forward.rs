@@ -5,7 +5,7 @@ use super::middle::Middle;
 use super::{BlockShape, BlockStatistics, Parameters, RECOMPUTED, Saved, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
 use crate::ops::batch_norm::{Affine, RunningSums, Sums, TURNS, lanes};
-use crate::ops::buffers::{Aligned, Buffer, unwritten};
+use crate::ops::buffers::{Aligned, Buffer, uninit_vec};
 use crate::ops::depthwise::{
     self, Frame, Lanes, NextChunk, SLICE, Strip, bring_next, chunk_rows, convolve_rows, set_vector, vector,
 };
@@ -31,8 +31,9 @@ pub(super) fn forward(
     keep: bool,
 ) -> (Vec<f32>, Option<Saved>, BlockStatistics) {
     let weights = Weights::new(shape, packed);
-    // SAFETY: the last batch norm writes all of it.
-    let mut output = unsafe { unwritten(shape.out_pixels() * shape.out_channels) };
+    // SAFETY: `normalise`, the last step of each `pass`, writes all values of the images of the pass, without reading what is there; the passes below go
+    // through all images.
+    let mut output = unsafe { uninit_vec(shape.out_pixels() * shape.out_channels) };
     with_activation!(shape.activation, A => match given {
         Some(given) if !keep && shape.batch >= 2 * parallel::threads() => {
             in_parts::<A>(shape, x, packed, &weights, given, &mut output);
@@ -85,7 +86,7 @@ fn in_parts<A: Act>(
     parallel::each(shape.batch.div_ceil(images), |part| {
         let first = part * images;
         let shape = BlockShape { batch: images.min(shape.batch - first), ..shape.clone() };
-        // SAFETY: parts are disjoint ranges of images.
+        // SAFETY: the range is that of the images from `first` on, which this part alone has; `output` is borrowed in this function until all are done.
         let output = unsafe { output.slice(first * out..(first + shape.batch) * out) };
         let x = &x[first * input..][..shape.batch * input];
         parallel::with_threads(1, || pass::<A>(&shape, x, packed, weights, Some(given), None, false, output));
@@ -122,8 +123,8 @@ fn pass<A: Act>(
     // Depthwise.
     let layout = Middle::of_output(shape);
     let mut y1 = (keep && shape.expand && shape.in_channels > RECOMPUTED)
-        .then(|| Buffer::uninitialised(Middle::of_input(shape).len()));
-    let mut y2 = Buffer::uninitialised(layout.len());
+        .then(|| Buffer::with_arbitrary_contents(Middle::of_input(shape).len()));
+    let mut y2 = Buffer::with_arbitrary_contents(layout.len());
     let sums = depthwise_forward::<A>(shape, x, weights, affine1.as_ref(), y1.as_deref_mut(), &mut y2, with_sums);
     if with_sums {
         statistics[1] = sums.statistics_over(ranks, out_pixels);
@@ -137,7 +138,7 @@ fn pass<A: Act>(
     });
 
     // Project.
-    let mut y3 = Buffer::uninitialised(out_pixels * shape.out_channels);
+    let mut y3 = Buffer::with_arbitrary_contents(out_pixels * shape.out_channels);
     let gate = squeeze_excite.as_ref().map(|s| &s.gate[..]);
     let source = Activated::<A> { y2: &y2, layout, affine: &affine2, gate, activation: PhantomData };
     let sums = product(Left::Made(&source), out_pixels, &weights.project, &mut y3, with_sums);
@@ -162,21 +163,18 @@ fn depthwise_forward<A: Act>(
     let layout = Middle::of_input(shape);
     let (y1, y2) = (y1.map(Shared::new), Shared::new(y2));
     let parts = parallel::map(layout.groups() * layout.slices, 1, |tasks| {
-        // SAFETY: tasks write disjoint (group, slice) parts; the rest is safe code.
-        unsafe {
-            dispatch(DepthwiseForward::<A> {
-                shape,
-                layout,
-                x,
-                weights,
-                affine,
-                y1,
-                y2,
-                with_sums,
-                tasks,
-                activation: PhantomData,
-            })
-        }
+        dispatch(DepthwiseForward::<A> {
+            shape,
+            layout,
+            x,
+            weights,
+            affine,
+            y1,
+            y2,
+            with_sums,
+            tasks,
+            activation: PhantomData,
+        })
     });
     Sums::total(parts)
 }
@@ -191,7 +189,7 @@ struct DepthwiseForward<'a, A> {
     y1: Option<Shared>,
     y2: Shared,
     with_sums: bool,
-    /// (group, slice) pairs, slices of a group side by side.
+    /// (group, slice) pairs, slices of a group side by side, which no other kernel has that runs at the same time.
     tasks: Range<usize>,
     activation: PhantomData<A>,
 }
@@ -222,7 +220,8 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
                 shift: lanes(&affine.shift, first, width),
                 width,
             });
-            // SAFETY: this task alone writes this slice of this group.
+            // SAFETY: the ranges are this slice of this group, disjoint from those of other pairs, and only this task uses them; `y1` and `y2` are borrowed in
+            // `depthwise_forward` until all tasks are done.
             let (y1, y2) = unsafe {
                 let y1 = self.y1.as_ref().map(|y1| y1.slice(layout.group(group, slice)));
                 (y1.unwrap_or_default(), self.y2.slice(out_layout.group(group, slice)))
@@ -237,8 +236,7 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
                 let of_image = rows.len() * columns * SLICE;
                 let y2 = &mut y2[start * columns * SLICE..][..images.len() * of_image];
                 let next = NextChunk::behind(y2);
-                // SAFETY: the CPU has `S`, here and below.
-                unsafe { next.bring::<S>(0) };
+                next.bring::<S>(0);
                 match &expand {
                     None => {
                         for (frame, x) in frames.iter_mut().zip(x.chunks_exact(image_len)) {
@@ -251,28 +249,25 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
                             let kept = row * conv.width * SLICE;
                             let raw = if y1.is_empty() { &mut tile[..] } else { &mut y1[kept..] };
                             expand.convolve(x, conv.width, rows.clone(), images.len(), raw);
-                            expand.activate::<S, A>(raw, conv.width, rows, frames);
+                            // SAFETY: the CPU has `S` by this function's contract.
+                            unsafe { expand.activate::<S, A>(raw, conv.width, rows, frames) };
                         }
                     }
                 }
                 let of_x = images.len() * made * conv.width * inputs..images.len() * needed * conv.width * inputs;
                 made = needed;
-                // SAFETY: as above.
-                unsafe {
-                    next.bring::<S>(1);
-                    bring_next::<S>(x, of_x, slice, layout.slices);
-                }
+                next.bring::<S>(1);
+                bring_next::<S>(x, of_x, slice, layout.slices);
                 for (frame, y2) in frames.iter().zip(y2.chunks_exact_mut(of_image)) {
                     convolve_rows(frame, conv, weights, rows.clone(), width, y2);
                 }
-                // SAFETY: as above.
-                unsafe { (2..NextChunk::PARTS).for_each(|part| next.bring::<S>(part)) };
+                (2..NextChunk::PARTS).for_each(|part| next.bring::<S>(part));
                 if !self.with_sums {
                     continue;
                 }
                 let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
                 for lane in (0..width).step_by(S::LANES) {
-                    // SAFETY: the CPU has `S`; whole vectors of slices.
+                    // SAFETY: `lane` is a multiple of the vector's length below the slice's width, and vectors divide a slice; the CPU has `S` by this function's contract.
                     unsafe {
                         let mut running = RunningSums::<S>::new();
                         let (turns, rest) = y2.as_chunks::<SLICE>().0.as_chunks::<TURNS>();
@@ -329,7 +324,8 @@ impl<A: Act> RowSource for Activated<'_, A> {
                 let tile = &mut tile[done * columns + start..(done + run) * columns];
                 for lane in (0..width).step_by(S::LANES) {
                     let kept = S::LANES.min(width - lane);
-                    // SAFETY: the CPU has `S`; whole vectors of slices, and what exists of each row of the tile.
+                    // SAFETY: `lane` is a multiple of the vector's length below the slice's width, and vectors divide a slice. Of a row of the tile `kept`
+                    // values exist from `lane` on (the slice is taken with a check), and no more are stored. The CPU has `S` by this function's contract.
                     unsafe {
                         let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));
                         let gate = vector::<S>(&gate, lane);
@@ -356,13 +352,8 @@ impl<A: Act> RowSource for Activated<'_, A> {
 fn pool<A: Act>(y2: &[f32], affine: &Affine, layout: Middle, images: usize) -> Vec<f32> {
     let channels = affine.scale.len();
     let mut pooled = vec![0.0; images * channels];
-    let shared = Shared::new(&mut pooled);
-    parallel::map(images, 1, |images| {
-        // SAFETY: ranges of images are disjoint; the pass is safe code.
-        unsafe {
-            let pooled = shared.slice(images.start * channels..images.end * channels);
-            dispatch(Pool::<A> { y2, affine, layout, images, pooled, activation: PhantomData })
-        }
+    parallel::map_parts(&mut pooled, channels, images, 1, |images, pooled| {
+        dispatch(Pool::<A> { y2, affine, layout, images, pooled, activation: PhantomData })
     });
     pooled
 }
@@ -388,7 +379,7 @@ impl<A: Act> Kernel for Pool<'_, A> {
                 let shift = lanes(&self.affine.shift, slice * SLICE, pooled.len());
                 let mut total = [0.0; SLICE];
                 for lane in (0..pooled.len()).step_by(S::LANES) {
-                    // SAFETY: the CPU has `S`; whole vectors of slices.
+                    // SAFETY: `lane` is a multiple of the vector's length below the slice's width, and vectors divide a slice; the CPU has `S` by this function's contract.
                     unsafe {
                         let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));
                         let mut all = S::splat(0.0);

@@ -29,7 +29,7 @@ impl ImageSums {
     /// Sets the pixels' sums of the channels from `lane` on, and writes the projection's input `z`. `affine` is batch norm's scale and shift.
     ///
     /// # Safety
-    /// As [`vector`]'s.
+    /// The CPU has `S`, and `lane` is a multiple of its vector's length below [`SLICE`].
     #[inline(always)]
     unsafe fn set_ungated<S: Simd, A: Act>(
         &mut self,
@@ -39,7 +39,7 @@ impl ImageSums {
         g: &[Lanes],
         z: &mut [Lanes],
     ) {
-        // SAFETY: the caller's.
+        // SAFETY: by the contract, a vector from `lane` on lies inside a slice of channels; the rest is arithmetic on vectors in registers.
         unsafe {
             let mut running = RunningSums::<S>::new();
             let (g, z) = (&g[..y2.len()], &mut z[..y2.len()]);
@@ -63,7 +63,7 @@ impl ImageSums {
     /// Adds the same with squeeze-excite; `affine` ends with the gate.
     ///
     /// # Safety
-    /// As [`vector`]'s.
+    /// The CPU has `S`, and `lane` is a multiple of its vector's length below [`SLICE`].
     #[inline(always)]
     unsafe fn add_gated<S: Simd, A: Act>(
         &mut self,
@@ -73,7 +73,7 @@ impl ImageSums {
         g: &[Lanes],
         z: &mut [Lanes],
     ) {
-        // SAFETY: the caller's.
+        // SAFETY: by the contract, a vector from `lane` on lies inside a slice of channels; the rest is arithmetic on vectors in registers.
         unsafe {
             let [own, own_by_value] = &mut self.by_slope;
             let (mut sums, mut by_values) = (vector::<S>(own, lane), vector::<S>(own_by_value, lane));
@@ -115,7 +115,7 @@ impl ImageSums {
 /// One pixel of [`ImageSums::set_ungated`].
 ///
 /// # Safety
-/// As [`vector`]'s.
+/// The CPU has `S`, and `lane` is a multiple of its vector's length below [`SLICE`].
 #[inline(always)]
 unsafe fn add_pixel<S: Simd, A: Act>(
     lane: usize,
@@ -126,7 +126,7 @@ unsafe fn add_pixel<S: Simd, A: Act>(
     running: &mut RunningSums<S>,
     turn: usize,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: by the contract, a vector from `lane` on lies inside a slice of channels; the rest is arithmetic on vectors in registers.
     unsafe {
         let y2 = vector::<S>(y2, lane);
         let normalised = S::mul_add(y2, scale, shift);
@@ -195,6 +195,7 @@ pub(super) struct ProjectBackward<'a, A> {
     pub g3: &'a mut [f32],
     /// Written if it is kept: the gradient at the projection's input, as `y2` lies.
     pub g2: Option<Shared>,
+    /// No other kernel that runs at the same time may have one of these.
     pub groups: Range<usize>,
     pub activation: PhantomData<A>,
 }
@@ -214,7 +215,7 @@ impl<A: Act> Kernel for ProjectBackward<'_, A> {
         let mut weight_gradient = Aligned::zeros(m * stride);
         for (group, g3) in self.groups.zip(self.g3.chunks_mut(layout.together * pixels * stride)) {
             let images = layout.images(group..group + 1);
-            // SAFETY: the CPU has `S`.
+            // SAFETY: the CPU has `S` by this function's contract.
             unsafe { self.raw.fill::<S>(images.start * pixels, images.len() * pixels, stride, g3) };
             for (slice, weight) in self.project.iter().enumerate() {
                 let (first, width) = (slice * SLICE, SLICE.min(m - slice * SLICE));
@@ -228,15 +229,14 @@ impl<A: Act> Kernel for ProjectBackward<'_, A> {
                     let of_chunk = place.start + chunk * CHUNK * SLICE;
                     let g = match &self.g2 {
                         None => &mut tile[..y2.len() * SLICE],
-                        // SAFETY: this thread alone writes these groups.
+                        // SAFETY: the range is this chunk of this slice of this group, and only this kernel has the group; `g2` is borrowed where this
+                        // kernel was made until it is done.
                         Some(g2) => unsafe { g2.slice(of_chunk..of_chunk + y2.len() * SLICE) },
                     };
                     let next = NextChunk::behind(y2);
-                    // SAFETY: the CPU has `S`, here and below.
-                    unsafe { next.bring::<S>(0) };
+                    next.bring::<S>(0);
                     multiply(g3, stride, y2.len(), weight, g, SLICE);
-                    // SAFETY: as above.
-                    unsafe { next.bring::<S>(1) };
+                    next.bring::<S>(1);
                     let part = pixels.min(CHUNK);
                     let parts = y2.chunks(part).zip(g.as_chunks::<SLICE>().0.chunks(part));
                     let parts = parts.zip(z.as_chunks_mut::<SLICE>().0.chunks_mut(part)).zip(images.clone());
@@ -244,7 +244,7 @@ impl<A: Act> Kernel for ProjectBackward<'_, A> {
                         let mut block = ImageSums::ZERO;
                         let gate = self.gate.map(|gate| lanes(&gate[image * m..], first, width));
                         for lane in (0..width).step_by(S::LANES) {
-                            // SAFETY: the CPU has `S`; whole vectors of slices.
+                            // SAFETY: `lane` is a multiple of the vector's length below the slice's width, and vectors divide a slice; the CPU has `S` by this function's contract.
                             unsafe {
                                 let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));
                                 match &gate {
@@ -258,11 +258,9 @@ impl<A: Act> Kernel for ProjectBackward<'_, A> {
                         }
                         sums[(image - first_image) * layout.slices + slice].add(&block);
                     }
-                    // SAFETY: as above.
-                    unsafe { next.bring::<S>(2) };
+                    next.bring::<S>(2);
                     accumulate_transposed(&z, SLICE, g3, stride, y2.len(), width, n, weight_gradient, stride);
-                    // SAFETY: as above.
-                    unsafe { next.bring::<S>(3) };
+                    next.bring::<S>(3);
                 }
             }
         }

@@ -1,0 +1,69 @@
+//! The program as a process: what it takes from its environment, and that it starts once.
+
+mod common;
+
+use common::{command, fails, refused, succeeds};
+
+const SPEED: [&str; 7] = ["speed", "--space", "tiny", "--batch", "4", "--steps", "1"];
+
+#[test]
+fn an_unknown_instruction_set_is_an_error_before_anything_is_computed() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["AVX2", "avx1024", " portable", "sse2"] {
+        let output = command(folder.path(), &SPEED).env("OFA_ISA", name).output().unwrap();
+        let err = refused(&output, &[&format!("OFA_ISA='{name}'"), "portable"]);
+        assert_eq!(err.lines().count(), 1, "{err}");
+        assert!(output.stdout.is_empty());
+    }
+    let foreign = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
+    refused(&command(folder.path(), &SPEED).env("OFA_ISA", foreign).output().unwrap(), &["on this machine"]);
+}
+
+#[test]
+fn a_named_instruction_set_is_the_one_in_use() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, used) in [("portable", "(portable)"), ("", "(")] {
+        let output = command(folder.path(), &SPEED).env("OFA_ISA", name).output().unwrap();
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && out.contains(used), "{out}{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn an_empty_environment_is_enough() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = command(folder.path(), &SPEED).env_clear().output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    succeeds(folder.path(), &SPEED);
+    fails(folder.path(), &["speed", "--space", "none-such"], &["none-such"]);
+}
+
+/// A program that starts itself anew loses what a wrapper gave it: its name and its environment, both of which Linux shows as they were at the last
+/// start.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_program_starts_once() {
+    use std::os::unix::process::CommandExt;
+
+    let folder = tempfile::tempdir().unwrap();
+    // Long enough to be looked at.
+    let mut process = command(folder.path(), &["speed", "--space", "tiny", "--threads", "3", "--steps", "1000000"])
+        .arg0("wrapped")
+        .env_clear()
+        .env("ONLY", "this")
+        .spawn()
+        .unwrap();
+    let shown = format!("/proc/{}", process.id());
+    // Its threads are there: it is past its start.
+    let start = std::time::Instant::now();
+    while std::fs::read_dir(format!("{shown}/task")).unwrap().count() < 3 {
+        assert!(start.elapsed().as_secs() < 60 && process.try_wait().unwrap().is_none(), "it started no threads");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let read = |what: &str| String::from_utf8(std::fs::read(format!("{shown}/{what}")).unwrap()).unwrap();
+    let (arguments, environment) = (read("cmdline"), read("environ"));
+    process.kill().unwrap();
+    process.wait().unwrap();
+    assert_eq!(arguments.split('\0').next(), Some("wrapped"));
+    assert_eq!(environment, "ONLY=this\0");
+}
