@@ -37,7 +37,7 @@ impl<'a> Measured<'a> {
         Ok(Measured {
             net,
             recalibration: EvaluationSet::for_recalibration(data, images.recalibration, batch, seed)?,
-            validation: EvaluationSet::of_split(data, &data.validation, limit, batch)?,
+            validation: EvaluationSet::of_split(data, &data.validation, limit, batch, seed)?,
             data,
             batch,
             seed,

@@ -247,7 +247,7 @@ pub fn extract_all(
     };
     let supernet = copy()?;
     let recalibration = EvaluationSet::for_recalibration(data, options.recalibration, BATCH, config.train.seed)?;
-    let validation = EvaluationSet::of_split(data, &data.validation, None, BATCH)?;
+    let validation = EvaluationSet::of_split(data, &data.validation, None, BATCH, config.train.seed)?;
     let (recalibration, validation) =
         (recalibration.with_control(interrupt::control), validation.with_control(interrupt::control));
     let measure = |net: &Supernet, subnet: &Subnet| -> Result<(Statistics, f64)> {

@@ -292,7 +292,7 @@ fn accuracies_together_are_those_of_one_by_one_and_can_be_stopped() {
     let data = Dataset::open("builtin", &options).unwrap();
     let net = Supernet::new(&space, 10, 1).unwrap();
     let recalibration = EvaluationSet::for_recalibration(&data, 20, 8, 1).unwrap();
-    let validation = EvaluationSet::of_split(&data, &data.validation, None, 8).unwrap();
+    let validation = EvaluationSet::of_split(&data, &data.validation, None, 8, 1).unwrap();
     let subnets: Vec<Subnet> = (0..9).map(|position| sample(&space, position)).collect();
     assert!(subnets.iter().any(|subnet| subnet.resolution != subnets[0].resolution));
     let mut batches = 0;

@@ -157,7 +157,7 @@ pub fn train(
             config.seed,
         )?
         .shared_over(ranks),
-        validation: EvaluationSet::of_split(data, &data.validation, probe_images, config.probe.batch)?
+        validation: EvaluationSet::of_split(data, &data.validation, probe_images, config.probe.batch, config.seed)?
             .shared_over(ranks),
         teacher: None,
         average: None,
