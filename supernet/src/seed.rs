@@ -33,6 +33,8 @@ pub enum Purpose {
     Builtin = 11,
     /// Which images of a split are measured, where not all are.
     Validation = 12,
+    /// Which images compare an extracted model with the supernet.
+    Compare = 13,
 }
 
 /// The generator for `purpose` at `position` (epoch, step, image index, ... as the purpose needs).

@@ -43,7 +43,7 @@ fn config() -> TrainConfig {
         width_multipliers: Vec::new(),
         subnets_per_step: 1,
         sampling: Sampling::Uniform,
-        candidates: 3,
+        candidates: None,
         kd_ratio: 0.0,
         teacher: Teacher::Frozen,
         sort_channels: None,
@@ -365,7 +365,7 @@ fn attentive_sampling_trains_the_best_or_the_worst_candidate() {
     let targets = loss::smoothed_targets(&batch.labels, 10, config.label_smoothing, &Device::Cpu).unwrap();
     for (sampling, sign) in [(Sampling::BestUp, 1.0), (Sampling::WorstUp, -1.0)] {
         let stage = &mut config.stages[2];
-        (stage.sampling, stage.subnets_per_step, stage.candidates, stage.kd_ratio) = (sampling, 3, 4, 0.0);
+        (stage.sampling, stage.subnets_per_step, stage.candidates, stage.kd_ratio) = (sampling, 3, Some(4), 0.0);
         let (stage, config) = (config.stages[2].clone(), config.clone());
         let choices = stage.choices(&space);
         for step in 0..4 {

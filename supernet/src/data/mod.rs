@@ -28,6 +28,7 @@ mod split;
 
 pub use augmentation::{Augmentation, Crop};
 pub use batch::{Batch, epoch_order};
+pub use digest::{DataIdentity, TrainedOn};
 pub use normalisation::Normalisation;
 pub use prefetch::Prefetch;
 pub use split::{Image, Split};

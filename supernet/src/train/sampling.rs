@@ -59,7 +59,7 @@ pub fn candidates_of(
     };
     let target = work(&first)?;
     let mut candidates = vec![first];
-    for candidate in 1..stage.candidates as u64 {
+    for candidate in 1..stage.candidates() as u64 {
         let mut nearest: Option<(f64, Subnet)> = None;
         for draw in 0..DRAWS {
             let position = [step as u64, index as u64, candidate, draw];
@@ -134,7 +134,7 @@ mod tests {
         let space = preset("cifar-mbv3").unwrap();
         let mut stage = TrainConfig::preset("cifar", &space).unwrap().stages.pop().unwrap();
         let cost = stage.relative_cost(&space);
-        (stage.sampling, stage.candidates, stage.subnets_per_step) = (Sampling::WorstUp, 4, 4);
+        (stage.sampling, stage.candidates, stage.subnets_per_step) = (Sampling::WorstUp, Some(4), 4);
         let of = |step, index| candidates_of(&stage, &space, 1, step, index, 28).unwrap();
         assert_eq!((of(3, 0).len(), of(3, 1).len()), (1, 1), "the largest and the smallest have no others");
         let work = |subnet: &Subnet| space.network(subnet, 1).unwrap().macs() as f64;
