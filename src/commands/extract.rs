@@ -11,7 +11,7 @@ use ofa_supernet::data::Dataset;
 use ofa_supernet::files::read_json;
 use ofa_supernet::import::Setting;
 use ofa_supernet::network::Statistics;
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::finetune::{FinetuneOptions, finetune};
 use ofa_supernet::train::validation::{EvaluationSet, accuracy_on, recalibrate_on};
@@ -297,7 +297,7 @@ pub fn extract_all(
         }
         let (net, how) = tuned.as_ref().map_or((&supernet, None), |(net, how)| (net, Some(*how)));
         extract(net, subnet, &statistics, &labels, &data.normalisation, options.dtype, how, &path)?;
-        let compared = data.train.draw(COMPARED, &mut generator(config.train.seed, Purpose::Compare, &[]));
+        let compared = data.train.draw(COMPARED, &mut generator(config.train.seed, Stream::Compare, &[]));
         let batch = data.evaluation_batch(&data.train, &compared, subnet.resolution)?;
         row.difference = compare(net, subnet, &statistics, &path, &batch.images)?;
         let (difference, largest) = row.difference;

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use ofa_supernet::data::{DataOptions, Dataset};
 use ofa_supernet::network::Mode;
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::optimizer::Sgd;
 use ofa_supernet::train::sampling::{candidates_of, resolution_of, subnet_of};
@@ -443,7 +443,7 @@ fn check_step(mut config: TrainConfig, kind: Teacher) {
     for index in 0..stage.subnets_per_step {
         let subnet = subnet_of(stage, &choices, config.seed, step, index, resolution);
         assert_eq!(subnet, report.subnets[index]);
-        let mut rng = generator(0, Purpose::Dropout, &[]);
+        let mut rng = generator(0, Stream::Dropout, &[]);
         let logits = twin.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
         let log_p = loss::log_softmax(&logits).unwrap();
         let mut total = loss::cross_entropy(&log_p, &hard).unwrap();

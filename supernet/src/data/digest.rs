@@ -2,10 +2,8 @@
 
 use super::split::{Pixels, Split, Store};
 use super::{Dataset, Image, Normalisation};
-use crate::seed::mix;
+use crate::seed::{Stream, generator, mix};
 use crate::{Error, Result};
-use rand::SeedableRng;
-use rand::rngs::StdRng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -88,7 +86,7 @@ impl TrainedOn {
     /// # Errors
     /// An image that cannot be read any more.
     pub fn new(data: &Dataset) -> Result<Self> {
-        let drawn = data.train.draw(REMEMBERED, &mut StdRng::seed_from_u64(0));
+        let drawn = data.train.draw(REMEMBERED, &mut generator(0, Stream::Remembered, &[]));
         let mut contents: Vec<String> =
             drawn.par_iter().map(|&index| Ok(hex(data.train.content_digest(index)?))).collect::<Result<_>>()?;
         contents.sort_unstable();

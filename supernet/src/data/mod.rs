@@ -33,7 +33,7 @@ pub use normalisation::Normalisation;
 pub use prefetch::Prefetch;
 pub use split::{Image, Split};
 
-use crate::seed::{Purpose, generator};
+use crate::seed::{Stream, generator};
 use crate::{Error, Result};
 use rand::seq::SliceRandom;
 use split::Store;
@@ -190,7 +190,7 @@ fn carve(store: Arc<Store>, classes: usize, options: &DataOptions, source: &str)
         )));
     }
     let mut order: Vec<u32> = (0..total as u32).collect();
-    order.shuffle(&mut generator(options.seed, Purpose::Split, &[]));
+    order.shuffle(&mut generator(options.seed, Stream::Split, &[]));
     // A stable sort by class keeps the shuffled order inside a class; every `total / wanted`-th image of that list then
     // takes from each class its share, rounded.
     order.sort_by_key(|&i| store.labels[i as usize]);

@@ -1,7 +1,7 @@
 //! Channel means and deviations.
 
 use super::Split;
-use crate::seed::{Purpose, generator};
+use crate::seed::{Stream, generator};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ impl Normalisation {
         let indices = if split.in_memory() || split.len() <= SAMPLE {
             (0..split.len()).collect()
         } else {
-            let rng = &mut generator(seed, Purpose::Split, &[1]);
+            let rng = &mut generator(seed, Stream::Normalisation, &[]);
             rand::seq::index::sample(rng, split.len(), SAMPLE).into_vec()
         };
         let zero = || (0u64, [0u64; 3], [0u64; 3]);

@@ -5,7 +5,7 @@ use super::loss;
 use crate::data::{Batch, Dataset, Split};
 use crate::network::{Mode, Statistics, StatisticsCollector, Supernet};
 use crate::ranks::Ranks;
-use crate::seed::{Purpose, generator};
+use crate::seed::{Stream, generator};
 use crate::{Error, Result, Subnet};
 use candle_core::Tensor;
 use std::collections::HashMap;
@@ -100,7 +100,7 @@ impl<'a> EvaluationSet<'a> {
         seed: u64,
     ) -> Result<Self> {
         let indices = match limit {
-            Some(limit) if limit < split.len() => split.draw(limit, &mut generator(seed, Purpose::Validation, &[])),
+            Some(limit) if limit < split.len() => split.draw(limit, &mut generator(seed, Stream::Validation, &[])),
             _ => (0..split.len()).collect(),
         };
         Self::new(data, split, indices, batch)
@@ -114,7 +114,7 @@ impl<'a> EvaluationSet<'a> {
     /// # Errors
     /// No training images.
     pub fn for_recalibration(data: &'a Dataset, images: usize, batch: usize, seed: u64) -> Result<Self> {
-        let indices = data.train.draw(images, &mut generator(seed, Purpose::Recalibration, &[]));
+        let indices = data.train.draw(images, &mut generator(seed, Stream::Recalibration, &[]));
         Self::new(data, &data.train, indices, batch)
     }
 
