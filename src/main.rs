@@ -8,6 +8,7 @@
 #[macro_use]
 mod output;
 
+mod class_names;
 mod cli;
 mod commands;
 mod freshness;

@@ -42,8 +42,10 @@ impl<'a> Measured<'a> {
         let limit = (images.images > 0).then_some(images.images);
         Ok(Measured {
             net,
-            recalibration: EvaluationSet::for_recalibration(data, images.recalibration, batch, seed)?,
-            validation: EvaluationSet::of_split(data, &data.validation, limit, batch, seed)?,
+            recalibration: EvaluationSet::for_recalibration(data, images.recalibration, batch, seed)?
+                .with_control(interrupt::control),
+            validation: EvaluationSet::of_split(data, &data.validation, limit, batch, seed)?
+                .with_control(interrupt::control),
             data,
             batch,
             seed,

@@ -8,7 +8,7 @@
 use crate::run_folder::RunFolder;
 use anyhow::{Context, Result, bail};
 use flate2::Crc;
-use ofa_supernet::files::{read_text, write_atomic};
+use ofa_supernet::files::{is_temporary, read_text, write_atomic};
 use ofa_supernet::lock::{LOCK_FILE, Lock};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -78,8 +78,8 @@ fn refuse_others(path: &Path) -> Result<()> {
     if path.join(MARKER).is_file() || !path.exists() {
         return Ok(());
     }
-    // A quickstart that was killed at its beginning has left no more than its lock.
-    if path.is_dir() && path.join(LOCK_FILE).exists() && files_in(path)?.is_empty() {
+    // A quickstart that was killed at its beginning has left no more than the folder and its lock.
+    if path.is_dir() && files_in(path)?.is_empty() {
         return Ok(());
     }
     bail!("{}: it exists and is not an earlier quickstart; name another folder with --out", path.display())
@@ -149,8 +149,7 @@ fn files_in(root: &Path) -> Result<BTreeSet<String>> {
         for entry in fs::read_dir(&folder).with_context(at)? {
             let entry = entry.with_context(at)?;
             let Ok(name) = entry.file_name().into_string() else { continue };
-            let temporary = name.starts_with('.') && name.ends_with(".tmp");
-            if temporary || (prefix.is_empty() && [MARKER, LOCK_FILE].contains(&name.as_str())) {
+            if is_temporary(&name) || (prefix.is_empty() && [MARKER, LOCK_FILE].contains(&name.as_str())) {
                 continue;
             }
             if entry.file_type().with_context(at)?.is_dir() {
@@ -258,11 +257,9 @@ mod tests {
     #[test]
     fn other_folders_and_files_are_refused() {
         let temporary = tempfile::tempdir().unwrap();
-        let folder = temporary.path().join("empty");
-        fs::create_dir(&folder).unwrap();
         let run = temporary.path().join("run");
         write(&run, &["config.toml"]);
-        for path in [&folder, &run, &run.join("config.toml")] {
+        for path in [&run, &run.join("config.toml")] {
             let error = QuickstartFolder::claim(path).err().expect("refused").to_string();
             assert!(error.contains("is not an earlier quickstart"), "{error}");
         }

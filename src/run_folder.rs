@@ -1,11 +1,11 @@
 //! The run folder: `config.toml`, `checkpoints/`, `predictor/`, `devices/`, `search/`, `models/`. Each command reads what the
 //! earlier ones wrote.
 
-use crate::{memory, shell};
+use crate::{class_names, interrupt, memory, progress, shell};
 use anyhow::{Context, Result, bail};
 use ofa_evaluate::DeviceProfile;
 use ofa_extract::{Constraint, Metric};
-use ofa_supernet::data::{DataOptions, Dataset, Normalisation, Split};
+use ofa_supernet::data::{DataOptions, Dataset, Normalisation, OpenProgress, Split, Splits};
 use ofa_supernet::files::{list_folder, read_toml, remove_all_abandoned, write_atomic};
 use ofa_supernet::lock::{Lock, Sharing};
 use ofa_supernet::train::TrainConfig;
@@ -32,8 +32,9 @@ pub struct RunConfig {
 pub struct DataConfig {
     /// A folder (ImageFolder, CIFAR binary, IDX) or `builtin`; empty in a run that was imported without images.
     pub source: String,
-    /// Images carved from training for validation.
-    pub validation: usize,
+    /// Images carved from training for validation; 5000, but at most a fifth, if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<usize>,
     /// Seed of that split and of the built-in data.
     pub seed: u64,
     /// Skip unreadable images with a count instead of failing.
@@ -82,7 +83,7 @@ impl DataConfig {
     /// Checks every value, before any image is looked for.
     fn validate(&self) -> Result<()> {
         for (key, value, most) in [
-            ("validation", self.validation, 1_000_000_000),
+            ("validation", self.validation.unwrap_or(0), 1_000_000_000),
             ("builtin_train", self.builtin_train, 1_000_000),
             ("builtin_test", self.builtin_test, 1_000_000),
         ] {
@@ -98,6 +99,11 @@ impl DataConfig {
 
     /// Opens the dataset and says what it found.
     pub fn open(&self) -> Result<Dataset> {
+        self.open_splits(Splits::All)
+    }
+
+    /// Opens some splits of the dataset, with a progress bar, and says what it found. A signal ends it.
+    pub fn open_splits(&self, splits: Splits) -> Result<Dataset> {
         if self.source.is_empty() {
             bail!("[data] source is empty, as in a run that was imported without images; name some with --data");
         }
@@ -110,15 +116,29 @@ impl DataConfig {
             builtin_train: self.builtin_train,
             builtin_test: self.builtin_test,
         };
-        let data = Dataset::open(&self.source, &options)?;
+        let bar = progress::plain_bar(0);
+        let data = Dataset::open_splits(&self.source, &options, splits, &|progress: OpenProgress| {
+            // Counts of every image would cost more than some of the work.
+            if progress.done.is_multiple_of(64) {
+                bar.set_length(progress.total as u64);
+                bar.set_position(progress.done as u64);
+                bar.set_message(progress.work);
+            }
+            interrupt::control()
+        });
+        bar.finish_and_clear();
+        let data = data?;
+        data.notes.iter().for_each(progress::note);
         let streamed = if data.train.in_memory() { "" } else { " (read from files for each batch)" };
         let skipped = if data.skipped > 0 { format!(", {} skipped", data.skipped) } else { String::new() };
-        crate::progress::note(format!(
-            "data '{}': {} classes, {} training, {} validation, {} test images{skipped}{streamed}",
+        let trained_on = match splits {
+            Splits::All => format!("{} training, {} validation, ", data.train.len(), data.validation.len()),
+            Splits::Test => String::new(),
+        };
+        progress::note(format!(
+            "data '{}': {} classes, {trained_on}{} test images{skipped}{streamed}",
             data.name,
             data.classes.len(),
-            data.train.len(),
-            data.validation.len(),
             data.test.len()
         ));
         Ok(data)
@@ -164,8 +184,8 @@ impl RunFolder {
         self.take(Sharing::Shared)
     }
 
-    /// Takes the lock, and removes what killed commands left under temporary names. A shared lock is enough for that: a temporary that is in use
-    /// is locked by its writer.
+    /// Takes the lock, and removes what killed commands left under temporary names. A shared lock is enough for that: a
+    /// temporary that is in use is locked by its writer.
     fn take(&self, sharing: Sharing) -> Result<Lock> {
         let lock = Lock::take(&self.path, sharing, &command_line())?;
         let models = subfolders(&self.join("models"));
@@ -233,9 +253,10 @@ impl RunFolder {
     }
 
     /// The data of the run, or another source for the same classes; normalised as the supernet was trained. Validation
-    /// images that the supernet was trained on are left out, with a note.
-    pub fn data(&self, source: Option<&str>) -> Result<Dataset> {
+    /// images that the supernet was trained on are left out, with a note; `skip_bad` adds to the run's setting.
+    pub fn data(&self, source: Option<&str>, skip_bad: bool) -> Result<Dataset> {
         let mut config = self.config()?.data;
+        config.skip_bad |= skip_bad;
         match source {
             Some(source) => config.source = data_flag(source)?,
             None => self.check_source(&config)?,
@@ -289,31 +310,9 @@ impl RunFolder {
         Ok((net, note.classes))
     }
 
-    /// The names of the supernet's classes for use with `data`. A checkpoint that came without names has numbers for them; the
-    /// data's names then take their places, in order.
-    pub fn class_names(&self, known: Vec<String>, data: &Dataset) -> Result<Vec<String>> {
-        if known == data.classes {
-            return Ok(known);
-        }
-        if known.len() == data.classes.len() && known == numbered_classes(known.len()) {
-            crate::progress::note(format!(
-                "the supernet's {} classes have no names; they get those of '{}' in order",
-                known.len(),
-                data.name
-            ));
-            return Ok(data.classes.clone());
-        }
-        let few = |names: &[String]| {
-            let shown: Vec<&str> = names.iter().take(5).map(String::as_str).collect();
-            format!("{} ({}{})", names.len(), shown.join(", "), if names.len() > 5 { ", ..." } else { "" })
-        };
-        bail!(
-            "{}: the supernet's classes are {}, those of the data '{}' are {}",
-            self.path.display(),
-            few(&known),
-            data.name,
-            few(&data.classes)
-        )
+    /// `data` with its classes in the order of the supernet's classes `known`.
+    pub fn in_class_order(&self, known: &[String], data: &Dataset) -> Result<Dataset> {
+        class_names::in_order_of(known, data, &format!("{}: the supernet", self.path.display()))
     }
 
     /// The device profiles. One that cannot be read is an error where `constraints` name it, and otherwise skipped with
@@ -366,9 +365,4 @@ pub fn data_flag(source: &str) -> Result<String> {
 fn subfolders(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
-}
-
-/// Names for classes that nobody has named: "0", "1", ...
-pub fn numbered_classes(count: usize) -> Vec<String> {
-    (0..count).map(|class| class.to_string()).collect()
 }

@@ -29,6 +29,19 @@ fn a_space_file_replaces_the_preset_space() {
 }
 
 #[test]
+fn an_absent_validation_split_is_shown_as_a_comment_and_a_number_means_itself() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let text = succeeds(folder, &["config", "--preset", "tiny"]);
+    assert!(text.contains("# validation = 2000") && !text.contains("\nvalidation ="), "{text}");
+    let text = changed(&text, "# validation = 2000", "validation = 5000");
+    fs::write(folder.join("c.toml"), text).unwrap();
+    let expected = ["validation split of 5000", "at most 3000", "leave the number out"];
+    fails(folder, &["train", "--config", "c.toml", "--out", "run"], &expected);
+    assert!(succeeds(folder, &["config", "--config", "c.toml"]).contains("\nvalidation = 5000"));
+}
+
+#[test]
 fn a_resnet_configuration_has_stages_for_its_outer_channels() {
     let temporary = tempfile::tempdir().unwrap();
     let config =

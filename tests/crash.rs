@@ -1,4 +1,5 @@
-//! Commands that end at any call that changes a file or folder, and the same command again: the files are those of a command that was left alone.
+//! Commands that end at any call that changes a file or folder, and the same command again: the files are those of a
+//! command that was left alone.
 //!
 //! By default some calls of each command are tried; all of them with `cargo test --release --test crash -- --ignored`.
 #![cfg(target_os = "linux")]

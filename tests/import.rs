@@ -6,7 +6,7 @@ mod torch_file;
 mod common;
 
 use candle_core::{Device, Tensor};
-use common::{fails, finished_run, ofa, succeeds};
+use common::{fails, finished_run, ofa, succeeds, write_images};
 use ofa_evaluate::Model;
 use ofa_supernet::import::published;
 use ofa_supernet::network::Mode;
@@ -62,7 +62,6 @@ fn a_git_lfs_pointer_is_named_with_the_way_out() {
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 31\n";
     for (file, command) in [
         ("net.pth", &["import", "net.pth", "--space", "tiny", "--out", "new"][..]),
-        ("net.pth", &["predictor", "--run", "run", "--import", "net.pth"]),
         ("run/models/smallest/model.safetensors", &["bench", "run/models/smallest"]),
         ("run/predictor/predictor.safetensors", &["search", "--run", "run", "--limit", "any:macs=1M"]),
         ("run/checkpoints/supernet.safetensors", &["predictor", "--run", "run"]),
@@ -151,11 +150,72 @@ fn data_of_other_classes_than_the_checkpoint_is_refused() {
     let folder = temporary.path();
     std::fs::write(folder.join("few.pth"), checkpoint("tiny", 3)).unwrap();
     succeeds(folder, &["import", "few.pth", "--space", "tiny", "--resolutions", "16,24", "--out", "few"]);
-    fails(
-        folder,
-        &["extract", "--run", "few", "--subnet", "smallest", "--data", "builtin"],
-        &["classes are 3 (0, 1, 2)"],
-    );
+    fails(folder, &["extract", "--run", "few", "--subnet", "smallest", "--data", "builtin"], &["classes 3 (0, 1, 2)"]);
+}
+
+/// A checkpoint of twelve classes that takes every image for class 2.
+fn always_two() -> Vec<u8> {
+    let net = Supernet::new(&SearchSpace::named("tiny").unwrap(), 12, 3).unwrap();
+    let mut state = net.state().unwrap();
+    for name in ["classifier.weight", "classifier.bias"] {
+        let zeros = state[name].zeros_like().unwrap();
+        state.insert(name.into(), zeros);
+    }
+    let bias: Vec<f32> = (0..12).map(|class| if class == 2 { 5.0 } else { 0.0 }).collect();
+    state.insert("classifier.bias".into(), Tensor::new(bias, &Device::Cpu).unwrap());
+    net.load_state(&state).unwrap();
+    checkpoint_of(&net)
+}
+
+/// Twelve classes called `name`(0) to `name`(11) with one test image each, but for class 2, which has nine.
+fn twelve_classes(folder: &std::path::Path, name: impl Fn(u32) -> String) {
+    for class in 0..12 {
+        write_images(&folder.join("train").join(name(class)), 2, 20 * class as u8);
+        write_images(&folder.join("val").join(name(class)), 1, 20 * class as u8);
+        write_images(&folder.join("test").join(name(class)), if class == 2 { 9 } else { 1 }, 20 * class as u8);
+    }
+}
+
+#[test]
+fn numbered_outputs_meet_the_class_folders_of_their_numbers() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    std::fs::write(folder.join("two.pth"), always_two()).unwrap();
+    // As text, 10 and 11 come before 2.
+    twelve_classes(&folder.join("plain"), |class| class.to_string());
+    twelve_classes(&folder.join("prefix"), |class| format!("class_{class}"));
+    twelve_classes(&folder.join("padded"), |class| format!("{class:02}"));
+    for data in ["plain", "prefix", "padded"] {
+        for (run, with) in [("without", &[][..]), ("with", &["--data", data])] {
+            let run = format!("{data}-{run}");
+            succeeds(folder, &[&["import", "two.pth", "--space", "tiny", "--out", &run], with].concat());
+            let extract = ["extract", "--run", &run, "--subnet", "smallest", "--data", data, "--recalibration", "12"];
+            succeeds(folder, &extract);
+            let model = format!("{run}/models/smallest");
+            let out = succeeds(folder, &["bench", &model, "--data", data, "--json"]);
+            let rows: Value = serde_json::from_str(&out).unwrap();
+            assert_eq!(rows[0]["accuracy"]["top1"].as_f64().unwrap(), 9.0 / 20.0, "{run}");
+            // One of twelve validation images.
+            let sampling = ["predictor", "--run", &run, "--data", data, "--samples", "10", "--recalibration", "12"];
+            let _ = ofa(folder, &sampling);
+            let samples = std::fs::read_to_string(folder.join(&run).join("predictor/samples.jsonl")).unwrap();
+            assert!(samples.contains("0.0833"), "{samples}");
+        }
+    }
+}
+
+#[test]
+fn class_folders_whose_numbers_may_be_either_order_are_refused() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    std::fs::write(folder.join("two.pth"), always_two()).unwrap();
+    twelve_classes(&folder.join("one"), |class| (class + 1).to_string());
+    let both = ["12 (0, 1, 2, 3", "12 (1, 10, 11, 12, 2", "rename"];
+    let import = ["import", "two.pth", "--space", "tiny"];
+    fails(folder, &[&import[..], &["--data", "one", "--out", "a"]].concat(), &both);
+    assert!(!folder.join("a").exists());
+    succeeds(folder, &[&import[..], &["--out", "b"]].concat());
+    fails(folder, &["extract", "--run", "b", "--subnet", "smallest", "--data", "one"], &both);
 }
 
 /// A network as the published code describes it.
@@ -245,6 +305,15 @@ fn a_published_specialised_network_becomes_a_model() {
         let size = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         assert!(expected.iter().zip(found).all(|(a, b)| (a - b).abs() <= 1e-4 * size), "{expected:?} {found:?}");
     }
+    // Without images its classes are numbered, and get the names of those that it is measured on.
+    let import = ["import", "init", "--network", "net.config", "--resolution", "32", "--out", "numbered"];
+    succeeds(folder, &import);
+    let output = ofa(folder, &["bench", "numbered", "--data", "builtin"]);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && err.contains("0 to 9 get the names 'plain' to 'four'"), "{err}");
+    write_images(&folder.join("one/test/cat"), 1, 9);
+    fails(folder, &["bench", "numbered", "--data", "one"], &["numbered", "10 (0, 1, 2", "1 (cat)"]);
+
     let import = |config: &str, init: &str, words: &[&str]| {
         std::fs::write(folder.join("bad.config"), config).unwrap();
         fails(folder, &["import", init, "--network", "bad.config", "--resolution", "32", "--out", "bad"], words);

@@ -208,7 +208,7 @@ fn a_space_of_fewer_subnets_than_samples_is_measured_once() {
     let err = warnings(folder, &sampling);
     assert!(err.contains("only 16 subnets; all of them are measured"), "{err}");
     let lines = samples(folder);
-    let subnets: HashSet<&str> = lines.lines().skip(1).map(|line| line.split(',').next().unwrap()).collect();
+    let subnets: HashSet<&str> = lines.lines().skip(1).map(|line| line.split("\"accuracy\"").next().unwrap()).collect();
     assert_eq!((lines.lines().count(), HashSet::len(&subnets)), (1 + 16, 16));
     let out = succeeds(folder, &sampling);
     assert!(out.contains("16 subnets, 3 held out") && samples(folder) == lines, "{out}");

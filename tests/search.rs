@@ -161,7 +161,7 @@ fn damaged_files_of_a_run_are_named() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     finished_run(folder);
-    let arguments = ["--limit", "any:macs=1M"];
+    let arguments = ["--limit", "this:latency=1s", "--generations", "2"];
     search(folder, &arguments);
     let damage = |file: &str, bytes: &[u8], expected: &[&str]| {
         let path = folder.join("run").join(file);
@@ -181,8 +181,8 @@ fn damaged_files_of_a_run_are_named() {
     damage("checkpoints/supernet.safetensors", &supernet[..middle], &["safetensors"]);
     damage("checkpoints/supernet.safetensors", b"", &["safetensors"]);
     damage("predictor/predictor.safetensors", &supernet, &["no predictor"]);
-    damage("devices/phone.json", b"{\"name\": \"phone\"}", &["JSON", "missing field"]);
-    damage("devices/phone.json", b"\xff\xfe", &["UTF-8"]);
+    damage("devices/this.json", b"{\"name\": \"this\"}", &["JSON", "missing field"]);
+    damage("devices/this.json", b"\xff\xfe", &["UTF-8"]);
     damage("config.toml", b"[data]\nsorce = 'x'\n", &["did you mean `source`?"]);
 }
 
@@ -233,11 +233,8 @@ fn a_damaged_profile_breaks_only_the_limits_that_name_it() {
 fn constants_of_a_strategy_are_checked_by_flag_before_anything_is_read() {
     let temporary = tempfile::tempdir().unwrap();
     for (arguments, reason) in [
-        (
-            &["--strategy", "random", "--generations", "3"][..],
-            "--generations: the strategy random has no such constant",
-        ),
-        (&["--strategy", "grid", "--parent-ratio", "0.5"], "--parent-ratio: the strategy grid has no such constant"),
+        (&["--strategy", "random", "--generations", "3"][..], "--strategy random: it has no constant --generations"),
+        (&["--strategy", "grid", "--parent-ratio", "0.5"], "--strategy grid: it has no constant --parent-ratio"),
         (&["--strategy", "bayes", "--initial", "1"], "initial must be at least 2"),
     ] {
         refuses(temporary.path(), &[&["--limit", "any:macs=1M"], arguments].concat(), &[reason]);

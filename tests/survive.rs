@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{changed, command, fails, metrics, ofa, refused, small_configuration, succeeds, weights};
+use common::{changed, command, fails, metrics, ofa, refused, small_configuration, succeeds, weights, write_images};
 use ofa_supernet::seed::{Stream, generator};
 use rand::Rng;
 use std::fs;
@@ -338,6 +338,43 @@ fn a_full_and_a_read_only_disk_are_named_and_training_goes_on_afterwards() {
     succeeds(folder, &train("disk/run", true));
     assert!(weights(&folder.join("disk/run")) == weights(&folder.join("whole")));
     assert_eq!(metrics(&folder.join("disk/run")), metrics(&folder.join("whole")));
+}
+
+#[test]
+fn a_signal_while_data_is_opened_ends_the_command_and_leaves_no_run() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    small_configuration(folder, "c.toml", "1");
+    let text = fs::read_to_string(folder.join("c.toml")).unwrap();
+    // Drawn once to measure the colours, and not kept.
+    let text = changed(&text, "builtin_train = 120", "builtin_train = 1000000\ncache_mib = 0");
+    fs::write(folder.join("c.toml"), text).unwrap();
+    let mut running = Running::start(command(folder, &train("run", false)));
+    // Locked: signals are handled from before on, and the data is opened next.
+    assert!(running.wait_until(|| folder.join("run").exists()));
+    running.signal("-TERM");
+    let output = running.output();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(128 + 15), "{err}");
+    assert!(err.contains("run the same command again") && !err.contains("training,"), "{err}");
+    assert!(!folder.join("run/config.toml").exists() && !folder.join("run/checkpoints").exists());
+}
+
+#[test]
+fn a_fifo_among_the_images_is_named_and_skipped() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    for split in ["train", "test"] {
+        for (class, brightness) in [("dark", 40), ("light", 200)] {
+            write_images(&folder.join("images").join(split).join(class), 20, brightness);
+        }
+    }
+    assert!(Command::new("mkfifo").arg(folder.join("images/train/dark/pipe.jpg")).status().unwrap().success());
+    let arguments = ["train", "--preset", "tiny", "--epochs", "1", "--batch", "8", "--data", "images", "--out", "run"];
+    fails(folder, &arguments, &["images/train/dark/pipe.jpg", "a FIFO", "--skip-bad"]);
+    let output = ofa(folder, &[&arguments[..], &["--skip-bad"]].concat());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("1 skipped"), "{output:?}");
+    assert!(output.status.success());
 }
 
 #[test]

@@ -75,8 +75,7 @@ fn simulated(file: &str, noise: f64, repetitions: u64) -> Result<(), Box<dyn Err
     space.resolutions = vec![160, 176, 192, 208, 224];
     let truth = Predictor::import(Path::new(file), &space)?;
     let settings = FitSettings::default();
-    let subnets: Vec<Subnet> =
-        (0..JUDGED).map(|i| space.sample(&mut generator(0, Stream::Validation, &[i]))).collect();
+    let subnets: Vec<Subnet> = (0..JUDGED).map(|i| space.sample(&mut generator(0, Stream::Validation, &[i]))).collect();
     let accuracies = truth.predict(&subnets)?;
     let judges: Vec<Sample> =
         subnets.into_iter().zip(accuracies).map(|(subnet, accuracy)| Sample { subnet, accuracy }).collect();

@@ -100,7 +100,7 @@ pub fn write(corpus: &Path) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let data = Dataset::open(
         "builtin",
-        &DataOptions { validation: 20, builtin_train: 60, builtin_test: 10, ..DataOptions::default() },
+        &DataOptions { validation: Some(20), builtin_train: 60, builtin_test: 10, ..DataOptions::default() },
     )?;
     let mut config = TrainConfig::preset("tiny", &narrow)?.with_epochs(3.0);
     (config.log_every, config.keep_checkpoints) = (1, 1);

@@ -122,7 +122,7 @@ fn put_once(work: &Path, name: &str, seed: &str) -> Outcome {
 fn open(work: &Path) -> Outcome {
     let mut outcome = Ok(());
     for (skip_bad, cache_bytes) in [(false, usize::MAX), (true, usize::MAX), (true, 0)] {
-        let options = DataOptions { validation: 0, skip_bad, cache_bytes, ..DataOptions::default() };
+        let options = DataOptions { validation: Some(0), skip_bad, cache_bytes, ..DataOptions::default() };
         let opened = Dataset::open(&work.to_string_lossy(), &options);
         match opened {
             Ok(data) => {

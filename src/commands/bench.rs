@@ -2,12 +2,13 @@
 
 use crate::cli::hint_at_cores;
 use crate::run_folder::DataConfig;
-use crate::{interrupt, memory, numbers, progress, shell, table};
+use crate::{class_names, interrupt, memory, numbers, progress, shell, table};
 use anyhow::{Result, bail};
 use ofa_evaluate::Model;
 use ofa_evaluate::bench::{BenchOptions, BenchRow, BenchStep, bench, csv, memory as memory_of_bench};
 use ofa_evaluate::model::CONFIG_FILE;
-use ofa_supernet::data::Dataset;
+use ofa_supernet::data::{Dataset, Normalisation, Splits};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Accuracy on test images, size and latency of extracted models.
@@ -22,6 +23,9 @@ pub struct Args {
     /// Seed of the built-in data, as in training.
     #[arg(long, default_value_t = 0, value_parser = numbers::seed)]
     data_seed: u64,
+    /// Skip unreadable images with a count instead of failing.
+    #[arg(long, requires = "data")]
+    skip_bad: bool,
     /// Numbers of threads.
     #[arg(long = "model-threads", value_delimiter = ',', default_value = "1", value_parser = numbers::threads)]
     model_threads: Vec<usize>,
@@ -43,8 +47,15 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let data = match &args.data {
         Some(source) => Some(
-            DataConfig { source: source.clone(), seed: args.data_seed, validation: 0, ..DataConfig::default() }
-                .open()?,
+            DataConfig {
+                source: source.clone(),
+                seed: args.data_seed,
+                skip_bad: args.skip_bad,
+                // Each model brings its own.
+                normalisation: Some(Normalisation::IMAGENET),
+                ..DataConfig::default()
+            }
+            .open_splits(Splits::Test)?,
         ),
         None => None,
     };
@@ -91,9 +102,29 @@ pub fn bench_models(folders: &[PathBuf], data: Option<&Dataset>, options: &Bench
     if let Some(&batch) = options.batches.iter().max() {
         memory::check_batch("running these models", batch, &need, 1)?;
     }
+    // The images with their classes in the order of each model's outputs.
+    let mut ordered = BTreeMap::new();
+    if let Some(data) = data {
+        if data.test.is_empty() {
+            bail!("data '{}': there are no test images (a folder test/CLASS)", data.name);
+        }
+        for model in &models {
+            let labels = &model.config().labels;
+            if !ordered.contains_key(labels) {
+                let whose = format!("{}: the model", model.folder().display());
+                ordered.insert(labels.clone(), class_names::in_order_of(labels, data, &whose)?);
+            }
+        }
+    }
     let bar = progress::plain_bar(0);
     let mut test_set = data.map(|data| {
+        let ordered = &ordered;
         move |config: &ofa_evaluate::model::ModelConfig, take: &mut ofa_evaluate::bench::TakeBatch| {
+            let Some(data) = ordered.get(&config.labels) else {
+                return Err(
+                    ofa_supernet::Error::Data(format!("'{}': its classes are in no model's order", data.name)).into()
+                );
+            };
             // The model's own normalisation, not the one measured on these images.
             let data = Dataset { normalisation: config.normalisation.clone(), ..data.clone() };
             for indices in (0..data.test.len()).collect::<Vec<_>>().chunks(100) {
@@ -103,21 +134,6 @@ pub fn bench_models(folders: &[PathBuf], data: Option<&Dataset>, options: &Bench
             Ok(())
         }
     });
-    if let Some(data) = data {
-        if data.test.is_empty() {
-            bail!("data '{}': there are no test images (a folder test/CLASS)", data.name);
-        }
-        for model in &models {
-            if model.config().labels != data.classes {
-                bail!(
-                    "{}: the model knows the classes {:?}, the data has {:?}",
-                    model.folder().display(),
-                    model.config().labels,
-                    data.classes
-                );
-            }
-        }
-    }
     let rows =
         bench(&mut models, test_set.as_mut().map(|t| t as &mut ofa_evaluate::bench::TestSet), options, &mut |step| {
             if let Some(message) = describe(&step) {

@@ -11,6 +11,14 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    say!("{}", toml::to_string(&args.settings.resolve()?)?.trim_end());
+    let config = args.settings.resolve()?;
+    let mut text = toml::to_string(&config)?;
+    if config.data.validation.is_none() {
+        text = text.replacen("[data]\n", &format!("[data]\n{NO_VALIDATION}\n"), 1);
+    }
+    say!("{}", text.trim_end());
     Ok(())
 }
+
+/// Shows the key that is absent by default, and what its absence means.
+const NO_VALIDATION: &str = "# validation = 2000  # images carved from training (default: 5000, but at most a fifth)";

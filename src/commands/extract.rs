@@ -60,6 +60,9 @@ pub struct Args {
     /// Other images than the run's.
     #[arg(long)]
     data: Option<String>,
+    /// Skip unreadable images with a count instead of failing.
+    #[arg(long)]
+    skip_bad: bool,
 }
 
 fn number_type(text: &str) -> Result<NumberType, String> {
@@ -92,7 +95,7 @@ pub fn run(args: &Args) -> Result<()> {
         args.finetune.map(|epochs| FinetuneOptions { epochs, learning_rate: args.finetune_rate, kd_ratio: 1.0 });
     let options = Options { finetune, dtype: args.dtype, recalibration: args.recalibration, overwrite: args.overwrite };
     check_all(&folder, &wanted, &options)?;
-    let data = folder.data(args.data.as_deref())?;
+    let data = folder.data(args.data.as_deref(), args.skip_bad)?;
     let rows = extract_all(&folder, &args.run, &config, &data, &wanted, &options)?;
     print_rows(&rows);
     let source = args.data.as_deref().unwrap_or(&config.data.source);
@@ -243,7 +246,7 @@ pub fn extract_all(
 ) -> Result<Vec<Extracted>> {
     let path = Folder::of_run(run, 1).supernet_path();
     let (state, note) = read_supernet(&path)?;
-    let labels = folder.class_names(note.classes.clone(), data)?;
+    let data = &folder.in_class_order(&note.classes, data)?;
     let copy = || -> Result<Supernet> {
         let net = Supernet::new(&note.space, note.classes.len(), 0)?;
         net.load_state(&state).map_err(|error| error.at(&path))?;
@@ -296,7 +299,7 @@ pub fn extract_all(
             }
         }
         let (net, how) = tuned.as_ref().map_or((&supernet, None), |(net, how)| (net, Some(*how)));
-        extract(net, subnet, &statistics, &labels, &data.normalisation, options.dtype, how, &path)?;
+        extract(net, subnet, &statistics, &data.classes, &data.normalisation, options.dtype, how, &path)?;
         let compared = data.train.draw(COMPARED, &mut generator(config.train.seed, Stream::Compare, &[]));
         let batch = data.evaluation_batch(&data.train, &compared, subnet.resolution)?;
         row.difference = compare(net, subnet, &statistics, &path, &batch.images)?;

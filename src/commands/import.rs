@@ -1,7 +1,8 @@
 //! `ofa import`
 
+use crate::class_names::{numbered_classes, of_numbered_outputs};
 use crate::progress::note;
-use crate::run_folder::{DataConfig, RunConfig, RunFolder, data_flag, numbered_classes};
+use crate::run_folder::{DataConfig, RunConfig, RunFolder, data_flag};
 use crate::{numbers, shell};
 use anyhow::{Context, Result, bail};
 use ofa_evaluate::cost;
@@ -48,6 +49,9 @@ pub struct Args {
     /// Images carved from the training images for validation.
     #[arg(long, requires = "data", value_parser = numbers::images_or_none)]
     validation: Option<usize>,
+    /// Skip unreadable images with a count instead of failing.
+    #[arg(long, requires = "data")]
+    skip_bad: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -101,23 +105,19 @@ fn data_config(args: &Args) -> Result<DataConfig> {
         normalisation: Some(Normalisation::IMAGENET),
         ..DataConfig::default()
     };
+    data.skip_bad = args.skip_bad;
     if let Some(validation) = args.validation {
-        data.validation = validation;
+        data.validation = Some(validation);
     }
     Ok(data)
 }
 
-/// Names of the checkpoint's `count` classes: the data's, if there is any.
+/// Names of the checkpoint's `count` classes: the data's, if there is any, in the order of the outputs.
 fn class_names(args: &Args, data: &DataConfig, count: usize) -> Result<Vec<String>> {
     if data.source.is_empty() {
         return Ok(numbered_classes(count));
     }
-    let classes = data.open()?.classes;
-    if classes.len() != count {
-        let (found, source) = (classes.len(), &data.source);
-        bail!("{}: the checkpoint has {count} classes, the data '{source}' has {found}", args.file.display());
-    }
-    Ok(classes)
+    of_numbered_outputs(count, &data.open()?, &format!("{}: the checkpoint", args.file.display()))
 }
 
 fn supernet(args: &Args, space: &str) -> Result<()> {
@@ -173,7 +173,8 @@ fn supernet(args: &Args, space: &str) -> Result<()> {
     Ok(())
 }
 
-/// Fails if there is a run in the folder. A configuration alone, if it is the one to be written, is what a killed import left.
+/// Fails if there is a run in the folder. A configuration alone, if it is the one to be written, is what a killed
+/// import left.
 fn check_is_free(folder: &RunFolder, args: &Args, config: &RunConfig) -> Result<()> {
     let entries = std::fs::read_dir(folder.join("checkpoints")).into_iter().flatten().flatten();
     let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());

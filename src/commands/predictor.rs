@@ -26,6 +26,9 @@ pub struct Args {
     /// Other images than the run's.
     #[arg(long)]
     data: Option<String>,
+    /// Skip unreadable images with a count instead of failing.
+    #[arg(long)]
+    skip_bad: bool,
     /// Instead of measuring: from the measured samples, how good a predictor fewer of them would have given, drawn at random and chosen
     /// (--active, by default by deviation).
     #[arg(long, conflicts_with = "discard")]
@@ -128,8 +131,8 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         say!("predictor for resolutions {:?} imported; {} written", predictor.space().resolutions, path.display());
         return Ok(());
     }
-    let data = folder.data(args.data.as_deref())?;
-    folder.class_names(classes, &data)?;
+    let data = folder.data(args.data.as_deref(), args.skip_bad)?;
+    let data = folder.in_class_order(&classes, &data)?;
     sample(&folder, &net, &data, &args.sampling, ranks)?;
     if !ranks.is_first() {
         return Ok(());

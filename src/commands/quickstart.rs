@@ -139,6 +139,6 @@ fn configuration(args: &Args) -> Result<RunConfig> {
     if let Some(images) = args.images {
         data.builtin_train = images;
     }
-    data.validation = (data.builtin_train / 5).min(1000);
+    data.validation = Some((data.builtin_train / 5).min(1000));
     Ok(RunConfig { data, space, train })
 }

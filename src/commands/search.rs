@@ -164,6 +164,9 @@ struct Scoring {
     /// Other images than the run's to measure on.
     #[arg(long, help_heading = "Measuring (--score measured, --verify)")]
     data: Option<String>,
+    /// Skip unreadable images with a count instead of failing.
+    #[arg(long, help_heading = "Measuring (--score measured, --verify)")]
+    skip_bad: bool,
     #[command(flatten, next_help_heading = "Measuring (--score measured, --verify)")]
     images: Images,
 }
@@ -186,7 +189,7 @@ impl Args {
         let settings: SearchSettings = serde_json::from_value(constants).map_err(|error| {
             let unknown = error.to_string();
             match unknown.split('`').nth(1) {
-                Some(key) => anyhow!("{}: the strategy {name} has no such constant", flag(key)),
+                Some(key) => anyhow!("--strategy {name}: it has no constant {}", flag(key)),
                 None => anyhow!("--strategy {name}: {error}"),
             }
         })?;
@@ -243,8 +246,8 @@ pub fn run(args: &Args) -> Result<()> {
         return with_scorer(args, settings, &folder, &measures, &scorer, None);
     }
     let (net, classes) = folder.supernet()?;
-    let data = folder.data(args.scoring.data.as_deref())?;
-    folder.class_names(classes.clone(), &data)?;
+    let data = folder.data(args.scoring.data.as_deref(), args.scoring.skip_bad)?;
+    let data = folder.in_class_order(&classes, &data)?;
     let measured = Measured::new(&net, &data, &args.scoring.images, MEASURED_BATCH, args.seed)?;
     let measures = Measures::new(net.space(), classes.len(), folder.devices(args.constraints())?);
     match args.scoring.score {

@@ -99,7 +99,7 @@ impl Settings {
             config.data.source = data_flag(source)?;
         }
         if let Some(validation) = self.validation {
-            config.data.validation = validation;
+            config.data.validation = Some(validation);
         }
         config.data.skip_bad |= self.skip_bad;
         if let Some(epochs) = self.epochs {

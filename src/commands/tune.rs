@@ -157,8 +157,8 @@ fn same_or_new(folder: &RunFolder, config: &RunConfig, ranges: &Ranges) -> Resul
     Ok(())
 }
 
-/// Writes down which images the trials of this folder train on; where that is written already they must be the same. A tuning of an earlier version
-/// did not write it, and gets the images of now.
+/// Writes down which images the trials of this folder train on; where that is written already they must be the same. A
+/// tuning of an earlier version did not write it, and gets the images of now.
 fn same_data(folder: &RunFolder, data: &Dataset, source: &str) -> Result<()> {
     let (path, digest) = (folder.join(DATA_FILE), data.digest());
     if !path.exists() {

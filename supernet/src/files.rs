@@ -19,9 +19,9 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     write_all_atomic(&[(path, bytes)])
 }
 
-/// Writes files of one folder that belong together, each as [`write_atomic`] does. All are complete under temporary names before the first gets
-/// its own, so that a failed write changes nothing. The last one is missing while the others change: after a kill it never stands beside files
-/// that it does not belong to.
+/// Writes files of one folder that belong together, each as [`write_atomic`] does. All are complete under temporary
+/// names before the first gets its own, so that a failed write changes nothing. The last one is missing while the
+/// others change: after a kill it never stands beside files that it does not belong to.
 ///
 /// # Errors
 /// As [`write_atomic`].
@@ -100,8 +100,8 @@ pub fn make_folder(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a folder as a whole: after a kill it is there complete, or not at all (what is left of it has a temporary name). A folder that is
-/// missing is no error.
+/// Removes a folder as a whole: after a kill it is there complete, or not at all (what is left of it has a temporary
+/// name). A folder that is missing is no error.
 ///
 /// # Errors
 /// The operating system's error with the path.

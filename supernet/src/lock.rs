@@ -73,8 +73,8 @@ impl Lock {
     }
 }
 
-/// Waits for the lock of the folder itself, for a few reads or writes of files that belong together. Released when the result is dropped. `None`
-/// where a folder cannot be locked: then there is no protection.
+/// Waits for the lock of the folder itself, for a few reads or writes of files that belong together. Released when the
+/// result is dropped. `None` where a folder cannot be locked: then there is no protection.
 pub fn wait(folder: &Path, sharing: Sharing) -> Option<File> {
     let file = File::open(folder).ok()?;
     loop {

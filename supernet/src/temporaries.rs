@@ -1,9 +1,9 @@
 //! Temporary files and folders, and the removal of those that a killed process left behind.
 //!
-//! A temporary of `NAME` is its hidden neighbour `.NAME.NUMBER.tmp`. The number keeps writers apart and says nothing else: process numbers are
-//! reused, and processes on other machines (or in other containers) that share a folder have equal ones. Whether a temporary is still in use is
-//! told by the operating system's lock on it, which its writer holds and which ends with the writer. Where a file system has no locks nobody can
-//! tell, and temporaries stay.
+//! A temporary of `NAME` is its hidden neighbour `.NAME.NUMBER.tmp`. The number keeps writers apart and says nothing
+//! else: process numbers are reused, and processes on other machines (or in other containers) that share a folder have
+//! equal ones. Whether a temporary is still in use is told by the operating system's lock on it, which its writer holds
+//! and which ends with the writer. Where a file system has no locks nobody can tell, and temporaries stay.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
@@ -57,7 +57,8 @@ pub fn is_temporary(name: &str) -> bool {
     number().is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// Removes the temporaries in `folder` whose process has ended. What cannot be read or removed stays: the caller's work does not depend on it.
+/// Removes the temporaries in `folder` whose process has ended. What cannot be read or removed stays: the caller's work
+/// does not depend on it.
 pub fn remove_all_abandoned(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
@@ -67,7 +68,8 @@ pub fn remove_all_abandoned(folder: &Path) {
     }
 }
 
-/// Removes the temporary at `path` if nobody holds its lock. Locked meanwhile, so that its name cannot become another process's file.
+/// Removes the temporary at `path` if nobody holds its lock. Locked meanwhile, so that its name cannot become another
+/// process's file.
 fn remove_abandoned(path: &Path) {
     let Ok(kind) = path.symlink_metadata() else { return };
     // A lock on a file of a network file system needs the right to write; a folder cannot be opened for writing.

@@ -288,7 +288,7 @@ fn subnets_together_give_the_bits_of_one_by_one() {
 #[test]
 fn accuracies_together_are_those_of_one_by_one_and_can_be_stopped() {
     let space = space();
-    let options = DataOptions { validation: 20, builtin_train: 60, builtin_test: 10, ..DataOptions::default() };
+    let options = DataOptions { validation: Some(20), builtin_train: 60, builtin_test: 10, ..DataOptions::default() };
     let data = Dataset::open("builtin", &options).unwrap();
     let net = Supernet::new(&space, 10, 1).unwrap();
     let recalibration = EvaluationSet::for_recalibration(&data, 20, 8, 1).unwrap();

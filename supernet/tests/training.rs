@@ -24,7 +24,7 @@ fn space() -> SearchSpace {
 
 /// 64 training and 32 validation images of 10 classes.
 fn data() -> Dataset {
-    let options = DataOptions { validation: 32, builtin_train: 96, builtin_test: 20, ..DataOptions::default() };
+    let options = DataOptions { validation: Some(32), builtin_train: 96, builtin_test: 20, ..DataOptions::default() };
     Dataset::open("builtin", &options).unwrap()
 }
 

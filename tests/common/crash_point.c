@@ -1,5 +1,6 @@
-/* Preloaded into a process: ends it with SIGKILL just before its call number CRASH_AT (from 1) that changes a file or folder; half of a write is
- * done first. With CRASH_LOG every such call is one line in that file. Only calls on regular files and folders count. */
+/* Preloaded into a process: ends it with SIGKILL just before its call number CRASH_AT (from 1) that changes a file or
+ * folder; half of a write is done first. With CRASH_LOG every such call is one line in that file. Only calls on regular
+ * files and folders count. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>

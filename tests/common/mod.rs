@@ -60,11 +60,19 @@ pub fn small_configuration(folder: &Path, name: &str, epochs: &str) {
 
 /// A configuration of the preset `tiny` on 400 generated images, 100 of them for validation.
 pub fn tuning_configuration(folder: &Path, epochs: &str) {
-    let config = succeeds(folder, &["config", "--preset", "tiny", "--epochs", epochs]);
+    let config = succeeds(folder, &["config", "--preset", "tiny", "--epochs", epochs, "--validation", "100"]);
     let config = changed(&config, "builtin_train = 6000", "builtin_train = 400");
     let config = changed(&config, "recalibration_images = 200", "recalibration_images = 32");
-    let config = changed(&config, "validation = 5000", "validation = 100");
     fs::write(folder.join("c.toml"), config).unwrap();
+}
+
+/// Writes `count` images of a class, which differ a little, to `folder`.
+pub fn write_images(folder: &Path, count: u32, brightness: u8) {
+    fs::create_dir_all(folder).unwrap();
+    for index in 0..count {
+        let pixel = |x: u32, y: u32| image::Rgb([brightness, (x * 9) as u8, (y * (index + 1)) as u8]);
+        image::RgbImage::from_fn(20, 18, pixel).save(folder.join(format!("{index}.png"))).unwrap();
+    }
 }
 
 /// The files of a folder, by path relative to it.

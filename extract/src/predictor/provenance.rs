@@ -30,7 +30,7 @@ impl Provenance {
                 .push(format!("other weights (checksum {}, the supernet now has {})", self.weights, now.weights));
         }
         if self.data != now.data {
-            differences.push(format!("other data (digest {}, now {})", self.data, now.data));
+            differences.push(format!("other data or normalisation (digest {}, now {})", self.data, now.data));
         }
         for (what, before, after) in [
             ("--recalibration", self.recalibration, now.recalibration),
@@ -61,8 +61,7 @@ mod tests {
         let expected = "other weights (checksum 0a, the supernet now has 0b), --seed 0 (now 3)";
         assert_eq!(before.difference(&now).unwrap(), expected);
         let now = Provenance { data: "d2".into(), recalibration: 20, images: 9, batch: 8, ..before.clone() };
-        let expected =
-            "other data (digest d1, now d2), --recalibration 500 (now 20), --images 100 (now 9), --batch 50 (now 8)";
+        let expected = "other data or normalisation (digest d1, now d2), --recalibration 500 (now 20), --images 100 (now 9), --batch 50 (now 8)";
         assert_eq!(before.difference(&now).unwrap(), expected);
     }
 }

@@ -249,8 +249,8 @@ impl Ranges {
     /// Reads the ranges' TOML file for trials with `config`.
     ///
     /// # Errors
-    /// An unreadable file; with the line an unknown hyperparameter, an impossible range, a hyperparameter that has no effect on `config`, or a
-    /// value that training would refuse.
+    /// An unreadable file; with the line an unknown hyperparameter, an impossible range, a hyperparameter that has no
+    /// effect on `config`, or a value that training would refuse.
     pub fn read(path: &Path, config: &TrainConfig, space: &SearchSpace) -> Result<Self> {
         let fail = |(line, message)| Error::line(path, line, message);
         let ranges = ranges_file::parse(&files::read_text(path)?).map_err(fail)?;

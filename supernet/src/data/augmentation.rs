@@ -24,7 +24,7 @@ pub enum Crop {
     /// The image gets a border of `pixels` in the training set's mean colour; a random square as large as the image's
     /// shorter side is cut out of that and scaled to the batch's resolution.
     Padded {
-        /// Border in pixels of the stored image.
+        /// Border in pixels of the stored image; at most half its shorter side, so that a crop always shows some of it.
         pixels: usize,
     },
     /// A random rectangle of `min_area` to 1 of the image's area and aspect 3/4 to 4/3, scaled to the batch's resolution.
@@ -185,8 +185,11 @@ fn central(width: usize, height: usize, resolution: usize) -> Rectangle {
     Rectangle { x: ((width - side) / 2) as isize, y: ((height - side) / 2) as isize, width: side, height: side }
 }
 
+/// A random square as large as the shorter side. The border is at most half that side, so that a quarter of the square or
+/// more lies in the image.
 fn padded(width: usize, height: usize, border: usize, rng: &mut StdRng) -> Rectangle {
     let side = width.min(height);
+    let border = border.min(side / 2);
     let mut place = |size: usize| rng.random_range(0..=size + 2 * border - side) as isize - border as isize;
     Rectangle { x: place(width), y: place(height), width: side, height: side }
 }
@@ -241,6 +244,46 @@ mod tests {
         assert!(seen.iter().flatten().all(|&s| s));
         let wide = padded(10, 4, 0, &mut rng(3));
         assert!((0..=6).contains(&wide.x) && (wide.y, wide.width, wide.height) == (0, 4, 4));
+    }
+
+    #[test]
+    fn padded_crops_show_a_quarter_of_the_image_or_more() {
+        for (width, height, border) in [(3, 40, 4), (40, 3, 40), (1, 1, 4), (2, 2, 40), (32, 32, 4096)] {
+            for n in 0..100 {
+                let Rectangle { x, y, width: side, .. } = padded(width, height, border, &mut rng(n));
+                let inside = |from: isize, size: usize| (from + side as isize).min(size as isize) - from.max(0);
+                assert!(2 * inside(x, width) >= side as isize && 2 * inside(y, height) >= side as isize, "{x} {y}");
+            }
+        }
+    }
+
+    #[test]
+    fn any_image_is_varied_at_any_resolution() {
+        let normalisation = Normalisation { mean: [0.4; 3], std: [0.2; 3] };
+        for (width, height) in [(1, 1), (1, 7), (2, 2), (3, 40), (40, 3), (300, 1), (32, 32)] {
+            let image = Image { width, height, pixels: vec![9; width * height * 3].into() };
+            for resolution in [1, 2, 16, 64, 160] {
+                let mut painter = Painter::new(resolution, &normalisation);
+                for crop in [
+                    Crop::None,
+                    Crop::Padded { pixels: 4 },
+                    Crop::Padded { pixels: 40 },
+                    Crop::Resized { min_area: 0.01 },
+                ] {
+                    let augmentation = Augmentation { crop, flip: true, colour_jitter: 0.0 };
+                    for n in 0..20 {
+                        let mut out = vec![f32::NAN; resolution * resolution * 3];
+                        painter.varied(&image, &augmentation, &mut rng(n), &mut out);
+                        // Between the image's colour and the border's.
+                        let [least, most] = [9.0, 102.0].map(|v: f32| (v / 255.0 - 0.4) / 0.2);
+                        assert!(
+                            out.iter().all(|v| (least - 1e-3..=most + 1e-3).contains(v)),
+                            "{width}x{height} {augmentation:?}"
+                        );
+                    }
+                }
+            }
+        }
     }
 
     #[test]

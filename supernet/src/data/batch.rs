@@ -98,7 +98,7 @@ mod tests {
     use crate::data::{Crop, DataOptions};
 
     fn dataset() -> Dataset {
-        let options = DataOptions { validation: 20, builtin_train: 120, builtin_test: 20, ..Default::default() };
+        let options = DataOptions { validation: Some(20), builtin_train: 120, builtin_test: 20, ..Default::default() };
         Dataset::open("builtin", &options).unwrap()
     }
 

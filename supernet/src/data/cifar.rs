@@ -1,8 +1,9 @@
 //! CIFAR-10 and CIFAR-100 in their binary versions (Krizhevsky, 2009): records of one label byte (CIFAR-100: coarse and fine)
 //! and 32x32 bytes of red, then green, then blue.
 
+use super::opening::{Opening, Splits};
 use super::split::{Pixels, Store};
-use super::{DataOptions, Loaded};
+use super::{Loaded, no_images, regular};
 use crate::files::read_text;
 use crate::{Error, Result};
 use std::fs;
@@ -10,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 const SIDE: usize = 32;
 const PLANE: usize = SIDE * SIDE;
+/// Training batches of the published CIFAR-10.
+const CIFAR10_BATCHES: usize = 5;
 
 /// The files of a CIFAR folder.
 pub(super) struct Layout {
@@ -23,6 +26,9 @@ pub(super) struct Layout {
 
 impl Layout {
     /// The layout of `root` if it is a CIFAR folder.
+    ///
+    /// # Errors
+    /// A training batch that is missing before another one.
     pub fn of(root: &Path) -> Result<Option<Layout>> {
         let mut batches = Vec::new();
         for entry in fs::read_dir(root).map_err(|e| Error::file(root, e))? {
@@ -34,7 +40,15 @@ impl Layout {
             }
         }
         batches.sort_unstable();
-        let layout = if !batches.is_empty() {
+        let present: Vec<u32> = batches.iter().map(|&(number, _)| number).collect();
+        if let (Some(missing), Some(last)) = ((1..).find(|number| !present.contains(number)), present.last())
+            && missing < *last
+        {
+            let reason =
+                format!("is missing, but there is data_batch_{last}.bin; fetch it, or number the batches from 1 on");
+            return Err(Error::format(root.join(format!("data_batch_{missing}.bin")), reason));
+        }
+        let layout = if !batches.is_empty() || root.join("test_batch.bin").is_file() {
             Layout {
                 train: batches.into_iter().map(|(_, path)| path).collect(),
                 test: root.join("test_batch.bin"),
@@ -42,7 +56,8 @@ impl Layout {
                 label_bytes: 1,
                 classes: 10,
             }
-        } else if root.join("train.bin").is_file() {
+        } else if root.join("train.bin").is_file() || root.join("test.bin").is_file() {
+            // A missing one of the two is named when it is read.
             Layout {
                 train: vec![root.join("train.bin")],
                 test: root.join("test.bin"),
@@ -56,27 +71,40 @@ impl Layout {
         Ok(Some(layout))
     }
 
-    pub fn open(self, options: &DataOptions) -> Result<Loaded> {
+    pub fn open(self, opening: &Opening) -> Result<Loaded> {
+        let all = opening.splits == Splits::All;
+        if all && self.train.is_empty() {
+            let reason = "is missing, but there is test_batch.bin; fetch it";
+            return Err(Error::format(self.test.with_file_name("data_batch_1.bin"), reason));
+        }
         let classes = self.class_names()?;
         let mut skipped = 0;
         let mut read = |paths: &[PathBuf]| -> Result<Store> {
             let (mut labels, mut bytes) = (Vec::new(), Vec::new());
             for path in paths {
-                skipped += self.read(path, options.skip_bad, &mut labels, &mut bytes)?;
+                opening.check("reading images")?;
+                skipped += self.read(path, opening.options.skip_bad, &mut labels, &mut bytes)?;
             }
             Ok(Store { labels, pixels: Pixels::Uniform { width: SIDE, height: SIDE, bytes }, origin: None })
         };
-        let train = read(&self.train)?;
+        let train = if all { read(&self.train)? } else { no_images() };
         let test = read(std::slice::from_ref(&self.test))?;
-        for (path, store) in [(&self.train[0], &train), (&self.test, &test)] {
+        let train_file = all.then(|| (&self.train[0], &train));
+        for (path, store) in train_file.into_iter().chain([(&self.test, &test)]) {
             if let Some(empty) = (0..classes.len()).find(|&c| !store.labels.contains(&(c as u32))) {
-                return Err(Error::format(
-                    path,
-                    format!("has no image of class {empty} ({}), an empty class", classes[empty]),
-                ));
+                let reason = format!("has no image of class {empty} ({}), an empty class", classes[empty]);
+                return Err(Error::format(path, reason));
             }
         }
-        Ok(Loaded { classes, train, validation: None, test, skipped })
+        let mut notes = Vec::new();
+        if all && self.label_bytes == 1 && self.train.len() != CIFAR10_BATCHES {
+            let shown = self.train[0].parent().unwrap_or(Path::new("")).display();
+            notes.push(format!(
+                "{shown}: {} of CIFAR-10's {CIFAR10_BATCHES} training batches are there",
+                self.train.len()
+            ));
+        }
+        Ok(Loaded { classes, train, validation: None, test, skipped, notes })
     }
 
     /// Names from the text file beside the images; numbers where it is missing.
@@ -94,7 +122,7 @@ impl Layout {
 
     /// Appends the records of one file, pixels interleaved; returns the number of bad ones left out.
     fn read(&self, path: &Path, skip_bad: bool, labels: &mut Vec<u32>, pixels: &mut Vec<u8>) -> Result<usize> {
-        let bytes = fs::read(path).map_err(|e| Error::file(path, e))?;
+        let bytes = regular::read(path).map_err(|reason| Error::format(path, reason))?;
         let record = self.label_bytes + 3 * PLANE;
         let rest = bytes.len() % record;
         let mut skipped = 0;
@@ -138,7 +166,7 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Dataset;
+    use crate::data::{DataOptions, Dataset};
 
     fn records(label_bytes: usize, classes: u8, copies: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -151,7 +179,7 @@ mod tests {
     }
 
     fn open(root: &Path, skip_bad: bool) -> Result<Dataset> {
-        Dataset::open(root.to_str().unwrap(), &DataOptions { validation: 0, skip_bad, ..Default::default() })
+        Dataset::open(root.to_str().unwrap(), &DataOptions { validation: Some(0), skip_bad, ..Default::default() })
     }
 
     #[test]
@@ -184,6 +212,32 @@ mod tests {
         assert!(error.contains("label 10") && error.contains("image 4"), "{error}");
         fs::write(root.join("batches.meta.txt"), "a\nb\n").unwrap();
         assert!(open(root, false).unwrap_err().to_string().contains("2 names; expected 10"));
+    }
+
+    #[test]
+    fn a_training_batch_missing_in_the_middle_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        for name in ["data_batch_1.bin", "data_batch_2.bin", "data_batch_4.bin", "test_batch.bin"] {
+            fs::write(root.join(name), records(1, 10, 1)).unwrap();
+        }
+        let error = open(root, false).unwrap_err().to_string();
+        assert!(error.contains("data_batch_3.bin") && error.contains("missing"), "{error}");
+        fs::remove_file(root.join("data_batch_4.bin")).unwrap();
+        let data = open(root, false).unwrap();
+        assert!(data.train.len() == 20 && data.notes[0].contains("2 of CIFAR-10's 5"), "{:?}", data.notes);
+        for batch in ["data_batch_1.bin", "data_batch_2.bin"] {
+            fs::remove_file(root.join(batch)).unwrap();
+        }
+        let error = open(root, false).unwrap_err().to_string();
+        assert!(error.contains("data_batch_1.bin") && error.contains("missing"), "{error}");
+        assert_eq!(test_split(root).unwrap().test.len(), 10);
+    }
+
+    fn test_split(root: &Path) -> Result<Dataset> {
+        let options = DataOptions { normalisation: Some(crate::data::Normalisation::IMAGENET), ..Default::default() };
+        let go_on = |_| std::ops::ControlFlow::Continue(());
+        Dataset::open_splits(root.to_str().unwrap(), &options, Splits::Test, &go_on)
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Reasons are plain sentences without a path; the caller adds it.
 
-use super::Image;
+use super::{Image, jpeg_scan, regular};
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use std::borrow::Cow;
 use std::fs::File;
@@ -18,11 +18,15 @@ const HEAD: u64 = 128 << 10;
 /// Bytes read from the end of a file to find its end mark.
 const TAIL: u64 = 4 << 10;
 
+/// What to do about an unreadable image.
+pub(super) const WAY_OUT: &str =
+    "repair or remove it, or skip unreadable images with --skip-bad or `skip_bad = true` in the configuration";
+
 /// Checks the type, the dimensions and the end mark of a file without decoding it; returns its decoded size in bytes.
 pub(super) fn probe(path: &Path) -> Result<usize, String> {
     let unreadable = |e: std::io::Error| format!("cannot be read: {e}");
+    let length = regular::length(path)?;
     let mut file = File::open(path).map_err(unreadable)?;
-    let length = file.metadata().map_err(unreadable)?.len();
     let mut head = Vec::new();
     (&mut file).take(HEAD).read_to_end(&mut head).map_err(unreadable)?;
     let format = format(&head)?;
@@ -46,6 +50,17 @@ pub(super) fn probe(path: &Path) -> Result<usize, String> {
     let (width, height) = size.ok_or_else(|| format!("the {} header has no dimensions", name(format)))?;
     check_size(width, height)?;
     Ok(width as usize * height as usize * 3)
+}
+
+/// As [`decode`], and also refuses JPEG files whose picture data ends early or is damaged, where that can be told. It takes
+/// part of the time of decoding again, so it is for opening only.
+pub(super) fn decode_checked(bytes: &[u8]) -> Result<Image<'static>, String> {
+    if format(bytes)? == ImageFormat::Jpeg
+        && let Some(reason) = jpeg_scan::fault(bytes)
+    {
+        return Err(reason);
+    }
+    decode(bytes)
 }
 
 /// Decodes a whole file. Grey, 16-bit and palette images become RGB u8, alpha is dropped, and the EXIF orientation is applied.
@@ -147,13 +162,13 @@ fn ends(tail: &[u8], format: ImageFormat) -> bool {
 }
 
 /// Walks the markers of a JPEG stream (ITU T.81 annex B): `(marker, segment after its length)`.
-struct JpegMarkers<'a> {
-    bytes: &'a [u8],
-    at: usize,
+pub(super) struct JpegMarkers<'a> {
+    pub bytes: &'a [u8],
+    pub at: usize,
 }
 
 impl<'a> JpegMarkers<'a> {
-    fn next(&mut self) -> Option<(u8, &'a [u8])> {
+    pub fn next(&mut self) -> Option<(u8, &'a [u8])> {
         loop {
             // Between segments this is the next byte; inside a scan it skips the entropy-coded data.
             self.at += self.bytes.get(self.at..)?.iter().position(|&b| b == 0xff)?;
@@ -218,7 +233,7 @@ pub(super) mod tests {
     }
 
     /// 8x8 pixels of one colour in four inks, stored inverted (255 is no ink) as Adobe's programs do.
-    fn cmyk_jpeg() -> Vec<u8> {
+    pub fn cmyk_jpeg() -> Vec<u8> {
         let segment = |marker: u8, body: &[u8]| {
             let length = (body.len() as u16 + 2).to_be_bytes();
             [&[0xff, marker], &length[..], body].concat()

@@ -307,7 +307,7 @@ mod tests {
     }
 
     fn options() -> DataOptions {
-        DataOptions { validation: 10, builtin_train: 60, builtin_test: 20, ..Default::default() }
+        DataOptions { validation: Some(10), builtin_train: 60, builtin_test: 20, ..Default::default() }
     }
 
     fn digest(root: &Path, options: &DataOptions) -> String {
@@ -330,7 +330,7 @@ mod tests {
         let mut all = vec![
             digest(root.path(), &options()),
             digest(root.path(), &DataOptions { seed: 1, ..options() }),
-            digest(root.path(), &DataOptions { validation: 12, ..options() }),
+            digest(root.path(), &DataOptions { validation: Some(12), ..options() }),
             digest(folder("b").path(), &options()),
         ];
         // A moved image has another label, a replaced one another length, an added one another place in the order.

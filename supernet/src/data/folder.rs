@@ -1,195 +1,118 @@
-//! Image folders: `train/CLASS/*` with `test/CLASS/*`, `val/CLASS/*` or `valid/CLASS/*`.
+//! Image folders: `train/CLASS/*` with `test/CLASS/*` or one of `val/CLASS/*`, `valid/CLASS/*`, `validation/CLASS/*`.
 //!
-//! `test` is the test split; without it `val` (or `valid`) is. With both, `val` is the validation split.
+//! `test` is the test split; without it the validation folder is. With both, the latter is the validation split.
 
+use super::listing::Listing;
+use super::opening::{Opening, Splits};
 use super::split::{Pixels, Store};
-use super::{DataOptions, Loaded, decode, digest};
+use super::{Loaded, decode, digest, no_images, regular};
 use crate::{Error, Result};
-use rayon::prelude::*;
-use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Deepest folder below a class folder, so that a link to a parent ends.
-const MAX_DEPTH: usize = 16;
+/// Names of the validation folder.
+const VALIDATION: [&str; 3] = ["val", "valid", "validation"];
 
-/// One split's files in order of class and path.
-struct Listing {
-    folder: PathBuf,
-    classes: Vec<String>,
-    files: Vec<(PathBuf, u32)>,
+/// Whether `root` holds the folders of an image folder of which `splits` can be opened.
+pub(super) fn is_image_folder(root: &Path, splits: Splits) -> bool {
+    let has = |name: &str| root.join(name).is_dir();
+    has("train") || splits == Splits::Test && (has("test") || VALIDATION.into_iter().any(has))
 }
 
-pub(super) fn open(root: &Path, options: &DataOptions) -> Result<Loaded> {
-    let first = |names: &[&str]| names.iter().map(|name| root.join(name)).find(|folder| folder.is_dir());
-    let validation = first(&["val", "valid"]);
-    let (test, validation) = match (root.join("test").is_dir(), validation) {
-        (true, validation) => (root.join("test"), validation),
-        (false, Some(validation)) => (validation, None),
-        (false, None) => {
-            return Err(Error::Data(format!(
-                "{} has train/ but neither test/ nor val/ nor valid/; put images that are never trained on into test/CLASS/",
-                root.display()
-            )));
-        }
-    };
-    let train = list(&root.join("train"))?;
-    let test = list(&test)?;
-    let validation = validation.map(|folder| list(&folder)).transpose()?;
-    for other in [Some(&test), validation.as_ref()].into_iter().flatten() {
-        same_classes(&train, other)?;
+/// Test and validation folder.
+fn held_back(root: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
+    let found: Vec<&str> = VALIDATION.into_iter().filter(|name| root.join(name).is_dir()).collect();
+    if let [first, second, ..] = found[..] {
+        let reason =
+            format!("has both {first}/ and {second}/, which could each be the validation split; keep one of them");
+        return Err(Error::format(root, reason));
     }
+    let validation = found.first().map(|name| root.join(name));
+    match (root.join("test").is_dir(), validation) {
+        (true, validation) => Ok((root.join("test"), validation)),
+        (false, Some(validation)) => Ok((validation, None)),
+        (false, None) => Err(Error::format(
+            root,
+            "has train/ but neither test/ nor val/, valid/ or validation/; put images that are never trained on into \
+             test/CLASS/",
+        )),
+    }
+}
 
-    let mut listings = vec![train, test];
-    listings.extend(validation);
+pub(super) fn open(root: &Path, opening: &Opening) -> Result<Loaded> {
+    let (test, validation) = held_back(root)?;
+    // What else can be done where images have no labels, as the test images of contests.
+    let without_test = match &validation {
+        Some(validation) => {
+            format!(", or move {} elsewhere: then {} is the test split", test.display(), validation.display())
+        }
+        None => String::new(),
+    };
+    let without_validation = validation.as_ref().map_or(String::new(), |folder| {
+        format!(", or move {} elsewhere: then validation images are carved from the training images", folder.display())
+    });
+    let mut listings = Vec::new();
+    if opening.splits == Splits::All {
+        listings.push(Listing::of(&root.join("train"), "", opening)?);
+    }
+    listings.push(Listing::of(&test, &without_test, opening)?);
+    if let (Splits::All, Some(validation)) = (opening.splits, &validation) {
+        listings.push(Listing::of(validation, &without_validation, opening)?);
+    }
+    if let [train, others @ ..] = &listings[..] {
+        for (other, way_out) in others.iter().zip([&without_test, &without_validation]) {
+            other.same_classes(train, way_out)?;
+        }
+    }
+    let notes = listings.iter().filter_map(Listing::note).collect();
+    let (stores, skipped) = read(root, &mut listings, opening)?;
+    let mut stores = stores.into_iter();
+    let train = if opening.splits == Splits::All { stores.next() } else { Some(no_images()) };
+    let (Some(train), Some(test)) = (train, stores.next()) else { unreachable!("a store for each listing") };
+    let classes = std::mem::take(&mut listings[0].classes);
+    Ok(Loaded { classes, train, validation: stores.next(), test, skipped, notes })
+}
+
+/// Images of each listing, decoded if all of them fit the cache, and the number of bad ones that were skipped.
+fn read(root: &Path, listings: &mut [Listing], opening: &Opening) -> Result<(Vec<Store>, usize)> {
+    let skip_bad = opening.options.skip_bad;
     let (mut bytes, mut skipped) = (0, 0);
-    for listing in &mut listings {
-        let probed: Vec<_> = listing.files.par_iter().map(|(path, _)| decode::probe(path)).collect();
-        let (sizes, bad) = keep_good(listing, probed, options.skip_bad)?;
+    for listing in listings.iter_mut() {
+        let probed = opening.map("looking at images", &listing.files, |(path, _)| decode::probe(path))?;
+        let (sizes, bad) = listing.keep_good(probed, skip_bad)?;
         bytes += sizes.iter().sum::<usize>();
         skipped += bad;
     }
-    let cached = bytes <= options.cache_bytes;
+    let cached = bytes <= opening.options.cache_bytes;
+    let decode = |path: &Path| decode::decode_checked(&regular::read(path)?);
     let mut stores = Vec::with_capacity(listings.len());
-    for listing in &mut listings {
+    for listing in listings {
         let pixels = if cached {
-            let read = |path: &Path| decode::decode(&fs::read(path).map_err(|e| format!("cannot be read: {e}"))?);
-            let decoded: Vec<_> = listing.files.par_iter().map(|(path, _)| read(path)).collect();
-            let (images, bad) = keep_good(listing, decoded, options.skip_bad)?;
+            let decoded = opening.map("reading images", &listing.files, |(path, _)| decode(path))?;
+            let (images, bad) = listing.keep_good(decoded, skip_bad)?;
             skipped += bad;
             Pixels::Decoded(images)
         } else {
+            if skip_bad {
+                // Damage inside a file shows only when it is decoded: later it would stop a training, and which images
+                // are skipped must not depend on the cache.
+                let decodes = |(path, _): &(PathBuf, u32)| decode(path).map(drop);
+                let decoded = opening.map("looking for damaged images", &listing.files, decodes)?;
+                skipped += listing.keep_good(decoded, skip_bad)?.1;
+            }
             Pixels::Files(listing.files.iter().map(|(path, _)| path.clone()).collect())
         };
         let labels = listing.files.iter().map(|&(_, label)| label).collect();
         let origin = Some(digest::of_files(root, &listing.files)?);
         stores.push(Store { labels, pixels, origin });
     }
-    let mut stores = stores.into_iter();
-    let (Some(train), Some(test)) = (stores.next(), stores.next()) else { unreachable!("two listings at least") };
-    let classes = std::mem::take(&mut listings[0].classes);
-    Ok(Loaded { classes, train, validation: stores.next(), test, skipped })
-}
-
-/// Lists a split's classes (its folders, by name) and their files (also in folders below, by path).
-fn list(folder: &Path) -> Result<Listing> {
-    let mut listing = Listing { folder: folder.to_path_buf(), classes: Vec::new(), files: Vec::new() };
-    for path in entries(folder)? {
-        if !path.is_dir() {
-            return Err(Error::format(&path, "is a file where class folders are expected; move it into its class"));
-        }
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let label = listing.classes.len() as u32;
-        let before = listing.files.len();
-        files_below(&path, label, 0, &mut listing.files)?;
-        if listing.files.len() == before {
-            return Err(empty_class(&path));
-        }
-        listing.classes.push(name);
-    }
-    if listing.classes.is_empty() {
-        return Err(Error::format(folder, "has no class folders; expected CLASS/*.jpg or CLASS/*.png"));
-    }
-    Ok(listing)
-}
-
-fn files_below(folder: &Path, label: u32, depth: usize, files: &mut Vec<(PathBuf, u32)>) -> Result<()> {
-    if depth > MAX_DEPTH {
-        return Err(Error::format(
-            folder,
-            format!("lies more than {MAX_DEPTH} folders below its class; is a link circular?"),
-        ));
-    }
-    for path in entries(folder)? {
-        if path.is_dir() {
-            files_below(&path, label, depth + 1, files)?;
-        } else {
-            files.push((path, label));
-        }
-    }
-    Ok(())
-}
-
-/// What a folder holds, by name, without what file managers leave behind (hidden files, `Thumbs.db`, `desktop.ini`).
-fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(folder).map_err(|e| Error::file(folder, e))? {
-        let entry = entry.map_err(|e| Error::file(folder, e))?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if !name.starts_with('.') && name != "Thumbs.db" && name != "desktop.ini" {
-            paths.push(entry.path());
-        }
-    }
-    paths.sort_unstable();
-    Ok(paths)
-}
-
-fn empty_class(folder: &Path) -> Error {
-    Error::format(
-        folder,
-        "is an empty class: it has no readable image; add images or remove the folder from every split",
-    )
-}
-
-fn same_classes(train: &Listing, other: &Listing) -> Result<()> {
-    let lacking = |of: &Listing, than: &Listing| -> Vec<String> {
-        of.classes.iter().filter(|class| than.classes.binary_search(class).is_err()).cloned().collect()
-    };
-    let (missing, extra) = (lacking(train, other), lacking(other, train));
-    let mut differences = Vec::new();
-    for (what, classes) in [("lacks", missing), ("has besides them", extra)] {
-        if !classes.is_empty() {
-            let more = if classes.len() > 5 { format!(" and {} more", classes.len() - 5) } else { String::new() };
-            differences.push(format!("{what} {}{more}", classes[..classes.len().min(5)].join(", ")));
-        }
-    }
-    if differences.is_empty() {
-        return Ok(());
-    }
-    Err(Error::format(
-        &other.folder,
-        format!("has not the classes of {}: it {}", train.folder.display(), differences.join(" and ")),
-    ))
-}
-
-/// Removes files whose result is a reason from `listing`; gives the other results and the number removed. Without
-/// `skip_bad` the first reason is an error; so is a class of which nothing is left.
-fn keep_good<T>(listing: &mut Listing, results: Vec<Result<T, String>>, skip_bad: bool) -> Result<(Vec<T>, usize)> {
-    let bad = results.iter().filter(|result| result.is_err()).count();
-    let mut good = Vec::with_capacity(results.len() - bad);
-    let mut files = Vec::with_capacity(results.len() - bad);
-    for (file, result) in std::mem::take(&mut listing.files).into_iter().zip(results) {
-        match result {
-            Ok(value) => {
-                good.push(value);
-                files.push(file);
-            }
-            Err(_) if skip_bad => {}
-            Err(reason) => {
-                let others =
-                    if bad > 1 { format!("; {} other files are unreadable too", bad - 1) } else { String::new() };
-                return Err(Error::format(
-                    file.0,
-                    format!("{reason}{others} (repair or remove them, or let unreadable images be skipped)"),
-                ));
-            }
-        }
-    }
-    listing.files = files;
-    if bad > 0 {
-        let mut left = vec![false; listing.classes.len()];
-        listing.files.iter().for_each(|&(_, label)| left[label as usize] = true);
-        if let Some(empty) = left.iter().position(|left| !left) {
-            return Err(empty_class(&listing.folder.join(&listing.classes[empty])));
-        }
-    }
-    Ok((good, bad))
+    Ok((stores, skipped))
 }
 
 #[cfg(test)]
 mod tests {
+    use crate::Error;
     use crate::data::decode::tests::{jpeg, png};
-    use crate::data::{DataOptions, Dataset};
+    use crate::data::{DataOptions, Dataset, Normalisation, Splits};
     use image::ColorType;
     use std::fs;
     use std::path::Path;
@@ -221,7 +144,7 @@ mod tests {
     }
 
     fn none() -> DataOptions {
-        DataOptions { validation: 0, ..Default::default() }
+        DataOptions { validation: Some(0), ..Default::default() }
     }
 
     #[test]
@@ -245,11 +168,208 @@ mod tests {
     }
 
     #[test]
+    fn each_name_of_a_validation_folder_is_known_and_two_are_refused() {
+        for name in ["val", "valid", "validation"] {
+            let root = sample("test");
+            for class in ["cat", "dog"] {
+                put(root.path(), &format!("{name}/{class}/a.png"), &grey(7));
+            }
+            let data = open(root.path(), &none()).unwrap();
+            assert_eq!((data.train.len(), data.validation.len(), data.test.len()), (8, 2, 2));
+            for other in ["val", "valid", "validation"].iter().filter(|&&other| other != name) {
+                fs::create_dir(root.path().join(other)).unwrap();
+                let error = open(root.path(), &none()).unwrap_err().to_string();
+                assert!(error.contains(&format!("{name}/")) && error.contains(&format!("{other}/")), "{error}");
+                fs::remove_dir(root.path().join(other)).unwrap();
+            }
+            fs::remove_dir_all(root.path().join("test")).unwrap();
+            let data = open(root.path(), &none()).unwrap();
+            assert_eq!((data.train.len(), data.validation.len(), data.test.len()), (8, 0, 2));
+        }
+    }
+
+    #[test]
+    fn the_same_damaged_images_are_skipped_from_cache_and_on_demand() {
+        let root = sample("test");
+        let noise: Vec<u8> = (0..20 * 20 * 3).map(|i: usize| (i * i * 7919 % 251) as u8).collect();
+        for (split, class) in [("train", "cat"), ("train", "dog"), ("test", "cat")] {
+            let mut bytes = png(20, 20, &noise, ColorType::Rgb8);
+            let data = bytes.windows(4).position(|window| window == b"IDAT").unwrap() + 30;
+            bytes[data..data + 40].iter_mut().for_each(|byte| *byte ^= 0x5a);
+            put(root.path(), &format!("{split}/{class}/damaged.png"), &bytes);
+        }
+        let whole = jpeg(64, 64, &noise.repeat(11)[..64 * 64 * 3]);
+        put(root.path(), "train/dog/cut.jpg", &[&whole[..whole.len() / 2], &[0xff, 0xd9]].concat());
+        let read = |cache_bytes| {
+            let data = open(root.path(), &DataOptions { skip_bad: true, cache_bytes, ..none() }).unwrap();
+            let images: Vec<_> =
+                (0..data.train.len()).map(|i| data.train.image(i).unwrap().pixels.into_owned()).collect();
+            (images, data.test.len(), data.skipped, data.normalisation)
+        };
+        assert_eq!((read(0).0.len(), read(0).1, read(0).2), (8, 2, 4));
+        assert_eq!(read(0), read(usize::MAX));
+        // Without skipping, damage is found when the image is decoded, and the way out is named.
+        for cache_bytes in [0, usize::MAX] {
+            let options = DataOptions { cache_bytes, ..none() };
+            let error = open(root.path(), &options).unwrap_err().to_string();
+            assert!(error.contains("damaged.png") && error.contains("--skip-bad"), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_the_test_split_is_read_where_no_other_is_asked_for() {
+        let root = sample("test");
+        put(root.path(), "train/cat/bad.png", b"bad");
+        put(root.path(), "val/emu/0.png", &grey(1));
+        let options = DataOptions { normalisation: Some(Normalisation::IMAGENET), ..none() };
+        let read =
+            |root: &Path, options| {
+                Dataset::open_splits(root.to_str().unwrap(), options, Splits::Test, &|_| {
+                    std::ops::ControlFlow::Continue(())
+                })
+            };
+        for _ in 0..2 {
+            let data = read(root.path(), &options).unwrap();
+            assert_eq!((data.train.len(), data.validation.len(), data.test.len()), (0, 0, 2));
+            assert_eq!((data.classes.as_slice(), data.test.label(1)), (&["cat".into(), "dog".into()][..], 1));
+            let _ = fs::remove_dir_all(root.path().join("train"));
+        }
+        assert!(open(root.path(), &options).unwrap_err().to_string().contains("no layout"));
+        let unmeasured = none();
+        assert!(read(root.path(), &unmeasured).unwrap_err().to_string().contains("normalisation must be given"));
+        let beside = sample("valid");
+        fs::remove_dir_all(beside.path().join("train")).unwrap();
+        assert_eq!(read(beside.path(), &options).unwrap().test.len(), 2);
+    }
+
+    #[test]
+    fn opening_stops_at_each_kind_of_work() {
+        let root = sample("test");
+        let stopped_at = |work: &str, cache_bytes| {
+            let options = DataOptions { skip_bad: true, cache_bytes, ..none() };
+            let opened = Dataset::open_splits(root.path().to_str().unwrap(), &options, Splits::All, &|progress| {
+                if progress.work == work {
+                    std::ops::ControlFlow::Break(())
+                } else {
+                    std::ops::ControlFlow::Continue(())
+                }
+            });
+            matches!(opened, Err(Error::Interrupted))
+        };
+        for work in ["opening data", "listing images", "looking at images", "reading images", "measuring colours"] {
+            assert!(stopped_at(work, usize::MAX), "{work}");
+        }
+        assert!(stopped_at("looking for damaged images", 0) && !stopped_at("looking for damaged images", usize::MAX));
+    }
+
+    #[test]
+    fn what_is_no_image_and_no_class_is_passed_over() {
+        let root = sample("test");
+        for name in ["@eaDir", ".thumbnails", "__MACOSX"] {
+            put(root.path(), &format!("train/{name}/0.png"), &grey(1));
+            put(root.path(), &format!("train/cat/{name}/0.png"), &grey(1));
+        }
+        put(root.path(), "train/dog/Thumbs.db", b"x");
+        let data = open(root.path(), &none()).unwrap();
+        assert_eq!((data.train.len(), data.classes.len(), data.notes.len()), (8, 2, 0));
+        put(root.path(), "train/labels.csv", b"name,label");
+        put(root.path(), "train/cat/cat_boxes.txt", b"0 0 1 1");
+        put(root.path(), "test/LICENCE", b"free");
+        let data = open(root.path(), &none()).unwrap();
+        assert_eq!((data.train.len(), data.test.len(), data.skipped), (8, 2, 0));
+        let notes = data.notes.join("\n");
+        assert!(notes.contains("train: ignored 2 files") && notes.contains("LICENCE"), "{notes}");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn class_names_that_are_not_utf8_are_refused_with_their_bytes() {
+        use std::os::unix::ffi::OsStrExt;
+        let root = sample("test");
+        for split in ["train", "test"] {
+            let class = root.path().join(split).join(std::ffi::OsStr::from_bytes(b"\xe9a"));
+            fs::create_dir(&class).unwrap();
+            fs::write(class.join("0.png"), grey(3)).unwrap();
+        }
+        let error = open(root.path(), &none()).unwrap_err().to_string();
+        assert!(error.contains("train") && error.contains("not UTF-8") && error.contains(r"\xe9a"), "{error}");
+    }
+
+    #[test]
+    fn names_in_two_unicode_forms_are_told_apart() {
+        let root = sample("test");
+        put(root.path(), "train/caf\u{e9}/0.png", &grey(3));
+        put(root.path(), "test/cafe\u{301}/0.png", &grey(3));
+        let error = open(root.path(), &none()).unwrap_err().to_string();
+        for part in [r"caf\u{e9}", r"cafe\u{301}", "NFC", "NFD"] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+    }
+
+    #[test]
+    fn the_way_out_is_named_where_images_have_no_labels() {
+        for flat in ["test/7.png", "test/images/7.png"] {
+            let root = sample("val");
+            put(root.path(), flat, &grey(1));
+            let error = open(root.path(), &DataOptions { skip_bad: true, ..none() }).unwrap_err().to_string();
+            let parts = ["no class folders", "move", "val is the test split"];
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+            fs::rename(root.path().join("test"), root.path().join("unlabelled")).unwrap();
+            assert_eq!(open(root.path(), &none()).unwrap().test.len(), 2);
+        }
+        let root = sample("test");
+        put(root.path(), "val/7.png", &grey(1));
+        let error = open(root.path(), &none()).unwrap_err().to_string();
+        assert!(error.contains("val") && error.contains("carved"), "{error}");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn only_regular_files_are_images() {
+        use std::os::unix::{fs::symlink, net::UnixListener};
+        let root = sample("test");
+        let cat = root.path().join("train/cat");
+        assert!(std::process::Command::new("mkfifo").arg(cat.join("pipe.jpg")).status().unwrap().success());
+        let _socket = UnixListener::bind(cat.join("socket.jpg")).unwrap();
+        symlink("/dev/zero", cat.join("zeros.jpg")).unwrap();
+        symlink("nowhere.png", cat.join("gone.png")).unwrap();
+        for cache_bytes in [0, usize::MAX] {
+            let data = open(root.path(), &DataOptions { skip_bad: true, cache_bytes, ..none() }).unwrap();
+            assert_eq!((data.train.len(), data.skipped), (8, 4));
+        }
+        for (name, kind) in [
+            ("gone.png", "a dangling link: its target nowhere.png"),
+            ("pipe.jpg", "a FIFO"),
+            ("socket.jpg", "a socket"),
+            ("zeros.jpg", "a device"),
+        ] {
+            let error = open(root.path(), &none()).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains(kind), "{error}");
+            fs::remove_file(cat.join(name)).unwrap();
+        }
+        symlink("nowhere", root.path().join("train/emu")).unwrap();
+        let error = open(root.path(), &none()).unwrap_err().to_string();
+        assert!(error.contains("train/emu") && error.contains("dangling link"), "{error}");
+    }
+
+    #[test]
+    fn images_of_one_colour_are_noted() {
+        let root = tempfile::tempdir().unwrap();
+        for path in ["train/a/0.png", "train/b/0.png", "test/a/0.png", "test/b/0.png"] {
+            put(root.path(), path, &grey(0));
+        }
+        let notes = open(root.path(), &none()).unwrap().notes.join("\n");
+        assert!(notes.contains(root.path().to_str().unwrap()) && notes.contains("one colour"), "{notes}");
+        put(root.path(), "train/b/1.png", &grey(1));
+        assert!(open(root.path(), &none()).unwrap().notes.is_empty());
+    }
+
+    #[test]
     fn a_validation_folder_beside_test_is_the_validation_split() {
         let root = sample("test");
         put(root.path(), "val/cat/a.png", &grey(1));
         put(root.path(), "val/dog/a.png", &grey(2));
-        let data = open(root.path(), &DataOptions { validation: 3, ..none() }).unwrap();
+        let data = open(root.path(), &DataOptions { validation: Some(3), ..none() }).unwrap();
         assert_eq!((data.train.len(), data.validation.len(), data.test.len()), (8, 2, 2));
     }
 
@@ -267,13 +387,13 @@ mod tests {
         fault(&|root| fs::remove_dir_all(root.join("test")).unwrap(), &["test/CLASS"]);
         fault(&|root| fs::create_dir(root.join("train/emu")).unwrap(), &["train/emu", "empty class"]);
         fault(&|root| put(root, "train/emu/1.png", &grey(1)), &["test", "lacks emu"]);
-        fault(&|root| put(root, "test/emu/1.png", &grey(1)), &["test", "besides them emu"]);
+        fault(&|root| put(root, "test/emu/1.png", &grey(1)), &["test", "in addition emu"]);
         fault(&|root| put(root, "train/a.png", &grey(1)), &["train/a.png", "class"]);
 
         let broken = |root: &Path| {
             let whole = jpeg(9, 9, &[77; 243]);
             put(root, "train/dog/7.jpg", &whole[..whole.len() - 30]);
-            put(root, "train/dog/8.txt", b"notes");
+            put(root, "train/dog/8.dat", b"notes");
         };
         let root = fault(&broken, &["train/dog/7.jpg", "truncated", "1 other"]);
         for cache_bytes in [0, usize::MAX] {

@@ -1,7 +1,8 @@
 //! IDX files (LeCun's MNIST format; Fashion-MNIST, KMNIST and EMNIST use it too), plain or gzipped; grey becomes three channels.
 
+use super::opening::{Opening, Splits};
 use super::split::{Pixels, Store};
-use super::{DataOptions, Loaded};
+use super::{Loaded, no_images, regular};
 use crate::{Error, Result};
 use flate2::read::MultiGzDecoder;
 use std::fs::{self, File};
@@ -18,20 +19,25 @@ const MAX_SIDE: u32 = 16_384;
 
 /// The four files of an IDX folder.
 pub(super) struct Layout {
-    train: (PathBuf, PathBuf),
+    /// Images; not needed where only the test split is read.
+    train_images: Option<PathBuf>,
+    /// Labels, which tell the classes.
+    train_labels: Option<PathBuf>,
     test: (PathBuf, PathBuf),
 }
 
 impl Layout {
-    /// The layout of `root` if it has training images in IDX form.
+    /// The layout of `root` if it has images in IDX form.
     ///
     /// # Errors
     /// A companion that is missing, or several files that could be meant.
-    pub fn of(root: &Path) -> Result<Option<Layout>> {
+    pub fn of(root: &Path, splits: Splits) -> Result<Option<Layout>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(root).map_err(|e| Error::file(root, e))? {
             names.push(entry.map_err(|e| Error::file(root, e))?.file_name().to_string_lossy().into_owned());
         }
+        // Hidden files have data's names too: macOS keeps attributes of NAME in ._NAME.
+        names.retain(|name: &String| !name.starts_with('.'));
         names.sort_unstable();
         let find = |splits: &[&str], kind: &str, rank: u32| -> Result<Option<PathBuf>> {
             let fits = |name: &&String| {
@@ -51,40 +57,67 @@ impl Layout {
                 )),
             }
         };
-        let Some(train_images) = find(&["train"], "images", 3)? else { return Ok(None) };
+        let train_images = find(&["train"], "images", 3)?;
+        let train_labels = find(&["train"], "labels", 1)?;
+        let test_images = find(&["t10k", "test"], "images", 3)?;
+        let test_labels = find(&["t10k", "test"], "labels", 1)?;
+        let found = [&train_images, &train_labels, &test_images, &test_labels];
+        let Some(one) = found.into_iter().flatten().next().cloned() else { return Ok(None) };
         let need = |found: Option<PathBuf>, name: &str| {
-            found.ok_or_else(|| Error::format(root, format!("has {} but no {name}[.gz]", train_images.display())))
+            found.ok_or_else(|| Error::format(root, format!("has {} but no {name}[.gz]", one.display())))
         };
-        let train_labels = need(find(&["train"], "labels", 1)?, "train-labels-idx1-ubyte")?;
-        let test_images = need(find(&["t10k", "test"], "images", 3)?, "t10k-images-idx3-ubyte")?;
-        let test_labels = need(find(&["t10k", "test"], "labels", 1)?, "t10k-labels-idx1-ubyte")?;
-        Ok(Some(Layout { train: (train_images, train_labels), test: (test_images, test_labels) }))
+        let (train_images, train_labels) = match splits {
+            Splits::Test => (train_images, train_labels),
+            Splits::All => (
+                Some(need(train_images, "train-images-idx3-ubyte")?),
+                Some(need(train_labels, "train-labels-idx1-ubyte")?),
+            ),
+        };
+        let test_images = need(test_images, "t10k-images-idx3-ubyte")?;
+        let test_labels = need(test_labels, "t10k-labels-idx1-ubyte")?;
+        Ok(Some(Layout { train_images, train_labels, test: (test_images, test_labels) }))
     }
 
-    /// Classes are the label numbers that the training images have, in order.
-    pub fn open(self, options: &DataOptions) -> Result<Loaded> {
-        let (train, train_skipped) = read_split(&self.train, options.skip_bad)?;
-        let (test, test_skipped) = read_split(&self.test, options.skip_bad)?;
-        let mut numbers = train.labels.clone();
+    /// Classes are the label numbers of the training images, in order; of the test images where no training labels are.
+    pub fn open(self, opening: &Opening) -> Result<Loaded> {
+        let skip_bad = opening.options.skip_bad;
+        let (train, train_skipped) = match (opening.splits, self.train_images, &self.train_labels) {
+            (Splits::All, Some(images), Some(labels)) => read_split(&(images, labels.clone()), skip_bad)?,
+            _ => (no_images(), 0),
+        };
+        opening.check("reading images")?;
+        let (test, test_skipped) = read_split(&self.test, skip_bad)?;
+        let mut numbers = match (opening.splits, &self.train_labels) {
+            (Splits::All, _) => train.labels.clone(),
+            (Splits::Test, Some(labels)) => {
+                read(labels, LABELS_MAGIC, 1, false)?.1.into_iter().map(u32::from).collect()
+            }
+            (Splits::Test, None) => test.labels.clone(),
+        };
         numbers.sort_unstable();
         numbers.dedup();
-        let relabel = |mut store: Store, path: &Path| -> Result<Store> {
+        let relabel = |store: &mut Store, path: &Path| -> Result<()> {
             for (index, label) in store.labels.iter_mut().enumerate() {
                 let class = numbers.binary_search(label).map_err(|_| {
                     Error::format(path, format!("image {index} has label {label}, which no training image has"))
                 })?;
                 *label = class as u32;
             }
-            Ok(store)
+            Ok(())
         };
-        let (train, test) = (relabel(train, &self.train.1)?, relabel(test, &self.test.1)?);
+        let (mut train, mut test) = (train, test);
+        relabel(&mut test, &self.test.1)?;
+        if let Some(labels) = &self.train_labels {
+            relabel(&mut train, labels)?;
+        }
         if let Some(empty) = (0..numbers.len()).find(|&class| !test.labels.contains(&(class as u32))) {
             let reason =
                 format!("has no image of label {}, which training images have: an empty class", numbers[empty]);
             return Err(Error::format(&self.test.1, reason));
         }
         let classes = numbers.iter().map(u32::to_string).collect();
-        Ok(Loaded { classes, train, validation: None, test, skipped: train_skipped + test_skipped })
+        let skipped = train_skipped + test_skipped;
+        Ok(Loaded { classes, train, validation: None, test, skipped, notes: Vec::new() })
     }
 }
 
@@ -116,6 +149,7 @@ fn read_split((images, labels): &(PathBuf, PathBuf), skip_bad: bool) -> Result<(
 
 /// Dimensions and values of one file; fewer values than announced only if `allow_short`.
 fn read(path: &Path, magic: u32, rank: usize, allow_short: bool) -> Result<(Vec<u32>, Vec<u8>)> {
+    regular::length(path).map_err(|reason| Error::format(path, reason))?;
     let failed = |e| Error::file(path, e);
     let mut file = BufReader::new(File::open(path).map_err(failed)?);
     // By content, as browsers unpack some downloads and keep the name.
@@ -176,7 +210,7 @@ fn read_up_to(reader: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usiz
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Dataset;
+    use crate::data::{DataOptions, Dataset};
     use flate2::{Compression, write::GzEncoder};
     use std::io::Write;
 
@@ -215,7 +249,7 @@ mod tests {
     }
 
     fn open(root: &Path, skip_bad: bool) -> Result<Dataset> {
-        Dataset::open(root.to_str().unwrap(), &DataOptions { validation: 0, skip_bad, ..Default::default() })
+        Dataset::open(root.to_str().unwrap(), &DataOptions { validation: Some(0), skip_bad, ..Default::default() })
     }
 
     #[test]
@@ -229,6 +263,26 @@ mod tests {
         // Packed and unpacked side by side is one set.
         fs::write(folder.path().join("train-images-idx3-ubyte"), images(8)).unwrap();
         assert_eq!(open(folder.path(), false).unwrap().train.len(), 8);
+    }
+
+    #[test]
+    fn the_test_split_needs_no_training_files() {
+        let folder = sample();
+        let options = DataOptions { normalisation: Some(crate::data::Normalisation::IMAGENET), ..Default::default() };
+        let read = || {
+            let go_on = |_| std::ops::ControlFlow::Continue(());
+            Dataset::open_splits(folder.path().to_str().unwrap(), &options, Splits::Test, &go_on)
+        };
+        // What macOS leaves beside each file.
+        fs::write(folder.path().join("._t10k-images.idx3-ubyte.gz"), b"x").unwrap();
+        for name in ["train-images-idx3-ubyte.gz", "train-labels.idx1-ubyte"] {
+            let data = read().unwrap();
+            assert_eq!((data.train.len(), data.test.len(), data.classes.len()), (0, 4, 2));
+            fs::remove_file(folder.path().join(name)).unwrap();
+            let error = open(folder.path(), false).unwrap_err().to_string();
+            assert!(error.contains("no train-images"), "{error}");
+        }
+        assert_eq!(read().unwrap().classes, ["1", "2"]);
     }
 
     #[test]

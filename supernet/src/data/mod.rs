@@ -2,10 +2,15 @@
 //!
 //! | module | concern |
 //! | --- | --- |
-//! | [`mod@self`] | [`Dataset::open`]: which layout a folder has, the validation split, normalisation |
+//! | [`mod@self`] | [`Dataset::open`]: which layout a folder has, normalisation |
+//! | `opening` | progress and interruption of opening |
 //! | `folder`, `cifar`, `idx`, `builtin` | one layout each |
+//! | `listing` | class folders and their files |
+//! | `carve` | the validation split carved from the training images |
+//! | `regular` | only regular files are read |
 //! | `decode` | JPEG and PNG bytes to RGB, and whether they are whole |
 //! | `digest` | whether two datasets hold the same images |
+//! | `jpeg_scan` | whether a JPEG's picture data reaches its end |
 //! | `split` | images and labels of one split, cached or read on demand |
 //! | `resample`, `augmentation`, `batch` | from stored pixels to a normalised `[n, r, r, 3]` batch |
 //! | `prefetch` | batches made beside compute |
@@ -16,13 +21,18 @@
 mod augmentation;
 mod batch;
 mod builtin;
+mod carve;
 mod cifar;
 mod decode;
 mod digest;
 mod folder;
 mod idx;
+mod jpeg_scan;
+mod listing;
 mod normalisation;
+mod opening;
 mod prefetch;
+mod regular;
 mod resample;
 mod split;
 
@@ -30,18 +40,19 @@ pub use augmentation::{Augmentation, Crop};
 pub use batch::{Batch, epoch_order};
 pub use digest::{DataIdentity, TrainedOn};
 pub use normalisation::Normalisation;
+pub use opening::{OpenObserver, OpenProgress, Splits};
 pub use prefetch::Prefetch;
 pub use split::{Image, Split};
 
-use crate::seed::{Stream, generator};
 use crate::{Error, Result};
-use rand::seq::SliceRandom;
-use split::Store;
+use opening::Opening;
+use split::{Pixels, Store};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Validation images carved from the training images unless [`DataOptions::validation`] says otherwise.
-const DEFAULT_VALIDATION: usize = 5000;
+/// Most validation images carved from the training images where [`DataOptions::validation`] is absent.
+const MOST_BY_DEFAULT: usize = 5000;
 
 /// What a folder must look like to be understood; part of the errors about folders that do not.
 const LAYOUTS: &str = "expected one of: an image folder (train/CLASS/*.jpg|png with test/CLASS/* or val/CLASS/*), CIFAR-10 binary \
@@ -51,13 +62,13 @@ train-labels-idx1-ubyte[.gz] and the same with t10k), or the word `builtin`";
 /// Options for opening a dataset.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DataOptions {
-    /// Images carved from the training images by `seed`, evenly over the classes. The default of 5000 is capped at a fifth
-    /// of the training images; any other number is taken as asked, and more than half of them is an error. Not used when
-    /// an image folder brings a validation split of its own.
-    pub validation: usize,
+    /// Images carved from the training images by `seed`, evenly over the classes; more than half of them is an error.
+    /// `None` takes 5000, but at most a fifth. Not used when an image folder brings a validation split of its own.
+    pub validation: Option<usize>,
     /// Seed of the validation split and of the built-in images.
     pub seed: u64,
-    /// Leave unreadable images out and count them in [`Dataset::skipped`] instead of failing.
+    /// Skip unreadable images and count them in [`Dataset::skipped`] instead of failing. Every image is then decoded once
+    /// at opening, so that the skipped images are the same whether images are held in memory or not.
     pub skip_bad: bool,
     /// Image files stay decoded in memory when all of them together take at most this many bytes; else they are decoded
     /// anew for each batch. Binary formats are decoded already and always held. Default 4 GiB.
@@ -74,7 +85,7 @@ pub struct DataOptions {
 impl Default for DataOptions {
     fn default() -> Self {
         DataOptions {
-            validation: DEFAULT_VALIDATION,
+            validation: None,
             seed: 0,
             skip_bad: false,
             cache_bytes: 4 << 30,
@@ -100,8 +111,10 @@ pub struct Dataset {
     pub test: Split,
     /// Channel means and deviations that batches are normalised with.
     pub normalisation: Normalisation,
-    /// Unreadable images that were left out ([`DataOptions::skip_bad`]).
+    /// Unreadable images that were skipped ([`DataOptions::skip_bad`]).
     pub skipped: usize,
+    /// What people should know about the folder, such as files that were ignored; one line each.
+    pub notes: Vec<String>,
 }
 
 /// What each layout's reader gives back.
@@ -111,29 +124,54 @@ struct Loaded {
     validation: Option<Store>,
     test: Store,
     skipped: usize,
+    notes: Vec<String>,
+}
+
+/// The training images of [`Splits::Test`].
+fn no_images() -> Store {
+    Store { labels: Vec::new(), pixels: Pixels::Decoded(Vec::new()), origin: None }
 }
 
 impl Dataset {
-    /// Opens `source`: the word `builtin`, or a folder whose layout is recognised from its content.
+    /// Opens all splits of `source`: the word `builtin`, or a folder whose layout is recognised from its content.
     ///
     /// # Errors
     /// One sentence with the path and the reason: missing folder or unknown layout, empty class, class lists that differ
     /// between splits, unreadable or truncated images (unless [`DataOptions::skip_bad`]), wrong magic numbers, counts that
     /// disagree, labels out of range, or a validation split that would take more than half of the training images.
     pub fn open(source: &str, options: &DataOptions) -> Result<Dataset> {
+        Self::open_splits(source, options, Splits::All, &|_| ControlFlow::Continue(()))
+    }
+
+    /// Opens some splits of `source`; `observer` sees the progress and can stop it.
+    ///
+    /// # Errors
+    /// Those of [`Dataset::open`]; [`Error::Interrupted`]; [`Splits::Test`] without [`DataOptions::normalisation`].
+    pub fn open_splits(source: &str, options: &DataOptions, splits: Splits, observer: OpenObserver) -> Result<Dataset> {
         if let Some(normalisation) = &options.normalisation {
             normalisation.check()?;
         }
+        let opening = Opening { options, splits, observer };
+        opening.check("opening data")?;
         let loaded =
-            if source == "builtin" { builtin::open(options)? } else { open_folder(Path::new(source), options)? };
+            if source == "builtin" { builtin::open(&opening)? } else { open_folder(Path::new(source), &opening)? };
         let train = Arc::new(loaded.train);
-        let (train, validation) = match loaded.validation {
-            Some(validation) => (Split::whole(train), Split::whole(Arc::new(validation))),
-            None => carve(train, loaded.classes.len(), options, source)?,
+        let (train, validation) = match (splits, loaded.validation) {
+            (Splits::Test, _) => (Split::whole(train.clone()), Split::whole(train)),
+            (_, Some(validation)) => (Split::whole(train), Split::whole(Arc::new(validation))),
+            (_, None) => carve::carve(train, loaded.classes.len(), options, source)?,
         };
+        let mut notes = loaded.notes;
         let normalisation = match &options.normalisation {
             Some(normalisation) => normalisation.clone(),
-            None => Normalisation::measure(&train, options.seed)?,
+            None if splits == Splits::Test => {
+                return Err(Error::format(source, "a normalisation must be given where training images are not read"));
+            }
+            None => {
+                let (measured, note) = Normalisation::measure(&train, source, &opening)?;
+                notes.extend(note);
+                measured
+            }
         };
         Ok(Dataset {
             name: name(source),
@@ -143,26 +181,53 @@ impl Dataset {
             test: Split::whole(Arc::new(loaded.test)),
             normalisation,
             skipped: loaded.skipped,
+            notes,
+        })
+    }
+
+    /// The dataset with its classes in another order: class `order[n]` becomes class `n`, and labels follow.
+    ///
+    /// # Errors
+    /// An `order` that is not a permutation of the classes' numbers.
+    pub fn with_class_order(&self, order: &[usize]) -> Result<Dataset> {
+        let mut labels = vec![u32::MAX; self.classes.len()];
+        for (label, &class) in order.iter().enumerate() {
+            match labels.get_mut(class) {
+                Some(free) if *free == u32::MAX => *free = label as u32,
+                _ => return Err(Error::Data(format!("'{}': class {class} has no place or two places", self.name))),
+            }
+        }
+        if order.len() != labels.len() {
+            return Err(Error::Data(format!("'{}': {} classes, {} ordered", self.name, labels.len(), order.len())));
+        }
+        Ok(Dataset {
+            classes: order.iter().map(|&class| self.classes[class].clone()).collect(),
+            train: self.train.relabelled(&labels),
+            validation: self.validation.relabelled(&labels),
+            test: self.test.relabelled(&labels),
+            ..self.clone()
         })
     }
 }
 
-fn open_folder(root: &Path, options: &DataOptions) -> Result<Loaded> {
-    let shown = root.display();
+fn open_folder(root: &Path, opening: &Opening) -> Result<Loaded> {
+    if let Some(reason) = regular::dangling(root) {
+        return Err(Error::format(root, format!("{reason}; {LAYOUTS}")));
+    }
     if !root.exists() {
-        return Err(Error::Data(format!("{shown} does not exist; {LAYOUTS}")));
+        return Err(Error::format(root, format!("does not exist; {LAYOUTS}")));
     }
     if !root.is_dir() {
-        return Err(Error::Data(format!("{shown} is not a folder; {LAYOUTS}")));
+        return Err(Error::format(root, format!("is not a folder; {LAYOUTS}")));
     }
-    if root.join("train").is_dir() {
-        folder::open(root, options)
+    if folder::is_image_folder(root, opening.splits) {
+        folder::open(root, opening)
     } else if let Some(cifar) = cifar::Layout::of(root)? {
-        cifar.open(options)
-    } else if let Some(idx) = idx::Layout::of(root)? {
-        idx.open(options)
+        cifar.open(opening)
+    } else if let Some(idx) = idx::Layout::of(root, opening.splits)? {
+        idx.open(opening)
     } else {
-        Err(Error::Data(format!("{shown} has no layout that is understood; {LAYOUTS}")))
+        Err(Error::format(root, format!("has no layout that is understood; {LAYOUTS}")))
     }
 }
 
@@ -175,49 +240,12 @@ fn name(source: &str) -> String {
     }
 }
 
-/// Splits training images into training and validation: each class gives its share, and which images is up to the seed.
-fn carve(store: Arc<Store>, classes: usize, options: &DataOptions, source: &str) -> Result<(Split, Split)> {
-    let total = store.labels.len();
-    let wanted = match options.validation {
-        DEFAULT_VALIDATION => DEFAULT_VALIDATION.min(total / 5),
-        number => number,
-    };
-    if wanted > total / 2 {
-        return Err(Error::Data(format!(
-            "{source}: a validation split of {wanted} images would take more than half of the {total} training images; ask \
-             for at most {}",
-            total / 2
-        )));
-    }
-    let mut order: Vec<u32> = (0..total as u32).collect();
-    order.shuffle(&mut generator(options.seed, Stream::Split, &[]));
-    // A stable sort by class keeps the shuffled order inside a class; every `total / wanted`-th image of that list then
-    // takes from each class its share, rounded.
-    order.sort_by_key(|&i| store.labels[i as usize]);
-    let chosen = |place: usize| (place + 1) * wanted / total > place * wanted / total;
-    let (mut train, mut validation) = (Vec::with_capacity(total - wanted), Vec::with_capacity(wanted));
-    for (place, &index) in order.iter().enumerate() {
-        if chosen(place) { validation.push(index) } else { train.push(index) }
-    }
-    train.sort_unstable();
-    validation.sort_unstable();
-    let mut left = vec![false; classes];
-    train.iter().for_each(|&i| left[store.labels[i as usize] as usize] = true);
-    if let Some(empty) = left.iter().position(|left| !left) {
-        return Err(Error::Data(format!(
-            "{source}: no training image of class {empty} is left after {wanted} of {total} images went to validation; ask \
-             for fewer validation images"
-        )));
-    }
-    Ok((Split::of(store.clone(), train), Split::of(store, validation)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::collections::HashSet;
 
-    fn small(validation: usize) -> DataOptions {
+    fn small(validation: Option<usize>) -> DataOptions {
         DataOptions { validation, builtin_train: 200, builtin_test: 40, ..Default::default() }
     }
 
@@ -233,7 +261,7 @@ mod tests {
 
     #[test]
     fn validation_is_carved_by_seed_evenly_and_never_overlaps() {
-        let data = Dataset::open("builtin", &small(50)).unwrap();
+        let data = Dataset::open("builtin", &small(Some(50))).unwrap();
         assert_eq!((data.train.len(), data.validation.len(), data.test.len()), (150, 50, 40));
         let pixels = |split: &Split| -> HashSet<Vec<u8>> {
             (0..split.len()).map(|i| split.image(i).unwrap().pixels.into_owned()).collect()
@@ -245,15 +273,36 @@ mod tests {
             let all = share + (0..150).filter(|&i| data.train.label(i) == class).count();
             assert!((share as f64 - all as f64 / 4.0).abs() <= 1.0, "class {class}: {share} of {all}");
         }
-        let again = Dataset::open("builtin", &small(50)).unwrap();
+        let again = Dataset::open("builtin", &small(Some(50))).unwrap();
         assert_eq!(validation, pixels(&again.validation));
     }
 
     #[test]
     fn the_default_validation_is_capped_and_too_much_is_an_error() {
-        assert_eq!(Dataset::open("builtin", &small(DEFAULT_VALIDATION)).unwrap().validation.len(), 40);
-        let error = Dataset::open("builtin", &small(101)).unwrap_err().to_string();
+        assert_eq!(Dataset::open("builtin", &small(None)).unwrap().validation.len(), 40);
+        let error = Dataset::open("builtin", &small(Some(101))).unwrap_err().to_string();
         assert!(error.contains("more than half of the 200"), "{error}");
+    }
+
+    #[test]
+    fn labels_follow_the_order_of_classes() {
+        let data = Dataset::open("builtin", &small(None)).unwrap();
+        let order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7];
+        let other = data.with_class_order(&order).unwrap();
+        let again = other.with_class_order(&[1, 0, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap();
+        for other in [other, again] {
+            for (of, split) in
+                [(&data.train, &other.train), (&data.validation, &other.validation), (&data.test, &other.test)]
+            {
+                for i in 0..of.len() {
+                    assert_eq!(other.classes[split.label(i) as usize], data.classes[of.label(i) as usize]);
+                    assert_eq!(split.image(i).unwrap(), of.image(i).unwrap());
+                }
+            }
+        }
+        for order in [&[0; 10][..], &[0, 1, 2], &[10, 1, 2, 3, 4, 5, 6, 7, 8, 9]] {
+            assert!(data.with_class_order(order).is_err(), "{order:?}");
+        }
     }
 
     #[test]

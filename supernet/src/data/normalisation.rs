@@ -1,13 +1,15 @@
 //! Channel means and deviations.
 
 use super::Split;
+use super::opening::Opening;
 use crate::seed::{Stream, generator};
 use crate::{Error, Result};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// Images that are measured where decoding is needed for each of them.
 const SAMPLE: usize = 10_000;
+/// Images of one parallel share.
+const SHARE: usize = 16;
 
 /// Mean and standard deviation of each channel (red, green, blue) of values in 0..1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,20 +40,23 @@ impl Normalisation {
     }
 
     /// Measures all images of `split`, or a seeded sample where they are not in memory. Sums are integers, so the result
-    /// does not depend on threads.
-    pub(super) fn measure(split: &Split, seed: u64) -> Result<Normalisation> {
+    /// does not depend on threads. Also a note where all images have one colour, which no network can tell apart.
+    ///
+    /// # Errors
+    /// No image; an image that cannot be read; [`Error::Interrupted`].
+    pub(super) fn measure(split: &Split, source: &str, opening: &Opening) -> Result<(Normalisation, Option<String>)> {
         let indices = if split.in_memory() || split.len() <= SAMPLE {
             (0..split.len()).collect()
         } else {
-            let rng = &mut generator(seed, Stream::Normalisation, &[]);
+            let rng = &mut generator(opening.options.seed, Stream::Normalisation, &[]);
             rand::seq::index::sample(rng, split.len(), SAMPLE).into_vec()
         };
-        let zero = || (0u64, [0u64; 3], [0u64; 3]);
-        let (count, sum, squares) = indices
-            .par_iter()
-            .map(|&index| {
+        let shares: Vec<&[usize]> = indices.chunks(SHARE).collect();
+        let sums = opening.map("measuring colours", &shares, |share| {
+            let (mut count, mut sum, mut squares) = (0, [0u64; 3], [0u64; 3]);
+            for &index in *share {
                 let image = split.image(index)?;
-                let (mut sum, mut squares) = ([0u64; 3], [0u64; 3]);
+                count += (image.pixels.len() / 3) as u64;
                 for pixel in image.pixels.chunks_exact(3) {
                     for channel in 0..3 {
                         let value = u64::from(pixel[channel]);
@@ -59,21 +64,37 @@ impl Normalisation {
                         squares[channel] += value * value;
                     }
                 }
-                Ok::<_, crate::Error>(((image.pixels.len() / 3) as u64, sum, squares))
-            })
-            .try_reduce(zero, |a, b| {
-                let add = |x: [u64; 3], y: [u64; 3]| std::array::from_fn(|i| x[i] + y[i]);
-                Ok((a.0 + b.0, add(a.1, b.1), add(a.2, b.2)))
-            })?;
+            }
+            Ok::<_, Error>((count, sum, squares))
+        })?;
+        let (mut count, mut sum, mut squares) = (0, [0u64; 3], [0u64; 3]);
+        for share in sums {
+            let (share_count, share_sum, share_squares) = share?;
+            count += share_count;
+            for channel in 0..3 {
+                sum[channel] += share_sum[channel];
+                squares[channel] += share_squares[channel];
+            }
+        }
         if count == 0 {
-            return Err(Error::Data("there is no training image to measure the normalisation on".into()));
+            return Err(Error::format(source, "there is no training image to measure the normalisation on"));
         }
         let mean: [f64; 3] = std::array::from_fn(|i| sum[i] as f64 / count as f64 / 255.0);
+        // Exactly, in integers: the sum of squares is least where all values are equal.
+        let constant = |i: usize| u128::from(squares[i]) * u128::from(count) == u128::from(sum[i]) * u128::from(sum[i]);
+        let note = (0..3).all(constant).then(|| {
+            let colour: [u64; 3] = std::array::from_fn(|i| sum[i] / count);
+            format!(
+                "{source}: all pixels of its training images have one colour (red, green, blue: {colour:?}), so there is \
+                 nothing to learn, and batch norm divides by no variance: training may end with infinite values; check how \
+                 the images were written"
+            )
+        });
         // A channel that never changes would divide by zero; one grey level is then as good as any deviation.
         let std = std::array::from_fn(|i| {
             let variance = squares[i] as f64 / count as f64 / (255.0 * 255.0) - mean[i] * mean[i];
             variance.max(0.0).sqrt().max(1.0 / 255.0) as f32
         });
-        Ok(Normalisation { mean: mean.map(|m| m as f32), std })
+        Ok((Normalisation { mean: mean.map(|m| m as f32), std }, note))
     }
 }

@@ -1,11 +1,10 @@
 //! Images and labels of one split, held in memory or read on demand.
 
-use super::{builtin, decode};
+use super::{builtin, decode, regular};
 use crate::{Error, Result};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use std::borrow::Cow;
-use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -51,16 +50,27 @@ impl std::fmt::Debug for Store {
 pub struct Split {
     store: Arc<Store>,
     indices: Arc<[u32]>,
+    /// Classes by stored label, where they are not the stored labels themselves.
+    classes: Option<Arc<[u32]>>,
 }
 
 impl Split {
     pub(super) fn whole(store: Arc<Store>) -> Split {
         let indices = (0..store.labels.len() as u32).collect();
-        Split { store, indices }
+        Split { store, indices, classes: None }
     }
 
     pub(super) fn of(store: Arc<Store>, indices: Vec<u32>) -> Split {
-        Split { store, indices: indices.into() }
+        Split { store, indices: indices.into(), classes: None }
+    }
+
+    /// The split with class `classes[c]` in place of class `c`.
+    pub(super) fn relabelled(&self, classes: &[u32]) -> Split {
+        let classes = match &self.classes {
+            Some(known) => known.iter().map(|&class| classes[class as usize]).collect(),
+            None => classes.into(),
+        };
+        Split { classes: Some(classes), ..self.clone() }
     }
 
     pub(super) fn store(&self) -> &Arc<Store> {
@@ -121,7 +131,8 @@ impl Split {
     /// # Panics
     /// If `index` is not below [`Split::len`].
     pub fn label(&self, index: usize) -> u32 {
-        self.store.labels[self.indices[index] as usize]
+        let label = self.store.labels[self.indices[index] as usize];
+        self.classes.as_ref().map_or(label, |classes| classes[label as usize])
     }
 
     /// Image `index` at its stored size.
@@ -145,8 +156,8 @@ impl Split {
             }
             Pixels::Files(paths) => {
                 let path = &paths[at];
-                let bytes = fs::read(path).map_err(|e| Error::file(path, e))?;
-                decode::decode(&bytes).map_err(|reason| Error::format(path, reason))
+                let image = regular::read(path).and_then(|bytes| decode::decode(&bytes));
+                image.map_err(|reason| Error::format(path, format!("{reason} ({})", decode::WAY_OUT)))
             }
             Pixels::Builtin { seed, first } => Ok(builtin::image(*seed, first + at as u64)),
         }
@@ -162,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_draw_is_distinct_shuffled_and_fair_to_classes() {
-        let options = DataOptions { validation: 0, builtin_train: 200, builtin_test: 20, ..Default::default() };
+        let options = DataOptions { validation: Some(0), builtin_train: 200, builtin_test: 20, ..Default::default() };
         let split = Dataset::open("builtin", &options).unwrap().train;
         let mut sorted: Vec<usize> = (0..200).collect();
         sorted.sort_by_key(|&index| split.label(index));

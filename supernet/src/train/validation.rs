@@ -134,7 +134,8 @@ impl<'a> EvaluationSet<'a> {
         self
     }
 
-    /// Asks `control` before each batch whether to go on; [`for_each`](Self::for_each) ends with [`Error::Interrupted`] otherwise.
+    /// Asks `control` before each batch whether to continue; [`for_each`](Self::for_each) ends with
+    /// [`Error::Interrupted`] otherwise.
     pub fn with_control(mut self, control: fn() -> ControlFlow<()>) -> Self {
         self.control = control;
         self
