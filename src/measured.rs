@@ -1,7 +1,7 @@
 //! True accuracies of subnets on the supernet: batch norm recalibrated on training images, then evaluated on validation images.
 
 use crate::{interrupt, numbers};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use ofa_extract::predictor::Provenance;
 use ofa_supernet::data::Dataset;
 use ofa_supernet::files::checksum;
@@ -33,12 +33,19 @@ pub struct Measured<'a> {
 impl<'a> Measured<'a> {
     /// `batch` images at a time; `seed` draws the training images.
     pub fn new(net: &'a Supernet, data: &'a Dataset, images: &Images, batch: usize, seed: u64) -> Result<Self> {
+        if data.validation.is_empty() {
+            bail!(
+                "data '{}': there are no validation images to measure accuracies on; name others with --data",
+                data.name
+            );
+        }
         let limit = (images.images > 0).then_some(images.images);
         Ok(Measured {
             net,
             recalibration: EvaluationSet::for_recalibration(data, images.recalibration, batch, seed)?
                 .with_control(interrupt::control),
-            validation: EvaluationSet::of_split(data, &data.validation, limit, batch)?.with_control(interrupt::control),
+            validation: EvaluationSet::of_split(data, &data.validation, limit, batch, seed)?
+                .with_control(interrupt::control),
             data,
             batch,
             seed,

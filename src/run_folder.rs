@@ -5,7 +5,7 @@ use crate::{class_names, interrupt, memory, progress, shell};
 use anyhow::{Context, Result, bail};
 use ofa_evaluate::DeviceProfile;
 use ofa_extract::{Constraint, Metric};
-use ofa_supernet::data::{DataOptions, Dataset, Normalisation, OpenProgress, Splits};
+use ofa_supernet::data::{DataOptions, Dataset, Normalisation, OpenProgress, Split, Splits};
 use ofa_supernet::files::{list_folder, read_toml, remove_all_abandoned, write_atomic};
 use ofa_supernet::lock::{Lock, Sharing};
 use ofa_supernet::train::TrainConfig;
@@ -206,9 +206,11 @@ impl RunFolder {
         self.path.join(name)
     }
 
-    /// Writes `config.toml`.
+    /// Writes `config.toml`. A relative path of images becomes absolute, since later commands may start elsewhere.
     pub fn write_config(&self, config: &RunConfig) -> Result<()> {
-        let text = toml::to_string(config).context("the configuration has no TOML form")?;
+        let mut config = config.clone();
+        config.data.source = absolute(&config.data.source);
+        let text = toml::to_string(&config).context("the configuration has no TOML form")?;
         Ok(write_atomic(&self.join("config.toml"), text.as_bytes())?)
     }
 
@@ -228,14 +230,52 @@ impl RunFolder {
         RunConfig::read(&path)
     }
 
-    /// The data of the run, or another source for the same classes; `skip_bad` adds to the run's setting.
+    /// Writes into `config.toml` where the images are now.
+    pub fn move_source(&self, source: &str) -> Result<()> {
+        let mut config = self.config()?;
+        if absolute(&config.data.source) == absolute(source) {
+            return Ok(());
+        }
+        config.data.source = source.to_string();
+        self.write_config(&config)
+    }
+
+    /// Fails where the images that `config.toml` names are gone.
+    pub fn check_source(&self, config: &DataConfig) -> Result<()> {
+        let source = &config.source;
+        if source.is_empty() || source == BUILTIN || Path::new(source).exists() {
+            return Ok(());
+        }
+        bail!(
+            "{}: [data] source = '{source}' does not exist; if the images have moved, name their folder with --data",
+            self.join("config.toml").display()
+        )
+    }
+
+    /// The data of the run, or another source for the same classes; normalised as the supernet was trained. Validation
+    /// images that the supernet was trained on are left out, with a note; `skip_bad` adds to the run's setting.
     pub fn data(&self, source: Option<&str>, skip_bad: bool) -> Result<Dataset> {
         let mut config = self.config()?.data;
         config.skip_bad |= skip_bad;
-        if let Some(source) = source {
-            config.source = data_flag(source)?;
+        match source {
+            Some(source) => config.source = data_flag(source)?,
+            None => self.check_source(&config)?,
         }
-        config.open()
+        let (_, supernet) = read_supernet(&self.supernet_path()?)?;
+        let Some(trained_on) = supernet.trained_on else { return config.open() };
+        config.normalisation = Some(trained_on.normalisation.clone());
+        let mut data = config.open()?;
+        let seen = trained_on.contamination(&data)?;
+        if seen > 0 {
+            crate::progress::note(format!(
+                "about {seen} of the {} validation images of '{}' are training images of the supernet, so that none validates; \
+                 for validation accuracies name images with a split val/CLASS that was not trained on",
+                data.validation.len(),
+                data.name
+            ));
+            data.validation = Split::empty();
+        }
+        Ok(data)
     }
 
     /// The supernet's space and its class names.
@@ -299,6 +339,18 @@ impl RunFolder {
         paths.retain(|path| path.extension().is_some_and(|e| e == "json"));
         Ok(paths)
     }
+}
+
+/// The source of the built-in images.
+const BUILTIN: &str = "builtin";
+
+/// A folder of images, from any folder that a command is started in.
+fn absolute(source: &str) -> String {
+    if source.is_empty() || source == BUILTIN {
+        return source.to_string();
+    }
+    let path = std::path::absolute(source).ok();
+    path.and_then(|path| path.to_str().map(String::from)).unwrap_or_else(|| source.to_string())
 }
 
 /// The value of `--data`.

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{changed, command, fails, finished_resnet_run, finished_run, ofa, succeeds};
+use common::{changed, command, fails, finished_resnet_run, finished_run, grey_images, ofa, succeeds};
 use ofa_evaluate::model::load_config;
 use ofa_supernet::train::checkpoint::{read_supernet, write_supernet};
 use std::fs;
@@ -390,4 +390,78 @@ fn a_search_result_of_another_space_is_refused_by_name() {
         &["extract", "--run", "run", "--search-results"],
         &["error: run/search/other.json: ", "width multipliers"],
     );
+}
+
+/// Trains on images whose labels come in turn; the same images, sorted, are in `sorted`.
+fn run_of_grey_images(folder: &Path) {
+    grey_images(folder, "mixed", false);
+    grey_images(folder, "sorted", true);
+    let train = ["train", "--preset", "tiny", "--epochs", "12", "--batch", "16", "--data", "mixed", "--out", "run"];
+    succeeds(folder, &train);
+}
+
+#[test]
+fn accuracy_does_not_depend_on_how_images_are_sorted() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    run_of_grey_images(folder);
+    let accuracies = |data: &str, recalibration: &str| -> Vec<f64> {
+        let extract = ["extract", "--run", "run", "--subnet", "smallest", "--subnet", "largest", "--data", data];
+        succeeds(folder, &[&extract[..], &["--recalibration", recalibration]].concat());
+        let models = ["run/models/smallest", "run/models/largest"];
+        let out = succeeds(folder, &[&["bench"], &models[..], &["--data", "mixed", "--json"]].concat());
+        let rows: serde_json::Value = serde_json::from_str(&out).unwrap();
+        [0, 1].map(|row| rows[row]["accuracy"]["top1"].as_f64().unwrap()).to_vec()
+    };
+    // One batch, and a batch with one image more than it can hold.
+    for recalibration in ["60", "101"] {
+        let (mixed, sorted) = (accuracies("mixed", recalibration), accuracies("sorted", recalibration));
+        assert!(mixed.iter().chain(&sorted).all(|&accuracy| accuracy > 0.9), "{mixed:?} {sorted:?}");
+    }
+}
+
+#[test]
+fn images_that_were_trained_on_do_not_validate_in_another_order() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    run_of_grey_images(folder);
+    let extract = ["extract", "--run", "run", "--subnet", "smallest", "--data"];
+    let row = |out: &std::process::Output| {
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let shown = String::from_utf8_lossy(&out.stdout).into_owned();
+        shown.lines().find(|line| line.contains("run/models/smallest")).unwrap().to_string()
+    };
+    let other = ofa(folder, &[&extract[..], &["sorted"]].concat());
+    let said = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert!(said.contains("'sorted' are training images of the supernet") && said.contains("val/CLASS"), "{said}");
+    assert!(!row(&other).contains('%') && row(&other).contains(" - "), "{}", row(&other));
+    fails(folder, &["predictor", "--run", "run", "--samples", "10", "--data", "sorted"], &["no validation images"]);
+    let search = ["search", "--run", "run", "--limit", "any:macs=1M", "--score", "measured", "--data", "sorted"];
+    fails(folder, &search, &["no validation images"]);
+
+    // The run's own images in a folder of another name are split as in training.
+    fs::rename(folder.join("mixed"), folder.join("moved")).unwrap();
+    assert!(row(&ofa(folder, &[&extract[..], &["moved"]].concat())).contains('%'));
+}
+
+#[test]
+fn other_images_are_normalised_as_in_training() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    run_of_grey_images(folder);
+    let normalisation = |data: &[&str]| {
+        succeeds(folder, &[&["extract", "--run", "run", "--subnet", "smallest"], data].concat());
+        let config = fs::read(folder.join("run/models/smallest/config.json")).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&config).unwrap()["normalisation"].clone()
+    };
+    let own = normalisation(&[]);
+    assert!(own["mean"][0].as_f64().unwrap() > 0.1, "{own}");
+    // The same classes, and darker images.
+    for split in ["train", "t10k"] {
+        let path = folder.join(format!("sorted/{split}-images-idx3-ubyte"));
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[16..].iter_mut().for_each(|byte| *byte /= 2);
+        fs::write(path, bytes).unwrap();
+    }
+    assert_eq!(normalisation(&["--data", "sorted"]), own);
 }

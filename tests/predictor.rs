@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use common::{changed, fails, finished_run, ofa, succeeds, tuning_configuration};
 use ofa_extract::{FitSettings, Predictor, Sample};
 use ofa_supernet::SearchSpace;
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::train::checkpoint::{read_supernet, write_supernet};
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -135,7 +135,7 @@ fn a_predictor_of_another_space_is_refused_by_name() {
     let mut space = SearchSpace::named("tiny").unwrap();
     space.stages[1].channels += 8;
     let path = folder.join("run/predictor/predictor.safetensors");
-    let drawn = (0..20).map(|i| space.sample(&mut generator(1, Purpose::Sampling, &[i])));
+    let drawn = (0..20).map(|i| space.sample(&mut generator(1, Stream::Sampling, &[i])));
     let samples: Vec<Sample> =
         drawn.map(|subnet| Sample { accuracy: subnet.resolution as f64 / 40.0, subnet }).collect();
     let settings = FitSettings { members: 1, hidden: 8, steps: Some(1), ..FitSettings::default() };
@@ -259,7 +259,7 @@ fn commands_that_write_nothing_leave_a_run_as_it_is() {
     finished_run(folder);
     let space = SearchSpace::named("tiny").unwrap();
     let header = samples(folder).lines().next().unwrap().to_string();
-    let lines = (0..90).map(|i| space.sample(&mut generator(1, Purpose::Sampling, &[i])));
+    let lines = (0..90).map(|i| space.sample(&mut generator(1, Stream::Sampling, &[i])));
     let lines = lines.map(|subnet| {
         let accuracy = 0.3 + 0.02 * subnet.blocks().map(|b| b.expand.value()).sum::<f64>();
         json!({"subnet": subnet.to_string(), "accuracy": accuracy}).to_string()
@@ -394,7 +394,7 @@ fn samples_are_chosen_and_the_curve_is_drawn_from_them() {
     assert!((last - lower).abs() < 1e-9, "{last} {lower}");
 
     let lines: String = (0..120)
-        .map(|i| space.sample(&mut generator(1, Purpose::Sampling, &[i])))
+        .map(|i| space.sample(&mut generator(1, Stream::Sampling, &[i])))
         .map(|subnet| {
             let size: f64 = subnet.blocks().map(|b| b.expand.value()).sum();
             format!("{}\n", json!({"subnet": subnet.to_string(), "accuracy": 0.3 + 0.02 * size}))

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{changed, command, fails, metrics, ofa, refused, small_configuration, succeeds, weights, write_images};
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use rand::Rng;
 use std::fs;
 use std::path::Path;
@@ -87,7 +87,7 @@ fn targets(run: &Path, seed: u64) -> Vec<usize> {
         .collect();
     stages.dedup();
     assert!(stages.len() >= 5, "four stages at least");
-    let mut rng = generator(seed, Purpose::Order, &[]);
+    let mut rng = generator(seed, Stream::Order, &[]);
     let mut chosen: Vec<usize> = (1..stages.len()).map(|i| rng.random_range(stages[i - 1] + 1..=stages[i])).collect();
     while chosen.len() > 4 {
         chosen.remove(rng.random_range(0..chosen.len()));
@@ -99,7 +99,7 @@ fn targets(run: &Path, seed: u64) -> Vec<usize> {
 fn train_with_kills(folder: &Path, reference: &str, seed: u64) {
     let name = format!("killed-{seed}");
     let run = folder.join(&name);
-    let mut rng = generator(seed, Purpose::Sampling, &[]);
+    let mut rng = generator(seed, Stream::Sampling, &[]);
     for (index, target) in targets(&folder.join(reference), seed).into_iter().enumerate() {
         let mut running = Running::start(command(folder, &train(&name, index > 0)));
         running.wait_until(|| step(&run) >= target);

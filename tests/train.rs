@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::{changed, fails, metrics, small_configuration, succeeds};
+use common::{changed, fails, metrics, small_configuration, succeeds, weights};
 use std::fs;
+use std::path::Path;
 
 #[test]
 fn training_from_an_edited_configuration_on_an_image_folder_resumes() {
@@ -88,4 +89,131 @@ fn an_empty_data_flag_is_told_from_a_run_without_images() {
     for command in [&["train", "--data", "", "--out", "run"], &["tune", "--data", "", "--out", "tuned"]] {
         fails(folder, command, &["error: --data '': it is empty; expected a folder of images, or `builtin`"]);
     }
+}
+
+/// A finished run in `run`, of two classes in the folder `images`.
+fn run_of_a_folder(folder: &Path) {
+    for (split, count) in [("train", 20), ("test", 2)] {
+        for (class, value) in [("dark", 40u8), ("light", 200)] {
+            let path = folder.join("images").join(split).join(class);
+            fs::create_dir_all(&path).unwrap();
+            for index in 0..count {
+                let image =
+                    image::RgbImage::from_fn(16, 16, |x, y| image::Rgb([value, (x * 9) as u8, (y * index) as u8]));
+                image.save(path.join(format!("{index}.png"))).unwrap();
+            }
+        }
+    }
+    let train = ["train", "--preset", "tiny", "--epochs", "6", "--batch", "8", "--validation", "8", "--data", "images"];
+    succeeds(folder, &train);
+}
+
+const RESUME: &[&str] = &["train", "--resume"];
+
+#[test]
+fn resuming_refuses_another_split_normalisation_or_images_by_name() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    run_of_a_folder(folder);
+    let (path, before) = (folder.join("run/config.toml"), weights(&folder.join("run")));
+    let config = fs::read_to_string(&path).unwrap();
+    let with = |old: &str, new: &str| fs::write(&path, changed(&config, old, new)).unwrap();
+    with("seed = 0", "seed = 5");
+    fails(folder, RESUME, &["step-", "validation split", "data.seed"]);
+    with("skip_bad = false", "skip_bad = false\nnormalisation = { mean = [0.1, 0.1, 0.1], std = [0.9, 0.9, 0.9] }");
+    fails(folder, RESUME, &["step-", "normalisation", "0.9"]);
+    fs::write(&path, &config).unwrap();
+    let image = |name: &str| folder.join("images/train/dark").join(name);
+    fs::rename(image("3.png"), image("z.png")).unwrap();
+    fails(folder, RESUME, &["step-", "renamed"]);
+    fs::rename(image("z.png"), image("3.png")).unwrap();
+    image::RgbImage::new(9, 9).save(image("4.png")).unwrap();
+    fails(folder, RESUME, &["step-", "replaced"]);
+    assert!(before == weights(&folder.join("run")));
+}
+
+#[test]
+fn images_are_found_from_any_folder_and_after_they_moved() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    run_of_a_folder(folder);
+    let elsewhere = folder.join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let extract = ["extract", "--run", "../run", "--subnet", "smallest", "--recalibration", "20"];
+    succeeds(&elsewhere, &extract);
+    fs::rename(folder.join("images"), folder.join("moved")).unwrap();
+    let gone = ["run/config.toml", "images", "does not exist", "--data"];
+    fails(&elsewhere, &extract, &gone);
+    fails(folder, RESUME, &gone);
+    succeeds(folder, &[RESUME, &["--data", "moved"]].concat());
+    // From now on the run knows where they are.
+    succeeds(&elsewhere, &extract);
+    fails(folder, &[RESUME, &["--data", "builtin"]].concat(), &["classes"]);
+    succeeds(folder, RESUME);
+}
+
+#[test]
+fn a_run_whose_checkpoints_are_gone_is_not_started_again() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    run_of_a_folder(folder);
+    let run = folder.join("run");
+    let (lines, supernet) = (metrics(&run), weights(&run));
+    for entry in fs::read_dir(run.join("checkpoints")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_str().unwrap().starts_with("step-") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    fails(folder, RESUME, &["supernet.safetensors", "step-*.safetensors", "missing"]);
+    assert!(metrics(&run) == lines && weights(&run) == supernet);
+    fs::remove_file(run.join("checkpoints/supernet.safetensors")).unwrap();
+    fails(folder, RESUME, &["metrics.jsonl", "step-*.safetensors", "missing"]);
+    assert_eq!(metrics(&run), lines);
+}
+
+#[test]
+fn damaged_checkpoints_are_not_called_whole() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    run_of_a_folder(folder);
+    for entry in fs::read_dir(folder.join("run/checkpoints")).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = fs::read(&path).unwrap();
+        fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+    }
+    let said = fails(folder, RESUME, &["no checkpoint can be read", "step-", "copy"]);
+    assert!(!said.contains("whole"), "{said}");
+}
+
+#[test]
+fn a_run_without_a_step_may_be_started_again() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    run_of_a_folder(folder);
+    let train = |epochs| {
+        ["train", "--preset", "tiny", "--epochs", epochs, "--batch", "8", "--validation", "8", "--data", "images"]
+    };
+    fails(folder, &train("6"), &["already holds checkpoints", "--resume"]);
+    for entry in fs::read_dir(folder.join("run/checkpoints")).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let config = || fs::read_to_string(folder.join("run/config.toml")).unwrap();
+    let before = config();
+    fs::write(folder.join("run/metrics.jsonl"), "").unwrap();
+    succeeds(folder, &train("7"));
+    assert_ne!(config(), before);
+}
+
+#[test]
+fn metrics_with_other_line_ends_stay_valid_on_resuming() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    run_of_a_folder(folder);
+    let run = folder.join("run");
+    let lines = metrics(&run);
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    fs::write(run.join("metrics.jsonl"), text.replace('\n', "\r\n")).unwrap();
+    succeeds(folder, RESUME);
+    assert_eq!(metrics(&run), lines);
 }

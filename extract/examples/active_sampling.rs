@@ -12,7 +12,7 @@ use ofa_extract::predictor::active::{Acquisition, next};
 use ofa_extract::predictor::metrics::kendall_tau;
 use ofa_extract::predictor::read_samples;
 use ofa_extract::{FitSettings, Predictor, Sample};
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::{SearchSpace, Subnet};
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -58,7 +58,7 @@ fn measured(space: &SearchSpace, random: &str, chosen: &[String]) -> Result<(), 
         let mut taus = [0.0; 2];
         for draw in 0..DRAWS {
             let mut samples = random.clone();
-            samples.shuffle(&mut generator(draw, Purpose::Sampling, &[3]));
+            samples.shuffle(&mut generator(draw, Stream::Order, &[]));
             let (drawn, judges) = samples.split_at(size);
             taus[0] += tau(space, drawn, judges, draw)? / DRAWS as f64;
         }
@@ -75,14 +75,13 @@ fn simulated(file: &str, noise: f64, repetitions: u64) -> Result<(), Box<dyn Err
     space.resolutions = vec![160, 176, 192, 208, 224];
     let truth = Predictor::import(Path::new(file), &space)?;
     let settings = FitSettings::default();
-    let subnets: Vec<Subnet> =
-        (0..JUDGED).map(|i| space.sample(&mut generator(0, Purpose::Sampling, &[1, i]))).collect();
+    let subnets: Vec<Subnet> = (0..JUDGED).map(|i| space.sample(&mut generator(0, Stream::Validation, &[i]))).collect();
     let accuracies = truth.predict(&subnets)?;
     let judges: Vec<Sample> =
         subnets.into_iter().zip(accuracies).map(|(subnet, accuracy)| Sample { subnet, accuracy }).collect();
     let mut taus = [[0.0; 2]; SIZES.len()];
     for repetition in 0..repetitions {
-        let mut rng = generator(repetition, Purpose::Dropout, &[]);
+        let mut rng = generator(repetition, Stream::Dropout, &[]);
         let mut measure = |subnets: Vec<Subnet>| -> Result<Vec<Sample>, ofa_extract::Error> {
             let exact = truth.predict(&subnets)?;
             let noisy = subnets.into_iter().zip(exact).map(|(subnet, exact)| {
@@ -91,7 +90,7 @@ fn simulated(file: &str, noise: f64, repetitions: u64) -> Result<(), Box<dyn Err
             });
             Ok(noisy.collect())
         };
-        let drawn = |i: u64| space.sample(&mut generator(repetition, Purpose::Sampling, &[2, i]));
+        let drawn = |i: u64| space.sample(&mut generator(repetition, Stream::Samples, &[i]));
         let random = measure((0..SIZES[SIZES.len() - 1] as u64).map(drawn).collect())?;
         let mut chosen = Vec::new();
         for (size, taus) in SIZES.into_iter().zip(&mut taus) {

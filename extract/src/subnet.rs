@@ -64,7 +64,7 @@ mod tests {
     use super::*;
     use ofa_supernet::SearchSpace;
     use ofa_supernet::network::StatisticsCollector;
-    use ofa_supernet::seed::{Purpose, generator};
+    use ofa_supernet::seed::{Stream, generator};
     use rand::Rng;
 
     #[test]
@@ -81,9 +81,9 @@ mod tests {
         let normalisation = Normalisation { mean: [0.5; 3], std: [0.25; 3] };
         let folder = tempfile::tempdir().unwrap();
         for position in 0..4 {
-            let subnet = space.sample(&mut generator(2, Purpose::Sampling, &[position]));
+            let subnet = space.sample(&mut generator(2, Stream::Sampling, &[position]));
             let r = subnet.resolution;
-            let mut rng = generator(2, Purpose::Builtin, &[position]);
+            let mut rng = generator(2, Stream::Builtin, &[position]);
             let images: Vec<f32> = (0..5 * r * r * 3).map(|_| rng.random_range(-2.0f32..2.0)).collect();
             let tensor = Tensor::from_slice(&images, (5, r, r, 3), &Device::Cpu).unwrap();
             let mut collector = StatisticsCollector::default();

@@ -12,7 +12,7 @@ use ofa_extract::search::genome::Genome;
 use ofa_extract::subnet::{compare, extract};
 use ofa_extract::{Constraint, Limit};
 use ofa_supernet::network::{Mode, StatisticsCollector};
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::{NetworkSpec, SearchSpace, Subnet, Supernet};
 use proptest::prelude::*;
 use rand::Rng;
@@ -35,7 +35,7 @@ proptest! {
     fn cutting_out_changes_no_logit((space, subnet) in space_and_subnet(), seed in 0u64..1000) {
         let net = Supernet::new(&space, 5, seed).unwrap();
         let r = subnet.resolution;
-        let mut rng = generator(seed, Purpose::Builtin, &[]);
+        let mut rng = generator(seed, Stream::Builtin, &[]);
         let images: Vec<f32> = (0..IMAGES * r * r * 3).map(|_| rng.random_range(-2.0f32..2.0)).collect();
         let tensor = Tensor::from_slice(&images, (IMAGES, r, r, 3), &Device::Cpu).unwrap();
         let mut collector = StatisticsCollector::default();
@@ -73,7 +73,7 @@ proptest! {
         let genome = Genome::new(&space).unwrap();
         let rules = Limits::new(&genome, &limits).unwrap();
         let witness = witness(&genome, &rules).unwrap();
-        let mut rng = generator(seed, Purpose::Search, &[]);
+        let mut rng = generator(seed, Stream::Search, &[]);
         let genes = genome.encode(&subnet).unwrap();
         let repaired = repair(&genome, &rules, genes, &witness, &mut rng).unwrap();
         for found in [&witness, &repaired].map(|genes| genome.decode(genes)) {

@@ -7,7 +7,7 @@ mod targets;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use mutate::mutate;
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use rand::Rng;
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -102,7 +102,7 @@ fn fuzz(target: &Target, args: &Args, root: &Path, work: &Path, time: Duration) 
     let start = Instant::now();
     let mut number = 0;
     while start.elapsed() < time || number < seed_count as u64 {
-        let mut rng = generator(args.seed, Purpose::Sampling, &[number]);
+        let mut rng = generator(args.seed, Stream::Sampling, &[number]);
         // The seeds as they are come first.
         let input = match corpus.get(number as usize).filter(|_| (number as usize) < seed_count) {
             Some(seed) => seed.clone(),

@@ -11,7 +11,7 @@ use ofa_evaluate::profile::{ProfileOptions, measure};
 use ofa_extract::subnet::extract;
 use ofa_extract::{FitSettings, Predictor, Sample};
 use ofa_supernet::data::{DataOptions, Dataset};
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::Head;
 use ofa_supernet::train::{Control, TrainConfig, train};
 use ofa_supernet::{Ranks, SearchSpace, Supernet};
@@ -137,7 +137,7 @@ pub fn write(corpus: &Path) -> Result<()> {
 
     let mut samples = Vec::new();
     for position in 0..30 {
-        let subnet = tiny.sample(&mut generator(0, Purpose::Predictor, &[position]));
+        let subnet = tiny.sample(&mut generator(0, Stream::Sampling, &[position]));
         let size = cost::macs(&tiny.network(&subnet, 10)?) as f64;
         samples.push(Sample { subnet, accuracy: (size.ln() / 20.0).clamp(0.0, 1.0) });
     }

@@ -11,6 +11,7 @@ use ofa_supernet::data::Dataset;
 use ofa_supernet::files::read_json;
 use ofa_supernet::import::Setting;
 use ofa_supernet::network::Statistics;
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::finetune::{FinetuneOptions, finetune};
 use ofa_supernet::train::validation::{EvaluationSet, accuracy_on, recalibrate_on};
@@ -218,8 +219,11 @@ pub struct Extracted {
     pub folder: PathBuf,
     pub subnet: Subnet,
     /// Validation accuracy inside the supernet, before and after fine-tuning if there was any.
-    pub accuracy: f64,
+    /// None without validation images.
+    pub accuracy: Option<f64>,
     pub finetuned_accuracy: Option<f64>,
+    /// Whether fine-tuning was asked for.
+    pub tuned: bool,
     /// Largest difference of a logit, and the largest logit.
     pub difference: (f64, f64),
 }
@@ -227,7 +231,7 @@ pub struct Extracted {
 impl Extracted {
     /// Whether the stored weights are the fine-tuned ones: those with the better accuracy are.
     fn is_finetuned(&self) -> bool {
-        self.finetuned_accuracy.is_some_and(|finetuned| finetuned >= self.accuracy)
+        self.tuned && self.finetuned_accuracy >= self.accuracy
     }
 }
 
@@ -250,12 +254,15 @@ pub fn extract_all(
     };
     let supernet = copy()?;
     let recalibration = EvaluationSet::for_recalibration(data, options.recalibration, BATCH, config.train.seed)?;
-    let validation = EvaluationSet::of_split(data, &data.validation, None, BATCH)?;
-    let (recalibration, validation) =
-        (recalibration.with_control(interrupt::control), validation.with_control(interrupt::control));
-    let measure = |net: &Supernet, subnet: &Subnet| -> Result<(Statistics, f64)> {
+    let recalibration = recalibration.with_control(interrupt::control);
+    let validation = match data.validation.is_empty() {
+        true => None,
+        false => Some(EvaluationSet::of_split(data, &data.validation, None, BATCH, config.train.seed)?),
+    };
+    let validation = validation.map(|set| set.with_control(interrupt::control));
+    let measure = |net: &Supernet, subnet: &Subnet| -> Result<(Statistics, Option<f64>)> {
         let statistics = recalibrate_on(net, subnet, &recalibration)?;
-        let accuracy = accuracy_on(net, subnet, &statistics, &validation)?;
+        let accuracy = validation.as_ref().map(|set| accuracy_on(net, subnet, &statistics, set)).transpose()?;
         Ok((statistics, accuracy))
     };
     let mut rows = Vec::new();
@@ -268,6 +275,7 @@ pub fn extract_all(
             subnet: subnet.clone(),
             accuracy,
             finetuned_accuracy: None,
+            tuned: options.finetune.is_some(),
             difference: (0.0, 0.0),
         };
         let mut tuned = None;
@@ -275,7 +283,7 @@ pub fn extract_all(
             let net = copy()?;
             finetune_subnet(&net, &supernet, subnet, data, &config.train, options)?;
             let (tuned_statistics, finetuned_accuracy) = measure(&net, subnet)?;
-            row.finetuned_accuracy = Some(finetuned_accuracy);
+            row.finetuned_accuracy = finetuned_accuracy;
             if row.is_finetuned() {
                 let how = Finetuned { epochs: options.epochs, learning_rate: options.learning_rate };
                 (tuned, statistics) = (Some((net, how)), tuned_statistics);
@@ -284,16 +292,16 @@ pub fn extract_all(
                     "warning: {}: fine-tuning took validation accuracy from {:.2} to {:.2} %, so the weights before it are stored; \
                      give a lower --finetune-rate than {}",
                     path.display(),
-                    100.0 * accuracy,
-                    100.0 * finetuned_accuracy,
+                    100.0 * accuracy.unwrap_or_default(),
+                    100.0 * finetuned_accuracy.unwrap_or_default(),
                     options.learning_rate
                 ));
             }
         }
         let (net, how) = tuned.as_ref().map_or((&supernet, None), |(net, how)| (net, Some(*how)));
         extract(net, subnet, &statistics, &data.classes, &data.normalisation, options.dtype, how, &path)?;
-        let indices: Vec<usize> = (0..COMPARED.min(data.validation.len())).collect();
-        let batch = data.evaluation_batch(&data.validation, &indices, subnet.resolution)?;
+        let compared = data.train.draw(COMPARED, &mut generator(config.train.seed, Stream::Compare, &[]));
+        let batch = data.evaluation_batch(&data.train, &compared, subnet.resolution)?;
         row.difference = compare(net, subnet, &statistics, &path, &batch.images)?;
         let (difference, largest) = row.difference;
         if options.dtype == NumberType::F32 && difference > 1e-3 * largest {
@@ -328,15 +336,15 @@ fn finetune_subnet(
 
 /// Folder, accuracy and difference of each model; with fine-tuning the accuracies before and after it, and which weights are stored.
 pub fn print_rows(rows: &[Extracted]) {
-    let tuning = rows.iter().any(|row| row.finetuned_accuracy.is_some());
-    let percent = |accuracy: f64| format!("{:.2} %", 100.0 * accuracy);
+    let tuning = rows.iter().any(|row| row.tuned);
+    let percent = |accuracy: Option<f64>| accuracy.map_or("-".into(), |accuracy| format!("{:.2} %", 100.0 * accuracy));
     let cells: Vec<Vec<String>> = rows
         .iter()
         .map(|row| {
             let mut cells = vec![row.folder.display().to_string(), percent(row.accuracy)];
             if tuning {
                 let stored = if row.is_finetuned() { "fine-tuned" } else { "before" };
-                cells.extend([row.finetuned_accuracy.map_or("-".into(), percent), stored.into()]);
+                cells.extend([percent(row.finetuned_accuracy), stored.into()]);
             }
             cells.extend([format!("{:.1e} of {:.1}", row.difference.0, row.difference.1), row.subnet.to_string()]);
             cells

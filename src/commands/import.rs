@@ -145,7 +145,7 @@ fn supernet(args: &Args, space: &str) -> Result<()> {
     note_choice(&file);
     let classes = class_names(args, &config.data, net.classes())?;
     let parameters: usize = net.parameters().iter().map(|p| p.var.elem_count()).sum();
-    let note = SupernetNote { space, classes, steps: 0 };
+    let note = SupernetNote { space, classes, steps: 0, trained_on: None };
     let existed = args.out.exists();
     let _lock = folder.lock()?;
     check_is_free(&folder, args, &config)?;

@@ -9,7 +9,7 @@ use ofa_extract::predictor::active::{self, Acquisition, CurvePoint, FEWEST_CURVE
 use ofa_extract::predictor::{FEWEST_SAMPLES, SampleWriter, check_space, read_provenance, read_samples};
 use ofa_extract::{FitReport, FitSettings, Predictor, Sample};
 use ofa_supernet::data::Dataset;
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::{Ranks, SearchSpace, Subnet, Supernet, files};
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -246,7 +246,7 @@ fn subnets(net: &Supernet, count: usize, seed: u64) -> Vec<Subnet> {
     let space = net.space();
     let ends = [space.smallest(), space.largest()].into_iter();
     let random = (0..(count as u64).saturating_mul(100))
-        .map(|position| space.sample(&mut generator(seed, Purpose::Predictor, &[2, position])));
+        .map(|position| space.sample(&mut generator(seed, Stream::Samples, &[position])));
     let mut seen = HashSet::new();
     // A space of fewer subnets ends the search for new ones.
     let count = (count as f64).min(space.count()) as usize;

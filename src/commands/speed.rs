@@ -10,7 +10,7 @@ use ofa_evaluate::latency::median;
 use ofa_evaluate::memory::TrainingMemory;
 use ofa_supernet::network::Mode;
 use ofa_supernet::ops::InstructionSet;
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::train::optimizer::Sgd;
 use ofa_supernet::train::sampling::resolution_of;
 use ofa_supernet::train::step::{Exchange, StepInput, train_step};
@@ -402,7 +402,7 @@ fn schedule(path: &std::path::Path, images: usize) -> Result<Vec<StageTime>> {
 }
 
 fn random_batch(batch: usize, resolution: usize, classes: usize) -> Result<(Tensor, Vec<u32>)> {
-    let mut rng = generator(0, Purpose::Builtin, &[resolution as u64]);
+    let mut rng = generator(0, Stream::RandomImages, &[resolution as u64]);
     let pixels: Vec<f32> = (0..batch * resolution * resolution * 3).map(|_| rng.random_range(-2.0f32..2.0)).collect();
     let labels = (0..batch).map(|_| rng.random_range(0..classes as u32)).collect();
     Ok((Tensor::from_vec(pixels, (batch, resolution, resolution, 3), &Device::Cpu)?, labels))

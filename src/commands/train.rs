@@ -7,7 +7,7 @@ use crate::{interrupt, memory, numbers, shell, table};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use ofa_supernet::train::checkpoint::Folder;
-use ofa_supernet::train::{Control, Event, Outcome, ProbeResult, TrainConfig, train};
+use ofa_supernet::train::{Control, Event, Outcome, ProbeResult, TrainConfig, is_unbegun, train};
 use ofa_supernet::{Error, Ranks, SearchSpace, Supernet};
 use std::path::PathBuf;
 
@@ -19,7 +19,7 @@ pub struct Args {
     /// Run folder.
     #[arg(long, default_value = "run")]
     out: PathBuf,
-    /// Go on from the newest checkpoint of the run folder, with its configuration.
+    /// Resume from the newest checkpoint of the run folder, with its configuration; --data names images that have moved.
     #[arg(long)]
     resume: bool,
     /// Leave out up to N steps whose loss or gradient is NaN or infinite before stopping with an error.
@@ -69,9 +69,9 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Whether any of them was given.
-    fn given(&self) -> bool {
-        let text = [self.preset.is_some(), self.space.is_some(), self.data.is_some(), self.config.is_some()];
+    /// Whether any of them but `--data` was given.
+    fn given_besides_data(&self) -> bool {
+        let text = [self.preset.is_some(), self.space.is_some(), self.config.is_some()];
         let numbers = [self.validation.is_some(), self.epochs.is_some(), self.batch.is_some(), self.seed.is_some()];
         self.skip_bad
             || self.scale_learning_rate
@@ -122,10 +122,18 @@ impl Settings {
 pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     let folder = RunFolder::new(&args.out);
     let mut config = if args.resume {
-        if args.settings.given() {
-            bail!("--resume goes on with {}; leave every other setting out", folder.join("config.toml").display());
+        if args.settings.given_besides_data() {
+            bail!(
+                "--resume takes its settings from {}; beside it only --data may be given, for images that have moved",
+                folder.join("config.toml").display()
+            );
         }
-        folder.config()?
+        let mut config = folder.config()?;
+        match &args.settings.data {
+            Some(source) => config.data.source = data_flag(source)?,
+            None => folder.check_source(&config.data)?,
+        }
+        config
     } else {
         args.settings.resolve()?
     };
@@ -141,10 +149,13 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     let checkpoints = Folder::of_run(&args.out, 1);
     let resume = args.resume && !checkpoints.list()?.is_empty();
     if args.resume && !resume {
+        if !is_unbegun(&args.out)? {
+            bail!("{}", without_checkpoints(&checkpoints, &args.out));
+        }
         note(format!("{} holds no checkpoint yet: training starts at its beginning", args.out.display()));
     }
     let outcome = match train_run(&folder, &args.out, &config, ranks, resume, &device) {
-        Err(error) if started(&checkpoints) && !refused(&error) => {
+        Err(error) if !refused(&error) && matches!(checkpoints.latest(), Ok(Some(_))) => {
             note(format!(
                 "training stopped; its checkpoints are whole. When the cause is mended, go on with: ofa train --out {} --resume",
                 shell::path(&args.out)
@@ -181,9 +192,22 @@ fn refused(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(Error::Config(_) | Error::Refused { .. }))
 }
 
-/// Whether there is a checkpoint, or a supernet that came from elsewhere; a folder that cannot be read may hold some.
-fn started(checkpoints: &Folder) -> bool {
-    checkpoints.list().map_or(true, |found| !found.is_empty()) || checkpoints.supernet_path().exists()
+/// Why a run that has begun cannot be resumed without checkpoints.
+fn without_checkpoints(checkpoints: &Folder, out: &std::path::Path) -> String {
+    let supernet = checkpoints.supernet_path();
+    if supernet.exists() {
+        return format!(
+            "{}: there is nothing to resume from: step-*.safetensors beside it are missing; the supernet can be used as it is, \
+             or bring them back from a copy to train it further",
+            supernet.display()
+        );
+    }
+    format!(
+        "{}: steps were trained, but the checkpoints step-*.safetensors are missing in {}; bring one back from a copy, or start \
+         anew in another folder",
+        out.join("metrics.jsonl").display(),
+        out.join("checkpoints").display()
+    )
 }
 
 /// Trains in `folder` with a progress bar.
@@ -200,7 +224,7 @@ pub fn train_run(
     let each = if ranks.are_many() { " for each process" } else { "" };
     note(format!("about {} of memory at the peak{each}", memory::mib(estimate)));
     let mut net = Supernet::on_device(&config.space, data.classes.len(), config.train.seed, DType::F32, device)?;
-    if ranks.is_first() && !resume && !started(&Folder::of_run(out, 1)) {
+    if ranks.is_first() && !resume && is_unbegun(out)? {
         folder.write_config(config)?;
     }
     let bar = progress::plain_bar(0);
@@ -211,6 +235,12 @@ pub fn train_run(
                     bar.suspend(|| note(format!("skipped a checkpoint that cannot be read: {message}")));
                 }
                 bar.suspend(|| note(format!("resumed from {} at step {step}", checkpoint.display())));
+                // The images are known to be the run's by now: later commands find them where they have moved to.
+                if ranks.is_first()
+                    && let Err(error) = folder.move_source(&config.data.source)
+                {
+                    bar.suspend(|| note(format!("the images' folder was not written down: {error:#}")));
+                }
             }
             Event::Stage { name, index, stages, steps } => {
                 bar.suspend(|| note(format!("stage {}/{stages} '{name}': {steps} steps", index + 1)));

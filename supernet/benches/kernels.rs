@@ -11,7 +11,7 @@ use ofa_supernet::ops::inference::{DenseConv, Depthwise, Pointwise};
 use ofa_supernet::ops::{
     BlockShape, DenseShape, SparseLayer, SparseRows, average_pool, dense, inverted_residual, max_pool, parameter_count,
 };
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::Activation;
 use rand::Rng;
 use std::hint::black_box;
@@ -71,7 +71,7 @@ impl ValueFormatter for Formatter {
 }
 
 fn values(count: usize) -> Vec<f32> {
-    let mut rng = generator(0, Purpose::Weights, &[count as u64]);
+    let mut rng = generator(0, Stream::Weights, &[count as u64]);
     (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 

@@ -7,7 +7,7 @@ use crate::network_seam::{Seam, Trunk};
 use crate::ops::composite::activate;
 use crate::ops::{ChannelStatistics, Relay};
 use crate::ranks::Ranks;
-use crate::seed::{Purpose, generator};
+use crate::seed::{Stream, generator};
 use crate::space::{NetworkSpec, SearchSpace, Subnet};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -565,7 +565,7 @@ fn dropout_mask(like: &Tensor, rate: f64, rng: &mut StdRng, first: usize) -> Res
     let (keep, seed) = (1.0 / (1.0 - rate), rng.random());
     let mut mask = Vec::with_capacity(images * channels);
     for image in first..first + images {
-        let mut rng = generator(seed, Purpose::Dropout, &[image as u64]);
+        let mut rng = generator(seed, Stream::Dropout, &[image as u64]);
         mask.extend((0..channels).map(|_| if rng.random::<f64>() < rate { 0.0 } else { keep as f32 }));
     }
     Ok(Tensor::from_vec(mask, like.shape(), &Device::Cpu)?.to_dtype(like.dtype())?.to_device(like.device())?)

@@ -54,7 +54,7 @@ pub(crate) struct Trunk {
 mod tests {
     use super::Trunk;
     use crate::network::{Mode, Supernet};
-    use crate::seed::{Purpose, generator};
+    use crate::seed::{Stream, generator};
     use crate::space::preset;
     use crate::train::gradients::Gradients;
     use crate::{SearchSpace, Subnet};
@@ -71,7 +71,7 @@ mod tests {
             let net = Supernet::new(&space, 10, 1).unwrap();
             let images = images(resolution);
             for subnet in [space.smallest(), space.middle(), space.largest()] {
-                let mut rng = generator(0, Purpose::Dropout, &[]);
+                let mut rng = generator(0, Stream::Dropout, &[]);
                 let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 };
                 let whole = net.forward(&images, &subnet, mode).unwrap().sqr().unwrap().backward().unwrap();
                 let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 };
@@ -100,7 +100,7 @@ mod tests {
         let mut all = Gradients::none(net.parameters().len());
         let mut at_trunk: Option<Tensor> = None;
         for (index, subnet) in subnets.iter().enumerate() {
-            let mut rng = generator(0, Purpose::Dropout, &[]);
+            let mut rng = generator(0, Stream::Dropout, &[]);
             let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 };
             let backward = |logits: Tensor| logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
             let in_halves = trunk.is_some() && index + 1 == subnets.len();

@@ -1,47 +1,88 @@
 //! Random generators derived from what they are for.
 //!
-//! Every random decision takes a generator made from `(seed, purpose, position)`. Nothing draws from a shared stream, so
+//! Every random decision takes a generator made from `(seed, stream, position)`. Nothing draws from a shared stream, so
 //! resuming needs no saved generator state and the order of parallel work cannot change a result.
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-/// What a generator is used for; two purposes never share a stream.
+/// What a generator is used for; two streams share no number, whatever their seeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub enum Stream {
     /// Initial weights.
     Weights = 1,
     /// Order of training images in an epoch.
     Order = 2,
     /// Augmentation of one image.
     Augmentation = 3,
-    /// Resolution and subnets of a training step.
-    Sampling = 4,
+    /// Resolution of a training step.
+    Resolution = 4,
+    /// Subnets of a training step.
+    Sampling = 5,
+    /// Candidates that `best_up` and `worst_up` choose a subnet from.
+    Candidates = 6,
     /// Dropout masks of a training step.
-    Dropout = 5,
+    Dropout = 7,
+    /// Dropout masks of a step of fine-tuning.
+    FinetuneDropout = 8,
     /// Which training images form the validation split.
-    Split = 6,
+    Split = 9,
+    /// Which training images the normalisation is measured on.
+    Normalisation = 10,
     /// Which training images recalibrate batch norm.
-    Recalibration = 7,
-    /// Which subnets the predictor is fitted on, and its held-out part.
-    Predictor = 8,
-    /// Search.
-    Search = 9,
-    /// Which subnets check a device profile.
-    Profile = 10,
-    /// The built-in dataset.
-    Builtin = 11,
+    Recalibration = 11,
     /// Which images of a split are measured, where not all are.
     Validation = 12,
+    /// Which images compare an extracted model with the supernet.
+    Compare = 13,
+    /// Which training images a supernet remembers by their content.
+    Remembered = 14,
+    /// The built-in dataset.
+    Builtin = 15,
+    /// Which subnets the predictor is fitted on.
+    Samples = 16,
+    /// Which samples are held out to judge the predictor.
+    HeldOut = 17,
+    /// Initial weights of the predictor.
+    PredictorWeights = 18,
+    /// Order of samples in the fit of the predictor.
+    PredictorOrder = 19,
+    /// Candidates of active sampling.
+    ActiveCandidates = 20,
+    /// Subnets over which active sampling lowers the deviation.
+    ActiveTypical = 21,
+    /// Order of samples before a fit of active sampling.
+    ActiveOrder = 22,
+    /// Draws of active sampling by expected improvement.
+    ActiveImprovement = 23,
+    /// Order of samples in the learning curve.
+    CurveOrder = 24,
+    /// Search.
+    Search = 25,
+    /// Initial weights of the search's policy.
+    PolicyWeights = 26,
+    /// Subnets that check a table of costs.
+    TableCheck = 27,
+    /// Hyperparameters of a trial.
+    Trial = 28,
+    /// Hyperparameters near those of the best trial.
+    TrialNearBest = 29,
+    /// Which subnets calibrate and check a device profile.
+    ProfileSubnets = 30,
+    /// Images of noise that times are measured on.
+    RandomImages = 31,
 }
 
-/// The generator for `purpose` at `position` (epoch, step, image index, ... as the purpose needs).
-pub fn generator(seed: u64, purpose: Purpose, position: &[u64]) -> StdRng {
-    let mut state = mix(seed ^ 0x6f66_6121_0000_0000 ^ purpose as u64);
-    for &part in position {
-        state = mix(state ^ mix(part.wrapping_add(0x9e37_79b9_7f4a_7c15)));
-    }
-    StdRng::seed_from_u64(state)
+/// The generator of `stream` at `position` (epoch, step, image index, ... as the stream needs).
+pub fn generator(seed: u64, stream: Stream, position: &[u64]) -> StdRng {
+    StdRng::seed_from_u64(state(seed, stream as u64, position))
+}
+
+/// Seed, stream and each part of the position pass through the mixer one after the other: combined by XOR before it, seed 1
+/// of stream 2 would be seed 0 of stream 3.
+fn state(seed: u64, stream: u64, position: &[u64]) -> u64 {
+    let start = 0x6f66_6121_0000_0000 ^ position.len() as u64;
+    [seed, stream].iter().chain(position).fold(mix(start), |state, &part| mix(state ^ mix(part)))
 }
 
 /// SplitMix64's finaliser (Steele et al., OOPSLA 2014): every input bit reaches every output bit.
@@ -59,16 +100,39 @@ mod tests {
 
     #[test]
     fn streams_depend_on_every_part() {
-        let first = |seed, purpose, position: &[u64]| generator(seed, purpose, position).random::<u64>();
-        let base = first(1, Purpose::Order, &[2, 3]);
-        assert_eq!(base, first(1, Purpose::Order, &[2, 3]));
+        let first = |seed, stream, position: &[u64]| generator(seed, stream, position).random::<u64>();
+        let base = first(1, Stream::Order, &[2, 3]);
+        assert_eq!(base, first(1, Stream::Order, &[2, 3]));
         for other in [
-            first(2, Purpose::Order, &[2, 3]),
-            first(1, Purpose::Sampling, &[2, 3]),
-            first(1, Purpose::Order, &[3, 2]),
-            first(1, Purpose::Order, &[2]),
+            first(2, Stream::Order, &[2, 3]),
+            first(1, Stream::Sampling, &[2, 3]),
+            first(1, Stream::Order, &[3, 2]),
+            first(1, Stream::Order, &[2]),
         ] {
             assert_ne!(base, other);
         }
+    }
+
+    #[test]
+    fn small_seeds_streams_and_positions_never_share_a_state() {
+        let mut states = Vec::new();
+        for seed in 0..128 {
+            for stream in 0..64 {
+                states.push(state(seed, stream, &[]));
+                for position in 0..16 {
+                    states.push(state(seed, stream, &[position]));
+                    states.push(state(seed, stream, &[position, 0]));
+                }
+            }
+        }
+        let count = states.len();
+        states.sort_unstable();
+        states.dedup();
+        assert_eq!(states.len(), count);
+        let first = |seed, stream| generator(seed, stream, &[]).random::<u64>();
+        assert_ne!(
+            first(Stream::Order as u64, Stream::Augmentation),
+            first(Stream::Augmentation as u64, Stream::Order)
+        );
     }
 }

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use ofa_supernet::data::{DataOptions, Dataset};
 use ofa_supernet::network::{Mode, Statistics, StatisticsCollector};
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::{Activation, Ratio};
 use ofa_supernet::train::EvaluationSet;
 use ofa_supernet::train::validation::{accuracies_on, accuracy_on, recalibrate_on};
@@ -38,18 +38,18 @@ fn resnet() -> SearchSpace {
 }
 
 fn images(batch: usize, size: usize, seed: u64) -> Tensor {
-    let mut rng = generator(seed, Purpose::Builtin, &[]);
+    let mut rng = generator(seed, Stream::Builtin, &[]);
     let values: Vec<f32> = (0..batch * size * size * 3).map(|_| rng.random_range(-2.0f32..2.0)).collect();
     Tensor::from_vec(values, (batch, size, size, 3), &Device::Cpu).unwrap()
 }
 
 fn sample(space: &SearchSpace, position: u64) -> Subnet {
-    space.sample(&mut generator(4, Purpose::Sampling, &[position]))
+    space.sample(&mut generator(4, Stream::Sampling, &[position]))
 }
 
 /// A network whose transforms and batch norms are not at their initial values.
 fn disturbed(net: &Supernet) {
-    let mut rng = generator(8, Purpose::Weights, &[]);
+    let mut rng = generator(8, Stream::Weights, &[]);
     for parameter in net.parameters() {
         let count = parameter.var.elem_count();
         let noise: Vec<f32> = (0..count).map(|_| rng.random_range(-0.2f32..0.2)).collect();
@@ -100,7 +100,7 @@ fn space_equals_exact(space: &SearchSpace, device: &Device) {
         };
         let x = images(3, size, position);
         let run = |net: &Supernet| {
-            let mut rng = generator(1, Purpose::Dropout, &[]);
+            let mut rng = generator(1, Stream::Dropout, &[]);
             let x = x.to_device(net.device()).unwrap();
             let logits = net.forward(&x, &subnet, Mode::Train { dropout: 0.2, rng: &mut rng, first: 0 }).unwrap();
             let gradients = logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
@@ -139,7 +139,7 @@ fn every_parameter_of_the_largest_subnet_gets_a_gradient() {
 
 fn gradients_everywhere(space: &SearchSpace) {
     let net = Supernet::new(space, 5, 1).unwrap();
-    let mut rng = generator(1, Purpose::Dropout, &[]);
+    let mut rng = generator(1, Stream::Dropout, &[]);
     let largest = net
         .forward(&images(2, 16, 1), &space.largest(), Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 })
         .unwrap();
@@ -189,7 +189,7 @@ fn sorting_a_resnet_keeps_the_largest_function_and_puts_what_is_read_most_in_fro
         let statistics = net.running_statistics(subnet).unwrap();
         net.forward(&x, subnet, Mode::Evaluate(&statistics)).unwrap()
     };
-    let mut rng = generator(1, Purpose::Dropout, &[]);
+    let mut rng = generator(1, Stream::Dropout, &[]);
     net.forward(&x, &space.largest(), Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
     let (largest, evaluated) = (logits(&space.largest()), running(&space.largest()));
     let share = || {
@@ -292,7 +292,7 @@ fn accuracies_together_are_those_of_one_by_one_and_can_be_stopped() {
     let data = Dataset::open("builtin", &options).unwrap();
     let net = Supernet::new(&space, 10, 1).unwrap();
     let recalibration = EvaluationSet::for_recalibration(&data, 20, 8, 1).unwrap();
-    let validation = EvaluationSet::of_split(&data, &data.validation, None, 8).unwrap();
+    let validation = EvaluationSet::of_split(&data, &data.validation, None, 8, 1).unwrap();
     let subnets: Vec<Subnet> = (0..9).map(|position| sample(&space, position)).collect();
     assert!(subnets.iter().any(|subnet| subnet.resolution != subnets[0].resolution));
     let mut batches = 0;

@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor};
 use ofa_supernet::import::{Setting, published};
 use ofa_supernet::network::Mode;
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::Ratio;
 use ofa_supernet::train::gradients::Gradients;
 use ofa_supernet::train::loss;
@@ -118,7 +118,7 @@ fn step_is_the_published_one(reference: &Reference) {
     let mut gradients = Gradients::none(net.parameters().len());
     for listed in step["subnets"].as_array().unwrap() {
         let subnet = reference.subnet(&listed["setting"], 64);
-        let mut rng = generator(0, Purpose::Dropout, &[]);
+        let mut rng = generator(0, Stream::Dropout, &[]);
         let logits = net.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
         let loss = loss::cross_entropy(&loss::log_softmax(&logits).unwrap(), &targets).unwrap();
         let (found, expected) = (f64::from(loss.to_scalar::<f32>().unwrap()), listed["loss"].as_f64().unwrap());

@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor};
 use ofa_supernet::import::{Setting, common, published, read_supernet};
 use ofa_supernet::network::{Mode, StatisticsCollector};
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::{Activation, BlockSpec, Family, InvertedResidualSpec};
 use ofa_supernet::train::gradients::Gradients;
 use ofa_supernet::train::loss;
@@ -68,7 +68,7 @@ impl Reference {
         let mut gradients = Gradients::none(net.parameters().len());
         for listed in step["subnets"].as_array().unwrap() {
             let subnet = self.subnet(&listed["setting"], &step["resolution"]);
-            let mut rng = generator(0, Purpose::Dropout, &[]);
+            let mut rng = generator(0, Stream::Dropout, &[]);
             let logits = net.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
             let log_probabilities = loss::log_softmax(&logits).unwrap();
             let ce = loss::cross_entropy(&log_probabilities, &targets).unwrap();
@@ -87,7 +87,7 @@ impl Reference {
         let weights: Vec<Tensor> =
             exact.parameters().iter().map(|p| p.var.as_detached_tensor().copy().unwrap()).collect();
         let draw = |seed| {
-            let mut rng = generator(seed, Purpose::Weights, &[]);
+            let mut rng = generator(seed, Stream::Weights, &[]);
             for (parameter, weight) in exact.parameters().iter().zip(&weights) {
                 let factors: Vec<f64> = (0..weight.elem_count()).map(|_| 1.0 + rng.random_range(-1e-6..1e-6)).collect();
                 let factors = Tensor::from_vec(factors, weight.shape(), &Device::Cpu).unwrap();

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use ofa_supernet::data::{DataOptions, Dataset};
 use ofa_supernet::network::Mode;
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::optimizer::Sgd;
 use ofa_supernet::train::sampling::{candidates_of, resolution_of, subnet_of};
@@ -43,7 +43,7 @@ fn config() -> TrainConfig {
         width_multipliers: Vec::new(),
         subnets_per_step: 1,
         sampling: Sampling::Uniform,
-        candidates: 3,
+        candidates: None,
         kd_ratio: 0.0,
         teacher: Teacher::Frozen,
         sort_channels: None,
@@ -391,7 +391,7 @@ fn attentive_sampling_trains_the_best_or_the_worst_candidate() {
     let targets = loss::smoothed_targets(&batch.labels, 10, config.label_smoothing, &Device::Cpu).unwrap();
     for (sampling, sign) in [(Sampling::BestUp, 1.0), (Sampling::WorstUp, -1.0)] {
         let stage = &mut config.stages[2];
-        (stage.sampling, stage.subnets_per_step, stage.candidates, stage.kd_ratio) = (sampling, 3, 4, 0.0);
+        (stage.sampling, stage.subnets_per_step, stage.candidates, stage.kd_ratio) = (sampling, 3, Some(4), 0.0);
         let (stage, config) = (config.stages[2].clone(), config.clone());
         let choices = stage.choices(&space);
         for step in 0..4 {
@@ -469,7 +469,7 @@ fn check_step(mut config: TrainConfig, kind: Teacher) {
     for index in 0..stage.subnets_per_step {
         let subnet = subnet_of(stage, &choices, config.seed, step, index, resolution);
         assert_eq!(subnet, report.subnets[index]);
-        let mut rng = generator(0, Purpose::Dropout, &[]);
+        let mut rng = generator(0, Stream::Dropout, &[]);
         let logits = twin.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
         let log_p = loss::log_softmax(&logits).unwrap();
         let mut total = loss::cross_entropy(&log_p, &hard).unwrap();

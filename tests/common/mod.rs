@@ -158,3 +158,41 @@ pub fn metrics(run: &Path) -> Vec<serde_json::Value> {
 pub fn weights(run: &Path) -> Vec<u8> {
     fs::read(run.join("checkpoints/supernet.safetensors")).unwrap()
 }
+
+/// Writes `folder/NAME` in IDX layout: 160 training and 40 test images of four brightnesses, which are the classes, in the
+/// order of `sorted` labels or with labels in turn. The images are the same.
+pub fn grey_images(folder: &Path, name: &str, sorted: bool) {
+    const SIDE: usize = 16;
+    let root = folder.join(name);
+    fs::create_dir_all(&root).unwrap();
+    let mut noise = 1u32;
+    let mut draw = || {
+        noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (noise >> 24) as u8 / 8
+    };
+    for (split, count) in [("train", 160), ("t10k", 40)] {
+        let mut images: Vec<(u8, Vec<u8>)> = (0..count)
+            .map(|index| {
+                let label = (index % 4) as u8;
+                (label, (0..SIDE * SIDE).map(|_| 30 + 50 * label + draw()).collect())
+            })
+            .collect();
+        if sorted {
+            images.sort_by_key(|image| image.0);
+        }
+        let header = |sizes: &[usize]| {
+            let magic = 0x0800 + sizes.len() as u32;
+            [magic]
+                .into_iter()
+                .chain(sizes.iter().map(|&size| size as u32))
+                .flat_map(u32::to_be_bytes)
+                .collect::<Vec<u8>>()
+        };
+        let labels = images.iter().map(|image| image.0);
+        let bytes: Vec<u8> = header(&[count]).into_iter().chain(labels).collect();
+        fs::write(root.join(format!("{split}-labels-idx1-ubyte")), bytes).unwrap();
+        let pixels = images.iter().flat_map(|image| image.1.iter().copied());
+        let bytes: Vec<u8> = header(&[count, SIDE, SIDE]).into_iter().chain(pixels).collect();
+        fs::write(root.join(format!("{split}-images-idx3-ubyte")), bytes).unwrap();
+    }
+}

@@ -14,7 +14,7 @@ use crate::model::{Model, ModelConfig, NumberType};
 use crate::runtime::StaticNetwork;
 use crate::{Error, Result, cost};
 use ofa_supernet::Subnet;
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
@@ -224,7 +224,7 @@ fn measure(
     progress: &mut Progress,
 ) -> Result<Vec<Vec<f64>>> {
     let largest = models.iter().map(|m| m.config().network.resolution).max().unwrap_or(0);
-    let mut rng = generator(0, Purpose::Profile, &[2]);
+    let mut rng = generator(0, Stream::RandomImages, &[]);
     let images: Vec<f32> = (0..batch * largest * largest * 3).map(|_| rng.random_range(-2.0..2.0)).collect();
     let budget = Budget { time: options.budget.time * models.len() as u32, ..options.budget };
     let mut between = || report(progress, BenchStep::Run);

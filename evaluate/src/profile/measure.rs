@@ -16,7 +16,7 @@ use super::{
 use crate::latency::{Budget, SystemClock, measure_interleaved, median};
 use crate::runtime::StaticNetwork;
 use crate::{Error, Result, cost};
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::{NetworkSpec, SearchSpace, Subnet};
 use rand::Rng;
 use std::collections::HashMap;
@@ -368,7 +368,7 @@ fn choose_subnets(space: &SearchSpace, options: &ProfileOptions) -> Result<(Vec<
         if chosen.len() >= wanted.max(3) {
             break;
         }
-        let subnet = space.sample(&mut generator(options.seed, Purpose::Profile, &[1, attempt]));
+        let subnet = space.sample(&mut generator(options.seed, Stream::ProfileSubnets, &[attempt]));
         if !chosen.contains(&subnet) {
             chosen.push(subnet);
         }
@@ -386,7 +386,7 @@ fn choose_subnets(space: &SearchSpace, options: &ProfileOptions) -> Result<(Vec<
 
 fn random_images(space: &SearchSpace, options: &ProfileOptions) -> Vec<f32> {
     let resolution = space.resolutions.last().copied().unwrap_or(0);
-    let mut rng = generator(options.seed, Purpose::Profile, &[0]);
+    let mut rng = generator(options.seed, Stream::RandomImages, &[]);
     (0..options.batch * resolution * resolution * 3).map(|_| rng.random_range(-2.0..2.0)).collect()
 }
 

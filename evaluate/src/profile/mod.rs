@@ -202,7 +202,7 @@ fn not_negative(what: &str, value: f64) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ofa_supernet::seed::{Purpose, generator};
+    use ofa_supernet::seed::{Stream, generator};
     use ofa_supernet::space::preset;
     use std::fs;
     use std::ops::ControlFlow;
@@ -236,7 +236,7 @@ mod tests {
     fn every_subnet_of_the_space_has_a_latency() {
         let profile = example();
         for position in 0..200 {
-            let subnet = profile.space.sample(&mut generator(2, Purpose::Sampling, &[position]));
+            let subnet = profile.space.sample(&mut generator(2, Stream::Sampling, &[position]));
             let network = profile.space.network(&subnet, 4).unwrap();
             let layers = 2 + network.blocks().count();
             assert_eq!(profile.latency_ms(&network).unwrap(), 0.5 + 2.0 * layers as f64);
@@ -259,7 +259,7 @@ mod tests {
             found.extend(layers(&network));
         }
         for position in 0..300 {
-            let subnet = space.sample(&mut generator(2, Purpose::Sampling, &[position]));
+            let subnet = space.sample(&mut generator(2, Stream::Sampling, &[position]));
             for layer in layers(&space.network(&subnet, 4).unwrap()) {
                 assert!(found.contains(&layer), "{subnet}: {layer}");
             }

@@ -276,12 +276,12 @@ impl Extents {
 mod tests {
     use super::super::plain;
     use super::*;
-    use ofa_supernet::seed::{Purpose, generator};
+    use ofa_supernet::seed::{Stream, generator};
     use ofa_supernet::space::{ConvSpec, Subnet, preset};
     use rand::Rng;
 
     fn images(spec: &NetworkSpec, batch: usize) -> Vec<f32> {
-        let mut rng = generator(9, Purpose::Builtin, &[]);
+        let mut rng = generator(9, Stream::Builtin, &[]);
         (0..batch * spec.resolution * spec.resolution * 3).map(|_| rng.random_range(-2.0..2.0)).collect()
     }
 
@@ -454,7 +454,7 @@ mod tests {
                 space.stages[1].depths = vec![1];
                 space.batch_norm_epsilon = 1e-2;
             }
-            let subnet = space.sample(&mut generator(4, Purpose::Sampling, &[position]));
+            let subnet = space.sample(&mut generator(4, Stream::Sampling, &[position]));
             let spec = space.network(&subnet, 5).unwrap();
             let weights = random_weights(&spec, 11).unwrap();
             let images = images(&spec, batch);
@@ -476,7 +476,7 @@ mod tests {
         let mut space = preset("resnet-tiny").unwrap();
         space.resolutions = vec![15, 21];
         for (position, batch) in [(0, 1), (1, 3), (2, 2), (3, 3)] {
-            let subnet = space.sample(&mut generator(3, Purpose::Sampling, &[position]));
+            let subnet = space.sample(&mut generator(3, Stream::Sampling, &[position]));
             let spec = space.network(&subnet, 6).unwrap();
             let weights = random_weights(&spec, position).unwrap();
             let images = images(&spec, batch);

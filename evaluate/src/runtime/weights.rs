@@ -2,7 +2,7 @@
 
 use crate::model::{tensor_shapes, validate};
 use crate::{Error, Result};
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::NetworkSpec;
 use rand::Rng;
 use std::collections::{HashMap, HashSet};
@@ -58,7 +58,7 @@ pub fn check_weights(network: &NetworkSpec, weights: &Weights) -> Result<()> {
 pub fn random_weights(network: &NetworkSpec, seed: u64) -> Result<Weights> {
     validate(network)?;
     let tensor = |(index, (name, shape)): (usize, (String, Vec<usize>))| {
-        let mut rng = generator(seed, Purpose::Weights, &[index as u64]);
+        let mut rng = generator(seed, Stream::Weights, &[index as u64]);
         let (low, high) = match name.rsplit('.').next() {
             Some("running_var") => (0.8, 1.2),
             Some("weight") if shape.len() == 1 => (0.8, 1.2),

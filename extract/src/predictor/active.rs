@@ -7,17 +7,13 @@ use super::{FitSettings, Prediction, Sample, metrics};
 use crate::cholesky::{Cholesky, dot};
 use crate::gaussian_process::expected_improvement;
 use crate::{Error, Result};
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::{SearchSpace, Subnet};
 use rand::Rng;
 use rand::seq::SliceRandom;
 use rayon::prelude::*;
 use std::collections::HashSet;
 
-/// First position of the generators used here.
-const ORDER: u64 = 0x61;
-const CANDIDATES: u64 = 0x63;
-const DRAW: u64 = 0x64;
 /// Random subnets over which the deviation is lowered.
 const TYPICAL: u64 = 1000;
 /// Candidates for each subnet that is chosen.
@@ -49,8 +45,7 @@ pub fn next(
     let mut seen: HashSet<Subnet> = samples.iter().map(|s| s.subnet.clone()).collect();
     let mut candidates = Vec::new();
     for position in 0..(CANDIDATES_EACH * count) as u64 {
-        let subnet =
-            space.sample(&mut generator(seed, Purpose::Predictor, &[CANDIDATES, samples.len() as u64, position]));
+        let subnet = space.sample(&mut generator(seed, Stream::ActiveCandidates, &[samples.len() as u64, position]));
         if seen.insert(subnet.clone()) {
             candidates.push(subnet);
         }
@@ -118,7 +113,7 @@ fn least_deviation(
     let precision = factor(precision)?;
     let mut moment = unit(1e-6);
     for position in 0..TYPICAL {
-        let typical = space.sample(&mut generator(seed, Purpose::Predictor, &[DRAW, position]));
+        let typical = space.sample(&mut generator(seed, Stream::ActiveTypical, &[position]));
         add_square(&mut moment, &row(&typical)?);
     }
     let moment = factor(moment)?;
@@ -170,11 +165,11 @@ fn most_improvement(
         return Err(Error::Predictor("expected improvement needs two members and two samples at least".into()));
     }
     let mut samples = samples.to_vec();
-    samples.shuffle(&mut generator(seed, Purpose::Predictor, &[ORDER]));
+    samples.shuffle(&mut generator(seed, Stream::ActiveOrder, &[]));
     let (predictor, _) = fit_members(space, &samples, settings, seed, &mut |_, _, _| {})?;
     let best = samples.iter().map(|s| s.accuracy).fold(0.0, f64::max);
     let worth = |prediction: &Prediction| expected_improvement(prediction.accuracy, prediction.deviation, best);
-    let mut rng = generator(seed, Purpose::Predictor, &[DRAW, samples.len() as u64]);
+    let mut rng = generator(seed, Stream::ActiveImprovement, &[samples.len() as u64]);
     let predictions = predictor.predict_with_deviation(candidates)?;
     let mut drawn: Vec<(f64, usize)> = predictions
         .iter()
@@ -230,7 +225,7 @@ pub fn curve(
     let mut done = 0;
     for repetition in 0..repetitions {
         let mut all = samples.clone();
-        all.shuffle(&mut generator(repetition, Purpose::Predictor, &[ORDER, 1]));
+        all.shuffle(&mut generator(repetition, Stream::CurveOrder, &[]));
         let (held_out, pool) = all.split_at(samples.len() / 5);
         let subnets: Vec<Subnet> = held_out.iter().map(|s| s.subnet.clone()).collect();
         let measured: Vec<f64> = held_out.iter().map(|s| s.accuracy).collect();
@@ -268,7 +263,7 @@ mod tests {
     fn small_ones() -> (SearchSpace, Vec<Sample>) {
         let space = SearchSpace::named("tiny").unwrap();
         let size = |s: &Subnet| s.resolution as f64 / 32.0 + s.blocks().map(|b| b.expand.value()).sum::<f64>() / 16.0;
-        let drawn = (0..400).map(|i| space.sample(&mut generator(2, Purpose::Sampling, &[i])));
+        let drawn = (0..400).map(|i| space.sample(&mut generator(2, Stream::Sampling, &[i])));
         let samples = drawn.map(|subnet| Sample { accuracy: 0.3 + 0.2 * size(&subnet), subnet });
         let samples = samples.filter(|s| s.subnet.resolution == 16 && s.subnet.blocks().count() <= 3).collect();
         (space, samples)
@@ -305,9 +300,8 @@ mod tests {
             row.push(10.0);
             row
         };
-        let drawn = |from: u64| {
-            (0..60).map(move |i| from + i).map(|i| space.sample(&mut generator(9, Purpose::Sampling, &[i])))
-        };
+        let drawn =
+            |from: u64| (0..60).map(move |i| from + i).map(|i| space.sample(&mut generator(9, Stream::Sampling, &[i])));
         let judged: Vec<Vec<f64>> = drawn(0).map(|s| row(&s)).collect();
         // By its definition: the prior, the noise and every measurement add up to the precision.
         let variance = |subnets: &[Subnet]| -> f64 {
@@ -330,7 +324,7 @@ mod tests {
     #[test]
     fn the_curve_rises_with_samples() {
         let space = SearchSpace::named("tiny").unwrap();
-        let drawn = (0..240).map(|i| space.sample(&mut generator(2, Purpose::Sampling, &[i])));
+        let drawn = (0..240).map(|i| space.sample(&mut generator(2, Stream::Sampling, &[i])));
         let samples: Vec<Sample> = drawn
             .map(|subnet| {
                 let size: f64 = subnet.blocks().map(|b| b.expand.value() + 0.5 * b.kernel as f64).sum();

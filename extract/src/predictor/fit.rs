@@ -5,14 +5,10 @@ use super::mlp::{Layer, Mlp};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use rand::Rng;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
-
-/// First position of the generators used here; the held-out split and the sampling of subnets have others.
-const WEIGHTS: u64 = 0x77;
-const SHUFFLE: u64 = 0x73;
 
 /// How the predictor is fitted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -122,7 +118,7 @@ pub(super) fn fit(
     let mut used = count;
     for step in 0..steps {
         if used >= count {
-            order.shuffle(&mut generator(seed, Purpose::Predictor, &[SHUFFLE, member, step as u64]));
+            order.shuffle(&mut generator(seed, Stream::PredictorOrder, &[member, step as u64]));
             used = 0;
         }
         let rows = Tensor::new(&order[used..(used + batch_size).min(count)], &device)?;
@@ -161,7 +157,7 @@ pub(super) fn fit(
 fn initial(inputs: usize, hidden: usize, seed: u64, member: u64) -> Result<Vec<Var>> {
     let mut variables = Vec::new();
     for (layer, pair) in [inputs, hidden, hidden, hidden, 1].windows(2).enumerate() {
-        let mut rng = generator(seed, Purpose::Predictor, &[WEIGHTS, member, layer as u64]);
+        let mut rng = generator(seed, Stream::PredictorWeights, &[member, layer as u64]);
         let bound = 1.0 / (pair[0] as f32).sqrt();
         let mut draw = |count: usize| -> Vec<f32> { (0..count).map(|_| rng.random_range(-bound..bound)).collect() };
         variables.push(Var::from_vec(draw(pair[0] * pair[1]), (pair[0], pair[1]), &Device::Cpu)?);

@@ -125,7 +125,7 @@ impl Linear {
 mod tests {
     use super::super::features::active_features;
     use super::*;
-    use ofa_supernet::seed::{Purpose, generator};
+    use ofa_supernet::seed::{Stream, generator};
     use rand::Rng;
 
     #[test]
@@ -134,10 +134,10 @@ mod tests {
             let space = SearchSpace::named(name).unwrap();
             let basis = Basis::new(&space);
             let inputs = |from: u64, count: u64| -> Vec<Vec<usize>> {
-                let subnet = |i| space.sample(&mut generator(3, Purpose::Sampling, &[from + i]));
+                let subnet = |i| space.sample(&mut generator(3, Stream::Sampling, &[from + i]));
                 (0..count).map(|i| active_features(&space, &subnet(i)).unwrap()).collect()
             };
-            let mut rng = generator(0, Purpose::Weights, &[]);
+            let mut rng = generator(0, Stream::Weights, &[]);
             let truth: Vec<f64> = (0..basis.width()).map(|_| rng.random_range(-0.01..0.01)).collect();
             let accuracy = |active: &Vec<usize>| 0.7 + dot(&basis.of(active), &truth);
             let (seen, unseen) = (inputs(0, count), inputs(10_000, 300));

@@ -85,14 +85,14 @@ impl Mlp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ofa_supernet::seed::{Purpose, generator};
+    use ofa_supernet::seed::{Stream, generator};
     use rand::Rng;
 
     #[test]
     fn forward_equals_the_definition_for_every_batch() {
         // 110 is no multiple of a vector's length, 70 subnets no multiple of what passes together.
         let (inputs, hidden) = (11, 110);
-        let mut rng = generator(1, Purpose::Weights, &[]);
+        let mut rng = generator(1, Stream::Weights, &[]);
         let mut layer = |inputs: usize, outputs: usize| Layer {
             weight: (0..inputs * outputs).map(|_| rng.random_range(-0.3..0.3)).collect(),
             bias: (0..outputs).map(|_| rng.random_range(-0.3..0.3)).collect(),

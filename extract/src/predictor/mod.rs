@@ -31,7 +31,7 @@ pub use sample::{Sample, SampleWriter, read_provenance, read_samples};
 use crate::{Error, Result};
 use features::push_features;
 use mlp::Mlp;
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::{SearchSpace, Subnet, files};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
@@ -39,8 +39,6 @@ use std::collections::HashMap;
 
 /// Fewest different subnets a predictor is fitted on: with less, the held-out fifth says nothing.
 pub const FEWEST_SAMPLES: usize = 10;
-/// First position of the generator that draws the held-out part.
-const SPLIT: u64 = 0x68;
 
 /// A fitted accuracy predictor: the mean of its members.
 #[derive(Debug, Clone)]
@@ -176,7 +174,7 @@ impl Predictor {
                 samples.len()
             )));
         }
-        samples.shuffle(&mut generator(seed, Purpose::Predictor, &[SPLIT]));
+        samples.shuffle(&mut generator(seed, Stream::HeldOut, &[]));
         let (held_out, train) = samples.split_at((samples.len() as f64 / 5.0).round() as usize);
         let (mut predictor, unseen) = ensemble::fit_members(space, train, settings, seed, progress)?;
 
@@ -383,7 +381,7 @@ mod tests {
             0.5 + 0.2 * (size.ln() - 2.0) * (0.6 + subnet.resolution as f64 / 80.0)
         };
         (0..count)
-            .map(|i| space.sample(&mut generator(4, Purpose::Sampling, &[i])))
+            .map(|i| space.sample(&mut generator(4, Stream::Sampling, &[i])))
             .map(|subnet| Sample { accuracy: accuracy(&subnet), subnet })
             .collect()
     }
@@ -481,7 +479,7 @@ mod tests {
         use rand::Rng;
         let space = SearchSpace::named("tiny").unwrap();
         let mut noisy = samples(&space, 500);
-        let mut rng = generator(1, Purpose::Builtin, &[]);
+        let mut rng = generator(1, Stream::Builtin, &[]);
         // Uniform noise of a point either way: a standard deviation of 0.58 points.
         noisy.iter_mut().for_each(|s| s.accuracy += rng.random_range(-0.01..0.01));
         let settings = FitSettings { hidden: 100, learning_rate: 3e-3, ..FitSettings::default() };

@@ -217,7 +217,7 @@ pub fn repair(
 mod tests {
     use super::*;
     use crate::search::Limit;
-    use ofa_supernet::seed::{Purpose, generator};
+    use ofa_supernet::seed::{Stream, generator};
     use ofa_supernet::space::BlockChoice;
     use ofa_supernet::{SearchSpace, Subnet};
 
@@ -259,7 +259,7 @@ mod tests {
             let limits = [Limit::new("odd", bound, odd_cost)];
             let limits = Limits::new(&genome, &limits).unwrap();
             let witness = witness(&genome, &limits).unwrap();
-            let mut rng = generator(1, Purpose::Search, &[]);
+            let mut rng = generator(1, Stream::Search, &[]);
             for _ in 0..50 {
                 let drawn = genome.sample(&mut rng);
                 let repaired = repair(&genome, &limits, drawn, &witness, &mut rng).unwrap();

@@ -281,7 +281,7 @@ impl Genome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ofa_supernet::seed::{Purpose, generator};
+    use ofa_supernet::seed::{Stream, generator};
     use ofa_supernet::space::PRESETS;
     use std::collections::HashSet;
 
@@ -292,7 +292,7 @@ mod tests {
             let genome = Genome::new(&space).unwrap();
             assert_eq!(genome.decode(&genome.zeros()), space.smallest());
             for position in 0..50 {
-                let mut rng = generator(3, Purpose::Search, &[position]);
+                let mut rng = generator(3, Stream::Search, &[position]);
                 let genes = genome.sample(&mut rng);
                 let subnet = genome.decode(&genes);
                 assert_eq!(genome.encode(&subnet).unwrap(), genes);

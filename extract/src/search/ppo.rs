@@ -8,7 +8,7 @@ use crate::{Error, Result};
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::ops::{log_softmax, sigmoid};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
@@ -20,8 +20,6 @@ const CLIP: f64 = 0.2;
 const PASSES: usize = 3;
 /// Weight of the entropy, which keeps the policy from settling too early.
 const ENTROPY: f64 = 0.002;
-/// Position of the generator of the weights; batches count from 0.
-const WEIGHTS: u64 = u64::MAX;
 
 /// Constants of the controller.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -133,7 +131,7 @@ impl Policy {
     fn new(rules: &Rules) -> Result<Self> {
         let mut variables = Vec::new();
         let mut variable = |shape: &[usize], bound: f32| -> Result<Tensor> {
-            let mut rng = generator(rules.seed, Purpose::Search, &[WEIGHTS, variables.len() as u64]);
+            let mut rng = generator(rules.seed, Stream::PolicyWeights, &[variables.len() as u64]);
             let count = shape.iter().product();
             let values: Vec<f32> = (0..count).map(|_| rng.random_range(-1.0f32..1.0) * bound).collect();
             let var = Var::from_vec(values, shape, &Device::Cpu)?;

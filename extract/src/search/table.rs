@@ -8,15 +8,13 @@
 use super::genome::{Genes, Genome, RESOLUTION, STEM};
 use crate::Result;
 use ofa_supernet::Subnet;
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use rayon::prelude::*;
 
 /// Random subnets that each resolution's row is checked on.
 const CHECKS: u64 = 24;
 /// Relative difference up to which a sum of table entries counts as the measure's own value.
 pub(super) const PRECISION: f64 = 1e-9;
-/// First position of the generators that draw those subnets.
-const DRAW: u64 = 0x7461_626c;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Form {
@@ -275,7 +273,7 @@ fn row(
         row.push(entries);
     }
     for check in 0..CHECKS {
-        let mut genes = genome.sample(&mut generator(0, Purpose::Search, &[DRAW, check]));
+        let mut genes = genome.sample(&mut generator(0, Stream::TableCheck, &[check]));
         genes[RESOLUTION] = resolution;
         let exact = measure(&genes)?;
         if (value(genome, form, &row, &genes) - exact).abs() > PRECISION * exact.abs() {
@@ -350,7 +348,7 @@ mod tests {
                 let table = Table::of(&genome, &measure).unwrap().unwrap();
                 assert_eq!(table.form, form, "{name} {limit}");
                 for position in 0..100 {
-                    let genes = genome.sample(&mut generator(1, Purpose::Search, &[position]));
+                    let genes = genome.sample(&mut generator(1, Stream::Search, &[position]));
                     assert_eq!(
                         table.value(&genome, &genes),
                         measure(&genome.decode(&genes)).unwrap(),
@@ -374,7 +372,7 @@ mod tests {
             let table = Table::of(&genome, &measure).unwrap().unwrap();
             let uniform = |place| vec![1.0 / f64::from(genome.choices(place)); usize::from(genome.choices(place))];
             let expected = table.expected(&genome, &(0..genome.size()).map(uniform).collect::<Vec<_>>()).unwrap();
-            let mut rng = generator(1, Purpose::Search, &[]);
+            let mut rng = generator(1, Stream::Search, &[]);
             let draws = 20_000;
             let sum: f64 = (0..draws).map(|_| table.value(&genome, &genome.sample(&mut rng))).sum();
             assert!((sum / f64::from(draws) / expected - 1.0).abs() < 0.01);

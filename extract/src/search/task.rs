@@ -5,7 +5,7 @@ use super::feasible::{repair, witness};
 use super::genome::{Genes, Genome};
 use super::limit::{Limit, Limits};
 use crate::{Error, Result};
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::{SearchSpace, Subnet};
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -77,7 +77,7 @@ pub struct Rules<'a> {
 impl Rules<'_> {
     /// The generator for a position of this search.
     pub fn rng(&self, position: &[u64]) -> StdRng {
-        generator(self.seed, Purpose::Search, position)
+        generator(self.seed, Stream::Search, position)
     }
 
     /// Whether all limits hold.

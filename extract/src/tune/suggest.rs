@@ -3,12 +3,10 @@
 use super::ranges::{Ranges, Values};
 use super::trials::Trial;
 use crate::gaussian_process::{GaussianProcess, expected_improvement};
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use rand::Rng;
 use std::cmp::Ordering;
 
-/// First position of the generators used here.
-const TUNE: u64 = 0x74;
 /// Points that expected improvement chooses from: random ones, and ones near the best trial.
 const RANDOM: usize = 500;
 const NEAR: usize = 200;
@@ -39,7 +37,7 @@ pub fn suggest(strategy: Suggest, ranges: &Ranges, trials: &[Trial], seed: u64) 
         return None;
     }
     let number = trials.len() as u64;
-    let mut rng = generator(seed, Purpose::Search, &[TUNE, number]);
+    let mut rng = generator(seed, Stream::Trial, &[number]);
     let dimensions = ranges.dimensions();
     let mut random = || -> Vec<f64> { (0..dimensions).map(|_| rng.random_range(0.0..1.0)).collect() };
     let first = random();
@@ -67,7 +65,7 @@ fn most_promising(ranges: &Ranges, trials: &[Trial], mut pool: Vec<Vec<f64>>, se
     let points: Vec<Vec<f64>> = trials.iter().map(|trial| ranges.units(&trial.values)).collect();
     let objectives: Vec<f64> = trials.iter().map(|trial| trial.objective).collect();
     let best = (0..trials.len()).max_by(|&a, &b| objectives[a].total_cmp(&objectives[b]))?;
-    let mut rng = generator(seed, Purpose::Search, &[TUNE, trials.len() as u64, 1]);
+    let mut rng = generator(seed, Stream::TrialNearBest, &[trials.len() as u64]);
     let dimensions = ranges.dimensions();
     pool.extend((0..NEAR).map(|_| {
         // One of them anew, as a small step never leads from one of several values to another.

@@ -227,10 +227,10 @@ fn colour(pixels: &mut [f32], brightness: f32, contrast: f32, saturation: f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seed::{Purpose, generator};
+    use crate::seed::{Stream, generator};
 
     fn rng(n: u64) -> StdRng {
-        generator(1, Purpose::Augmentation, &[n])
+        generator(1, Stream::Augmentation, &[n])
     }
 
     #[test]

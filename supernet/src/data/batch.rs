@@ -2,7 +2,7 @@
 
 use super::augmentation::Painter;
 use super::{Augmentation, Dataset, Split};
-use crate::seed::{Purpose, generator};
+use crate::seed::{Stream, generator};
 use crate::{Error, Result};
 use rand::seq::SliceRandom;
 use rayon::prelude::*;
@@ -41,7 +41,7 @@ impl Dataset {
         augmentation.check()?;
         self.batch(&self.train, indices, resolution, |painter, index, out| {
             let image = self.train.image(index)?;
-            let mut rng = generator(seed, Purpose::Augmentation, &[epoch, index as u64]);
+            let mut rng = generator(seed, Stream::Augmentation, &[epoch, index as u64]);
             painter.varied(&image, augmentation, &mut rng, out);
             Ok(())
         })
@@ -88,7 +88,7 @@ impl Dataset {
 /// The order in which `len` training images are seen in `epoch`: a permutation of `0..len`.
 pub fn epoch_order(len: usize, seed: u64, epoch: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..len).collect();
-    order.shuffle(&mut generator(seed, Purpose::Order, &[epoch]));
+    order.shuffle(&mut generator(seed, Stream::Order, &[epoch]));
     order
 }
 

@@ -12,7 +12,7 @@
 use super::opening::{Opening, Splits};
 use super::split::{Image, Pixels, Store};
 use super::{Loaded, digest, no_images};
-use crate::seed::{Purpose, generator};
+use crate::seed::{Stream, generator};
 use crate::{Error, Result};
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -164,7 +164,7 @@ impl Fill {
 }
 
 fn draw(seed: u64, number: u64, out: &mut [u8]) {
-    let rng = &mut generator(seed, Purpose::Builtin, &[number]);
+    let rng = &mut generator(seed, Stream::Builtin, &[number]);
     let mut canvas = background(rng);
     specks(&mut canvas, rng, 2);
     object(&mut canvas, class(number), rng);

@@ -2,7 +2,7 @@
 
 use super::split::{Split, Store};
 use super::{DataOptions, MOST_BY_DEFAULT};
-use crate::seed::{Purpose, generator};
+use crate::seed::{Stream, generator};
 use crate::{Error, Result};
 use rand::seq::SliceRandom;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub(super) fn carve(store: Arc<Store>, classes: usize, options: &DataOptions, so
         return Err(Error::format(source, reason));
     }
     let mut order: Vec<u32> = (0..total as u32).collect();
-    order.shuffle(&mut generator(options.seed, Purpose::Split, &[]));
+    order.shuffle(&mut generator(options.seed, Stream::Split, &[]));
     // A stable sort by class keeps the shuffled order inside a class; every `total / wanted`-th image of that list then
     // takes from each class its share, rounded.
     order.sort_by_key(|&i| store.labels[i as usize]);

@@ -1,13 +1,129 @@
 //! Digests that tell whether two datasets hold the same images, in the same splits.
 
 use super::split::{Pixels, Split, Store};
-use super::{Dataset, Image};
-use crate::seed::mix;
+use super::{Dataset, Image, Normalisation};
+use crate::seed::{Stream, generator, mix};
 use crate::{Error, Result};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+
+/// Training images whose content a supernet remembers.
+const REMEMBERED: usize = 4096;
+
+/// Smallest share of validation images that were trained on, at which the split no longer validates. Some data sets hold a
+/// few images twice.
+const CONTAMINATED: f64 = 0.01;
+
+/// What must agree between the images of a run that stops and those of the run that resumes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataIdentity {
+    /// Digest of all images with their labels.
+    images: String,
+    /// Digest of which images form which split.
+    split: String,
+    /// Channel means and deviations.
+    normalisation: Normalisation,
+}
+
+impl DataIdentity {
+    /// The identity of opened images.
+    pub fn of(data: &Dataset) -> Self {
+        DataIdentity {
+            images: hex(data.images_digest()),
+            split: hex(data.split_digest()),
+            normalisation: data.normalisation.clone(),
+        }
+    }
+
+    /// What differs from the identity that a checkpoint holds, if anything.
+    pub fn difference(&self, saved: &DataIdentity) -> Option<String> {
+        if self.images != saved.images {
+            return Some(
+                "the images are not those of the checkpoint: files were renamed, replaced, added or removed, labels differ, \
+                 or the built-in images have another data.seed"
+                    .into(),
+            );
+        }
+        if self.split != saved.split {
+            return Some(
+                "the validation split is not that of the checkpoint, so that images that were trained on would validate: \
+                 data.seed or data.validation differs"
+                    .into(),
+            );
+        }
+        let Normalisation { mean, std } = &self.normalisation;
+        (self.normalisation != saved.normalisation).then(|| {
+            format!(
+                "the normalisation is mean {mean:?} and std {std:?}, that of the checkpoint mean {:?} and std {:?}",
+                saved.normalisation.mean, saved.normalisation.std
+            )
+        })
+    }
+}
+
+/// What a supernet remembers of the images that it was trained on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainedOn {
+    /// [`Dataset::digest`].
+    pub digest: String,
+    /// Channel means and deviations, which the weights expect.
+    pub normalisation: Normalisation,
+    /// Number of training images.
+    images: usize,
+    /// Content digests of all training images, or of some drawn ones.
+    contents: Vec<String>,
+}
+
+impl TrainedOn {
+    /// Remembers `data`; reads up to 4096 training images.
+    ///
+    /// # Errors
+    /// An image that cannot be read any more.
+    pub fn new(data: &Dataset) -> Result<Self> {
+        let drawn = data.train.draw(REMEMBERED, &mut generator(0, Stream::Remembered, &[]));
+        let mut contents: Vec<String> =
+            drawn.par_iter().map(|&index| Ok(hex(data.train.content_digest(index)?))).collect::<Result<_>>()?;
+        contents.sort_unstable();
+        Ok(TrainedOn {
+            digest: data.digest(),
+            normalisation: data.normalisation.clone(),
+            images: data.train.len(),
+            contents,
+        })
+    }
+
+    /// About how many images of the validation split of `data` were trained on; 0 where they are few enough to validate.
+    ///
+    /// Images of the run itself, in a folder of any name, need no look: their split is known to be the run's. Others are
+    /// compared by content, so that another order, other names or another layout do not hide them.
+    ///
+    /// # Errors
+    /// An image that cannot be read.
+    pub fn contamination(&self, data: &Dataset) -> Result<usize> {
+        let count = data.validation.len();
+        if count == 0 || data.digest() == self.digest {
+            return Ok(0);
+        }
+        let known: HashSet<&str> = self.contents.iter().map(String::as_str).collect();
+        let seen: usize = (0..count)
+            .into_par_iter()
+            .map(|index| Ok(usize::from(known.contains(hex(data.validation.content_digest(index)?).as_str()))))
+            .sum::<Result<usize>>()?;
+        let remembered = self.contents.len() as f64 / self.images.max(1) as f64;
+        let estimate = (seen as f64 / remembered.max(f64::MIN_POSITIVE)).min(count as f64);
+        Ok(if estimate > CONTAMINATED * count as f64 { estimate.round() as usize } else { 0 })
+    }
+}
+
+fn hex(digest: u64) -> String {
+    format!("{digest:016x}")
+}
 
 impl Dataset {
     /// Sixteen hexadecimal digits that change with the class names, the images, their labels, their order and the splits.
@@ -18,18 +134,18 @@ impl Dataset {
     pub fn digest(&self) -> String {
         let mut digest = Digest::new();
         digest.word(self.classes_digest()).word(self.images_digest()).word(self.split_digest());
-        digest.hex()
+        hex(digest.finish())
     }
 
     /// Digest of the class names in order.
-    pub(super) fn classes_digest(&self) -> u64 {
+    fn classes_digest(&self) -> u64 {
         let mut digest = Digest::new();
         self.classes.iter().for_each(|class| digest.bytes(class.as_bytes()));
         digest.finish()
     }
 
     /// Digest of all images with their labels, before the training images are split.
-    pub(super) fn images_digest(&self) -> u64 {
+    fn images_digest(&self) -> u64 {
         let mut stores: Vec<&Arc<Store>> = Vec::new();
         for split in self.splits() {
             if !stores.iter().any(|store| Arc::ptr_eq(store, split.store())) {
@@ -44,7 +160,7 @@ impl Dataset {
     }
 
     /// Digest of which images form which split.
-    pub(super) fn split_digest(&self) -> u64 {
+    fn split_digest(&self) -> u64 {
         let mut digest = Digest::new();
         for split in self.splits() {
             digest.word(split.len() as u64);
@@ -164,10 +280,6 @@ impl Digest {
     fn finish(&self) -> u64 {
         mix(self.0)
     }
-
-    fn hex(&self) -> String {
-        format!("{:016x}", self.finish())
-    }
 }
 
 #[cfg(test)]
@@ -256,5 +368,45 @@ mod tests {
         let (a, b) = (contents(&open(&folder("a"))), contents(&open(&folder("b"))));
         assert_eq!(a, b);
         assert!(a.windows(2).all(|pair| pair[0] < pair[1]));
+    }
+
+    #[test]
+    fn an_identity_names_what_differs() {
+        let root = folder("a");
+        let open = |options: &DataOptions| Dataset::open(root.path().to_str().unwrap(), options).unwrap();
+        let saved = DataIdentity::of(&open(&options()));
+        let difference = |options: &DataOptions| DataIdentity::of(&open(options)).difference(&saved);
+        assert_eq!(difference(&options()), None);
+        let seed = difference(&DataOptions { seed: 1, ..options() }).unwrap();
+        assert!(seed.contains("validation split") && seed.contains("data.seed"), "{seed}");
+        let normalisation =
+            difference(&DataOptions { normalisation: Some(Normalisation::IMAGENET), ..options() }).unwrap();
+        assert!(normalisation.contains("normalisation") && normalisation.contains("0.485"), "{normalisation}");
+        fs::rename(root.path().join("train/cat/a03.png"), root.path().join("train/cat/z.png")).unwrap();
+        assert!(difference(&options()).unwrap().contains("renamed"));
+    }
+
+    #[test]
+    fn images_that_were_trained_on_do_not_validate_under_other_names() {
+        let trained_on = |root: &tempfile::TempDir| {
+            TrainedOn::new(&Dataset::open(root.path().to_str().unwrap(), &options()).unwrap()).unwrap()
+        };
+        let (a, renamed) = (folder("a"), folder("b"));
+        let open = |root: &tempfile::TempDir, seed| {
+            Dataset::open(root.path().to_str().unwrap(), &DataOptions { seed, ..options() }).unwrap()
+        };
+        let run = trained_on(&a);
+        assert_eq!(run.contamination(&open(&a, 0)).unwrap(), 0);
+        let seen = run.contamination(&open(&a, 1)).unwrap();
+        assert!((4..=10).contains(&seen), "{seen}");
+        assert!(run.contamination(&open(&renamed, 5)).unwrap() > 0);
+        for class in ["cat", "dog"] {
+            // A split of images that nobody has trained on.
+            for i in 0..5 {
+                put(renamed.path(), &format!("val/{class}/{i}.png"), 200 + i);
+            }
+        }
+        let own = open(&renamed, 0);
+        assert_eq!((own.validation.len(), run.contamination(&own).unwrap()), (10, 0));
     }
 }

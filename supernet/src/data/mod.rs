@@ -38,6 +38,7 @@ mod split;
 
 pub use augmentation::{Augmentation, Crop};
 pub use batch::{Batch, epoch_order};
+pub use digest::{DataIdentity, TrainedOn};
 pub use normalisation::Normalisation;
 pub use opening::{OpenObserver, OpenProgress, Splits};
 pub use prefetch::Prefetch;

@@ -2,7 +2,7 @@
 
 use super::Split;
 use super::opening::Opening;
-use crate::seed::{Purpose, generator};
+use crate::seed::{Stream, generator};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +48,7 @@ impl Normalisation {
         let indices = if split.in_memory() || split.len() <= SAMPLE {
             (0..split.len()).collect()
         } else {
-            let rng = &mut generator(opening.options.seed, Purpose::Split, &[1]);
+            let rng = &mut generator(opening.options.seed, Stream::Normalisation, &[]);
             rand::seq::index::sample(rng, split.len(), SAMPLE).into_vec()
         };
         let shares: Vec<&[usize]> = indices.chunks(SHARE).collect();

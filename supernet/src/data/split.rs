@@ -82,6 +82,11 @@ impl Split {
         &self.indices
     }
 
+    /// A split without images.
+    pub fn empty() -> Split {
+        Split::whole(Arc::new(Store { labels: Vec::new(), pixels: Pixels::Files(Vec::new()), origin: None }))
+    }
+
     /// Whether reading an image reads no file.
     pub fn in_memory(&self) -> bool {
         !matches!(self.store.pixels, Pixels::Files(_))

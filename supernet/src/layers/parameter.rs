@@ -1,6 +1,6 @@
 //! The list of trainable tensors that all layers of a network share.
 
-use crate::seed::{Purpose, generator};
+use crate::seed::{Stream, generator};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand::Rng;
 
@@ -74,7 +74,7 @@ impl Parameters {
         decay: bool,
     ) -> Result<ParameterId> {
         let count: usize = dims.iter().product();
-        let mut rng = generator(self.seed, Purpose::Weights, &[self.list.len() as u64]);
+        let mut rng = generator(self.seed, Stream::Weights, &[self.list.len() as u64]);
         let values: Vec<f32> = match initialiser {
             Initialiser::Constant(value) => vec![value; count],
             Initialiser::Uniform(bound) => (0..count).map(|_| rng.random_range(-bound..bound) as f32).collect(),

@@ -1,11 +1,11 @@
 //! What the kernel tests share: repeatable values and one comparison with a stated tolerance.
 
-use crate::seed::{Purpose, generator};
+use crate::seed::{Stream, generator};
 use rand::Rng;
 
 /// `len` values in -1..1, a different sequence for each `stream`.
 pub(crate) fn values(len: usize, stream: u64) -> Vec<f32> {
-    let mut rng = generator(99, Purpose::Weights, &[stream]);
+    let mut rng = generator(99, Stream::Weights, &[stream]);
     (0..len).map(|_| rng.random_range(-1.0f32..1.0)).collect()
 }
 

@@ -199,7 +199,7 @@ fn allowed<T: PartialEq + fmt::Display>(what: &str, value: &T, choices: &[T]) ->
 mod tests {
     use super::super::{PRESETS, preset};
     use super::*;
-    use crate::seed::{Purpose, generator};
+    use crate::seed::{Stream, generator};
 
     #[test]
     fn the_published_space_has_the_published_size() {
@@ -217,7 +217,7 @@ mod tests {
                 space.check(&extreme).unwrap();
             }
             for position in 0..50 {
-                let draw = || space.sample(&mut generator(3, Purpose::Sampling, &[position]));
+                let draw = || space.sample(&mut generator(3, Stream::Sampling, &[position]));
                 space.check(&draw()).unwrap();
                 assert_eq!(draw(), draw());
             }
@@ -228,7 +228,7 @@ mod tests {
     fn neighbours_differ_in_one_choice_and_are_distinct() {
         for name in ["tiny", "resnet-tiny"] {
             let space = preset(name).unwrap();
-            let subnet = space.sample(&mut generator(1, Purpose::Sampling, &[]));
+            let subnet = space.sample(&mut generator(1, Stream::Sampling, &[]));
             let neighbours = space.neighbours(&subnet);
             for (index, neighbour) in neighbours.iter().enumerate() {
                 space.check(neighbour).unwrap();

@@ -171,14 +171,14 @@ impl<'de> Deserialize<'de> for Subnet {
 mod tests {
     use super::super::{PRESETS, preset};
     use super::*;
-    use crate::seed::{Purpose, generator};
+    use crate::seed::{Stream, generator};
 
     #[test]
     fn text_form_round_trips() {
         for name in PRESETS {
             let space = preset(name).unwrap();
             for position in 0..100 {
-                let subnet = space.sample(&mut generator(5, Purpose::Sampling, &[position]));
+                let subnet = space.sample(&mut generator(5, Stream::Sampling, &[position]));
                 assert_eq!(subnet.to_string().parse::<Subnet>().unwrap(), subnet);
                 let json = serde_json::to_string(&subnet).unwrap();
                 assert_eq!(serde_json::from_str::<Subnet>(&json).unwrap(), subnet);

@@ -6,6 +6,7 @@
 use super::config::TrainConfig;
 use super::metrics::Window;
 use super::tensor_file;
+use crate::data::{DataIdentity, Dataset, TrainedOn};
 use crate::{Error, Result, SearchSpace, files};
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -30,8 +31,9 @@ pub struct Progress {
     pub probed: Option<usize>,
     /// Seconds of training so far, over all sessions.
     pub seconds: f64,
-    /// Length of `metrics.jsonl` in bytes; what lies behind it was written after this checkpoint.
-    pub metrics_bytes: u64,
+    /// Lines of `metrics.jsonl`; those behind them were written after this checkpoint.
+    #[serde(default)]
+    pub metrics_lines: u64,
     /// Updates of the moving average in this stage.
     pub average_updates: u64,
     /// Sums for the next step line.
@@ -62,6 +64,9 @@ pub struct Identity {
     pub classes: Vec<String>,
     /// Number of training images.
     pub images: usize,
+    /// Which images, in which splits, with which normalisation.
+    #[serde(default)]
+    pub data: Option<DataIdentity>,
     /// The training configuration as JSON.
     pub config: serde_json::Value,
 }
@@ -82,9 +87,15 @@ impl Identity {
     ///
     /// # Errors
     /// None in practice; a value without a JSON form.
-    pub fn new(space: &SearchSpace, classes: &[String], images: usize, config: &TrainConfig) -> Result<Self> {
+    pub fn new(space: &SearchSpace, data: &Dataset, config: &TrainConfig) -> Result<Self> {
         let config = serde_json::to_value(config).map_err(|e| Error::Internal(e.to_string()))?;
-        Ok(Identity { space: space.clone(), classes: classes.to_vec(), images, config })
+        Ok(Identity {
+            space: space.clone(),
+            classes: data.classes.clone(),
+            images: data.train.len(),
+            data: Some(DataIdentity::of(data)),
+            config,
+        })
     }
 
     /// Checks that a run with identity `self` may go on from a checkpoint with identity `saved`, in which the first `begun`
@@ -115,6 +126,11 @@ impl Identity {
         if self.images != saved.images {
             return fail(format!("it was trained on {} images, the data has {}", saved.images, self.images));
         }
+        if let (Some(data), Some(saved)) = (&self.data, &saved.data)
+            && let Some(difference) = data.difference(saved)
+        {
+            return fail(difference);
+        }
         let empty = serde_json::Map::new();
         let (new, old) = (self.config.as_object().unwrap_or(&empty), saved.config.as_object().unwrap_or(&empty));
         let mut changed: Vec<&str> = new
@@ -138,8 +154,14 @@ impl Identity {
     }
 }
 
+/// Version of checkpoints. Version 2 derives random streams in another way, so that an older run cannot go on as it began,
+/// and knows its images.
+const FORMAT: u32 = 2;
+
 #[derive(Serialize, Deserialize)]
 struct Note {
+    #[serde(default)]
+    format: u32,
     progress: Progress,
     identity: Identity,
 }
@@ -206,7 +228,8 @@ impl Folder {
         for (prefix, part) in PARTS.iter().zip(parts) {
             tensors.extend(part.iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor.clone())));
         }
-        let note = Note { progress: checkpoint.progress.clone(), identity: checkpoint.identity.clone() };
+        let note =
+            Note { format: FORMAT, progress: checkpoint.progress.clone(), identity: checkpoint.identity.clone() };
         let path = self.checkpoint_path(checkpoint.progress.step);
         tensor_file::write(&path, &tensors, &note)?;
         self.prune(checkpoint.progress.step, checkpoint.progress.best.map(|best| best.step))?;
@@ -219,6 +242,16 @@ impl Folder {
     /// A missing or damaged file, named.
     pub fn read(path: &Path) -> Result<Checkpoint> {
         let (tensors, note): (_, Note) = tensor_file::read(path)?;
+        if note.format != FORMAT {
+            return Err(Error::refused(
+                path,
+                format!(
+                    "the checkpoint has format {} and this program reads format {FORMAT}, with other random streams; finish \
+                     the run with the version that began it, or start anew in another folder",
+                    note.format.max(1)
+                ),
+            ));
+        }
         note.identity.space.validate().map_err(|e| e.at(path))?;
         let mut parts: [HashMap<String, Tensor>; 4] = Default::default();
         for (name, tensor) in tensors {
@@ -241,13 +274,21 @@ impl Folder {
         for (_, path) in self.list()?.into_iter().rev() {
             match Self::read(&path) {
                 Ok(checkpoint) => return Ok(Some((checkpoint, path, damaged))),
+                // Neither damaged nor usable: an older one would silently be another training.
+                Err(error @ Error::Refused { .. }) => return Err(error),
                 Err(error) => damaged.push(error.to_string()),
             }
         }
         if damaged.is_empty() {
             return Ok(None);
         }
-        Err(Error::format(&self.path, format!("no checkpoint can be read: {}", damaged.join("; "))))
+        Err(Error::format(
+            &self.path,
+            format!(
+                "no checkpoint can be read: {}; bring one back from a copy, or start anew in another folder",
+                damaged.join("; ")
+            ),
+        ))
     }
 
     /// `(step, path)` of all checkpoints, oldest first; empty if the folder does not exist.
@@ -309,6 +350,9 @@ pub struct SupernetNote {
     pub classes: Vec<String>,
     /// Steps of training.
     pub steps: usize,
+    /// The images it was trained on; not known of an imported supernet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_on: Option<TrainedOn>,
 }
 
 /// Writes a supernet's parameters and running statistics.
@@ -355,6 +399,7 @@ mod tests {
                 space: preset("tiny").unwrap(),
                 classes: vec!["a".into()],
                 images: 9,
+                data: None,
                 config: serde_json::json!({"seed": 1, "log_every": 2, "stages": ["first", "second"]}),
             },
             weights: tensor(1.0),
@@ -427,5 +472,17 @@ mod tests {
         assert!(other.check(&saved, 0, path).unwrap_err().to_string().contains("9 images"));
         let other = Identity { space: preset("cifar-mbv3").unwrap(), ..saved.clone() };
         assert!(other.check(&saved, 0, path).unwrap_err().to_string().contains("'cifar-mbv3'"));
+    }
+
+    #[test]
+    fn a_checkpoint_of_another_format_is_refused_and_not_taken_for_damaged() {
+        let run = tempfile::tempdir().unwrap();
+        let folder = Folder::of_run(run.path(), 3);
+        folder.save(&checkpoint(1)).unwrap();
+        let newer = checkpoint(2);
+        let note = Note { format: 1, progress: newer.progress.clone(), identity: newer.identity.clone() };
+        tensor_file::write(&folder.checkpoint_path(2), &BTreeMap::new(), &note).unwrap();
+        let error = folder.latest().unwrap_err().to_string();
+        assert!(error.contains("step-00000002") && error.contains("format 1") && error.contains("format 2"), "{error}");
     }
 }

@@ -101,7 +101,7 @@ pub struct ProbeConfig {
     pub every_epochs: usize,
     /// Training images that recalibrate batch norm before each (default 500).
     pub recalibration_images: usize,
-    /// Validation images, spread evenly over the split; 0: all (default 0).
+    /// Validation images, drawn by the seed with each class's share; 0: all (default 0).
     pub images: usize,
     /// Images a batch (default 100).
     pub batch: usize,

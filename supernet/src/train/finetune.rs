@@ -9,7 +9,7 @@ use super::schedule::learning_rate;
 use super::validation::image_tensor;
 use crate::data::{Dataset, Prefetch, epoch_order};
 use crate::network::{Mode, Supernet};
-use crate::seed::{Purpose, generator};
+use crate::seed::{Stream, generator};
 use crate::{Error, Result, Subnet};
 
 /// How long and how fast.
@@ -81,7 +81,7 @@ pub fn finetune(
         let loaded = loaded?;
         let images = image_tensor(loaded.images, loaded.labels.len(), loaded.resolution, net)?;
         let targets = loss::smoothed_targets(&loaded.labels, net.classes(), config.label_smoothing, images.device())?;
-        let mut rng = generator(config.seed, Purpose::Dropout, &[u64::MAX, step as u64]);
+        let mut rng = generator(config.seed, Stream::FinetuneDropout, &[step as u64]);
         let logits = net.forward(&images, subnet, Mode::Train { dropout: config.dropout, rng: &mut rng, first: 0 })?;
         let log_probabilities = loss::log_softmax(&logits)?;
         let mut total = loss::cross_entropy(&log_probabilities, &targets)?;

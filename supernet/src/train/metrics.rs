@@ -4,7 +4,7 @@ use super::step::StepReport;
 use crate::{Error, Result, Subnet};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// One line.
@@ -140,28 +140,39 @@ impl Window {
 pub struct MetricsFile {
     path: PathBuf,
     file: File,
-    length: u64,
+    lines: u64,
 }
 
 impl MetricsFile {
-    /// Opens `path` and cuts it to `length` bytes: what a killed run wrote after the checkpoint that is resumed from will be
-    /// written again. A file that is shorter (lost by hand) goes on where it ends.
+    /// Opens `path` and keeps its first `lines` lines: what a killed run wrote after the checkpoint that is resumed from will
+    /// be written again. A file with fewer lines (lost by hand) continues after its last whole line. Lines are counted, not
+    /// bytes, since an editor may have changed line ends.
     ///
     /// # Errors
     /// The operating system's error with the path.
-    pub fn open(path: &Path, length: u64) -> Result<Self> {
+    pub fn open(path: &Path, lines: u64) -> Result<Self> {
         let fail = |e| Error::file(path, e);
         if let Some(folder) = path.parent() {
             crate::files::make_folder(folder)?;
         }
-        let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(path).map_err(fail)?;
+        let file = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(path).map_err(fail)?;
         if let Some(folder) = path.parent() {
             crate::files::sync_folder(folder);
         }
-        let length = length.min(file.metadata().map_err(fail)?.len());
+        let (mut kept, mut length, mut line) = (0, 0, Vec::new());
+        let mut reader = BufReader::new(&file);
+        while kept < lines {
+            line.clear();
+            reader.read_until(b'\n', &mut line).map_err(fail)?;
+            if !line.ends_with(b"\n") {
+                break;
+            }
+            kept += 1;
+            length += line.len() as u64;
+        }
         file.set_len(length).map_err(fail)?;
-        file.seek(SeekFrom::End(0)).map_err(fail)?;
-        Ok(MetricsFile { path: path.to_path_buf(), file, length })
+        (&file).seek(SeekFrom::End(0)).map_err(fail)?;
+        Ok(MetricsFile { path: path.to_path_buf(), file, lines: kept })
     }
 
     /// Appends a line.
@@ -172,17 +183,17 @@ impl MetricsFile {
         let mut text = serde_json::to_string(line).map_err(|e| Error::format(&self.path, e.to_string()))?;
         text.push('\n');
         self.file.write_all(text.as_bytes()).map_err(|e| Error::file(&self.path, e))?;
-        self.length += text.len() as u64;
+        self.lines += 1;
         Ok(())
     }
 
-    /// Makes all lines durable and returns the file's length in bytes.
+    /// Makes all lines durable and returns their number.
     ///
     /// # Errors
     /// The operating system's error with the path.
     pub fn sync(&mut self) -> Result<u64> {
         self.file.sync_data().map_err(|e| Error::file(&self.path, e))?;
-        Ok(self.length)
+        Ok(self.lines)
     }
 }
 
@@ -233,14 +244,34 @@ mod tests {
 
         let mut file = MetricsFile::open(&path, 0).unwrap();
         file.write(&line).unwrap();
-        let length = file.sync().unwrap();
+        let lines = file.sync().unwrap();
         file.write(&MetricsLine::Finished { step: 1, seconds: 2.0 }).unwrap();
         assert_eq!(read(&path).unwrap().len(), 2);
         // A resumed run drops what came after the checkpoint.
-        let mut file = MetricsFile::open(&path, length).unwrap();
+        let mut file = MetricsFile::open(&path, lines).unwrap();
         let stage = MetricsLine::Stage { step: 1, stage: "a".into(), steps: 3, seconds: 0.0 };
         file.write(&stage).unwrap();
         file.file.write_all(b"{\"type\":\"st").unwrap();
         assert_eq!(read(&path).unwrap(), [line, stage]);
+    }
+
+    #[test]
+    fn other_line_ends_cut_no_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let stage = |step| MetricsLine::Stage { step, stage: "a".into(), steps: 3, seconds: 0.0 };
+        let mut file = MetricsFile::open(&path, 0).unwrap();
+        (0..4).for_each(|step| file.write(&stage(step)).unwrap());
+        let text = std::fs::read_to_string(&path).unwrap().replace('\n', "\r\n");
+        std::fs::write(&path, text).unwrap();
+        let mut file = MetricsFile::open(&path, 3).unwrap();
+        file.write(&stage(9)).unwrap();
+        assert_eq!(read(&path).unwrap(), [0, 1, 2, 9].map(stage));
+        // A last line that was cut does not count.
+        file.file.write_all(b"{\"type\"").unwrap();
+        let mut file = MetricsFile::open(&path, 100).unwrap();
+        file.write(&stage(10)).unwrap();
+        assert_eq!(file.sync().unwrap(), 5);
+        assert_eq!(read(&path).unwrap(), [0, 1, 2, 9, 10].map(stage));
     }
 }

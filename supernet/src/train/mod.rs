@@ -43,7 +43,7 @@ pub mod validation;
 pub use config::{ProbeConfig, StagePlan, TrainConfig};
 pub use metrics::MetricsLine;
 pub use progress::{Control, Event, StepEvent};
-pub use run::{Outcome, ProbeResult, train};
+pub use run::{Outcome, ProbeResult, is_unbegun, train};
 pub use stage::{Sampling, StageConfig, Teacher};
 pub use step::StepReport;
 pub use validation::{EvaluationSet, accuracy, recalibrate};

@@ -6,7 +6,7 @@ use super::step::StepInput;
 use crate::network::{Mode, Statistics, Supernet};
 use crate::network_seam::{Seam, Trunk};
 use crate::ops::{self, ChannelStatistics};
-use crate::seed::{Purpose, generator};
+use crate::seed::{Stream, generator};
 use crate::{Result, Subnet};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor};
@@ -78,7 +78,7 @@ impl Passes<'_> {
 
     fn train(&self, index: usize, soft_targets: Option<&Tensor>) -> Result<Trained> {
         let StepInput { config, stage, step, images, labels, ranks, batch, .. } = *self.input;
-        let mut rng = generator(config.seed, Purpose::Dropout, &[step as u64, index as u64]);
+        let mut rng = generator(config.seed, Stream::Dropout, &[step as u64, index as u64]);
         let mode = Mode::Train { dropout: config.dropout, rng: &mut rng, first: ranks.part(batch).start };
         let is_last = index + 1 == self.subnets.len();
         let passed = self.net.forward_from(images, self.trunk, &self.subnets[index], mode, is_last)?;

@@ -105,7 +105,7 @@ fn stages(schedule: &Schedule, space: &SearchSpace) -> Vec<StageConfig> {
         width_multipliers: Vec::new(),
         subnets_per_step,
         sampling: Sampling::Uniform,
-        candidates: 3,
+        candidates: None,
         kd_ratio,
         teacher: Teacher::Frozen,
         sort_channels: None,

@@ -3,7 +3,7 @@
 use super::average::Average;
 use super::checkpoint::{Best, Checkpoint, Folder, Identity, Progress, SupernetNote, write_supernet};
 use super::config::{StagePlan, TrainConfig};
-use super::metrics::{MetricsFile, MetricsLine};
+use super::metrics::{self, MetricsFile, MetricsLine};
 use super::optimizer::Sgd;
 use super::progress::{Control, Event, Pace, StepEvent};
 use super::sampling::resolution_of;
@@ -11,7 +11,7 @@ use super::schedule::learning_rate;
 use super::stage::StageConfig;
 use super::step::{StepInput, StepReport, train_step};
 use super::validation::{EvaluationSet, accuracy_on, image_tensor, recalibrate_on};
-use crate::data::{Batch, Dataset, Prefetch, epoch_order};
+use crate::data::{Batch, Dataset, Prefetch, TrainedOn, epoch_order};
 use crate::network::Supernet;
 use crate::ranks::Ranks;
 use crate::{Error, Result, SearchSpace, Subnet};
@@ -94,7 +94,7 @@ pub fn train(
         return Err(Error::Data(format!("the data has {} classes, the network {}", data.classes.len(), net.classes())));
     }
     let folder = Folder::of_run(run_dir, config.keep_checkpoints);
-    let identity = Identity::new(&space, &data.classes, images, config)?;
+    let identity = Identity::new(&space, data, config)?;
     let found = if resume { folder.latest()? } else { None };
     match (&found, resume) {
         (None, true) => {
@@ -108,7 +108,7 @@ pub fn train(
             let begun = progress.stage + usize::from(progress.entered || progress.stage_step > 0);
             identity.check(&checkpoint.identity, begun, path)?;
         }
-        (None, false) if !folder.list()?.is_empty() => {
+        (None, false) if !is_unbegun(run_dir)? && !folder.list()?.is_empty() => {
             return Err(Error::refused(
                 run_dir,
                 "it already holds checkpoints; go on with --resume, or choose another run folder",
@@ -134,7 +134,7 @@ pub fn train(
     if ranks.is_first() {
         folder.remove_temporaries();
     }
-    let metrics_bytes = found.as_ref().map_or(0, |(c, ..)| c.progress.metrics_bytes);
+    let metrics_lines = found.as_ref().map_or(0, |(c, ..)| c.progress.metrics_lines);
     let probe_images = (config.probe.images > 0).then_some(config.probe.images);
     let mut run = Run {
         optimizer: Sgd::new(config.momentum, config.weight_decay, net.parameters().len()),
@@ -147,7 +147,7 @@ pub fn train(
         folder,
         identity,
         metrics: match ranks.is_first() {
-            true => Some(MetricsFile::open(&run_dir.join("metrics.jsonl"), metrics_bytes)?),
+            true => Some(MetricsFile::open(&run_dir.join("metrics.jsonl"), metrics_lines)?),
             false => None,
         },
         recalibration: EvaluationSet::for_recalibration(
@@ -157,7 +157,7 @@ pub fn train(
             config.seed,
         )?
         .shared_over(ranks),
-        validation: EvaluationSet::of_split(data, &data.validation, probe_images, config.probe.batch)?
+        validation: EvaluationSet::of_split(data, &data.validation, probe_images, config.probe.batch, config.seed)?
             .shared_over(ranks),
         teacher: None,
         average: None,
@@ -175,6 +175,21 @@ pub fn train(
         None => drop(run.checkpoint()?),
     }
     run.stages()
+}
+
+/// Whether no step is known to be done in a run folder: it has no supernet, no checkpoint but that of the start, and no line
+/// about a step in `metrics.jsonl`. Nothing is then lost by starting again.
+///
+/// # Errors
+/// A folder or a `metrics.jsonl` that cannot be read.
+pub fn is_unbegun(run_dir: &Path) -> Result<bool> {
+    let folder = Folder::of_run(run_dir, 1);
+    if folder.supernet_path().exists() || folder.list()?.iter().any(|&(step, _)| step > 0) {
+        return Ok(false);
+    }
+    let path = run_dir.join("metrics.jsonl");
+    let lines = if path.exists() { metrics::read(&path)? } else { Vec::new() };
+    Ok(lines.iter().all(|line| matches!(line, MetricsLine::Stage { .. })))
 }
 
 struct Run<'a> {
@@ -227,10 +242,11 @@ impl Run<'_> {
         }
         let (steps, seconds) = (self.progress.step, self.progress.seconds);
         let supernet = self.folder.supernet_path();
-        let note = SupernetNote { space: self.space, classes: self.data.classes.clone(), steps };
         if let Some(metrics) = &mut self.metrics {
             // A run that was killed while the last checkpoint's predecessors were removed resumes here.
             self.folder.prune(steps, self.progress.best.map(|best| best.step))?;
+            let (classes, trained_on) = (self.data.classes.clone(), Some(TrainedOn::new(self.data)?));
+            let note = SupernetNote { space: self.space, classes, steps, trained_on };
             write_supernet(&supernet, self.net.state()?, &note)?;
             metrics.write(&MetricsLine::Finished { step: steps, seconds })?;
             metrics.sync()?;
@@ -485,7 +501,7 @@ impl Run<'_> {
             self.progress.average_updates = running.updates();
         }
         if let Some(metrics) = &mut self.metrics {
-            self.progress.metrics_bytes = metrics.sync()?;
+            self.progress.metrics_lines = metrics.sync()?;
         }
         let checkpoint = Checkpoint {
             progress: self.progress.clone(),

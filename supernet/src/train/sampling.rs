@@ -1,7 +1,7 @@
 //! What a step draws: its resolution and its subnets. All follows from seed and step.
 
 use super::stage::{Role, Sampling, StageConfig};
-use crate::seed::{Purpose, generator};
+use crate::seed::{Stream, generator};
 use crate::{Result, SearchSpace, Subnet};
 use rand::Rng;
 
@@ -12,7 +12,7 @@ const DRAWS: u64 = 40;
 
 /// The resolution of the batch of step `step`: drawn uniformly, the same for all subnets of the step.
 pub fn resolution_of(choices: &SearchSpace, seed: u64, step: usize) -> usize {
-    let mut rng = generator(seed, Purpose::Sampling, &[step as u64]);
+    let mut rng = generator(seed, Stream::Resolution, &[step as u64]);
     choices.resolutions[rng.random_range(0..choices.resolutions.len())]
 }
 
@@ -29,7 +29,7 @@ pub fn subnet_of(
     let subnet = match stage.role(index) {
         Role::Largest => choices.largest(),
         Role::Smallest => choices.smallest(),
-        Role::Random => choices.sample(&mut generator(seed, Purpose::Sampling, &[step as u64, index as u64])),
+        Role::Random => choices.sample(&mut generator(seed, Stream::Sampling, &[step as u64, index as u64])),
     };
     Subnet { resolution, ..subnet }
 }
@@ -59,11 +59,11 @@ pub fn candidates_of(
     };
     let target = work(&first)?;
     let mut candidates = vec![first];
-    for candidate in 1..stage.candidates as u64 {
+    for candidate in 1..stage.candidates() as u64 {
         let mut nearest: Option<(f64, Subnet)> = None;
         for draw in 0..DRAWS {
             let position = [step as u64, index as u64, candidate, draw];
-            let subnet = choices.sample(&mut generator(seed, Purpose::Sampling, &position));
+            let subnet = choices.sample(&mut generator(seed, Stream::Candidates, &position));
             let apart = (work(&subnet)? / target - 1.0).abs();
             if nearest.as_ref().is_none_or(|(other, _)| apart < *other) {
                 nearest = Some((apart, subnet));
@@ -134,7 +134,7 @@ mod tests {
         let space = preset("cifar-mbv3").unwrap();
         let mut stage = TrainConfig::preset("cifar", &space).unwrap().stages.pop().unwrap();
         let cost = stage.relative_cost(&space);
-        (stage.sampling, stage.candidates, stage.subnets_per_step) = (Sampling::WorstUp, 4, 4);
+        (stage.sampling, stage.candidates, stage.subnets_per_step) = (Sampling::WorstUp, Some(4), 4);
         let of = |step, index| candidates_of(&stage, &space, 1, step, index, 28).unwrap();
         assert_eq!((of(3, 0).len(), of(3, 1).len()), (1, 1), "the largest and the smallest have no others");
         let work = |subnet: &Subnet| space.network(subnet, 1).unwrap().macs() as f64;

@@ -44,8 +44,8 @@ pub struct StageConfig {
     #[serde(default)]
     pub sampling: Sampling,
     /// Subnets of like work among which `best_up` and `worst_up` choose each (default 3).
-    #[serde(default = "three", skip_serializing_if = "is_three")]
-    pub candidates: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidates: Option<usize>,
     /// Weight of the distillation loss (default 0: no teacher). The first stage has no frozen teacher.
     #[serde(default)]
     pub kd_ratio: f64,
@@ -67,13 +67,8 @@ fn one() -> usize {
     1
 }
 
-fn three() -> usize {
-    3
-}
-
-fn is_three(candidates: &usize) -> bool {
-    *candidates == 3
-}
+/// Candidates where a stage does not say.
+const CANDIDATES: usize = 3;
 
 /// How the subnets of a step are drawn from what a stage may draw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -105,6 +100,11 @@ pub enum Teacher {
 }
 
 impl StageConfig {
+    /// Subnets among which `best_up` and `worst_up` choose each.
+    pub fn candidates(&self) -> usize {
+        self.candidates.unwrap_or(CANDIDATES)
+    }
+
     /// `space` narrowed to what this stage may draw.
     pub fn choices(&self, space: &SearchSpace) -> SearchSpace {
         // In the space's ascending order, whatever the order in the stage.
@@ -179,15 +179,15 @@ impl StageConfig {
                 Role::Random => depth * expand * mean_area,
             })
             .sum();
-        let candidates = match self.sampling {
+        let scoring = match self.sampling {
             Sampling::Uniform | Sampling::Sandwich => 0.0,
             Sampling::BestUp | Sampling::WorstUp => {
                 let random = (0..self.subnets_per_step).filter(|&index| self.role(index) == Role::Random).count();
-                (random * self.candidates) as f64 * depth * expand * mean_area
+                (random * self.candidates()) as f64 * depth * expand * mean_area
             }
         };
         let teacher = if self.has_frozen_teacher() { 1.0 } else { 0.0 };
-        teacher + candidates + 3.0 * subnets
+        teacher + scoring + 3.0 * subnets
     }
 
     /// Whether the stage distils from the frozen teacher.
@@ -247,11 +247,11 @@ impl StageConfig {
             );
         }
         match self.sampling {
-            Sampling::Uniform | Sampling::Sandwich if self.candidates != three() => {
+            Sampling::Uniform | Sampling::Sandwich if self.candidates.is_some() => {
                 return fail("candidates is for sampling = \"best_up\" and \"worst_up\" alone; leave it out".into());
             }
-            Sampling::BestUp | Sampling::WorstUp if !(2..=64).contains(&self.candidates) => {
-                return fail(format!("candidates = {} must lie between 2 and 64", self.candidates));
+            Sampling::BestUp | Sampling::WorstUp if !(2..=64).contains(&self.candidates()) => {
+                return fail(format!("candidates = {} must lie between 2 and 64", self.candidates()));
             }
             _ => {}
         }

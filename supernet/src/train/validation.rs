@@ -5,7 +5,7 @@ use super::loss;
 use crate::data::{Batch, Dataset, Split};
 use crate::network::{Mode, Statistics, StatisticsCollector, Supernet};
 use crate::ranks::Ranks;
-use crate::seed::{Purpose, generator};
+use crate::seed::{Stream, generator};
 use crate::{Error, Result, Subnet};
 use candle_core::Tensor;
 use std::collections::HashMap;
@@ -50,19 +50,19 @@ pub(super) fn image_tensor(images: Vec<f32>, count: usize, resolution: usize, ne
 pub struct EvaluationSet<'a> {
     data: &'a Dataset,
     split: &'a Split,
-    /// Those of this process.
-    indices: Vec<usize>,
+    /// Images of each batch of this process.
+    batches: Vec<Vec<usize>>,
     /// The processes that share the images out, and the number of all images.
     ranks: Ranks,
     len: usize,
-    batch: usize,
     budget: usize,
     control: fn() -> ControlFlow<()>,
     prepared: Mutex<HashMap<usize, Arc<Vec<EvaluationBatch>>>>,
 }
 
 impl<'a> EvaluationSet<'a> {
-    /// The images `indices` of `split` in batches of `batch`.
+    /// The images `indices` of `split` in the fewest batches of at most `batch`, as equal as possible: a last batch of few
+    /// images would give poor statistics.
     ///
     /// # Errors
     /// No images, or a batch of none.
@@ -74,46 +74,55 @@ impl<'a> EvaluationSet<'a> {
             )));
         }
         let (ranks, len) = (Ranks::alone(), indices.len());
+        let count = len.div_ceil(batch);
+        let batches = (0..count).map(|i| indices[i * len / count..(i + 1) * len / count].to_vec()).collect();
         Ok(EvaluationSet {
             data,
             split,
-            indices,
+            batches,
             ranks,
             len,
-            batch,
             budget: DEFAULT_BUDGET,
             control: || ControlFlow::Continue(()),
             prepared: Mutex::default(),
         })
     }
 
-    /// `limit` images spread evenly over `split` (a split is often sorted by class), or all.
+    /// `limit` images of `split`, drawn by `seed` ([`Split::draw`]), or all.
     ///
     /// # Errors
     /// An empty split.
-    pub fn of_split(data: &'a Dataset, split: &'a Split, limit: Option<usize>, batch: usize) -> Result<Self> {
-        Self::new(data, split, spread(split.len(), limit), batch)
+    pub fn of_split(
+        data: &'a Dataset,
+        split: &'a Split,
+        limit: Option<usize>,
+        batch: usize,
+        seed: u64,
+    ) -> Result<Self> {
+        let indices = match limit {
+            Some(limit) if limit < split.len() => split.draw(limit, &mut generator(seed, Stream::Validation, &[])),
+            _ => (0..split.len()).collect(),
+        };
+        Self::new(data, split, indices, batch)
     }
 
-    /// `images` seeded, distinct training images, or all if there are fewer: for recalibration.
+    /// `images` training images, drawn by `seed` ([`Split::draw`]), or all if there are fewer: for recalibration.
+    ///
+    /// Batches hold images of all classes, however files are sorted: the statistics of a batch of one class are not those
+    /// that the network meets.
     ///
     /// # Errors
     /// No training images.
     pub fn for_recalibration(data: &'a Dataset, images: usize, batch: usize, seed: u64) -> Result<Self> {
-        let count = data.train.len();
-        let mut rng = generator(seed, Purpose::Recalibration, &[]);
-        let mut indices = rand::seq::index::sample(&mut rng, count, images.min(count)).into_vec();
-        indices.sort_unstable();
+        let indices = data.train.draw(images, &mut generator(seed, Stream::Recalibration, &[]));
         Self::new(data, &data.train, indices, batch)
     }
 
     /// Shares the batches out over `ranks`, who must then measure the same subnets together. Batches are what they were; where there are fewer than
     /// ranks, each rank takes them all.
     pub fn shared_over(mut self, ranks: &Ranks) -> Self {
-        let batches = self.len.div_ceil(self.batch);
-        if batches >= ranks.count() {
-            let own = ranks.part(batches);
-            self.indices = self.indices[own.start * self.batch..(own.end * self.batch).min(self.len)].to_vec();
+        if self.batches.len() >= ranks.count() {
+            self.batches = self.batches[ranks.part(self.batches.len())].to_vec();
             self.ranks = ranks.clone();
         }
         self
@@ -158,7 +167,7 @@ impl<'a> EvaluationSet<'a> {
                 use_batch(batch)
             });
         }
-        for indices in self.indices.chunks(self.batch) {
+        for indices in &self.batches {
             use_batch(&self.load(net, indices, resolution)?)?;
         }
         Ok(())
@@ -175,7 +184,8 @@ impl<'a> EvaluationSet<'a> {
 
     /// The prepared batches if they fit the budget; other resolutions make room for them.
     fn kept(&self, net: &Supernet, resolution: usize) -> Result<Option<Arc<Vec<EvaluationBatch>>>> {
-        let size = |resolution: usize| self.indices.len() * resolution * resolution * 3 * size_of::<f32>();
+        let images: usize = self.batches.iter().map(Vec::len).sum();
+        let size = |resolution: usize| images * resolution * resolution * 3 * size_of::<f32>();
         if size(resolution) > self.budget {
             return Ok(None);
         }
@@ -188,8 +198,7 @@ impl<'a> EvaluationSet<'a> {
         if held + size(resolution) > self.budget {
             prepared.clear();
         }
-        let batches: Result<Vec<_>> =
-            self.indices.chunks(self.batch).map(|indices| self.load(net, indices, resolution)).collect();
+        let batches: Result<Vec<_>> = self.batches.iter().map(|indices| self.load(net, indices, resolution)).collect();
         let batches = Arc::new(batches?);
         prepared.insert(resolution, batches.clone());
         Ok(Some(batches))
@@ -285,7 +294,7 @@ pub fn recalibrate(
     recalibrate_on(net, subnet, &EvaluationSet::for_recalibration(data, images, batch, seed)?)
 }
 
-/// [`accuracy_on`] `limit` images spread over `split`, or all of it.
+/// [`accuracy_on`] all images of `split`, `batch` at a time.
 ///
 /// # Errors
 /// As [`accuracy_on`].
@@ -295,27 +304,59 @@ pub fn accuracy(
     statistics: &Statistics,
     data: &Dataset,
     split: &Split,
-    limit: Option<usize>,
     batch: usize,
 ) -> Result<f64> {
-    accuracy_on(net, subnet, statistics, &EvaluationSet::of_split(data, split, limit, batch)?)
-}
-
-/// `limit` indices spread evenly over `0..len`, or all of them.
-fn spread(len: usize, limit: Option<usize>) -> Vec<usize> {
-    let count = limit.unwrap_or(len).min(len);
-    (0..count).map(|i| i * len / count).collect()
+    accuracy_on(net, subnet, statistics, &EvaluationSet::of_split(data, split, None, batch, 0)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    use crate::data::DataOptions;
+
+    fn builtin() -> Dataset {
+        let options = DataOptions { validation: 40, builtin_train: 240, builtin_test: 20, ..Default::default() };
+        Dataset::open("builtin", &options).unwrap()
+    }
+
     #[test]
-    fn a_limit_spreads_over_the_split() {
-        assert_eq!(spread(5, None), [0, 1, 2, 3, 4]);
-        assert_eq!(spread(10, Some(4)), [0, 2, 5, 7]);
-        assert_eq!(spread(3, Some(9)), [0, 1, 2]);
-        assert!(spread(0, Some(2)).is_empty());
+    fn batches_are_as_equal_as_possible() {
+        let data = builtin();
+        let sizes = |images: usize, batch: usize| -> Vec<usize> {
+            let set = EvaluationSet::for_recalibration(&data, images, batch, 0).unwrap();
+            assert_eq!(set.len(), images);
+            set.batches.iter().map(Vec::len).collect()
+        };
+        assert_eq!(sizes(101, 100), [50, 51]);
+        assert_eq!(sizes(100, 100), [100]);
+        assert_eq!(sizes(7, 3), [2, 2, 3]);
+        assert_eq!(sizes(5, 1), [1; 5]);
+        assert!(EvaluationSet::for_recalibration(&data, 0, 10, 0).is_err());
+        assert!(EvaluationSet::for_recalibration(&data, 10, 0, 0).is_err());
+    }
+
+    #[test]
+    fn recalibration_batches_hold_all_classes_of_sorted_images() {
+        let data = builtin();
+        let mut sorted: Vec<usize> = (0..data.train.len()).collect();
+        sorted.sort_by_key(|&index| data.train.label(index));
+        let data = Dataset { train: data.train.subset(&sorted), ..data };
+        let set = EvaluationSet::for_recalibration(&data, 100, 50, 3).unwrap();
+        for batch in &set.batches {
+            let classes: std::collections::HashSet<u32> = batch.iter().map(|&i| data.train.label(i)).collect();
+            assert!(classes.len() >= 8, "{classes:?}");
+        }
+    }
+
+    #[test]
+    fn some_validation_images_are_drawn_and_all_are_all() {
+        let data = builtin();
+        let images =
+            |limit, seed| EvaluationSet::of_split(&data, &data.validation, limit, 100, seed).unwrap().batches.concat();
+        assert_eq!(images(None, 1), (0..40).collect::<Vec<_>>());
+        assert_eq!(images(Some(90), 1), images(None, 2));
+        assert_eq!(images(Some(20), 1), images(Some(20), 1));
+        assert_ne!(images(Some(20), 1), images(Some(20), 2));
     }
 }

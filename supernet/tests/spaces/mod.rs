@@ -1,6 +1,6 @@
 //! Random search spaces for property tests, small enough to build networks of them; and the tests' settings.
 
-use ofa_supernet::seed::{Purpose, generator};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::{Activation, Family, FirstBlock, Head, Ratio, Stage, Stem};
 use ofa_supernet::{SearchSpace, Subnet};
 use proptest::prelude::*;
@@ -88,7 +88,7 @@ pub fn space() -> impl Strategy<Value = SearchSpace> {
 /// A space and one of its subnets.
 pub fn space_and_subnet() -> impl Strategy<Value = (SearchSpace, Subnet)> {
     (space(), any::<u64>()).prop_map(|(space, seed)| {
-        let subnet = space.sample(&mut generator(seed, Purpose::Sampling, &[]));
+        let subnet = space.sample(&mut generator(seed, Stream::Sampling, &[]));
         (space, subnet)
     })
 }
