@@ -316,7 +316,7 @@ mod tests {
     use crate::data::DataOptions;
 
     fn builtin() -> Dataset {
-        let options = DataOptions { validation: 40, builtin_train: 240, builtin_test: 20, ..Default::default() };
+        let options = DataOptions { validation: Some(40), builtin_train: 240, builtin_test: 20, ..Default::default() };
         Dataset::open("builtin", &options).unwrap()
     }
 
