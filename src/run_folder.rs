@@ -146,6 +146,14 @@ impl DataConfig {
 }
 
 impl RunConfig {
+    /// The text of a configuration file. A relative path of images becomes absolute, since later commands may start in
+    /// another folder.
+    pub fn to_toml(&self) -> Result<String> {
+        let mut config = self.clone();
+        config.data.source = absolute(&config.data.source);
+        toml::to_string(&config).context("the configuration has no TOML form")
+    }
+
     /// Reads and checks a configuration file.
     pub fn read(path: &Path) -> Result<Self> {
         let config: RunConfig = read_toml(path)?;
@@ -206,12 +214,9 @@ impl RunFolder {
         self.path.join(name)
     }
 
-    /// Writes `config.toml`. A relative path of images becomes absolute, since later commands may start elsewhere.
+    /// Writes `config.toml`.
     pub fn write_config(&self, config: &RunConfig) -> Result<()> {
-        let mut config = config.clone();
-        config.data.source = absolute(&config.data.source);
-        let text = toml::to_string(&config).context("the configuration has no TOML form")?;
-        Ok(write_atomic(&self.join("config.toml"), text.as_bytes())?)
+        Ok(write_atomic(&self.join("config.toml"), config.to_toml()?.as_bytes())?)
     }
 
     /// Reads `config.toml`.

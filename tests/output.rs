@@ -20,7 +20,7 @@ const PRINTING: &[&[&str]] = &[
     &["speed", "--space", "tiny", "--resolution", "16", "--batch", "4", "--steps", "1"],
     &["speed", "--space", "tiny", "--resolution", "16", "--batch", "4", "--steps", "1", "--json"],
     &["profile", "--run", "run", "--name", "other", "--rounds", "1", "--check", "2"],
-    &["predictor", "--run", "run", "--samples", "16"],
+    &["predictor", "--run", "run", "--samples", "16", "--recalibration", "300"],
     &["search", "--run", "run", "--limit", "any:macs=500k", "--generations", "2"],
     &["search", "--run", "run", "--limit", "any:macs=500k", "--generations", "2", "--json"],
     &["search", "--run", "run", "--limit", "any:macs=500k", "--compare", "--seeds", "1", "--evaluations", "20"],

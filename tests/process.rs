@@ -47,7 +47,7 @@ fn the_program_starts_once() {
 
     let folder = tempfile::tempdir().unwrap();
     // Long enough to be looked at.
-    let mut process = command(folder.path(), &["speed", "--space", "tiny", "--threads", "3", "--steps", "1000000"])
+    let mut process = command(folder.path(), &["speed", "--space", "tiny", "--threads", "3", "--steps", "100000"])
         .arg0("wrapped")
         .env_clear()
         .env("ONLY", "this")

@@ -78,7 +78,7 @@ fn training_that_no_machine_can_hold_is_refused_before_it_starts() {
     fs::write(folder.join("giant.toml"), table.to_string()).unwrap();
     let err =
         fails(folder, &["train", "--config", "giant.toml", "--out", "run"], &["MiB of this machine", "smaller space"]);
-    assert!(err.contains("training with 16 images a step takes about"), "{err}");
+    assert!(err.contains("training with 16 images at a time takes about"), "{err}");
     assert!(!folder.join("run/config.toml").exists());
 }
 

@@ -118,7 +118,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let mut chosen = config.clone();
     ranges.apply(&best.values, &mut chosen.train);
-    let text = toml::to_string(&chosen).context("the configuration has no TOML form")?;
+    let text = chosen.to_toml()?;
     let written = folder.join("best.toml");
     files::write_atomic(&written, text.as_bytes())?;
     say!("\nbest: trial {}, {}", best.trial, describe(&best.values));
@@ -147,7 +147,7 @@ fn same_or_new(folder: &RunFolder, config: &RunConfig, ranges: &Ranges) -> Resul
         return folder.write_config(config);
     }
     // As written and read: numbers are compared as they are in the file.
-    let same_config = toml::to_string(&folder.config()?).ok() == toml::to_string(config).ok();
+    let same_config = folder.config()?.to_toml()? == config.to_toml()?;
     if !same_config || !path.exists() || files::read_text(&path)? != text {
         bail!(
             "{}: its trials are of another configuration or other ranges; name another folder with --out",

@@ -1,6 +1,6 @@
 //! The fused ops against f64 references and finite differences, at odd sizes, with every instruction set of this CPU.
 
-use super::testing::{assert_close, values};
+use super::testing::{assert_close, assert_close_above, values};
 use super::*;
 use crate::space::Activation;
 use candle_core::{DType, Device, Result, Tensor, Var};
@@ -215,7 +215,10 @@ fn dense_convolutions_equal_the_f64_reference() {
         let exact = evaluate(&x, &p, &dims, DType::F64, &|x, p| Ok(composite::dense(x, p, &shape, None)?.0));
         assert_close(&f32s(&fused.output), &exact.output, 2e-4, "dense output");
         assert_close(&f32s(&fused.dp), &exact.dp, 1e-3, "dense parameter gradient");
-        assert_close(&f32s(&fused.dx), &exact.dx, 1e-3, "dense input gradient");
+        // Of two values a channel batch norm makes -1 and 1, whatever they were: all but a trace of their gradients cancels.
+        let positions = dims[0] * dims[1].div_ceil(stride) * dims[2].div_ceil(stride);
+        let least = if positions == 2 { 0.1 } else { 1e-2 };
+        assert_close_above(least, &f32s(&fused.dx), &exact.dx, 1e-3, "dense input gradient");
         // Images are no variables: no gradient is made for them.
         let images = evaluate(&x, &p, &dims, DType::F32, &|x, p| {
             Ok(super::dense(&x.detach(), p, shape.clone(), None, None, true)?.0)
