@@ -83,10 +83,27 @@ fn samples_of_other_weights_or_settings_are_refused_by_name_or_discarded() {
     fs::write(folder.join("run/predictor/samples.jsonl"), &half).unwrap();
     succeeds(folder, &more(&["--discard"]));
     assert!(samples(folder).starts_with(&half));
+}
 
-    let headless: String = anew.lines().skip(1).map(|line| format!("{line}\n")).collect();
-    fs::write(folder.join("run/predictor/samples.jsonl"), headless).unwrap();
-    fails(folder, &more(&[]), &["run/predictor/samples.jsonl: ", "do not say which weights", "--discard"]);
+/// Samples of a user's own, or of a version that did not write down what they were measured with.
+#[test]
+fn samples_that_do_not_say_what_they_were_measured_with_are_taken_with_a_warning() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let bare = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        line.as_object_mut().unwrap().remove("measured_with").unwrap();
+        format!("{line}\n")
+    };
+    let own: String = samples(folder).lines().map(bare).collect();
+    fs::write(folder.join("run/predictor/samples.jsonl"), &own).unwrap();
+    let warning = "run/predictor/samples.jsonl: 16 samples do not say which weights and images";
+    let err = warnings(folder, &[SAMPLED, &["--samples", "18"]].concat());
+    assert!(err.contains(warning) && err.contains("--discard"), "{err}");
+    assert!(samples(folder).starts_with(&own) && samples(folder).lines().count() == 18);
+    assert!(!warnings(folder, &[SAMPLED, &["--samples", "18", "--discard"]].concat()).contains(warning));
+    assert!(samples(folder).lines().all(|line| line.starts_with("{\"measured_with\":\"weights ")));
 }
 
 #[test]
@@ -209,7 +226,7 @@ fn a_space_of_fewer_subnets_than_samples_is_measured_once() {
     assert!(err.contains("only 16 subnets; all of them are measured"), "{err}");
     let lines = samples(folder);
     let subnets: HashSet<&str> = lines.lines().skip(1).map(|line| line.split("\"accuracy\"").next().unwrap()).collect();
-    assert_eq!((lines.lines().count(), HashSet::len(&subnets)), (1 + 16, 16));
+    assert_eq!((lines.lines().count(), HashSet::len(&subnets)), (16, 16));
     let out = succeeds(folder, &sampling);
     assert!(out.contains("16 subnets, 3 held out") && samples(folder) == lines, "{out}");
     fails(folder, &["predictor", "--run", "run", "--curve"], &["only 16 subnets"]);

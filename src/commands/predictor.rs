@@ -161,7 +161,7 @@ fn curve(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result
         );
     }
     let weights = folder.weights_checksum()?;
-    if read_provenance(&path)?.is_some_and(|provenance| provenance.weights != weights) {
+    if read_provenance(&path, space)?.is_some_and(|provenance| provenance.weights != weights) {
         progress::note(format!(
             "warning: {}: the samples are of other weights than the supernet now has",
             path.display()
@@ -224,7 +224,7 @@ fn fit(folder: &RunFolder, net: &Supernet, sampling: &Sampling) -> Result<(Predi
             bar.set_message(format!("fitting, RMSE {:.2} points", 100.0 * rmse));
         })?;
     bar.finish_and_clear();
-    report.measured_with = read_provenance(&path)?;
+    report.measured_with = read_provenance(&path, net.space())?;
     predictor.set_provenance(report.measured_with.clone());
     replace_predictor(folder, &predictor, Some(&report))?;
     Ok((predictor, report))
@@ -305,6 +305,14 @@ fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Samplin
         Ok(SampleWriter::open(&path, net.space(), &provenance, sampling.discard)?)
     };
     let mut file = ranks.is_first().then(open).transpose()?;
+    let unattributed = file.as_ref().map_or(0, |(writer, _)| writer.unattributed());
+    if unattributed > 0 {
+        progress::note(format!(
+            "warning: {}: {unattributed} samples do not say which weights and images they were measured with, and are taken \
+             as they are; measure anew with --discard, which drops them",
+            path.display()
+        ));
+    }
     let count = (sampling.samples as f64).min(net.space().count()) as usize;
     if ranks.is_first() && count < sampling.samples {
         progress::note(format!("the space '{}' has only {count} subnets; all of them are measured", net.space().name));

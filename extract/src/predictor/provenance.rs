@@ -1,6 +1,9 @@
 //! What accuracies were measured with. Accuracies of other weights or images cannot be compared, nor fitted together.
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::str::FromStr;
 
 /// What a set of accuracies was measured with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,9 +51,86 @@ impl Provenance {
     }
 }
 
+/// The text of a line of samples: `weights 9bc4f2a1 data 0a1b-9f recalibration 500 images 1000 batch 100 seed 0`.
+impl fmt::Display for Provenance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Provenance { weights, data, recalibration, images, batch, seed } = self;
+        write!(
+            f,
+            "weights {weights} data {data} recalibration {recalibration} images {images} batch {batch} seed {seed}"
+        )
+    }
+}
+
+impl FromStr for Provenance {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let fail = || format!("expected {}", Self::FORM);
+        let number = |word: &str| word.parse::<u64>().map_err(|_| fail());
+        let [
+            "weights",
+            weights,
+            "data",
+            data,
+            "recalibration",
+            recalibration,
+            "images",
+            images,
+            "batch",
+            batch,
+            "seed",
+            seed,
+        ] = words[..]
+        else {
+            return Err(fail());
+        };
+        Ok(Provenance {
+            weights: weights.into(),
+            data: data.into(),
+            recalibration: number(recalibration)? as usize,
+            images: number(images)? as usize,
+            batch: number(batch)? as usize,
+            seed: number(seed)?,
+        })
+    }
+}
+
+impl Provenance {
+    const FORM: &str = "'weights CHECKSUM data DIGEST recalibration N images N batch N seed N'";
+
+    /// Serialises as text: a line of samples stays one flat object.
+    pub(super) fn to_text<S: Serializer>(provenance: &Option<Self>, serializer: S) -> Result<S::Ok, S::Error> {
+        provenance.as_ref().map(Self::to_string).serialize(serializer)
+    }
+
+    /// Reads the form that [`to_text`](Self::to_text) writes.
+    pub(super) fn from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Self>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| text.parse().map_err(|reason| D::Error::custom(format!("measured_with: {reason}")))).transpose()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_gives_back_what_was_written() {
+        let provenance = Provenance {
+            weights: "0a".into(),
+            data: "d1-7f".into(),
+            recalibration: 500,
+            images: 100,
+            batch: 50,
+            seed: u64::MAX,
+        };
+        assert_eq!(provenance.to_string().parse(), Ok(provenance));
+        for bad in ["", "weights 0a", "weights 0a data d recalibration x images 1 batch 1 seed 0"] {
+            assert!(bad.parse::<Provenance>().unwrap_err().contains("weights CHECKSUM"), "{bad}");
+        }
+    }
 
     #[test]
     fn every_difference_is_named() {

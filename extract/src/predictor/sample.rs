@@ -1,12 +1,12 @@
-//! Measured accuracies: `samples.jsonl`, one `{"subnet": "r32 d2,...", "accuracy": 0.83}` a line, after a first line
-//! `{"measured_with": {"weights": "9bc4f2a1", ...}}`.
+//! Measured accuracies: `samples.jsonl`, a line
+//! `{"measured_with": "weights 9bc4f2a1 ...", "subnet": "r32 d2,...", "accuracy": 0.83}` per sample.
 //!
-//! The file grows by one line a measurement, so that a crash loses at most the measurement under way. It is the one file of
+//! The file grows by one line per measurement, so that a crash loses at most the measurement under way. It is the one file of
 //! this crate that is appended to instead of replaced; a line that a crash tore is recognised by its missing line end and
 //! dropped.
 //!
-//! All samples of a file were measured with what the first line says ([`Provenance`]): a file is made with that line, atomically,
-//! and only accuracies that were measured alike are appended.
+//! Each sample says what it was measured with ([`Provenance`]); only accuracies that were measured alike stand in one file. Samples
+//! without `measured_with`, of a user's own or of an earlier version, are taken as they are.
 
 use super::Provenance;
 use crate::{Error, Result};
@@ -26,11 +26,31 @@ pub struct Sample {
     pub accuracy: f64,
 }
 
-/// First line of a file of samples.
+/// A line of the file. The accuracy stands last, where people look for it.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Header {
-    measured_with: Provenance,
+struct Line {
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "Provenance::to_text",
+        deserialize_with = "Provenance::from_text"
+    )]
+    measured_with: Option<Provenance>,
+    subnet: Subnet,
+    accuracy: f64,
+}
+
+impl Line {
+    fn sample(&self) -> Sample {
+        Sample { subnet: self.subnet.clone(), accuracy: self.accuracy }
+    }
+
+    fn to_json(&self, path: &Path) -> Result<Vec<u8>> {
+        let mut line = serde_json::to_vec(self).map_err(|e| Error::format(path, e.to_string()))?;
+        line.push(b'\n');
+        Ok(line)
+    }
 }
 
 /// Reads all samples of `path`; each must be a subnet of `space`.
@@ -39,16 +59,18 @@ struct Header {
 /// An unreadable file, or the first bad line as `path:line`.
 pub fn read_samples(path: &Path, space: &SearchSpace) -> Result<Vec<Sample>> {
     let bytes = files::read_bytes(path)?;
-    Ok(parse(path, &bytes, space)?.0)
+    Ok(parse(path, &bytes, space)?.0.iter().map(Line::sample).collect())
 }
 
-/// Reads what the samples of `path` were measured with; `None` if the file does not say.
+/// Reads what the samples of `path` were measured with; `None` if they do not all say the same.
 ///
 /// # Errors
-/// An unreadable file, or a first line that says it in another form.
-pub fn read_provenance(path: &Path) -> Result<Option<Provenance>> {
+/// As [`read_samples`].
+pub fn read_provenance(path: &Path, space: &SearchSpace) -> Result<Option<Provenance>> {
     let bytes = files::read_bytes(path)?;
-    parse_header(path, &bytes)
+    let (lines, _) = parse(path, &bytes, space)?;
+    let first = lines.first().and_then(|line| line.measured_with.clone());
+    Ok(first.filter(|first| lines.iter().all(|line| line.measured_with.as_ref() == Some(first))))
 }
 
 /// Appends samples to a file.
@@ -56,16 +78,18 @@ pub fn read_provenance(path: &Path) -> Result<Option<Provenance>> {
 pub struct SampleWriter {
     path: PathBuf,
     file: File,
+    provenance: Provenance,
+    unattributed: usize,
 }
 
 impl SampleWriter {
     /// Opens `path` for appending samples that are measured with `provenance`, and returns what it already holds. The file and
     /// its folder are made when they are missing, a torn last line is cut off. Samples that were measured with anything else
-    /// are refused, or dropped if `discard` says so; those that were measured alike stay in either case.
+    /// are refused. With `discard` they are dropped, and so are those that do not say with what; those that were measured alike
+    /// stay in either case.
     ///
     /// # Errors
-    /// As [`read_samples`]; samples that were measured with something else, or that do not say with what; a file that cannot be
-    /// made or written.
+    /// As [`read_samples`]; samples that were measured with something else; a file that cannot be made or written.
     pub fn open(
         path: &Path,
         space: &SearchSpace,
@@ -77,22 +101,38 @@ impl SampleWriter {
             Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(Error::file(path, e)),
         };
-        let is_new = !bytes.contains(&b'\n') && parse(path, &bytes, space)?.0.is_empty();
-        if is_new || !is_measured_with(path, &bytes, provenance, discard)? {
-            bytes = serde_json::to_vec(&Header { measured_with: provenance.clone() })
-                .map_err(|e| Error::format(path, e.to_string()))?;
-            bytes.push(b'\n');
+        let alike = |line: &Line| line.measured_with.as_ref() == Some(provenance);
+        let (mut lines, mut whole) = match parse(path, &bytes, space) {
+            // Of another space, or damaged: nothing in it can be kept.
+            Err(_) if discard => (Vec::new(), 0),
+            parsed => parsed?,
+        };
+        if !discard
+            && let Some(other) = lines.iter().filter_map(|line| line.measured_with.as_ref()).find(|p| *p != provenance)
+        {
+            return Err(Error::format(path, refusal(other, provenance)));
+        }
+        if bytes.is_empty() || discard && (whole == 0 || !lines.iter().all(alike)) {
+            lines.retain(alike);
+            let kept = lines.iter().map(|line| line.to_json(path)).collect::<Result<Vec<_>>>()?;
+            bytes = kept.concat();
+            whole = bytes.len();
             files::write_atomic(path, &bytes)?;
         }
-        let (samples, whole) = parse(path, &bytes, space)?;
         let file = OpenOptions::new().append(true).open(path).map_err(|e| Error::file(path, e))?;
-        let mut writer = SampleWriter { path: path.to_path_buf(), file };
+        let unattributed = lines.iter().filter(|line| line.measured_with.is_none()).count();
+        let mut writer = SampleWriter { path: path.to_path_buf(), file, provenance: provenance.clone(), unattributed };
         if whole < bytes.len() {
             writer.file.set_len(whole as u64).map_err(|e| Error::file(path, e))?;
         } else if bytes.last().is_some_and(|&b| b != b'\n') {
             writer.write(b"\n")?;
         }
-        Ok((writer, samples))
+        Ok((writer, lines.iter().map(Line::sample).collect()))
+    }
+
+    /// Number of samples in the file that do not say what they were measured with.
+    pub fn unattributed(&self) -> usize {
+        self.unattributed
     }
 
     /// Appends one sample and makes it durable.
@@ -101,8 +141,8 @@ impl SampleWriter {
     /// An accuracy outside 0..1, or a failed write.
     pub fn append(&mut self, sample: &Sample) -> Result<()> {
         check_accuracy(sample.accuracy).map_err(|message| Error::format(&self.path, message))?;
-        let mut line = serde_json::to_vec(sample).map_err(|e| Error::format(&self.path, e.to_string()))?;
-        line.push(b'\n');
+        let Sample { subnet, accuracy } = sample.clone();
+        let line = Line { measured_with: Some(self.provenance.clone()), subnet, accuracy }.to_json(&self.path)?;
         self.write(&line)
     }
 
@@ -111,68 +151,27 @@ impl SampleWriter {
     }
 }
 
-/// Whether the samples in `bytes` were measured with `provenance`; if not, an error unless they may be discarded.
-fn is_measured_with(path: &Path, bytes: &[u8], provenance: &Provenance, discard: bool) -> Result<bool> {
-    let difference = match parse_header(path, bytes) {
-        Ok(Some(saved)) => saved.difference(provenance).map(|difference| {
-            let Provenance { recalibration, images, batch, seed, .. } = saved;
-            let repeat = if (&saved.weights, &saved.data) == (&provenance.weights, &provenance.data) {
-                format!(
-                    "add to them with --recalibration {recalibration} --images {images} --batch {batch} --seed {seed}, or "
-                )
-            } else {
-                String::new()
-            };
-            format!(
-                "its samples were measured with {difference}; {repeat}measure anew with --discard, which drops them"
-            )
-        }),
-        Ok(None) => Some(
-            "its samples do not say which weights and images they were measured with, as those of earlier versions; measure \
-             anew with --discard, which drops them"
-                .to_string(),
-        ),
-        Err(error) if discard => Some(error.to_string()),
-        Err(error) => return Err(error),
+/// Why samples that were measured with `saved` cannot be added to by measuring with `now`, and what to do.
+fn refusal(saved: &Provenance, now: &Provenance) -> String {
+    let Provenance { recalibration, images, batch, seed, .. } = saved;
+    let repeat = if (&saved.weights, &saved.data) == (&now.weights, &now.data) {
+        format!("add to them with --recalibration {recalibration} --images {images} --batch {batch} --seed {seed}, or ")
+    } else {
+        String::new()
     };
-    match difference {
-        None => Ok(true),
-        Some(_) if discard => Ok(false),
-        Some(message) => Err(Error::format(path, message)),
-    }
-}
-
-/// What the first line says; `None` if it is a sample.
-fn parse_header(path: &Path, bytes: &[u8]) -> Result<Option<Provenance>> {
-    let line = bytes.split(|&b| b == b'\n').next().unwrap_or_default();
-    let text = String::from_utf8_lossy(line);
-    let text = text.trim_start_matches('\u{feff}').trim();
-    if !is_header(text) {
-        return Ok(None);
-    }
-    let header: Header = files::parse_json_line(text).map_err(|e| {
-        Error::line(
-            path,
-            1,
-            format!("what the samples were measured with cannot be read: {e}; measure anew with --discard"),
-        )
-    })?;
-    Ok(Some(header.measured_with))
-}
-
-fn is_header(line: &str) -> bool {
-    line.contains("\"measured_with\"")
+    let difference = saved.difference(now).unwrap_or_default();
+    format!("its samples were measured with {difference}; {repeat}measure anew with --discard, which drops them")
 }
 
 /// The samples in `bytes`, and how many bytes are whole lines.
-fn parse(path: &Path, bytes: &[u8], space: &SearchSpace) -> Result<(Vec<Sample>, usize)> {
+fn parse(path: &Path, bytes: &[u8], space: &SearchSpace) -> Result<(Vec<Line>, usize)> {
     let mut samples = Vec::new();
     let mut whole = 0;
     for (index, line) in bytes.split_inclusive(|&b| b == b'\n').enumerate() {
         let text = String::from_utf8_lossy(line);
         // Some editors begin a file with a byte order mark.
         let text = if index == 0 { text.trim_start_matches('\u{feff}') } else { &text[..] };
-        if !(text.trim().is_empty() || index == 0 && is_header(text)) {
+        if !text.trim().is_empty() {
             match parse_line(text, space) {
                 Ok(sample) => samples.push(sample),
                 Err(_) if line.last() != Some(&b'\n') => break,
@@ -184,8 +183,8 @@ fn parse(path: &Path, bytes: &[u8], space: &SearchSpace) -> Result<(Vec<Sample>,
     Ok((samples, whole))
 }
 
-fn parse_line(text: &str, space: &SearchSpace) -> Result<Sample, String> {
-    let sample: Sample = files::parse_json_line(text.trim())
+fn parse_line(text: &str, space: &SearchSpace) -> Result<Line, String> {
+    let sample: Line = files::parse_json_line(text.trim())
         .map_err(|e| format!(r#"{e}; expected {{"subnet": "r32 d2,... k... e...", "accuracy": 0.83}}"#))?;
     check_accuracy(sample.accuracy)?;
     space.check(&sample.subnet).map_err(|e| format!("{e}; these samples belong to another search space"))?;
@@ -222,7 +221,6 @@ mod tests {
         let path = folder.path().join("predictor/samples.jsonl");
         let (mut writer, found) = open(&path).unwrap();
         assert!(found.is_empty());
-        let empty = std::fs::read(&path).unwrap();
         writer.append(&sample(0.5)).unwrap();
         assert!(writer.append(&sample(83.0)).unwrap_err().to_string().contains("0.83"));
         let whole = std::fs::read_to_string(&path).unwrap();
@@ -236,13 +234,13 @@ mod tests {
             // A file that holds nothing whole is as good as none.
             std::fs::write(&path, torn).unwrap();
             assert!(open(&path).unwrap().1.is_empty());
-            assert_eq!(std::fs::read(&path).unwrap(), empty);
+            assert!(std::fs::read(&path).unwrap().is_empty());
         }
         // A whole last line that lacks only its end is kept, and the next one starts on a line of its own.
         std::fs::write(&path, whole.trim_end()).unwrap();
         open(&path).unwrap().0.append(&sample(0.25)).unwrap();
         assert_eq!(read_samples(&path, &space).unwrap(), [sample(0.5), sample(0.25)]);
-        assert_eq!(read_provenance(&path).unwrap(), Some(provenance()));
+        assert_eq!(read_provenance(&path, &space).unwrap(), Some(provenance()));
     }
 
     #[test]
@@ -250,36 +248,39 @@ mod tests {
         let space = SearchSpace::named("tiny").unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("samples.jsonl");
-        let file = |header: Option<&Provenance>| {
-            let header = header.map(|header| serde_json::to_string(&Header { measured_with: header.clone() }).unwrap());
-            let lines = [header, Some(serde_json::to_string(&sample(0.5)).unwrap())];
-            lines.into_iter().flatten().map(|line| format!("{line}\n")).collect::<String>()
+        let line = |measured_with: Option<&Provenance>| {
+            let Sample { subnet, accuracy } = sample(0.5);
+            let line = Line { measured_with: measured_with.cloned(), subnet, accuracy };
+            String::from_utf8(line.to_json(&path).unwrap()).unwrap()
         };
-        let damaged = file(Some(&provenance())).replace("recalibration", "colours");
-        for (text, reason) in [
-            (file(Some(&Provenance { weights: "02cd".into(), ..provenance() })), "other weights (checksum 02cd"),
+        let good = line(Some(&provenance()));
+        for (bad, reason) in [
+            (line(Some(&Provenance { weights: "02cd".into(), ..provenance() })), "other weights (checksum 02cd"),
             (
-                file(Some(&Provenance { batch: 50, ..provenance() })),
+                line(Some(&Provenance { batch: 50, ..provenance() })),
                 "add to them with --recalibration 9 --images 8 --batch 50",
             ),
-            (file(None), "do not say which weights"),
-            (damaged, "samples.jsonl:1: "),
+            (good.replace("recalibration", "colours"), "samples.jsonl:2: measured_with: expected"),
         ] {
+            let text = format!("{good}{bad}");
             std::fs::write(&path, &text).unwrap();
             let error = open(&path).unwrap_err().to_string();
-            assert!(
-                error.contains("samples.jsonl") && error.contains(reason) && error.contains("--discard"),
-                "{error}"
-            );
+            assert!(error.contains("samples.jsonl") && error.contains(reason), "{error}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+            // What was measured alike is not discarded: a stopped command is repeated as it was.
             let (_, found) = SampleWriter::open(&path, &space, &provenance(), true).unwrap();
-            assert!(found.is_empty());
-            assert_eq!(read_provenance(&path).unwrap(), Some(provenance()));
-            assert!(read_samples(&path, &space).unwrap().is_empty());
+            assert_eq!(found.len(), usize::from(!reason.contains("measured_with")));
+            assert_eq!(read_samples(&path, &space).unwrap(), found);
         }
-        // What was measured alike is not discarded: a stopped command is repeated as it was.
-        std::fs::write(&path, file(Some(&provenance()))).unwrap();
-        assert_eq!(SampleWriter::open(&path, &space, &provenance(), true).unwrap().1, [sample(0.5)]);
+        // Samples that do not say it are taken as they are, and counted.
+        let own = line(None);
+        std::fs::write(&path, format!("{good}{own}")).unwrap();
+        assert_eq!(read_provenance(&path, &space).unwrap(), None);
+        let (writer, found) = open(&path).unwrap();
+        assert_eq!((writer.unattributed(), found.len()), (1, 2));
+        let (writer, found) = SampleWriter::open(&path, &space, &provenance(), true).unwrap();
+        assert_eq!((writer.unattributed(), found.len()), (0, 1));
+        assert_eq!(read_provenance(&path, &space).unwrap(), Some(provenance()));
     }
 
     #[test]

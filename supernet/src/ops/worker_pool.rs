@@ -52,6 +52,7 @@ impl WorkerPool {
         pool
     }
 
+    #[cfg_attr(loom, expect(dead_code, reason = "only the list of idle pools asks"))]
     pub(super) fn workers(&self) -> usize {
         self.workers
     }
@@ -184,6 +185,7 @@ impl Job {
 }
 
 /// One look that found nothing.
+#[cfg_attr(loom, expect(clippy::absurd_extreme_comparisons, reason = "loom's workers yield at their first look"))]
 fn pause(looks: &mut usize) {
     *looks += 1;
     match *looks < YIELD_AFTER {

@@ -105,10 +105,8 @@ impl Identity {
     /// What differs, and what to do.
     pub fn check(&self, saved: &Identity, begun: usize, path: &Path) -> Result<()> {
         let fail = |what: String| {
-            Err(Error::Config(format!(
-                "cannot resume from {}: {what}; resume with the settings of the run, or start a new one in another folder",
-                path.display()
-            )))
+            let way_out = "resume with the settings of the run, or start a new one in another folder";
+            Err(Error::refused(path, format!("cannot resume from it: {what}; {way_out}")))
         };
         if self.space != saved.space {
             return fail(format!(
