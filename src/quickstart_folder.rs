@@ -65,7 +65,7 @@ impl QuickstartFolder {
     /// A file that cannot be read, or a marker that cannot be written.
     pub fn list(&self) -> Result<()> {
         let mut text = format!("{TITLE}\n{LIST}\n");
-        for name in files_in(&self.path)?.difference(&self.kept) {
+        for name in files_in(&self.path)?.difference(&self.kept).filter(|name| is_written(name)) {
             let (bytes, checksum) = digest(&self.path.join(name))?;
             text.push_str(&format!("{checksum:08x} {bytes} {name}\n"));
         }
@@ -85,7 +85,7 @@ fn refuse_others(path: &Path) -> Result<()> {
     bail!("{}: it exists and is not an earlier quickstart; name another folder with --out", path.display())
 }
 
-/// Those of `files` that an earlier quickstart wrote.
+/// The names in `files` that an earlier quickstart wrote.
 fn own_files(path: &Path, files: &BTreeSet<String>, list: Option<&BTreeMap<String, Digest>>) -> Result<Vec<String>> {
     let mut own = Vec::new();
     for name in files {
@@ -188,7 +188,7 @@ mod tests {
     }
 
     const WRITTEN: &[&str] =
-        &["config.toml", "checkpoints/supernet.safetensors", "models/smallest/config.json", "new.bin"];
+        &["config.toml", "checkpoints/supernet.safetensors", "models/smallest/config.json", "metrics.jsonl"];
 
     /// A folder in which a quickstart has ended, beside a user's file.
     fn ended(temporary: &Path) -> PathBuf {

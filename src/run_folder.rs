@@ -267,7 +267,18 @@ impl RunFolder {
             None => self.check_source(&config)?,
         }
         let (_, supernet) = read_supernet(&self.supernet_path()?)?;
-        let Some(trained_on) = supernet.trained_on else { return config.open() };
+        let Some(trained_on) = supernet.trained_on else {
+            // An imported supernet was not trained here.
+            if supernet.steps > 0 {
+                crate::progress::note(format!(
+                    "warning: {}: the supernet does not say which images it was trained on, as those of earlier versions, \
+                     which drew other validation splits: accuracies may be those of training images; name images with a \
+                     split val/CLASS that was not trained on, or train anew",
+                    self.supernet_path()?.display()
+                ));
+            }
+            return config.open();
+        };
         config.normalisation = Some(trained_on.normalisation.clone());
         let mut data = config.open()?;
         let seen = trained_on.contamination(&data)?;
@@ -328,11 +339,18 @@ impl RunFolder {
         let mut profiles = Vec::new();
         for path in self.json_files("devices")? {
             match DeviceProfile::load(&path) {
+                Ok(profile) if path.file_stem().is_none_or(|stem| stem != profile.name.as_str()) => {
+                    crate::progress::note(format!(
+                        "skipped {}: the profile in it is named '{}', expected the name of the file",
+                        path.display(),
+                        profile.name
+                    ));
+                }
                 Ok(profile) => profiles.push(profile),
                 Err(error) if path.file_stem().is_some_and(|name| needed.iter().any(|device| name == *device)) => {
                     return Err(error.into());
                 }
-                Err(error) => crate::progress::note(format!("skipped a device profile that no limit names: {error}")),
+                Err(error) => crate::progress::note(format!("skipped a device profile: {error}")),
             }
         }
         Ok(profiles)

@@ -292,7 +292,9 @@ fn profile(all: bool) {
     for index in if all { (0..calls.len()).collect() } else { sample(&calls) } {
         let temporary = tempfile::tempdir().unwrap();
         start(temporary.path());
-        preloaded(temporary.path(), &arguments).env("CRASH_AT", (index + 1).to_string()).output().unwrap();
+        let output = preloaded(temporary.path(), &arguments).env("CRASH_AT", (index + 1).to_string()).output().unwrap();
+        // How many rounds are written depends on the clock: a run may end before the call.
+        assert!(output.status.signal() == Some(9) || output.status.success(), "{}", calls[index]);
         succeeds(temporary.path(), &arguments);
         assert_eq!(names(temporary.path()), names(whole.path()), "after {}", calls[index]);
     }

@@ -169,6 +169,7 @@ fn a_run_whose_checkpoints_are_gone_is_not_started_again() {
     assert!(metrics(&run) == lines && weights(&run) == supernet);
     fs::remove_file(run.join("checkpoints/supernet.safetensors")).unwrap();
     fails(folder, RESUME, &["metrics.jsonl", "step-*.safetensors", "missing"]);
+    fails(folder, &["train", "--preset", "tiny", "--data", "images", "--out", "run"], &["checkpoints are gone"]);
     assert_eq!(metrics(&run), lines);
 }
 

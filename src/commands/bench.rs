@@ -1,7 +1,7 @@
 //! `ofa bench`
 
 use crate::cli::hint_at_cores;
-use crate::run_folder::DataConfig;
+use crate::run_folder::{DataConfig, data_flag};
 use crate::{class_names, interrupt, memory, numbers, progress, shell, table};
 use anyhow::{Result, bail};
 use ofa_evaluate::Model;
@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> Result<()> {
     let data = match &args.data {
         Some(source) => Some(
             DataConfig {
-                source: source.clone(),
+                source: data_flag(source)?,
                 seed: args.data_seed,
                 skip_bad: args.skip_bad,
                 // Each model brings its own.

@@ -178,7 +178,7 @@ fn supernet(args: &Args, space: &str) -> Result<()> {
 fn check_is_free(folder: &RunFolder, args: &Args, config: &RunConfig) -> Result<()> {
     let entries = std::fs::read_dir(folder.join("checkpoints")).into_iter().flatten().flatten();
     let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let same = || folder.config().ok().and_then(|there| toml::to_string(&there).ok()) == toml::to_string(config).ok();
+    let same = || folder.config().ok().and_then(|there| there.to_toml().ok()) == config.to_toml().ok();
     if names.any(|name| !files::is_temporary(&name)) || (folder.join("config.toml").exists() && !same()) {
         bail!("{}: there is a run in it already; name another folder with --out", args.out.display());
     }

@@ -53,9 +53,6 @@ enum Strategy {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    if args.trials == 0 {
-        bail!("--trials 0: at least one is needed");
-    }
     let config = args.settings.resolve()?;
     let epochs = args.trial_epochs.unwrap_or(config.train.total_epochs() / 4.0);
     let ranges = match &args.ranges {

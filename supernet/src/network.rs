@@ -517,7 +517,7 @@ impl Supernet {
                 )));
             }
             let tensor = tensor.to_dtype(DType::F32)?;
-            if !tensor.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
+            if !tensor.to_dtype(DType::F64)?.abs()?.sum_all()?.to_scalar::<f64>()?.is_finite() {
                 return Err(Error::NotFinite(format!("weights: the tensor '{name}' holds NaN or infinite values")));
             }
             Ok(tensor)

@@ -111,8 +111,8 @@ pub fn load_weights(folder: &Path) -> Result<(ModelConfig, Weights)> {
 /// last with both files.
 ///
 /// # Errors
-/// A configuration or weights that could not be loaded again, and the operating system's errors. After a failed write
-/// the folder is as it was.
+/// A configuration or weights that could not be loaded again, and the operating system's errors. If writing fails, the
+/// folder is as it was; if renaming does, the configuration is missing.
 pub fn save(folder: &Path, config: &ModelConfig, weights: &Weights) -> Result<()> {
     let config_path = folder.join(CONFIG_FILE);
     config.validate().map_err(|message| ofa_supernet::Error::format(&config_path, message))?;

@@ -103,8 +103,8 @@ impl SampleWriter {
         };
         let alike = |line: &Line| line.measured_with.as_ref() == Some(provenance);
         let (mut lines, mut whole) = match parse(path, &bytes, space) {
-            // Of another space, or damaged: nothing in it can be kept.
-            Err(_) if discard => (Vec::new(), 0),
+            // Of another space, or damaged: what can be read may be kept.
+            Err(_) if discard => (readable(&bytes, space), 0),
             parsed => parsed?,
         };
         if !discard
@@ -183,11 +183,18 @@ fn parse(path: &Path, bytes: &[u8], space: &SearchSpace) -> Result<(Vec<Line>, u
     Ok((samples, whole))
 }
 
+/// The lines of `bytes` that can be read.
+fn readable(bytes: &[u8], space: &SearchSpace) -> Vec<Line> {
+    bytes.split(|&b| b == b'\n').filter_map(|line| parse_line(&String::from_utf8_lossy(line), space).ok()).collect()
+}
+
 fn parse_line(text: &str, space: &SearchSpace) -> Result<Line, String> {
     let sample: Line = files::parse_json_line(text.trim())
         .map_err(|e| format!(r#"{e}; expected {{"subnet": "r32 d2,... k... e...", "accuracy": 0.83}}"#))?;
     check_accuracy(sample.accuracy)?;
-    space.check(&sample.subnet).map_err(|e| format!("{e}; these samples belong to another search space"))?;
+    space
+        .check(&sample.subnet)
+        .map_err(|e| format!("{e}; these samples belong to another search space, measure anew with --discard"))?;
     Ok(sample)
 }
 
@@ -269,7 +276,7 @@ mod tests {
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
             // What was measured alike is not discarded: a stopped command is repeated as it was.
             let (_, found) = SampleWriter::open(&path, &space, &provenance(), true).unwrap();
-            assert_eq!(found.len(), usize::from(!reason.contains("measured_with")));
+            assert_eq!(found.len(), 1);
             assert_eq!(read_samples(&path, &space).unwrap(), found);
         }
         // Samples that do not say it are taken as they are, and counted.

@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 /// Training images whose content a supernet remembers.
-const REMEMBERED: usize = 4096;
+const REMEMBERED: usize = 16_384;
 
 /// Smallest share of validation images that were trained on, at which the split no longer validates. Some data sets hold a
 /// few images twice.
@@ -81,7 +81,7 @@ pub struct TrainedOn {
 }
 
 impl TrainedOn {
-    /// Remembers `data`; reads up to 4096 training images.
+    /// Remembers `data`; reads up to 16,384 training images.
     ///
     /// # Errors
     /// An image that cannot be read any more.

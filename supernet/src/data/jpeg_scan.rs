@@ -134,7 +134,11 @@ impl<'a> Scan<'a> {
         let mut bits = Bits { data, at: 0, byte: 0, left: 0 };
         for unit in 0..self.columns * self.rows {
             if interval > 0 && unit > 0 && unit.is_multiple_of(interval) && !bits.restart() {
-                return bits.outcome(Stop::End, unit);
+                // Data in place of the marker is not an end.
+                return match bits.marker() {
+                    None if bits.at < data.len() => Outcome::Unknown,
+                    _ => bits.outcome(Stop::End, unit),
+                };
             }
             for (dc, ac) in &self.blocks {
                 if let Err(stop) = bits.block(dc, ac) {

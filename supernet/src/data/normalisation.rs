@@ -39,13 +39,14 @@ impl Normalisation {
         )))
     }
 
-    /// Measures all images of `split`, or a seeded sample where they are not in memory. Sums are integers, so the result
+    /// Measures all images of `split`, or of image files a seeded sample. Sums are integers, so the result
     /// does not depend on threads. Also a note where all images have one colour, which no network can tell apart.
     ///
     /// # Errors
     /// No image; an image that cannot be read; [`Error::Interrupted`].
     pub(super) fn measure(split: &Split, source: &str, opening: &Opening) -> Result<(Normalisation, Option<String>)> {
-        let indices = if split.in_memory() || split.len() <= SAMPLE {
+        // Whether files are held in memory depends on the machine, which must not decide the result.
+        let indices = if !split.is_of_files() || split.len() <= SAMPLE {
             (0..split.len()).collect()
         } else {
             let rng = &mut generator(opening.options.seed, Stream::Normalisation, &[]);

@@ -92,6 +92,11 @@ impl Split {
         !matches!(self.store.pixels, Pixels::Files(_))
     }
 
+    /// Whether each image has a file of its own, held in memory or not.
+    pub(super) fn is_of_files(&self) -> bool {
+        matches!(self.store.pixels, Pixels::Files(_) | Pixels::Decoded(_))
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.indices.len()

@@ -218,7 +218,7 @@ impl Setting {
                 })?;
                 subnet.widths.push(*width);
             }
-            let skipped = self.d.at("d", 0, count)? + 1 < space.depths.len();
+            let skipped = self.d.at("d", 0, count)?.saturating_add(1) < space.depths.len();
             let stem = if skipped { space.stem.depths.first() } else { space.stem.depths.last() };
             subnet.stem_blocks = stem.copied().unwrap_or(0);
         }

@@ -14,7 +14,7 @@ use super::validation::{EvaluationSet, accuracy_on, image_tensor, recalibrate_on
 use crate::data::{Batch, Dataset, Prefetch, TrainedOn, epoch_order};
 use crate::network::Supernet;
 use crate::ranks::Ranks;
-use crate::{Error, Result, SearchSpace, Subnet};
+use crate::{Error, Result, SearchSpace, Subnet, files};
 use candle_core::{DType, Tensor};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -95,6 +95,12 @@ pub fn train(
     }
     let folder = Folder::of_run(run_dir, config.keep_checkpoints);
     let identity = Identity::new(&space, data, config)?;
+    let images_of_rank = serde_json::to_vec(&identity.data).map_err(|e| Error::Internal(e.to_string()))?;
+    ranks.check_equal(
+        files::checksum(&images_of_rank).into(),
+        "images, their splits and normalisation",
+        "give all processes the same images and [data] settings",
+    )?;
     let found = if resume { folder.latest()? } else { None };
     match (&found, resume) {
         (None, true) => {
@@ -108,14 +114,16 @@ pub fn train(
             let begun = progress.stage + usize::from(progress.entered || progress.stage_step > 0);
             identity.check(&checkpoint.identity, begun, path)?;
         }
-        (None, false) if !is_unbegun(run_dir)? && !folder.list()?.is_empty() => {
-            return Err(Error::refused(
-                run_dir,
-                "it already holds checkpoints; go on with --resume, or choose another run folder",
-            ));
-        }
-        (None, false) if folder.supernet_path().exists() => {
-            return Err(Error::refused(run_dir, "it already holds a supernet; choose another run folder"));
+        (None, false) if !is_unbegun(run_dir)? => {
+            let reason = match (folder.list()?.is_empty(), folder.supernet_path().exists()) {
+                (false, _) => "it already holds checkpoints; go on with --resume, or choose another run folder",
+                (true, true) => "it already holds a supernet; choose another run folder",
+                (true, false) => {
+                    "metrics.jsonl has steps of a run whose checkpoints are gone; bring one back from a copy, or choose \
+                     another run folder"
+                }
+            };
+            return Err(Error::refused(run_dir, reason));
         }
         (None, false) => {}
     }
