@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{changed, command, fails, finished_resnet_run, finished_run, grey_images, ofa, succeeds};
+use common::{
+    changed, command, fails, finished_resnet_run, finished_run, grey_images, ofa, succeeds, write_two_classes,
+};
 use ofa_evaluate::model::load_config;
 use ofa_supernet::train::checkpoint::{read_supernet, write_supernet};
 use std::fs;
@@ -90,25 +92,10 @@ fn a_subnet_that_cannot_be_read_is_refused_in_one_line() {
     }
 }
 
-/// Two classes of images that are told apart after some steps.
-fn images(folder: &Path) {
-    for (split, count) in [("train", 24), ("test", 6)] {
-        for (class, value) in [("dark", 40u8), ("light", 200)] {
-            let path = folder.join("images").join(split).join(class);
-            fs::create_dir_all(&path).unwrap();
-            for index in 0..count {
-                let image =
-                    image::RgbImage::from_fn(20, 18, |x, y| image::Rgb([value, (x * 9) as u8, (y * index) as u8]));
-                image.save(path.join(format!("{index}.png"))).unwrap();
-            }
-        }
-    }
-}
-
 /// A folder with images and a trained run named `name`.
 fn trained(name: &str) -> tempfile::TempDir {
     let temporary = tempfile::tempdir().unwrap();
-    images(temporary.path());
+    write_two_classes(&temporary.path().join("images"), 24, 6);
     let train = ["train", "--preset", "tiny", "--data", "images", "--epochs", "6", "--batch", "8", "--validation", "8"];
     succeeds(temporary.path(), &[&train[..], &["--out", name]].concat());
     temporary
@@ -251,22 +238,6 @@ fn search_results_that_are_missing_or_of_another_space_are_named() {
     result["best"] = first;
     fs::write(folder.join("run/search/two words.json"), result.to_string()).unwrap();
     fails(folder, &extract, &["run/search/two words.json", "model"]);
-}
-
-#[test]
-fn a_search_with_many_limits_gets_a_short_name() {
-    let temporary = trained("run");
-    let folder = temporary.path();
-    let sample =
-        ["predictor", "--run", "run", "--samples", "10", "--recalibration", "20", "--images", "8", "--batch", "8"];
-    succeeds(folder, &sample);
-    let limits: Vec<String> = (1..=12).map(|i| format!("a-rather-long-label-{i}:macs=500k")).collect();
-    let mut search = vec!["search", "--run", "run", "--together", "--generations", "2"];
-    limits.iter().for_each(|limit| search.extend(["--limit", limit]));
-    succeeds(folder, &search);
-    succeeds(folder, &["extract", "--run", "run", "--search-results"]);
-    let [name] = &models(folder)[..] else { panic!("one model") };
-    assert!(name.starts_with("a-rather-long-label-1-macs-500k+a-rather") && name.len() == 200, "{name}");
 }
 
 #[test]

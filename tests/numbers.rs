@@ -121,3 +121,20 @@ fn more_threads_than_cores_are_hinted_at() {
     assert!(!err("1").contains("hint"));
     succeeds(temporary.path(), &["config", "--preset", "tiny", "--seed", "9223372036854775807"]);
 }
+
+/// An option that would have no effect is refused instead of ignored.
+#[test]
+fn options_that_belong_to_another_one_are_not_taken_without_it() {
+    let temporary = tempfile::tempdir().unwrap();
+    for (arguments, missing) in [
+        (&["bench", "model", "--data-seed", "1"][..], "--data <DATA>"),
+        (&["extract", "--subnet", "smallest", "--finetune-rate", "0.1"], "--finetune <FINETUNE>"),
+        (&["speed", "--images", "100"], "--config <CONFIG>"),
+        (&["speed", "--bandwidth", "2"], "--ranks-model"),
+        (&["predictor", "--curve", "--samples", "20"], "'--curve' cannot be used with '--samples"),
+    ] {
+        let output = ofa(temporary.path(), arguments);
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && err.contains(missing), "{arguments:?}: {err}");
+    }
+}

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{changed, fails, metrics, small_configuration, succeeds, weights};
+use common::{changed, fails, metrics, small_configuration, succeeds, weights, write_two_classes};
 use std::fs;
 use std::path::Path;
 
@@ -10,17 +10,7 @@ use std::path::Path;
 fn training_from_an_edited_configuration_on_an_image_folder_resumes() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
-    for (split, count) in [("train", 24), ("test", 6)] {
-        for (class, value) in [("dark", 40u8), ("light", 200)] {
-            let path = folder.join("images").join(split).join(class);
-            fs::create_dir_all(&path).unwrap();
-            for index in 0..count {
-                let image =
-                    image::RgbImage::from_fn(20, 18, |x, y| image::Rgb([value, (x * 9) as u8, (y * index) as u8]));
-                image.save(path.join(format!("{index}.png"))).unwrap();
-            }
-        }
-    }
+    write_two_classes(&folder.join("images"), 24, 6);
     let config =
         succeeds(folder, &["config", "--preset", "tiny", "--epochs", "6", "--batch", "8", "--validation", "8"]);
     fs::write(folder.join("my.toml"), &config).unwrap();
@@ -93,17 +83,7 @@ fn an_empty_data_flag_is_told_from_a_run_without_images() {
 
 /// A finished run in `run`, of two classes in the folder `images`.
 fn run_of_a_folder(folder: &Path) {
-    for (split, count) in [("train", 20), ("test", 2)] {
-        for (class, value) in [("dark", 40u8), ("light", 200)] {
-            let path = folder.join("images").join(split).join(class);
-            fs::create_dir_all(&path).unwrap();
-            for index in 0..count {
-                let image =
-                    image::RgbImage::from_fn(16, 16, |x, y| image::Rgb([value, (x * 9) as u8, (y * index) as u8]));
-                image.save(path.join(format!("{index}.png"))).unwrap();
-            }
-        }
-    }
+    write_two_classes(&folder.join("images"), 20, 2);
     let train = ["train", "--preset", "tiny", "--epochs", "6", "--batch", "8", "--validation", "8", "--data", "images"];
     succeeds(folder, &train);
 }

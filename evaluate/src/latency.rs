@@ -72,7 +72,7 @@ pub fn measure(warmup: usize, budget: &Budget, mut f: impl FnMut() -> Result<()>
 /// text). `between` is called before each run and not timed: an error of it ends a measurement whose runs take long.
 ///
 /// # Errors
-/// Those of `f` and `between`, and an empty budget.
+/// An error of `f` or `between`, and an empty budget.
 pub fn measure_interleaved(
     clock: &mut impl Clock,
     subjects: usize,

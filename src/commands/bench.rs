@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(long)]
     data: Option<String>,
     /// Seed of the built-in data, as in training.
-    #[arg(long, default_value_t = 0, value_parser = numbers::seed)]
+    #[arg(long, default_value_t = 0, value_parser = numbers::seed, requires = "data")]
     data_seed: u64,
     /// Skip unreadable images with a count instead of failing.
     #[arg(long, requires = "data")]

@@ -49,7 +49,7 @@ pub struct Args {
     #[arg(long, value_parser = numbers::epochs)]
     finetune: Option<f64>,
     /// Learning rate of fine-tuning.
-    #[arg(long, default_value_t = 0.005, value_parser = numbers::learning_rate)]
+    #[arg(long, default_value_t = 0.005, value_parser = numbers::learning_rate, requires = "finetune")]
     finetune_rate: f64,
     /// Number type of the stored weights: f32, f16 or bf16.
     #[arg(long, default_value = "f32", value_parser = number_type)]

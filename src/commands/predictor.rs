@@ -31,10 +31,10 @@ pub struct Args {
     skip_bad: bool,
     /// Instead of measuring: from the measured samples, how good a predictor fewer of them would have given, drawn at random and chosen
     /// (--active, by default by deviation).
-    #[arg(long, conflicts_with = "discard")]
+    #[arg(long, conflicts_with_all = ["discard", "data", "skip_bad", "samples", "recalibration", "images", "batch", "seed"])]
     curve: bool,
     /// Instead of measuring: the accuracy predictor that the authors of once-for-all published (acc_predictor.pth).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["samples", "recalibration", "images", "batch", "seed", "data", "members", "active", "discard", "curve"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["samples", "recalibration", "images", "batch", "seed", "data", "skip_bad", "members", "active", "discard", "curve"])]
     import: Option<PathBuf>,
 }
 

@@ -49,16 +49,16 @@ pub struct Args {
     #[arg(long)]
     config: Option<PathBuf>,
     /// Training images of that schedule.
-    #[arg(long, default_value_t = 50_000, value_parser = numbers::images)]
+    #[arg(long, default_value_t = 50_000, value_parser = numbers::images, requires = "config")]
     images: usize,
     /// Also predict images a second for 1 to 1,024 processes, each as fast as this one.
     #[arg(long)]
     ranks_model: bool,
     /// For --ranks-model: gigabytes a second between two processes.
-    #[arg(long, default_value_t = 1.25, value_parser = numbers::bandwidth)]
+    #[arg(long, default_value_t = 1.25, value_parser = numbers::bandwidth, requires = "ranks_model")]
     bandwidth: f64,
     /// For --ranks-model: microseconds until a message is there.
-    #[arg(long, default_value_t = 20.0, value_parser = numbers::microseconds)]
+    #[arg(long, default_value_t = 20.0, value_parser = numbers::microseconds, requires = "ranks_model")]
     latency: f64,
     /// Print JSON.
     #[arg(long)]

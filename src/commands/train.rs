@@ -124,7 +124,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     let mut config = if args.resume {
         if args.settings.given_besides_data() {
             bail!(
-                "--resume takes its settings from {}; beside it only --data may be given, for images that have moved",
+                "--resume takes the run's settings from {}; of them only --data may be given, for images that have moved",
                 folder.join("config.toml").display()
             );
         }

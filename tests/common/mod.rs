@@ -75,6 +75,15 @@ pub fn write_images(folder: &Path, count: u32, brightness: u8) {
     }
 }
 
+/// Writes two classes of images, which a network tells apart after some steps, to the image folder `root`.
+pub fn write_two_classes(root: &Path, train: u32, test: u32) {
+    for (split, count) in [("train", train), ("test", test)] {
+        for (class, brightness) in [("dark", 40), ("light", 200)] {
+            write_images(&root.join(split).join(class), count, brightness);
+        }
+    }
+}
+
 /// The files of a folder, by path relative to it.
 struct Snapshot(Vec<(PathBuf, Vec<u8>)>);
 

@@ -146,7 +146,7 @@ impl Dataset {
     /// Opens some splits of `source`; `observer` sees the progress and can stop it.
     ///
     /// # Errors
-    /// Those of [`Dataset::open`]; [`Error::Interrupted`]; [`Splits::Test`] without [`DataOptions::normalisation`].
+    /// Errors of [`Dataset::open`]; [`Error::Interrupted`]; [`Splits::Test`] without [`DataOptions::normalisation`].
     pub fn open_splits(source: &str, options: &DataOptions, splits: Splits, observer: OpenObserver) -> Result<Dataset> {
         if let Some(normalisation) = &options.normalisation {
             normalisation.check()?;
