@@ -1,6 +1,7 @@
 //! `ofa`: train one weight-sharing network, give every device its own model.
 
-#![forbid(unsafe_code)]
+// Only `allocator` calls a C library.
+#![deny(unsafe_code)]
 // They panic where standard output or error cannot be written: see `output`.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro))]
 
@@ -8,6 +9,7 @@
 #[macro_use]
 mod output;
 
+mod allocator;
 mod class_names;
 mod cli;
 mod commands;
@@ -36,6 +38,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // Before there is a second thread.
     ofa_supernet::environment::prepare_process();
+    allocator::keep_freed_memory();
     let code = run();
     match output::finish() {
         Err(error) if code == ExitCode::SUCCESS => {

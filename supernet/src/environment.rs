@@ -1,13 +1,10 @@
-//! Settings of the whole process that only a program may make: what candle reads from the environment, and what the C library does with freed memory.
-//! Kernels work without them, more slowly.
+//! Environment variables that candle reads: only a program may set them. Kernels work without them, more slowly.
 
 /// Makes the settings, each unless the environment makes it already. To be called first thing in `main`.
 ///
 /// - `CANDLE_NUM_THREADS=1`: for large elementwise operations candle keeps threads of its own that spin between two operations, and take the cores
 ///   from the kernels' threads.
 /// - `RAYON_NUM_THREADS`, with the number that rayon would take anyway: without it candle reads `/proc/cpuinfo` at each matrix product.
-/// - Freed memory stays with the process. Tensors of many megabytes come and go with every step; by default glibc gives such memory back to the system,
-///   which clears and maps the same pages again.
 ///
 /// Where the process has a second thread already, the variables are left alone.
 pub fn prepare_process() {
@@ -20,7 +17,6 @@ pub fn prepare_process() {
             unsafe { std::env::set_var(name, value) };
         }
     }
-    keep_freed_memory();
 }
 
 /// Whether no other thread can use the C library's environment: false where that is not known.
@@ -31,30 +27,6 @@ fn is_only_thread() -> bool {
         _ => false,
     }
 }
-
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn keep_freed_memory() {
-    let tunables = std::env::var("GLIBC_TUNABLES").unwrap_or_default();
-    let is_set = |variable: &str, tunable: &str| std::env::var_os(variable).is_some() || tunables.contains(tunable);
-    let set = |parameter, value| {
-        // SAFETY: `mallopt` takes two numbers, no pointers, locks the allocator's state while it changes one threshold, and may be called at any time.
-        unsafe { libc::mallopt(parameter, value) == 1 }
-    };
-    // Versions before 2.35 take no more than 32 MiB.
-    if !is_set("MALLOC_MMAP_THRESHOLD_", "glibc.malloc.mmap_threshold") && !set(libc::M_MMAP_THRESHOLD, 1 << 30) {
-        set(libc::M_MMAP_THRESHOLD, 32 << 20);
-    }
-    if !is_set("MALLOC_TRIM_THRESHOLD_", "glibc.malloc.trim_threshold") {
-        set(libc::M_TRIM_THRESHOLD, 1 << 30);
-    }
-    if !is_set("MALLOC_TOP_PAD_", "glibc.malloc.top_pad") {
-        set(libc::M_TOP_PAD, 64 << 20);
-    }
-}
-
-/// Other allocators keep freed memory by themselves, or cannot be told.
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn keep_freed_memory() {}
 
 #[cfg(test)]
 mod tests {
