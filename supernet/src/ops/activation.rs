@@ -1,15 +1,15 @@
-//! Activation functions and their derivatives, as types so that each loop is compiled for one of them.
+//! Activation functions and their derivatives, as types so that each loop is compiled per activation.
 
 use super::simd::Simd;
 use crate::space::Activation;
 
 /// An activation known at compile time.
 pub(crate) trait Act: Copy + Send + Sync {
-    /// The function.
+    /// The function's value at `x`.
     fn value(x: f32) -> f32;
-    /// Its derivative (at kinks, the side that PyTorch takes).
+    /// The derivative at `x`; at a kink the side that PyTorch takes.
     fn slope(x: f32) -> f32;
-    /// The function of a vector.
+    /// The function's values at a vector `x`.
     ///
     /// # Safety
     /// The CPU has `S`.
@@ -137,7 +137,7 @@ unsafe fn hard_sigmoids<S: Simd>(x: S::V) -> S::V {
     }
 }
 
-/// Its derivative.
+/// The derivative of [`hard_sigmoid`].
 #[inline(always)]
 pub(crate) fn hard_sigmoid_slope(x: f32) -> f32 {
     if x > -3.0 && x < 3.0 { 1.0 / 6.0 } else { 0.0 }
@@ -192,7 +192,8 @@ mod tests {
         #[inline(always)]
         unsafe fn run<S: Simd>(self) -> Self::Output {
             let (mut values, mut slopes) = ([0.0; 16], [0.0; 16]);
-            // SAFETY: vectors divide 16: from each `lane` on, whole ones lie inside the arrays of 16; the CPU has `S`.
+            // SAFETY: `LANES` divides 16 and `lane` is a multiple of it, so each vector lies inside its array of 16;
+            // the CPU has `S` by this function's contract.
             unsafe {
                 for lane in (0..16).step_by(S::LANES) {
                     let x = S::load(self.x[lane..].as_ptr());
@@ -223,7 +224,7 @@ mod tests {
     fn slopes_are_the_derivatives() {
         for activation in [Activation::Identity, Activation::Relu, Activation::Relu6, Activation::HardSwish] {
             for step in -50..50 {
-                let x = step as f32 * 0.17 + 0.013; // never on a kink
+                let x = step as f32 * 0.17 + 0.013; // never at a kink
                 let h = 1e-3;
                 let numeric = (activation.apply(x + h) - activation.apply(x - h)) / (2.0 * h);
                 let exact = with_activation!(activation, A => A::slope(x));

@@ -1,15 +1,15 @@
-//! Batch norm as per-channel numbers: statistics, the affine map they make, and the affine map of its gradient.
+//! Batch norm as numbers per channel: statistics, the affine map that they define, and the affine map of the gradient.
 
 use super::buffers::Aligned;
 use super::simd::Simd;
 use crate::ranks::Ranks;
 
-/// Where the normalisation's mean and variance come from.
+/// Source of the normalisation's mean and variance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Normalise {
-    /// The batch itself.
+    /// Statistics of the batch.
     Batch,
-    /// The given running or recalibrated statistics.
+    /// Running or recalibrated statistics, passed in.
     Given,
 }
 
@@ -20,11 +20,11 @@ pub struct ChannelStatistics {
     pub mean: Vec<f32>,
     /// Biased variances.
     pub variance: Vec<f32>,
-    /// Values that each mean was taken over (pixels x images).
+    /// Number of values behind each mean (pixels x images).
     pub count: usize,
 }
 
-/// Sums of values and of squares by channel, in f64: the difference of two large numbers must keep its digits.
+/// Sums of values and of squares per channel, in f64, because the variance is a difference of two large numbers.
 #[derive(Debug, Clone)]
 pub(crate) struct Sums {
     pub sum: Vec<f64>,
@@ -47,7 +47,7 @@ impl Sums {
         }
     }
 
-    /// The parts' total, in order.
+    /// The total of the parts, added in their order.
     pub(crate) fn total(parts: impl IntoIterator<Item = Sums>) -> Sums {
         let mut parts = parts.into_iter();
         let mut total = parts.next().unwrap_or_else(|| Sums::new(0));
@@ -59,7 +59,7 @@ impl Sums {
         total
     }
 
-    /// The sums of all ranks, and the total of their counts.
+    /// The sums over all ranks, and the total of their counts.
     pub(crate) fn over(&self, ranks: &Ranks, count: usize) -> (Sums, usize) {
         let mut values = [&self.sum[..], &self.square[..], &[count as f64][..]].concat();
         ranks.sum_f64(&mut values);
@@ -68,7 +68,8 @@ impl Sums {
         (sums, values[2 * self.sum.len()] as usize)
     }
 
-    /// Mean and biased variance over `count` values a channel, or over those of all `ranks` if they share their statistics.
+    /// Mean and biased variance over `count` values per channel, or over the values of all `ranks` if statistics are
+    /// synchronised.
     pub(crate) fn statistics_over(&self, ranks: Option<&Ranks>, count: usize) -> ChannelStatistics {
         match ranks {
             None => self.statistics(count),
@@ -79,7 +80,7 @@ impl Sums {
         }
     }
 
-    /// Mean and biased variance over `count` values a channel.
+    /// Mean and biased variance over `count` values per channel.
     pub(crate) fn statistics(&self, count: usize) -> ChannelStatistics {
         let n = count.max(1) as f64;
         let mean: Vec<f32> = self.sum.iter().map(|s| (s / n) as f32).collect();
@@ -88,7 +89,7 @@ impl Sums {
     }
 }
 
-/// f32 partial sums of one block of rows.
+/// Partial sums in f32 over one block of rows.
 #[derive(Debug, Clone)]
 pub(crate) struct SumBlock {
     pub sum: Aligned,
@@ -100,17 +101,17 @@ impl SumBlock {
         SumBlock { sum: Aligned::zeros(channels), square: Aligned::zeros(channels) }
     }
 
-    /// Sums over `rows` of all channels, and of their squares.
+    /// Sets the sums of `rows` and of their squares, per channel.
     ///
     /// # Safety
     /// The CPU has `S`.
     #[inline(always)]
     pub(crate) unsafe fn set_squares<S: Simd>(&mut self, rows: &[f32]) {
-        // SAFETY: the CPU has `S` by this function's contract; lengths are checked there.
+        // SAFETY: the CPU has `S` by this function's contract; `set_products` asserts the lengths.
         unsafe { self.set_products::<S>(rows, rows) }
     }
 
-    /// Sums over rows of all channels of `g`, and of `g * y`.
+    /// Sets the sums over rows of `g` and of `g * y`, per channel.
     ///
     /// # Safety
     /// The CPU has `S`.
@@ -120,8 +121,9 @@ impl SumBlock {
         assert!(g.len() == y.len() && g.len().is_multiple_of(n) && self.square.len() == n);
         for c in (0..n).step_by(S::LANES) {
             let kept = n - c;
-            // SAFETY: `g` and `y` are whole rows of `n` values, as long as each other: from `place`, the channel `c` of a row, on, `kept` values are left
-            // in it, and no more are loaded. `sum` and `square` hold `n`: `kept` from `c` on. The CPU has `S` by this function's contract.
+            // SAFETY: `g` and `y` have equal lengths and consist of whole rows of `n` values (asserted above), so at
+            // `place`, channel `c` of a row, `kept = n - c` values remain in that row, and no more are loaded. `sum`
+            // and `square` hold `n`, hence `kept` from `c` on. The CPU has `S` by this function's contract.
             unsafe {
                 let mut sums = RunningSums::<S>::new();
                 for rows in (c..g.len()).step_by(TURNS * n) {
@@ -139,17 +141,17 @@ impl SumBlock {
     }
 }
 
-/// Running sums of a channel that take turns: an addition has to wait for the one before it in the same sum.
+/// Independent running sums per channel: consecutive additions to one sum would wait for each other's latency.
 pub(crate) const TURNS: usize = 4;
 
-/// Running sums of a vector of channels, over values and over their products with others.
+/// Running sums of a vector of channels: of values, and of their products with other values.
 pub(crate) struct RunningSums<S: Simd> {
     sums: [S::V; TURNS],
     products: [S::V; TURNS],
 }
 
 impl<S: Simd> RunningSums<S> {
-    /// Sums of nothing.
+    /// Running sums that start at zero.
     ///
     /// # Safety
     /// The CPU has `S`.
@@ -160,7 +162,7 @@ impl<S: Simd> RunningSums<S> {
         RunningSums { sums: zeros, products: zeros }
     }
 
-    /// Adds a value, and its product with another, to the sums whose turn it is.
+    /// Adds a value, and its product with another, to the sums number `turn`.
     ///
     /// # Safety
     /// The CPU has `S`.
@@ -173,7 +175,7 @@ impl<S: Simd> RunningSums<S> {
         }
     }
 
-    /// The sums of values and of products.
+    /// Totals of the values and of the products.
     ///
     /// # Safety
     /// The CPU has `S`.
@@ -185,7 +187,7 @@ impl<S: Simd> RunningSums<S> {
     }
 }
 
-/// `y -> scale * y + shift` by channel.
+/// The map `y -> scale * y + shift` per channel.
 #[derive(Debug, Clone)]
 pub(crate) struct Affine {
     pub scale: Aligned,
@@ -206,7 +208,8 @@ impl Affine {
     }
 }
 
-/// Batch norm's gradient: `dy = by_gradient * g + by_value * y + constant` by channel, with the gradients of weight and bias.
+/// Gradient of batch norm: `dy = by_gradient * g + by_value * y + constant` per channel, with the gradients of weight
+/// and bias.
 #[derive(Debug, Clone)]
 pub(crate) struct Backward {
     pub by_gradient: Aligned,
@@ -217,8 +220,8 @@ pub(crate) struct Backward {
 }
 
 impl Backward {
-    /// As [`new`](Self::new), where `ranks` shared the statistics: what flows on depends on the sums of all, while the gradients of weight and
-    /// bias are this rank's part, as every other parameter's are.
+    /// Gradient where `ranks` synchronised the statistics: the input gradient depends on the sums of all ranks, while
+    /// the gradients of weight and bias are this rank's share, like those of every other parameter.
     pub(crate) fn over(
         ranks: Option<&Ranks>,
         sums: &Sums,
@@ -234,9 +237,11 @@ impl Backward {
         Backward { weight_gradient, bias_gradient, ..Self::new(&all, statistics, weight, eps, normalise) }
     }
 
-    /// From the sums over pixels of `g` and of `g * y` (in `sums.sum` and `sums.square`), `y` the raw value before batch norm.
+    /// Gradient from the sums over pixels of `g` and of `g * y` (`sums.sum` and `sums.square`), where `y` is the raw
+    /// value before batch norm.
     ///
-    /// With batch statistics the mean and variance depend on `y` too (Ioffe & Szegedy, ICML 2015, §3); given ones do not.
+    /// With batch statistics, mean and variance depend on `y` too (Ioffe & Szegedy, ICML 2015, §3); given statistics do
+    /// not.
     pub(crate) fn new(
         sums: &Sums,
         statistics: &ChannelStatistics,
@@ -272,7 +277,7 @@ impl Backward {
     }
 }
 
-/// The values of one slice of channels, zeros beyond them.
+/// The values of one slice of channels, padded with zeros.
 #[inline(always)]
 pub(crate) fn lanes(values: &[f32], first: usize, width: usize) -> super::depthwise::Lanes {
     let mut lanes = [0.0; super::depthwise::SLICE];

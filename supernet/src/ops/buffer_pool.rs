@@ -1,14 +1,15 @@
-//! Aligned memory, and the pool that keeps it for the next step.
+//! Cache-line-aligned memory, and the pool that keeps it for the next step.
 
 use super::sync::{Mutex, lock};
 use std::ops::{Deref, DerefMut};
 
-/// One cache line. A vector that lies across two of them takes twice as long to load, and the allocator aligns to 16 bytes only.
+/// One cache line. A vector that straddles two lines takes twice as long to load, and the allocator aligns to 16 bytes
+/// only.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
-/// Floats that begin with a cache line.
+/// A vector of floats that starts at a cache line.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Aligned {
     lines: Vec<Line>,
@@ -21,7 +22,8 @@ impl Aligned {
         Aligned { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
     }
 
-    /// Makes it `len` floats long; the content is arbitrary (but initialised). Lines beyond the length stay, so that it can grow again without a write.
+    /// Sets the length to `len`; contents are arbitrary but initialised. Lines beyond the length stay, so that growing
+    /// again writes nothing.
     fn resize(&mut self, len: usize) {
         let lines = len.div_ceil(16);
         if lines > self.lines.len() {
@@ -30,7 +32,7 @@ impl Aligned {
         self.len = len;
     }
 
-    /// Floats that it can hold without allocating.
+    /// Number of floats that fit without allocating.
     fn capacity(&self) -> usize {
         16 * self.lines.capacity()
     }
@@ -52,31 +54,32 @@ impl FromIterator<f32> for Aligned {
 impl Deref for Aligned {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        // SAFETY: `lines` holds `len.div_ceil(16)` lines at least (`zeros`, `resize`), of 16 initialised floats each without padding between them: `len` floats
-        // lie one after the other from the first line on, and are borrowed as long as `self`.
+        // SAFETY: `lines` holds at least `len.div_ceil(16)` lines (`zeros`, `resize`) of 16 initialised floats without
+        // padding, so `len` contiguous floats start at its first line; they are borrowed for as long as `self`.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
     }
 }
 
 impl DerefMut for Aligned {
     fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: `lines` holds `len.div_ceil(16)` lines at least (`zeros`, `resize`), of 16 initialised floats each without padding between them: `len` floats
-        // lie one after the other from the first line on, and `self` is borrowed mutably as long as they are.
+        // SAFETY: `lines` holds at least `len.div_ceil(16)` lines (`zeros`, `resize`) of 16 initialised floats without
+        // padding, so `len` contiguous floats start at its first line; `self` stays mutably borrowed for as long as
+        // they are.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
     }
 }
 
-/// Buffers that are kept at most, whatever their size: the search for one is linear.
+/// Largest number of free buffers, whatever their size: the search for one is linear.
 const KEPT: usize = 256;
 
-/// Bytes that are kept in any case.
+/// Bytes of free buffers that are always allowed.
 const KEPT_BYTES: usize = 16 << 20;
 
-/// Memory that was returned, for whoever needs as much.
+/// Free buffers, kept for reuse.
 ///
-/// A step needs what the step before it needed. So the pool keeps no more bytes than were in use at one time (or [`KEPT_BYTES`]): that is enough for the
-/// next step, and the memory of a large network is not held many times over by buffers of sizes that no one asks for any more. What has been there
-/// longest goes first.
+/// A step needs the buffers of the step before it. So the pool keeps no more bytes than were in use at one time (or
+/// [`KEPT_BYTES`]): enough for the next step, without buffers of a large network whose sizes nothing asks for any more.
+/// The buffer returned longest ago is freed first.
 pub(super) struct BufferPool(Mutex<Kept>);
 
 struct Kept {
@@ -105,11 +108,11 @@ impl BufferPool {
     pub(super) fn take(&self, len: usize) -> Aligned {
         let mut kept = lock(&self.0);
         let fits = |floats: &Aligned| floats.capacity() >= len && floats.capacity() <= 2 * len.max(1024);
-        // The newest of the smallest: most of it may still be in a cache.
+        // The last returned of the smallest: most of it may still be in a cache.
         let best = (0..kept.free.len()).rev().filter(|&i| fits(&kept.free[i])).min_by_key(|&i| kept.free[i].capacity());
         let found = best.map(|index| kept.free.remove(index));
         kept.free_bytes -= found.as_ref().map_or(0, Aligned::bytes);
-        // Clearing fresh memory takes long: not with the lock.
+        // Clearing fresh memory takes long, so the lock is not held meanwhile.
         drop(kept);
         let mut floats = found.unwrap_or_default();
         floats.resize(len);
@@ -119,7 +122,7 @@ impl BufferPool {
         floats
     }
 
-    /// Keeps what [`take`](Self::take) gave.
+    /// Returns a buffer of [`take`](Self::take) to the pool.
     pub(super) fn put(&self, floats: Aligned) {
         let bytes = floats.bytes();
         if bytes == 0 {
@@ -137,7 +140,7 @@ impl BufferPool {
         }
         kept.free_bytes = left;
         let evicted: Vec<Aligned> = kept.free.drain(..evicted).collect();
-        // Returning memory to the system takes long: not with the lock.
+        // Returning memory to the system takes long, so the lock is not held meanwhile.
         drop(kept);
         drop(evicted);
     }
@@ -147,7 +150,7 @@ impl BufferPool {
 mod tests {
     use super::*;
 
-    /// Lengths of what is kept, oldest first.
+    /// Lengths of the free buffers, oldest first.
     fn kept(pool: &BufferPool) -> Vec<usize> {
         lock(&pool.0).free.iter().map(|floats| floats.len()).collect()
     }
@@ -160,11 +163,12 @@ mod tests {
         let both = [pool.take(10 * mib), pool.take(30 * mib)];
         both.into_iter().for_each(|floats| pool.put(floats));
         assert_eq!(kept(&pool), [10 * mib, 30 * mib]);
-        // Too small for what is there; 10 MiB too many, which the oldest makes room for, though it is not the first in any other order.
+        // 4 MiB do not fit into a free buffer (both are too large). Keeping the new one exceeds the peak by 4 MiB, so
+        // the oldest goes, although it is neither the largest nor the smallest.
         let small = pool.take(4 * mib);
         pool.put(small);
         assert_eq!(kept(&pool), [30 * mib, 4 * mib]);
-        // Taken and returned is new again.
+        // A buffer that was taken and returned counts as the newest.
         let large = pool.take(30 * mib);
         pool.put(large);
         assert_eq!(kept(&pool), [4 * mib, 30 * mib]);

@@ -1,19 +1,20 @@
-//! Memory for kernels: tensors whose contents a kernel writes, and work buffers reused from step to step, so that the steady state allocates few of
-//! them and touches no fresh page.
+//! Memory for kernels: tensors that a kernel writes, and work buffers reused from step to step, so that the steady
+//! state allocates few buffers and touches no fresh page.
 
 use super::buffer_pool::BufferPool;
 use std::ops::{Deref, DerefMut};
 
 pub(crate) use super::buffer_pool::Aligned;
 
-/// Uninitialised memory of `len` floats, for a tensor.
+/// An uninitialised vector of `len` floats, for a tensor.
 ///
 /// # Safety
-/// All must be written before one of them is read.
+/// Every float must be written before it is read.
 pub(crate) unsafe fn uninit_vec(len: usize) -> Vec<f32> {
     let mut values = Vec::with_capacity(len);
-    #[allow(clippy::uninit_vec)] // zeros would be a pass over memory for nothing
-    // SAFETY: the capacity is `len`; by the contract of this function each of the `len` floats is written before it is read, and floats have no destructor.
+    #[allow(clippy::uninit_vec)] // zeroing would be an extra pass over memory
+    // SAFETY: the capacity is `len`; the contract says that each float is written before it is read, and floats have no
+    // destructor.
     unsafe {
         values.set_len(len)
     };
@@ -22,12 +23,12 @@ pub(crate) unsafe fn uninit_vec(len: usize) -> Vec<f32> {
 
 static POOL: BufferPool = BufferPool::new();
 
-/// A work buffer; goes back to the pool when dropped.
+/// A work buffer that returns to the pool when dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Buffer(Aligned);
 
 impl Buffer {
-    /// A buffer of `len` floats with arbitrary (but initialised) contents.
+    /// A buffer of `len` floats with arbitrary but initialised contents.
     pub(crate) fn with_arbitrary_contents(len: usize) -> Self {
         Buffer(POOL.take(len))
     }

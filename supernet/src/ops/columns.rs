@@ -1,15 +1,15 @@
-//! A dense convolution as a matrix product: the values that each output pixel sees, made a block of pixels at a time, and the way back of
-//! their gradients. The whole matrix of columns never exists.
+//! A dense convolution as a matrix product: the columns (input values of each output pixel) are produced a block of
+//! pixels at a time, and their gradients scattered back. The whole matrix of columns never exists.
 //!
-//! Columns are ordered `[ky, kx, channel]`, so that a pixel's run of channels is copied as it lies in memory; weights are brought to
-//! that order from PyTorch's `[channel, ky, kx]`.
+//! Columns are ordered `[ky, kx, channel]`, so that a pixel's channels are copied as one contiguous run; weights are
+//! reordered to that from PyTorch's `[channel, ky, kx]`.
 
 use super::dense::DenseShape;
 use super::rows::RowSource;
 use super::simd::Simd;
 use std::ops::Range;
 
-/// Rows `[pixels, k * k * in]` that the convolution sees.
+/// Rows `[pixels, k * k * in]` of input values, one per output pixel.
 pub(crate) struct Columns<'a> {
     pub shape: &'a DenseShape,
     /// `[batch, height, width, in]`
@@ -28,8 +28,8 @@ impl RowSource for Columns<'_> {
     }
 }
 
-/// Adds the gradients of columns (`rows` pixels from `first` on) to those of the values that they were copied from. `dx` begins with
-/// image `first_image`.
+/// Adds the gradients of columns (of the pixels from `first` on) to those of the input values that they were copied
+/// from. `dx` starts at image `first_image`.
 #[inline(always)]
 pub(crate) fn scatter(shape: &DenseShape, first: usize, first_image: usize, gradients: &[f32], dx: &mut [f32]) {
     let offset = first_image * shape.height * shape.width * shape.in_channels;
@@ -44,14 +44,15 @@ pub(crate) fn scatter(shape: &DenseShape, first: usize, first_image: usize, grad
     }
 }
 
-/// Calls `visit` with every contiguous run of output pixel `pixel`'s columns and where in the input it lies (`None` for padding).
+/// Calls `visit` with every contiguous run of the columns of output pixel `pixel` and its range in the input (`None`
+/// for padding).
 #[inline(always)]
 fn runs(shape: &DenseShape, pixel: usize, mut visit: impl FnMut(Range<usize>, Option<Range<usize>>)) {
     let (out_height, out_width) = shape.output_size();
     let (k, channels) = (shape.kernel, shape.in_channels);
     let (image, y, x) = (pixel / (out_height * out_width), pixel / out_width % out_height, pixel % out_width);
     let (top, left) = ((y * shape.stride) as isize - (k / 2) as isize, (x * shape.stride) as isize - (k / 2) as isize);
-    // Columns kx of which the pixel exists.
+    // Range of `kx` for which the input pixel exists.
     let start = (-left).clamp(0, k as isize) as usize;
     let end = (shape.width as isize - left).clamp(start as isize, k as isize) as usize;
     for ky in 0..k {
@@ -73,7 +74,7 @@ fn runs(shape: &DenseShape, pixel: usize, mut visit: impl FnMut(Range<usize>, Op
     }
 }
 
-/// A weight `[out, channel, ky, kx]` in the order of columns: `[out, ky, kx, channel]`.
+/// Reorders a weight `[out, channel, ky, kx]` to columns: `[out, ky, kx, channel]`.
 pub(crate) fn to_column_order(weight: &[f32], channels: usize, taps: usize) -> Vec<f32> {
     let mut ordered = vec![0.0; weight.len()];
     for (from, to) in weight.chunks_exact(channels * taps).zip(ordered.chunks_exact_mut(channels * taps)) {
@@ -86,7 +87,7 @@ pub(crate) fn to_column_order(weight: &[f32], channels: usize, taps: usize) -> V
     ordered
 }
 
-/// The way back of [`to_column_order`].
+/// Inverse of [`to_column_order`].
 pub(crate) fn from_column_order(ordered: &[f32], channels: usize, taps: usize) -> Vec<f32> {
     to_column_order(ordered, taps, channels)
 }

@@ -1,4 +1,4 @@
-//! A dense convolution with batch norm, activation and, if asked, global average pooling, as one op.
+//! A dense convolution with batch norm, activation and optional global average pooling, as one op.
 
 use super::activation::{Act, with_activation};
 use super::batch_norm::{Affine, Backward, ChannelStatistics, Normalise, SumBlock, Sums};
@@ -18,10 +18,10 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// Extents and options of one call.
+/// Extents and options of one dense convolution.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DenseShape {
-    /// Images.
+    /// Number of images.
     pub batch: usize,
     /// Height of the input map.
     pub height: usize,
@@ -31,7 +31,7 @@ pub struct DenseShape {
     pub in_channels: usize,
     /// Output channels.
     pub out_channels: usize,
-    /// Kernel size; the padding is half of it.
+    /// Kernel size; the padding is half of it, rounded down.
     pub kernel: usize,
     /// Stride.
     pub stride: usize,
@@ -70,7 +70,7 @@ impl DenseShape {
         self.batch * height * width
     }
 
-    /// Values that one output pixel sees.
+    /// Number of input values per output pixel.
     pub(crate) fn columns(&self) -> usize {
         self.in_channels * self.kernel * self.kernel
     }
@@ -79,7 +79,7 @@ impl DenseShape {
         self.kernel == 1 && self.stride == 1
     }
 
-    /// Offsets of batch norm's weight and bias in the packed parameters, and their number.
+    /// Offsets of batch norm's weight and bias in the packed parameters, and the number of parameters.
     fn offsets(&self) -> (usize, usize, usize) {
         let weight = self.out_channels * self.columns();
         (weight, weight + self.out_channels, weight + 2 * self.out_channels)
@@ -94,12 +94,14 @@ impl DenseShape {
     }
 }
 
-/// Output (`[batch, height, width, out]`, or `[batch, out]` when pooled) for `x` `[batch, height, width, in]`, and the statistics used.
+/// Output of the convolution and the statistics used.
 ///
-/// `packed` holds weight `[out, in, k, k]`, then batch norm's weight and bias. The input gets a gradient if it is tracked: images are not.
+/// `x` is `[batch, height, width, in]`, the output `[batch, height, width, out]`, or `[batch, out]` when pooled.
+/// `packed` holds the weight `[out, in, k, k]`, then batch norm's weight and bias. The input gets a gradient only if it
+/// is tracked: images are not.
 ///
 /// # Errors
-/// Shapes or types that do not fit.
+/// Shapes or types do not fit.
 pub fn dense(
     x: &Tensor,
     packed: &Tensor,
@@ -137,10 +139,10 @@ fn lock(saved: &SharedState) -> candle_core::Result<MutexGuard<'_, State>> {
 struct Dense {
     shape: DenseShape,
     given: Option<ChannelStatistics>,
-    /// The processes whose batches' statistics are used together.
+    /// Processes that synchronise their batch statistics.
     ranks: Option<Ranks>,
     keep: bool,
-    /// The raw output and the statistics.
+    /// The raw output, kept for the gradient, and the statistics.
     saved: SharedState,
 }
 
@@ -218,7 +220,7 @@ fn forward<A: Act>(
     let output = if shape.pool {
         pool::<A>(&y, &affine, shape.batch)
     } else {
-        // SAFETY: `normalise` writes all of `rows` rows of `n` values, without reading what is there.
+        // SAFETY: `normalise` writes all `rows` rows of `n` values and reads none of them.
         let mut output = unsafe { uninit_vec(rows * n) };
         normalise::<A>(&y, &affine, None, &mut output);
         output
@@ -226,7 +228,7 @@ fn forward<A: Act>(
     (output, y, statistics)
 }
 
-#[allow(clippy::too_many_arguments)] // what the forward pass had and left, and the gradient
+#[allow(clippy::too_many_arguments)] // inputs and saved values of the forward pass, and the gradient
 fn backward<A: Act>(
     shape: &DenseShape,
     x: &[f32],
@@ -257,7 +259,8 @@ fn backward<A: Act>(
     let raw = RawGradient { g: &masked, y, back: &back };
     let stride = n.next_multiple_of(InstructionSet::active().lanes());
     let mut dx = with_input.then(|| match shape.is_plain_product() {
-        // SAFETY: with a weight, `product_backward` below writes all of it, `columns` (the input's channels) for each row, without reading what is there.
+        // SAFETY: `dx` exists only together with a weight; `product_backward` below then writes all of it, `columns`
+        // (the input's channels) values per row, and reads none of them.
         true => unsafe { uninit_vec(x.len()) },
         false => vec![0.0; x.len()],
     });
@@ -282,15 +285,15 @@ fn backward<A: Act>(
     (dx, gradient)
 }
 
-/// Backward of the convolution over whole images, for the raw gradient at its output.
+/// Backward pass of the convolution over whole images, given the raw gradient at its output.
 struct ColumnsBackward<'a> {
     shape: &'a DenseShape,
     raw: RawGradient<'a>,
     x: &'a [f32],
-    /// `[out, k * k * in]`, for the input gradient.
+    /// `[out, k * k * in]`, for the input gradient; `None` if none is needed.
     weight: Option<&'a Packed>,
     images: Range<usize>,
-    /// Zeros, of those images.
+    /// Input gradient of `images`, zeros at the start.
     dx: &'a mut [f32],
 }
 
@@ -310,7 +313,7 @@ impl Kernel for ColumnsBackward<'_> {
         let mut first = self.images.start * pixels;
         while first < end {
             let rows = ROW_BLOCK.min(end - first);
-            // SAFETY: the CPU has `S` by this function's contract.
+            // SAFETY: the CPU has `S` by this function's contract; both tiles have `ROW_BLOCK >= rows` rows.
             unsafe {
                 self.raw.fill::<S>(first, rows, stride, &mut gradients);
                 source.fill::<S>(first, rows, columns, &mut tile);
@@ -327,9 +330,9 @@ impl Kernel for ColumnsBackward<'_> {
     }
 }
 
-/// `masked = g * slope` with the sums of batch norm's gradient.
+/// Computes `masked = g * slope` and the sums that batch norm's gradient needs.
 struct Mask<'a, A> {
-    /// By pixel, or by image when pooled over this many pixels.
+    /// Gradient per pixel, or per image when pooled.
     g: &'a [f32],
     y: &'a [f32],
     affine: &'a Affine,

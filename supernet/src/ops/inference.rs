@@ -1,6 +1,6 @@
-//! Layers of a static network with batch norm folded into weights and biases: what extracted models run on.
+//! Layers of extracted models: a static network with batch norm folded into weights and biases.
 //!
-//! All work on NHWC f32 slices, write every output value, and use as many threads as the rayon pool they are called in has.
+//! All layers work on NHWC f32 slices, write every output value, and use the threads of the calling rayon pool.
 
 use super::activation::{Act, Identity, with_activation};
 use super::buffers::{Aligned, Buffer};
@@ -16,14 +16,14 @@ use crate::space::Activation;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// A 1x1 convolution or linear layer.
+/// A 1x1 convolution or fully connected layer with bias.
 #[derive(Debug, Clone)]
 pub struct Pointwise {
     weight: Packed,
     bias: Vec<f32>,
 }
 
-/// Rows times a gate by image.
+/// Rows multiplied by a gate per image.
 struct Gated<'a> {
     input: &'a [f32],
     gate: &'a [f32],
@@ -45,14 +45,14 @@ impl RowSource for Gated<'_> {
 }
 
 impl Pointwise {
-    /// From weight `[out, in]` and bias `[out]`.
+    /// Packs the weight `[out, in]` and bias `[out]`.
     pub fn new(weight: &[f32], bias: &[f32], in_channels: usize, out_channels: usize) -> Self {
         assert_eq!((weight.len(), bias.len()), (in_channels * out_channels, out_channels));
         Pointwise { weight: Packed::new(weight, in_channels, out_channels, 1, in_channels), bias: bias.to_vec() }
     }
 
-    /// `output[p] = activation(W (input[p] * gate[image of p]) + bias + residual[p])` for `batch * pixels_per_image` pixels;
-    /// `gate` is `[batch, in]`.
+    /// Computes `output[p] = activation(W (input[p] * gate[image of p]) + bias + residual[p])` for `batch *
+    /// pixels_per_image` pixels; `gate` is `[batch, in]`.
     #[allow(clippy::too_many_arguments)] // the layer's inputs and extents
     pub fn run(
         &self,
@@ -84,7 +84,7 @@ impl Pointwise {
         output: &mut [f32],
     ) {
         let n = self.bias.len();
-        // A grain of a few tiles: small maps at batch 1 still spread over threads.
+        // A grain of few rows, so that small maps at batch 1 still spread over threads.
         parallel::map_parts(output, n, rows, 8, |range, output| {
             with_activation!(activation, A => dispatch(PointwiseRows::<R, A> {
                 layer: self, left: &left, range, residual, output, activation: PhantomData,
@@ -144,7 +144,7 @@ impl<R: RowSource, A: Act> Kernel for PointwiseRows<'_, R, A> {
     }
 }
 
-/// A depthwise convolution.
+/// A depthwise convolution with bias.
 #[derive(Debug, Clone)]
 pub struct Depthwise {
     weights: Aligned,
@@ -154,14 +154,15 @@ pub struct Depthwise {
 }
 
 impl Depthwise {
-    /// From weight `[channels, k, k]` and bias `[channels]`.
+    /// Packs the weight `[channels, k, k]` and bias `[channels]`.
     pub fn new(weight: &[f32], bias: &[f32], channels: usize, kernel: usize, stride: usize) -> Self {
         assert_eq!((weight.len(), bias.len()), (channels * kernel * kernel, channels));
         let weights = depthwise::pack_weights(weight, channels, kernel * kernel, false);
         Depthwise { weights, bias: bias.to_vec(), kernel, stride }
     }
 
-    /// `output = activation(depthwise(input) + bias)`; `pooled` `[batch, channels]` gets its spatial means.
+    /// Computes `output = activation(depthwise(input) + bias)`, and the spatial means of `output` in `pooled` `[batch,
+    /// channels]`.
     #[allow(clippy::too_many_arguments)] // the layer's inputs and extents
     pub fn run(
         &self,
@@ -196,7 +197,7 @@ struct DepthwiseTasks<'a, A> {
     input: &'a [f32],
     output: Shared,
     pooled: Option<Shared>,
-    /// (image, slice) pairs, which no other kernel has that runs at the same time.
+    /// Pairs (image, slice) that no concurrent kernel has.
     tasks: Range<usize>,
     activation: PhantomData<A>,
 }
@@ -234,8 +235,9 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
                         sum[lane] += values[lane];
                     }
                     let place = (image * shape.out_pixels() + start * columns + pixel) * channels + first;
-                    // SAFETY: the range is this slice's channels of one pixel of this image; only this task writes there, and `output` is borrowed in `run`
-                    // until all tasks are done.
+                    // SAFETY: the range covers this slice's channels of one pixel of this image. No other task has this
+                    // image and slice, so no other reference covers it; `run` keeps `output` borrowed until all tasks
+                    // are done.
                     let out = unsafe { self.output.slice(place..place + width) };
                     if width == SLICE {
                         out.copy_from_slice(values);
@@ -246,8 +248,8 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
             }
             if let Some(pooled) = &self.pooled {
                 let place = image * channels + first;
-                // SAFETY: the range is this slice's channels of this image; only this task writes there, and `pooled` is borrowed in `run` until all tasks
-                // are done.
+                // SAFETY: the range covers this slice's channels of this image. No other task has this image and slice,
+                // so no other reference covers it; `run` keeps `pooled` borrowed until all tasks are done.
                 let pooled = unsafe { pooled.slice(place..place + width) };
                 for (out, sum) in pooled.iter_mut().zip(sum) {
                     *out = sum / shape.out_pixels() as f32;
@@ -257,7 +259,7 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
     }
 }
 
-/// A dense convolution of any kernel size.
+/// A dense convolution of any kernel size, with bias.
 #[derive(Debug, Clone)]
 pub struct DenseConv {
     product: Pointwise,
@@ -267,7 +269,7 @@ pub struct DenseConv {
 }
 
 impl DenseConv {
-    /// From weight `[out, in, k, k]` and bias `[out]`.
+    /// Packs the weight `[out, in, k, k]` and bias `[out]`.
     pub fn new(
         weight: &[f32],
         bias: &[f32],
@@ -281,7 +283,7 @@ impl DenseConv {
         DenseConv { product, in_channels, kernel, stride }
     }
 
-    /// `output = activation(convolution(input) + bias)`.
+    /// Computes `output = activation(convolution(input) + bias)`.
     pub fn run(
         &self,
         input: &[f32],
@@ -316,8 +318,8 @@ pub fn max_pool(input: &[f32], height: usize, width: usize, channels: usize, out
     max_windows(&Windows::max_pool(height, width, channels), input, output);
 }
 
-/// Average over `size x size` pixels side by side, at the right and lower border over what there is, of `input`
-/// `[batch, height, width, channels]`.
+/// Average over adjacent windows of `size x size` pixels of `input` `[batch, height, width, channels]`; windows that
+/// cross the right or lower border average their existing pixels.
 pub fn average_windows(input: &[f32], height: usize, width: usize, channels: usize, size: usize, output: &mut [f32]) {
     mean_windows(&Windows::side_by_side(height, width, channels, (size, size)), input, output);
 }

@@ -1,4 +1,5 @@
-//! A fully connected layer without bias, as one op: candle's own product is not made for the threads that share our kernels.
+//! A fully connected layer without bias, as one op, because candle's own product does not use the threads of our
+//! kernels.
 
 use super::buffers::{Aligned, uninit_vec};
 use super::matmul::{Packed, accumulate_transposed_together, multiply};
@@ -7,10 +8,10 @@ use super::simd::InstructionSet;
 use super::{contiguous_f32, tensor_values};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-/// `[rows, out]` for `x` `[rows, in]` and `weight` `[out, in]`, both f32 on the CPU.
+/// `x weight^T`, `[rows, out]`, for `x` `[rows, in]` and `weight` `[out, in]`, both f32 on the CPU.
 ///
 /// # Errors
-/// Shapes or types that do not fit.
+/// Shapes or types do not fit.
 pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let ((rows, inputs), (outputs, columns)) = (x.dims2()?, weight.dims2()?);
     if inputs != columns || rows * inputs * outputs == 0 {
@@ -61,12 +62,13 @@ impl CustomOp2 for Linear {
     }
 }
 
-/// Rows that a thread takes at least: each reads the whole weight.
+/// Smallest number of rows per thread: each thread reads the whole weight.
 const ROWS: usize = 16;
 
 fn times(x: &[f32], rows: usize, weight: &Packed) -> Vec<f32> {
     let (k, n) = (weight.rows(), weight.columns());
-    // SAFETY: the ranges of rows below cover all `rows`, and a product writes each of its rows' `n` columns, without reading what is there.
+    // SAFETY: the ranges below cover all `rows`, and `multiply` writes all `n` columns of each row and reads none of
+    // them.
     let mut y = unsafe { uninit_vec(rows * n) };
     parallel::map_parts(&mut y, n, rows, ROWS, |range, y| {
         multiply(&x[range.start * k..], k, range.len(), weight, y, n);
@@ -74,7 +76,7 @@ fn times(x: &[f32], rows: usize, weight: &Packed) -> Vec<f32> {
     y
 }
 
-/// `[outputs, inputs]` from `g` `[rows, outputs]` and `x` `[rows, inputs]`.
+/// The weight gradient `[outputs, inputs]` from `g` `[rows, outputs]` and `x` `[rows, inputs]`.
 fn weight_gradient(g: &[f32], outputs: usize, x: &[f32], inputs: usize, rows: usize) -> Vec<f32> {
     let stride = inputs.next_multiple_of(InstructionSet::active().lanes());
     let mut padded = Aligned::default();

@@ -1,8 +1,8 @@
-//! Matrix products of the pointwise convolutions: packing, register tiles, and the loops around them.
+//! Matrix products of pointwise convolutions: packing, register tiles, and the loops around them.
 //!
-//! In NHWC a 1x1 convolution is `[pixels, in] x [in, out]`. The weight is packed once a call into panels of one to three vectors
-//! of output channels; the inner loop keeps a tile of pixels x panel in registers. The weight gradient is the same tile with
-//! the roles of pixels and channels exchanged.
+//! In NHWC a 1x1 convolution is `[pixels, in] x [in, out]`. The weight is packed once per call into panels of one to
+//! three vectors of output channels; the inner loop keeps a tile of pixels x panel in registers. The weight gradient is
+//! the same tile with the roles of pixels and channels exchanged.
 
 use super::buffers::Aligned;
 use super::depthwise::SLICE;
@@ -10,10 +10,10 @@ use super::parallel;
 use super::simd::{InstructionSet, Kernel, Simd, dispatch, opaque};
 use std::ops::Range;
 
-/// Pixels that a caller should hand over at a time: enough to reuse a panel, few enough to stay in L1 with it.
+/// Pixels per call that suit a caller: enough to reuse a panel, few enough to stay in L1 with it.
 pub(crate) const ROW_BLOCK: usize = 48;
 
-/// A `[k, n]` matrix in panels for the active instruction set; missing columns are zero.
+/// A `[k, n]` matrix in panels for the active instruction set; columns beyond `n` are zero.
 #[derive(Debug, Clone)]
 pub(crate) struct Packed {
     data: Aligned,
@@ -21,7 +21,7 @@ pub(crate) struct Packed {
     n: usize,
 }
 
-/// Vectors in each panel for `vectors` in all: threes, but never a lone one where two twos do.
+/// Number of vectors of the next panel, of `vectors` in all: three, but two and two rather than three and one.
 fn panel_vectors(vectors: usize, done: usize) -> usize {
     match vectors - done {
         1 => 1,
@@ -36,8 +36,7 @@ impl Packed {
         Self::widened(source, k, n, n, row_stride, column_stride)
     }
 
-    /// Packs a matrix, as [`new`](Self::new), in slices of [`SLICE`] columns; the last one is filled up with columns of zeros
-    /// to whole vectors.
+    /// Packs a matrix in slices of [`SLICE`] columns; the last slice is padded with zero columns to whole vectors.
     pub(crate) fn slices(source: &[f32], k: usize, n: usize, row_stride: usize, column_stride: usize) -> Vec<Packed> {
         let slice = |start: usize| {
             let source = &source[start * column_stride..];
@@ -49,7 +48,7 @@ impl Packed {
         parallel::map(n.div_ceil(SLICE), 1, slices).into_iter().flatten().collect()
     }
 
-    /// Packs a matrix of `existing` columns with columns of zeros after them, `n` in all.
+    /// Packs a matrix of `existing` columns, padded with zero columns to `n`.
     fn widened(source: &[f32], k: usize, existing: usize, n: usize, row_stride: usize, column_stride: usize) -> Self {
         assert!(k == 0 || existing == 0 || source.len() > (k - 1) * row_stride + (existing - 1) * column_stride);
         let lanes = InstructionSet::active().lanes();
@@ -71,18 +70,18 @@ impl Packed {
         Packed { data, k, n }
     }
 
-    /// Columns.
+    /// Number of columns.
     pub(crate) fn columns(&self) -> usize {
         self.n
     }
 
-    /// Rows.
+    /// Number of rows.
     pub(crate) fn rows(&self) -> usize {
         self.k
     }
 }
 
-/// Fills the first `columns` of a panel's rows of `width`, all of the source's rows.
+/// Fills the first `columns` columns of a panel of rows of `width` floats, for all rows of the source.
 struct PackPanel<'a> {
     source: &'a [f32],
     row_stride: usize,
@@ -104,14 +103,15 @@ impl Kernel for PackPanel<'_> {
             }
             return;
         }
-        // Whole blocks of 8 x 8, if each column's values lie side by side, and the rest one by one.
+        // Whole blocks of 8 x 8 if each column is contiguous; the remaining values one by one.
         let whole = if row_stride == 1 { (rows / 8 * 8, columns / 8 * 8) } else { (0, 0) };
         assert!(columns <= width && (columns == 0 || source.len() >= (columns - 1) * column_stride + rows));
         for column in (0..whole.1).step_by(8) {
             for row in (0..whole.0).step_by(8) {
-                // SAFETY: blocks are whole: `row + 8 <= rows` and `column + 8 <= columns <= width`. Where there are any, values of a column lie side by
-                // side, and the source holds `rows` of them from each column's start on (checked above); the panel is `rows` rows of `width`. The CPU has
-                // `S` by this function's contract.
+                // SAFETY: blocks are whole: `row + 8 <= rows` and `column + 8 <= columns <= width`. There are blocks
+                // only if columns are contiguous, and then the source holds `rows` values from each column's start
+                // (asserted above). The panel has `rows` rows of `width` floats. The CPU has `S` by this function's
+                // contract.
                 unsafe {
                     let block = source.as_ptr().add(column * column_stride + row);
                     S::transpose(block, column_stride, panel.as_mut_ptr().add(row * width + column), width);
@@ -127,17 +127,17 @@ impl Kernel for PackPanel<'_> {
     }
 }
 
-/// `c[row, ..n] = a[row, ..k] x b` for all rows; `a` and `c` have the given row strides.
+/// `c[row, ..n] = a[row, ..k] x b` for all rows; `a_stride` and `c_stride` are row strides.
 pub(crate) fn multiply(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
     multiply_into::<false>(a, a_stride, rows, b, c, c_stride);
 }
 
-/// As [`multiply`], added to what `c` holds.
+/// `c[row, ..n] += a[row, ..k] x b` for all rows; otherwise like [`multiply`].
 pub(crate) fn multiply_add(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
     multiply_into::<true>(a, a_stride, rows, b, c, c_stride);
 }
 
-/// As [`multiply`], rows shared out over the threads.
+/// Computes [`multiply`] with the rows divided among the threads.
 pub(crate) fn multiply_together(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
     parallel::map_parts(c, c_stride, rows, 1, |range, c| {
         multiply(&a[range.start * a_stride..], a_stride, range.len(), b, c, c_stride);
@@ -164,9 +164,10 @@ fn multiply_into<const ADD: bool>(a: &[f32], a_stride: usize, rows: usize, b: &P
             c_stride,
             width: (nr * lanes).min(b.n - done * lanes),
         };
-        // SAFETY: `a` holds `k` values from each row's start on, and `c` `n` (checked above). The panel is `k` rows of `nr` vectors, as `Packed::widened` laid
-        // them out for the same instruction set and in the same order. Of its columns those below `n` exist in `c`, `width` of them, and no more are
-        // loaded or stored.
+        // SAFETY: `a` holds `k` values and `c` `n` values from the start of each of `rows` rows (asserted above). The
+        // panel is `k` rows of `nr` vectors, as `Packed::widened` laid them out for the same instruction set and in the
+        // same order. `width` is the number of its columns below `n`: they exist in `c`, and no others are loaded or
+        // stored.
         unsafe { tiles.column::<false, ADD>(nr, 0..rows) };
         offset += b.k * nr * lanes;
         done += nr;
@@ -175,8 +176,8 @@ fn multiply_into<const ADD: bool>(a: &[f32], a_stride: usize, rows: usize, b: &P
 
 /// `c[i, j] += sum over rows of a[row, i] * b[row, j]`, for `i < m`, `j < n`: the weight gradient.
 ///
-/// `b_stride` and `c_stride` must be multiples of the vector length that hold `n`, with zeros (or anything: those columns of
-/// `c` are never read by the caller) beyond it.
+/// `b_stride` and `c_stride` must hold `n` rounded up to whole vectors. Columns of `b` beyond `n` may hold any number:
+/// they reach only those columns of `c`, which no caller reads.
 #[allow(clippy::too_many_arguments)] // a matrix product has three matrices with strides and three extents
 pub(crate) fn accumulate_transposed(
     a: &[f32],
@@ -209,15 +210,16 @@ pub(crate) fn accumulate_transposed(
             c_stride,
             width: nr * lanes,
         };
-        // SAFETY: `a` holds `m` values from each of `rows` rows' start on, `b` `rows` rows of `b_stride` and `c` `m` rows of `c_stride` (checked above), and
-        // both strides hold all vectors, `done + nr` of them at most.
+        // SAFETY: `a` holds `m` values from the start of each of `rows` rows, `b` is `rows` rows of `b_stride` and `c`
+        // `m` rows of `c_stride` (asserted above). Both strides are at least `padded`, and the vectors `done..done +
+        // nr` lie below it.
         unsafe { tiles.column::<true, true>(nr, 0..m) };
         done += nr;
     }
 }
 
-/// As [`accumulate_transposed`], rows of `c` shared out over the threads.
-#[allow(clippy::too_many_arguments)] // as there
+/// Computes [`accumulate_transposed`] with the rows of `c` divided among the threads.
+#[allow(clippy::too_many_arguments)] // a matrix product has three matrices with strides and three extents
 pub(crate) fn accumulate_transposed_together(
     a: &[f32],
     a_stride: usize,
@@ -234,28 +236,29 @@ pub(crate) fn accumulate_transposed_together(
     });
 }
 
-/// What exists of the last vector of a tile's rows.
+/// How much of the last vector of a tile's rows exists: `WHOLE`, `HALF` or `PART` of it.
 const WHOLE: usize = 0;
 const HALF: usize = 1;
 const PART: usize = 2;
 
-/// Register tiles of one panel: `c[row, ..] (+)= sum over k of a[row, k] * b[k, ..]`, where `a` is given transposed, as `a[k, row]`, if `TRANSPOSED`.
+/// Register tiles of one panel: `c[row, ..] (+)= sum over k of a[row, k] * b[k, ..]`; if `TRANSPOSED`, `a` is stored as
+/// `a[k, row]`.
 #[derive(Clone, Copy)]
 struct Tiles {
     k: usize,
     a: *const f32,
     a_stride: usize,
     b: *const f32,
-    /// The panel's width unless `TRANSPOSED`.
+    /// Distance between rows of `b` if `TRANSPOSED`; otherwise it equals the panel's width.
     b_stride: usize,
     c: *mut f32,
     c_stride: usize,
-    /// Columns of `c` that exist; fewer than the panel's at the right edge.
+    /// Columns of `c` that exist: fewer than the panel's at the right edge.
     width: usize,
 }
 
-/// Those of some rows. A kernel of its own for each number of vectors, and for the rows that fill no tile, so that none computes at its start what
-/// others need: most products are short.
+/// Tiles for a range of rows, monomorphised per vector count, so that short products (most are) pay no set-up of other
+/// cases.
 struct Column<const NR: usize, const TRANSPOSED: bool, const ADD: bool> {
     tiles: Tiles,
     rows: Range<usize>,
@@ -265,9 +268,11 @@ impl<const NR: usize, const TRANSPOSED: bool, const ADD: bool> Kernel for Column
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // Tile heights leave registers for one panel row and one broadcast, and one more: with 16 of 16 in use the compiler spills one in
-        // the innermost loop. Short products spend much of their time at a tile's ends, where smaller tiles overlap better.
-        // SAFETY: rows are those that `Tiles::column` was given, which exist by its contract; the CPU has `S` by this function's.
+        // A tile leaves registers for one panel row, one broadcast and one more: with 16 of 16 in use the compiler
+        // spills in the innermost loop. Short products spend much of their time at the ends of tiles, where smaller
+        // tiles overlap better.
+        // SAFETY: `Tiles::column` built this kernel, and its contract gives the extents for `rows`; the CPU has `S` by
+        // this function's contract.
         unsafe {
             match (NR, S::ACCUMULATORS) {
                 (3, 24) => self.blocks::<S, 8>(),
@@ -293,7 +298,8 @@ impl<const NR: usize, const TRANSPOSED: bool, const ADD: bool> Column<NR, TRANSP
     #[inline(always)]
     unsafe fn blocks<S: Simd, const MR: usize>(self) {
         let Column { tiles, rows: Range { start: mut row, end } } = self;
-        // SAFETY: a tile's rows, `MR` from `row` on, are below `end`, the end of the rows that exist by the contract.
+        // SAFETY: the tile's rows `row..row + MR` lie below `end`, and the contract gives the extents for all rows
+        // below `end`.
         unsafe {
             while row + MR <= end {
                 tiles.block::<S, MR, NR, TRANSPOSED, ADD>(row);
@@ -306,7 +312,7 @@ impl<const NR: usize, const TRANSPOSED: bool, const ADD: bool> Column<NR, TRANSP
     }
 }
 
-/// Rows that fill no tile of a column.
+/// Rows left over after the whole tiles of a column.
 struct Rest<const NR: usize, const TRANSPOSED: bool, const ADD: bool> {
     tiles: Tiles,
     rows: Range<usize>,
@@ -317,8 +323,8 @@ impl<const NR: usize, const TRANSPOSED: bool, const ADD: bool> Kernel for Rest<N
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Rest { tiles, rows: Range { start: mut row, end } } = self;
-        // SAFETY: a tile's rows, 8, 4, 2 or 1 from `row` on, are below `end`, the end of the rows that exist for the column that these are left of; the CPU has
-        // `S` by this function's contract.
+        // SAFETY: each tile's rows, 8, 4, 2 or 1 from `row`, lie below `end`, and `Column::blocks` built this kernel
+        // from rows for which its contract gives the extents; the CPU has `S` by this function's contract.
         unsafe {
             while S::ACCUMULATORS == 24 && row + 8 <= end {
                 tiles.block::<S, 8, NR, TRANSPOSED, ADD>(row);
@@ -343,8 +349,9 @@ impl Tiles {
     /// All `rows` of a column of `nr` vectors.
     ///
     /// # Safety
-    /// For each row and each `k` below `self.k`, the value of `a` and the `nr` vectors of `b` must be readable, and the first `width` floats of the row of
-    /// `c` writable by this thread alone; `width` must reach into the last of the `nr` vectors.
+    /// For each row and each `k` below `self.k`, the value of `a` and the `nr` vectors of `b` must be readable; the
+    /// first `width` floats of the row of `c` must be writable, and no other thread may access them. `width` must reach
+    /// into the last of the `nr` vectors.
     unsafe fn column<const TRANSPOSED: bool, const ADD: bool>(self, nr: usize, rows: Range<usize>) {
         match nr {
             3 => dispatch(Column::<3, TRANSPOSED, ADD> { tiles: self, rows }),
@@ -356,15 +363,16 @@ impl Tiles {
     /// A tile of `MR` rows and `NR` vectors.
     ///
     /// # Safety
-    /// The CPU has `S`, and the extents of [`column`](Self::column) hold for the rows from `row` on.
+    /// The CPU has `S`, and the extents of [`column`](Self::column) hold for the rows `row..row + MR`.
     #[inline(always)]
     unsafe fn block<S: Simd, const MR: usize, const NR: usize, const TRANSPOSED: bool, const ADD: bool>(
         self,
         row: usize,
     ) {
-        // SAFETY: by the contract; steps go along `k` up to `self.k`, and `LAST` says what exists of the last vector.
+        // SAFETY: the contract gives the extents for the tile's rows; `k` and the steps from it stay within `self.k`,
+        // and `last` says how much of the last vector lies below `width`.
         unsafe {
-            // What exists of the last vector: one branch for a whole tile, so that sums stay in registers.
+            // The last vector's extent is decided once per tile, so that sums stay in registers.
             let last = self.width.saturating_sub((NR - 1) * S::LANES);
             let last = match last {
                 _ if last >= S::LANES => WHOLE,
@@ -378,8 +386,8 @@ impl Tiles {
                 _ => self.begin::<S, MR, NR, PART>(row),
             };
             let mut k = 0;
-            // Four steps written out one after the other: loops and their addresses take a good part of one. Eight with sixteen rows are too many
-            // instructions for the processor to keep.
+            // Four steps are unrolled, since loop counters and addresses cost about as much as one. Eight steps of a
+            // tile of sixteen rows are more instructions than the processor keeps decoded.
             while S::ACCUMULATORS > 4 && k + 4 <= self.k {
                 self.steps::<S, MR, NR, TRANSPOSED, 4>(row, k, &mut sums);
                 k += 4;
@@ -396,7 +404,7 @@ impl Tiles {
         }
     }
 
-    /// Floats that exist of a row's vector `n`.
+    /// Number of floats that exist of vector `n` of a row.
     #[inline(always)]
     fn kept<S: Simd, const NR: usize, const LAST: usize>(&self, n: usize) -> usize {
         match (n + 1 == NR, LAST) {
@@ -406,16 +414,17 @@ impl Tiles {
         }
     }
 
-    /// What a tile of `c` holds.
+    /// Loads a tile of `c`.
     ///
     /// # Safety
-    /// As [`block`](Self::block), and `LAST` says what exists of the last vector.
+    /// As for [`block`](Self::block); `LAST` says how much of the last vector exists.
     #[inline(always)]
     unsafe fn begin<S: Simd, const MR: usize, const NR: usize, const LAST: usize>(
         &self,
         row: usize,
     ) -> [[S::V; NR]; MR] {
-        // SAFETY: of each of the tile's rows of `c` the first `width` floats exist by the contract: `kept` of each vector, and no more are loaded.
+        // SAFETY: the first `width` floats of each of the tile's rows of `c` are readable by the contract; `kept`
+        // limits each load to them.
         unsafe {
             let mut sums = [[S::splat(0.0); NR]; MR];
             for (r, sums) in sums.iter_mut().enumerate() {
@@ -428,17 +437,18 @@ impl Tiles {
         }
     }
 
-    /// Writes a tile of `c`.
+    /// Stores a tile of `c`.
     ///
     /// # Safety
-    /// As [`block`](Self::block), and `LAST` says what exists of the last vector.
+    /// As for [`block`](Self::block); `LAST` says how much of the last vector exists.
     #[inline(always)]
     unsafe fn finish<S: Simd, const MR: usize, const NR: usize, const LAST: usize>(
         &self,
         row: usize,
         sums: &[[S::V; NR]; MR],
     ) {
-        // SAFETY: of each of the tile's rows of `c` the first `width` floats exist by the contract: `kept` of each vector, and no more are stored.
+        // SAFETY: the first `width` floats of each of the tile's rows of `c` are writable by the contract; `kept`
+        // limits each store to them.
         unsafe {
             for (r, sums) in sums.iter().enumerate() {
                 let c = self.c.add((row + r) * self.c_stride);
@@ -449,10 +459,10 @@ impl Tiles {
         }
     }
 
-    /// Adds the products of `COUNT` steps along `k`.
+    /// Adds the products of `COUNT` consecutive values of `k`.
     ///
     /// # Safety
-    /// As [`block`](Self::block), and `k + COUNT <= self.k`.
+    /// As for [`block`](Self::block), and `k + COUNT <= self.k`.
     #[inline(always)]
     unsafe fn steps<S: Simd, const MR: usize, const NR: usize, const TRANSPOSED: bool, const COUNT: usize>(
         self,
@@ -462,10 +472,10 @@ impl Tiles {
     ) {
         let (a_row, a_k) = if TRANSPOSED { (1, self.a_stride) } else { (self.a_stride, 1) };
         let b_k = if TRANSPOSED { self.b_stride } else { NR * S::LANES };
-        // SAFETY: by the contract, `b` has `NR` whole vectors at each of the `COUNT` steps, and `a` a value at each step in each of the `MR` rows. `fours` are
-        // addresses of such values, or none that is used: `r / 4` is below the number of fours that were set.
+        // SAFETY: the contract gives `NR` whole vectors of `b` at each of the `COUNT` steps and a value of `a` at each
+        // step in each of the `MR` rows. `fours[r / 4]` was set for every `r < MR` and points at such a value.
         unsafe {
-            // Where each four rows begin.
+            // Address of the first of each four rows.
             let mut fours = [self.a; 4];
             for (four, a) in fours.iter_mut().enumerate().take(MR.div_ceil(4)) {
                 *a = opaque(self.a.wrapping_add((row + 4 * four) * a_row + k * a_k));
@@ -530,7 +540,7 @@ mod tests {
                 assert_close(&twice[..n], &doubled, 1e-6, "added product");
                 assert!(twice[n..].iter().all(|&v| v == 7.0), "added past the row");
             }
-            // The same in slices, the last one filled up with zeros to whole vectors.
+            // Slices give the same product; the last one is padded with zeros to whole vectors.
             for (slice, packed) in Packed::slices(&b, k, n, 1, k).iter().enumerate() {
                 let mut part = vec![7.0; rows * SLICE];
                 multiply(&a, k + 2, rows, packed, &mut part, SLICE);

@@ -1,5 +1,5 @@
-//! Work split into contiguous ranges. The split depends only on the thread count, and results come back in range order, so that the
-//! same number of threads gives the same bits.
+//! Work split into contiguous ranges. The split depends only on the number of threads, and results come back in range
+//! order, so that the same number of threads gives the same bits.
 
 use super::workers;
 use std::cell::Cell;
@@ -12,12 +12,12 @@ thread_local! {
     static THREADS: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// Threads among which this one shares its work.
+/// Number of threads among which this thread shares its work.
 pub(crate) fn threads() -> usize {
     THREADS.get().unwrap_or_else(rayon::current_num_threads)
 }
 
-/// Runs `work` as if there were so many threads: one, for a thread that has work of its own while others have theirs.
+/// Runs `work` as if there were `threads` threads: 1 for a thread with work of its own while others have theirs.
 pub(crate) fn with_threads<R>(threads: usize, work: impl FnOnce() -> R) -> R {
     struct Before(Option<usize>);
     impl Drop for Before {
@@ -29,7 +29,8 @@ pub(crate) fn with_threads<R>(threads: usize, work: impl FnOnce() -> R) -> R {
     work()
 }
 
-/// Splits `0..total` into ranges of whole multiples of `grain` (but the last), at most one a thread: each sums for itself what is added up afterwards.
+/// Splits `0..total` into at most one range per thread, each (except the last) a whole multiple of `grain`. Each range
+/// is summed separately and the sums are added afterwards, so the split decides the rounding.
 pub(crate) fn ranges(total: usize, grain: usize) -> Vec<Range<usize>> {
     let units = total.div_ceil(grain);
     let parts = threads().min(units).max(1);
@@ -38,7 +39,7 @@ pub(crate) fn ranges(total: usize, grain: usize) -> Vec<Range<usize>> {
         .collect()
 }
 
-/// Runs `work` on each range of `0..total` in parallel; results in range order.
+/// Runs `work` on each range of `0..total` in parallel and returns the results in range order.
 pub(crate) fn map<R: Send + Sync>(total: usize, grain: usize, work: impl Fn(Range<usize>) -> R + Sync) -> Vec<R> {
     let mut ranges = ranges(total, grain);
     if ranges.len() == 1 {
@@ -52,8 +53,8 @@ pub(crate) fn map<R: Send + Sync>(total: usize, grain: usize, work: impl Fn(Rang
     results.into_iter().filter_map(OnceLock::into_inner).collect()
 }
 
-/// Runs `work` on each range of `0..total` in parallel, with the range's part of `output`, which has `size` values for each of `0..total`; results in
-/// range order.
+/// Runs `work` on each range of `0..total` in parallel, with the range's part of `output` (`size` values per index),
+/// and returns the results in range order.
 pub(crate) fn map_parts<R: Send + Sync>(
     output: &mut [f32],
     size: usize,
@@ -64,21 +65,23 @@ pub(crate) fn map_parts<R: Send + Sync>(
     assert!(output.len() >= total * size, "{total} parts of {size} do not fit into an output of {}", output.len());
     let shared = Shared::new(output);
     map(total, grain, |range| {
-        // SAFETY: `map` gives each range to one call, and its ranges are disjoint, so that the parts of `output` are; `output` is borrowed meanwhile.
+        // SAFETY: `map` passes each of its ranges to one call, and they are disjoint, hence so are the parts of
+        // `output`; `output` stays mutably borrowed until `map` returns.
         let part = unsafe { shared.slice(range.start * size..range.end * size) };
         work(range, part)
     })
 }
 
-/// Runs `work` on each index below `count` in parallel, each free to go to whichever thread has time.
+/// Runs `work` on each index below `count` in parallel; an idle thread takes the next index.
 pub(crate) fn each(count: usize, work: impl Fn(usize) + Sync) {
     let threads = threads();
-    // Those that help are of no pool, and would not know how many they are.
+    // Helpers belong to no rayon pool, so the number of threads is handed to them.
     workers::run(count, threads - 1, &|index| with_threads(threads, || work(index)));
 }
 
-/// Runs `work` on each index below `count`, up to `at_once` of them at a time, each on a thread of its own; a thread that has none left takes part in
-/// the kernels of the others. `take` gets the results in the order of the indices, one after the other, on whichever thread is there.
+/// Runs `work` on each index below `count`, at most `at_once` at a time, each on a thread of its own; threads without
+/// an index help in the kernels of the others. `take` receives the results one by one in index order, on the thread
+/// that completed the sequence.
 pub(crate) fn in_turn<R: Send>(
     count: usize,
     at_once: usize,
@@ -92,7 +95,7 @@ pub(crate) fn in_turn<R: Send>(
         return;
     }
     let next = AtomicUsize::new(0);
-    // Results that wait for those before them.
+    // Results that wait for those of smaller indices.
     let results = Mutex::new((take, 0, BTreeMap::new()));
     let one_after_another = || {
         loop {
@@ -113,31 +116,32 @@ pub(crate) fn in_turn<R: Send>(
     workers::run_long(at_once, at_once - 1, threads - 1, &|_| with_threads(threads, one_after_another));
 }
 
-/// A pointer to an output that threads write at disjoint places.
+/// A pointer to an output, of which threads write disjoint parts.
 #[derive(Clone, Copy)]
 pub(crate) struct Shared(*mut f32, usize);
 
-// SAFETY: only `slice` hands out memory, whose contract is that ranges in use at one time are disjoint.
+// SAFETY: `slice` is the only access to the memory, and its contract is that ranges in use at one time are disjoint.
 unsafe impl Send for Shared {}
-// SAFETY: `&Shared` gives no access but through `slice`, whose contract is that ranges in use at one time are disjoint.
+// SAFETY: `slice` is the only access through `&Shared`, and its contract is that ranges in use at one time are
+// disjoint.
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    /// Shares `output` for as long as it is mutably borrowed by the caller's scope.
+    /// Shares `output`; the caller keeps it mutably borrowed while parts are in use.
     pub(crate) fn new(output: &mut [f32]) -> Self {
         Shared(output.as_mut_ptr(), output.len())
     }
 
-    /// The part `range`.
+    /// The part `range` of the output.
     ///
     /// # Safety
-    /// No other thread may use an overlapping range at the same time, and the shared slice must still be borrowed.
-    /// The range itself is checked.
-    #[allow(clippy::mut_from_ref)] // disjointness is the caller's contract
+    /// No other reference to an overlapping range may exist at the same time, and the shared slice must still be
+    /// borrowed. Bounds are checked here.
+    #[allow(clippy::mut_from_ref)] // disjointness is part of the contract above
     pub(crate) unsafe fn slice(&self, range: Range<usize>) -> &mut [f32] {
         assert!(range.start <= range.end && range.end <= self.1, "range {range:?} outside an output of {}", self.1);
-        // SAFETY: `range` lies inside the slice that this was made of, checked above, which is still borrowed; by the contract no other thread uses an
-        // overlapping range, so that this is the only reference to it.
+        // SAFETY: `range` lies inside the slice (asserted above), which is still borrowed by the contract; by the
+        // contract no overlapping range is in use, so this is the only reference to it.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
     }
 }
@@ -161,7 +165,7 @@ mod tests {
         for at_once in [1, 2, 3, 9] {
             let mut taken = Vec::new();
             let work = |index: usize| {
-                // Later ones are done earlier.
+                // Later indices finish earlier.
                 std::thread::sleep(std::time::Duration::from_millis(8 - 2 * index as u64));
                 let sums = super::map(100, 1, |range| range.sum::<usize>());
                 (index, sums.len(), sums.iter().sum::<usize>())

@@ -1,14 +1,14 @@
-//! What ResNets have between their convolutions: the sum of a block and its shortcut, max pool, average pool.
+//! Ops of ResNets between the convolutions: the sum of a block and its shortcut, max pool, average pool.
 
 use super::parallel;
 use super::{contiguous_f32, tensor_values};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use std::ops::Range;
 
-/// `x + y` of equal shapes, and ReLU of it if `relu`.
+/// `x + y` for equal shapes, followed by ReLU if `relu`.
 ///
 /// # Errors
-/// Shapes or types that do not fit.
+/// Shapes or types do not fit.
 pub fn add(x: &Tensor, y: &Tensor, relu: bool) -> Result<Tensor> {
     if x.dims() != y.dims() {
         bail!("a sum needs equal shapes, found {:?} and {:?}", x.dims(), y.dims());
@@ -57,14 +57,14 @@ impl CustomOp2 for Add {
     }
 }
 
-/// Splits `output` into a part a thread, each of whole multiples of `grain`.
+/// Splits `output` into one part per thread, each a whole multiple of `grain`.
 fn in_parallel(output: &mut [f32], grain: usize, work: impl Fn(Range<usize>, &mut [f32]) + Sync) {
     let total = output.len();
-    // A thread should get at least some thousand values.
+    // At least some thousand values per thread.
     parallel::map_parts(output, 1, total, grain.max(4096 / grain.max(1) * grain), work);
 }
 
-/// Windows over maps `[batch, height, width, channels]`.
+/// Pooling windows over maps `[batch, height, width, channels]`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Windows {
     pub height: usize,
@@ -73,17 +73,17 @@ pub(crate) struct Windows {
     /// Height and width of a window.
     pub size: (usize, usize),
     pub stride: (usize, usize),
-    /// Rows and columns before the first pixel that the first window reaches.
+    /// Rows and columns by which the first window starts before the first pixel.
     pub padding: usize,
 }
 
 impl Windows {
-    /// 3x3 with stride 2, padded by 1.
+    /// 3x3 windows with stride 2 and padding 1.
     pub(crate) fn max_pool(height: usize, width: usize, channels: usize) -> Self {
         Windows { height, width, channels, size: (3, 3), stride: (2, 2), padding: 1 }
     }
 
-    /// Side by side from the first pixel on; the last may reach over the border.
+    /// Adjacent windows from the first pixel on; the last may extend over the border.
     pub(crate) fn side_by_side(height: usize, width: usize, channels: usize, size: (usize, usize)) -> Self {
         Windows { height, width, channels, size, stride: size, padding: 0 }
     }
@@ -100,7 +100,7 @@ impl Windows {
         self.height * self.width * self.channels
     }
 
-    /// Rows and columns of the input that output pixel `pixel` (within its image) sees.
+    /// Rows and columns of the input in the window of output pixel `pixel` (within its image).
     fn seen(&self, pixel: usize) -> (Range<usize>, Range<usize>) {
         let out_width = self.output_size().1;
         let part = |place: usize, stride: usize, size: usize, length: usize| {
@@ -113,7 +113,7 @@ impl Windows {
         )
     }
 
-    /// Starts of the channels of the pixels that output pixel `pixel` sees, within its image.
+    /// Offsets, within an image, of the input pixels in the window of output pixel `pixel`.
     fn places(&self, pixel: usize) -> impl Iterator<Item = usize> + use<> {
         let (rows, columns) = self.seen(pixel);
         let (width, channels) = (self.width, self.channels);
@@ -121,7 +121,7 @@ impl Windows {
     }
 }
 
-/// Largest value of every window of `input` `[batch, height, width, channels]`.
+/// Writes the largest value of every window of `input` `[batch, height, width, channels]`.
 pub(crate) fn max_windows(windows: &Windows, input: &[f32], output: &mut [f32]) {
     pool_windows(windows, input, output, |out, place, values| {
         if place == 0 {
@@ -132,7 +132,7 @@ pub(crate) fn max_windows(windows: &Windows, input: &[f32], output: &mut [f32]) 
     });
 }
 
-/// Mean of the pixels that exist in every window of `input` `[batch, height, width, channels]`.
+/// Writes the mean of the existing pixels of every window of `input` `[batch, height, width, channels]`.
 pub(crate) fn mean_windows(windows: &Windows, input: &[f32], output: &mut [f32]) {
     pool_windows(windows, input, output, |out, place, values| {
         if place == 0 {
@@ -151,7 +151,7 @@ pub(crate) fn mean_windows(windows: &Windows, input: &[f32], output: &mut [f32])
     });
 }
 
-/// `add(output channels, number of the pixel in its window, input channels)` for all pixels of all windows.
+/// Calls `add(output channels, number of the pixel in its window, input channels)` for all pixels of all windows.
 fn pool_windows(windows: &Windows, input: &[f32], output: &mut [f32], add: impl Fn(&mut [f32], usize, &[f32]) + Sync) {
     let (channels, pixels) = (windows.channels, windows.out_pixels());
     assert_eq!(input.len() / windows.in_values() * pixels * channels, output.len());
@@ -166,20 +166,21 @@ fn pool_windows(windows: &Windows, input: &[f32], output: &mut [f32], add: impl 
     });
 }
 
-/// 3x3 max pool with stride 2 of `[batch, height, width, channels]`. Of equal values the first in the window gets the gradient.
+/// 3x3 max pool with stride 2 of `[batch, height, width, channels]`. Among equal values the first in the window gets
+/// the gradient.
 ///
 /// # Errors
-/// Shapes or types that do not fit.
+/// Shapes or types do not fit.
 pub fn max_pool(x: &Tensor) -> Result<Tensor> {
     let (_, height, width, channels) = x.dims4()?;
     pooled(x, Pool { windows: Windows::max_pool(height, width, channels), kind: Kind::Max })
 }
 
-/// Average over windows of `(height, width)` pixels side by side, at the right and lower border over what there is, of
-/// `[batch, height, width, channels]`.
+/// Average over adjacent windows of `(height, width)` pixels of `[batch, height, width, channels]`; windows that cross
+/// the right or lower border average their existing pixels.
 ///
 /// # Errors
-/// Shapes or types that do not fit.
+/// Shapes or types do not fit.
 pub fn average_pool(x: &Tensor, window: (usize, usize)) -> Result<Tensor> {
     let (_, height, width, channels) = x.dims4()?;
     pooled(x, Pool { windows: Windows::side_by_side(height, width, channels, window), kind: Kind::Average })

@@ -1,28 +1,29 @@
-//! A tensor on its way from one of our ops to the next, whose gradient comes back the same way.
+//! A tensor handed between fused ops; its gradient bypasses candle's graph.
 //!
-//! candle adds each gradient that an op returns to a tensor of zeros. For what a block passes on that is three passes over memory, by one thread,
-//! while all others wait. So the ops of a chain show candle a token of one value in place of the tensor, and hand over the gradient themselves.
+//! candle adds each gradient that an op returns to a tensor of zeros. For a block's input gradient that is three passes
+//! over memory, on one thread, while all others wait. So the ops of a chain give candle a token of one value in place
+//! of the tensor, and hand over the gradient themselves.
 
 use super::tensor_values;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// The tensor; what reads it reads it once, if there is a gradient.
+/// A tensor between two ops. With a gradient, exactly one op may read it.
 #[derive(Debug, Clone)]
 pub struct Relay {
     value: Tensor,
-    /// How its gradient comes back, if candle does not track the value itself.
+    /// Path of the gradient, if candle does not track the value itself.
     link: Option<Link>,
 }
 
-/// What stands for a tensor in candle's graph.
+/// The stand-in for a tensor in candle's graph.
 #[derive(Debug, Clone)]
 pub(crate) struct Link {
     pub token: Tensor,
     pub gradient: Slot,
 }
 
-/// Where the gradient waits from the backward pass of the op that read the tensor to that of the op that wrote it.
+/// Holds the gradient between the backward pass of the op that read the tensor and that of the op that wrote it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Slot(Arc<Mutex<Option<Tensor>>>);
 
@@ -57,7 +58,7 @@ impl Relay {
         Relay { value, link: Some(link) }
     }
 
-    /// The values.
+    /// The tensor's values, untracked if linked.
     pub fn value(&self) -> &Tensor {
         &self.value
     }
@@ -65,7 +66,7 @@ impl Relay {
     /// The tensor as candle tracks it.
     ///
     /// # Errors
-    /// A tensor that is not f32 on the CPU was relayed.
+    /// The relayed tensor is not f32 on the CPU.
     pub fn tracked(self) -> Result<Tensor> {
         match self.link {
             None => Ok(self.value),
@@ -73,7 +74,7 @@ impl Relay {
         }
     }
 
-    /// The values, and the link for an op that reads them.
+    /// The values, and the link for the op that reads them.
     pub(crate) fn enter(self) -> Result<(Tensor, Link)> {
         match self.link {
             Some(link) => Ok((self.value, link)),
@@ -86,12 +87,12 @@ impl Relay {
     }
 }
 
-/// A token's value and shape.
+/// Value and shape of a token.
 pub(crate) fn token() -> (CpuStorage, Shape) {
     (CpuStorage::F32(vec![0.0]), 1.into())
 }
 
-/// From a tensor to its token.
+/// The op from a tensor to its token.
 struct Enter {
     gradient: Slot,
 }
@@ -110,7 +111,7 @@ impl CustomOp1 for Enter {
     }
 }
 
-/// From a token to its tensor.
+/// The op from a token to its tensor.
 struct Leave {
     value: Tensor,
     gradient: Slot,
@@ -147,7 +148,7 @@ mod tests {
         assert_eq!(y.to_vec1::<f32>().unwrap(), [3.0, -4.0, 0.5]);
         let gradients = y.sqr().unwrap().backward().unwrap();
         assert_eq!(gradients.get(&x).unwrap().to_vec1::<f32>().unwrap(), [12.0, -16.0, 2.0]);
-        // Read twice, its gradient would be a sum that nobody makes.
+        // With two readers the gradient would be a sum, which a relay does not compute.
         let both = (again.clone().tracked().unwrap() + again.tracked().unwrap()).unwrap();
         assert!(both.backward().unwrap_err().to_string().contains("two ops"));
         let plain = Relay::from(x.as_tensor().clone()).tracked().unwrap();

@@ -10,31 +10,31 @@ use super::simd::{Kernel, Simd, dispatch};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Makes the left rows of a product, a block at a time.
+/// Produces the left rows of a product, a block at a time.
 pub(crate) trait RowSource: Sync {
-    /// Writes rows `first .. first + rows` of `columns` values to `tile`.
+    /// Writes rows `first..first + rows`, of `columns` values each, to `tile`.
     ///
     /// # Safety
     /// The CPU has `S`.
     unsafe fn fill<S: Simd>(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]);
 }
 
-/// The left side of a product.
+/// The left operand of a product.
 pub(crate) enum Left<'a, R> {
-    /// Rows as they lie in memory.
+    /// Rows that lie in memory.
     Plain(&'a [f32]),
-    /// Rows made a block at a time.
+    /// Rows produced a block at a time.
     Made(&'a R),
 }
 
-/// No rows are made: for [`Left::Plain`].
+/// The row source of [`Left::Plain`], which produces no rows.
 pub(crate) struct Nothing;
 
 impl RowSource for Nothing {
     unsafe fn fill<S: Simd>(&self, _: usize, _: usize, _: usize, _: &mut [f32]) {}
 }
 
-/// `output[row] = left[row] x weight` over `rows` rows; the sums by output channel if `with_sums`.
+/// `output[row] = left[row] x weight` for `rows` rows; returns the sums per output channel if `with_sums`.
 pub(crate) fn product<R: RowSource>(
     left: Left<R>,
     rows: usize,
@@ -131,8 +131,9 @@ impl<A: Act> Kernel for NormaliseRows<'_, A> {
         for (block, out) in self.output.chunks_mut(ROW_BLOCK * n).enumerate() {
             let start = block * ROW_BLOCK * n;
             for c in (0..n).step_by(S::LANES) {
-                // SAFETY: `y`, `output` and `residual` are whole rows of `n` values, as long as each other (checked above): from the channel `c` of a row on,
-                // `n - c` values are left in it, and no more are loaded or stored. `scale` and `shift` hold `n`. The CPU has `S` by this function's contract.
+                // SAFETY: `y`, `output` and `residual` have equal lengths and consist of whole rows of `n` values
+                // (asserted above), so from channel `c` of a row on `n - c` values remain in it; no more are loaded or
+                // stored. `scale` and `shift` hold `n`. The CPU has `S` by this function's contract.
                 unsafe {
                     let scale = S::load_up_to(scale[c..].as_ptr(), n - c);
                     let shift = S::load_up_to(shift[c..].as_ptr(), n - c);
@@ -150,7 +151,7 @@ impl<A: Act> Kernel for NormaliseRows<'_, A> {
     }
 }
 
-/// Mean over each image's pixels of `activation(affine(y))`: `[images, channels]`.
+/// Mean of `activation(affine(y))` over each image's pixels: `[images, channels]`.
 pub(crate) fn pool<A: Act>(y: &[f32], affine: &Affine, images: usize) -> Vec<f32> {
     let channels = affine.scale.len();
     let image = y.len() / images;
@@ -165,7 +166,7 @@ pub(crate) fn pool<A: Act>(y: &[f32], affine: &Affine, images: usize) -> Vec<f32
 struct Pool<'a, A> {
     y: &'a [f32],
     affine: &'a Affine,
-    /// Values an image.
+    /// Values per image.
     image: usize,
     pooled: &'a mut [f32],
     activation: PhantomData<A>,
@@ -200,7 +201,7 @@ pub(crate) fn accumulate(total: &mut [f32], part: &[f32]) {
     });
 }
 
-/// Sums over rows of `g` and of `g * y` by channel.
+/// Sums of `g` and of `g * y` over rows, per channel.
 pub(crate) fn gradient_sums(g: &[f32], y: &[f32], channels: usize) -> Sums {
     let rows = g.len() / channels;
     let parts = parallel::map(rows, ROW_BLOCK, |range| {
@@ -232,7 +233,7 @@ impl Kernel for GradientSums<'_> {
     }
 }
 
-/// Writes the total of the parts `[columns, stride]`, in their order, to `gradient` `[rows, columns]`, transposed.
+/// Writes the sum of the parts `[columns, stride]`, added in their order, to `gradient` `[rows, columns]`, transposed.
 pub(crate) fn write_transposed(parts: Vec<Aligned>, stride: usize, gradient: &mut [f32], columns: usize) {
     let total = total(parts);
     for (row, out) in gradient.chunks_exact_mut(columns).enumerate() {
@@ -242,7 +243,7 @@ pub(crate) fn write_transposed(parts: Vec<Aligned>, stride: usize, gradient: &mu
     }
 }
 
-/// The sum of the parts, in their order.
+/// The sum of the parts, added in their order.
 pub(crate) fn total(parts: Vec<Aligned>) -> Aligned {
     let mut parts = parts.into_iter();
     let mut total = parts.next().unwrap_or_default();
@@ -254,7 +255,8 @@ pub(crate) fn total(parts: Vec<Aligned>) -> Aligned {
     total
 }
 
-/// The gradient at a raw (not yet normalised) tensor, made where it is read: batch norm's backward map of `g` and `y`.
+/// The gradient at a raw (not yet normalised) tensor, computed where it is read: batch norm's backward map of `g` and
+/// `y`.
 #[derive(Clone, Copy)]
 pub(crate) struct RawGradient<'a> {
     pub g: &'a [f32],
@@ -263,7 +265,8 @@ pub(crate) struct RawGradient<'a> {
 }
 
 impl RawGradient<'_> {
-    /// Rows `first ..` into `tile` with rows of `stride`, a multiple of the vector's length; zeros between the channels and the stride.
+    /// Writes `rows` rows from `first` on to `tile`, `stride` apart; `stride` is a multiple of the vector length, and
+    /// columns beyond the channels become 0.
     ///
     /// # Safety
     /// The CPU has `S`.
@@ -276,9 +279,10 @@ impl RawGradient<'_> {
         for block in (0..rows).step_by(ROW_BLOCK) {
             let rows = block..rows.min(block + ROW_BLOCK);
             for c in (0..n).step_by(S::LANES) {
-                // SAFETY: `g` and `y` are `rows` rows of `n` values: from the channel `c` of one on, `n - c` are left in it, and no more are loaded; so of the
-                // three factors, which hold `n`. The tile has `rows` rows of `stride` values, which is `n` in whole vectors, so that a whole one from `c`
-                // on lies inside (checked above). The CPU has `S` by this function's contract.
+                // SAFETY: `g` and `y` are `rows` rows of `n` values, so from channel `c` of a row on `n - c` values
+                // remain in it, and no more are loaded; the three factors hold `n` values too. The tile has `rows` rows
+                // of `stride` values, and `stride` is at least `n` rounded up to whole vectors (asserted above), so the
+                // whole vector at `c` lies inside its row. The CPU has `S` by this function's contract.
                 unsafe {
                     let (a, b) = (S::load_up_to(a[c..].as_ptr(), n - c), S::load_up_to(b[c..].as_ptr(), n - c));
                     let constant = S::load_up_to(constant[c..].as_ptr(), n - c);
@@ -293,8 +297,8 @@ impl RawGradient<'_> {
     }
 }
 
-/// Backward of `y = x W` for the raw gradient `raw` at `y`: input gradient into `dx` if `weight` (`[out, in]` as packed) is given, and each
-/// thread's transposed weight gradient `[in, stride]`.
+/// Backward pass of `y = x W`, given the raw gradient at `y`. Writes the input gradient to `dx` if there is a `weight`
+/// (`[out, in]`, packed), and returns each thread's transposed weight gradient `[in, stride]`.
 pub(crate) fn product_backward(
     raw: RawGradient,
     x: &[f32],
@@ -329,7 +333,7 @@ impl Kernel for ProductBackward<'_> {
         let mut first = self.range.start;
         while first < self.range.end {
             let rows = ROW_BLOCK.min(self.range.end - first);
-            // SAFETY: the CPU has `S` by this function's contract.
+            // SAFETY: the CPU has `S` by this function's contract; the tile has `ROW_BLOCK >= rows` rows.
             unsafe { self.raw.fill::<S>(first, rows, stride, &mut tile) };
             let x = &self.x[first * k..][..rows * k];
             accumulate_transposed(x, k, &tile, stride, rows, k, n, &mut weight_gradient, stride);

@@ -1,5 +1,5 @@
-//! The kernels against f64 references at drawn shapes: one image, prime numbers of channels, maps of one pixel, stride 2 on odd maps. `tests` runs them
-//! with every instruction set of this CPU.
+//! Property tests: kernels against f64 references at random shapes, such as one image, prime numbers of channels, maps
+//! of one pixel, stride 2 on odd maps. `tests` runs them with every instruction set of this CPU.
 
 use super::inference::{DenseConv, Depthwise, Pointwise};
 use super::matmul::{Packed, accumulate_transposed, multiply, multiply_add};
@@ -12,7 +12,7 @@ use candle_core::{DType, Tensor};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-/// Draws the same shapes at each run; a failure names the smallest shape that fails.
+/// Draws the same shapes in each run; a failure names the smallest shape that fails.
 fn for_each_of<T: std::fmt::Debug>(cases: u32, shapes: impl Strategy<Value = T>, check: impl Fn(T)) {
     let config = Config { cases, failure_persistence: None, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
@@ -23,7 +23,7 @@ fn for_each_of<T: std::fmt::Debug>(cases: u32, shapes: impl Strategy<Value = T>,
     runner.run(&shapes, checked).unwrap_or_else(|failure| panic!("{failure}"));
 }
 
-/// Smooth where values are: at a kink, rounding would decide the slope.
+/// Activations that are smooth where the values lie: at a kink, rounding would decide the slope.
 fn smooth() -> impl Strategy<Value = Activation> {
     prop_oneof![Just(Activation::Identity), Just(Activation::HardSwish)]
 }
@@ -98,7 +98,7 @@ fn dense_convolutions_of_any_shape_equal_the_reference() {
         };
         let (out_height, out_width) = shape.output_size();
         for given in [Some(given), None] {
-            // As for blocks.
+            // As for blocks: the variance of a few values can be tiny.
             if given.is_none() && batch * out_height * out_width < 16 {
                 continue;
             }
@@ -114,8 +114,8 @@ fn dense_convolutions_of_any_shape_equal_the_reference() {
     });
 }
 
-/// Asserts sums of at most 60 products, each given as the exact sum and the sum of magnitudes. Rounding in f32, in any order, is at most 61 times
-/// 2^-24 of the latter.
+/// Asserts sums of at most 60 products, each given as the exact sum and the sum of magnitudes. Rounding in f32, in any
+/// order, is at most 61 times 2^-24 of the sum of magnitudes.
 #[track_caller]
 fn assert_sums(found: &[f32], expected: impl ExactSizeIterator<Item = (f64, f64)>, what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}: length");
@@ -135,7 +135,7 @@ fn products_of_any_extents_equal_plain_sums() {
         let (a, b) = (values(rows * k, 1), values(k * n, 2));
         let at = |index: usize| sums((0..k).map(|i| (a[index / n * k + i], b[i * n + index % n])));
         let packed = Packed::new(&b, k, n, n, 1);
-        // What lies beyond the output stays.
+        // The value beyond the output must stay.
         let mut c = vec![7.0; rows * n + 1];
         multiply(&a, k, rows, &packed, &mut c, n);
         assert_sums(&c[..rows * n], (0..rows * n).map(at), "product");
@@ -144,7 +144,7 @@ fn products_of_any_extents_equal_plain_sums() {
         assert_sums(&c[..rows * n], (0..rows * n).map(twice), "added product");
         assert_eq!(c[rows * n], 7.0);
 
-        // `a` transposed times a matrix with as many rows.
+        // `a` transposed, times a matrix with the same number of rows.
         let stride = n.next_multiple_of(InstructionSet::active().lanes());
         let right = values(rows * stride, 3);
         let mut c = vec![0.0; k * stride];
@@ -174,7 +174,7 @@ fn pools_of_any_shape_equal_the_reference() {
     });
 }
 
-/// A convolution of `[batch, height, width, inputs]` by its definition; `weight(out, in, tap)`.
+/// A convolution of `[batch, height, width, inputs]` by definition; `weight(out, in, tap)`.
 fn convolution(
     x: &[f32],
     [batch, height, width]: [usize; 3],

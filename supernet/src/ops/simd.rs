@@ -1,8 +1,8 @@
-//! Instruction sets in one place: detection, dispatch and vectors. Kernels are written once over [`Simd`] and never name a CPU.
+//! Instruction sets: detection, dispatch and vectors. Kernels are written once over [`Simd`] and never name a CPU.
 
 use std::sync::OnceLock;
 
-/// `OFA_ISA` names no instruction set of this machine.
+/// The error for an `OFA_ISA` that names no instruction set of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "OFA_ISA='{asked}': expected one of {allowed} on this machine; correct the environment variable, or unset it for the fastest"
@@ -42,7 +42,7 @@ impl InstructionSet {
         }
     }
 
-    /// What this CPU can run, best last.
+    /// Instruction sets that this CPU can run, fastest last.
     pub fn available() -> Vec<InstructionSet> {
         #[allow(unused_mut)] // other architectures add nothing
         let mut found = vec![InstructionSet::Portable];
@@ -60,10 +60,11 @@ impl InstructionSet {
         found
     }
 
-    /// The set that the environment variable `OFA_ISA` names, or the best available without one; an empty value counts as none.
+    /// The instruction set named by the environment variable `OFA_ISA`; the fastest available if that is unset or
+    /// empty.
     ///
     /// # Errors
-    /// A name that is no instruction set, or one that this machine lacks.
+    /// The name is unknown, or this machine lacks the instruction set.
     pub fn from_environment() -> Result<InstructionSet, UnknownInstructionSet> {
         match std::env::var_os("OFA_ISA") {
             Some(name) if !name.is_empty() => Self::named(&name.to_string_lossy()),
@@ -84,8 +85,9 @@ impl InstructionSet {
         available[available.len() - 1]
     }
 
-    /// The set that this process uses: that of [`from_environment`](Self::from_environment), and the best available where that is an error, which a
-    /// program reports before it computes anything. Fixed at the first call, since packed weights depend on it.
+    /// The instruction set that this process uses: that of [`from_environment`](Self::from_environment), or the fastest
+    /// available where that is an error, which a program reports before it computes anything. Fixed at the first call,
+    /// since packed weights depend on it.
     pub fn active() -> InstructionSet {
         static ACTIVE: OnceLock<InstructionSet> = OnceLock::new();
         *ACTIVE.get_or_init(|| Self::from_environment().unwrap_or_else(|_| Self::best()))
@@ -108,80 +110,85 @@ impl InstructionSet {
 /// Vectors of f32.
 ///
 /// # Safety
-/// Every function may be called only where the CPU has the instruction set, which [`dispatch`] sees to; `load` and `store`
-/// need `LANES` readable or writable floats at the (possibly unaligned) pointer.
+/// The CPU must have the instruction set; [`dispatch`] guarantees that for everything inside a kernel. `load` and
+/// `store` need `LANES` readable or writable floats at the pointer, which may be unaligned; the `_first` and `_up_to`
+/// forms need `count`.
 pub(crate) trait Simd: Copy {
     type V: Copy;
     const LANES: usize;
-    /// Vectors that fit into registers beside a few others: 12 of 16, 24 of 32, or 4 where the compiler makes the vectors (large
-    /// unrolled tiles of plain arrays would take it minutes, for little speed).
+    /// Accumulators of a register tile that leave registers for a few other vectors: 12 of 16, 24 of 32; 4 for the
+    /// portable vectors, whose large unrolled tiles would take minutes to compile and gain little speed.
     const ACCUMULATORS: usize;
-    /// Whether a multiply-add reads a value for all lanes from memory itself. Loads are then what there are too few of, and registers for addresses:
-    /// see [`opaque`].
+    /// Whether a multiply-add broadcasts its operand from memory. Loads and registers for addresses are then scarce: see
+    /// [`opaque`].
     const SPLATS_FROM_MEMORY: bool = false;
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
     unsafe fn store(p: *mut f32, v: Self::V);
-    /// The first `count` floats at `p`, fewer than a whole vector, and zeros.
+    /// Loads the first `count` floats at `p`, fewer than a whole vector; the other lanes are zero.
     #[inline(always)]
     unsafe fn load_first(p: *const f32, count: usize) -> Self::V {
         let mut values = [0.0; 16];
-        // SAFETY: `count` floats are readable at `p` by the trait's contract, `values` holds 16, and no vector is longer.
+        // SAFETY: `count < LANES <= 16` floats are readable at `p` by the trait's contract, and `values` holds 16.
         unsafe {
             std::ptr::copy_nonoverlapping(p, values.as_mut_ptr(), count);
             Self::load(values.as_ptr())
         }
     }
-    /// Stores the first `count`, fewer than a whole vector.
+    /// Stores the first `count` lanes, fewer than a whole vector.
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, v: Self::V, count: usize) {
         let mut values = [0.0; 16];
-        // SAFETY: `count` floats are writable at `p` by the trait's contract, `values` holds 16, and no vector is longer.
+        // SAFETY: `count < LANES <= 16` floats are writable at `p` by the trait's contract, and `values` holds 16.
         unsafe {
             Self::store(values.as_mut_ptr(), v);
             std::ptr::copy_nonoverlapping(values.as_ptr(), p, count);
         }
     }
-    /// The first `count` floats at `p`, at most a whole vector, and zeros.
+    /// Loads the first `count` floats at `p`, at most a whole vector; the other lanes are zero.
     #[inline(always)]
     unsafe fn load_up_to(p: *const f32, count: usize) -> Self::V {
-        // SAFETY: `count` floats are readable at `p` by the trait's contract: a whole vector, or fewer of which no more are loaded.
+        // SAFETY: `count` floats are readable at `p` by the trait's contract; a whole vector is loaded only where
+        // `count` covers it.
         unsafe { if count >= Self::LANES { Self::load(p) } else { Self::load_first(p, count) } }
     }
-    /// Stores the first `count`, at most a whole vector.
+    /// Stores the first `count` lanes, at most a whole vector.
     #[inline(always)]
     unsafe fn store_up_to(p: *mut f32, v: Self::V, count: usize) {
-        // SAFETY: `count` floats are writable at `p` by the trait's contract: a whole vector, or fewer of which no more are stored.
+        // SAFETY: `count` floats are writable at `p` by the trait's contract; a whole vector is stored only where
+        // `count` covers it.
         unsafe { if count >= Self::LANES { Self::store(p, v) } else { Self::store_first(p, v, count) } }
     }
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
-    /// `v` where `a > b`, else zero.
+    /// `v` where `a > b`, otherwise zero.
     unsafe fn where_above(a: Self::V, b: Self::V, v: Self::V) -> Self::V;
     /// `a * b + c`
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// Copies a block of 8 x 8 floats transposed: rows of `source` lie `source_stride` apart, those of `target` `target_stride`.
+    /// Copies a block of 8 x 8 floats transposed; rows of `source` are `source_stride` apart, rows of `target`
+    /// `target_stride`.
     #[inline(always)]
     unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
         for row in 0..8 {
             for column in 0..8 {
-                // SAFETY: by the contract, 8 floats are readable in each of 8 rows `source_stride` apart, and writable in 8 rows `target_stride` apart.
+                // SAFETY: the contract gives 8 readable floats in each of 8 rows `source_stride` apart, and 8 writable
+                // ones in each of 8 rows `target_stride` apart; `row` and `column` are below 8.
                 unsafe { *target.add(column * target_stride + row) = *source.add(row * source_stride + column) };
             }
         }
     }
-    /// Prefetches the cache line at `p`, into the first-level cache where that is large, otherwise into the second. Any address may be given: nothing is
-    /// read, and nothing is there to fault.
+    /// Prefetches the cache line at `p`, into L1 where it is large, otherwise into L2. Any address is allowed: a
+    /// prefetch reads nothing and cannot fault.
     #[inline(always)]
     fn prefetch(_p: *const f32) {}
 }
 
 /// A computation over vectors; `run` must be `#[inline(always)]` so that it is compiled for each instruction set.
 ///
-/// A kernel is made of slices, whose extents `run` checks, or of pointers with extents that were checked where it was made: in its own module, which
-/// alone can make it.
+/// A kernel holds slices, whose extents `run` checks, or pointers whose extents were checked where the kernel was
+/// built. Such a kernel is private to its module, so that nothing else can build one.
 pub(crate) trait Kernel {
     type Output;
     /// # Safety
@@ -189,15 +196,15 @@ pub(crate) trait Kernel {
     unsafe fn run<S: Simd>(self) -> Self::Output;
 }
 
-/// A pointer of which the compiler does not know where it comes from. It addresses what lies nearby from it, then, where it would else keep an address
-/// of its own for each of many rows, most of them in memory and loaded again at each use.
+/// Hides a pointer's provenance from the compiler, so that neighbouring rows are addressed relative to `p`. Otherwise
+/// LLVM keeps a pointer per row, spills most of them and reloads each at every use.
 #[inline(always)]
 pub(crate) fn opaque(p: *const f32) -> *const f32 {
     #[cfg(target_arch = "x86_64")]
     {
         let mut p = p;
         #[allow(clippy::pointers_in_nomem_asm_block)] // nothing is read or written through it here
-        // SAFETY: no instruction at all.
+        // SAFETY: the assembly is a comment: no instruction reads or writes anything.
         unsafe {
             std::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags))
         };
@@ -209,7 +216,7 @@ pub(crate) fn opaque(p: *const f32) -> *const f32 {
 
 /// Runs `kernel` with the active instruction set.
 pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: `active` only names sets that were detected on this CPU, which is all that a kernel asks for.
+    // SAFETY: `active` returns only sets that were detected on this CPU, which is all that `Kernel::run` requires.
     unsafe {
         match InstructionSet::active() {
             InstructionSet::Portable => kernel.run::<Portable>(),
@@ -223,8 +230,9 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     }
 }
 
-/// Detection and dispatch of an instruction set from one list of features: a feature that is compiled for but not looked for is an illegal instruction
-/// on a machine that lacks that one alone (virtual machines and emulators mask single features).
+/// Derives detection and dispatch of an instruction set from one list of features. A feature that is compiled for but
+/// not detected is an illegal instruction on a machine that lacks it (virtual machines and emulators mask single
+/// features).
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_set {
     ($name:ident, $vectors:ty, $($feature:tt),+) => {
@@ -241,20 +249,22 @@ macro_rules! x86_set {
             /// [`is_detected`] must be true.
             $(#[target_feature(enable = $feature)])+
             pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
-                // SAFETY: the features that the vectors need are those of this function, which runs where they were detected.
+                // SAFETY: this function enables every feature that the vectors need, and its contract says that all
+                // were detected.
                 unsafe { kernel.run::<$vectors>() }
             }
         }
     };
 }
 
-// All that the compiler takes for granted with the last one of each list (`avx512f` enables `f16c`, for one), apart from x86-64's own SSE and SSE2.
+// Every feature that the compiler implies by the last one of a list (`avx512f` enables `f16c`, for example), except
+// x86-64's baseline SSE and SSE2.
 #[cfg(target_arch = "x86_64")]
 x86_set!(avx2, super::Avx2, "sse3", "ssse3", "sse4.1", "sse4.2", "avx", "fma", "avx2");
 #[cfg(target_arch = "x86_64")]
 x86_set!(avx512, super::Avx512, "sse3", "ssse3", "sse4.1", "sse4.2", "avx", "fma", "avx2", "f16c", "avx512f");
 
-/// Eight floats that the compiler vectorises as it can.
+/// Eight floats that the compiler vectorises for the target.
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
 
@@ -268,12 +278,12 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> [f32; 8] {
-        // SAFETY: 8 floats are readable at `p` by the trait's contract; alignment is not asked for.
+        // SAFETY: 8 floats are readable at `p` by the trait's contract; `read_unaligned` needs no alignment.
         unsafe { p.cast::<[f32; 8]>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: [f32; 8]) {
-        // SAFETY: 8 floats are writable at `p` by the trait's contract; alignment is not asked for.
+        // SAFETY: 8 floats are writable at `p` by the trait's contract; `write_unaligned` needs no alignment.
         unsafe { p.cast::<[f32; 8]>().write_unaligned(v) }
     }
     #[inline(always)]
@@ -298,7 +308,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn mul_add(a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
-        // Not `f32::mul_add`: without the instruction that is a slow library call.
+        // Not `f32::mul_add`, which without the instruction is a slow library call.
         std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
 }
@@ -370,18 +380,20 @@ mod x86 {
         p => unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) },
         #[inline(always)]
         unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
-            // SAFETY: the same contract; a CPU with these vectors has AVX.
+            // SAFETY: the trait's contract gives the 8 x 8 readable and writable floats; a CPU with AVX2 has AVX.
             unsafe { transpose(source, source_stride, target, target_stride) }
         },
         #[inline(always)]
         unsafe fn load_first(p: *const f32, count: usize) -> __m256 {
-            // SAFETY: the mask has the first `count` lanes only, which are readable at `p`; masked lanes are not read.
+            // SAFETY: only the first `count` lanes are unmasked; they are readable at `p`, and masked lanes are not
+            // read.
             unsafe { _mm256_maskload_ps(p, first(count)) }
         },
-        // By halves: a masked store takes some processors dozens of cycles.
+        // In halves: a masked store takes dozens of cycles on some processors.
         #[inline(always)]
         unsafe fn store_first(mut p: *mut f32, v: __m256, count: usize) {
-            // SAFETY: 4, 2 and 1 floats as `count`, below 8, is made of them: `count` in all, which are writable at `p`.
+            // SAFETY: `count` is below 8, so stores of 4, 2 and 1 floats for its set bits write `count` floats in all,
+            // which are writable at `p`.
             unsafe {
                 let mut half = _mm256_castps256_ps128(v);
                 if count & 4 != 0 {
@@ -402,7 +414,8 @@ mod x86 {
     );
     #[inline(always)]
     unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
-        // SAFETY: by the contract, 8 floats are readable in each of 8 rows `source_stride` apart, and writable in 8 rows `target_stride` apart; the CPU has
+        // SAFETY: the contract gives 8 readable floats in each of 8 rows `source_stride` apart and 8 writable ones in
+        // each of 8 rows `target_stride` apart; each access covers 8 floats of a row numbered below 8. Callers have
         // AVX.
         unsafe {
             let mut pairs = [_mm256_setzero_ps(); 8];
@@ -412,7 +425,7 @@ mod x86 {
                 pairs[2 * two] = _mm256_unpacklo_ps(a, b);
                 pairs[2 * two + 1] = _mm256_unpackhi_ps(a, b);
             }
-            // Four rows each, of the columns 0 and 4, 1 and 5, 2 and 6, 3 and 7.
+            // Four rows each, of columns 0 and 4, 1 and 5, 2 and 6, 3 and 7.
             let mut fours = [[_mm256_setzero_ps(); 4]; 2];
             for (half, fours) in fours.iter_mut().enumerate() {
                 for which in 0..2 {
@@ -432,7 +445,7 @@ mod x86 {
     #[inline(always)]
     unsafe fn first(count: usize) -> __m256i {
         static MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
-        // SAFETY: eight of sixteen numbers; `count` is at most eight.
+        // SAFETY: the offset is between 0 and 8, so eight of the sixteen numbers are read.
         unsafe { _mm256_loadu_si256(MASKS.as_ptr().add(8 - count.min(8)).cast()) }
     }
     intrinsics!(
@@ -452,12 +465,13 @@ mod x86 {
         const SPLATS_FROM_MEMORY: bool = true;,
         #[inline(always)]
         unsafe fn transpose(source: *const f32, source_stride: usize, target: *mut f32, target_stride: usize) {
-            // SAFETY: the same contract; a CPU with these vectors has AVX.
+            // SAFETY: the trait's contract gives the 8 x 8 readable and writable floats; a CPU with AVX-512 has AVX.
             unsafe { transpose(source, source_stride, target, target_stride) }
         },
         #[inline(always)]
         unsafe fn load_first(p: *const f32, count: usize) -> __m512 {
-            // SAFETY: 8 floats, or by a mask the first `count`, are readable at `p`; masked lanes are not read.
+            // SAFETY: `count` floats are readable at `p`: 8 are loaded for 8, otherwise only the `count` unmasked
+            // lanes.
             unsafe {
                 match count {
                     8 => _mm512_zextps256_ps512(_mm256_loadu_ps(p)),
@@ -465,10 +479,12 @@ mod x86 {
                 }
             }
         },
-        // The half that channels in eights need goes without a mask: what a masked store wrote is loaded again only after it reached the cache.
+        // Half a vector, the frequent case (channels are multiples of 8), is stored without a mask: a load cannot be
+        // forwarded from a masked store that is still in the store buffer.
         #[inline(always)]
         unsafe fn store_first(p: *mut f32, v: __m512, count: usize) {
-            // SAFETY: 8 floats, or by a mask the first `count`, are writable at `p`; masked lanes are not written.
+            // SAFETY: `count` floats are writable at `p`: 8 are stored for 8, otherwise only the `count` unmasked
+            // lanes.
             unsafe {
                 match count {
                     8 => _mm256_storeu_ps(p, _mm512_castps512_ps256(v)),

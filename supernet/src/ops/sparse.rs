@@ -1,14 +1,14 @@
-//! Fully connected layers with ReLU for inputs of which many are zero, such as one-hot features and what ReLU leaves: only the rows
-//! of the weight that meet an input other than zero are read.
+//! Fully connected layers with ReLU for inputs that are mostly zero, such as one-hot features and outputs of ReLU: rows
+//! of the weight whose inputs are all zero are not read.
 
 use super::simd::{Kernel, Simd, dispatch};
 
-/// Rows that pass together: each weight that is loaded serves all of them, and inputs that are zero in all are skipped.
+/// Rows per group: each weight that is loaded serves all of them, and inputs that are zero in all of them are skipped.
 const ROWS: usize = 4;
-/// Outputs that are computed together. The weights of a few hundred inputs for them fit into L1, where they stay for all rows.
+/// Outputs per panel. Their weights for a few hundred inputs fit into L1 and stay there for all rows.
 const PANEL: usize = 16;
 
-/// The weights of one input for the outputs of a panel, in one cache line.
+/// The weights from one input to the outputs of a panel, one cache line.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([f32; PANEL]);
@@ -20,25 +20,25 @@ struct Entry {
     values: [f32; ROWS],
 }
 
-/// Rows of mostly zeros, in groups of [`ROWS`]: of each the columns in which one of its rows is not zero, ascending.
+/// Mostly-zero rows in groups of [`ROWS`], each stored as its columns with a nonzero value, ascending.
 #[derive(Debug, Clone)]
 pub struct SparseRows {
     rows: usize,
     width: usize,
-    /// `[group, width]`, of which each group has taken only the first few.
+    /// `[group, width]`; each group uses only its first `taken` entries.
     entries: Vec<Entry>,
-    /// How many, by group.
+    /// Number of entries used, per group.
     taken: Vec<usize>,
 }
 
 impl SparseRows {
-    /// Rows that pass together: work is well divided in multiples of this.
+    /// Rows per group: work divides evenly in multiples of it.
     pub const GROUP: usize = ROWS;
 
-    /// Rows of `width` columns with ones at the given columns.
+    /// Rows of `width` columns that are 1 at the given columns and 0 elsewhere.
     ///
     /// # Panics
-    /// A column that is not below `width`.
+    /// A column is not below `width`.
     pub fn ones<'a>(width: usize, rows: impl ExactSizeIterator<Item = &'a [usize]>) -> Self {
         let mut sparse = SparseRows::zeros(width, rows.len());
         let mut dense = vec![[0.0; ROWS]; width];
@@ -63,20 +63,20 @@ impl SparseRows {
         &self.entries[group * self.width..][..self.taken[group]]
     }
 
-    /// Appends columns from `first` on to a group, without those that are all zero.
+    /// Appends the columns from `first` on to a group, skipping those that are all zero.
     #[inline(always)]
     fn extend(&mut self, group: usize, first: usize, columns: &[[f32; ROWS]]) {
         let mut taken = self.taken[group];
         let entries = &mut self.entries[group * self.width..][..self.width];
         for (column, &values) in columns.iter().enumerate() {
-            // Writes always and keeps what is not zero: a branch would be mispredicted often.
+            // Every entry is written, and kept only if nonzero: a branch would be mispredicted often.
             entries[taken] = Entry { column: (first + column) as u32, values };
             taken += usize::from(values.iter().any(|&value| value != 0.0));
         }
         self.taken[group] = taken;
     }
 
-    /// The product of each row with `weight`, which has a number for each column.
+    /// The dot product of each row with `weight`, which has one number per column.
     pub fn dot(&self, weight: &[f32]) -> Vec<f32> {
         assert_eq!(weight.len(), self.width);
         let of_group = |group: usize| {
@@ -93,7 +93,7 @@ impl SparseRows {
     }
 }
 
-/// `y = max(x W + b, 0)`.
+/// The layer `y = max(x W + b, 0)`.
 #[derive(Debug, Clone)]
 pub struct SparseLayer {
     inputs: usize,
@@ -105,7 +105,7 @@ pub struct SparseLayer {
 }
 
 impl SparseLayer {
-    /// From weight `[in, out]` and bias `[out]`.
+    /// Packs the weight `[in, out]` and bias `[out]`.
     pub fn new(weight: &[f32], bias: &[f32]) -> Self {
         let outputs = bias.len();
         assert!(outputs > 0 && !weight.is_empty() && weight.len().is_multiple_of(outputs));
@@ -124,12 +124,13 @@ impl SparseLayer {
         }
     }
 
-    /// Number of inputs: the width of the rows that it takes.
+    /// Number of inputs: the width of its input rows.
     pub fn inputs(&self) -> usize {
         self.inputs
     }
 
-    /// The outputs of all rows, computed on this thread alone. Each row's sums run in one order, whatever the other rows.
+    /// The outputs of all rows, computed on the calling thread. The order of a row's sums does not depend on the other
+    /// rows.
     pub fn forward(&self, rows: &SparseRows) -> SparseRows {
         assert_eq!(rows.width, self.inputs, "columns of the rows and inputs of the layer");
         let outputs = SparseRows::zeros(self.outputs, rows.rows);
@@ -153,8 +154,9 @@ impl Kernel for Forward<'_> {
             let width = PANEL.min(layer.outputs - first);
             for group in 0..rows.taken.len() {
                 let entries = rows.group(group);
-                // SAFETY: a panel has a line for each input of the layer, and columns of the entries are below the rows' width, which `forward` has
-                // compared with the inputs; a line of 16 floats holds 16 / LANES vectors; the CPU has `S` by this function's contract.
+                // SAFETY: a panel has one line per input of the layer; columns of the entries are below the width of
+                // the rows, which `forward` asserted to be the number of inputs; `LANES` times `NR` is 16, the floats
+                // of a line. The CPU has `S` by this function's contract.
                 let sums = unsafe {
                     match S::LANES {
                         16 => product::<S, 1>(entries, panel, bias),
@@ -173,14 +175,16 @@ impl Kernel for Forward<'_> {
     }
 }
 
-/// A group times one panel, which is `NR` vectors wide, plus the bias.
+/// Product of a group and one panel, `NR` vectors wide, plus the bias.
 ///
 /// # Safety
-/// The CPU has `S`, `NR` of its vectors make a [`Line`], and columns of entries are below the panel's lines.
+/// The CPU has `S`, `NR` of its vectors make a [`Line`], and columns of the entries are below the number of the panel's
+/// lines.
 #[inline(always)]
 unsafe fn product<S: Simd, const NR: usize>(entries: &[Entry], panel: &[Line], bias: &Line) -> [Line; ROWS] {
-    // SAFETY: by the contract, each entry's column is a line of the panel, and the vectors from `n * LANES` on for `n < NR` lie inside a line, of the panel
-    // and of the result; the CPU has `S`.
+    // SAFETY: by the contract each entry's column is the index of a line of the panel, and `NR` vectors make a line, so
+    // the vector at `n * LANES` with `n < NR` lies inside its line, of the panel and of the result. The CPU has `S` by
+    // the contract.
     unsafe {
         let mut sums = [[S::splat(0.0); NR]; ROWS];
         for entry in entries {
@@ -208,7 +212,7 @@ mod tests {
     use super::*;
     use crate::ops::testing::{assert_close, values};
 
-    /// Which inputs of a row are one.
+    /// Columns that are 1 in a row.
     fn ones(inputs: usize, row: usize) -> Vec<usize> {
         (0..inputs).filter(|column| (column * 7 + row * 5).is_multiple_of(3)).collect()
     }

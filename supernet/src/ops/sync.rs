@@ -1,4 +1,4 @@
-//! Locks, atomics and threads: those of the standard library, or loom's, which tries every order of what threads do (package `ofa-loom`).
+//! Locks, atomics and threads of the standard library, or of loom, which tries every interleaving (package `ofa-loom`).
 
 #[cfg(loom)]
 pub(super) use loom::{
@@ -13,7 +13,7 @@ pub(super) use std::{
     thread,
 };
 
-/// Locks a mutex whose data is whole at any time, so that a panic elsewhere changes nothing.
+/// Locks a mutex and ignores poisoning: its data is consistent at any time, so a panic elsewhere changes nothing.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

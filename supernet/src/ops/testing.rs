@@ -1,4 +1,4 @@
-//! What the kernel tests share: repeatable values and one comparison with a stated tolerance.
+//! Helpers of the kernel tests: repeatable values, and a comparison with a stated tolerance.
 
 use crate::seed::{Stream, generator};
 use rand::Rng;
@@ -15,8 +15,8 @@ pub(crate) fn assert_close(found: &[f32], expected: &[f64], tolerance: f64, what
     assert_close_above(1e-2, found, expected, tolerance, what);
 }
 
-/// Asserts that `found` is within `tolerance` times the largest expected magnitude, at least `least`, of `expected`. `least` is
-/// the magnitude of terms that cancel: f32 rounds them, whatever is left of their sum.
+/// Asserts that `found` is within `tolerance` times the largest expected magnitude (at least `least`) of `expected`.
+/// `least` is the magnitude of terms that cancel: f32 rounds them, however small their sum is.
 #[track_caller]
 pub(crate) fn assert_close_above(least: f64, found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}: length");

@@ -35,17 +35,17 @@ fn block_cases() -> Vec<BlockShape> {
         BlockShape { expand: false, ..block([3, 4, 4], [16, 16, 8], 3, 1) },
         block([2, 11, 10], [3, 40, 24], 7, 2),
         block([4, 3, 3], [6, 33, 8], 1, 1),
-        // So many channels that more is stored, and maps so small that several images go together.
+        // Enough channels that more is stored, and maps small enough that several images share a group.
         BlockShape { squeeze_excite: Some(8), residual: true, ..block([7, 4, 4], [40, 72, 40], 5, 1) },
         BlockShape { activation: Relu, ..block([5, 5, 3], [37, 50, 45], 7, 2) },
         block([3, 9, 8], [34, 21, 12], 3, 1),
         block([2, 12, 9], [4, 18, 5], 9, 1),
-        // A kernel that does not see every row, and several images together.
+        // A kernel that skips rows, and several images per group.
         block([9, 4, 4], [6, 20, 8], 1, 2),
     ]
 }
 
-/// Value, statistics, input gradient and parameter gradient of `sum(output * weights)`.
+/// Output, input gradient and parameter gradient of `sum(output * weights)`.
 pub(super) struct Found {
     pub output: Vec<f64>,
     pub dx: Vec<f64>,
@@ -80,7 +80,7 @@ pub(super) fn f32s(v: &[f64]) -> Vec<f32> {
     v.iter().map(|&v| v as f32).collect()
 }
 
-/// Parameters near what networks hold: batch-norm weights around one.
+/// Parameters of a magnitude found in networks: batch-norm weights around one.
 pub(super) fn parameters(len: usize) -> Vec<f32> {
     values(len, 11).iter().map(|v| 0.4 * v + 0.25).collect()
 }
@@ -137,7 +137,7 @@ fn blocks_equal_the_f64_reference_with_given_statistics() {
 #[test]
 fn images_in_parts_give_the_same_bits_as_all_at_once() {
     for shape in block_cases() {
-        // More images than parts, and no multiple of them.
+        // More images than parts, and not a multiple of them.
         let shape = BlockShape { batch: 8 * rayon::current_num_threads() + 5, ..shape };
         let dims = (shape.batch, shape.height, shape.width, shape.in_channels);
         let x = Tensor::from_vec(values(shape.in_pixels() * shape.in_channels, 5), dims, &Device::Cpu).unwrap();
@@ -215,11 +215,11 @@ fn dense_convolutions_equal_the_f64_reference() {
         let exact = evaluate(&x, &p, &dims, DType::F64, &|x, p| Ok(composite::dense(x, p, &shape, None)?.0));
         assert_close(&f32s(&fused.output), &exact.output, 2e-4, "dense output");
         assert_close(&f32s(&fused.dp), &exact.dp, 1e-3, "dense parameter gradient");
-        // Of two values a channel batch norm makes -1 and 1, whatever they were: all but a trace of their gradients cancels.
+        // With two values per channel batch norm yields -1 and 1 for any input: almost all of their gradients cancels.
         let positions = dims[0] * dims[1].div_ceil(stride) * dims[2].div_ceil(stride);
         let least = if positions == 2 { 0.1 } else { 1e-2 };
         assert_close_above(least, &f32s(&fused.dx), &exact.dx, 1e-3, "dense input gradient");
-        // Images are no variables: no gradient is made for them.
+        // Images are not variables, so no gradient is computed for them.
         let images = evaluate(&x, &p, &dims, DType::F32, &|x, p| {
             Ok(super::dense(&x.detach(), p, shape.clone(), None, None, true)?.0)
         });
@@ -230,7 +230,7 @@ fn dense_convolutions_equal_the_f64_reference() {
 
 #[test]
 fn convolution_and_pool_gradients_equal_finite_differences() {
-    // An average pool, a strided 3x3 convolution of it, a max pool of that, a sum with itself activated.
+    // Chain: an average pool, a strided 3x3 convolution, a max pool, and its sum with itself, activated.
     let dims = [2, 9, 7, 5];
     let shape = DenseShape {
         batch: 2,
@@ -279,7 +279,7 @@ fn convolution_and_pool_gradients_equal_finite_differences() {
 #[test]
 fn pools_and_sums_equal_the_f64_reference() {
     for dims in [[2, 8, 6, 16], [3, 7, 5, 3], [1, 1, 1, 9], [2, 2, 3, 40], [1, 33, 30, 20]] {
-        // At exactly zero the slope of ReLU is a matter of definition: 0 here as in PyTorch, 1 in candle.
+        // At exactly zero the slope of ReLU is a convention: 0 here as in PyTorch, 1 in candle.
         let x: Vec<f32> = values(dims.iter().product(), 6).iter().map(|&v| if v == 0.0 { 0.5 } else { v }).collect();
         let p = values(1, 1);
         type Op = fn(&Tensor) -> Result<Tensor>;
@@ -299,7 +299,7 @@ fn pools_and_sums_equal_the_f64_reference() {
             check(&fused, &exact, &format!("average pool {dims:?} {window:?}"));
         }
         for relu in [false, true] {
-            // The sum has the sign of x: rounding decides no slope.
+            // The sum has the sign of x, so rounding decides no slope.
             let exact = |x: &Tensor| {
                 let sum = (x + (x * 0.5)?)?;
                 if relu { sum.relu() } else { Ok(sum) }
@@ -351,7 +351,7 @@ fn wrong_shapes_are_errors() {
     assert!(error.contains("7 parameters"), "{error}");
 }
 
-/// The kernels are compiled once for each instruction set; this runs their tests again with each that this CPU has.
+/// Runs the kernel tests once per instruction set that this CPU has, since kernels are compiled for each.
 #[test]
 fn every_instruction_set_passes_the_same_tests() {
     if std::env::var_os("OFA_ISA").is_some() {

@@ -1,24 +1,26 @@
-//! Threads that share the work of one caller at a time. A step has hundreds of kernels, many shorter than a millisecond. Threads that sleep between
-//! kernels, as those of a general pool do, take a good part of that to wake; workers spin briefly before they sleep.
+//! Threads that share the work of one caller at a time.
+//!
+//! A step has hundreds of kernels, many shorter than a millisecond. Threads that sleep between kernels, as in a general
+//! pool, spend a good part of that time on waking up; workers spin briefly before they sleep.
 
 use super::sync::atomic::{AtomicUsize, Ordering};
 use super::sync::{Arc, Condvar, Mutex, hint, lock, thread};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-/// Looks for work, or for the end of it, before a thread lets others have its processor between two looks: some 50 microseconds.
+/// Polls, for work or for its end, before a thread yields its processor between two polls: some 50 microseconds.
 const YIELD_AFTER: usize = if cfg!(loom) { 0 } else { 1000 };
 
-/// Looks of a worker before it sleeps: a millisecond or two.
+/// Polls before a worker sleeps: a millisecond or two.
 const SLEEP_AFTER: usize = YIELD_AFTER + if cfg!(loom) { 1 } else { 4000 };
 
 pub(super) type Work<'a> = dyn Fn(usize) + Sync + 'a;
 
 pub(super) struct WorkerPool {
-    /// Workers beside the caller.
+    /// Number of workers, not counting the caller.
     workers: usize,
     signal: Mutex<WakeSignal>,
-    /// Changes whenever workers have something to look at: a new job, or the end. Written with the signal locked.
+    /// Incremented whenever workers have something to see: a new job, or the end. Written with the signal locked.
     changes: AtomicUsize,
     wake: Condvar,
 }
@@ -31,7 +33,8 @@ struct WakeSignal {
 }
 
 impl WorkerPool {
-    /// Starts `workers` threads; each calls `on_start` first. A thread that cannot be started is one that does not help.
+    /// Starts `workers` threads, each of which calls `on_start` first. If a thread cannot be started, the pool has
+    /// fewer workers.
     pub(super) fn start(workers: usize, on_start: fn(&Arc<WorkerPool>)) -> Arc<WorkerPool> {
         let pool = Arc::new(WorkerPool {
             workers,
@@ -57,20 +60,21 @@ impl WorkerPool {
         self.workers
     }
 
-    /// Has the workers end when there is no job left.
+    /// Lets the workers end once no job is left.
     pub(super) fn end(&self) {
         let mut signal = lock(&self.signal);
         signal.ended = true;
         self.announce(&signal);
     }
 
-    /// Runs `work(0)`, `work(1)`, ... `work(count - 1)` on this thread and on up to `helpers` workers. A panic of the work reaches the caller after the
-    /// other indices are done.
+    /// Runs `work(0)`, `work(1)`, ... `work(count - 1)` on this thread and on up to `helpers` workers. A panic in
+    /// `work` reaches the caller after the other indices are done.
     ///
-    /// With `long`, for work that itself calls `run`, this thread helps there while it waits for the end.
+    /// With `long`, for work that itself calls `run`, this thread helps in those calls while it waits for the end.
     pub(super) fn run(&self, count: usize, helpers: usize, work: &Work<'_>, long: bool) {
-        // SAFETY: only the lifetime changes. A job calls `work` for indices below `count` alone, each once, and counts it as done afterwards; this
-        // function stays until `count` indices are done, so that no call outlives the borrow. Nothing here unwinds before: the work's panics are caught.
+        // SAFETY: only the lifetime changes. A job calls `work` only for indices below `count`, each once, and counts
+        // an index as done after its call; this function returns after `count` indices are done, so no call outlives
+        // the borrow. No unwinding ends it earlier: panics of `work` are caught.
         let work = unsafe { std::mem::transmute::<&Work<'_>, &'static Work<'static>>(work) };
         let job = Arc::new(Job {
             work,
@@ -121,7 +125,7 @@ impl WorkerPool {
         lock(&self.signal).jobs.iter().find(|job| job.take_slot()).cloned()
     }
 
-    /// The life of a worker.
+    /// Main loop of a worker.
     fn work(&self) {
         loop {
             let seen = self.changes.load(Ordering::Acquire);
@@ -152,7 +156,7 @@ impl WorkerPool {
 struct Job {
     work: &'static Work<'static>,
     count: usize,
-    /// Workers that may still join.
+    /// Number of workers that may still join.
     free_slots: AtomicUsize,
     /// The next index.
     next: AtomicUsize,
@@ -163,7 +167,7 @@ struct Job {
 }
 
 impl Job {
-    /// Whether another thread may take part; a slot is its own then.
+    /// Takes a slot for the calling thread; false if no index or no slot is left.
     fn take_slot(&self) -> bool {
         let take = |slots: usize| slots.checked_sub(1);
         self.next.load(Ordering::Relaxed) < self.count
@@ -184,7 +188,7 @@ impl Job {
     }
 }
 
-/// One look that found nothing.
+/// Waits between two polls, by spinning at first and yielding later.
 #[cfg_attr(loom, expect(clippy::absurd_extreme_comparisons, reason = "loom's workers yield at their first look"))]
 fn pause(looks: &mut usize) {
     *looks += 1;

@@ -1,29 +1,32 @@
-//! Which threads help whom. A caller of its own has a [`WorkerPool`] of its own for as long as a kernel takes, with as many workers as its rayon pool
-//! has threads beside it: two networks in two rayon pools neither wait for each other nor share a number of threads.
+//! Which threads help which caller. A caller leases a [`WorkerPool`] for the duration of a kernel, with one worker
+//! fewer than its rayon pool has threads: two networks in two rayon pools neither wait for each other nor share
+//! threads.
 
 use super::sync::lock;
 use super::worker_pool::{Work, WorkerPool};
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 
-/// Idle pools that are kept; each has been used at the same time as the others, or has another number of workers.
+/// Idle pools that are kept; several exist only if they were in use at the same time or differ in their number of
+/// workers.
 const KEPT: usize = 8;
 
-/// Pools that no one uses, the one used last at the end.
+/// Idle pools, last used at the end.
 static IDLE: Mutex<Vec<Arc<WorkerPool>>> = Mutex::new(Vec::new());
 
 thread_local! {
-    /// The pool that shares the work of which this thread does a part.
+    /// The pool that shares the work on which this thread runs a part.
     static CURRENT: RefCell<Option<Arc<WorkerPool>>> = const { RefCell::new(None) };
 }
 
-/// Runs `work(0)`, `work(1)`, ... `work(count - 1)` on this thread and on up to `helpers` others, where `helpers` is the number of threads of the
-/// caller's rayon pool beside it.
+/// Runs `work(0)`, `work(1)`, ... `work(count - 1)` on this thread and on up to `helpers` others, where `helpers` is
+/// one less than the number of threads of the caller's rayon pool.
 pub(super) fn run(count: usize, helpers: usize, work: &Work<'_>) {
     share(count, helpers, helpers, work, false);
 }
 
-/// As [`run`], with at most `at_once` of the `helpers` for `work` that takes long and itself calls [`run`]: a thread without such work helps there.
+/// Runs long `work` that itself calls [`run`], on at most `at_once` of the `helpers`; a thread without such work helps
+/// in those calls.
 pub(super) fn run_long(count: usize, at_once: usize, helpers: usize, work: &Work<'_>) {
     share(count, at_once, helpers, work, true);
 }
@@ -34,7 +37,7 @@ fn share(count: usize, at_once: usize, helpers: usize, work: &Work<'_>, long: bo
         (0..count).for_each(work);
         return;
     }
-    // Work inside of work is shared among the threads that are there already.
+    // Nested work is shared among the threads of the outer call.
     let current = CURRENT.with_borrow(Clone::clone);
     match current {
         Some(pool) => pool.run(count, at_once, work, long),
@@ -42,7 +45,7 @@ fn share(count: usize, at_once: usize, helpers: usize, work: &Work<'_>, long: bo
     }
 }
 
-/// A pool in the hands of one caller.
+/// A pool leased to one caller.
 struct Lease(Arc<WorkerPool>);
 
 impl Lease {
@@ -100,7 +103,7 @@ mod tests {
         });
     }
 
-    /// Waits until `count` threads are here at the same time; false if they do not come.
+    /// Waits until `count` threads are here at the same time; false if they do not arrive in time.
     fn meet(here: &AtomicUsize, count: usize) -> bool {
         here.fetch_add(1, Ordering::SeqCst);
         let start = std::time::Instant::now();

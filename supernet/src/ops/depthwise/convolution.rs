@@ -1,12 +1,14 @@
-//! The convolution of a few rows, and the gradient at its input, which is a convolution too: with the kernel turned by 180 degrees, and at stride 2
-//! one for each of the four parities of a pixel's place, which see every other tap.
+//! Depthwise convolution of a few rows, and the gradient at its input.
+//!
+//! The input gradient is a convolution too, with the kernel rotated by 180 degrees; at stride 2 it is one convolution
+//! per parity of a pixel's row and column, each with every other tap.
 
 use super::{Frame, SLICE, Shape};
 use crate::ops::simd::{Kernel, Simd, dispatch};
 use std::ops::Range;
 
-/// Output rows `rows` of the convolution of `input` with one packed slice of weights, into `output` `[rows, out_width, SLICE]`; only the first
-/// `width` lanes count.
+/// Computes output rows `rows` of the convolution of `input` with one packed slice of weights into `output` `[rows,
+/// out_width, SLICE]`; only the first `width` lanes are defined.
 pub(crate) fn convolve_rows(
     input: &Frame,
     shape: Shape,
@@ -21,8 +23,9 @@ pub(crate) fn convolve_rows(
     assert!(last_row <= input.extents().0 && last_column <= input.extents().1);
     assert!(weights.len() >= shape.taps() * SLICE && output.len() >= rows.len() * columns * SLICE);
     let start = rows.start * stride;
-    // SAFETY: the frame holds the rows below `last_row` and the pixels below `last_column` (checked above), which are the last that the taps of the last row
-    // and of the last pixel read; weights hold `kernel * kernel` slices and the output `rows * columns`, borrowed mutably.
+    // SAFETY: the last output row reads source rows below `last_row`, the last output pixel source pixels below
+    // `last_column`, and the frame holds both (asserted above). `weights` holds `kernel * kernel` slices and `output`
+    // `rows * columns` (asserted above); `output` is borrowed mutably.
     unsafe {
         Convolution {
             source: input.start(start),
@@ -42,8 +45,8 @@ pub(crate) fn convolve_rows(
     }
 }
 
-/// Rows `rows` of the gradient at the input, from that at the `output` and one slice of weights packed flipped, into `gradient`
-/// `[rows, width, SLICE]`; only the first `width` lanes count.
+/// Computes rows `rows` of the input gradient into `gradient` `[rows, width, SLICE]`, from the gradient at the `output`
+/// and one slice of weights packed with `flip`; only the first `width` lanes are defined.
 pub(crate) fn input_gradient_rows(
     output: &Frame,
     shape: Shape,
@@ -55,7 +58,8 @@ pub(crate) fn input_gradient_rows(
     let (kernel, stride, padding) = (shape.kernel, shape.stride, shape.padding());
     assert!(rows.end <= shape.height && gradient.len() >= rows.len() * shape.width * SLICE);
     assert!(flipped.len() >= shape.taps() * SLICE && (stride == 1 || stride == 2) && width <= SLICE);
-    // Pixels whose place has this parity see the taps of this parity (of the flipped kernel, whose size is odd), from this pixel of the output on.
+    // Input pixels of one parity see the taps of one parity (of the flipped kernel, whose size is odd): the first such
+    // tap, the first output pixel that it meets, and the number of pixels.
     let parity = |place: usize| (place + padding) % stride;
     let first = |place: usize| (place + parity(place) + output.border * stride - padding) / stride;
     let count = |places: &Range<usize>| places.len().div_ceil(stride);
@@ -68,9 +72,11 @@ pub(crate) fn input_gradient_rows(
             let (source_row, source_column) = (first(row), first(column));
             assert!(source_row + rows_here - 1 + taps.0 <= output.extents().0);
             assert!(source_column + columns - 1 + taps.1 <= output.extents().1);
-            // SAFETY: the frame holds the rows and pixels that the taps of the last row and pixel read (checked above). Taps are every `stride`-th from
-            // (`tap_row`, `tap_column`) on, below `kernel` in both directions, and rows and columns every `stride`-th from (`row`, `column`) on, below
-            // `rows.end` and `shape.width`: inside the weights and the gradient, whose lengths are checked above. Both counts are above zero.
+            // SAFETY: the frame holds the rows and pixels that the taps of the last row and pixel read (asserted
+            // above). Taps are every `stride`-th from (`tap_row`, `tap_column`) on, below `kernel`, hence inside
+            // `flipped`; output pixels are every `stride`-th from (`row`, `column`) on, below `rows.end` and
+            // `shape.width`, hence inside `gradient` (both lengths asserted above). `rows_here` and `columns` are above
+            // zero.
             unsafe {
                 Convolution {
                     source: output.start(source_row).add(source_column * SLICE),
@@ -92,7 +98,7 @@ pub(crate) fn input_gradient_rows(
     }
 }
 
-/// The rows counted from `start`.
+/// The range of rows counted from `start`.
 fn relative(rows: Range<usize>, start: usize) -> Range<isize> {
     rows.start as isize - start as isize..rows.end as isize - start as isize
 }
@@ -101,45 +107,48 @@ fn relative(rows: Range<usize>, start: usize) -> Range<isize> {
 #[derive(Clone)]
 struct Convolution {
     source: *const f32,
-    /// Floats from one row to the next.
+    /// Floats from one source row to the next.
     source_row: usize,
     stride: usize,
-    /// Source rows that are not zero.
+    /// Source rows that may be nonzero.
     filled: Range<isize>,
     weights: *const f32,
     /// Floats from one row of taps to the next, and from one tap to the next.
     weight_steps: (usize, usize),
     taps: (usize, usize),
     output: *mut f32,
-    /// Floats from one row to the next, and from one pixel to the next.
+    /// Floats from one output row to the next, and from one output pixel to the next.
     output_steps: (usize, usize),
     rows: usize,
     columns: usize,
     lanes: usize,
 }
 
-/// It at one stride, 1 or 2, with rows of so many taps, any number if that is 0. Kernels of their own, so that they are compiled once an instruction set
-/// and not again for each activation around them, and that none computes at its start what others need.
+/// The convolution specialised to one stride (1 or 2) and `TAPS` taps per row (0: not specialised).
+///
+/// Each is a kernel of its own, so that it is compiled once per instruction set rather than once per surrounding
+/// activation, and does no set-up work of other cases.
 struct Rows<const STRIDE: usize, const TAPS: usize>(Convolution);
 
 impl<const STRIDE: usize, const TAPS: usize> Kernel for Rows<STRIDE, TAPS> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: only `Convolution::run` makes this, with `STRIDE` and `TAPS` as its own, and its contract holds for the rows and columns below `rows` and
-        // `columns`; the CPU has `S` by this function's contract.
+        // SAFETY: only `Convolution::run` builds this kernel, with the convolution's own stride and taps, and its
+        // contract gives the extents for all rows and columns; the CPU has `S` by this function's contract.
         unsafe { self.0.tiles::<S, STRIDE, TAPS>() }
     }
 }
 
 impl Convolution {
-    /// Writes all rows and columns.
+    /// Computes all rows and columns.
     ///
     /// # Safety
-    /// For each row below `rows` and column below `columns` (one at least), the [`SLICE`] source values at each tap and the weights of each tap must be
-    /// readable, and [`SLICE`] output values writable by this thread alone. The stride is 1 or 2, and `lanes` at most [`SLICE`].
+    /// For each row below `rows` and column below `columns` (at least one), the [`SLICE`] source values at each tap and
+    /// the weights of each tap must be readable, and the [`SLICE`] output values writable and accessed by no other
+    /// thread. The stride is 1 or 2, and `lanes` at most [`SLICE`].
     unsafe fn run(self) {
-        // Loops over taps are written out for the lengths in use: counted ones take half as long again.
+        // The lengths in use have unrolled loops over taps; the loop that counts them is much slower.
         match (self.stride, self.taps.1) {
             (1, 1) => dispatch(Rows::<1, 1>(self)),
             (1, 2) => dispatch(Rows::<1, 2>(self)),
@@ -155,14 +164,15 @@ impl Convolution {
         }
     }
 
-    /// Tiles of eight sums where the map is wide enough, since as many additions are under way at a time; the last ones overlap. Rows of `TAPS` taps,
-    /// of any number if that is 0.
+    /// Computes tiles of eight sums where the map is wide enough, since about eight additions are in flight at a time;
+    /// the last tile of a row overlaps the one before it. Rows have `TAPS` taps (0: any number).
     ///
     /// # Safety
-    /// The CPU has `S`, and [`run`](Self::run)'s contract holds.
+    /// The CPU has `S`, and the contract of [`run`](Self::run) holds.
     #[inline(always)]
     unsafe fn tiles<S: Simd, const STRIDE: usize, const TAPS: usize>(self) {
-        // SAFETY: tiles are no wider than `columns` and begin at multiples of the vector's length below `lanes`, so that vectors lie inside a slice.
+        // SAFETY: each tile is at most `columns` wide. `lane` is a multiple of the vector's length below `lanes`, at
+        // most `SLICE`, so the vector at `lane` lies inside a slice.
         unsafe {
             let mut lane = 0;
             while lane < self.lanes {
@@ -180,20 +190,22 @@ impl Convolution {
         }
     }
 
-    /// Covers the rows from `row` on as far as whole tiles reach; the next row.
+    /// Covers the rows from `row` on as far as whole tiles reach, and returns the next row.
     ///
     /// # Safety
-    /// The CPU has `S`, [`run`](Self::run)'s contract holds, `WIDE <= self.columns`, and a vector from `lane` on lies inside a slice.
+    /// The CPU has `S`, the contract of [`run`](Self::run) holds, `WIDE <= self.columns`, and the vector at `lane` lies
+    /// inside a slice.
     #[inline(always)]
     unsafe fn cover<S: Simd, const STRIDE: usize, const TAPS: usize, const HIGH: usize, const WIDE: usize>(
         &self,
         mut row: usize,
         lane: usize,
     ) -> usize {
-        // SAFETY: tiles of `HIGH` rows end at `rows` at most, and those of `WIDE` columns at `columns`, the last one exactly; taps are a part of all.
+        // SAFETY: tiles of `HIGH` rows end at `rows` at most; tiles of `WIDE` columns end at `columns` at most, the
+        // last one exactly there; `ky` is clipped to the rows of taps.
         unsafe {
             while row + HIGH <= self.rows {
-                // Rows of taps that see something.
+                // Rows of taps that meet nonzero source rows.
                 let top = (row * STRIDE) as isize;
                 let last = ((row + HIGH - 1) * STRIDE) as isize;
                 let ky = (self.filled.start - last).max(0) as usize
@@ -210,11 +222,11 @@ impl Convolution {
         }
     }
 
-    /// `HIGH x WIDE` output pixels of one vector of channels, summed in registers.
+    /// Computes `HIGH x WIDE` output pixels of one vector of channels, summed in registers.
     ///
     /// # Safety
-    /// The CPU has `S`, [`run`](Self::run)'s contract holds for the tile's rows and columns and the rows of taps `ky`, and a vector from `lane` on lies
-    /// inside a slice.
+    /// The CPU has `S`, the contract of [`run`](Self::run) holds for the tile's rows and columns and the rows of taps
+    /// `ky`, and the vector at `lane` lies inside a slice.
     #[inline(always)]
     unsafe fn tile<S: Simd, const STRIDE: usize, const TAPS: usize, const HIGH: usize, const WIDE: usize>(
         &self,
@@ -223,8 +235,8 @@ impl Convolution {
         lane: usize,
         ky: Range<usize>,
     ) {
-        // SAFETY: by the contract, the slices at (row + y, column + x) of the output, at each tap of it in the source, and of each tap of the weights exist, and
-        // a vector from `lane` on lies inside each.
+        // SAFETY: by the contract the output slice at each pixel of the tile, the source slice at each of its taps and
+        // the weight slice of each tap exist, and the vector at `lane` lies inside each of them.
         unsafe {
             let taps = if TAPS == 0 { self.taps.1 } else { TAPS };
             let mut sums = [[S::splat(0.0); WIDE]; HIGH];

@@ -1,8 +1,9 @@
-//! Depthwise convolution and its two gradients, over one slice of channels of one image at a time.
+//! Depthwise convolution and its two gradients, one slice of channels of one image at a time.
 //!
-//! A slice is [`SLICE`] channels, one cache line: its map lies in a [`Frame`], a scratch with a border of zeros that stays in the caches for every
-//! size in use, so that the inner loops need no border cases and read whole lines. What frames are made of is made a few rows ahead of where they
-//! are read. Weights lie as `[slice][kernel * kernel][SLICE]`.
+//! A slice is [`SLICE`] channels, one cache line. The slice's map lies in a [`Frame`], a scratch buffer with a border
+//! of zeros that stays in the caches for every size in use, so that inner loops have no border cases and read whole
+//! lines. A frame is filled a few rows ahead of where it is read. Weights are laid out as `[slice][kernel *
+//! kernel][SLICE]`.
 
 mod convolution;
 mod weight_gradient;
@@ -14,73 +15,79 @@ use super::buffers::{Aligned, Buffer};
 use super::simd::Simd;
 use std::ops::Range;
 
-/// Channels a slice.
+/// Channels per slice.
 pub(crate) const SLICE: usize = 16;
 
-/// One value a channel of a slice.
+/// One value per channel of a slice.
 pub(crate) type Lanes = [f32; SLICE];
 
-/// The vector of channels from `lane` on.
+/// Loads the vector of channels from `lane` on.
 ///
 /// # Safety
-/// The CPU has `S`, and `lane` is a multiple of its vector's length below [`SLICE`].
+/// The CPU has `S`, and `lane` is a multiple of its vector length, below [`SLICE`].
 #[inline(always)]
 pub(crate) unsafe fn vector<S: Simd>(values: &Lanes, lane: usize) -> S::V {
     debug_assert!(lane + S::LANES <= SLICE);
-    // SAFETY: vectors divide a slice: a whole one lies inside from each multiple of its length on. The CPU has `S` by this function's contract.
+    // SAFETY: the vector length divides `SLICE`, so the vector at a multiple of it below `SLICE` lies inside `values`;
+    // the CPU has `S` by this function's contract.
     unsafe { S::load(values.as_ptr().add(lane)) }
 }
 
-/// Sets the vector of channels from `lane` on.
+/// Stores the vector of channels from `lane` on.
 ///
 /// # Safety
-/// The CPU has `S`, and `lane` is a multiple of its vector's length below [`SLICE`].
+/// The CPU has `S`, and `lane` is a multiple of its vector length, below [`SLICE`].
 #[inline(always)]
 pub(crate) unsafe fn set_vector<S: Simd>(values: &mut Lanes, lane: usize, v: S::V) {
     debug_assert!(lane + S::LANES <= SLICE);
-    // SAFETY: vectors divide a slice: a whole one lies inside from each multiple of its length on. The CPU has `S` by this function's contract.
+    // SAFETY: the vector length divides `SLICE`, so the vector at a multiple of it below `SLICE` lies inside `values`;
+    // the CPU has `S` by this function's contract.
     unsafe { S::store(values.as_mut_ptr().add(lane), v) }
 }
 
-/// Pixels that are worked on at a time: few enough to stay in the first-level cache with what belongs to them.
+/// Pixels processed at a time: few enough that they and their intermediate values stay in L1.
 pub(crate) const CHUNK: usize = 64;
 
-/// The [`CHUNK`] that is read or written next, which the processor does not foresee beyond the end of a page of memory, a chunk's length. It is brought
-/// in [`PARTS`](Self::PARTS) between the steps of work on the chunk before: memory delivers too slowly for all of it at once.
+/// Software prefetch of the [`CHUNK`] that is read or written next.
+///
+/// The hardware prefetcher stops at the end of a memory page, which is a chunk's length. A chunk is prefetched in
+/// [`PARTS`](Self::PARTS) between the steps of work on the chunk before it, because memory delivers too slowly for all
+/// of it at once.
 #[derive(Clone, Copy)]
-pub(crate) struct NextChunk(*const f32);
+pub(crate) struct Prefetch(*const f32);
 
-impl NextChunk {
-    /// Parts of a chunk.
+impl Prefetch {
+    /// Number of parts of a chunk.
     pub(crate) const PARTS: usize = 4;
 
-    /// The one that begins where `before` ends.
+    /// The chunk that starts where `before` ends.
     #[inline(always)]
-    pub(crate) fn behind<T>(before: &[T]) -> Self {
-        NextChunk(before.as_ptr_range().end.cast())
+    pub(crate) fn after<T>(before: &[T]) -> Self {
+        Prefetch(before.as_ptr_range().end.cast())
     }
 
-    /// Prefetches a part of it.
+    /// Prefetches one part of the chunk.
     #[inline(always)]
-    pub(crate) fn bring<S: Simd>(self, part: usize) {
-        const PIXELS: usize = CHUNK / NextChunk::PARTS;
+    pub(crate) fn issue<S: Simd>(self, part: usize) {
+        const PIXELS: usize = CHUNK / Prefetch::PARTS;
         for pixel in part * PIXELS..(part + 1) * PIXELS {
             S::prefetch(self.0.wrapping_add(pixel * SLICE));
         }
     }
 }
 
-/// Prefetches what the next group of images holds where this one holds the `part` of its `values`. Each of the `slices` that go through them prefetches
-/// its share of the cache lines: memory delivers too slowly for all of them at the next group's first slice.
+/// Prefetches the values of the next group of images that correspond to `part` of this group's `values`. Each of the
+/// `slices` that pass over them prefetches its share of the cache lines, because memory delivers too slowly for all of
+/// them at the next group's first slice.
 #[inline(always)]
-pub(crate) fn bring_next<S: Simd>(values: &[f32], part: Range<usize>, slice: usize, slices: usize) {
+pub(crate) fn prefetch_next<S: Simd>(values: &[f32], part: Range<usize>, slice: usize, slices: usize) {
     let next = values.as_ptr_range().end;
     for line in (part.start / SLICE + slice..part.end.div_ceil(SLICE)).step_by(slices) {
         S::prefetch(next.wrapping_add(line * SLICE));
     }
 }
 
-/// Rows of a map of width `width` that are worked on at a time.
+/// Rows, of a map `width` wide, that are processed at a time.
 pub(crate) fn chunk_rows(width: usize) -> usize {
     (CHUNK / width).max(1)
 }
@@ -116,7 +123,7 @@ impl Shape {
         self.channels.div_ceil(SLICE)
     }
 
-    /// Channels in slice `slice`.
+    /// Number of channels in slice `slice`.
     pub(crate) fn slice_width(self, slice: usize) -> usize {
         SLICE.min(self.channels - slice * SLICE)
     }
@@ -129,7 +136,8 @@ impl Shape {
         self.kernel / 2
     }
 
-    /// Rows of the input that the output rows before `end` read; all rows if these are all, also those that none reads (kernel 1 at stride 2).
+    /// Number of input rows that the output rows before `end` read; for the last output row all rows, including those
+    /// that none reads (kernel 1 at stride 2).
     pub(crate) fn rows_read(self, end: usize) -> usize {
         if end == self.out_height() {
             return self.height;
@@ -137,14 +145,14 @@ impl Shape {
         ((end - 1) * self.stride + self.kernel - self.padding()).min(self.height)
     }
 
-    /// Rows of the input of which all gradients are known when those of the output rows before `end` are.
+    /// Number of input rows whose gradients are complete once those of the output rows before `end` are known.
     pub(crate) fn rows_known(self, end: usize) -> usize {
         if end == self.out_height() { self.height } else { (end * self.stride).saturating_sub(self.padding()) }
     }
 }
 
-/// `[channels, kernel * kernel]` into `[slice][kernel * kernel][SLICE]`, missing channels zero; `flip` turns each kernel by 180
-/// degrees (for the input gradient).
+/// Packs `[channels, kernel * kernel]` as `[slice][kernel * kernel][SLICE]`, missing channels zero; `flip` rotates each
+/// kernel by 180 degrees, for the input gradient.
 pub(crate) fn pack_weights(weight: &[f32], channels: usize, taps: usize, flip: bool) -> Aligned {
     let mut packed = Aligned::zeros(channels.div_ceil(SLICE) * taps * SLICE);
     for (channel, kernel) in weight.chunks_exact(taps).enumerate() {
@@ -157,7 +165,7 @@ pub(crate) fn pack_weights(weight: &[f32], channels: usize, taps: usize, flip: b
     packed
 }
 
-/// The inverse of [`pack_weights`] without flip, for gradients.
+/// Inverse of [`pack_weights`] without `flip`, for gradients.
 pub(crate) fn unpack_weights(packed: &[f32], channels: usize, taps: usize, weight: &mut [f32]) {
     for (channel, kernel) in weight.chunks_exact_mut(taps).enumerate().take(channels) {
         let slice = &packed[channel / SLICE * taps * SLICE..];
@@ -167,19 +175,20 @@ pub(crate) fn unpack_weights(packed: &[f32], channels: usize, taps: usize, weigh
     }
 }
 
-/// One slice of one image's map inside a border of zeros. Lanes that a slice lacks hold anything: no sum crosses lanes.
+/// One slice of one image's map inside a border of zeros. Lanes beyond the slice's channels hold arbitrary values: no
+/// sum crosses lanes.
 pub(crate) struct Frame {
     values: Buffer,
     /// Height and width of the map.
     map: (usize, usize),
-    /// Rows of zeros above the map and pixels left of it.
+    /// Rows of zeros above the map, and pixels of zeros left of it.
     border: usize,
-    /// Pixels from one row to the next.
+    /// Pixels from one row to the next, border included.
     row: usize,
 }
 
 impl Frame {
-    /// For the input of `shape`.
+    /// A frame for the input of `shape`.
     pub(crate) fn of_input(shape: Shape) -> Frame {
         let padding = shape.padding();
         let reach = |size: usize, out: usize| (size + padding).max((out - 1) * shape.stride + shape.kernel);
@@ -187,7 +196,7 @@ impl Frame {
         Frame::new((shape.height, shape.width), padding, extents)
     }
 
-    /// For the gradient at the output of `shape`.
+    /// A frame for the gradient at the output of `shape`.
     pub(crate) fn of_output(shape: Shape) -> Frame {
         let border = shape.padding() / shape.stride;
         let reach = |size: usize, out: usize| border + out.max((size - 1 + shape.padding()) / shape.stride + 1);
@@ -197,7 +206,7 @@ impl Frame {
 
     fn new(map: (usize, usize), border: usize, (height, width): (usize, usize)) -> Frame {
         let mut values = Buffer::with_arbitrary_contents(height * width * SLICE);
-        // The border alone: the map is written before it is read.
+        // Only the border is cleared: the map is written before it is read.
         let row = width * SLICE;
         values[..border * row].fill(0.0);
         for line in values[border * row..].chunks_exact_mut(row).take(map.0) {
@@ -208,29 +217,29 @@ impl Frame {
         Frame { values, map, border, row: width }
     }
 
-    /// The map's row `y`: `[width]` pixels.
+    /// Row `y` of the map: `[width]` pixels.
     #[inline(always)]
     pub(crate) fn row(&mut self, y: usize) -> &mut [Lanes] {
         let start = ((y + self.border) * self.row + self.border) * SLICE;
         self.values[start..][..self.map.1 * SLICE].as_chunks_mut().0
     }
 
-    /// Where the row `y`, counted with the border, begins.
+    /// Start of row `y`, counted with the border.
     fn start(&self, y: usize) -> *const f32 {
         self.values[y * self.row * SLICE..].as_ptr()
     }
 
-    /// Rows and pixels a row, border included.
+    /// Number of rows, and of pixels per row, border included.
     fn extents(&self) -> (usize, usize) {
         (self.values.len() / SLICE / self.row, self.row)
     }
 
-    /// The rows of the map, counted with the border: all others are zero.
+    /// Rows of the map, counted with the border; all other rows are zero.
     fn filled(&self) -> Range<usize> {
         self.border..self.border + self.map.0
     }
 
-    /// Fills the map's rows `rows` from a strip of an image, each value through `value(lane, x)`.
+    /// Fills the map's rows `rows` from a strip of an image, mapping each value by `value(lane, x)`.
     #[inline(always)]
     pub(crate) fn fill<S: Simd>(
         &mut self,
@@ -239,7 +248,7 @@ impl Frame {
         rows: Range<usize>,
         value: impl Fn(usize, f32) -> f32,
     ) {
-        // All loops of fixed length, but for odd numbers of channels.
+        // Loops of fixed length, except for other numbers of channels than 8 and 16.
         match strip.width {
             SLICE => self.fill_width::<S, SLICE>(image, strip, rows, value),
             8 => self.fill_width::<S, 8>(image, strip, rows, value),
@@ -271,27 +280,28 @@ impl Frame {
     }
 }
 
-/// What one task reads of, or writes to, one image in NHWC: some channels of each pixel.
+/// The part of an NHWC image that one task reads or writes: some channels of each pixel.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Strip {
     /// Channels of the image.
     pub channels: usize,
-    /// The first that count.
+    /// First channel of the strip.
     pub first: usize,
-    /// How many.
+    /// Number of channels of the strip.
     pub width: usize,
     /// Height and width of the image.
     pub pixels: (usize, usize),
 }
 
 impl Strip {
-    /// Strip of the `slice` of an image of `pixels`.
+    /// The strip of slice `slice` of an image of `pixels`.
     pub(crate) fn new(shape: Shape, slice: usize, pixels: (usize, usize)) -> Self {
         Strip { channels: shape.channels, first: slice * SLICE, width: shape.slice_width(slice), pixels }
     }
 
-    /// Floats from a value to its counterpart in the next task's strip: the next slice, or the next image's first. Strips are cache lines far
-    /// apart, which the processor does not foresee, so that each task asks for the next one's.
+    /// Distance in floats from a value to its counterpart in the next task's strip: in the next slice, or in the next
+    /// image's first slice. Strips are cache lines far apart, which the hardware prefetcher does not predict, so each
+    /// task prefetches the next one's.
     fn ahead(self) -> usize {
         if self.first + self.width < self.channels {
             SLICE

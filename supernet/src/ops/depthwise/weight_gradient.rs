@@ -1,11 +1,11 @@
-//! The gradient at the weights, summed over a few rows of one image.
+//! The weight gradient of a depthwise convolution, summed over a few rows of one image.
 
 use super::{Frame, SLICE, Shape};
 use crate::ops::simd::{Kernel, Simd, dispatch};
 use std::ops::Range;
 
-/// Adds `gradient[ky, kx] += sum over the pixels of the output's rows of input * output gradient`, `gradient` one packed slice; only the first
-/// `width` lanes count.
+/// Adds `gradient[ky, kx] += sum over the pixels of the output's rows of input * output gradient` to one packed slice
+/// `gradient`; only the first `width` lanes are defined.
 pub(crate) fn accumulate_weight_gradient(
     input: &Frame,
     output: &Frame,
@@ -18,8 +18,9 @@ pub(crate) fn accumulate_weight_gradient(
     assert!(rows.start < rows.end && rows.end <= output.map.0 && columns == output.map.1 && columns > 0);
     assert!((rows.end - 1) * stride + kernel <= input.extents().0 && (columns - 1) * stride + kernel <= input.row);
     assert!(gradient.len() >= shape.taps() * SLICE && width <= SLICE);
-    // SAFETY: the output's map has the rows and columns, and the input's frame those that their taps read, up to the last row's and the last pixel's
-    // (checked above); the gradient holds `kernel * kernel` slices, borrowed mutably.
+    // SAFETY: the output's map has the rows `rows` and `columns` pixels per row, and the input's frame has the rows and
+    // pixels that their taps read, up to those of the last row and pixel (asserted above). `gradient` holds `kernel *
+    // kernel` slices (asserted above) and is borrowed mutably.
     unsafe {
         Gradient {
             input: input.start(0),
@@ -41,9 +42,9 @@ pub(crate) fn accumulate_weight_gradient(
 #[derive(Clone)]
 struct Gradient {
     input: *const f32,
-    /// Floats from one row to the next.
+    /// Floats from one input row to the next.
     input_row: usize,
-    /// Input rows that are not zero.
+    /// Input rows that may be nonzero.
     filled: Range<usize>,
     output: *const f32,
     output_row: usize,
@@ -55,14 +56,15 @@ struct Gradient {
     lanes: usize,
 }
 
-/// For kernels of the size `K`, `ROWS` of whose rows are summed at a time; of any size if `K` is 0.
+/// The gradient specialised to kernel size `K` (0: not specialised), `ROWS` of its rows at a time.
 struct KernelRows<const K: usize, const ROWS: usize>(Gradient);
 
 impl<const K: usize, const ROWS: usize> Kernel for KernelRows<K, ROWS> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: only `Gradient::run` makes this, with `K` as its kernel or 0, and its contract holds; the CPU has `S` by this function's.
+        // SAFETY: only `Gradient::run` builds this kernel, with `K` equal to the kernel size or 0, and its contract
+        // gives the extents; the CPU has `S` by this function's contract.
         unsafe {
             match K == 0 || S::ACCUMULATORS == 4 {
                 true => self.0.any_kernel::<S>(),
@@ -73,14 +75,16 @@ impl<const K: usize, const ROWS: usize> Kernel for KernelRows<K, ROWS> {
 }
 
 impl Gradient {
-    /// Adds the sums of all taps.
+    /// Adds the sums of all taps to the gradient.
     ///
     /// # Safety
-    /// For each of `rows` and each column below `columns`, the [`SLICE`] output values and the input values at each tap must be readable, and
-    /// `kernel * kernel` slices of the gradient writable by this thread alone; `lanes` is at most [`SLICE`].
+    /// For each of `rows` and each column below `columns`, the [`SLICE`] output values and the input values at each tap
+    /// must be readable; `kernel * kernel` slices of the gradient must be writable and accessed by no other thread;
+    /// `lanes` is at most [`SLICE`].
     unsafe fn run(self) {
         match self.kernel {
-            // As many kernel rows at once as leave registers: more independent sums (eight are under way at a time), fewer loads of the output gradient.
+            // As many kernel rows at once as registers allow: more independent sums (about eight are in flight at a
+            // time) and fewer loads of the output gradient.
             3 => dispatch(KernelRows::<3, 3>(self)),
             5 => dispatch(KernelRows::<5, 3>(self)),
             7 => dispatch(KernelRows::<7, 2>(self)),
@@ -88,7 +92,7 @@ impl Gradient {
         }
     }
 
-    /// Output rows that see something through the `count` rows of taps from `ky` on.
+    /// Output rows that meet nonzero input through the `count` rows of taps from `ky` on.
     #[inline(always)]
     fn rows_seeing(&self, ky: usize, count: usize) -> Range<usize> {
         let first = self.filled.start.saturating_sub(ky + count - 1).div_ceil(self.stride);
@@ -96,14 +100,15 @@ impl Gradient {
         self.rows.start.max(first)..self.rows.end.min(end)
     }
 
-    /// All taps of a kernel of the size `K`, `ROWS` of its rows at a time.
+    /// Adds all taps of a kernel of size `K`, `ROWS` of its rows at a time.
     ///
     /// # Safety
-    /// The CPU has `S`, [`run`](Self::run)'s contract holds, and `K` is the kernel's size.
+    /// The CPU has `S`, the contract of [`run`](Self::run) holds, and `K` is the kernel's size.
     #[inline(always)]
     unsafe fn kernel_rows<S: Simd, const K: usize, const ROWS: usize>(self) {
         let mut lane = 0;
-        // SAFETY: rows of taps end at `K`, and lanes are multiples of the vector's length below `lanes`, so that vectors lie inside a slice.
+        // SAFETY: rows of taps end at `K`. `lane` is a multiple of the vector's length below `lanes`, at most `SLICE`,
+        // so the vector at `lane` lies inside a slice.
         unsafe {
             while lane < self.lanes {
                 let mut ky = 0;
@@ -121,14 +126,16 @@ impl Gradient {
         }
     }
 
-    /// The `ROWS` rows of taps from `ky` on, in the channels of one vector.
+    /// Adds the `ROWS` rows of taps from `ky` on, for the channels of one vector.
     ///
     /// # Safety
-    /// The CPU has `S`, [`run`](Self::run)'s contract holds, `K` is the kernel's size, `ky + ROWS <= K`, and a vector from `lane` on lies inside a slice.
+    /// The CPU has `S`, the contract of [`run`](Self::run) holds, `K` is the kernel's size, `ky + ROWS <= K`, and the
+    /// vector at `lane` lies inside a slice.
     #[inline(always)]
     unsafe fn rows_at<S: Simd, const K: usize, const ROWS: usize>(&self, ky: usize, lane: usize) {
-        // SAFETY: `rows_seeing` is a part of `rows`; by the contract, the slices at (y, x) of the output, at each of the taps of it in the input, and of each of
-        // the taps in the gradient exist, and a vector from `lane` on lies inside each.
+        // SAFETY: `rows_seeing` returns a part of `rows`. By the contract the output slice at (`y`, `x`), the input
+        // slice at each of its taps and the gradient slice of each tap exist, and the vector at `lane` lies inside each
+        // of them.
         unsafe {
             let mut sums = [[S::splat(0.0); K]; ROWS];
             for y in self.rows_seeing(ky, ROWS) {
@@ -153,14 +160,16 @@ impl Gradient {
         }
     }
 
-    /// All taps of a kernel of any size, one at a time.
+    /// Adds all taps of a kernel of any size, one at a time.
     ///
     /// # Safety
-    /// The CPU has `S`, and [`run`](Self::run)'s contract holds.
+    /// The CPU has `S`, and the contract of [`run`](Self::run) holds.
     #[inline(always)]
     unsafe fn any_kernel<S: Simd>(self) {
-        // SAFETY: `rows_seeing` is a part of `rows`, and taps are below `kernel`; by the contract, the slices at (y, x) of the output, at the tap of it in the
-        // input, and of the tap in the gradient exist. Lanes are multiples of the vector's length below `lanes`, so that vectors lie inside a slice.
+        // SAFETY: `rows_seeing` returns a part of `rows`, and `ky` and `kx` are below `kernel`. By the contract the
+        // output slice at (`y`, `x`), the input slice at the tap and the gradient slice of the tap exist. `lane` is a
+        // multiple of the vector's length below `lanes`, at most `SLICE`, so the vector at `lane` lies inside each of
+        // them.
         unsafe {
             for ky in 0..self.kernel {
                 for kx in 0..self.kernel {

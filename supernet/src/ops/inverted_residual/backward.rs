@@ -1,4 +1,4 @@
-//! The block's backward pass.
+//! Backward pass of the inverted residual block.
 
 use super::depthwise_backward::{DepthwiseBackward, Expand, MiddleGradient, scaled_slices};
 use super::expand::NormGradient;
@@ -17,7 +17,7 @@ use crate::ranks::Ranks;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Gradients at the input and at the packed parameters, from the gradient `g` at the output.
+/// Gradients at the input and at the packed parameters, given the gradient `g` at the output.
 pub(super) fn backward(
     shape: &BlockShape,
     x: &[f32],
@@ -57,7 +57,7 @@ fn backward_with<A: Act>(
     let sums = gradient_sums(g, &saved.y3, outputs);
     let back3 = norm_backward(2, &at.norm3, &sums, &mut gradient);
 
-    // Project: its weight's gradient, and what the sums for the second batch norm are made of.
+    // Project: the gradient of its weight, and the partial sums that the second batch norm's gradient needs.
     let affine2 = affine(1, &at.norm2);
     let layout = Middle::of_output(shape);
     let gate = saved.squeeze_excite.as_ref().map(|s| &s.gate[..]);
@@ -69,7 +69,8 @@ fn backward_with<A: Act>(
     let parts = parallel::map(layout.groups(), 1, |groups| {
         let images = layout.images(groups.clone());
         let rows = images.start * layout.pixels..images.end * layout.pixels;
-        // SAFETY: the range is that of the groups' images, and each group goes to one call of this closure; `g3` is borrowed until all are done.
+        // SAFETY: the range covers the rows of the images of `groups`. `map` passes each group to one call, so no other
+        // reference covers it; `g3` stays borrowed until all calls are done.
         let g3 = unsafe { g3_shared.slice(rows.start * stride..rows.end * stride) };
         dispatch(ProjectBackward::<A> {
             raw: RawGradient { g, y: &saved.y3, back: &back3 },
@@ -99,7 +100,7 @@ fn backward_with<A: Act>(
     let sums = Sums::total(totals);
     let back2 = norm_backward(1, &at.norm2, &sums, &mut gradient);
 
-    // Depthwise, and expand as far as it does not wait for the first batch norm.
+    // Depthwise, and the part of expand that does not depend on the first batch norm's gradient.
     let conv = shape.depthwise();
     let in_layout = Middle::of_input(shape);
     let flipped = depthwise::pack_weights(&packed[at.depthwise.clone()], middle, conv.taps(), true);
@@ -111,8 +112,9 @@ fn backward_with<A: Act>(
         back: scaled_slices(weight1, inputs, &affine.scale),
         y1: saved.y1.as_deref(),
     });
-    // SAFETY: with expand, the product of the first slice of each group of images writes all `inputs` channels of all of the group's pixels, before those of
-    // other slices add to them; without, where the middle channels are the inputs, each slice writes its own channels. Nothing is read before.
+    // SAFETY: with expand, the product of the first slice of each group of images writes all `inputs` channels of all
+    // pixels of the group before other slices add to them. Without expand, the middle channels are the inputs, and each
+    // slice writes its own channels. Nothing is read before it is written.
     let mut dx = unsafe { uninit_vec(shape.in_pixels() * inputs) };
     let dx_shared = Shared::new(&mut dx);
     let parts = parallel::map(in_layout.groups(), 1, |groups| {
@@ -130,7 +132,8 @@ fn backward_with<A: Act>(
             gates,
         };
         let (expand, flipped) = (expand.as_ref(), &flipped[..]);
-        // SAFETY: the range is that of the groups' images, and each group goes to one call of this closure; `dx` is borrowed until all are done.
+        // SAFETY: the range covers the images of `groups`. `map` passes each group to one call, so no other reference
+        // covers it; `dx` stays borrowed until all calls are done.
         let dx = unsafe { dx_shared.slice(images.start * image..images.end * image) };
         match expand {
             Some(_) => dispatch(DepthwiseBackward::<A, A> {
@@ -165,7 +168,7 @@ fn backward_with<A: Act>(
     }
     depthwise::unpack_weights(&total(depthwise_parts), middle, conv.taps(), &mut gradient[at.depthwise.clone()]);
 
-    // The first batch norm, and what comes past the block.
+    // The first batch norm, and the gradient of the shortcut.
     let mut residual = shape.residual.then_some(g);
     if shape.expand {
         let back1 = norm_backward(0, &at.norm1, &Sums::total(sums), &mut gradient);

@@ -1,5 +1,5 @@
-//! The depthwise convolution's backward, with what lies before and after it: from the gradient at the raw `y3` to that at the input, without the
-//! part that the first batch norm adds.
+//! Backward pass of the depthwise convolution and its neighbours: from the gradient at the raw `y3` to that at the
+//! input, without the term of the first batch norm.
 
 use super::BlockShape;
 use super::expand;
@@ -8,7 +8,7 @@ use crate::ops::activation::Act;
 use crate::ops::batch_norm::{Affine, Backward, RunningSums, Sums, TURNS, lanes};
 use crate::ops::buffers::{Aligned, Buffer};
 use crate::ops::depthwise::{
-    Frame, Lanes, NextChunk, SLICE, Strip, accumulate_weight_gradient, bring_next, chunk_rows, input_gradient_rows,
+    Frame, Lanes, Prefetch, SLICE, Strip, accumulate_weight_gradient, chunk_rows, input_gradient_rows, prefetch_next,
     set_vector, vector,
 };
 use crate::ops::matmul::{Packed, accumulate_transposed, multiply, multiply_add};
@@ -16,42 +16,42 @@ use crate::ops::simd::{Kernel, Simd};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// The expand convolution and its way back.
+/// The expand convolution, packed for both directions.
 pub(super) struct Expand<'a> {
     pub affine: &'a Affine,
-    /// `[in, SLICE]` each.
+    /// One `[in, SLICE]` per slice.
     pub slices: Vec<Packed>,
-    /// `[SLICE, in]` each, times batch norm's factor.
+    /// One `[SLICE, in]` per slice, multiplied by batch norm's scale.
     pub back: Vec<Packed>,
-    /// Its raw output, if it was kept.
+    /// The raw output, if it was kept.
     pub y1: Option<&'a [f32]>,
 }
 
-/// `weight` `[out, in]` times `factors` by row, in slices of [`SLICE`] rows.
+/// `weight` `[out, in]` with each row multiplied by its factor, packed in slices of [`SLICE`] rows.
 pub(super) fn scaled_slices(weight: &[f32], inputs: usize, factors: &[f32]) -> Vec<Packed> {
     let rows = weight.chunks_exact(inputs).zip(factors);
     let scaled: Vec<f32> = rows.flat_map(|(row, factor)| row.iter().map(move |w| w * factor)).collect();
     scaled.chunks(SLICE * inputs).map(|slice| Packed::new(slice, slice.len() / inputs, inputs, inputs, 1)).collect()
 }
 
-/// What the gradient at the raw `y2` is made of.
+/// Operands of the gradient at the raw `y2`.
 pub(super) struct MiddleGradient<'a> {
     pub layout: Middle,
     pub y2: &'a [f32],
     pub affine2: &'a Affine,
     pub back2: &'a Backward,
-    /// The gradient at the projection's input, if it was kept.
+    /// Gradient at the projection's input, if it was kept.
     pub g2: Option<&'a [f32]>,
-    /// The gradient at the raw `y3`, `[pixels, stride]`.
+    /// Gradient at the raw `y3`, `[pixels, stride]`.
     pub g3: &'a [f32],
     pub stride: usize,
-    /// `[out, SLICE]` each.
+    /// One `[out, SLICE]` per slice.
     pub project: &'a [Packed],
-    /// Gate and pooled gradient divided by the pixels, `[images, middle]`.
+    /// The gate, and the pooled gradient divided by the number of pixels; `[images, middle]`.
     pub gates: Option<(&'a [f32], &'a [f32])>,
 }
 
-/// One slice of one group of images of it.
+/// [`MiddleGradient`] for one slice of one group of images.
 struct MiddleGradientSlice<'a> {
     y2: &'a [Lanes],
     g2: Option<&'a [Lanes]>,
@@ -61,7 +61,7 @@ struct MiddleGradientSlice<'a> {
     scale: Lanes,
     shift: Lanes,
     back: [Lanes; 3],
-    /// Of the group's images.
+    /// Gate and pooled gradient of the group's images.
     gates: Option<(&'a [f32], &'a [f32])>,
     channels: Range<usize>,
 }
@@ -92,7 +92,8 @@ impl MiddleGradient<'_> {
 }
 
 impl MiddleGradientSlice<'_> {
-    /// Makes the rows `rows` of `width` pixels in the frames of the group's images, all rows if there are several; `tile` has room for them.
+    /// Computes the rows `rows` of `width` pixels into the frames of the group's images; all rows if there are several
+    /// images. `tile` has room for them.
     ///
     /// # Safety
     /// The CPU has `S`.
@@ -117,7 +118,9 @@ impl MiddleGradientSlice<'_> {
         let y2 = &self.y2[first..first + count];
         let per_image = rows.len() * width;
         for lane in (0..self.channels.len()).step_by(S::LANES) {
-            // SAFETY: `lane` is a multiple of the vector's length below the slice's width, and vectors divide a slice; the CPU has `S` by this function's contract.
+            // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below the slice's width,
+            // so the vector at `lane` lies inside each array of `SLICE` values; the CPU has `S` by this function's
+            // contract.
             unsafe {
                 let (scale, shift) = (vector::<S>(&self.scale, lane), vector::<S>(&self.shift, lane));
                 let [by_gradient, by_value, constant] = &self.back;
@@ -141,25 +144,25 @@ impl MiddleGradientSlice<'_> {
         }
     }
 
-    /// Prefetches a part of what is read of it for the pixels from `pixel` on.
+    /// Prefetches a part of the next chunk's operands, the pixels from `pixel` on.
     #[inline(always)]
-    fn bring<S: Simd>(&self, pixel: usize, part: usize) {
-        NextChunk::behind(&self.y2[..pixel]).bring::<S>(part);
+    fn prefetch<S: Simd>(&self, pixel: usize, part: usize) {
+        Prefetch::after(&self.y2[..pixel]).issue::<S>(part);
         if let Some(g2) = self.g2 {
-            NextChunk::behind(&g2[..pixel]).bring::<S>(part);
+            Prefetch::after(&g2[..pixel]).issue::<S>(part);
         }
     }
 
-    /// Prefetches a share of the next group's gradient at the raw `y3`, of the rows `rows` of `width` pixels.
+    /// Prefetches a share of the next group's gradient at the raw `y3`, for the rows `rows` of `width` pixels.
     #[inline(always)]
-    fn bring_next<S: Simd>(&self, width: usize, rows: Range<usize>, slice: usize, slices: usize) {
+    fn prefetch_next<S: Simd>(&self, width: usize, rows: Range<usize>, slice: usize, slices: usize) {
         if self.g2.is_none() {
             let part = rows.start * width * self.stride..rows.end * width * self.stride;
-            bring_next::<S>(self.g3, part, slice, slices);
+            prefetch_next::<S>(self.g3, part, slice, slices);
         }
     }
 
-    /// Gate and pooled gradient of the image whose channels begin at `first`; without squeeze-excite what changes nothing.
+    /// Gate and pooled gradient of the image whose channels start at `first`; 1 and 0 without squeeze-excite.
     #[inline(always)]
     fn gates_of(&self, first: usize) -> [Lanes; 2] {
         self.gates.map_or([[1.0; SLICE], [0.0; SLICE]], |(gate, pooled)| {
@@ -168,8 +171,8 @@ impl MiddleGradientSlice<'_> {
     }
 }
 
-/// The backward pass over whole groups of images, a slice of channels at a time. `A1` is the activation before the depthwise convolution, `A2` that
-/// after it.
+/// Backward pass over whole groups of images, a slice of channels at a time. `A1` is the activation before the
+/// depthwise convolution, `A2` the one after it.
 pub(super) struct DepthwiseBackward<'a, A1, A2> {
     pub shape: &'a BlockShape,
     pub layout: Middle,
@@ -177,14 +180,15 @@ pub(super) struct DepthwiseBackward<'a, A1, A2> {
     pub expand: Option<&'a Expand<'a>>,
     pub middle_gradient: MiddleGradient<'a>,
     pub flipped: &'a [f32],
-    /// Of these groups.
+    /// Input gradient of the images of `groups`.
     pub dx: &'a mut [f32],
     pub groups: Range<usize>,
     pub activations: PhantomData<(A1, A2)>,
 }
 
 impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
-    /// Sums for the first batch norm, the packed weight gradient, and the products of expand's weight gradient `[slices, in, SLICE]`.
+    /// Sums for the first batch norm, the packed depthwise weight gradient, and the products of expand's weight
+    /// gradient `[slices, in, SLICE]`.
     type Output = (Sums, Aligned, Aligned);
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> Self::Output {
@@ -219,7 +223,7 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                 let kept = self.expand.and_then(|expand| expand.y1).map(|y1| &y1[layout.group(group, slice)]);
                 let flipped = &self.flipped[slice * taps..][..taps];
                 let (mut made, mut known) = (0, 0);
-                // Some rows of one image, or all of several.
+                // Some rows of one image, or all rows of several.
                 for start in (0..conv.out_height()).step_by(out_rows) {
                     let rows = start..conv.out_height().min(start + out_rows);
                     let needed = conv.rows_read(rows.end);
@@ -247,9 +251,9 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                     made = needed;
                     let next = |part: usize| {
                         let pixel = images.len() * rows.end * out_columns;
-                        middle_gradient.bring::<S>(pixel, part);
+                        middle_gradient.prefetch::<S>(pixel, part);
                         if let Some(y1) = kept {
-                            NextChunk::behind(&y1[..images.len() * needed * columns * SLICE]).bring::<S>(part);
+                            Prefetch::after(&y1[..images.len() * needed * columns * SLICE]).issue::<S>(part);
                         }
                     };
                     next(0);
@@ -258,13 +262,13 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                         middle_gradient.make::<S, A2>(rows.clone(), out_columns, conv.channels, &mut tile, output)
                     };
                     next(1);
-                    bring_next::<S>(x, of_x.clone(), slice, conv.slices());
+                    prefetch_next::<S>(x, of_x.clone(), slice, conv.slices());
                     let gradient = &mut weight_gradient[slice * taps..][..taps];
                     for (input, output) in input.iter().zip(output.iter()) {
                         accumulate_weight_gradient(input, output, conv, rows.clone(), width, gradient);
                     }
                     next(2);
-                    middle_gradient.bring_next::<S>(images.len() * out_columns, rows.clone(), slice, conv.slices());
+                    middle_gradient.prefetch_next::<S>(images.len() * out_columns, rows.clone(), slice, conv.slices());
                     let now_known = conv.rows_known(rows.end);
                     for row in (known..now_known).step_by(in_rows) {
                         let rows = row..now_known.min(row + in_rows);
@@ -285,7 +289,9 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                         let y1 = &y1.as_chunks::<SLICE>().0[pixels.clone()];
                         let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
                         for lane in (0..width).step_by(S::LANES) {
-                            // SAFETY: `lane` is a multiple of the vector's length below the slice's width, and vectors divide a slice; the CPU has `S` by this function's contract.
+                            // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below
+                            // the slice's width, so the vector at `lane` lies inside each array of `SLICE` values; the
+                            // CPU has `S` by this function's contract.
                             unsafe {
                                 let scale = vector::<S>(&expand.scale, lane);
                                 let shift = vector::<S>(&expand.shift, lane);
@@ -316,7 +322,7 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                     }
                     known = now_known;
                     next(3);
-                    bring_next::<S>(dx, of_x, slice, conv.slices());
+                    prefetch_next::<S>(dx, of_x, slice, conv.slices());
                 }
             }
         }
@@ -324,10 +330,11 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
     }
 }
 
-/// Takes the gradient of a pixel, in the channels from `lane` on, back through the activation of batch norm's `[scale, shift]` of `y1`, and sums it.
+/// Multiplies a pixel's gradient, in the channels from `lane` on, by the slope of the activation after batch norm
+/// (`[scale, shift]`) of `y1`, and adds it to the running sums.
 ///
 /// # Safety
-/// The CPU has `S`, and `lane` is a multiple of its vector's length below [`SLICE`].
+/// The CPU has `S`, and `lane` is a multiple of its vector length, below [`SLICE`].
 #[inline(always)]
 unsafe fn times_slope<S: Simd, A: Act>(
     lane: usize,
@@ -337,7 +344,8 @@ unsafe fn times_slope<S: Simd, A: Act>(
     running: &mut RunningSums<S>,
     turn: usize,
 ) {
-    // SAFETY: by the contract, a vector from `lane` on lies inside a slice of channels; the rest is arithmetic on vectors in registers.
+    // SAFETY: the vector length divides `SLICE`, so by the contract the vector at `lane` lies inside `g` and `y1`; the
+    // CPU has `S` by the contract.
     unsafe {
         let y1 = vector::<S>(y1, lane);
         let by_slope = A::times_slopes::<S>(S::mul_add(y1, scale, shift), vector::<S>(g, lane));

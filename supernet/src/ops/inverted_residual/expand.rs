@@ -1,7 +1,9 @@
-//! The expand convolution, whose output is never stored: it is made again, a slice of channels of a few rows at a time, wherever it is read.
+//! The expand convolution. Its output is recomputed, a slice of channels of a few rows at a time, wherever it is read,
+//! and never stored as a whole.
 //!
-//! Only its statistics need all of it, and they follow from the input's: for `y = W x` the sum over pixels is `W sum(x)` and the sum of squares
-//! `w sum(x x') w'` by channel. In the same way the part of batch norm's gradient that depends on `y` is a small matrix applied to `x`.
+//! Only the statistics need the whole output, and they follow from the input's: for `y = W x` the sum over pixels is `W
+//! sum(x)`, and the sum of squares `w sum(x x') w'` per channel with weights `w`. Likewise the part of batch norm's
+//! gradient that depends on `y` is a small matrix applied to `x`.
 
 use crate::ops::activation::Act;
 use crate::ops::batch_norm::{Backward, Sums};
@@ -13,19 +15,21 @@ use crate::ops::rows::total;
 use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch};
 use std::ops::Range;
 
-/// Rows whose products are summed in f32 before they are added in f64.
+/// Rows whose products are summed in f32 before they are added to an f64 total.
 const BLOCK: usize = 4 * ROW_BLOCK;
 
-/// Sums over pixels of the input `[pixels, channels]` and of its products, in f64: what follows are small differences of large numbers.
+/// Sums over pixels of the input `[pixels, channels]` and of its products, in f64: statistics are small differences of
+/// these large numbers.
 pub(super) struct Moments {
     pixels: usize,
     /// `[channels]`
     sum: Vec<f64>,
-    /// `[channels, stride]`, where the stride is the channels filled up to whole groups of [`COLUMNS`] with zeros.
+    /// `[channels, stride]`, where `stride` is the number of channels rounded up to a multiple of [`COLUMNS`]; the
+    /// padding is zero.
     products: Vec<f64>,
 }
 
-/// Columns of the products come in groups of so many.
+/// Columns per group of the products.
 const COLUMNS: usize = 16;
 
 impl Moments {
@@ -62,7 +66,7 @@ impl Moments {
         self.sum.iter().map(|sum| sum / self.pixels as f64).collect()
     }
 
-    /// Sums of the products of the deviations from the means.
+    /// Sums of the products of deviations from the means.
     fn deviations(&self) -> Vec<f32> {
         let means = self.means();
         let products = self.products.chunks_exact(means.len().next_multiple_of(COLUMNS)).zip(&self.sum);
@@ -83,16 +87,17 @@ impl Kernel for SumMoments<'_> {
         let stride = n.next_multiple_of(S::LANES);
         let wide = n.next_multiple_of(COLUMNS);
         let (mut sum, mut products) = (vec![0.0f64; n], vec![0.0f64; n * wide]);
-        // Rows of whole vectors: as they are, or copied.
+        // Rows of whole vectors: the input itself, or a padded copy.
         let mut tile = Aligned::zeros(if stride > n { BLOCK * stride } else { 0 });
         let mut block = Aligned::zeros(n * stride);
         let mut block_sum = Aligned::zeros(stride);
         for x in self.x.chunks(BLOCK * n) {
             let rows = x.len() / n;
             for c in (0..n).step_by(S::LANES) {
-                // SAFETY: `x` is `rows` rows of `n` values: from the channel `c` of one on, `n - c` are left in it, and no more are loaded. The tile, where it
-                // is used, has `BLOCK` rows of `stride` values and the sums have `stride`, which is `n` in whole vectors, so that a whole one from `c` on lies
-                // inside. The CPU has `S` by this function's contract.
+                // SAFETY: `x` is `rows` rows of `n` values, so from channel `c` of a row on `n - c` values remain in
+                // it, and no more are loaded. The tile, where it is used, has `BLOCK >= rows` rows of `stride` values,
+                // and `block_sum` has `stride`, which is `n` rounded up to whole vectors, so the whole vector at `c`
+                // lies inside. The CPU has `S` by this function's contract.
                 unsafe {
                     let mut sum = S::splat(0.0);
                     for row in 0..rows {
@@ -123,30 +128,30 @@ impl Kernel for SumMoments<'_> {
 
 struct QuadraticForms<'a> {
     moments: &'a Moments,
-    /// Some rows of it.
+    /// Some rows of the weight.
     weight: &'a [f32],
 }
 
-/// Rows of the weight that are worked on at a time.
+/// Rows of the weight that are processed together.
 const FORMS: usize = 4;
 
 impl Kernel for QuadraticForms<'_> {
     type Output = Sums;
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> Sums {
-        // Sums stay in registers.
+        // The block of columns is chosen so that its sums stay in registers.
         if S::LANES == COLUMNS { self.by_columns::<COLUMNS>() } else { self.by_columns::<{ COLUMNS / 2 }>() }
     }
 }
 
 impl QuadraticForms<'_> {
-    /// `WIDE` columns at a time.
+    /// Sums over blocks of `WIDE` columns.
     #[inline(always)]
     fn by_columns<const WIDE: usize>(self) -> Sums {
         let n = self.moments.sum.len();
         let stride = n.next_multiple_of(COLUMNS);
         let mut sums = Sums::new(self.weight.len() / n);
-        // Some rows side by side.
+        // `FORMS` rows of the weight, transposed.
         let mut rows = vec![[0.0f64; FORMS]; stride];
         let outputs = sums.sum.chunks_mut(FORMS).zip(sums.square.chunks_mut(FORMS));
         for (weight, (sum, square)) in self.weight.chunks(FORMS * n).zip(outputs) {
@@ -163,7 +168,7 @@ impl QuadraticForms<'_> {
                 }
             }
             for first in (0..n).step_by(WIDE) {
-                // The matrix is symmetric: twice what lies above, and the block on the diagonal.
+                // The matrix is symmetric: each block above the diagonal counts twice.
                 let mut totals = [[0.0; WIDE]; FORMS];
                 self.add_products(&rows, first, 0..first, &mut totals);
                 totals.iter_mut().flatten().for_each(|v| *v *= 2.0);
@@ -180,7 +185,7 @@ impl QuadraticForms<'_> {
         sums
     }
 
-    /// Adds the rows `range` of the matrix, each times its weights, in the `WIDE` columns from `first` on.
+    /// Adds the rows `range` of the matrix, each multiplied by its weights, in the `WIDE` columns from `first` on.
     #[inline(always)]
     fn add_products<const WIDE: usize>(
         &self,
@@ -206,26 +211,27 @@ impl QuadraticForms<'_> {
     }
 }
 
-/// One slice of the expand convolution with batch norm and activation after it.
+/// One slice of the expand convolution, with the batch norm and activation after it.
 pub(super) struct Slice<'a> {
     /// `[in, SLICE]`
     pub weight: &'a Packed,
     pub scale: Lanes,
     pub shift: Lanes,
-    /// Channels in it.
+    /// Number of channels in the slice.
     pub width: usize,
 }
 
 impl Slice<'_> {
-    /// The convolution's rows `rows` of the images `x` `[images, height, width, in]`, all rows if there are several images: `raw`
-    /// `[images, rows, width, SLICE]`.
+    /// Computes the rows `rows` of the images `x` `[images, height, width, in]` into `raw` `[images, rows, width,
+    /// SLICE]`; `rows` must be all rows if there are several images.
     #[inline(always)]
     pub(super) fn convolve(&self, x: &[f32], width: usize, rows: Range<usize>, images: usize, raw: &mut [f32]) {
         let inputs = self.weight.rows();
         multiply(&x[rows.start * width * inputs..], inputs, images * rows.len() * width, self.weight, raw, SLICE);
     }
 
-    /// Batch norm and activation of them, in the images' frames.
+    /// Applies batch norm and activation to `raw`, the rows `rows` of each image, and writes them to the images'
+    /// frames.
     ///
     /// # Safety
     /// The CPU has `S`.
@@ -238,7 +244,9 @@ impl Slice<'_> {
         frames: &mut [Frame],
     ) {
         for lane in (0..self.width).step_by(S::LANES) {
-            // SAFETY: `lane` is a multiple of the vector's length below the slice's width, and vectors divide a slice; the CPU has `S` by this function's contract.
+            // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below the slice's width,
+            // so the vector at `lane` lies inside each array of `SLICE` values; the CPU has `S` by this function's
+            // contract.
             unsafe {
                 let (scale, shift) = (vector::<S>(&self.scale, lane), vector::<S>(&self.shift, lane));
                 let images = raw.as_chunks::<SLICE>().0.chunks_exact((rows.len() * width).max(1));
@@ -255,19 +263,21 @@ impl Slice<'_> {
     }
 }
 
-/// What batch norm's gradient adds at the input of the convolution: for the raw output `y = W x` it is `by_gradient * g + by_value * y + constant`,
-/// and all but the first term depends on `x` alone.
+/// Contribution of batch norm's gradient at the convolution's input.
+///
+/// At the raw output `y = W x` the gradient is `by_gradient * g + by_value * y + constant`, where all terms but the
+/// first depend only on `x`.
 pub(super) struct NormGradient {
-    /// Applied to the input's pixels, `[in, in]`.
+    /// Matrix `[in, in]`, applied to the input's pixels.
     matrix: Packed,
-    /// Added to each pixel, `[in]`.
+    /// Vector `[in]`, added to each pixel.
     constant: Vec<f32>,
-    /// Added to the weight's gradient, `[out, in]`.
+    /// Matrix `[out, in]`, added to the weight's gradient.
     pub weight: Vec<f32>,
 }
 
 impl NormGradient {
-    /// For the convolution's `weight` `[out, in]`.
+    /// The contribution for the convolution's `weight` `[out, in]`.
     pub(super) fn new(moments: &Moments, weight: &[f32], back: &Backward) -> Self {
         let (n, m) = (moments.sum.len(), back.constant.len());
         let means = moments.means();
@@ -320,7 +330,8 @@ impl NormGradient {
         }
     }
 
-    /// Adds to the input's gradient `dx`, both `[pixels, in]`, and with it the gradient that comes past the block, if it is a residual one.
+    /// Adds the contribution, and the gradient of the shortcut if the block has one, to the input gradient `dx`
+    /// `[pixels, in]`.
     pub(super) fn add_to(&self, x: &[f32], residual: Option<&[f32]>, dx: &mut [f32]) {
         let n = self.constant.len();
         parallel::map_parts(dx, n, x.len() / n, ROW_BLOCK, |rows, dx| {
@@ -350,8 +361,9 @@ impl Kernel for AddNormGradient<'_> {
             let start = block * ROW_BLOCK * n;
             multiply_add(&self.x[start..], n, dx.len() / n, &self.norm.matrix, dx, n);
             for c in (0..n).step_by(S::LANES) {
-                // SAFETY: `dx` and `residual` are whole rows of `n` values, as long as each other (checked above): from the channel `c` of a row on, `n - c` are
-                // left in it, and no more are loaded or stored. `constant` holds `n`. The CPU has `S` by this function's contract.
+                // SAFETY: `dx`, `x` and `residual` have equal lengths and consist of whole rows of `n` values (asserted
+                // above), so from channel `c` of a row on `n - c` values remain in it, and no more are loaded or
+                // stored. `constant` holds `n`. The CPU has `S` by this function's contract.
                 unsafe {
                     let constant = S::load_up_to(constant[c..].as_ptr(), n - c);
                     for place in (c..dx.len()).step_by(n) {

@@ -1,4 +1,4 @@
-//! The block's forward pass.
+//! Forward pass of the inverted residual block.
 
 use super::expand::{self, Moments};
 use super::middle::Middle;
@@ -7,7 +7,7 @@ use crate::ops::activation::{Act, Identity, with_activation};
 use crate::ops::batch_norm::{Affine, RunningSums, Sums, TURNS, lanes};
 use crate::ops::buffers::{Aligned, Buffer, uninit_vec};
 use crate::ops::depthwise::{
-    self, Frame, Lanes, NextChunk, SLICE, Strip, bring_next, chunk_rows, convolve_rows, set_vector, vector,
+    self, Frame, Lanes, Prefetch, SLICE, Strip, chunk_rows, convolve_rows, prefetch_next, set_vector, vector,
 };
 use crate::ops::matmul::{Packed, ROW_BLOCK};
 use crate::ops::parallel::{self, Shared};
@@ -17,11 +17,11 @@ use crate::ranks::Ranks;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Middle values that pass through a block together when images do not depend on one another: as many as stay in the second-level cache.
+/// Middle values per part when images are independent: as many as stay in L2.
 const PART: usize = 1 << 16;
 
-/// Output `[batch, height, width, out]`, what the backward pass needs if `keep`, and the statistics used: the batch's (of all
-/// `ranks` together, if there are) unless `given`.
+/// Output `[batch, height, width, out]`, the saved values for the backward pass if `keep`, and the statistics used:
+/// `given`, or those of the batch (over all `ranks`, if passed).
 pub(super) fn forward(
     shape: &BlockShape,
     x: &[f32],
@@ -31,8 +31,8 @@ pub(super) fn forward(
     keep: bool,
 ) -> (Vec<f32>, Option<Saved>, BlockStatistics) {
     let weights = Weights::new(shape, packed);
-    // SAFETY: `normalise`, the last step of each `pass`, writes all values of the images of the pass, without reading what is there; the passes below go
-    // through all images.
+    // SAFETY: each `pass` ends with `normalise`, which writes all output values of the pass's images and reads none of
+    // them; the passes below cover all images.
     let mut output = unsafe { uninit_vec(shape.out_pixels() * shape.out_channels) };
     with_activation!(shape.activation, A => match given {
         Some(given) if !keep && shape.batch >= 2 * parallel::threads() => {
@@ -47,9 +47,9 @@ pub(super) fn forward(
     })
 }
 
-/// The convolutions' weights as the kernels read them.
+/// Weights of the convolutions, packed for the kernels.
 struct Weights {
-    /// By slice of middle channels, empty without expand.
+    /// One per slice of middle channels; empty without expand.
     expand: Vec<Packed>,
     depthwise: Aligned,
     project: Packed,
@@ -69,8 +69,8 @@ impl Weights {
     }
 }
 
-/// A few images at a time through the whole block, each thread with its own: with given statistics they do not depend on one another, and what
-/// lies between the convolutions never leaves the cache.
+/// Passes a few images at a time through the whole block, on each thread separately. With given statistics images are
+/// independent, and values between the convolutions never leave the cache.
 fn in_parts<A: Act>(
     shape: &BlockShape,
     x: &[f32],
@@ -86,15 +86,16 @@ fn in_parts<A: Act>(
     parallel::each(shape.batch.div_ceil(images), |part| {
         let first = part * images;
         let shape = BlockShape { batch: images.min(shape.batch - first), ..shape.clone() };
-        // SAFETY: the range is that of the images from `first` on, which this part alone has; `output` is borrowed in this function until all are done.
+        // SAFETY: the range covers the images from `first` on, and `each` passes every `part` to one call, so no other
+        // reference covers it; `output` stays borrowed until all calls are done.
         let output = unsafe { output.slice(first * out..(first + shape.batch) * out) };
         let x = &x[first * input..][..shape.batch * input];
         parallel::with_threads(1, || pass::<A>(&shape, x, packed, weights, Some(given), None, false, output));
     });
 }
 
-/// One pass over all images.
-#[allow(clippy::too_many_arguments)] // what the block reads, whose statistics it uses, and what it writes
+/// Passes all images through the block, phase by phase.
+#[allow(clippy::too_many_arguments)] // inputs, source of the statistics, and outputs of the block
 fn pass<A: Act>(
     shape: &BlockShape,
     x: &[f32],
@@ -149,8 +150,8 @@ fn pass<A: Act>(
     Saved { moments, y1, y2, y3, statistics, squeeze_excite }
 }
 
-/// `y2 = depthwise(activated input)` and its sums if `with_sums`, and the raw output of the expand convolution if it is kept; without `affine` the
-/// input is taken as it is.
+/// Computes `y2 = depthwise(activation(affine(expand(x))))`, or `depthwise(x)` without `affine`, and keeps the raw
+/// output of expand in `y1` if there is one. Returns the sums of `y2` if `with_sums`.
 fn depthwise_forward<A: Act>(
     shape: &BlockShape,
     x: &[f32],
@@ -184,12 +185,12 @@ struct DepthwiseForward<'a, A> {
     layout: Middle,
     x: &'a [f32],
     weights: &'a Weights,
-    /// Of the expand convolution, if there is one.
+    /// Batch norm of the expand convolution, if there is one.
     affine: Option<&'a Affine>,
     y1: Option<Shared>,
     y2: Shared,
     with_sums: bool,
-    /// (group, slice) pairs, slices of a group side by side, which no other kernel has that runs at the same time.
+    /// Pairs (group, slice), the slices of a group in sequence; no concurrent kernel has any of them.
     tasks: Range<usize>,
     activation: PhantomData<A>,
 }
@@ -220,8 +221,9 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
                 shift: lanes(&affine.shift, first, width),
                 width,
             });
-            // SAFETY: the ranges are this slice of this group, disjoint from those of other pairs, and only this task uses them; `y1` and `y2` are borrowed in
-            // `depthwise_forward` until all tasks are done.
+            // SAFETY: the ranges are those of this slice of this group, disjoint from those of any other pair, and no
+            // other task has this pair, so no other reference covers them; `depthwise_forward` keeps `y1` and `y2`
+            // borrowed until all tasks are done.
             let (y1, y2) = unsafe {
                 let y1 = self.y1.as_ref().map(|y1| y1.slice(layout.group(group, slice)));
                 (y1.unwrap_or_default(), self.y2.slice(out_layout.group(group, slice)))
@@ -229,14 +231,14 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
             let strip = Strip::new(conv, slice, (conv.height, conv.width));
             let weights = &self.weights.depthwise[slice * taps..][..taps];
             let mut made = 0;
-            // Some rows of one image, or all of several.
+            // Some rows of one image, or all rows of several.
             for start in (0..height).step_by(at_a_time) {
                 let rows = start..height.min(start + at_a_time);
                 let needed = conv.rows_read(rows.end);
                 let of_image = rows.len() * columns * SLICE;
                 let y2 = &mut y2[start * columns * SLICE..][..images.len() * of_image];
-                let next = NextChunk::behind(y2);
-                next.bring::<S>(0);
+                let next = Prefetch::after(y2);
+                next.issue::<S>(0);
                 match &expand {
                     None => {
                         for (frame, x) in frames.iter_mut().zip(x.chunks_exact(image_len)) {
@@ -256,18 +258,20 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
                 }
                 let of_x = images.len() * made * conv.width * inputs..images.len() * needed * conv.width * inputs;
                 made = needed;
-                next.bring::<S>(1);
-                bring_next::<S>(x, of_x, slice, layout.slices);
+                next.issue::<S>(1);
+                prefetch_next::<S>(x, of_x, slice, layout.slices);
                 for (frame, y2) in frames.iter().zip(y2.chunks_exact_mut(of_image)) {
                     convolve_rows(frame, conv, weights, rows.clone(), width, y2);
                 }
-                (2..NextChunk::PARTS).for_each(|part| next.bring::<S>(part));
+                (2..Prefetch::PARTS).for_each(|part| next.issue::<S>(part));
                 if !self.with_sums {
                     continue;
                 }
                 let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
                 for lane in (0..width).step_by(S::LANES) {
-                    // SAFETY: `lane` is a multiple of the vector's length below the slice's width, and vectors divide a slice; the CPU has `S` by this function's contract.
+                    // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below the
+                    // slice's width, so the vector at `lane` lies inside each array of `SLICE` values; the CPU has `S`
+                    // by this function's contract.
                     unsafe {
                         let mut running = RunningSums::<S>::new();
                         let (turns, rest) = y2.as_chunks::<SLICE>().0.as_chunks::<TURNS>();
@@ -291,7 +295,7 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
     }
 }
 
-/// Rows of `activation(affine(y2)) * gate`, for the projection.
+/// The row source `activation(affine(y2)) * gate`, for the projection.
 struct Activated<'a, A> {
     y2: &'a [f32],
     layout: Middle,
@@ -309,7 +313,8 @@ impl<A: Act> RowSource for Activated<'_, A> {
             let pixels = self.layout.pixels;
             let (image, pixel) = ((first + done) / pixels, (first + done) % pixels);
             let run = (pixels - pixel).min(rows - done);
-            // What the next block begins with here is brought meanwhile: slices are streams far apart, which the processor does not foresee.
+            // Prefetches the start of the next block: slices are streams far apart, which the hardware prefetcher does
+            // not predict.
             let next = first + done + rows;
             let next = self.layout.has(next / pixels).then_some((next / pixels, next % pixels));
             for slice in 0..columns.div_ceil(SLICE) {
@@ -324,8 +329,10 @@ impl<A: Act> RowSource for Activated<'_, A> {
                 let tile = &mut tile[done * columns + start..(done + run) * columns];
                 for lane in (0..width).step_by(S::LANES) {
                     let kept = S::LANES.min(width - lane);
-                    // SAFETY: `lane` is a multiple of the vector's length below the slice's width, and vectors divide a slice. Of a row of the tile `kept`
-                    // values exist from `lane` on (the slice is taken with a check), and no more are stored. The CPU has `S` by this function's contract.
+                    // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below the
+                    // slice's width, so the vector at `lane` lies inside each array of `SLICE` values. Each row of the
+                    // tile has `kept` values from `lane` on (the slicing checks it), and no more are stored. The CPU
+                    // has `S` by this function's contract.
                     unsafe {
                         let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));
                         let gate = vector::<S>(&gate, lane);
@@ -348,7 +355,7 @@ impl<A: Act> RowSource for Activated<'_, A> {
     }
 }
 
-/// Mean over each image's pixels of `activation(affine(y2))`: `[images, channels]`.
+/// Mean of `activation(affine(y2))` over each image's pixels: `[images, channels]`.
 fn pool<A: Act>(y2: &[f32], affine: &Affine, layout: Middle, images: usize) -> Vec<f32> {
     let channels = affine.scale.len();
     let mut pooled = vec![0.0; images * channels];
@@ -363,7 +370,7 @@ struct Pool<'a, A> {
     affine: &'a Affine,
     layout: Middle,
     images: Range<usize>,
-    /// Of those images.
+    /// Means of `images`.
     pooled: &'a mut [f32],
     activation: PhantomData<A>,
 }
@@ -379,7 +386,9 @@ impl<A: Act> Kernel for Pool<'_, A> {
                 let shift = lanes(&self.affine.shift, slice * SLICE, pooled.len());
                 let mut total = [0.0; SLICE];
                 for lane in (0..pooled.len()).step_by(S::LANES) {
-                    // SAFETY: `lane` is a multiple of the vector's length below the slice's width, and vectors divide a slice; the CPU has `S` by this function's contract.
+                    // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below the
+                    // slice's width, so the vector at `lane` lies inside each array of `SLICE` values; the CPU has `S`
+                    // by this function's contract.
                     unsafe {
                         let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));
                         let mut all = S::splat(0.0);

@@ -1,11 +1,12 @@
-//! The inverted residual block as one op: expand, depthwise, squeeze-excite, project and residual with their batch norms, with
-//! its own gradient.
+//! The inverted residual block as one op with a gradient: expand, depthwise, squeeze-excite, project and residual, with
+//! their batch norms.
 //!
-//! Passes over the middle channels in memory are what such a block costs, so that there are as few as can be: only the raw output of the depthwise
-//! convolution (`y2`) and the small one of the projection (`y3`) are stored. Batch norm and activation are applied where values are read, and what
-//! lies on the other side of a pointwise convolution is made again from the few channels there, a slice of middle channels and some rows of one image at
-//! a time, in the first-level cache: the expand convolution's output `y1` in both passes, the gradient at `y2` in the backward pass. The gradient at
-//! `y1` goes on to the input before it leaves the cache. Phases, each parallel over pixels or over (image, slice of channels):
+//! The cost of such a block is the number of passes over middle channels in memory, so there are as few as possible:
+//! only the raw output of the depthwise convolution (`y2`) and the small one of the projection (`y3`) are stored. Batch
+//! norm and activation are applied where values are read. Values on the far side of a pointwise convolution are
+//! recomputed from its few channels, in L1, a slice of middle channels and some rows of one image at a time: the expand
+//! convolution's output `y1` in both passes, the gradient at `y2` in the backward pass. The gradient at `y1` reaches
+//! the input before it leaves the cache. Phases, each parallel over pixels or over (image, slice of channels):
 //!
 //! | forward | writes |
 //! | --- | --- |
@@ -19,12 +20,14 @@
 //! | --- | --- |
 //! | sums | for the last batch norm |
 //! | project | gradient at `y3`, the projection's weight gradient, sums for the second batch norm and squeeze-excite |
-//! | squeeze-excite | its parameters' gradients, and what the gate does to the above |
-//! | depthwise and expand | the depthwise weight gradient; input gradient and expand's weight gradient but for what batch norm adds; its sums |
-//! | first batch norm | what it adds: a small matrix applied to the input |
+//! | squeeze-excite | gradients of its parameters, and the gate's part of the gradient at `y2` |
+//! | depthwise and expand | depthwise weight gradient; input gradient and expand's weight gradient without the terms of
+//! the first batch norm; its sums |
+//! | first batch norm | its terms: a small matrix applied to the input |
 //!
-//! That pays as long as the channels on the other side are few: beyond [`RECOMPUTED`] of them a product takes longer than memory, and `y1` or the
-//! gradient at the projection's input are stored as well. How they lie says `middle`.
+//! Recomputing pays while the channels on the far side are few: beyond [`RECOMPUTED`] of them a product takes longer
+//! than memory, and `y1` or the gradient at the projection's input are stored as well. Module `middle` describes their
+//! layout.
 
 mod backward;
 mod depthwise_backward;
@@ -43,14 +46,14 @@ use super::depthwise;
 use crate::space::{Activation, InvertedResidualSpec};
 use std::ops::Range;
 
-/// Channels up to which a pointwise convolution is computed again rather than its result stored: so many multiply-adds take about as long as the
-/// value's way to memory and back.
+/// Number of channels up to which a pointwise convolution is recomputed rather than stored: that many multiply-adds
+/// take about as long as writing the value to memory and reading it back.
 const RECOMPUTED: usize = 32;
 
-/// Extents and options of one call.
+/// Extents and options of one inverted residual block.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockShape {
-    /// Images.
+    /// Number of images.
     pub batch: usize,
     /// Height of the input map.
     pub height: usize,
@@ -123,7 +126,7 @@ impl BlockShape {
     }
 }
 
-/// Where each parameter lies in the packed vector, in this order, each in PyTorch's layout.
+/// Range of each parameter in the packed vector, in this order, each in PyTorch's layout.
 #[derive(Debug, Clone)]
 pub(crate) struct Parameters {
     pub expand: Range<usize>,
@@ -159,14 +162,14 @@ impl Parameters {
     }
 }
 
-/// Statistics of the block's batch norms: expand (empty without it), depthwise, project.
+/// Statistics of the block's batch norms: expand (empty without expand), depthwise, project.
 pub type BlockStatistics = [ChannelStatistics; 3];
 
-/// What the backward pass needs of the forward pass.
+/// Values of the forward pass that the backward pass reads.
 struct Saved {
-    /// With an expand convolution and batch statistics.
+    /// Present with an expand convolution and batch statistics.
     moments: Option<expand::Moments>,
-    /// If there is one and it is not made again.
+    /// Present with an expand convolution that is not recomputed.
     y1: Option<Buffer>,
     y2: Buffer,
     /// `[pixels, out]`
@@ -175,7 +178,7 @@ struct Saved {
     squeeze_excite: Option<squeeze_excite::Saved>,
 }
 
-/// Number of packed parameters.
+/// Number of packed parameters of a block.
 pub fn parameter_count(shape: &BlockShape) -> usize {
     Parameters::new(shape).len
 }

@@ -1,4 +1,4 @@
-//! The block as a differentiable candle op.
+//! The inverted residual block as a differentiable candle op.
 
 use super::{BlockShape, BlockStatistics, Parameters, Saved, backward, forward};
 use crate::ops::batch_norm::Normalise;
@@ -10,14 +10,16 @@ use std::sync::Mutex;
 
 /// Output `[batch, height, width, out]` of the block for `x` `[batch, height, width, in]`, and the statistics used.
 ///
-/// `packed` holds the active slices of all parameters one after the other: expand weight `[middle, in]`, its batch norm's
-/// weight and bias, depthwise weight `[middle, k, k]`, batch norm, squeeze-excite (reduce weight and bias, expand weight and
-/// bias), project weight `[out, middle]`, batch norm; absent layers take no place. Batch statistics are used unless `given`, those of all
-/// `ranks` together if there are.
-/// Both tensors must be f32 on the CPU. `keep` false frees the intermediate values at once (no gradient can follow).
+/// `packed` holds the active slices of all parameters one after the other: expand weight `[middle, in]`, its batch
+/// norm's weight and bias, depthwise weight `[middle, k, k]`, batch norm, squeeze-excite (reduce weight and bias,
+/// expand weight and bias), project weight `[out, middle]`, batch norm; absent layers take no space. Statistics are
+/// `given`, or those of the batch (over all `ranks`, if passed).
+///
+/// Both tensors must be f32 on the CPU. Without `keep` the intermediate values are freed at once, and no gradient can
+/// follow.
 ///
 /// # Errors
-/// Shapes or types that do not fit.
+/// Shapes or types do not fit.
 pub fn inverted_residual(
     x: Relay,
     packed: &Tensor,
@@ -68,16 +70,16 @@ pub fn inverted_residual(
     Ok((Relay::linked(output, Link { token, gradient: written }), statistics))
 }
 
-/// The op between the tokens, which has nothing left to compute but the gradient.
+/// The op between the tokens; only its backward pass computes anything.
 struct InvertedResidual {
     shape: BlockShape,
     normalise: Normalise,
     ranks: Option<Ranks>,
     saved: Mutex<Option<Saved>>,
     x: Tensor,
-    /// Where the gradient at `x` goes.
+    /// Receives the gradient at `x`.
     read: Slot,
-    /// Where that at the output comes from.
+    /// Holds the gradient at the output.
     written: Slot,
 }
 

@@ -1,10 +1,11 @@
-//! The projection's backward: its weight's gradient and all that the second batch norm and squeeze-excite need to know, in one pass over `y2`.
+//! Backward pass of the projection: the weight gradient, and all sums that the second batch norm and squeeze-excite
+//! need, in one pass over `y2`.
 
 use super::middle::Middle;
 use crate::ops::activation::Act;
 use crate::ops::batch_norm::{Affine, RunningSums, Sums, TURNS, lanes};
 use crate::ops::buffers::Aligned;
-use crate::ops::depthwise::{CHUNK, Lanes, NextChunk, SLICE, set_vector, vector};
+use crate::ops::depthwise::{CHUNK, Lanes, Prefetch, SLICE, set_vector, vector};
 use crate::ops::matmul::{Packed, accumulate_transposed, multiply};
 use crate::ops::parallel::Shared;
 use crate::ops::rows::RawGradient;
@@ -12,24 +13,26 @@ use crate::ops::simd::{Kernel, Simd};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Sums over an image's pixels by middle channel; `g` is the gradient at the projection's input and `slope` that of the activation.
+/// Sums over an image's pixels per middle channel; `g` is the gradient at the projection's input, `slope` the
+/// derivative of the activation.
 #[derive(Clone, Copy)]
 struct ImageSums {
-    /// Of `g * slope` and of `g * slope * y2`.
+    /// Sums of `g * slope` and of `g * slope * y2`.
     by_slope: [Lanes; 2],
-    /// With squeeze-excite: of `slope` and of `slope * y2`.
+    /// With squeeze-excite: sums of `slope` and of `slope * y2`.
     slope: [Lanes; 2],
-    /// With squeeze-excite: of `g * activated y2`, the gate's gradient.
+    /// With squeeze-excite: the sum of `g * activated y2`, which is the gate's gradient.
     value: Lanes,
 }
 
 impl ImageSums {
     const ZERO: ImageSums = ImageSums { by_slope: [[0.0; SLICE]; 2], slope: [[0.0; SLICE]; 2], value: [0.0; SLICE] };
 
-    /// Sets the pixels' sums of the channels from `lane` on, and writes the projection's input `z`. `affine` is batch norm's scale and shift.
+    /// Sets the sums over pixels of the channels from `lane` on, and writes the projection's input `z`; `affine` is
+    /// batch norm's scale and shift.
     ///
     /// # Safety
-    /// The CPU has `S`, and `lane` is a multiple of its vector's length below [`SLICE`].
+    /// The CPU has `S`, and `lane` is a multiple of its vector length, below [`SLICE`].
     #[inline(always)]
     unsafe fn set_ungated<S: Simd, A: Act>(
         &mut self,
@@ -39,7 +42,8 @@ impl ImageSums {
         g: &[Lanes],
         z: &mut [Lanes],
     ) {
-        // SAFETY: by the contract, a vector from `lane` on lies inside a slice of channels; the rest is arithmetic on vectors in registers.
+        // SAFETY: the vector length divides `SLICE`, so by the contract the vector at `lane` lies inside each array of
+        // `SLICE` values; the CPU has `S` by the contract.
         unsafe {
             let mut running = RunningSums::<S>::new();
             let (g, z) = (&g[..y2.len()], &mut z[..y2.len()]);
@@ -60,10 +64,11 @@ impl ImageSums {
         }
     }
 
-    /// Adds the same with squeeze-excite; `affine` ends with the gate.
+    /// Adds the sums over pixels of the channels from `lane` on, with squeeze-excite, and writes the projection's input
+    /// `z`; the third vector is the gate.
     ///
     /// # Safety
-    /// The CPU has `S`, and `lane` is a multiple of its vector's length below [`SLICE`].
+    /// The CPU has `S`, and `lane` is a multiple of its vector length, below [`SLICE`].
     #[inline(always)]
     unsafe fn add_gated<S: Simd, A: Act>(
         &mut self,
@@ -73,7 +78,8 @@ impl ImageSums {
         g: &[Lanes],
         z: &mut [Lanes],
     ) {
-        // SAFETY: by the contract, a vector from `lane` on lies inside a slice of channels; the rest is arithmetic on vectors in registers.
+        // SAFETY: the vector length divides `SLICE`, so by the contract the vector at `lane` lies inside each array of
+        // `SLICE` values; the CPU has `S` by the contract.
         unsafe {
             let [own, own_by_value] = &mut self.by_slope;
             let (mut sums, mut by_values) = (vector::<S>(own, lane), vector::<S>(own_by_value, lane));
@@ -112,10 +118,10 @@ impl ImageSums {
     }
 }
 
-/// One pixel of [`ImageSums::set_ungated`].
+/// Processes one pixel of [`ImageSums::set_ungated`].
 ///
 /// # Safety
-/// The CPU has `S`, and `lane` is a multiple of its vector's length below [`SLICE`].
+/// The CPU has `S`, and `lane` is a multiple of its vector length, below [`SLICE`].
 #[inline(always)]
 unsafe fn add_pixel<S: Simd, A: Act>(
     lane: usize,
@@ -126,7 +132,8 @@ unsafe fn add_pixel<S: Simd, A: Act>(
     running: &mut RunningSums<S>,
     turn: usize,
 ) {
-    // SAFETY: by the contract, a vector from `lane` on lies inside a slice of channels; the rest is arithmetic on vectors in registers.
+    // SAFETY: the vector length divides `SLICE`, so by the contract the vector at `lane` lies inside each array of
+    // `SLICE` values; the CPU has `S` by the contract.
     unsafe {
         let y2 = vector::<S>(y2, lane);
         let normalised = S::mul_add(y2, scale, shift);
@@ -135,7 +142,7 @@ unsafe fn add_pixel<S: Simd, A: Act>(
     }
 }
 
-/// Those of some images: `[images, slices]`.
+/// Sums of some images: `[images, slices]`.
 pub(super) struct MiddleSums {
     first_image: usize,
     slices: usize,
@@ -143,7 +150,7 @@ pub(super) struct MiddleSums {
 }
 
 impl MiddleSums {
-    /// `[images, middle]`
+    /// The gate's gradient `[images, middle]`.
     pub(super) fn gate_gradient(&self, middle: usize) -> Vec<f32> {
         let mut gradient = Vec::with_capacity(self.sums.len() / self.slices * middle);
         for image in self.sums.chunks_exact(self.slices) {
@@ -154,8 +161,9 @@ impl MiddleSums {
         gradient
     }
 
-    /// Sums over the images of the gradient at the depthwise convolution's normalised output, and of it times `y2`. With squeeze-excite that gradient
-    /// is `(g * gate + pooled) * slope`, with gate and pooled gradient (divided by the pixels) `[all images, middle]`.
+    /// Sums over the images of the gradient at the depthwise convolution's normalised output, and of its product with
+    /// `y2`. With squeeze-excite that gradient is `(g * gate + pooled) * slope`, where `gates` are the gate and the
+    /// pooled gradient (divided by the number of pixels), `[all images, middle]`.
     pub(super) fn total(&self, middle: usize, gates: Option<(&[f32], &[f32])>) -> Sums {
         let mut sums = Sums::new(middle);
         for (image, slices) in self.sums.chunks_exact(self.slices).enumerate() {
@@ -179,7 +187,7 @@ impl MiddleSums {
     }
 }
 
-/// The projection's backward over whole groups of images.
+/// Backward pass of the projection over whole groups of images.
 pub(super) struct ProjectBackward<'a, A> {
     pub raw: RawGradient<'a>,
     pub layout: Middle,
@@ -187,21 +195,21 @@ pub(super) struct ProjectBackward<'a, A> {
     pub affine2: &'a Affine,
     /// `[images, middle]`
     pub gate: Option<&'a [f32]>,
-    /// `[out, SLICE]` each.
+    /// One `[out, SLICE]` per slice.
     pub project: &'a [Packed],
-    /// Of the rows of `g3`.
+    /// Distance between the rows of `g3`.
     pub stride: usize,
-    /// Of these groups, written: the gradient at the raw `y3`.
+    /// Output: the gradient at the raw `y3` for the images of `groups`.
     pub g3: &'a mut [f32],
-    /// Written if it is kept: the gradient at the projection's input, as `y2` lies.
+    /// Output, if kept: the gradient at the projection's input, in the layout of `y2`.
     pub g2: Option<Shared>,
-    /// No other kernel that runs at the same time may have one of these.
+    /// Groups that no concurrent kernel has.
     pub groups: Range<usize>,
     pub activation: PhantomData<A>,
 }
 
 impl<A: Act> Kernel for ProjectBackward<'_, A> {
-    /// With the transposed weight gradient `[middle, stride]`.
+    /// The sums, and the transposed weight gradient `[middle, stride]`.
     type Output = (MiddleSums, Aligned);
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> Self::Output {
@@ -229,14 +237,15 @@ impl<A: Act> Kernel for ProjectBackward<'_, A> {
                     let of_chunk = place.start + chunk * CHUNK * SLICE;
                     let g = match &self.g2 {
                         None => &mut tile[..y2.len() * SLICE],
-                        // SAFETY: the range is this chunk of this slice of this group, and only this kernel has the group; `g2` is borrowed where this
-                        // kernel was made until it is done.
+                        // SAFETY: the range is this chunk of this slice of this group. No concurrent kernel has the
+                        // group, so no other reference covers it; the function that built this kernel keeps `g2`
+                        // borrowed until the kernel is done.
                         Some(g2) => unsafe { g2.slice(of_chunk..of_chunk + y2.len() * SLICE) },
                     };
-                    let next = NextChunk::behind(y2);
-                    next.bring::<S>(0);
+                    let next = Prefetch::after(y2);
+                    next.issue::<S>(0);
                     multiply(g3, stride, y2.len(), weight, g, SLICE);
-                    next.bring::<S>(1);
+                    next.issue::<S>(1);
                     let part = pixels.min(CHUNK);
                     let parts = y2.chunks(part).zip(g.as_chunks::<SLICE>().0.chunks(part));
                     let parts = parts.zip(z.as_chunks_mut::<SLICE>().0.chunks_mut(part)).zip(images.clone());
@@ -244,7 +253,9 @@ impl<A: Act> Kernel for ProjectBackward<'_, A> {
                         let mut block = ImageSums::ZERO;
                         let gate = self.gate.map(|gate| lanes(&gate[image * m..], first, width));
                         for lane in (0..width).step_by(S::LANES) {
-                            // SAFETY: `lane` is a multiple of the vector's length below the slice's width, and vectors divide a slice; the CPU has `S` by this function's contract.
+                            // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below
+                            // the slice's width, so the vector at `lane` lies inside each array of `SLICE` values; the
+                            // CPU has `S` by this function's contract.
                             unsafe {
                                 let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));
                                 match &gate {
@@ -258,9 +269,9 @@ impl<A: Act> Kernel for ProjectBackward<'_, A> {
                         }
                         sums[(image - first_image) * layout.slices + slice].add(&block);
                     }
-                    next.bring::<S>(2);
+                    next.issue::<S>(2);
                     accumulate_transposed(&z, SLICE, g3, stride, y2.len(), width, n, weight_gradient, stride);
-                    next.bring::<S>(3);
+                    next.issue::<S>(3);
                 }
             }
         }

@@ -5,12 +5,12 @@ use crate::ops::activation::{hard_sigmoid, hard_sigmoid_slope};
 use crate::ops::matmul::{Packed, accumulate_transposed_together, multiply_together};
 use crate::ops::simd::InstructionSet;
 
-/// Values kept for the gradient; `[batch, middle]` but `hidden`.
+/// Values kept for the gradient, all `[batch, middle]` except `hidden`.
 pub(super) struct Saved {
     pooled: Vec<f32>,
-    /// After ReLU, `[batch, stride]` with a stride of whole vectors.
+    /// Hidden values after ReLU, `[batch, stride]`, where `stride` is a whole number of vectors.
     hidden: Vec<f32>,
-    /// Before the hard sigmoid.
+    /// Values before the hard sigmoid.
     raw: Vec<f32>,
     pub gate: Vec<f32>,
 }
@@ -19,7 +19,7 @@ fn hidden_stride(reduced: usize) -> usize {
     reduced.next_multiple_of(InstructionSet::active().lanes())
 }
 
-/// The gate from the pooled activations `[batch, middle]`.
+/// Computes the gate from the pooled activations `[batch, middle]`.
 pub(super) fn forward(shape: &BlockShape, reduced: usize, packed: &[f32], at: &Parameters, pooled: Vec<f32>) -> Saved {
     let (batch, middle, stride) = (shape.batch, shape.middle, hidden_stride(reduced));
     let mut hidden = vec![0.0; batch * stride];
@@ -42,8 +42,8 @@ pub(super) fn forward(shape: &BlockShape, reduced: usize, packed: &[f32], at: &P
     Saved { pooled, hidden, raw, gate }
 }
 
-/// From the gradient at the gate `[batch, middle]`: the parameters' gradients (into `gradient`, packed) and the gradient at the
-/// pooled activations.
+/// Gradient at the pooled activations from the gradient at the gate `[batch, middle]`; parameter gradients are written
+/// to `gradient`, packed.
 pub(super) fn backward(
     shape: &BlockShape,
     reduced: usize,
@@ -82,7 +82,7 @@ pub(super) fn backward(
             *g = 0.0;
         }
     }
-    // Reduce: weight [reduced, middle], made transposed.
+    // Reduce: weight [reduced, middle], whose gradient is computed transposed.
     weight_gradient.fill(0.0);
     accumulate_transposed_together(
         &saved.pooled,
