@@ -1,4 +1,4 @@
-//! Random crops, flips and colours of training images, and the plain view of all others.
+//! Random crops, flips and colours of training images, and the plain view for everything else.
 
 use super::resample::{Affine, Resampler, Window};
 use super::{Image, Normalisation};
@@ -9,52 +9,54 @@ use serde::{Deserialize, Serialize};
 
 /// Aspect ratios of a random resized crop (Szegedy et al., CVPR 2015): from 3/4 to 4/3.
 const MAX_ASPECT: f64 = 4.0 / 3.0;
-/// Tries for a random resized crop that fits before the plain view is taken.
+/// Attempts at a random resized crop that fits, before the plain view is used.
 const TRIES: usize = 10;
-/// From this resolution on, photographs (images that are not square) are seen through the central 224/256 of their shorter
-/// side, as ImageNet evaluation does.
+/// Resolution from which photographs (images that are not square) are seen through the central 224/256 of their shorter
+/// side, as in ImageNet evaluation.
 const CENTRAL_FROM: usize = 64;
 
-/// Which part of a training image is seen.
+/// The part of a training image that is seen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Crop {
     /// The part that evaluation sees.
     None,
-    /// The image gets a border of `pixels` in the training set's mean colour; a random square as large as the image's
-    /// shorter side is cut out of that and scaled to the batch's resolution.
+    /// A random square as large as the image's shorter side, cut out of the image with a border of `pixels` in the
+    /// training set's mean colour, and scaled to the batch's resolution.
     Padded {
         /// Border in pixels of the stored image; at most half its shorter side, so that a crop always shows some of it.
         pixels: usize,
     },
     /// A random rectangle of `min_area` to 1 of the image's area and aspect 3/4 to 4/3, scaled to the batch's resolution.
     Resized {
-        /// Smallest part of the area, above 0 and at most 1.
+        /// Smallest fraction of the area, above 0 and at most 1.
         min_area: f32,
     },
 }
 
-/// What is varied in training images. What an image becomes depends on the seed, the epoch and its index alone.
+/// Random changes of training images. The result depends only on the seed, the epoch, the image's index and these
+/// settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Augmentation {
-    /// Which part is seen.
+    /// The part of the image that is seen.
     pub crop: Crop,
-    /// Mirror half of the images left to right.
+    /// Whether half of the images are mirrored left to right.
     pub flip: bool,
-    /// Brightness, contrast and saturation (in this order) are each scaled by a factor from `1 - j` to `1 + j`; 0 is off.
+    /// Largest relative change `j` of brightness, contrast and saturation, which are scaled in this order by factors
+    /// from `1 - j` to `1 + j`; 0 is off.
     pub colour_jitter: f32,
 }
 
 impl Default for Augmentation {
-    /// The usual of small images: a border of 4 pixels and flips.
+    /// The usual choice for small images: a border of 4 pixels, and flips.
     fn default() -> Self {
         Augmentation { crop: Crop::Padded { pixels: 4 }, flip: true, colour_jitter: 0.0 }
     }
 }
 
 impl Augmentation {
-    /// Refuses settings without a meaning.
+    /// Refuses settings that make no sense.
     ///
     /// # Errors
     /// `min_area` outside (0, 1], `colour_jitter` outside [0, 1], or a border of more than 4096 pixels.
@@ -74,7 +76,7 @@ impl Augmentation {
     }
 }
 
-/// A part of an image; it may reach over the image's edge.
+/// A part of an image; it may extend over the image's edge.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Rectangle {
     x: isize,
@@ -83,12 +85,12 @@ struct Rectangle {
     height: usize,
 }
 
-/// Turns stored images into normalised ones of a fixed resolution; one a thread.
+/// Turns stored images into normalised images of a fixed resolution; each thread has its own.
 pub(super) struct Painter<'a> {
     resolution: usize,
     normalisation: &'a Normalisation,
     resampler: Resampler,
-    /// A window that reaches over the image's edge, with its border.
+    /// A window that extends over the image's edge, with its border.
     bordered: Vec<u8>,
 }
 
@@ -97,7 +99,7 @@ impl<'a> Painter<'a> {
         Painter { resolution, normalisation, resampler: Resampler::default(), bordered: Vec::new() }
     }
 
-    /// Writes what evaluation sees of `image`.
+    /// Writes the view of `image` that evaluation uses.
     pub fn plain(&mut self, image: &Image, out: &mut [f32]) {
         self.write(
             image,
@@ -108,7 +110,7 @@ impl<'a> Painter<'a> {
         );
     }
 
-    /// Writes `image` as `augmentation` varies it.
+    /// Writes `image` changed at random by `augmentation`.
     pub fn varied(&mut self, image: &Image, augmentation: &Augmentation, rng: &mut StdRng, out: &mut [f32]) {
         let part = match augmentation.crop {
             Crop::None => central(image.width, image.height, self.resolution),
@@ -156,7 +158,7 @@ fn normalising(normalisation: &Normalisation) -> Affine {
     }
 }
 
-/// Copies `part` of `image` with `colour` where it reaches over the edge.
+/// Copies `part` of `image`, filled with `colour` where it extends over the edge.
 fn border(image: &Image, part: Rectangle, colour: [u8; 3], out: &mut Vec<u8>) {
     let Rectangle { x, y, width, height } = part;
     let inside = |from: isize, size: usize, limit: usize| {
@@ -176,7 +178,7 @@ fn border(image: &Image, part: Rectangle, colour: [u8; 3], out: &mut Vec<u8>) {
     }
 }
 
-/// What evaluation sees: all of a square image, else a centred square (see [`CENTRAL_FROM`]).
+/// The part that evaluation sees: all of a square image, otherwise a centred square (see [`CENTRAL_FROM`]).
 fn central(width: usize, height: usize, resolution: usize) -> Rectangle {
     let mut side = width.min(height);
     if width != height && resolution >= CENTRAL_FROM {
@@ -185,8 +187,8 @@ fn central(width: usize, height: usize, resolution: usize) -> Rectangle {
     Rectangle { x: ((width - side) / 2) as isize, y: ((height - side) / 2) as isize, width: side, height: side }
 }
 
-/// A random square as large as the shorter side. The border is at most half that side, so that a quarter of the square or
-/// more lies in the image.
+/// A random square as large as the shorter side. The border is at most half that side, so that at least a quarter of
+/// the square lies in the image.
 fn padded(width: usize, height: usize, border: usize, rng: &mut StdRng) -> Rectangle {
     let side = width.min(height);
     let border = border.min(side / 2);
@@ -209,7 +211,7 @@ fn resized(width: usize, height: usize, min_area: f64, rng: &mut StdRng) -> Opti
 
 /// Scales brightness, then contrast around the image's mean luma, then saturation around each pixel's luma; values in 0..1.
 fn colour(pixels: &mut [f32], brightness: f32, contrast: f32, saturation: f32) {
-    // Luma as ITU-R BT.601 weighs it.
+    // Luma with the weights of ITU-R BT.601.
     let luma = |p: &[f32]| 0.299 * p[0] + 0.587 * p[1] + 0.114 * p[2];
     let mut sum = 0.0;
     for pixel in pixels.chunks_exact_mut(3) {
@@ -274,7 +276,7 @@ mod tests {
                     for n in 0..20 {
                         let mut out = vec![f32::NAN; resolution * resolution * 3];
                         painter.varied(&image, &augmentation, &mut rng(n), &mut out);
-                        // Between the image's colour and the border's.
+                        // Values lie between the image's colour and the border's.
                         let [least, most] = [9.0, 102.0].map(|v: f32| (v / 255.0 - 0.4) / 0.2);
                         assert!(
                             out.iter().all(|v| (least - 1e-3..=most + 1e-3).contains(v)),

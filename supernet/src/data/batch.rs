@@ -1,4 +1,4 @@
-//! Batches: images of some indices at one resolution.
+//! Batches: the images of given indices at one resolution.
 
 use super::augmentation::Painter;
 use super::{Augmentation, Dataset, Split};
@@ -7,29 +7,29 @@ use crate::{Error, Result};
 use rand::seq::SliceRandom;
 use rayon::prelude::*;
 
-/// Largest side of a batch's images in pixels.
+/// Largest side of a batch's images, in pixels.
 const MAX_RESOLUTION: usize = 4096;
 
-/// Images ready for a network, with their labels.
+/// Images as input of a network, with their labels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
     /// Normalised values `[n, resolution, resolution, 3]`.
     pub images: Vec<f32>,
-    /// The `n` classes.
+    /// Classes of the `n` images.
     pub labels: Vec<u32>,
     /// Side of the images in pixels.
     pub resolution: usize,
 }
 
 impl Dataset {
-    /// Training images `indices` (of [`Dataset::train`]) at `resolution`, varied by `augmentation`.
+    /// Training images `indices` (of [`Dataset::train`]) at `resolution`, changed at random by `augmentation`.
     ///
-    /// What an image becomes depends only on `(seed, epoch, index)` and the settings: not on the rest of the batch, and
+    /// The values of an image depend only on `(seed, epoch, index)` and the settings: not on the rest of the batch, and
     /// not on threads.
     ///
     /// # Errors
-    /// A resolution of 0 or above 4096, an index that is not in the split, an impossible augmentation, or an image that is
-    /// read on demand and cannot be.
+    /// The resolution is 0 or above 4096, an index is outside the split, the augmentation is impossible, or an image
+    /// that is read on demand cannot be read.
     pub fn training_batch(
         &self,
         indices: &[usize],
@@ -49,12 +49,12 @@ impl Dataset {
 
     /// Images `indices` of `split` as evaluation sees them at `resolution`.
     ///
-    /// A square image is scaled to the resolution as a whole. Of any other a centred square is seen: below 64 pixels one
-    /// as large as the shorter side, from 64 on the central 224/256 of it (the same as scaling the shorter side to
-    /// `resolution * 256 / 224` and cropping the centre, as ImageNet evaluation does).
+    /// A square image is scaled to the resolution as a whole. Any other image is reduced to a centred square: below 64
+    /// pixels one as large as the shorter side, from 64 on the central 224/256 of it (equivalent to scaling the shorter
+    /// side to `resolution * 256 / 224` and cropping the centre, as in ImageNet evaluation).
     ///
     /// # Errors
-    /// As [`Dataset::training_batch`].
+    /// As for [`Dataset::training_batch`].
     pub fn evaluation_batch(&self, split: &Split, indices: &[usize], resolution: usize) -> Result<Batch> {
         self.batch(split, indices, resolution, |painter, index, out| {
             painter.plain(&split.image(index)?, out);
@@ -73,7 +73,7 @@ impl Dataset {
             return Err(Error::Data(format!("resolution {resolution} is not between 1 and {MAX_RESOLUTION}")));
         }
         if let Some(beyond) = indices.iter().find(|&&index| index >= split.len()) {
-            return Err(Error::Data(format!("image {beyond} was asked of a split of {} images", split.len())));
+            return Err(Error::Data(format!("image {beyond} is outside a split of {} images", split.len())));
         }
         let size = resolution * resolution * 3;
         let mut images = vec![0.0; indices.len() * size];
@@ -85,7 +85,7 @@ impl Dataset {
     }
 }
 
-/// The order in which `len` training images are seen in `epoch`: a permutation of `0..len`.
+/// Order in which `len` training images are seen in `epoch`: a permutation of `0..len`.
 pub fn epoch_order(len: usize, seed: u64, epoch: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..len).collect();
     order.shuffle(&mut generator(seed, Stream::Order, &[epoch]));

@@ -1,4 +1,4 @@
-//! The validation split that is carved from the training images.
+//! The validation split that is carved out of the training images.
 
 use super::split::{Split, Store};
 use super::{DataOptions, MOST_BY_DEFAULT};
@@ -7,8 +7,8 @@ use crate::{Error, Result};
 use rand::seq::SliceRandom;
 use std::sync::Arc;
 
-/// Splits training images into training and validation. Each class gives its share, rounded, but never its last image;
-/// the seed decides which images.
+/// Splits training images into training and validation images. Each class gives its share, rounded, but never its last
+/// image; the seed decides which images.
 pub(super) fn carve(store: Arc<Store>, classes: usize, options: &DataOptions, source: &str) -> Result<(Split, Split)> {
     let total = store.labels.len();
     let most = (total / 2).min(total.saturating_sub(classes));
@@ -27,8 +27,8 @@ pub(super) fn carve(store: Arc<Store>, classes: usize, options: &DataOptions, so
     }
     let mut order: Vec<u32> = (0..total as u32).collect();
     order.shuffle(&mut generator(options.seed, Stream::Split, &[]));
-    // A stable sort by class keeps the shuffled order inside a class; every `total / wanted`-th image of that list then
-    // takes from each class its share, rounded.
+    // A stable sort by class keeps the shuffled order within a class; every `total / wanted`-th image of that list is
+    // then each class's rounded share.
     order.sort_by_key(|&i| store.labels[i as usize]);
     let mut chosen: Vec<bool> = (0..total).map(|place| (place + 1) * wanted / total > place * wanted / total).collect();
     keep_one_per_class(&order, &store.labels, &mut chosen);
@@ -41,8 +41,8 @@ pub(super) fn carve(store: Arc<Store>, classes: usize, options: &DataOptions, so
     Ok((Split::of(store.clone(), train), Split::of(store, validation)))
 }
 
-/// Gives each class that would lose all its images one of them back. The classes with the most images left give others in
-/// exchange, so that the number of chosen images stays. `order` is sorted by class.
+/// Returns one image to each class that would lose all of them. The classes with the most images left give others in
+/// exchange, so that the number of chosen images stays the same. `order` is sorted by class.
 fn keep_one_per_class(order: &[u32], labels: &[u32], chosen: &mut [bool]) {
     let mut ranges = Vec::new();
     for run in order.chunk_by(|&a, &b| labels[a as usize] == labels[b as usize]) {
@@ -53,7 +53,8 @@ fn keep_one_per_class(order: &[u32], labels: &[u32], chosen: &mut [bool]) {
     let mut lefts: Vec<usize> = ranges.iter().map(|range| left(range, chosen)).collect();
     let emptied: Vec<usize> = (0..ranges.len()).filter(|&class| lefts[class] == 0).collect();
     for class in emptied {
-        // The first class with the most images left; it can spare one, as fewer images are chosen than all less one a class.
+        // The first class with the most images left. It can spare one, since at most all images less one per class are
+        // chosen.
         let Some(giver) =
             (0..ranges.len()).filter(|&giver| lefts[giver] > 1).max_by_key(|&g| (lefts[g], usize::MAX - g))
         else {

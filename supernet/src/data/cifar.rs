@@ -1,5 +1,5 @@
-//! CIFAR-10 and CIFAR-100 in their binary versions (Krizhevsky, 2009): records of one label byte (CIFAR-100: coarse and fine)
-//! and 32x32 bytes of red, then green, then blue.
+//! CIFAR-10 and CIFAR-100 in their binary versions (Krizhevsky, 2009): records of one label byte (CIFAR-100: coarse and
+//! fine) and 32x32 bytes of red, then green, then blue.
 
 use super::opening::{Opening, Splits};
 use super::split::{Pixels, Store};
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 const SIDE: usize = 32;
 const PLANE: usize = SIDE * SIDE;
-/// Training batches of the published CIFAR-10.
+/// Number of training batches of the published CIFAR-10.
 const CIFAR10_BATCHES: usize = 5;
 
 /// The files of a CIFAR folder.
@@ -19,7 +19,7 @@ pub(super) struct Layout {
     train: Vec<PathBuf>,
     test: PathBuf,
     names: PathBuf,
-    /// Label bytes of a record; the last one is the class.
+    /// Label bytes per record; the last one is the class.
     label_bytes: usize,
     classes: usize,
 }
@@ -28,7 +28,7 @@ impl Layout {
     /// The layout of `root` if it is a CIFAR folder.
     ///
     /// # Errors
-    /// A training batch that is missing before another one.
+    /// A training batch is missing before another one.
     pub fn of(root: &Path) -> Result<Option<Layout>> {
         let mut batches = Vec::new();
         for entry in fs::read_dir(root).map_err(|e| Error::file(root, e))? {
@@ -57,7 +57,7 @@ impl Layout {
                 classes: 10,
             }
         } else if root.join("train.bin").is_file() || root.join("test.bin").is_file() {
-            // A missing one of the two is named when it is read.
+            // If one of the two is missing, reading it names it.
             Layout {
                 train: vec![root.join("train.bin")],
                 test: root.join("test.bin"),
@@ -107,7 +107,7 @@ impl Layout {
         Ok(Loaded { classes, train, validation: None, test, skipped, notes })
     }
 
-    /// Names from the text file beside the images; numbers where it is missing.
+    /// Names from the text file beside the images; numbers if there is no such file.
     fn class_names(&self) -> Result<Vec<String>> {
         if !self.names.exists() {
             return Ok((0..self.classes).map(|class| class.to_string()).collect());
@@ -120,7 +120,7 @@ impl Layout {
         Ok(names)
     }
 
-    /// Appends the records of one file, pixels interleaved; returns the number of bad ones left out.
+    /// Appends the records of one file, pixels interleaved; returns the number of bad records skipped.
     fn read(&self, path: &Path, skip_bad: bool, labels: &mut Vec<u32>, pixels: &mut Vec<u8>) -> Result<usize> {
         let bytes = regular::read(path).map_err(|reason| Error::format(path, reason))?;
         let record = self.label_bytes + 3 * PLANE;
@@ -131,7 +131,7 @@ impl Layout {
                 return Err(Error::format(
                     path,
                     format!(
-                        "is truncated: {} bytes are {} records of {record} bytes and {rest} bytes more; fetch it anew",
+                        "is truncated: {} bytes are {} records of {record} bytes and {rest} bytes more; fetch it again",
                         bytes.len(),
                         bytes.len() / record
                     ),

@@ -1,6 +1,6 @@
-//! JPEG and PNG bytes to RGB, with bounds on what a file may ask for and a check that it is whole.
+//! Decodes JPEG and PNG bytes to RGB, with bounds on the memory that a file may claim and a check that it is complete.
 //!
-//! Reasons are plain sentences without a path; the caller adds it.
+//! Errors are plain sentences without a path, which the caller adds.
 
 use super::{Image, jpeg_scan, regular};
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// Longest side of an image.
+/// Longest allowed side of an image, in pixels.
 const MAX_SIDE: u32 = 16_384;
 /// Most bytes that decoding one image may allocate.
 const MAX_ALLOCATION: u64 = 512 << 20;
@@ -18,11 +18,12 @@ const HEAD: u64 = 128 << 10;
 /// Bytes read from the end of a file to find its end mark.
 const TAIL: u64 = 4 << 10;
 
-/// What to do about an unreadable image.
+/// Advice for an unreadable image.
 pub(super) const WAY_OUT: &str =
     "repair or remove it, or skip unreadable images with --skip-bad or `skip_bad = true` in the configuration";
 
-/// Checks the type, the dimensions and the end mark of a file without decoding it; returns its decoded size in bytes.
+/// Checks the type, the dimensions and the end mark of a file without decoding it, and returns its decoded size in
+/// bytes.
 pub(super) fn probe(path: &Path) -> Result<usize, String> {
     let unreadable = |e: std::io::Error| format!("cannot be read: {e}");
     let length = regular::length(path)?;
@@ -38,7 +39,7 @@ pub(super) fn probe(path: &Path) -> Result<usize, String> {
     let ended = if length > HEAD { ends(&tail, format) } else { is_complete(&head, format) };
     let mut size = dimensions(&head, format);
     if length > HEAD && (!ended || size.is_none()) {
-        // Long metadata before the picture, or foreign data after it: look at all of it.
+        // Long metadata before the picture, or foreign data after it, requires the whole file.
         let whole = std::fs::read(path).map_err(unreadable)?;
         size = dimensions(&whole, format);
         if !is_complete(&whole, format) {
@@ -52,8 +53,8 @@ pub(super) fn probe(path: &Path) -> Result<usize, String> {
     Ok(width as usize * height as usize * 3)
 }
 
-/// As [`decode`], and also refuses JPEG files whose picture data ends early or is damaged, where that can be told. It takes
-/// part of the time of decoding again, so it is for opening only.
+/// Like [`decode`], but also refuses JPEG files whose picture data is recognisably truncated or damaged. The check
+/// repeats part of the decoding, so it is only for opening a dataset.
 pub(super) fn decode_checked(bytes: &[u8]) -> Result<Image<'static>, String> {
     if format(bytes)? == ImageFormat::Jpeg
         && let Some(reason) = jpeg_scan::fault(bytes)
@@ -67,10 +68,10 @@ pub(super) fn decode_checked(bytes: &[u8]) -> Result<Image<'static>, String> {
 pub(super) fn decode(bytes: &[u8]) -> Result<Image<'static>, String> {
     let format = format(bytes)?;
     if !is_complete(bytes, format) {
-        // The JPEG decoder would fill what is missing with grey and say nothing.
+        // The JPEG decoder would silently fill missing data with grey.
         return Err(truncated(format));
     }
-    // Before a decoder sees it: what a header asks for is refused in our words.
+    // Excessive sizes are refused here, before a decoder sees them, so that the message is ours.
     if let Some((width, height)) = dimensions(bytes, format) {
         check_size(width, height)?;
     }
@@ -92,7 +93,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Image<'static>, String> {
     Ok(Image { width, height, pixels: Cow::Owned(rgb.into_raw()) })
 }
 
-/// The format by content; a file's name plays no part.
+/// The format by content; the file's name is ignored.
 fn format(head: &[u8]) -> Result<ImageFormat, String> {
     match image::guess_format(head) {
         Ok(format @ (ImageFormat::Jpeg | ImageFormat::Png)) => Ok(format),
@@ -141,12 +142,12 @@ fn dimensions(bytes: &[u8], format: ImageFormat) -> Option<(u32, u32)> {
     }
 }
 
-/// Whether the picture's data runs to its end mark. Data after the end mark is common and harmless.
+/// Whether the picture's data reaches its end mark. Data after the end mark is common and harmless.
 fn is_complete(bytes: &[u8], format: ImageFormat) -> bool {
     if format == ImageFormat::Png {
         return ends(bytes, format);
     }
-    // A search from the back would also find the end of a thumbnail, so markers are followed from the start.
+    // A search from the back could find the end of a thumbnail, so markers are followed from the start.
     let mut markers = JpegMarkers { bytes, at: 2 };
     while let Some((marker, _)) = markers.next() {
         if marker == 0xd9 {
@@ -161,7 +162,7 @@ fn ends(tail: &[u8], format: ImageFormat) -> bool {
     tail.windows(mark.len()).rev().any(|window| window == mark)
 }
 
-/// Walks the markers of a JPEG stream (ITU T.81 annex B): `(marker, segment after its length)`.
+/// Iterates over the markers of a JPEG stream (ITU T.81 annex B) as `(marker, segment without its length)`.
 pub(super) struct JpegMarkers<'a> {
     pub bytes: &'a [u8],
     pub at: usize,
@@ -170,7 +171,7 @@ pub(super) struct JpegMarkers<'a> {
 impl<'a> JpegMarkers<'a> {
     pub fn next(&mut self) -> Option<(u8, &'a [u8])> {
         loop {
-            // Between segments this is the next byte; inside a scan it skips the entropy-coded data.
+            // Between segments the next byte is 0xff; inside a scan this skips entropy-coded data.
             self.at += self.bytes.get(self.at..)?.iter().position(|&b| b == 0xff)?;
             while *self.bytes.get(self.at)? == 0xff {
                 self.at += 1;
@@ -178,7 +179,7 @@ impl<'a> JpegMarkers<'a> {
             let marker = self.bytes[self.at];
             self.at += 1;
             match marker {
-                // A stuffed zero, TEM, restarts and a nested start carry no segment.
+                // A stuffed zero, TEM, restart markers and a nested start have no segment.
                 0x00 | 0x01 | 0xd0..=0xd8 => continue,
                 0xd9 => return Some((marker, &[])),
                 _ => {
@@ -232,7 +233,7 @@ pub(super) mod tests {
         }
     }
 
-    /// 8x8 pixels of one colour in four inks, stored inverted (255 is no ink) as Adobe's programs do.
+    /// 8x8 pixels of one colour in four inks, stored inverted (255 is no ink), as Adobe's programs do.
     pub fn cmyk_jpeg() -> Vec<u8> {
         let segment = |marker: u8, body: &[u8]| {
             let length = (body.len() as u16 + 2).to_be_bytes();
@@ -292,7 +293,7 @@ pub(super) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("image");
         let plain = jpeg(8, 8, &[90; 192]);
-        // Application segments, each with an end mark of its own as thumbnails have, in front; other data behind.
+        // Application segments in front, each with an end mark of its own as thumbnails have, and foreign data behind.
         let mut bytes = plain[..2].to_vec();
         for _ in 0..3 {
             bytes.extend_from_slice(&[0xff, 0xe5, 0xff, 0xff]);
@@ -319,7 +320,7 @@ pub(super) mod tests {
         std::fs::write(&path, &giant).unwrap();
         assert!(probe(&path).unwrap_err().contains("20000x1"));
         assert!(decode(&giant).is_err());
-        // Headers that ask for ten gigabytes.
+        // Headers that claim ten gigabytes.
         giant[16..24].copy_from_slice(&[60_000u32.to_be_bytes(), 60_000u32.to_be_bytes()].concat());
         let mut photograph = jpeg(8, 8, &[90; 192]);
         let frame = photograph.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();

@@ -11,14 +11,14 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-/// Training images whose content a supernet remembers.
+/// Largest number of training images whose content a supernet stores.
 const REMEMBERED: usize = 16_384;
 
-/// Smallest share of validation images that were trained on, at which the split no longer validates. Some data sets hold a
-/// few images twice.
+/// Smallest fraction of validation images that were trained on, at which the split no longer validates. Below it,
+/// images that a data set happens to hold twice are tolerated.
 const CONTAMINATED: f64 = 0.01;
 
-/// What must agree between the images of a run that stops and those of the run that resumes.
+/// Properties of the images that must agree between a stopped run and the run that resumes it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataIdentity {
@@ -31,7 +31,7 @@ pub struct DataIdentity {
 }
 
 impl DataIdentity {
-    /// The identity of opened images.
+    /// The identity of an opened dataset.
     pub fn of(data: &Dataset) -> Self {
         DataIdentity {
             images: hex(data.images_digest()),
@@ -40,7 +40,7 @@ impl DataIdentity {
         }
     }
 
-    /// What differs from the identity that a checkpoint holds, if anything.
+    /// Describes the first difference from the identity stored in a checkpoint; `None` if they agree.
     pub fn difference(&self, saved: &DataIdentity) -> Option<String> {
         if self.images != saved.images {
             return Some(
@@ -66,25 +66,25 @@ impl DataIdentity {
     }
 }
 
-/// What a supernet remembers of the images that it was trained on.
+/// Properties of the training images, stored with a supernet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainedOn {
-    /// [`Dataset::digest`].
+    /// The digest of the dataset: [`Dataset::digest`].
     pub digest: String,
-    /// Channel means and deviations, which the weights expect.
+    /// Channel means and deviations that the weights expect.
     pub normalisation: Normalisation,
     /// Number of training images.
     images: usize,
-    /// Content digests of all training images, or of some drawn ones.
+    /// Content digests of all training images, or of a random sample.
     contents: Vec<String>,
 }
 
 impl TrainedOn {
-    /// Remembers `data`; reads up to 16,384 training images.
+    /// Describes `data`; reads up to 16,384 training images.
     ///
     /// # Errors
-    /// An image that cannot be read any more.
+    /// An image can no longer be read.
     pub fn new(data: &Dataset) -> Result<Self> {
         let drawn = data.train.draw(REMEMBERED, &mut generator(0, Stream::Remembered, &[]));
         let mut contents: Vec<String> =
@@ -98,13 +98,13 @@ impl TrainedOn {
         })
     }
 
-    /// About how many images of the validation split of `data` were trained on; 0 where they are few enough to validate.
+    /// Estimated number of validation images of `data` that were trained on; 0 if there are few enough to validate.
     ///
-    /// Images of the run itself, in a folder of any name, need no look: their split is known to be the run's. Others are
+    /// The run's own images, in a folder of any name, are not read: their split is known to be the run's. Others are
     /// compared by content, so that another order, other names or another layout do not hide them.
     ///
     /// # Errors
-    /// An image that cannot be read.
+    /// An image cannot be read.
     pub fn contamination(&self, data: &Dataset) -> Result<usize> {
         let count = data.validation.len();
         if count == 0 || data.digest() == self.digest {
@@ -126,18 +126,19 @@ fn hex(digest: u64) -> String {
 }
 
 impl Dataset {
-    /// Sixteen hexadecimal digits that change with the class names, the images, their labels, their order and the splits.
+    /// Sixteen hexadecimal digits that change with the class names, the images, their labels, their order and the
+    /// splits.
     ///
-    /// Image files count with their path below the dataset's root and their length, so that no pixel is read and a moved
-    /// folder keeps its digest; binary layouts count with their pixels, built-in images with their seed. Cached and
-    /// streamed images give the same digest. Normalisation is not part of it.
+    /// Image files count by their path below the dataset's root and their length, so that no pixel is read and a moved
+    /// folder keeps its digest; binary layouts count by their pixels, built-in images by their seed. Cached and
+    /// streamed images give the same digest. Normalisation is not included.
     pub fn digest(&self) -> String {
         let mut digest = Digest::new();
         digest.word(self.classes_digest()).word(self.images_digest()).word(self.split_digest());
         hex(digest.finish())
     }
 
-    /// Digest of the class names in order.
+    /// Digest of the class names, in order.
     fn classes_digest(&self) -> u64 {
         let mut digest = Digest::new();
         self.classes.iter().for_each(|class| digest.bytes(class.as_bytes()));
@@ -159,7 +160,7 @@ impl Dataset {
         digest.finish()
     }
 
-    /// Digest of which images form which split.
+    /// Digest of the assignment of images to splits.
     fn split_digest(&self) -> u64 {
         let mut digest = Digest::new();
         for split in self.splits() {
@@ -177,10 +178,10 @@ impl Dataset {
 }
 
 impl Split {
-    /// Digest of the pixels of image `index`, the same in every layout that stores them without loss.
+    /// Digest of the pixels of image `index`; equal in every layout that stores them without loss.
     ///
     /// # Errors
-    /// As [`Split::image`].
+    /// As for [`Split::image`].
     pub fn content_digest(&self, index: usize) -> Result<u64> {
         let Image { width, height, pixels } = self.image(index)?;
         let mut digest = Digest::new();
@@ -217,10 +218,10 @@ impl Store {
     }
 }
 
-/// Digest of image files in order: their paths below `root` and their lengths.
+/// Digest of image files in order: of their paths below `root` and their lengths.
 ///
 /// # Errors
-/// A file whose length cannot be read.
+/// The length of a file cannot be read.
 pub(super) fn of_files(root: &Path, files: &[(PathBuf, u32)]) -> Result<u64> {
     let each: Vec<u64> = files
         .par_iter()
@@ -250,7 +251,7 @@ pub(super) fn of_builtin(seed: u64, first: u64) -> u64 {
 }
 
 /// A 64-bit hash of words and byte strings. Every word passes through SplitMix64's finaliser, so that each input bit
-/// reaches each output bit; it does not resist an adversary.
+/// reaches each output bit; the hash does not resist an adversary.
 struct Digest(u64);
 
 impl Digest {
@@ -263,7 +264,7 @@ impl Digest {
         self
     }
 
-    /// Adds a byte string with its length, so that neighbouring strings cannot run into each other.
+    /// Adds a byte string with its length, so that adjacent strings cannot run into each other.
     fn bytes(&mut self, bytes: &[u8]) {
         self.word(bytes.len() as u64);
         let (words, rest) = bytes.as_chunks::<8>();
@@ -333,7 +334,7 @@ mod tests {
             digest(root.path(), &DataOptions { validation: Some(12), ..options() }),
             digest(folder("b").path(), &options()),
         ];
-        // A moved image has another label, a replaced one another length, an added one another place in the order.
+        // A moved image has another label, a replaced image another length, and an added image shifts the order.
         fs::rename(root.path().join("train/cat/a03.png"), root.path().join("train/dog/a20.png")).unwrap();
         all.push(digest(root.path(), &options()));
         fs::write(root.path().join("train/cat/a04.png"), png(9, 4, &[7; 108], ColorType::Rgb8)).unwrap();
@@ -401,7 +402,7 @@ mod tests {
         assert!((4..=10).contains(&seen), "{seen}");
         assert!(run.contamination(&open(&renamed, 5)).unwrap() > 0);
         for class in ["cat", "dog"] {
-            // A split of images that nobody has trained on.
+            // A validation split that was never trained on.
             for i in 0..5 {
                 put(renamed.path(), &format!("val/{class}/{i}.png"), 200 + i);
             }

@@ -1,6 +1,7 @@
 //! Image folders: `train/CLASS/*` with `test/CLASS/*` or one of `val/CLASS/*`, `valid/CLASS/*`, `validation/CLASS/*`.
 //!
-//! `test` is the test split; without it the validation folder is. With both, the latter is the validation split.
+//! `test` is the test split; without `test` the validation folder is. If both exist, the validation folder is the
+//! validation split.
 
 use super::listing::Listing;
 use super::opening::{Opening, Splits};
@@ -9,16 +10,16 @@ use super::{Loaded, decode, digest, no_images, regular};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// Names of the validation folder.
+/// Accepted names of the validation folder.
 const VALIDATION: [&str; 3] = ["val", "valid", "validation"];
 
-/// Whether `root` holds the folders of an image folder of which `splits` can be opened.
+/// Whether `root` is an image folder from which `splits` can be opened.
 pub(super) fn is_image_folder(root: &Path, splits: Splits) -> bool {
     let has = |name: &str| root.join(name).is_dir();
     has("train") || splits == Splits::Test && (has("test") || VALIDATION.into_iter().any(has))
 }
 
-/// Test and validation folder.
+/// The test folder, and the validation folder if it is not the test folder.
 fn held_back(root: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
     let found: Vec<&str> = VALIDATION.into_iter().filter(|name| root.join(name).is_dir()).collect();
     if let [first, second, ..] = found[..] {
@@ -40,7 +41,7 @@ fn held_back(root: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
 
 pub(super) fn open(root: &Path, opening: &Opening) -> Result<Loaded> {
     let (test, validation) = held_back(root)?;
-    // What else can be done where images have no labels, as the test images of contests.
+    // Advice for images without labels, such as the test images of contests.
     let without_test = match &validation {
         Some(validation) => {
             format!(", or move {} elsewhere: then {} is the test split", test.display(), validation.display())
@@ -72,7 +73,7 @@ pub(super) fn open(root: &Path, opening: &Opening) -> Result<Loaded> {
     Ok(Loaded { classes, train, validation: stores.next(), test, skipped, notes })
 }
 
-/// Images of each listing, decoded if all of them fit the cache, and the number of bad ones that were skipped.
+/// Images of each listing, decoded if all of them fit into the cache, and the number of bad images skipped.
 fn read(root: &Path, listings: &mut [Listing], opening: &Opening) -> Result<(Vec<Store>, usize)> {
     let skip_bad = opening.options.skip_bad;
     let (mut bytes, mut skipped) = (0, 0);
@@ -93,8 +94,8 @@ fn read(root: &Path, listings: &mut [Listing], opening: &Opening) -> Result<(Vec
             Pixels::Decoded(images)
         } else {
             if skip_bad {
-                // Damage inside a file shows only when it is decoded: later it would stop a training, and which images
-                // are skipped must not depend on the cache.
+                // Damage inside a file shows only when it is decoded. It must not stop a training later, and which
+                // images are skipped must not depend on the cache.
                 let decodes = |(path, _): &(PathBuf, u32)| decode(path).map(drop);
                 let decoded = opening.map("looking for damaged images", &listing.files, decodes)?;
                 skipped += listing.keep_good(decoded, skip_bad)?.1;
@@ -127,7 +128,7 @@ mod tests {
         png(4, 4, &[level; 48], ColorType::Rgb8)
     }
 
-    /// Two classes, four training images and one test image each.
+    /// A folder with two classes, each with four training images and one test image.
     fn sample(test: &str) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for class in ["cat", "dog"] {
@@ -208,7 +209,7 @@ mod tests {
         };
         assert_eq!((read(0).0.len(), read(0).1, read(0).2), (8, 2, 4));
         assert_eq!(read(0), read(usize::MAX));
-        // Without skipping, damage is found when the image is decoded, and the way out is named.
+        // Without skipping, damage is found when the image is decoded, and the error names the remedy.
         for cache_bytes in [0, usize::MAX] {
             let options = DataOptions { cache_bytes, ..none() };
             let error = open(root.path(), &options).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! IDX files (LeCun's MNIST format; Fashion-MNIST, KMNIST and EMNIST use it too), plain or gzipped; grey becomes three channels.
+//! IDX files (the format of MNIST, Fashion-MNIST, KMNIST and EMNIST), plain or gzipped; grey becomes three channels.
 
 use super::opening::{Opening, Splits};
 use super::split::{Pixels, Store};
@@ -9,34 +9,35 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-/// u8 data of three dimensions: images.
+/// Magic number of u8 data of three dimensions: images.
 const IMAGES_MAGIC: u32 = 0x0803;
-/// u8 data of one dimension: labels.
+/// Magic number of u8 data of one dimension: labels.
 const LABELS_MAGIC: u32 = 0x0801;
-/// Most pixels that a file may announce (2^33: a hundred times MNIST's larger relatives).
+/// Most pixels that a file may announce: 2^33, about a hundred times as many as MNIST's larger relatives have.
 const MAX_VALUES: u64 = 1 << 33;
 const MAX_SIDE: u32 = 16_384;
 
 /// The four files of an IDX folder.
 pub(super) struct Layout {
-    /// Images; not needed where only the test split is read.
+    /// Training images; not needed if only the test split is read.
     train_images: Option<PathBuf>,
-    /// Labels, which tell the classes.
+    /// Training labels, which define the classes.
     train_labels: Option<PathBuf>,
+    /// Test images and labels.
     test: (PathBuf, PathBuf),
 }
 
 impl Layout {
-    /// The layout of `root` if it has images in IDX form.
+    /// The layout of `root`, if there are images in IDX form.
     ///
     /// # Errors
-    /// A companion that is missing, or several files that could be meant.
+    /// A companion file is missing, or several files fit one role.
     pub fn of(root: &Path, splits: Splits) -> Result<Option<Layout>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(root).map_err(|e| Error::file(root, e))? {
             names.push(entry.map_err(|e| Error::file(root, e))?.file_name().to_string_lossy().into_owned());
         }
-        // Hidden files have data's names too: macOS keeps attributes of NAME in ._NAME.
+        // Hidden files can have names of data files: macOS stores attributes of NAME in ._NAME.
         names.retain(|name: &String| !name.starts_with('.'));
         names.sort_unstable();
         let find = |splits: &[&str], kind: &str, rank: u32| -> Result<Option<PathBuf>> {
@@ -49,11 +50,11 @@ impl Layout {
             match *names.iter().filter(fits).collect::<Vec<_>>() {
                 [] => Ok(None),
                 [name] => Ok(Some(root.join(name))),
-                // The same file packed and unpacked.
+                // The same file, packed and unpacked, counts once.
                 [plain, packed] if *packed == format!("{plain}.gz") => Ok(Some(root.join(plain))),
                 [first, second, ..] => Err(Error::format(
                     root,
-                    format!("{first} and {second} could both be the {} {kind}; keep one set a folder", splits[0]),
+                    format!("{first} and {second} could both be the {} {kind}; keep one set per folder", splits[0]),
                 )),
             }
         };
@@ -78,7 +79,8 @@ impl Layout {
         Ok(Some(Layout { train_images, train_labels, test: (test_images, test_labels) }))
     }
 
-    /// Classes are the label numbers of the training images, in order; of the test images where no training labels are.
+    /// Reads the splits. Classes are the label numbers of the training images in order, or of the test images if there
+    /// are no training labels.
     pub fn open(self, opening: &Opening) -> Result<Loaded> {
         let skip_bad = opening.options.skip_bad;
         let (train, train_skipped) = match (opening.splits, self.train_images, &self.train_labels) {
@@ -121,7 +123,7 @@ impl Layout {
     }
 }
 
-/// Images and labels of a split; with `skip_bad`, images cut off at the end of the file are left out and counted.
+/// Images and labels of a split; with `skip_bad`, images cut off at the end of the file are skipped and counted.
 fn read_split((images, labels): &(PathBuf, PathBuf), skip_bad: bool) -> Result<(Store, usize)> {
     let (counts, mut values) = read(labels, LABELS_MAGIC, 1, false)?;
     let (sizes, grey) = read(images, IMAGES_MAGIC, 3, skip_bad)?;
@@ -147,12 +149,12 @@ fn read_split((images, labels): &(PathBuf, PathBuf), skip_bad: bool) -> Result<(
     Ok((store, count as usize - whole))
 }
 
-/// Dimensions and values of one file; fewer values than announced only if `allow_short`.
+/// Dimensions and values of one file; fewer values than announced are accepted only if `allow_short`.
 fn read(path: &Path, magic: u32, rank: usize, allow_short: bool) -> Result<(Vec<u32>, Vec<u8>)> {
     regular::length(path).map_err(|reason| Error::format(path, reason))?;
     let failed = |e| Error::file(path, e);
     let mut file = BufReader::new(File::open(path).map_err(failed)?);
-    // By content, as browsers unpack some downloads and keep the name.
+    // Compression is detected by content, as browsers unpack some downloads and keep the name.
     let packed = file.fill_buf().map_err(failed)?.starts_with(&[0x1f, 0x8b]);
     let mut reader: Box<dyn Read> = if packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
 
@@ -176,7 +178,7 @@ fn read(path: &Path, magic: u32, rank: usize, allow_short: bool) -> Result<(Vec<
         return Err(Error::format(path, format!("announces {sizes:?} values, beyond the limit of {MAX_VALUES}")));
     };
     let mut values = Vec::new();
-    // One byte more than announced shows whether there is more; the announced size bounds what is unpacked.
+    // One byte more than announced shows whether there are too many; the announced size bounds what is unpacked.
     let end = reader.take(total + 1).read_to_end(&mut values);
     let found = values.len() as u64;
     if let Err(e) = end
@@ -230,7 +232,7 @@ mod tests {
         idx(IMAGES_MAGIC, &[count, 3, 2], (0..count * 6).map(|v| v as u8))
     }
 
-    /// Labels 1, 2, 1, 2, ...
+    /// A label file with labels 1, 2, 1, 2, ...
     fn labels(count: u32) -> Vec<u8> {
         idx(LABELS_MAGIC, &[count], (0..count).map(|v| 1 + (v % 2) as u8))
     }
@@ -260,7 +262,7 @@ mod tests {
         let image = data.train.image(3).unwrap();
         assert_eq!((image.width, image.height, &image.pixels[..6]), (2, 3, &[18, 18, 18, 19, 19, 19][..]));
         assert_eq!(data.train.label(3), 1);
-        // Packed and unpacked side by side is one set.
+        // Packed and unpacked files side by side are one set.
         fs::write(folder.path().join("train-images-idx3-ubyte"), images(8)).unwrap();
         assert_eq!(open(folder.path(), false).unwrap().train.len(), 8);
     }
@@ -273,7 +275,7 @@ mod tests {
             let go_on = |_| std::ops::ControlFlow::Continue(());
             Dataset::open_splits(folder.path().to_str().unwrap(), &options, Splits::Test, &go_on)
         };
-        // What macOS leaves beside each file.
+        // An attribute file that macOS leaves beside each file.
         fs::write(folder.path().join("._t10k-images.idx3-ubyte.gz"), b"x").unwrap();
         for name in ["train-images-idx3-ubyte.gz", "train-labels.idx1-ubyte"] {
             let data = read().unwrap();

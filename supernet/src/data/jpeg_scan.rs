@@ -1,13 +1,13 @@
-//! Whether the picture data of a sequential JPEG reaches its end (ITU T.81, annexes C and F).
+//! Detects sequential JPEG files whose picture data ends early (ITU T.81, annexes C and F).
 //!
-//! A decoder fills what is missing with grey or noise and says nothing. Only code lengths are followed here, no value is
-//! computed. Progressive, arithmetic and lossless files are not looked at.
+//! A decoder silently fills missing data with grey or noise. Here only code lengths are followed, and no value is
+//! computed. Progressive, arithmetic and lossless files are not checked.
 
 use super::decode::JpegMarkers;
 
-/// What is wrong with the picture data of a JPEG file, if anything is and can be told.
+/// Describes the fault in the picture data of a JPEG file; `None` if there is none, or none that can be detected.
 ///
-/// A last block that is not whole passes: some writers cut the last byte.
+/// An incomplete last block is accepted, since some writers cut the last byte.
 pub(super) fn fault(bytes: &[u8]) -> Option<String> {
     let mut markers = JpegMarkers { bytes, at: 2 };
     let mut frame = None;
@@ -17,7 +17,7 @@ pub(super) fn fault(bytes: &[u8]) -> Option<String> {
         match marker {
             0xc0 | 0xc1 => frame = Some(Frame::read(body)?),
             0xc4 => read_tables(body, &mut tables)?,
-            // Frames of other processes.
+            // Frames of other coding processes.
             0xc2..=0xcf => return None,
             0xdd => interval = usize::from(u16::from_be_bytes([*body.first()?, *body.get(1)?])),
             0xda => {
@@ -64,13 +64,13 @@ impl Frame {
     }
 }
 
-/// A Huffman table: for each code length the first code, the number of codes and where their symbols start.
+/// A Huffman table: for each code length the first code, the number of codes and the index of their first symbol.
 struct Table {
     lengths: [(u32, u32, usize); 16],
     symbols: Vec<u8>,
 }
 
-/// Reads the tables of a segment: those of DC differences take the places 0 to 3, those of AC coefficients 4 to 7.
+/// Reads the tables of a segment; those of DC differences get indices 0 to 3, those of AC coefficients 4 to 7.
 fn read_tables(mut body: &[u8], tables: &mut [Option<Table>; 8]) -> Option<()> {
     while let [place, rest @ ..] = body {
         let counts = rest.get(..16)?;
@@ -89,7 +89,7 @@ fn read_tables(mut body: &[u8], tables: &mut [Option<Table>; 8]) -> Option<()> {
     Some(())
 }
 
-/// Blocks of a scan: an entry per block of a unit with the tables of its component, and the units a row and a column.
+/// Blocks of a scan: the tables of each block of a unit, and the numbers of units per row and per column.
 struct Scan<'a> {
     blocks: Vec<(&'a Table, &'a Table)>,
     columns: usize,
@@ -98,11 +98,11 @@ struct Scan<'a> {
 
 enum Outcome {
     Whole,
-    /// The end came after so many units.
+    /// The data ended after this number of units.
     Ended(usize),
-    /// A code that no table has came after so many units.
+    /// A code that is in no table came after this number of units.
     Damaged(usize),
-    /// A restart that came too early, which decoders get over.
+    /// A restart came too early, which decoders tolerate.
     Unknown,
 }
 
@@ -119,7 +119,7 @@ impl<'a> Scan<'a> {
             let dc = tables.get(usize::from(entry[1] >> 4) & 3)?.as_ref()?;
             let ac = tables.get(4 + (usize::from(entry[1]) & 3))?.as_ref()?;
             if count == 1 {
-                // Alone in its scan, a component has its own blocks one by one.
+                // In a scan of its own, a component has its own blocks, one per unit.
                 columns = (frame.width * h).div_ceil(most_h).div_ceil(8);
                 rows = (frame.height * v).div_ceil(most_v).div_ceil(8);
                 blocks.push((dc, ac));
@@ -173,14 +173,14 @@ impl Bits<'_> {
         }
     }
 
-    /// The marker that comes next, if one does.
+    /// The next marker, if the data stops here.
     fn marker(&self) -> Option<u8> {
         let rest = self.data.get(self.at..)?;
         let after = rest.iter().position(|&byte| byte != 0xff)?;
         (after > 0 && rest[after] != 0).then(|| rest[after])
     }
 
-    /// Passes a restart marker.
+    /// Skips a restart marker; false if there is none.
     fn restart(&mut self) -> bool {
         self.left = 0;
         if !matches!(self.marker(), Some(0xd0..=0xd7)) {
@@ -222,7 +222,7 @@ impl Bits<'_> {
         Err(Stop::BadCode)
     }
 
-    /// Passes the 64 coefficients of a block.
+    /// Skips the 64 coefficients of a block.
     fn block(&mut self, dc: &Table, ac: &Table) -> Result<(), Stop> {
         let size = self.symbol(dc)?;
         self.skip(size.min(16))?;
@@ -252,7 +252,7 @@ mod tests {
         (0..count).map(|i| (i * i * 7919 % 251) as u8).collect()
     }
 
-    /// Where the picture data starts.
+    /// Offset of the picture data.
     fn start(bytes: &[u8]) -> usize {
         bytes.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap() + 14
     }
@@ -262,7 +262,7 @@ mod tests {
         for (width, height) in [(1, 1), (7, 40), (8, 8), (64, 64), (90, 33)] {
             let bytes = jpeg(width, height, &noise((width * height * 3) as usize));
             assert_eq!(fault(&bytes), None, "{width}x{height}");
-            // An end mark that is missing is found elsewhere; a last block that is cut passes.
+            // A missing end mark is detected elsewhere, and a cut last block is accepted.
             assert_eq!(fault(&bytes[..bytes.len() - 3]), None);
         }
         assert_eq!(fault(&cmyk_jpeg()), None);
@@ -283,7 +283,7 @@ mod tests {
     fn codes_that_no_table_has_are_told() {
         let mut bytes = jpeg(64, 64, &noise(64 * 64 * 3));
         let middle = start(&bytes) + 400;
-        // Sixteen ones or more are no code of any table.
+        // Sixteen ones or more are a code of no table.
         for at in (middle..middle + 12).step_by(2) {
             bytes[at..at + 2].copy_from_slice(&[0xff, 0]);
         }

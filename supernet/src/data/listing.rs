@@ -8,10 +8,10 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// Deepest folder below a class folder, so that a link to a parent ends.
+/// Deepest folder below a class folder, so that a link to a parent folder ends.
 const MAX_DEPTH: usize = 16;
 
-/// Folders and files that file managers, archives and file systems leave behind. Hidden names are passed over anyway.
+/// Folders and files that file managers, archives and file systems leave behind. Hidden names are ignored in any case.
 const LEFTOVERS: &[&str] = &[
     "thumbs.db",
     "ehthumbs.db",
@@ -23,9 +23,9 @@ const LEFTOVERS: &[&str] = &[
     "$recycle.bin",
     "system volume information",
 ];
-/// Extensions of annotations, which many image sets keep beside the images.
+/// Extensions of annotations, which many data sets keep beside the images.
 const ANNOTATIONS: &[&str] = &["txt", "csv", "tsv", "json", "xml", "md", "yaml", "yml", "mat", "html", "pdf"];
-/// Extensions of images, JPEG and PNG or not.
+/// Extensions of images, supported or not.
 const IMAGES: &[&str] = &["jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff", "avif", "heic", "ppm", "pgm"];
 
 /// Files of one split in order of class and path.
@@ -33,13 +33,13 @@ pub(super) struct Listing {
     pub folder: PathBuf,
     pub classes: Vec<String>,
     pub files: Vec<(PathBuf, u32)>,
-    /// Files that are neither images nor pretend to be.
+    /// Files that are not images and do not look like images.
     pub ignored: Vec<PathBuf>,
 }
 
 impl Listing {
-    /// Lists the classes of a split (the folders in `folder`, by name) and their files (also in folders below, by path).
-    /// `flat` says what else can be done about images without class folders.
+    /// Lists the classes of a split (the folders in `folder`, by name) and their files (also in subfolders, by path).
+    /// `flat` is advice for images without class folders.
     pub fn of(folder: &Path, flat: &str, opening: &Opening) -> Result<Listing> {
         let mut listing =
             Listing { folder: folder.to_path_buf(), classes: Vec::new(), files: Vec::new(), ignored: Vec::new() };
@@ -48,7 +48,7 @@ impl Listing {
             if path.is_dir() {
                 listing.add_class(&path, opening)?;
             } else if let Some(reason) = regular::dangling(&path) {
-                return Err(Error::format(&path, format!("{reason}; mend or remove it")));
+                return Err(Error::format(&path, format!("{reason}; repair or remove it")));
             } else {
                 beside.push(path);
             }
@@ -90,7 +90,7 @@ impl Listing {
         if depth > MAX_DEPTH {
             return Err(Error::format(
                 folder,
-                format!("lies more than {MAX_DEPTH} folders below its class; is a link circular?"),
+                format!("lies more than {MAX_DEPTH} folders below its class; check for a circular link"),
             ));
         }
         for path in entries(folder)? {
@@ -105,19 +105,19 @@ impl Listing {
         Ok(())
     }
 
-    /// Says which files were ignored, if any were.
+    /// A note that names the ignored files, if there are any.
     pub fn note(&self) -> Option<String> {
         let first = self.ignored.first()?;
         let files = if self.ignored.len() == 1 {
-            "1 file that is".into()
+            "1 file that is not an image".into()
         } else {
-            format!("{} files that are", self.ignored.len())
+            format!("{} files that are not images", self.ignored.len())
         };
-        Some(format!("{}: ignored {files} no image, such as {}", self.folder.display(), first.display()))
+        Some(format!("{}: ignored {files}, such as {}", self.folder.display(), first.display()))
     }
 
-    /// Removes files whose result is a reason; gives the other results and the number removed. Without `skip_bad` the
-    /// first reason is an error; so is a class of which nothing is left.
+    /// Removes the files whose result is an error, and returns the other results and the number removed. Without
+    /// `skip_bad` the first error is returned; so is a class of which nothing is left.
     pub fn keep_good<T>(&mut self, results: Vec<Result<T, String>>, skip_bad: bool) -> Result<(Vec<T>, usize)> {
         let bad = results.iter().filter(|result| result.is_err()).count();
         let mut good = Vec::with_capacity(results.len() - bad);
@@ -150,7 +150,7 @@ impl Listing {
         Ok((good, bad))
     }
 
-    /// Refuses classes that are not those of the training split `train`.
+    /// Refuses class names that differ from those of the training split `train`.
     pub fn same_classes(&self, train: &Listing, flat: &str) -> Result<()> {
         if self.classes == ["images"] && train.classes != ["images"] {
             return Err(without_labels(&self.folder.join("images"), flat));
@@ -180,12 +180,12 @@ impl Listing {
         let train = train.folder.display();
         Err(Error::format(
             &self.folder,
-            format!("its classes are not those of {train}: it {}{forms}", differences.join(" and ")),
+            format!("the classes differ from those of {train}: this split {}{forms}", differences.join(" and ")),
         ))
     }
 }
 
-/// A folder's entries by name, without hidden ones and [`LEFTOVERS`].
+/// Entries of a folder by name, without hidden entries and [`LEFTOVERS`].
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(folder).map_err(|e| Error::file(folder, e))? {
@@ -226,7 +226,7 @@ fn empty_class(folder: &Path) -> Error {
     )
 }
 
-/// The name, with its code points where some are not ASCII: names that look alike can differ.
+/// The name, followed by its code points if some are not ASCII: names that look alike can differ.
 fn with_code_points(name: &str) -> String {
     if name.is_ascii() {
         return name.to_owned();
@@ -236,7 +236,7 @@ fn with_code_points(name: &str) -> String {
     format!("{name} ({escaped})")
 }
 
-/// Marks and letters that only decomposed text has: combining diacritics, voiced marks of kana, jamo of Hangul.
+/// Whether only decomposed text has this character: combining diacritics, voiced marks of kana, jamo of Hangul.
 fn combines(c: char) -> bool {
     matches!(c, '\u{300}'..='\u{36f}' | '\u{3099}' | '\u{309a}' | '\u{1100}'..='\u{11ff}')
 }

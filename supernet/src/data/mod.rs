@@ -2,18 +2,19 @@
 //!
 //! | module | concern |
 //! | --- | --- |
-//! | [`mod@self`] | [`Dataset::open`]: which layout a folder has, normalisation |
-//! | `opening` | progress and interruption of opening |
+//! | [`mod@self`] | [`Dataset::open`]: detection of a folder's layout |
+//! | `opening` | progress and interruption of opening, selection of splits |
 //! | `folder`, `cifar`, `idx`, `builtin` | one layout each |
 //! | `listing` | class folders and their files |
 //! | `carve` | the validation split carved from the training images |
 //! | `regular` | only regular files are read |
-//! | `decode` | JPEG and PNG bytes to RGB, and whether they are whole |
+//! | `decode` | JPEG and PNG bytes to RGB, and whether they are complete |
 //! | `digest` | whether two datasets hold the same images |
 //! | `jpeg_scan` | whether a JPEG's picture data reaches its end |
 //! | `split` | images and labels of one split, cached or read on demand |
 //! | `resample`, `augmentation`, `batch` | from stored pixels to a normalised `[n, r, r, 3]` batch |
-//! | `prefetch` | batches made beside compute |
+//! | `normalisation` | channel means and deviations |
+//! | `prefetch` | batches produced while the network computes |
 //!
 //! Images are RGB u8 `[height, width, 3]` at their stored size until a batch asks for a resolution, so that every pixel is
 //! interpolated once.
@@ -51,10 +52,10 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Most validation images carved from the training images where [`DataOptions::validation`] is absent.
+/// Most validation images that are carved out of the training images if [`DataOptions::validation`] is absent.
 const MOST_BY_DEFAULT: usize = 5000;
 
-/// What a folder must look like to be understood; part of the errors about folders that do not.
+/// Description of the supported layouts, for errors about folders that have none of them.
 const LAYOUTS: &str = "expected one of: an image folder (train/CLASS/*.jpg|png with test/CLASS/* or val/CLASS/*), CIFAR-10 binary \
 (data_batch_*.bin, test_batch.bin), CIFAR-100 binary (train.bin, test.bin), IDX (train-images-idx3-ubyte[.gz], \
 train-labels-idx1-ubyte[.gz] and the same with t10k), or the word `builtin`";
@@ -62,23 +63,23 @@ train-labels-idx1-ubyte[.gz] and the same with t10k), or the word `builtin`";
 /// Options for opening a dataset.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DataOptions {
-    /// Images carved from the training images by `seed`, evenly over the classes; more than half of them is an error.
-    /// `None` takes 5000, but at most a fifth. Not used when an image folder brings a validation split of its own.
+    /// Number of images carved out of the training images by `seed`, evenly over the classes; more than half of them is
+    /// an error. `None` takes 5000, but at most a fifth. Ignored if an image folder has its own validation split.
     pub validation: Option<usize>,
     /// Seed of the validation split and of the built-in images.
     pub seed: u64,
     /// Skip unreadable images and count them in [`Dataset::skipped`] instead of failing. Every image is then decoded once
     /// at opening, so that the skipped images are the same whether images are held in memory or not.
     pub skip_bad: bool,
-    /// Image files stay decoded in memory when all of them together take at most this many bytes; else they are decoded
-    /// anew for each batch. Binary formats are decoded already and always held. Default 4 GiB.
+    /// Image files stay decoded in memory if all of them together take at most this many bytes; otherwise they are
+    /// decoded for each batch. Binary formats need no decoding and are always held. Default 4 GiB.
     pub cache_bytes: usize,
-    /// Channel means and deviations; `None` measures them on the training images (a seeded sample of 10,000 of them where
-    /// images are not held in memory).
+    /// Channel means and deviations; `None` measures them on the training images (of more than 10,000 image files, on a
+    /// seeded sample of 10,000).
     pub normalisation: Option<Normalisation>,
-    /// Training images (validation included) of the built-in set.
+    /// Number of training images of the built-in set, validation included.
     pub builtin_train: usize,
-    /// Test images of the built-in set.
+    /// Number of test images of the built-in set.
     pub builtin_test: usize,
 }
 
@@ -103,21 +104,21 @@ pub struct Dataset {
     pub name: String,
     /// Class names; a label is an index into them.
     pub classes: Vec<String>,
-    /// Images to train on.
+    /// Training images.
     pub train: Split,
     /// Images held back for the predictor and the search; may be empty.
     pub validation: Split,
-    /// Images for the final benchmark only.
+    /// Images for the final benchmark, used for nothing else.
     pub test: Split,
-    /// Channel means and deviations that batches are normalised with.
+    /// Channel means and deviations with which batches are normalised.
     pub normalisation: Normalisation,
-    /// Unreadable images that were skipped ([`DataOptions::skip_bad`]).
+    /// Number of unreadable images that were skipped ([`DataOptions::skip_bad`]).
     pub skipped: usize,
-    /// What people should know about the folder, such as files that were ignored; one line each.
+    /// Remarks about the folder for its user, such as files that were ignored; one line each.
     pub notes: Vec<String>,
 }
 
-/// What each layout's reader gives back.
+/// Result of reading a layout.
 struct Loaded {
     classes: Vec<String>,
     train: Store,
@@ -136,14 +137,14 @@ impl Dataset {
     /// Opens all splits of `source`: the word `builtin`, or a folder whose layout is recognised from its content.
     ///
     /// # Errors
-    /// One sentence with the path and the reason: missing folder or unknown layout, empty class, class lists that differ
-    /// between splits, unreadable or truncated images (unless [`DataOptions::skip_bad`]), wrong magic numbers, counts that
-    /// disagree, labels out of range, or a validation split that would take more than half of the training images.
+    /// One sentence with the path and the reason: a missing folder or unknown layout, an empty class, class lists that
+    /// differ between splits, unreadable or truncated images (unless [`DataOptions::skip_bad`]), wrong magic numbers,
+    /// counts that disagree, labels out of range, or a validation split of more than half of the training images.
     pub fn open(source: &str, options: &DataOptions) -> Result<Dataset> {
         Self::open_splits(source, options, Splits::All, &|_| ControlFlow::Continue(()))
     }
 
-    /// Opens some splits of `source`; `observer` sees the progress and can stop it.
+    /// Opens some splits of `source`; `observer` receives the progress and can stop it.
     ///
     /// # Errors
     /// Errors of [`Dataset::open`]; [`Error::Interrupted`]; [`Splits::Test`] without [`DataOptions::normalisation`].
@@ -188,13 +189,13 @@ impl Dataset {
     /// The dataset with its classes in another order: class `order[n]` becomes class `n`, and labels follow.
     ///
     /// # Errors
-    /// An `order` that is not a permutation of the classes' numbers.
+    /// `order` is not a permutation of the classes' numbers.
     pub fn with_class_order(&self, order: &[usize]) -> Result<Dataset> {
         let mut labels = vec![u32::MAX; self.classes.len()];
         for (label, &class) in order.iter().enumerate() {
             match labels.get_mut(class) {
                 Some(free) if *free == u32::MAX => *free = label as u32,
-                _ => return Err(Error::Data(format!("'{}': class {class} has no place or two places", self.name))),
+                _ => return Err(Error::Data(format!("'{}': class {class} is unknown or is listed twice", self.name))),
             }
         }
         if order.len() != labels.len() {

@@ -6,29 +6,29 @@ use crate::seed::{Stream, generator};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// Images that are measured where decoding is needed for each of them.
+/// Number of images measured where each of them is a file to decode.
 const SAMPLE: usize = 10_000;
-/// Images of one parallel share.
+/// Images per parallel share.
 const SHARE: usize = 16;
 
 /// Mean and standard deviation of each channel (red, green, blue) of values in 0..1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Normalisation {
-    /// Means.
+    /// Channel means.
     pub mean: [f32; 3],
-    /// Standard deviations, above 0.
+    /// Channel standard deviations, above 0.
     pub std: [f32; 3],
 }
 
 impl Normalisation {
-    /// What published ImageNet networks were trained with.
+    /// The normalisation that published ImageNet networks were trained with.
     pub const IMAGENET: Normalisation = Normalisation { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
 
     /// Refuses values that would make batches infinite.
     ///
     /// # Errors
-    /// A value that is not finite, or a deviation that is not above 0.
+    /// A value is not finite, or a deviation is not above 0.
     pub fn check(&self) -> Result<()> {
         if self.mean.iter().all(|m| m.is_finite()) && self.std.iter().all(|s| s.is_finite() && *s > 0.0) {
             return Ok(());
@@ -39,13 +39,13 @@ impl Normalisation {
         )))
     }
 
-    /// Measures all images of `split`, or of image files a seeded sample. Sums are integers, so the result
-    /// does not depend on threads. Also a note where all images have one colour, which no network can tell apart.
+    /// Measures all images of `split`, or a seeded sample of image files. Sums are integers, so the result does not
+    /// depend on threads. Also returns a note if all images have one colour, since no network can tell them apart.
     ///
     /// # Errors
-    /// No image; an image that cannot be read; [`Error::Interrupted`].
+    /// There is no image, or an image cannot be read; [`Error::Interrupted`].
     pub(super) fn measure(split: &Split, source: &str, opening: &Opening) -> Result<(Normalisation, Option<String>)> {
-        // Whether files are held in memory depends on the machine, which must not decide the result.
+        // Whether files are held in memory depends on the machine, and must not decide the result.
         let indices = if !split.is_of_files() || split.len() <= SAMPLE {
             (0..split.len()).collect()
         } else {
@@ -81,7 +81,7 @@ impl Normalisation {
             return Err(Error::format(source, "there is no training image to measure the normalisation on"));
         }
         let mean: [f64; 3] = std::array::from_fn(|i| sum[i] as f64 / count as f64 / 255.0);
-        // Exactly, in integers: the sum of squares is least where all values are equal.
+        // Exact, in integers: the sum of squares is smallest if all values are equal.
         let constant = |i: usize| u128::from(squares[i]) * u128::from(count) == u128::from(sum[i]) * u128::from(sum[i]);
         let note = (0..3).all(constant).then(|| {
             let colour: [u64; 3] = std::array::from_fn(|i| sum[i] / count);

@@ -1,4 +1,4 @@
-//! What opening a dataset reports while it reads, and how it is stopped.
+//! Progress and interruption of opening a dataset, and the choice of splits.
 
 use super::DataOptions;
 use crate::{Error, Result};
@@ -9,18 +9,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Progress of opening a dataset: `done` of `total` shares of one kind of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenProgress {
-    /// What is done, for people: "reading images".
+    /// Name of the work, for display: "reading images".
     pub work: &'static str,
-    /// Files, images or groups of images that are done.
+    /// Number of files, images or groups of images done.
     pub done: usize,
-    /// All of them; 0 where their number is not known yet.
+    /// Number of all of them; 0 if it is not known yet.
     pub total: usize,
 }
 
-/// Called before each share of work, from several threads; a break ends the opening with [`Error::Interrupted`].
+/// Callback before each share of work, from several threads; a break ends the opening with [`Error::Interrupted`].
 pub type OpenObserver<'a> = &'a (dyn Fn(OpenProgress) -> ControlFlow<()> + Sync);
 
-/// Which splits of a dataset are read.
+/// The splits of a dataset that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Splits {
     /// Training, validation and test images.
@@ -29,7 +29,7 @@ pub enum Splits {
     Test,
 }
 
-/// One opening of a dataset, as the readers of layouts see it.
+/// Context of opening a dataset, for the readers of layouts.
 pub(super) struct Opening<'a> {
     pub options: &'a DataOptions,
     pub splits: Splits,

@@ -1,13 +1,13 @@
-//! Work done one step ahead of its consumer.
+//! Work done ahead of its consumer.
 
 use crate::{Error, Result};
 use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{self, JoinHandle};
 
-/// An iterator over `make(0)`, `make(1)`, ... that are made on a background thread, in order.
+/// An iterator over `make(0)`, `make(1)`, ..., produced in order on a background thread.
 ///
-/// Ends after `count` items or after the first error. A panic of `make` is passed on to the consumer.
+/// The iterator ends after `count` items or after the first error. A panic in `make` is passed on to the consumer.
 pub struct Prefetch<T> {
     // `None` once the iteration has ended.
     results: Option<Receiver<Result<T>>>,
@@ -16,9 +16,9 @@ pub struct Prefetch<T> {
 }
 
 impl<T: Send + 'static> Prefetch<T> {
-    /// Starts making at once; at most `ahead` results (at least one) wait for the consumer at any time.
+    /// Starts the thread; at most `ahead` results (at least one) wait for the consumer at any time.
     pub fn new(count: usize, ahead: usize, mut make: impl FnMut(usize) -> Result<T> + Send + 'static) -> Self {
-        // A sender that blocks holds one more result than the channel does.
+        // A blocked sender holds one result more than the channel does.
         let (sender, results) = sync_channel(ahead.saturating_sub(1));
         let body = move || {
             for index in 0..count {
@@ -58,7 +58,8 @@ impl<T: Send + 'static> Iterator for Prefetch<T> {
             }
             Err(_) => {
                 self.end();
-                // Reached only when the thread could not be started: it ends early by nothing but errors and panics.
+                // Reached only if the thread could not be started: a running thread ends early only by errors and
+                // panics.
                 (self.remaining > 0).then(|| Err(Error::Data("the loading thread could not be started".into())))
             }
         }
@@ -66,7 +67,7 @@ impl<T: Send + 'static> Iterator for Prefetch<T> {
 }
 
 impl<T> Drop for Prefetch<T> {
-    /// Stops the thread after the item that it is making.
+    /// Stops the thread after its current item.
     fn drop(&mut self) {
         self.results = None;
         if let Some(thread) = self.thread.take() {

@@ -1,10 +1,9 @@
-//! Regular files only: a FIFO, a socket or a device named like data would be waited for without end.
+//! Reading of regular files only: reading a FIFO, a socket or a device that is named like data could block for ever.
 
 use std::fs::{self, FileType};
 use std::path::Path;
 
-/// Length in bytes of the regular file at `path` (links are followed); otherwise the reason why there is none, without the
-/// path.
+/// Length in bytes of the regular file at `path` (links are followed); otherwise the reason, without the path.
 pub(super) fn length(path: &Path) -> Result<u64, String> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => Ok(metadata.len()),
@@ -19,7 +18,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
     fs::read(path).map_err(|error| format!("cannot be read: {error}"))
 }
 
-/// Says that `path` is a link without a target, if it is.
+/// The reason why `path` is a dangling link, if it is one.
 pub(super) fn dangling(path: &Path) -> Option<String> {
     let target = fs::read_link(path).ok()?;
     let missing = matches!(fs::metadata(path), Err(error) if error.kind() == std::io::ErrorKind::NotFound);

@@ -1,7 +1,7 @@
-//! From a window of stored pixels to a square of normalised f32, with one interpolation.
+//! Resampling of a window of stored pixels to a square of normalised f32, with one interpolation.
 //!
-//! The filter is a triangle as wide as the scale when shrinking (antialiased, as PIL's and torchvision's bilinear resize)
-//! and plain bilinear when growing. Only pixels of the window count.
+//! The filter is a triangle as wide as the scale when shrinking (antialiased, like the bilinear resize of PIL and
+//! torchvision) and plain bilinear when enlarging. Pixels outside the window have no influence.
 
 /// Pixels of a rectangle in an image: RGB u8 rows, `stride` bytes apart.
 pub(super) struct Window<'a> {
@@ -11,7 +11,7 @@ pub(super) struct Window<'a> {
     pub height: usize,
 }
 
-/// What happens to a channel's byte value `v`: `v * scale + offset`.
+/// The map of a channel's byte value: `v * scale + offset`.
 #[derive(Clone, Copy)]
 pub(super) struct Affine {
     pub scale: [f32; 3],
@@ -40,7 +40,7 @@ impl Resampler {
         self.rows.set(window.height, side);
         self.row.resize(bytes, 0.0);
         for (y, line) in out.chunks_exact_mut(side * 3).enumerate() {
-            // Rows first: they add up as whole vectors.
+            // Rows first, since they are added as whole vectors.
             let (start, weights) = self.rows.of(y);
             let mut first = true;
             for (k, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
@@ -84,7 +84,7 @@ fn copy(source: &[u8], flip: bool, affine: Affine, line: &mut [f32]) {
     }
 }
 
-/// Weights of one axis: output `o` is a sum over `count` inputs from `starts[o]`.
+/// Weights along one axis: output `o` is a sum over `count` inputs from `starts[o]`.
 #[derive(Default)]
 struct Taps {
     sizes: (usize, usize),
@@ -94,7 +94,7 @@ struct Taps {
 }
 
 impl Taps {
-    /// Prepares `output` sums over `input` values; nothing to do when the sizes are those of the last image.
+    /// Prepares `output` sums over `input` values; does nothing if the sizes are those of the last image.
     fn set(&mut self, input: usize, output: usize) {
         if self.sizes == (input, output) {
             return;
@@ -124,7 +124,7 @@ impl Taps {
 mod tests {
     use super::*;
 
-    /// The definition, in f64 and two-dimensional: every pixel of the window weighs in.
+    /// The definition, in f64 and two-dimensional, with a weight for every pixel of the window.
     fn reference(window: &Window, side: usize) -> Vec<f64> {
         let axis = |size: usize, o: usize, i: usize| {
             let scale = size as f64 / side as f64;

@@ -11,23 +11,23 @@ use std::sync::Arc;
 /// One image: RGB u8 `[height, width, 3]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Image<'a> {
-    /// Pixels a row.
+    /// Pixels per row.
     pub width: usize,
-    /// Rows.
+    /// Number of rows.
     pub height: usize,
-    /// `height * width * 3` bytes, borrowed from the cache where there is one.
+    /// `height * width * 3` bytes, borrowed from the cache if they are there.
     pub pixels: Cow<'a, [u8]>,
 }
 
-/// Where images come from.
+/// Source of the images.
 pub(super) enum Pixels {
     /// Images of one size, one after the other.
     Uniform { width: usize, height: usize, bytes: Vec<u8> },
     /// Decoded files.
     Decoded(Vec<Image<'static>>),
-    /// Files that are decoded each time.
+    /// Files that are decoded each time they are read.
     Files(Vec<PathBuf>),
-    /// Built-in images number `first`, `first + 1`, ... that are drawn each time.
+    /// Built-in images number `first`, `first + 1`, ..., generated each time they are read.
     Builtin { seed: u64, first: u64 },
 }
 
@@ -35,7 +35,7 @@ pub(super) enum Pixels {
 pub(super) struct Store {
     pub labels: Vec<u32>,
     pub pixels: Pixels,
-    /// Digest of where the images come from; `None` where their pixels are the identity.
+    /// Digest of the images' source; `None` if the pixels themselves are the identity.
     pub origin: Option<u64>,
 }
 
@@ -45,12 +45,12 @@ impl std::fmt::Debug for Store {
     }
 }
 
-/// Some images with their labels. Cheap to clone: pixels are shared.
+/// Some images of a store with their labels. Cheap to clone: pixels are shared.
 #[derive(Debug, Clone)]
 pub struct Split {
     store: Arc<Store>,
     indices: Arc<[u32]>,
-    /// Classes by stored label, where they are not the stored labels themselves.
+    /// Class of each stored label, if the labels themselves are not the classes.
     classes: Option<Arc<[u32]>>,
 }
 
@@ -77,7 +77,7 @@ impl Split {
         &self.store
     }
 
-    /// Positions in the store.
+    /// Indices of the images in the store.
     pub(super) fn indices(&self) -> &[u32] {
         &self.indices
     }
@@ -87,12 +87,12 @@ impl Split {
         Split::whole(Arc::new(Store { labels: Vec::new(), pixels: Pixels::Files(Vec::new()), origin: None }))
     }
 
-    /// Whether reading an image reads no file.
+    /// Whether an image is available without reading a file.
     pub fn in_memory(&self) -> bool {
         !matches!(self.store.pixels, Pixels::Files(_))
     }
 
-    /// Whether each image has a file of its own, held in memory or not.
+    /// Whether each image comes from a file of its own, held in memory or not.
     pub(super) fn is_of_files(&self) -> bool {
         matches!(self.store.pixels, Pixels::Files(_) | Pixels::Decoded(_))
     }
@@ -102,20 +102,20 @@ impl Split {
         self.indices.len()
     }
 
-    /// Whether there is no image.
+    /// Whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.indices.is_empty()
     }
 
-    /// `count` distinct images, or all if there are fewer, in a drawn order; each class has its share.
+    /// Draws `count` distinct images, or all if there are fewer, in random order; each class has its share.
     ///
-    /// Neither which images are drawn nor their order follows the order of the split, which often is sorted by class.
+    /// Neither the choice nor the order depends on the order of the split, which is often sorted by class.
     pub fn draw(&self, count: usize, rng: &mut StdRng) -> Vec<usize> {
         let (total, count) = (self.len(), count.min(self.len()));
         let mut order: Vec<usize> = (0..total).collect();
         order.shuffle(rng);
-        // A stable sort by class keeps the drawn order within a class; every `total / count`-th image of that list then
-        // takes its share from each class, rounded.
+        // A stable sort by class keeps the random order within a class; every `total / count`-th image of that list is
+        // then each class's rounded share.
         order.sort_by_key(|&index| self.label(index));
         let mut drawn: Vec<usize> = (0..count).map(|i| order[i * total / count]).collect();
         drawn.shuffle(rng);
@@ -125,7 +125,7 @@ impl Split {
     /// The images `indices` of this split, in that order.
     ///
     /// # Panics
-    /// If an index is not below [`Split::len`].
+    /// An index is not below [`Split::len`].
     #[cfg(test)]
     pub(crate) fn subset(&self, indices: &[usize]) -> Split {
         Split::of(self.store.clone(), indices.iter().map(|&index| self.indices[index]).collect())
@@ -134,7 +134,7 @@ impl Split {
     /// The class of image `index`.
     ///
     /// # Panics
-    /// If `index` is not below [`Split::len`].
+    /// `index` is not below [`Split::len`].
     pub fn label(&self, index: usize) -> u32 {
         let label = self.store.labels[self.indices[index] as usize];
         self.classes.as_ref().map_or(label, |classes| classes[label as usize])
@@ -143,10 +143,10 @@ impl Split {
     /// Image `index` at its stored size.
     ///
     /// # Errors
-    /// An `index` not below [`Split::len`]; a file that is decoded on demand and cannot be read any more.
+    /// `index` is not below [`Split::len`], or a file that is decoded on demand can no longer be read.
     pub fn image(&self, index: usize) -> Result<Image<'_>> {
         let Some(&at) = self.indices.get(index) else {
-            return Err(Error::Data(format!("image {index} was asked of a split of {} images", self.len())));
+            return Err(Error::Data(format!("image {index} is outside a split of {} images", self.len())));
         };
         let at = at as usize;
         match &self.store.pixels {
@@ -182,7 +182,7 @@ mod tests {
         let split = Dataset::open("builtin", &options).unwrap().train;
         let mut sorted: Vec<usize> = (0..200).collect();
         sorted.sort_by_key(|&index| split.label(index));
-        // Sorted by class and with classes in turn: no order leads to a draw of few classes.
+        // Neither an order sorted by class nor one of alternating classes leads to a draw of few classes.
         for split in [split.subset(&sorted), split] {
             let drawn = split.draw(50, &mut StdRng::seed_from_u64(1));
             assert_eq!(drawn.iter().collect::<HashSet<_>>().len(), 50);
