@@ -1,13 +1,13 @@
-//! Files of named tensors as others publish them: PyTorch's `torch.save` in both of its formats, and safetensors.
+//! Published files of named tensors: PyTorch's `torch.save` in both of its formats, and safetensors.
 //!
-//! | format | what it is |
+//! | format | content |
 //! | --- | --- |
 //! | zip (PyTorch 1.6 and later) | `NAME/data.pkl`, a pickle, and `NAME/data/KEY`, the bytes of each storage |
 //! | older PyTorch | four pickles (magic number, version, system, object), the storages' keys as a fifth, then their bytes |
 //! | safetensors | a JSON header, then bytes |
 //!
-//! Opening reads names and shapes; a tensor's values are read when they are asked for, so that a file cannot make us keep more
-//! than the caller expects of it. Nothing is executed and no entry is written anywhere.
+//! Opening reads names and shapes. The values of a tensor are read only when they are requested, so that a file cannot
+//! use more memory than the caller expects. Nothing is executed, and no entry is extracted to disk.
 
 use super::pickle::{self, ElementType, Pickle, Storage, Value};
 use crate::files::read_bytes;
@@ -21,13 +21,13 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use zip::ZipArchive;
 
-/// Largest pickle in bytes; those of published supernets have about 100 thousand.
+/// Largest pickle in bytes; published supernets have about 100 thousand.
 const MAX_PICKLE: u64 = 16 << 20;
 /// Largest storage in bytes.
 const MAX_STORAGE: u64 = 2 << 30;
-/// First integer of PyTorch's older format.
+/// First integer of a file in PyTorch's older format.
 const LEGACY_MAGIC: i128 = 0x1950_a86a_20f9_469c_fc6c;
-/// Version of that format.
+/// Version of PyTorch's older format.
 const LEGACY_VERSION: i128 = 1001;
 
 type Archive = ZipArchive<Cursor<Rc<[u8]>>>;
@@ -38,14 +38,14 @@ pub struct CheckpointFile {
     bytes: Rc<[u8]>,
     archive: Option<Archive>,
     tensors: BTreeMap<String, Entry>,
-    /// The entry, or the entry of an entry, that the tensors are in; empty where they are not wrapped.
+    /// Path of the entry that holds the tensors; empty if they are not wrapped.
     taken: Vec<String>,
     /// Other entries that hold weights.
     other_weights: Vec<String>,
 }
 
-/// Entries that training programs put a network's tensors into, the preferred one first: averages come last, since a
-/// file that has them besides has them for a second use.
+/// Entries in which training programs store a network's tensors, in order of preference. Averages come last, since a
+/// file that has them in addition has them for a second use.
 const WEIGHTS: [&str; 9] = [
     "state_dict",
     "model_state_dict",
@@ -57,37 +57,38 @@ const WEIGHTS: [&str; 9] = [
     "ema_state_dict",
     "ema",
 ];
-/// What wrappers of a network (data-parallel, compiled, averaged, Lightning) put before the names of all its tensors.
+/// Prefixes that wrappers of a network (data-parallel, compiled, averaged, Lightning) add to the names of all its
+/// tensors.
 const PREFIXES: [&str; 4] = ["module.", "_orig_mod.", "model.", "net."];
-/// Counter that PyTorch's `AveragedModel` puts beside the tensors.
+/// Counter that PyTorch's `AveragedModel` stores beside the tensors.
 const AVERAGED_COUNTER: &str = "n_averaged";
 
-/// A tensor: elements `offset + sum(index x stride)` of the storage.
+/// A tensor: elements `offset + sum(index x stride)` of a storage.
 struct Entry {
     element: ElementType,
     shape: Vec<usize>,
     strides: Vec<usize>,
     offset: usize,
-    /// Elements of the storage.
+    /// Number of elements of the storage.
     elements: usize,
     storage: Place,
 }
 
-/// Where the bytes of a storage are.
+/// Location of the bytes of a storage.
 enum Place {
-    /// In the file.
+    /// A range of the file.
     Bytes(Range<usize>),
     /// An entry of the archive.
     Archive(Rc<str>),
 }
 
 impl CheckpointFile {
-    /// Opens a file and reads what it holds: the tensors of an entry such as `state_dict` or `model`, or of the
-    /// dictionary that it is. Prefixes such as `module.` that all names have are dropped.
+    /// Opens a file and reads its names and shapes: the tensors of an entry such as `state_dict` or `model`, or of the
+    /// top-level dictionary. Prefixes that all names share, such as `module.`, are dropped.
     ///
     /// # Errors
     /// A missing file, an unknown format, a damaged file (with the offset), a pickle that does more than build tensors
-    /// (with the name that it uses), a shape that is larger than its bytes.
+    /// (with the name that it uses), or a shape that is larger than its bytes.
     pub fn open(path: &Path) -> Result<Self> {
         let bytes: Rc<[u8]> = read_bytes(path)?.into();
         let mut file = CheckpointFile {
@@ -98,7 +99,7 @@ impl CheckpointFile {
             taken: Vec::new(),
             other_weights: Vec::new(),
         };
-        // The length of its header, with which safetensors starts, can look like the start of the others.
+        // Safetensors starts with the length of its header, which can look like the start of the other formats.
         let outcome = match &file.bytes[..] {
             [_, _, _, _, _, _, _, _, b'{', ..] => file.open_safetensors(),
             [b'P', b'K', ..] => file.open_zip(),
@@ -108,17 +109,17 @@ impl CheckpointFile {
         outcome.map_err(|message| Error::format(path, message))?;
         file.tensors = without_wrapper(std::mem::take(&mut file.tensors));
         if file.tensors.is_empty() {
-            return Err(Error::format(path, "it holds no tensors"));
+            return Err(Error::format(path, "the file holds no tensors"));
         }
         Ok(file)
     }
 
-    /// Where it was read from.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Which of several sets of weights in the file its tensors are, as a sentence; `None` where there is no choice.
+    /// A sentence that says which of several sets of weights in the file was taken; `None` if there is only one.
     pub fn choice(&self) -> Option<String> {
         let quoted = |names: &[String]| names.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
         (!self.other_weights.is_empty()).then(|| {
@@ -126,40 +127,39 @@ impl CheckpointFile {
         })
     }
 
-    /// Names and shapes, by name.
+    /// Names and shapes, in order of name.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &[usize])> {
         self.tensors.iter().map(|(name, entry)| (name.as_str(), &entry.shape[..]))
     }
 
-    /// The values of tensor `name`, row by row, as f32. Check its shape first: the result is as large as that says.
+    /// The values of tensor `name`, row by row, as f32. Check the shape first: it determines the size of the result.
     ///
     /// # Errors
-    /// No such tensor, a storage that is shorter than the tensor needs, elements that are no floating-point numbers or not
-    /// finite.
+    /// There is no such tensor, its storage is too short, or its elements are not finite floating-point numbers.
     pub fn values(&mut self, name: &str) -> Result<Vec<f32>> {
         let path = self.path.clone();
         self.read_values(name).map_err(|message| Error::format(path, format!("tensor '{name}': {message}")))
     }
 
     fn read_values(&mut self, name: &str) -> Result<Vec<f32>, String> {
-        let entry = self.tensors.get(name).ok_or("it is not in the file")?;
+        let entry = self.tensors.get(name).ok_or("not in the file")?;
         let element = entry.element;
         if let ElementType::Integer(_) = element {
-            return Err("its elements are integers, floating-point numbers were expected".into());
+            return Err("integer elements; expected floating-point numbers".into());
         }
-        let needed = entry.elements.checked_mul(element.bytes()).ok_or("its storage is larger than any memory")?;
+        let needed = entry.elements.checked_mul(element.bytes()).ok_or("the storage is larger than any memory")?;
         let archived;
         let storage = match &entry.storage {
             Place::Bytes(range) => &self.bytes[range.clone()],
             Place::Archive(key) => {
-                let archive = self.archive.as_mut().ok_or("its storage lies in no archive")?;
+                let archive = self.archive.as_mut().ok_or("the storage is not part of an archive")?;
                 archived = read_archived(archive, key, MAX_STORAGE)?;
                 &archived[..]
             }
         };
         if storage.len() < needed {
             return Err(format!(
-                "its storage has {} bytes in the file, {needed} are declared ({} elements); the file is cut or damaged",
+                "the storage has {} bytes in the file, but {needed} are declared ({} elements); the file is truncated or damaged",
                 storage.len(),
                 entry.elements
             ));
@@ -169,12 +169,13 @@ impl CheckpointFile {
         let mut index = vec![0; entry.shape.len()];
         let mut at = entry.offset;
         for _ in 0..count {
-            let value = number(element, &storage[at * element.bytes()..]).ok_or("its storage ends too early")?;
+            let value = number(element, &storage[at * element.bytes()..]).ok_or("the storage ends too early")?;
             if !value.is_finite() {
                 return Err(format!("element {} is {value}; all weights must be finite", values.len()));
             }
             values.push(value);
-            // The next index, last dimension fastest; `at` wraps where a dimension of size one has a wild stride, and comes back.
+            // Advances to the next index, last dimension fastest. A dimension of size one may have any stride: `at`
+            // then wraps around and back.
             for dim in (0..index.len()).rev() {
                 index[dim] += 1;
                 at = at.wrapping_add(entry.strides[dim]);
@@ -190,7 +191,7 @@ impl CheckpointFile {
 
     fn open_zip(&mut self) -> Result<(), String> {
         let damaged = |e: &dyn std::fmt::Display| {
-            format!("the zip archive of {} bytes is cut or damaged ({e}); fetch the file again", self.bytes.len())
+            format!("the zip archive of {} bytes is truncated or damaged ({e}); fetch the file again", self.bytes.len())
         };
         let mut archive = ZipArchive::new(Cursor::new(self.bytes.clone())).map_err(|e| damaged(&e))?;
         let names = archive.file_names().map(|name| Ok(name?.into_owned())).collect::<zip::result::ZipResult<Vec<_>>>();
@@ -207,12 +208,12 @@ impl CheckpointFile {
         }
         let byteorder = format!("{root}/byteorder");
         if names.contains(&byteorder) && read_archived(&mut archive, &byteorder, 16)? != b"little" {
-            return Err("its numbers are not little-endian".into());
+            return Err("the numbers are not little-endian".into());
         }
         let name = format!("{root}/data.pkl");
         if !names.contains(&name) {
             return Err(format!(
-                "the zip archive has no '{name}'; it is no file of torch.save (a TorchScript archive?)"
+                "the zip archive has no '{name}'; it was not written by torch.save (it may be a TorchScript archive)"
             ));
         }
         let program = read_archived(&mut archive, &name, MAX_PICKLE)?;
@@ -221,7 +222,7 @@ impl CheckpointFile {
         (self.taken, self.other_weights) = (taken, others);
         self.tensors = tensors_of(dict, &pickle, |storage| {
             if storage.key.is_empty() || !storage.key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
-                return Err(format!("a storage is named {:?}, expected letters and digits", storage.key));
+                return Err(format!("a storage is named {:?}; expected letters and digits", storage.key));
             }
             Ok(Place::Archive(format!("{root}/data/{}", storage.key).into()))
         })?;
@@ -239,16 +240,16 @@ impl CheckpointFile {
             Ok((value, pickle))
         };
         if next()?.0 != Value::Int(LEGACY_MAGIC) {
-            return Err("it is a pickle, but no file of torch.save".into());
+            return Err("the file is a pickle, but was not written by torch.save".into());
         }
         if next()?.0 != Value::Int(LEGACY_VERSION) {
-            return Err(format!("it has another version of PyTorch's older format than {LEGACY_VERSION}"));
+            return Err(format!("the version of PyTorch's older format is not {LEGACY_VERSION}"));
         }
         let (system, pickle) = next()?;
         let little = Value::Text("little_endian".into());
         match system {
             Value::Dict(dict) if pickle.dicts[dict].contains(&(little, Value::Bool(true))) => {}
-            _ => return Err("its numbers are not said to be little-endian".into()),
+            _ => return Err("the numbers are not declared to be little-endian".into()),
         }
         let (value, pickle) = next()?;
         let (keys, lists) = next()?;
@@ -282,18 +283,17 @@ impl CheckpointFile {
         self.tensors = tensors_of(dict, &pickle, |storage| {
             let place = places
                 .get(&storage.key)
-                .ok_or_else(|| format!("the bytes of storage {:?} are not there", storage.key))?;
+                .ok_or_else(|| format!("the bytes of storage {:?} are missing", storage.key))?;
             Ok(Place::Bytes(place.clone()))
         })?;
         Ok(())
     }
 
     fn open_safetensors(&mut self) -> Result<(), String> {
-        let foreign =
-            |e| format!("neither a file of torch.save (zip or the older format) nor readable as safetensors: {e}");
+        let foreign = |e| format!("neither written by torch.save (zip or older format) nor valid safetensors: {e}");
         let (header_length, header) = SafeTensors::read_metadata(&self.bytes).map_err(|e| foreign(e.to_string()))?;
         SafeTensors::deserialize(&self.bytes).map_err(|e| foreign(e.to_string()))?;
-        // After the length of the header and the header.
+        // Tensor data follows the header's length and the header.
         let start = 8 + header_length;
         for (name, info) in header.tensors() {
             let element = match info.dtype {
@@ -305,7 +305,7 @@ impl CheckpointFile {
                 Dtype::I32 | Dtype::U32 => ElementType::Integer(4),
                 Dtype::I16 | Dtype::U16 => ElementType::Integer(2),
                 Dtype::I8 | Dtype::U8 | Dtype::BOOL => ElementType::Integer(1),
-                other => return Err(format!("tensor '{name}' is of type {other:?}, which is not read")),
+                other => return Err(format!("tensor '{name}' is of type {other:?}, which is not supported")),
             };
             let mut strides = vec![1; info.shape.len()];
             for dim in (1..strides.len()).rev() {
@@ -326,14 +326,14 @@ impl CheckpointFile {
     }
 }
 
-/// The dictionary of a pickle that holds the weights: itself, or an entry named as in [`WEIGHTS`]; with the names of
-/// the entries that lead there and those of other weights.
+/// Finds the dictionary of a pickle that holds the weights: the top-level one, or an entry named as in [`WEIGHTS`].
+/// Also returns the names of the entries that lead to it, and of entries with other weights.
 fn weights_of(value: &Value, pickle: &Pickle) -> Result<(usize, Vec<String>, Vec<String>), String> {
     let Value::Dict(mut dict) = *value else {
-        return Err(format!("it holds {}, a dictionary of tensors was expected", value.kind()));
+        return Err(format!("the file holds {}; expected a dictionary of tensors", value.kind()));
     };
     let (mut taken, mut others) = (Vec::new(), Vec::new());
-    // A dictionary can hold itself.
+    // A dictionary can contain itself, so the depth is limited.
     for _ in 0..3 {
         let entries = &pickle.dicts[dict];
         let named: Vec<(&str, &Value)> = WEIGHTS
@@ -355,7 +355,7 @@ fn weights_of(value: &Value, pickle: &Pickle) -> Result<(usize, Vec<String>, Vec
             }
             None => {
                 if let Some((name, other)) = named.first().filter(|(_, other)| !matches!(other, Value::Tensor(_))) {
-                    return Err(format!("its '{name}' is {}, a dictionary was expected", other.kind()));
+                    return Err(format!("entry '{name}' is {}; expected a dictionary", other.kind()));
                 }
                 break;
             }
@@ -364,12 +364,12 @@ fn weights_of(value: &Value, pickle: &Pickle) -> Result<(usize, Vec<String>, Vec
     Ok((dict, taken, others))
 }
 
-/// The tensors without prefixes that all names have.
+/// The tensors without the prefixes that all names share.
 fn without_wrapper(mut tensors: BTreeMap<String, Entry>) -> BTreeMap<String, Entry> {
     if tensors.len() > 1 && tensors.keys().all(|name| name == AVERAGED_COUNTER || name.starts_with(PREFIXES[0])) {
         tensors.remove(AVERAGED_COUNTER);
     }
-    // Wrappers are put around one another, but not many.
+    // Wrappers can be nested, but not deeply.
     for _ in 0..4 {
         if let Some(prefix) = PREFIXES.iter().find(|prefix| tensors.keys().all(|name| name.starts_with(**prefix))) {
             tensors = tensors.into_iter().map(|(name, entry)| (name[prefix.len()..].to_string(), entry)).collect();
@@ -387,11 +387,11 @@ fn tensors_of(
     let mut tensors = BTreeMap::new();
     for (key, value) in &pickle.dicts[dict] {
         let Value::Text(name) = key else {
-            return Err(format!("its dictionary has {} as key, names of tensors were expected", key.kind()));
+            return Err(format!("the dictionary has {} as a key; expected names of tensors", key.kind()));
         };
         let Value::Tensor(tensor) = value else {
             return Err(format!(
-                "'{name}' is {}, a tensor was expected; weights are looked for in the entries {}, or in the dictionary itself",
+                "'{name}' is {}; expected a tensor; weights are searched in the entries {}, and in the dictionary itself",
                 value.kind(),
                 WEIGHTS.join(", ")
             ));
@@ -411,29 +411,30 @@ fn tensors_of(
     Ok(tensors)
 }
 
-/// An entry of the archive, its checksum compared.
+/// Reads an entry of the archive and verifies its checksum.
 fn read_archived(archive: &mut Archive, name: &str, limit: u64) -> Result<Vec<u8>, String> {
     let entry = archive.by_name(name).map_err(|e| format!("'{name}' cannot be read from the zip archive: {e}"))?;
     let (size, start) = (entry.size(), entry.data_start().unwrap_or(0));
     if size > limit {
-        return Err(format!("'{name}' has {size} bytes, more than the {limit} that are read"));
+        return Err(format!("'{name}' has {size} bytes, more than the limit of {limit}"));
     }
     let mut bytes = Vec::new();
-    // One byte more than promised shows an entry that unpacks to more; reading to the end compares the checksum.
+    // Reading one byte more than declared detects an entry that unpacks to more; reading to the end verifies the
+    // checksum.
     entry
         .take(size + 1)
         .read_to_end(&mut bytes)
         .map_err(|e| format!("'{name}' at byte {start} of the file is damaged: {e}"))?;
     if bytes.len() as u64 != size {
         return Err(format!(
-            "'{name}' at byte {start} of the file unpacks to {} bytes, {size} are declared",
+            "'{name}' at byte {start} of the file unpacks to {} bytes, but {size} are declared",
             bytes.len()
         ));
     }
     Ok(bytes)
 }
 
-/// The first element of `bytes` as f32; `None` if they are too few or it is no floating-point number.
+/// The first element of `bytes` as f32; `None` if `bytes` is too short or the type is not a floating-point type.
 fn number(element: ElementType, bytes: &[u8]) -> Option<f32> {
     Some(match element {
         ElementType::F64 => f64::from_le_bytes(*bytes.first_chunk()?) as f32,

@@ -1,14 +1,15 @@
-//! Supernets that others trained: the published once-for-all checkpoints (paper §4; Cai et al. publish them for MobileNetV3 spaces
-//! of width 1.0 and 1.2, among others) as our own state.
+//! Published once-for-all supernets (paper §4; Cai et al. publish them for MobileNetV3 spaces of width 1.0 and 1.2,
+//! among others), read as the state of a [`Supernet`].
 //!
 //! | file | concern |
 //! | --- | --- |
 //! | `checkpoint_file` | PyTorch's files and safetensors as named tensors |
 //! | `pickle` | the restricted reader of the pickle inside |
-//! | `names` | their names and ours |
-//! | `setting` | subnets as the published code writes them |
+//! | `names` | published names of tensors, and ours |
+//! | `setting` | subnets in the notation of the published code |
 //!
-//! Layouts need no change: a convolution's weight is `[out, in, height, width]` and a kernel transform `y = W x` on both sides.
+//! Layouts need no change: both sides store a convolution's weight as `[out, in, height, width]` and a kernel transform
+//! as `y = W x`.
 
 mod checkpoint_file;
 mod names;
@@ -24,27 +25,27 @@ use candle_core::{Device, Tensor};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-/// Most classes of a checkpoint.
+/// Largest number of classes of a checkpoint.
 const MAX_CLASSES: usize = 1_000_000;
 
-/// Reads a published checkpoint of a supernet of `space`; the number of classes is the classifier's.
+/// Reads a published checkpoint of a supernet of `space`; the classifier determines the number of classes.
 ///
 /// # Errors
-/// As [`CheckpointFile::open`]; the first tensor that is missing, not known, of another shape than the space asks for, or not finite;
-/// a negative running variance.
+/// Errors of [`CheckpointFile::open`]; a tensor that is missing, unknown, not of the shape that the space requires, or
+/// not finite (the first one is named); a negative running variance.
 pub fn read_supernet(path: &Path, space: &SearchSpace) -> Result<Supernet> {
     read_supernet_from(&mut CheckpointFile::open(path)?, space)
 }
 
-/// As [`read_supernet`], from an open file.
+/// Reads a published checkpoint, like [`read_supernet`], from an open file.
 ///
 /// # Errors
-/// As [`read_supernet`].
+/// As for [`read_supernet`].
 pub fn read_supernet_from(file: &mut CheckpointFile, space: &SearchSpace) -> Result<Supernet> {
     space.validate()?;
     let path = file.path().to_path_buf();
     let fail = |message: String| Err(Error::format(&path, message));
-    // Common name to name in the file.
+    // Maps common names to names in the file.
     let mut names: BTreeMap<String, String> = BTreeMap::new();
     let mut shapes: HashMap<String, Vec<usize>> = HashMap::new();
     for (name, shape) in file.tensors() {
@@ -52,7 +53,7 @@ pub fn read_supernet_from(file: &mut CheckpointFile, space: &SearchSpace) -> Res
             continue;
         }
         if let Some(other) = names.insert(names::common(name), name.to_string()) {
-            return fail(format!("the tensors '{other}' and '{name}' are the same one in two spellings"));
+            return fail(format!("the tensors '{other}' and '{name}' are one tensor in two spellings"));
         }
         shapes.insert(name.to_string(), shape.to_vec());
     }
@@ -65,7 +66,7 @@ pub fn read_supernet_from(file: &mut CheckpointFile, space: &SearchSpace) -> Res
     };
     let net = Supernet::new(space, classes, 0)?;
     let mut state = HashMap::new();
-    // In the order of the network, so that the first message is about the first layer that differs.
+    // In the order of the network, so that the first error is about the first layer that differs.
     let mut expected: Vec<(String, Vec<usize>)> =
         net.parameters().iter().map(|p| (p.name.clone(), p.var.dims().to_vec())).collect();
     let listed: std::collections::HashSet<String> = expected.iter().map(|(name, _)| name.clone()).collect();
@@ -88,7 +89,7 @@ pub fn read_supernet_from(file: &mut CheckpointFile, space: &SearchSpace) -> Res
             ));
         };
         let shape = &shapes[&theirs];
-        // The layer between pool and classifier is a 1x1 convolution there and a matrix here.
+        // The layer between pool and classifier is a 1x1 convolution in published checkpoints and a matrix here.
         let fits = *shape == dims || (ours == "hidden.weight" && *shape == [&dims[..], &[1, 1]].concat());
         if !fits {
             return fail(format!(

@@ -1,6 +1,7 @@
-//! What the published code calls the tensors that we have under names of our own.
+//! Published names of the tensors of a supernet.
 //!
-//! It has had two spellings; both are brought to one *common* form, without the repetitions that its dynamic layers put in:
+//! Published checkpoints have two spellings. Both are converted to one *common* form, without the repetitions that the
+//! published dynamic layers introduce:
 //!
 //! | newer | published checkpoints | common |
 //! | --- | --- | --- |
@@ -11,19 +12,19 @@
 
 use crate::SearchSpace;
 
-/// A name of either spelling in the common form.
+/// Converts a name of either spelling to the common form.
 pub fn common(name: &str) -> String {
     name.strip_prefix("module.")
         .unwrap_or(name)
         .replace(".mobile_inverted_conv.", ".conv.")
-        // Else the residual block's layer would read as a repetition of its convolution.
+        // Otherwise the residual block's layer would look like a repetition of its convolution.
         .replace("input_stem.1.conv.", "input_stem.1.residual.")
         .replace(".bn.bn.", ".bn.")
         .replace(".conv.conv.weight", ".conv.weight")
         .replace(".linear.linear.", ".linear.")
 }
 
-/// The common name of our tensor `name` in a network of `space`; `None` for a tensor that the published networks do not have.
+/// The common name of our tensor `name` in a network of `space`; `None` if published networks have no such tensor.
 pub fn published(name: &str, space: &SearchSpace) -> Option<String> {
     let (layer, rest) = name.split_once('.')?;
     let bottlenecks = space.family.has_bottlenecks();
@@ -40,7 +41,7 @@ pub fn published(name: &str, space: &SearchSpace) -> Option<String> {
             let (slot, rest) = (space.slot(stage, index), parts.next()?);
             if bottlenecks { bottleneck(slot, rest) } else { block(1 + slot, rest) }
         }
-        // Without a hidden layer the last convolution itself is called the mixing one.
+        // Without a hidden layer, the published name of the last convolution is the mixing layer.
         "feature" if space.head.as_ref().is_some_and(|head| head.hidden_channels.is_none()) => {
             dense("feature_mix_layer", rest)
         }
@@ -51,7 +52,7 @@ pub fn published(name: &str, space: &SearchSpace) -> Option<String> {
     }
 }
 
-/// A convolution with batch norm.
+/// Name of a tensor of a convolution with batch norm.
 fn dense(layer: &str, rest: &str) -> Option<String> {
     Some(match rest.strip_prefix("norm.") {
         Some(part) => format!("{layer}.bn.{part}"),
@@ -59,7 +60,7 @@ fn dense(layer: &str, rest: &str) -> Option<String> {
     })
 }
 
-/// A tensor of block `number`, counted through the network with the fixed first block as 0.
+/// Name of a tensor of block `number`, counted through the network, where the fixed first block is 0.
 fn block(number: usize, rest: &str) -> Option<String> {
     let (layer, part) = rest.split_once('.')?;
     let of = |layer: &str| dense(&format!("blocks.{number}.conv.{layer}"), part);
@@ -76,7 +77,7 @@ fn block(number: usize, rest: &str) -> Option<String> {
     }
 }
 
-/// A tensor of bottleneck `number`, counted through the network.
+/// Name of a tensor of bottleneck `number`, counted through the network.
 fn bottleneck(number: usize, rest: &str) -> Option<String> {
     let (layer, part) = rest.split_once('.')?;
     let layer = if layer == "shortcut" { "downsample" } else { layer };

@@ -1,9 +1,9 @@
 //! A restricted reader of Python pickles: data only.
 //!
-//! A pickle is a program for a stack machine, and Python's own reader runs whatever that program names. This one knows the opcodes
-//! that `torch.save` writes and a closed list of names ([`Global`]); it builds values and nothing else. Every opcode adds at most
-//! one value, values that contain others refer to them by number, and nothing here recurses: time and memory are
-//! proportional to the length of the file.
+//! A pickle is a program for a stack machine, and Python's own reader calls whatever that program names. This reader
+//! knows the opcodes that `torch.save` writes and a closed list of names ([`Global`]); it builds values and nothing
+//! else. Every opcode adds at most one value, values that contain others refer to them by number, and nothing recurses:
+//! time and memory are proportional to the length of the file.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -15,27 +15,28 @@ pub(super) enum Global {
     OrderedDict,
     /// `torch._utils._rebuild_tensor_v2` and the older `_rebuild_tensor`: a view of a storage.
     RebuildTensor,
-    /// `torch._utils._rebuild_parameter`: a tensor that was trainable.
+    /// `torch._utils._rebuild_parameter`: a trainable tensor.
     RebuildParameter,
-    /// `torch.FloatStorage` and its like: what a storage's bytes are.
+    /// `torch.FloatStorage` and similar: the element type of a storage.
     Storage(ElementType),
     /// `torch.Size`: a tuple.
     Size,
 }
 
-/// What the elements of a storage are, always little-endian.
+/// Element type of a storage, always little-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ElementType {
     F64,
     F32,
     F16,
     Bf16,
-    /// Integers and booleans of this many bytes: only counters such as `num_batches_tracked`, whose values nobody asks for.
+    /// Integers and booleans of this many bytes; they occur only in counters such as `num_batches_tracked`, whose
+    /// values are not used.
     Integer(usize),
 }
 
 impl ElementType {
-    /// Bytes of one element.
+    /// Number of bytes per element.
     pub(super) fn bytes(self) -> usize {
         match self {
             ElementType::F64 => 8,
@@ -67,7 +68,7 @@ impl Global {
     }
 }
 
-/// A value; those that contain others are numbers into [`Pickle`]'s lists, so that copying one is always cheap.
+/// A value. Values that contain others are indices into [`Pickle`]'s lists, so that cloning a value is always cheap.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     None,
@@ -84,7 +85,7 @@ pub(super) enum Value {
 }
 
 impl Value {
-    /// What it is, for messages.
+    /// Name of the kind of value, for messages.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Value::None => "None",
@@ -101,7 +102,7 @@ impl Value {
         }
     }
 
-    /// A number of elements, bytes or the like.
+    /// The value as a count.
     pub(super) fn as_usize(&self) -> Option<usize> {
         match self {
             Value::Int(value) => usize::try_from(*value).ok(),
@@ -110,28 +111,28 @@ impl Value {
     }
 }
 
-/// A storage as the pickle declares it; whether its bytes are there is for the reader of the bytes to check.
+/// A storage as the pickle declares it. The reader of the bytes checks that they exist.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Storage {
     pub(super) element: ElementType,
-    /// Name of its bytes in the file.
+    /// Name of the storage's bytes in the file.
     pub(super) key: Rc<str>,
     /// Number of elements.
     pub(super) elements: usize,
 }
 
-/// A tensor: elements `offset + sum(index x stride)` of a storage; checked to lie inside what the storage declares, and to have
-/// no more elements than it.
+/// A tensor: elements `offset + sum(index x stride)` of a storage. Checked to lie inside the declared storage, and to
+/// have no more elements than the storage.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct View {
-    /// Number of the storage in [`Pickle::storages`].
+    /// Index of the storage in [`Pickle::storages`].
     pub(super) storage: usize,
     pub(super) offset: usize,
     pub(super) shape: Vec<usize>,
     pub(super) strides: Vec<usize>,
 }
 
-/// What a pickle holds.
+/// Content of a pickle.
 #[derive(Debug, Default)]
 pub(super) struct Pickle {
     pub(super) dicts: Vec<Vec<(Value, Value)>>,
@@ -144,10 +145,12 @@ pub(super) struct Pickle {
 /// Largest rank of a tensor.
 const MAX_RANK: usize = 8;
 
-/// Reads one pickle from the start of `bytes`: its value, what it refers to, and its length in bytes.
+/// Reads one pickle from the start of `bytes`; returns its value, the objects that it refers to, and its length in
+/// bytes.
 ///
 /// # Errors
-/// One sentence with the offset (counted from `start`, the pickle's place in its file) of the first thing that is not allowed.
+/// One sentence with the offset (counted from `start`, the pickle's offset in its file) of the first thing that is not
+/// allowed.
 pub(super) fn read(bytes: &[u8], start: usize) -> Result<(Value, Pickle, usize), String> {
     let mut machine =
         Machine { bytes, at: 0, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), out: Pickle::default() };
@@ -165,21 +168,21 @@ struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
     stack: Vec<Value>,
-    /// Heights of the stack.
+    /// Stack heights at the marks.
     marks: Vec<usize>,
     memo: HashMap<u32, Value>,
     out: Pickle,
 }
 
 impl Machine<'_> {
-    /// One opcode; the value at the end.
+    /// Executes one opcode; returns the value at the end of the program.
     fn step(&mut self) -> Result<Option<Value>, String> {
         let value = match self.byte()? {
             0x80 => match self.byte()? {
                 2..=5 => return Ok(None),
                 protocol => return Err(format!("protocol {protocol}, expected 2 to 5")),
             },
-            // A frame only says how many bytes follow.
+            // A frame only announces how many bytes follow.
             0x95 => {
                 self.take(8)?;
                 return Ok(None);
@@ -189,7 +192,7 @@ impl Machine<'_> {
                 return if self.stack.is_empty() {
                     Ok(Some(value))
                 } else {
-                    Err("it ends with values left over".into())
+                    Err("the program ends with values left over".into())
                 };
             }
             b'(' => {
@@ -264,20 +267,20 @@ impl Machine<'_> {
                 let names = self.pop_many(2)?;
                 match &names[..] {
                     [Value::Text(module), Value::Text(name)] => global(module, name)?,
-                    _ => return Err("a name that is no string".into()),
+                    _ => return Err("a name that is not a string".into()),
                 }
             }
             b'Q' => self.persistent()?,
             b'R' => self.reduce()?,
             b'b' => {
-                // An OrderedDict's attributes (PyTorch keeps version numbers there) mean nothing to us.
+                // Attributes of an OrderedDict (PyTorch stores version numbers there) are ignored.
                 self.pop()?;
                 return match self.stack.last() {
                     Some(Value::Dict(_)) => Ok(None),
-                    other => Err(format!("it sets attributes of {}", other.map_or("nothing", Value::kind))),
+                    other => Err(format!("the program sets attributes of {}", other.map_or("nothing", Value::kind))),
                 };
             }
-            opcode => return Err(format!("opcode {opcode:#04x} is not one that a checkpoint needs; it is refused")),
+            opcode => return Err(format!("opcode {opcode:#04x} is not needed by a checkpoint and is refused")),
         };
         self.stack.push(value);
         Ok(None)
@@ -286,7 +289,7 @@ impl Machine<'_> {
     fn take(&mut self, count: usize) -> Result<&[u8], String> {
         let end = self.at.checked_add(count).filter(|&end| end <= self.bytes.len());
         let end =
-            end.ok_or_else(|| format!("{count} more bytes are needed, {} are left", self.bytes.len() - self.at))?;
+            end.ok_or_else(|| format!("{count} more bytes are needed, but {} are left", self.bytes.len() - self.at))?;
         let found = &self.bytes[self.at..end];
         self.at = end;
         Ok(found)
@@ -311,7 +314,7 @@ impl Machine<'_> {
         Ok(Value::Text(text.into()))
     }
 
-    /// Up to the next line feed.
+    /// Reads up to the next line feed.
     fn line(&mut self) -> Result<String, String> {
         let rest = &self.bytes[self.at..];
         let length = rest.iter().position(|&b| b == b'\n').ok_or("a name without end")?;
@@ -320,7 +323,7 @@ impl Machine<'_> {
         Ok(line)
     }
 
-    /// An integer of up to 16 bytes, two's complement.
+    /// Reads an integer of up to 16 bytes, two's complement.
     fn long(&mut self) -> Result<Value, String> {
         let length = usize::from(self.byte()?);
         if length > 16 {
@@ -335,9 +338,9 @@ impl Machine<'_> {
 
     fn pop(&mut self) -> Result<Value, String> {
         if self.marks.last().is_some_and(|&mark| self.stack.len() <= mark) {
-            return Err("it takes a value across a mark".into());
+            return Err("the program takes a value across a mark".into());
         }
-        self.stack.pop().ok_or_else(|| "it takes a value from an empty stack".into())
+        self.stack.pop().ok_or_else(|| "the program takes a value from an empty stack".into())
     }
 
     fn pop_many(&mut self, count: usize) -> Result<Vec<Value>, String> {
@@ -347,19 +350,22 @@ impl Machine<'_> {
     }
 
     fn pop_mark(&mut self) -> Result<Vec<Value>, String> {
-        let mark = self.marks.pop().ok_or("it goes back to a mark that was not set")?;
+        let mark = self.marks.pop().ok_or("the program returns to a mark that was not set")?;
         Ok(self.stack.split_off(mark))
     }
 
     fn memoise(&mut self, index: impl FnOnce(&mut Self) -> Result<u32, String>) -> Result<Option<Value>, String> {
         let index = index(self)?;
-        let value = self.stack.last().ok_or("it remembers a value of an empty stack")?.clone();
+        let value = self.stack.last().ok_or("the program stores a value of an empty stack")?.clone();
         self.memo.insert(index, value);
         Ok(None)
     }
 
     fn recall(&self, index: u32) -> Result<Value, String> {
-        self.memo.get(&index).cloned().ok_or_else(|| format!("it recalls value {index}, which it never stored"))
+        self.memo
+            .get(&index)
+            .cloned()
+            .ok_or_else(|| format!("the program recalls value {index}, which was never stored"))
     }
 
     fn tuple(&mut self, items: Vec<Value>) -> Value {
@@ -375,14 +381,14 @@ impl Machine<'_> {
     fn append(&mut self, items: Vec<Value>) -> Result<Option<Value>, String> {
         match self.stack.last() {
             Some(&Value::List(list)) => self.out.lists[list].extend(items),
-            other => return Err(format!("it appends to {}", other.map_or("nothing", Value::kind))),
+            other => return Err(format!("the program appends to {}", other.map_or("nothing", Value::kind))),
         }
         Ok(None)
     }
 
     fn set(&mut self, items: Vec<Value>) -> Result<Option<Value>, String> {
         let Some(&Value::Dict(dict)) = self.stack.last() else {
-            return Err(format!("it sets an item of {}", self.stack.last().map_or("nothing", Value::kind)));
+            return Err(format!("the program sets an item of {}", self.stack.last().map_or("nothing", Value::kind)));
         };
         let (pairs, rest) = items.as_chunks::<2>();
         if !rest.is_empty() {
@@ -392,23 +398,23 @@ impl Machine<'_> {
         Ok(None)
     }
 
-    /// `('storage', type, key, location, elements[, view])`
+    /// Reads a persistent id: `('storage', type, key, location, elements[, view])`.
     fn persistent(&mut self) -> Result<Value, String> {
-        let Value::Tuple(tuple) = self.pop()? else { return Err("a persistent id that is no tuple".into()) };
+        let Value::Tuple(tuple) = self.pop()? else { return Err("a persistent id that is not a tuple".into()) };
         let storage = match &self.out.tuples[tuple][..] {
             [Value::Text(kind), Value::Global(Global::Storage(element)), Value::Text(key), _, elements, view @ ..]
                 if **kind == *"storage" && matches!(view, [] | [Value::None]) =>
             {
-                let elements = elements.as_usize().ok_or("a storage whose number of elements is no count")?;
+                let elements = elements.as_usize().ok_or("a storage whose number of elements is not a count")?;
                 Storage { element: *element, key: key.clone(), elements }
             }
-            _ => return Err("a persistent id that is no storage".into()),
+            _ => return Err("a persistent id that is not a storage".into()),
         };
         self.out.storages.push(storage);
         Ok(Value::Storage(self.out.storages.len() - 1))
     }
 
-    /// A call: of the functions that may be named, each only builds a value.
+    /// Executes a call: each of the functions that may be named only builds a value.
     fn reduce(&mut self) -> Result<Value, String> {
         let Value::Tuple(arguments) = self.pop()? else { return Err("a call whose arguments are no tuple".into()) };
         let function = self.pop()?;
@@ -422,7 +428,7 @@ impl Machine<'_> {
                 self.out.tensors.push(view);
                 Ok(Value::Tensor(self.out.tensors.len() - 1))
             }
-            _ => Err(format!("a call of {} with arguments that it does not take here", function.kind())),
+            _ => Err(format!("a call of {} with unsupported arguments", function.kind())),
         }
     }
 
@@ -432,13 +438,13 @@ impl Machine<'_> {
             self.out.tuples[*items].iter().map(Value::as_usize).collect()
         };
         let (Some(offset), Some(shape), Some(strides)) = (offset.as_usize(), numbers(size), numbers(stride)) else {
-            return Err("a tensor whose offset, shape or strides are no counts".into());
+            return Err("a tensor whose offset, shape or strides are not counts".into());
         };
         if shape.len() != strides.len() || shape.len() > MAX_RANK {
             return Err(format!("a tensor of shape {shape:?} with strides {strides:?}"));
         }
         let elements = self.out.storages[storage].elements;
-        // One past the last element that the view touches.
+        // Index after the last element that the view touches.
         let end = || -> Option<usize> {
             let mut last = offset;
             for (&size, &stride) in shape.iter().zip(&strides) {
@@ -460,7 +466,7 @@ impl Machine<'_> {
 fn global(module: &str, name: &str) -> Result<Value, String> {
     Global::named(module, name).map(Value::Global).ok_or_else(|| {
         let shown: String = format!("{module}.{name}").chars().filter(|c| !c.is_control()).take(80).collect();
-        format!("it names '{shown}', which a checkpoint of tensors does not need; it is refused and nothing was run")
+        format!("the program names '{shown}', which a checkpoint of tensors does not need; the file is refused, and nothing was executed")
     })
 }
 
@@ -474,7 +480,7 @@ mod tests {
 
     #[test]
     fn values_containers_and_the_memo() {
-        // {'a': [1, -2], 'b': (None, True)}, the list remembered as 7 and used again as 'c'.
+        // {'a': [1, -2], 'b': (None, True)}; the list is stored as 7 and used again as 'c'.
         let bytes = b"\x80\x02}(X\x01\0\0\0a]q\x07(K\x01J\xfe\xff\xff\xffeX\x01\0\0\0bN\x88\x86X\x01\0\0\0ch\x07u.rest";
         let (value, pickle, length) = read(bytes, 0).unwrap();
         assert_eq!((value, length), (Value::Dict(0), bytes.len() - 4));
@@ -483,7 +489,7 @@ mod tests {
         let keys: Vec<_> = pickle.dicts[0].iter().map(|(key, _)| key.clone()).collect();
         assert_eq!(keys, ["a", "b", "c"].map(|k| Value::Text(k.into())));
         assert_eq!(pickle.dicts[0][2].1, Value::List(0));
-        // The magic number of the older format: ten bytes.
+        // The magic number of the older format, ten bytes.
         assert_eq!(read(b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", 0).unwrap().0, Value::Int(0x1950a86a20f9469cfc6c));
         assert_eq!(read(b"\x8a\x01\xff.", 0).unwrap().0, Value::Int(-1));
     }
@@ -494,7 +500,7 @@ mod tests {
         assert!(found.contains("'os.system'") && found.contains("byte 102"), "{found}");
         let found = error(b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.");
         assert!(found.contains("'builtins.eval'"), "{found}");
-        // The older opcodes that call: INST, OBJ, NEWOBJ, and extension codes.
+        // Older opcodes that call: INST, OBJ, NEWOBJ, and extension codes.
         for opcode in [b'i', b'o', 0x81, 0x92, 0x82] {
             assert!(error(&[b'(', opcode, b'.']).contains("opcode"), "{opcode}");
         }
@@ -517,7 +523,7 @@ mod tests {
             (b"}NNNtu.", "mark"),
             (b"}(Nu.", "key without a value"),
             (b"N(Ne.", "appends to None"),
-            (b"NNR.", "no tuple"),
+            (b"NNR.", "not a tuple"),
             (b"N)R.", "a call of None"),
             (b"K\x01Q.", "persistent id"),
             (b"\x8a\x11aaaaaaaaaaaaaaaaa.", "17 bytes"),
@@ -528,7 +534,7 @@ mod tests {
         }
     }
 
-    /// A tensor of the given shape, strides and offset on a storage of `elements` floats.
+    /// A tensor of the given shape, strides and offset in a storage of `elements` floats.
     fn tensor(shape: &[i32], strides: &[i32], offset: i32, elements: i32) -> Result<View, String> {
         let integer = |value: i32| [&b"J"[..], &value.to_le_bytes()].concat();
         let tuple =
@@ -563,7 +569,7 @@ mod tests {
         ] {
             assert!(tensor(shape, strides, offset, elements).unwrap_err().contains("does not fit"));
         }
-        assert!(tensor(&[-2], &[1], 0, 10).unwrap_err().contains("no counts"));
+        assert!(tensor(&[-2], &[1], 0, 10).unwrap_err().contains("not counts"));
         assert!(tensor(&[2], &[1], 0, -1).unwrap_err().contains("elements"));
         assert!(tensor(&[1; 9], &[1; 9], 0, 10).unwrap_err().contains("shape"));
     }

@@ -1,4 +1,4 @@
-//! A subnet as the published code writes it.
+//! Subnets in the notation of the published code.
 
 use crate::space::{BlockChoice, ExpandRatio};
 use crate::{Error, Result, SearchSpace, Subnet};
@@ -6,38 +6,42 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::str::FromStr;
 
-/// What a text of the published form looks like, for messages.
+/// The published notation, for messages.
 const FORM: &str =
     "{\"ks\": [3, 5, ...], \"e\": [3, 4, ...], \"d\": [2, 3, ...], \"r\": 160}, in JSON or as Python prints it";
 
-/// `{"ks": ..., "e": ..., "d": ..., "r": ...}`: a kernel size and an expand ratio for each block slot (of the largest subnet, so also for
-/// blocks that are not there, where `null` will do) and a depth for each stage; one number stands for all of them.
+/// A subnet as `{"ks": ..., "e": ..., "d": ..., "r": ...}`: kernel size and expand ratio per block slot, depth per
+/// stage.
 ///
-/// ResNets have no `ks`, but `"w"`, the number (from 0) of a width multiplier for the stem's first convolutions, its last, and each stage. Their
-/// `d` counts from the smallest depth of a stage, and begins with one for the stem, whose block is there at the largest number alone.
+/// Slots are those of the largest subnet, so they include blocks that are not there, for which `null` is allowed. A
+/// single number stands for the whole list.
 ///
-/// The published search prints `"wid": null` beside these, a width that no published space has.
+/// ResNets have no `ks`. Their `w` lists indices (from 0) of width multipliers, for the stem's first convolutions, its
+/// last, and each stage. Their `d` counts from the smallest depth of a stage, and starts with an entry for the stem,
+/// whose block exists only at the largest number.
+///
+/// The published search also prints `"wid": null`, a width that no published space has.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "Value")]
 pub struct Setting {
-    /// Kernel sizes; absent where the space has but one.
+    /// Kernel sizes; absent if the space has only one.
     pub ks: Option<Choices<usize>>,
     /// Expand ratios.
     pub e: Choices<ExpandRatio>,
     /// Depths.
     pub d: Choices<usize>,
-    /// Numbers of width multipliers; absent where widths are not elastic.
+    /// Indices of width multipliers; absent if widths are not elastic.
     pub w: Option<Choices<usize>>,
-    /// Resolution, as a number or a list of one; where it is told elsewhere, absent.
+    /// Resolution, as a number or a list of one number; absent if it is given elsewhere.
     pub r: Option<Choices<usize>>,
 }
 
-/// One number for all, or a list.
+/// One value for all entries, or a list.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Choices<T> {
-    /// For all.
+    /// One value for all entries.
     All(T),
-    /// One after the other; `None` where nothing is chosen.
+    /// One value per entry; `None` where nothing is chosen.
     Each(Vec<Option<T>>),
 }
 
@@ -45,17 +49,18 @@ impl<T: Copy> Choices<T> {
     fn at(&self, name: &str, index: usize, count: usize) -> Result<T> {
         match self {
             Choices::All(value) => Ok(*value),
-            Choices::Each(list) if list.len() == count => list[index]
-                .ok_or_else(|| Error::Subnet(format!("entry {} of '{name}' is null, but it is in use", index + 1))),
+            Choices::Each(list) if list.len() == count => list[index].ok_or_else(|| {
+                Error::Subnet(format!("entry {} of '{name}' is null, but the subnet uses it", index + 1))
+            }),
             Choices::Each(list) => {
-                Err(Error::Subnet(format!("'{name}' has {} entries, this space needs {count}", list.len())))
+                Err(Error::Subnet(format!("'{name}' has {} entries; this space needs {count}", list.len())))
             }
         }
     }
 
-    /// Reads entry `name` with `read` for a single value; `None` if it is absent or null.
+    /// Reads entry `name`, with `read` for a single value; `None` if the entry is absent or null.
     fn of(map: &Map<String, Value>, name: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<Self>, String> {
-        let wrong = |value: &Value| format!("'{name}' holds {value}, which is not allowed there");
+        let wrong = |value: &Value| format!("'{name}' holds {value}, which is not allowed");
         match map.get(name) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Array(list)) => {
@@ -80,12 +85,16 @@ impl TryFrom<Value> for Setting {
             return Err(format!("'{unknown}' is not known; expected {FORM}"));
         }
         if let Some(width) = map.get("wid").filter(|width| !width.is_null()) {
-            return Err(format!("'wid' is {width}, expected null: the width of a space is fixed, --space names it"));
+            return Err(format!(
+                "'wid' is {width}; expected null, since the width of a space is fixed and named by --space"
+            ));
         }
         let missing = |name: &str, what: &str| format!("'{name}', the {what}, is missing; expected {FORM}");
         let ratio = |value: &Value| value.as_f64().and_then(|value| ExpandRatio::try_from(value).ok());
         let resolution = match (Choices::of(map, "r", whole)?, Choices::of(map, "image_size", whole)?) {
-            (Some(_), Some(_)) => return Err("'r' and 'image_size' are the same, but both are given".into()),
+            (Some(_), Some(_)) => {
+                return Err("'r' and 'image_size' mean the same, but both are given; remove one".into());
+            }
             (r, size) => r.or(size),
         };
         Ok(Setting {
@@ -98,7 +107,7 @@ impl TryFrom<Value> for Setting {
     }
 }
 
-/// A whole number, which Python may have made a floating-point one.
+/// Reads a whole number, which Python may have printed as a floating-point number.
 fn whole(value: &Value) -> Option<usize> {
     match value.as_u64() {
         Some(value) => usize::try_from(value).ok(),
@@ -109,17 +118,17 @@ fn whole(value: &Value) -> Option<usize> {
 impl FromStr for Setting {
     type Err = Error;
 
-    /// Reads JSON, or what Python prints of such a dictionary.
+    /// Reads JSON, or such a dictionary as Python prints it.
     fn from_str(text: &str) -> Result<Self> {
         let fail = |message: String| Error::Subnet(format!("'{text}': {message}"));
         let value: Value = serde_json::from_str(text)
             .or_else(|_| serde_json::from_str(&json_of(text)))
-            .map_err(|e| fail(format!("it cannot be read from column {} on; expected {FORM}", e.column().max(1))))?;
+            .map_err(|e| fail(format!("cannot be read from column {} on; expected {FORM}", e.column().max(1))))?;
         Setting::try_from(value).map_err(fail)
     }
 }
 
-/// Python's text of a dictionary as JSON: its quotes, its `None`, `True` and `False`, tuples, and commas before a
+/// Converts Python's text of a dictionary to JSON: quotes, `None`, `True` and `False`, tuples, and commas before a
 /// closing bracket.
 fn json_of(text: &str) -> String {
     let mut json = String::with_capacity(text.len());
@@ -133,7 +142,7 @@ fn json_of(text: &str) -> String {
                 json.push('"');
                 json += &inside[..end].replace('"', "\\\"");
                 json.push('"');
-                // Without its closing quote a text has no end: nothing follows that could be taken for one.
+                // Text without a closing quote ends the input.
                 (end + 2).min(rest.len())
             }
             _ if word > 0 => {
@@ -165,10 +174,10 @@ fn json_of(text: &str) -> String {
 }
 
 impl Setting {
-    /// The resolution.
+    /// The setting's resolution.
     ///
     /// # Errors
-    /// There is none, or several.
+    /// The setting has no resolution, or several.
     pub fn resolution(&self) -> Result<usize> {
         let r = self.r.as_ref().ok_or_else(|| Error::Subnet("'r', the resolution, is missing".into()))?;
         r.at("r", 0, 1)
@@ -177,7 +186,7 @@ impl Setting {
     /// The subnet of `space` at `resolution`: entries of inactive blocks are dropped.
     ///
     /// # Errors
-    /// Lists of another length than the space needs, a choice outside the space.
+    /// A list has the wrong length, or a choice is outside the space.
     pub fn subnet(&self, space: &SearchSpace, resolution: usize) -> Result<Subnet> {
         let bottlenecks = space.family.has_bottlenecks();
         let count = space.stages.len() + usize::from(bottlenecks);
@@ -189,7 +198,7 @@ impl Setting {
                 self.d.at("d", stage, count)?
             };
             let most = space.max_stage_depth(stage);
-            // A number meant for all stages counts as far as a stage has that many blocks.
+            // A single number applies to all stages, and is limited to each stage's largest depth.
             if depth > most && matches!(self.d, Choices::Each(_)) {
                 return Err(Error::Subnet(format!(
                     "'d' asks for {depth} blocks in stage {}, which has {most}",
@@ -291,8 +300,8 @@ mod tests {
     #[test]
     fn what_is_no_setting_is_refused_in_our_words() {
         for (text, reason) in [
-            ("{", "it cannot be read from column"),
-            ("{'ks': 'x", "it cannot be read"),
+            ("{", "cannot be read from column"),
+            ("{'ks': 'x", "cannot be read"),
             ("{'ks': 3, 'e': 2}", "'d', the depths, is missing"),
             ("{'ks': 3, 'd': 2}", "'e', the expand ratios, is missing"),
             ("{'kernel': 3, 'e': 2, 'd': 1}", "'kernel' is not known; expected {\"ks\""),
