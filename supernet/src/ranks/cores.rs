@@ -1,19 +1,19 @@
-//! Which cores each of several processes on one machine computes on.
+//! Assignment of cores to the processes on one machine.
 
 use super::part;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-/// Numbers of cores; as text in Linux's form, `0-3,8`.
+/// A set of core numbers; as text in Linux's form, `0-3,8`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cores(pub BTreeSet<usize>);
 
 impl Cores {
-    /// Keeps this thread, and those that it starts from now on, on these cores. Elsewhere than on Linux it does nothing.
+    /// Binds this thread, and threads that it starts later, to these cores. Does nothing on systems other than Linux.
     ///
     /// # Errors
-    /// The operating system's.
+    /// Errors of the operating system.
     pub fn bind(&self) -> std::io::Result<()> {
         #[cfg(all(feature = "mpi", target_os = "linux"))]
         {
@@ -55,19 +55,19 @@ impl fmt::Display for Cores {
     }
 }
 
-/// Where one rank runs.
+/// The machine and cores of one rank.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Place {
     /// Name of the machine.
     pub host: String,
-    /// The cores that it may run on.
+    /// Cores that this rank may use.
     pub allowed: Cores,
-    /// The cores that its launcher may run on: all of the job's on this machine.
+    /// Cores that this rank's launcher may use: all of the job's on this machine.
     pub launcher: Cores,
 }
 
 impl Place {
-    /// This process's; `None` where the system does not tell (it is not Linux).
+    /// The place of this process; `None` if the system does not tell (it is not Linux).
     pub fn here() -> Option<Place> {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?.trim().to_string();
         #[cfg(unix)]
@@ -79,7 +79,7 @@ impl Place {
         Some(Place { host, allowed, launcher })
     }
 
-    /// As [`Display`](fmt::Display) wrote it.
+    /// Parses the text that [`Display`](fmt::Display) writes.
     pub fn parse(text: &str) -> Option<Place> {
         let mut parts = text.split(' ');
         let (host, allowed, launcher) = (parts.next()?, parts.next()?, parts.next()?);
@@ -98,8 +98,8 @@ fn allowed(status: &str) -> Option<Cores> {
     text.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?.parse().ok()
 }
 
-/// The cores of rank `rank`, one thread each: its own, or its part of those that it shares with other ranks. `None` where there are more ranks
-/// than cores, or ranks share only some of their cores: then nothing is bound.
+/// The cores of rank `rank`, one thread each: the rank's own, or its share of those that several ranks may use. `None`,
+/// which means that nothing is bound, if there are more ranks than cores, or if ranks share only some of their cores.
 pub fn divide(places: &[Place], rank: usize) -> Option<Cores> {
     let own = &places[rank];
     let neighbours: Vec<usize> = (0..places.len()).filter(|&other| places[other].host == own.host).collect();
@@ -113,8 +113,8 @@ pub fn divide(places: &[Place], rank: usize) -> Option<Cores> {
     Some(Cores(own.allowed.0.iter().copied().skip(range.start).take(range.len()).collect()))
 }
 
-/// A sentence for each machine on which the launch leaves cores idle or gives them more threads than there are; `threads` is how many each
-/// rank was told to use, if it was.
+/// A sentence for each machine on which the launch leaves cores idle or runs more threads than cores; `threads` is the
+/// number of threads per rank, if one was requested.
 pub fn hints(places: &[Place], threads: Option<usize>) -> Vec<String> {
     let hosts: BTreeSet<&str> = places.iter().map(|place| place.host.as_str()).collect();
     let mut hints = Vec::new();

@@ -1,10 +1,10 @@
-//! Several processes that train and measure together, on one machine or on many: "ranks", as MPI calls them.
+//! Several processes that train and measure together, on one machine or on many; MPI calls them "ranks".
 //!
-//! [`Ranks`] is a plain value. One process alone is one rank, and then every method does nothing at once: the code that uses it reads the same for
-//! one rank and for a thousand. The engine is MPI, behind the feature `mpi`.
+//! [`Ranks`] is a plain value. A single process is one rank, for which every method returns at once, so that the code
+//! is the same for one rank and for a thousand. The engine is MPI, behind the feature `mpi`.
 //!
-//! All methods that say "of all ranks" are collective: every rank must call them, in the same order. Whatever decides which of them come next must
-//! therefore follow from values that all ranks share.
+//! Methods that mention "all ranks" are collective: every rank must call them, in the same order. So whatever decides
+//! the order of such calls must follow from values that all ranks share.
 
 mod cores;
 #[cfg(feature = "mpi")]
@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-/// The processes that work together. Clones stand for the same processes; when the last one is dropped, MPI ends.
+/// The processes that work together. Clones refer to the same processes; dropping the last one ends MPI.
 #[derive(Clone, Default)]
 pub struct Ranks(Option<Arc<Joined>>);
 
@@ -34,12 +34,12 @@ struct Joined {
     nanoseconds: AtomicU64,
 }
 
-/// What one rank has sent so far.
+/// Communication of one rank so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Traffic {
-    /// Bytes of what was summed and gathered (not what the algorithm makes of it).
+    /// Bytes passed to collective calls (not what the algorithm sends for them).
     pub bytes: u64,
-    /// Seconds that computation waited for collective calls, slower ranks included.
+    /// Seconds for which computation waited in collective calls, slower ranks included.
     pub seconds: f64,
 }
 
@@ -50,15 +50,15 @@ impl std::fmt::Debug for Ranks {
 }
 
 impl Ranks {
-    /// This process alone.
+    /// A single process.
     pub fn alone() -> Self {
         Ranks(None)
     }
 
-    /// The processes that `mpirun` or `srun` started with this one; this process alone if it was not started so.
+    /// The processes that `mpirun` or `srun` started with this one; a single process if it was not started by them.
     ///
     /// # Errors
-    /// The program was started as one of several, but has no MPI, or MPI does not see the others.
+    /// The program was started as one of several, but was built without MPI, or MPI does not see the others.
     pub fn join() -> Result<Self> {
         let Some(started) = started_together(|name| std::env::var(name).ok()) else { return Ok(Ranks(None)) };
         let link = Link::join()?;
@@ -81,30 +81,32 @@ impl Ranks {
         self.0.as_ref().map_or(1, |joined| joined.link.count())
     }
 
-    /// Whether this is the one that writes files and draws progress.
+    /// Whether this rank is the one that writes files and shows progress.
     pub fn is_first(&self) -> bool {
         self.rank() == 0
     }
 
-    /// Whether there are others.
+    /// Whether there are other ranks.
     pub fn are_many(&self) -> bool {
         self.0.is_some()
     }
 
-    /// This rank's part of `0..total`; the parts of all ranks lie side by side, and their lengths differ by at most one.
+    /// This rank's share of `0..total`: a range; the shares of all ranks are adjacent, and their lengths differ by at
+    /// most one.
     pub fn part(&self, total: usize) -> Range<usize> {
         part(total, self.rank(), self.count())
     }
 
-    /// Replaces values by their sums over all ranks, the same bits on each.
+    /// Replaces values by their sums over all ranks; the result has the same bits on every rank.
     pub fn sum(&self, values: &mut [f32]) {
         self.collective(size_of_val(values), |link| link.sum_f32(values));
     }
 
-    /// As [`sum`](Self::sum), by another thread while this one does `work`, which must call nothing that is of all ranks. It needs little of the
-    /// processor: between two looks at the network the other thread sleeps.
+    /// Computes [`sum`](Self::sum) on another thread while this one does `work`, which must not make collective calls.
+    /// The other thread uses little processor time: it sleeps between polls of the network.
     ///
-    /// When `work` is done this thread waits for the sums, whatever it gives: an error in it leaves no rank waiting.
+    /// After `work` this thread waits for the sums, whatever `work` returns, so that an error in it leaves no rank
+    /// waiting.
     pub fn sum_during<T>(&self, values: &mut [f32], work: impl FnOnce() -> T) -> T {
         let Some(joined) = &self.0 else { return work() };
         let bytes = size_of_val(values);
@@ -120,7 +122,7 @@ impl Ranks {
         result
     }
 
-    /// As [`sum`](Self::sum).
+    /// Replaces values by their sums over all ranks; the result has the same bits on every rank.
     pub fn sum_f64(&self, values: &mut [f64]) {
         self.collective(size_of_val(values), |link| link.sum_f64(values));
     }
@@ -132,7 +134,7 @@ impl Ranks {
         sum[0]
     }
 
-    /// For each flag whether any of all ranks has it.
+    /// For each flag, whether it is set on any of all ranks.
     pub fn any<const N: usize>(&self, flags: [bool; N]) -> [bool; N] {
         let mut sums = flags.map(|flag| if flag { 1.0 } else { 0.0 });
         self.sum_f64(&mut sums);
@@ -153,19 +155,19 @@ impl Ranks {
         all
     }
 
-    /// What the first rank gives, on all ranks.
+    /// The first rank's bytes, on all ranks.
     pub fn broadcast(&self, bytes: Vec<u8>) -> Vec<u8> {
         let mut bytes = bytes;
         self.collective(bytes.len(), |link| link.broadcast(&mut bytes));
         bytes
     }
 
-    /// Waits until all ranks are here.
+    /// Waits until all ranks have reached this call.
     pub fn meet(&self) {
         self.collective(0, |link| drop(link.gather(0)));
     }
 
-    /// Fails on all ranks if `number` is not the same on all.
+    /// Fails on all ranks if `number` differs between any of them.
     ///
     /// # Errors
     /// [`Error::Ranks`] with `what` and the ranks that differ from rank 0.
@@ -180,7 +182,7 @@ impl Ranks {
         Err(Error::Ranks(format!("{what}: {ranks} {} differ from rank 0; {advice}", other.join(", "))))
     }
 
-    /// What this rank has sent so far.
+    /// Communication of this rank so far.
     pub fn traffic(&self) -> Traffic {
         self.0.as_ref().map_or(Traffic::default(), |joined| Traffic {
             bytes: joined.bytes.load(Ordering::Relaxed),
@@ -188,7 +190,7 @@ impl Ranks {
         })
     }
 
-    /// Ends this process and all others: they would wait for it for ever.
+    /// Ends this process and all others, which would otherwise wait for this one for ever.
     pub fn abort(&self, code: i32) -> ! {
         match &self.0 {
             Some(joined) => joined.link.abort(code),
@@ -205,7 +207,7 @@ impl Ranks {
 }
 
 impl Joined {
-    /// A call that sent `bytes` and was waited for since `start`.
+    /// Counts a call that sent `bytes` and was waited for since `start`.
     fn count(&self, bytes: usize, start: Instant) {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.nanoseconds.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
@@ -215,12 +217,13 @@ impl Joined {
 /// Longest text of [`Ranks::gather_text`] in bytes.
 pub const LONGEST_TEXT: usize = 1024;
 
-/// Part `rank` of `count` of `0..total`.
+/// Share `rank` of `count` of `0..total`.
 fn part(total: usize, rank: usize, count: usize) -> Range<usize> {
     total * rank / count..total * (rank + 1) / count
 }
 
-/// How many processes a launcher started together with this one, if it started several: Open MPI, the Hydra launcher of MPICH and Intel MPI, Slurm.
+/// Number of processes that a launcher started, including this one, if it started several. Known launchers are Open
+/// MPI, the Hydra launcher of MPICH and Intel MPI, and Slurm.
 fn started_together(variable: impl Fn(&str) -> Option<String>) -> Option<usize> {
     ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"]
         .into_iter()
@@ -266,7 +269,7 @@ mod tests {
         assert_eq!(started(&[("OMPI_COMM_WORLD_SIZE", "2")]), Some(2));
         assert_eq!(started(&[("PMI_SIZE", "4"), ("PMI_RANK", "3")]), Some(4));
         assert_eq!(started(&[("SLURM_STEP_NUM_TASKS", "8")]), Some(8));
-        // mpirun inside of a Slurm job's one-task step, one process alone, the shell of a batch job.
+        // mpirun inside a Slurm job's one-task step; a single process; the shell of a batch job.
         assert_eq!(started(&[("OMPI_COMM_WORLD_SIZE", "3"), ("SLURM_STEP_NUM_TASKS", "1")]), Some(3));
         assert_eq!(started(&[("OMPI_COMM_WORLD_SIZE", "1")]), None);
         assert_eq!(started(&[("SLURM_NTASKS", "8")]), None);

@@ -11,18 +11,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Values that are summed at a time. The second buffer that MPI needs is not larger; a smaller one would pay the network's latency more often.
+/// Values summed per call. MPI needs a second buffer of that size; a smaller one would pay the network's latency more
+/// often.
 const BUCKET: usize = 1 << 24;
 
-/// Between two looks at a sum in the background.
+/// Interval between two polls of a sum in the background.
 const LOOK: Duration = Duration::from_micros(100);
 
 pub(super) struct Link {
-    /// MPI ends when it is dropped.
+    /// Dropping the universe ends MPI.
     _universe: Universe,
     rank: usize,
     count: usize,
-    /// Calls come from whichever thread trains, but one at a time.
+    /// Serialises calls: they come from whichever thread trains, but one at a time.
     turn: Mutex<()>,
 }
 
@@ -57,7 +58,8 @@ impl Link {
         self.sum(values, 0.0);
     }
 
-    /// Sums in the background of this process's computation, until that has `worked`; from then on in the foreground.
+    /// Sums in the background of this process's computation until that has `worked`, and in the foreground from then
+    /// on.
     pub(super) fn sum_f32_patiently(&self, values: &mut [f32], worked: &AtomicBool) {
         let (world, _turn) = self.turn();
         let mut sums = vec![0.0; values.len().min(BUCKET)];
@@ -66,7 +68,8 @@ impl Link {
             mpi::request::scope(|scope| {
                 let sum = SystemOperation::sum();
                 let mut request = world.immediate_all_reduce_into(scope, &*bucket, &mut *sums, sum);
-                // MPI moves data only while someone calls it. Waiting would take a core from the computation, however long other ranks let wait.
+                // MPI moves data only while it is called. Waiting would take a core from the computation, however late
+                // other ranks are.
                 while !worked.load(Ordering::Acquire) {
                     match request.test() {
                         Ok(_) => return,
@@ -128,7 +131,7 @@ impl Link {
     }
 
     pub(super) fn abort(&self, code: i32) -> ! {
-        // Without a turn: the thread that has it may wait for a rank that will never come.
+        // Without taking the lock: the thread that holds it may wait for a rank that will never come.
         SimpleCommunicator::world().abort(code)
     }
 }

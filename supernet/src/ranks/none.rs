@@ -1,4 +1,4 @@
-//! In place of the MPI engine in a program without it: there is no such link.
+//! Stand-in for the MPI engine in programs without the feature `mpi`: a link that cannot exist.
 
 use crate::{Error, Result};
 use std::sync::atomic::AtomicBool;
