@@ -1,5 +1,5 @@
-//! Small files: reading with errors that name the place, and atomic writing: after an error, a kill or power loss a
-//! file holds either its old or its new content, never a mixture.
+//! Small files: reading with errors that name path and position, and atomic writing. After an error, a kill or a power
+//! loss a file holds either its old or its new content, never a mixture.
 
 use crate::{Error, Result, temporaries};
 use serde::de::DeserializeOwned;
@@ -11,26 +11,28 @@ pub use crate::temporaries::{is_temporary, remove_all_abandoned};
 
 /// Writes `bytes` to `path` through a temporary neighbour: write, fsync, rename, fsync of the folder.
 ///
-/// Missing parent folders are made.
+/// Missing parent folders are created.
 ///
 /// # Errors
-/// The operating system's error with the path; the old file is then untouched.
+/// The operating system's error with the path; the old file is then unchanged.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     write_all_atomic(&[(path, bytes)])
 }
 
-/// Writes files of one folder that belong together, each as [`write_atomic`] does. All are complete under temporary
-/// names before the first gets its own, so that a failed write changes nothing. The last one is missing while the
-/// others change: after a kill it never stands beside files that it does not belong to.
+/// Writes files of one folder that belong together, each like [`write_atomic`].
+///
+/// All files are complete under temporary names before the first is renamed, so that a failed write changes nothing.
+/// The last file is missing while the others change: after a kill it never stands beside files that it does not belong
+/// to.
 ///
 /// # Errors
-/// As [`write_atomic`].
+/// As for [`write_atomic`].
 pub fn write_all_atomic(files: &[(&Path, &[u8])]) -> Result<()> {
     let Some((path, _)) = files.first() else { return Ok(()) };
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     make_folder(folder)?;
     match write_and_rename(folder, files) {
-        // Somebody removed the folder meanwhile.
+        // The folder was removed in the meantime.
         Err((_, error)) if error.kind() == ErrorKind::NotFound => {
             make_folder(folder)?;
             write_and_rename(folder, files)
@@ -71,37 +73,37 @@ fn write_and_rename<'a>(folder: &Path, files: &[(&'a Path, &[u8])]) -> Result<()
         }
     }
     if outcome.is_err() {
-        // Those that were renamed have lost this name.
+        // Files that were renamed already no longer have this name.
         written.iter().for_each(|(_, (_, temporary))| drop(fs::remove_file(temporary)));
     }
     sync_folder(folder);
     outcome
 }
 
-/// Makes a folder with its missing parents, durably.
+/// Creates a folder with its missing parents, durably.
 ///
 /// # Errors
-/// A file where a folder is expected, or the operating system's error; both with the path.
+/// A file is where a folder is expected, or the operating system fails; the error names the path.
 pub fn make_folder(folder: &Path) -> Result<()> {
-    // Without a slash at its end, with which a file would not be found.
+    // Without a trailing slash, with which a file would not be found.
     let folder = folder.components().as_path();
     let missing = folder.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).count();
     if let Some(file) = folder.ancestors().find(|path| path.exists() && !path.is_dir()) {
-        return Err(Error::format(file, "this is a file, expected a folder; name a folder that can be made"));
+        return Err(Error::format(file, "this is a file; expected a folder or a path where one can be created"));
     }
     fs::create_dir_all(folder).map_err(|e| match e.kind() {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::NotFound => {
-            Error::format(folder, format!("the folder cannot be made ({e}); name one where you may write"))
+            Error::format(folder, format!("the folder cannot be created ({e}); choose one with write permission"))
         }
         _ => Error::file(folder, e),
     })?;
-    // A new folder is an entry of the one above it.
+    // A new folder is an entry of its parent.
     folder.ancestors().skip(1).take(missing).for_each(sync_folder);
     Ok(())
 }
 
-/// Removes a folder as a whole: after a kill it is there complete, or not at all (what is left of it has a temporary
-/// name). A folder that is missing is no error.
+/// Removes a folder as a whole: after a kill the folder is complete or gone (its remains have a temporary name). A
+/// missing folder is not an error.
 ///
 /// # Errors
 /// The operating system's error with the path.
@@ -117,7 +119,7 @@ pub fn remove_folder(folder: &Path) -> Result<()> {
     }
 }
 
-/// Removes a file, durably. A file that is missing is no error.
+/// Removes a file, durably. A missing file is not an error.
 ///
 /// # Errors
 /// The operating system's error with the path.
@@ -132,8 +134,8 @@ pub fn remove_file(path: &Path) -> Result<()> {
     }
 }
 
-/// Makes new, renamed and removed entries of a folder durable. Not every platform can open a folder, and the files' content
-/// is safe without it, so a failure is no error.
+/// Makes new, renamed and removed entries of a folder durable. Failures are ignored: not every platform can open a
+/// folder, and the content of the files is safe without it.
 pub fn sync_folder(folder: &Path) {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     if let Ok(folder) = File::open(folder) {
@@ -151,7 +153,7 @@ pub fn checksum(bytes: &[u8]) -> u32 {
 /// Serialises `value` as indented JSON and writes it atomically.
 ///
 /// # Errors
-/// As [`write_atomic`]; a value that has no JSON form is a [`Error::Format`].
+/// As for [`write_atomic`]; a value without a JSON form is a [`Error::Format`].
 pub fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<()> {
     write_atomic(path, to_json(path, value)?.as_bytes())
 }
@@ -159,7 +161,7 @@ pub fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<()> {
 /// Serialises `value` as indented JSON for the file at `path`.
 ///
 /// # Errors
-/// A value that has no JSON form is a [`Error::Format`].
+/// A value without a JSON form is a [`Error::Format`].
 pub fn to_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<String> {
     let mut text = serde_json::to_string_pretty(value).map_err(|e| Error::format(path, e.to_string()))?;
     text.push('\n');
@@ -169,7 +171,7 @@ pub fn to_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<String> {
 /// Reads a JSON file.
 ///
 /// # Errors
-/// A missing file or text that does not fit `T`, with the path and position.
+/// The file is missing, or its text does not fit `T`; the error has the path and position.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = read_text(path)?;
     serde_json::from_str(&text).map_err(|e| Error::format(path, format!("not the expected JSON: {e}")))
@@ -178,7 +180,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// Reads a TOML file.
 ///
 /// # Errors
-/// A missing file or text that does not fit `T`, as `path:line`.
+/// The file is missing, or its text does not fit `T`; the error starts with `path:line`.
 pub fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
     parse_toml(&read_text(path)?).map_err(|(line, message)| match line {
         Some(line) => Error::line(path, line, message),
@@ -186,22 +188,22 @@ pub fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
     })
 }
 
-/// Reads TOML; an error is the line (from 1), where one is to blame, and the message.
+/// Parses TOML; an error consists of the line (from 1), if one is to blame, and the message.
 ///
 /// # Errors
-/// Text that is no TOML or does not fit `T`.
+/// The text is not TOML or does not fit `T`.
 pub fn parse_toml<T: DeserializeOwned>(text: &str) -> Result<T, (Option<usize>, String)> {
     toml::from_str(text).map_err(|error| {
-        // Of what surrounds several lines (a table that lacks a key) the first one is named.
+        // An error about several lines (a table without a required key) names the first of them.
         let line = error.span().filter(|_| !text.is_empty()).map(|span| line_of(text, span.start));
         (line, error.message().trim().replace('\n', "; "))
     })
 }
 
-/// As [`parse_toml`], with the line in the message.
+/// Parses TOML; an error is a message with the line.
 ///
 /// # Errors
-/// Text that is no TOML or does not fit `T`.
+/// The text is not TOML or does not fit `T`.
 pub fn parse_toml_text<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     parse_toml(text).map_err(|(line, message)| match line {
         Some(line) => format!("line {line}: {message}"),
@@ -209,17 +211,17 @@ pub fn parse_toml_text<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     })
 }
 
-/// The line (from 1) of the byte `offset` of `text`. A place after the last line end belongs to the last line that is
-/// written.
+/// Number (from 1) of the line that contains the byte `offset` of `text`. An offset after the last line break belongs
+/// to the last line with text.
 pub fn line_of(text: &str, offset: usize) -> usize {
     let offset = offset.min(text.trim_end().len());
     1 + text.as_bytes()[..offset].iter().filter(|&&byte| byte == b'\n').count()
 }
 
-/// Reads one line of a file of JSON lines. Its own line number, which is always 1, is left out of the message.
+/// Parses one line of a file of JSON lines. Error messages omit the line number, which would always be 1.
 ///
 /// # Errors
-/// Text that is no JSON or does not fit `T`.
+/// The text is not JSON or does not fit `T`.
 pub fn parse_json_line<T: DeserializeOwned>(line: &str) -> Result<T, String> {
     serde_json::from_str(line).map_err(|error| {
         let text = error.to_string();
@@ -230,10 +232,10 @@ pub fn parse_json_line<T: DeserializeOwned>(line: &str) -> Result<T, String> {
     })
 }
 
-/// Reads a UTF-8 text file. A byte order mark at its beginning, which some editors write, is not part of the text.
+/// Reads a UTF-8 text file without the byte order mark that some editors put at its beginning.
 ///
 /// # Errors
-/// A missing or unreadable file, with its path.
+/// The file is missing, unreadable or not UTF-8; the error has the path.
 pub fn read_text(path: &Path) -> Result<String> {
     let bytes = read_bytes(path)?;
     let text = String::from_utf8(bytes).map_err(|error| {
@@ -246,26 +248,26 @@ pub fn read_text(path: &Path) -> Result<String> {
     })
 }
 
-/// What a file in a repository holds where Git LFS has not fetched its content.
+/// Start of a Git LFS pointer, which stands for a file whose content was not fetched.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 
 /// Reads a file.
 ///
 /// # Errors
-/// A missing or unreadable file, and a pointer of Git LFS in place of the content; with the path.
+/// The file is missing or unreadable, or is a Git LFS pointer; the error has the path.
 pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     let bytes = fs::read(path).map_err(|e| Error::file(path, e))?;
     if bytes.starts_with(LFS_POINTER) {
         return Err(Error::format(
             path,
-            "the file is a Git LFS pointer, its content was not fetched; run `git lfs pull` in its repository",
+            "the file is a Git LFS pointer whose content was not fetched; run `git lfs pull` in its repository",
         ));
     }
     Ok(bytes)
 }
 
-/// Paths of what a folder holds, in order; none for a folder that does not exist. Hidden entries, such as the `._name`
-/// that macOS leaves beside each file it copies, are left out.
+/// Paths in a folder, sorted; none if the folder does not exist. Hidden entries are skipped, such as the `._name` that
+/// macOS leaves beside each file it copies.
 ///
 /// # Errors
 /// The operating system's error with the path.
@@ -306,7 +308,7 @@ mod tests {
         let [first, second] = ["first", "second"].map(|name| folder.path().join(name));
         write_all_atomic(&[(&first, b"1"), (&second, b"2")]).unwrap();
         assert_eq!((fs::read(&first).unwrap(), fs::read(&second).unwrap()), (b"1".to_vec(), b"2".to_vec()));
-        // A name that no temporary can be made for.
+        // A name for which no temporary can be created.
         let long = folder.path().join("n".repeat(250));
         let error = write_all_atomic(&[(&first, b"3"), (&long, b"4")]).unwrap_err().to_string();
         assert!(error.contains("nnn"), "{error}");
@@ -379,7 +381,7 @@ mod tests {
         }
         let line = |text: &str| parse_toml::<Outer>(text).unwrap_err().0;
         for (text, expected) in [
-            ("c = 1", 1),                                    // unknown key on the first and only line
+            ("c = 1", 1),                                    // unknown key in the only line
             ("a = 1\nc = 1\n", 2),                           // on the last line
             ("# é\n\na = 1\n# ü\nc = 1\n[inner]\nb = 1", 5), // after characters of several bytes
             ("a = 1\na = 2\n", 2),                           // twice
@@ -388,8 +390,8 @@ mod tests {
             ("a = 'x'\n", 1),                                // another type
             ("\n\na = 300\n", 3),                            // out of range
             ("a = 1\n\n[inner]\n", 3),                       // a missing key: the table's header
-            ("a = 1\nlist = [1.0,\n 2.0,\n 1e9]\n", 2),      // a value that a check of ours refuses: its list
-            ("a = 1\nb c\n", 2),                             // no TOML
+            ("a = 1\nlist = [1.0,\n 2.0,\n 1e9]\n", 2),      // a value that our own check refuses: the line of its list
+            ("a = 1\nb c\n", 2),                             // not TOML
             ("a = 1\n[inner", 2),                            // an open bracket at the end
             ("a = \"", 1),                                   // an open string
         ] {

@@ -1,20 +1,21 @@
-//! Elastic (once-for-all) networks: what they are and how they are trained.
+//! Elastic (once-for-all) networks: their definition and their training.
 //!
-//! The ideas and terms are those of *Once-for-All: Train One Network and Specialize it for Efficient Deployment*
+//! Ideas and terms are those of *Once-for-All: Train One Network and Specialize it for Efficient Deployment*
 //! (Cai et al., ICLR 2020, arXiv 1908.09791).
 //!
 //! | module | concern |
 //! | --- | --- |
-//! | [`space`] | the search space, one subnet of it, and the static network a subnet stands for |
+//! | [`space`] | the search space, a subnet of it, and the static network of a subnet |
 //! | [`ops`] | kernels with their gradients |
 //! | [`layers`] | elastic convolution, batch norm, squeeze-excite, inverted residual block |
 //! | [`network`] | the weight-sharing network |
-//! | [`import`] | checkpoints that others published |
-//! | [`data`] | datasets, augmentation, loader |
+//! | [`import`] | published checkpoints |
+//! | [`data`] | datasets, augmentation, loading |
 //! | [`train`] | progressive shrinking: stages, distillation, optimizer, schedule, checkpoints |
 //! | [`ranks`] | several processes that work together |
-//! | [`environment`] | settings of the whole process, for programs |
-//! | [`files`], [`lock`] | whole files or none; one writer a run folder |
+//! | [`environment`] | process-wide settings, for programs |
+//! | [`files`], [`lock`] | atomic files; one writer per run folder |
+//! | [`seed`] | random generators derived from their purpose |
 //! | [`quote`] | foreign text in messages |
 
 #![deny(unsafe_code)]
@@ -22,7 +23,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro))]
 
 pub mod data;
-#[allow(unsafe_code)] // a process's environment belongs to all its threads
+#[allow(unsafe_code)] // setting an environment variable affects all threads of the process
 pub mod environment;
 pub mod error;
 pub mod files;
@@ -34,7 +35,7 @@ mod network_cut;
 mod network_seam;
 mod network_sort;
 mod network_statistics;
-// The kernels: SIMD intrinsics and slices that threads share.
+// Kernels: SIMD intrinsics, and slices shared between threads.
 #[allow(unsafe_code)]
 pub mod ops;
 pub mod quote;

@@ -1,37 +1,38 @@
-//! One writer at a time in a run folder.
+//! Locks on a run folder: one writer at a time.
 //!
-//! The lock is the operating system's, on the file `.lock` in the folder: it ends with the process, however that ends. The
-//! file's content, `PID command`, only serves the message to whoever comes second.
+//! The lock is the operating system's, on the file `.lock` in the folder, and ends with the process, however the
+//! process ends. The file's content, `PID command`, only serves the message to other processes.
 
 use crate::{Error, Result, files};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-/// Name of the lock's file.
+/// Name of the lock file.
 pub const LOCK_FILE: &str = ".lock";
 
-/// Who else may hold the lock.
+/// Whether other processes may hold the lock at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
-    /// Nobody: for work that changes what others read.
+    /// Exclusive: for work that changes files that others read.
     Alone,
-    /// Others that share it: for work that reads, and adds whole files of its own.
+    /// Shared: for work that reads, and adds whole files of its own.
     Shared,
 }
 
-/// A held lock; dropping it releases it.
+/// A held lock, released when dropped.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Takes the lock of `folder`, which is made if it is missing, for `command` (what is told to others).
+    /// Takes the lock of `folder` for `command`, which is shown to other processes. A missing folder is created.
+    ///
+    /// Where the file system has no locks there is no protection and no error.
     ///
     /// # Errors
-    /// [`Error::Busy`] with the holder's process id and command; a folder that cannot be written. Where the file system has no
-    /// locks there is no protection and no error.
+    /// [`Error::Busy`] with the holder's process id and command, or a folder that cannot be written.
     pub fn take(folder: &Path, sharing: Sharing, command: &str) -> Result<Lock> {
         files::make_folder(folder)?;
         let path = folder.join(LOCK_FILE);
@@ -50,19 +51,20 @@ impl Lock {
                 return Err(Error::Busy { path: folder.to_path_buf(), holder: holder(&mut file) });
             }
         }
-        // For people only, so a full disk is no reason to stop here.
+        // The content is informative only, so a full disk does not matter here.
         let line = format!("{} {command}\n", std::process::id());
         let _ =
             file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).and_then(|_| file.write_all(line.as_bytes()));
         Ok(Lock { _file: file })
     }
 
-    /// Takes the shared lock of `folder` for a command that writes nothing: the folder and its lock's file stay as they are, so
-    /// that a folder that can only be read will do. Without a lock's file nobody has locked the folder, and the result is
-    /// `None`; so it is where the file cannot be opened.
+    /// Takes the shared lock of `folder` for a command that writes nothing.
+    ///
+    /// The folder and its lock file stay unchanged, so a read-only folder is fine. `None` if there is no lock file,
+    /// which means that nobody has locked the folder, or if it cannot be opened.
     ///
     /// # Errors
-    /// [`Error::Busy`] with the process id and command of the process that holds the lock alone.
+    /// [`Error::Busy`] with the process id and command of an exclusive holder.
     pub fn take_to_read(folder: &Path) -> Result<Option<Lock>> {
         let Ok(mut file) = File::open(folder.join(LOCK_FILE)) else { return Ok(None) };
         match file.try_lock_shared() {
@@ -73,8 +75,8 @@ impl Lock {
     }
 }
 
-/// Waits for the lock of the folder itself, for a few reads or writes of files that belong together. Released when the
-/// result is dropped. `None` where a folder cannot be locked: then there is no protection.
+/// Waits for the lock of the folder itself, for a few reads or writes of files that belong together. Dropping the
+/// result releases it. `None` if the folder cannot be locked: then there is no protection.
 pub fn wait(folder: &Path, sharing: Sharing) -> Option<File> {
     let file = File::open(folder).ok()?;
     loop {

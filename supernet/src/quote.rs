@@ -1,28 +1,29 @@
 //! Foreign text in messages: an error stays one line that a terminal can show, whatever a file holds.
 
-/// Most characters of a quote; the rest of the quoted text is `...`.
+/// Longest quote in characters; `...` stands for the rest.
 pub const QUOTE: usize = 100;
-/// Most characters of a list such as `[1, 2, 3]`.
+/// Longest list such as `[1, 2, 3]`, in characters.
 const LIST: usize = 160;
-/// Characters that a long message keeps of its beginning (place and fault) and of its end (what to do).
+/// Characters kept of the beginning (location and fault) and of the end (what to do) of a long message.
 const HEAD: usize = 700;
 const TAIL: usize = 300;
 /// Characters at either end of a message that are searched for quotes.
 const SEARCHED: usize = 8000;
 
-/// `text` for a message, to be put between quotes: at most [`QUOTE`] characters, control characters escaped.
+/// `text` prepared for quotes in a message: at most [`QUOTE`] characters, control characters escaped.
 pub fn quoted(text: &str) -> String {
     cut(&visible(text), QUOTE)
 }
 
-/// `message` as one line: control characters are escaped, long quotes and lists cut, and a message that is still long
-/// loses its middle.
+/// `message` as one line: control characters are escaped, long quotes and lists are cut, and a message that is still
+/// long loses its middle.
 ///
-/// Messages pass through this when they are shown, so that code which makes one need not think of hostile text.
+/// Messages pass through this function when they are shown, so that code that composes one need not consider hostile
+/// text.
 pub fn shortened(message: &str) -> String {
     let characters: Vec<char> = without_middle(&visible(message), SEARCHED, SEARCHED).chars().collect();
     let mut line = String::with_capacity(characters.len());
-    // Openers that have no partner ahead: they are not searched for again, so that the time stays linear.
+    // Openers without a partner ahead are not searched for again, so that the time stays linear.
     let mut alone = Vec::new();
     let mut at = 0;
     while let Some(&opener) = characters.get(at) {
@@ -38,14 +39,14 @@ pub fn shortened(message: &str) -> String {
         };
         let inside: String = characters[at..at + length].iter().collect();
         line += &cut(&inside, if opener == '[' { LIST } else { QUOTE });
-        // With its closing quote, which must not open another one.
+        // The closing quote is consumed here, as it must not open another one.
         line.push(characters[at + length]);
         at += length + 1;
     }
     without_middle(&line, HEAD, TAIL)
 }
 
-/// Number of characters before the one that closes what `opener` opened.
+/// Number of characters before the one that closes `opener`.
 fn partner(opener: char, text: &[char]) -> Option<usize> {
     if opener == '[' {
         let mut depth = 1;
@@ -59,7 +60,7 @@ fn partner(opener: char, text: &[char]) -> Option<usize> {
     (0..text.len()).find(|&index| text[index] == opener && closes(index))
 }
 
-/// The first `most` characters, and `...` in place of others.
+/// The first `most` characters, followed by `...` if there are more.
 fn cut(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}...", &text[..end]),
@@ -67,7 +68,7 @@ fn cut(text: &str, most: usize) -> String {
     }
 }
 
-/// `text`, of which at most the first `head` and the last `tail` characters are kept.
+/// The first `head` and the last `tail` characters of `text`, or all of a shorter text.
 fn without_middle(text: &str, head: usize, tail: usize) -> String {
     let count = text.chars().count();
     if count <= head + tail {
@@ -78,7 +79,7 @@ fn without_middle(text: &str, head: usize, tail: usize) -> String {
     format!("{first} ... {last}")
 }
 
-/// Control characters and those that reorder or break lines, escaped.
+/// `text` with control characters and characters that reorder or break lines escaped.
 pub fn visible(text: &str) -> String {
     let hidden = |c: char| {
         c.is_control()

@@ -1,12 +1,12 @@
-//! Random generators derived from what they are for.
+//! Random generators, derived from their purpose.
 //!
-//! Every random decision takes a generator made from `(seed, stream, position)`. Nothing draws from a shared stream, so
-//! resuming needs no saved generator state and the order of parallel work cannot change a result.
+//! Every random decision uses a generator made from `(seed, stream, position)`. Nothing draws from a shared stream, so
+//! resuming needs no saved generator state, and the order of parallel work cannot change a result.
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-/// What a generator is used for; two streams share no number, whatever their seeds.
+/// Purpose of a generator; two streams share no numbers, whatever their seeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
     /// Initial weights.
@@ -19,33 +19,33 @@ pub enum Stream {
     Resolution = 4,
     /// Subnets of a training step.
     Sampling = 5,
-    /// Candidates that `best_up` and `worst_up` choose a subnet from.
+    /// Candidates from which `best_up` and `worst_up` choose a subnet.
     Candidates = 6,
     /// Dropout masks of a training step.
     Dropout = 7,
-    /// Dropout masks of a step of fine-tuning.
+    /// Dropout masks of a fine-tuning step.
     FinetuneDropout = 8,
-    /// Which training images form the validation split.
+    /// Choice of the training images that form the validation split.
     Split = 9,
-    /// Which training images the normalisation is measured on.
+    /// Choice of the training images on which the normalisation is measured.
     Normalisation = 10,
-    /// Which training images recalibrate batch norm.
+    /// Choice of the training images that recalibrate batch norm.
     Recalibration = 11,
-    /// Which images of a split are measured, where not all are.
+    /// Choice of the measured images of a split, if not all are measured.
     Validation = 12,
-    /// Which images compare an extracted model with the supernet.
+    /// Choice of the images on which an extracted model is compared with the supernet.
     Compare = 13,
-    /// Which training images a supernet remembers by their content.
+    /// Choice of the training images whose content a supernet stores.
     Remembered = 14,
     /// The built-in dataset.
     Builtin = 15,
-    /// Which subnets the predictor is fitted on.
+    /// Subnets on which the predictor is fitted.
     Samples = 16,
-    /// Which samples are held out to judge the predictor.
+    /// Choice of the samples that are held out to judge the predictor.
     HeldOut = 17,
     /// Initial weights of the predictor.
     PredictorWeights = 18,
-    /// Order of samples in the fit of the predictor.
+    /// Order of samples in a fit of the predictor.
     PredictorOrder = 19,
     /// Candidates of active sampling.
     ActiveCandidates = 20,
@@ -69,17 +69,17 @@ pub enum Stream {
     TrialNearBest = 29,
     /// Which subnets calibrate and check a device profile.
     ProfileSubnets = 30,
-    /// Images of noise that times are measured on.
+    /// Images of noise on which times are measured.
     RandomImages = 31,
 }
 
-/// The generator of `stream` at `position` (epoch, step, image index, ... as the stream needs).
+/// The generator of `stream` at `position` (epoch, step, image index, ..., as the stream requires).
 pub fn generator(seed: u64, stream: Stream, position: &[u64]) -> StdRng {
     StdRng::seed_from_u64(state(seed, stream as u64, position))
 }
 
-/// Seed, stream and each part of the position pass through the mixer one after the other: combined by XOR before it, seed 1
-/// of stream 2 would be seed 0 of stream 3.
+/// Seed, stream and each part of the position pass through the mixer one after the other. If they were combined by XOR
+/// first, seed 1 of stream 2 would equal seed 0 of stream 3.
 fn state(seed: u64, stream: u64, position: &[u64]) -> u64 {
     let start = 0x6f66_6121_0000_0000 ^ position.len() as u64;
     [seed, stream].iter().chain(position).fold(mix(start), |state, &part| mix(state ^ mix(part)))

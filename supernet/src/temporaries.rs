@@ -1,18 +1,18 @@
 //! Temporary files and folders, and the removal of those that a killed process left behind.
 //!
-//! A temporary of `NAME` is its hidden neighbour `.NAME.NUMBER.tmp`. The number keeps writers apart and says nothing
-//! else: process numbers are reused, and processes on other machines (or in other containers) that share a folder have
-//! equal ones. Whether a temporary is still in use is told by the operating system's lock on it, which its writer holds
-//! and which ends with the writer. Where a file system has no locks nobody can tell, and temporaries stay.
+//! A temporary of `NAME` is its hidden neighbour `.NAME.NUMBER.tmp`. The number only keeps writers apart: process ids
+//! are reused, and processes on other machines (or in other containers) that share a folder may have equal ones.
+//! Whether a temporary is still in use is decided by the operating system's lock on it, which its writer holds and
+//! which ends with the writer. On a file system without locks this cannot be decided, and temporaries stay.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// Names that are tried before a folder full of temporaries in use is an error.
+/// Number of names tried before a folder full of temporaries in use is an error.
 const ATTEMPTS: u32 = 1000;
 
-/// Makes a locked, empty temporary of the file `name` in `folder`.
+/// Creates a locked, empty temporary for the file `name` in `folder`.
 pub(crate) fn create(folder: &Path, name: &str) -> io::Result<(File, PathBuf)> {
     for path in names(folder, name) {
         let file = match OpenOptions::new().write(true).create_new(true).open(&path) {
@@ -23,7 +23,7 @@ pub(crate) fn create(folder: &Path, name: &str) -> io::Result<(File, PathBuf)> {
             }
             Err(error) => return Err(error),
         };
-        // A process that looks for abandoned temporaries may have come between the two calls: then the name is lost.
+        // A process that removes abandoned temporaries may have come between the two calls; the name is then lost.
         let taken = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
         if !taken && is_linked(&file)? {
             return Ok((file, path));
@@ -32,7 +32,7 @@ pub(crate) fn create(folder: &Path, name: &str) -> io::Result<(File, PathBuf)> {
     Err(io::Error::new(ErrorKind::AlreadyExists, format!("{ATTEMPTS} temporary files of '{name}' are in use")))
 }
 
-/// Gives the folder or file `path` the name of a temporary, in one step.
+/// Renames the folder or file `path` to a temporary, in one step.
 pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
     let folder = path.parent().unwrap_or(Path::new(""));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -42,23 +42,23 @@ pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
             return Ok(aside);
         }
     }
-    Err(io::Error::new(ErrorKind::AlreadyExists, format!("{ATTEMPTS} folders set aside from '{name}' are there")))
+    Err(io::Error::new(ErrorKind::AlreadyExists, format!("{ATTEMPTS} temporaries of '{name}' exist already")))
 }
 
-/// Possible names for a temporary of `name`.
+/// Candidate names for a temporary of `name`.
 fn names(folder: &Path, name: &str) -> impl Iterator<Item = PathBuf> {
     let first = std::process::id();
     (0..ATTEMPTS).map(move |more| folder.join(format!(".{name}.{}.tmp", first.wrapping_add(more))))
 }
 
-/// Whether a file or folder of this name is a temporary.
+/// Whether `name` is the name of a temporary.
 pub fn is_temporary(name: &str) -> bool {
     let number = || name.strip_prefix('.')?.strip_suffix(".tmp")?.rsplit_once('.').map(|(_, number)| number);
     number().is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// Removes the temporaries in `folder` whose process has ended. What cannot be read or removed stays: the caller's work
-/// does not depend on it.
+/// Removes the temporaries in `folder` whose process has ended. Failures are ignored: the caller's work does not depend
+/// on the removal.
 pub fn remove_all_abandoned(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
@@ -68,11 +68,11 @@ pub fn remove_all_abandoned(folder: &Path) {
     }
 }
 
-/// Removes the temporary at `path` if nobody holds its lock. Locked meanwhile, so that its name cannot become another
-/// process's file.
+/// Removes the temporary at `path` if nobody holds its lock. The lock is held meanwhile, so that the name cannot become
+/// another process's file.
 fn remove_abandoned(path: &Path) {
     let Ok(kind) = path.symlink_metadata() else { return };
-    // A lock on a file of a network file system needs the right to write; a folder cannot be opened for writing.
+    // Locking a file of a network file system needs write permission; a folder cannot be opened for writing.
     let file = match kind.is_dir() {
         true => File::open(path),
         false if kind.is_file() => OpenOptions::new().write(true).open(path),
@@ -92,7 +92,7 @@ fn is_linked(file: &File) -> io::Result<bool> {
 
 #[cfg(not(unix))]
 fn is_linked(_file: &File) -> io::Result<bool> {
-    // An open file cannot be removed there.
+    // On these systems an open file cannot be removed.
     Ok(true)
 }
 
@@ -104,7 +104,7 @@ mod tests {
     fn temporaries_in_use_stay_and_abandoned_ones_go() {
         let folder = tempfile::tempdir().unwrap();
         let (file, used) = create(folder.path(), "a.json").unwrap();
-        // Another writer of that name in this process, or in one with an equal number elsewhere.
+        // Another writer of that name in this process, or in a process with the same id elsewhere.
         let (_other, second) = create(folder.path(), "a.json").unwrap();
         assert_ne!(used, second);
         let abandoned = folder.path().join(".model.safetensors.7.tmp");
