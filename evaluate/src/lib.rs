@@ -1,19 +1,19 @@
-//! How good, how big and how fast a network is.
+//! Evaluation of networks: accuracy, size and speed.
 //!
 //! | module | concern |
 //! | --- | --- |
 //! | [`cost`] | multiply-accumulates, parameters, peak activation memory of a [`NetworkSpec`](ofa_supernet::NetworkSpec) |
-//! | [`memory`] | what training takes of a machine's memory, and what there is |
-//! | [`latency`] | measuring times, and their statistics |
-//! | [`profile`] | a device's latency table: made on the device, read by the search |
+//! | [`memory`] | memory that training needs, and memory that the machine has |
+//! | [`latency`] | measurement of times, and their statistics |
+//! | [`profile`] | a device's latency table: measured on the device, read by the search |
 //! | [`runtime`] | fast inference of a static network |
 //! | [`model`] | the folder of an extracted model: names, configuration, loading, saving |
 //! | [`mod@bench`] | accuracy, size and speed of extracted models, as a table |
 //!
-//! Accuracy inside the supernet, with batch-norm recalibration, is [`ofa_supernet::train::validation`]: training needs it for its
-//! probes, and crates depend one way.
+//! Accuracy inside the supernet, with batch-norm recalibration, is in [`ofa_supernet::train::validation`], because
+//! training needs it for its probes and crates depend one way.
 //!
-//! Everything here is read-only towards the supernet: nothing trains.
+//! Nothing in this crate changes a supernet.
 
 #![forbid(unsafe_code)]
 // A library prints nothing: its caller may have no output to print to.

@@ -1,12 +1,12 @@
-//! Rows as comma-separated values (RFC 4180).
+//! Benchmark rows as comma-separated values (RFC 4180).
 
 use super::BenchRow;
 
 const HEADER: &str = "model,space,subnet,resolution,dtype,test_images,top1,top5,macs,parameters,file_bytes,\
                       peak_activation_bytes,threads,batch,p50_ms,p90_ms,p99_ms,images_per_second,samples";
 
-/// One line a model, number of threads and batch, under a header line; a model without latencies has one line whose
-/// latency fields are empty, as the accuracy fields are without a test set.
+/// A header line, and one line per model, number of threads and batch. A model without latencies has one line with
+/// empty latency fields; accuracy fields are empty without a test set.
 pub fn csv(rows: &[BenchRow]) -> String {
     let mut text = String::from(HEADER);
     text.push('\n');
@@ -37,7 +37,7 @@ pub fn csv(rows: &[BenchRow]) -> String {
     text
 }
 
-/// A field, quoted where its text needs it.
+/// A field, quoted if its text requires it.
 fn field(text: &str) -> String {
     if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_string() }
 }
@@ -77,7 +77,7 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[1], "\"a \"\"b\"\"\",tiny,\"r16 d1,1 k3|3 e2|2\",16,f16,10,0.5,1,1,2,3,4,1,8,4,5.5,6,2000,50");
         assert_eq!(lines[2], "c,tiny,\"r16 d1,1 k3|3 e2|2\",16,f16,,,,1,2,3,4,,,,,,,");
-        // The subnet's comma is the only one inside a field.
+        // A field's only comma is that of the subnet.
         for line in &lines[1..] {
             assert_eq!(line.matches(',').count() - 1, HEADER.matches(',').count());
         }

@@ -1,7 +1,7 @@
 //! Extracted models side by side: accuracy, size, speed.
 //!
-//! Latencies are measured with all models interleaved (see [`latency`](crate::latency)), for each number of threads and
-//! each batch, on random images; accuracy is measured on a test set that the caller reads.
+//! Latencies are measured on random images with all models interleaved (see [`latency`](crate::latency)), for each
+//! number of threads and each batch; accuracy is measured on a test set that the caller reads.
 
 mod csv;
 mod score;
@@ -19,33 +19,33 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
 
-/// What to measure.
+/// Settings of a benchmark.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BenchOptions {
     /// Numbers of threads.
     pub threads: Vec<usize>,
     /// Batch sizes.
     pub batches: Vec<usize>,
-    /// Uncounted runs before each measurement.
+    /// Runs before each measurement that do not count.
     pub warmup: usize,
-    /// How long to measure; its time is that of one model at one number of threads and one batch.
+    /// Duration of measuring; `time` is per model, number of threads and batch.
     pub budget: Budget,
 }
 
 impl Default for BenchOptions {
-    /// One thread, one image, 5 warm-up runs, the default budget.
+    /// One thread, one image per run, 5 warm-up runs, the default budget.
     fn default() -> Self {
         BenchOptions { threads: vec![1], batches: vec![1], warmup: 5, budget: Budget::default() }
     }
 }
 
-/// One model's results.
+/// Results of one model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BenchRow {
-    /// Name of the model's folder; its path where other rows have the same name.
+    /// Name of the model's folder, or its path if other rows have the same name.
     pub model: String,
-    /// Name of its search space.
+    /// Name of the model's search space.
     pub space: String,
     /// The subnet.
     pub subnet: Subnet,
@@ -53,17 +53,17 @@ pub struct BenchRow {
     pub resolution: usize,
     /// Number type of the stored weights.
     pub dtype: NumberType,
-    /// Accuracy on the test images, if there were any.
+    /// Accuracy on the test images, if a test set was given.
     pub accuracy: Option<TestAccuracy>,
-    /// Multiply-accumulates an image ([`cost::macs`]).
+    /// Multiply-accumulates per image ([`cost::macs`]).
     pub macs: u64,
-    /// Trainable numbers ([`cost::parameters`]).
+    /// Number of trainable parameters ([`cost::parameters`]).
     pub parameters: u64,
-    /// Size of the weights' file in bytes.
+    /// Size of the weights file in bytes.
     pub file_bytes: u64,
     /// Peak activation memory in bytes ([`cost::peak_activation_bytes`]).
     pub peak_activation_bytes: u64,
-    /// One entry for each number of threads and each batch, in the order of the options.
+    /// One entry per number of threads and batch, in the order of the options.
     pub latencies: Vec<Latency>,
 }
 
@@ -73,63 +73,64 @@ pub struct BenchRow {
 pub struct TestAccuracy {
     /// Number of test images.
     pub images: u64,
-    /// Share of images whose label has the largest logit, 0 to 1.
+    /// Fraction of images whose label has the largest logit, 0 to 1.
     pub top1: f64,
-    /// Share of images whose label is among the five largest logits (1 where there are at most five classes).
+    /// Fraction of images whose label is among the five largest logits (1 with at most five classes).
     pub top5: f64,
 }
 
-/// Latency in one setting.
+/// Latency for one number of threads and one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Latency {
-    /// Threads the model ran on.
+    /// Number of threads.
     pub threads: usize,
-    /// Images a run.
+    /// Images per run.
     pub batch: usize,
     /// Percentiles of one run's time in milliseconds.
     pub ms: Percentiles,
-    /// Images a second at the median.
+    /// Images per second, from the median time.
     pub images_per_second: f64,
     /// Number of measured runs.
     pub samples: usize,
 }
 
-/// Gets a batch: images `[batch, resolution, resolution, 3]`, normalised, and the label of each.
+/// Callback for a batch: images `[batch, resolution, resolution, 3]`, normalised, and their labels.
 pub type TakeBatch<'a> = dyn FnMut(&[f32], &[u32]) -> Result<()> + 'a;
 
-/// Reads the test set for a model: gives every image once, at the model's resolution (`network.resolution`), with its
-/// normalisation, with labels in the order of its `labels`.
+/// Reader of the test set for a model: passes on every image once, at the model's resolution (`network.resolution`) and
+/// with its normalisation, with labels in the order of its `labels`.
 pub type TestSet<'a> = dyn FnMut(&ModelConfig, &mut TakeBatch) -> Result<()> + 'a;
 
-/// What is being done.
+/// A step of a benchmark.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BenchStep {
-    /// This many test images have gone through this model.
+    /// Test images went through a model.
     Accuracy {
-        /// Its position in the list.
+        /// Index of the model.
         model: usize,
-        /// Images so far.
+        /// Number of images so far.
         images: u64,
     },
-    /// The latency in this setting is about to be measured, for all models.
+    /// The latency of all models is about to be measured in this setting.
     Latency {
-        /// Threads.
+        /// Number of threads.
         threads: usize,
-        /// Images a run.
+        /// Images per run.
         batch: usize,
     },
-    /// A model is about to run in the setting announced last. Nothing is timed now, but what takes long changes the caches' content.
+    /// A model is about to run in the setting announced last. Nothing is timed at this moment, but long work would
+    /// change the contents of the caches.
     Run,
 }
 
-/// Told about every step; `Break` ends the benchmark with [`ofa_supernet::Error::Interrupted`].
+/// Callback for every step; `Break` ends the benchmark with [`ofa_supernet::Error::Interrupted`].
 pub type Progress<'a> = dyn FnMut(BenchStep) -> ControlFlow<()> + Send + 'a;
 
-/// Measures `models`; without a test set the accuracy stays empty. Rows come in the order of the models.
+/// Measures `models`; without a test set the accuracy stays empty. Rows have the order of the models.
 ///
 /// # Errors
-/// Impossible options, a test set whose batches do not fit the model, an empty one, an interruption.
+/// Impossible options, an empty test set or one whose batches do not fit the model, or an interruption.
 pub fn bench(
     models: &mut [Model],
     test: Option<&mut TestSet>,
@@ -138,7 +139,7 @@ pub fn bench(
 ) -> Result<Vec<BenchRow>> {
     for (name, list) in [("threads", &options.threads), ("batches", &options.batches)] {
         if list.contains(&0) {
-            return Err(Error::Measurement(format!("{name} {list:?} holds 0, all must be at least 1")));
+            return Err(Error::Measurement(format!("{name} {list:?} contains 0; all values must be at least 1")));
         }
     }
     let mut rows = rows_of(models);
@@ -164,7 +165,8 @@ pub fn bench(
     Ok(rows)
 }
 
-/// Rows with what is known without measuring. Models of different folders with one name are told apart by their paths.
+/// Rows with everything that needs no measurement. Models in different folders of one name are identified by their
+/// paths.
 fn rows_of(models: &[Model]) -> Vec<BenchRow> {
     let mut rows: Vec<BenchRow> = models.iter().map(row).collect();
     let names: Vec<String> = rows.iter().map(|row| row.model.clone()).collect();
@@ -208,7 +210,7 @@ fn test_accuracy(index: usize, model: &mut Model, test: &mut TestSet, progress: 
     Ok(TestAccuracy { images: score.images, top1: score.top1(), top5: score.top5() })
 }
 
-/// Bytes that measuring the models at `batch` takes: images and all models' activations.
+/// Bytes needed to measure the models at `batch`: the images and the activations of all models.
 pub fn memory(models: &[Model], batch: usize) -> u64 {
     let largest = models.iter().map(|model| model.config().network.resolution).max().unwrap_or(0) as u64;
     let images = 4 * 3 * largest * largest;
@@ -273,7 +275,7 @@ mod tests {
     fn every_model_gets_a_full_row() {
         let folder = tempfile::tempdir().unwrap();
         let mut models = [model(&folder.path().join("small"), false), model(&folder.path().join("large"), true)];
-        // Three batches whose labels are what the model itself says, but for one image: 5 of 6 are right.
+        // Three batches whose labels are the model's own answers, except for one image: 5 of 6 are correct.
         let mut network = model(&folder.path().join("copy"), false).into_network();
         let mut test = |config: &ModelConfig, take: &mut TakeBatch| {
             let pixels = config.network.resolution * config.network.resolution * 3;

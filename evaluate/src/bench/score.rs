@@ -1,24 +1,24 @@
-//! Counting right answers.
+//! Counts of correct answers.
 
 use crate::{Error, Result};
 
-/// Right answers so far.
+/// Number of correct answers so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Score {
-    /// Images seen.
+    /// Number of images seen.
     pub images: u64,
-    /// Images whose label has the largest logit.
+    /// Number of images whose label has the largest logit.
     pub right1: u64,
-    /// Images whose label is among the five largest logits.
+    /// Number of images whose label is among the five largest logits.
     pub right5: u64,
 }
 
 impl Score {
-    /// Counts a batch: `logits` `[batch, classes]`, one label an image. Among equal logits the lower class comes first;
-    /// a label whose logit is NaN is wrong.
+    /// Counts a batch: `logits` `[batch, classes]`, one label per image. Among equal logits the lower class comes
+    /// first; a label whose logit is NaN is wrong.
     ///
     /// # Errors
-    /// Numbers of logits and labels that do not fit together, a label that is no class.
+    /// The numbers of logits and labels do not fit together, or a label is not a class.
     pub fn add(&mut self, logits: &[f32], labels: &[u32], classes: usize) -> Result<()> {
         if logits.len() != labels.len() * classes {
             return Err(Error::Input(format!(
@@ -28,7 +28,7 @@ impl Score {
             )));
         }
         if let Some(label) = labels.iter().find(|l| **l as usize >= classes) {
-            return Err(Error::Input(format!("label {label} is no class of a model with {classes} classes")));
+            return Err(Error::Input(format!("label {label} is not a class of a model with {classes} classes")));
         }
         for (logits, &label) in logits.chunks_exact(classes.max(1)).zip(labels) {
             let own = logits[label as usize];
@@ -41,12 +41,12 @@ impl Score {
         Ok(())
     }
 
-    /// Share of images whose label has the largest logit; 0 without images.
+    /// Fraction of images whose label has the largest logit; 0 without images.
     pub fn top1(&self) -> f64 {
         self.right1 as f64 / self.images.max(1) as f64
     }
 
-    /// Share of images whose label is among the five largest logits; 0 without images.
+    /// Fraction of images whose label is among the five largest logits; 0 without images.
     pub fn top5(&self) -> f64 {
         self.right5 as f64 / self.images.max(1) as f64
     }

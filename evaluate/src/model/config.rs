@@ -6,12 +6,12 @@ use ofa_supernet::space::{NetworkSpec, Subnet};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// What the `format` field says.
+/// Value of the `format` field.
 pub const FORMAT: &str = "ofa-model";
 /// Version of the format that this program writes and reads.
 pub const VERSION: u32 = 1;
 
-/// All that is needed to rebuild a model from its tensors and to feed it.
+/// Everything that is needed to rebuild a model from its tensors and to prepare its input.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
@@ -27,16 +27,16 @@ pub struct ModelConfig {
     pub network: NetworkSpec,
     /// Name of each class, in the order of the logits.
     pub labels: Vec<String>,
-    /// How pixels become input values: `(pixel / 255 - mean) / std`, per colour channel.
+    /// Map from pixels to input values: `(pixel / 255 - mean) / std`, per colour channel.
     pub normalisation: Normalisation,
     /// Number type of the tensors in the file.
     pub dtype: NumberType,
-    /// How the weights were trained after they were cut out of the supernet; absent if they were not.
+    /// Fine-tuning after the weights were cut out of the supernet; absent if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finetuned: Option<Finetuned>,
 }
 
-/// Fine-tuning of a model: with equal settings and the same supernet it gives the same weights.
+/// Settings of a fine-tuning: equal settings and the same supernet give the same weights.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Finetuned {
@@ -46,7 +46,7 @@ pub struct Finetuned {
     pub learning_rate: f64,
 }
 
-/// Number types that a model can be stored in; it always runs in f32.
+/// Number types in which a model can be stored; computation is always in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NumberType {
@@ -59,7 +59,7 @@ pub enum NumberType {
 }
 
 impl NumberType {
-    /// Bytes of one number.
+    /// Number of bytes per number.
     pub fn bytes(self) -> usize {
         match self {
             NumberType::F32 => 4,
@@ -101,17 +101,17 @@ impl ModelConfig {
         }
     }
 
-    /// Checks that the configuration can be used.
+    /// Checks that the configuration is consistent.
     ///
     /// # Errors
     /// One sentence about the first wrong value.
     pub fn validate(&self) -> Result<(), String> {
         if self.format != FORMAT {
-            return Err(format!("the format is '{}', '{FORMAT}' was expected", self.format));
+            return Err(format!("the format is '{}'; expected '{FORMAT}'", self.format));
         }
         if self.version != VERSION {
             return Err(format!(
-                "the file has format version {}, this program reads version {VERSION}; extract the model again",
+                "the file has format version {}, but this program reads version {VERSION}; extract the model again",
                 self.version
             ));
         }

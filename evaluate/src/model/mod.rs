@@ -1,6 +1,7 @@
-//! The folder of an extracted model: `config.json` (all that is needed to rebuild and feed it) and `model.safetensors`.
+//! The folder of an extracted model: `config.json` (everything needed to rebuild the model and prepare its input) and
+//! `model.safetensors`.
 //!
-//! Tensors have timm's names (see [`tensor_shapes`]), so the weights open in the Python world as they are.
+//! Tensors have timm's names (see [`tensor_shapes`]), so that the weights can be used in Python without conversion.
 
 mod config;
 mod names;
@@ -40,8 +41,8 @@ impl Model {
     /// Loads a folder that [`save`] (or `ofa extract`) wrote.
     ///
     /// # Errors
-    /// A missing file, a configuration or header that is not valid, tensors that do not fit the network; each names the
-    /// file.
+    /// A missing file, an invalid configuration or header, or tensors that do not fit the network; each with the file's
+    /// path.
     pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let (config, weights) = load_weights(folder)?;
@@ -51,22 +52,22 @@ impl Model {
         Ok(Model { config, network, folder: folder.to_path_buf(), file_bytes })
     }
 
-    /// What `config.json` says.
+    /// The content of `config.json`.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// The network, to run it.
+    /// The network, ready to run.
     pub fn network(&mut self) -> &mut StaticNetwork {
         &mut self.network
     }
 
-    /// The network alone.
+    /// The network, without configuration and path.
     pub fn into_network(self) -> StaticNetwork {
         self.network
     }
 
-    /// The folder it came from.
+    /// The folder that the model was loaded from.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -80,7 +81,7 @@ impl Model {
 /// Reads the configuration of a model's folder, without its weights.
 ///
 /// # Errors
-/// A missing file, or a configuration that is not valid; each names the file.
+/// A missing file or an invalid configuration; each with the file's path.
 pub fn load_config(folder: &Path) -> Result<ModelConfig> {
     let path = folder.join(CONFIG_FILE);
     let config: ModelConfig = files::read_json(&path)?;
@@ -88,13 +89,13 @@ pub fn load_config(folder: &Path) -> Result<ModelConfig> {
     Ok(config)
 }
 
-/// Reads configuration and weights (as f32, whatever number type they are stored in) of a model's folder, for those who
-/// change or convert them. The weights are checked against the network.
+/// Reads configuration and weights of a model's folder, to change or convert them. Weights become f32, whatever number
+/// type they are stored in, and are checked against the network.
 ///
 /// # Errors
-/// As [`Model::load`].
+/// As for [`Model::load`].
 pub fn load_weights(folder: &Path) -> Result<(ModelConfig, Weights)> {
-    // Nobody replaces one of the two files between the reads.
+    // The lock keeps writers from replacing one of the two files between the reads.
     let lock = lock::wait(folder, Sharing::Shared);
     let config = load_config(folder)?;
     let path = folder.join(WEIGHTS_FILE);
@@ -106,13 +107,14 @@ pub fn load_weights(folder: &Path) -> Result<(ModelConfig, Weights)> {
     Ok((config, weights))
 }
 
-/// Writes a model's folder: weights, converted to `config.dtype`, and configuration. At every moment the configuration
-/// is that of the weights, or missing, which loading reports; of several processes that write the same folder one is
-/// last with both files.
+/// Writes a model's folder: the weights, converted to `config.dtype`, and the configuration.
+///
+/// At every moment the configuration belongs to the weights, or is missing, which loading reports. If several processes
+/// write one folder, both files are from the last of them.
 ///
 /// # Errors
-/// A configuration or weights that could not be loaded again, and the operating system's errors. If writing fails, the
-/// folder is as it was; if renaming does, the configuration is missing.
+/// An invalid configuration or invalid weights, or errors of the operating system. If writing fails, the folder is
+/// unchanged; if renaming fails, the configuration is missing.
 pub fn save(folder: &Path, config: &ModelConfig, weights: &Weights) -> Result<()> {
     let config_path = folder.join(CONFIG_FILE);
     config.validate().map_err(|message| ofa_supernet::Error::format(&config_path, message))?;
@@ -126,11 +128,11 @@ pub fn save(folder: &Path, config: &ModelConfig, weights: &Weights) -> Result<()
     Ok(files::write_all_atomic(&[(&path, &bytes), (&config_path, text.as_bytes())])?)
 }
 
-/// Whether `folder` holds nothing but what a killed [`save`] into a new folder left.
+/// Whether `folder` holds nothing but leftovers of a killed [`save`] into a new folder.
 pub fn is_unfinished(folder: &Path) -> bool {
     let Ok(entries) = fs::read_dir(folder) else { return false };
     let names: Vec<String> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    // Weights without a configuration may be somebody's own, unless the configuration was about to follow.
+    // Weights without a configuration may be the user's own, unless a configuration was about to follow.
     let written = names.iter().any(|name| files::is_temporary(name) && name.contains(CONFIG_FILE));
     names.iter().all(|name| files::is_temporary(name) || (name == WEIGHTS_FILE && written))
 }

@@ -1,4 +1,4 @@
-//! Tensors to and from the bytes of a safetensors file.
+//! Conversion of tensors to and from safetensors files.
 
 use super::{NumberType, tensor_shapes};
 use crate::runtime::Weights;
@@ -7,11 +7,13 @@ use ofa_supernet::space::NetworkSpec;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use std::collections::HashMap;
 
-/// The tensors of a file as f32. Only names that `network` has are converted, so a file cannot make this allocate more
-/// than it holds. PyTorch's `num_batches_tracked` beside running statistics is ignored: it has no part in evaluation.
+/// The tensors of a file as f32.
+///
+/// Only names of `network` are converted, so that a file cannot cause larger allocations than the network needs.
+/// PyTorch's `num_batches_tracked` beside running statistics is ignored, since evaluation does not use it.
 ///
 /// # Errors
-/// One sentence: a broken header, a tensor that the network does not have, or one of another number type.
+/// One sentence about a broken header, a tensor that the network does not have, or a wrong number type.
 pub fn decode(bytes: &[u8], network: &NetworkSpec, dtype: NumberType) -> Result<Weights, String> {
     let file = SafeTensors::deserialize(bytes).map_err(|e| format!("not a valid safetensors file: {e}"))?;
     let known: HashMap<String, Vec<usize>> = tensor_shapes(network).into_iter().collect();
@@ -25,7 +27,7 @@ pub fn decode(bytes: &[u8], network: &NetworkSpec, dtype: NumberType) -> Result<
             return Err(format!("tensor '{name}' does not belong to the network in config.json"));
         }
         if view.dtype() != stored(dtype) {
-            return Err(format!("tensor '{name}' is {:?}, config.json says {dtype}", view.dtype()));
+            return Err(format!("tensor '{name}' is {:?}, but config.json says {dtype}", view.dtype()));
         }
         let data = view.data();
         let values = match dtype {
@@ -41,7 +43,7 @@ pub fn decode(bytes: &[u8], network: &NetworkSpec, dtype: NumberType) -> Result<
 /// The bytes of a file that holds `weights` as `dtype`.
 ///
 /// # Errors
-/// One sentence: a value that has no finite counterpart in `dtype` (f16 ends at 65504), by tensor.
+/// One sentence about a value without a finite counterpart in `dtype` (f16 ends at 65504), with the name of the tensor.
 pub fn encode(weights: &Weights, dtype: NumberType) -> Result<Vec<u8>, String> {
     let mut converted = Vec::with_capacity(weights.len());
     for (name, (shape, values)) in weights {
@@ -69,7 +71,7 @@ pub fn encode(weights: &Weights, dtype: NumberType) -> Result<Vec<u8>, String> {
         }
         converted.push((name, shape, bytes));
     }
-    // The same weights give the same file, whatever the order of the map.
+    // Equal weights give equal files, whatever the order of the map.
     converted.sort();
     let mut views = Vec::with_capacity(converted.len());
     for (name, shape, bytes) in &converted {
@@ -77,7 +79,7 @@ pub fn encode(weights: &Weights, dtype: NumberType) -> Result<Vec<u8>, String> {
             TensorView::new(stored(dtype), shape.to_vec(), bytes).map_err(|e| format!("tensor '{name}': {e}"))?;
         views.push((name.as_str(), view));
     }
-    // `format` is what readers of the Python world look for to choose a framework.
+    // Python readers look for `format` to choose a framework.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     serialize(views, Some(metadata)).map_err(|e| e.to_string())
 }

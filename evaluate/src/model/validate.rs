@@ -1,45 +1,45 @@
-//! Checks on a network specification that came from a file.
+//! Checks of a network specification that was read from a file.
 
 use crate::{Error, Result};
 use ofa_supernet::space::{BlockSpec, NetworkSpec};
 
-/// Bounds far above every real network and far below what overflows a size computation or exhausts an address space.
+/// Bounds far above every real network, and far below sizes whose computation overflows or exhausts an address space.
 const MAX_CHANNELS: usize = 1 << 20;
 const MAX_SIZE: usize = 4096;
 const MAX_KERNEL: usize = 15;
 const MAX_BLOCKS: usize = 4096;
 
-/// Checks that a specification describes a network: sizes within bounds, each layer fitting the one before.
+/// Checks that a specification describes a network: sizes are within bounds, and each layer fits the one before.
 ///
 /// # Errors
-/// The first layer that does not fit, with what was found and what was expected.
+/// The first layer that does not fit, with found and expected values.
 pub fn validate(network: &NetworkSpec) -> Result<()> {
     let within = |what: String, value: usize, low: usize, high: usize| {
         if (low..=high).contains(&value) {
             Ok(())
         } else {
-            Err(Error::Network(format!("{what} is {value}, it must be between {low} and {high}")))
+            Err(Error::Network(format!("{what} is {value}; it must be between {low} and {high}")))
         }
     };
     let equal = |what: String, value: usize, expected: usize| {
         if value == expected {
             Ok(())
         } else {
-            Err(Error::Network(format!("{what} is {value}, the layer before it gives {expected}")))
+            Err(Error::Network(format!("{what} is {value}, but the layer before it has {expected}")))
         }
     };
     let kernel = |what: &str, kernel: usize, stride: usize| {
         within(format!("stride of {what}"), stride, 1, 2)?;
         within(format!("kernel of {what}"), kernel, 1, MAX_KERNEL)?;
         if kernel.is_multiple_of(2) {
-            return Err(Error::Network(format!("kernel of {what} is {kernel}, it must be odd")));
+            return Err(Error::Network(format!("kernel of {what} is {kernel}; it must be odd")));
         }
         Ok(())
     };
 
     within("resolution".into(), network.resolution, 1, MAX_SIZE)?;
     if !(1..=3).contains(&network.stem.len()) {
-        return Err(Error::Network(format!("the stem has {} convolutions, it must have 1 to 3", network.stem.len())));
+        return Err(Error::Network(format!("the stem has {} convolutions; it must have 1 to 3", network.stem.len())));
     }
     let (mut channels, mut size) = (3, network.resolution);
     for (index, conv) in network.stem.iter().enumerate() {
@@ -49,11 +49,11 @@ pub fn validate(network: &NetworkSpec) -> Result<()> {
         equal(format!("input size of {name}"), conv.input_size, size)?;
         within(format!("number of output channels of {name}"), conv.out_channels, 1, MAX_CHANNELS)?;
         kernel(&name, conv.kernel, conv.stride)?;
-        // The names of the tensors rest on this.
+        // Tensor names depend on this structure.
         let inner = network.stem.len() == 3 && index == 1;
         if conv.residual != inner || (inner && (conv.in_channels, conv.stride) != (conv.out_channels, 1)) {
             return Err(Error::Network(format!(
-                "{name}: the second of three convolutions has a residual and keeps its input's shape, no other has one"
+                "{name}: the second of three convolutions must have a residual and keep its input's shape, and no other has one"
             )));
         }
         (channels, size) = (conv.out_channels, conv.output_size());
@@ -95,7 +95,7 @@ pub fn validate(network: &NetworkSpec) -> Result<()> {
             };
             if added && (stride != 1 || block.out_channels() != block.in_channels()) {
                 return Err(Error::Network(format!(
-                    "{name} has a residual, but its output ({} channels, stride {stride}) has not the shape of its input ({} channels)",
+                    "{name} has a residual, but its output ({} channels, stride {stride}) does not have the shape of its input ({} channels)",
                     block.out_channels(),
                     block.in_channels()
                 )));
@@ -123,7 +123,7 @@ pub fn validate(network: &NetworkSpec) -> Result<()> {
     }
     if !(network.batch_norm_epsilon > 0.0 && network.batch_norm_epsilon <= 1.0) {
         return Err(Error::Network(format!(
-            "batch_norm_epsilon is {}, it must be above 0 and at most 1",
+            "batch_norm_epsilon is {}; it must be above 0 and at most 1",
             network.batch_norm_epsilon
         )));
     }

@@ -1,11 +1,11 @@
-//! From sums of layer times to a whole network's time, and how well that works.
+//! Calibration: from the sum of layer times to a network's latency, with the error of the result.
 
 use crate::latency::{median, quantile};
 use ofa_supernet::Subnet;
 use serde::{Deserialize, Serialize};
 
-/// `latency = overhead_ms + scale * sum of layer times`: what a run costs besides its layers, and what timing a layer
-/// alone changes about it.
+/// The line `latency = overhead_ms + scale * sum of layer times`. It accounts for the cost of a run outside its layers,
+/// and for the effect of timing each layer separately.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
@@ -16,10 +16,11 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Fits pairs of (sum of layer times, measured latency), all positive: the least sum of absolute *relative* errors,
-    /// so that one disturbed measurement does not move the line and small networks count as much as large ones.
-    /// Iteratively reweighted least squares; where the line would cross zero below nothing, or the pairs do not
-    /// determine it, the overhead is 0 and the scale the median ratio. `None` without pairs.
+    /// Fits pairs of (sum of layer times, measured latency), all positive; `None` without pairs.
+    ///
+    /// The line has the least sum of absolute *relative* errors, so that one disturbed measurement does not move it and
+    /// small networks count as much as large ones. The method is iteratively reweighted least squares. If the overhead
+    /// would be negative, or the pairs do not determine the line, the overhead is 0 and the scale the median ratio.
     pub fn fit(pairs: &[(f64, f64)]) -> Option<Self> {
         let ratios: Vec<f64> = pairs.iter().map(|(sum, measured)| measured / sum).collect();
         let proportional = Calibration { overhead_ms: 0.0, scale: median(&ratios)? };
@@ -49,17 +50,17 @@ impl Calibration {
         Some(if usable { fitted } else { proportional })
     }
 
-    /// The latency of a network whose layer times sum up to `layers_ms`.
+    /// Latency of a network whose layer times sum up to `layers_ms`.
     pub fn predict(&self, layers_ms: f64) -> f64 {
         self.overhead_ms + self.scale * layers_ms
     }
 }
 
-/// One subnet that was predicted, then measured.
+/// A subnet with predicted and measured latency.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckedSubnet {
-    /// Which.
+    /// The subnet.
     pub subnet: Subnet,
     /// The profile's prediction in milliseconds.
     pub predicted_ms: f64,
@@ -67,7 +68,7 @@ pub struct CheckedSubnet {
     pub measured_ms: f64,
 }
 
-/// How far a profile's predictions are from the truth, on random subnets that it was not fitted on.
+/// Error of a profile's predictions, on random subnets that were not used to fit the calibration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Check {
@@ -75,12 +76,12 @@ pub struct Check {
     pub subnets: Vec<CheckedSubnet>,
     /// Median of `|predicted - measured| / measured`.
     pub median_error: f64,
-    /// 95th percentile of it.
+    /// 95th percentile of `|predicted - measured| / measured`.
     pub p95_error: f64,
 }
 
 impl Check {
-    /// The errors of measured subnets; `None` for an empty list.
+    /// Computes the errors of measured subnets; `None` for an empty list.
     pub fn of(subnets: Vec<CheckedSubnet>) -> Option<Self> {
         let errors: Vec<f64> =
             subnets.iter().map(|s| ((s.predicted_ms - s.measured_ms) / s.measured_ms).abs()).collect();

@@ -1,22 +1,22 @@
-//! What a profile was measured on.
+//! The hardware that a profile was measured on.
 
 use ofa_supernet::ops::InstructionSet;
 use serde::{Deserialize, Serialize};
 
-/// The machine, as far as it explains the times.
+/// Properties of a machine that explain the times.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hardware {
-    /// Model name of the processor, or its architecture where the system does not tell.
+    /// Model name of the processor, or its architecture if the system does not tell.
     pub cpu: String,
-    /// Threads that the network ran on.
+    /// Number of threads that the network ran on.
     pub threads: usize,
-    /// Vector instructions that the kernels used.
+    /// Vector instruction set that the kernels used.
     pub instruction_set: String,
 }
 
 impl Hardware {
-    /// This machine, with `threads` threads in use.
+    /// Describes this machine, with `threads` threads in use.
     pub fn detect(threads: usize) -> Self {
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let cpu = model_name(&info).unwrap_or_else(|| std::env::consts::ARCH.to_string());
@@ -24,7 +24,7 @@ impl Hardware {
     }
 }
 
-/// The first `model name` of `/proc/cpuinfo`'s text.
+/// The first `model name` in the text of `/proc/cpuinfo`.
 fn model_name(info: &str) -> Option<String> {
     let line = info.lines().find(|line| line.starts_with("model name"))?;
     let name = line.split_once(':')?.1.trim();

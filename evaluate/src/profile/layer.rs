@@ -1,18 +1,18 @@
-//! The layers a network's time is the sum of: the keys of a latency table.
+//! Layers whose times add up to a network's latency: the keys of a latency table.
 
 use ofa_supernet::space::{Activation, BlockSpec, ConvSpec, MaxPoolSpec, NetworkSpec};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A part of a network that is timed as one.
+/// A part of a network that is timed as a unit.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LayerSpec {
-    /// The first convolution, or one of the first.
+    /// A convolution of the stem.
     Stem(ConvSpec),
-    /// ResNet's max pool after them.
+    /// The max pool after a ResNet's stem.
     MaxPool(MaxPoolSpec),
-    /// A block, MobileNets' fixed first one included.
+    /// A block, including the fixed first block of MobileNets.
     Block(BlockSpec),
     /// Everything after the last block of a MobileNet.
     Head(HeadSpec),
@@ -20,19 +20,19 @@ pub enum LayerSpec {
     Classifier(ClassifierSpec),
 }
 
-/// Average pool and classifier.
+/// Average pool and classifier of a ResNet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClassifierSpec {
     /// Channels of the pooled map.
     pub in_channels: usize,
-    /// Height and width of that map.
+    /// Height and width of the pooled map.
     pub input_size: usize,
     /// Number of classes.
     pub classes: usize,
 }
 
-/// Feature convolution, average pool, perhaps a hidden layer, and classifier.
+/// Feature convolution, average pool, optional hidden layer, and classifier of a MobileNet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HeadSpec {
@@ -47,7 +47,7 @@ pub struct HeadSpec {
     pub classes: usize,
 }
 
-/// The layers of `network` in the order they run.
+/// The layers of `network`, in the order of execution.
 pub fn layers(network: &NetworkSpec) -> impl Iterator<Item = LayerSpec> + '_ {
     let last = match &network.feature {
         Some(feature) => LayerSpec::Head(HeadSpec {

@@ -3,11 +3,11 @@
 //! 1. *Layers.* For every kernel size and expand ratio a network of full depth has that choice in all its blocks (with elastic widths
 //!    for every pair of neighbouring widths one); such networks at all resolutions hold every distinct layer of the space. They run in turn, round after round, timed
 //!    layer by layer; each visit's first run does not count. A layer's time is the median over all its occurrences.
-//! 2. *Subnets.* The smallest, the largest and random subnets are run end to end, interleaved. Some fit the calibration,
-//!    the others check it.
+//! 2. *Subnets.* The smallest, the largest and random subnets run end to end, interleaved. Some of them fit the
+//! calibration, the others check it.
 //!
-//! Half of the layer rounds run before the subnets and half after them, and calibration and check subnets take turns, so
-//! a machine that changes speed meanwhile treats all alike.
+//! Half of the layer rounds run before the subnets and half after them, and calibration and check subnets alternate, so
+//! that a machine that changes speed meanwhile affects all of them alike.
 
 use super::unfinished::Unfinished;
 use super::{
@@ -25,37 +25,37 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// Bytes of weights in memory at once. More subnets are measured group by group, each with subnets of both kinds; more networks of the
-/// layer phase are made anew for each round.
+/// Bytes of weights in memory at one time. More subnets are measured in groups, each with subnets of both kinds; more
+/// networks of the layer phase are rebuilt in each round.
 const GROUP_BYTES: u64 = 512 << 20;
 
-/// How to make a profile.
+/// Settings of a profile measurement.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProfileOptions {
     /// Name of the device.
     pub name: String,
-    /// Number of classes of the networks.
+    /// Number of classes of the measured networks.
     pub classes: usize,
-    /// Threads a network runs on.
+    /// Number of threads that a network runs on.
     pub threads: usize,
-    /// Images a run.
+    /// Images per run.
     pub batch: usize,
-    /// Times that every network of the layer phase is visited.
+    /// Number of visits to every network of the layer phase.
     pub rounds: usize,
-    /// Measured runs a visit.
+    /// Measured runs per visit.
     pub visit: usize,
-    /// Subnets that fit the calibration, the smallest and the largest among them.
+    /// Number of subnets that fit the calibration, including the smallest and the largest.
     pub calibration_subnets: usize,
-    /// Other subnets, which check it.
+    /// Number of other subnets, which check the calibration.
     pub check_subnets: usize,
-    /// How long the subnets are measured; its time is that of one subnet.
+    /// Duration of measuring the subnets; `time` is per subnet.
     pub budget: Budget,
     /// Seed of weights, images and subnets.
     pub seed: u64,
 }
 
 impl ProfileOptions {
-    /// One thread, one image; 15 rounds of 3 runs; 20 subnets for calibration and 20 for the check.
+    /// Defaults: one thread, one image; 15 rounds of 3 runs; 20 subnets for calibration and 20 for the check.
     pub fn new(name: impl Into<String>, classes: usize) -> Self {
         ProfileOptions {
             name: name.into(),
@@ -82,14 +82,14 @@ impl ProfileOptions {
             ("check_subnets", self.check_subnets),
         ] {
             if value == 0 {
-                return Err(Error::Measurement(format!("{name} is 0, it must be at least 1")));
+                return Err(Error::Measurement(format!("{name} is 0; it must be at least 1")));
             }
         }
         Ok(())
     }
 }
 
-/// What is being measured.
+/// A phase of a profile measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// The layers, inside networks of full depth.
@@ -98,25 +98,28 @@ pub enum Phase {
     Subnets,
 }
 
-/// How far a measurement is.
+/// Progress of a profile measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProfileProgress {
-    /// What is being measured.
+    /// The current phase.
     pub phase: Phase,
-    /// Steps of this phase that are done (visits of a network, or percent of the time).
+    /// Number of finished steps of this phase (visits of a network, or percent of the time).
     pub done: usize,
-    /// Steps of this phase.
+    /// Number of all steps of this phase.
     pub total: usize,
 }
 
-/// Told about every step; `Break` ends the measurement with [`ofa_supernet::Error::Interrupted`].
+/// Callback for every step; `Break` ends the measurement with [`ofa_supernet::Error::Interrupted`].
 pub type Progress<'a> = dyn FnMut(ProfileProgress) -> ControlFlow<()> + Send + 'a;
 
-/// Measures this machine's profile for `space`; see the module's text for the method. With a path in `unfinished`, what is measured is kept
-/// there after each round, and a measurement that was stopped goes on from that file; whoever saves the profile removes it.
+/// Measures this machine's profile for `space`, by the method described at the module.
+///
+/// With a path in `unfinished`, results are stored there after each round, and an interrupted measurement resumes from
+/// that file. The caller removes the file when it saves the profile.
 ///
 /// # Errors
-/// Impossible options, a space with fewer than two subnets, an interruption through `progress`, a file that cannot be written.
+/// Impossible options, a space with fewer than two subnets, an interruption through `progress`, or a file that cannot
+/// be written.
 pub fn measure(
     space: &SearchSpace,
     options: &ProfileOptions,
@@ -185,10 +188,10 @@ pub fn measure(
     })
 }
 
-/// Bytes that measuring a profile takes: images and the activations of all networks that are in memory at once.
+/// Bytes needed to measure a profile: the images and the activations of all networks that are in memory at one time.
 ///
 /// # Errors
-/// An invalid space.
+/// The space is invalid.
 pub fn memory(space: &SearchSpace, options: &ProfileOptions) -> Result<u64> {
     let resolution = space.resolutions.iter().copied().max().unwrap_or(0);
     let subnets = (options.calibration_subnets as u64).saturating_add(options.check_subnets as u64);
@@ -231,14 +234,14 @@ fn covering_choices(space: &SearchSpace) -> Vec<Subnet> {
     choices
 }
 
-/// The networks of the layer phase.
+/// Networks of the layer phase.
 struct LayerNetworks {
-    /// Each covering network with the numbers of its layers, those of one choice at all resolutions one after the other.
+    /// Each covering network with the indices of its layers; the resolutions of one choice are adjacent.
     specs: Vec<(NetworkSpec, Vec<usize>)>,
-    /// Weights do not depend on the resolution: one network a choice, resized for each visit. Empty where all of them need too much
-    /// memory; they are then made anew for each round.
+    /// One network per choice, resized for each visit, since weights do not depend on the resolution. Empty if all of
+    /// them need too much memory; they are then rebuilt in each round.
     networks: Vec<StaticNetwork>,
-    /// Every distinct layer in the order of its first occurrence, so that equal runs write equal files.
+    /// Distinct layers in the order of their first occurrence, so that equal runs write equal files.
     layers: Vec<LayerSpec>,
     /// Number of resolutions.
     resolutions: usize,
@@ -271,7 +274,7 @@ impl LayerNetworks {
         Ok(LayerNetworks { specs, networks, layers: distinct, resolutions: space.resolutions.len() })
     }
 
-    /// Runs one round and adds each layer's times to `samples`.
+    /// Runs one round and adds the times of each layer to `samples`.
     fn measure(
         &mut self,
         round: usize,
@@ -308,7 +311,7 @@ impl LayerNetworks {
 
     fn table(self, samples: Vec<Vec<f64>>) -> Vec<LayerTime> {
         let entry = |(layer, samples): (LayerSpec, Vec<f64>)| {
-            // A clock coarser than the layer may see no time pass; a table holds only positive times.
+            // A clock coarser than the layer may measure zero; times in a table must be positive.
             let ms = median(&samples).unwrap_or(0.0).max(1e-6);
             LayerTime { layer, resolution: None, ms, samples: samples.len() }
         };
@@ -316,7 +319,7 @@ impl LayerNetworks {
     }
 }
 
-/// Median end-to-end times of `subnets` in milliseconds.
+/// Median end-to-end times of `subnets`, in milliseconds.
 fn measure_subnets(
     space: &SearchSpace,
     options: &ProfileOptions,
@@ -330,7 +333,7 @@ fn measure_subnets(
     let groups = (bytes.div_ceil(GROUP_BYTES) as usize).clamp(1, subnets.len());
     let mut measured = vec![0.0; subnets.len()];
     for group in 0..groups {
-        // Every `groups`-th subnet, so calibration and check subnets are in each group.
+        // Every `groups`-th subnet, so that each group has calibration and check subnets.
         let members: Vec<usize> = (group..subnets.len()).step_by(groups).collect();
         let networks = members.iter().map(|&member| StaticNetwork::random(&specs[member], options.seed));
         let mut networks: Vec<StaticNetwork> = networks.collect::<Result<_>>()?;
@@ -338,7 +341,7 @@ fn measure_subnets(
         let start = Instant::now();
         let mut last = None;
         let times = measure_interleaved(&mut SystemClock::new(), members.len(), 2, &budget, &mut || Ok(()), |index| {
-            // A visit's first run is not timed, so it has time to report.
+            // The first run of a visit is not timed, so it may report progress.
             if last.replace(index) != Some(index) {
                 let part = start.elapsed().as_secs_f64() / budget.time.as_secs_f64().max(1e-3);
                 let percent = (100.0 * (group as f64 + part.min(1.0)) / groups as f64) as usize;
@@ -356,7 +359,7 @@ fn measure_subnets(
     Ok(measured)
 }
 
-/// Different subnets for calibration and for the check; fewer than asked for where the space is that small.
+/// Chooses different subnets for calibration and for the check; fewer than requested if the space is small.
 fn choose_subnets(space: &SearchSpace, options: &ProfileOptions) -> Result<(Vec<Subnet>, Vec<Subnet>)> {
     let wanted = options.calibration_subnets.saturating_add(options.check_subnets);
     let mut chosen = vec![space.smallest()];
@@ -375,7 +378,7 @@ fn choose_subnets(space: &SearchSpace, options: &ProfileOptions) -> Result<(Vec<
     }
     if chosen.len() < 2 {
         return Err(Error::Measurement(format!(
-            "the space '{}' has a single subnet; there is nothing to predict, measure it with `ofa bench`",
+            "the space '{}' has a single subnet; there is nothing to predict; measure it with `ofa bench`",
             space.name
         )));
     }

@@ -1,8 +1,9 @@
-//! A device's latency table: made on the device, read by the search.
+//! Latency table of a device: measured on the device, read by the search.
 //!
-//! A network's latency is predicted as `overhead + scale * sum of its layers' times` ([`Calibration`]); the layers are
-//! measured inside running networks ([`measure`]), not alone, so that each finds the caches as its neighbours
-//! leave them. A profile is one JSON file that says what was measured, how, on what, and how far off its predictions are.
+//! A network's latency is predicted as `overhead + scale * sum of its layers' times` ([`Calibration`]). Layers are
+//! measured inside running networks ([`measure`]) rather than separately, so that each finds the caches as its
+//! neighbours leave them. A profile is one JSON file that records the results, the method, the hardware, and the error
+//! of its predictions.
 
 mod calibration;
 mod hardware;
@@ -27,7 +28,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::OnceLock;
 
-/// What the `format` field says.
+/// Value of the `format` field.
 pub const FORMAT: &str = "ofa-device-profile";
 /// Version of the format that this program writes and reads.
 pub const VERSION: u32 = 1;
@@ -40,27 +41,27 @@ pub struct DeviceProfile {
     pub format: String,
     /// Format version, [`VERSION`].
     pub version: u32,
-    /// Name that people gave to the device.
+    /// Name that the user gave to the device.
     pub name: String,
-    /// What it was measured on; unknown for imported tables.
+    /// Hardware of the measurement; unknown for imported tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<Hardware>,
     /// The search space whose layers the table holds.
     pub space: SearchSpace,
     /// Number of classes of the measured networks.
     pub classes: usize,
-    /// Images a run.
+    /// Images per run.
     pub batch: usize,
-    /// How it was measured, for people.
+    /// Description of the method, for readers.
     pub method: String,
-    /// The table: every distinct layer of the space. Private, so that it cannot change under `index`.
+    /// Times of every distinct layer of the space. Private, so that they cannot change under `index`.
     table: Vec<LayerTime>,
-    /// From layer times to a network's latency.
+    /// Map from the sum of layer times to a network's latency.
     pub calibration: Calibration,
-    /// How far off the predictions are; unknown for imported tables.
+    /// Error of the predictions; unknown for imported tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<Check>,
-    /// `table` by layer, made at the first look-up.
+    /// Times by layer, built at the first look-up.
     #[serde(skip)]
     index: OnceLock<HashMap<(Option<usize>, LayerSpec), f64>>,
 }
@@ -69,13 +70,13 @@ pub struct DeviceProfile {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerTime {
-    /// Which layer.
+    /// The timed layer.
     pub layer: LayerSpec,
-    /// Resolution of the networks it was measured in, where the table has a time of its own for each; else the time is
-    /// that of the layer wherever it stands.
+    /// Resolution of the measured networks, if the table has a separate time for each; otherwise the time holds for the
+    /// layer in any network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolution: Option<usize>,
-    /// Median of its measured times in milliseconds.
+    /// Median of the measured times in milliseconds.
     pub ms: f64,
     /// Number of measured times.
     pub samples: usize,
@@ -85,8 +86,8 @@ impl DeviceProfile {
     /// Reads and checks a profile.
     ///
     /// # Errors
-    /// A missing file, JSON that is no profile, another format version, an impossible number, a table that lacks a layer
-    /// of its space; each with the path.
+    /// A missing file, JSON that is not a profile, another format version, an impossible number, or a table that lacks
+    /// a layer of its space; each with the path.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let profile: DeviceProfile = files::read_json(path)?;
@@ -97,22 +98,22 @@ impl DeviceProfile {
     /// Writes the profile atomically.
     ///
     /// # Errors
-    /// A profile that could not be loaded again, and the operating system's errors with the path.
+    /// The profile is invalid and could not be loaded again, or the operating system fails; both with the path.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         self.validate().map_err(|message| ofa_supernet::Error::format(path, message))?;
         Ok(files::write_json(path, self)?)
     }
 
-    /// The table: every distinct layer of the space, each with its time.
+    /// Every distinct layer of the space with its time.
     pub fn table(&self) -> &[LayerTime] {
         &self.table
     }
 
-    /// Predicted latency of `network` in milliseconds for the profile's batch on the profile's threads.
+    /// Predicted latency of `network` in milliseconds, for the profile's batch and number of threads.
     ///
     /// # Errors
-    /// A layer that the table does not have ([`Error::MissingLayer`]).
+    /// The table lacks a layer of the network ([`Error::MissingLayer`]).
     pub fn latency_ms(&self, network: &NetworkSpec) -> Result<f64> {
         let index =
             self.index.get_or_init(|| self.table.iter().map(|t| ((t.resolution, t.layer.clone()), t.ms)).collect());
@@ -134,7 +135,7 @@ impl DeviceProfile {
     /// Checks that the table has every layer of `space`'s subnets with `classes` classes.
     ///
     /// # Errors
-    /// A layer that the table does not have ([`Error::MissingLayer`]).
+    /// The table lacks a layer ([`Error::MissingLayer`]).
     pub fn check_covers(&self, space: &SearchSpace, classes: usize) -> Result<()> {
         for network in measure::covering_networks(space, classes)? {
             self.latency_ms(&network)?;
@@ -142,14 +143,14 @@ impl DeviceProfile {
         Ok(())
     }
 
-    /// Checks every value; one sentence about the first that is wrong.
+    /// Checks every value; the error is one sentence about the first wrong value.
     fn validate(&self) -> Result<(), String> {
         if self.format != FORMAT {
-            return Err(format!("the format is '{}', '{FORMAT}' was expected", self.format));
+            return Err(format!("the format is '{}'; expected '{FORMAT}'", self.format));
         }
         if self.version != VERSION {
             return Err(format!(
-                "the file has format version {}, this program reads version {VERSION}; profile the device again",
+                "the file has format version {}, but this program reads version {VERSION}; profile the device again",
                 self.version
             ));
         }
@@ -157,7 +158,7 @@ impl DeviceProfile {
         let threads = self.hardware.as_ref().map_or(1, |hardware| hardware.threads);
         for (name, value) in [("classes", self.classes), ("batch", self.batch), ("threads", threads)] {
             if value == 0 {
-                return Err(format!("{name} is 0, it must be at least 1"));
+                return Err(format!("{name} is 0; it must be at least 1"));
             }
         }
         let mut layers_seen = HashMap::with_capacity(self.table.len());
@@ -192,11 +193,11 @@ impl DeviceProfile {
 }
 
 fn positive(what: &str, value: f64) -> Result<(), String> {
-    if value.is_finite() && value > 0.0 { Ok(()) } else { Err(format!("{what} is {value}, it must be positive")) }
+    if value.is_finite() && value > 0.0 { Ok(()) } else { Err(format!("{what} is {value}; it must be positive")) }
 }
 
 fn not_negative(what: &str, value: f64) -> Result<(), String> {
-    if value.is_finite() && value >= 0.0 { Ok(()) } else { Err(format!("{what} is {value}, it must not be negative")) }
+    if value.is_finite() && value >= 0.0 { Ok(()) } else { Err(format!("{what} is {value}; it must not be negative")) }
 }
 
 #[cfg(test)]
@@ -207,7 +208,7 @@ mod tests {
     use std::fs;
     use std::ops::ControlFlow;
 
-    /// A profile whose layers all take one millisecond.
+    /// A profile in which every layer takes one millisecond.
     fn example() -> DeviceProfile {
         let space = preset("tiny").unwrap();
         let mut found = HashMap::new();
@@ -298,7 +299,7 @@ mod tests {
         assert!(twice.save(&path).unwrap_err().to_string().contains("twice"));
     }
 
-    /// Small options that finish in a moment.
+    /// Small options that finish quickly.
     fn quick() -> ProfileOptions {
         ProfileOptions {
             rounds: 2,
@@ -341,7 +342,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("here.unfinished");
         let options = ProfileOptions { rounds: 3, ..quick() };
-        // The visits of the layer phase that a call makes, stopped after `most`.
+        // Number of visits of the layer phase in a call, which is stopped after `most` visits.
         let visits = |options: &ProfileOptions, most: usize| {
             let mut seen = 0;
             let result = measure(&space, options, Some(&path), &mut |progress| {
@@ -361,9 +362,9 @@ mod tests {
         assert_eq!(seen, 2 * round);
         let profile = profile.unwrap();
         assert_eq!(profile.table.iter().map(|entry| entry.samples).collect::<Vec<_>>(), samples);
-        // All is measured.
+        // Nothing is left to measure.
         assert_eq!(visits(&options, usize::MAX).0, 0);
-        // Another measurement, or a damaged file, starts anew.
+        // Another measurement, or a damaged file, starts from the beginning.
         fs::write(&path, &saved).unwrap();
         assert_eq!(visits(&ProfileOptions { seed: 1, ..options.clone() }, usize::MAX).0, all);
         fs::write(&path, &saved[..saved.len() / 2]).unwrap();

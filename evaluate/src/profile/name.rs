@@ -1,12 +1,12 @@
-//! Names of devices: a profile's is also a file's, and a word of limits.
+//! Names of devices. A name is also part of a file name and of limits.
 
-/// Most characters of a device's name: with a metric, a value and an ending it stays a file name everywhere.
+/// Longest name of a device: with a metric, a value and an extension it stays a valid file name on every system.
 const LONGEST: usize = 100;
 
 /// Checks that a profile may be called `name`.
 ///
 /// # Errors
-/// One sentence about what is wrong with it.
+/// One sentence about what is wrong with the name.
 pub fn check_name(name: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if name.is_empty() || name.starts_with(['.', '-']) || !name.chars().all(allowed) {
@@ -15,11 +15,11 @@ pub fn check_name(name: &str) -> Result<(), String> {
         ));
     }
     if name.len() > LONGEST {
-        return Err(format!("device name '{name}': it has {} characters, at most {LONGEST} are allowed", name.len()));
+        return Err(format!("device name '{name}': {} characters; at most {LONGEST} are allowed", name.len()));
     }
     if name.eq_ignore_ascii_case("any") {
         return Err(format!(
-            "device name '{name}': in limits 'any' stands for what is the same on every device, so no limit could name this one; choose another \
+            "device name '{name}': in limits 'any' stands for every device, so no limit could name this one; choose another \
              name"
         ));
     }

@@ -1,8 +1,8 @@
-//! Latency tables that the authors of once-for-all published for phones, as a device profile.
+//! Import of the latency tables that the authors of once-for-all published for phones.
 //!
-//! A table is a YAML file for one resolution: a key spells a layer, below it stand the mean of its measured times in
-//! milliseconds and their number. A network's latency is the plain sum of its layers' means. Tables of two resolutions can have
-//! one layer with different times, so an imported profile keeps the resolution of each.
+//! A table is a YAML file for one resolution. Its keys describe layers; below each stand the mean of the measured times
+//! in milliseconds and their number. A network's latency is the sum of its layers' means. Tables of two resolutions can
+//! hold one layer with different times, so an imported profile keeps the resolution of each time.
 
 use super::{Calibration, DeviceProfile, FORMAT, HeadSpec, LayerSpec, LayerTime, VERSION, layers, measure};
 use crate::{Error, Result};
@@ -13,14 +13,15 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// Mean in milliseconds, and number of times.
+/// Mean in milliseconds, and number of measured times.
 type Measured = (f64, usize);
 
-/// A profile from published tables, one file a resolution. Its space is `space` with the resolutions of the tables.
+/// Builds a profile from published tables, one file per resolution, for `space` restricted to the resolutions of the
+/// tables.
 ///
 /// # Errors
-/// A file that cannot be read or is no such table (with the line); two tables of one resolution; a table of a resolution that
-/// the space does not have; a layer of the space that its table lacks.
+/// A file that cannot be read or is not such a table (with the line), two tables of one resolution, a table of a
+/// resolution that the space does not have, or a layer of the space that its table lacks.
 pub fn import(space: &SearchSpace, classes: usize, name: &str, files: &[PathBuf]) -> Result<DeviceProfile> {
     let mut tables: HashMap<usize, (&Path, HashMap<String, Measured>)> = HashMap::new();
     for path in files {
@@ -29,12 +30,15 @@ pub fn import(space: &SearchSpace, classes: usize, name: &str, files: &[PathBuf]
         let resolution = resolution(&table).map_err(foreign)?;
         if !space.resolutions.contains(&resolution) {
             return Err(foreign(format!(
-                "the table is for resolution {resolution}, the space '{}' has {:?}; leave it out",
+                "the table is for resolution {resolution}, but the space '{}' has {:?}; leave it out",
                 space.name, space.resolutions
             )));
         }
         if let Some((other, _)) = tables.insert(resolution, (path, table)) {
-            return Err(foreign(format!("it is for resolution {resolution}, as {} is", other.display())));
+            return Err(foreign(format!(
+                "the table is for resolution {resolution}, like {}; keep one of them",
+                other.display()
+            )));
         }
     }
     let mut space = space.clone();
@@ -44,7 +48,7 @@ pub fn import(space: &SearchSpace, classes: usize, name: &str, files: &[PathBuf]
     for network in measure::covering_networks(&space, classes)? {
         let (path, times) = &tables[&network.resolution];
         if let Some(layer) = layers(&network).find(|layer| keys(layer).is_none()) {
-            let message = format!("published tables are of MobileNets, they have no '{layer}'");
+            let message = format!("published tables are of MobileNets and have no '{layer}'");
             return Err(ofa_supernet::Error::format(path, message).into());
         }
         for layer in layers(&network) {
@@ -57,7 +61,7 @@ pub fn import(space: &SearchSpace, classes: usize, name: &str, files: &[PathBuf]
                     ofa_supernet::Error::format(
                         path,
                         format!(
-                            "it has no entry '{key}', which the space '{}' with {classes} classes needs",
+                            "the table has no entry '{key}', which the space '{}' with {classes} classes needs",
                             space.name
                         ),
                     )
@@ -86,7 +90,7 @@ pub fn import(space: &SearchSpace, classes: usize, name: &str, files: &[PathBuf]
     })
 }
 
-/// The entries whose sum is a layer's time; `None` for layers of families that have no published tables.
+/// Keys of the entries that add up to a layer's time; `None` for families without published tables.
 fn keys(layer: &LayerSpec) -> Option<Vec<String>> {
     let map = |size: usize, channels: usize| format!("{size}x{size}x{channels}");
     Some(match layer {
@@ -133,12 +137,13 @@ fn resolution(table: &HashMap<String, Measured>) -> Result<usize, String> {
     let (first, second) = (found.next(), found.next());
     match first.and_then(|shape| shape.split('x').next()?.parse().ok()) {
         Some(resolution) if second.is_none() => Ok(resolution),
-        _ => Err("it is no latency table of one resolution: expected one entry 'Conv-input:RxRx3-output:...'".into()),
+        _ => Err("not a latency table of one resolution: expected one entry 'Conv-input:RxRx3-output:...'".into()),
     }
 }
 
-/// Reads the part of YAML that such tables use, and refuses everything else: unindented `key:` lines, each followed by indented
-/// `name: number` lines, `mean` among them. A general YAML reader would be a large dependency for these two kinds of lines.
+/// Parses the subset of YAML that such tables use, and refuses everything else: unindented `key:` lines, each followed
+/// by indented `name: number` lines, including `mean`. A general YAML parser would be a large dependency for two kinds
+/// of lines.
 fn parse(text: &str) -> Result<HashMap<String, Measured>, String> {
     let mut entries: Vec<(String, usize, Option<f64>, usize)> = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -153,20 +158,20 @@ fn parse(text: &str) -> Result<HashMap<String, Measured>, String> {
         let value = value.trim();
         if !line.starts_with([' ', '\t']) {
             if !value.is_empty() || name.is_empty() {
-                return Err(format!("line {number}: '{}' is no layer; expected 'key:'", shorten(content)));
+                return Err(format!("line {number}: '{}' is not a layer; expected 'key:'", shorten(content)));
             }
             entries.push((name.to_string(), number, None, 1));
             continue;
         }
         let number_value = value.parse::<f64>().ok().filter(|v| v.is_finite());
         let (Some(value), Some(entry)) = (number_value, entries.last_mut()) else {
-            return Err(format!("line {number}: '{}' is no number that belongs to a layer", shorten(content)));
+            return Err(format!("line {number}: '{}' is not a number that belongs to a layer", shorten(content)));
         };
         match name.trim() {
             "mean" if value > 0.0 => entry.2 = Some(value),
             "mean" => return Err(format!("line {number}: a mean of {value} ms; it must be positive")),
             "count" => entry.3 = value.max(0.0) as usize,
-            // Spread and the like.
+            // Other statistics, such as the standard deviation.
             _ => {}
         }
     }
@@ -174,13 +179,13 @@ fn parse(text: &str) -> Result<HashMap<String, Measured>, String> {
     for (name, number, mean, count) in entries {
         let mean = mean.ok_or_else(|| format!("line {number}: the layer '{}' has no mean", shorten(&name)))?;
         if table.insert(name.clone(), (mean, count)).is_some() {
-            return Err(format!("line {number}: the layer '{}' is there twice", shorten(&name)));
+            return Err(format!("line {number}: the layer '{}' is listed twice", shorten(&name)));
         }
     }
     Ok(table)
 }
 
-/// For messages.
+/// Shortens text for a message.
 fn shorten(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(100).collect()
 }
@@ -212,8 +217,8 @@ mod tests {
             .iter()
             .map(|&resolution| {
                 let path = folder.path().join(format!("{resolution}.yaml"));
-                // The second table is slower, also where its layers have the same shapes.
-                // The first one begins with a byte order mark.
+                // The second table is slower, also for layers of equal shape. The first table starts with a byte order
+                // mark.
                 let mark = if resolution == 16 { "\u{feff}" } else { "" };
                 let text = table(&space, resolution, 4).replace(".0\n", &format!(".{resolution}\n"));
                 std::fs::write(&path, format!("{mark}{text}")).unwrap();
@@ -256,7 +261,7 @@ mod tests {
             ("a:\n  mean: -1\n", "line 2"),
             ("a:\n  mean: .inf\n", "line 2"),
             ("a:\n  count: 3\n", "line 1: the layer 'a' has no mean"),
-            ("a:\n  mean: 1\na:\n  mean: 1\n", "line 3: the layer 'a' is there twice"),
+            ("a:\n  mean: 1\na:\n  mean: 1\n", "line 3: the layer 'a' is listed twice"),
             ("just text\n", "line 1"),
         ] {
             let error = parse(text).unwrap_err();

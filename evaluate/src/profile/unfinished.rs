@@ -1,4 +1,4 @@
-//! A measurement under way: one that was stopped goes on after its last whole round.
+//! A measurement in progress, which resumes after its last complete round.
 
 use super::{Hardware, ProfileOptions};
 use crate::Result;
@@ -7,24 +7,24 @@ use ofa_supernet::space::SearchSpace;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// What has been measured, and of what.
+/// Results so far, and the measurement that they belong to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Unfinished {
     hardware: Hardware,
     space: SearchSpace,
-    /// All options in words: a measurement with others is another one.
+    /// All options as text: other options make another measurement.
     options: String,
-    /// Rounds of the layer phase that are done.
+    /// Number of finished rounds of the layer phase.
     pub rounds: usize,
-    /// Milliseconds of each distinct layer, in the order of the layers' first occurrence.
+    /// Times in milliseconds of each distinct layer, in the order of the layers' first occurrence.
     pub layers: Vec<Vec<f64>>,
-    /// Median milliseconds of each subnet, once they are measured.
+    /// Median milliseconds of each subnet, once the subnets are measured.
     pub subnets: Option<Vec<f64>>,
 }
 
 impl Unfinished {
-    /// Nothing measured yet of `layers` distinct layers.
+    /// A measurement of `layers` distinct layers without results.
     pub fn new(space: &SearchSpace, options: &ProfileOptions, layers: usize) -> Self {
         Unfinished {
             hardware: Hardware::detect(options.threads),
@@ -36,8 +36,8 @@ impl Unfinished {
         }
     }
 
-    /// What the file at `path` holds, if it is of the same measurement of so many rounds and subnets, and whole; else `self`. Nothing is lost
-    /// by starting anew but a minute, so that a damaged file is no error.
+    /// The measurement in the file at `path`, if it is complete and has the same settings and the given numbers of
+    /// rounds and subnets; otherwise `self`. A damaged file is not an error, since starting again costs only a minute.
     pub fn or_saved(self, path: &Path, rounds: usize, subnets: usize) -> Self {
         let same = |saved: &Unfinished| {
             let positive = |times: &Vec<f64>| times.iter().all(|ms| ms.is_finite() && *ms >= 0.0);
@@ -51,10 +51,10 @@ impl Unfinished {
         files::read_json(path).ok().filter(same).unwrap_or(self)
     }
 
-    /// Writes it to `path`.
+    /// Writes the measurement to `path`.
     ///
     /// # Errors
-    /// The operating system's, with the path.
+    /// The operating system's error with the path.
     pub fn save(&self, path: &Path) -> Result<()> {
         Ok(files::write_json(path, self)?)
     }

@@ -1,4 +1,4 @@
-//! `net.config`: the layers of a network, one JSON dictionary each.
+//! Reads `net.config`: a network as one JSON dictionary per layer.
 
 use super::super::validate;
 use crate::{Error, Result};
@@ -11,15 +11,16 @@ use serde::Deserialize;
 /// A published static network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PublishedNetwork {
-    /// Layer by layer.
+    /// The network, layer by layer.
     pub network: NetworkSpec,
-    /// Its choices: a new stage begins at each block that changes the shape of its input. It need not belong to any known space.
+    /// Choices of the network, where each block that changes the shape of its input starts a stage. The subnet need not
+    /// belong to any known space.
     pub subnet: Subnet,
-    /// What number each block has in the file; blocks that compute nothing have one too, and are left out here.
+    /// Index in the file of each block. Blocks that compute nothing have an index too, and are skipped here.
     pub(super) numbers: Vec<usize>,
 }
 
-/// The dictionary of a network. Keys that do not change what it computes are not looked at.
+/// Dictionary of a network. Keys that have no influence on the computation are ignored.
 #[derive(Deserialize)]
 struct Network {
     bn: Option<BatchNorm>,
@@ -30,7 +31,7 @@ struct Network {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-#[allow(clippy::large_enum_variant)] // there is one of it
+#[allow(clippy::large_enum_variant)] // there is a single instance
 enum Layers {
     MobileNet {
         first_conv: Convolution,
@@ -71,7 +72,7 @@ struct Linear {
     out_features: usize,
 }
 
-/// A convolution, or one with its input added.
+/// A convolution, with or without its input added.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Stem {
@@ -79,7 +80,7 @@ enum Stem {
     Plain(Convolution),
 }
 
-/// An inverted residual with or without shortcut; nothing, or a `ZeroLayer`, for a block that was searched away.
+/// An inverted residual with or without a shortcut; no layer, or a `ZeroLayer`, for a block that the search removed.
 #[derive(Deserialize)]
 struct Inverted {
     #[serde(alias = "mobile_inverted_conv")]
@@ -136,11 +137,13 @@ impl PublishedNetwork {
     /// The network that the dictionary `text` describes, at `resolution`.
     ///
     /// # Errors
-    /// A dictionary that is not of that form, and the first layer that we do not have.
+    /// The dictionary is not of that form, or a layer is not supported (the first one is named).
     pub fn new(text: &str, resolution: usize) -> Result<Self> {
         let config: Network = match serde_json::from_str(text) {
             Ok(config) => config,
-            Err(e) => return fail(format!("it describes no published network of MobileNet or ResNet layers: {e}")),
+            Err(e) => {
+                return fail(format!("not the description of a published network of MobileNet or ResNet layers: {e}"));
+            }
         };
         let network = NetworkSpec {
             resolution,
@@ -164,12 +167,12 @@ impl PublishedNetwork {
         validate(&published.network)?;
         let (inputs, expected) = (config.classifier.in_features, published.network.classifier_channels());
         if inputs != expected {
-            return fail(format!("classifier has {inputs} inputs, the layer before it gives {expected}"));
+            return fail(format!("classifier has {inputs} inputs, but the layer before it has {expected} outputs"));
         }
         Ok(published)
     }
 
-    /// Adds a block, at the end of the last stage or in one of its own.
+    /// Adds a block to the last stage, or to a new stage.
     fn push(&mut self, number: usize, block: BlockSpec, choice: BlockChoice, new_stage: bool) {
         if new_stage {
             self.network.stages.push(Vec::new());
@@ -195,14 +198,14 @@ impl PublishedNetwork {
         for (number, block) in blocks.iter().enumerate() {
             let Some((spec, choice)) = inverted_residual(number, block, size)? else { continue };
             size = spec.output_size();
-            // The fixed first block is a stage, and so is what begins after it.
+            // The fixed first block is a stage, and a new stage begins after it.
             let new_stage = self.network.stages.len() < 2 || !spec.residual;
             self.push(number, BlockSpec::InvertedResidual(spec), choice, new_stage);
         }
         if self.numbers.len() < 2 {
-            return fail(format!("{} of its blocks compute something; at least 2 were expected", self.numbers.len()));
+            return fail(format!("{} of the blocks compute something; expected at least 2", self.numbers.len()));
         }
-        // The first block is no choice.
+        // The first block is not part of the choices.
         self.subnet.stages.remove(0);
         self.network.feature = Some(match expand {
             Some(feature) => {
@@ -246,7 +249,7 @@ impl PublishedNetwork {
                 return fail(format!("{name} has {:?} groups; 1 was expected", block.groups));
             }
             check_stride(&name, block.stride)?;
-            // The published code adds the input itself wherever the shapes allow.
+            // The published code adds the input itself if the shapes allow it.
             let projection = block.stride != 1 || block.in_channels != block.out_channels;
             if projection && block.downsample_mode != "avgpool_conv" {
                 return fail(format!("{name} has the shortcut '{}'; avgpool_conv was expected", block.downsample_mode));
@@ -270,7 +273,7 @@ impl PublishedNetwork {
     }
 }
 
-/// `None` for a block that computes nothing.
+/// The specification and choice of a block; `None` for a block that computes nothing.
 fn inverted_residual(
     index: usize,
     block: &Inverted,
@@ -316,7 +319,7 @@ fn inverted_residual(
     }
 }
 
-/// Map sizes are divided by it before the network is checked as a whole.
+/// Checks a stride before map sizes are divided by it; the network as a whole is checked later.
 fn check_stride(name: &str, stride: usize) -> Result<()> {
     if (1..=2).contains(&stride) { Ok(()) } else { fail(format!("{name} has stride {stride}; 1 or 2 was expected")) }
 }

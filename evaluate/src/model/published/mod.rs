@@ -1,9 +1,9 @@
-//! Static networks as once-for-all publishes them: `net.config`, a JSON dictionary a layer, and a checkpoint with the weights.
+//! Published static networks: `net.config`, with a JSON dictionary per layer, and a checkpoint with the weights.
 //!
 //! | file | concern |
 //! | --- | --- |
-//! | `description` | from `net.config` to our layer list |
-//! | `weights` | from the checkpoint to our tensors |
+//! | `description` | conversion of `net.config` to our list of layers |
+//! | `weights` | conversion of the checkpoint to our tensors |
 
 mod description;
 mod weights;

@@ -1,4 +1,4 @@
-//! The checkpoint beside `net.config`.
+//! Reads the checkpoint that belongs to a `net.config`.
 
 use super::super::{
     BOTTLENECK_NAMES, BlockNames, block_prefix, classifier_name, feature_names, stem_names, tensor_shapes,
@@ -12,19 +12,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 impl PublishedNetwork {
-    /// Its weights from a published checkpoint, under our names.
+    /// Reads the network's weights from a published checkpoint, under our names.
     ///
     /// # Errors
-    /// As [`CheckpointFile::open`]; the first tensor that is missing, does not belong to the network, has another shape, or is not
-    /// finite.
+    /// Errors of [`CheckpointFile::open`]; a tensor that is missing, does not belong to the network, has the wrong
+    /// shape, or is not finite (the first one is named).
     pub fn weights(&self, path: &Path) -> Result<Weights> {
         self.weights_from(&mut CheckpointFile::open(path)?)
     }
 
-    /// As [`weights`](Self::weights), from an open file.
+    /// Reads the network's weights, like [`weights`](Self::weights), from an open file.
     ///
     /// # Errors
-    /// As [`weights`](Self::weights).
+    /// As for [`weights`](Self::weights).
     pub fn weights_from(&self, file: &mut CheckpointFile) -> Result<Weights> {
         let network = &self.network;
         let path = file.path().to_path_buf();
@@ -40,12 +40,16 @@ impl PublishedNetwork {
             let (ours, part) = name.rsplit_once('.').unwrap_or((&name, ""));
             let published = layers.get(ours).map_or_else(String::new, |theirs| format!("{theirs}.{part}"));
             let Some((theirs, their_shape)) = found.remove(&published) else {
-                return fail(format!("the tensor '{published}' is missing; are these the weights of that network?"));
+                return fail(format!(
+                    "the tensor '{published}' is missing; check that the weights belong to this network"
+                ));
             };
             // The layer between pool and classifier is a matrix in some files and a 1x1 convolution in others.
             let fits = their_shape == shape || [&their_shape[..], &[1, 1]].concat() == shape;
             if !fits {
-                return fail(format!("the tensor '{theirs}' has shape {their_shape:?}, the network needs {shape:?}"));
+                return fail(format!(
+                    "the tensor '{theirs}' has shape {their_shape:?}, but the network needs {shape:?}"
+                ));
             }
             weights.insert(name, (shape, file.values(&theirs)?));
         }
@@ -58,7 +62,7 @@ impl PublishedNetwork {
         }
     }
 
-    /// What the published code calls each of our layers, in the spelling of [`common`].
+    /// Published name of each of our layers, in the spelling of [`common`].
     fn layers(&self) -> BTreeMap<String, String> {
         let network = &self.network;
         let mut layers = BTreeMap::new();
@@ -66,7 +70,7 @@ impl PublishedNetwork {
             layers.insert(conv, format!("{theirs}.conv"));
             layers.insert(norm, format!("{theirs}.bn"));
         };
-        // What has no batch norm, or a name of its own.
+        // Layers without batch norm, or with an irregular name.
         let mut special = Vec::new();
         for (index, (spec, names)) in network.stem.iter().zip(stem_names(network)).enumerate() {
             let theirs = match (network.max_pool.is_some(), spec.residual) {
@@ -74,7 +78,7 @@ impl PublishedNetwork {
                 (true, false) => format!("input_stem.{index}"),
                 (true, true) => format!("input_stem.{index}.residual"),
             };
-            // The common spelling takes the second layer for the residual block, which this stem may lack.
+            // The common spelling always treats the second layer as the residual block, which this stem may lack.
             let skipped = (index == 1 && theirs == "input_stem.1").then(|| names.0.clone());
             dense(names, theirs);
             special.extend(skipped.map(|ours| (ours, "input_stem.1.residual".to_string())));
