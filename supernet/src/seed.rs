@@ -67,7 +67,7 @@ pub enum Stream {
     Trial = 28,
     /// Hyperparameters near those of the best trial.
     TrialNearBest = 29,
-    /// Which subnets calibrate and check a device profile.
+    /// Choice of the subnets that calibrate and check a device profile.
     ProfileSubnets = 30,
     /// Images of noise on which times are measured.
     RandomImages = 31,

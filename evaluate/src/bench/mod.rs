@@ -33,7 +33,7 @@ pub struct BenchOptions {
 }
 
 impl Default for BenchOptions {
-    /// One thread, one image per run, 5 warm-up runs, the default budget.
+    /// Defaults: one thread, one image per run, 5 warm-up runs, the default budget.
     fn default() -> Self {
         BenchOptions { threads: vec![1], batches: vec![1], warmup: 5, budget: Budget::default() }
     }
@@ -63,7 +63,7 @@ pub struct BenchRow {
     pub file_bytes: u64,
     /// Peak activation memory in bytes ([`cost::peak_activation_bytes`]).
     pub peak_activation_bytes: u64,
-    /// One entry per number of threads and batch, in the order of the options.
+    /// Latencies for each number of threads and batch, in the order of the options.
     pub latencies: Vec<Latency>,
 }
 

@@ -238,7 +238,7 @@ fn covering_choices(space: &SearchSpace) -> Vec<Subnet> {
 struct LayerNetworks {
     /// Each covering network with the indices of its layers; the resolutions of one choice are adjacent.
     specs: Vec<(NetworkSpec, Vec<usize>)>,
-    /// One network per choice, resized for each visit, since weights do not depend on the resolution. Empty if all of
+    /// A network per choice, resized for each visit, since weights do not depend on the resolution. Empty if all of
     /// them need too much memory; they are then rebuilt in each round.
     networks: Vec<StaticNetwork>,
     /// Distinct layers in the order of their first occurrence, so that equal runs write equal files.

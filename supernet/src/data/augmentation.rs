@@ -27,7 +27,8 @@ pub enum Crop {
         /// Border in pixels of the stored image; at most half its shorter side, so that a crop always shows some of it.
         pixels: usize,
     },
-    /// A random rectangle of `min_area` to 1 of the image's area and aspect 3/4 to 4/3, scaled to the batch's resolution.
+    /// A random rectangle of `min_area` to 1 of the image's area and aspect 3/4 to 4/3, scaled to the batch's
+    /// resolution.
     Resized {
         /// Smallest fraction of the area, above 0 and at most 1.
         min_area: f32,
@@ -209,7 +210,8 @@ fn resized(width: usize, height: usize, min_area: f64, rng: &mut StdRng) -> Opti
     None
 }
 
-/// Scales brightness, then contrast around the image's mean luma, then saturation around each pixel's luma; values in 0..1.
+/// Scales brightness, then contrast around the image's mean luma, then saturation around each pixel's luma; values in
+/// 0..1.
 fn colour(pixels: &mut [f32], brightness: f32, contrast: f32, saturation: f32) {
     // Luma with the weights of ITU-R BT.601.
     let luma = |p: &[f32]| 0.299 * p[0] + 0.587 * p[1] + 0.114 * p[2];

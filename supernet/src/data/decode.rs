@@ -64,7 +64,8 @@ pub(super) fn decode_checked(bytes: &[u8]) -> Result<Image<'static>, String> {
     decode(bytes)
 }
 
-/// Decodes a whole file. Grey, 16-bit and palette images become RGB u8, alpha is dropped, and the EXIF orientation is applied.
+/// Decodes a whole file. Grey, 16-bit and palette images become RGB u8, alpha is dropped, and the EXIF orientation is
+/// applied.
 pub(super) fn decode(bytes: &[u8]) -> Result<Image<'static>, String> {
     let format = format(bytes)?;
     if !is_complete(bytes, format) {

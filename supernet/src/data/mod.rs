@@ -16,8 +16,8 @@
 //! | `normalisation` | channel means and deviations |
 //! | `prefetch` | batches produced while the network computes |
 //!
-//! Images are RGB u8 `[height, width, 3]` at their stored size until a batch asks for a resolution, so that every pixel is
-//! interpolated once.
+//! Images are RGB u8 `[height, width, 3]` at their stored size until a batch asks for a resolution, so that every pixel
+//! is interpolated once.
 
 mod augmentation;
 mod batch;
@@ -68,8 +68,8 @@ pub struct DataOptions {
     pub validation: Option<usize>,
     /// Seed of the validation split and of the built-in images.
     pub seed: u64,
-    /// Skip unreadable images and count them in [`Dataset::skipped`] instead of failing. Every image is then decoded once
-    /// at opening, so that the skipped images are the same whether images are held in memory or not.
+    /// Skip unreadable images and count them in [`Dataset::skipped`] instead of failing. Every image is then decoded
+    /// once at opening, so that the skipped images are the same whether images are held in memory or not.
     pub skip_bad: bool,
     /// Image files stay decoded in memory if all of them together take at most this many bytes; otherwise they are
     /// decoded for each batch. Binary formats need no decoding and are always held. Default 4 GiB.

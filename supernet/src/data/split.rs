@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// One image: RGB u8 `[height, width, 3]`.
+/// An image: RGB u8 `[height, width, 3]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Image<'a> {
     /// Pixels per row.
@@ -45,7 +45,7 @@ impl std::fmt::Debug for Store {
     }
 }
 
-/// Some images of a store with their labels. Cheap to clone: pixels are shared.
+/// A selection of a store's images with their labels. Cheap to clone: pixels are shared.
 #[derive(Debug, Clone)]
 pub struct Split {
     store: Arc<Store>,

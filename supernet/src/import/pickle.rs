@@ -416,7 +416,7 @@ impl Machine<'_> {
 
     /// Executes a call: each of the functions that may be named only builds a value.
     fn reduce(&mut self) -> Result<Value, String> {
-        let Value::Tuple(arguments) = self.pop()? else { return Err("a call whose arguments are no tuple".into()) };
+        let Value::Tuple(arguments) = self.pop()? else { return Err("a call whose arguments are not a tuple".into()) };
         let function = self.pop()?;
         let arguments = &self.out.tuples[arguments];
         match (&function, &arguments[..]) {

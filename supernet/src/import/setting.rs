@@ -36,12 +36,12 @@ pub struct Setting {
     pub r: Option<Choices<usize>>,
 }
 
-/// One value for all entries, or a list.
+/// A value for all entries, or a list.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Choices<T> {
-    /// One value for all entries.
+    /// A single value for all entries.
     All(T),
-    /// One value per entry; `None` where nothing is chosen.
+    /// A value per entry; `None` where nothing is chosen.
     Each(Vec<Option<T>>),
 }
 

@@ -3,7 +3,7 @@
 use super::sync::{Mutex, lock};
 use std::ops::{Deref, DerefMut};
 
-/// One cache line. A vector that straddles two lines takes twice as long to load, and the allocator aligns to 16 bytes
+/// A cache line. A vector that straddles two lines takes twice as long to load, and the allocator aligns to 16 bytes
 /// only.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]

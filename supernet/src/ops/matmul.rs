@@ -236,7 +236,7 @@ pub(crate) fn accumulate_transposed_together(
     });
 }
 
-/// How much of the last vector of a tile's rows exists: `WHOLE`, `HALF` or `PART` of it.
+/// Extent of the last vector of a tile's rows: `WHOLE`, `HALF` or `PART` of it exists.
 const WHOLE: usize = 0;
 const HALF: usize = 1;
 const PART: usize = 2;

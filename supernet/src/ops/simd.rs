@@ -119,8 +119,8 @@ pub(crate) trait Simd: Copy {
     /// Accumulators of a register tile that leave registers for a few other vectors: 12 of 16, 24 of 32; 4 for the
     /// portable vectors, whose large unrolled tiles would take minutes to compile and gain little speed.
     const ACCUMULATORS: usize;
-    /// Whether a multiply-add broadcasts its operand from memory. Loads and registers for addresses are then scarce: see
-    /// [`opaque`].
+    /// Whether a multiply-add broadcasts its operand from memory. Loads and registers for addresses are then scarce:
+    /// see [`opaque`].
     const SPLATS_FROM_MEMORY: bool = false;
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;

@@ -1,5 +1,5 @@
-//! Which threads help which caller. A caller leases a [`WorkerPool`] for the duration of a kernel, with one worker
-//! fewer than its rayon pool has threads: two networks in two rayon pools neither wait for each other nor share
+//! Assignment of worker threads to callers. A caller leases a [`WorkerPool`] for the duration of a kernel, with one
+//! worker fewer than its rayon pool has threads: two networks in two rayon pools neither wait for each other nor share
 //! threads.
 
 use super::sync::lock;

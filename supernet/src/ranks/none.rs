@@ -8,7 +8,7 @@ pub(super) enum Link {}
 impl Link {
     pub(super) fn join() -> Result<Self> {
         Err(Error::Ranks(
-            "this process was started as one of several, but the program has no MPI; build it with `--features mpi`, or start it alone".into(),
+            "this process was started as one of several, but the program has no MPI; build it with `--features mpi`, or start a single process".into(),
         ))
     }
 

@@ -18,7 +18,7 @@ use std::ops::Range;
 /// Channels per slice.
 pub(crate) const SLICE: usize = 16;
 
-/// One value per channel of a slice.
+/// A value per channel of a slice.
 pub(crate) type Lanes = [f32; SLICE];
 
 /// Loads the vector of channels from `lane` on.
@@ -175,7 +175,7 @@ pub(crate) fn unpack_weights(packed: &[f32], channels: usize, taps: usize, weigh
     }
 }
 
-/// One slice of one image's map inside a border of zeros. Lanes beyond the slice's channels hold arbitrary values: no
+/// A slice of an image's map inside a border of zeros. Lanes beyond the slice's channels hold arbitrary values: no
 /// sum crosses lanes.
 pub(crate) struct Frame {
     values: Buffer,

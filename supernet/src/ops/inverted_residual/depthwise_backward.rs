@@ -19,9 +19,9 @@ use std::ops::Range;
 /// The expand convolution, packed for both directions.
 pub(super) struct Expand<'a> {
     pub affine: &'a Affine,
-    /// One `[in, SLICE]` per slice.
+    /// The weight, `[in, SLICE]` per slice.
     pub slices: Vec<Packed>,
-    /// One `[SLICE, in]` per slice, multiplied by batch norm's scale.
+    /// The weight, `[SLICE, in]` per slice, multiplied by batch norm's scale.
     pub back: Vec<Packed>,
     /// The raw output, if it was kept.
     pub y1: Option<&'a [f32]>,
@@ -45,7 +45,7 @@ pub(super) struct MiddleGradient<'a> {
     /// Gradient at the raw `y3`, `[pixels, stride]`.
     pub g3: &'a [f32],
     pub stride: usize,
-    /// One `[out, SLICE]` per slice.
+    /// The projection's weight, `[out, SLICE]` per slice.
     pub project: &'a [Packed],
     /// The gate, and the pooled gradient divided by the number of pixels; `[images, middle]`.
     pub gates: Option<(&'a [f32], &'a [f32])>,

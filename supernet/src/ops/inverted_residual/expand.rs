@@ -128,7 +128,7 @@ impl Kernel for SumMoments<'_> {
 
 struct QuadraticForms<'a> {
     moments: &'a Moments,
-    /// Some rows of the weight.
+    /// Rows of the weight.
     weight: &'a [f32],
 }
 
@@ -211,7 +211,7 @@ impl QuadraticForms<'_> {
     }
 }
 
-/// One slice of the expand convolution, with the batch norm and activation after it.
+/// A slice of the expand convolution, with the batch norm and activation after it.
 pub(super) struct Slice<'a> {
     /// `[in, SLICE]`
     pub weight: &'a Packed,

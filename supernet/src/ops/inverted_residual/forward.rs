@@ -49,7 +49,7 @@ pub(super) fn forward(
 
 /// Weights of the convolutions, packed for the kernels.
 struct Weights {
-    /// One per slice of middle channels; empty without expand.
+    /// The expand weight per slice of middle channels; empty without expand.
     expand: Vec<Packed>,
     depthwise: Aligned,
     project: Packed,

@@ -19,9 +19,9 @@ use std::ops::Range;
 struct ImageSums {
     /// Sums of `g * slope` and of `g * slope * y2`.
     by_slope: [Lanes; 2],
-    /// With squeeze-excite: sums of `slope` and of `slope * y2`.
+    /// Sums of `slope` and of `slope * y2`, with squeeze-excite only.
     slope: [Lanes; 2],
-    /// With squeeze-excite: the sum of `g * activated y2`, which is the gate's gradient.
+    /// Sum of `g * activated y2`, the gate's gradient, with squeeze-excite only.
     value: Lanes,
 }
 
@@ -195,7 +195,7 @@ pub(super) struct ProjectBackward<'a, A> {
     pub affine2: &'a Affine,
     /// `[images, middle]`
     pub gate: Option<&'a [f32]>,
-    /// One `[out, SLICE]` per slice.
+    /// The projection's weight, `[out, SLICE]` per slice.
     pub project: &'a [Packed],
     /// Distance between the rows of `g3`.
     pub stride: usize,

@@ -1,4 +1,5 @@
-//! The two small layers of squeeze-excite: `gate = hard_sigmoid(We relu(Wr pooled + br) + be)` (Howard et al., ICCV 2019, §5.3).
+//! The two small layers of squeeze-excite: `gate = hard_sigmoid(We relu(Wr pooled + br) + be)` (Howard et al., ICCV
+//! 2019, §5.3).
 
 use super::{BlockShape, Parameters};
 use crate::ops::activation::{hard_sigmoid, hard_sigmoid_slope};
