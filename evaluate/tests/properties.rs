@@ -1,4 +1,4 @@
-//! What holds for the cost of every subnet of every space.
+//! Properties of the cost of every subnet of every space.
 
 #[path = "../../supernet/tests/spaces/mod.rs"]
 mod spaces;
@@ -12,7 +12,7 @@ use spaces::{cases, space_and_subnet};
 proptest! {
     #![proptest_config(cases(128))]
 
-    /// The closed formula against the tensors that an extracted model has.
+    /// The closed formula must equal the number of the tensors' elements in an extracted model.
     #[test]
     fn parameters_are_the_numbers_in_the_tensors((space, subnet) in space_and_subnet()) {
         let network = space.network(&subnet, 5).unwrap();
@@ -22,7 +22,7 @@ proptest! {
         prop_assert_eq!(parameters(&network), count as u64);
     }
 
-    /// Each weight of a convolution is used once for every output pixel of its layer, each other weight matrix once.
+    /// Each weight of a convolution is used once per output pixel of its layer, each other weight matrix once.
     #[test]
     fn macs_are_the_uses_of_the_weights((space, subnet) in space_and_subnet()) {
         let network = space.network(&subnet, 5).unwrap();
@@ -42,13 +42,14 @@ proptest! {
             let pixels = match (stem, block) {
                 (Some((conv, _)), _) => square(conv.output_size()),
                 (_, Some(_)) if name.contains(".se.") => 1,
-                // The expansion comes before the stride; the projection of a block without one is also called conv_pw.
+                // The expansion comes before the stride; the projection of a block without expansion is also called
+                // conv_pw.
                 (_, Some((_, BlockSpec::InvertedResidual(block)))) if name.ends_with("conv_pw.weight") && block.expand => {
                     square(block.input_size)
                 }
                 (_, Some((_, BlockSpec::Bottleneck(block)))) if name.ends_with("conv1.weight") => square(block.input_size),
                 (_, Some((_, block))) => square(block.output_size()),
-                // The feature convolution; before a hidden layer it is one more stage.
+                // The feature convolution; with a hidden layer it is named as one more stage.
                 _ if name.starts_with("blocks.") => pooled,
                 _ if name.starts_with("conv_head") && network.hidden_channels.is_none() => pooled,
                 _ => 1,
@@ -58,7 +59,7 @@ proptest! {
         prop_assert_eq!(macs(&network), uses);
     }
 
-    /// A larger choice never costs less.
+    /// A larger choice must not cost less.
     #[test]
     fn cost_grows_with_every_choice((space, subnet) in space_and_subnet()) {
         let network = space.network(&subnet, 5).unwrap();

@@ -1,4 +1,4 @@
-//! Static networks and costs as the published code describes them. The tests need what that code computed, in
+//! Static networks and costs compared with those of the published code. The tests need results of that code in
 //! `../shared/reference` beside the checkout: `cargo test --release --test reference -- --ignored`.
 
 use candle_core::{Device, Tensor};
@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// A network of the reference: its folder, its cases and the space with the reference's epsilon.
+/// A network of the reference: its folder, its cases, and the space with the reference's epsilon.
 struct Reference {
     folder: PathBuf,
     cases: Value,
@@ -68,7 +68,7 @@ fn descriptions_and_weights_give_the_reference_networks() {
             assert_eq!(published.subnet, subnet);
         }
 
-        // The largest subnet uses the supernet's weights as they are, but for the kernel transforms.
+        // The largest subnet uses the supernet's weights unchanged, except for kernel transforms.
         let case = reference.cases().iter().find(|case| case["name"] == "max").unwrap();
         let resolution = case["resolution"].as_u64().unwrap() as usize;
         let published = PublishedNetwork::new(&case["config"].to_string(), resolution).unwrap();

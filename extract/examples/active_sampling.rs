@@ -1,11 +1,11 @@
-//! Whether chosen subnets teach the predictor more than random ones: Kendall's tau against the number of measurements.
+//! Comparison of chosen with random subnets for the predictor: Kendall's tau against the number of measurements.
 //!
-//! With the published predictor as the truth, to which noise as of so many validation images is added (NOISE is the standard deviation of a
-//! measured accuracy, by default 0.004: ten thousand images at 80 %):
+//! With the published predictor as ground truth, plus noise (NOISE is the standard deviation of a measured accuracy, by
+//! default 0.004: that of ten thousand images at 80 %):
 //! `cargo run --release -p ofa-extract --example active_sampling -- acc_predictor.pth [NOISE [REPETITIONS]]`
 //!
-//! With samples that `ofa predictor` measured, random ones (which also judge: all of them those that were chosen, the rest those that are drawn
-//! among them) and those of runs with `--active deviation`:
+//! With samples that `ofa predictor` measured: random samples (which also judge: all of them judge chosen samples, and
+//! the remaining ones judge a random draw), and those of runs with `--active deviation`:
 //! `cargo run --release -p ofa-extract --example active_sampling -- SPACE RANDOM.jsonl CHOSEN.jsonl...`
 
 use ofa_extract::predictor::active::{Acquisition, next};
@@ -19,12 +19,12 @@ use rand::seq::SliceRandom;
 use std::error::Error;
 use std::path::Path;
 
-/// Measurements at which both are compared.
+/// Numbers of measurements at which both are compared.
 const SIZES: [usize; 7] = [50, 75, 100, 150, 200, 300, 400];
-/// Random subnets that tau is computed on.
+/// Number of random subnets on which tau is computed.
 const JUDGED: u64 = 1000;
 
-/// Draws among measured samples, whose mean is shown.
+/// Number of draws among measured samples, whose mean is shown.
 const DRAWS: u64 = 10;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Kendall's tau on `judges` of a predictor of `samples`.
+/// Kendall's tau, on `judges`, of a predictor fitted on `samples`.
 fn tau(space: &SearchSpace, samples: &[Sample], judges: &[Sample], seed: u64) -> Result<f64, Box<dyn Error>> {
     let (predictor, _) = Predictor::fit(space, samples, &FitSettings::default(), seed, &mut |_, _, _| {})?;
     let subnets: Vec<Subnet> = judges.iter().map(|s| s.subnet.clone()).collect();

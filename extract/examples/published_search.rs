@@ -1,4 +1,5 @@
-//! The evolutionary search on the published predictor and Note10 latency tables: predicted accuracies over ten seeds, and seconds.
+//! The evolutionary search with the published predictor and Note10 latency tables: predicted accuracies over ten seeds,
+//! and seconds.
 //!
 //! `cargo run --release -p ofa-extract --example published_search -- FOLDER [MILLISECONDS...]`, where FOLDER holds
 //! `acc_predictor.pth` and `note10_160_lookup_table.yaml` to `note10_224_lookup_table.yaml`.
@@ -10,7 +11,7 @@ use ofa_supernet::{SearchSpace, Subnet};
 use std::path::{Path, PathBuf};
 
 const SEEDS: u64 = 10;
-/// Milliseconds where none are asked for: the limits at which the reference's own search was run.
+/// Default limits in milliseconds: those at which the reference's own search was run.
 const LIMITS: [&str; 7] = ["15", "20", "25", "30", "40", "50", "60"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,4 +1,4 @@
-//! What holds for every extracted model, every limit and every repair.
+//! Properties of every extracted model, every limit and every repair.
 
 #[path = "../../supernet/tests/spaces/mod.rs"]
 mod spaces;
@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use rand::Rng;
 use spaces::{cases, space_and_subnet};
 
-/// Fewer make variances of maps of one pixel so small that dividing by them magnifies rounding.
+/// With fewer images the variances of maps of one pixel are so small that dividing by them magnifies rounding.
 const IMAGES: usize = 16;
 
 fn costs(space: &SearchSpace, subnet: &Subnet) -> [f64; 3] {
@@ -30,7 +30,7 @@ fn costs(space: &SearchSpace, subnet: &Subnet) -> [f64; 3] {
 proptest! {
     #![proptest_config(cases(24))]
 
-    /// A slice of the supernet as a network of its own computes what the supernet computes.
+    /// A slice of the supernet as a separate network computes the same as the supernet.
     #[test]
     fn cutting_out_changes_no_logit((space, subnet) in space_and_subnet(), seed in 0u64..1000) {
         let net = Supernet::new(&space, 5, seed).unwrap();
@@ -53,7 +53,7 @@ proptest! {
 proptest! {
     #![proptest_config(cases(64))]
 
-    /// Limits anywhere between what the smallest and the largest subnet cost, one or three at once.
+    /// Limits anywhere between the costs of the smallest and the largest subnet, one or three at once.
     #[test]
     fn repaired_subnets_meet_their_limits(
         (space, subnet) in space_and_subnet(),

@@ -1,4 +1,4 @@
-//! What the once-for-all code and its published files compute, from `../shared/reference` beside the checkout:
+//! Comparison with results and published files of the once-for-all code in `../shared/reference` beside the checkout:
 //! `cargo test --release --test reference -- --ignored`.
 
 use candle_core::{Device, Tensor};
@@ -112,7 +112,7 @@ fn the_published_predictor_and_latency_tables() {
         let found = measures.value(&constraint, &subnet).unwrap();
         assert!((found / latency - 1.0).abs() <= 1e-6, "{subnet}: {found}");
     }
-    // A resolution between the tables' is no guess.
+    // Resolutions between those of the tables are refused.
     let between = Subnet { resolution: 164, ..space.smallest() };
     assert!(predictor.predict(std::slice::from_ref(&between)).unwrap_err().to_string().contains("allowed are"));
     assert!(measures.value(&constraint, &between).unwrap_err().to_string().contains("note10"));
@@ -125,7 +125,8 @@ fn the_published_predictor_and_latency_tables() {
     assert!(error.contains("'0.bias' is missing"), "{error}");
 }
 
-/// Percent that the reference's own evolution (population 100, 500 generations, the same predictor and tables) finds as the best of three seeds.
+/// Accuracies in percent that the reference's own evolution (population 100, 500 generations, the same predictor and
+/// tables) reaches as the best of three seeds.
 const REFERENCE_BEST: [(&str, f64); 7] = [
     ("15ms", 78.54),
     ("20ms", 80.68),
@@ -181,7 +182,7 @@ fn limits_of_several_kinds_hold_at_once() {
     };
     let latency = "note10:latency=30ms";
     let alone = find(&[latency]).unwrap();
-    // Each of the others breaks what the best subnet within the latency has.
+    // Each other limit excludes the best subnet within the latency limit.
     let part = |subject: &str| {
         let subject = Constraint::unlimited(subject).unwrap();
         let limit = (0.9 * measures.value(&subject, &alone.best).unwrap()).floor();

@@ -18,18 +18,18 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use targets::{TARGETS, Target};
 
-/// Longest time for one input.
+/// Longest time per input.
 const SLOW: Duration = Duration::from_secs(10);
-/// Most memory that the process may take.
+/// Most memory that the process may use.
 const MEMORY: u64 = 4 << 30;
-/// Inputs kept for mutation, and their longest length.
+/// Number of inputs kept for mutation, and their greatest length.
 const CORPUS: usize = 2000;
 const LONGEST: usize = 256 << 10;
 
 /// Feeds mutated files to every parser.
 #[derive(Parser)]
 struct Args {
-    /// Seconds in all, shared by the targets.
+    /// Seconds in all, divided among the targets.
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
     /// Only this target; may be repeated.
@@ -44,7 +44,7 @@ struct Args {
     /// Write the seeds that the program itself can make, and end.
     #[arg(long)]
     write_seeds: bool,
-    /// Show what these inputs do, and end (with one --target).
+    /// Run these inputs, show their outcomes, and end (with one --target).
     inputs: Vec<PathBuf>,
 }
 
@@ -62,7 +62,7 @@ fn main() -> Result<()> {
         .iter()
         .filter(|target| args.target.is_empty() || args.target.iter().any(|n| n == target.name))
         .collect();
-    // In memory where the system has such a folder: there is one file to write for each input.
+    // In memory where the system has such a folder, since a file is written for each input.
     let shared = Path::new("/dev/shm");
     let work = if shared.is_dir() { tempfile::tempdir_in(shared)? } else { tempfile::tempdir()? };
     if !args.inputs.is_empty() {
@@ -80,13 +80,13 @@ fn main() -> Result<()> {
         findings += fuzz(target, &args, root, &work.path().join(target.name), share)?;
     }
     if findings > 0 {
-        // The inputs of the last target are of use to whoever looks into it.
+        // The inputs of the last target help with examining it.
         bail!("{findings} findings, in {}", root.join("findings").display());
     }
     Ok(())
 }
 
-/// Runs one target; the number of findings.
+/// Runs one target, and returns the number of findings.
 fn fuzz(target: &Target, args: &Args, root: &Path, work: &Path, time: Duration) -> Result<usize> {
     fs::create_dir_all(work)?;
     let folder = root.join("corpus").join(target.name);
@@ -103,11 +103,11 @@ fn fuzz(target: &Target, args: &Args, root: &Path, work: &Path, time: Duration) 
     let mut number = 0;
     while start.elapsed() < time || number < seed_count as u64 {
         let mut rng = generator(args.seed, Stream::Sampling, &[number]);
-        // The seeds as they are come first.
+        // Unchanged seeds come first.
         let input = match corpus.get(number as usize).filter(|_| (number as usize) < seed_count) {
             Some(seed) => seed.clone(),
             None => {
-                // Half of all inputs are one step from a good file.
+                // Half of all inputs are one mutation away from a valid file.
                 let bases = if rng.random() { seed_count } else { corpus.len() };
                 let (base, other) = (rng.random_range(0..bases), rng.random_range(0..corpus.len()));
                 mutate(&corpus[base], &corpus[other], &mut rng)
@@ -157,7 +157,7 @@ fn fuzz(target: &Target, args: &Args, root: &Path, work: &Path, time: Duration) 
     Ok(findings.len())
 }
 
-/// The words of a message that are not the input's own: equal for inputs of one kind.
+/// Words of a message that do not come from the input: equal for inputs of one kind.
 fn kind(message: &str, input: &[u8]) -> String {
     let input = String::from_utf8_lossy(input);
     let words = message.split(|letter: char| !letter.is_ascii_alphabetic());
@@ -173,12 +173,12 @@ fn over_memory(number: u64) -> Option<String> {
     (peak > MEMORY).then(|| format!("{} MiB of memory (one of the last 64 inputs)", peak >> 20))
 }
 
-/// Milliseconds since the start of the program at which the current input began.
+/// Milliseconds from the start of the program to the start of the current input.
 static BEGAN: AtomicU64 = AtomicU64::new(u64::MAX);
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 static START: Mutex<Option<Instant>> = Mutex::new(None);
 
-/// Ends the process when one input takes too long.
+/// Ends the process if an input takes too long.
 struct Watchdog {
     _alive: Arc<()>,
 }

@@ -1,10 +1,10 @@
-//! Random damage.
+//! Random damage to files.
 
 use rand::Rng;
 
-/// Values at which counts, sizes and offsets go wrong.
+/// Values at which counts, sizes and offsets tend to go wrong.
 const EDGES: [u64; 12] = [0, 1, 2, 0x7f, 0x80, 0xff, 0x100, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff, u64::MAX];
-/// Numbers and names for texts.
+/// Numbers and names to insert into text files.
 const WORDS: [&str; 24] = [
     "0",
     "-1",
@@ -32,7 +32,7 @@ const WORDS: [&str; 24] = [
     "9999999999999999999999",
 ];
 
-/// `base` with one or more kinds of damage; `other` gives parts.
+/// `base` with one or more kinds of damage; `other` is a source of parts.
 pub fn mutate(base: &[u8], other: &[u8], rng: &mut impl Rng) -> Vec<u8> {
     let mut bytes = base.to_vec();
     damage(&mut bytes, other, rng);
@@ -43,7 +43,7 @@ pub fn mutate(base: &[u8], other: &[u8], rng: &mut impl Rng) -> Vec<u8> {
 }
 
 fn damage(bytes: &mut Vec<u8>, other: &[u8], rng: &mut impl Rng) {
-    // Headers decide most, so that half of all damage is near the start.
+    // Headers matter most, so half of all damage is near the start.
     let mut place = |len: usize| -> usize {
         let near = if rng.random() { len } else { len.min(64) };
         rng.random_range(0..=near.min(len))
@@ -76,7 +76,7 @@ fn damage(bytes: &mut Vec<u8>, other: &[u8], rng: &mut impl Rng) {
             bytes[at..end].copy_from_slice(&field[..end - at]);
         }
         7 | 8 => {
-            // The number at or after this place, if there is one, becomes another word.
+            // The number at or after this position, if there is one, becomes another word.
             let word = WORDS[rng.random_range(0..WORDS.len())].bytes();
             let start = bytes[at..].iter().position(u8::is_ascii_digit).map_or(at, |found| at + found);
             let digits = bytes[start..].iter().take_while(|byte| matches!(byte, b'0'..=b'9' | b'.')).count();

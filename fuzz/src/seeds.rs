@@ -1,4 +1,4 @@
-//! The seeds that the program's own writers make, and small files of foreign formats.
+//! Seeds from the program's own writers, and small files of foreign formats.
 
 #[path = "../../supernet/tests/torch_file/mod.rs"]
 mod torch_file;
@@ -19,7 +19,7 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-/// Static networks as the published code describes them.
+/// Static networks in the notation of the published code.
 const MOBILENET: &str = r#"{"name": "MobileNetV3", "bn": {"momentum": 0.1, "eps": 1e-05},
 "first_conv": {"in_channels": 3, "out_channels": 8, "kernel_size": 3, "stride": 2, "use_bn": true, "act_func": "h_swish"},
 "blocks": [
@@ -41,7 +41,7 @@ const RESNET: &str = r#"{"name": "ResNets",
 "downsample_mode": "avgpool_conv"}],
 "classifier": {"in_features": 32, "out_features": 4}}"#;
 
-/// Subnets as the published code writes and prints them.
+/// Subnets in the notation of the published code, as written and as printed.
 const SETTINGS: [&str; 4] = [
     r#"{"wid": null, "ks": [3, 5, null, 3], "e": [2, 3, null, 2], "d": [2, 1], "r": [24]}"#,
     "{'ks': (3, 5, 5, 3,), 'e': [2, 3, 4, 2], 'd': [2, 2], 'image_size': 32}",
@@ -49,7 +49,7 @@ const SETTINGS: [&str; 4] = [
     "{'d': [2, 0, 1], 'e': [0.25, 0.5, 0.25, 0.5], 'w': [0, 1, 1, 0], 'ks': None}",
 ];
 
-/// Writes all seeds below `corpus`.
+/// Writes all seeds to folders below `corpus`.
 pub fn write(corpus: &Path) -> Result<()> {
     let put = |name: &str, bytes: &[u8]| -> Result<()> {
         let path = corpus.join(name);
@@ -149,7 +149,7 @@ pub fn write(corpus: &Path) -> Result<()> {
     put("predictor/small", &fs::read(folder.path().join("predictor"))?)
 }
 
-/// A latency table of the smallest resolution: what the reader misses is added until it misses nothing.
+/// A latency table of the smallest resolution, built by adding entries until the reader finds none missing.
 fn latency_table(tiny: &SearchSpace) -> Result<String> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("table.yaml");
@@ -170,7 +170,7 @@ fn latency_table(tiny: &SearchSpace) -> Result<String> {
     }
 }
 
-/// PyTorch's file before version 1.6: pickles, then the bytes of the tensors.
+/// A PyTorch file of the format before version 1.6: pickles, then the bytes of the tensors.
 fn old_torch_file(tensors: &[torch_file::Named]) -> Vec<u8> {
     let mut out = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.\x80\x02}".to_vec();
     torch_file::text(&mut out, "little_endian");
@@ -186,7 +186,7 @@ fn old_torch_file(tensors: &[torch_file::Named]) -> Vec<u8> {
     out
 }
 
-/// IDX, CIFAR, PNG and JPEG.
+/// Seeds of IDX, CIFAR, PNG and JPEG files.
 fn foreign(put: &dyn Fn(&str, &[u8]) -> Result<()>) -> Result<()> {
     let header = |fields: &[u32]| -> Vec<u8> { fields.iter().flat_map(|field| field.to_be_bytes()).collect() };
     let mut images = header(&[0x0803, 6, 3, 2]);

@@ -1,4 +1,4 @@
-//! One function a parser, called as the commands call it: on files in a folder of its own.
+//! One function per parser, called like the commands call it: on files in a folder of its own.
 
 use anyhow::anyhow;
 use ofa_evaluate::model::{PublishedNetwork, tensor_shapes};
@@ -14,19 +14,19 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-/// What a parser has to say against an input.
+/// Objection of a parser to an input.
 #[derive(Debug)]
 pub enum Fault {
-    /// It is not what it should be, in one sentence: as it should be.
+    /// The input is refused, in one sentence, as it should be.
     Refused(String),
-    /// It was accepted, but is then not what it says: a finding.
+    /// The input was accepted, but then contradicts itself: a finding.
     Wrong(String),
 }
 
 impl<E: std::fmt::Display> From<E> for Fault {
     fn from(error: E) -> Self {
         let text = error.to_string();
-        // One sentence: people read it in a terminal.
+        // One sentence, since people read it in a terminal.
         if text.len() > 2000 || text.contains(char::is_control) {
             return Fault::Wrong(format!("an error of {} bytes that is no line: {text:?}", text.len()));
         }
@@ -36,16 +36,16 @@ impl<E: std::fmt::Display> From<E> for Fault {
 
 type Outcome = Result<(), Fault>;
 
-/// A parser.
+/// A fuzzed parser.
 pub struct Target {
-    /// Its name, also that of its corpus.
+    /// Name of the target and of its corpus.
     pub name: &'static str,
-    /// Called by [`Target::on`].
+    /// The parser, called by [`Target::on`].
     pub run: fn(&Path, &[u8]) -> Outcome,
 }
 
 impl Target {
-    /// What the parser says to `bytes`; `work` is a folder that belongs to this target.
+    /// The parser's answer to `bytes`; `work` is a folder for this target only.
     pub fn on(&self, work: &Path, bytes: &[u8]) -> Outcome {
         (self.run)(work, bytes)
     }
@@ -81,7 +81,7 @@ pub const TARGETS: &[Target] = &[
 
 fn network_description(text: &str) -> Outcome {
     let published = PublishedNetwork::new(text, 32)?;
-    // What is accepted can be costed and named.
+    // Accepted networks must have a cost and names.
     let network = &published.network;
     let numbers = tensor_shapes(network).iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum::<u64>();
     if cost::parameters(network) > numbers {
@@ -98,7 +98,7 @@ fn text(bytes: &[u8]) -> Result<&str, Fault> {
     Ok(std::str::from_utf8(bytes)?)
 }
 
-/// Writes an input; the folder is made, and its other files are copied from the corpus, the first time.
+/// Writes an input. The first call creates the folder and copies its other files from the corpus.
 fn put(work: &Path, name: &str, bytes: &[u8]) -> Result<std::path::PathBuf, Fault> {
     let path = work.join(name);
     if let Some(folder) = path.parent() {
@@ -137,7 +137,7 @@ fn open(work: &Path) -> Outcome {
                 }
             }
             Err(error) if !skip_bad => outcome = Err(error.into()),
-            // What cannot be skipped is refused both ways.
+            // Images that cannot be skipped are refused with either setting.
             Err(error) => {
                 if outcome.is_ok() {
                     return Err(Fault::Wrong(format!("refused only if bad images are skipped: {error}")));
@@ -243,7 +243,7 @@ fn checkpoint(work: &Path, bytes: &[u8]) -> Outcome {
     Ok(())
 }
 
-/// What the checksum hides from random damage: the note of a file that is whole.
+/// The note of a complete checkpoint, which the checksum hides from random damage.
 fn checkpoint_note(work: &Path, bytes: &[u8]) -> Outcome {
     let note: serde_json::Value = serde_json::from_slice(bytes)?;
     let path = put(work, "step-00000001.safetensors", b"")?;

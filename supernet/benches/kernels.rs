@@ -1,8 +1,9 @@
-//! Time of each kernel, and what share of it the hardware would need at least: `cargo bench -p ofa-supernet --bench kernels`.
+//! Time of each kernel, and the fraction of it that the hardware would need at least: `cargo bench -p ofa-supernet
+//! --bench kernels`.
 //!
-//! The floor of a kernel is its operations over the rate of a large matrix product plus the bytes that it must move over the rate of a
-//! copy; both rates are measured here first, with all threads. Values that are written and read again later count twice. What finds its
-//! values in the caches can be faster than that.
+//! The floor of a kernel is its operations over the rate of a large matrix product, plus the bytes that it must move
+//! over the rate of a copy; both rates are measured first, with all threads. Values that are written and read again
+//! later count twice. A kernel whose values are in the caches can be faster than its floor.
 
 use candle_core::{Device, Tensor, Var};
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
@@ -18,16 +19,16 @@ use std::hint::black_box;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// Images of every bench.
+/// Images per call of every bench.
 const BATCH: usize = 64;
 
-/// Operations and bytes a second.
+/// Operations and bytes per second.
 struct Rates {
     operations: f64,
     bytes: f64,
 }
 
-/// Wall time, with throughput shown as the floor's share of it.
+/// Wall time, with throughput shown as the floor's fraction of it.
 struct ShareOfFloor(WallTime);
 
 impl Measurement for ShareOfFloor {
@@ -59,7 +60,7 @@ impl ValueFormatter for Formatter {
     fn scale_values(&self, typical: f64, values: &mut [f64]) -> &'static str {
         WallTime.formatter().scale_values(typical, values)
     }
-    /// The throughput's elements are the nanoseconds of the floor.
+    /// Elements of the throughput are the nanoseconds of the floor.
     fn scale_throughputs(&self, _typical: f64, throughput: &Throughput, values: &mut [f64]) -> &'static str {
         let Throughput::Elements(floor) = *throughput else { return "?" };
         values.iter_mut().for_each(|nanoseconds| *nanoseconds = 100.0 * floor as f64 / *nanoseconds);
@@ -79,7 +80,7 @@ fn tensor(shape: &[usize]) -> Tensor {
     Tensor::from_vec(values(shape.iter().product()), shape, &Device::Cpu).expect("as many values as the shape has")
 }
 
-/// Best of several: what the machine can do, not what it does on average.
+/// The best of several repetitions: what the machine can do, not its average.
 fn best(mut run: impl FnMut()) -> f64 {
     let time = |_| {
         let start = Instant::now();
@@ -92,7 +93,7 @@ fn best(mut run: impl FnMut()) -> f64 {
 fn rates() -> &'static Rates {
     static RATES: OnceLock<Rates> = OnceLock::new();
     RATES.get_or_init(|| {
-        // The best of shapes that networks have.
+        // The best of shapes that occur in networks.
         let product = |(rows, from, to): (usize, usize, usize)| {
             let layer = Pointwise::new(&values(from * to), &values(to), from, to);
             let (input, mut output) = (values(rows * from), vec![0.0; rows * to]);
@@ -117,7 +118,7 @@ fn rates() -> &'static Rates {
     })
 }
 
-/// Nanoseconds that `multiply_adds` and `moved` values need at least.
+/// Smallest number of nanoseconds for `multiply_adds` and `moved` values.
 fn floor(multiply_adds: usize, moved: usize) -> Throughput {
     let rates = rates();
     Throughput::Elements(
@@ -185,10 +186,11 @@ fn block(side: usize, channels: [usize; 3], kernel: usize, stride: usize, squeez
     }
 }
 
-/// Channels beyond which the fused block stores more, see its documentation.
+/// Number of channels beyond which the fused block stores more; see the documentation of the block.
 const RECOMPUTED: usize = 32;
 
-/// The fused blocks as training runs them. Products that the block makes again instead of storing their results do not count for the floor.
+/// The fused blocks as in training. Products that a block recomputes instead of storing their results do not count for
+/// the floor.
 fn training(c: &mut Criterion<ShareOfFloor>) {
     let mut group = c.benchmark_group("training");
     for (side, channels, kernel, stride, squeeze_excite) in [
@@ -208,10 +210,10 @@ fn training(c: &mut Criterion<ShareOfFloor>) {
         let (y2, y3) = (outside * channels[1], outside * channels[2]);
         let (kept_y1, kept_g2) =
             (if channels[0] > RECOMPUTED { y1 } else { 0 }, if channels[2] > RECOMPUTED { y2 } else { 0 });
-        // The input is read for its moments and again; y2 and y3 are written and read, the output is written.
+        // The input is read for its moments and once more; y2 and y3 are written and read; the output is written.
         let forward = 2 * x + kept_y1 + 2 * y2 + 3 * y3;
-        // The output's gradient and y3 are read twice, the raw gradient written and read; y2 is read twice; the input's gradient is written, read
-        // with the input and written again.
+        // The output's gradient and y3 are read twice, the raw gradient is written and read; y2 is read twice; the
+        // input's gradient is written, read with the input and written again.
         let backward = 6 * y3 + 2 * y2 + kept_y1 + 2 * kept_g2 + 5 * x;
         let input = Var::from_tensor(&tensor(&[BATCH, side, side, channels[0]])).expect("a copy");
         let packed = Var::from_tensor(&tensor(&[parameter_count(&shape)])).expect("a copy");
@@ -264,7 +266,7 @@ fn training(c: &mut Criterion<ShareOfFloor>) {
     group.finish();
 }
 
-/// The predictor's layers: a hundred subnets, of whose values about half are zero.
+/// The predictor's layers: a hundred subnets, about half of whose values are zero.
 fn sparse(c: &mut Criterion<ShareOfFloor>) {
     let mut group = c.benchmark_group("predictor");
     let layer = SparseLayer::new(&values(400 * 400), &values(400));

@@ -1,5 +1,5 @@
-//! Images a second of whole steps, on the largest CIFAR network and on an ImageNet one: `cargo bench -p ofa-supernet --bench steps`. `ofa speed`
-//! measures any other space, resolution and batch.
+//! Images per second of whole steps, for the largest CIFAR network and an ImageNet network: `cargo bench -p
+//! ofa-supernet --bench steps`. `ofa speed` measures any other space, resolution and batch.
 
 use candle_core::{Device, Tensor};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

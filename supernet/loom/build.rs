@@ -1,4 +1,4 @@
-//! Sets `cfg(loom)` for this package alone: everything else is compiled once, as always.
+//! Sets `cfg(loom)` only for this package, so that all others are compiled once.
 
 fn main() {
     println!("cargo::rustc-cfg=loom");

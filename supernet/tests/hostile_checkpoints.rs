@@ -1,5 +1,6 @@
-//! Checkpoints that are broken, foreign or malicious: each is one clear error that names the tensor, the name in the pickle, or the
-//! place, and none makes the reader run, write or reserve anything. The good file that they are made from is read back exactly.
+//! Checkpoints that are broken, foreign or malicious. Each must give one clear error that names the tensor, the name in
+//! the pickle, or the position, and none may make the reader run, write or reserve anything. The good file from which
+//! they are made is read back exactly.
 
 mod torch_file;
 
@@ -72,7 +73,7 @@ fn changed_entries(change: impl Fn(&mut Entries), parts: &[&str]) {
     refused(&zip(&list), parts);
 }
 
-/// A checkpoint whose pickle is this program.
+/// A checkpoint with this program as its pickle.
 fn with_program(program: &[u8]) -> Vec<u8> {
     zip(&[("a/data.pkl".to_string(), program.to_vec()), ("a/data/0".to_string(), vec![0; 16])])
 }
@@ -85,7 +86,7 @@ fn equal(net: &Supernet, other: &Supernet) -> bool {
 fn good_files_of_every_format_and_spelling_are_read_exactly() {
     let net = Supernet::new(&space(), CLASSES, 5).unwrap();
     assert!(equal(&read(&zip(&entries(&good()))).unwrap(), &net));
-    // The spellings of the published checkpoints and of newer code; counters are left out.
+    // Spellings of the published checkpoints and of newer code; counters are ignored.
     for (from, to) in [(".conv.", ".mobile_inverted_conv."), (".bn.", ".bn.bn."), ("", "module.")] {
         let mut list = good();
         for (name, ..) in &mut list {
@@ -161,7 +162,7 @@ fn cut_and_damaged_files() {
         refused(&bytes[..length], &[]);
     }
     refused(&bytes[..bytes.len() / 2], &["zip archive", "cut or damaged"]);
-    // One bit in the bytes of a tensor: the checksum tells.
+    // One flipped bit in the bytes of a tensor changes the checksum.
     let at = bytes.windows(15).position(|w| w == b"supernet/data/7").unwrap() + 15 + 2;
     let mut bad = bytes.clone();
     bad[at] ^= 4;
@@ -173,7 +174,7 @@ fn cut_and_damaged_files() {
     refused(&old[..old.len() - 1], &["at byte", "bytes are left"]);
     refused(b"hello, this is no checkpoint", &["neither", "safetensors"]);
     refused(b"\x80\x02}.", &["was not written by torch.save"]);
-    // Bytes that change at random never panic.
+    // Random changes of bytes must not cause a panic.
     let mut state = 1u64;
     for _ in 0..300 {
         let mut bad = bytes.clone();
@@ -200,7 +201,7 @@ fn code_is_refused_by_name_and_never_run() {
         refused(&with_program(format!("c{module}\n{name}\n.").as_bytes()), &[name, "refused"]);
     }
     refused(&with_program(b"\x80\x02(iposix\nsystem\n."), &["opcode 0x69"]);
-    // What may be named may not be called with anything else than it is meant for.
+    // Allowed names must not be called with arguments that they are not meant for.
     refused(&with_program(b"\x80\x02ctorch\nFloatStorage\n)R."), &["a call of a class or function"]);
 }
 
@@ -217,14 +218,14 @@ fn shapes_that_are_larger_than_their_bytes() {
     refused(&one(4, &[huge], &[1]), &["does not fit its storage of 4 elements"]);
     refused(&one(4, &[huge, huge], &[0, 0]), &["does not fit"]);
     refused(&one(4, &[usize::MAX >> 1, 4], &[usize::MAX >> 1, 1]), &["does not fit"]);
-    // The storage itself is declared larger than it is.
+    // The storage itself is declared larger than its bytes.
     refused(&one(huge, &[huge], &[1]), &["classifier.linear.bias"]);
     refused(&one(usize::MAX >> 1, &[4], &[1]), &["missing"]);
     changed_entries(|list| list[8].1.truncate(4), &["tensor '", "its storage has 4 bytes in the file", "declared"]);
     changed_entries(|list| drop(list.remove(8)), &["tensor '", "supernet/data/7"]);
 }
 
-/// A file of several sets of weights: name of each one's dictionary, prefix of its tensors' names, bias of class 0.
+/// A file of several sets of weights: name of each dictionary, prefix of its tensors' names, bias of class 0.
 fn wrapped(sets: &[(&'static str, &str, f32)]) -> Vec<u8> {
     let set = |&(name, prefix, bias): &(&'static str, &str, f32)| {
         let mut tensors = good();
@@ -255,7 +256,7 @@ fn wrapped_checkpoints_are_read_and_a_choice_among_several_is_told() {
             assert_eq!(first_bias(&[(entry, prefix, 7.0)]), (7.0, None), "{entry} {prefix}");
         }
     }
-    // As `torch.optim.swa_utils.AveragedModel` has them.
+    // The layout of `torch.optim.swa_utils.AveragedModel`.
     let mut averaged: Vec<Named> = good().into_iter().map(|(name, s, v)| (format!("module.{name}"), s, v)).collect();
     averaged.push(("n_averaged".into(), vec![], vec![4.0]));
     read(&zip(&torch_file::wrapped(&[("model", averaged)]))).unwrap();
@@ -263,12 +264,12 @@ fn wrapped_checkpoints_are_read_and_a_choice_among_several_is_told() {
     let choice = choice.unwrap();
     assert_eq!(bias, 3.0);
     assert!(choice.contains("those of 'state_dict', not of 'model', 'state_dict_ema'"), "{choice}");
-    // An entry that holds nothing is passed over where there is another one, and named where there is none.
+    // An empty entry is ignored if there is another one, and named if there is none.
     let mut program = b"\x80\x02}".to_vec();
     torch_file::text(&mut program, "model");
     program.extend(b"Ns.");
     refused(&with_program(&program), &["'model' is None", "expected a dictionary"]);
-    // A dictionary that is its own entry comes to an end.
+    // The search in a dictionary that contains itself ends.
     let mut program = b"\x80\x02}q\x00".to_vec();
     torch_file::text(&mut program, "model");
     program.extend(b"h\x00s.");

@@ -1,4 +1,4 @@
-//! What holds for every search space, every subnet and every text.
+//! Properties of every search space, every subnet and every text.
 
 mod spaces;
 
@@ -28,7 +28,7 @@ proptest! {
         for neighbour in space.neighbours(&subnet) {
             space.check(&neighbour).unwrap();
             prop_assert_ne!(&neighbour, &subnet);
-            // A depth that shrank cannot be undone by one choice; all else can.
+            // A reduced depth cannot be undone by one choice; every other change can.
             let shrank = neighbour.blocks().count() < subnet.blocks().count();
             prop_assert!(shrank || space.neighbours(&neighbour).contains(&subnet));
         }
@@ -41,7 +41,7 @@ proptest! {
         }
     }
 
-    /// Layers fit together, and each block is what was chosen.
+    /// Layers fit together, and each block has the chosen kernel and expand ratio.
     #[test]
     fn networks_fit_together((space, subnet) in space_and_subnet()) {
         let network = space.network(&subnet, 7).unwrap();
@@ -60,7 +60,7 @@ proptest! {
             prop_assert_eq!((block.in_channels(), block.input_size()), (channels, size));
             let (stride, keeps) = match block {
                 BlockSpec::InvertedResidual(block) => (block.stride, block.residual),
-                // A shortcut of any shape has a projection.
+                // A shortcut between different shapes has a projection.
                 BlockSpec::Bottleneck(block) => (block.stride, !block.projection),
             };
             prop_assert!(stride == 1 || block.output_size() == size.div_ceil(2));

@@ -1,5 +1,6 @@
-//! ResNet-50D and ProxylessNAS against the published PyTorch code (mit-han-lab/once-for-all, commit f03b267), without its files: weights and
-//! images come from a formula that both sides evaluate, and `fixtures/` holds what the published code computed from them in f64. So does this test: what f32 makes of the same formulas is tested against f64 in `network.rs`.
+//! ResNet-50D and ProxylessNAS against the published PyTorch code (mit-han-lab/once-for-all, commit f03b267), without
+//! its files: weights and images come from a formula that both sides evaluate, and `fixtures/` holds the results of the
+//! published code in f64. This test computes in f64 too; `network.rs` tests f32 against f64.
 
 use candle_core::{DType, Device, Tensor};
 use ofa_supernet::import::{Setting, published};
@@ -13,7 +14,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
 
-/// `count` numbers in -1..1 that depend on the name alone: its CRC-32, then the mixing steps of splitmix64.
+/// `count` numbers in -1..1 that depend only on the name: CRC-32 of the name, then the mixing steps of splitmix64.
 fn noise(name: &str, count: usize) -> Vec<f64> {
     let crc = !name.bytes().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(byte), |c, _| if c & 1 == 1 { (c >> 1) ^ 0xEDB8_8320 } else { c >> 1 })
@@ -57,7 +58,7 @@ impl Reference {
             let fan_in: usize = tensor.dims()[1..].iter().product();
             let of_norm = name.contains("norm.");
             let transform = name.contains("transform");
-            // A kernel transform is near to leaving its kernel alone.
+            // A kernel transform close to the identity.
             let diagonal = |place: usize| if place.is_multiple_of(fan_in + 1) { 1.0 } else { 0.0 };
             let scaled = |(place, v): (usize, f64)| match name.rsplit_once('.').unwrap().1 {
                 _ if transform => diagonal(place) + 0.1 * v,
@@ -136,7 +137,7 @@ fn step_is_the_published_one(reference: &Reference) {
         };
         let values: Vec<f64> = gradient.flatten_all().unwrap().to_vec1().unwrap();
         let norm = values.iter().map(|v| v * v).sum::<f64>().sqrt();
-        // The product with a known vector: a gradient of the same norm in another direction does not pass.
+        // The product with a known vector, since a gradient of equal norm in another direction must not pass.
         let direction = noise(&format!("gradient of {name}"), values.len());
         let projection: f64 = values.iter().zip(&direction).map(|(v, d)| v * d).sum();
         let expected_norm = expected[0].as_f64().unwrap();

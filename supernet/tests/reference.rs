@@ -1,5 +1,5 @@
-//! The same numbers as the once-for-all code in PyTorch: `../shared/reference` beside the checkout holds what that computed for
-//! supernets with seeded random weights. `cargo test --release --test reference -- --ignored`
+//! Numbers equal to those of the once-for-all code in PyTorch, whose results for supernets with seeded random weights
+//! are in `../shared/reference` beside the checkout: `cargo test --release --test reference -- --ignored`.
 
 use candle_core::{DType, Device, Tensor};
 use ofa_supernet::import::{Setting, common, published, read_supernet};
@@ -15,7 +15,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// One supernet of the reference.
+/// A supernet of the reference.
 struct Reference {
     folder: PathBuf,
     cases: Value,
@@ -57,7 +57,7 @@ impl Reference {
         self.tensors[name].permute((0, 2, 3, 1)).unwrap().contiguous().unwrap()
     }
 
-    /// Gradients of the training step, summed over its subnets; running statistics move as well.
+    /// Gradients of the training step, summed over its subnets; running statistics change as well.
     fn step_gradients(&self, net: &Supernet) -> Gradients {
         let step = &self.cases["step"];
         let images = self.images("step.images");
@@ -79,8 +79,8 @@ impl Reference {
         gradients
     }
 
-    /// How far each gradient moves in f64 when every weight moves by at most a millionth of itself: norm of the difference
-    /// of two draws.
+    /// Change of each gradient in f64 when every weight changes by at most a millionth of its value: norm of the
+    /// difference of two draws.
     fn gradient_movement(&self, state: &HashMap<String, Tensor>) -> HashMap<String, f64> {
         let exact = Supernet::on_device(&self.space, self.net.classes(), 0, DType::F64, &Device::Cpu).unwrap();
         exact.load_state(state).unwrap();
@@ -106,7 +106,7 @@ impl Reference {
         moved
     }
 
-    /// The state of another file of the folder.
+    /// The state in another file of the folder.
     fn state(&self, file: &str) -> HashMap<String, Tensor> {
         read_supernet(&self.folder.join(file), &self.space).unwrap().state().unwrap()
     }
@@ -120,7 +120,7 @@ fn norm(values: impl IntoIterator<Item = f32>) -> f64 {
     values.into_iter().map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
 }
 
-/// `max |difference| <= 1e-4 max |expected|`
+/// Asserts `max |difference| <= 1e-4 max |expected|`.
 #[track_caller]
 fn close(found: &Tensor, expected: &Tensor, what: &str) {
     assert_eq!(found.dims(), expected.dims(), "{what}");
@@ -232,7 +232,7 @@ fn one_training_step() {
                     assert_eq!(found.len(), expected.len());
                     let difference = norm(found.iter().zip(&expected).map(|(a, b)| a - b));
                     let norm = norm(expected);
-                    // Where the next batch norm takes a shift out again, the gradient is zero but for rounding.
+                    // If the next batch norm removes a shift again, the gradient is zero except for rounding.
                     if difference > 1e-3 * norm.max(5e-3) {
                         beyond.insert(parameter.name.clone(), difference);
                     }
@@ -242,10 +242,11 @@ fn one_training_step() {
             }
         }
         assert!(expected.is_empty(), "{:?}", expected.keys());
-        // With ReLU6 some tensors miss 1e-3. In f64 ours and PyTorch's agree to 1e-5 (`published.rs`), so that this is what f32 makes of them:
-        // against f64, PyTorch's own f32 gradients are off by up to 5e-3 here and ours by up to 1e-2. ReLU6 has no derivative at 0 and 6,
-        // and rounding decides for values near them. What is beyond the tolerance may be no more than the f64 gradient moves when every weight
-        // moves by a millionth of itself, some ten roundings.
+        // With ReLU6 some tensors miss 1e-3. In f64 our gradients and PyTorch's agree to 1e-5 (`published.rs`), so the
+        // cause is f32: compared with f64, PyTorch's own f32 gradients are off by up to 5e-3 here and ours by up to
+        // 1e-2. ReLU6 has no derivative at 0 and 6, and rounding decides for values near them. The difference beyond
+        // the tolerance may be at most the change of the f64 gradient when every weight changes by a millionth of its
+        // value, some ten roundings.
         if !beyond.is_empty() {
             let moved = reference.gradient_movement(&before);
             for (name, difference) in &beyond {
@@ -276,7 +277,8 @@ fn one_training_step() {
     }
 }
 
-/// Place in `original` of each row of `sorted` along dimension `dim`; rows are distinct as their values are random.
+/// Position in `original` of each row of `sorted` along dimension `dim`; rows are distinct because their values are
+/// random.
 fn permutation(original: &Tensor, sorted: &Tensor, dim: usize) -> Vec<usize> {
     let rows = |tensor: &Tensor| -> Vec<Vec<u32>> {
         let tensor = if tensor.rank() == 1 { tensor.unsqueeze(1).unwrap() } else { tensor.clone() };
@@ -294,8 +296,9 @@ fn channels_sorted_by_importance() {
         let Reference { net, space, .. } = &reference;
         let images = reference.images("images.96");
         let largest = Subnet { resolution: 96, ..space.largest() };
-        // In f64, which shows the function alone: in f32 at this resolution another order of the same sums moves the MobileNetV3
-        // network's logits, made of random statistics, by 9e-4 (PyTorch's by 3e-4). At 64 pixels f32 is steady.
+        // In f64, which shows only the function. In f32, at this resolution, another order of summation moves the
+        // logits of the MobileNetV3 network (which has random statistics) by 9e-4, and PyTorch's by 3e-4. At 64 pixels
+        // f32 is stable.
         let logits = |net: &Supernet| {
             let exact = Supernet::on_device(space, net.classes(), 0, DType::F64, &Device::Cpu).unwrap();
             exact.load_state(&net.state().unwrap()).unwrap();
@@ -322,8 +325,8 @@ fn channels_sorted_by_importance() {
                 let order = permutation(project, &ours[&name("project.weight")], 1);
                 let reference_order = permutation(project, &theirs[&name("project.weight")], 1);
                 assert_ne!(order, (0..order.len()).collect::<Vec<_>>(), "it was sorted before");
-                // The reference adds -2e5 to the last group's importance in f32, which rounds it to steps of 1/64, and -0
-                // to the first group's: what is equal then is a tie.
+                // The reference adds -2e5 to the last group's importance in f32, which rounds it to steps of 1/64, and
+                // -0 to the first group's; values that are equal after that are ties.
                 let importance: Vec<f32> = values(&project.abs().unwrap().flatten_from(1).unwrap().sum(0).unwrap());
                 let kept = space.middle_widths(stage, block)[1];
                 for (place, (&a, &b)) in order.iter().zip(&reference_order).enumerate() {
@@ -332,7 +335,7 @@ fn channels_sorted_by_importance() {
                     let (x, y) = (importance[a], importance[b]);
                     assert!(a == b || (x - y).abs() <= tolerance, "{}: place {place}: {x} and {y}", name(""));
                 }
-                // Every tensor that touches the middle channels went along.
+                // Every tensor that touches the middle channels was permuted.
                 let index = |order: &[usize]| Tensor::from_iter(order.iter().map(|&i| i as u32), &Device::Cpu).unwrap();
                 let middle = index(&order);
                 let (squeeze, excite) = (name("squeeze.weight"), name("excite.weight"));

@@ -10,6 +10,20 @@ use ofa_supernet::space::{Activation, BlockSpec, NetworkSpec};
 use std::time::Instant;
 
 /// A static network ready to run.
+///
+/// ```
+/// use ofa_evaluate::StaticNetwork;
+/// use ofa_supernet::SearchSpace;
+///
+/// let space = SearchSpace::named("tiny")?;
+/// let spec = space.network(&space.smallest(), 10)?;
+/// let mut network = StaticNetwork::random(&spec, 0)?;
+/// let images = vec![0.5; 2 * spec.resolution * spec.resolution * 3];
+/// let logits = network.run(&images, 2)?;
+/// assert_eq!(logits.len(), 2 * 10);
+/// assert!(logits.iter().all(|logit| logit.is_finite()));
+/// # Ok::<(), ofa_evaluate::Error>(())
+/// ```
 pub struct StaticNetwork {
     spec: NetworkSpec,
     stem: Vec<DenseConv>,

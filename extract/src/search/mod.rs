@@ -250,8 +250,26 @@ pub struct FrontPoint {
 
 /// Finds the subnet with the largest score among those that meet all limits.
 ///
-/// `progress` sees every generation. Same input and seed: same result, with any number of threads (as long as the scorer's answers do not
-/// depend on it).
+/// `progress` sees every generation. Equal input and seed give equal results with any number of threads, as long as the
+/// scorer does not depend on the number.
+///
+/// ```
+/// use ofa_extract::search::Evolution;
+/// use ofa_extract::{Limit, Problem, SearchSettings, search};
+/// use ofa_supernet::{SearchSpace, Subnet};
+///
+/// let space = SearchSpace::named("tiny")?;
+/// let blocks = |subnet: &Subnet| subnet.stages.iter().map(Vec::len).sum::<usize>() as f64;
+/// let limits = [Limit::new("blocks", 3.0, |subnet| Ok(blocks(subnet)))];
+/// let problem = Problem { evaluations: Some(200), ..Problem::new(&space, &limits, 0) };
+/// let settings = SearchSettings::Evolution(Evolution::default());
+///
+/// // Any function of subnets can be the score; a predictor would give accuracies.
+/// let mut scorer = |subnets: &[Subnet]| Ok(subnets.iter().map(|s| blocks(s) + s.resolution as f64 / 100.0).collect());
+/// let result = search(&problem, &settings, &mut scorer, &mut |_| ())?;
+/// assert_eq!((blocks(&result.best), result.best.resolution), (3.0, 32));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 /// An invalid space, impossible constants, limits that no subnet meets ([`Error::Impossible`]), and what measures or scorer say.

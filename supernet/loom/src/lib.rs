@@ -1,5 +1,6 @@
-//! The modules of `ofa-supernet` that share memory between threads, compiled with loom's locks, atomics and threads in place of the standard library's.
-//! `cargo test --release -p ofa-loom` runs small models of them in every order that their threads can take.
+//! The modules of `ofa-supernet` that share memory between threads, compiled with loom's locks, atomics and threads in
+//! place of the standard library's. `cargo test --release -p ofa-loom` runs small models of them in every interleaving
+//! of their threads.
 #![cfg(test)]
 
 #[path = "../../src/ops/buffer_pool.rs"]
@@ -17,14 +18,15 @@ use loom::thread;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use worker_pool::WorkerPool;
 
-/// Runs `model` in all orders with at most so many switches from a thread that could go on: nearly all faults need one or two.
+/// Runs `model` in all interleavings with a bounded number of switches away from a runnable thread: nearly all faults
+/// need one or two.
 fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = Builder::new();
     builder.preemption_bound = Some(preemptions);
     builder.check(model);
 }
 
-/// Runs a job of `count` indices; each must be done once, and what was written is visible afterwards.
+/// Runs a job of `count` indices; each must be done once, and writes must be visible afterwards.
 fn each_once(pool: &WorkerPool, count: usize, helpers: usize) {
     let times: Vec<_> = (0..count).map(|_| AtomicUsize::new(0)).collect();
     pool.run(

@@ -175,7 +175,22 @@ pub struct Head {
     pub activation: Activation,
 }
 
-/// A family with its choices: every subnet of a supernet lies in it.
+/// A network family with the choices of its elastic dimensions; every subnet of a supernet lies in its search space.
+///
+/// ```
+/// use ofa_supernet::SearchSpace;
+/// use ofa_supernet::seed::{Stream, generator};
+///
+/// let space = SearchSpace::named("tiny")?;
+/// let subnet = space.sample(&mut generator(0, Stream::Search, &[]));
+/// space.check(&subnet)?;
+/// assert!(space.resolutions.contains(&subnet.resolution));
+///
+/// // The static network of a subnet for ten classes, layer by layer.
+/// let network = space.network(&space.largest(), 10)?;
+/// assert_eq!((network.resolution, network.classes), (32, 10));
+/// # Ok::<(), ofa_supernet::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SearchSpace {

@@ -21,7 +21,24 @@ pub struct BlockChoice {
     pub expand: ExpandRatio,
 }
 
-/// One choice of every elastic dimension. Only active blocks are stored, so the value is canonical.
+/// A choice of every elastic dimension. Only active blocks are stored, so the value is canonical.
+///
+/// A subnet has a text form of one line: resolution, depth of each stage, then kernel size and expand ratio of each block,
+/// with `|` between stages.
+///
+/// ```
+/// use ofa_supernet::{SearchSpace, Subnet};
+///
+/// let subnet: Subnet = "r24 d1,2 k3|5,3 e2|4,2".parse()?;
+/// assert_eq!(subnet.resolution, 24);
+/// assert_eq!(subnet.to_string(), "r24 d1,2 k3|5,3 e2|4,2");
+///
+/// let space = SearchSpace::named("tiny")?;
+/// space.check(&subnet)?;
+/// let outside: Subnet = "r24 d1,2 k3|5,9 e2|4,2".parse()?;
+/// assert!(space.check(&outside).is_err());
+/// # Ok::<(), ofa_supernet::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Subnet {
     /// Input resolution in pixels.

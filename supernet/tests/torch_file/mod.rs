@@ -1,9 +1,9 @@
-//! Writes files as `torch.save` does, byte by byte, so that tests can also write broken ones.
+//! Writes files like `torch.save`, byte by byte, so that tests can also write broken ones.
 
 /// A tensor: name, shape and f32 values.
 pub type Named = (String, Vec<usize>, Vec<f32>);
 
-/// What goes into a zip archive: name and bytes of each entry.
+/// Content of a zip archive: name and bytes of each entry.
 pub type Entries = Vec<(String, Vec<u8>)>;
 
 /// The entries of a checkpoint `{"state_dict": OrderedDict(...)}`.
@@ -17,7 +17,7 @@ pub fn entries(tensors: &[Named]) -> Entries {
     entries
 }
 
-/// The pickle: each tensor is the whole of a storage of its own.
+/// The pickle, in which each tensor covers a whole storage.
 pub fn program(tensors: &[Named]) -> Vec<u8> {
     let mut out = b"\x80\x02}q\x00".to_vec();
     text(&mut out, "state_dict");
@@ -31,7 +31,7 @@ pub fn program(tensors: &[Named]) -> Vec<u8> {
     out
 }
 
-/// The entries of a checkpoint as training programs write it: an epoch, and tensors in dictionaries of these names.
+/// Entries of a checkpoint as training programs write it: an epoch, and tensors in dictionaries of these names.
 pub fn wrapped(dictionaries: &[(&str, Vec<Named>)]) -> Entries {
     let mut program = b"\x80\x02}".to_vec();
     text(&mut program, "epoch");
