@@ -61,11 +61,11 @@ impl Cli {
 
     /// Runs the chosen command, as one of `ranks`.
     pub fn run(self, ranks: &Ranks) -> Result<()> {
-        if let Some(threads) = self.threads.filter(|_| !ranks.are_many()) {
+        if let Some(threads) = self.threads.filter(|_| !ranks.is_distributed()) {
             hint_at_cores("--threads", threads);
         }
         ensure!(
-            !ranks.are_many() || matches!(self.command, Command::Train(_) | Command::Predictor(_) | Command::Speed(_)),
+            !ranks.is_distributed() || matches!(self.command, Command::Train(_) | Command::Predictor(_) | Command::Speed(_)),
             "this command runs in one process; start it without mpirun (train, predictor and speed share their work out)"
         );
         processes::start_threads(ranks, self.threads)?;

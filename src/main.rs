@@ -83,7 +83,7 @@ fn run() -> ExitCode {
             }
             None => {
                 let message = suggestion::with_suggestion(sentence(&error));
-                if ranks.are_many() {
+                if ranks.is_distributed() {
                     processes::fail(&ranks, &message);
                 }
                 complain!("error: {message}");

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// Joins the others. All but the first are quiet from then on.
 pub fn join() -> Result<Ranks> {
     let ranks = Ranks::join()?;
-    if ranks.are_many() {
+    if ranks.is_distributed() {
         if !ranks.is_first() {
             be_quiet();
         }
@@ -29,7 +29,7 @@ pub fn join() -> Result<Ranks> {
 /// Starts the worker threads: as many as asked, else one a core. Processes on one machine that are not bound to different cores divide them.
 pub fn start_threads(ranks: &Ranks, threads: Option<usize>) -> Result<()> {
     let mut threads = threads;
-    if ranks.are_many() {
+    if ranks.is_distributed() {
         let texts = ranks.gather_text(&Place::here().map_or(String::new(), |place| place.to_string()));
         let places: Option<Vec<Place>> = texts.iter().map(|text| Place::parse(text)).collect();
         if let Some(places) = places {

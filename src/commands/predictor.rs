@@ -336,7 +336,7 @@ fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Samplin
         while !rest.is_empty() {
             let (subnets, later) = rest.split_at(rest.len().min(together * ranks.count()));
             let start = Instant::now();
-            let own = ranks.part(subnets.len());
+            let own = ranks.shard(subnets.len());
             let of_own = match measured.accuracies(&subnets[own.clone()]) {
                 Err(ofa_supernet::Error::Interrupted) => None,
                 accuracies => Some(accuracies?),

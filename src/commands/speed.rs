@@ -125,7 +125,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     let net = Supernet::new(&space, args.classes, 0)?;
     let Measured { times, exchange: step_exchange, waited } = measure(&net, args, ranks)?;
     let step_seconds = median(&times).context("no step was measured")?;
-    let exchange = ranks.are_many().then(|| exchange(ranks, waited / times.len() as f64, &step_exchange));
+    let exchange = ranks.is_distributed().then(|| exchange(ranks, waited / times.len() as f64, &step_exchange));
     let schedule = match &args.config {
         Some(path) => Some(schedule(path, args.images)?),
         None => None,

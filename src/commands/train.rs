@@ -137,7 +137,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     } else {
         args.settings.resolve()?
     };
-    if ranks.are_many() && !args.resume {
+    if ranks.is_distributed() && !args.resume {
         config.train.ranks.get_or_insert(ranks.count());
     }
     if let Some(steps) = args.skip_nonfinite {
@@ -221,7 +221,7 @@ pub fn train_run(
 ) -> Result<Outcome> {
     let data = config.data.open()?;
     let estimate = memory::check(&config.space, &data, &of_one_rank(&config.train, ranks), on_this_machine(ranks))?;
-    let each = if ranks.are_many() { " for each process" } else { "" };
+    let each = if ranks.is_distributed() { " for each process" } else { "" };
     note(format!("about {} of memory at the peak{each}", memory::mib(estimate)));
     let mut net = Supernet::on_device(&config.space, data.classes.len(), config.train.seed, DType::F32, device)?;
     if ranks.is_first() && !resume && is_unbegun(out)? {

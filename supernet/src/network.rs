@@ -180,7 +180,7 @@ impl Supernet {
         if !self.has_kernels() {
             return Err(Error::Config("batch norm can be synchronised between ranks on the CPU only; use --device cpu, or leave --sync-batch-norm out".into()));
         }
-        self.ranks = ranks.are_many().then(|| ranks.clone());
+        self.ranks = ranks.is_distributed().then(|| ranks.clone());
         Ok(())
     }
 

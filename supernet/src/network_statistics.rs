@@ -36,7 +36,7 @@ impl StatisticsCollector {
 
     /// The averages over the images of all ranks; each must have seen at least one batch of the same subnet.
     pub fn finish_over(mut self, ranks: &Ranks) -> Statistics {
-        if ranks.are_many() {
+        if ranks.is_distributed() {
             let mut sums = vec![self.images];
             for (mean, variance) in &self.layers {
                 sums.extend(mean.iter().chain(variance));

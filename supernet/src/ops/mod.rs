@@ -50,7 +50,7 @@ mod tests;
 mod worker_pool;
 mod workers;
 
-pub(crate) use parallel::in_turn;
+pub(crate) use parallel::map_ordered;
 
 pub use batch_norm::ChannelStatistics;
 pub use dense::{DenseShape, dense};

@@ -82,7 +82,7 @@ pub(crate) fn each(count: usize, work: impl Fn(usize) + Sync) {
 /// Runs `work` on each index below `count`, at most `at_once` at a time, each on a thread of its own; threads without
 /// an index help in the kernels of the others. `take` receives the results one by one in index order, on the thread
 /// that completed the sequence.
-pub(crate) fn in_turn<R: Send>(
+pub(crate) fn map_ordered<R: Send>(
     count: usize,
     at_once: usize,
     work: impl Fn(usize) -> R + Sync,
@@ -170,7 +170,7 @@ mod tests {
                 let sums = super::map(100, 1, |range| range.sum::<usize>());
                 (index, sums.len(), sums.iter().sum::<usize>())
             };
-            pool.install(|| super::in_turn(4, at_once, work, |result| taken.push(result)));
+            pool.install(|| super::map_ordered(4, at_once, work, |result| taken.push(result)));
             assert_eq!(taken, [0, 1, 2, 3].map(|index| (index, 3, 4950)));
         }
     }

@@ -1,6 +1,6 @@
 //! Assignment of cores to the processes on one machine.
 
-use super::part;
+use super::shard;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
@@ -109,7 +109,7 @@ pub fn divide(places: &[Place], rank: usize) -> Option<Cores> {
         return None;
     }
     let place = sharing.iter().position(|&&other| other == rank)?;
-    let range = part(own.allowed.0.len(), place, sharing.len());
+    let range = shard(own.allowed.0.len(), place, sharing.len());
     Some(Cores(own.allowed.0.iter().copied().skip(range.start).take(range.len()).collect()))
 }
 

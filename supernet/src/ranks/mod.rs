@@ -87,14 +87,14 @@ impl Ranks {
     }
 
     /// Whether there are other ranks.
-    pub fn are_many(&self) -> bool {
+    pub fn is_distributed(&self) -> bool {
         self.0.is_some()
     }
 
     /// This rank's share of `0..total`: a range; the shares of all ranks are adjacent, and their lengths differ by at
     /// most one.
-    pub fn part(&self, total: usize) -> Range<usize> {
-        part(total, self.rank(), self.count())
+    pub fn shard(&self, total: usize) -> Range<usize> {
+        shard(total, self.rank(), self.count())
     }
 
     /// Replaces values by their sums over all ranks; the result has the same bits on every rank.
@@ -128,7 +128,7 @@ impl Ranks {
     }
 
     /// The first rank's number, on all ranks.
-    pub fn of_first(&self, number: f64) -> f64 {
+    pub fn broadcast_f64(&self, number: f64) -> f64 {
         let mut sum = [if self.is_first() { number } else { 0.0 }];
         self.sum_f64(&mut sum);
         sum[0]
@@ -163,7 +163,7 @@ impl Ranks {
     }
 
     /// Waits until all ranks have reached this call.
-    pub fn meet(&self) {
+    pub fn barrier(&self) {
         self.collective(0, |link| drop(link.gather(0)));
     }
 
@@ -218,7 +218,7 @@ impl Joined {
 pub const LONGEST_TEXT: usize = 1024;
 
 /// Share `rank` of `count` of `0..total`.
-fn part(total: usize, rank: usize, count: usize) -> Range<usize> {
+fn shard(total: usize, rank: usize, count: usize) -> Range<usize> {
     total * rank / count..total * (rank + 1) / count
 }
 
@@ -242,17 +242,17 @@ mod tests {
         ranks.sum(&mut values);
         assert_eq!(ranks.sum_during(&mut values, || 7), 7);
         assert_eq!((values, ranks.any([true, false])), ([1.5, -2.0], [true, false]));
-        assert_eq!((ranks.gather(7), ranks.gather_text("a"), ranks.part(9)), (vec![7], vec!["a".to_string()], 0..9));
+        assert_eq!((ranks.gather(7), ranks.gather_text("a"), ranks.shard(9)), (vec![7], vec!["a".to_string()], 0..9));
         ranks.check_equal(3, "weights", "").unwrap();
-        assert_eq!((ranks.of_first(0.5), ranks.broadcast(vec![1, 2])), (0.5, vec![1, 2]));
-        ranks.meet();
+        assert_eq!((ranks.broadcast_f64(0.5), ranks.broadcast(vec![1, 2])), (0.5, vec![1, 2]));
+        ranks.barrier();
         assert_eq!((ranks.rank(), ranks.count(), ranks.traffic()), (0, 1, Traffic::default()));
     }
 
     #[test]
     fn parts_lie_side_by_side_and_are_equal_or_nearly_so() {
         for (total, count) in [(32, 3), (7, 7), (5, 8), (1024, 2)] {
-            let parts: Vec<_> = (0..count).map(|rank| part(total, rank, count)).collect();
+            let parts: Vec<_> = (0..count).map(|rank| shard(total, rank, count)).collect();
             assert_eq!((parts[0].start, parts[count - 1].end), (0, total));
             assert!(parts.windows(2).all(|w| w[0].end == w[1].start));
             let lengths: Vec<usize> = parts.iter().map(|part| part.len()).collect();

@@ -40,7 +40,7 @@ impl Gradients {
     /// # Errors
     /// A tensor operation failed.
     pub fn sum_over(&mut self, ranks: &Ranks, places: Range<usize>) -> Result<()> {
-        if !ranks.are_many() {
+        if !ranks.is_distributed() {
             return Ok(());
         }
         self.exchange(places, &mut [], |bucket| ranks.sum(bucket))
@@ -57,7 +57,7 @@ impl Gradients {
         others: &mut [f32],
         work: impl FnOnce() -> T,
     ) -> Result<T> {
-        if !ranks.are_many() {
+        if !ranks.is_distributed() {
             return Ok(work());
         }
         self.exchange(places, others, |bucket| ranks.sum_during(bucket, work))

@@ -60,7 +60,7 @@ impl Passes<'_> {
         let done = sums.values.len();
         let mut outcome = Ok(());
         let train = |index| self.train(done + index, soft_targets.as_ref());
-        ops::in_turn(self.subnets.len() - done, self.at_once(), train, |trained| {
+        ops::map_ordered(self.subnets.len() - done, self.at_once(), train, |trained| {
             if outcome.is_ok() {
                 outcome = trained.and_then(|trained| self.add(&mut sums, trained));
             }
@@ -79,7 +79,7 @@ impl Passes<'_> {
     fn train(&self, index: usize, soft_targets: Option<&Tensor>) -> Result<Trained> {
         let StepInput { config, stage, step, images, labels, ranks, batch, .. } = *self.input;
         let mut rng = generator(config.seed, Stream::Dropout, &[step as u64, index as u64]);
-        let mode = Mode::Train { dropout: config.dropout, rng: &mut rng, first: ranks.part(batch).start };
+        let mode = Mode::Train { dropout: config.dropout, rng: &mut rng, first: ranks.shard(batch).start };
         let is_last = index + 1 == self.subnets.len();
         let passed = self.net.forward_from(images, self.trunk, &self.subnets[index], mode, is_last)?;
         let log_probabilities = loss::log_softmax(&passed.logits)?;
@@ -92,7 +92,7 @@ impl Passes<'_> {
         let taught = distillation.as_ref().map_or(Ok(0.0), scalar)?;
         let [value, hard, taught] = [scalar(&total)?, scalar(&cross_entropy)?, taught].map(|value| self.part * value);
         let correct = loss::correct(&passed.logits, labels)? as f64;
-        if ranks.are_many() {
+        if ranks.is_distributed() {
             total = (total * self.part)?;
         }
         Ok(Trained {

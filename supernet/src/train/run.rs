@@ -260,7 +260,7 @@ impl Run<'_> {
             metrics.sync()?;
         }
         // No rank reads the supernet before it is written.
-        self.ranks.meet();
+        self.ranks.barrier();
         Ok(Outcome::Finished { supernet, probes: self.probes, steps, seconds })
     }
 
@@ -425,7 +425,7 @@ impl Run<'_> {
     fn batches(&self, choices: &SearchSpace, plan: &StagePlan) -> Prefetch<Batch> {
         let (data, choices, plan) = (self.data.clone(), choices.clone(), plan.clone());
         let (seed, augmentation) = (self.config.seed, self.config.augmentation.clone());
-        let (start, own) = (self.progress.stage_step, self.ranks.part(plan.batch));
+        let (start, own) = (self.progress.stage_step, self.ranks.shard(plan.batch));
         let mut order: Option<(usize, Vec<usize>)> = None;
         Prefetch::new(plan.steps - start, AHEAD, move |index| {
             let stage_step = start + index;
@@ -487,7 +487,7 @@ impl Run<'_> {
                 let statistics = recalibrate_on(self.net, &subnet, &self.recalibration)?;
                 let accuracy = accuracy_on(self.net, &subnet, &statistics, &self.validation)?;
                 // It decides about checkpoints. Where each rank measured by itself, another number of threads may have rounded otherwise.
-                let accuracy = self.ranks.of_first(accuracy);
+                let accuracy = self.ranks.broadcast_f64(accuracy);
                 Ok(ProbeResult { name, subnet, accuracy })
             })
             .collect()
@@ -532,7 +532,7 @@ impl Run<'_> {
 
     /// Fails on all ranks if one holds anything else than the others.
     fn compare(&self, checkpoint: &Checkpoint, advice: &str) -> Result<()> {
-        if !self.ranks.are_many() {
+        if !self.ranks.is_distributed() {
             return Ok(());
         }
         let what = format!("the weights at step {}", checkpoint.progress.step);

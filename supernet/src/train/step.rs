@@ -27,7 +27,7 @@ pub struct StepInput<'a> {
     pub step: usize,
     /// Learning rate.
     pub learning_rate: f64,
-    /// Images of this process `[own, r, r, 3]`: its [part](Ranks::part) of the step's.
+    /// Images of this process `[own, r, r, 3]`: its [part](Ranks::shard) of the step's.
     pub images: &'a Tensor,
     /// Class of each image.
     pub labels: &'a [u32],
@@ -197,7 +197,7 @@ fn finish_backward(
         gradients.sum_over(ranks, 0..end)?;
         return Ok(Exchange { exposed_values: gradients.values(0..end), ..Exchange::default() });
     }
-    let mut running = if ranks.are_many() { net.running_values() } else { Vec::new() };
+    let mut running = if ranks.is_distributed() { net.running_values() } else { Vec::new() };
     running.iter_mut().for_each(|value| *value *= part as f32);
     let earlier_half = || {
         let start = Instant::now();
@@ -208,7 +208,7 @@ fn finish_backward(
         gradients.add(net.parameters(), &mut found)?;
     }
     gradients.sum_over(ranks, 0..middle)?;
-    if ranks.are_many() {
+    if ranks.is_distributed() {
         net.set_running_values(&running);
     }
     let (hidden_values, exposed_values) = (gradients.values(middle..end), gradients.values(0..middle));

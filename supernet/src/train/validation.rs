@@ -122,7 +122,7 @@ impl<'a> EvaluationSet<'a> {
     /// ranks, each rank takes them all.
     pub fn shared_over(mut self, ranks: &Ranks) -> Self {
         if self.batches.len() >= ranks.count() {
-            self.batches = self.batches[ranks.part(self.batches.len())].to_vec();
+            self.batches = self.batches[ranks.shard(self.batches.len())].to_vec();
             self.ranks = ranks.clone();
         }
         self
