@@ -65,7 +65,8 @@ impl Cli {
             hint_at_cores("--threads", threads);
         }
         ensure!(
-            !ranks.is_distributed() || matches!(self.command, Command::Train(_) | Command::Predictor(_) | Command::Speed(_)),
+            !ranks.is_distributed()
+                || matches!(self.command, Command::Train(_) | Command::Predictor(_) | Command::Speed(_)),
             "this command runs in one process; start it without mpirun (train, predictor and speed share their work out)"
         );
         processes::start_threads(ranks, self.threads)?;

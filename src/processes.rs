@@ -4,7 +4,7 @@ use crate::interrupt;
 use crate::progress::{be_quiet, note};
 use anyhow::{Context, Result};
 use ofa_supernet::Ranks;
-use ofa_supernet::ranks::{Place, divide, hints};
+use ofa_supernet::ranks::{Placement, divide, hints};
 use std::time::{Duration, Instant};
 
 /// Joins the others. All but the first are quiet from then on.
@@ -30,12 +30,12 @@ pub fn join() -> Result<Ranks> {
 pub fn start_threads(ranks: &Ranks, threads: Option<usize>) -> Result<()> {
     let mut threads = threads;
     if ranks.is_distributed() {
-        let texts = ranks.gather_text(&Place::here().map_or(String::new(), |place| place.to_string()));
-        let places: Option<Vec<Place>> = texts.iter().map(|text| Place::parse(text)).collect();
-        if let Some(places) = places {
-            hints(&places, threads).iter().for_each(|hint| note(format!("hint: {hint}")));
+        let texts = ranks.gather_text(&Placement::here().map_or(String::new(), |placement| placement.to_string()));
+        let placements: Option<Vec<Placement>> = texts.iter().map(|text| Placement::parse(text)).collect();
+        if let Some(placements) = placements {
+            hints(&placements, threads).iter().for_each(|hint| note(format!("hint: {hint}")));
             if threads.is_none() {
-                let own = divide(&places, ranks.rank());
+                let own = divide(&placements, ranks.rank());
                 if let Some(cores) = &own {
                     cores.bind().with_context(|| format!("cannot use the cores {cores} alone"))?;
                 }
@@ -52,8 +52,8 @@ pub fn start_threads(ranks: &Ranks, threads: Option<usize>) -> Result<()> {
 
 /// How many of them run on this machine, where the system tells; they share its memory.
 pub fn on_this_machine(ranks: &Ranks) -> usize {
-    let host = |text: &String| Place::parse(text).map(|place| place.host);
-    let all = ranks.gather_text(&Place::here().map_or(String::new(), |place| place.to_string()));
+    let host = |text: &String| Placement::parse(text).map(|placement| placement.host);
+    let all = ranks.gather_text(&Placement::here().map_or(String::new(), |placement| placement.to_string()));
     let own = host(&all[ranks.rank()]);
     if own.is_none() { 1 } else { all.iter().filter(|text| host(text) == own).count() }
 }

@@ -193,8 +193,8 @@ fn central(width: usize, height: usize, resolution: usize) -> Rectangle {
 fn padded(width: usize, height: usize, border: usize, rng: &mut StdRng) -> Rectangle {
     let side = width.min(height);
     let border = border.min(side / 2);
-    let mut place = |size: usize| rng.random_range(0..=size + 2 * border - side) as isize - border as isize;
-    Rectangle { x: place(width), y: place(height), width: side, height: side }
+    let mut position = |size: usize| rng.random_range(0..=size + 2 * border - side) as isize - border as isize;
+    Rectangle { x: position(width), y: position(height), width: side, height: side }
 }
 
 fn resized(width: usize, height: usize, min_area: f64, rng: &mut StdRng) -> Option<Rectangle> {

@@ -30,7 +30,8 @@ pub(super) fn carve(store: Arc<Store>, classes: usize, options: &DataOptions, so
     // A stable sort by class keeps the shuffled order within a class; every `total / wanted`-th image of that list is
     // then each class's rounded share.
     order.sort_by_key(|&i| store.labels[i as usize]);
-    let mut chosen: Vec<bool> = (0..total).map(|place| (place + 1) * wanted / total > place * wanted / total).collect();
+    let mut chosen: Vec<bool> =
+        (0..total).map(|position| (position + 1) * wanted / total > position * wanted / total).collect();
     keep_one_per_class(&order, &store.labels, &mut chosen);
     let (mut train, mut validation) = (Vec::with_capacity(total - wanted), Vec::with_capacity(wanted));
     for (&index, &chosen) in order.iter().zip(&chosen) {
@@ -49,7 +50,8 @@ fn keep_one_per_class(order: &[u32], labels: &[u32], chosen: &mut [bool]) {
         let start = ranges.last().map_or(0, |range: &std::ops::Range<usize>| range.end);
         ranges.push(start..start + run.len());
     }
-    let left = |range: &std::ops::Range<usize>, chosen: &[bool]| range.clone().filter(|&place| !chosen[place]).count();
+    let left =
+        |range: &std::ops::Range<usize>, chosen: &[bool]| range.clone().filter(|&position| !chosen[position]).count();
     let mut lefts: Vec<usize> = ranges.iter().map(|range| left(range, chosen)).collect();
     let emptied: Vec<usize> = (0..ranges.len()).filter(|&class| lefts[class] == 0).collect();
     for class in emptied {
@@ -60,8 +62,8 @@ fn keep_one_per_class(order: &[u32], labels: &[u32], chosen: &mut [bool]) {
         else {
             return;
         };
-        if let Some(place) = ranges[giver].clone().find(|&place| !chosen[place]) {
-            chosen[place] = true;
+        if let Some(position) = ranges[giver].clone().find(|&position| !chosen[position]) {
+            chosen[position] = true;
             lefts[giver] -= 1;
         }
         chosen[ranges[class].start] = false;

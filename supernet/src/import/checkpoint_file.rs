@@ -71,11 +71,11 @@ struct Entry {
     offset: usize,
     /// Number of elements of the storage.
     elements: usize,
-    storage: Place,
+    storage: Location,
 }
 
 /// Location of the bytes of a storage.
-enum Place {
+enum Location {
     /// A range of the file.
     Bytes(Range<usize>),
     /// An entry of the archive.
@@ -150,8 +150,8 @@ impl CheckpointFile {
         let needed = entry.elements.checked_mul(element.bytes()).ok_or("the storage is larger than any memory")?;
         let archived;
         let storage = match &entry.storage {
-            Place::Bytes(range) => &self.bytes[range.clone()],
-            Place::Archive(key) => {
+            Location::Bytes(range) => &self.bytes[range.clone()],
+            Location::Archive(key) => {
                 let archive = self.archive.as_mut().ok_or("the storage is not part of an archive")?;
                 archived = read_archived(archive, key, MAX_STORAGE)?;
                 &archived[..]
@@ -224,7 +224,7 @@ impl CheckpointFile {
             if storage.key.is_empty() || !storage.key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
                 return Err(format!("a storage is named {:?}; expected letters and digits", storage.key));
             }
-            Ok(Place::Archive(format!("{root}/data/{}", storage.key).into()))
+            Ok(Location::Archive(format!("{root}/data/{}", storage.key).into()))
         })?;
         self.archive = Some(archive);
         Ok(())
@@ -257,7 +257,7 @@ impl CheckpointFile {
             return Err(format!("{} where a list of storages was expected", keys.kind()));
         };
         let declared: HashMap<Rc<str>, &Storage> = pickle.storages.iter().map(|s| (s.key.clone(), s)).collect();
-        let mut places = HashMap::new();
+        let mut locations = HashMap::new();
         for key in &lists.lists[keys] {
             let Value::Text(key) = key else { return Err(format!("a storage is named by {}", key.kind())) };
             let storage = declared.get(key).ok_or_else(|| format!("storage {key:?} belongs to no tensor"))?;
@@ -275,16 +275,16 @@ impl CheckpointFile {
                     bytes.len() - start
                 )
             })?;
-            places.insert(key.clone(), start..end);
+            locations.insert(key.clone(), start..end);
             at = end;
         }
         let (dict, taken, others) = weights_of(&value, &pickle)?;
         (self.taken, self.other_weights) = (taken, others);
         self.tensors = tensors_of(dict, &pickle, |storage| {
-            let place = places
+            let location = locations
                 .get(&storage.key)
                 .ok_or_else(|| format!("the bytes of storage {:?} are missing", storage.key))?;
-            Ok(Place::Bytes(place.clone()))
+            Ok(Location::Bytes(location.clone()))
         })?;
         Ok(())
     }
@@ -318,7 +318,7 @@ impl CheckpointFile {
                 strides,
                 offset: 0,
                 elements: (to - from) / element.bytes(),
-                storage: Place::Bytes(start + from..start + to),
+                storage: Location::Bytes(start + from..start + to),
             };
             self.tensors.insert(name, entry);
         }
@@ -382,7 +382,7 @@ fn without_wrapper(mut tensors: BTreeMap<String, Entry>) -> BTreeMap<String, Ent
 fn tensors_of(
     dict: usize,
     pickle: &Pickle,
-    place: impl Fn(&Storage) -> Result<Place, String>,
+    location: impl Fn(&Storage) -> Result<Location, String>,
 ) -> Result<BTreeMap<String, Entry>, String> {
     let mut tensors = BTreeMap::new();
     for (key, value) in &pickle.dicts[dict] {
@@ -404,7 +404,7 @@ fn tensors_of(
             strides: view.strides.clone(),
             offset: view.offset,
             elements: storage.elements,
-            storage: place(storage).map_err(|message| format!("tensor '{name}': {message}"))?,
+            storage: location(storage).map_err(|message| format!("tensor '{name}': {message}"))?,
         };
         tensors.insert(name.to_string(), entry);
     }

@@ -122,15 +122,15 @@ impl SumBlock {
         for c in (0..n).step_by(S::LANES) {
             let kept = n - c;
             // SAFETY: `g` and `y` have equal lengths and consist of whole rows of `n` values (asserted above), so at
-            // `place`, channel `c` of a row, `kept = n - c` values remain in that row, and no more are loaded. `sum`
+            // `offset`, channel `c` of a row, `kept = n - c` values remain in that row, and no more are loaded. `sum`
             // and `square` hold `n`, hence `kept` from `c` on. The CPU has `S` by this function's contract.
             unsafe {
                 let mut sums = RunningSums::<S>::new();
                 for rows in (c..g.len()).step_by(TURNS * n) {
-                    let places = (rows..g.len()).step_by(n).take(TURNS);
-                    for (turn, place) in places.enumerate() {
-                        let value = S::load_up_to(g.as_ptr().add(place), kept);
-                        sums.add(turn, value, S::load_up_to(y.as_ptr().add(place), kept));
+                    let offsets = (rows..g.len()).step_by(n).take(TURNS);
+                    for (turn, offset) in offsets.enumerate() {
+                        let value = S::load_up_to(g.as_ptr().add(offset), kept);
+                        sums.add(turn, value, S::load_up_to(y.as_ptr().add(offset), kept));
                     }
                 }
                 let (sum, square) = sums.totals();

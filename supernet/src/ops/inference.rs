@@ -234,11 +234,11 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
                         values[lane] = A::value(values[lane] + bias[lane]);
                         sum[lane] += values[lane];
                     }
-                    let place = (image * shape.out_pixels() + start * columns + pixel) * channels + first;
+                    let offset = (image * shape.out_pixels() + start * columns + pixel) * channels + first;
                     // SAFETY: the range covers this slice's channels of one pixel of this image. No other task has this
                     // image and slice, so no other reference covers it; `run` keeps `output` borrowed until all tasks
                     // are done.
-                    let out = unsafe { self.output.slice(place..place + width) };
+                    let out = unsafe { self.output.slice(offset..offset + width) };
                     if width == SLICE {
                         out.copy_from_slice(values);
                     } else {
@@ -247,10 +247,10 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
                 }
             }
             if let Some(pooled) = &self.pooled {
-                let place = image * channels + first;
+                let offset = image * channels + first;
                 // SAFETY: the range covers this slice's channels of this image. No other task has this image and slice,
                 // so no other reference covers it; `run` keeps `pooled` borrowed until all tasks are done.
-                let pooled = unsafe { pooled.slice(place..place + width) };
+                let pooled = unsafe { pooled.slice(offset..offset + width) };
                 for (out, sum) in pooled.iter_mut().zip(sum) {
                     *out = sum / shape.out_pixels() as f32;
                 }

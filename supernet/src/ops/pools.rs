@@ -103,8 +103,8 @@ impl Windows {
     /// Rows and columns of the input in the window of output pixel `pixel` (within its image).
     fn seen(&self, pixel: usize) -> (Range<usize>, Range<usize>) {
         let out_width = self.output_size().1;
-        let part = |place: usize, stride: usize, size: usize, length: usize| {
-            let start = place * stride;
+        let part = |position: usize, stride: usize, size: usize, length: usize| {
+            let start = position * stride;
             start.saturating_sub(self.padding)..(start + size - self.padding).min(length)
         };
         (
@@ -114,7 +114,7 @@ impl Windows {
     }
 
     /// Offsets, within an image, of the input pixels in the window of output pixel `pixel`.
-    fn places(&self, pixel: usize) -> impl Iterator<Item = usize> + use<> {
+    fn offsets(&self, pixel: usize) -> impl Iterator<Item = usize> + use<> {
         let (rows, columns) = self.seen(pixel);
         let (width, channels) = (self.width, self.channels);
         rows.flat_map(move |y| columns.clone().map(move |x| (y * width + x) * channels))
@@ -123,8 +123,8 @@ impl Windows {
 
 /// Writes the largest value of every window of `input` `[batch, height, width, channels]`.
 pub(crate) fn max_windows(windows: &Windows, input: &[f32], output: &mut [f32]) {
-    pool_windows(windows, input, output, |out, place, values| {
-        if place == 0 {
+    pool_windows(windows, input, output, |out, position, values| {
+        if position == 0 {
             out.copy_from_slice(values);
         } else {
             out.iter_mut().zip(values).for_each(|(out, &v)| *out = out.max(v));
@@ -134,8 +134,8 @@ pub(crate) fn max_windows(windows: &Windows, input: &[f32], output: &mut [f32]) 
 
 /// Writes the mean of the existing pixels of every window of `input` `[batch, height, width, channels]`.
 pub(crate) fn mean_windows(windows: &Windows, input: &[f32], output: &mut [f32]) {
-    pool_windows(windows, input, output, |out, place, values| {
-        if place == 0 {
+    pool_windows(windows, input, output, |out, position, values| {
+        if position == 0 {
             out.copy_from_slice(values);
         } else {
             out.iter_mut().zip(values).for_each(|(out, &v)| *out += v);
@@ -159,8 +159,8 @@ fn pool_windows(windows: &Windows, input: &[f32], output: &mut [f32], add: impl 
         for (index, out) in output.chunks_exact_mut(channels).enumerate() {
             let pixel = range.start / channels + index;
             let image = &input[pixel / pixels * windows.in_values()..][..windows.in_values()];
-            for (place, start) in windows.places(pixel % pixels).enumerate() {
-                add(out, place, &image[start..start + channels]);
+            for (position, start) in windows.offsets(pixel % pixels).enumerate() {
+                add(out, position, &image[start..start + channels]);
             }
         }
     });
@@ -248,7 +248,7 @@ impl Pool {
                     match self.kind {
                         Kind::Max => {
                             taken.fill(false);
-                            for start in windows.places(pixel) {
+                            for start in windows.offsets(pixel) {
                                 let (x, dx) = (&x[start..start + channels], &mut dx[start..start + channels]);
                                 for c in 0..channels {
                                     if !taken[c] && x[c] == out[c] {
@@ -261,7 +261,7 @@ impl Pool {
                         Kind::Average => {
                             let (rows, columns) = windows.seen(pixel);
                             let factor = 1.0 / (rows.len() * columns.len()) as f32;
-                            for start in windows.places(pixel) {
+                            for start in windows.offsets(pixel) {
                                 for (dx, &g) in dx[start..start + channels].iter_mut().zip(g) {
                                     *dx += factor * g;
                                 }

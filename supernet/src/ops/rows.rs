@@ -137,13 +137,13 @@ impl<A: Act> Kernel for NormaliseRows<'_, A> {
                 unsafe {
                     let scale = S::load_up_to(scale[c..].as_ptr(), n - c);
                     let shift = S::load_up_to(shift[c..].as_ptr(), n - c);
-                    for place in (c..out.len()).step_by(n) {
-                        let y = S::load_up_to(self.y.as_ptr().add(start + place), n - c);
+                    for offset in (c..out.len()).step_by(n) {
+                        let y = S::load_up_to(self.y.as_ptr().add(start + offset), n - c);
                         let mut value = A::values::<S>(S::mul_add(y, scale, shift));
                         if let Some(residual) = self.residual {
-                            value = S::add(value, S::load_up_to(residual.as_ptr().add(start + place), n - c));
+                            value = S::add(value, S::load_up_to(residual.as_ptr().add(start + offset), n - c));
                         }
-                        S::store_up_to(out.as_mut_ptr().add(place), value, n - c);
+                        S::store_up_to(out.as_mut_ptr().add(offset), value, n - c);
                     }
                 }
             }

@@ -199,8 +199,8 @@ unsafe fn product<S: Simd, const NR: usize>(entries: &[Entry], panel: &[Line], b
         let mut result = [*bias; ROWS];
         for (result, sums) in result.iter_mut().zip(sums) {
             for (n, sum) in sums.into_iter().enumerate() {
-                let place = result.0.as_mut_ptr().add(n * S::LANES);
-                S::store(place, S::add(S::load(place), sum));
+                let target = result.0.as_mut_ptr().add(n * S::LANES);
+                S::store(target, S::add(S::load(target), sum));
             }
         }
         result

@@ -57,7 +57,7 @@ impl fmt::Display for Cores {
 
 /// The machine and cores of one rank.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Place {
+pub struct Placement {
     /// Name of the machine.
     pub host: String,
     /// Cores that this rank may use.
@@ -66,9 +66,9 @@ pub struct Place {
     pub launcher: Cores,
 }
 
-impl Place {
-    /// The place of this process; `None` if the system does not tell (it is not Linux).
-    pub fn here() -> Option<Place> {
+impl Placement {
+    /// Describes this process; `None` if the system does not tell (it is not Linux).
+    pub fn here() -> Option<Placement> {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?.trim().to_string();
         #[cfg(unix)]
         let parent = format!("/proc/{}/status", std::os::unix::process::parent_id());
@@ -76,18 +76,18 @@ impl Place {
         let parent = String::new();
         let allowed = allowed("/proc/self/status")?;
         let launcher = self::allowed(&parent).unwrap_or_else(|| allowed.clone());
-        Some(Place { host, allowed, launcher })
+        Some(Placement { host, allowed, launcher })
     }
 
     /// Parses the text that [`Display`](fmt::Display) writes.
-    pub fn parse(text: &str) -> Option<Place> {
+    pub fn parse(text: &str) -> Option<Placement> {
         let mut parts = text.split(' ');
         let (host, allowed, launcher) = (parts.next()?, parts.next()?, parts.next()?);
-        Some(Place { host: host.to_string(), allowed: allowed.parse().ok()?, launcher: launcher.parse().ok()? })
+        Some(Placement { host: host.to_string(), allowed: allowed.parse().ok()?, launcher: launcher.parse().ok()? })
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Placement {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{} {} {}", self.host, self.allowed, self.launcher)
     }
@@ -100,29 +100,29 @@ fn allowed(status: &str) -> Option<Cores> {
 
 /// The cores of rank `rank`, one thread each: the rank's own, or its share of those that several ranks may use. `None`,
 /// which means that nothing is bound, if there are more ranks than cores, or if ranks share only some of their cores.
-pub fn divide(places: &[Place], rank: usize) -> Option<Cores> {
-    let own = &places[rank];
-    let neighbours: Vec<usize> = (0..places.len()).filter(|&other| places[other].host == own.host).collect();
-    let disjoint = |other: &&usize| places[**other].allowed.0.is_disjoint(&own.allowed.0);
+pub fn divide(placements: &[Placement], rank: usize) -> Option<Cores> {
+    let own = &placements[rank];
+    let neighbours: Vec<usize> = (0..placements.len()).filter(|&other| placements[other].host == own.host).collect();
+    let disjoint = |other: &&usize| placements[**other].allowed.0.is_disjoint(&own.allowed.0);
     let sharing: Vec<&usize> = neighbours.iter().filter(|other| !disjoint(other)).collect();
-    if sharing.iter().any(|&&other| places[other].allowed != own.allowed) || sharing.len() > own.allowed.0.len() {
+    if sharing.iter().any(|&&other| placements[other].allowed != own.allowed) || sharing.len() > own.allowed.0.len() {
         return None;
     }
-    let place = sharing.iter().position(|&&other| other == rank)?;
-    let range = shard(own.allowed.0.len(), place, sharing.len());
+    let index = sharing.iter().position(|&&other| other == rank)?;
+    let range = shard(own.allowed.0.len(), index, sharing.len());
     Some(Cores(own.allowed.0.iter().copied().skip(range.start).take(range.len()).collect()))
 }
 
 /// A sentence for each machine on which the launch leaves cores idle or runs more threads than cores; `threads` is the
 /// number of threads per rank, if one was requested.
-pub fn hints(places: &[Place], threads: Option<usize>) -> Vec<String> {
-    let hosts: BTreeSet<&str> = places.iter().map(|place| place.host.as_str()).collect();
+pub fn hints(placements: &[Placement], threads: Option<usize>) -> Vec<String> {
+    let hosts: BTreeSet<&str> = placements.iter().map(|placement| placement.host.as_str()).collect();
     let mut hints = Vec::new();
     for host in hosts {
-        let here: Vec<usize> = (0..places.len()).filter(|&rank| places[rank].host == host).collect();
-        let all: BTreeSet<usize> = here.iter().flat_map(|&rank| places[rank].launcher.0.iter().copied()).collect();
-        let used: BTreeSet<usize> = here.iter().flat_map(|&rank| places[rank].allowed.0.iter().copied()).collect();
-        let of = |rank: usize| threads.unwrap_or_else(|| divide(places, rank).map_or(1, |cores| cores.0.len()));
+        let here: Vec<usize> = (0..placements.len()).filter(|&rank| placements[rank].host == host).collect();
+        let all: BTreeSet<usize> = here.iter().flat_map(|&rank| placements[rank].launcher.0.iter().copied()).collect();
+        let used: BTreeSet<usize> = here.iter().flat_map(|&rank| placements[rank].allowed.0.iter().copied()).collect();
+        let of = |rank: usize| threads.unwrap_or_else(|| divide(placements, rank).map_or(1, |cores| cores.0.len()));
         let (total, ranks): (usize, usize) = (here.iter().map(|&rank| of(rank)).sum(), here.len());
         let processes = if ranks == 1 { "process" } else { "processes" };
         if total > used.len() {
@@ -147,12 +147,14 @@ pub fn hints(places: &[Place], threads: Option<usize>) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn place(host: &str, allowed: &str) -> Place {
-        Place { host: host.into(), allowed: allowed.parse().unwrap(), launcher: "0-7".parse().unwrap() }
+    fn placement(host: &str, allowed: &str) -> Placement {
+        Placement { host: host.into(), allowed: allowed.parse().unwrap(), launcher: "0-7".parse().unwrap() }
     }
 
-    fn divided(places: &[Place]) -> Vec<String> {
-        (0..places.len()).map(|rank| divide(places, rank).map_or("none".into(), |cores| cores.to_string())).collect()
+    fn divided(placements: &[Placement]) -> Vec<String> {
+        (0..placements.len())
+            .map(|rank| divide(placements, rank).map_or("none".into(), |cores| cores.to_string()))
+            .collect()
     }
 
     #[test]
@@ -161,32 +163,32 @@ mod tests {
             assert_eq!(text.parse::<Cores>().unwrap().to_string(), text);
         }
         assert!("0-x".parse::<Cores>().is_err());
-        let place = place("node1", "0-3,5");
-        assert_eq!(Place::parse(&place.to_string()), Some(place));
+        let placement = placement("node1", "0-3,5");
+        assert_eq!(Placement::parse(&placement.to_string()), Some(placement));
     }
 
     #[test]
     fn unbound_ranks_of_a_machine_divide_its_cores() {
-        let places = [place("a", "0-7"), place("b", "0-7"), place("a", "0-7"), place("a", "0-7")];
-        assert_eq!(divided(&places), ["0-1", "0-7", "2-4", "5-7"]);
-        assert!(hints(&places, None).is_empty(), "{:?}", hints(&places, None));
+        let placements = [placement("a", "0-7"), placement("b", "0-7"), placement("a", "0-7"), placement("a", "0-7")];
+        assert_eq!(divided(&placements), ["0-1", "0-7", "2-4", "5-7"]);
+        assert!(hints(&placements, None).is_empty(), "{:?}", hints(&placements, None));
     }
 
     #[test]
     fn bound_ranks_keep_their_cores_and_idle_ones_are_told() {
-        let places = [place("a", "0"), place("a", "1")];
-        assert_eq!(divided(&places), ["0", "1"]);
-        let hint = &hints(&places, None)[0];
+        let placements = [placement("a", "0"), placement("a", "1")];
+        assert_eq!(divided(&placements), ["0", "1"]);
+        let hint = &hints(&placements, None)[0];
         assert!(hint.contains("a: 2 processes with 2 threads in all leave 6 of 8 cores idle"), "{hint}");
     }
 
     #[test]
     fn doubled_cores_are_told() {
-        let crowd: Vec<Place> = (0..9).map(|_| place("a", "0-7")).collect();
+        let crowd: Vec<Placement> = (0..9).map(|_| placement("a", "0-7")).collect();
         assert_eq!(divided(&crowd)[4], "none");
         assert!(hints(&crowd, None)[0].contains("9 threads in all share 8 of 8 cores"));
-        let pair = [place("a", "0-7"), place("a", "0-7")];
+        let pair = [placement("a", "0-7"), placement("a", "0-7")];
         assert!(hints(&pair, Some(8))[0].contains("16 threads in all share 8"));
-        assert_eq!(divided(&[place("a", "0-3"), place("a", "2-7")]), ["none", "none"]);
+        assert_eq!(divided(&[placement("a", "0-3"), placement("a", "2-7")]), ["none", "none"]);
     }
 }

@@ -16,7 +16,7 @@ mod none;
 #[cfg(not(feature = "mpi"))]
 use none::Link;
 
-pub use cores::{Cores, Place, divide, hints};
+pub use cores::{Cores, Placement, divide, hints};
 
 use crate::{Error, Result};
 use std::ops::Range;

@@ -110,8 +110,8 @@ impl Link {
     pub(super) fn gather_text(&self, text: &str) -> Vec<String> {
         let (world, _turn) = self.turn();
         let mut own = [0u8; LONGEST_TEXT];
-        for (place, byte) in own.iter_mut().zip(text.bytes()) {
-            *place = byte;
+        for (slot, byte) in own.iter_mut().zip(text.bytes()) {
+            *slot = byte;
         }
         let mut all = vec![0u8; LONGEST_TEXT * self.count];
         world.all_gather_into(&own[..], &mut all[..]);

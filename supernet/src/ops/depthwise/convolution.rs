@@ -60,9 +60,9 @@ pub(crate) fn input_gradient_rows(
     assert!(flipped.len() >= shape.taps() * SLICE && (stride == 1 || stride == 2) && width <= SLICE);
     // Input pixels of one parity see the taps of one parity (of the flipped kernel, whose size is odd): the first such
     // tap, the first output pixel that it meets, and the number of pixels.
-    let parity = |place: usize| (place + padding) % stride;
-    let first = |place: usize| (place + parity(place) + output.border * stride - padding) / stride;
-    let count = |places: &Range<usize>| places.len().div_ceil(stride);
+    let parity = |position: usize| (position + padding) % stride;
+    let first = |position: usize| (position + parity(position) + output.border * stride - padding) / stride;
+    let count = |positions: &Range<usize>| positions.len().div_ceil(stride);
     for row in rows.start..rows.end.min(rows.start + stride) {
         for column in 0..shape.width.min(stride) {
             let of_parity = (row..rows.end, column..shape.width);

@@ -153,8 +153,8 @@ impl Gradient {
             }
             for (row, sums) in sums.iter().enumerate() {
                 for (kx, &sum) in sums.iter().enumerate() {
-                    let place = self.gradient.add(((ky + row) * K + kx) * SLICE + lane);
-                    S::store(place, S::add(S::load(place), sum));
+                    let target = self.gradient.add(((ky + row) * K + kx) * SLICE + lane);
+                    S::store(target, S::add(S::load(target), sum));
                 }
             }
         }
@@ -184,8 +184,8 @@ impl Gradient {
                                 sum = S::mul_add(S::load(input.add(x * self.stride * SLICE)), g, sum);
                             }
                         }
-                        let place = self.gradient.add((ky * self.kernel + kx) * SLICE + lane);
-                        S::store(place, S::add(S::load(place), sum));
+                        let target = self.gradient.add((ky * self.kernel + kx) * SLICE + lane);
+                        S::store(target, S::add(S::load(target), sum));
                         lane += S::LANES;
                     }
                 }

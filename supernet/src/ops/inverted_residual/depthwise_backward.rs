@@ -74,11 +74,11 @@ impl MiddleGradient<'_> {
         let of_slice = |values: &[f32]| lanes(values, first, width);
         let images = self.layout.images(group..group + 1);
         let pixels = images.start * self.layout.pixels..images.end * self.layout.pixels;
-        let place = self.layout.group(group, slice);
+        let range = self.layout.group(group, slice);
         let of_images = images.start * m..images.end * m;
         MiddleGradientSlice {
-            y2: self.y2[place.clone()].as_chunks().0,
-            g2: self.g2.map(|g2| g2[place].as_chunks().0),
+            y2: self.y2[range.clone()].as_chunks().0,
+            g2: self.g2.map(|g2| g2[range].as_chunks().0),
             g3: &self.g3[pixels.start * self.stride..pixels.end * self.stride],
             stride: self.stride,
             weight: &self.project[slice],
@@ -234,11 +234,11 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                             }
                         }
                         Some((expand, _)) => {
-                            let place = made * columns * SLICE;
+                            let offset = made * columns * SLICE;
                             let y1 = match kept {
-                                Some(y1) => &y1[place..],
+                                Some(y1) => &y1[offset..],
                                 None => {
-                                    let y1 = &mut made_y1[place..];
+                                    let y1 = &mut made_y1[offset..];
                                     expand.convolve(x, columns, made..needed, images.len(), y1);
                                     y1
                                 }

@@ -366,11 +366,11 @@ impl Kernel for AddNormGradient<'_> {
                 // stored. `constant` holds `n`. The CPU has `S` by this function's contract.
                 unsafe {
                     let constant = S::load_up_to(constant[c..].as_ptr(), n - c);
-                    for place in (c..dx.len()).step_by(n) {
-                        let own = dx.as_mut_ptr().add(place);
+                    for offset in (c..dx.len()).step_by(n) {
+                        let own = dx.as_mut_ptr().add(offset);
                         let mut sum = S::add(S::load_up_to(own, n - c), constant);
                         if let Some(residual) = self.residual {
-                            sum = S::add(sum, S::load_up_to(residual.as_ptr().add(start + place), n - c));
+                            sum = S::add(sum, S::load_up_to(residual.as_ptr().add(start + offset), n - c));
                         }
                         S::store_up_to(own, sum, n - c);
                     }

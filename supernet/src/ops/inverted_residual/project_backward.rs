@@ -230,11 +230,11 @@ impl<A: Act> Kernel for ProjectBackward<'_, A> {
                 let scale = lanes(&self.affine2.scale, first, width);
                 let shift = lanes(&self.affine2.shift, first, width);
                 let weight_gradient = &mut weight_gradient[first * stride..][..width * stride];
-                let place = layout.group(group, slice);
-                let y2 = self.y2[place.clone()].as_chunks::<SLICE>().0;
+                let range = layout.group(group, slice);
+                let y2 = self.y2[range.clone()].as_chunks::<SLICE>().0;
                 // All pixels of a group of images, or a part of one image.
                 for (chunk, (y2, g3)) in y2.chunks(CHUNK).zip(g3.chunks(CHUNK * stride)).enumerate() {
-                    let of_chunk = place.start + chunk * CHUNK * SLICE;
+                    let of_chunk = range.start + chunk * CHUNK * SLICE;
                     let g = match &self.g2 {
                         None => &mut tile[..y2.len() * SLICE],
                         // SAFETY: the range is this chunk of this slice of this group. No concurrent kernel has the
