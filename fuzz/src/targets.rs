@@ -1,4 +1,4 @@
-//! One function per parser, called like the commands call it: on files in a folder of its own.
+//! The fuzzed parsers, a function each, called like the commands call them: on files in a separate folder.
 
 use anyhow::anyhow;
 use ofa_evaluate::model::{PublishedNetwork, tensor_shapes};
@@ -28,7 +28,7 @@ impl<E: std::fmt::Display> From<E> for Fault {
         let text = error.to_string();
         // One sentence, since people read it in a terminal.
         if text.len() > 2000 || text.contains(char::is_control) {
-            return Fault::Wrong(format!("an error of {} bytes that is no line: {text:?}", text.len()));
+            return Fault::Wrong(format!("an error of {} bytes that is not a single line: {text:?}", text.len()));
         }
         Fault::Refused(text)
     }
