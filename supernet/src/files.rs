@@ -334,7 +334,7 @@ mod tests {
         fs::write(&blocked, b"x").unwrap();
         for below in ["", "below", "below/it"] {
             let error = make_folder(&blocked.join(below)).unwrap_err().to_string();
-            assert!(error.contains("file: this is a file, expected a folder"), "{error}");
+            assert!(error.contains("file: this is a file; expected a folder"), "{error}");
         }
         let error = write_atomic(&blocked.join("below"), b"y").unwrap_err().to_string();
         assert!(error.contains("file: this is a file"), "{error}");

@@ -310,7 +310,7 @@ mod tests {
             ("{'ks': 3, 'e': [2, 'a\"b'], 'd': 1}", "'e' holds \"a"),
             ("{'ks': 3, 'e': 1e9, 'd': 1}", "'e' holds"),
             ("{'ks': 3, 'e': 2, 'd': 1.5}", "'d' holds 1.5"),
-            ("{'wid': 1, 'ks': 3, 'e': 2, 'd': 1}", "'wid' is 1, expected null"),
+            ("{'wid': 1, 'ks': 3, 'e': 2, 'd': 1}", "'wid' is 1; expected null"),
             ("{'ks': 3, 'e': 2, 'd': 1, 'r': 32, 'image_size': 32}", "both are given"),
             ("{'ks': [[3]], 'e': 2, 'd': 1}", "'ks' holds [3]"),
         ] {
@@ -320,7 +320,7 @@ mod tests {
         let long = format!("{{'ks': [{}], 'e': 2, 'd': 1}}", "3, ".repeat(40_000));
         let space = SearchSpace::named("tiny").unwrap();
         let error = long.parse::<Setting>().unwrap().subnet(&space, 24).unwrap_err().to_string();
-        assert!(error.contains("'ks' has 40000 entries, this space needs 4"), "{error}");
+        assert!(error.contains("'ks' has 40000 entries; this space needs 4"), "{error}");
         assert!(long.replace("'d'", "'x'").parse::<Setting>().unwrap_err().to_string().len() < 400);
     }
 }

@@ -142,7 +142,7 @@ impl PublishedNetwork {
         let config: Network = match serde_json::from_str(text) {
             Ok(config) => config,
             Err(e) => {
-                return fail(format!("not the description of a published network of MobileNet or ResNet layers: {e}"));
+                return fail(format!("the file describes no published network of MobileNet or ResNet layers: {e}"));
             }
         };
         let network = NetworkSpec {
