@@ -11,7 +11,6 @@ pub use score::Score;
 
 use crate::latency::{Budget, Percentiles, SystemClock, measure_interleaved};
 use crate::model::{Model, ModelConfig, NumberType};
-use crate::runtime::StaticNetwork;
 use crate::{Error, Result, cost};
 use ofa_supernet::Subnet;
 use ofa_supernet::seed::{Stream, generator};
@@ -214,7 +213,7 @@ fn test_accuracy(index: usize, model: &mut Model, test: &mut TestSet, progress: 
 pub fn memory(models: &[Model], batch: usize) -> u64 {
     let largest = models.iter().map(|model| model.config().network.resolution).max().unwrap_or(0) as u64;
     let images = 4 * 3 * largest * largest;
-    let activations = models.iter().map(|model| StaticNetwork::activation_bytes(&model.config().network));
+    let activations = models.iter().map(Model::buffer_bytes);
     (images + activations.sum::<u64>()).saturating_mul(batch as u64)
 }
 

@@ -197,7 +197,7 @@ pub fn memory(space: &SearchSpace, options: &ProfileOptions) -> Result<u64> {
     let subnets = (options.calibration_subnets as u64).saturating_add(options.check_subnets as u64);
     let of = |subnet: Subnet| -> Result<u64> {
         let network = space.network(&Subnet { resolution, ..subnet }, options.classes)?;
-        Ok(StaticNetwork::activation_bytes(&network))
+        StaticNetwork::planned_bytes(&network)
     };
     let mut bytes =
         (4 * 3 * resolution as u64 * resolution as u64).saturating_add(of(space.largest())?.saturating_mul(subnets));

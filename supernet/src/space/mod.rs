@@ -10,20 +10,17 @@
 //! | `choices` | subnets of a space: extremes, samples, neighbours, their number, membership |
 //! | `network_spec` | a static network, layer by layer |
 //! | `layout` | from space and subnet to the static network |
-//! | `macs` | work of a static network |
 //! | `presets` | the spaces that have a name |
 
 mod choices;
 mod difference;
 mod layout;
-mod macs;
 mod network_spec;
 mod presets;
 mod subnet;
 
-pub use network_spec::{
-    BlockSpec, BottleneckSpec, ConvSpec, InvertedResidualSpec, MaxPoolSpec, NetworkSpec, reduced_channels,
-};
+pub use crate::blocks::{BlockSpec, BottleneckSpec, InvertedResidualSpec};
+pub use network_spec::{ConvSpec, MaxPoolSpec, NetworkSpec, reduced_channels};
 pub use presets::{PRESETS, preset};
 pub use subnet::{BlockChoice, Subnet};
 
