@@ -62,6 +62,9 @@ pub struct BenchRow {
     pub file_bytes: u64,
     /// Peak activation memory in bytes ([`cost::peak_activation_bytes`]).
     pub peak_activation_bytes: u64,
+    /// Bytes of the buffers that this runtime plans for the activations of one image: at least the peak, without the images.
+    #[serde(default)]
+    pub buffer_bytes: u64,
     /// One entry for each number of threads and each batch, in the order of the options.
     pub latencies: Vec<Latency>,
 }
@@ -189,6 +192,7 @@ fn row(model: &Model) -> BenchRow {
         parameters: cost::parameters(&config.network),
         file_bytes: model.file_bytes(),
         peak_activation_bytes: cost::peak_activation_bytes(&config.network),
+        buffer_bytes: model.buffer_bytes(),
         latencies: Vec::new(),
     }
 }
