@@ -62,6 +62,9 @@ pub struct BenchRow {
     pub file_bytes: u64,
     /// Peak activation memory in bytes ([`cost::peak_activation_bytes`]).
     pub peak_activation_bytes: u64,
+    /// Bytes of the buffers that this runtime plans for the activations of one image: at least the peak, without the images.
+    #[serde(default)]
+    pub buffer_bytes: u64,
     /// Latencies for each number of threads and batch, in the order of the options.
     pub latencies: Vec<Latency>,
 }
@@ -113,7 +116,7 @@ pub enum BenchStep {
     },
     /// The latency of all models is about to be measured in this setting.
     Latency {
-        /// Number of threads.
+        /// Threads.
         threads: usize,
         /// Images per run.
         batch: usize,
@@ -191,6 +194,7 @@ fn row(model: &Model) -> BenchRow {
         parameters: cost::parameters(&config.network),
         file_bytes: model.file_bytes(),
         peak_activation_bytes: cost::peak_activation_bytes(&config.network),
+        buffer_bytes: model.buffer_bytes(),
         latencies: Vec::new(),
     }
 }
