@@ -406,3 +406,41 @@ fn method(options: &ProfileOptions, calibration: usize, check: usize) -> String 
         options.rounds, options.visit, options.batch, options.seed
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ofa_supernet::space::preset;
+
+    /// Profiles list layers in the order in which these networks have them.
+    #[test]
+    fn networks_of_the_layer_phase() {
+        let networks = |name| {
+            let choices = covering_choices(&preset(name).unwrap()).into_iter();
+            choices.map(|subnet| subnet.to_string()).collect::<Vec<_>>()
+        };
+        let tiny = networks("tiny");
+        assert_eq!(tiny.len(), 2 * 3);
+        assert_eq!(tiny[1], "r16 d2,2 k3,3|3,3 e3,3|3,3");
+        assert_eq!(tiny[3], "r16 d2,2 k5,5|5,5 e2,2|2,2");
+        let proxyless = networks("proxyless-w1.3");
+        assert_eq!(
+            proxyless[8],
+            "r128 d4,4,4,4,4,1 k7,7,7,7|7,7,7,7|7,7,7,7|7,7,7,7|7,7,7,7|7 e6,6,6,6|6,6,6,6|6,6,6,6|6,6,6,6|6,6,6,6|6"
+        );
+        let resnet = networks("resnet-tiny");
+        assert_eq!(
+            resnet,
+            [
+                "r24 w0.5,0.5,0.5,0.5 s1 d2,2 e0.25,0.25|0.25,0.25",
+                "r24 w0.5,0.5,0.5,0.5 s1 d2,2 e0.5,0.5|0.5,0.5",
+                "r24 w0.5,1,0.5,1 s1 d2,2 e0.25,0.25|0.25,0.25",
+                "r24 w0.5,1,0.5,1 s1 d2,2 e0.5,0.5|0.5,0.5",
+                "r24 w1,0.5,1,0.5 s1 d2,2 e0.25,0.25|0.25,0.25",
+                "r24 w1,0.5,1,0.5 s1 d2,2 e0.5,0.5|0.5,0.5",
+                "r24 w1,1,1,1 s1 d2,2 e0.25,0.25|0.25,0.25",
+                "r24 w1,1,1,1 s1 d2,2 e0.5,0.5|0.5,0.5",
+            ]
+        );
+    }
+}
