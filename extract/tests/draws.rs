@@ -2,7 +2,7 @@
 //! what searches find. Each is a digest of a text; a mismatch prints the text's first lines.
 
 use ofa_evaluate::cost;
-use ofa_extract::predictor::features::{active_features, feature_count};
+use ofa_extract::predictor::features::Features;
 use ofa_extract::search::evolution::Evolution;
 use ofa_extract::search::genome::Genome;
 use ofa_extract::search::{Grid, Pareto, Random};
@@ -99,8 +99,9 @@ fn genes_and_their_changes() {
 #[test]
 fn features() {
     let text = |space: &SearchSpace| {
-        let mut text = format!("{}\n", feature_count(space));
-        samples(space).for_each(|subnet| writeln!(text, "{:?}", active_features(space, &subnet).unwrap()).unwrap());
+        let features = Features::new(space);
+        let mut text = format!("{}\n", features.count());
+        samples(space).for_each(|subnet| writeln!(text, "{:?}", features.of(&subnet).unwrap()).unwrap());
         text
     };
     assert_digests(
