@@ -1,5 +1,5 @@
-//! Draws and orders that files and results depend on: the subnets of every preset that a seed draws, genes, features, stages of training and
-//! what searches find. Each is a digest of a text; a mismatch prints the text's first lines.
+//! Draws and orders that files and results depend on: the subnets of every preset that a seed draws, genes, features,
+//! stages of training and what searches find. Each is a digest of a text; a mismatch prints the text's first lines.
 
 use ofa_evaluate::cost;
 use ofa_extract::predictor::features::Features;

@@ -1,13 +1,14 @@
 //! Measuring a device profile.
 //!
-//! 1. *Layers.* For every combination of a block's choices a network of full depth has that combination in all its blocks (with elastic widths one
-//!    for every pair of neighbouring widths); such networks at all resolutions hold every distinct layer of the space. They run in turn, round
-//!    after round, timed layer by layer; each visit's first run does not count. A layer's time is the median over all its occurrences.
-//! 2. *Subnets.* The smallest, the largest and random subnets are run end to end, interleaved. Some fit the calibration,
-//!    the others check it.
+//! 1. *Layers.* For every combination of a block's choices a network of full depth has that combination in all its
+//!    blocks (with elastic widths one for every pair of neighbouring widths); such networks at all resolutions hold
+//!    every distinct layer of the space. They run in turn, round after round, timed layer by layer; each visit's first
+//!    run does not count. A layer's time is the median over all its occurrences.
+//! 2. *Subnets.* The smallest, the largest and random subnets are run end to end, interleaved. Some fit the
+//!    calibration, the others check it.
 //!
-//! Half of the layer rounds run before the subnets and half after them, and calibration and check subnets take turns, so
-//! a machine that changes speed meanwhile treats all alike.
+//! Half of the layer rounds run before the subnets and half after them, and calibration and check subnets take turns,
+//! so a machine that changes speed meanwhile treats all alike.
 
 use super::unfinished::Unfinished;
 use super::{
@@ -18,7 +19,7 @@ use crate::runtime::StaticNetwork;
 use crate::{Error, Result, cost};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::dimension::{At, assemble};
-use ofa_supernet::space::{NetworkSpec, Place, Scope, SearchSpace, Subnet};
+use ofa_supernet::space::{NetworkSpec, Place, SearchSpace, Subnet};
 use rand::Rng;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -26,8 +27,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// Bytes of weights in memory at once. More subnets are measured group by group, each with subnets of both kinds; more networks of the
-/// layer phase are made anew for each round.
+/// Bytes of weights in memory at once. More subnets are measured group by group, each with subnets of both kinds; more
+/// networks of the layer phase are made anew for each round.
 const GROUP_BYTES: u64 = 512 << 20;
 
 /// How to make a profile.
@@ -113,11 +114,13 @@ pub struct ProfileProgress {
 /// Told about every step; `Break` ends the measurement with [`ofa_supernet::Error::Interrupted`].
 pub type Progress<'a> = dyn FnMut(ProfileProgress) -> ControlFlow<()> + Send + 'a;
 
-/// Measures this machine's profile for `space`; see the module's text for the method. With a path in `unfinished`, what is measured is kept
-/// there after each round, and a measurement that was stopped goes on from that file; whoever saves the profile removes it.
+/// Measures this machine's profile for `space`; see the module's text for the method. With a path in `unfinished`, what
+/// is measured is kept there after each round, and a measurement that was stopped goes on from that file; whoever saves
+/// the profile removes it.
 ///
 /// # Errors
-/// Impossible options, a space with fewer than two subnets, an interruption through `progress`, a file that cannot be written.
+/// Impossible options, a space with fewer than two subnets, an interruption through `progress`, a file that cannot be
+/// written.
 pub fn measure(
     space: &SearchSpace,
     options: &ProfileOptions,
@@ -204,10 +207,11 @@ pub fn memory(space: &SearchSpace, options: &ProfileOptions) -> Result<u64> {
     Ok(bytes.saturating_mul(options.batch as u64))
 }
 
-/// Networks that together hold every distinct layer of the space: those of [`covering_choices`], each for every size of the images.
+/// Networks that together hold every distinct layer of the space: those of [`covering_choices`], each for every size of
+/// the images.
 pub(super) fn covering_networks(space: &SearchSpace, classes: usize) -> Result<Vec<NetworkSpec>> {
     let mut subnets = covering_choices(space);
-    for place in space.places().iter().filter(|place| place.dimension.scope == Scope::Input) {
+    for place in space.places().iter().filter(|place| place.at == At::Input) {
         let with_choices = |subnet: Subnet| {
             (0..place.values.len()).map(move |choice| {
                 let mut subnet = subnet.clone();
@@ -220,9 +224,10 @@ pub(super) fn covering_networks(space: &SearchSpace, classes: usize) -> Result<V
     Ok(subnets.iter().map(|subnet| space.network(subnet, classes)).collect::<ofa_supernet::Result<_>>()?)
 }
 
-/// Subnets of full depth for the smallest images that together hold every distinct layer: each has one value of a dimension in all its
-/// blocks, and at the boundaries two that take turns, in all combinations. A block depends on its own choices, its stage, the boundaries
-/// around it, whether it is the stage's first, and the images; all of these combinations occur.
+/// Subnets of full depth for the smallest images that together hold every distinct layer: each has one value of a
+/// dimension in all its blocks, and at the boundaries two that take turns, in all combinations. A block depends on its
+/// own choices, its stage, the boundaries around it, whether it is the stage's first, and the images; all of these
+/// combinations occur.
 fn covering_choices(space: &SearchSpace) -> Vec<Subnet> {
     let places = space.places();
     // Places with one counter have their values in common; where a place has fewer, it stays at its last.
@@ -242,8 +247,8 @@ fn covering_choices(space: &SearchSpace) -> Vec<Subnet> {
     let subnet = |setting: usize| {
         assemble(&places, |_, place| {
             let last = place.values.len().saturating_sub(1);
-            match (counter(place), place.dimension.scope) {
-                (None, Scope::Input) => 0,
+            match (counter(place), place.at) {
+                (None, At::Input) => 0,
                 (None, _) => last,
                 (Some(number), _) => {
                     let position = counters.iter().position(|(other, _)| *other == number).expect("counted above");
@@ -258,10 +263,11 @@ fn covering_choices(space: &SearchSpace) -> Vec<Subnet> {
 
 /// The networks of the layer phase.
 struct LayerNetworks {
-    /// Each covering network with the numbers of its layers, those of one choice at all resolutions one after the other.
+    /// Each covering network with the numbers of its layers, those of one choice at all resolutions one after the
+    /// other.
     specs: Vec<(NetworkSpec, Vec<usize>)>,
-    /// Weights do not depend on the resolution: one network a choice, resized for each visit. Empty where all of them need too much
-    /// memory; they are then made anew for each round.
+    /// Weights do not depend on the resolution: one network a choice, resized for each visit. Empty where all of them
+    /// need too much memory; they are then made anew for each round.
     networks: Vec<StaticNetwork>,
     /// Every distinct layer in the order of its first occurrence, so that equal runs write equal files.
     layers: Vec<LayerSpec>,

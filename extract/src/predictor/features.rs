@@ -1,11 +1,12 @@
 //! A subnet as the predictor's input: one-hot, so that no choice is assumed to be "more" than another (paper §3.4).
 //!
-//! The vector is, for each block slot (all blocks of all stages at their largest depth), a one-hot of each of the block's choices (all zeros when
-//! the slot is inactive), then one of each other choice in the order of [`SearchSpace::places`]. A depth has none where the slots tell it. Only
-//! the positions of the ones are kept.
+//! The vector is, for each block slot (all blocks of all stages at their largest depth), a one-hot of each of the
+//! block's choices (all zeros when the slot is inactive), then one of each other choice in the order of
+//! [`SearchSpace::places`]. A depth has none where the slots tell it. Only the positions of the ones are kept.
 
 use crate::Result;
-use ofa_supernet::space::{Place, Scope};
+use ofa_supernet::space::Place;
+use ofa_supernet::space::dimension::At;
 use ofa_supernet::{SearchSpace, Subnet};
 use std::ops::Range;
 
@@ -31,7 +32,8 @@ impl Features {
     /// The features of `space`.
     pub fn new(space: &SearchSpace) -> Self {
         let all = space.places();
-        let told_by_slots = |number: usize| all.iter().any(|place| place.needs.is_some_and(|need| need.place == number));
+        let told_by_slots =
+            |number: usize| all.iter().any(|place| place.needs.is_some_and(|need| need.place == number));
         let (mut places, mut count) = (Vec::new(), 0);
         for of_slot in [true, false] {
             for (number, place) in all.iter().enumerate() {
@@ -82,7 +84,7 @@ impl Features {
 }
 
 fn is_of_slot(place: &Place) -> bool {
-    place.dimension.scope == Scope::Block
+    matches!(place.at, At::Block { .. })
 }
 
 #[cfg(test)]
@@ -100,7 +102,8 @@ mod tests {
         assert_eq!(groups(&space, 6), [15..17, 17..20, 20..23]);
         let subnet = "r24 d1,2 k5|3,5 e2|4,3".parse().unwrap();
         assert_eq!(Features::new(&space).of(&subnet).unwrap(), [1, 2, 10, 14, 16, 18, 21]);
-        // resnet-tiny: resolutions 24,32; one kernel; expand 0.25,0.5; depth up to 2; two stages; widths 0.5,1 at four places.
+        // resnet-tiny: resolutions 24,32; one kernel; expand 0.25,0.5; depth up to 2; two stages; widths 0.5,1 at four
+        // places.
         let resnet = SearchSpace::named("resnet-tiny").unwrap();
         assert_eq!(Features::new(&resnet).count(), 4 * 3 + 2 + 2 + 4 * 2);
         assert_eq!(groups(&resnet, 7), [10..12, 12..14, 14..16, 16..18, 18..20, 20..22, 22..24]);

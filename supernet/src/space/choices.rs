@@ -6,7 +6,8 @@ use crate::{Error, Result};
 use rand::Rng;
 
 impl SearchSpace {
-    /// Number of boundaries with a width multiplier: inside the stem, after it, and after each stage; 0 where widths are not elastic.
+    /// Number of boundaries with a width multiplier: inside the stem, after it, and after each stage; 0 where widths
+    /// are not elastic.
     pub fn width_choices(&self) -> usize {
         if self.width_multipliers.is_empty() { 0 } else { 2 + self.stages.len() }
     }
@@ -26,8 +27,9 @@ impl SearchSpace {
         assemble(&self.places(), |_, place| place.values.len() / 2)
     }
 
-    /// A random subnet: every choice is drawn uniformly and alone (paper §3.3), in the order of [`places`](Self::places) and only for active
-    /// blocks, so that equal networks are equally likely to be drawn whatever the inactive ones would be.
+    /// A random subnet: every choice is drawn uniformly and alone (paper §3.3), in the order of
+    /// [`places`](Self::places) and only for active blocks, so that equal networks are equally likely to be drawn
+    /// whatever the inactive ones would be.
     pub fn sample(&self, rng: &mut impl Rng) -> Subnet {
         assemble(&self.places(), |_, place| match place.values.len() {
             0 => 0,
@@ -160,7 +162,8 @@ mod tests {
 
     #[test]
     fn a_resnet_counts_and_checks_its_own_choices() {
-        // Reference: 3 depths a stage around 2, 2, 4, 2 blocks, 3 expand ratios, 6 widths of 3, the stem block there or not.
+        // Reference: 3 depths a stage around 2, 2, 4, 2 blocks, 3 expand ratios, 6 widths of 3, the stem block there or
+        // not.
         let space = preset("resnet50d").unwrap();
         let blocks = |least: i32| (least..least + 3).map(|d| 3f64.powi(d)).sum::<f64>();
         let expected = 2.0 * 3f64.powi(6) * blocks(2).powi(3) * blocks(4);

@@ -1,8 +1,9 @@
 //! The elastic dimensions as data: what a subnet chooses, where, and among which values.
 //!
-//! [`DIMENSIONS`] describes each dimension once, and [`SearchSpace::places`] lists every choice of a space's subnets. Text form, samples, genes,
-//! features, stages of training, profiles and tables of costs go over these lists. A new dimension is a row here and an arm in the functions of
-//! [`Dimension`]; only the layers that it shapes know it by name.
+//! [`DIMENSIONS`] describes each dimension once, and [`SearchSpace::places`] lists every choice of a space's subnets.
+//! Text form, samples, genes, features, stages of training, profiles and tables of costs go over these lists. A new
+//! dimension is a row here and an arm in the functions of [`Dimension`]; only the layers that it shapes know it by
+//! name.
 
 use super::{BlockChoice, Ratio, SearchSpace, Subnet};
 use std::fmt;
@@ -56,7 +57,8 @@ pub enum Scope {
     Input,
     /// The layers before the first block.
     Stem,
-    /// The channels between two parts of the network. Parts are the stem and each stage; the first boundary lies inside the stem.
+    /// The channels between two parts of the network. Parts are the stem and each stage; the first boundary lies inside
+    /// the stem.
     Boundary,
     /// A stage.
     Stage,
@@ -148,8 +150,8 @@ impl Dimension {
         }
     }
 
-    /// Sets the value at a place. A subnet is written from empty in the order of places: boundaries and stages that it lacks are added. A
-    /// stage that grows repeats its last block.
+    /// Sets the value at a place. A subnet is written from empty in the order of places: boundaries and stages that it
+    /// lacks are added. A stage that grows repeats its last block.
     pub(super) fn set(&self, subnet: &mut Subnet, at: At, value: Value) {
         match (self.field, at) {
             (Field::Resolution, _) => subnet.resolution = value.count(),
@@ -232,8 +234,8 @@ pub struct Place {
     pub dimension: &'static Dimension,
     /// What it is chosen for.
     pub at: At,
-    /// The values to choose from, ascending. Empty where the space has no such choice, though its subnets have the value 0 there: nothing is
-    /// drawn, and there is nothing to learn, but the gene exists.
+    /// The values to choose from, ascending. Empty where the space has no such choice, though its subnets have the
+    /// value 0 there: nothing is drawn, and there is nothing to learn, but the gene exists.
     pub values: Arc<[Value]>,
     /// When a subnet has the place; `None`: always.
     pub needs: Option<Need>,
@@ -271,8 +273,8 @@ impl Place {
         self.at.stage()
     }
 
-    /// Number of the value that `subnet` has here, 0 where there is nothing to choose; `None` if it lacks the place or its value is not
-    /// among the space's.
+    /// Number of the value that `subnet` has here, 0 where there is nothing to choose; `None` if it lacks the place or
+    /// its value is not among the space's.
     pub fn choice(&self, subnet: &Subnet) -> Option<usize> {
         let value = self.value(subnet)?;
         match &self.values[..] {
@@ -298,8 +300,8 @@ impl Place {
     }
 }
 
-/// The subnet for which `choose` gives the number of each value, from a place's number and the place. It is asked in order, and only for places
-/// that the subnet has.
+/// The subnet for which `choose` gives the number of each value, from a place's number and the place. It is asked in
+/// order, and only for places that the subnet has.
 pub fn assemble(places: &[Place], mut choose: impl FnMut(usize, &Place) -> usize) -> Subnet {
     let mut subnet = Subnet { resolution: 0, widths: Vec::new(), stem_blocks: 0, stages: Vec::new() };
     for (number, place) in places.iter().enumerate() {
@@ -315,12 +317,12 @@ pub fn assemble(places: &[Place], mut choose: impl FnMut(usize, &Place) -> usize
 }
 
 impl SearchSpace {
-    /// Every choice of the space's subnets: first those of the whole network, then for each stage its own and those of each of its blocks, each
-    /// in the order of [`DIMENSIONS`]. A place that another one needs comes before it.
+    /// Every choice of the space's subnets: first those of the whole network, then for each stage its own and those of
+    /// each of its blocks, each in the order of [`DIMENSIONS`]. A place that another one needs comes before it.
     pub fn places(&self) -> Vec<Place> {
         let mut places = Vec::new();
         let place = |dimension, at: At, needs, repeats| {
-            let values = self.list(dimension, at.stage().unwrap_or(0)).values();
+            let values = self.list(dimension, at).values();
             Place { dimension, at, values, needs, repeats }
         };
         for dimension in &DIMENSIONS {
@@ -355,12 +357,13 @@ impl SearchSpace {
 
     /// Whether `value` is one of those of `dimension` at a place of the space.
     pub(super) fn allows(&self, dimension: &Dimension, at: At, value: Value) -> bool {
-        let list = self.list(dimension, at.stage().unwrap_or(0));
+        let list = self.list(dimension, at);
         list.contains(value) || (list.is_empty() && value == Value(0))
     }
 
-    /// The values of `dimension`: those of `stage`, where it has its own, otherwise the space's.
-    fn list(&self, dimension: &Dimension, stage: usize) -> List<'_> {
+    /// The values of `dimension` at a place: those of its stage, where that has its own, otherwise the space's.
+    fn list(&self, dimension: &Dimension, at: At) -> List<'_> {
+        let stage = at.stage().unwrap_or(0);
         match dimension.field {
             Field::Resolution => List::Counts(&self.resolutions),
             Field::StemBlocks => List::Counts(&self.stem.depths),

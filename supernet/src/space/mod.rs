@@ -1,8 +1,9 @@
 //! The search space, one subnet of it, and the static network that a subnet stands for.
 //!
-//! A [`SearchSpace`] is data: a family's stages plus the choices of the elastic dimensions (resolution, depth, kernel size,
-//! expand ratio; paper §3.1; ResNets also the width multiplier). A [`Subnet`] is one choice of each. [`SearchSpace::network`]
-//! turns the pair into a [`NetworkSpec`], the layer list that cost, latency, export and inference read.
+//! A [`SearchSpace`] is data: a family's stages plus the choices of the elastic dimensions (resolution, depth, kernel
+//! size, expand ratio; paper §3.1; ResNets also the width multiplier). A [`Subnet`] is one choice of each.
+//! [`SearchSpace::network`] turns the pair into a [`NetworkSpec`], the layer list that cost, latency, export and
+//! inference read.
 //!
 //! | file | concern |
 //! | --- | --- |
@@ -68,7 +69,8 @@ impl fmt::Display for Activation {
 #[serde(try_from = "f64", into = "f64")]
 pub struct Ratio(u32);
 
-/// Middle channels of a block as a multiple of its input channels (inverted residuals) or of its output channels (bottlenecks).
+/// Middle channels of a block as a multiple of its input channels (inverted residuals) or of its output channels
+/// (bottlenecks).
 pub type ExpandRatio = Ratio;
 
 impl Ratio {
@@ -109,15 +111,16 @@ pub enum Family {
     MobileNetV3,
     /// MobileNetV2's inverted residual blocks with ReLU6, in ProxylessNAS's widths (Cai et al., ICLR 2019).
     ProxylessNas,
-    /// ResNet-D's bottlenecks with average-pool shortcuts and a stem of three convolutions (He et al., CVPR 2019), with the elastic
-    /// dimensions of the published ResNet-50D supernet: stem block, depth, expand ratio, and a width multiplier for each stage.
+    /// ResNet-D's bottlenecks with average-pool shortcuts and a stem of three convolutions (He et al., CVPR 2019), with
+    /// the elastic dimensions of the published ResNet-50D supernet: stem block, depth, expand ratio, and a width
+    /// multiplier for each stage.
     #[serde(rename = "resnet_d")]
     ResNetD,
 }
 
 impl Family {
-    /// Whether the network consists of bottlenecks after a deep stem, and the classifier follows the last block; otherwise of inverted
-    /// residuals between a first block and a head.
+    /// Whether the network consists of bottlenecks after a deep stem, and the classifier follows the last block;
+    /// otherwise of inverted residuals between a first block and a head.
     pub fn has_bottlenecks(self) -> bool {
         self == Family::ResNetD
     }
@@ -161,8 +164,8 @@ pub struct Stage {
     /// Whether the blocks have squeeze-excite (inverted residuals only).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub squeeze_excite: bool,
-    /// Elastic numbers of blocks in place of the space's; a single one is never elastic (the last stage of ProxylessNAS has one
-    /// block). How training narrows them says [`SearchSpace::narrowed`]. Empty: the space's.
+    /// Elastic numbers of blocks in place of the space's; a single one is never elastic (the last stage of ProxylessNAS
+    /// has one block). How training narrows them says [`SearchSpace::narrowed`]. Empty: the space's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depths: Vec<usize>,
     /// Elastic kernel sizes in place of the space's, likewise.
@@ -179,7 +182,8 @@ pub struct Stage {
 pub struct Head {
     /// Channels of the last 1x1 convolution before the width multiplier (MobileNetV3: 960).
     pub feature_channels: usize,
-    /// Width of the layer between pool and classifier before the width multiplier (MobileNetV3: 1280; ProxylessNAS has none).
+    /// Width of the layer between pool and classifier before the width multiplier (MobileNetV3: 1280; ProxylessNAS has
+    /// none).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hidden_channels: Option<usize>,
     /// Activation of both.
@@ -196,8 +200,8 @@ pub struct SearchSpace {
     pub family: Family,
     /// Multiplier on all channel counts, applied with [`make_divisible`].
     pub width_multiplier: f64,
-    /// Elastic multipliers beside that one, ascending: one is chosen for the stem's first convolutions, one for its last, and one for each
-    /// stage. ResNet-D only, empty for the others.
+    /// Elastic multipliers beside that one, ascending: one is chosen for the stem's first convolutions, one for its
+    /// last, and one for each stage. ResNet-D only, empty for the others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub width_multipliers: Vec<Ratio>,
     /// Elastic input resolutions in pixels, ascending.
@@ -238,7 +242,8 @@ pub fn make_divisible(value: f64) -> usize {
 }
 
 impl SearchSpace {
-    /// A preset by name (see [`PRESETS`]; `mbv3-w1.3` and every other width multiplier work as well), or a TOML file by path.
+    /// A preset by name (see [`PRESETS`]; `mbv3-w1.3` and every other width multiplier work as well), or a TOML file by
+    /// path.
     ///
     /// # Errors
     /// An unknown name (with the known ones) or a file that is no valid space.
@@ -380,7 +385,8 @@ impl SearchSpace {
         (0..self.stages.len()).map(|stage| self.max_stage_depth(stage)).sum()
     }
 
-    /// Number of the slot of block `block` of stage `stage`: blocks are counted through all stages at their largest depth.
+    /// Number of the slot of block `block` of stage `stage`: blocks are counted through all stages at their largest
+    /// depth.
     pub fn slot(&self, stage: usize, block: usize) -> usize {
         (0..stage).map(|stage| self.max_stage_depth(stage)).sum::<usize>() + block
     }

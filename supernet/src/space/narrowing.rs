@@ -4,8 +4,8 @@ use super::dimension::{DIMENSIONS, List, Scope, Value};
 use super::{ExpandRatio, Ratio, SearchSpace};
 use serde::{Deserialize, Serialize};
 
-/// Values to choose from, by key of [`DIMENSIONS`]. An empty list means the largest value only; resolutions are the exception: empty
-/// means all of the space, since resolution is elastic from the start.
+/// Values to choose from, by key of [`DIMENSIONS`]. An empty list means the largest value only; resolutions are the
+/// exception: empty means all of the space, since resolution is elastic from the start.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Narrowing {
     /// Resolutions a batch is drawn at (default: all of the space).
@@ -25,7 +25,8 @@ pub struct Narrowing {
     pub width_multipliers: Vec<Ratio>,
 }
 
-/// How progressive shrinking frees the values of a key (paper §3.3). The presets' stages follow one another in this order.
+/// How progressive shrinking frees the values of a key (paper §3.3). The presets' stages follow one another in this
+/// order.
 #[derive(Debug)]
 pub struct Shrinking {
     /// Key of the values.
@@ -102,9 +103,9 @@ impl SearchSpace {
 
     /// The space with the values of `narrowing` only.
     ///
-    /// Lists of single stages and of the stem are narrowed by rank: they keep their largest value where the space's list keeps its largest, and
-    /// so on down. The last value of the shorter list stands for all further ones of the longer, so that what is free in the space is free
-    /// in each stage, and a list of one value stays.
+    /// Lists of single stages and of the stem are narrowed by rank: they keep their largest value where the space's
+    /// list keeps its largest, and so on down. The last value of the shorter list stands for all further ones of the
+    /// longer, so that what is free in the space is free in each stage, and a list of one value stays.
     pub fn narrowed(&self, narrowing: &Narrowing) -> SearchSpace {
         let ranks = |key: &str| {
             let (listed, wanted) = (self.listed(key), narrowing.values(key));

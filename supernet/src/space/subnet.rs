@@ -1,10 +1,12 @@
 //! One subnet, and its one-line text form.
 //!
-//! `r160 d2,3,... k3,5|7,3,3|... e4,6|3,3,4|...`: resolution, depth a stage, then kernel and expand ratio of every active
-//! block, stages separated by `|`. Inactive blocks have no place in it, so two equal networks have one [`Subnet`] and one text.
+//! `r160 d2,3,... k3,5|7,3,3|... e4,6|3,3,4|...`: resolution, depth a stage, then kernel and expand ratio of every
+//! active block, stages separated by `|`. Inactive blocks have no place in it, so two equal networks have one
+//! [`Subnet`] and one text.
 //!
-//! With elastic widths (ResNets) it is `r160 w0.65,1,... s1 d2,3,... e0.2,0.35|...`: after the resolution the width multipliers (stem's
-//! first convolutions, its last, each stage) and the number of residual convolutions in the stem; kernels are left out where all are 3.
+//! With elastic widths (ResNets) it is `r160 w0.65,1,... s1 d2,3,... e0.2,0.35|...`: after the resolution the width
+//! multipliers (stem's first convolutions, its last, each stage) and the number of residual convolutions in the stem;
+//! kernels are left out where all are 3.
 
 use super::dimension::{At, DIMENSIONS, Dimension, Scope, Value};
 use super::{ExpandRatio, Ratio};
@@ -27,7 +29,8 @@ pub struct BlockChoice {
 pub struct Subnet {
     /// Input resolution in pixels.
     pub resolution: usize,
-    /// Width multipliers of the stem's first convolutions, its last, and each stage; empty where widths are not elastic.
+    /// Width multipliers of the stem's first convolutions, its last, and each stage; empty where widths are not
+    /// elastic.
     pub widths: Vec<Ratio>,
     /// Number of residual convolutions in the stem (ResNet-D: 0 or 1; others: 0).
     pub stem_blocks: usize,
@@ -105,7 +108,8 @@ fn parse(text: &str) -> Result<Subnet, String> {
     for (dimension, word) in words(count > 4, count != 5).zip(text.split_whitespace()) {
         columns.push((dimension, rows(dimension, word)?));
     }
-    // The lists of blocks fit the depths. A depth is only a number, and could ask for any amount of memory: stages are made after that.
+    // The lists of blocks fit the depths. A depth is only a number, and could ask for any amount of memory: stages are
+    // made after that.
     let of_scope = |scope| columns.iter().filter(move |(dimension, _)| dimension.scope == scope);
     let depths = of_scope(Scope::Stage).flat_map(|(_, rows)| &rows[0]).collect::<Vec<_>>();
     for (dimension, rows) in of_scope(Scope::Block) {

@@ -35,8 +35,8 @@ const IMAGENET: Schedule = Schedule {
     last: row(120.0, 5.0, 0.0075),
 };
 
-/// The same stages in fewer epochs. The largest network gets a larger share, since it teaches all others and its epochs are
-/// the cheapest; the later stages have too few steps for the paper's small rates.
+/// The same stages in fewer epochs. The largest network gets a larger share, since it teaches all others and its epochs
+/// are the cheapest; the later stages have too few steps for the paper's small rates.
 const SHORT: Schedule = Schedule {
     largest: row(24.0, 1.0, 0.1),
     at_once: row(8.0, 0.5, 0.03),
@@ -50,7 +50,8 @@ impl TrainConfig {
 
     /// A preset with the stages that `space` needs: the largest network, then those of [`SHRINKING`].
     ///
-    /// `imagenet` is the paper's schedule, `cifar` and `tiny` are short ones; [`with_epochs`](Self::with_epochs) stretches any.
+    /// `imagenet` is the paper's schedule, `cifar` and `tiny` are short ones; [`with_epochs`](Self::with_epochs)
+    /// stretches any.
     ///
     /// # Errors
     /// An unknown name, with the known ones.

@@ -42,7 +42,8 @@ pub struct StageConfig {
     /// Sorts channels by importance before this stage, as width stage 1, 2, ... (default: not at all).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sort_channels: Option<usize>,
-    /// Sorts the channels between blocks by importance before this stage, as outer stage 1, 2, ... (default: not at all); ResNets only.
+    /// Sorts the channels between blocks by importance before this stage, as outer stage 1, 2, ... (default: not at
+    /// all); ResNets only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sort_outer_channels: Option<usize>,
 }
@@ -64,11 +65,11 @@ pub enum Sampling {
     /// Each uniformly (Once-for-All, §3.3).
     #[default]
     Uniform,
-    /// The first is the largest, from three subnets on the second is the smallest, the others are uniform (BigNAS, §3.1:
-    /// the sandwich rule). The largest subnet goes on learning while the others catch up.
+    /// The first is the largest, from three subnets on the second is the smallest, the others are uniform (BigNAS,
+    /// §3.1: the sandwich rule). The largest subnet goes on learning while the others catch up.
     Sandwich,
-    /// As a sandwich, but each of the others is the best of `candidates` random subnets of like work, by its loss on the step's images
-    /// (AttentiveNAS, §4: BestUp): what may end on the Pareto front is trained most.
+    /// As a sandwich, but each of the others is the best of `candidates` random subnets of like work, by its loss on
+    /// the step's images (AttentiveNAS, §4: BestUp): what may end on the Pareto front is trained most.
     BestUp,
     /// The same with the worst of them (AttentiveNAS, §4: WorstUp): what lags behind is trained most.
     WorstUp,
@@ -81,8 +82,8 @@ pub enum Teacher {
     /// The network as it stood before the first stage that distils from it (Once-for-All, §3.3).
     #[default]
     Frozen,
-    /// The largest subnet of the same step, which itself learns from the labels alone (BigNAS, §3.1: in-place distillation).
-    /// It costs no forward pass of its own.
+    /// The largest subnet of the same step, which itself learns from the labels alone (BigNAS, §3.1: in-place
+    /// distillation). It costs no forward pass of its own.
     InPlace,
 }
 
@@ -97,9 +98,9 @@ impl StageConfig {
         space.narrowed(&self.narrowing)
     }
 
-    /// Work of one step for one image, in forward passes of the largest subnet. A backward pass counts as two forward passes,
-    /// and a subnet's work is taken as proportional to its mean value of each dimension, to the power that work grows with. Good for
-    /// remaining times only.
+    /// Work of one step for one image, in forward passes of the largest subnet. A backward pass counts as two forward
+    /// passes, and a subnet's work is taken as proportional to its mean value of each dimension, to the power that work
+    /// grows with. Good for remaining times only.
     pub fn relative_cost(&self, space: &SearchSpace) -> f64 {
         let (all, drawn) = (space.places(), self.choices(space).places());
         let most = work(&all, Role::Largest);
@@ -132,8 +133,9 @@ impl StageConfig {
     }
 }
 
-/// Work of a subnet that is largest, smallest or random among those with `places`, in any unit: for each dimension the mean over its places of
-/// the value, of a random subnet the mean value, to the power that work grows with; their product.
+/// Work of a subnet that is largest, smallest or random among those with `places`, in any unit: for each dimension the
+/// mean over its places of the value, of a random subnet the mean value, to the power that work grows with; their
+/// product.
 fn work(places: &[Place], role: Role) -> f64 {
     let of_dimension = |dimension: &Dimension| {
         let of_place = |place: &Place| {
