@@ -27,7 +27,7 @@ impl SearchSpace {
         assemble(&self.places(), |_, place| place.values.len() / 2)
     }
 
-    /// A random subnet: every choice is drawn uniformly and alone (paper §3.3), in the order of
+    /// A random subnet: every choice is drawn uniformly and independently (paper §3.3), in the order of
     /// [`places`](Self::places) and only for active blocks, so that equal networks are equally likely to be drawn
     /// whatever the inactive ones would be.
     pub fn sample(&self, rng: &mut impl Rng) -> Subnet {

@@ -93,7 +93,7 @@ pub struct Dimension {
     pub key: &'static str,
     /// What each choice belongs to.
     pub scope: Scope,
-    /// Whether the value is a number of layers or blocks of which a smaller network has the first.
+    /// Whether the value is a number of layers or blocks; a shallower network has the first ones of a deeper one.
     pub is_depth: bool,
     /// Power of the value that a network's work grows with.
     pub work_exponent: i32,
@@ -179,7 +179,10 @@ impl Dimension {
                 let ratio = text.parse::<f64>().map_err(|_| String::new())?;
                 Ok(Ratio::try_from(ratio)?.into())
             }
-            _ => Ok(text.parse::<usize>().map_err(|_| String::new())?.into()),
+            _ => match text.parse::<usize>() {
+                Ok(count) if Value::from(count).count() == count => Ok(count.into()),
+                _ => Err(String::new()),
+            },
         }
     }
 
@@ -300,8 +303,8 @@ impl Place {
     }
 }
 
-/// The subnet for which `choose` gives the number of each value, from a place's number and the place. It is asked in
-/// order, and only for places that the subnet has.
+/// The subnet for which `choose` gives the number of each value, from a place's number and the place. Places come in
+/// order, and only those that the subnet has.
 pub fn assemble(places: &[Place], mut choose: impl FnMut(usize, &Place) -> usize) -> Subnet {
     let mut subnet = Subnet { resolution: 0, widths: Vec::new(), stem_blocks: 0, stages: Vec::new() };
     for (number, place) in places.iter().enumerate() {
@@ -371,6 +374,52 @@ impl SearchSpace {
             Field::Depth => List::Counts(self.stage_depths(stage)),
             Field::Kernel => List::Counts(self.stage_kernel_sizes(stage)),
             Field::Expand => List::Ratios(self.stage_expand_ratios(stage)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::preset;
+    use super::*;
+
+    #[test]
+    fn values_are_spelled_as_numbers() {
+        for number in [0.001, 0.65, 1.0, 1.05, 2.5, 3.333, 100.0] {
+            let ratio = Ratio::try_from(number).unwrap();
+            assert_eq!(Value::from(ratio).to_string(), ratio.to_string());
+            assert_eq!((Value::from(ratio).ratio(), Value::from(ratio).number()), (ratio, number));
+        }
+        assert_eq!((Value::from(160).to_string(), Value::from(160).count()), ("160".into(), 160));
+    }
+
+    #[test]
+    fn places_come_after_those_that_they_need() {
+        let mut space = preset("tiny").unwrap();
+        space.stages[1].depths = vec![1, 3];
+        let places = space.places();
+        assert_eq!(places.iter().map(|place| place.dimension.letter).collect::<String>(), "rsdkekedkekeke");
+        assert!(places.iter().enumerate().all(|(number, place)| place.needs.is_none_or(|need| need.place < number)));
+        // The second stage: blocks 1 and 2 come with its second depth, and each repeats the block before.
+        let second = |number: usize| (places[number].needs.unwrap(), places[number].repeats);
+        assert_eq!(second(8), (Need { place: 7, least: 0 }, None));
+        assert_eq!(second(10), (Need { place: 7, least: 1 }, Some(8)));
+        assert_eq!(second(13), (Need { place: 7, least: 1 }, Some(11)));
+    }
+
+    #[test]
+    fn a_value_is_set_and_read_where_it_belongs() {
+        let space = preset("resnet-tiny").unwrap();
+        for place in space.places() {
+            let mut subnet = space.smallest();
+            if place.value(&subnet).is_none() {
+                subnet = space.largest();
+            }
+            for choice in 0..place.values.len() {
+                place.choose(&mut subnet, choice);
+                assert_eq!(place.choice(&subnet), Some(choice), "{}", place.description());
+                space.check(&subnet).unwrap();
+            }
         }
     }
 }
