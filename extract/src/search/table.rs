@@ -49,11 +49,15 @@ pub struct Table {
     rows: Vec<Row>,
 }
 
-/// Genes of the stem or a stage.
+/// Genes of the stem, a stage, or what follows the last one.
 #[derive(Debug, Clone, Default)]
 struct Part {
-    /// Boundaries before and after it; none where widths are not elastic.
+    /// Elastic boundaries before and after the part, as far as it has them.
     around: Vec<usize>,
+    /// Values of the boundary before the part; 1 where that is not elastic.
+    before: usize,
+    /// Values of the boundary after the part, likewise.
+    after: usize,
     /// Choices of the part as a whole.
     own: Vec<usize>,
     /// Choices of each block.
@@ -72,21 +76,36 @@ struct Entries {
     blocks: Vec<Vec<f64>>,
 }
 
-/// The parts of a genome: the stem, then the stages.
+/// The parts of a genome: the stem, the stages, and what follows them if it has a boundary of its own.
 fn parts(genome: &Genome) -> Vec<Part> {
-    let mut parts = vec![Part::default()];
+    let mut parts: Vec<Part> = Vec::new();
     let mut boundaries = Vec::new();
     for group in genome.groups() {
-        let part = genome.at(group[0]).stage().map_or(0, |stage| stage + 1);
-        parts.resize((part + 1).max(parts.len()), Part::default());
+        let number = match genome.at(group[0]) {
+            At::Input => continue,
+            At::Stem => 0,
+            At::Boundary(number) => {
+                boundaries.push((number, group[0]));
+                number.saturating_sub(1)
+            }
+            At::Stage(stage) | At::Block { stage, .. } => stage + 1,
+        };
+        parts.resize((number + 1).max(parts.len()), Part { before: 1, after: 1, ..Part::default() });
         match genome.at(group[0]) {
-            At::Input => {}
-            At::Boundary(_) => boundaries.push(group[0]),
-            At::Stem | At::Stage(_) => parts[part].own.push(group[0]),
-            At::Block { .. } => parts[part].blocks.push(group.clone()),
+            At::Stem | At::Stage(_) => parts[number].own.push(group[0]),
+            At::Block { .. } => parts[number].blocks.push(group.clone()),
+            At::Input | At::Boundary(_) => {}
         }
     }
-    parts.iter_mut().zip(boundaries.windows(2)).for_each(|(part, around)| part.around = around.to_vec());
+    for (number, part) in parts.iter_mut().enumerate() {
+        let find = |wanted| boundaries.iter().find(|(boundary, _)| *boundary == wanted).map(|(_, gene)| *gene);
+        for (gene, values) in [(find(number), &mut part.before), (find(number + 1), &mut part.after)] {
+            if let Some(gene) = gene {
+                *values = usize::from(genome.choices(gene));
+                part.around.push(gene);
+            }
+        }
+    }
     parts
 }
 
@@ -94,11 +113,6 @@ impl Part {
     /// The genes of the blocks that the part has in `genes`.
     fn existing<'a>(&'a self, genome: &'a Genome, genes: &'a [u16]) -> impl Iterator<Item = &'a Vec<usize>> {
         self.blocks.iter().take_while(|block| genome.exists(genes, block[0]))
-    }
-
-    /// Values of the boundary on one side: 0 for before, 1 for after.
-    fn widths(&self, genome: &Genome, side: usize) -> usize {
-        self.around.get(side).map_or(1, |&place| usize::from(genome.choices(place)))
     }
 }
 
@@ -137,21 +151,20 @@ impl Table {
             let mut start = genome.zeros();
             genome.set_number(&mut start, genome.input(), input);
             // By the width reached, the smallest value of the parts so far, and their genes.
-            let mut reached = vec![(self.form.neutral(), start); self.parts[0].widths(genome, 0)];
+            let mut reached = vec![(self.form.neutral(), start); self.parts[0].before];
             for (part, entries) in self.parts.iter().zip(row) {
-                let widths = part.widths(genome, 1);
                 let extended = |after: usize| {
                     let from = |before: usize| {
                         let (value, genes) = &reached[before];
                         let mut genes = genes.clone();
-                        let around = before * widths + after;
+                        let around = before * part.after + after;
                         genome.set_number(&mut genes, &part.around, around);
                         let added = self.cheapest(genome, part, &entries[around], &mut genes);
                         (self.form.combine(*value, added), genes)
                     };
                     (0..reached.len()).map(from).min_by(|a, b| a.0.total_cmp(&b.0)).expect("there is a width")
                 };
-                reached = (0..widths).map(extended).collect();
+                reached = (0..part.after).map(extended).collect();
             }
             best = best.into_iter().chain(reached).min_by(|a, b| a.0.total_cmp(&b.0));
         }
@@ -273,7 +286,7 @@ fn row(
             let mut genes = origin.clone();
             genome.set_number(&mut genes, &part.around, around);
             let whole = measure(&genes)?;
-            if around % part.widths(genome, 1) == 0 && index > 0 {
+            if around % part.after == 0 && index > 0 {
                 counted = whole;
             }
             entries.push(part_entries(genome, form, part, &genes, whole, whole - counted, &measure)?);

@@ -57,8 +57,7 @@ pub enum Scope {
     Input,
     /// The layers before the first block.
     Stem,
-    /// The channels between two parts of the network. Parts are the stem and each stage; the first boundary lies inside
-    /// the stem.
+    /// The channels between two parts of the network. Parts are the stem, each stage, and what follows the last one.
     Boundary,
     /// A stage.
     Stage,
@@ -74,7 +73,8 @@ pub enum At {
     Input,
     /// The layers before the first block.
     Stem,
-    /// Boundary number `n` lies before part `n`, boundary `n + 1` after it.
+    /// Boundary number `n` lies before part `n`, boundary `n + 1` after it; the stem is part 0. Boundary 0 lies inside
+    /// the stem.
     Boundary(usize),
     /// A stage.
     Stage(usize),
