@@ -4,11 +4,11 @@
 //!    blocks (with elastic widths one for every pair of neighbouring widths); such networks at all resolutions hold
 //!    every distinct layer of the space. They run in turn, round after round, timed layer by layer; each visit's first
 //!    run does not count. A layer's time is the median over all its occurrences.
-//! 2. *Subnets.* The smallest, the largest and random subnets are run end to end, interleaved. Some fit the
-//!    calibration, the others check it.
+//! 2. *Subnets.* The smallest, the largest and random subnets are run end to end, interleaved. Some fit the calibration,
+//!    the others check it.
 //!
-//! Half of the layer rounds run before the subnets and half after them, and calibration and check subnets take turns,
-//! so a machine that changes speed meanwhile treats all alike.
+//! Half of the layer rounds run before the subnets and half after them, and calibration and check subnets take turns, so
+//! a machine that changes speed meanwhile treats all alike.
 
 use super::unfinished::Unfinished;
 use super::{
@@ -27,8 +27,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// Bytes of weights in memory at once. More subnets are measured group by group, each with subnets of both kinds; more
-/// networks of the layer phase are made anew for each round.
+/// Bytes of weights in memory at once. More subnets are measured group by group, each with subnets of both kinds; more networks of the
+/// layer phase are made anew for each round.
 const GROUP_BYTES: u64 = 512 << 20;
 
 /// How to make a profile.
@@ -114,13 +114,11 @@ pub struct ProfileProgress {
 /// Told about every step; `Break` ends the measurement with [`ofa_supernet::Error::Interrupted`].
 pub type Progress<'a> = dyn FnMut(ProfileProgress) -> ControlFlow<()> + Send + 'a;
 
-/// Measures this machine's profile for `space`; see the module's text for the method. With a path in `unfinished`, what
-/// is measured is kept there after each round, and a measurement that was stopped goes on from that file; whoever saves
-/// the profile removes it.
+/// Measures this machine's profile for `space`; see the module's text for the method. With a path in `unfinished`, what is measured is kept
+/// there after each round, and a measurement that was stopped goes on from that file; whoever saves the profile removes it.
 ///
 /// # Errors
-/// Impossible options, a space with fewer than two subnets, an interruption through `progress`, a file that cannot be
-/// written.
+/// Impossible options, a space with fewer than two subnets, an interruption through `progress`, a file that cannot be written.
 pub fn measure(
     space: &SearchSpace,
     options: &ProfileOptions,
@@ -263,11 +261,10 @@ fn covering_choices(space: &SearchSpace) -> Vec<Subnet> {
 
 /// The networks of the layer phase.
 struct LayerNetworks {
-    /// Each covering network with the numbers of its layers, those of one choice at all resolutions one after the
-    /// other.
+    /// Each covering network with the numbers of its layers, those of one choice at all resolutions one after the other.
     specs: Vec<(NetworkSpec, Vec<usize>)>,
-    /// Weights do not depend on the resolution: one network a choice, resized for each visit. Empty where all of them
-    /// need too much memory; they are then made anew for each round.
+    /// Weights do not depend on the resolution: one network a choice, resized for each visit. Empty where all of them need too much
+    /// memory; they are then made anew for each round.
     networks: Vec<StaticNetwork>,
     /// Every distinct layer in the order of its first occurrence, so that equal runs write equal files.
     layers: Vec<LayerSpec>,
