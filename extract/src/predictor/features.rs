@@ -13,8 +13,8 @@ use std::ops::Range;
 /// The features of a space.
 pub struct Features {
     space: SearchSpace,
-    /// Each choice with a one-hot, and where that begins; ascending.
-    places: Vec<(Place, usize)>,
+    /// Every choice, and where its one-hot begins if it has one; ascending.
+    places: Vec<(Place, Option<usize>)>,
     count: usize,
 }
 
@@ -36,9 +36,10 @@ impl Features {
             |number: usize| all.iter().any(|place| place.needs.is_some_and(|need| need.place == number));
         let (mut places, mut count) = (Vec::new(), 0);
         for of_slot in [true, false] {
-            for (number, place) in all.iter().enumerate() {
-                if is_of_slot(place) == of_slot && !place.values.is_empty() && !told_by_slots(number) {
-                    places.push((place.clone(), count));
+            for (number, place) in all.iter().enumerate().filter(|(_, place)| is_of_slot(place) == of_slot) {
+                let has_features = !place.values.is_empty() && !told_by_slots(number);
+                places.push((place.clone(), has_features.then_some(count)));
+                if has_features {
                     count += place.values.len();
                 }
             }
@@ -53,12 +54,12 @@ impl Features {
 
     /// The one-hots, in order.
     pub fn groups(&self) -> Vec<Group> {
-        let group = |(index, (place, start)): (usize, &(Place, usize))| Group {
-            features: *start..start + place.values.len(),
-            of_slot: is_of_slot(place),
-            is_first: index == 0 || self.places[index - 1].0.at != place.at,
+        let group = |(index, (place, start)): (usize, &(Place, Option<usize>))| {
+            let start = (*start)?;
+            let is_first = index == 0 || self.places[index - 1].0.at != place.at;
+            Some(Group { features: start..start + place.values.len(), of_slot: is_of_slot(place), is_first })
         };
-        self.places.iter().enumerate().map(group).collect()
+        self.places.iter().enumerate().filter_map(group).collect()
     }
 
     /// Positions of the ones in the feature vector of `subnet`, ascending; each is below [`count`](Self::count).
@@ -76,10 +77,19 @@ impl Features {
     /// # Errors
     /// A subnet outside the space.
     pub fn push(&self, subnet: &Subnet, active: &mut Vec<usize>) -> Result<()> {
-        self.space.check(subnet)?;
-        // Blocks that the subnet lacks choose nothing.
-        active.extend(self.places.iter().filter_map(|(place, start)| Some(start + place.choice(subnet)?)));
-        Ok(())
+        let mut push = |(place, start): &(Place, Option<usize>)| match place.choice(subnet) {
+            Some(choice) => {
+                active.extend(start.map(|start| start + choice));
+                true
+            }
+            // Blocks that the subnet lacks choose nothing.
+            None => place.value(subnet).is_none(),
+        };
+        // The search asks about many thousand subnets: the full check only words the error.
+        match self.space.has_parts_of(subnet) && self.places.iter().all(&mut push) {
+            true => Ok(()),
+            false => Ok(self.space.check(subnet)?),
+        }
     }
 }
 

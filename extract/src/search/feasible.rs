@@ -31,12 +31,12 @@ fn descend(genome: &Genome, starts: &[Genes], cost: &dyn Fn(&[u16]) -> Result<f6
         loop {
             let before = value;
             for group in genome.groups() {
-                if genome.input().contains(&group[0]) || !genome.exists(&genes, group[0]) {
+                if genome.input().contains(&group.start) || !genome.exists(&genes, group.start) {
                     continue;
                 }
-                for number in 0..genome.numbers(group) {
+                for number in 0..genome.numbers(group.clone()) {
                     let mut other = genes.clone();
-                    genome.set_number(&mut other, group, number);
+                    genome.set_number(&mut other, group.clone(), number);
                     let cheaper = cost(&other)?;
                     if cheaper < value {
                         (value, genes) = (cheaper, other);

@@ -26,9 +26,9 @@ pub struct Genome {
     /// Genes after each gene among which are all that need it.
     needing: Vec<Range<usize>>,
     /// Genes that are chosen together: those of each block, all others alone.
-    groups: Vec<Vec<usize>>,
+    groups: Vec<Range<usize>>,
     /// Genes of the images.
-    input: Vec<usize>,
+    input: Range<usize>,
 }
 
 impl Genome {
@@ -49,19 +49,19 @@ impl Genome {
         let needs: Vec<_> =
             places.iter().map(|place| place.needs.map(|need| (need.place, need.least as u16))).collect();
         let mut needing = vec![0..0; places.len()];
-        let mut groups: Vec<Vec<usize>> = Vec::new();
+        let mut groups: Vec<Range<usize>> = Vec::new();
         for (gene, place) in places.iter().enumerate() {
             if let Some((needed, _)) = needs[gene] {
                 needing[needed] = needed + 1..gene + 1;
             }
             match groups.last_mut() {
-                Some(group) if matches!(place.at, At::Block { .. }) && places[group[0]].at == place.at => {
-                    group.push(gene);
+                Some(group) if matches!(place.at, At::Block { .. }) && places[group.start].at == place.at => {
+                    group.end += 1;
                 }
-                _ => groups.push(vec![gene]),
+                _ => groups.push(gene..gene + 1),
             }
         }
-        let input = (0..places.len()).filter(|&gene| places[gene].at == At::Input).collect();
+        let input = 0..places.iter().take_while(|place| place.at == At::Input).count();
         Ok(Genome { space: space.clone(), places, choices, needs, needing, groups, input })
     }
 
@@ -91,12 +91,12 @@ impl Genome {
     }
 
     /// Positions of the genes of the images.
-    pub fn input(&self) -> &[usize] {
-        &self.input
+    pub fn input(&self) -> Range<usize> {
+        self.input.clone()
     }
 
     /// Positions of the genes that are chosen together, in order: those of each block, all others alone.
-    pub fn groups(&self) -> &[Vec<usize>] {
+    pub fn groups(&self) -> &[Range<usize>] {
         &self.groups
     }
 
@@ -165,9 +165,9 @@ impl Genome {
     }
 
     /// Sets the existing genes in `places` so that, as the digits of a number, they read `number`.
-    pub fn set_number(&self, genes: &mut [u16], places: &[usize], number: usize) {
+    pub fn set_number(&self, genes: &mut [u16], places: impl DoubleEndedIterator<Item = usize>, number: usize) {
         let mut rest = number;
-        for &place in places.iter().rev() {
+        for place in places.rev() {
             let choices = usize::from(self.choices[place]);
             self.set(genes, place, (rest % choices) as u16);
             rest /= choices;
@@ -175,13 +175,13 @@ impl Genome {
     }
 
     /// The number whose digits are the genes in `places`.
-    pub fn number(&self, genes: &[u16], places: &[usize]) -> usize {
-        places.iter().fold(0, |number, &place| number * usize::from(self.choices[place]) + usize::from(genes[place]))
+    pub fn number(&self, genes: &[u16], places: impl Iterator<Item = usize>) -> usize {
+        places.fold(0, |number, place| number * usize::from(self.choices[place]) + usize::from(genes[place]))
     }
 
     /// How many numbers the genes in `places` can read.
-    pub fn numbers(&self, places: &[usize]) -> usize {
-        places.iter().map(|&place| usize::from(self.choices[place])).product()
+    pub fn numbers(&self, places: impl Iterator<Item = usize>) -> usize {
+        places.map(|place| usize::from(self.choices[place])).product()
     }
 
     /// The genes of `subnet`.

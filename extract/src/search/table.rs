@@ -12,6 +12,7 @@ use ofa_supernet::Subnet;
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::dimension::At;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Random subnets that each row is checked on.
 const CHECKS: u64 = 24;
@@ -59,9 +60,9 @@ struct Part {
     /// Values of the boundary after the part, likewise.
     after: usize,
     /// Choices of the part as a whole.
-    own: Vec<usize>,
-    /// Choices of each block.
-    blocks: Vec<Vec<usize>>,
+    own: Range<usize>,
+    /// Choices of each block, and where its entries begin.
+    blocks: Vec<(Range<usize>, usize)>,
 }
 
 /// What each part adds; in each, by the number of the genes around it.
@@ -72,8 +73,8 @@ type Row = Vec<Vec<Entries>>;
 struct Entries {
     /// By the number of its own genes.
     own: Vec<f64>,
-    /// For each block, by the number of its genes.
-    blocks: Vec<Vec<f64>>,
+    /// Block after block, by the number of its genes.
+    blocks: Vec<f64>,
 }
 
 /// The parts of a genome: the stem, the stages, and what follows them if it has a boundary of its own.
@@ -81,19 +82,25 @@ fn parts(genome: &Genome) -> Vec<Part> {
     let mut parts: Vec<Part> = Vec::new();
     let mut boundaries = Vec::new();
     for group in genome.groups() {
-        let number = match genome.at(group[0]) {
+        let number = match genome.at(group.start) {
             At::Input => continue,
             At::Stem => 0,
             At::Boundary(number) => {
-                boundaries.push((number, group[0]));
+                boundaries.push((number, group.start));
                 number.saturating_sub(1)
             }
             At::Stage(stage) | At::Block { stage, .. } => stage + 1,
         };
         parts.resize((number + 1).max(parts.len()), Part { before: 1, after: 1, ..Part::default() });
-        match genome.at(group[0]) {
-            At::Stem | At::Stage(_) => parts[number].own.push(group[0]),
-            At::Block { .. } => parts[number].blocks.push(group.clone()),
+        let part = &mut parts[number];
+        match genome.at(group.start) {
+            At::Stem | At::Stage(_) if part.own.is_empty() => part.own = group.clone(),
+            At::Stem | At::Stage(_) => part.own.end = group.end,
+            At::Block { .. } => {
+                let before = |(genes, start): &(Range<usize>, usize)| start + genome.numbers(genes.clone());
+                let start = part.blocks.last().map_or(0, before);
+                part.blocks.push((group.clone(), start));
+            }
             At::Input | At::Boundary(_) => {}
         }
     }
@@ -110,9 +117,14 @@ fn parts(genome: &Genome) -> Vec<Part> {
 }
 
 impl Part {
-    /// The genes of the blocks that the part has in `genes`.
-    fn existing<'a>(&'a self, genome: &'a Genome, genes: &'a [u16]) -> impl Iterator<Item = &'a Vec<usize>> {
-        self.blocks.iter().take_while(|block| genome.exists(genes, block[0]))
+    /// The blocks that the part has in `genes`.
+    fn existing<'a>(&'a self, genome: &'a Genome, genes: &'a [u16]) -> impl Iterator<Item = &'a (Range<usize>, usize)> {
+        self.blocks.iter().take_while(|(block, _)| genome.exists(genes, block.start))
+    }
+
+    /// The boundaries' genes.
+    fn around(&self) -> impl DoubleEndedIterator<Item = usize> + Clone + '_ {
+        self.around.iter().copied()
     }
 }
 
@@ -158,7 +170,7 @@ impl Table {
                         let (value, genes) = &reached[before];
                         let mut genes = genes.clone();
                         let around = before * part.after + after;
-                        genome.set_number(&mut genes, &part.around, around);
+                        genome.set_number(&mut genes, part.around(), around);
                         let added = self.cheapest(genome, part, &entries[around], &mut genes);
                         (self.form.combine(*value, added), genes)
                     };
@@ -173,17 +185,20 @@ impl Table {
 
     /// Gives `part` the genes with the smallest value, and returns that.
     fn cheapest(&self, genome: &Genome, part: &Part, entries: &Entries, genes: &mut Genes) -> f64 {
-        let blocks: Vec<(f64, usize)> = entries.blocks.iter().map(|values| smallest_of(values)).collect();
+        let cheapest = |(places, start): &(Range<usize>, usize)| {
+            smallest_of(&entries.blocks[*start..start + genome.numbers(places.clone())])
+        };
+        let blocks: Vec<(f64, usize)> = part.blocks.iter().map(cheapest).collect();
         let mut total = |own: usize| {
-            genome.set_number(genes, &part.own, own);
+            genome.set_number(genes, part.own.clone(), own);
             let blocks = part.existing(genome, genes).zip(&blocks);
             blocks.fold(entries.own[own], |sum, (_, block)| self.form.combine(sum, block.0))
         };
         let (value, own) = smallest_of(&(0..entries.own.len()).map(&mut total).collect::<Vec<f64>>());
-        genome.set_number(genes, &part.own, own);
-        for (places, block) in part.blocks.iter().zip(&blocks) {
-            if genome.exists(genes, places[0]) {
-                genome.set_number(genes, places, block.1);
+        genome.set_number(genes, part.own.clone(), own);
+        for ((places, _), block) in part.blocks.iter().zip(&blocks) {
+            if genome.exists(genes, places.start) {
+                genome.set_number(genes, places.clone(), block.1);
             }
         }
         value
@@ -194,13 +209,12 @@ impl Table {
         if self.form != Form::Sum {
             return None;
         }
-        let probability = |places: &[usize], number| probability(genome, probabilities, places, number);
         let mut expected = 0.0;
         for (input, row) in self.rows.iter().enumerate() {
-            let p_input = probability(genome.input(), input);
+            let p_input = probability(genome, probabilities, genome.input(), input);
             for (part, entries) in self.parts.iter().zip(row) {
                 for (around, entries) in entries.iter().enumerate() {
-                    let p = p_input * probability(&part.around, around);
+                    let p = p_input * probability(genome, probabilities, part.around(), around);
                     expected += p * expected_part(genome, part, entries, probabilities);
                 }
             }
@@ -216,32 +230,37 @@ fn smallest_of(values: &[f64]) -> (f64, usize) {
 }
 
 /// Probability that the genes in `places` read `number`.
-fn probability(genome: &Genome, probabilities: &[Vec<f64>], places: &[usize], number: usize) -> f64 {
-    let mut later = genome.numbers(places);
-    let of_place = |&place: &usize| {
+fn probability(
+    genome: &Genome,
+    probabilities: &[Vec<f64>],
+    places: impl Iterator<Item = usize> + Clone,
+    number: usize,
+) -> f64 {
+    let mut later = genome.numbers(places.clone());
+    let of_place = |place: usize| {
         let choices = usize::from(genome.choices(place));
         later /= choices;
         probabilities[place][number / later % choices]
     };
-    places.iter().map(of_place).product()
+    places.map(of_place).product()
 }
 
 fn expected_part(genome: &Genome, part: &Part, entries: &Entries, probabilities: &[Vec<f64>]) -> f64 {
     // What so many blocks from the first on add.
     let mut blocks = vec![0.0];
     let mut sum = 0.0;
-    for (places, values) in part.blocks.iter().zip(&entries.blocks) {
-        for (number, value) in values.iter().enumerate() {
-            sum += probability(genome, probabilities, places, number) * value;
+    for (places, start) in &part.blocks {
+        for number in 0..genome.numbers(places.clone()) {
+            sum += probability(genome, probabilities, places.clone(), number) * entries.blocks[start + number];
         }
         blocks.push(sum);
     }
     let mut genes = genome.zeros();
     let mut expected = 0.0;
     for (number, value) in entries.own.iter().enumerate() {
-        genome.set_number(&mut genes, &part.own, number);
+        genome.set_number(&mut genes, part.own.clone(), number);
         let existing = part.existing(genome, &genes).count();
-        expected += probability(genome, probabilities, &part.own, number) * (value + blocks[existing]);
+        expected += probability(genome, probabilities, part.own.clone(), number) * (value + blocks[existing]);
     }
     expected
 }
@@ -249,10 +268,10 @@ fn expected_part(genome: &Genome, part: &Part, entries: &Entries, probabilities:
 fn value(genome: &Genome, parts: &[Part], form: Form, row: &Row, genes: &[u16]) -> f64 {
     let mut sum = form.neutral();
     for (part, entries) in parts.iter().zip(row) {
-        let entries = &entries[genome.number(genes, &part.around)];
-        sum = form.combine(sum, entries.own[genome.number(genes, &part.own)]);
-        for (places, values) in part.existing(genome, genes).zip(&entries.blocks) {
-            sum = form.combine(sum, values[genome.number(genes, places)]);
+        let entries = &entries[genome.number(genes, part.around())];
+        sum = form.combine(sum, entries.own[genome.number(genes, part.own.clone())]);
+        for (places, start) in part.existing(genome, genes) {
+            sum = form.combine(sum, entries.blocks[start + genome.number(genes, places.clone())]);
         }
     }
     sum
@@ -279,12 +298,12 @@ fn row(
     }
     let mut row = Vec::with_capacity(parts.len());
     for (index, part) in parts.iter().enumerate() {
-        let mut entries = Vec::with_capacity(genome.numbers(&part.around));
+        let mut entries = Vec::with_capacity(genome.numbers(part.around()));
         // Sum: what the part's first width alone makes of the whole, which the part before has counted.
         let mut counted = 0.0;
-        for around in 0..genome.numbers(&part.around) {
+        for around in 0..genome.numbers(part.around()) {
             let mut genes = origin.clone();
-            genome.set_number(&mut genes, &part.around, around);
+            genome.set_number(&mut genes, part.around(), around);
             let whole = measure(&genes)?;
             if around % part.after == 0 && index > 0 {
                 counted = whole;
@@ -315,28 +334,26 @@ fn part_entries(
     measure: &dyn Fn(&[u16]) -> Result<f64>,
 ) -> Result<Entries> {
     let mut entries = Entries { own: Vec::new(), blocks: Vec::new() };
-    for number in 0..genome.numbers(&part.own) {
+    for number in 0..genome.numbers(part.own.clone()) {
         let mut genes = origin.clone();
-        genome.set_number(&mut genes, &part.own, number);
+        genome.set_number(&mut genes, part.own.clone(), number);
         let value = measure(&genes)?;
         entries.own.push(match form {
             Form::Sum => value - whole + own,
             Form::Max => value,
         });
     }
-    for places in &part.blocks {
+    for (places, _) in &part.blocks {
         let mut genes = origin.clone();
-        genome.provide(&mut genes, places[0]);
-        let mut values = Vec::with_capacity(genome.numbers(places));
-        for number in 0..genome.numbers(places) {
-            genome.set_number(&mut genes, places, number);
+        genome.provide(&mut genes, places.start);
+        for number in 0..genome.numbers(places.clone()) {
+            genome.set_number(&mut genes, places.clone(), number);
             let value = measure(&genes)?;
-            values.push(match form {
+            entries.blocks.push(match form {
                 Form::Sum => value - whole,
                 Form::Max => value,
             });
         }
-        entries.blocks.push(values);
     }
     Ok(entries)
 }

@@ -73,21 +73,25 @@ impl SearchSpace {
         free(false).map(of_place).product::<f64>() * of_stages
     }
 
+    /// Whether `subnet` has as many stages and width multipliers as the subnets of this space.
+    pub fn has_parts_of(&self, subnet: &Subnet) -> bool {
+        (subnet.stages.len(), subnet.widths.len()) == (self.stages.len(), self.width_choices())
+    }
+
     /// Checks that `subnet` lies in this space.
     ///
     /// # Errors
     /// The first choice outside the space, with the allowed values.
     pub fn check(&self, subnet: &Subnet) -> Result<()> {
-        for (what, given, own) in [
-            ("stages", subnet.stages.len(), self.stages.len()),
-            ("width multipliers", subnet.widths.len(), self.width_choices()),
-        ] {
-            if given != own {
-                return Err(Error::Subnet(format!(
-                    "{given} {what} given, subnets of the space '{}' have {own}",
-                    self.name
-                )));
-            }
+        if !self.has_parts_of(subnet) {
+            return Err(Error::Subnet(format!(
+                "{} stages and {} width multipliers given, subnets of the space '{}' have {} and {}",
+                subnet.stages.len(),
+                subnet.widths.len(),
+                self.name,
+                self.stages.len(),
+                self.width_choices()
+            )));
         }
         // Costs of many thousand subnets are asked for: the places' list only words the error.
         let allows = |dimension: &Dimension, at| {

@@ -134,6 +134,7 @@ impl Dimension {
     }
 
     /// The value that `subnet` has at a place of this dimension's scope; `None` if it has no such place.
+    #[inline]
     pub fn value(&self, subnet: &Subnet, at: At) -> Option<Value> {
         let block = || match at {
             At::Block { stage, block } => subnet.stages.get(stage)?.get(block),
@@ -152,6 +153,7 @@ impl Dimension {
 
     /// Sets the value at a place. A subnet is written from empty in the order of places: boundaries and stages that it
     /// lacks are added. A stage that grows repeats its last block.
+    #[inline]
     pub(super) fn set(&self, subnet: &mut Subnet, at: At, value: Value) {
         match (self.field, at) {
             (Field::Resolution, _) => subnet.resolution = value.count(),
@@ -267,6 +269,7 @@ impl At {
 
 impl Place {
     /// The value that `subnet` has here; `None` if it lacks the place.
+    #[inline]
     pub fn value(&self, subnet: &Subnet) -> Option<Value> {
         self.dimension.value(subnet, self.at)
     }
@@ -278,6 +281,7 @@ impl Place {
 
     /// Number of the value that `subnet` has here, 0 where there is nothing to choose; `None` if it lacks the place or
     /// its value is not among the space's.
+    #[inline]
     pub fn choice(&self, subnet: &Subnet) -> Option<usize> {
         let value = self.value(subnet)?;
         match &self.values[..] {
@@ -287,6 +291,7 @@ impl Place {
     }
 
     /// Gives `subnet`, which has the place, value number `choice`.
+    #[inline]
     pub fn choose(&self, subnet: &mut Subnet, choice: usize) {
         if let Some(&value) = self.values.get(choice) {
             self.dimension.set(subnet, self.at, value);
