@@ -1,122 +1,36 @@
 //! What a static network costs on every device alike: multiply-accumulates, parameters, activation memory.
 //!
-//! All are closed formulas over the layer list; nothing runs.
+//! All are folds over the network's [`Graph`]; nothing runs. Where several are asked for, lower once and ask the graph.
 
-use ofa_supernet::space::{BlockSpec, BottleneckSpec, ConvSpec, InvertedResidualSpec, NetworkSpec};
+use ofa_supernet::graph::Graph;
+use ofa_supernet::space::NetworkSpec;
 
-/// Multiply-accumulates of one image's forward pass: [`NetworkSpec::macs`].
+/// Multiply-accumulates of one image's forward pass: [`Graph::macs`].
 pub fn macs(network: &NetworkSpec) -> u64 {
-    network.macs()
+    Graph::of(network).macs()
 }
 
-/// Trainable numbers of the network: weights, biases, and batch norm's scale and shift. Running statistics are not
-/// parameters and are not counted.
+/// Trainable numbers of the network: [`Graph::parameters`].
 pub fn parameters(network: &NetworkSpec) -> u64 {
-    let dense: u64 = network.stem.iter().chain(&network.feature).map(conv_parameters).sum();
-    let blocks: u64 = network.blocks().map(block_parameters).sum();
-    let hidden = network.hidden_channels.map_or(0, |width| product(&[network.pooled_map().0, width]));
-    let classifier = product(&[network.classifier_channels() + 1, network.classes]);
-    dense + blocks + hidden + classifier
+    Graph::of(network).parameters()
 }
 
-fn conv_parameters(conv: &ConvSpec) -> u64 {
-    product(&[conv.out_channels, conv.in_channels, conv.kernel, conv.kernel]) + 2 * conv.out_channels as u64
-}
-
-fn block_parameters(block: &BlockSpec) -> u64 {
-    let block = match block {
-        BlockSpec::InvertedResidual(block) => block,
-        BlockSpec::Bottleneck(block) => {
-            return block.convolutions().iter().chain(&block.shortcut()).map(conv_parameters).sum();
-        }
-    };
-    let middle = block.middle_channels;
-    let expand = if block.expand { product(&[block.in_channels + 2, middle]) } else { 0 };
-    let depthwise = product(&[middle, block.kernel, block.kernel]) + 2 * middle as u64;
-    let squeeze = block.squeeze_excite.map_or(0, |reduced| 2 * product(&[reduced, middle]) + (reduced + middle) as u64);
-    let project = product(&[middle + 2, block.out_channels]);
-    expand + depthwise + squeeze + project
-}
-
-/// Numbers in the tensors of the extracted model: its [`parameters`], and batch norm's running mean and variance.
+/// Numbers in the tensors of the extracted model: [`Graph::stored_numbers`].
 pub fn stored_numbers(network: &NetworkSpec) -> u64 {
-    parameters(network) + 2 * network.norm_widths().iter().map(|&width| width as u64).sum::<u64>()
+    Graph::of(network).stored_numbers()
 }
 
-/// Largest number of bytes of activations alive at once, for one f32 image executed layer by layer.
-///
-/// A layer's input and output are alive while it runs; nothing is computed in place except activations, batch norm, the
-/// residual sum (into the projection's output) and the gate's product (into the projection's input). Per layer that is:
-///
-/// - stem: input + output of each convolution, the residual sum in place; max pool: input + output;
-/// - expand: block input + expanded;
-/// - depthwise: expanded (or the block input where there is no expand) + output, + block input if there is a residual;
-/// - squeeze-excite: depthwise output + pooled (or gate) vector + reduced vector, + block input if there is a residual;
-/// - project: depthwise output + gate vector + output, + block input if there is a residual;
-/// - bottleneck: its shortcut first (input + pooled input, then input + pooled input + shortcut), which is kept to the end: then input +
-///   first middle map, both middle maps (and the input where that is the shortcut), second middle map + output;
-/// - feature convolution, average pool, hidden layer, classifier: input + output.
+/// Largest number of bytes of activations alive at once, for one f32 image: 4 times [`Graph::peak_values`].
 ///
 /// Weights and a runtime's own scratch memory are not counted.
 pub fn peak_activation_bytes(network: &NetworkSpec) -> u64 {
-    let conv = |conv: &ConvSpec| map(conv.input_size, conv.in_channels) + map(conv.output_size(), conv.out_channels);
-    let dense = network.stem.iter().chain(&network.feature).map(conv).max().unwrap_or(0);
-    let max_pool = network.max_pool.as_ref();
-    let max_pool = max_pool.map_or(0, |p| map(p.input_size, p.channels) + map(p.output_size(), p.channels));
-    let blocks = network.blocks().map(|block| match block {
-        BlockSpec::InvertedResidual(block) => inverted_residual_memory(block),
-        BlockSpec::Bottleneck(block) => bottleneck_memory(block),
-    });
-    let (features, size) = network.pooled_map();
-    let (pooled, hidden) = (features as u64, network.hidden_channels.unwrap_or(0) as u64);
-    let floats = blocks
-        .fold(dense.max(max_pool), u64::max)
-        .max(map(size, features) + pooled)
-        .max(pooled + hidden)
-        .max(network.classifier_channels() as u64 + network.classes as u64);
-    4 * floats
-}
-
-/// Values of a square map.
-fn map(size: usize, channels: usize) -> u64 {
-    product(&[size, size, channels])
-}
-
-fn inverted_residual_memory(block: &InvertedResidualSpec) -> u64 {
-    let input = map(block.input_size, block.in_channels);
-    let kept = if block.residual { input } else { 0 };
-    let expanded = map(block.input_size, block.middle_channels);
-    let depthwise = map(block.output_size(), block.middle_channels);
-    let output = map(block.output_size(), block.out_channels);
-    let gate = block.squeeze_excite.map_or(0, |_| block.middle_channels as u64);
-    let reduced = block.squeeze_excite.map_or(0, |reduced| reduced as u64);
-    let depthwise_step = if block.expand { kept + expanded + depthwise } else { input + depthwise };
-    let expand_step = if block.expand { input + expanded } else { 0 };
-    expand_step.max(depthwise_step).max(kept + depthwise + gate + reduced).max(kept + depthwise + gate + output)
-}
-
-fn bottleneck_memory(block: &BottleneckSpec) -> u64 {
-    let input = map(block.input_size, block.in_channels);
-    let first = map(block.input_size, block.middle_channels);
-    let second = map(block.output_size(), block.middle_channels);
-    let output = map(block.output_size(), block.out_channels);
-    if !block.projection {
-        return input + first.max(first + second).max(second + output);
-    }
-    // The pool of a stride of 1 is no pool: the convolution reads the input itself.
-    let pooled = if block.stride > 1 { map(block.output_size(), block.in_channels) } else { 0 };
-    let shortcut = input + pooled + output;
-    shortcut.max(input + output + first).max(output + first + second).max(output + second + output)
-}
-
-fn product(factors: &[usize]) -> u64 {
-    factors.iter().map(|&f| f as u64).product()
+    4 * Graph::of(network).peak_values()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ofa_supernet::space::preset;
+    use ofa_supernet::space::{BlockSpec, BottleneckSpec, InvertedResidualSpec, preset};
 
     #[test]
     fn stored_numbers_are_those_of_the_model_file() {
@@ -147,12 +61,10 @@ mod tests {
         assert_eq!(peak_activation_bytes(&network), 4 * 2 * 4608);
         // Alone, a block without a projection keeps its input: 12 * 12 * 16 beside both middle maps of 12 * 12 * 8 or a middle map and
         // the output.
-        let (mut alone, BlockSpec::Bottleneck(block)) = (network.clone(), network.stages[0][0].clone()) else {
-            unreachable!()
-        };
+        let BlockSpec::Bottleneck(block) = network.stages[0][0].clone() else { unreachable!() };
         let identity = BottleneckSpec { in_channels: 16, projection: false, ..block };
-        (alone.stem, alone.max_pool, alone.stages) = (vec![], None, vec![vec![BlockSpec::Bottleneck(identity)]]);
-        assert_eq!(peak_activation_bytes(&alone), 4 * 144 * (16 + 8 + 16));
+        let alone = BlockSpec::Bottleneck(identity).graph(network.batch_norm_epsilon);
+        assert_eq!(alone.peak_values(), 144 * (16 + 8 + 16));
     }
 
     #[test]
@@ -189,7 +101,7 @@ mod tests {
         assert_eq!(peak_activation_bytes(&wide), 4 * 2560);
         // With SE and a residual the block's input, both middle maps and nothing else are alive at the depthwise.
         let block = InvertedResidualSpec { residual: true, stride: 1, ..block(&wide, 1) };
-        let network = NetworkSpec { stages: vec![vec![BlockSpec::InvertedResidual(block)]], ..wide };
-        assert_eq!(peak_activation_bytes(&network), 4 * (512 + 2048 + 2048));
+        let alone = BlockSpec::InvertedResidual(block).graph(wide.batch_norm_epsilon);
+        assert_eq!(alone.peak_values(), 512 + 2048 + 2048);
     }
 }

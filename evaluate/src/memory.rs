@@ -1,8 +1,8 @@
 //! How much memory training will take, and how much there is.
 
-use crate::cost;
 use ofa_supernet::Result;
-use ofa_supernet::space::{BlockSpec, ConvSpec, NetworkSpec, SearchSpace, Subnet};
+use ofa_supernet::graph::{Graph, Region, RegionKind};
+use ofa_supernet::space::{NetworkSpec, SearchSpace, Subnet};
 use ofa_supernet::train::{StageConfig, TrainConfig};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -39,8 +39,7 @@ impl TrainingMemory {
         validation_images: usize,
     ) -> Result<Self> {
         let largest = space.network(&space.largest(), classes)?;
-        let channels: usize = largest.norm_widths().iter().sum();
-        let weights = 4 * (cost::parameters(&largest) + 2 * channels as u64);
+        let weights = 4 * Graph::of(&largest).stored_numbers();
         let ema = u64::from(config.ema.is_some());
         let teacher = u64::from(config.stages.iter().any(StageConfig::has_frozen_teacher));
         let at_once = |stage: &StageConfig| config.subnets_at_once.min(stage.subnets_per_step) as u64;
@@ -84,60 +83,26 @@ impl TrainingMemory {
     }
 }
 
-fn map(size: usize, channels: usize) -> u64 {
-    (size as u64).saturating_mul(size as u64).saturating_mul(channels as u64)
-}
-
-/// Bytes of one image's forward and backward pass.
+/// Bytes of one image's forward and backward pass: values kept until the backward pass, and the largest layer's input and outputs.
 fn step_bytes(network: &NetworkSpec) -> u64 {
-    // Kept until the backward pass: each convolution's raw output, and each layer's output.
-    let (mut kept, mut work) = (0, 0);
-    for conv in network.stem.iter().chain(&network.feature) {
-        let output = map(conv.output_size(), conv.out_channels);
-        kept += 2 * output;
-        work = work.max(map(conv.input_size, conv.in_channels) + output);
-    }
-    if let Some(pool) = &network.max_pool {
-        kept += map(pool.output_size(), pool.channels);
-    }
-    for block in network.blocks() {
-        let input = map(block.input_size(), block.in_channels());
-        let output = map(block.output_size(), block.out_channels());
-        let middle = match block {
-            BlockSpec::InvertedResidual(block) => {
-                let expanded = if block.expand { map(block.input_size, block.middle_channels) } else { 0 };
-                let middle = expanded + map(block.output_size(), block.middle_channels);
-                kept += middle + 2 * output;
-                middle
-            }
-            BlockSpec::Bottleneck(block) => {
-                let middle =
-                    map(block.input_size, block.middle_channels) + map(block.output_size(), block.middle_channels);
-                let pooled = if block.stride > 1 { map(block.output_size(), block.in_channels) } else { 0 };
-                let shortcut = if block.projection { pooled + 2 * output } else { 0 };
-                kept += 2 * middle + shortcut + 3 * output;
-                middle
-            }
-        };
-        work = work.max(middle + input + output);
-    }
-    4 * (kept + work)
+    let graph = Graph::of(network);
+    let kept: u64 = body(&graph).map(|layer| graph.values_kept_for_backward(layer)).fold(0, u64::saturating_add);
+    let work = |layer: &Region| graph.layer_input(layer).saturating_add(graph.convolution_outputs(layer));
+    kept.saturating_add(body(&graph).map(work).max().unwrap_or(0)).saturating_mul(4)
 }
 
-/// Bytes of one image's forward pass alone.
+/// Bytes of one image's forward pass alone: the layer with the largest input and outputs.
 fn forward_bytes(network: &NetworkSpec) -> u64 {
-    let conv =
-        |conv: &ConvSpec| map(conv.input_size, conv.in_channels) + map(conv.output_size(), 2 * conv.out_channels);
-    let block = |block: &BlockSpec| {
-        let (middle, shortcut) = match block {
-            BlockSpec::InvertedResidual(block) => (block.middle_channels, 0),
-            BlockSpec::Bottleneck(block) => (2 * block.middle_channels, 2 * block.out_channels),
-        };
-        map(block.input_size(), middle + block.in_channels())
-            + map(block.output_size(), middle + shortcut + 2 * block.out_channels())
-    };
-    let dense = network.stem.iter().chain(&network.feature).map(conv);
-    4 * network.blocks().map(block).chain(dense).fold(0, u64::max)
+    let graph = Graph::of(network);
+    let values = |layer: &Region| graph.layer_input(layer).saturating_add(graph.values_kept_for_backward(layer));
+    body(&graph).map(values).max().unwrap_or(0).saturating_mul(4)
+}
+
+/// Layers with maps. A head without a convolution reads the last map only, which its writer counts.
+fn body(graph: &Graph) -> impl Iterator<Item = &Region> {
+    graph.layers().iter().filter(|layer| {
+        layer.kind != RegionKind::Head || graph.inner_regions().iter().any(|inner| layer.contains(inner))
+    })
 }
 
 /// Bytes that this process may still take: free memory of the machine, or what its control group leaves. `None` where the

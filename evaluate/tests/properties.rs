@@ -4,7 +4,7 @@
 mod spaces;
 
 use ofa_evaluate::cost::{macs, parameters, peak_activation_bytes};
-use ofa_evaluate::model::{block_prefix, stem_names, tensor_shapes, validate};
+use ofa_evaluate::model::{tensor_shapes, validate};
 use ofa_supernet::space::BlockSpec;
 use proptest::prelude::*;
 use spaces::{cases, space_and_subnet};
@@ -28,19 +28,19 @@ proptest! {
         let network = space.network(&subnet, 5).unwrap();
         let square = |size: usize| (size * size) as u64;
         let blocks: Vec<_> = network.stages.iter().enumerate()
-            .flat_map(|(s, blocks)| blocks.iter().enumerate().map(move |(b, block)| (block_prefix(block, s, b), block)))
+            .flat_map(|(s, blocks)| blocks.iter().enumerate().map(move |(b, block)| (block.prefix(s, b), block)))
             .collect();
-        let stems: Vec<_> = network.stem.iter().zip(stem_names(&network)).collect();
+        // The stem's convolutions come first.
+        let mut stem = network.stem.iter();
         let pooled = square(network.pooled_map().1);
         let mut uses = 0;
         for (name, shape) in tensor_shapes(&network) {
             if shape.len() < 2 {
                 continue;
             }
-            let stem = stems.iter().find(|(_, (layer, _))| name.strip_suffix(".weight") == Some(layer));
-            let block = blocks.iter().find(|(prefix, _)| name.starts_with(&format!("{prefix}.")));
-            let pixels = match (stem, block) {
-                (Some((conv, _)), _) => square(conv.output_size()),
+            let block = blocks.iter().find(|(prefix, _)| name.starts_with(prefix));
+            let pixels = match (stem.next(), block) {
+                (Some(conv), _) => square(conv.output_size()),
                 (_, Some(_)) if name.contains(".se.") => 1,
                 // The expansion comes before the stride; the projection of a block without one is also called conv_pw.
                 (_, Some((_, BlockSpec::InvertedResidual(block)))) if name.ends_with("conv_pw.weight") && block.expand => {

@@ -7,7 +7,9 @@
 //! | --- | --- |
 //! | [`space`] | the search space, one subnet of it, and the static network a subnet stands for |
 //! | [`ops`] | kernels with their gradients |
-//! | [`layers`] | elastic convolution, batch norm, squeeze-excite, inverted residual block |
+//! | [`graph`] | a static network as primitive operations: costs, names, interpreter |
+//! | [`blocks`] | a file for each kind of block: description, graph, elastic layers |
+//! | [`layers`] | elastic convolution, batch norm, kernel transform |
 //! | [`network`] | the weight-sharing network |
 //! | [`import`] | checkpoints that others published |
 //! | [`data`] | datasets, augmentation, loader |
@@ -21,11 +23,13 @@
 // A library prints nothing: its caller may have no output to print to.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro))]
 
+pub mod blocks;
 pub mod data;
 #[allow(unsafe_code)] // a process's environment belongs to all its threads
 pub mod environment;
 pub mod error;
 pub mod files;
+pub mod graph;
 pub mod import;
 pub mod layers;
 pub mod lock;

@@ -1,10 +1,11 @@
 //! The weight-sharing network. The subnet is an argument of every pass, never a state of the network.
 
+use crate::blocks::Block;
+use crate::graph::Graph;
 use crate::layers::{
-    BatchNorm, Block, Dense, Initialiser, ParameterId, Parameters, Pass, average_pool, linear, max_pool,
+    BatchNorm, Dense, Initialiser, ParameterId, Parameters, Pass, activate, average_pool, linear, max_pool,
 };
 use crate::network_seam::{Seam, Trunk};
-use crate::ops::composite::activate;
 use crate::ops::{ChannelStatistics, Relay};
 use crate::ranks::Ranks;
 use crate::seed::{Stream, generator};
@@ -65,14 +66,11 @@ pub(crate) struct Passed {
     pub middle: Option<(Seam, usize)>,
 }
 
-/// Its layers, for what is done to them as a whole.
+/// Borrowed view of the layers whose channels are sorted.
 pub(crate) struct Parts<'a> {
     pub parameters: &'a Parameters,
     pub stem: &'a [Dense],
-    pub first: Option<&'a Block>,
     pub stages: &'a [Vec<Block>],
-    pub feature: Option<&'a Dense>,
-    pub hidden: Option<ParameterId>,
     /// Weight and bias.
     pub classifier: (ParameterId, ParameterId),
 }
@@ -413,6 +411,26 @@ impl Supernet {
             .chain(self.stages.iter().zip(specs).flat_map(|(blocks, specs)| blocks.iter().take(specs.len())))
     }
 
+    /// Active slices of the tensors of each slot of the graph of `network`, without running statistics.
+    pub(crate) fn active(&self, network: &NetworkSpec) -> Result<Vec<Vec<Tensor>>> {
+        let parameters = &self.parameters;
+        let mut slots = Vec::new();
+        for (dense, spec) in self.active_stem(network).zip(&network.stem) {
+            slots.extend(dense.active(parameters, spec, false)?);
+        }
+        for (block, spec) in self.active_blocks(network).zip(network.blocks()) {
+            slots.extend(block.active(parameters, spec, false)?);
+        }
+        if let (Some(dense), Some(spec)) = (&self.feature, &network.feature) {
+            slots.extend(dense.active(parameters, spec, false)?);
+        }
+        slots.extend(self.hidden.map(|id| vec![parameters.get(id, false)]));
+        let (weight, bias) = self.classifier;
+        let weight = parameters.get(weight, false).narrow(1, 0, network.classifier_channels())?;
+        slots.push(vec![weight, parameters.get(bias, false)]);
+        Ok(slots)
+    }
+
     /// The batch norms of a subnet in layer order.
     fn norms<'a>(&'a self, network: &'a NetworkSpec) -> impl Iterator<Item = &'a BatchNorm> {
         let stem = self.active_stem(network).map(|dense| &dense.norm);
@@ -436,7 +454,7 @@ impl Supernet {
         let network = self.space.network(subnet, self.classes)?;
         let layers = self
             .norms(&network)
-            .zip(network.norm_widths())
+            .zip(Graph::of(&network).norm_widths())
             .map(|(norm, width)| {
                 let (mean, variance) = norm.running();
                 (mean[..width].to_vec(), variance[..width].to_vec())
@@ -548,15 +566,7 @@ impl Supernet {
     }
 
     pub(crate) fn parts(&self) -> Parts<'_> {
-        Parts {
-            parameters: &self.parameters,
-            stem: &self.stem,
-            first: self.first.as_ref(),
-            stages: &self.stages,
-            feature: self.feature.as_ref(),
-            hidden: self.hidden,
-            classifier: self.classifier,
-        }
+        Parts { parameters: &self.parameters, stem: &self.stem, stages: &self.stages, classifier: self.classifier }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Sorting channels by importance before a width stage.
 
 use crate::Result;
-use crate::layers::{Block, Touch, sort_shared};
+use crate::layers::{Touch, sort_shared};
 use crate::network::Supernet;
 
 impl Supernet {
@@ -44,11 +44,9 @@ impl Supernet {
         for (blocks, stage) in parts.stages.iter().zip(&space.stages) {
             let mut inside = Vec::new();
             for (index, block) in blocks.iter().enumerate() {
-                let Block::Bottleneck(block) = block else { return Ok(()) };
-                let [conv, _, output] = &block.convolutions;
-                let reads = [conv].into_iter().chain(&block.shortcut).map(|dense| Touch::Reads(dense.weight));
-                if index == 0 { &mut touching } else { &mut inside }.extend(reads);
-                inside.extend([output].into_iter().chain(&block.shortcut).map(Touch::Writes));
+                let Some(outer) = block.outer_channels() else { return Ok(()) };
+                if index == 0 { &mut touching } else { &mut inside }.extend(outer.readers);
+                inside.extend(outer.writers);
             }
             let widths: Vec<usize> = ratios().map(|&ratio| space.elastic_width(base, ratio)).collect();
             sort_shared(parts.parameters, &touching, &widths)?;

@@ -85,10 +85,10 @@ pub fn write_two_classes(root: &Path, train: u32, test: u32) {
 }
 
 /// The files of a folder, by path relative to it.
-struct Snapshot(Vec<(PathBuf, Vec<u8>)>);
+pub struct Snapshot(Vec<(PathBuf, Vec<u8>)>);
 
 impl Snapshot {
-    fn of(root: &Path) -> Snapshot {
+    pub fn of(root: &Path) -> Snapshot {
         let (mut files, mut folders) = (Vec::new(), vec![root.to_path_buf()]);
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(folder).unwrap() {
@@ -103,7 +103,7 @@ impl Snapshot {
         Snapshot(files)
     }
 
-    fn write_to(&self, root: &Path) {
+    pub fn write_to(&self, root: &Path) {
         for (name, bytes) in &self.0 {
             let path = root.join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -3,7 +3,8 @@
 use super::BenchRow;
 
 const HEADER: &str = "model,space,subnet,resolution,dtype,test_images,top1,top5,macs,parameters,file_bytes,\
-                      peak_activation_bytes,threads,batch,p50_ms,p90_ms,p99_ms,images_per_second,samples";
+                      peak_activation_bytes,threads,batch,p50_ms,p90_ms,p99_ms,images_per_second,samples,\
+                      buffer_bytes";
 
 /// One line a model, number of threads and batch, under a header line; a model without latencies has one line whose
 /// latency fields are empty, as the accuracy fields are without a test set.
@@ -25,12 +26,12 @@ pub fn csv(rows: &[BenchRow]) -> String {
             row.peak_activation_bytes
         );
         if row.latencies.is_empty() {
-            text.push_str(&format!("{start},,,,,,,\n"));
+            text.push_str(&format!("{start},,,,,,,,{}\n", row.buffer_bytes));
         }
         for l in &row.latencies {
             text.push_str(&format!(
-                "{start},{},{},{},{},{},{},{}\n",
-                l.threads, l.batch, l.ms.p50, l.ms.p90, l.ms.p99, l.images_per_second, l.samples
+                "{start},{},{},{},{},{},{},{},{}\n",
+                l.threads, l.batch, l.ms.p50, l.ms.p90, l.ms.p99, l.images_per_second, l.samples, row.buffer_bytes
             ));
         }
     }
@@ -70,13 +71,17 @@ mod tests {
             parameters: 2,
             file_bytes: 3,
             peak_activation_bytes: 4,
+            buffer_bytes: 6,
             latencies: vec![latency],
         };
         let bare = BenchRow { accuracy: None, latencies: Vec::new(), model: "c".into(), ..measured.clone() };
         let text = csv(&[measured, bare]);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[1], "\"a \"\"b\"\"\",tiny,\"r16 d1,1 k3|3 e2|2\",16,f16,10,0.5,1,1,2,3,4,1,8,4,5.5,6,2000,50");
-        assert_eq!(lines[2], "c,tiny,\"r16 d1,1 k3|3 e2|2\",16,f16,,,,1,2,3,4,,,,,,,");
+        assert_eq!(
+            lines[1],
+            "\"a \"\"b\"\"\",tiny,\"r16 d1,1 k3|3 e2|2\",16,f16,10,0.5,1,1,2,3,4,1,8,4,5.5,6,2000,50,6"
+        );
+        assert_eq!(lines[2], "c,tiny,\"r16 d1,1 k3|3 e2|2\",16,f16,,,,1,2,3,4,,,,,,,,6");
         // The subnet's comma is the only one inside a field.
         for line in &lines[1..] {
             assert_eq!(line.matches(',').count() - 1, HEADER.matches(',').count());

@@ -11,7 +11,6 @@ pub use score::Score;
 
 use crate::latency::{Budget, Percentiles, SystemClock, measure_interleaved};
 use crate::model::{Model, ModelConfig, NumberType};
-use crate::runtime::StaticNetwork;
 use crate::{Error, Result, cost};
 use ofa_supernet::Subnet;
 use ofa_supernet::seed::{Stream, generator};
@@ -63,6 +62,9 @@ pub struct BenchRow {
     pub file_bytes: u64,
     /// Peak activation memory in bytes ([`cost::peak_activation_bytes`]).
     pub peak_activation_bytes: u64,
+    /// Bytes of the buffers that this runtime plans for the activations of one image: at least the peak, without the images.
+    #[serde(default)]
+    pub buffer_bytes: u64,
     /// One entry for each number of threads and each batch, in the order of the options.
     pub latencies: Vec<Latency>,
 }
@@ -190,6 +192,7 @@ fn row(model: &Model) -> BenchRow {
         parameters: cost::parameters(&config.network),
         file_bytes: model.file_bytes(),
         peak_activation_bytes: cost::peak_activation_bytes(&config.network),
+        buffer_bytes: model.buffer_bytes(),
         latencies: Vec::new(),
     }
 }
@@ -212,7 +215,7 @@ fn test_accuracy(index: usize, model: &mut Model, test: &mut TestSet, progress: 
 pub fn memory(models: &[Model], batch: usize) -> u64 {
     let largest = models.iter().map(|model| model.config().network.resolution).max().unwrap_or(0) as u64;
     let images = 4 * 3 * largest * largest;
-    let activations = models.iter().map(|model| StaticNetwork::activation_bytes(&model.config().network));
+    let activations = models.iter().map(Model::buffer_bytes);
     (images + activations.sum::<u64>()).saturating_mul(batch as u64)
 }
 

@@ -9,9 +9,7 @@ mod tensors;
 mod validate;
 
 pub use config::{FORMAT, Finetuned, ModelConfig, NumberType, VERSION};
-pub use names::{
-    BOTTLENECK_NAMES, BlockNames, block_prefix, classifier_name, feature_names, stem_names, tensor_shapes,
-};
+pub use names::tensor_shapes;
 pub use ofa_supernet::data::Normalisation;
 pub use published::PublishedNetwork;
 pub use validate::validate;
@@ -59,6 +57,11 @@ impl Model {
     /// The network, to run it.
     pub fn network(&mut self) -> &mut StaticNetwork {
         &mut self.network
+    }
+
+    /// Bytes of activations of one image while it runs: [`StaticNetwork::buffer_bytes`].
+    pub fn buffer_bytes(&self) -> u64 {
+        self.network.buffer_bytes()
     }
 
     /// The network alone.

@@ -1,7 +1,7 @@
 //! Checks on a network specification that came from a file.
 
 use crate::{Error, Result};
-use ofa_supernet::space::{BlockSpec, NetworkSpec};
+use ofa_supernet::space::NetworkSpec;
 
 /// Bounds far above every real network and far below what overflows a size computation or exhausts an address space.
 const MAX_CHANNELS: usize = 1 << 20;
@@ -68,38 +68,13 @@ pub fn validate(network: &NetworkSpec) -> Result<()> {
     for (s, blocks) in network.stages.iter().enumerate() {
         for (b, block) in blocks.iter().enumerate() {
             let name = format!("block {s}.{b}");
-            let (middle, block_kernel, stride) = match block {
-                BlockSpec::InvertedResidual(block) => (block.middle_channels, block.kernel, block.stride),
-                BlockSpec::Bottleneck(block) => (block.middle_channels, block.kernel, block.stride),
-            };
             equal(format!("number of input channels of {name}"), block.in_channels(), channels)?;
             equal(format!("input size of {name}"), block.input_size(), size)?;
-            within(format!("number of middle channels of {name}"), middle, 1, MAX_CHANNELS)?;
-            within(format!("number of output channels of {name}"), block.out_channels(), 1, MAX_CHANNELS)?;
-            kernel(&name, block_kernel, stride)?;
-            let added = match block {
-                BlockSpec::InvertedResidual(block) => {
-                    if let Some(reduced) = block.squeeze_excite {
-                        within(format!("number of squeeze-excite channels of {name}"), reduced, 1, MAX_CHANNELS)?;
-                    }
-                    if !block.expand {
-                        equal(
-                            format!("number of middle channels of {name}, which has no expand convolution,"),
-                            block.middle_channels,
-                            channels,
-                        )?;
-                    }
-                    block.residual
-                }
-                BlockSpec::Bottleneck(block) => !block.projection,
-            };
-            if added && (stride != 1 || block.out_channels() != block.in_channels()) {
-                return Err(Error::Network(format!(
-                    "{name} has a residual, but its output ({} channels, stride {stride}) has not the shape of its input ({} channels)",
-                    block.out_channels(),
-                    block.in_channels()
-                )));
+            for (what, count) in block.inner_channels().into_iter().chain([("output", block.out_channels())]) {
+                within(format!("number of {what} channels of {name}"), count, 1, MAX_CHANNELS)?;
             }
+            kernel(&name, block.kernel(), block.stride())?;
+            block.check().map_err(|fault| Error::Network(format!("{name} {fault}")))?;
             (channels, size) = (block.out_channels(), block.output_size());
         }
     }
@@ -133,7 +108,7 @@ pub fn validate(network: &NetworkSpec) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ofa_supernet::space::{BottleneckSpec, InvertedResidualSpec, preset};
+    use ofa_supernet::space::{BlockSpec, BottleneckSpec, InvertedResidualSpec, preset};
 
     #[test]
     fn every_space_is_valid_and_broken_layers_are_named() {

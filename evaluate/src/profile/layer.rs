@@ -81,25 +81,7 @@ impl fmt::Display for LayerSpec {
             LayerSpec::MaxPool(pool) => {
                 write!(f, "max pool {} at {size}x{size}", pool.channels, size = pool.input_size)
             }
-            LayerSpec::Block(BlockSpec::InvertedResidual(block)) => {
-                write!(f, "block {}-{}-{}", block.in_channels, block.middle_channels, block.out_channels)?;
-                write!(f, " k{} stride {} {}", block.kernel, block.stride, block.activation)?;
-                if let Some(reduced) = block.squeeze_excite {
-                    write!(f, " se{reduced}")?;
-                }
-                if block.residual {
-                    f.write_str(" residual")?;
-                }
-                write!(f, " at {size}x{size}", size = block.input_size)
-            }
-            LayerSpec::Block(BlockSpec::Bottleneck(block)) => {
-                write!(f, "bottleneck {}-{}-{}", block.in_channels, block.middle_channels, block.out_channels)?;
-                write!(f, " k{} stride {} {}", block.kernel, block.stride, block.activation)?;
-                if block.projection {
-                    f.write_str(" projection")?;
-                }
-                write!(f, " at {size}x{size}", size = block.input_size)
-            }
+            LayerSpec::Block(block) => block.fmt(f),
             LayerSpec::Classifier(last) => {
                 write!(f, "classifier {}-{} at {size}x{size}", last.in_channels, last.classes, size = last.input_size)
             }

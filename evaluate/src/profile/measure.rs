@@ -195,12 +195,12 @@ pub fn memory(space: &SearchSpace, options: &ProfileOptions) -> Result<u64> {
     let largest = space.network(&space.largest(), options.classes)?;
     let resolution = largest.resolution;
     let subnets = (options.calibration_subnets as u64).saturating_add(options.check_subnets as u64);
-    let largest = StaticNetwork::activation_bytes(&largest).saturating_mul(subnets);
+    let largest = StaticNetwork::planned_bytes(&largest)?.saturating_mul(subnets);
     let mut bytes = (4 * 3 * resolution as u64 * resolution as u64).saturating_add(largest);
     for choice in covering_choices(space) {
         let mut network = space.network(&choice, options.classes)?;
         network.set_resolution(resolution);
-        bytes = bytes.saturating_add(StaticNetwork::activation_bytes(&network));
+        bytes = bytes.saturating_add(StaticNetwork::planned_bytes(&network)?);
     }
     Ok(bytes.saturating_mul(options.batch as u64))
 }

@@ -3,11 +3,17 @@
 //! Batch norm is folded into the convolutions when the network is built. Tensors are NHWC f32 in buffers that belong to
 //! the network and only grow, so a run allocates no activations once it has seen its batch size. The kernels use the threads
 //! of the rayon pool that the caller is in (`ThreadPool::install`).
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | `compiler` | from a graph to the calls of kernels |
+//! | `plan` | which buffer holds each value |
+//! | `network` | the kernels with their weights, and one pass through them |
+//! | `weights` | tensors of a model: checks, random ones, batch-norm folding |
 
-mod block;
+mod compiler;
 mod network;
-#[cfg(test)]
-mod plain;
+mod plan;
 mod weights;
 
 pub use network::StaticNetwork;

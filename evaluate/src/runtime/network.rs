@@ -1,42 +1,45 @@
-//! The network: layers built from weights, buffers, and one forward pass.
+//! The network: kernels built from weights, buffers, and one forward pass.
 
-use super::block::Block;
+use super::compiler::{Layer, LayerKind, Program, Step, Value, Work, compile};
+use super::plan::Plan;
 use super::weights::{Checked, Weights, check_weights, random_weights};
 use crate::latency::milliseconds;
-use crate::model::{block_prefix, classifier_name, feature_names, stem_names};
 use crate::{Error, Result};
-use ofa_supernet::ops::inference::{DenseConv, Pointwise, average_pool, max_pool};
-use ofa_supernet::space::{Activation, BlockSpec, NetworkSpec};
+use ofa_supernet::graph::Graph;
+use ofa_supernet::ops::inference::{DenseConv, Depthwise, Pointwise, average_pool, average_windows, max_pool};
+use ofa_supernet::space::NetworkSpec;
 use std::time::Instant;
 
 /// A static network ready to run.
 pub struct StaticNetwork {
     spec: NetworkSpec,
-    stem: Vec<DenseConv>,
-    blocks: Vec<Block>,
-    feature: Option<Pointwise>,
-    hidden: Option<Pointwise>,
-    classifier: Pointwise,
+    /// The kernel of each layer of the program.
+    kernels: Vec<Kernel>,
+    program: Program,
     buffers: Buffers,
 }
 
-/// All activations; each as large as the largest use of it so far.
-#[derive(Default)]
-pub(super) struct Buffers {
-    /// A layer's input and output maps, which trade places after every layer.
-    pub current: Vec<f32>,
-    pub next: Vec<f32>,
-    /// After a block's first or the feature convolution, and before that a bottleneck's pooled input.
-    pub expanded: Vec<f32>,
-    /// After a block's depthwise or second convolution.
-    pub filtered: Vec<f32>,
-    /// After the convolution of a bottleneck's shortcut.
-    pub shortcut: Vec<f32>,
-    /// `[batch, channels]`: means over the pixels, squeeze-excite's reduced vector, its gate.
-    pub pooled: Vec<f32>,
-    pub reduced: Vec<f32>,
-    pub gate: Vec<f32>,
-    logits: Vec<f32>,
+/// A layer's weights, laid out for its kernel.
+enum Kernel {
+    Pointwise(Pointwise),
+    Depthwise(Depthwise),
+    Dense(DenseConv),
+}
+
+impl Kernel {
+    fn new(layer: &Layer, weights: &Checked) -> Self {
+        let (weight, bias) = weights.layer(layer);
+        let (input, output) = (layer.in_channels, layer.out_channels);
+        match layer.kind {
+            LayerKind::Pointwise => Kernel::Pointwise(Pointwise::new(&weight, &bias, input, output)),
+            LayerKind::Depthwise { kernel, stride } => {
+                Kernel::Depthwise(Depthwise::new(&weight, &bias, output, kernel, stride))
+            }
+            LayerKind::Dense { kernel, stride } => {
+                Kernel::Dense(DenseConv::new(&weight, &bias, input, output, kernel, stride))
+            }
+        }
+    }
 }
 
 impl StaticNetwork {
@@ -48,30 +51,10 @@ impl StaticNetwork {
     pub fn new(spec: &NetworkSpec, weights: &Weights) -> Result<Self> {
         check_weights(spec, weights)?;
         let weights = Checked { weights, epsilon: spec.batch_norm_epsilon };
-        let stem = spec.stem.iter().zip(stem_names(spec)).map(|(conv, (name, norm))| {
-            let (weight, bias) = weights.folded(&name, &norm);
-            DenseConv::new(&weight, &bias, conv.in_channels, conv.out_channels, conv.kernel, conv.stride)
-        });
-        let stem = stem.collect();
-        let mut blocks = Vec::with_capacity(spec.blocks().count());
-        for (s, stage) in spec.stages.iter().enumerate() {
-            for (b, block) in stage.iter().enumerate() {
-                blocks.push(Block::new(block, &weights, &block_prefix(block, s, b)));
-            }
-        }
-        let feature = spec.feature.as_ref().map(|conv| {
-            let (name, norm) = feature_names(spec);
-            let (weight, bias) = weights.folded(&name, &norm);
-            Pointwise::new(&weight, &bias, conv.in_channels, conv.out_channels)
-        });
-        let hidden = spec.hidden_channels.map(|width| {
-            let weight = weights.get("conv_head.weight");
-            Pointwise::new(weight, &vec![0.0; width], spec.pooled_map().0, width)
-        });
-        let name = classifier_name(spec);
-        let (weight, bias) = (weights.get(&format!("{name}.weight")), weights.get(&format!("{name}.bias")));
-        let classifier = Pointwise::new(weight, bias, spec.classifier_channels(), spec.classes);
-        Ok(StaticNetwork { spec: spec.clone(), stem, blocks, feature, hidden, classifier, buffers: Buffers::default() })
+        let program = compile(&Graph::of(spec))?;
+        let kernels = program.layers.iter().map(|layer| Kernel::new(layer, &weights)).collect();
+        let buffers = Buffers { plan: Plan::of(&program), memory: Vec::new() };
+        Ok(StaticNetwork { spec: spec.clone(), kernels, program, buffers })
     }
 
     /// The network of `spec` with seeded random weights, for measuring.
@@ -95,6 +78,8 @@ impl StaticNetwork {
         let mut spec = self.spec.clone();
         spec.set_resolution(resolution);
         crate::model::validate(&spec)?;
+        self.program = compile(&Graph::of(&spec))?;
+        self.buffers.plan = Plan::of(&self.program);
         self.spec = spec;
         Ok(())
     }
@@ -105,7 +90,7 @@ impl StaticNetwork {
     /// A number of values that is not that of the batch.
     pub fn run(&mut self, images: &[f32], batch: usize) -> Result<&[f32]> {
         self.forward(images, batch, &mut || ())?;
-        Ok(&self.buffers.logits[..batch * self.spec.classes])
+        Ok(self.logits(batch))
     }
 
     /// As [`run`](Self::run), and replaces `times` with each layer's time in milliseconds: the stem's convolutions, max pool,
@@ -121,14 +106,25 @@ impl StaticNetwork {
             times.push(milliseconds(now - last));
             last = now;
         })?;
-        Ok(&self.buffers.logits[..batch * self.spec.classes])
+        Ok(self.logits(batch))
     }
 
     /// Bytes of the buffers that one image of a batch takes while it runs.
-    pub fn activation_bytes(spec: &NetworkSpec) -> u64 {
-        let Extents { output, expanded, filtered, shortcut, pooled, reduced, gate } = Extents::of(spec);
-        let values = [output, output, expanded, filtered, shortcut, pooled, reduced, gate, spec.classes];
-        4 * values.into_iter().map(|values| values as u64).sum::<u64>()
+    pub fn buffer_bytes(&self) -> u64 {
+        self.buffers.plan.bytes()
+    }
+
+    /// Bytes of the buffers that one image would take in the network of `spec`.
+    ///
+    /// # Errors
+    /// A network that no kernels compute.
+    pub fn planned_bytes(spec: &NetworkSpec) -> Result<u64> {
+        Ok(Plan::of(&compile(&Graph::of(spec))?).bytes())
+    }
+
+    /// The output of the last step.
+    fn logits(&self, batch: usize) -> &[f32] {
+        self.program.steps.last().map_or(&[], |step| self.buffers.read(&self.program, step.output, batch))
     }
 
     /// Fills the logits; calls `layer_done` after each of [`layers`](crate::profile::layers).
@@ -143,141 +139,94 @@ impl StaticNetwork {
                 r = spec.resolution
             )));
         }
-        self.buffers.reserve(spec, batch);
-        let buffers = &mut self.buffers;
-
-        for (index, (conv, layer)) in spec.stem.iter().zip(&self.stem).enumerate() {
-            let (size, out_size) = (conv.input_size, conv.output_size());
-            let input = if index == 0 { images } else { &buffers.current[..batch * size * size * conv.in_channels] };
-            let output = &mut buffers.next[..batch * out_size * out_size * conv.out_channels];
-            layer.run(input, batch, size, size, conv.activation, output);
-            if conv.residual {
-                output.iter_mut().zip(input).for_each(|(out, x)| *out += x);
+        self.buffers.reserve(batch);
+        let mut steps = self.program.steps.iter().peekable();
+        while let Some(step) = steps.next() {
+            self.buffers.run(step, &self.program, &self.kernels, images, batch);
+            if steps.peek().is_none_or(|next| next.layer != step.layer) {
+                layer_done();
             }
-            std::mem::swap(&mut buffers.current, &mut buffers.next);
-            layer_done();
         }
-        if let Some(pool) = &spec.max_pool {
-            let (size, out_size) = (pool.input_size, pool.output_size());
-            let input = &buffers.current[..batch * size * size * pool.channels];
-            let output = &mut buffers.next[..batch * out_size * out_size * pool.channels];
-            max_pool(input, size, size, pool.channels, output);
-            std::mem::swap(&mut buffers.current, &mut buffers.next);
-            layer_done();
-        }
-        for (block, spec) in self.blocks.iter().zip(spec.blocks()) {
-            block.run(spec, batch, buffers);
-            std::mem::swap(&mut buffers.current, &mut buffers.next);
-            layer_done();
-        }
-
-        let (channels, size) = spec.pooled_map();
-        let map = match (&self.feature, &spec.feature) {
-            (Some(layer), Some(conv)) => {
-                let input = &buffers.current[..batch * size * size * conv.in_channels];
-                let map = &mut buffers.expanded[..batch * size * size * channels];
-                layer.run(input, batch, size * size, conv.activation, None, None, map);
-                &*map
-            }
-            _ => &buffers.current[..batch * size * size * channels],
-        };
-        let pooled = &mut buffers.pooled[..batch * channels];
-        average_pool(map, batch, size * size, channels, pooled);
-        let features = match &self.hidden {
-            Some(layer) => {
-                let hidden = &mut buffers.reduced[..batch * spec.classifier_channels()];
-                layer.run(pooled, batch, 1, spec.hidden_activation, None, None, hidden);
-                &*hidden
-            }
-            None => &*pooled,
-        };
-        let logits = &mut buffers.logits[..batch * spec.classes];
-        self.classifier.run(features, batch, 1, Activation::Identity, None, None, logits);
-        layer_done();
         Ok(())
     }
 }
 
+/// Memory of all values, laid out by a plan.
+struct Buffers {
+    plan: Plan,
+    /// Each as large as the largest use of it so far.
+    memory: Vec<Vec<f32>>,
+}
+
 impl Buffers {
-    /// Grows every buffer to what `batch` images of `spec` need.
-    fn reserve(&mut self, spec: &NetworkSpec, batch: usize) {
-        let extents = Extents::of(spec);
-        let grow = |buffer: &mut Vec<f32>, per_image: usize| {
-            if buffer.len() < batch * per_image {
-                buffer.resize(batch * per_image, 0.0);
+    /// Grows every buffer to what `batch` images need.
+    fn reserve(&mut self, batch: usize) {
+        self.memory.resize_with(self.plan.sizes.len().max(self.memory.len()), Vec::new);
+        for (buffer, numbers) in self.memory.iter_mut().zip(&self.plan.sizes) {
+            if buffer.len() < batch * numbers {
+                buffer.resize(batch * numbers, 0.0);
             }
-        };
-        grow(&mut self.current, extents.output);
-        grow(&mut self.next, extents.output);
-        grow(&mut self.expanded, extents.expanded);
-        grow(&mut self.filtered, extents.filtered);
-        grow(&mut self.shortcut, extents.shortcut);
-        grow(&mut self.pooled, extents.pooled);
-        grow(&mut self.reduced, extents.reduced);
-        grow(&mut self.gate, extents.gate);
-        grow(&mut self.logits, spec.classes);
+        }
     }
-}
 
-/// Values an image needs in each buffer.
-#[derive(Default)]
-struct Extents {
-    output: usize,
-    expanded: usize,
-    filtered: usize,
-    shortcut: usize,
-    pooled: usize,
-    reduced: usize,
-    gate: usize,
-}
+    fn read(&self, program: &Program, value: Value, batch: usize) -> &[f32] {
+        &self.memory[self.plan.buffer(value)][..batch * program.values[value.0]]
+    }
 
-impl Extents {
-    /// The largest that a layer of `spec` needs.
-    fn of(spec: &NetworkSpec) -> Self {
-        let map = |size: usize, channels: usize| size * size * channels;
-        let mut maps = Extents::default();
-        for conv in &spec.stem {
-            maps.output = maps.output.max(map(conv.output_size(), conv.out_channels));
-        }
-        let (features, size) = spec.pooled_map();
-        (maps.pooled, maps.reduced) = (features, spec.hidden_channels.unwrap_or(0));
-        if spec.feature.is_some() {
-            maps.expanded = map(size, features);
-        }
-        for block in spec.blocks() {
-            let (size, out_size) = (block.input_size(), block.output_size());
-            let output = map(out_size, block.out_channels());
-            maps.output = maps.output.max(output);
-            let middle = match block {
-                BlockSpec::InvertedResidual(block) => {
-                    if let Some(reduced) = block.squeeze_excite {
-                        maps.gate = maps.gate.max(block.middle_channels);
-                        maps.reduced = maps.reduced.max(reduced);
-                    }
-                    block.middle_channels
+    /// Takes the buffer of a value out, so that others can be read while it is written.
+    fn take(&mut self, value: Value) -> Vec<f32> {
+        std::mem::take(&mut self.memory[self.plan.buffer(value)])
+    }
+
+    fn put_back(&mut self, value: Value, buffer: Vec<f32>) {
+        self.memory[self.plan.buffer(value)] = buffer;
+    }
+
+    fn run(&mut self, step: &Step, program: &Program, kernels: &[Kernel], images: &[f32], batch: usize) {
+        let numbers = |value: Value| batch * program.values[value.0];
+        let mut buffer = self.take(step.output);
+        let output = &mut buffer[..numbers(step.output)];
+        let (height, width, channels) = (step.shape.height, step.shape.width, step.shape.channels);
+        let pixels = height * width;
+        let read = |value: Option<Value>| value.map_or(images, |value| self.read(program, value, batch));
+        match step.work {
+            Work::Layer { layer, activation, gate, residual, pooled } => match &kernels[layer] {
+                Kernel::Pointwise(kernel) => {
+                    let (gate, residual) = (gate.map(|v| read(Some(v))), residual.map(|v| read(Some(v))));
+                    kernel.run(read(step.input), batch, pixels, activation, gate, residual, output);
                 }
-                BlockSpec::Bottleneck(block) => {
-                    if block.projection {
-                        maps.shortcut = maps.shortcut.max(output);
-                        maps.expanded = maps.expanded.max(map(out_size, block.in_channels));
+                Kernel::Depthwise(kernel) => {
+                    let mut means = pooled.map(|value| self.take(value));
+                    let pooled_numbers = pooled.map_or(0, numbers);
+                    let pooled_values = means.as_mut().map(|means| &mut means[..pooled_numbers]);
+                    let input = step.input.map_or(images, |value| self.read(program, value, batch));
+                    kernel.run(input, batch, height, width, activation, output, pooled_values);
+                    if let Some((value, means)) = pooled.zip(means) {
+                        self.put_back(value, means);
                     }
-                    block.middle_channels
                 }
-            };
-            maps.expanded = maps.expanded.max(map(size, middle));
-            maps.filtered = maps.filtered.max(map(out_size, middle));
+                Kernel::Dense(kernel) => kernel.run(read(step.input), batch, height, width, activation, output),
+            },
+            Work::GlobalAveragePool => average_pool(read(step.input), batch, pixels, channels, output),
+            Work::AveragePool { window } => {
+                average_windows(read(step.input), height, width, channels, window, output);
+            }
+            Work::MaxPool => max_pool(read(step.input), height, width, channels, output),
+            Work::Add(other) => output.iter_mut().zip(read(other)).for_each(|(sum, x)| *sum += x),
+            Work::HardSigmoid => output.iter_mut().for_each(|value| *value = (*value + 3.0).clamp(0.0, 6.0) / 6.0),
         }
-        maps.pooled = maps.pooled.max(maps.gate);
-        maps
+        self.put_back(step.output, buffer);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::plain;
     use super::*;
+    use candle_core::{DType, Device, Tensor};
+    use ofa_supernet::graph::interpreter;
+    use ofa_supernet::ops::ChannelStatistics;
     use ofa_supernet::seed::{Stream, generator};
-    use ofa_supernet::space::{ConvSpec, Subnet, preset};
+    use ofa_supernet::space::{Activation, Subnet, preset};
     use rand::Rng;
 
     fn images(spec: &NetworkSpec, batch: usize) -> Vec<f32> {
@@ -285,151 +234,28 @@ mod tests {
         (0..batch * spec.resolution * spec.resolution * 3).map(|_| rng.random_range(-2.0..2.0)).collect()
     }
 
-    /// The network as PyTorch would run it: plain convolutions, then batch norm with the running statistics.
+    /// The network as PyTorch would run it, in f64: convolutions, then batch norm with the running statistics.
     fn expected_logits(spec: &NetworkSpec, weights: &Weights, images: &[f32], batch: usize) -> Vec<f32> {
-        let get = |name: &str| weights[name].1.as_slice();
-        let norm = |values: &mut [f32], prefix: &str, activation: Activation| {
-            let part = |name: &str| get(&format!("{prefix}.{name}"));
-            let (gamma, beta, mean, variance) =
-                (part("weight"), part("bias"), part("running_mean"), part("running_var"));
-            for (index, value) in values.iter_mut().enumerate() {
-                let c = index % gamma.len();
-                let x = (*value - mean[c]) / (variance[c] + spec.batch_norm_epsilon as f32).sqrt() * gamma[c] + beta[c];
-                *value = match activation {
-                    Activation::Identity => x,
-                    Activation::Relu => x.max(0.0),
-                    Activation::Relu6 => x.clamp(0.0, 6.0),
-                    Activation::HardSwish => x * (x + 3.0).clamp(0.0, 6.0) / 6.0,
-                };
-            }
+        let graph = Graph::of(spec);
+        let wide = |(shape, values): &(Vec<usize>, Vec<f32>)| {
+            let tensor = Tensor::from_slice(values, shape.as_slice(), &Device::Cpu).unwrap();
+            tensor.to_dtype(DType::F64).unwrap()
         };
-        let linear = |input: &[f32], name: &str, bias: &[f32], batch: usize, pixels: usize, activation| {
-            let shape = &weights[name].0;
-            let mut output = vec![0.0; batch * pixels * shape[0]];
-            let layer = plain::Pointwise::new(get(name), bias, shape[1], shape[0]);
-            layer.run(input, batch, pixels, activation, None, None, &mut output);
-            output
-        };
-        let zeros = vec![0.0; 10_000];
-        let identity = Activation::Identity;
-        let dense = |input: &[f32], conv: &ConvSpec, name: &str, bn: &str| {
-            let mut output = vec![0.0; batch * conv.output_size() * conv.output_size() * conv.out_channels];
-            let weight = get(&format!("{name}.weight"));
-            let bias = &zeros[..conv.out_channels];
-            plain::DenseConv::new(weight, bias, conv.in_channels, conv.out_channels, conv.kernel, conv.stride).run(
-                input,
-                batch,
-                conv.input_size,
-                conv.input_size,
-                identity,
-                &mut output,
-            );
-            norm(&mut output, bn, conv.activation);
-            output
-        };
-
-        let mut x = images.to_vec();
-        for (conv, (name, bn)) in spec.stem.iter().zip(stem_names(spec)) {
-            let y = dense(&x, conv, &name, &bn);
-            x = if conv.residual { y.iter().zip(&x).map(|(y, x)| y + x).collect() } else { y };
-        }
-        if let Some(pool) = &spec.max_pool {
-            x = plain::pool(&x, pool.input_size, pool.channels, 3, 2, 1, |seen| {
-                seen.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b))
-            });
-        }
-        for (s, stage) in spec.stages.iter().enumerate() {
-            for (b, block) in stage.iter().enumerate() {
-                let p = block_prefix(block, s, b);
-                let block = match block {
-                    BlockSpec::InvertedResidual(block) => block,
-                    BlockSpec::Bottleneck(block) => {
-                        let shortcut = block.shortcut().map_or(x.clone(), |conv| {
-                            let mean = |seen: &[f32]| seen.iter().sum::<f32>() / seen.len() as f32;
-                            let pooled = plain::pool(
-                                &x,
-                                block.input_size,
-                                block.in_channels,
-                                block.stride,
-                                block.stride,
-                                0,
-                                mean,
-                            );
-                            dense(&pooled, &conv, &format!("{p}.downsample.1"), &format!("{p}.downsample.2"))
-                        });
-                        for (index, conv) in block.convolutions().iter().enumerate() {
-                            x = dense(&x, conv, &format!("{p}.conv{}", index + 1), &format!("{p}.bn{}", index + 1));
-                        }
-                        x = x.iter().zip(&shortcut).map(|(y, s)| (y + s).max(0.0)).collect();
-                        continue;
-                    }
-                };
-                let (size, middle) = (block.input_size, block.middle_channels);
-                let pixels = block.output_size() * block.output_size();
-                let mut y = x.clone();
-                let (dw_norm, pw, pw_norm) =
-                    if block.expand { ("bn2", "conv_pwl", "bn3") } else { ("bn1", "conv_pw", "bn2") };
-                if block.expand {
-                    y = linear(&y, &format!("{p}.conv_pw.weight"), &zeros[..middle], batch, size * size, identity);
-                    norm(&mut y, &format!("{p}.bn1"), block.activation);
-                }
-                let depthwise = plain::Depthwise::new(
-                    get(&format!("{p}.conv_dw.weight")),
-                    &zeros[..middle],
-                    middle,
-                    block.kernel,
-                    block.stride,
-                );
-                let mut z = vec![0.0; batch * pixels * middle];
-                depthwise.run(&y, batch, size, size, identity, &mut z, None);
-                norm(&mut z, &format!("{p}.{dw_norm}"), block.activation);
-                if block.squeeze_excite.is_some() {
-                    let mut pooled = vec![0.0; batch * middle];
-                    plain::average_pool(&z, pixels, middle, &mut pooled);
-                    let se = format!("{p}.se.conv");
-                    let r = linear(
-                        &pooled,
-                        &format!("{se}_reduce.weight"),
-                        get(&format!("{se}_reduce.bias")),
-                        batch,
-                        1,
-                        Activation::Relu,
-                    );
-                    let gate = linear(
-                        &r,
-                        &format!("{se}_expand.weight"),
-                        get(&format!("{se}_expand.bias")),
-                        batch,
-                        1,
-                        identity,
-                    );
-                    for (index, value) in z.iter_mut().enumerate() {
-                        let gate = gate[index / (pixels * middle) * middle + index % middle];
-                        *value *= (gate + 3.0).clamp(0.0, 6.0) / 6.0;
-                    }
-                }
-                let mut out =
-                    linear(&z, &format!("{p}.{pw}.weight"), &zeros[..block.out_channels], batch, pixels, identity);
-                norm(&mut out, &format!("{p}.{pw_norm}"), identity);
-                if block.residual {
-                    out.iter_mut().zip(&x).for_each(|(out, x)| *out += x);
-                }
-                x = out;
+        let (mut parameters, mut statistics) = (Vec::new(), Vec::new());
+        for slot in graph.slots() {
+            let get = |part: &str| &weights[&format!("{}.{part}", graph.name(slot))];
+            let (running, trained): (Vec<_>, Vec<_>) =
+                graph.tensors(slot).into_iter().map(|(part, _)| part).partition(|part| part.starts_with("running"));
+            parameters.push(trained.into_iter().map(|part| wide(get(part))).collect());
+            if let [mean, variance] = running[..] {
+                let (mean, variance) = (get(mean).1.clone(), get(variance).1.clone());
+                statistics.push(ChannelStatistics { mean, variance, count: 1 });
             }
         }
-        if let Some(conv) = &spec.feature {
-            let (name, bn) = feature_names(spec);
-            x = dense(&x, conv, &name, &bn);
-        }
-        let (features, size) = spec.pooled_map();
-        let mut pooled = vec![0.0; batch * features];
-        plain::average_pool(&x, size * size, features, &mut pooled);
-        let hidden = match spec.hidden_channels {
-            Some(width) => linear(&pooled, "conv_head.weight", &zeros[..width], batch, 1, spec.hidden_activation),
-            None => pooled,
-        };
-        let name = classifier_name(spec);
-        linear(&hidden, &format!("{name}.weight"), get(&format!("{name}.bias")), batch, 1, identity)
+        let shape = (batch, spec.resolution, spec.resolution, 3);
+        let images = wide(&(vec![shape.0, shape.1, shape.2, shape.3], images.to_vec()));
+        let (logits, _) = interpreter::run(&graph, &images, &parameters, Some(&statistics)).unwrap();
+        logits.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     }
 
     fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {

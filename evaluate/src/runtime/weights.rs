@@ -1,10 +1,12 @@
 //! A network's weights as they come from a file: checking, seeded random ones, batch-norm folding.
 
+use super::compiler::Layer;
 use crate::model::{tensor_shapes, validate};
 use crate::{Error, Result};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::NetworkSpec;
 use rand::Rng;
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 /// Tensors by name: shape and values, with the names and layouts of [`tensor_shapes`].
@@ -83,13 +85,26 @@ pub(super) struct Checked<'a> {
 }
 
 impl Checked<'_> {
+    /// Weight and bias of a layer, with the batch norm after it folded in.
+    pub fn layer(&self, layer: &Layer) -> (Cow<'_, [f32]>, Cow<'_, [f32]>) {
+        if let Some(norm) = &layer.norm {
+            let (weight, bias) = self.folded(&layer.name, layer.bias, norm);
+            return (weight.into(), bias.into());
+        }
+        let weight = self.get(&format!("{}.weight", layer.name)).into();
+        match layer.bias {
+            true => (weight, self.get(&format!("{}.bias", layer.name)).into()),
+            false => (weight, vec![0.0; layer.out_channels].into()),
+        }
+    }
+
     /// The values of a tensor.
-    pub fn get(&self, name: &str) -> &[f32] {
+    fn get(&self, name: &str) -> &[f32] {
         &self.weights.get(name).expect("checked: every tensor of the network is there").1
     }
 
     /// Weight and bias of a convolution (its output channels come first) with the batch norm after it folded in, in f64.
-    pub fn folded(&self, convolution: &str, norm: &str) -> (Vec<f32>, Vec<f32>) {
+    fn folded(&self, convolution: &str, has_bias: bool, norm: &str) -> (Vec<f32>, Vec<f32>) {
         let weight = self.get(&format!("{convolution}.weight"));
         let part = |name: &str| self.get(&format!("{norm}.{name}"));
         let (gamma, beta, mean, variance) = (part("weight"), part("bias"), part("running_mean"), part("running_var"));
@@ -100,12 +115,12 @@ impl Checked<'_> {
             .zip(&scales)
             .flat_map(|(filter, scale)| filter.iter().map(move |&w| (f64::from(w) * scale) as f32))
             .collect();
-        let bias = scales
-            .iter()
-            .zip(beta)
-            .zip(mean)
-            .map(|((scale, &b), &m)| (f64::from(b) - f64::from(m) * scale) as f32)
-            .collect();
+        let own = if has_bias { self.get(&format!("{convolution}.bias")) } else { &[] };
+        let bias = |(channel, scale): (usize, &f64)| {
+            let own = own.get(channel).copied().unwrap_or(0.0);
+            (f64::from(beta[channel]) - (f64::from(mean[channel]) - f64::from(own)) * scale) as f32
+        };
+        let bias = scales.iter().enumerate().map(bias).collect();
         (folded, bias)
     }
 }

@@ -2,8 +2,9 @@
 //! and output channels.
 
 use super::{BatchNorm, Initialiser, ParameterId, Parameters, Pass};
-use crate::ops::{self, DenseShape, composite};
-use crate::space::ConvSpec;
+use crate::graph::interpreter;
+use crate::ops::{self, DenseShape};
+use crate::space::{Activation, ConvSpec};
 use candle_core::{DType, Result, Tensor};
 
 #[derive(Debug)]
@@ -26,12 +27,11 @@ impl Dense {
         Ok(Dense { weight, norm, pool })
     }
 
-    /// The active weights `[out, in, k, k]`, and batch norm's scale and shift.
-    pub(crate) fn active(&self, parameters: &Parameters, spec: &ConvSpec, keep: bool) -> Result<[Tensor; 3]> {
+    /// The active weight `[out, in, k, k]`; batch norm's scale and shift.
+    pub(crate) fn active(&self, parameters: &Parameters, spec: &ConvSpec, keep: bool) -> Result<[Vec<Tensor>; 2]> {
         let weight = parameters.get(self.weight, keep);
         let weight = weight.narrow(0, 0, spec.out_channels)?.narrow(1, 0, spec.in_channels)?;
-        let [scale, shift] = self.norm.pack(parameters, spec.out_channels, keep)?;
-        Ok([weight, scale, shift])
+        Ok([vec![weight], self.norm.pack(parameters, spec.out_channels, keep)?.to_vec()])
     }
 
     /// `x` `[batch, height, width, in]`; the output is pooled to `[batch, out]` if so made.
@@ -43,22 +43,23 @@ impl Dense {
         eps: f64,
         pass: &mut Pass,
     ) -> Result<Tensor> {
+        let active = self.active(parameters, spec, pass.keep_gradients)?;
+        if !fused(x) {
+            let y = pass.interpret(&spec.graph(eps), x, &active)?;
+            return if self.pool { y.mean((1, 2)) } else { Ok(y) };
+        }
         let (batch, height, width, _) = x.dims4()?;
         let shape = DenseShape::new(spec, batch, height, width, self.pool, eps);
-        let [weight, scale, shift] = self.active(parameters, spec, pass.keep_gradients)?;
-        let packed = Tensor::cat(&[weight.flatten_all()?, scale, shift], 0)?;
+        let flat = active.iter().flatten().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
+        let packed = Tensor::cat(&flat, 0)?;
         let given = pass.next_given([shape.out_channels])?.map(|[given]| given);
-        let (output, used) = if fused(x) {
-            ops::dense(x, &packed, shape, given, pass.ranks, pass.keep_gradients)?
-        } else {
-            composite::dense(x, &packed, &shape, given.as_ref())?
-        };
+        let (output, used) = ops::dense(x, &packed, shape, given, pass.ranks, pass.keep_gradients)?;
         pass.used.push(used);
         if spec.residual { add(&output, x, false) } else { Ok(output) }
     }
 }
 
-/// Whether the fused CPU kernels take this tensor; other devices and number types get the composite.
+/// Whether the fused CPU kernels take this tensor; other devices and number types get the interpreter.
 pub(crate) fn fused(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
 }
@@ -80,10 +81,15 @@ pub(crate) fn add(x: &Tensor, y: &Tensor, relu: bool) -> Result<Tensor> {
 
 /// 3x3 max pool with stride 2 of `[batch, height, width, channels]`.
 pub(crate) fn max_pool(x: &Tensor) -> Result<Tensor> {
-    if fused(x) { ops::max_pool(x) } else { composite::max_pool(x) }
+    if fused(x) { ops::max_pool(x) } else { interpreter::max_pool(x, 3, 2, 1) }
 }
 
 /// Average over windows of `(height, width)` pixels side by side, at the right and lower border over what there is.
 pub(crate) fn average_pool(x: &Tensor, window: (usize, usize)) -> Result<Tensor> {
-    if fused(x) { ops::average_pool(x, window) } else { composite::average_pool(x, window) }
+    if fused(x) { ops::average_pool(x, window) } else { interpreter::average_pool(x, window) }
+}
+
+/// The activation of a small tensor.
+pub(crate) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    interpreter::activate(x, activation)
 }

@@ -5,31 +5,26 @@
 //! | `parameter` | the list of trainable tensors |
 //! | `batch_norm` | scale, shift and running statistics |
 //! | `kernel_transform` | elastic kernel size |
-//! | `inverted_residual`, `bottleneck` | the elastic blocks of MobileNets and ResNets |
-//! | `block` | either of them |
 //! | `dense` | a dense convolution, and the plain steps between: sum, pools |
 //! | `channel_sorting` | the order of channels before a width stage |
 
 mod batch_norm;
-mod block;
-mod bottleneck;
-mod channel_sorting;
+pub(crate) mod channel_sorting;
 mod dense;
-mod inverted_residual;
 mod kernel_transform;
 mod parameter;
 
 pub(crate) use batch_norm::BatchNorm;
-pub(crate) use block::Block;
-pub(crate) use bottleneck::Bottleneck;
-pub(crate) use channel_sorting::{Touch, sort_shared};
-pub(crate) use dense::{Dense, average_pool, linear, max_pool};
-pub(crate) use inverted_residual::InvertedResidual;
+pub(crate) use channel_sorting::{OuterChannels, Touch, sort_shared};
+pub(crate) use dense::{Dense, activate, add, average_pool, fused, linear, max_pool};
+pub(crate) use kernel_transform::ElasticKernel;
 pub use parameter::Parameter;
 pub(crate) use parameter::{Initialiser, ParameterId, Parameters};
 
+use crate::graph::{Graph, interpreter};
 use crate::ops::ChannelStatistics;
 use crate::ranks::Ranks;
+use candle_core::Tensor;
 
 /// How the layers of one forward pass treat statistics and gradients.
 pub(crate) struct Pass<'a> {
@@ -54,25 +49,58 @@ impl Pass<'_> {
         })
     }
 
-    /// The given statistics of the next `N` batch norms; `None` for batch statistics.
-    fn next_given<const N: usize>(&self, channels: [usize; N]) -> candle_core::Result<Option<[ChannelStatistics; N]>> {
-        let Some(given) = self.given else { return Ok(None) };
-        let mut next = self.used.len();
-        let mut out = std::array::from_fn(|_| ChannelStatistics::default());
-        for (out, &channels) in out.iter_mut().zip(&channels) {
-            if channels == 0 {
-                continue;
-            }
-            match given.get(next) {
-                Some((mean, variance)) if mean.len() == channels && variance.len() == channels => {
-                    *out = ChannelStatistics { mean: mean.clone(), variance: variance.clone(), count: 1 };
+    /// Output of `graph` for `x` on a device or in a number type that has no kernels.
+    pub(crate) fn interpret(
+        &mut self,
+        graph: &Graph,
+        x: &Tensor,
+        active: &[Vec<Tensor>],
+    ) -> candle_core::Result<Tensor> {
+        let given: Option<Vec<ChannelStatistics>> = match self.given {
+            Some(_) => {
+                let widths = graph.norm_widths();
+                let mut given = Vec::new();
+                for width in widths {
+                    let next = self.given_at(self.used.len() + given.len(), width)?;
+                    given.extend(next);
                 }
-                _ => candle_core::bail!(
-                    "batch norm {next}: the given statistics do not belong to this subnet ({channels} channels expected)"
-                ),
+                Some(given)
             }
-            next += 1;
+            None => None,
+        };
+        let (output, used) = interpreter::run(graph, x, active, given.as_deref())?;
+        self.used.extend(used);
+        Ok(output)
+    }
+
+    /// The given statistics of the next `N` batch norms; `None` for batch statistics.
+    pub(crate) fn next_given<const N: usize>(
+        &self,
+        channels: [usize; N],
+    ) -> candle_core::Result<Option<[ChannelStatistics; N]>> {
+        if self.given.is_none() {
+            return Ok(None);
+        }
+        let mut out = std::array::from_fn(|_| ChannelStatistics::default());
+        let present = out.iter_mut().zip(channels).filter(|(_, channels)| *channels > 0);
+        for (index, (out, channels)) in present.enumerate() {
+            if let Some(given) = self.given_at(self.used.len() + index, channels)? {
+                *out = given;
+            }
         }
         Ok(Some(out))
+    }
+
+    /// The given statistics of batch norm number `index`, which has `channels` channels; `None` for batch statistics.
+    fn given_at(&self, index: usize, channels: usize) -> candle_core::Result<Option<ChannelStatistics>> {
+        let Some(given) = self.given else { return Ok(None) };
+        match given.get(index) {
+            Some((mean, variance)) if mean.len() == channels && variance.len() == channels => {
+                Ok(Some(ChannelStatistics { mean: mean.clone(), variance: variance.clone(), count: 1 }))
+            }
+            _ => candle_core::bail!(
+                "batch norm {index}: the given statistics do not belong to this subnet ({channels} channels expected)"
+            ),
+        }
     }
 }

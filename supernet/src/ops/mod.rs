@@ -20,14 +20,12 @@
 //! | `pools` | ResNet's steps between convolutions: sums, max pool, average pool |
 //! | `sparse` | fully connected layers for inputs of which many are zero |
 //! | `inference` | the same layers with batch norm folded, for extracted networks |
-//! | `composite` | the same layers from candle's own ops: other devices and number types, and the tests' reference |
 
 mod activation;
 mod batch_norm;
 mod buffer_pool;
 mod buffers;
 mod columns;
-pub mod composite;
 mod dense;
 mod depthwise;
 pub mod inference;

@@ -1,6 +1,10 @@
-//! What the kernel tests share: repeatable values and one comparison with a stated tolerance.
+//! Helpers of the kernels' tests: repeatable values, one comparison with a stated tolerance, and the interpreter as reference.
 
+use super::{BlockShape, BlockStatistics, ChannelStatistics, DenseShape};
+use crate::graph::{Graph, interpreter};
 use crate::seed::{Stream, generator};
+use crate::space::{BlockSpec, ConvSpec, InvertedResidualSpec};
+use candle_core::{Result, Tensor};
 use rand::Rng;
 
 /// `len` values in -1..1, a different sequence for each `stream`.
@@ -25,4 +29,64 @@ pub(crate) fn assert_close_above(least: f64, found: &[f32], expected: &[f64], to
         let difference = (f64::from(f) - e).abs();
         assert!(difference <= tolerance * scale, "{what}[{index}]: {f} instead of {e} (scale {scale})");
     }
+}
+
+/// The block in candle's operations, from packed parameters: the reference of the fused kernel.
+pub(super) fn interpreted_block(
+    x: &Tensor,
+    packed: &Tensor,
+    shape: &BlockShape,
+    given: Option<&BlockStatistics>,
+) -> Result<Tensor> {
+    let spec = InvertedResidualSpec {
+        in_channels: shape.in_channels,
+        middle_channels: shape.middle,
+        out_channels: shape.out_channels,
+        kernel: shape.kernel,
+        stride: shape.stride,
+        activation: shape.activation,
+        expand: shape.expand,
+        squeeze_excite: shape.squeeze_excite,
+        residual: shape.residual,
+        input_size: shape.height,
+    };
+    let graph = BlockSpec::InvertedResidual(spec).graph(shape.eps);
+    let given = given.map(|given| &given[usize::from(!shape.expand)..]);
+    Ok(interpreter::run(&graph, x, &unpacked(&graph, packed)?, given)?.0)
+}
+
+/// The dense convolution in candle's operations, from packed parameters.
+pub(super) fn interpreted_dense(
+    x: &Tensor,
+    packed: &Tensor,
+    shape: &DenseShape,
+    given: Option<&ChannelStatistics>,
+) -> Result<Tensor> {
+    let spec = ConvSpec {
+        in_channels: shape.in_channels,
+        out_channels: shape.out_channels,
+        kernel: shape.kernel,
+        stride: shape.stride,
+        activation: shape.activation,
+        residual: false,
+        input_size: shape.height,
+    };
+    let graph = spec.graph(shape.eps);
+    let y = interpreter::run(&graph, x, &unpacked(&graph, packed)?, given.map(std::slice::from_ref))?.0;
+    if shape.pool { y.mean((1, 2)) } else { Ok(y) }
+}
+
+/// Trainable tensors of each slot, which `packed` holds one after the other.
+fn unpacked(graph: &Graph, packed: &Tensor) -> Result<Vec<Vec<Tensor>>> {
+    let mut offset = 0;
+    let mut next = |shape: Vec<usize>| -> Result<Tensor> {
+        let len = shape.iter().product();
+        offset += len;
+        packed.narrow(0, offset - len, len)?.reshape(shape)
+    };
+    let mut slot = |slot| -> Result<Vec<Tensor>> {
+        let trained = graph.tensors(slot).into_iter().filter(|(part, _)| !part.starts_with("running"));
+        trained.map(|(_, shape)| next(shape)).collect()
+    };
+    graph.slots().iter().map(&mut slot).collect()
 }

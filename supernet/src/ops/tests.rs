@@ -1,7 +1,8 @@
 //! The fused ops against f64 references and finite differences, at odd sizes, with every instruction set of this CPU.
 
-use super::testing::{assert_close, assert_close_above, values};
+use super::testing::{assert_close, assert_close_above, interpreted_block, interpreted_dense, values};
 use super::*;
+use crate::graph::interpreter;
 use crate::space::Activation;
 use candle_core::{DType, Device, Result, Tensor, Var};
 
@@ -113,8 +114,7 @@ pub(super) fn check_block(shape: &BlockShape, given: Option<BlockStatistics>) {
     let x = values(dims.iter().product(), 5);
     let p = parameters(block_parameters(shape));
     let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| fused_block(x, p, shape, given.clone(), true));
-    let exact =
-        evaluate(&x, &p, &dims, DType::F64, &|x, p| Ok(composite::inverted_residual(x, p, shape, given.as_ref())?.0));
+    let exact = evaluate(&x, &p, &dims, DType::F64, &|x, p| interpreted_block(x, p, shape, given.as_ref()));
     assert_close(&f32s(&fused.output), &exact.output, 2e-4, &format!("{shape:?} output"));
     assert_close(&f32s(&fused.dx), &exact.dx, 1e-3, &format!("{shape:?} input gradient"));
     assert_close(&f32s(&fused.dp), &exact.dp, 1e-3, &format!("{shape:?} parameter gradient"));
@@ -162,7 +162,7 @@ fn block_gradients_equal_finite_differences() {
         let run = || -> Result<f64> {
             let x = Tensor::from_slice(x, &dims[..], &Device::Cpu)?;
             let p = Tensor::from_slice(p, p.len(), &Device::Cpu)?;
-            let output = composite::inverted_residual(&x, &p, &shape, None)?.0;
+            let output = interpreted_block(&x, &p, &shape, None)?;
             (output.clone() * weights(&output)?)?.sum_all()?.to_scalar::<f64>()
         };
         run().unwrap()
@@ -212,7 +212,7 @@ fn dense_convolutions_equal_the_f64_reference() {
         let p = parameters(out * dims[3] * kernel * kernel + 2 * out);
         let fused =
             evaluate(&x, &p, &dims, DType::F32, &|x, p| Ok(super::dense(x, p, shape.clone(), None, None, true)?.0));
-        let exact = evaluate(&x, &p, &dims, DType::F64, &|x, p| Ok(composite::dense(x, p, &shape, None)?.0));
+        let exact = evaluate(&x, &p, &dims, DType::F64, &|x, p| interpreted_dense(x, p, &shape, None));
         assert_close(&f32s(&fused.output), &exact.output, 2e-4, "dense output");
         assert_close(&f32s(&fused.dp), &exact.dp, 1e-3, "dense parameter gradient");
         // Of two values a channel batch norm makes -1 and 1, whatever they were: all but a trace of their gradients cancels.
@@ -254,8 +254,8 @@ fn convolution_and_pool_gradients_equal_finite_differences() {
         let run = || -> Result<f64> {
             let x = Tensor::from_slice(x, &dims[..], &Device::Cpu)?;
             let p = Tensor::from_slice(p, p.len(), &Device::Cpu)?;
-            let y = composite::dense(&composite::average_pool(&x, (2, 2))?, &p, &shape, None)?.0;
-            let output = (composite::max_pool(&y)? * 2.0)?.relu()?;
+            let y = interpreted_dense(&interpreter::average_pool(&x, (2, 2))?, &p, &shape, None)?;
+            let output = (interpreter::max_pool(&y, 3, 2, 1)? * 2.0)?.relu()?;
             (output.clone() * weights(&output)?)?.sum_all()?.to_scalar::<f64>()
         };
         run().unwrap()
@@ -284,7 +284,7 @@ fn pools_and_sums_equal_the_f64_reference() {
         let p = values(1, 1);
         type Op = fn(&Tensor) -> Result<Tensor>;
         let average = |window: (usize, usize)| {
-            (move |x: &Tensor| super::average_pool(x, window), move |x: &Tensor| composite::average_pool(x, window))
+            (move |x: &Tensor| super::average_pool(x, window), move |x: &Tensor| interpreter::average_pool(x, window))
         };
         let check =
             |fused: &dyn Fn(&Tensor) -> Result<Tensor>, exact: &dyn Fn(&Tensor) -> Result<Tensor>, what: &str| {
@@ -293,7 +293,11 @@ fn pools_and_sums_equal_the_f64_reference() {
                 assert_close(&f32s(&fused.output), &exact.output, 1e-6, what);
                 assert_close(&f32s(&fused.dx), &exact.dx, 1e-6, what);
             };
-        check(&(super::max_pool as Op), &(composite::max_pool as Op), &format!("max pool {dims:?}"));
+        check(
+            &(super::max_pool as Op),
+            &((|x: &Tensor| interpreter::max_pool(x, 3, 2, 1)) as Op),
+            &format!("max pool {dims:?}"),
+        );
         for window in [(2, 2), (1, 1), (dims[1], dims[2]), (3, 2)] {
             let (fused, exact) = average(window);
             check(&fused, &exact, &format!("average pool {dims:?} {window:?}"));

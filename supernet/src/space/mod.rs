@@ -13,24 +13,21 @@
 //! | `narrowing` | a space with some of its values, and how training frees them |
 //! | `network_spec` | a static network, layer by layer |
 //! | `layout` | from space and subnet to the static network |
-//! | `macs` | work of a static network |
 //! | `presets` | the spaces that have a name |
 
 mod choices;
 mod difference;
 pub mod dimension;
 mod layout;
-mod macs;
 mod narrowing;
 mod network_spec;
 mod presets;
 mod subnet;
 
+pub use crate::blocks::{BlockSpec, BottleneckSpec, InvertedResidualSpec};
 pub use dimension::{DIMENSIONS, Dimension, Place, Scope};
 pub use narrowing::{Channels, Narrowing, SHRINKING, Shrinking};
-pub use network_spec::{
-    BlockSpec, BottleneckSpec, ConvSpec, InvertedResidualSpec, MaxPoolSpec, NetworkSpec, reduced_channels,
-};
+pub use network_spec::{ConvSpec, MaxPoolSpec, NetworkSpec, reduced_channels};
 pub use presets::{PRESETS, preset};
 pub use subnet::{BlockChoice, Subnet};
 

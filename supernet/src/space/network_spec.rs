@@ -1,6 +1,8 @@
 //! The static network that a subnet stands for, layer by layer: what cost, latency, export and inference read.
 
 use super::{Activation, make_divisible};
+use crate::blocks::BlockSpec;
+use crate::graph::{Graph, RegionKind};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// A dense convolution with batch norm and activation.
@@ -45,162 +47,6 @@ impl MaxPoolSpec {
     /// Height and width of the output map.
     pub fn output_size(&self) -> usize {
         self.input_size.div_ceil(2)
-    }
-}
-
-/// A block of a stage. It holds no position, so equal blocks compare equal wherever they stand.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum BlockSpec {
-    /// MobileNets.
-    InvertedResidual(InvertedResidualSpec),
-    /// ResNets.
-    Bottleneck(BottleneckSpec),
-}
-
-/// An inverted residual block: 1x1 expand, depthwise, optional squeeze-excite, 1x1 project, optional residual.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct InvertedResidualSpec {
-    /// Input channels.
-    pub in_channels: usize,
-    /// Channels of the depthwise convolution.
-    pub middle_channels: usize,
-    /// Output channels.
-    pub out_channels: usize,
-    /// Depthwise kernel size; the padding is half of it.
-    pub kernel: usize,
-    /// Depthwise stride.
-    pub stride: usize,
-    /// Activation of the expand and depthwise convolutions.
-    pub activation: Activation,
-    /// Whether there is an expand convolution (only the first block has none).
-    pub expand: bool,
-    /// Reduced channels of squeeze-excite, if the block has it.
-    pub squeeze_excite: Option<usize>,
-    /// Whether the input is added to the output.
-    pub residual: bool,
-    /// Height and width of the input map.
-    pub input_size: usize,
-}
-
-impl InvertedResidualSpec {
-    /// Height and width of the output map.
-    pub fn output_size(&self) -> usize {
-        self.input_size.div_ceil(self.stride)
-    }
-}
-
-/// A bottleneck: 1x1, `kernel x kernel` with the stride, 1x1 without activation; their output plus the shortcut is activated.
-///
-/// The shortcut is the input, or (`projection`) its average over `stride x stride` pixels, those at the border over fewer, and a 1x1
-/// convolution without activation (ResNet-D: He et al., CVPR 2019, figure 2c).
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BottleneckSpec {
-    /// Input channels.
-    pub in_channels: usize,
-    /// Channels of the middle convolution.
-    pub middle_channels: usize,
-    /// Output channels.
-    pub out_channels: usize,
-    /// Kernel size of the middle convolution; the padding is half of it.
-    pub kernel: usize,
-    /// Stride of the middle convolution and of the shortcut's pool.
-    pub stride: usize,
-    /// Activation of the first two convolutions and of the sum.
-    pub activation: Activation,
-    /// Whether the shortcut has a pool and a convolution; the first block of every stage has them.
-    pub projection: bool,
-    /// Height and width of the input map.
-    pub input_size: usize,
-}
-
-impl BottleneckSpec {
-    /// Height and width of the output map.
-    pub fn output_size(&self) -> usize {
-        self.input_size.div_ceil(self.stride)
-    }
-
-    /// Its three convolutions in order.
-    pub fn convolutions(&self) -> [ConvSpec; 3] {
-        let pointwise = |in_channels, out_channels, activation, input_size| ConvSpec {
-            in_channels,
-            out_channels,
-            kernel: 1,
-            stride: 1,
-            activation,
-            residual: false,
-            input_size,
-        };
-        let middle = self.middle_channels;
-        let first = pointwise(self.in_channels, middle, self.activation, self.input_size);
-        let second = ConvSpec { in_channels: middle, kernel: self.kernel, stride: self.stride, ..first.clone() };
-        [first, second, pointwise(middle, self.out_channels, Activation::Identity, self.output_size())]
-    }
-
-    /// The shortcut's convolution after its pool, if it has one.
-    pub fn shortcut(&self) -> Option<ConvSpec> {
-        self.projection.then(|| {
-            let [.., last] = self.convolutions();
-            ConvSpec { in_channels: self.in_channels, ..last }
-        })
-    }
-}
-
-impl BlockSpec {
-    /// Input channels.
-    pub fn in_channels(&self) -> usize {
-        match self {
-            BlockSpec::InvertedResidual(block) => block.in_channels,
-            BlockSpec::Bottleneck(block) => block.in_channels,
-        }
-    }
-
-    /// Output channels.
-    pub fn out_channels(&self) -> usize {
-        match self {
-            BlockSpec::InvertedResidual(block) => block.out_channels,
-            BlockSpec::Bottleneck(block) => block.out_channels,
-        }
-    }
-
-    /// Height and width of the input map.
-    pub fn input_size(&self) -> usize {
-        match self {
-            BlockSpec::InvertedResidual(block) => block.input_size,
-            BlockSpec::Bottleneck(block) => block.input_size,
-        }
-    }
-
-    /// Height and width of the output map.
-    pub fn output_size(&self) -> usize {
-        match self {
-            BlockSpec::InvertedResidual(block) => block.output_size(),
-            BlockSpec::Bottleneck(block) => block.output_size(),
-        }
-    }
-
-    fn set_input_size(&mut self, size: usize) {
-        match self {
-            BlockSpec::InvertedResidual(block) => block.input_size = size,
-            BlockSpec::Bottleneck(block) => block.input_size = size,
-        }
-    }
-
-    /// Channels of its batch norms, in the order in which the supernet lists statistics: expand, depthwise, project; or the three
-    /// convolutions and the shortcut's.
-    pub fn norm_widths(&self) -> Vec<usize> {
-        match self {
-            BlockSpec::InvertedResidual(block) => {
-                let expand = block.expand.then_some(block.middle_channels);
-                expand.into_iter().chain([block.middle_channels, block.out_channels]).collect()
-            }
-            BlockSpec::Bottleneck(block) => {
-                let convolutions = block.convolutions().into_iter().chain(block.shortcut());
-                convolutions.map(|conv| conv.out_channels).collect()
-            }
-        }
     }
 }
 
@@ -252,6 +98,30 @@ impl NetworkSpec {
         self.hidden_channels.unwrap_or(self.pooled_map().0)
     }
 
+    /// Multiply-accumulates of one image's forward pass: [`Graph::macs`].
+    pub fn macs(&self) -> u64 {
+        Graph::of(self).macs()
+    }
+
+    /// The block at whose input half of the work is done: the first that has half of the multiply-accumulates or more before it, or the last block.
+    pub(crate) fn middle_block(&self) -> usize {
+        let graph = Graph::of(self);
+        let half = graph.macs() / 2;
+        let (mut before, mut middle) = (0, 0);
+        let mut blocks = 0;
+        for layer in graph.layers() {
+            if matches!(layer.kind, RegionKind::Block(_)) {
+                middle = blocks;
+                blocks += 1;
+                if before >= half {
+                    break;
+                }
+            }
+            before += graph.layer_macs(layer);
+        }
+        middle
+    }
+
     /// Layers from the first on that this network and `other` have in common, the stem counted as one, each block as one: they stand at the same
     /// place and are the same.
     pub(crate) fn layers_in_common(&self, other: &NetworkSpec) -> usize {
@@ -264,13 +134,6 @@ impl NetworkSpec {
                 .flat_map(|(stage, blocks)| blocks.iter().enumerate().map(move |(place, block)| (stage, place, block)))
         }
         1 + placed(self).zip(placed(other)).take_while(|(own, other)| own == other).count()
-    }
-
-    /// Channels of all batch norms, in the order in which the supernet lists statistics.
-    pub fn norm_widths(&self) -> Vec<usize> {
-        let dense = |conv: &ConvSpec| conv.out_channels;
-        let stem = self.stem.iter().map(dense);
-        stem.chain(self.blocks().flat_map(BlockSpec::norm_widths)).chain(self.feature.iter().map(dense)).collect()
     }
 
     /// The same layers for images of another size.

@@ -1,13 +1,10 @@
 //! The checkpoint beside `net.config`.
 
-use super::super::{
-    BOTTLENECK_NAMES, BlockNames, block_prefix, classifier_name, feature_names, stem_names, tensor_shapes,
-};
 use super::PublishedNetwork;
 use crate::runtime::{Weights, check_weights};
 use crate::{Error, Result};
+use ofa_supernet::graph::{Graph, Op, RegionKind, Slot};
 use ofa_supernet::import::{CheckpointFile, common};
-use ofa_supernet::space::BlockSpec;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -34,9 +31,10 @@ impl PublishedNetwork {
             .filter(|(name, _)| !name.ends_with(".num_batches_tracked"))
             .map(|(name, shape)| (common(name), (name.to_string(), shape.to_vec())))
             .collect();
-        let layers = self.layers();
+        let graph = Graph::of(network);
+        let layers = self.layers(&graph);
         let mut weights = Weights::new();
-        for (name, shape) in tensor_shapes(network) {
+        for (name, shape) in graph.tensor_shapes() {
             let (ours, part) = name.rsplit_once('.').unwrap_or((&name, ""));
             let published = layers.get(ours).map_or_else(String::new, |theirs| format!("{theirs}.{part}"));
             let Some((theirs, their_shape)) = found.remove(&published) else {
@@ -58,66 +56,67 @@ impl PublishedNetwork {
         }
     }
 
-    /// What the published code calls each of our layers, in the spelling of [`common`].
-    fn layers(&self) -> BTreeMap<String, String> {
+    /// The published code's name of each of our layers, in the spelling of [`common`].
+    fn layers(&self, graph: &Graph) -> BTreeMap<String, String> {
         let network = &self.network;
         let mut layers = BTreeMap::new();
-        let mut dense = |(conv, norm): (String, String), theirs: String| {
-            layers.insert(conv, format!("{theirs}.conv"));
-            layers.insert(norm, format!("{theirs}.bn"));
-        };
-        // What has no batch norm, or a name of its own.
-        let mut special = Vec::new();
-        for (index, (spec, names)) in network.stem.iter().zip(stem_names(network)).enumerate() {
-            let theirs = match (network.max_pool.is_some(), spec.residual) {
-                (false, _) => "first_conv".into(),
-                (true, false) => format!("input_stem.{index}"),
-                (true, true) => format!("input_stem.{index}.residual"),
-            };
-            // The common spelling takes the second layer for the residual block, which this stem may lack.
-            let skipped = (index == 1 && theirs == "input_stem.1").then(|| names.0.clone());
-            dense(names, theirs);
-            special.extend(skipped.map(|ours| (ours, "input_stem.1.residual".to_string())));
-        }
         let mut numbers = self.numbers.iter();
-        for (stage, blocks) in network.stages.iter().enumerate() {
-            for (place, block) in blocks.iter().enumerate() {
-                let number = numbers.next().copied().unwrap_or_default();
-                let (ours, theirs) = (block_prefix(block, stage, place), format!("blocks.{number}"));
-                let full = |(conv, norm): (&str, &str)| (format!("{ours}.{conv}"), format!("{ours}.{norm}"));
-                match block {
-                    BlockSpec::InvertedResidual(block) => {
-                        let names = BlockNames::of(block);
-                        if let Some(expand) = names.expand {
-                            dense(full(expand), format!("{theirs}.conv.inverted_bottleneck"));
-                        }
-                        dense(full(names.depthwise), format!("{theirs}.conv.depth_conv"));
-                        dense(full(names.project), format!("{theirs}.conv.point_linear"));
-                        for part in ["reduce", "expand"].into_iter().filter(|_| block.squeeze_excite.is_some()) {
-                            special.push((
-                                format!("{ours}.se.conv_{part}"),
-                                format!("{theirs}.conv.depth_conv.se.fc.{part}"),
-                            ));
-                        }
-                    }
-                    BlockSpec::Bottleneck(_) => {
-                        for (names, part) in BOTTLENECK_NAMES.into_iter().zip(["conv1", "conv2", "conv3", "downsample"])
-                        {
-                            dense(full(names), format!("{theirs}.{part}"));
-                        }
-                    }
+        for (place, layer) in graph.layers().iter().enumerate() {
+            let slots: Vec<&Slot> =
+                graph.slots().iter().filter(|slot| layer.nodes.contains(&slot.node.index())).collect();
+            let theirs: Vec<String> = match layer.kind {
+                RegionKind::Block(kind) => {
+                    let number = numbers.next().copied().unwrap_or_default();
+                    let names = block_layers(kind, graph, &slots).into_iter();
+                    names.map(|name| format!("blocks.{number}.{name}")).collect()
                 }
-            }
+                RegionKind::Stem => {
+                    let stem = match (network.max_pool.is_some(), network.stem[place].residual) {
+                        (false, _) => "first_conv".into(),
+                        (true, false) => format!("input_stem.{place}"),
+                        (true, true) => format!("input_stem.{place}.residual"),
+                    };
+                    // The common spelling takes the second layer for the residual block, which this stem may lack.
+                    let convolution =
+                        if stem == "input_stem.1" { "input_stem.1.residual".into() } else { format!("{stem}.conv") };
+                    vec![convolution, format!("{stem}.bn")]
+                }
+                RegionKind::Head => {
+                    let (feature, hidden) = (network.feature.is_some(), network.hidden_channels.is_some());
+                    let convolution = if hidden { "final_expand_layer" } else { "feature_mix_layer" };
+                    let convolution = ["conv", "bn"].map(|part| format!("{convolution}.{part}"));
+                    let hidden = hidden.then(|| "feature_mix_layer.conv".to_string());
+                    let convolution = convolution.into_iter().filter(|_| feature);
+                    convolution.chain(hidden).chain(["classifier.linear".to_string()]).collect()
+                }
+                RegionKind::MaxPool | RegionKind::ConvolutionNormActivation => Vec::new(),
+            };
+            layers.extend(slots.into_iter().map(|slot| graph.name(slot)).zip(theirs));
         }
-        if network.feature.is_some() {
-            let name = if network.hidden_channels.is_some() { "final_expand_layer" } else { "feature_mix_layer" };
-            dense(feature_names(network), name.into());
-        }
-        layers.extend(special);
-        if network.hidden_channels.is_some() {
-            layers.insert("conv_head".into(), "feature_mix_layer.conv".into());
-        }
-        layers.insert(classifier_name(network).into(), "classifier.linear".into());
         layers
     }
+}
+
+/// The published names of a block's layers, in the order of its slots.
+fn block_layers(kind: &str, graph: &Graph, slots: &[&Slot]) -> Vec<String> {
+    let op = |slot: &Slot| graph.node(slot.node).op;
+    let count = slots.iter().filter(|slot| matches!(op(slot), Op::Convolution { bias: false, .. })).count();
+    let names: &[&str] = match kind {
+        "bottleneck" => &["conv1", "conv2", "conv3", "downsample"],
+        // A block without expansion lacks the first.
+        _ => &["conv.inverted_bottleneck", "conv.depth_conv", "conv.point_linear"][3 - count.min(3)..],
+    };
+    let (mut names, mut gate) = (names.iter(), ["reduce", "expand"].iter());
+    let mut current = "";
+    let name = |slot: &&Slot| match op(slot) {
+        Op::Convolution { bias: true, .. } => {
+            format!("conv.depth_conv.se.fc.{}", gate.next().copied().unwrap_or_default())
+        }
+        Op::Convolution { .. } => {
+            current = names.next().copied().unwrap_or_default();
+            format!("{current}.conv")
+        }
+        _ => format!("{current}.bn"),
+    };
+    slots.iter().map(name).collect()
 }

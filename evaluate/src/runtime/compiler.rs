@@ -1,0 +1,273 @@
+//! From a graph to a program: nodes fused into the calls of kernels, with batch norm folded into the convolution before it.
+//!
+//! A convolution takes along the batch norm, the sum with a value that exists already, and the activation after it, as long as each has
+//! no other reader. A gate is applied as its reader loads the map; a global average after a depthwise convolution is computed with it.
+
+use crate::{Error, Result};
+use ofa_supernet::graph::{Graph, Node, NodeId, Op, Shape, Slot};
+use ofa_supernet::space::Activation;
+
+/// A value that steps write and read: index into [`Program::values`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Value(pub usize);
+
+/// A convolution or linear layer whose weights become a kernel; nothing in it depends on the size of the image.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Layer {
+    pub kind: LayerKind,
+    /// Name of the convolution's or linear layer's tensors.
+    pub name: String,
+    /// Whether the layer has a bias of its own.
+    pub bias: bool,
+    /// Name of the batch norm that is folded into it.
+    pub norm: Option<String>,
+    pub in_channels: usize,
+    pub out_channels: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum LayerKind {
+    Pointwise,
+    Depthwise { kernel: usize, stride: usize },
+    Dense { kernel: usize, stride: usize },
+}
+
+/// One call of a kernel.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Step {
+    pub work: Work,
+    /// `None` for the images.
+    pub input: Option<Value>,
+    /// The input itself for work in place.
+    pub output: Value,
+    /// Extents of the input.
+    pub shape: Shape,
+    /// Layer of the graph that the step belongs to.
+    pub layer: u32,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Work {
+    /// A layer with the activation after it.
+    Layer {
+        /// Index into [`Program::layers`].
+        layer: usize,
+        activation: Activation,
+        /// Factors of the input's channels; pointwise only.
+        gate: Option<Value>,
+        /// Added before the activation; pointwise only.
+        residual: Option<Value>,
+        /// Means of the output over its pixels; depthwise only.
+        pooled: Option<Value>,
+    },
+    GlobalAveragePool,
+    AveragePool {
+        window: usize,
+    },
+    MaxPool,
+    /// In place: the other value, or the images, is added.
+    Add(Option<Value>),
+    /// In place.
+    HardSigmoid,
+}
+
+impl Step {
+    /// Values that the step reads.
+    pub fn reads(&self) -> impl Iterator<Item = Value> {
+        let more = match self.work {
+            Work::Layer { gate, residual, .. } => [gate, residual],
+            Work::Add(other) => [other, None],
+            _ => [None, None],
+        };
+        [self.input].into_iter().chain(more).flatten()
+    }
+
+    /// Values that the step writes.
+    pub fn writes(&self) -> impl Iterator<Item = Value> {
+        let pooled = if let Work::Layer { pooled, .. } = self.work { pooled } else { None };
+        [self.output].into_iter().chain(pooled)
+    }
+}
+
+/// The steps of a network at one image size.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Program {
+    pub layers: Vec<Layer>,
+    pub steps: Vec<Step>,
+    /// Numbers per image of each value.
+    pub values: Vec<usize>,
+}
+
+/// Compiles a graph. Its layers do not depend on the size of the image.
+///
+/// # Errors
+/// A node that no kernel computes where it stands.
+pub(super) fn compile(graph: &Graph) -> Result<Program> {
+    let mut compiler = Compiler {
+        graph,
+        consumers: graph.consumers(),
+        found: vec![None; graph.nodes().len()],
+        program: Program { layers: Vec::new(), steps: Vec::new(), values: Vec::new() },
+    };
+    for id in graph.schedule() {
+        if compiler.found[id.index()].is_none() {
+            compiler.node(id)?;
+        }
+    }
+    Ok(compiler.program)
+}
+
+/// Where a node's output is.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Images,
+    Value(Value),
+    /// A map and the factors of its channels.
+    Gated(Option<Value>, Value),
+}
+
+struct Compiler<'a> {
+    graph: &'a Graph,
+    consumers: Vec<Vec<NodeId>>,
+    /// Outputs of the nodes that are compiled.
+    found: Vec<Option<Place>>,
+    program: Program,
+}
+
+impl Compiler<'_> {
+    fn node(&mut self, id: NodeId) -> Result<()> {
+        let node = *self.graph.node(id);
+        let place = match node.op {
+            Op::Input => Place::Images,
+            Op::Convolution { .. } | Op::Linear => return self.layer(id, &node),
+            Op::Gate => Place::Gated(self.input(&node, 0)?, self.vector(&node, 1)?),
+            Op::GlobalAveragePool => self.push(&node, Work::GlobalAveragePool)?,
+            Op::AveragePool { window } => self.push(&node, Work::AveragePool { window })?,
+            Op::MaxPool { window: 3, stride: 2, padding: 1 } => self.push(&node, Work::MaxPool)?,
+            Op::HardSigmoid => self.in_place(&node, Work::HardSigmoid)?,
+            Op::Add => {
+                let other = self.input(&node, 1)?;
+                self.in_place(&node, Work::Add(other))?
+            }
+            Op::MaxPool { .. } | Op::BatchNorm | Op::Activation(_) => return Err(no_kernel(&node)),
+        };
+        self.found[id.index()] = Some(place);
+        Ok(())
+    }
+
+    /// A convolution or linear layer with all that it takes along.
+    fn layer(&mut self, id: NodeId, node: &Node) -> Result<()> {
+        let in_channels = self.graph.node(node.inputs()[0]).shape.channels;
+        let out_channels = node.shape.channels;
+        let (kind, bias) = match node.op {
+            Op::Convolution { kernel: 1, stride: 1, padding: 0, groups: 1, bias } => (LayerKind::Pointwise, bias),
+            Op::Convolution { kernel, stride, padding, groups, bias } if padding == kernel / 2 => {
+                if groups == 1 {
+                    (LayerKind::Dense { kernel, stride }, bias)
+                } else if groups == in_channels && groups == out_channels {
+                    (LayerKind::Depthwise { kernel, stride }, bias)
+                } else {
+                    return Err(no_kernel(node));
+                }
+            }
+            Op::Linear => (LayerKind::Pointwise, true),
+            _ => return Err(no_kernel(node)),
+        };
+        let (input, gate) = match self.found[node.inputs()[0].index()] {
+            Some(Place::Images) => (None, None),
+            Some(Place::Value(value)) => (Some(value), None),
+            Some(Place::Gated(map, factors)) if kind == LayerKind::Pointwise => (map, Some(factors)),
+            _ => return Err(no_kernel(node)),
+        };
+        let (mut last, mut norm, mut residual, mut activation) = (id, None, None, Activation::Identity);
+        while let [next] = self.consumers[last.index()][..] {
+            let after = self.graph.node(next);
+            match after.op {
+                Op::BatchNorm if last == id => norm = Some(self.name(next)),
+                Op::Add if kind == LayerKind::Pointwise && residual.is_none() => {
+                    let other = after.inputs().iter().find(|&&input| input != last);
+                    let Some(Some(Place::Value(value))) = other.map(|input| self.found[input.index()]) else { break };
+                    residual = Some(value);
+                }
+                Op::Activation(function) => {
+                    activation = function;
+                    last = next;
+                    break;
+                }
+                _ => break,
+            }
+            last = next;
+        }
+        let pool = self.consumers[last.index()].iter().copied();
+        let pool = pool.filter(|_| matches!(kind, LayerKind::Depthwise { .. }));
+        let pool = pool.into_iter().find(|&reader| self.graph.node(reader).op == Op::GlobalAveragePool);
+        let pooled = pool.map(|_| self.value(out_channels));
+        let output = self.value(node.shape.height * node.shape.width * out_channels);
+        let layer = self.program.layers.len();
+        self.program.layers.push(Layer { kind, name: self.name(id), bias, norm, in_channels, out_channels });
+        let work = Work::Layer { layer, activation, gate, residual, pooled };
+        self.step(node, work, input, output);
+        self.found[last.index()] = Some(Place::Value(output));
+        // Nodes on the way there have no other reader.
+        let mut inside = id;
+        while inside != last {
+            self.found[inside.index()] = Some(Place::Value(output));
+            inside = self.consumers[inside.index()][0];
+        }
+        if let (Some(pool), Some(pooled)) = (pool, pooled) {
+            self.found[pool.index()] = Some(Place::Value(pooled));
+        }
+        Ok(())
+    }
+
+    /// A step from the first input of `node` to a new value.
+    fn push(&mut self, node: &Node, work: Work) -> Result<Place> {
+        let input = self.input(node, 0)?;
+        let output = self.value(node.shape.height * node.shape.width * node.shape.channels);
+        self.step(node, work, input, output);
+        Ok(Place::Value(output))
+    }
+
+    /// A step on the first input of `node`, which has no other reader.
+    fn in_place(&mut self, node: &Node, work: Work) -> Result<Place> {
+        let input = self.vector(node, 0)?;
+        if self.consumers[node.inputs()[0].index()].len() > 1 {
+            return Err(no_kernel(node));
+        }
+        self.step(node, work, Some(input), input);
+        Ok(Place::Value(input))
+    }
+
+    fn step(&mut self, node: &Node, work: Work, input: Option<Value>, output: Value) {
+        let shape = self.graph.node(node.inputs()[0]).shape;
+        self.program.steps.push(Step { work, input, output, shape, layer: node.layer.unwrap_or(0) });
+    }
+
+    /// Input `place` of `node`; `None` for the images.
+    fn input(&self, node: &Node, place: usize) -> Result<Option<Value>> {
+        match self.found[node.inputs()[place].index()] {
+            Some(Place::Images) => Ok(None),
+            Some(Place::Value(value)) => Ok(Some(value)),
+            _ => Err(no_kernel(node)),
+        }
+    }
+
+    /// Input `place` of `node`, which is not the images.
+    fn vector(&self, node: &Node, place: usize) -> Result<Value> {
+        self.input(node, place)?.ok_or_else(|| no_kernel(node))
+    }
+
+    fn value(&mut self, numbers: usize) -> Value {
+        self.program.values.push(numbers);
+        Value(self.program.values.len() - 1)
+    }
+
+    fn name(&self, id: NodeId) -> String {
+        let slot = self.graph.slots().iter().find(|slot| slot.node == id);
+        slot.map_or_else(String::new, |slot: &Slot| self.graph.name(slot))
+    }
+}
+
+fn no_kernel(node: &Node) -> Error {
+    Error::Network(format!("no kernel computes {:?} where it stands in the network", node.op))
+}

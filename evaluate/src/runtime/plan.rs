@@ -1,0 +1,104 @@
+//! Which buffer holds each value of a program.
+
+use super::compiler::{Program, Value};
+
+/// Buffers shared by values whose lifetimes do not overlap.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Plan {
+    /// Buffer of each value.
+    buffers: Vec<usize>,
+    /// Numbers per image of each buffer.
+    pub sizes: Vec<usize>,
+}
+
+impl Plan {
+    /// A plan in which no two values that are alive at once share a buffer. A value lives from the step that writes it first to its last reader.
+    pub fn of(program: &Program) -> Self {
+        let mut last_use = vec![0; program.values.len()];
+        for (index, step) in program.steps.iter().enumerate() {
+            step.reads().chain(step.writes()).for_each(|value| last_use[value.0] = index);
+        }
+        let mut plan = Plan { buffers: vec![usize::MAX; program.values.len()], sizes: Vec::new() };
+        let mut free: Vec<usize> = Vec::new();
+        for (index, step) in program.steps.iter().enumerate() {
+            for value in step.writes() {
+                if plan.buffers[value.0] == usize::MAX {
+                    plan.buffers[value.0] = plan.take(&mut free, program.values[value.0]);
+                }
+            }
+            let mut ended: Vec<usize> = step.reads().chain(step.writes()).map(|value| value.0).collect();
+            ended.sort_unstable();
+            ended.dedup();
+            free.extend(ended.into_iter().filter(|&value| last_use[value] == index).map(|value| plan.buffers[value]));
+        }
+        plan
+    }
+
+    /// The smallest free buffer that is large enough; otherwise the largest, which grows; otherwise a new one.
+    fn take(&mut self, free: &mut Vec<usize>, numbers: usize) -> usize {
+        let fits = (0..free.len()).filter(|&place| self.sizes[free[place]] >= numbers);
+        let best = fits.min_by_key(|&place| self.sizes[free[place]]);
+        let best = best.or_else(|| (0..free.len()).max_by_key(|&place| self.sizes[free[place]]));
+        let buffer = best.map_or(self.sizes.len(), |place| free.swap_remove(place));
+        if buffer == self.sizes.len() {
+            self.sizes.push(0);
+        }
+        self.sizes[buffer] = self.sizes[buffer].max(numbers);
+        buffer
+    }
+
+    /// Bytes per image of all buffers.
+    pub fn bytes(&self) -> u64 {
+        4 * self.sizes.iter().map(|&numbers| numbers as u64).sum::<u64>()
+    }
+
+    /// Index of the buffer of `value`.
+    pub fn buffer(&self, value: Value) -> usize {
+        self.buffers[value.0]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::compiler::compile;
+    use super::*;
+    use ofa_supernet::graph::Graph;
+    use ofa_supernet::space::{PRESETS, preset};
+
+    #[test]
+    fn values_that_are_alive_at_once_have_buffers_of_their_own_that_are_large_enough() {
+        for name in PRESETS {
+            let space = preset(name).unwrap();
+            for subnet in [space.smallest(), space.middle(), space.largest()] {
+                let network = space.network(&subnet, 10).unwrap();
+                let program = compile(&Graph::of(&network)).unwrap();
+                let plan = Plan::of(&program);
+                let mut lives = vec![(usize::MAX, 0); program.values.len()];
+                for (index, step) in program.steps.iter().enumerate() {
+                    for value in step.reads().chain(step.writes()) {
+                        let (first, last) = &mut lives[value.0];
+                        (*first, *last) = ((*first).min(index), index);
+                    }
+                }
+                for (value, &(first, last)) in lives.iter().enumerate() {
+                    assert!(plan.sizes[plan.buffers[value]] >= program.values[value], "{name} {subnet}");
+                    for (other, &(start, end)) in lives.iter().enumerate().skip(value + 1) {
+                        let apart = end < first || last < start;
+                        assert!(
+                            apart || plan.buffers[value] != plan.buffers[other],
+                            "{name} {subnet}: {value} {other}"
+                        );
+                    }
+                }
+                // No plan is smaller than the values that are alive at once, and this one is not far from it.
+                let least = crate::cost::peak_activation_bytes(&network);
+                let images = 4 * 3 * (network.resolution * network.resolution) as u64;
+                assert!(
+                    plan.bytes() + images >= least && plan.bytes() < 2 * least,
+                    "{name} {subnet}: {}",
+                    plan.bytes()
+                );
+            }
+        }
+    }
+}

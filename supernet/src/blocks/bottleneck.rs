@@ -1,0 +1,200 @@
+//! Bottleneck blocks of ResNet-D: description, graph, and elastic layers, of which each uses the leading input and output channels of its full weight.
+
+use crate::graph::{Builder, NodeId};
+use crate::layers::{
+    BatchNorm, Dense, OuterChannels, ParameterId, Parameters, Pass, Touch, activate, add, average_pool, sort_shared,
+};
+use crate::ops::Relay;
+use crate::space::{Activation, ConvSpec};
+use candle_core::{Result, Tensor};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A bottleneck: 1x1, `kernel x kernel` with the stride, 1x1 without activation; their output plus the shortcut is activated.
+///
+/// The shortcut is the input, or (`projection`) its average over `stride x stride` pixels, those at the border over fewer, and a 1x1
+/// convolution without activation (ResNet-D: He et al., CVPR 2019, figure 2c).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BottleneckSpec {
+    /// Input channels.
+    pub in_channels: usize,
+    /// Channels of the middle convolution.
+    pub middle_channels: usize,
+    /// Output channels.
+    pub out_channels: usize,
+    /// Kernel size of the middle convolution; the padding is half of it.
+    pub kernel: usize,
+    /// Stride of the middle convolution and of the shortcut's pool.
+    pub stride: usize,
+    /// Activation of the first two convolutions and of the sum.
+    pub activation: Activation,
+    /// Whether the shortcut has a pool and a convolution; the first block of every stage has them.
+    pub projection: bool,
+    /// Height and width of the input map.
+    pub input_size: usize,
+}
+
+impl BottleneckSpec {
+    /// Height and width of the output map.
+    pub fn output_size(&self) -> usize {
+        self.input_size.div_ceil(self.stride)
+    }
+
+    /// The three convolutions in order.
+    pub fn convolutions(&self) -> [ConvSpec; 3] {
+        let pointwise = |in_channels, out_channels, activation, input_size| ConvSpec {
+            in_channels,
+            out_channels,
+            kernel: 1,
+            stride: 1,
+            activation,
+            residual: false,
+            input_size,
+        };
+        let middle = self.middle_channels;
+        let first = pointwise(self.in_channels, middle, self.activation, self.input_size);
+        let second = ConvSpec { in_channels: middle, kernel: self.kernel, stride: self.stride, ..first.clone() };
+        [first, second, pointwise(middle, self.out_channels, Activation::Identity, self.output_size())]
+    }
+
+    /// The shortcut's convolution after its pool, if it has one.
+    pub fn shortcut(&self) -> Option<ConvSpec> {
+        self.projection.then(|| {
+            let [.., last] = self.convolutions();
+            ConvSpec { in_channels: self.in_channels, ..last }
+        })
+    }
+
+    /// Kind of the block in regions of a graph.
+    pub(super) fn kind(&self) -> &'static str {
+        "bottleneck"
+    }
+
+    pub(super) fn inner_channels(&self) -> Vec<(&'static str, usize)> {
+        vec![("middle", self.middle_channels)]
+    }
+
+    pub(super) fn check(&self) -> std::result::Result<(), String> {
+        if !self.projection && (self.stride != 1 || self.out_channels != self.in_channels) {
+            return Err(format!(
+                "has a residual, but its output ({} channels, stride {}) has not the shape of its input ({} channels)",
+                self.out_channels, self.stride, self.in_channels
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn prefix(&self, stage: usize, place: usize) -> String {
+        format!("layer{}.{place}.", stage + 1)
+    }
+
+    pub(super) fn lower(&self, builder: &mut Builder, x: NodeId) -> NodeId {
+        let mut y = x;
+        let names = [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")];
+        for (conv, names) in self.convolutions().iter().zip(names) {
+            y = conv.lower(builder, y, names);
+        }
+        let mut shortcut = x;
+        if let Some(conv) = self.shortcut() {
+            shortcut = builder.average_pool(x, self.stride);
+            shortcut = conv.lower(builder, shortcut, ("downsample.1", "downsample.2"));
+        }
+        let sum = builder.add(y, shortcut);
+        builder.activation(sum, self.activation)
+    }
+}
+
+impl fmt::Display for BottleneckSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "bottleneck {}-{}-{}", self.in_channels, self.middle_channels, self.out_channels)?;
+        write!(f, " k{} stride {} {}", self.kernel, self.stride, self.activation)?;
+        if self.projection {
+            f.write_str(" projection")?;
+        }
+        write!(f, " at {size}x{size}", size = self.input_size)
+    }
+}
+
+/// Elastic layers of the block.
+#[derive(Debug)]
+pub(crate) struct Bottleneck {
+    pub convolutions: [Dense; 3],
+    /// After the shortcut's average pool.
+    pub shortcut: Option<Dense>,
+}
+
+impl Bottleneck {
+    /// `largest` is the block at its largest choice.
+    pub(super) fn new(parameters: &mut Parameters, name: &str, largest: &BottleneckSpec) -> Result<Self> {
+        let mut dense = |part: &str, spec: &ConvSpec| Dense::new(parameters, &format!("{name}.{part}"), spec, false);
+        let [first, second, third] = largest.convolutions();
+        let convolutions = [dense("conv1", &first)?, dense("conv2", &second)?, dense("conv3", &third)?];
+        let shortcut = largest.shortcut().map(|spec| dense("shortcut", &spec)).transpose()?;
+        Ok(Bottleneck { convolutions, shortcut })
+    }
+
+    pub(super) fn first_parameter(&self) -> ParameterId {
+        self.convolutions[0].weight
+    }
+
+    pub(super) fn active(
+        &self,
+        parameters: &Parameters,
+        spec: &BottleneckSpec,
+        keep: bool,
+    ) -> Result<Vec<Vec<Tensor>>> {
+        let convolutions = self.convolutions.iter().zip(spec.convolutions());
+        let mut slots = Vec::with_capacity(8);
+        for (dense, conv) in convolutions.chain(self.shortcut.iter().zip(spec.shortcut())) {
+            slots.extend(dense.active(parameters, &conv, keep)?);
+        }
+        Ok(slots)
+    }
+
+    pub(super) fn outer_channels(&self) -> Option<OuterChannels<'_>> {
+        let [first, _, last] = &self.convolutions;
+        let readers = [first].into_iter().chain(&self.shortcut).map(|dense| Touch::Reads(dense.weight)).collect();
+        let writers = [last].into_iter().chain(&self.shortcut).map(Touch::Writes).collect();
+        Some(OuterChannels { readers, writers })
+    }
+
+    /// Sorts the channels between the second and third convolution, then those between the first and second, by the L1 norm of the
+    /// weights that read them.
+    pub(super) fn sort_channels(&self, parameters: &Parameters, widths: &[usize]) -> Result<()> {
+        let [first, second, third] = &self.convolutions;
+        sort_shared(parameters, &[Touch::Writes(second), Touch::Reads(third.weight)], widths)?;
+        sort_shared(parameters, &[Touch::Writes(first), Touch::Reads(second.weight)], widths)
+    }
+
+    pub(super) fn norms(&self) -> impl Iterator<Item = &BatchNorm> {
+        self.convolutions.iter().chain(&self.shortcut).map(|dense| &dense.norm)
+    }
+
+    pub(super) fn forward(
+        &self,
+        parameters: &Parameters,
+        x: Relay,
+        spec: &BottleneckSpec,
+        eps: f64,
+        pass: &mut Pass,
+    ) -> Result<Relay> {
+        let x = &x.tracked()?;
+        let mut y = x.clone();
+        for (dense, conv) in self.convolutions.iter().zip(spec.convolutions()) {
+            y = dense.forward(parameters, &y, &conv, eps, pass)?;
+        }
+        let shortcut = match (&self.shortcut, spec.shortcut()) {
+            (Some(dense), Some(conv)) => {
+                let pooled = if spec.stride > 1 { average_pool(x, (spec.stride, spec.stride))? } else { x.clone() };
+                dense.forward(parameters, &pooled, &conv, eps, pass)?
+            }
+            _ => x.clone(),
+        };
+        let output = match spec.activation {
+            Activation::Relu => add(&y, &shortcut, true)?,
+            other => activate(&add(&y, &shortcut, false)?, other)?,
+        };
+        Ok(output.into())
+    }
+}

@@ -1,0 +1,153 @@
+//! Emits nodes, and records which of them form a region.
+
+use super::{Graph, Node, NodeId, Op, Region, RegionKind, Shape, Slot};
+use crate::space::Activation;
+
+/// A graph that grows.
+pub(crate) struct Builder {
+    graph: Graph,
+}
+
+impl Builder {
+    /// A graph that holds its input only.
+    pub(crate) fn new(input: Shape, batch_norm_epsilon: f64) -> (Self, NodeId) {
+        let graph = Graph {
+            nodes: Vec::with_capacity(256),
+            slots: Vec::with_capacity(128),
+            prefixes: vec![String::new()],
+            layers: Vec::new(),
+            inner: Vec::new(),
+            batch_norm_epsilon,
+        };
+        let mut builder = Builder { graph };
+        let input = builder.push(Op::Input, &[], input);
+        (builder, input)
+    }
+
+    /// The graph; the node that was emitted last is its output.
+    pub(crate) fn finish(self) -> Graph {
+        self.graph
+    }
+
+    /// Prefix of the names of all slots from here on.
+    pub(crate) fn prefix(&mut self, prefix: String) {
+        self.graph.prefixes.push(prefix);
+    }
+
+    /// Records the nodes that `emit` emits as a layer.
+    pub(crate) fn layer<T>(&mut self, kind: RegionKind, emit: impl FnOnce(&mut Self) -> T) -> T {
+        let start = self.graph.nodes.len();
+        let out = emit(self);
+        let layer = self.graph.layers.len() as u32;
+        let nodes = start..self.graph.nodes.len();
+        self.graph.nodes[nodes.clone()].iter_mut().for_each(|node| node.layer = Some(layer));
+        self.graph.layers.push(Region { kind, nodes });
+        out
+    }
+
+    /// Convolution without bias, batch norm, activation. The padding is half of the kernel. Names are the convolution's and the norm's.
+    pub(crate) fn convolution_norm_activation(
+        &mut self,
+        x: NodeId,
+        (convolution, norm): (&'static str, &'static str),
+        out_channels: usize,
+        (kernel, stride): (usize, usize),
+        groups: usize,
+        activation: Activation,
+    ) -> NodeId {
+        let start = self.graph.nodes.len();
+        let op = Op::Convolution { kernel, stride, padding: kernel / 2, groups, bias: false };
+        let mut x = self.convolution(x, convolution, op, out_channels);
+        x = self.with_slot(Op::BatchNorm, x, norm, self.shape(x));
+        x = self.activation(x, activation);
+        let nodes = start..self.graph.nodes.len();
+        self.graph.inner.push(Region { kind: RegionKind::ConvolutionNormActivation, nodes });
+        x
+    }
+
+    /// 1x1 convolution of a vector.
+    pub(crate) fn pointwise(&mut self, x: NodeId, name: &'static str, out_channels: usize, bias: bool) -> NodeId {
+        let op = Op::Convolution { kernel: 1, stride: 1, padding: 0, groups: 1, bias };
+        self.convolution(x, name, op, out_channels)
+    }
+
+    /// An activation; the identity emits no node.
+    pub(crate) fn activation(&mut self, x: NodeId, activation: Activation) -> NodeId {
+        match activation {
+            Activation::Identity => x,
+            _ => self.push(Op::Activation(activation), &[x], self.shape(x)),
+        }
+    }
+
+    pub(crate) fn hard_sigmoid(&mut self, x: NodeId) -> NodeId {
+        self.push(Op::HardSigmoid, &[x], self.shape(x))
+    }
+
+    pub(crate) fn global_average_pool(&mut self, x: NodeId) -> NodeId {
+        let Shape { channels, .. } = self.shape(x);
+        self.push(Op::GlobalAveragePool, &[x], Shape { height: 1, width: 1, channels })
+    }
+
+    /// Average over windows side by side; windows of one pixel emit no node.
+    pub(crate) fn average_pool(&mut self, x: NodeId, window: usize) -> NodeId {
+        if window <= 1 {
+            return x;
+        }
+        let Shape { height, width, channels } = self.shape(x);
+        let shape = Shape { height: height.div_ceil(window), width: width.div_ceil(window), channels };
+        self.push(Op::AveragePool { window }, &[x], shape)
+    }
+
+    pub(crate) fn max_pool(&mut self, x: NodeId, window: usize, stride: usize, padding: usize) -> NodeId {
+        let Shape { height, width, channels } = self.shape(x);
+        let size = |size: usize| strided(size, window, stride, padding);
+        let shape = Shape { height: size(height), width: size(width), channels };
+        self.push(Op::MaxPool { window, stride, padding }, &[x], shape)
+    }
+
+    /// Sum of a block's main path and its shortcut.
+    pub(crate) fn add(&mut self, main: NodeId, shortcut: NodeId) -> NodeId {
+        self.push(Op::Add, &[main, shortcut], self.shape(main))
+    }
+
+    pub(crate) fn gate(&mut self, map: NodeId, factors: NodeId) -> NodeId {
+        self.push(Op::Gate, &[map, factors], self.shape(map))
+    }
+
+    pub(crate) fn linear(&mut self, x: NodeId, name: &'static str, out_channels: usize) -> NodeId {
+        self.with_slot(Op::Linear, x, name, Shape { height: 1, width: 1, channels: out_channels })
+    }
+
+    fn convolution(&mut self, x: NodeId, name: &'static str, op: Op, out_channels: usize) -> NodeId {
+        let Shape { height, width, .. } = self.shape(x);
+        let size = |size: usize| match op {
+            Op::Convolution { kernel, stride, padding, .. } => strided(size, kernel, stride, padding),
+            _ => size,
+        };
+        let shape = Shape { height: size(height), width: size(width), channels: out_channels };
+        self.with_slot(op, x, name, shape)
+    }
+
+    fn with_slot(&mut self, op: Op, x: NodeId, name: &'static str, shape: Shape) -> NodeId {
+        let node = self.push(op, &[x], shape);
+        self.graph.slots.push(Slot { node, prefix: self.graph.prefixes.len() as u32 - 1, name });
+        node
+    }
+
+    fn shape(&self, x: NodeId) -> Shape {
+        self.graph.node(x).shape
+    }
+
+    fn push(&mut self, op: Op, inputs: &[NodeId], shape: Shape) -> NodeId {
+        let id = NodeId(self.graph.nodes.len() as u32);
+        let mut both = [id; 2];
+        both[..inputs.len()].copy_from_slice(inputs);
+        self.graph.nodes.push(Node { op, inputs: both, arity: inputs.len() as u8, shape, layer: None });
+        id
+    }
+}
+
+/// Outputs along one direction of a window that moves by `stride` over `size` pixels and `padding` on both sides.
+fn strided(size: usize, window: usize, stride: usize, padding: usize) -> usize {
+    (size.saturating_add(2 * padding).saturating_sub(window)) / stride.max(1) + 1
+}

@@ -1,0 +1,223 @@
+//! Runs a graph in candle's own operations, on any device, in f32 and f64, with gradients: the reference of the kernels' tests, and what
+//! trains where there are no kernels.
+//!
+//! A convolution is a sum over taps of shifted maps: every operation in it has a gradient on every device.
+
+use super::{Graph, Op};
+use crate::ops::ChannelStatistics;
+use crate::space::Activation;
+use candle_core::{D, DType, Result, Tensor, bail};
+
+/// Output of `graph` for `input` `[batch, height, width, channels]` (of any size, whatever extents the graph names), and the statistics
+/// that its batch norms used, in their order.
+///
+/// `parameters` holds the tensors of each slot: a convolution's weight and perhaps bias, a batch norm's scale and shift, a linear layer's weight
+/// and bias. Batch norms take the `given` statistics, or the batch's.
+///
+/// # Errors
+/// Shapes that do not fit, and too few parameters or statistics.
+pub fn run(
+    graph: &Graph,
+    input: &Tensor,
+    parameters: &[Vec<Tensor>],
+    given: Option<&[ChannelStatistics]>,
+) -> Result<(Tensor, Vec<ChannelStatistics>)> {
+    let mut values: Vec<Option<Tensor>> = vec![None; graph.nodes().len()];
+    let mut readers: Vec<usize> = graph.consumers().iter().map(Vec::len).collect();
+    let mut slots = graph.slots().iter().zip(parameters);
+    let mut used = Vec::new();
+    for (index, node) in graph.nodes().iter().enumerate() {
+        let mut inputs = Vec::with_capacity(2);
+        for id in node.inputs().iter().map(|input| input.index()) {
+            // A value that no node reads any more is freed.
+            readers[id] -= 1;
+            let value = if readers[id] == 0 { values[id].take() } else { values[id].clone() };
+            inputs.extend(value);
+        }
+        let mut tensors = |count: usize| match slots.next() {
+            Some((_, tensors)) if tensors.len() >= count => Ok(&tensors[..]),
+            _ => bail!("node {index} of the graph has no parameters"),
+        };
+        let output = match (node.op, &inputs[..]) {
+            (Op::Input, _) => input.clone(),
+            (Op::Convolution { kernel, stride, padding, groups, bias }, [x]) => {
+                let tensors = tensors(1 + usize::from(bias))?;
+                let y = convolution(x, &tensors[0], (kernel, stride, padding), groups)?;
+                if bias { y.broadcast_add(&tensors[1])? } else { y }
+            }
+            (Op::BatchNorm, [x]) => {
+                let tensors = tensors(2)?;
+                let given = given.map(|given| given.get(used.len()));
+                let given = match given {
+                    Some(None) => bail!("node {index} of the graph has no statistics"),
+                    given => given.flatten(),
+                };
+                let (y, statistics) = batch_norm(x, &tensors[0], &tensors[1], given, graph.batch_norm_epsilon())?;
+                used.push(statistics);
+                y
+            }
+            (Op::Activation(activation), [x]) => activate(x, activation)?,
+            (Op::HardSigmoid, [x]) => hard_sigmoid(x)?,
+            (Op::GlobalAveragePool, [x]) => x.mean_keepdim(1)?.mean_keepdim(2)?,
+            (Op::AveragePool { window }, [x]) => average_pool(x, (window, window))?,
+            (Op::MaxPool { window, stride, padding }, [x]) => max_pool(x, window, stride, padding)?,
+            (Op::Add, [x, y]) => (x + y)?,
+            (Op::Gate, [x, factors]) => x.broadcast_mul(factors)?,
+            (Op::Linear, [x]) => {
+                let tensors = tensors(2)?;
+                let rows = x.reshape((x.dim(0)?, ()))?;
+                rows.matmul(&tensors[0].t()?.contiguous()?)?.broadcast_add(&tensors[1])?
+            }
+            (op, inputs) => bail!("node {index} of the graph, {op:?}, has {} inputs", inputs.len()),
+        };
+        values[index] = Some(output);
+    }
+    match values.pop().flatten() {
+        Some(output) => Ok((output, used)),
+        None => bail!("the graph is empty"),
+    }
+}
+
+/// The activation as candle operations.
+///
+/// # Errors
+/// As every candle operation.
+pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    match activation {
+        Activation::Identity => Ok(x.clone()),
+        Activation::Relu => x.relu(),
+        Activation::Relu6 => x.clamp(0f64, 6f64),
+        Activation::HardSwish => x * hard_sigmoid(x)?,
+    }
+}
+
+fn hard_sigmoid(x: &Tensor) -> Result<Tensor> {
+    (x + 3.0)?.clamp(0f64, 6f64)? / 6.0
+}
+
+/// Largest value of each window of `[batch, height, width, channels]`. The border is repeated as padding, which changes no maximum while
+/// every window that reaches over it also holds the border; of equal values each gets a part of the gradient.
+///
+/// # Errors
+/// Shapes that do not fit, and more padding than half of a window.
+pub fn max_pool(x: &Tensor, window: usize, stride: usize, padding: usize) -> Result<Tensor> {
+    if 2 * padding > window {
+        bail!("a max pool of {window} pixels cannot have a padding of {padding}");
+    }
+    let (_, height, width, _) = x.dims4()?;
+    let size = (outputs(height, window, stride, padding), outputs(width, window, stride, padding));
+    let padded = x.pad_with_same(1, padding, padding)?.pad_with_same(2, padding, padding)?;
+    let mut largest = shifted(&padded, 0, 0, stride, size)?;
+    for place in 1..window * window {
+        largest = largest.maximum(&shifted(&padded, place / window, place % window, stride, size)?)?;
+    }
+    Ok(largest)
+}
+
+/// Mean over windows of `(height, width)` pixels side by side, those at the right and lower border over the pixels that they hold.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn average_pool(x: &Tensor, window: (usize, usize)) -> Result<Tensor> {
+    let mut mean = x.clone();
+    for (dim, window) in [(1, window.0), (2, window.1)] {
+        let length = x.dim(dim)?;
+        let parts = (0..length)
+            .step_by(window)
+            .map(|start| mean.narrow(dim, start, window.min(length - start))?.mean_keepdim(dim));
+        mean = Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, dim)?;
+    }
+    Ok(mean)
+}
+
+/// `weight` `[out, in / groups, kernel, kernel]`, in any shape with as many values.
+fn convolution(
+    x: &Tensor,
+    weight: &Tensor,
+    (kernel, stride, padding): (usize, usize, usize),
+    groups: usize,
+) -> Result<Tensor> {
+    let (_, height, width, inputs) = x.dims4()?;
+    if groups == 0 || !inputs.is_multiple_of(groups) {
+        bail!("a convolution of {inputs} channels cannot have {groups} groups");
+    }
+    let weight = weight.reshape(((), inputs / groups, kernel, kernel))?;
+    let size = (outputs(height, kernel, stride, padding), outputs(width, kernel, stride, padding));
+    let padded = x.pad_with_zeros(1, padding, padding)?.pad_with_zeros(2, padding, padding)?;
+    let mut sum: Option<Tensor> = None;
+    for ky in 0..kernel {
+        for kx in 0..kernel {
+            let tap = weight.narrow(2, ky, 1)?.narrow(3, kx, 1)?.squeeze(3)?.squeeze(2)?;
+            let seen = shifted(&padded, ky, kx, stride, size)?;
+            let part = grouped_product(&seen, &tap, groups)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + part)?,
+                None => part,
+            });
+        }
+    }
+    sum.ok_or_else(|| candle_core::Error::Msg("a convolution has a kernel size of 0".into()))
+}
+
+/// One tap: `[.., in]` times `[out, in / groups]` transposed, each group of channels with its own part of the weight.
+fn grouped_product(x: &Tensor, tap: &Tensor, groups: usize) -> Result<Tensor> {
+    let (out, inputs) = tap.dims2()?;
+    if inputs == 1 && out == groups {
+        return x.broadcast_mul(&tap.reshape(out)?);
+    }
+    let mut dims = x.dims().to_vec();
+    let last = dims.len() - 1;
+    let rows = x.reshape(((), dims[last]))?;
+    let product = |group: usize| {
+        let weight = tap.narrow(0, group * (out / groups), out / groups)?.contiguous()?;
+        rows.narrow(1, group * inputs, inputs)?.contiguous()?.matmul(&weight.t()?)
+    };
+    let parts = (0..groups).map(product).collect::<Result<Vec<_>>>()?;
+    dims[last] = out;
+    if let [all] = &parts[..] { all.reshape(dims) } else { Tensor::cat(&parts, 1)?.reshape(dims) }
+}
+
+fn batch_norm(
+    y: &Tensor,
+    scale: &Tensor,
+    shift: &Tensor,
+    given: Option<&ChannelStatistics>,
+    epsilon: f64,
+) -> Result<(Tensor, ChannelStatistics)> {
+    let channels = y.dim(D::Minus1)?;
+    let rows = y.reshape(((), channels))?;
+    let (mean, variance, used) = match given {
+        Some(given) => {
+            let tensor = |v: &[f32]| Tensor::from_slice(v, (1, channels), y.device())?.to_dtype(y.dtype());
+            (tensor(&given.mean)?, tensor(&given.variance)?, given.clone())
+        }
+        None => {
+            let mean = rows.mean_keepdim(0)?;
+            let variance = rows.broadcast_sub(&mean)?.sqr()?.mean_keepdim(0)?;
+            let values = |t: &Tensor| t.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>();
+            let used = ChannelStatistics { mean: values(&mean)?, variance: values(&variance)?, count: rows.dim(0)? };
+            (mean, variance, used)
+        }
+    };
+    let normalised = rows.broadcast_sub(&mean)?.broadcast_div(&(variance + epsilon)?.sqrt()?)?;
+    let y = normalised.broadcast_mul(scale)?.broadcast_add(shift)?.reshape(y.shape())?;
+    Ok((y, used))
+}
+
+/// Outputs along one direction.
+fn outputs(size: usize, window: usize, stride: usize, padding: usize) -> usize {
+    (size + 2 * padding).saturating_sub(window) / stride.max(1) + 1
+}
+
+/// The padded map as tap `(ky, kx)` sees it: every `stride`-th pixel from there on.
+fn shifted(padded: &Tensor, ky: usize, kx: usize, stride: usize, (height, width): (usize, usize)) -> Result<Tensor> {
+    let mut map = padded.clone();
+    for (dim, start, count) in [(1, ky, height), (2, kx, width)] {
+        map = map.narrow(dim, start, (count - 1) * stride + 1)?;
+        if stride > 1 {
+            let places: Vec<u32> = (0..count).map(|i| (i * stride) as u32).collect();
+            map = map.contiguous()?.index_select(&Tensor::new(places, padded.device())?, dim)?;
+        }
+    }
+    map.contiguous()
+}
