@@ -97,7 +97,7 @@ mod tests {
         assert!(block(&network, 0).residual && !block(&network, 1).residual);
         assert_eq!(peak_activation_bytes(&network), 4 * 1536);
         // Expand 4 of 8 -> 32 channels at 8x8: 512 + 2048 = 2560 at the expand, 2048 + 512 at the depthwise.
-        let wide = space.network(&space.uniform(16, 0, 3, space.max_expand()), 10).unwrap();
+        let wide = space.network(&"r16 d1,1 k3|3 e4|4".parse().unwrap(), 10).unwrap();
         assert_eq!(peak_activation_bytes(&wide), 4 * 2560);
         // With SE and a residual the block's input, both middle maps and nothing else are alive at the depthwise.
         let block = InvertedResidualSpec { residual: true, stride: 1, ..block(&wide, 1) };

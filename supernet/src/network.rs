@@ -111,7 +111,8 @@ impl Supernet {
         for (s, specs) in largest.stages.iter().enumerate() {
             let mut blocks = Vec::new();
             for (b, spec) in specs.iter().enumerate() {
-                blocks.push(Block::new(&mut parameters, &format!("stages.{s}.{b}"), spec, &space.kernel_sizes)?);
+                let kernel_sizes = space.stage_kernel_sizes(s);
+                blocks.push(Block::new(&mut parameters, &format!("stages.{s}.{b}"), spec, kernel_sizes)?);
             }
             stages.push(blocks);
         }

@@ -143,7 +143,8 @@ fn gradients_everywhere(space: &SearchSpace) {
     let largest = net
         .forward(&images(2, 16, 1), &space.largest(), Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 })
         .unwrap();
-    let narrow = space.uniform(space.resolutions[0], space.depths.len() - 1, 3, space.expand_ratios[0]);
+    let mut narrow = Subnet { resolution: space.resolutions[0], ..space.largest() };
+    narrow.stages.iter_mut().flatten().for_each(|block| (block.kernel, block.expand) = (3, space.expand_ratios[0]));
     let smallest =
         net.forward(&images(2, 16, 1), &narrow, Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
     let gradients = (largest.sqr().unwrap() + smallest.sqr().unwrap()).unwrap().sum_all().unwrap().backward().unwrap();

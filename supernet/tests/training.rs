@@ -4,6 +4,7 @@ use candle_core::{Device, Tensor};
 use ofa_supernet::data::{DataOptions, Dataset};
 use ofa_supernet::network::Mode;
 use ofa_supernet::seed::{Stream, generator};
+use ofa_supernet::space::Narrowing;
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::optimizer::Sgd;
 use ofa_supernet::train::sampling::{candidates_of, resolution_of, subnet_of};
@@ -36,11 +37,7 @@ fn config() -> TrainConfig {
         learning_rate: 0.05,
         warmup_epochs: 0.5,
         batch: None,
-        resolutions: Vec::new(),
-        kernel_sizes: Vec::new(),
-        depths: Vec::new(),
-        expand_ratios: Vec::new(),
-        width_multipliers: Vec::new(),
+        narrowing: Narrowing::default(),
         subnets_per_step: 1,
         sampling: Sampling::Uniform,
         candidates: None,
@@ -50,6 +47,8 @@ fn config() -> TrainConfig {
         sort_outer_channels: None,
     };
     let space = space();
+    let (kernel_sizes, depths) = (space.kernel_sizes.clone(), space.depths.clone());
+    let blocks = Narrowing { kernel_sizes, depths, ..Narrowing::default() };
     let mut config = TrainConfig {
         seed: 3,
         batch: 16,
@@ -58,17 +57,9 @@ fn config() -> TrainConfig {
         clip_norm: Some(2.0),
         stages: vec![
             stage("largest", 1.5),
+            StageConfig { narrowing: blocks.clone(), subnets_per_step: 2, kd_ratio: 1.0, ..stage("depth", 1.25) },
             StageConfig {
-                kernel_sizes: space.kernel_sizes.clone(),
-                depths: space.depths.clone(),
-                subnets_per_step: 2,
-                kd_ratio: 1.0,
-                ..stage("depth", 1.25)
-            },
-            StageConfig {
-                kernel_sizes: space.kernel_sizes.clone(),
-                depths: space.depths.clone(),
-                expand_ratios: space.expand_ratios.clone(),
+                narrowing: Narrowing { expand_ratios: space.expand_ratios.clone(), ..blocks },
                 subnets_per_step: 2,
                 kd_ratio: 0.5,
                 sort_channels: Some(1),

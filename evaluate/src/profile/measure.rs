@@ -1,8 +1,9 @@
 //! Measuring a device profile.
 //!
-//! 1. *Layers.* For every kernel size and expand ratio a network of full depth has that choice in all its blocks (with elastic widths
-//!    for every pair of neighbouring widths one); such networks at all resolutions hold every distinct layer of the space. They run in turn, round after round, timed
-//!    layer by layer; each visit's first run does not count. A layer's time is the median over all its occurrences.
+//! 1. *Layers.* For every combination of a block's choices a network of full depth has that combination in all its
+//!    blocks (with elastic widths one for every pair of neighbouring widths); such networks at all resolutions hold
+//!    every distinct layer of the space. They run in turn, round after round, timed layer by layer; each visit's first
+//!    run does not count. A layer's time is the median over all its occurrences.
 //! 2. *Subnets.* The smallest, the largest and random subnets are run end to end, interleaved. Some fit the calibration,
 //!    the others check it.
 //!
@@ -17,7 +18,8 @@ use crate::latency::{Budget, SystemClock, measure_interleaved, median};
 use crate::runtime::StaticNetwork;
 use crate::{Error, Result, cost};
 use ofa_supernet::seed::{Stream, generator};
-use ofa_supernet::space::{NetworkSpec, SearchSpace, Subnet};
+use ofa_supernet::space::dimension::{At, assemble};
+use ofa_supernet::space::{NetworkSpec, Place, SearchSpace, Subnet};
 use rand::Rng;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -193,45 +195,71 @@ pub fn measure(
 /// # Errors
 /// The space is invalid.
 pub fn memory(space: &SearchSpace, options: &ProfileOptions) -> Result<u64> {
-    let resolution = space.resolutions.iter().copied().max().unwrap_or(0);
+    let largest = space.network(&space.largest(), options.classes)?;
+    let resolution = largest.resolution;
     let subnets = (options.calibration_subnets as u64).saturating_add(options.check_subnets as u64);
-    let of = |subnet: Subnet| -> Result<u64> {
-        let network = space.network(&Subnet { resolution, ..subnet }, options.classes)?;
-        StaticNetwork::planned_bytes(&network)
-    };
-    let mut bytes =
-        (4 * 3 * resolution as u64 * resolution as u64).saturating_add(of(space.largest())?.saturating_mul(subnets));
+    let largest = StaticNetwork::planned_bytes(&largest)?.saturating_mul(subnets);
+    let mut bytes = (4 * 3 * resolution as u64 * resolution as u64).saturating_add(largest);
     for choice in covering_choices(space) {
-        bytes = bytes.saturating_add(of(choice)?);
+        let mut network = space.network(&choice, options.classes)?;
+        network.set_resolution(resolution);
+        bytes = bytes.saturating_add(StaticNetwork::planned_bytes(&network)?);
     }
     Ok(bytes.saturating_mul(options.batch as u64))
 }
 
-/// Networks that together hold every distinct layer of the space: for each kernel size, expand ratio and pair of widths the one of full
-/// depth that has that choice in all its blocks and those widths in turn, at each resolution. A block depends on its own choice, its
-/// stage, the widths of its input and output, whether it is the stage's first, and the resolution; all of these combinations occur.
+/// Networks that together hold every distinct layer of the space: those of [`covering_choices`], each for every size of
+/// the images.
 pub(super) fn covering_networks(space: &SearchSpace, classes: usize) -> Result<Vec<NetworkSpec>> {
-    let mut networks = Vec::new();
-    for choice in covering_choices(space) {
-        for &resolution in &space.resolutions {
-            networks.push(space.network(&Subnet { resolution, ..choice.clone() }, classes)?);
-        }
+    let mut subnets = covering_choices(space);
+    for place in space.places().iter().filter(|place| place.at == At::Input) {
+        let with_choices = |subnet: Subnet| {
+            (0..place.values.len()).map(move |choice| {
+                let mut subnet = subnet.clone();
+                place.choose(&mut subnet, choice);
+                subnet
+            })
+        };
+        subnets = subnets.into_iter().flat_map(with_choices).collect();
     }
-    Ok(networks)
+    Ok(subnets.iter().map(|subnet| space.network(subnet, classes)).collect::<ofa_supernet::Result<_>>()?)
 }
 
-/// Their subnets at the first resolution.
+/// Subnets of full depth for the smallest images that together hold every distinct layer: each has one value of a
+/// dimension in all its blocks, and at the boundaries two that take turns, in all combinations. A block depends on its
+/// own choices, its stage, the boundaries around it, whether it is the stage's first, and the images; all of these
+/// combinations occur.
 fn covering_choices(space: &SearchSpace) -> Vec<Subnet> {
-    let mut choices = Vec::new();
-    for widths in space.width_pairs() {
-        for &kernel in &space.kernel_sizes {
-            for &expand in &space.expand_ratios {
-                let uniform = space.uniform(space.resolutions[0], space.depths.len() - 1, kernel, expand);
-                choices.push(Subnet { widths: widths.clone(), ..uniform });
-            }
+    let places = space.places();
+    // Places with one counter have their values in common; where a place has fewer, it stays at its last.
+    let counter = |place: &Place| match place.at {
+        At::Boundary(boundary) => Some((place.dimension.index(), boundary % 2)),
+        At::Input => None,
+        _ => (!place.dimension.is_depth).then_some((place.dimension.index(), 0)),
+    };
+    let mut counters: Vec<((usize, usize), usize)> = Vec::new();
+    for place in &places {
+        let Some(number) = counter(place) else { continue };
+        match counters.iter_mut().find(|(other, _)| *other == number) {
+            Some((_, most)) => *most = place.values.len().max(*most),
+            None => counters.push((number, place.values.len())),
         }
     }
-    choices
+    let subnet = |setting: usize| {
+        assemble(&places, |_, place| {
+            let last = place.values.len().saturating_sub(1);
+            match (counter(place), place.at) {
+                (None, At::Input) => 0,
+                (None, _) => last,
+                (Some(number), _) => {
+                    let position = counters.iter().position(|(other, _)| *other == number).expect("counted above");
+                    let later = counters[position + 1..].iter().map(|(_, most)| most).product::<usize>();
+                    (setting / later % counters[position].1).min(last)
+                }
+            }
+        })
+    };
+    (0..counters.iter().map(|(_, most)| most).product()).map(subnet).collect()
 }
 
 /// Networks of the layer phase.
@@ -243,14 +271,15 @@ struct LayerNetworks {
     networks: Vec<StaticNetwork>,
     /// Distinct layers in the order of their first occurrence, so that equal runs write equal files.
     layers: Vec<LayerSpec>,
-    /// Number of resolutions.
+    /// Number of resolutions of each choice.
     resolutions: usize,
 }
 
 impl LayerNetworks {
     fn new(space: &SearchSpace, options: &ProfileOptions) -> Result<Self> {
         let covering = covering_networks(space, options.classes)?;
-        let first_of_choice = || covering.iter().step_by(space.resolutions.len());
+        let resolutions = covering.len() / covering_choices(space).len();
+        let first_of_choice = || covering.iter().step_by(resolutions);
         let bytes: u64 = first_of_choice().map(|spec| 4 * cost::parameters(spec)).sum();
         let networks = match bytes <= GROUP_BYTES {
             true => first_of_choice().map(|spec| StaticNetwork::random(spec, options.seed)).collect::<Result<_>>()?,
@@ -271,7 +300,7 @@ impl LayerNetworks {
                 (spec, numbers)
             })
             .collect();
-        Ok(LayerNetworks { specs, networks, layers: distinct, resolutions: space.resolutions.len() })
+        Ok(LayerNetworks { specs, networks, layers: distinct, resolutions })
     }
 
     /// Runs one round and adds the times of each layer to `samples`.
@@ -388,7 +417,7 @@ fn choose_subnets(space: &SearchSpace, options: &ProfileOptions) -> Result<(Vec<
 }
 
 fn random_images(space: &SearchSpace, options: &ProfileOptions) -> Vec<f32> {
-    let resolution = space.resolutions.last().copied().unwrap_or(0);
+    let resolution = space.largest().resolution;
     let mut rng = generator(options.seed, Stream::RandomImages, &[]);
     (0..options.batch * resolution * resolution * 3).map(|_| rng.random_range(-2.0..2.0)).collect()
 }
@@ -408,4 +437,42 @@ fn method(options: &ProfileOptions, calibration: usize, check: usize) -> String 
          on {check} others, medians of interleaved runs. Seed {}.",
         options.rounds, options.visit, options.batch, options.seed
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ofa_supernet::space::preset;
+
+    /// Profiles list layers in the order in which these networks have them.
+    #[test]
+    fn networks_of_the_layer_phase() {
+        let networks = |name| {
+            let choices = covering_choices(&preset(name).unwrap()).into_iter();
+            choices.map(|subnet| subnet.to_string()).collect::<Vec<_>>()
+        };
+        let tiny = networks("tiny");
+        assert_eq!(tiny.len(), 2 * 3);
+        assert_eq!(tiny[1], "r16 d2,2 k3,3|3,3 e3,3|3,3");
+        assert_eq!(tiny[3], "r16 d2,2 k5,5|5,5 e2,2|2,2");
+        let proxyless = networks("proxyless-w1.3");
+        assert_eq!(
+            proxyless[8],
+            "r128 d4,4,4,4,4,1 k7,7,7,7|7,7,7,7|7,7,7,7|7,7,7,7|7,7,7,7|7 e6,6,6,6|6,6,6,6|6,6,6,6|6,6,6,6|6,6,6,6|6"
+        );
+        let resnet = networks("resnet-tiny");
+        assert_eq!(
+            resnet,
+            [
+                "r24 w0.5,0.5,0.5,0.5 s1 d2,2 e0.25,0.25|0.25,0.25",
+                "r24 w0.5,0.5,0.5,0.5 s1 d2,2 e0.5,0.5|0.5,0.5",
+                "r24 w0.5,1,0.5,1 s1 d2,2 e0.25,0.25|0.25,0.25",
+                "r24 w0.5,1,0.5,1 s1 d2,2 e0.5,0.5|0.5,0.5",
+                "r24 w1,0.5,1,0.5 s1 d2,2 e0.25,0.25|0.25,0.25",
+                "r24 w1,0.5,1,0.5 s1 d2,2 e0.5,0.5|0.5,0.5",
+                "r24 w1,1,1,1 s1 d2,2 e0.25,0.25|0.25,0.25",
+                "r24 w1,1,1,1 s1 d2,2 e0.5,0.5|0.5,0.5",
+            ]
+        );
+    }
 }

@@ -1,7 +1,7 @@
 //! Which subnets to measure next: those that lower the deviation of all predictions most, or that may be the best.
 
 use super::ensemble::fit_members;
-use super::features::active_features;
+use super::features::Features;
 use super::linear::{Basis, add_square};
 use super::{FitSettings, Prediction, Sample, metrics};
 use crate::cholesky::{Cholesky, dot};
@@ -91,10 +91,10 @@ fn least_deviation(
     count: usize,
     seed: u64,
 ) -> Result<Vec<usize>> {
-    let basis = Basis::new(space);
+    let (basis, features) = (Basis::new(space), Features::new(space));
     // The last entry is the mean accuracy, of which the prior knows next to nothing.
     let row = |subnet: &Subnet| -> Result<Vec<f64>> {
-        let mut row = basis.of(&active_features(space, subnet)?);
+        let mut row = basis.of(&features.of(subnet)?);
         row.push(10.0);
         Ok(row)
     };
@@ -294,9 +294,9 @@ mod tests {
     #[test]
     fn chosen_ones_leave_less_variance_than_any_random_ones() {
         let space = SearchSpace::named("mbv3-w1.0").unwrap();
-        let basis = Basis::new(&space);
+        let (basis, features) = (Basis::new(&space), Features::new(&space));
         let row = |subnet: &Subnet| -> Vec<f64> {
-            let mut row = basis.of(&active_features(&space, subnet).unwrap());
+            let mut row = basis.of(&features.of(subnet).unwrap());
             row.push(10.0);
             row
         };

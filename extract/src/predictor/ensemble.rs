@@ -1,7 +1,7 @@
 //! Several networks instead of one. Each is fitted without another fold of the samples, so that one set of fits gives both the ensemble and
 //! honest figures over all samples; where the members disagree, the prediction is less sure.
 
-use super::features::{active_features, feature_count};
+use super::features::Features;
 use super::fit::{FitSettings, Table, fit};
 use super::linear::Basis;
 use super::mlp::Mlp;
@@ -34,7 +34,8 @@ pub(super) fn fit_members(
     seed: u64,
     progress: &mut (dyn FnMut(usize, usize, f64) + Send),
 ) -> Result<(Predictor, Option<Vec<f64>>)> {
-    let inputs = samples.iter().map(|s| active_features(space, &s.subnet)).collect::<Result<Vec<_>>>()?;
+    let features = Features::new(space);
+    let inputs = samples.iter().map(|s| features.of(&s.subnet)).collect::<Result<Vec<_>>>()?;
     let basis = Basis::new(space);
     let folds = settings.members.min(samples.len());
     let done = Mutex::new((0, progress));
@@ -45,7 +46,7 @@ pub(super) fn fit_members(
             let part: Vec<usize> = (0..samples.len()).filter(sees).collect();
             let inputs: Vec<Vec<usize>> = part.iter().map(|&i| inputs[i].clone()).collect();
             let targets: Vec<f64> = part.iter().map(|&i| samples[i].accuracy).collect();
-            let table = Table { basis: &basis, width: feature_count(space), inputs: &inputs, targets: &targets };
+            let table = Table { basis: &basis, width: features.count(), inputs: &inputs, targets: &targets };
             fit(&table, settings, seed, member as u64, &mut |_, steps, rmse| {
                 if let Ok(mut done) = done.lock() {
                     done.0 += 1;

@@ -3,7 +3,7 @@
 //! A sum over choices explains most of a subnet's accuracy, and mostly in the order of their sizes. A ridge regression whose prior says so
 //! needs fewer samples for that than the network, which would have to find it out.
 
-use super::features::{feature_count, groups};
+use super::features::{Features, Group};
 use crate::cholesky::{Cholesky, dot};
 use ofa_supernet::SearchSpace;
 
@@ -25,9 +25,9 @@ pub(super) struct Basis {
 impl Basis {
     pub(super) fn new(space: &SearchSpace) -> Self {
         let mut columns: Vec<Vec<(usize, f64)>> = Vec::new();
-        for (index, group) in groups(space).into_iter().enumerate() {
-            let of_slot = index < 2 * space.slots();
-            if of_slot && index % 2 == 0 {
+        let features = Features::new(space);
+        for Group { features: group, of_slot, is_first } in features.groups() {
+            if of_slot && is_first {
                 columns.push(group.clone().map(|feature| (feature, LARGE)).collect());
             }
             let scale = if of_slot { 1.0 } else { LARGE };
@@ -41,7 +41,7 @@ impl Basis {
             }
         }
         let width = columns.len();
-        let mut rows = vec![0.0; feature_count(space) * width];
+        let mut rows = vec![0.0; features.count() * width];
         for (column, entries) in columns.into_iter().enumerate() {
             entries.into_iter().for_each(|(feature, value)| rows[feature * width + column] = value);
         }
@@ -123,7 +123,6 @@ impl Linear {
 
 #[cfg(test)]
 mod tests {
-    use super::super::features::active_features;
     use super::*;
     use ofa_supernet::seed::{Stream, generator};
     use rand::Rng;
@@ -133,9 +132,10 @@ mod tests {
         for (name, count) in [("mbv3-w1.0", 90), ("resnet-tiny", 40)] {
             let space = SearchSpace::named(name).unwrap();
             let basis = Basis::new(&space);
+            let features = Features::new(&space);
             let inputs = |from: u64, count: u64| -> Vec<Vec<usize>> {
                 let subnet = |i| space.sample(&mut generator(3, Stream::Sampling, &[from + i]));
-                (0..count).map(|i| active_features(&space, &subnet(i)).unwrap()).collect()
+                (0..count).map(|i| features.of(&subnet(i)).unwrap()).collect()
             };
             let mut rng = generator(0, Stream::Weights, &[]);
             let truth: Vec<f64> = (0..basis.width()).map(|_| rng.random_range(-0.01..0.01)).collect();
@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn equal_targets_have_no_weights() {
         let space = SearchSpace::named("tiny").unwrap();
-        let inputs = [space.smallest(), space.largest()].map(|s| active_features(&space, &s).unwrap());
+        let inputs = [space.smallest(), space.largest()].map(|s| Features::new(&space).of(&s).unwrap());
         let linear = Linear::fit(&Basis::new(&space), &inputs, &[0.5, 0.5]);
         assert!(linear.weights.iter().all(|&w| w == 0.0) && linear.predict(&inputs[0]) == 0.5);
     }

@@ -29,7 +29,7 @@ pub use provenance::Provenance;
 pub use sample::{Sample, SampleWriter, read_provenance, read_samples};
 
 use crate::{Error, Result};
-use features::push_features;
+use features::Features;
 use mlp::Mlp;
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::{SearchSpace, Subnet, files};
@@ -323,8 +323,9 @@ impl Predictor {
 
     /// Each member's prediction of each subnet.
     fn by_member(&self, subnets: &[Subnet]) -> Result<Vec<Vec<f64>>> {
-        let features = |subnet: &Subnet, active: &mut Vec<usize>| push_features(&self.space, subnet, active);
-        self.members.iter().map(|member| member.forward(subnets, features)).collect()
+        let features = Features::new(&self.space);
+        let push = |subnet: &Subnet, active: &mut Vec<usize>| features.push(subnet, active);
+        self.members.iter().map(|member| member.forward(subnets, push)).collect()
     }
 }
 

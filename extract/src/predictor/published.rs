@@ -4,7 +4,7 @@
 //! block slots, then the expand ratios of all slots, then eight resolutions, 112 to 224 in steps of 16. The first layer is linear in a
 //! one-hot input, so putting the rows of its weight into our order ([`features`](super::features)) is all that importing takes.
 
-use super::features::feature_count;
+use super::features::Features;
 use super::mlp::{Layer, Mlp};
 use super::{Origin, Predictor};
 use crate::{Error, Result};
@@ -26,11 +26,13 @@ impl Predictor {
     pub fn import(path: &Path, space: &SearchSpace) -> Result<Self> {
         let fail = |message: String| Err(Error::format(path, message));
         space.validate()?;
-        let ratios: Vec<f64> = space.expand_ratios.iter().map(|ratio| ratio.value()).collect();
-        let known = space.kernel_sizes == [3, 5, 7]
-            && ratios == [3.0, 4.0, 6.0]
-            && (0..space.stages.len()).all(|stage| space.stage_depths(stage) == [2, 3, 4])
-            && space.stages.len() == 5;
+        let is_known = |stage| {
+            let ratios = space.stage_expand_ratios(stage).iter().map(|ratio| ratio.value());
+            space.stage_kernel_sizes(stage) == [3, 5, 7]
+                && ratios.eq([3.0, 4.0, 6.0])
+                && space.stage_depths(stage) == [2, 3, 4]
+        };
+        let known = space.stages.len() == 5 && (0..5).all(is_known);
         let mut narrowed = space.clone();
         narrowed.resolutions.retain(|resolution| RESOLUTIONS.contains(resolution));
         if !known || narrowed.resolutions.is_empty() {
@@ -76,7 +78,7 @@ impl Predictor {
         };
         let (mut first, second, third, last) = (layer(0)?, layer(1)?, layer(2)?, layer(3)?);
         // Our row number `i` is their row number `rows[i]`.
-        let mut rows = Vec::with_capacity(feature_count(&narrowed));
+        let mut rows = Vec::with_capacity(Features::new(&narrowed).count());
         for slot in 0..slots {
             rows.extend((0..kernels).map(|choice| slot * kernels + choice));
             rows.extend((0..expands).map(|choice| slots * kernels + slot * expands + choice));

@@ -2,7 +2,7 @@
 //!
 //! The metadata is one entry, `ofa`, since the order of several is left to chance: equal predictors are equal files.
 
-use super::features::feature_count;
+use super::features::Features;
 use super::fit::MOST_MEMBERS;
 use super::mlp::{Layer, Mlp};
 use super::{Origin, Predictor};
@@ -119,8 +119,8 @@ impl Predictor {
             })
         };
         let mut networks = Vec::with_capacity(members);
+        let inputs = Features::new(&space).count();
         for member in 0..members {
-            let inputs = feature_count(&space);
             let layers = [
                 layer(member, 0, inputs, hidden)?,
                 layer(member, 1, hidden, hidden)?,

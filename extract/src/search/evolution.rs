@@ -5,10 +5,11 @@
 //! evolution comes to a halt; when neither finds anything better, the run is over.
 
 use super::climb::climb;
-use super::genome::{Genes, Genome, RESOLUTION};
+use super::genome::{Genes, Genome};
 use super::task::{Scored, Task, rank};
 use super::{Strategy, check_population, check_ratio};
 use crate::{Error, Result};
+use ofa_supernet::space::dimension::At;
 use rand::Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -194,22 +195,14 @@ pub(super) fn mutate(
     rng: &mut impl Rng,
 ) -> Genes {
     let mut child = parent.clone();
-    for place in genome.shared() {
-        if rng.random_bool(if place == RESOLUTION { resolution_probability } else { probability }) {
-            child[place] = genome.draw(place, rng);
+    for place in 0..genome.size() {
+        if !genome.exists(&child, place) {
+            continue;
         }
-    }
-    for stage in 0..genome.stages() {
-        let place = genome.depth_gene(stage);
-        let kept = genome.block_genes(&child, stage).end;
-        if rng.random_bool(probability) {
+        let probability = if genome.at(place) == At::Input { resolution_probability } else { probability };
+        if !genome.exists(parent, place) || rng.random_bool(probability) {
             let choice = genome.draw(place, rng);
             genome.set(&mut child, place, choice);
-        }
-        for place in genome.block_genes(&child, stage) {
-            if place >= kept || rng.random_bool(probability) {
-                child[place] = genome.draw(place, rng);
-            }
         }
     }
     child

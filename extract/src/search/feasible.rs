@@ -1,6 +1,6 @@
 //! What limits leave over: smallest reachable values, and repair of candidates that break a limit.
 
-use super::genome::{Genes, Genome, RESOLUTION};
+use super::genome::{Genes, Genome};
 use super::limit::Limits;
 use crate::{Error, Result};
 use rand::Rng;
@@ -9,19 +9,19 @@ use rand::seq::SliceRandom;
 /// Changes that are drawn at random before repair looks at all of them.
 const DRAWS: usize = 40;
 
-/// The smallest choices at every resolution.
+/// The smallest choices for every size of the images.
 fn smallest_choices(genome: &Genome) -> Vec<Genes> {
-    let at = |resolution| {
+    let at = |input| {
         let mut genes = genome.zeros();
-        genes[RESOLUTION] = resolution;
+        genome.set_number(&mut genes, genome.input(), input);
         genes
     };
-    (0..genome.choices(RESOLUTION)).map(at).collect()
+    (0..genome.numbers(genome.input())).map(at).collect()
 }
 
 /// A candidate with a small `cost`, and that cost.
 ///
-/// From each of `starts` on, each gene but the resolution's in turn gets its cheapest value (kernel and expand ratio of a block
+/// From each of `starts` on, each gene but those of the images in turn gets its cheapest value (the genes of a block
 /// together), until nothing changes. Not exact where choices depend on one another.
 fn descend(genome: &Genome, starts: &[Genes], cost: &dyn Fn(&[u16]) -> Result<f64>) -> Result<(Genes, f64)> {
     let mut best: Option<(Genes, f64)> = None;
@@ -30,30 +30,16 @@ fn descend(genome: &Genome, starts: &[Genes], cost: &dyn Fn(&[u16]) -> Result<f6
         let mut value = cost(&genes)?;
         loop {
             let before = value;
-            let mut consider = |genes: &mut Genes, change: &dyn Fn(&mut [u16])| -> Result<()> {
-                let mut other = genes.clone();
-                change(&mut other);
-                let cheaper = cost(&other)?;
-                if cheaper < value {
-                    (value, *genes) = (cheaper, other);
+            for group in genome.groups() {
+                if genome.input().contains(&group.start) || !genome.exists(&genes, group.start) {
+                    continue;
                 }
-                Ok(())
-            };
-            for place in genome.shared().filter(|&place| place != RESOLUTION) {
-                for choice in 0..genome.choices(place) {
-                    consider(&mut genes, &|g| g[place] = choice)?;
-                }
-            }
-            for stage in 0..genome.stages() {
-                let place = genome.depth_gene(stage);
-                for depth in 0..genome.choices(place) {
-                    consider(&mut genes, &|g| genome.set(g, place, depth))?;
-                }
-                for place in genome.block_genes(&genes, stage).step_by(2) {
-                    for kernel in 0..genome.choices(place) {
-                        for expand in 0..genome.choices(place + 1) {
-                            consider(&mut genes, &|g| (g[place], g[place + 1]) = (kernel, expand))?;
-                        }
+                for number in 0..genome.numbers(group.clone()) {
+                    let mut other = genes.clone();
+                    genome.set_number(&mut other, group.clone(), number);
+                    let cheaper = cost(&other)?;
+                    if cheaper < value {
+                        (value, genes) = (cheaper, other);
                     }
                 }
             }
@@ -68,8 +54,8 @@ fn descend(genome: &Genome, starts: &[Genes], cost: &dyn Fn(&[u16]) -> Result<f6
     Ok(best.expect("there is a start"))
 }
 
-/// The candidate with the smallest value of limit `index`, and that value: exact where the measure has a table, otherwise an
-/// upper bound.
+/// The candidate with the smallest value of limit `index`, and that value: exact where the measure has a table,
+/// otherwise an upper bound.
 ///
 /// # Errors
 /// What the measure says.
@@ -86,8 +72,8 @@ pub fn smallest(genome: &Genome, limits: &Limits, index: usize) -> Result<(Genes
 /// A candidate that meets all limits.
 ///
 /// # Errors
-/// [`Error::Impossible`] with the smallest reachable value of the first limit that no subnet meets; or, when each limit can be met but
-/// not all at once, with the smallest value of each that was found while the others hold.
+/// [`Error::Impossible`] with the smallest reachable value of the first limit that no subnet meets; or, when each limit
+/// can be met but not all at once, with the smallest value of each that was found while the others hold.
 pub fn witness(genome: &Genome, limits: &Limits) -> Result<Genes> {
     if limits.limits().is_empty() {
         return Ok(genome.zeros());
@@ -158,8 +144,8 @@ fn beside_others(genome: &Genome, limits: &Limits, index: usize, starts: &[Genes
     Ok(Some(format!("with the others held, {} of {} is the smallest found", limit.show(value), limit.name)))
 }
 
-/// Changes `genes` until they meet all limits: single genes in random order, each if that breaks the limits less. Where no
-/// single change helps, `witness` is the answer. The violation falls strictly, so this ends.
+/// Changes `genes` until they meet all limits: single genes in random order, each if that breaks the limits less. Where
+/// no single change helps, `witness` is the answer. The violation falls strictly, so this ends.
 ///
 /// # Errors
 /// What the measures say.

@@ -1,12 +1,12 @@
 //! A subnet as a row of small numbers, which strategies change, compare and remember.
 //!
-//! The row holds the index of the resolution and of the number of stem blocks, then of each width multiplier (ResNets only), then for
-//! each stage that of its depth and those of kernel and expand ratio of every block that it may have. Genes of blocks beyond the
-//! depth cannot change the network: they are always zero and never searched, so that equal networks have equal [`Genes`]. Nor
-//! are genes with a single choice.
+//! The row holds, for each of the space's [places](SearchSpace::places), the number of the value that is chosen there.
+//! Genes of places that a subnet lacks, such as those of blocks beyond a stage's depth, cannot change the network: they
+//! are always zero and never searched, so that equal networks have equal [`Genes`]. Nor are genes with a single choice.
 
 use crate::{Error, Result};
-use ofa_supernet::space::BlockChoice;
+use ofa_supernet::space::dimension::{At, assemble};
+use ofa_supernet::space::{Dimension, Place};
 use ofa_supernet::{SearchSpace, Subnet};
 use rand::Rng;
 use std::ops::Range;
@@ -14,49 +14,21 @@ use std::ops::Range;
 /// One candidate; made and read by its [`Genome`].
 pub type Genes = Box<[u16]>;
 
-/// Position of the resolution's gene.
-pub const RESOLUTION: usize = 0;
-/// Position of the gene of the stem's blocks; the width multipliers follow.
-pub const STEM: usize = 1;
-
-/// What a gene chooses.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Kind {
-    /// Input resolution.
-    Resolution,
-    /// Blocks in the stem.
-    Stem,
-    /// A width multiplier.
-    Width,
-    /// Blocks of a stage.
-    Depth,
-    /// A block's kernel.
-    Kernel,
-    /// A block's expand ratio.
-    Expand,
-}
-
-impl Kind {
-    /// All of them.
-    pub const ALL: [Kind; 6] = [Kind::Resolution, Kind::Stem, Kind::Width, Kind::Depth, Kind::Kernel, Kind::Expand];
-}
-
-/// The genes of one stage.
-#[derive(Debug, Clone)]
-struct Stage {
-    /// Position of the depth gene; kernel and expand ratio of each block follow in pairs.
-    start: usize,
-    /// Numbers of blocks to choose from, ascending.
-    depths: Vec<usize>,
-}
-
 /// The genes of a search space.
 #[derive(Debug, Clone)]
 pub struct Genome {
     space: SearchSpace,
-    stages: Vec<Stage>,
+    places: Vec<Place>,
     /// Number of choices of each gene.
     choices: Vec<u16>,
+    /// What each gene needs to shape the network: another gene of at least this value.
+    needs: Vec<Option<(usize, u16)>>,
+    /// Genes after each gene among which are all that need it.
+    needing: Vec<Range<usize>>,
+    /// Genes that are chosen together: those of each block, all others alone.
+    groups: Vec<Range<usize>>,
+    /// Genes of the images.
+    input: Range<usize>,
 }
 
 impl Genome {
@@ -66,24 +38,31 @@ impl Genome {
     /// An invalid space, or one with more than 65,535 choices of one kind.
     pub fn new(space: &SearchSpace) -> Result<Self> {
         space.validate()?;
-        let count = |length: usize| {
+        let places = space.places();
+        let count = |place: &Place| {
+            let length = place.values.len().max(1);
             u16::try_from(length).map_err(|_| {
                 Error::Search(format!("'{}' has {length} choices of one kind; at most 65535 are searched", space.name))
             })
         };
-        let (kernels, expands) = (count(space.kernel_sizes.len())?, count(space.expand_ratios.len())?);
-        let mut choices = vec![count(space.resolutions.len())?, count(space.stem.depths.len().max(1))?];
-        choices.extend(vec![count(space.width_multipliers.len())?; space.width_choices()]);
-        let mut stages = Vec::with_capacity(space.stages.len());
-        for stage in 0..space.stages.len() {
-            let stage = Stage { start: choices.len(), depths: space.stage_depths(stage).to_vec() };
-            choices.push(count(stage.depths.len())?);
-            for _ in 0..*stage.depths.last().expect("validated: a stage has a depth") {
-                choices.extend([kernels, expands]);
+        let choices = places.iter().map(count).collect::<Result<Vec<u16>>>()?;
+        let needs: Vec<_> =
+            places.iter().map(|place| place.needs.map(|need| (need.place, need.least as u16))).collect();
+        let mut needing = vec![0..0; places.len()];
+        let mut groups: Vec<Range<usize>> = Vec::new();
+        for (gene, place) in places.iter().enumerate() {
+            if let Some((needed, _)) = needs[gene] {
+                needing[needed] = needed + 1..gene + 1;
             }
-            stages.push(stage);
+            match groups.last_mut() {
+                Some(group) if matches!(place.at, At::Block { .. }) && places[group.start].at == place.at => {
+                    group.end += 1;
+                }
+                _ => groups.push(gene..gene + 1),
+            }
         }
-        Ok(Genome { space: space.clone(), stages, choices })
+        let input = 0..places.iter().take_while(|place| place.at == At::Input).count();
+        Ok(Genome { space: space.clone(), places, choices, needs, needing, groups, input })
     }
 
     /// The space.
@@ -101,64 +80,29 @@ impl Genome {
         self.choices[place]
     }
 
-    /// Positions of the width multipliers' genes.
-    pub fn widths(&self) -> Range<usize> {
-        STEM + 1..self.stages[0].start
-    }
-
-    /// Positions of the genes before the first stage's.
-    pub fn shared(&self) -> Range<usize> {
-        RESOLUTION..self.stages[0].start
-    }
-
-    /// Number of stages.
-    pub fn stages(&self) -> usize {
-        self.stages.len()
-    }
-
-    /// Position of a stage's depth gene.
-    pub fn depth_gene(&self, stage: usize) -> usize {
-        self.stages[stage].start
-    }
-
-    /// Position of the kernel gene of a block; the expand ratio's is the next.
-    pub fn block_gene(&self, stage: usize, block: usize) -> usize {
-        self.stages[stage].start + 1 + 2 * block
-    }
-
-    /// Positions of the kernel and expand genes of the blocks that a stage of `genes` has.
-    pub fn block_genes(&self, genes: &[u16], stage: usize) -> Range<usize> {
-        self.block_gene(stage, 0)..self.block_gene(stage, self.depth(genes, stage))
-    }
-
-    /// Numbers of blocks that a stage may have.
-    pub fn depths(&self, stage: usize) -> &[usize] {
-        &self.stages[stage].depths
-    }
-
-    /// Number of blocks of a stage of `genes`.
-    pub fn depth(&self, genes: &[u16], stage: usize) -> usize {
-        let stage = &self.stages[stage];
-        stage.depths[usize::from(genes[stage.start])]
-    }
-
-    /// The stage that the gene at `place` belongs to, if any.
-    fn stage_of(&self, place: usize) -> Option<usize> {
-        self.stages.iter().rposition(|stage| stage.start <= place)
-    }
-
     /// What the gene at `place` chooses.
-    pub fn kind(&self, place: usize) -> Kind {
-        match (place, self.stage_of(place)) {
-            (RESOLUTION, _) => Kind::Resolution,
-            (STEM, _) => Kind::Stem,
-            (_, None) => Kind::Width,
-            (_, Some(stage)) => match place - self.stages[stage].start {
-                0 => Kind::Depth,
-                within if within % 2 == 1 => Kind::Kernel,
-                _ => Kind::Expand,
-            },
-        }
+    pub fn dimension(&self, place: usize) -> &'static Dimension {
+        self.places[place].dimension
+    }
+
+    /// Where in the network the choice of the gene at `place` belongs.
+    pub fn at(&self, place: usize) -> At {
+        self.places[place].at
+    }
+
+    /// Positions of the genes of the images.
+    pub fn input(&self) -> Range<usize> {
+        self.input.clone()
+    }
+
+    /// Positions of the genes that are chosen together, in order: those of each block, all others alone.
+    pub fn groups(&self) -> &[Range<usize>] {
+        &self.groups
+    }
+
+    /// Whether others need the gene at `place`.
+    pub fn is_needed(&self, place: usize) -> bool {
+        !self.needing[place].is_empty()
     }
 
     /// Positions of the genes that have a choice.
@@ -166,16 +110,19 @@ impl Genome {
         (0..self.size()).filter(|&place| self.choices[place] > 1)
     }
 
+    /// Whether the network of `genes` has what the gene at `place` chooses.
+    pub fn exists(&self, genes: &[u16], place: usize) -> bool {
+        self.needs[place].is_none_or(|(needed, least)| genes[needed] >= least)
+    }
+
     /// Whether the gene at `place` of `genes` shapes the network.
     pub fn is_active(&self, genes: &[u16], place: usize) -> bool {
-        self.choices[place] > 1 && self.stage_of(place).is_none_or(|stage| place < self.block_genes(genes, stage).end)
+        self.choices[place] > 1 && self.exists(genes, place)
     }
 
     /// Positions of the genes that shape the network, ascending.
     pub fn active<'a>(&'a self, genes: &'a [u16]) -> impl Iterator<Item = usize> + 'a {
-        let of_stage = move |s: usize| self.stages[s].start..self.block_genes(genes, s).end;
-        let places = self.shared().chain((0..self.stages.len()).flat_map(of_stage));
-        places.filter(|&place| self.choices[place] > 1)
+        (0..self.size()).filter(|&place| self.is_active(genes, place))
     }
 
     /// Genes that are all zero: the smallest subnet.
@@ -186,35 +133,55 @@ impl Genome {
     /// Genes of which `choose` gives each that exists, in order, from those before it.
     pub fn build(&self, mut choose: impl FnMut(usize) -> u16) -> Genes {
         let mut genes = self.zeros();
-        for place in self.shared() {
-            genes[place] = choose(place);
-        }
-        for stage in 0..self.stages.len() {
-            let depth = self.depth_gene(stage);
-            genes[depth] = choose(depth);
-            for place in self.block_genes(&genes, stage) {
+        for place in 0..self.size() {
+            if self.exists(&genes, place) {
                 genes[place] = choose(place);
             }
         }
         genes
     }
 
-    /// Sets a gene. Where it is a depth, blocks that vanish become zero and new ones repeat the stage's last block.
+    /// Sets a gene. Others that now lose what they need become zero, and those that gain it repeat the block before.
     pub fn set(&self, genes: &mut [u16], place: usize, choice: u16) {
-        let Some(stage) = self.stages.iter().position(|s| s.start == place) else {
-            genes[place] = choice;
-            return;
-        };
-        let before = self.depth(genes, stage);
+        let before = genes[place];
         genes[place] = choice;
-        let after = self.depth(genes, stage);
-        let last = self.block_gene(stage, before - 1);
-        for block in before..after {
-            genes.copy_within(last..last + 2, self.block_gene(stage, block));
+        for other in self.needing[place].clone() {
+            let Some((needed, least)) = self.needs[other] else { continue };
+            if needed == place && choice < least {
+                genes[other] = 0;
+            } else if needed == place && before < least {
+                genes[other] = self.places[other].repeats.map_or(0, |repeated| genes[repeated]);
+            }
         }
-        if after < before {
-            genes[self.block_gene(stage, after)..self.block_gene(stage, before)].fill(0);
+    }
+
+    /// Lets the gene at `place` exist: the one that it needs gets the smallest value that does.
+    pub fn provide(&self, genes: &mut [u16], place: usize) {
+        if let Some((needed, least)) = self.needs[place]
+            && genes[needed] < least
+        {
+            self.set(genes, needed, least);
         }
+    }
+
+    /// Sets the existing genes in `places` so that, as the digits of a number, they read `number`.
+    pub fn set_number(&self, genes: &mut [u16], places: impl DoubleEndedIterator<Item = usize>, number: usize) {
+        let mut rest = number;
+        for place in places.rev() {
+            let choices = usize::from(self.choices[place]);
+            self.set(genes, place, (rest % choices) as u16);
+            rest /= choices;
+        }
+    }
+
+    /// The number whose digits are the genes in `places`.
+    pub fn number(&self, genes: &[u16], places: impl Iterator<Item = usize>) -> usize {
+        places.fold(0, |number, place| number * usize::from(self.choices[place]) + usize::from(genes[place]))
+    }
+
+    /// How many numbers the genes in `places` can read.
+    pub fn numbers(&self, places: impl Iterator<Item = usize>) -> usize {
+        places.map(|place| usize::from(self.choices[place])).product()
     }
 
     /// The genes of `subnet`.
@@ -223,41 +190,12 @@ impl Genome {
     /// A subnet outside the space.
     pub fn encode(&self, subnet: &Subnet) -> Result<Genes> {
         self.space.check(subnet)?;
-        fn index<T: PartialEq>(choices: &[T], value: &T) -> u16 {
-            choices.iter().position(|c| c == value).expect("checked: the subnet lies in the space") as u16
-        }
-        let mut genes = self.zeros();
-        genes[RESOLUTION] = index(&self.space.resolutions, &subnet.resolution);
-        if !self.space.stem.depths.is_empty() {
-            genes[STEM] = index(&self.space.stem.depths, &subnet.stem_blocks);
-        }
-        for (place, width) in self.widths().zip(&subnet.widths) {
-            genes[place] = index(&self.space.width_multipliers, width);
-        }
-        for (s, (stage, blocks)) in self.stages.iter().zip(&subnet.stages).enumerate() {
-            genes[stage.start] = index(&stage.depths, &blocks.len());
-            for (b, block) in blocks.iter().enumerate() {
-                let place = self.block_gene(s, b);
-                genes[place] = index(&self.space.kernel_sizes, &block.kernel);
-                genes[place + 1] = index(&self.space.expand_ratios, &block.expand);
-            }
-        }
-        Ok(genes)
+        Ok(self.places.iter().map(|place| place.choice(subnet).unwrap_or(0) as u16).collect())
     }
 
     /// The subnet of `genes`.
     pub fn decode(&self, genes: &[u16]) -> Subnet {
-        let block = |place: usize| BlockChoice {
-            kernel: self.space.kernel_sizes[usize::from(genes[place])],
-            expand: self.space.expand_ratios[usize::from(genes[place + 1])],
-        };
-        let blocks = |stage: usize| self.block_genes(genes, stage).step_by(2).map(block).collect();
-        Subnet {
-            resolution: self.space.resolutions[usize::from(genes[RESOLUTION])],
-            stem_blocks: self.space.stem.depths.get(usize::from(genes[STEM])).copied().unwrap_or(0),
-            widths: self.widths().map(|place| self.space.width_multipliers[usize::from(genes[place])]).collect(),
-            stages: (0..self.stages.len()).map(blocks).collect(),
-        }
+        assemble(&self.places, |gene, _| usize::from(genes[gene]))
     }
 
     /// Random genes: every active one uniformly and alone, as [`SearchSpace::sample`].
@@ -316,16 +254,30 @@ mod tests {
     }
 
     #[test]
-    fn every_gene_has_its_kind() {
-        let kinds = |name: &str| {
+    fn every_gene_has_its_dimension() {
+        let letters = |name: &str| {
             let genome = Genome::new(&SearchSpace::named(name).unwrap()).unwrap();
-            (0..genome.size()).map(|place| format!("{:?}", genome.kind(place))).collect::<Vec<_>>().join(" ")
+            (0..genome.size()).map(|place| genome.dimension(place).letter).collect::<String>()
         };
-        let blocks = "Kernel Expand Kernel Expand";
-        assert_eq!(kinds("tiny"), format!("Resolution Stem Depth {blocks} Depth {blocks}"));
-        assert_eq!(
-            kinds("resnet-tiny"),
-            format!("Resolution Stem Width Width Width Width Depth {blocks} Depth {blocks}")
-        );
+        assert_eq!(letters("tiny"), "rsdkekedkeke");
+        assert_eq!(letters("resnet-tiny"), "rswwwwdkekedkeke");
+    }
+
+    #[test]
+    fn stages_with_lists_of_their_own_are_searched_and_written() {
+        let mut space = SearchSpace::named("tiny").unwrap();
+        space.stages[0].kernel_sizes = vec![3, 5, 7, 9];
+        (space.stages[1].expand_ratios, space.stages[1].depths) = (space.expand_ratios[..1].to_vec(), vec![1, 2, 3]);
+        let genome = Genome::new(&space).unwrap();
+        let mut rng = generator(1, Stream::Search, &[]);
+        let subnets: HashSet<Subnet> = (0..500).map(|_| genome.decode(&genome.sample(&mut rng))).collect();
+        for subnet in &subnets {
+            space.check(subnet).unwrap();
+            assert_eq!(genome.decode(&genome.encode(subnet).unwrap()), *subnet);
+            assert_eq!(subnet.to_string().parse::<Subnet>().unwrap(), *subnet);
+        }
+        assert!(subnets.iter().any(|subnet| subnet.stages[0][0].kernel == 9 && subnet.stages[1].len() == 3));
+        let stages = [4.0 * 3.0 + (4.0f64 * 3.0).powi(2), 2.0 + 4.0 + 8.0];
+        assert_eq!(space.count(), 3.0 * stages[0] * stages[1]);
     }
 }

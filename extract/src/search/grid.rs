@@ -1,12 +1,12 @@
-//! Grid search over uniform settings: every stage has one depth, every block one kernel and one expand ratio (and all widths are one).
+//! Grid search over uniform settings: the choices of each dimension are the same everywhere.
 
 use super::Strategy;
-use super::genome::Kind;
 use super::task::Task;
 use crate::Result;
+use ofa_supernet::space::DIMENSIONS;
 use serde::{Deserialize, Serialize};
 
-/// All combinations of one choice for each kind of gene that meet the limits, smallest first.
+/// All combinations of one choice for each dimension that meet the limits, smallest first.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Grid {}
@@ -18,15 +18,14 @@ impl Strategy for Grid {
 
     fn run(&self, task: &mut Task) -> Result<()> {
         let genome = &task.rules.genome;
-        let kind_of = |place: usize| genome.kind(place) as usize;
-        let mut settings = vec![[0u16; Kind::ALL.len()]];
-        for kind in 0..Kind::ALL.len() {
-            let places = (0..genome.size()).filter(|&place| kind_of(place) == kind);
+        let mut settings = vec![[0u16; DIMENSIONS.len()]];
+        for dimension in 0..DIMENSIONS.len() {
+            let places = (0..genome.size()).filter(|&place| genome.dimension(place).index() == dimension);
             let most = places.map(|place| genome.choices(place)).max().unwrap_or(1);
-            let with = |setting: [u16; Kind::ALL.len()]| {
+            let with = |setting: [u16; DIMENSIONS.len()]| {
                 (0..most).map(move |choice| {
                     let mut setting = setting;
-                    setting[kind] = choice;
+                    setting[dimension] = choice;
                     setting
                 })
             };
@@ -35,7 +34,7 @@ impl Strategy for Grid {
         let mut found = Vec::new();
         for setting in settings {
             // Where a gene has fewer choices, such as the depth of a stage that has a single one, its last is taken.
-            let genes = genome.build(|place| setting[kind_of(place)].min(genome.choices(place) - 1));
+            let genes = genome.build(|place| setting[genome.dimension(place).index()].min(genome.choices(place) - 1));
             if task.rules.feasible(&genes)? {
                 found.push(genes);
             }

@@ -1,17 +1,20 @@
 //! Measures that are looked up instead of computed.
 //!
-//! Most costs of a subnet are, at each resolution, a sum over stem and stages (latency from a device profile, MACs, parameters) or a
-//! maximum over them (peak memory), in which each block of a stage counts by itself; with elastic widths, stem and stages also depend
-//! on the width before and after them. [`Table::of`] finds that out by asking the measure about single changes and then
-//! checking the table on random subnets, so it knows nothing of layers; a measure of another form has no table.
+//! Most costs of a subnet are, for each size of the images, a sum over stem and stages (latency from a device profile,
+//! MACs, parameters) or a maximum over them (peak memory), in which each block of a stage counts by itself; with
+//! elastic widths, stem and stages also depend on the width before and after them. [`Table::of`] finds that out by
+//! asking the measure about single changes and then checking the table on random subnets, so it knows nothing of
+//! layers; a measure of another form has no table.
 
-use super::genome::{Genes, Genome, RESOLUTION, STEM};
+use super::genome::{Genes, Genome};
 use crate::Result;
 use ofa_supernet::Subnet;
 use ofa_supernet::seed::{Stream, generator};
+use ofa_supernet::space::dimension::At;
 use rayon::prelude::*;
+use std::ops::Range;
 
-/// Random subnets that each resolution's row is checked on.
+/// Random subnets that each row is checked on.
 const CHECKS: u64 = 24;
 /// Relative difference up to which a sum of table entries counts as the measure's own value.
 pub(super) const PRECISION: f64 = 1e-9;
@@ -42,48 +45,87 @@ impl Form {
 #[derive(Debug, Clone)]
 pub struct Table {
     form: Form,
-    /// A row a resolution.
+    parts: Vec<Part>,
+    /// A row for each number of the images' genes.
     rows: Vec<Row>,
 }
 
-/// What the parts of the network add at one resolution: the stem, then each stage; in each, by the widths around it.
+/// Genes of the stem, a stage, or what follows the last one.
+#[derive(Debug, Clone, Default)]
+struct Part {
+    /// Elastic boundaries before and after the part, as far as it has them.
+    around: Vec<usize>,
+    /// Values of the boundary before the part; 1 where that is not elastic.
+    before: usize,
+    /// Values of the boundary after the part, likewise.
+    after: usize,
+    /// Choices of the part as a whole.
+    own: Range<usize>,
+    /// Choices of each block, and where its entries begin.
+    blocks: Vec<(Range<usize>, usize)>,
+}
+
+/// What each part adds; in each, by the number of the genes around it.
 type Row = Vec<Vec<Entries>>;
 
 /// What one part adds between two widths.
 #[derive(Debug, Clone)]
 struct Entries {
-    /// By its number of blocks.
-    depth: Vec<f64>,
-    /// By block, kernel and expand ratio.
-    block: Vec<f64>,
+    /// By the number of its own genes.
+    own: Vec<f64>,
+    /// Block after block, by the number of its genes.
+    blocks: Vec<f64>,
 }
 
-/// Number of widths before or after a part; 1 where they are not elastic.
-fn width_choices(genome: &Genome) -> usize {
-    genome.widths().next().map_or(1, |place| usize::from(genome.choices(place)))
+/// The parts of a genome: the stem, the stages, and what follows them if it has a boundary of its own.
+fn parts(genome: &Genome) -> Vec<Part> {
+    let mut parts: Vec<Part> = Vec::new();
+    let mut boundaries = Vec::new();
+    for group in genome.groups() {
+        let number = match genome.at(group.start) {
+            At::Input => continue,
+            At::Stem => 0,
+            At::Boundary(number) => {
+                boundaries.push((number, group.start));
+                number.saturating_sub(1)
+            }
+            At::Stage(stage) | At::Block { stage, .. } => stage + 1,
+        };
+        parts.resize((number + 1).max(parts.len()), Part { before: 1, after: 1, ..Part::default() });
+        let part = &mut parts[number];
+        match genome.at(group.start) {
+            At::Stem | At::Stage(_) if part.own.is_empty() => part.own = group.clone(),
+            At::Stem | At::Stage(_) => part.own.end = group.end,
+            At::Block { .. } => {
+                let before = |(genes, start): &(Range<usize>, usize)| start + genome.numbers(genes.clone());
+                let start = part.blocks.last().map_or(0, before);
+                part.blocks.push((group.clone(), start));
+            }
+            At::Input | At::Boundary(_) => {}
+        }
+    }
+    for (number, part) in parts.iter_mut().enumerate() {
+        let find = |wanted| boundaries.iter().find(|(boundary, _)| *boundary == wanted).map(|(_, gene)| *gene);
+        for (gene, values) in [(find(number), &mut part.before), (find(number + 1), &mut part.after)] {
+            if let Some(gene) = gene {
+                *values = usize::from(genome.choices(gene));
+                part.around.push(gene);
+            }
+        }
+    }
+    parts
 }
 
-/// Positions of the genes of the widths before and after a part.
-fn widths_around(genome: &Genome, part: usize) -> Option<[usize; 2]> {
-    let mut widths = genome.widths().skip(part);
-    Some([widths.next()?, widths.next()?])
-}
+impl Part {
+    /// The blocks that the part has in `genes`.
+    fn existing<'a>(&'a self, genome: &'a Genome, genes: &'a [u16]) -> impl Iterator<Item = &'a (Range<usize>, usize)> {
+        self.blocks.iter().take_while(|(block, _)| genome.exists(genes, block.start))
+    }
 
-/// Which of a part's entries the widths in `genes` ask for.
-fn between(genome: &Genome, genes: &[u16], part: usize) -> usize {
-    let Some(widths) = widths_around(genome, part) else { return 0 };
-    let [before, after] = widths.map(|place| usize::from(genes[place]));
-    before * width_choices(genome) + after
-}
-
-/// Position of the gene of a part's number of blocks.
-fn depth_gene(genome: &Genome, part: usize) -> usize {
-    if part == 0 { STEM } else { genome.depth_gene(part - 1) }
-}
-
-/// Numbers of elastic blocks that a part may have: the stem's have no choices of their own and count as none.
-fn depths(genome: &Genome, part: usize) -> Vec<usize> {
-    if part == 0 { vec![0; usize::from(genome.choices(STEM))] } else { genome.depths(part - 1).to_vec() }
+    /// The boundaries' genes.
+    fn around(&self) -> impl DoubleEndedIterator<Item = usize> + Clone + '_ {
+        self.around.iter().copied()
+    }
 }
 
 impl Table {
@@ -92,15 +134,17 @@ impl Table {
     /// # Errors
     /// What `measure` says.
     pub fn of(genome: &Genome, measure: &(dyn Fn(&Subnet) -> Result<f64> + Sync)) -> Result<Option<Self>> {
+        let parts = parts(genome);
         for form in [Form::Sum, Form::Max] {
-            // One resolution tells at little cost that the form is wrong.
-            let row = |resolution| row(genome, form, resolution, measure);
+            // One size tells at little cost that the form is wrong.
+            let row = |input| row(genome, &parts, form, input, measure);
             if row(0)?.is_none() {
                 continue;
             }
-            let rows = (0..genome.choices(RESOLUTION)).into_par_iter().map(row).collect::<Result<Vec<_>>>()?;
+            let inputs = genome.numbers(genome.input());
+            let rows = (0..inputs).into_par_iter().map(row).collect::<Result<Vec<_>>>()?;
             if let Some(rows) = rows.into_iter().collect() {
-                return Ok(Some(Table { form, rows }));
+                return Ok(Some(Table { form, parts, rows }));
             }
         }
         Ok(None)
@@ -108,53 +152,54 @@ impl Table {
 
     /// The value of `genes`.
     pub fn value(&self, genome: &Genome, genes: &[u16]) -> f64 {
-        value(genome, self.form, &self.rows[usize::from(genes[RESOLUTION])], genes)
+        value(genome, &self.parts, self.form, &self.rows[genome.number(genes, genome.input())], genes)
     }
 
-    /// The subnet with the smallest value: exact, as blocks do not depend on one another, and parts only on the width between them.
+    /// The subnet with the smallest value: exact, as blocks do not depend on one another, and parts only on the width
+    /// between them.
     pub fn smallest(&self, genome: &Genome) -> Genes {
-        let widths = width_choices(genome);
         let mut best: Option<(f64, Genes)> = None;
-        for (resolution, row) in self.rows.iter().enumerate() {
+        for (input, row) in self.rows.iter().enumerate() {
             let mut start = genome.zeros();
-            start[RESOLUTION] = resolution as u16;
+            genome.set_number(&mut start, genome.input(), input);
             // By the width reached, the smallest value of the parts so far, and their genes.
-            let mut reached = vec![(self.form.neutral(), start); widths];
-            for (part, entries) in row.iter().enumerate() {
+            let mut reached = vec![(self.form.neutral(), start); self.parts[0].before];
+            for (part, entries) in self.parts.iter().zip(row) {
                 let extended = |after: usize| {
                     let from = |before: usize| {
                         let (value, genes) = &reached[before];
                         let mut genes = genes.clone();
-                        if let Some(around) = widths_around(genome, part) {
-                            around.into_iter().zip([before, after]).for_each(|(place, w)| genes[place] = w as u16);
-                        }
-                        let added = self.cheapest(genome, part, &entries[before * widths + after], &mut genes);
+                        let around = before * part.after + after;
+                        genome.set_number(&mut genes, part.around(), around);
+                        let added = self.cheapest(genome, part, &entries[around], &mut genes);
                         (self.form.combine(*value, added), genes)
                     };
-                    (0..widths).map(from).min_by(|a, b| a.0.total_cmp(&b.0)).expect("there is a width")
+                    (0..reached.len()).map(from).min_by(|a, b| a.0.total_cmp(&b.0)).expect("there is a width")
                 };
-                reached = (0..widths).map(extended).collect();
+                reached = (0..part.after).map(extended).collect();
             }
             best = best.into_iter().chain(reached).min_by(|a, b| a.0.total_cmp(&b.0));
         }
-        best.expect("a space has a resolution").1
+        best.expect("there are images").1
     }
 
     /// Gives `part` the genes with the smallest value, and returns that.
-    fn cheapest(&self, genome: &Genome, part: usize, entries: &Entries, genes: &mut Genes) -> f64 {
-        let depths = depths(genome, part);
-        let blocks: Vec<(f64, u16, u16)> =
-            (0..depths[depths.len() - 1]).map(|block| cheapest_block(genome, part, entries, block)).collect();
-        let total = |choice: usize| {
-            let blocks = blocks[..depths[choice]].iter();
-            blocks.fold(entries.depth[choice], |sum, block| self.form.combine(sum, block.0))
+    fn cheapest(&self, genome: &Genome, part: &Part, entries: &Entries, genes: &mut Genes) -> f64 {
+        let cheapest = |(places, start): &(Range<usize>, usize)| {
+            smallest_of(&entries.blocks[*start..start + genome.numbers(places.clone())])
         };
-        let totals = (0..depths.len()).map(|choice| (total(choice), choice));
-        let (value, depth) = totals.min_by(|a, b| a.0.total_cmp(&b.0)).expect("a part has a depth");
-        genes[depth_gene(genome, part)] = depth as u16;
-        for (block, &(_, kernel, expand)) in blocks[..depths[depth]].iter().enumerate() {
-            let place = genome.block_gene(part - 1, block);
-            (genes[place], genes[place + 1]) = (kernel, expand);
+        let blocks: Vec<(f64, usize)> = part.blocks.iter().map(cheapest).collect();
+        let mut total = |own: usize| {
+            genome.set_number(genes, part.own.clone(), own);
+            let blocks = part.existing(genome, genes).zip(&blocks);
+            blocks.fold(entries.own[own], |sum, (_, block)| self.form.combine(sum, block.0))
+        };
+        let (value, own) = smallest_of(&(0..entries.own.len()).map(&mut total).collect::<Vec<f64>>());
+        genome.set_number(genes, part.own.clone(), own);
+        for ((places, _), block) in part.blocks.iter().zip(&blocks) {
+            if genome.exists(genes, places.start) {
+                genome.set_number(genes, places.clone(), block.1);
+            }
         }
         value
     }
@@ -164,15 +209,13 @@ impl Table {
         if self.form != Form::Sum {
             return None;
         }
-        let widths = width_choices(genome);
         let mut expected = 0.0;
-        for (row, p_resolution) in self.rows.iter().zip(&probabilities[RESOLUTION]) {
-            for (part, entries) in row.iter().enumerate() {
-                for (between, entries) in entries.iter().enumerate() {
-                    let p_widths = widths_around(genome, part).map_or(1.0, |[before, after]| {
-                        probabilities[before][between / widths] * probabilities[after][between % widths]
-                    });
-                    expected += p_resolution * p_widths * expected_part(genome, part, entries, probabilities);
+        for (input, row) in self.rows.iter().enumerate() {
+            let p_input = probability(genome, probabilities, genome.input(), input);
+            for (part, entries) in self.parts.iter().zip(row) {
+                for (around, entries) in entries.iter().enumerate() {
+                    let p = p_input * probability(genome, probabilities, part.around(), around);
+                    expected += p * expected_part(genome, part, entries, probabilities);
                 }
             }
         }
@@ -180,103 +223,100 @@ impl Table {
     }
 }
 
-/// Value, kernel and expand ratio of a block's cheapest choice.
-fn cheapest_block(genome: &Genome, part: usize, entries: &Entries, block: usize) -> (f64, u16, u16) {
-    let place = genome.block_gene(part - 1, block);
-    let mut best = (f64::INFINITY, 0, 0);
-    for kernel in 0..genome.choices(place) {
-        for expand in 0..genome.choices(place + 1) {
-            let value = entries.block[block_entry(genome, place, block, kernel, expand)];
-            if value < best.0 {
-                best = (value, kernel, expand);
-            }
+/// The first of the smallest `values`, and its place.
+fn smallest_of(values: &[f64]) -> (f64, usize) {
+    let places = values.iter().copied().zip(0..);
+    places.min_by(|a, b| a.0.total_cmp(&b.0)).expect("there is a choice")
+}
+
+/// Probability that the genes in `places` read `number`.
+fn probability(
+    genome: &Genome,
+    probabilities: &[Vec<f64>],
+    places: impl Iterator<Item = usize> + Clone,
+    number: usize,
+) -> f64 {
+    let mut later = genome.numbers(places.clone());
+    let of_place = |place: usize| {
+        let choices = usize::from(genome.choices(place));
+        later /= choices;
+        probabilities[place][number / later % choices]
+    };
+    places.map(of_place).product()
+}
+
+fn expected_part(genome: &Genome, part: &Part, entries: &Entries, probabilities: &[Vec<f64>]) -> f64 {
+    // What so many blocks from the first on add.
+    let mut blocks = vec![0.0];
+    let mut sum = 0.0;
+    for (places, start) in &part.blocks {
+        for number in 0..genome.numbers(places.clone()) {
+            sum += probability(genome, probabilities, places.clone(), number) * entries.blocks[start + number];
         }
+        blocks.push(sum);
     }
-    best
-}
-
-fn expected_part(genome: &Genome, part: usize, entries: &Entries, probabilities: &[Vec<f64>]) -> f64 {
-    let (mut sum, mut blocks, mut done) = (0.0, 0.0, 0);
-    let depths = depths(genome, part);
-    for (choice, p_depth) in probabilities[depth_gene(genome, part)].iter().enumerate() {
-        for block in done..depths[choice] {
-            let place = genome.block_gene(part - 1, block);
-            for (kernel, p_kernel) in probabilities[place].iter().enumerate() {
-                for (expand, p_expand) in probabilities[place + 1].iter().enumerate() {
-                    let entry = block_entry(genome, place, block, kernel as u16, expand as u16);
-                    blocks += p_kernel * p_expand * entries.block[entry];
-                }
-            }
-        }
-        done = depths[choice];
-        sum += p_depth * (entries.depth[choice] + blocks);
+    let mut genes = genome.zeros();
+    let mut expected = 0.0;
+    for (number, value) in entries.own.iter().enumerate() {
+        genome.set_number(&mut genes, part.own.clone(), number);
+        let existing = part.existing(genome, &genes).count();
+        expected += probability(genome, probabilities, part.own.clone(), number) * (value + blocks[existing]);
     }
-    sum
+    expected
 }
 
-fn block_entry(genome: &Genome, place: usize, block: usize, kernel: u16, expand: u16) -> usize {
-    let (kernels, expands) = (usize::from(genome.choices(place)), usize::from(genome.choices(place + 1)));
-    (block * kernels + usize::from(kernel)) * expands + usize::from(expand)
-}
-
-fn value(genome: &Genome, form: Form, row: &Row, genes: &[u16]) -> f64 {
+fn value(genome: &Genome, parts: &[Part], form: Form, row: &Row, genes: &[u16]) -> f64 {
     let mut sum = form.neutral();
-    for (part, entries) in row.iter().enumerate() {
-        let entries = &entries[between(genome, genes, part)];
-        sum = form.combine(sum, entries.depth[usize::from(genes[depth_gene(genome, part)])]);
-        if part > 0 {
-            for (block, place) in genome.block_genes(genes, part - 1).step_by(2).enumerate() {
-                let entry = block_entry(genome, place, block, genes[place], genes[place + 1]);
-                sum = form.combine(sum, entries.block[entry]);
-            }
+    for (part, entries) in parts.iter().zip(row) {
+        let entries = &entries[genome.number(genes, part.around())];
+        sum = form.combine(sum, entries.own[genome.number(genes, part.own.clone())]);
+        for (places, start) in part.existing(genome, genes) {
+            sum = form.combine(sum, entries.blocks[start + genome.number(genes, places.clone())]);
         }
     }
     sum
 }
 
-/// The row of one resolution, or `None` if the measure does not have the form.
+/// The row of the images' genes that read `input`, or `None` if the measure does not have the form.
 ///
-/// A sum is told by differences to the subnet with the most blocks, a maximum by single blocks in an otherwise smallest subnet.
+/// A sum is told by differences to the subnet with the most blocks, a maximum by single blocks in an otherwise smallest
+/// subnet.
 fn row(
     genome: &Genome,
+    parts: &[Part],
     form: Form,
-    resolution: u16,
+    input: usize,
     measure: &(dyn Fn(&Subnet) -> Result<f64> + Sync),
 ) -> Result<Option<Row>> {
     let measure = |genes: &[u16]| measure(&genome.decode(genes));
     let mut origin = genome.zeros();
-    origin[RESOLUTION] = resolution;
+    genome.set_number(&mut origin, genome.input(), input);
     if form == Form::Sum {
-        for stage in 0..genome.stages() {
-            genome.set(&mut origin, genome.depth_gene(stage), genome.depths(stage).len() as u16 - 1);
+        for place in (0..genome.size()).filter(|&place| genome.is_needed(place)) {
+            genome.set(&mut origin, place, genome.choices(place) - 1);
         }
     }
-    let widths = width_choices(genome);
-    let mut row = Vec::with_capacity(1 + genome.stages());
-    for part in 0..=genome.stages() {
-        let mut entries = Vec::with_capacity(widths * widths);
+    let mut row = Vec::with_capacity(parts.len());
+    for (index, part) in parts.iter().enumerate() {
+        let mut entries = Vec::with_capacity(genome.numbers(part.around()));
         // Sum: what the part's first width alone makes of the whole, which the part before has counted.
         let mut counted = 0.0;
-        for before in 0..widths {
-            for after in 0..widths {
-                let mut genes = origin.clone();
-                if let Some(around) = widths_around(genome, part) {
-                    around.into_iter().zip([before, after]).for_each(|(place, width)| genes[place] = width as u16);
-                }
-                let whole = measure(&genes)?;
-                if after == 0 && part > 0 {
-                    counted = whole;
-                }
-                entries.push(part_entries(genome, form, part, &genes, whole, whole - counted, &measure)?);
+        for around in 0..genome.numbers(part.around()) {
+            let mut genes = origin.clone();
+            genome.set_number(&mut genes, part.around(), around);
+            let whole = measure(&genes)?;
+            if around % part.after == 0 && index > 0 {
+                counted = whole;
             }
+            entries.push(part_entries(genome, form, part, &genes, whole, whole - counted, &measure)?);
         }
         row.push(entries);
     }
     for check in 0..CHECKS {
         let mut genes = genome.sample(&mut generator(0, Stream::TableCheck, &[check]));
-        genes[RESOLUTION] = resolution;
+        genome.set_number(&mut genes, genome.input(), input);
         let exact = measure(&genes)?;
-        if (value(genome, form, &row, &genes) - exact).abs() > PRECISION * exact.abs() {
+        if (value(genome, parts, form, &row, &genes) - exact).abs() > PRECISION * exact.abs() {
             return Ok(None);
         }
     }
@@ -287,39 +327,32 @@ fn row(
 fn part_entries(
     genome: &Genome,
     form: Form,
-    part: usize,
+    part: &Part,
     origin: &Genes,
     whole: f64,
     own: f64,
     measure: &dyn Fn(&[u16]) -> Result<f64>,
 ) -> Result<Entries> {
-    let mut entries = Entries { depth: Vec::new(), block: Vec::new() };
-    let (depths, depth_gene) = (depths(genome, part), depth_gene(genome, part));
-    for choice in 0..depths.len() {
+    let mut entries = Entries { own: Vec::new(), blocks: Vec::new() };
+    for number in 0..genome.numbers(part.own.clone()) {
         let mut genes = origin.clone();
-        genome.set(&mut genes, depth_gene, choice as u16);
+        genome.set_number(&mut genes, part.own.clone(), number);
         let value = measure(&genes)?;
-        entries.depth.push(match form {
+        entries.own.push(match form {
             Form::Sum => value - whole + own,
             Form::Max => value,
         });
     }
-    for block in 0..depths[depths.len() - 1] {
+    for (places, _) in &part.blocks {
         let mut genes = origin.clone();
-        if genome.depth(&genes, part - 1) <= block {
-            let deep_enough = depths.iter().position(|&depth| depth > block).expect("below the largest depth");
-            genome.set(&mut genes, depth_gene, deep_enough as u16);
-        }
-        let place = genome.block_gene(part - 1, block);
-        for kernel in 0..genome.choices(place) {
-            for expand in 0..genome.choices(place + 1) {
-                (genes[place], genes[place + 1]) = (kernel, expand);
-                let value = measure(&genes)?;
-                entries.block.push(match form {
-                    Form::Sum => value - whole,
-                    Form::Max => value,
-                });
-            }
+        genome.provide(&mut genes, places.start);
+        for number in 0..genome.numbers(places.clone()) {
+            genome.set_number(&mut genes, places.clone(), number);
+            let value = measure(&genes)?;
+            entries.blocks.push(match form {
+                Form::Sum => value - whole,
+                Form::Max => value,
+            });
         }
     }
     Ok(entries)

@@ -207,7 +207,7 @@ impl Setting {
             }
             let block = |index| -> Result<BlockChoice> {
                 let (slot, slots) = (space.slot(stage, index), space.slots());
-                let kernel = match (&self.ks, &space.kernel_sizes[..]) {
+                let kernel = match (&self.ks, space.stage_kernel_sizes(stage)) {
                     (Some(ks), _) => ks.at("ks", slot, slots)?,
                     (None, &[only]) => only,
                     (None, _) => return Err(Error::Subnet("'ks', the kernel sizes, is missing".into())),

@@ -175,7 +175,7 @@ impl SearchSpace {
             (Some(_), _, 0) => stage_width(&self.stages[stage - 1]),
             _ => stage_width(&self.stages[stage]),
         };
-        self.expand_ratios.iter().rev().map(|ratio| middle_channels(channels, ratio.value())).collect()
+        self.stage_expand_ratios(stage).iter().rev().map(|ratio| middle_channels(channels, ratio.value())).collect()
     }
 }
 

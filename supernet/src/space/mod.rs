@@ -1,25 +1,32 @@
 //! The search space, one subnet of it, and the static network that a subnet stands for.
 //!
-//! A [`SearchSpace`] is data: a family's stages plus the choices of the elastic dimensions (resolution, depth, kernel size,
-//! expand ratio; paper §3.1; ResNets also the width multiplier). A [`Subnet`] is one choice of each. [`SearchSpace::network`]
-//! turns the pair into a [`NetworkSpec`], the layer list that cost, latency, export and inference read.
+//! A [`SearchSpace`] is data: a family's stages plus the choices of the elastic dimensions (resolution, depth, kernel
+//! size, expand ratio; paper §3.1; ResNets also the width multiplier). A [`Subnet`] is one choice of each.
+//! [`SearchSpace::network`] turns the pair into a [`NetworkSpec`], the layer list that cost, latency, export and
+//! inference read.
 //!
 //! | file | concern |
 //! | --- | --- |
 //! | `subnet` | one subnet and its text form |
+//! | `dimension` | the elastic dimensions, and every choice of a space's subnets |
 //! | `choices` | subnets of a space: extremes, samples, neighbours, their number, membership |
+//! | `narrowing` | a space with some of its values, and how training frees them |
 //! | `network_spec` | a static network, layer by layer |
 //! | `layout` | from space and subnet to the static network |
 //! | `presets` | the spaces that have a name |
 
 mod choices;
 mod difference;
+pub mod dimension;
 mod layout;
+mod narrowing;
 mod network_spec;
 mod presets;
 mod subnet;
 
 pub use crate::blocks::{BlockSpec, BottleneckSpec, InvertedResidualSpec};
+pub use dimension::{DIMENSIONS, Dimension, Place, Scope};
+pub use narrowing::{Channels, Narrowing, SHRINKING, Shrinking};
 pub use network_spec::{ConvSpec, MaxPoolSpec, NetworkSpec, reduced_channels};
 pub use presets::{PRESETS, preset};
 pub use subnet::{BlockChoice, Subnet};
@@ -59,7 +66,8 @@ impl fmt::Display for Activation {
 #[serde(try_from = "f64", into = "f64")]
 pub struct Ratio(u32);
 
-/// Middle channels of a block as a multiple of its input channels (inverted residuals) or of its output channels (bottlenecks).
+/// Middle channels of a block as a multiple of its input channels (inverted residuals) or of its output channels
+/// (bottlenecks).
 pub type ExpandRatio = Ratio;
 
 impl Ratio {
@@ -100,15 +108,16 @@ pub enum Family {
     MobileNetV3,
     /// MobileNetV2's inverted residual blocks with ReLU6, in ProxylessNAS's widths (Cai et al., ICLR 2019).
     ProxylessNas,
-    /// ResNet-D's bottlenecks with average-pool shortcuts and a stem of three convolutions (He et al., CVPR 2019), with the elastic
-    /// dimensions of the published ResNet-50D supernet: stem block, depth, expand ratio, and a width multiplier for each stage.
+    /// ResNet-D's bottlenecks with average-pool shortcuts and a stem of three convolutions (He et al., CVPR 2019), with
+    /// the elastic dimensions of the published ResNet-50D supernet: stem block, depth, expand ratio, and a width
+    /// multiplier for each stage.
     #[serde(rename = "resnet_d")]
     ResNetD,
 }
 
 impl Family {
-    /// Whether the network consists of bottlenecks after a deep stem, and the classifier follows the last block; otherwise of inverted
-    /// residuals between a first block and a head.
+    /// Whether the network consists of bottlenecks after a deep stem, and the classifier follows the last block;
+    /// otherwise of inverted residuals between a first block and a head.
     pub fn has_bottlenecks(self) -> bool {
         self == Family::ResNetD
     }
@@ -152,11 +161,16 @@ pub struct Stage {
     /// Whether the blocks have squeeze-excite (inverted residuals only).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub squeeze_excite: bool,
-    /// Elastic numbers of blocks in place of the space's: as many choices, or a single one that is never elastic (the last stage
-    /// of ProxylessNAS has one block). A training stage that narrows the space's depths narrows these by their places in the list.
-    /// Empty: the space's.
+    /// Elastic numbers of blocks in place of the space's; a single one is never elastic (the last stage of ProxylessNAS
+    /// has one block). How training narrows them says [`SearchSpace::narrowed`]. Empty: the space's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depths: Vec<usize>,
+    /// Elastic kernel sizes in place of the space's, likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kernel_sizes: Vec<usize>,
+    /// Elastic expand ratios in place of the space's, likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expand_ratios: Vec<ExpandRatio>,
 }
 
 /// The layers after the last stage: 1x1 convolution, average pool, perhaps a hidden layer, classifier.
@@ -165,7 +179,8 @@ pub struct Stage {
 pub struct Head {
     /// Channels of the last 1x1 convolution before the width multiplier (MobileNetV3: 960).
     pub feature_channels: usize,
-    /// Width of the layer between pool and classifier before the width multiplier (MobileNetV3: 1280; ProxylessNAS has none).
+    /// Width of the layer between pool and classifier before the width multiplier (MobileNetV3: 1280; ProxylessNAS has
+    /// none).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hidden_channels: Option<usize>,
     /// Activation of both.
@@ -197,16 +212,16 @@ pub struct SearchSpace {
     pub family: Family,
     /// Multiplier on all channel counts, applied with [`make_divisible`].
     pub width_multiplier: f64,
-    /// Elastic multipliers beside that one, ascending: one is chosen for the stem's first convolutions, one for its last, and one for each
-    /// stage. ResNet-D only, empty for the others.
+    /// Elastic multipliers beside that one, ascending: one is chosen for the stem's first convolutions, one for its
+    /// last, and one for each stage. ResNet-D only, empty for the others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub width_multipliers: Vec<Ratio>,
     /// Elastic input resolutions in pixels, ascending.
     pub resolutions: Vec<usize>,
     /// Elastic depthwise kernel sizes, ascending, odd; each smaller one is a transform of the next larger (paper §3.3).
-    /// ResNet-D: the one size of its bottlenecks.
+    /// ResNet-D: the one size of its bottlenecks. A stage can have its own.
     pub kernel_sizes: Vec<usize>,
-    /// Elastic expand ratios, ascending.
+    /// Elastic expand ratios, ascending. A stage can have its own.
     pub expand_ratios: Vec<ExpandRatio>,
     /// Elastic numbers of blocks a stage, ascending; the largest is the supernet's. A stage can have its own.
     pub depths: Vec<usize>,
@@ -239,7 +254,8 @@ pub fn make_divisible(value: f64) -> usize {
 }
 
 impl SearchSpace {
-    /// A preset by name (see [`PRESETS`]; `mbv3-w1.3` and every other width multiplier work as well), or a TOML file by path.
+    /// A preset by name (see [`PRESETS`]; `mbv3-w1.3` and every other width multiplier work as well), or a TOML file by
+    /// path.
     ///
     /// # Errors
     /// An unknown name (with the known ones) or a file that is no valid space.
@@ -280,26 +296,12 @@ impl SearchSpace {
             return fail(format!("width_multiplier {} is not between 0.05 and 10", self.width_multiplier));
         }
         ascending("resolutions", &self.resolutions, 1, 4096)?;
-        ascending("kernel_sizes", &self.kernel_sizes, 1, 15)?;
-        ascending("depths", &self.depths, 1, 64)?;
-        if let Some(even) = self.kernel_sizes.iter().find(|k| *k % 2 == 0) {
-            return fail(format!("kernel_sizes holds {even}; kernels must be odd"));
-        }
-        if self.expand_ratios.is_empty() || self.expand_ratios.windows(2).any(|w| w[0] >= w[1]) {
-            return fail("expand_ratios must be a non-empty, strictly ascending list".into());
-        }
+        check_lists("", &self.depths, &self.kernel_sizes, &self.expand_ratios)?;
         if self.stages.is_empty() || self.stages.len() > 64 {
             return fail("stages must hold between 1 and 64 stages".into());
         }
-        for (index, stage) in self.stages.iter().enumerate().filter(|(_, stage)| !stage.depths.is_empty()) {
-            let name = format!("depths of stage {}", index + 1);
-            ascending(&name, &stage.depths, 1, 64)?;
-            if stage.depths.len() != 1 && stage.depths.len() != self.depths.len() {
-                return fail(format!(
-                    "{name} = {:?} must hold one number, or as many as the space's depths = {:?}",
-                    stage.depths, self.depths
-                ));
-            }
+        for stage in 0..self.stages.len() {
+            self.validate_stage_lists(stage)?;
         }
         if !(self.batch_norm_epsilon > 0.0 && self.batch_norm_epsilon <= 1.0) {
             return fail(format!("batch_norm_epsilon {} must be above 0 and at most 1", self.batch_norm_epsilon));
@@ -319,6 +321,25 @@ impl SearchSpace {
             return fail(format!("a channel count of {channels} is not between 1 and 65536"));
         }
         if self.family.has_bottlenecks() { self.validate_bottlenecks() } else { self.validate_inverted_residuals() }
+    }
+
+    fn validate_stage_lists(&self, stage: usize) -> Result<()> {
+        let of_stage = format!(" of stage {}", stage + 1);
+        let (depths, kernel_sizes) = (self.stage_depths(stage), self.stage_kernel_sizes(stage));
+        let expand_ratios = self.stage_expand_ratios(stage);
+        check_lists(&of_stage, depths, kernel_sizes, expand_ratios)?;
+        for (name, own, of_space) in [
+            ("depths", depths.len(), self.depths.len()),
+            ("kernel_sizes", kernel_sizes.len(), self.kernel_sizes.len()),
+            ("expand_ratios", expand_ratios.len(), self.expand_ratios.len()),
+        ] {
+            if own > 1 && of_space == 1 {
+                return Err(Error::Space(format!(
+                    "{name}{of_stage} holds {own} values, the space's {name} one; give that several, since training frees the two together"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// What only a family of bottlenecks has, and what it lacks.
@@ -376,25 +397,41 @@ impl SearchSpace {
         (0..self.stages.len()).map(|stage| self.max_stage_depth(stage)).sum()
     }
 
-    /// Number of the slot of block `block` of stage `stage`: blocks are counted through all stages at their largest depth.
+    /// Number of the slot of block `block` of stage `stage`: blocks are counted through all stages at their largest
+    /// depth.
     pub fn slot(&self, stage: usize, block: usize) -> usize {
         (0..stage).map(|stage| self.max_stage_depth(stage)).sum::<usize>() + block
     }
 
-    /// Largest kernel size.
-    pub fn max_kernel(&self) -> usize {
-        *self.kernel_sizes.last().expect("validated: kernel_sizes is not empty")
+    /// Elastic kernel sizes of the blocks in `stage`, ascending.
+    pub fn stage_kernel_sizes(&self, stage: usize) -> &[usize] {
+        let own = &self.stages[stage].kernel_sizes;
+        if own.is_empty() { &self.kernel_sizes } else { own }
     }
 
-    /// Largest expand ratio.
-    pub fn max_expand(&self) -> ExpandRatio {
-        *self.expand_ratios.last().expect("validated: expand_ratios is not empty")
+    /// Elastic expand ratios of the blocks in `stage`, ascending.
+    pub fn stage_expand_ratios(&self, stage: usize) -> &[ExpandRatio] {
+        let own = &self.stages[stage].expand_ratios;
+        if own.is_empty() { &self.expand_ratios } else { own }
     }
 
     /// `base` channels after the width multiplier.
     pub fn width(&self, base: usize) -> usize {
         make_divisible(base as f64 * self.width_multiplier)
     }
+}
+
+/// Checks the values of blocks; `of` follows the lists' names in messages.
+fn check_lists(of: &str, depths: &[usize], kernel_sizes: &[usize], expand_ratios: &[ExpandRatio]) -> Result<()> {
+    ascending(&format!("kernel_sizes{of}"), kernel_sizes, 1, 15)?;
+    ascending(&format!("depths{of}"), depths, 1, 64)?;
+    if let Some(even) = kernel_sizes.iter().find(|k| *k % 2 == 0) {
+        return Err(Error::Space(format!("kernel_sizes{of} holds {even}; kernels must be odd")));
+    }
+    if expand_ratios.is_empty() || expand_ratios.windows(2).any(|w| w[0] >= w[1]) {
+        return Err(Error::Space(format!("expand_ratios{of} must be a non-empty, strictly ascending list")));
+    }
+    Ok(())
 }
 
 fn ascending(name: &str, list: &[usize], low: usize, high: usize) -> Result<()> {
@@ -430,8 +467,18 @@ mod tests {
         let mut even = space.clone();
         even.kernel_sizes = vec![3, 4];
         assert!(even.validate().unwrap_err().to_string().contains("odd"));
-        let outside = space.uniform(32, 0, 9, space.max_expand());
-        assert!(space.check(&outside).unwrap_err().to_string().contains("allowed are 3, 5, 7"));
+        let mut outside = space.smallest();
+        outside.stages[1][0].kernel = 9;
+        assert!(space.check(&outside).unwrap_err().to_string().contains("kernel in stage 2 is 9; allowed are 3, 5, 7"));
+        let mut own = space.clone();
+        (own.stages[1].kernel_sizes, own.stages[1].depths) = (vec![3, 5, 7, 9], vec![1]);
+        own.stages[2].expand_ratios = own.expand_ratios[..2].to_vec();
+        assert_eq!(SearchSpace::from_toml(&toml::to_string(&own).unwrap()).unwrap(), own);
+        outside.stages[1].truncate(1);
+        own.check(&outside).unwrap();
+        outside.stages[2][1].expand = own.expand_ratios[2];
+        let error = own.check(&outside).unwrap_err().to_string();
+        assert!(error.contains("expand ratio in stage 3 is 4; allowed are 2, 3"), "{error}");
         let resnet = preset("resnet-tiny").unwrap();
         assert_eq!(SearchSpace::from_toml(&toml::to_string(&resnet).unwrap()).unwrap(), resnet);
         for (change, part) in [
@@ -441,6 +488,8 @@ mod tests {
             (|s| s.stages[1].squeeze_excite = true, "stage 2"),
             (|s| s.family = Family::MobileNetV3, "belong to the family resnet_d"),
             (|s| s.depths = vec![2], "single depth"),
+            (|s| s.stages[1].kernel_sizes = vec![3, 5], "kernel_sizes of stage 2 holds 2 values"),
+            (|s| s.stages[1].expand_ratios = vec![s.expand_ratios[0]; 2], "expand_ratios of stage 2 must be"),
         ] {
             let mut space = resnet.clone();
             change(&mut space);

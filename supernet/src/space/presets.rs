@@ -155,9 +155,10 @@ fn resnet_tiny() -> SearchSpace {
     }
 }
 
-/// A stage with the space's depths.
+/// A stage with the space's depths, kernel sizes and expand ratios.
 fn stage(channels: usize, stride: usize, activation: Activation, squeeze_excite: bool) -> Stage {
-    Stage { channels, stride, activation, squeeze_excite, depths: vec![] }
+    let (depths, kernel_sizes, expand_ratios) = (vec![], vec![], vec![]);
+    Stage { channels, stride, activation, squeeze_excite, depths, kernel_sizes, expand_ratios }
 }
 
 fn ratios(values: &[f64]) -> Vec<Ratio> {

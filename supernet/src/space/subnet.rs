@@ -1,11 +1,14 @@
 //! One subnet, and its one-line text form.
 //!
-//! `r160 d2,3,... k3,5|7,3,3|... e4,6|3,3,4|...`: resolution, depth a stage, then kernel and expand ratio of every active
-//! block, stages separated by `|`. Inactive blocks have no place in it, so two equal networks have one [`Subnet`] and one text.
+//! `r160 d2,3,... k3,5|7,3,3|... e4,6|3,3,4|...`: resolution, depth a stage, then kernel and expand ratio of every
+//! active block, stages separated by `|`. Inactive blocks have no place in it, so two equal networks have one
+//! [`Subnet`] and one text.
 //!
-//! With elastic widths (ResNets) it is `r160 w0.65,1,... s1 d2,3,... e0.2,0.35|...`: after the resolution the width multipliers (stem's
-//! first convolutions, its last, each stage) and the number of residual convolutions in the stem; kernels are left out where all are 3.
+//! With elastic widths (ResNets) it is `r160 w0.65,1,... s1 d2,3,... e0.2,0.35|...`: after the resolution the width
+//! multipliers (stem's first convolutions, its last, each stage) and the number of residual convolutions in the stem;
+//! kernels are left out where all are 3.
 
+use super::dimension::{At, DIMENSIONS, Dimension, Scope, Value};
 use super::{ExpandRatio, Ratio};
 use crate::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -43,7 +46,8 @@ pub struct BlockChoice {
 pub struct Subnet {
     /// Input resolution in pixels.
     pub resolution: usize,
-    /// Width multipliers of the stem's first convolutions, its last, and each stage; empty where widths are not elastic.
+    /// Width multipliers of the stem's first convolutions, its last, and each stage; empty where widths are not
+    /// elastic.
     pub widths: Vec<Ratio>,
     /// Number of residual convolutions in the stem (ResNet-D: 0 or 1; others: 0).
     pub stem_blocks: usize,
@@ -61,115 +65,115 @@ impl Subnet {
 /// Kernel size of the blocks of a text with widths and without kernels.
 const BOTTLENECK_KERNEL: usize = 3;
 
+/// Numbers of the dimensions in [`DIMENSIONS`], in the order of a text's words.
+const WORDS: [usize; 6] = [0, 2, 1, 3, 4, 5];
+
 impl fmt::Display for Subnet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let depths: Vec<String> = self.stages.iter().map(|s| s.len().to_string()).collect();
-        let column = |text: fn(&BlockChoice) -> String| -> String {
-            let stages: Vec<String> =
-                self.stages.iter().map(|s| s.iter().map(text).collect::<Vec<_>>().join(",")).collect();
-            stages.join("|")
-        };
-        write!(f, "r{}", self.resolution)?;
-        if !self.widths.is_empty() {
-            let widths: Vec<String> = self.widths.iter().map(Ratio::to_string).collect();
-            write!(f, " w{} s{}", widths.join(","), self.stem_blocks)?;
+        let has_widths = !self.widths.is_empty();
+        let with_kernels = !has_widths || self.blocks().any(|b| b.kernel != BOTTLENECK_KERNEL);
+        for dimension in words(has_widths, with_kernels) {
+            if dimension.scope != Scope::Input {
+                f.write_str(" ")?;
+            }
+            write!(f, "{}", dimension.letter)?;
+            for (index, at) in dimension.all_at(self).enumerate() {
+                match at {
+                    _ if index == 0 => {}
+                    At::Block { block: 0, .. } => f.write_str("|")?,
+                    _ => f.write_str(",")?,
+                }
+                dimension.value(self, at).expect("a place of the subnet").fmt(f)?;
+            }
         }
-        write!(f, " d{}", depths.join(","))?;
-        if self.widths.is_empty() || self.blocks().any(|b| b.kernel != BOTTLENECK_KERNEL) {
-            write!(f, " k{}", column(|b| b.kernel.to_string()))?;
-        }
-        write!(f, " e{}", column(|b| b.expand.to_string()))
+        Ok(())
     }
 }
+
+/// The dimensions of a text's words.
+fn words(widths: bool, kernels: bool) -> impl Iterator<Item = &'static Dimension> {
+    let written = move |dimension: &&Dimension| match dimension.letter {
+        'w' | 's' => widths,
+        'k' => kernels,
+        _ => true,
+    };
+    WORDS.iter().map(|&index| &DIMENSIONS[index]).filter(written)
+}
+
+/// The values of one word: a row, or one for each stage.
+type Rows = Vec<Vec<Value>>;
 
 impl FromStr for Subnet {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let fail = |message: String| {
-            Err(Error::Subnet(format!(
+        parse(text).map_err(|message| {
+            Error::Subnet(format!(
                 "'{text}': {message}; expected the form 'r160 d2,3 k3,5|7,3,3 e4,6|3,3,4' (resolution, depths, kernels, expand ratios), or for \
                  ResNets 'r160 w1,0.8,0.65 s1 d2 e0.2,0.35' (with widths and stem blocks after the resolution)"
-            )))
-        };
-        let words: Vec<&str> = text.split_whitespace().collect();
-        let (resolution, widths, stem, depths, kernels, expands) = match words[..] {
-            [resolution, widths, stem, depths, expands] => (resolution, Some(widths), stem, depths, None, expands),
-            [resolution, widths, stem, depths, kernels, expands] => {
-                (resolution, Some(widths), stem, depths, Some(kernels), expands)
-            }
-            [resolution, depths, kernels, expands] => (resolution, None, "s0", depths, Some(kernels), expands),
-            _ => return fail(format!("{} words instead of 4 (with widths: 5 or 6)", words.len())),
-        };
-        let Some(resolution) = resolution.strip_prefix('r').and_then(|r| r.parse().ok()) else {
-            return fail(format!("'{resolution}' is no resolution"));
-        };
-        let Some(stem_blocks) = stem.strip_prefix('s').and_then(|s| s.parse().ok()) else {
-            return fail(format!("'{stem}' is no number of stem blocks"));
-        };
-        let mut ratios = Vec::new();
-        if let Some(widths) = widths {
-            let Some(values) = widths.strip_prefix('w').and_then(numbers::<f64>) else {
-                return fail(format!("'{widths}' is no list of width multipliers"));
-            };
-            match values.into_iter().map(Ratio::try_from).collect::<Result<_, _>>() {
-                Ok(values) => ratios = values,
-                Err(message) => return fail(message),
-            }
-        }
-        let Some(depths) = depths.strip_prefix('d').and_then(numbers::<usize>) else {
-            return fail(format!("'{depths}' is no list of depths"));
-        };
-        let Some(expands) = expands.strip_prefix('e').and_then(table::<f64>) else {
-            return fail(format!("'{expands}' is no list of expand ratios"));
-        };
-        let kernels = match kernels {
-            Some(kernels) => match kernels.strip_prefix('k').and_then(table::<usize>) {
-                Some(kernels) => kernels,
-                None => return fail(format!("'{kernels}' is no list of kernels")),
-            },
-            // As many as there are expand ratios, which the text holds: a depth is only a number, and could ask for any
-            // amount of memory.
-            None => expands.iter().map(|stage| vec![BOTTLENECK_KERNEL; stage.len()]).collect(),
-        };
-        if kernels.len() != depths.len() || expands.len() != depths.len() {
-            return fail(format!(
-                "{} depths, but kernels for {} stages and expand ratios for {}",
-                depths.len(),
-                kernels.len(),
-                expands.len()
-            ));
-        }
-        let mut stages = Vec::with_capacity(depths.len());
-        for (stage, ((&depth, kernels), expands)) in depths.iter().zip(&kernels).zip(&expands).enumerate() {
-            if depth == 0 || kernels.len() != depth || expands.len() != depth {
-                return fail(format!(
-                    "stage {} has depth {depth}, but {} kernels and {} expand ratios",
-                    stage + 1,
-                    kernels.len(),
-                    expands.len()
-                ));
-            }
-            let mut blocks = Vec::with_capacity(depth);
-            for (&kernel, &expand) in kernels.iter().zip(expands) {
-                let expand = match ExpandRatio::try_from(expand) {
-                    Ok(expand) => expand,
-                    Err(message) => return fail(message),
-                };
-                blocks.push(BlockChoice { kernel, expand });
-            }
-            stages.push(blocks);
-        }
-        Ok(Subnet { resolution, widths: ratios, stem_blocks, stages })
+            ))
+        })
     }
 }
 
-fn numbers<T: FromStr>(text: &str) -> Option<Vec<T>> {
-    text.split(',').map(|part| part.parse().ok()).collect()
+fn parse(text: &str) -> Result<Subnet, String> {
+    let count = text.split_whitespace().count();
+    if !(4..=6).contains(&count) {
+        return Err(format!("{count} words instead of 4 (with widths: 5 or 6)"));
+    }
+    let mut columns: Vec<(&Dimension, Rows)> = Vec::with_capacity(count);
+    for (dimension, word) in words(count > 4, count != 5).zip(text.split_whitespace()) {
+        columns.push((dimension, rows(dimension, word)?));
+    }
+    // The lists of blocks fit the depths. A depth is only a number, and could ask for any amount of memory: stages are
+    // made after that.
+    let of_scope = |scope| columns.iter().filter(move |(dimension, _)| dimension.scope == scope);
+    let depths = of_scope(Scope::Stage).flat_map(|(_, rows)| &rows[0]).collect::<Vec<_>>();
+    for (dimension, rows) in of_scope(Scope::Block) {
+        let name = dimension.name;
+        if rows.len() != depths.len() {
+            return Err(format!("{} depths, but {name}s for {} stages", depths.len(), rows.len()));
+        }
+        for (stage, (&&depth, row)) in depths.iter().zip(rows).enumerate() {
+            if depth != row.len().into() {
+                return Err(format!("stage {} has depth {depth}, but {} {name}s", stage + 1, row.len()));
+            }
+        }
+    }
+    let mut subnet = Subnet { resolution: 0, widths: Vec::new(), stem_blocks: 0, stages: Vec::new() };
+    for (dimension, rows) in &columns {
+        for (stage, row) in rows.iter().enumerate() {
+            for (index, &value) in row.iter().enumerate() {
+                let at = match dimension.scope {
+                    Scope::Input => At::Input,
+                    Scope::Stem => At::Stem,
+                    Scope::Boundary => At::Boundary(index),
+                    Scope::Stage => At::Stage(index),
+                    Scope::Block => At::Block { stage, block: index },
+                };
+                dimension.set(&mut subnet, at, value);
+            }
+        }
+    }
+    if count == 5 {
+        subnet.stages.iter_mut().flatten().for_each(|block| block.kernel = BOTTLENECK_KERNEL);
+    }
+    Ok(subnet)
 }
 
-fn table<T: FromStr>(text: &str) -> Option<Vec<Vec<T>>> {
-    text.split('|').map(numbers).collect()
+/// The values of a word, as many rows as the dimension's scope has.
+fn rows(dimension: &Dimension, word: &str) -> Result<Rows, String> {
+    let single = matches!(dimension.scope, Scope::Input | Scope::Stem);
+    let unreadable = || format!("'{word}' is no {}{}", if single { "" } else { "list of " }, dimension.name);
+    let unreadable = || if single { unreadable() } else { unreadable() + "s" };
+    let numbers = word.strip_prefix(dimension.letter).ok_or_else(unreadable)?;
+    let parse = |number: &str| {
+        dimension.parse(number).map_err(|message| if message.is_empty() { unreadable() } else { message })
+    };
+    let rows = numbers.split('|').map(|row| row.split(',').map(parse).collect());
+    let rows = rows.collect::<Result<Rows, String>>()?;
+    let fits = (dimension.scope == Scope::Block || rows.len() == 1) && (!single || rows[0].len() == 1);
+    if fits { Ok(rows) } else { Err(unreadable()) }
 }
 
 impl Serialize for Subnet {
@@ -241,7 +245,10 @@ mod tests {
             ("", "0 words"),
             ("r32 d1 k3", "3 words"),
             ("x32 d1 k3 e3", "no resolution"),
-            ("r32 d0 k e", "no list of expand ratios"),
+            ("r18446744073709551615 d1 k3 e3", "no resolution"),
+            ("r32 d1|2 k3 e3", "no list of depths"),
+            ("r32,32 d1 k3 e3", "no resolution"),
+            ("r32 d0 k e", "no list of kernels"),
             ("r32 d1 k e3", "no list of kernels"),
             ("r32 d2 k3 e3", "stage 1 has depth 2"),
             ("r32 d1,1 k3 e3|4", "kernels for 1 stages"),

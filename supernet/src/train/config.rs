@@ -316,8 +316,8 @@ mod tests {
         check(&|c| c.seed = u64::MAX, &["seed", "2^63"]);
         check(&|c| c.stages[0].kd_ratio = 1.0, &["largest", "kd_ratio must be 0"]);
         check(&|c| c.stages[1].teacher = Teacher::InPlace, &["kernel", "sandwich"]);
-        check(&|c| c.stages[1].kernel_sizes.push(9), &["kernel", "holds 9", "3, 5"]);
-        check(&|c| c.stages[1].kernel_sizes.push(3), &["3 twice"]);
+        check(&|c| c.stages[1].narrowing.kernel_sizes.push(9), &["kernel", "holds 9", "3, 5"]);
+        check(&|c| c.stages[1].narrowing.kernel_sizes.push(3), &["3 twice"]);
         check(&|c| c.stages[1].warmup_epochs = 1e3, &["warmup_epochs = 1000"]);
         check(&|c| c.stages[1].sort_channels = Some(3), &["sort_channels = 3", "2 width stages"]);
         check(&|c| c.stages[0].sort_channels = Some(2), &["must be 1"]);

@@ -3,16 +3,17 @@
 use super::config::{ProbeConfig, TrainConfig};
 use super::stage::{Sampling, StageConfig, Teacher};
 use crate::data::{Augmentation, Crop};
-use crate::space::SearchSpace;
+use crate::space::{Channels, Narrowing, SHRINKING, SearchSpace};
 use crate::{Error, Result};
 
 /// Numbers that differ between presets, a stage kind each.
 struct Schedule {
     largest: Row,
-    kernel: Row,
-    /// A depth or width stage that is not the last of its dimension.
+    /// A stage that frees all values of a dimension.
+    at_once: Row,
+    /// A stage that frees one more value, not the last of its dimension.
     early: Row,
-    /// The last depth or width stage, in which all choices are free.
+    /// A stage that frees the last value of a dimension.
     last: Row,
 }
 
@@ -29,16 +30,16 @@ const fn row(epochs: f64, warmup: f64, learning_rate: f64) -> Row {
 /// Paper, appendix B and §4.1; learning rates are those of a batch of 64.
 const IMAGENET: Schedule = Schedule {
     largest: row(180.0, 5.0, 0.08),
-    kernel: row(120.0, 5.0, 0.03),
+    at_once: row(120.0, 5.0, 0.03),
     early: row(25.0, 0.0, 0.0025),
     last: row(120.0, 5.0, 0.0075),
 };
 
-/// The same stages in fewer epochs. The largest network gets a larger share, since it teaches all others and its epochs are
-/// the cheapest; the later stages have too few steps for the paper's small rates.
+/// The same stages in fewer epochs. The largest network gets a larger share, since it teaches all others and its epochs
+/// are the cheapest; the later stages have too few steps for the paper's small rates.
 const SHORT: Schedule = Schedule {
     largest: row(24.0, 1.0, 0.1),
-    kernel: row(8.0, 0.5, 0.03),
+    at_once: row(8.0, 0.5, 0.03),
     early: row(3.0, 0.25, 0.01),
     last: row(8.0, 0.5, 0.02),
 };
@@ -47,10 +48,10 @@ impl TrainConfig {
     /// Names of the presets.
     pub const PRESETS: &'static [&'static str] = &["imagenet", "cifar", "tiny"];
 
-    /// A preset with the stages that `space` needs: the largest network, kernel size, then depth, expand ratio and width multiplier, each
-    /// freed one choice a stage from the largest down.
+    /// A preset with the stages that `space` needs: the largest network, then those of [`SHRINKING`].
     ///
-    /// `imagenet` is the paper's schedule, `cifar` and `tiny` are short ones; [`with_epochs`](Self::with_epochs) stretches any.
+    /// `imagenet` is the paper's schedule, `cifar` and `tiny` are short ones; [`with_epochs`](Self::with_epochs)
+    /// stretches any.
     ///
     /// # Errors
     /// An unknown name, with the known ones.
@@ -98,11 +99,7 @@ fn stages(schedule: &Schedule, space: &SearchSpace) -> Vec<StageConfig> {
         learning_rate: row.learning_rate,
         warmup_epochs: row.warmup,
         batch: None,
-        resolutions: Vec::new(),
-        kernel_sizes: Vec::new(),
-        depths: Vec::new(),
-        expand_ratios: Vec::new(),
-        width_multipliers: Vec::new(),
+        narrowing: Narrowing::default(),
         subnets_per_step,
         sampling: Sampling::Uniform,
         candidates: None,
@@ -112,39 +109,26 @@ fn stages(schedule: &Schedule, space: &SearchSpace) -> Vec<StageConfig> {
         sort_outer_channels: None,
     };
     let mut stages = vec![stage("largest".into(), &schedule.largest, 1, 0.0)];
-    let kernels = if space.kernel_sizes.len() > 1 { space.kernel_sizes.clone() } else { Vec::new() };
-    if !kernels.is_empty() {
-        stages.push(StageConfig { kernel_sizes: kernels.clone(), ..stage("kernel".into(), &schedule.kernel, 1, 1.0) });
-    }
-    let row = |index, count| if index == count { &schedule.last } else { &schedule.early };
-    let depths = &space.depths;
-    for index in 1..depths.len() {
-        stages.push(StageConfig {
-            kernel_sizes: kernels.clone(),
-            depths: depths[depths.len() - 1 - index..].to_vec(),
-            ..stage(format!("depth-{index}"), row(index, depths.len() - 1), 2, 1.0)
-        });
-    }
-    let expands = &space.expand_ratios;
-    for index in 1..expands.len() {
-        stages.push(StageConfig {
-            kernel_sizes: kernels.clone(),
-            depths: if depths.len() > 1 { depths.clone() } else { Vec::new() },
-            expand_ratios: expands[expands.len() - 1 - index..].to_vec(),
-            sort_channels: Some(index),
-            ..stage(format!("width-{index}"), row(index, expands.len() - 1), 4, 1.0)
-        });
-    }
-    let widths = &space.width_multipliers;
-    for index in 1..widths.len() {
-        stages.push(StageConfig {
-            kernel_sizes: kernels.clone(),
-            depths: if depths.len() > 1 { depths.clone() } else { Vec::new() },
-            expand_ratios: if expands.len() > 1 { expands.clone() } else { Vec::new() },
-            width_multipliers: widths[widths.len() - 1 - index..].to_vec(),
-            sort_outer_channels: Some(index),
-            ..stage(format!("outer-{index}"), row(index, widths.len() - 1), 4, 1.0)
-        });
+    // What the stages before have freed.
+    let mut freed = Narrowing::default();
+    for step in &SHRINKING {
+        let values = space.listed(step.key);
+        let count = values.len().saturating_sub(1);
+        let first = if step.at_once { count } else { 1 };
+        for index in first.max(1)..=count {
+            freed.set(step.key, &values[count - index..]);
+            let (name, row) = match (step.at_once, index == count) {
+                (true, _) => (step.stage.to_string(), &schedule.at_once),
+                (false, false) => (format!("{}-{index}", step.stage), &schedule.early),
+                (false, true) => (format!("{}-{index}", step.stage), &schedule.last),
+            };
+            stages.push(StageConfig {
+                narrowing: freed.clone(),
+                sort_channels: (step.sorts == Some(Channels::Middle)).then_some(index),
+                sort_outer_channels: (step.sorts == Some(Channels::Outer)).then_some(index),
+                ..stage(name, row, step.subnets, 1.0)
+            });
+        }
     }
     stages
 }
@@ -172,8 +156,8 @@ mod tests {
                 ("width-2", 120.0, 0.0075, 4),
             ]
         );
-        assert_eq!(config.stages[2].depths, [3, 4]);
-        assert_eq!(config.stages[4].expand_ratios.len(), 2);
+        assert_eq!(config.stages[2].narrowing.depths, [3, 4]);
+        assert_eq!(config.stages[4].narrowing.expand_ratios.len(), 2);
         // The last stage draws from the whole space.
         assert_eq!(config.stages[5].choices(&space), space);
     }

@@ -1,12 +1,11 @@
 //! One stage of the training configuration: how long, what may be drawn, how, and who teaches.
 
 use super::config::fail;
-use crate::space::{ExpandRatio, Ratio, SearchSpace, Stage, Stem};
+use crate::space::{Channels, DIMENSIONS, Dimension, Narrowing, Place, SHRINKING, SearchSpace};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// One stage of progressive shrinking. An empty list of choices means the largest value only; resolutions are the exception:
-/// empty means all of the space, since resolution is elastic from the start.
+/// One stage of progressive shrinking.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StageConfig {
@@ -22,21 +21,9 @@ pub struct StageConfig {
     /// Images a step, if not the configuration's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<usize>,
-    /// Resolutions a batch is drawn at (default: all of the space).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub resolutions: Vec<usize>,
-    /// Kernel sizes to draw from (default: the largest).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub kernel_sizes: Vec<usize>,
-    /// Depths to draw from (default: the largest).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub depths: Vec<usize>,
-    /// Expand ratios to draw from (default: the largest).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub expand_ratios: Vec<ExpandRatio>,
-    /// Width multipliers to draw from (default: the largest); ResNets only.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub width_multipliers: Vec<Ratio>,
+    /// What is drawn, a list for each key.
+    #[serde(flatten)]
+    pub narrowing: Narrowing,
     /// Subnets whose gradients are summed in a step (default 1).
     #[serde(default = "one")]
     pub subnets_per_step: usize,
@@ -55,7 +42,8 @@ pub struct StageConfig {
     /// Sorts channels by importance before this stage, as width stage 1, 2, ... (default: not at all).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sort_channels: Option<usize>,
-    /// Sorts the channels between blocks by importance before this stage, as outer stage 1, 2, ... (default: not at all); ResNets only.
+    /// Sorts the channels between blocks by importance before this stage, as outer stage 1, 2, ... (default: not at
+    /// all); ResNets only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sort_outer_channels: Option<usize>,
 }
@@ -77,11 +65,11 @@ pub enum Sampling {
     /// Each uniformly (Once-for-All, §3.3).
     #[default]
     Uniform,
-    /// The first is the largest, from three subnets on the second is the smallest, the others are uniform (BigNAS, §3.1:
-    /// the sandwich rule). The largest subnet goes on learning while the others catch up.
+    /// The first is the largest, from three subnets on the second is the smallest, the others are uniform (BigNAS,
+    /// §3.1: the sandwich rule). The largest subnet goes on learning while the others catch up.
     Sandwich,
-    /// As a sandwich, but each of the others is the best of `candidates` random subnets of like work, by its loss on the step's images
-    /// (AttentiveNAS, §4: BestUp): what may end on the Pareto front is trained most.
+    /// As a sandwich, but each of the others is the best of `candidates` random subnets of like work, by its loss on
+    /// the step's images (AttentiveNAS, §4: BestUp): what may end on the Pareto front is trained most.
     BestUp,
     /// The same with the worst of them (AttentiveNAS, §4: WorstUp): what lags behind is trained most.
     WorstUp,
@@ -94,8 +82,8 @@ pub enum Teacher {
     /// The network as it stood before the first stage that distils from it (Once-for-All, §3.3).
     #[default]
     Frozen,
-    /// The largest subnet of the same step, which itself learns from the labels alone (BigNAS, §3.1: in-place distillation).
-    /// It costs no forward pass of its own.
+    /// The largest subnet of the same step, which itself learns from the labels alone (BigNAS, §3.1: in-place
+    /// distillation). It costs no forward pass of its own.
     InPlace,
 }
 
@@ -107,83 +95,22 @@ impl StageConfig {
 
     /// `space` narrowed to what this stage may draw.
     pub fn choices(&self, space: &SearchSpace) -> SearchSpace {
-        // In the space's ascending order, whatever the order in the stage.
-        fn among<T: Copy + PartialEq>(list: &[T], all: &[T], default: &[T]) -> Vec<T> {
-            if list.is_empty() { default.to_vec() } else { all.iter().copied().filter(|v| list.contains(v)).collect() }
-        }
-        SearchSpace {
-            resolutions: among(&self.resolutions, &space.resolutions, &space.resolutions),
-            kernel_sizes: among(&self.kernel_sizes, &space.kernel_sizes, &[space.max_kernel()]),
-            depths: among(&self.depths, &space.depths, &space.depths[space.depths.len() - 1..]),
-            expand_ratios: among(&self.expand_ratios, &space.expand_ratios, &[space.max_expand()]),
-            width_multipliers: {
-                let all = &space.width_multipliers;
-                among(&self.width_multipliers, all, &all[all.len().saturating_sub(1)..])
-            },
-            stem: self.stem_choices(space),
-            stages: (0..space.stages.len()).map(|stage| self.stage_choices(space, stage)).collect(),
-            ..space.clone()
-        }
+        space.narrowed(&self.narrowing)
     }
 
-    /// The stem: its block is there where only the largest depth is drawn, not there where that is not drawn, else it is elastic.
-    fn stem_choices(&self, space: &SearchSpace) -> Stem {
-        let mut stem = space.stem.clone();
-        let largest = space.depths.last();
-        let with_largest = self.depths.is_empty() || self.depths.iter().any(|depth| Some(depth) == largest);
-        if !self.depths.iter().any(|depth| Some(depth) != largest) {
-            stem.depths.drain(..stem.depths.len().saturating_sub(1));
-        } else if !with_largest {
-            stem.depths.truncate(1);
-        }
-        stem
-    }
-
-    /// Stage `stage` of the space; its own depths, if it has some, narrowed as the space's are: by their place in the list.
-    fn stage_choices(&self, space: &SearchSpace, stage: usize) -> Stage {
-        let mut stage = space.stages[stage].clone();
-        if stage.depths.len() > 1 {
-            let chosen = |place: usize| match self.depths.is_empty() {
-                true => place + 1 == space.depths.len(),
-                false => self.depths.contains(&space.depths[place]),
-            };
-            let kept = stage.depths.iter().enumerate().filter(|(place, _)| chosen(*place));
-            stage.depths = kept.map(|(_, &depth)| depth).collect();
-        }
-        stage
-    }
-
-    /// Work of one step for one image, in forward passes of the largest subnet. A backward pass counts as two forward passes,
-    /// and a subnet's work is taken as proportional to mean depth times mean expand ratio times mean squared width. Good for remaining
-    /// times only.
+    /// Work of one step for one image, in forward passes of the largest subnet. A backward pass counts as two forward
+    /// passes, and a subnet's work is taken as proportional to its mean value of each dimension, to the power that work
+    /// grows with. Good for remaining times only.
     pub fn relative_cost(&self, space: &SearchSpace) -> f64 {
-        let choices = self.choices(space);
-        let (slots, max_expand) = (space.slots() as f64, space.max_expand().value());
-        // Blocks of all stages over all slots, with `of` the number of blocks in a stage.
-        let blocks = |of: &dyn Fn(&[usize]) -> f64| -> f64 {
-            (0..choices.stages.len()).map(|stage| of(choices.stage_depths(stage))).sum::<f64>() / slots
-        };
-        let depth = blocks(&|depths| depths.iter().sum::<usize>() as f64 / depths.len() as f64);
-        let expand = choices.expand_ratios.iter().map(|e| e.value()).sum::<f64>()
-            / (choices.expand_ratios.len() as f64 * max_expand);
-        let area = |width: &Ratio| (width.value() / space.width_multipliers.last().map_or(1.0, |w| w.value())).powi(2);
-        let widths = &choices.width_multipliers;
-        let mean_area = widths.iter().map(area).sum::<f64>() / widths.len() as f64;
-        let (mean_area, least_area) = widths.first().map_or((1.0, 1.0), |least| (mean_area, area(least)));
-        let largest = blocks(&|depths| depths[depths.len() - 1] as f64) * choices.max_expand().value() / max_expand;
-        let smallest = blocks(&|depths| depths[0] as f64) * choices.expand_ratios[0].value() / max_expand;
-        let subnets: f64 = (0..self.subnets_per_step)
-            .map(|index| match self.role(index) {
-                Role::Largest => largest,
-                Role::Smallest => smallest * least_area,
-                Role::Random => depth * expand * mean_area,
-            })
-            .sum();
+        let (all, drawn) = (space.places(), self.choices(space).places());
+        let most = work(&all, Role::Largest);
+        let of = |role| work(&drawn, role) / most;
+        let subnets: f64 = (0..self.subnets_per_step).map(|index| of(self.role(index))).sum();
         let scoring = match self.sampling {
             Sampling::Uniform | Sampling::Sandwich => 0.0,
             Sampling::BestUp | Sampling::WorstUp => {
                 let random = (0..self.subnets_per_step).filter(|&index| self.role(index) == Role::Random).count();
-                (random * self.candidates()) as f64 * depth * expand * mean_area
+                (random * self.candidates()) as f64 * of(Role::Random)
             }
         };
         let teacher = if self.has_frozen_teacher() { 1.0 } else { 0.0 };
@@ -204,6 +131,28 @@ impl StageConfig {
             _ => Role::Random,
         }
     }
+}
+
+/// Work of a subnet that is largest, smallest or random among those with `places`, in any unit: for each dimension the
+/// mean over its places of the value, of a random subnet the mean value, to the power that work grows with; their
+/// product.
+fn work(places: &[Place], role: Role) -> f64 {
+    let of_dimension = |dimension: &Dimension| {
+        let of_place = |place: &Place| {
+            let mut powers = place.values.iter().map(|value| value.number().powi(dimension.work_exponent));
+            match role {
+                Role::Largest => powers.next_back().unwrap_or(1.0),
+                Role::Smallest => powers.next().unwrap_or(1.0),
+                Role::Random => powers.sum::<f64>() / place.values.len() as f64,
+            }
+        };
+        let places = || places.iter().filter(|place| place.dimension.index() == dimension.index());
+        match places().count() {
+            0 => 1.0,
+            count => places().map(of_place).sum::<f64>() / count as f64,
+        }
+    };
+    DIMENSIONS.iter().filter(|dimension| dimension.work_exponent > 0).map(of_dimension).product()
 }
 
 /// What a subnet of a step is among those that its stage may draw.
@@ -263,39 +212,33 @@ impl StageConfig {
         {
             return fail(format!("batch = {batch} must lie between 1 and 65536"));
         }
-        let width_stages = space.expand_ratios.len() - 1;
-        if let Some(width_stage) = self.sort_channels
-            && !(1..=width_stages).contains(&width_stage)
-        {
-            return fail(format!(
-                "sort_channels = {width_stage}, but the space '{}' has {width_stages} width stages (its expand ratios less one)",
-                space.name
-            ));
+        for (key, stage, channels) in [
+            ("sort_channels", self.sort_channels, Channels::Middle),
+            ("sort_outer_channels", self.sort_outer_channels, Channels::Outer),
+        ] {
+            let Some(stage) = stage else { continue };
+            let step = SHRINKING.iter().find(|step| step.sorts == Some(channels)).expect("all channels are sorted");
+            let stages = space.listed(step.key).len().saturating_sub(1);
+            if !(1..=stages).contains(&stage) {
+                return fail(format!(
+                    "{key} = {stage}, but the space '{}' has {stages} {} stages (its {} less one)",
+                    space.name, step.stage, step.key
+                ));
+            }
         }
-        let outer_stages = space.width_multipliers.len().saturating_sub(1);
-        if let Some(outer_stage) = self.sort_outer_channels
-            && !(1..=outer_stages).contains(&outer_stage)
-        {
-            return fail(format!(
-                "sort_outer_channels = {outer_stage}, but the space '{}' has {outer_stages} outer stages (its width multipliers less one)",
-                space.name
-            ));
-        }
-        self.known("width_multipliers", &self.width_multipliers, &space.width_multipliers)?;
-        self.known("resolutions", &self.resolutions, &space.resolutions)?;
-        self.known("kernel_sizes", &self.kernel_sizes, &space.kernel_sizes)?;
-        self.known("depths", &self.depths, &space.depths)?;
-        self.known("expand_ratios", &self.expand_ratios, &space.expand_ratios)
+        DIMENSIONS.iter().try_for_each(|dimension| self.known(dimension.key, space))
     }
 
-    fn known<T: PartialEq + std::fmt::Display>(&self, key: &str, list: &[T], allowed: &[T]) -> Result<()> {
+    /// Checks that the stage draws values of the space, each once.
+    fn known(&self, key: &str, space: &SearchSpace) -> Result<()> {
         let fail = |message: String| fail(format!("stage '{}': {key} {message}", self.name));
-        for (index, value) in list.iter().enumerate() {
+        let (values, allowed) = (self.narrowing.values(key), space.listed(key));
+        for (index, value) in values.iter().enumerate() {
             if !allowed.contains(value) {
-                let allowed: Vec<String> = allowed.iter().map(T::to_string).collect();
+                let allowed: Vec<String> = allowed.iter().map(ToString::to_string).collect();
                 return fail(format!("holds {value}; the space allows {}", allowed.join(", ")));
             }
-            if list[..index].contains(value) {
+            if values[..index].contains(value) {
                 return fail(format!("holds {value} twice"));
             }
         }
@@ -314,8 +257,7 @@ mod tests {
         let config = TrainConfig::preset("tiny", &space).unwrap();
         let choices = config.stages[0].choices(&space);
         assert_eq!(choices.resolutions, space.resolutions);
-        assert_eq!(choices.kernel_sizes, [space.max_kernel()]);
-        assert_eq!(choices.depths, space.depths[space.depths.len() - 1..]);
-        assert_eq!(choices.expand_ratios, [space.max_expand()]);
+        assert_eq!((choices.kernel_sizes, choices.depths), (vec![5], vec![2]));
+        assert_eq!(choices.expand_ratios, space.expand_ratios[2..]);
     }
 }

@@ -23,7 +23,15 @@ fn activation() -> impl Strategy<Value = Activation> {
 
 fn stage() -> impl Strategy<Value = Stage> {
     (1usize..24, 1usize..=2, activation(), any::<bool>()).prop_map(|(channels, stride, activation, squeeze_excite)| {
-        Stage { channels, stride, activation, squeeze_excite, depths: Vec::new() }
+        Stage {
+            channels,
+            stride,
+            activation,
+            squeeze_excite,
+            depths: Vec::new(),
+            kernel_sizes: Vec::new(),
+            expand_ratios: Vec::new(),
+        }
     })
 }
 
