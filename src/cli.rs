@@ -2,7 +2,7 @@
 
 use crate::commands::{bench, config, extract, import, predictor, profile, quickstart, search, speed, train, tune};
 use crate::progress::note;
-use crate::{interrupt, numbers, processes};
+use crate::{conditions, interrupt, numbers, processes};
 use anyhow::{Result, ensure};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use ofa_supernet::Ranks;
@@ -55,8 +55,10 @@ impl Cli {
             argument.allow_negative_numbers(takes_values)
         };
         let command = <Cli as CommandFactory>::command().mut_args(negative);
-        let command = command.mut_subcommands(|subcommand| subcommand.mut_args(negative));
-        Cli::from_arg_matches(&command.try_get_matches()?)
+        let mut command = command.mut_subcommands(|subcommand| subcommand.mut_args(negative));
+        let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+        conditions::check(&mut command, &matches)?;
+        Cli::from_arg_matches(&matches)
     }
 
     /// Runs the chosen command, as one of `ranks`.

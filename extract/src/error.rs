@@ -41,7 +41,17 @@ pub enum Error {
     /// The predictor cannot be fitted.
     #[error("predictor: {}", shortened(.0))]
     Predictor(String),
-    /// A search setting or a scorer's answer is impossible.
+    /// A setting of a search strategy is out of its range.
+    #[error("search: {name} {value} is not {expected}")]
+    Setting {
+        /// The setting's name, as in files.
+        name: &'static str,
+        /// The value.
+        value: String,
+        /// The range, such as "between 0 and 1".
+        expected: String,
+    },
+    /// A search problem or a scorer's answer is impossible.
     #[error("search: {}", shortened(.0))]
     Search(String),
     /// Hyperparameters cannot be varied like that.
@@ -84,6 +94,7 @@ impl Error {
             Error::File { .. }
             | Error::Format { .. }
             | Error::Line { .. }
+            | Error::Setting { .. }
             | Error::Search(_)
             | Error::Impossible(_) => self,
         }

@@ -94,16 +94,6 @@ impl Sampling {
                 self.samples
             );
         }
-        self.check_members()
-    }
-
-    fn check_members(&self) -> Result<()> {
-        if matches!(self.active, Some(Active::Improvement)) && self.members < 2 {
-            bail!(
-                "--members {}: `--active improvement` needs two members or more, as it asks how sure a prediction is",
-                self.members
-            );
-        }
         Ok(())
     }
 }
@@ -115,7 +105,6 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         return Ok(()); // nothing to share out
     }
     if args.curve {
-        args.sampling.check_members()?;
         let _lock = folder.lock_to_read()?;
         return curve(&folder, &folder.space()?.0, &args.sampling);
     }

@@ -69,16 +69,6 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Whether any of them but `--data` was given.
-    fn given_besides_data(&self) -> bool {
-        let text = [self.preset.is_some(), self.space.is_some(), self.config.is_some()];
-        let numbers = [self.validation.is_some(), self.epochs.is_some(), self.batch.is_some(), self.seed.is_some()];
-        self.skip_bad
-            || self.scale_learning_rate
-            || self.sync_batch_norm
-            || text.into_iter().chain(numbers).any(|given| given)
-    }
-
     /// File, presets and flags as one checked configuration.
     pub fn resolve(&self) -> Result<RunConfig> {
         let mut config = match &self.config {
@@ -122,12 +112,6 @@ impl Settings {
 pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     let folder = RunFolder::new(&args.out);
     let mut config = if args.resume {
-        if args.settings.given_besides_data() {
-            bail!(
-                "--resume takes the run's settings from {}; of them only --data may be given, for images that have moved",
-                folder.join("config.toml").display()
-            );
-        }
         let mut config = folder.config()?;
         match &args.settings.data {
             Some(source) => config.data.source = data_flag(source)?,

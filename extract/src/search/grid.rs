@@ -1,7 +1,7 @@
 //! Grid search over uniform settings: every stage has one depth, every block one kernel and one expand ratio (and all widths are one).
 
-use super::Strategy;
 use super::genome::Kind;
+use super::strategies::Strategy;
 use super::task::Task;
 use crate::Result;
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 pub struct Grid {}
 
 impl Strategy for Grid {
+    fn description(&self) -> &'static str {
+        "Uniform settings of kernel, expand ratio, depth and resolution"
+    }
+
     fn evaluations(&self) -> usize {
         10_000
     }
