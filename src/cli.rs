@@ -1,7 +1,6 @@
 //! The command line: what exists and what it is called. Each command's arguments stand in its own file.
 
 use crate::commands::{bench, config, extract, import, predictor, profile, quickstart, search, speed, train, tune};
-use crate::progress::note;
 use crate::{conditions, interrupt, numbers, processes};
 use anyhow::{Result, ensure};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -64,7 +63,7 @@ impl Cli {
     /// Runs the chosen command, as one of `ranks`.
     pub fn run(self, ranks: &Ranks) -> Result<()> {
         if let Some(threads) = self.threads.filter(|_| !ranks.are_many()) {
-            hint_at_cores("--threads", threads);
+            processes::hint_at_cores("--threads", threads);
         }
         ensure!(
             !ranks.are_many() || matches!(self.command, Command::Train(_) | Command::Predictor(_) | Command::Speed(_)),
@@ -85,16 +84,5 @@ impl Cli {
             Command::Extract(args) => extract::run(&args),
             Command::Bench(args) => bench::run(&args),
         }
-    }
-}
-
-/// Says so where `threads`, the value of `option`, are more than the machine has cores.
-pub fn hint_at_cores(option: &str, threads: usize) {
-    if let Ok(cores) = std::thread::available_parallelism()
-        && threads > cores.get()
-    {
-        note(format!(
-            "hint: {option} {threads} on {cores} cores: threads that share a core wait for each other; {cores} are most likely fastest"
-        ));
     }
 }

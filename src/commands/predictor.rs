@@ -6,7 +6,7 @@ use crate::run_folder::RunFolder;
 use crate::{interrupt, numbers, progress, table};
 use anyhow::{Result, bail};
 use ofa_extract::predictor::active::{self, Acquisition, CurvePoint, FEWEST_CURVE_SAMPLES};
-use ofa_extract::predictor::{FEWEST_SAMPLES, SampleWriter, check_space, read_provenance, read_samples};
+use ofa_extract::predictor::{FEWEST_SAMPLES, SampleWriter, check_space, other_weights, read_provenance, read_samples};
 use ofa_extract::{FitReport, FitSettings, Predictor, Sample};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::seed::{Stream, generator};
@@ -150,11 +150,9 @@ fn curve(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result
         );
     }
     let weights = folder.weights_checksum()?;
-    if read_provenance(&path, space)?.is_some_and(|provenance| provenance.weights != weights) {
-        progress::note(format!(
-            "warning: {}: the samples are of other weights than the supernet now has",
-            path.display()
-        ));
+    let other = read_provenance(&path, space)?.and_then(|provenance| other_weights(&provenance.weights, &weights));
+    if let Some(other) = other {
+        progress::note(format!("warning: {}: the samples are of {other}", path.display()));
     }
     let acquisition = sampling.acquisition().unwrap_or(Acquisition::Deviation);
     let bar = progress::bar(0, "fits");

@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 use ofa_supernet::data::{DataOptions, Dataset};
 use ofa_supernet::network::Mode;
 use ofa_supernet::seed::{Stream, generator};
-use ofa_supernet::train::checkpoint::{Folder, read_supernet};
+use ofa_supernet::train::checkpoint::{Folder, Latest, read_supernet};
 use ofa_supernet::train::optimizer::Sgd;
 use ofa_supernet::train::sampling::{candidates_of, resolution_of, subnet_of};
 use ofa_supernet::train::step::{StepInput, train_step};
@@ -311,7 +311,7 @@ fn weights_that_are_not_finite_never_reach_a_checkpoint() {
     });
     let error = error.unwrap_err().to_string();
     assert!(error.contains("step 3") && error.contains("'classifier.bias'"), "{error}");
-    let (checkpoint, _, damaged) = Folder::of_run(folder.path(), 1).latest().unwrap().unwrap();
+    let Latest { checkpoint, damaged, .. } = Folder::of_run(folder.path(), 1).latest().unwrap().unwrap();
     assert_eq!((checkpoint.progress.step, damaged.len()), (2, 0));
     net.load_state(&checkpoint.weights).unwrap();
 }

@@ -75,7 +75,7 @@ pub fn search<'a>(
     strategy.run(&mut task)?;
     let top = task.top(problem.keep)?;
     let Task { rules, known, history, best, front, .. } = task;
-    let (score, genes) = best.expect("the witness was scored");
+    let (score, genes) = best.ok_or_else(|| Error::Internal("no feasible subnet was scored".into()))?;
     let best = rules.genome.decode(&genes);
     let mut constraints = Vec::new();
     for limit in problem.limits {

@@ -2,6 +2,7 @@
 
 use super::{Generation, Limit, SearchSettings};
 use crate::Result;
+use crate::predictor::other_weights;
 use ofa_supernet::Subnet;
 use serde::{Deserialize, Serialize};
 
@@ -64,13 +65,12 @@ impl Basis {
     /// Why a result on this basis is out of date beside the supernet with the weights' checksum `weights` and the predictor with
     /// the checksum `predictor` (`None`: there is none), in words; `None` if it is not.
     pub fn outdated(&self, weights: &str, predictor: Option<&str>) -> Option<String> {
-        match (&self.weights, &self.predictor) {
-            (Some(before), _) if before != weights => Some(format!(
-                "it was found for other weights (checksum {before}) than the supernet now has ({weights})"
-            )),
-            (_, Some(before)) if predictor.is_some_and(|now| now != before) => {
-                Some("it was found with an earlier predictor".to_string())
-            }
+        let weights = self.weights.as_ref().and_then(|before| other_weights(before, weights));
+        if let Some(other) = weights {
+            return Some(format!("it was found for {other}"));
+        }
+        match (&self.predictor, predictor) {
+            (Some(before), Some(now)) if now != before => Some("it was found with an earlier predictor".to_string()),
             _ => None,
         }
     }

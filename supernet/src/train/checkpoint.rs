@@ -204,6 +204,17 @@ impl Checkpoint {
 
 const PARTS: [&str; 4] = ["weights.", "momentum.", "average.", "teacher."];
 
+/// The newest checkpoint that can be read.
+#[derive(Debug)]
+pub struct Latest {
+    /// Its content.
+    pub checkpoint: Checkpoint,
+    /// Its file.
+    pub path: PathBuf,
+    /// Newer checkpoints that cannot be read: an error message each.
+    pub damaged: Vec<String>,
+}
+
 /// The checkpoints of one run.
 pub struct Folder {
     path: PathBuf,
@@ -262,16 +273,15 @@ impl Folder {
         Ok(Checkpoint { progress: note.progress, identity: note.identity, weights, momentum, average, teacher })
     }
 
-    /// The newest checkpoint that can be read, with its path; newer ones that cannot be are named by their errors in the
-    /// third place. `None` if there is no checkpoint at all.
+    /// The newest checkpoint that can be read; `None` if there is no checkpoint at all.
     ///
     /// # Errors
     /// There are checkpoints, but none can be read.
-    pub fn latest(&self) -> Result<Option<(Checkpoint, PathBuf, Vec<String>)>> {
+    pub fn latest(&self) -> Result<Option<Latest>> {
         let mut damaged = Vec::new();
         for (_, path) in self.list()?.into_iter().rev() {
             match Self::read(&path) {
-                Ok(checkpoint) => return Ok(Some((checkpoint, path, damaged))),
+                Ok(checkpoint) => return Ok(Some(Latest { checkpoint, path, damaged })),
                 // Neither damaged nor usable: an older one would silently be another training.
                 Err(error @ Error::Refused { .. }) => return Err(error),
                 Err(error) => damaged.push(error.to_string()),
@@ -366,12 +376,24 @@ pub fn write_supernet(path: &Path, state: HashMap<String, Tensor>, note: &Supern
 /// # Errors
 /// A missing or damaged file, named.
 pub fn read_supernet(path: &Path) -> Result<(HashMap<String, Tensor>, SupernetNote)> {
-    let (state, note): (_, SupernetNote) = tensor_file::read(path)?;
+    let (state, note) = tensor_file::read(path)?;
+    Ok((state, checked(path, note)?))
+}
+
+/// What a supernet's file says of it. Reads the header only.
+///
+/// # Errors
+/// A missing file, one that [`write_supernet`] has not written.
+pub fn read_supernet_note(path: &Path) -> Result<SupernetNote> {
+    checked(path, tensor_file::read_note(path)?)
+}
+
+fn checked(path: &Path, note: SupernetNote) -> Result<SupernetNote> {
     note.space.validate().map_err(|e| e.at(path))?;
     if note.classes.is_empty() {
         return Err(Error::format(path, "it has no classes; expected the supernet of a run"));
     }
-    Ok((state, note))
+    Ok(note)
 }
 
 /// Checksum of a supernet's weights, space and class names, as eight hexadecimal digits: what was measured with the
@@ -417,7 +439,7 @@ mod tests {
         }
         let steps: Vec<usize> = folder.list().unwrap().iter().map(|f| f.0).collect();
         assert_eq!(steps, [5, 20]);
-        let (found, path, damaged) = folder.latest().unwrap().unwrap();
+        let Latest { checkpoint: found, path, damaged } = folder.latest().unwrap().unwrap();
         assert_eq!(found.progress, checkpoint(20).progress);
         assert_eq!(found.identity, checkpoint(20).identity);
         assert_eq!(found.teacher["w"].to_vec1::<f32>().unwrap(), [4.0]);
@@ -425,7 +447,7 @@ mod tests {
 
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() - 2]).unwrap();
-        let (found, _, damaged) = folder.latest().unwrap().unwrap();
+        let Latest { checkpoint: found, damaged, .. } = folder.latest().unwrap().unwrap();
         assert_eq!(found.progress.step, 5);
         assert!(damaged[0].contains("step-00000020"), "{damaged:?}");
         // Going on from step 5 must not count the damaged later one among those kept.
