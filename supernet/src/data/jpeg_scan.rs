@@ -3,7 +3,7 @@
 //! A decoder fills what is missing with grey or noise and says nothing. Only code lengths are followed here, no value is
 //! computed. Progressive, arithmetic and lossless files are not looked at.
 
-use super::decode::JpegMarkers;
+use super::jpeg_markers::JpegMarkers;
 
 /// What is wrong with the picture data of a JPEG file, if anything is and can be told.
 ///
