@@ -1,8 +1,7 @@
 //! The command line: what exists and what it is called. Each command's arguments stand in its own file.
 
 use crate::commands::{bench, config, extract, import, predictor, profile, quickstart, search, speed, train, tune};
-use crate::progress::note;
-use crate::{interrupt, numbers, processes};
+use crate::{conditions, interrupt, numbers, processes};
 use anyhow::{Result, ensure};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use ofa_supernet::Ranks;
@@ -55,14 +54,16 @@ impl Cli {
             argument.allow_negative_numbers(takes_values)
         };
         let command = <Cli as CommandFactory>::command().mut_args(negative);
-        let command = command.mut_subcommands(|subcommand| subcommand.mut_args(negative));
-        Cli::from_arg_matches(&command.try_get_matches()?)
+        let mut command = command.mut_subcommands(|subcommand| subcommand.mut_args(negative));
+        let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+        conditions::check(&mut command, &matches)?;
+        Cli::from_arg_matches(&matches)
     }
 
     /// Runs the chosen command, as one of `ranks`.
     pub fn run(self, ranks: &Ranks) -> Result<()> {
         if let Some(threads) = self.threads.filter(|_| !ranks.is_distributed()) {
-            hint_at_cores("--threads", threads);
+            processes::hint_at_cores("--threads", threads);
         }
         ensure!(
             !ranks.is_distributed()
@@ -84,16 +85,5 @@ impl Cli {
             Command::Extract(args) => extract::run(&args),
             Command::Bench(args) => bench::run(&args),
         }
-    }
-}
-
-/// Says so where `threads`, the value of `option`, are more than the machine has cores.
-pub fn hint_at_cores(option: &str, threads: usize) {
-    if let Ok(cores) = std::thread::available_parallelism()
-        && threads > cores.get()
-    {
-        note(format!(
-            "hint: {option} {threads} on {cores} cores: threads that share a core wait for each other; {cores} are most likely fastest"
-        ));
     }
 }

@@ -71,14 +71,10 @@ pub fn check() -> Result<()> {
 
 /// What to tell people if an error is an interruption.
 pub fn message(error: &anyhow::Error) -> Option<String> {
-    use ofa_evaluate::Error as Evaluate;
-    use ofa_extract::Error as Extract;
-    use ofa_supernet::Error::Interrupted;
     let interrupted = error.chain().any(|cause| {
-        matches!(cause.downcast_ref(), Some(Interrupted))
-            || matches!(cause.downcast_ref(), Some(Evaluate::Supernet(Interrupted)))
-            || matches!(cause.downcast_ref(), Some(Extract::Supernet(Interrupted)))
-            || matches!(cause.downcast_ref(), Some(Extract::Evaluate(Evaluate::Supernet(Interrupted))))
+        cause.downcast_ref().is_some_and(ofa_supernet::Error::is_interrupted)
+            || cause.downcast_ref().is_some_and(ofa_evaluate::Error::is_interrupted)
+            || cause.downcast_ref().is_some_and(ofa_extract::Error::is_interrupted)
     });
     interrupted.then(|| match error.chain().count() {
         1 => {

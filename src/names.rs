@@ -1,5 +1,7 @@
 //! Names of models and search results, which are names of files.
 
+use ofa_evaluate::profile::check_plain;
+
 /// Most bytes of a name: with a folder's or file's ending and those of a temporary neighbour it stays below the 255 of file systems.
 const LONGEST: usize = 200;
 /// Hexadecimal digits of the hash that stands for what is cut off.
@@ -30,12 +32,7 @@ pub fn check(name: &str) -> Result<(), String> {
     if name.len() > LONGEST {
         return Err(format!("a name of {} bytes is too long, expected at most {LONGEST}", name.len()));
     }
-    let begins = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.+".contains(c);
-    if name.starts_with(begins) && name.chars().all(allowed) {
-        return Ok(());
-    }
-    Err("expected letters, digits, '-', '_', '.' and '+', the first one a letter, digit or '_'".into())
+    check_plain(name, "+")
 }
 
 #[cfg(test)]

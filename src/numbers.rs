@@ -70,36 +70,6 @@ pub fn evaluations(text: &str) -> Result<usize, String> {
     whole(text, 1..=10_000_000)
 }
 
-/// Subnets of a generation, which are compared with each other.
-pub fn population(text: &str) -> Result<usize, String> {
-    whole(text, 2..=10_000)
-}
-
-/// Generations, and generations without a better subnet.
-pub fn generations(text: &str) -> Result<usize, String> {
-    whole(text, 0..=10_000_000)
-}
-
-/// Populations that evolve apart.
-pub fn islands(text: &str) -> Result<usize, String> {
-    whole(text, 1..=1000)
-}
-
-/// Choices that a local search changes at once.
-pub fn local_search(text: &str) -> Result<usize, String> {
-    whole(text, 0..=2)
-}
-
-/// Subnets before the first fit of a Gaussian process.
-pub fn initial(text: &str) -> Result<usize, String> {
-    whole(text, 2..=100_000)
-}
-
-/// Subnets between two updates of a search strategy.
-pub fn updates(text: &str) -> Result<usize, String> {
-    whole(text, 1..=10_000)
-}
-
 /// Runs of a search with different seeds.
 pub fn seeds(text: &str) -> Result<u64, String> {
     whole(text, 1..=1000).map(|count| count as u64)
@@ -126,16 +96,6 @@ pub fn epsilon(text: &str) -> Result<f64, String> {
     above_zero(text, 1.0)
 }
 
-/// A part of something, or a probability.
-pub fn fraction(text: &str) -> Result<f64, String> {
-    within(text, 0.0..=1.0)
-}
-
-/// Exponent of a reward.
-pub fn exponent(text: &str) -> Result<f64, String> {
-    within(text, -10.0..=0.0)
-}
-
 /// Standard deviations.
 pub fn deviations(text: &str) -> Result<f64, String> {
     within(text, 0.0..=1e6)
@@ -151,18 +111,20 @@ pub fn microseconds(text: &str) -> Result<f64, String> {
     within(text, 0.0..=1e9)
 }
 
-fn whole(text: &str, range: RangeInclusive<usize>) -> Result<usize, String> {
+/// A whole number in a range.
+pub fn whole(text: &str, range: RangeInclusive<usize>) -> Result<usize, String> {
     let expected = || format!("expected a whole number from {} to {}", range.start(), range.end());
     text.parse().ok().filter(|number| range.contains(number)).ok_or_else(expected)
 }
 
-/// A number; NaN is in no range.
-fn within(text: &str, range: RangeInclusive<f64>) -> Result<f64, String> {
+/// A number in a range; NaN is in none.
+pub fn within(text: &str, range: RangeInclusive<f64>) -> Result<f64, String> {
     let expected = || format!("expected a number from {} to {}", range.start(), range.end());
     text.parse().ok().filter(|number| range.contains(number)).ok_or_else(expected)
 }
 
-fn above_zero(text: &str, most: f64) -> Result<f64, String> {
+/// A number above 0 and up to `most`.
+pub fn above_zero(text: &str, most: f64) -> Result<f64, String> {
     let allowed = |number: &f64| *number > 0.0 && *number <= most;
     text.parse().ok().filter(allowed).ok_or_else(|| format!("expected a number above 0 and up to {most}"))
 }
@@ -173,16 +135,19 @@ mod tests {
 
     #[test]
     fn numbers_outside_their_range_are_refused_with_the_range() {
-        assert_eq!((batch("1"), batch("65536"), local_search("0")), (Ok(1), Ok(65_536), Ok(0)));
+        assert_eq!((batch("1"), batch("65536"), images_or_none("0")), (Ok(1), Ok(65_536), Ok(0)));
         for text in ["0", "65537", "18446744073709551615", "18446744073709551616", "-1", "1.5", "1e3", "", "x"] {
             assert_eq!(batch(text), Err("expected a whole number from 1 to 65536".into()), "{text}");
         }
-        assert_eq!((epochs("1e-3"), fraction("0"), exponent("-0.07")), (Ok(1e-3), Ok(0.0), Ok(-0.07)));
+        assert_eq!(
+            (epochs("1e-3"), within("0", 0.0..=1.0), within("-0.07", -10.0..=0.0)),
+            (Ok(1e-3), Ok(0.0), Ok(-0.07))
+        );
         for text in ["0", "-1", "nan", "inf", "-inf", "1e6", "", "x"] {
             assert_eq!(epochs(text), Err("expected a number above 0 and up to 100000".into()), "{text}");
         }
         for text in ["-0.1", "1.1", "nan", "inf"] {
-            assert_eq!(fraction(text), Err("expected a number from 0 to 1".into()), "{text}");
+            assert_eq!(within(text, 0.0..=1.0), Err("expected a number from 0 to 1".into()), "{text}");
         }
         assert_eq!(seed("9223372036854775807"), Ok(i64::MAX as u64));
         assert!(seed("9223372036854775808").unwrap_err().ends_with("to 9223372036854775807"));

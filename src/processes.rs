@@ -76,3 +76,14 @@ pub fn fail(ranks: &Ranks, message: &str) -> ! {
     complain!("error: rank {} of {}: {message}", ranks.rank(), ranks.count());
     ranks.abort(1)
 }
+
+/// Says so where `threads`, the value of `option`, are more than the machine has cores.
+pub fn hint_at_cores(option: &str, threads: usize) {
+    if let Ok(cores) = std::thread::available_parallelism()
+        && threads > cores.get()
+    {
+        note(format!(
+            "hint: {option} {threads} on {cores} cores: threads that share a core wait for each other; {cores} are most likely fastest"
+        ));
+    }
+}

@@ -9,7 +9,7 @@ use ofa_supernet::data::{DataOptions, Dataset, Normalisation, OpenProgress, Spli
 use ofa_supernet::files::{list_folder, read_toml, remove_all_abandoned, write_atomic};
 use ofa_supernet::lock::{Lock, Sharing};
 use ofa_supernet::train::TrainConfig;
-use ofa_supernet::train::checkpoint::{Folder, read_supernet, supernet_checksum};
+use ofa_supernet::train::checkpoint::{Folder, read_supernet, read_supernet_note, supernet_checksum};
 use ofa_supernet::{SearchSpace, Supernet};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -266,7 +266,7 @@ impl RunFolder {
             Some(source) => config.source = data_flag(source)?,
             None => self.check_source(&config)?,
         }
-        let (_, supernet) = read_supernet(&self.supernet_path()?)?;
+        let supernet = read_supernet_note(&self.supernet_path()?)?;
         let Some(trained_on) = supernet.trained_on else {
             // An imported supernet was not trained here.
             if supernet.steps > 0 {

@@ -8,6 +8,7 @@ use common::{
 use ofa_evaluate::model::load_config;
 use ofa_supernet::train::checkpoint::{read_supernet, write_supernet};
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 #[test]
@@ -289,9 +290,8 @@ fn a_signal_stops_fine_tuning_and_nothing_is_stored() {
     let folder = temporary.path();
     let mut child =
         command(folder, &["extract", "--run", "run", "--subnet", "smallest", "--finetune", "100000"]).spawn().unwrap();
-    // The handlers are there before the data is opened, which takes no second.
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    assert!(child.try_wait().unwrap().is_none());
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.map_while(Result::ok).any(|line| line.contains("fine-tuning 'r")), "it ended before");
     assert!(std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(143));
     assert!(!folder.join("run/models/smallest").exists());

@@ -2,18 +2,7 @@
 
 mod common;
 
-use common::{fails, ofa, succeeds};
-use std::path::Path;
-
-/// Fails with exit code 2 and a line that says which option, and what it expects.
-#[track_caller]
-fn misused(folder: &Path, arguments: &[&str], option: &str, expected: &str) {
-    let output = ofa(folder, arguments);
-    let err = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {err}");
-    let first = err.lines().next().unwrap_or_default();
-    assert!(first.starts_with("error: ") && first.contains(option) && first.contains(expected), "{arguments:?}: {err}");
-}
+use common::{fails, misused, ofa, succeeds};
 
 #[test]
 fn every_numeric_option_refuses_what_is_out_of_range() {
@@ -69,14 +58,13 @@ fn every_numeric_option_refuses_what_is_out_of_range() {
                 misused(
                     temporary.path(),
                     &[command, &[*option, value][..]].concat(),
-                    option,
-                    "expected a whole number from ",
+                    &[option, "expected a whole number from "],
                 );
             }
         }
         for option in *real {
             for value in ["nan", "inf", "-1e300", "1e300"] {
-                misused(temporary.path(), &[command, &[*option, value][..]].concat(), option, "expected a number ");
+                misused(temporary.path(), &[command, &[*option, value][..]].concat(), &[option, "expected a number "]);
             }
         }
     }
@@ -91,7 +79,7 @@ fn every_numeric_option_refuses_what_is_out_of_range() {
         (["extract", "--finetune-rate", "0"], "--finetune-rate"),
         (["profile", "--rounds", "0"], "--rounds"),
     ] {
-        misused(temporary.path(), &arguments, option, "expected a");
+        misused(temporary.path(), &arguments, &[option, "expected a"]);
     }
     assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "nothing is made");
 }
@@ -137,4 +125,20 @@ fn options_that_belong_to_another_one_are_not_taken_without_it() {
         let err = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(2) && err.contains(missing), "{arguments:?}: {err}");
     }
+    let search = ["search", "--limit", "any:macs=1M"];
+    for (arguments, expected) in [
+        (&["--strategy", "pareto"][..], "--strategy pareto needs --against"),
+        (&["--against", "any:macs"], "--against needs --strategy pareto"),
+        (&["--score", "measured", "--verify", "3"], "--verify cannot be used with --score measured"),
+        (&["--score", "measured", "--pessimism", "1"], "--pessimism cannot be used with --score measured"),
+        (&["--data", "builtin"], "--data needs --score measured or --verify"),
+        (&["--skip-bad"], "--skip-bad needs --score measured or --verify"),
+        (&["--images", "9"], "--images needs --score measured or --verify"),
+        (&["--recalibration", "9"], "--recalibration needs --score measured or --verify"),
+    ] {
+        misused(temporary.path(), &[&search[..], arguments].concat(), &[expected]);
+    }
+    let active = ["predictor", "--active", "improvement", "--members", "1"];
+    misused(temporary.path(), &active, &["--active improvement cannot be used with --members 1", "two members"]);
+    misused(temporary.path(), &["train", "--resume", "--batch", "9"], &["--resume", "--batch", "config.toml"]);
 }

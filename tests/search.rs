@@ -130,20 +130,6 @@ fn strategies_are_compared_at_equal_budgets() {
 }
 
 #[test]
-fn options_that_do_not_belong_together_are_refused() {
-    let temporary = tempfile::tempdir().unwrap();
-    finished_run(temporary.path());
-    let bad = |arguments: &[&str], expected: &[&str]| {
-        refuses(temporary.path(), &[&["--limit", "any:macs=400k"], arguments].concat(), expected);
-    };
-    bad(&["--strategy", "random", "--population", "5"], &["--strategy random", "population"]);
-    bad(&["--strategy", "pareto"], &["--against"]);
-    bad(&["--against", "any:macs"], &["--strategy pareto"]);
-    bad(&["--score", "measured", "--verify", "3"], &["--verify"]);
-    bad(&["--data", "builtin"], &["--data", "--score measured"]);
-}
-
-#[test]
 fn subnets_of_a_resnet_keep_their_limits() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
@@ -230,6 +216,8 @@ fn constants_of_a_strategy_are_checked_by_flag_before_anything_is_read() {
     let temporary = tempfile::tempdir().unwrap();
     for (arguments, reason) in [
         (&["--strategy", "random", "--generations", "3"][..], "--strategy random: it has no constant --generations"),
+        (&["--strategy", "random", "--population", "5"], "--strategy random: it has no constant --population"),
+        (&["--strategy", "ppo", "--batch", "1"], "--strategy ppo: --batch 1 is not between 2 and 10000"),
         (&["--strategy", "grid", "--parent-ratio", "0.5"], "--strategy grid: it has no constant --parent-ratio"),
     ] {
         refuses(temporary.path(), &[&["--limit", "any:macs=1M"], arguments].concat(), &[reason]);

@@ -8,6 +8,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that can go wrong in this crate.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// An error of the supernet crate: files, formats, spaces, subnets, interruption.
     #[error(transparent)]
@@ -49,6 +50,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the work was interrupted on request, so that nothing is wrong.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(self, Error::Supernet(error) if error.is_interrupted())
+    }
+
     /// A tensor error.
     pub fn tensor(name: impl Into<String>, message: impl Into<String>) -> Self {
         Error::Tensor { name: name.into(), message: message.into() }

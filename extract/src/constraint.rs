@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use ofa_evaluate::cost;
-use ofa_evaluate::profile::DeviceProfile;
+use ofa_evaluate::profile::{DeviceProfile, check_plain};
 use ofa_supernet::{SearchSpace, Subnet};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
@@ -189,9 +189,8 @@ fn parse_subject(text: &str, subject: &str) -> Result<(String, Metric)> {
         return fail("expected the form DEVICE:METRIC, for example laptop:latency or any:macs".into());
     };
     let (device, name) = (device.trim(), name.trim());
-    let nameable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if device.is_empty() || device.starts_with('.') || !device.chars().all(nameable) {
-        return fail(format!("'{device}' is no device name; expected letters, digits, '-', '_' and '.'"));
+    if let Err(expected) = check_plain(device, "") {
+        return fail(format!("'{device}' is no device name; {expected}"));
     }
     let Some(metric) = Metric::ALL.into_iter().find(|m| m.name().eq_ignore_ascii_case(name)) else {
         return fail(format!("'{name}' is no metric; expected latency, macs, params, memory, size or size-f16"));

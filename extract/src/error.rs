@@ -8,6 +8,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that can go wrong in this crate.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// Reading or writing a file failed.
     #[error("{}: {source}", path.display())]
@@ -41,7 +42,17 @@ pub enum Error {
     /// The predictor cannot be fitted.
     #[error("predictor: {}", shortened(.0))]
     Predictor(String),
-    /// A search setting or a scorer's answer is impossible.
+    /// A setting of a search strategy is out of its range.
+    #[error("search: {name} {value} is not {expected}")]
+    Setting {
+        /// The setting's name, as in files.
+        name: &'static str,
+        /// The value.
+        value: String,
+        /// The range, such as "between 0 and 1".
+        expected: String,
+    },
+    /// A search problem or a scorer's answer is impossible.
     #[error("search: {}", shortened(.0))]
     Search(String),
     /// Hyperparameters cannot be varied like that.
@@ -56,12 +67,24 @@ pub enum Error {
     /// Cost or latency.
     #[error(transparent)]
     Evaluate(#[from] ofa_evaluate::Error),
+    /// Code of this crate or its caller broke an invariant; no input should reach this.
+    #[error("internal error: {0}; please report this")]
+    Internal(String),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
 }
 
 impl Error {
+    /// Whether the work was interrupted on request, so that nothing is wrong.
+    pub fn is_interrupted(&self) -> bool {
+        match self {
+            Error::Supernet(error) => error.is_interrupted(),
+            Error::Evaluate(error) => error.is_interrupted(),
+            _ => false,
+        }
+    }
+
     /// Wraps an operating system error with the path it happened at.
     pub fn file(path: impl AsRef<Path>, source: std::io::Error) -> Self {
         Error::File { path: path.as_ref().to_path_buf(), source }
@@ -70,23 +93,6 @@ impl Error {
     /// A format error at a path.
     pub fn format(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
         Error::Format { path: path.as_ref().to_path_buf(), message: message.into() }
-    }
-
-    /// The error with the path of the file whose content it is about; one that names a path of its own, or is not about
-    /// content, stays as it is.
-    pub fn at(self, path: impl AsRef<Path>) -> Self {
-        match self {
-            Error::Supernet(error) => Error::Supernet(error.at(path)),
-            Error::Evaluate(error) => Error::Evaluate(error.at(path)),
-            Error::Constraint(_) | Error::Predictor(_) | Error::Tune(_) | Error::Tensor(_) => {
-                Error::format(path, self.to_string())
-            }
-            Error::File { .. }
-            | Error::Format { .. }
-            | Error::Line { .. }
-            | Error::Search(_)
-            | Error::Impossible(_) => self,
-        }
     }
 
     /// A format error at a line (from 1) of a path.

@@ -49,7 +49,10 @@ const SETTINGS: [&str; 4] = [
     "{'d': [2, 0, 1], 'e': [0.25, 0.5, 0.25, 0.5], 'w': [0, 1, 1, 0], 'ks': None}",
 ];
 
-/// Writes all seeds to folders below `corpus`.
+/// Writes a seed.
+type Put<'a> = dyn Fn(&str, &[u8]) -> Result<()> + 'a;
+
+/// Writes all seeds below `corpus`.
 pub fn write(corpus: &Path) -> Result<()> {
     let put = |name: &str, bytes: &[u8]| -> Result<()> {
         let path = corpus.join(name);
@@ -93,7 +96,25 @@ pub fn write(corpus: &Path) -> Result<()> {
         put(&format!("setting/{index}"), setting.as_bytes())?;
     }
 
-    // A run over a few images in the narrowest network.
+    of_a_run(&put, &tiny)?;
+
+    let folder = tempfile::tempdir()?;
+    let mut samples = Vec::new();
+    for position in 0..30 {
+        let subnet = tiny.sample(&mut generator(0, Stream::Sampling, &[position]));
+        let size = cost::macs(&tiny.network(&subnet, 10)?) as f64;
+        samples.push(Sample { subnet, accuracy: (size.ln() / 20.0).clamp(0.0, 1.0) });
+    }
+    let lines: Result<Vec<String>, _> = samples.iter().take(6).map(serde_json::to_string).collect();
+    put("samples/six", (lines?.join("\n") + "\n").as_bytes())?;
+    let settings = FitSettings { hidden: 4, ..FitSettings::default() };
+    let (predictor, _) = Predictor::fit(&tiny, &samples, &settings, 0, &mut |_, _, _| {})?;
+    predictor.save(&folder.path().join("predictor"))?;
+    put("predictor/small", &fs::read(folder.path().join("predictor"))?)
+}
+
+/// Files of a run over a few images in the narrowest network.
+fn of_a_run(put: &Put, tiny: &SearchSpace) -> Result<()> {
     let mut narrow = SearchSpace { width_multiplier: 0.25, ..tiny.clone() };
     narrow.resolutions = vec![8, 12];
     narrow.head = narrow.head.map(|head| Head { feature_channels: 8, hidden_channels: Some(8), ..head });
@@ -134,19 +155,7 @@ pub fn write(corpus: &Path) -> Result<()> {
     let profile = measure(&one, &options, None, &mut |_| ControlFlow::Continue(()))?;
     profile.save(folder.path().join("seed.json"))?;
     put("device-profile/seed", &fs::read(folder.path().join("seed.json"))?)?;
-
-    let mut samples = Vec::new();
-    for position in 0..30 {
-        let subnet = tiny.sample(&mut generator(0, Stream::Sampling, &[position]));
-        let size = cost::macs(&tiny.network(&subnet, 10)?) as f64;
-        samples.push(Sample { subnet, accuracy: (size.ln() / 20.0).clamp(0.0, 1.0) });
-    }
-    let lines: Result<Vec<String>, _> = samples.iter().take(6).map(serde_json::to_string).collect();
-    put("samples/six", (lines?.join("\n") + "\n").as_bytes())?;
-    let settings = FitSettings { hidden: 4, ..FitSettings::default() };
-    let (predictor, _) = Predictor::fit(&tiny, &samples, &settings, 0, &mut |_, _, _| {})?;
-    predictor.save(&folder.path().join("predictor"))?;
-    put("predictor/small", &fs::read(folder.path().join("predictor"))?)
+    Ok(())
 }
 
 /// A latency table of the smallest resolution, built by adding entries until the reader finds none missing.
@@ -186,8 +195,8 @@ fn old_torch_file(tensors: &[torch_file::Named]) -> Vec<u8> {
     out
 }
 
-/// Seeds of IDX, CIFAR, PNG and JPEG files.
-fn foreign(put: &dyn Fn(&str, &[u8]) -> Result<()>) -> Result<()> {
+/// IDX, CIFAR, PNG and JPEG.
+fn foreign(put: &Put) -> Result<()> {
     let header = |fields: &[u32]| -> Vec<u8> { fields.iter().flat_map(|field| field.to_be_bytes()).collect() };
     let mut images = header(&[0x0803, 6, 3, 2]);
     images.extend(0..36u8);

@@ -1,6 +1,6 @@
 //! `ofa bench`
 
-use crate::cli::hint_at_cores;
+use crate::processes::hint_at_cores;
 use crate::run_folder::{DataConfig, data_flag};
 use crate::{class_names, interrupt, memory, numbers, progress, shell, table};
 use anyhow::{Result, bail};

@@ -1,10 +1,9 @@
 //! `ofa search --compare`: every strategy with the same budget.
 
-use super::search::{Scorer, StrategyName, limits_of, searched_space};
 use crate::run_folder::RunFolder;
+use crate::scorer::{Scorer, limits_of, searched_space};
 use crate::{progress, table};
 use anyhow::Result;
-use clap::ValueEnum;
 use ofa_evaluate::latency::median;
 use ofa_extract::search::SearchSettings;
 use ofa_extract::{Constraint, Measures, Problem, search};
@@ -34,22 +33,22 @@ pub fn compare(
     let against = limits_of(&costs, measures)?;
     let space = searched_space(folder, measures, scorer, constraints.iter())?;
     let evaluations = options.evaluations.unwrap_or(EVALUATIONS);
+    let strategies = SearchSettings::all();
     let mut rows = Vec::new();
-    let bar = progress::bar(StrategyName::value_variants().len() * options.seeds as usize, "searches");
-    for strategy in StrategyName::value_variants() {
-        let settings: SearchSettings = serde_json::from_value(serde_json::json!({ "strategy": strategy.text() }))?;
+    let bar = progress::bar(strategies.len() * options.seeds as usize, "searches");
+    for settings in &strategies {
         let (mut scores, mut seconds, mut scored) = (Vec::new(), Vec::new(), Vec::new());
         for seed in (0..options.seeds).map(|index| options.seed.wrapping_add(index)) {
             let problem =
                 Problem { against: &against, evaluations: Some(evaluations), ..Problem::new(&space, &limits, seed) };
             let mut score = |subnets: &[Subnet]| scorer.score(subnets);
-            let result = search(&problem, &settings, &mut score, &mut |_| ())?;
+            let result = search(&problem, settings, &mut score, &mut |_| ())?;
             scores.push(result.predicted_accuracy);
             seconds.push(result.seconds);
             scored.push(result.evaluations as f64);
             bar.inc(1);
         }
-        rows.push((strategy.text(), scores, seconds, scored));
+        rows.push((settings.name(), scores, seconds, scored));
     }
     bar.finish_and_clear();
     let middle = |values: &[f64]| median(values).unwrap_or(f64::NAN);
@@ -62,7 +61,7 @@ pub fn compare(
             // Ranked by what the predictor says, told as what an accuracy can be.
             let percent = |value: f64| format!("{:.2} %", 100.0 * value.clamp(0.0, 1.0));
             vec![
-                name,
+                name.to_string(),
                 percent(best),
                 percent(middle(&scores)),
                 format!("{:.2} points", 100.0 * (best - worst)),

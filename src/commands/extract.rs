@@ -325,6 +325,9 @@ fn finetune_subnet(
 ) -> Result<()> {
     let bar = progress::bar(0, "steps");
     finetune(net, teacher, subnet, data, config, options, &mut |at| {
+        if bar.length() == Some(0) {
+            bar.suspend(|| progress::note(format!("fine-tuning '{subnet}': {} steps", at.steps)));
+        }
         bar.set_length(at.steps as u64);
         bar.set_position(at.step as u64);
         bar.set_message(format!("fine-tuning, loss {:.3}", at.loss));

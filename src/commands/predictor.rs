@@ -6,7 +6,7 @@ use crate::run_folder::RunFolder;
 use crate::{interrupt, numbers, progress, table};
 use anyhow::{Result, bail};
 use ofa_extract::predictor::active::{self, Acquisition, CurvePoint, FEWEST_CURVE_SAMPLES};
-use ofa_extract::predictor::{FEWEST_SAMPLES, SampleWriter, check_space, read_provenance, read_samples};
+use ofa_extract::predictor::{FEWEST_SAMPLES, SampleWriter, check_space, other_weights, read_provenance, read_samples};
 use ofa_extract::{FitReport, FitSettings, Predictor, Sample};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::seed::{Stream, generator};
@@ -94,16 +94,6 @@ impl Sampling {
                 self.samples
             );
         }
-        self.check_members()
-    }
-
-    fn check_members(&self) -> Result<()> {
-        if matches!(self.active, Some(Active::Improvement)) && self.members < 2 {
-            bail!(
-                "--members {}: `--active improvement` needs two members or more, as it asks how sure a prediction is",
-                self.members
-            );
-        }
         Ok(())
     }
 }
@@ -115,7 +105,6 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         return Ok(()); // nothing to share out
     }
     if args.curve {
-        args.sampling.check_members()?;
         let _lock = folder.lock_to_read()?;
         return curve(&folder, &folder.space()?.0, &args.sampling);
     }
@@ -161,11 +150,9 @@ fn curve(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result
         );
     }
     let weights = folder.weights_checksum()?;
-    if read_provenance(&path, space)?.is_some_and(|provenance| provenance.weights != weights) {
-        progress::note(format!(
-            "warning: {}: the samples are of other weights than the supernet now has",
-            path.display()
-        ));
+    let other = read_provenance(&path, space)?.and_then(|provenance| other_weights(&provenance.weights, &weights));
+    if let Some(other) = other {
+        progress::note(format!("warning: {}: the samples are of {other}", path.display()));
     }
     let acquisition = sampling.acquisition().unwrap_or(Acquisition::Deviation);
     let bar = progress::bar(0, "fits");

@@ -1,6 +1,6 @@
 //! `ofa profile`
 
-use crate::cli::hint_at_cores;
+use crate::processes::hint_at_cores;
 use crate::run_folder::RunFolder;
 use crate::{interrupt, memory, numbers, progress};
 use anyhow::{Error, Result};

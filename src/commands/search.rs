@@ -1,18 +1,18 @@
 //! `ofa search`
 
 use crate::commands::compare::{self, compare};
-use crate::freshness::{basis_of, load_predictor, predictor_path};
+use crate::freshness::{basis_of, load_predictor};
 use crate::measured::{Images, Measured};
 use crate::run_folder::RunFolder;
-use crate::{interrupt, names, numbers, progress, shell, table};
-use anyhow::{Result, anyhow, bail};
+use crate::scorer::{Scorer, limits_of, searched_space};
+use crate::strategy_options::{self, StrategyOptions};
+use crate::{names, numbers, progress, shell, table};
+use anyhow::{Result, anyhow};
 use clap::ValueEnum;
-use ofa_evaluate::DeviceProfile;
 use ofa_extract::search::{Basis, SearchSettings, of_batch};
-use ofa_extract::{Constraint, Limit, Measures, Metric, Predictor, Problem, SearchResult, search};
+use ofa_extract::{Constraint, Limit, Measures, Metric, Problem, SearchResult, search};
 use ofa_supernet::files::write_json;
-use ofa_supernet::{SearchSpace, Subnet, Supernet};
-use serde::Serialize;
+use ofa_supernet::{Subnet, Supernet};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -36,8 +36,8 @@ pub struct Args {
     #[arg(long)]
     together: bool,
     /// How to search.
-    #[arg(long, value_enum, default_value_t = StrategyName::Evolution)]
-    strategy: StrategyName,
+    #[arg(long, value_parser = strategy_options::strategy(), default_value = strategy_options::default_strategy())]
+    strategy: SearchSettings,
     /// DEVICE:METRIC that `--strategy pareto` draws the front of accuracy against, e.g. laptop:latency; may be given several times.
     #[arg(long, value_parser = Constraint::unlimited)]
     against: Vec<Constraint>,
@@ -45,11 +45,11 @@ pub struct Args {
     #[arg(long, value_parser = numbers::evaluations)]
     evaluations: Option<usize>,
     #[command(flatten)]
-    constants: Constants,
+    strategy_options: StrategyOptions,
     #[command(flatten)]
     scoring: Scoring,
     /// Run every strategy with its default constants and the same number of evaluations, and print a table instead of writing results.
-    #[arg(long, conflicts_with_all = ["strategy", "against", "Constants", "verify", "json"])]
+    #[arg(long, conflicts_with_all = ["strategy", "against", strategy_options::GROUP, "verify", "json"])]
     compare: bool,
     /// Runs of each strategy with different seeds for --compare.
     #[arg(long, default_value_t = 5, requires = "compare", value_parser = numbers::seeds)]
@@ -60,93 +60,6 @@ pub struct Args {
     /// Print the results as JSON.
     #[arg(long)]
     json: bool,
-}
-
-/// The strategies by name.
-#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
-pub enum StrategyName {
-    /// Evolutionary search with a local search wherever it comes to a halt.
-    Evolution,
-    /// NSGA-II: the whole front of accuracy against one or more costs.
-    Pareto,
-    /// Random subnets.
-    Random,
-    /// Uniform settings of kernel, expand ratio, depth and resolution.
-    Grid,
-    /// Gaussian process and expected improvement: for few, expensive evaluations.
-    Bayes,
-    /// MnasNet's controller, trained by proximal policy optimisation.
-    Ppo,
-    /// ProxylessNAS's gates: one distribution a choice, moved by scores and by the gradient of the expected cost.
-    Gradient,
-}
-
-impl StrategyName {
-    /// The name as on the command line and in results.
-    pub fn text(self) -> String {
-        self.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
-    }
-}
-
-/// Constants of the strategies; each strategy takes only its own.
-#[derive(clap::Args, Default, Serialize)]
-struct Constants {
-    /// Subnets in each generation (evolution, pareto; default 100).
-    #[arg(long, value_parser = numbers::population)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    population: Option<usize>,
-    /// Generations (evolution, pareto; default 500).
-    #[arg(long, value_parser = numbers::generations)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    generations: Option<usize>,
-    /// Part of the population that has children (evolution; default 0.25).
-    #[arg(long, value_parser = numbers::fraction)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    parent_ratio: Option<f64>,
-    /// Part of the children that are mutations; the others are crossovers (evolution; default 0.5).
-    #[arg(long, value_parser = numbers::fraction)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mutation_ratio: Option<f64>,
-    /// Probability of a mutation of each gene (evolution, pareto).
-    #[arg(long, value_parser = numbers::fraction)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mutation_probability: Option<f64>,
-    /// Probability of a mutation of the resolution (evolution).
-    #[arg(long, value_parser = numbers::fraction)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    resolution_mutation_probability: Option<f64>,
-    /// Populations that evolve apart before their best meet (evolution; default 5).
-    #[arg(long, value_parser = numbers::islands)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    islands: Option<usize>,
-    /// Rounds without anything better after which the populations meet or the evolution ends; 0 for never early (evolution; default 5).
-    #[arg(long, value_parser = numbers::generations)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    patience: Option<usize>,
-    /// Choices that the local search changes at once: 0, 1 or 2 (evolution; default 2).
-    #[arg(long, value_parser = numbers::local_search)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    local_search: Option<usize>,
-    /// Random subnets at the start (bayes; default 30).
-    #[arg(long, value_parser = numbers::initial)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    initial: Option<usize>,
-    /// Subnets scored between two updates of the model (bayes, default 5; ppo and gradient, default 50).
-    #[arg(long, value_parser = numbers::updates)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    batch: Option<usize>,
-    /// Exponent w of the reward accuracy x (value / limit)^w (ppo; default -0.07).
-    #[arg(long, allow_negative_numbers = true, value_parser = numbers::exponent)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    exponent: Option<f64>,
-    /// A subnet that breaks a limit is worth nothing (ppo).
-    #[arg(long, num_args = 0, default_missing_value = "true")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    hard: Option<bool>,
-    /// Learning rate (ppo, default 0.005; gradient, default 0.2).
-    #[arg(long, value_parser = numbers::learning_rate)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    learning_rate: Option<f64>,
 }
 
 /// What a subnet's score is.
@@ -181,27 +94,10 @@ enum Score {
 }
 
 impl Args {
+    /// The chosen strategy with the settings that were given.
     fn settings(&self) -> Result<SearchSettings> {
-        let name = self.strategy.text();
-        let flag = |key: &str| format!("--{}", key.replace('_', "-"));
-        let mut constants = serde_json::to_value(&self.constants)?;
-        constants["strategy"] = name.clone().into();
-        let settings: SearchSettings = serde_json::from_value(constants).map_err(|error| {
-            let unknown = error.to_string();
-            match unknown.split('`').nth(1) {
-                Some(key) => anyhow!("--strategy {name}: it has no constant {}", flag(key)),
-                None => anyhow!("--strategy {name}: {error}"),
-            }
-        })?;
-        settings.strategy().validate().map_err(|error| {
-            // Constants are named by their keys there.
-            let words: Vec<String> = error
-                .to_string()
-                .split(' ')
-                .map(|word| if word.contains('_') { flag(word) } else { word.to_string() })
-                .collect();
-            anyhow!("--strategy {name}: {}", words.join(" "))
-        })?;
+        let mut settings = self.strategy.clone();
+        self.strategy_options.apply(&mut settings)?;
         Ok(settings)
     }
 
@@ -220,20 +116,7 @@ impl Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    if !args.compare && (args.strategy == StrategyName::Pareto) == args.against.is_empty() {
-        bail!("--strategy pareto and --against belong together: give both or neither");
-    }
-    if args.scoring.score == Score::Measured && args.scoring.verify.is_some() {
-        bail!("--verify measures what --score measured has measured already: leave one of them out");
-    }
-    let pessimism = args.scoring.pessimism;
-    if pessimism > 0.0 && args.scoring.score == Score::Measured {
-        bail!("--pessimism {pessimism}: expected predictions to be pessimistic about (no --score measured)");
-    }
     let measuring = args.scoring.score == Score::Measured || args.scoring.verify.is_some();
-    if !measuring && args.scoring.data.is_some() {
-        bail!("--data names images to measure on, for --score measured or --verify; the predictor needs none");
-    }
     // Before anything is read.
     let settings = if args.compare { None } else { Some(args.settings()?) };
     let folder = RunFolder::new(&args.run);
@@ -301,30 +184,6 @@ fn with_scorer(
     Ok(())
 }
 
-/// Where scores come from.
-pub enum Scorer<'a> {
-    /// The prediction less so many of its deviations.
-    Predictor(Box<Predictor>, f64),
-    Measured(&'a Measured<'a>),
-}
-
-impl Scorer<'_> {
-    /// Scores; a stop that was asked for is an error.
-    pub fn score(&self, subnets: &[Subnet]) -> ofa_extract::Result<Vec<f64>> {
-        if interrupt::requested() {
-            return Err(ofa_supernet::Error::Interrupted.into());
-        }
-        match self {
-            Scorer::Predictor(predictor, 0.0) => predictor.predict(subnets),
-            Scorer::Predictor(predictor, pessimism) => {
-                let predictions = predictor.predict_with_deviation(subnets)?;
-                Ok(predictions.iter().map(|p| p.accuracy - pessimism * p.deviation).collect())
-            }
-            Scorer::Measured(measured) => Ok(measured.accuracies(subnets)?),
-        }
-    }
-}
-
 /// How [`search_groups`] searches.
 pub struct Options {
     pub settings: SearchSettings,
@@ -367,43 +226,6 @@ fn note_batches<'c>(measures: &Measures, constraints: impl Iterator<Item = &'c C
         }
     }
     Ok(())
-}
-
-/// The space with the resolutions that the predictor and all named devices know: imported ones may know only some. Their
-/// profiles must have every layer of the space.
-pub fn searched_space<'c>(
-    folder: &RunFolder,
-    measures: &Measures,
-    scorer: &Scorer,
-    constraints: impl Iterator<Item = &'c Constraint>,
-) -> Result<SearchSpace> {
-    let space = measures.space();
-    let mut searched = space.clone();
-    let mut keep = |known: &[usize], file: PathBuf| {
-        let before = searched.resolutions.clone();
-        searched.resolutions.retain(|resolution| known.contains(resolution));
-        if searched.resolutions.is_empty() {
-            bail!("{}: known are the resolutions {known:?}, searched would be {before:?}", file.display());
-        }
-        Ok(())
-    };
-    if let Scorer::Predictor(predictor, _) = scorer {
-        keep(&predictor.space().resolutions, predictor_path(folder))?;
-    }
-    let devices = constraints.filter(|c| c.metric == Metric::Latency).map(|c| measures.device(&c.device));
-    let devices = devices.collect::<ofa_extract::Result<Vec<_>>>()?;
-    let path = |device: &DeviceProfile| folder.join(&format!("devices/{}.json", device.name));
-    for device in &devices {
-        keep(&device.space.resolutions, path(device))?;
-    }
-    for device in &devices {
-        let covers = device.check_covers(&searched, measures.classes());
-        covers.map_err(|error| anyhow!("{}: {error}", path(device).display()))?;
-    }
-    if searched.resolutions != space.resolutions {
-        complain!("searching resolutions {:?}: predictor or device know no others", searched.resolutions);
-    }
-    Ok(searched)
 }
 
 /// Searches each group of limits and writes `search/NAME.json`; names and results in order.
@@ -472,11 +294,6 @@ fn result_name(against: &[Constraint], constraints: &[Constraint]) -> Result<Str
     let name = names::short(&parts.collect::<Vec<_>>().join("+"));
     names::check(&name).map_err(|reason| anyhow!("search result '{name}': {reason}"))?;
     Ok(name)
-}
-
-/// The limits that constraints ask for.
-pub fn limits_of<'a>(constraints: &[Constraint], measures: &'a Measures) -> ofa_extract::Result<Vec<Limit<'a>>> {
-    constraints.iter().map(|constraint| Limit::from_constraint(constraint, measures)).collect()
 }
 
 fn verify(result: &mut SearchResult, limits: &[Limit], measured: &Measured) -> Result<()> {

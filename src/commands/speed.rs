@@ -155,6 +155,11 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         say!("{}", serde_json::to_string(&report)?);
         return Ok(());
     }
+    print_report(args, &report);
+    Ok(())
+}
+
+fn print_report(args: &Args, report: &Report) {
     let memory = report.peak_mib.map_or("unknown".into(), |m| format!("{m:.0} MiB"));
     say!(
         "{} {} at {} px, batch {}, {} threads ({}): {} images/s, {:.4} s a step, peak memory {memory}",
@@ -165,7 +170,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         report.threads,
         report.instruction_set,
         progress::rate(report.images_per_second),
-        step_seconds
+        report.step_seconds
     );
     if let Some(exchange) = &report.ranks {
         say!(
@@ -178,7 +183,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
             1e3 * report.hiding_seconds,
             1e3 * exchange.hidden_seconds,
             1e3 * exchange.exposed_seconds,
-            100.0 * exchange.exposed_seconds / step_seconds,
+            100.0 * exchange.exposed_seconds / report.step_seconds,
             1e3 * exchange.seconds[0],
             1e3 * exchange.seconds[1],
             exchange.latency_microseconds,
@@ -186,7 +191,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         );
     }
     if let Some(predictions) = &report.ranks_model {
-        print_model(args, &report, predictions);
+        print_model(args, report, predictions);
     }
     if let Some(stages) = &report.schedule {
         for stage in stages {
@@ -201,7 +206,6 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         let total: f64 = stages.iter().map(|s| s.seconds).sum();
         say!("the schedule takes about {} on {} training images", progress::duration(total), args.images);
     }
-    Ok(())
 }
 
 /// How fast exchanges are by themselves, for gradients as in `step`, and the seconds a step that ranks waited for them.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use ofa_supernet::train::checkpoint::Folder;
 use ofa_supernet::train::{Control, Event, Outcome, ProbeResult, TrainConfig, is_unbegun, train};
-use ofa_supernet::{Error, Ranks, SearchSpace, Supernet};
+use ofa_supernet::{Ranks, SearchSpace, Supernet};
 use std::path::PathBuf;
 
 /// Train a supernet by progressive shrinking.
@@ -69,16 +69,6 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Whether any of them but `--data` was given.
-    fn given_besides_data(&self) -> bool {
-        let text = [self.preset.is_some(), self.space.is_some(), self.config.is_some()];
-        let numbers = [self.validation.is_some(), self.epochs.is_some(), self.batch.is_some(), self.seed.is_some()];
-        self.skip_bad
-            || self.scale_learning_rate
-            || self.sync_batch_norm
-            || text.into_iter().chain(numbers).any(|given| given)
-    }
-
     /// File, presets and flags as one checked configuration.
     pub fn resolve(&self) -> Result<RunConfig> {
         let mut config = match &self.config {
@@ -122,12 +112,6 @@ impl Settings {
 pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     let folder = RunFolder::new(&args.out);
     let mut config = if args.resume {
-        if args.settings.given_besides_data() {
-            bail!(
-                "--resume takes the run's settings from {}; of them only --data may be given, for images that have moved",
-                folder.join("config.toml").display()
-            );
-        }
         let mut config = folder.config()?;
         match &args.settings.data {
             Some(source) => config.data.source = data_flag(source)?,
@@ -154,8 +138,9 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         }
         note(format!("{} holds no checkpoint yet: training starts at its beginning", args.out.display()));
     }
-    let outcome = match train_run(&folder, &args.out, &config, ranks, resume, &device) {
-        Err(error) if !refused(&error) && matches!(checkpoints.latest(), Ok(Some(_))) => {
+    let mut begun = false;
+    let outcome = match train_run(&folder, &args.out, &config, ranks, resume, &device, &mut begun) {
+        Err(error) if begun && matches!(checkpoints.latest(), Ok(Some(_))) => {
             note(format!(
                 "training stopped; its checkpoints are whole. When the cause is mended, go on with: ofa train --out {} --resume",
                 shell::path(&args.out)
@@ -187,11 +172,6 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     }
 }
 
-/// Whether the run did not begin, so that the settings are to be mended and there is nothing to resume.
-fn refused(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(Error::Config(_) | Error::Refused { .. }))
-}
-
 /// Why a run that has begun cannot be resumed without checkpoints.
 fn without_checkpoints(checkpoints: &Folder, out: &std::path::Path) -> String {
     let supernet = checkpoints.supernet_path();
@@ -210,7 +190,7 @@ fn without_checkpoints(checkpoints: &Folder, out: &std::path::Path) -> String {
     )
 }
 
-/// Trains in `folder` with a progress bar.
+/// Trains in `folder` with a progress bar. `begun` is set as soon as there is something to resume.
 pub fn train_run(
     folder: &RunFolder,
     out: &std::path::Path,
@@ -218,6 +198,7 @@ pub fn train_run(
     ranks: &Ranks,
     resume: bool,
     device: &Device,
+    begun: &mut bool,
 ) -> Result<Outcome> {
     let data = config.data.open()?;
     let estimate = memory::check(&config.space, &data, &of_one_rank(&config.train, ranks), on_this_machine(ranks))?;
@@ -229,6 +210,7 @@ pub fn train_run(
     }
     let bar = progress::plain_bar(0);
     let outcome = train(&mut net, &data, &config.train, ranks, out, resume, &mut |event| {
+        *begun = true;
         match event {
             Event::Resumed { checkpoint, step, damaged } => {
                 for message in *damaged {
@@ -305,19 +287,6 @@ fn device(name: &str) -> Result<Device> {
                 bail!("--device {name}: expected cpu, cuda:N or metal");
             };
             Device::new_cuda(index).with_context(|| format!("--device {name}: build with `--features cuda`"))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_the_settings_cause_leaves_nothing_to_resume() {
-        assert!(refused(&Error::Config("x".into()).into()) && refused(&Error::refused("run", "x").into()));
-        for error in [Error::Internal("x".into()), Error::Weights("x".into()), Error::NotFinite("x".into())] {
-            assert!(!refused(&error.into()));
         }
     }
 }

@@ -8,6 +8,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that can go wrong in this crate. Messages may hold foreign text as it is: showing them cuts it to a line.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// Reading or writing a file failed.
     #[error("{}: {source}", path.display())]
@@ -84,6 +85,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the work was interrupted on request, so that nothing is wrong.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(self, Error::Interrupted)
+    }
+
     /// Wraps an operating system error with the path it happened at.
     pub fn file(path: impl AsRef<Path>, source: std::io::Error) -> Self {
         Error::File { path: path.as_ref().to_path_buf(), source }

@@ -1,86 +1,19 @@
 //! The training loop on a small space and the built-in images: what a step computes, resuming, failures.
 
+mod small_run;
+
 use candle_core::{Device, Tensor};
-use ofa_supernet::data::{DataOptions, Dataset};
 use ofa_supernet::network::Mode;
 use ofa_supernet::seed::{Stream, generator};
-use ofa_supernet::space::Narrowing;
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::optimizer::Sgd;
 use ofa_supernet::train::sampling::{candidates_of, resolution_of, subnet_of};
 use ofa_supernet::train::step::{StepInput, train_step};
-use ofa_supernet::train::{
-    Control, Event, MetricsLine, Outcome, Sampling, StageConfig, Teacher, TrainConfig, loss, metrics, train,
-};
-use ofa_supernet::{Error, Ranks, SearchSpace, Subnet, Supernet};
-use std::collections::HashMap;
+use ofa_supernet::train::{Control, Event, MetricsLine, Outcome, Sampling, Teacher, TrainConfig, loss, train};
+use ofa_supernet::{Ranks, Subnet, Supernet};
+use small_run::{bits, config, data, space, untimed};
 use std::io::Write;
 use std::path::Path;
-
-fn space() -> SearchSpace {
-    let mut space = SearchSpace::named("tiny").unwrap();
-    space.resolutions = vec![12, 16];
-    space
-}
-
-/// 64 training and 32 validation images of 10 classes.
-fn data() -> Dataset {
-    let options = DataOptions { validation: Some(32), builtin_train: 96, builtin_test: 20, ..DataOptions::default() };
-    Dataset::open("builtin", &options).unwrap()
-}
-
-/// Three stages of 6, 5 and 4 steps: largest, kernel and depth, then width with sorted channels.
-fn config() -> TrainConfig {
-    let stage = |name: &str, epochs: f64| StageConfig {
-        name: name.into(),
-        epochs,
-        learning_rate: 0.05,
-        warmup_epochs: 0.5,
-        batch: None,
-        narrowing: Narrowing::default(),
-        subnets_per_step: 1,
-        sampling: Sampling::Uniform,
-        candidates: None,
-        kd_ratio: 0.0,
-        teacher: Teacher::Frozen,
-        sort_channels: None,
-        sort_outer_channels: None,
-    };
-    let space = space();
-    let (kernel_sizes, depths) = (space.kernel_sizes.clone(), space.depths.clone());
-    let blocks = Narrowing { kernel_sizes, depths, ..Narrowing::default() };
-    let mut config = TrainConfig {
-        seed: 3,
-        batch: 16,
-        log_every: 4,
-        ema: Some(0.9),
-        clip_norm: Some(2.0),
-        stages: vec![
-            stage("largest", 1.5),
-            StageConfig { narrowing: blocks.clone(), subnets_per_step: 2, kd_ratio: 1.0, ..stage("depth", 1.25) },
-            StageConfig {
-                narrowing: Narrowing { expand_ratios: space.expand_ratios.clone(), ..blocks },
-                subnets_per_step: 2,
-                kd_ratio: 0.5,
-                sort_channels: Some(1),
-                ..stage("width", 1.0)
-            },
-        ],
-        ..TrainConfig::default()
-    };
-    config.probe.every_epochs = 1;
-    config.probe.recalibration_images = 32;
-    config.probe.batch = 16;
-    config
-}
-
-fn bits(state: &HashMap<String, Tensor>) -> Vec<(String, Vec<u32>)> {
-    let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    let mut all: Vec<_> =
-        state.iter().map(|(n, t)| (n.clone(), values(t).iter().map(|v| v.to_bits()).collect())).collect();
-    all.sort();
-    all
-}
 
 /// Trains until step `stop` (or the end), from a network with other initial weights than a resumed one would need.
 fn run(folder: &Path, config: &TrainConfig, resume: bool, stop: Option<usize>) -> ofa_supernet::Result<Outcome> {
@@ -90,21 +23,6 @@ fn run(folder: &Path, config: &TrainConfig, resume: bool, stop: Option<usize>) -
         Event::Step(step) if Some(step.step) == stop => Control::Stop,
         _ => Control::Continue,
     })
-}
-
-/// Metrics without what a clock says.
-fn untimed(folder: &Path) -> Vec<MetricsLine> {
-    let mut lines = metrics::read(&folder.join("metrics.jsonl")).unwrap();
-    for line in &mut lines {
-        match line {
-            MetricsLine::Step { images_per_second, seconds, .. } => (*images_per_second, *seconds) = (0.0, 0.0),
-            MetricsLine::Probe { seconds, .. }
-            | MetricsLine::Stage { seconds, .. }
-            | MetricsLine::Skipped { seconds, .. }
-            | MetricsLine::Finished { seconds, .. } => *seconds = 0.0,
-        }
-    }
-    lines
 }
 
 #[test]
@@ -211,120 +129,6 @@ fn run_folders_are_neither_mixed_up_nor_resumed_with_other_settings() {
     config.momentum = 0.8;
     let error = run(folder.path(), &config, true, None).unwrap_err().to_string();
     assert!(error.contains("differs in momentum"), "{error}");
-}
-
-/// Weights that are finite, but whose products are not.
-fn explode(net: &Supernet) -> Tensor {
-    let stem = net.parameters().iter().find(|p| p.name == "stem.weight").unwrap();
-    let before = stem.var.as_tensor().copy().unwrap();
-    stem.var.set(&Tensor::full(1e30f32, stem.var.shape(), &Device::Cpu).unwrap()).unwrap();
-    before
-}
-
-#[test]
-fn steps_that_are_not_finite_are_left_out_up_to_a_limit() {
-    // One bad step: whatever it touched is as before it.
-    let folder = tempfile::tempdir().unwrap();
-    let config = TrainConfig { skip_nonfinite: 2, ..config() };
-    let mut net = Supernet::new(&space(), 10, 0).unwrap();
-    let stem = net.parameters().iter().find(|p| p.name == "stem.weight").unwrap().var.clone();
-    let mut good = None;
-    let outcome = train(&mut net, &data(), &config, &Ranks::alone(), folder.path(), false, &mut |event| {
-        match event {
-            Event::Step(step) if step.step == 3 => {
-                good = Some(stem.as_tensor().copy().unwrap());
-                stem.set(&Tensor::full(1e30f32, stem.shape(), &Device::Cpu).unwrap()).unwrap();
-            }
-            Event::Skipped { reason, skipped: 1, allowed: 2 } => {
-                assert!(reason.contains("'largest', step 3"), "{reason}");
-                stem.set(good.as_ref().unwrap()).unwrap();
-            }
-            Event::Skipped { .. } => panic!("{event:?}"),
-            _ => {}
-        }
-        Control::Continue
-    });
-    assert!(matches!(outcome, Ok(Outcome::Finished { steps: 15, .. })), "{outcome:?}");
-    let skipped = untimed(folder.path()).into_iter().filter(|line| matches!(line, MetricsLine::Skipped { .. }));
-    assert_eq!(skipped.count(), 1);
-    // `load_state` refuses what is not finite: the running statistics came through unharmed.
-    Supernet::new(&space(), 10, 1).unwrap().load_state(&net.state().unwrap()).unwrap();
-
-    // More than allowed.
-    let folder = tempfile::tempdir().unwrap();
-    let mut net = Supernet::new(&space(), 10, 0).unwrap();
-    explode(&net);
-    let error = train(&mut net, &data(), &config, &Ranks::alone(), folder.path(), false, &mut |_| Control::Continue)
-        .unwrap_err();
-    assert!(error.to_string().contains("'largest', step 2"), "{error}");
-    // The run can be resumed from the last good checkpoint, here the first one.
-    let steps: Vec<usize> = Folder::of_run(folder.path(), 1).list().unwrap().iter().map(|(step, _)| *step).collect();
-    assert_eq!(steps, [0]);
-}
-
-#[test]
-fn a_skipped_step_changes_no_weight_momentum_average_or_running_statistic() {
-    let folder = tempfile::tempdir().unwrap();
-    let config = TrainConfig { skip_nonfinite: 1, checkpoint_steps: Some(1), keep_checkpoints: 99, ..config() };
-    let mut net = Supernet::new(&space(), 10, 0).unwrap();
-    let stem = net.parameters().iter().find(|p| p.name == "stem.weight").unwrap().var.clone();
-    let error = train(&mut net, &data(), &config, &Ranks::alone(), folder.path(), false, &mut |event| {
-        if matches!(event, Event::Step(step) if step.step == 3) {
-            stem.set(&Tensor::full(1e30f32, stem.shape(), &Device::Cpu).unwrap()).unwrap();
-        }
-        Control::Continue
-    });
-    // The second bad step is one too many.
-    assert!(matches!(error, Err(Error::NotFinite(_))), "{error:?}");
-    let folder = Folder::of_run(folder.path(), 99);
-    let [before, after] = [3, 4].map(|step| Folder::read(&folder.checkpoint_path(step)).unwrap());
-    assert_eq!((before.progress.skipped, after.progress.skipped), (0, 1));
-    assert!(before.weights.keys().any(|name| name.contains("running")), "{:?}", before.weights.keys());
-    for (before, after) in
-        [(&before.weights, &after.weights), (&before.momentum, &after.momentum), (&before.average, &after.average)]
-    {
-        assert!(!before.is_empty());
-        assert_eq!(bits(before), bits(after));
-    }
-}
-
-#[test]
-fn weights_that_are_not_finite_never_reach_a_checkpoint() {
-    let folder = tempfile::tempdir().unwrap();
-    let config = TrainConfig { checkpoint_steps: Some(1), ..config() };
-    let mut net = Supernet::new(&space(), 10, 0).unwrap();
-    let bias = net.parameters().iter().find(|p| p.name == "classifier.bias").unwrap().var.clone();
-    let error = train(&mut net, &data(), &config, &Ranks::alone(), folder.path(), false, &mut |event| {
-        if matches!(event, Event::Step(step) if step.step == 3) {
-            bias.set(&Tensor::full(f32::NAN, 10, &Device::Cpu).unwrap()).unwrap();
-        }
-        Control::Continue
-    });
-    let error = error.unwrap_err().to_string();
-    assert!(error.contains("step 3") && error.contains("'classifier.bias'"), "{error}");
-    let (checkpoint, _, damaged) = Folder::of_run(folder.path(), 1).latest().unwrap().unwrap();
-    assert_eq!((checkpoint.progress.step, damaged.len()), (2, 0));
-    net.load_state(&checkpoint.weights).unwrap();
-}
-
-#[test]
-fn a_loss_that_is_not_finite_stops_before_the_weights_change() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut net = Supernet::new(&space(), 10, 0).unwrap();
-    explode(&net);
-    let weights = |net: &Supernet| {
-        let all: HashMap<String, Tensor> =
-            net.parameters().iter().map(|p| (p.name.clone(), p.var.as_tensor().copy().unwrap())).collect();
-        bits(&all)
-    };
-    let before = weights(&net);
-    let error =
-        train(&mut net, &data(), &config(), &Ranks::alone(), folder.path(), false, &mut |_: &Event| Control::Continue)
-            .unwrap_err();
-    assert!(matches!(error, Error::NotFinite(_)));
-    let text = error.to_string();
-    assert!(text.contains("'largest', step 0") && text.contains("subnet 'r1"), "{text}");
-    assert_eq!(weights(&net), before);
 }
 
 /// One step from fresh momentum must be `w -= rate (1 + momentum) (sum of the subnets' gradients + decay w)`.

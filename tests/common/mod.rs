@@ -48,6 +48,17 @@ pub fn refused(output: &Output, expected: &[&str]) -> String {
     err
 }
 
+/// Wrong usage: exit code 2 and an error that has all of `expected` in its first line.
+#[track_caller]
+pub fn misused(folder: &Path, arguments: &[&str], expected: &[&str]) {
+    let output = ofa(folder, arguments);
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {err}");
+    let first = err.lines().next().unwrap_or_default();
+    assert!(first.starts_with("error: "), "{arguments:?}: {err}");
+    assert!(expected.iter().all(|part| first.contains(part)), "{arguments:?}: {expected:?} is not in: {err}");
+}
+
 /// A configuration of five short stages on 100 generated images, with a line of metrics a step and a checkpoint every three.
 pub fn small_configuration(folder: &Path, name: &str, epochs: &str) {
     let text =

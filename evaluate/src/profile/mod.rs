@@ -17,7 +17,7 @@ pub use calibration::{Calibration, Check, CheckedSubnet};
 pub use hardware::Hardware;
 pub use layer::{ClassifierSpec, HeadSpec, LayerSpec, layers};
 pub use measure::{Phase, ProfileOptions, ProfileProgress, measure, memory};
-pub use name::check_name;
+pub use name::{check_name, check_plain};
 pub use published::import;
 
 use crate::{Error, Result};

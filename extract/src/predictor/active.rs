@@ -104,7 +104,7 @@ fn least_deviation(
         matrix.iter_mut().step_by(width + 1).for_each(|diagonal| *diagonal = value);
         matrix
     };
-    let factor = |matrix| Cholesky::new(matrix, width).ok_or_else(|| Error::Predictor("a singular design".into()));
+    let factor = |matrix| Cholesky::new(matrix, width).ok_or_else(|| Error::Internal("a singular design".into()));
     // Prior and noise: a measurement errs by as much as a kernel size may add.
     let mut precision = unit(1.0);
     for sample in samples {

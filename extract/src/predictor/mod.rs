@@ -23,9 +23,11 @@ mod provenance;
 mod published;
 pub mod sample;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use fit::FitSettings;
-pub use provenance::Provenance;
+pub use provenance::{Provenance, other_weights};
 pub use sample::{Sample, SampleWriter, read_provenance, read_samples};
 
 use crate::{Error, Result};
@@ -232,11 +234,6 @@ impl Predictor {
         }
     }
 
-    /// Where the predictor comes from; `None` if its file does not say.
-    pub fn origin(&self) -> Option<&Origin> {
-        self.origin.as_ref()
-    }
-
     /// Checksum of the weights of the supernet that the predictor predicts; `None` if it is not known.
     pub fn weights(&self) -> Option<&str> {
         match &self.origin {
@@ -262,12 +259,11 @@ impl Predictor {
             Some(Origin::Published) => {}
             Some(Origin::Fitted { measured_with, held_out, kendall_tau }) => {
                 match measured_with {
-                    Some(provenance) if provenance.weights == weights => {}
-                    Some(provenance) => doubts.push(format!(
-                        "it was fitted for other weights (checksum {}) than the supernet now has ({weights}); fit it anew with \
-                         `ofa predictor --discard`",
-                        provenance.weights
-                    )),
+                    Some(provenance) => {
+                        doubts.extend(other_weights(&provenance.weights, weights).map(|other| {
+                            format!("it was fitted for {other}; fit it anew with `ofa predictor --discard`")
+                        }))
+                    }
                     None => doubts.push(UNKNOWN_WEIGHTS.to_string()),
                 }
                 if kendall_tau.is_none_or(|tau| tau < POOR_TAU) {
@@ -369,189 +365,4 @@ fn distinct(samples: &[Sample]) -> Result<Vec<Sample>> {
         sums[place].2 += 1.0;
     }
     Ok(sums.into_iter().map(|(subnet, sum, count)| Sample { subnet: subnet.clone(), accuracy: sum / count }).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Accuracy with a mild interaction between size and resolution.
-    fn samples(space: &SearchSpace, count: u64) -> Vec<Sample> {
-        let accuracy = |subnet: &Subnet| {
-            let size: f64 = subnet.blocks().map(|b| b.expand.value() + 0.5 * b.kernel as f64).sum();
-            0.5 + 0.2 * (size.ln() - 2.0) * (0.6 + subnet.resolution as f64 / 80.0)
-        };
-        (0..count)
-            .map(|i| space.sample(&mut generator(4, Stream::Sampling, &[i])))
-            .map(|subnet| Sample { accuracy: accuracy(&subnet), subnet })
-            .collect()
-    }
-
-    #[test]
-    fn ranks_held_out_subnets_and_survives_its_file() {
-        let space = SearchSpace::named("tiny").unwrap();
-        let settings = FitSettings { hidden: 100, learning_rate: 3e-3, ..FitSettings::default() };
-        for (count, tau) in [(40, 0.6), (300, 0.85)] {
-            let mut steps = 0;
-            let fitted = Predictor::fit(&space, &samples(&space, count), &settings, 7, &mut |_, _, _| steps += 1);
-            let (predictor, report) = fitted.unwrap();
-            assert_eq!((report.held_out, steps), ((report.samples as f64 / 5.0).round() as usize, 500));
-            let folds = report.cross_validation.as_ref().unwrap();
-            assert!(folds.folds == 5 && folds.rmse < 0.05, "{report:?}");
-            assert!(report.rmse < 0.05, "{report:?}");
-            // Eight held-out subnets are too few for a firm tau: new ones judge.
-            let new = samples(&space, 600).split_off(300);
-            let measured: Vec<f64> = new.iter().map(|s| s.accuracy).collect();
-            let predicted = predictor.predict(&new.into_iter().map(|s| s.subnet).collect::<Vec<_>>()).unwrap();
-            let found = metrics::kendall_tau(&measured, &predicted).unwrap();
-            assert!(found > tau, "{count} samples: Kendall tau {found}");
-
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("predictor.safetensors");
-            predictor.save(&path).unwrap();
-            let loaded = Predictor::load(&path).unwrap();
-            let sure = |p: &Predictor| p.predict_with_deviation(&[space.smallest(), space.largest()]).unwrap();
-            assert_eq!(sure(&loaded), sure(&predictor));
-            let subnets: Vec<Subnet> = report.pairs.iter().map(|p| p.subnet.clone()).collect();
-            let predicted: Vec<f64> = report.pairs.iter().map(|p| p.predicted).collect();
-            assert_eq!(loaded.predict(&subnets).unwrap(), predicted);
-            assert_eq!(*loaded.space(), space);
-            assert_eq!(
-                (loaded.origin(), loaded.checksum().unwrap()),
-                (predictor.origin(), predictor.checksum().unwrap())
-            );
-        }
-    }
-
-    #[test]
-    fn a_predictor_of_other_weights_or_without_an_order_is_doubted() {
-        let space = SearchSpace::named("tiny").unwrap();
-        let settings = FitSettings { hidden: 40, members: 1, learning_rate: 3e-3, ..FitSettings::default() };
-        let measured_with = |weights: &str| {
-            let weights = weights.into();
-            Some(Provenance { weights, data: "d".into(), recalibration: 9, images: 9, batch: 9, seed: 0 })
-        };
-        let fit = |samples: &[Sample]| Predictor::fit(&space, samples, &settings, 0, &mut |_, _, _| ()).unwrap().0;
-        let mut predictor = fit(&samples(&space, 100));
-        assert!(predictor.doubts("0a")[0].contains("does not say"));
-        let before = predictor.checksum().unwrap();
-        predictor.set_provenance(measured_with("0a"));
-        assert_ne!(predictor.checksum().unwrap(), before);
-        assert_eq!((predictor.doubts("0a"), predictor.weights()), (vec![], Some("0a")));
-        assert!(predictor.doubts("0b")[0].contains("other weights (checksum 0a)"));
-        let mut constant = samples(&space, 20);
-        constant.iter_mut().for_each(|sample| sample.accuracy = 0.5);
-        let mut constant = fit(&constant);
-        constant.set_provenance(measured_with("0a"));
-        let doubts = constant.doubts("0a");
-        assert!(doubts.len() == 1 && doubts[0].contains("tau is undefined on 4 held-out subnets"), "{doubts:?}");
-    }
-
-    #[test]
-    fn reported_predictions_are_accuracies_and_the_order_is_that_of_the_raw_ones() {
-        let space = SearchSpace::named("tiny").unwrap();
-        let settings = FitSettings { hidden: 40, members: 2, learning_rate: 3e-3, ..FitSettings::default() };
-        // Nearly all are right on all images: noise and slope lead above 1.
-        let mut high = samples(&space, 200);
-        high.iter_mut().enumerate().for_each(|(index, s)| s.accuracy = if index % 9 == 0 { 0.7 } else { 1.0 });
-        let (predictor, report) = Predictor::fit(&space, &high, &settings, 3, &mut |_, _, _| ()).unwrap();
-        let subnets: Vec<Subnet> = report.pairs.iter().map(|pair| pair.subnet.clone()).collect();
-        let raw = predictor.predict(&subnets).unwrap();
-        assert!(raw.iter().any(|p| *p > 1.0), "{raw:?}");
-        assert!(report.pairs.iter().zip(&raw).all(|(pair, raw)| pair.predicted == raw.min(1.0)));
-        let measured: Vec<f64> = report.pairs.iter().map(|pair| pair.measured).collect();
-        assert_eq!(report.kendall_tau, metrics::kendall_tau(&measured, &raw));
-    }
-
-    #[test]
-    fn a_space_of_few_subnets_is_named() {
-        let mut space = SearchSpace::named("tiny").unwrap();
-        (space.resolutions, space.kernel_sizes, space.depths) = (vec![32], vec![3], vec![1]);
-        space.expand_ratios.truncate(2);
-        assert!(check_space(&space).unwrap_err().to_string().contains("has only 4 subnets"));
-        space.expand_ratios.truncate(1);
-        assert!(check_space(&space).unwrap_err().to_string().contains("has only one subnet"));
-        space.resolutions = (1..=10).map(|r| 8 * r).collect();
-        check_space(&space).unwrap();
-    }
-
-    #[test]
-    fn deviations_hold_what_they_promise() {
-        use rand::Rng;
-        let space = SearchSpace::named("tiny").unwrap();
-        let mut noisy = samples(&space, 500);
-        let mut rng = generator(1, Stream::Builtin, &[]);
-        // Uniform noise of a point either way: a standard deviation of 0.58 points.
-        noisy.iter_mut().for_each(|s| s.accuracy += rng.random_range(-0.01..0.01));
-        let settings = FitSettings { hidden: 100, learning_rate: 3e-3, ..FitSettings::default() };
-        let (predictor, report) = Predictor::fit(&space, &noisy, &settings, 3, &mut |_, _, _| ()).unwrap();
-        let calibration = report.calibration.unwrap();
-        assert!((0.8..=1.0).contains(&calibration.within_90), "{calibration:?}");
-        assert!((0.005..0.02).contains(&calibration.mean_deviation), "{calibration:?}");
-        assert!(report.pairs.iter().all(|pair| pair.deviation.unwrap() >= f64::from(predictor.noise)));
-        // What no sample is like is less sure than what many are like.
-        let far = predictor.predict_with_deviation(&[space.largest(), space.smallest()]).unwrap();
-        assert!(far.iter().any(|p| p.deviation > calibration.mean_deviation), "{far:?} {calibration:?}");
-
-        let single = FitSettings { members: 1, steps: Some(2), ..settings };
-        let (predictor, report) = Predictor::fit(&space, &noisy, &single, 3, &mut |_, _, _| ()).unwrap();
-        assert_eq!((report.members, report.calibration, report.cross_validation), (1, None, None));
-        assert!(predictor.predict_with_deviation(&[space.largest()]).unwrap_err().to_string().contains("--members"));
-    }
-
-    #[test]
-    fn one_seed_one_predictor() {
-        let space = SearchSpace::named("tiny").unwrap();
-        let settings = FitSettings { hidden: 40, steps: Some(20), ..FitSettings::default() };
-        let fit = |seed| Predictor::fit(&space, &samples(&space, 30), &settings, seed, &mut |_, _, _| ()).unwrap().1;
-        assert_eq!(fit(1), fit(1));
-        assert_ne!(fit(1).pairs, fit(2).pairs);
-    }
-
-    #[test]
-    fn unusable_input_is_refused() {
-        let space = SearchSpace::named("tiny").unwrap();
-        let fit = |samples: &[Sample], settings: &FitSettings| {
-            Predictor::fit(&space, samples, settings, 0, &mut |_, _, _| ()).unwrap_err().to_string()
-        };
-        let quick = FitSettings { hidden: 8, steps: Some(1), members: 2, ..FitSettings::default() };
-        let same = vec![samples(&space, 1).remove(0); 50];
-        assert!(fit(&same, &quick).contains("1 different subnets"));
-        let mut percent = samples(&space, 20);
-        percent[3].accuracy = 83.0;
-        assert!(fit(&percent, &quick).contains("between 0 and 1"));
-        let mut foreign = samples(&space, 20);
-        foreign.iter_mut().for_each(|s| s.subnet.resolution = 20);
-        assert!(fit(&foreign, &quick).contains("allowed are"));
-        assert!(fit(&samples(&space, 20), &FitSettings { batch_size: 0, ..quick }).contains("batch_size"));
-    }
-
-    #[test]
-    fn foreign_files_are_refused() {
-        let space = SearchSpace::named("tiny").unwrap();
-        let settings = FitSettings { hidden: 8, steps: Some(1), members: 2, ..FitSettings::default() };
-        let (predictor, _) = Predictor::fit(&space, &samples(&space, 20), &settings, 0, &mut |_, _, _| ()).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("predictor.safetensors");
-        predictor.save(&path).unwrap();
-        let good = std::fs::read(&path).unwrap();
-        // Replacements of equal length keep the header's offsets right.
-        let replaced = |from: &str, to: &str| {
-            let at = good.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
-            let mut bytes = good.clone();
-            bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
-            bytes
-        };
-        for (bytes, reason) in [
-            (good[..good.len() - 1].to_vec(), "no predictor of this program"),
-            (b"hello".to_vec(), "no predictor of this program"),
-            (replaced("ofa-predictor", "ofa-transform"), "expected 'ofa-predictor'"),
-            (replaced("[16,24,32]", "[16,24   ]"), "member0.layer0.weight is F32 [23, 8], expected F32 [22, 8]"),
-            (replaced("member1.layer2.bias", "member1.layer9.bias"), "member1.layer2.bias"),
-        ] {
-            std::fs::write(&path, &bytes).unwrap();
-            let error = Predictor::load(&path).unwrap_err().to_string();
-            assert!(error.contains("predictor.safetensors") && error.contains(reason), "{error}");
-        }
-    }
 }

@@ -28,10 +28,7 @@ impl Provenance {
     /// Everything in which accuracies measured with `self` differ from those measured with `now`, in words; `None` if nothing does.
     pub fn difference(&self, now: &Provenance) -> Option<String> {
         let mut differences = Vec::new();
-        if self.weights != now.weights {
-            differences
-                .push(format!("other weights (checksum {}, the supernet now has {})", self.weights, now.weights));
-        }
+        differences.extend(other_weights(&self.weights, &now.weights));
         if self.data != now.data {
             differences.push(format!("other data or normalisation (digest {}, now {})", self.data, now.data));
         }
@@ -49,6 +46,11 @@ impl Provenance {
         }
         (!differences.is_empty()).then(|| differences.join(", "))
     }
+}
+
+/// Names the weights with the checksum `before` where the supernet's are others by `now`; `None` if they are not.
+pub fn other_weights(before: &str, now: &str) -> Option<String> {
+    (before != now).then(|| format!("other weights (checksum {before}, the supernet now has {now})"))
 }
 
 /// The text of a line of samples: `weights 9bc4f2a1 data 0a1b-9f recalibration 500 images 1000 batch 100 seed 0`.

@@ -41,7 +41,7 @@ impl Predictor {
 
     /// The file's bytes: equal for equal predictors.
     pub(super) fn content(&self) -> Result<Vec<u8>> {
-        let fail = |e: &dyn std::fmt::Display| Error::Predictor(format!("it has no form as a file: {e}"));
+        let fail = |e: &dyn std::fmt::Display| Error::Internal(format!("the predictor has no form as a file: {e}"));
         let entry = Entry {
             format: FORMAT.into(),
             version: VERSION,

@@ -1,12 +1,12 @@
 //! Bayesian optimisation: a Gaussian process learns the scores, and expected improvement says which candidate to score next. For scores that
 //! are expensive, such as measured accuracies.
 
-use super::Strategy;
-use super::evolution::mutate;
 use super::genome::Genes;
+use super::strategies::{Setting, SettingValue, Strategy};
 use super::task::{Scored, Task, rank};
+use super::variation::mutate;
+use crate::Result;
 use crate::gaussian_process::{GaussianProcess, expected_improvement};
-use crate::{Error, Result};
 use rand::Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ const POOL: usize = 500;
 /// Best candidates whose mutations are in the pool.
 const PARENTS: usize = 10;
 
-/// Constants of the Bayesian optimisation.
+/// Settings of the Bayesian optimisation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Bayes {
@@ -36,15 +36,24 @@ impl Default for Bayes {
 }
 
 impl Strategy for Bayes {
-    fn evaluations(&self) -> usize {
-        500
+    fn description(&self) -> &'static str {
+        "Gaussian process and expected improvement: for few, expensive evaluations"
     }
 
-    fn validate(&self) -> Result<()> {
-        if self.initial < 2 || self.batch == 0 {
-            return Err(Error::Search("initial must be at least 2 and batch at least 1".into()));
-        }
-        Ok(())
+    fn settings(&mut self) -> Vec<Setting<'_>> {
+        use SettingValue::Whole;
+        vec![
+            Setting::new("initial", "Random subnets at the start", Whole(&mut self.initial, 2..=100_000)),
+            Setting::new(
+                "batch",
+                "Subnets scored between two updates of the model",
+                Whole(&mut self.batch, 1..=10_000),
+            ),
+        ]
+    }
+
+    fn evaluations(&self) -> usize {
+        500
     }
 
     fn run(&self, task: &mut Task) -> Result<()> {

@@ -5,11 +5,11 @@
 //! evolution comes to a halt; when neither finds anything better, the run is over.
 
 use super::climb::climb;
-use super::genome::{Genes, Genome};
+use super::genome::Genes;
+use super::strategies::{Setting, SettingValue, Strategy};
 use super::task::{Scored, Task, rank};
-use super::{Strategy, check_population, check_ratio};
-use crate::{Error, Result};
-use ofa_supernet::space::dimension::At;
+use super::variation::{cross, mutate};
+use crate::Result;
 use rand::Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ const FEWEST_CHILDREN: usize = 10;
 /// Evaluations that a local search takes about: a small budget has fewer of them.
 const CLIMB: usize = 400;
 
-/// Constants of the evolution. The defaults of population, generations and parents are the reference's; it has one population and mutates
+/// Settings of the evolution. The defaults of population, generations and parents are the reference's; it has one population and mutates
 /// with 0.1 a gene and 0.5 for the resolution, which finds worse subnets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -69,23 +69,55 @@ impl Default for Evolution {
 }
 
 impl Strategy for Evolution {
-    fn evaluations(&self) -> usize {
-        self.population.saturating_mul(self.generations.saturating_add(1))
+    fn description(&self) -> &'static str {
+        "Evolutionary search with a local search wherever it comes to a halt"
     }
 
-    fn validate(&self) -> Result<()> {
-        check_population(self.population)?;
-        if !(1..=1000).contains(&self.islands) {
-            return Err(Error::Search(format!("islands {} is not between 1 and 1000", self.islands)));
-        }
-        check_ratio("parent_ratio", self.parent_ratio)?;
-        check_ratio("mutation_ratio", self.mutation_ratio)?;
-        check_ratio("mutation_probability", self.mutation_probability)?;
-        check_ratio("resolution_mutation_probability", self.resolution_mutation_probability)?;
-        if self.local_search > 2 {
-            return Err(Error::Search(format!("local_search {} is not 0, 1 or 2", self.local_search)));
-        }
-        Ok(())
+    fn settings(&mut self) -> Vec<Setting<'_>> {
+        use SettingValue::{Number, Whole};
+        vec![
+            Setting::new("population", "Subnets in each generation", Whole(&mut self.population, 2..=10_000)),
+            Setting::new("generations", "Generations", Whole(&mut self.generations, 0..=10_000_000)),
+            Setting::new(
+                "parent_ratio",
+                "Part of the population that has children",
+                Number(&mut self.parent_ratio, 0.0..=1.0),
+            ),
+            Setting::new(
+                "mutation_ratio",
+                "Part of the children that are mutations; the others are crossovers",
+                Number(&mut self.mutation_ratio, 0.0..=1.0),
+            ),
+            Setting::new(
+                "mutation_probability",
+                "Probability of a mutation of each gene",
+                Number(&mut self.mutation_probability, 0.0..=1.0),
+            ),
+            Setting::new(
+                "resolution_mutation_probability",
+                "Probability of a mutation of the resolution",
+                Number(&mut self.resolution_mutation_probability, 0.0..=1.0),
+            ),
+            Setting::new(
+                "islands",
+                "Populations that evolve apart before their best meet",
+                Whole(&mut self.islands, 1..=1000),
+            ),
+            Setting::new(
+                "patience",
+                "Rounds without anything better after which the populations meet or the evolution ends; 0: never early",
+                Whole(&mut self.patience, 0..=10_000_000),
+            ),
+            Setting::new(
+                "local_search",
+                "Choices that the local search changes at once: 0, 1 or 2",
+                Whole(&mut self.local_search, 0..=2),
+            ),
+        ]
+    }
+
+    fn evaluations(&self) -> usize {
+        self.population.saturating_mul(self.generations.saturating_add(1))
     }
 
     fn run(&self, task: &mut Task) -> Result<()> {
@@ -184,34 +216,4 @@ impl Evolution {
         scored.dedup();
         Ok(scored)
     }
-}
-
-/// Each gene drawn anew with its probability. A stage that grows gets random blocks.
-pub(super) fn mutate(
-    genome: &Genome,
-    parent: &Genes,
-    probability: f64,
-    resolution_probability: f64,
-    rng: &mut impl Rng,
-) -> Genes {
-    let mut child = parent.clone();
-    for place in 0..genome.size() {
-        if !genome.exists(&child, place) {
-            continue;
-        }
-        let probability = if genome.at(place) == At::Input { resolution_probability } else { probability };
-        if !genome.exists(parent, place) || rng.random_bool(probability) {
-            let choice = genome.draw(place, rng);
-            genome.set(&mut child, place, choice);
-        }
-    }
-    child
-}
-
-/// Each gene from one of two parents; a block that only one of them has comes from that one.
-pub(super) fn cross(genome: &Genome, first: &Genes, second: &Genes, rng: &mut impl Rng) -> Genes {
-    genome.build(|place| {
-        let (in_first, in_second) = (genome.is_active(first, place), genome.is_active(second, place));
-        if in_first && !(in_second && rng.random()) { first[place] } else { second[place] }
-    })
 }

@@ -5,14 +5,14 @@
 //! The published code backpropagates the validation loss into two paths a layer; here a supernet is already trained, so the score of a whole
 //! drawn subnet takes that place: predicted, or measured on the supernet.
 
-use super::Strategy;
 use super::genome::{Genes, Genome};
+use super::strategies::{Setting, SettingValue, Strategy};
 use super::task::{Rules, Task};
-use crate::{Error, Result};
+use crate::Result;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// Constants of the gates.
+/// Settings of the gates.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Gradient {
@@ -32,15 +32,24 @@ impl Default for Gradient {
 const PRICE_STEP: f64 = 0.2;
 
 impl Strategy for Gradient {
-    fn evaluations(&self) -> usize {
-        10_000
+    fn description(&self) -> &'static str {
+        "ProxylessNAS's gates: one distribution per choice, moved by scores and by the gradient of the expected cost"
     }
 
-    fn validate(&self) -> Result<()> {
-        if self.batch < 2 || !(self.learning_rate > 0.0 && self.learning_rate <= 10.0) {
-            return Err(Error::Search("batch must be at least 2, and learning_rate above 0 and up to 10".into()));
-        }
-        Ok(())
+    fn settings(&mut self) -> Vec<Setting<'_>> {
+        use SettingValue::{Positive, Whole};
+        vec![
+            Setting::new(
+                "batch",
+                "Subnets scored between two updates of the model",
+                Whole(&mut self.batch, 2..=10_000),
+            ),
+            Setting::new("learning_rate", "Learning rate", Positive(&mut self.learning_rate, 10.0)),
+        ]
+    }
+
+    fn evaluations(&self) -> usize {
+        10_000
     }
 
     fn run(&self, task: &mut Task) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Grid search over uniform settings: the choices of each dimension are the same everywhere.
 
-use super::Strategy;
+use super::strategies::Strategy;
 use super::task::Task;
 use crate::Result;
 use ofa_supernet::space::DIMENSIONS;
@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 pub struct Grid {}
 
 impl Strategy for Grid {
+    fn description(&self) -> &'static str {
+        "Uniform settings of kernel, expand ratio, depth and resolution"
+    }
+
     fn evaluations(&self) -> usize {
         10_000
     }

@@ -1,16 +1,16 @@
 //! The whole front of score against costs in one run: NSGA-II (Deb et al., IEEE Transactions on Evolutionary Computation 2002).
 
-use super::evolution::{cross, mutate};
 use super::genome::{Genes, Genome};
+use super::strategies::{Setting, SettingValue, Strategy};
 use super::task::{Rules, Task};
-use super::{Strategy, check_population, check_ratio};
+use super::variation::{cross, mutate};
 use crate::{Error, Result};
 use rand::Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
-/// Constants of the search for a front.
+/// Settings of the search for a front.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Pareto {
@@ -36,13 +36,29 @@ struct Member {
 }
 
 impl Strategy for Pareto {
-    fn evaluations(&self) -> usize {
-        self.population.saturating_mul(self.generations.saturating_add(1))
+    fn description(&self) -> &'static str {
+        "NSGA-II: the whole front of accuracy against one or more costs"
     }
 
-    fn validate(&self) -> Result<()> {
-        check_population(self.population)?;
-        check_ratio("mutation_probability", self.mutation_probability)
+    fn settings(&mut self) -> Vec<Setting<'_>> {
+        use SettingValue::{Number, Whole};
+        vec![
+            Setting::new("population", "Subnets in each generation", Whole(&mut self.population, 2..=10_000)),
+            Setting::new("generations", "Generations", Whole(&mut self.generations, 0..=10_000_000)),
+            Setting::new(
+                "mutation_probability",
+                "Probability of a mutation of each gene",
+                Number(&mut self.mutation_probability, 0.0..=1.0),
+            ),
+        ]
+    }
+
+    fn draws_front(&self) -> bool {
+        true
+    }
+
+    fn evaluations(&self) -> usize {
+        self.population.saturating_mul(self.generations.saturating_add(1))
     }
 
     fn run(&self, task: &mut Task) -> Result<()> {

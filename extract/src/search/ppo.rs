@@ -1,10 +1,10 @@
 //! MnasNet's controller (Tan et al., CVPR 2019): a recurrent policy writes a candidate gene by gene and is trained by proximal policy
 //! optimisation (Schulman et al., 2017) on `score x (value / limit)^w`.
 
-use super::Strategy;
 use super::genome::{Genes, Genome};
+use super::strategies::{Setting, SettingValue, Strategy};
 use super::task::{Rules, Task};
-use crate::{Error, Result};
+use crate::Result;
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::ops::{log_softmax, sigmoid};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
@@ -21,7 +21,7 @@ const PASSES: usize = 3;
 /// Weight of the entropy, which keeps the policy from settling too early.
 const ENTROPY: f64 = 0.002;
 
-/// Constants of the controller.
+/// Settings of the controller.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ppo {
@@ -42,18 +42,30 @@ impl Default for Ppo {
 }
 
 impl Strategy for Ppo {
-    fn evaluations(&self) -> usize {
-        10_000
+    fn description(&self) -> &'static str {
+        "MnasNet's controller, trained by proximal policy optimisation"
     }
 
-    fn validate(&self) -> Result<()> {
-        if !(-10.0..=0.0).contains(&self.exponent) {
-            return Err(Error::Search(format!("exponent {} is not between -10 and 0", self.exponent)));
-        }
-        if self.batch < 2 || !(self.learning_rate > 0.0 && self.learning_rate <= 1.0) {
-            return Err(Error::Search("batch must be at least 2, and learning_rate above 0 and up to 1".into()));
-        }
-        Ok(())
+    fn settings(&mut self) -> Vec<Setting<'_>> {
+        use SettingValue::{Flag, Number, Positive, Whole};
+        vec![
+            Setting::new(
+                "exponent",
+                "Exponent w of the reward accuracy x (value / limit)^w",
+                Number(&mut self.exponent, -10.0..=0.0),
+            ),
+            Setting::new("hard", "A subnet that breaks a limit is worth nothing", Flag(&mut self.hard)),
+            Setting::new(
+                "batch",
+                "Subnets scored between two updates of the model",
+                Whole(&mut self.batch, 2..=10_000),
+            ),
+            Setting::new("learning_rate", "Learning rate", Positive(&mut self.learning_rate, 1.0)),
+        ]
+    }
+
+    fn evaluations(&self) -> usize {
+        10_000
     }
 
     fn run(&self, task: &mut Task) -> Result<()> {

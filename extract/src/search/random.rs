@@ -1,7 +1,7 @@
 //! Random search (Bergstra and Bengio, JMLR 2012): the yardstick of every other strategy.
 
-use super::Strategy;
 use super::genome::Genes;
+use super::strategies::Strategy;
 use super::task::Task;
 use crate::Result;
 use rayon::prelude::*;
@@ -16,6 +16,10 @@ const BATCH: usize = 100;
 pub struct Random {}
 
 impl Strategy for Random {
+    fn description(&self) -> &'static str {
+        "Random subnets"
+    }
+
     fn evaluations(&self) -> usize {
         10_000
     }

@@ -188,7 +188,7 @@ impl<'a> Task<'a> {
             let scores = (self.scorer)(&subnets)?;
             if scores.len() != fresh.len() {
                 let (given, asked) = (scores.len(), fresh.len());
-                return Err(Error::Search(format!("the scorer gave {given} scores for {asked} subnets")));
+                return Err(Error::Internal(format!("the scorer gave {given} scores for {asked} subnets")));
             }
             for ((place, score), subnet) in fresh.into_iter().zip(scores).zip(&subnets) {
                 if !score.is_finite() {

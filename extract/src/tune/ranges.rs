@@ -1,13 +1,11 @@
 //! What may be varied and how far.
 
-use super::ranges_file;
 use crate::{Error, Result};
+use ofa_supernet::SearchSpace;
 use ofa_supernet::train::TrainConfig;
-use ofa_supernet::{SearchSpace, files};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
 
 /// The largest batch that training accepts.
 const LARGEST_BATCH: usize = 65_536;
@@ -243,23 +241,9 @@ pub type Values = BTreeMap<Hyperparameter, f64>;
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(transparent)]
-pub struct Ranges(BTreeMap<Hyperparameter, Range>);
+pub struct Ranges(pub(super) BTreeMap<Hyperparameter, Range>);
 
 impl Ranges {
-    /// Reads the ranges' TOML file for trials with `config`.
-    ///
-    /// # Errors
-    /// An unreadable file; with the line an unknown hyperparameter, an impossible range, a hyperparameter that has no
-    /// effect on `config`, or a value that training would refuse.
-    pub fn read(path: &Path, config: &TrainConfig, space: &SearchSpace) -> Result<Self> {
-        let fail = |(line, message)| Error::line(path, line, message);
-        let ranges = ranges_file::parse(&files::read_text(path)?).map_err(fail)?;
-        for (&name, (line, range)) in &ranges {
-            check(name, range, config, space).map_err(|message| fail((*line, message)))?;
-        }
-        Ok(Ranges(ranges.into_iter().map(|(name, (_, range))| (name, range)).collect()))
-    }
-
     /// Learning rate and weight decay by a factor of ten either way about those of `config`, and half, all and twice its batch.
     ///
     /// # Errors
@@ -281,12 +265,6 @@ impl Ranges {
             check(name, range, config, space).map_err(Error::Tune)?;
         }
         Ok(Ranges(ranges))
-    }
-
-    /// The ranges of a correct text.
-    #[cfg(test)]
-    pub(super) fn of_text(text: &str) -> Self {
-        Ranges(ranges_file::parse(text).unwrap().into_iter().map(|(name, (_, range))| (name, range)).collect())
     }
 
     /// Sets `values` in `config`.
@@ -339,7 +317,12 @@ impl Ranges {
 }
 
 /// Checks that the hyperparameter has an effect on `config`, and that training accepts every value.
-fn check(name: Hyperparameter, range: &Range, config: &TrainConfig, space: &SearchSpace) -> Result<(), String> {
+pub(super) fn check(
+    name: Hyperparameter,
+    range: &Range,
+    config: &TrainConfig,
+    space: &SearchSpace,
+) -> Result<(), String> {
     if name == Hyperparameter::KdRatio && name.of(config).is_none() {
         return Err(format!("[{name}] no stage distils, so it would change nothing; leave it out"));
     }

@@ -1,19 +1,45 @@
 //! The ranges as a TOML file: a table per hyperparameter. Every fault is one sentence with the line.
 
-use super::ranges::{Hyperparameter, Range};
-use ofa_supernet::files::line_of;
+use super::ranges::{Hyperparameter, Range, Ranges, check};
+use crate::{Error, Result};
+use ofa_supernet::SearchSpace;
+use ofa_supernet::files::{self, line_of};
 use ofa_supernet::quote::quoted;
+use ofa_supernet::train::TrainConfig;
 use std::collections::BTreeMap;
+use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// A fault of the text: the line (from 1), and what is wrong.
-pub(super) type Fault = (usize, String);
+type Fault = (usize, String);
 
 const FORMS: &str = "write low = ... and high = ... (and log = true, steps = 5), or values = [...]";
 
+impl Ranges {
+    /// Reads the ranges' TOML file for trials with `config`.
+    ///
+    /// # Errors
+    /// An unreadable file; with the line an unknown hyperparameter, an impossible range, a hyperparameter that has no
+    /// effect on `config`, or a value that training would refuse.
+    pub fn read(path: &Path, config: &TrainConfig, space: &SearchSpace) -> Result<Self> {
+        let fail = |(line, message)| Error::line(path, line, message);
+        let ranges = parse(&files::read_text(path)?).map_err(fail)?;
+        for (&name, (line, range)) in &ranges {
+            check(name, range, config, space).map_err(|message| fail((*line, message)))?;
+        }
+        Ok(Ranges(ranges.into_iter().map(|(name, (_, range))| (name, range)).collect()))
+    }
+
+    /// The ranges of a correct text.
+    #[cfg(test)]
+    pub(super) fn of_text(text: &str) -> Self {
+        Ranges(parse(text).unwrap().into_iter().map(|(name, (_, range))| (name, range)).collect())
+    }
+}
+
 /// Reads each hyperparameter's range and the line of its table.
-pub(super) fn parse(text: &str) -> Result<BTreeMap<Hyperparameter, (usize, Range)>, Fault> {
+fn parse(text: &str) -> Result<BTreeMap<Hyperparameter, (usize, Range)>, Fault> {
     let line = |start: usize| line_of(text, start);
     let document = DeTable::parse(text).map_err(|error| {
         let start = error.span().map_or(0, |span| span.start);

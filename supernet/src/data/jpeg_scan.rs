@@ -3,7 +3,7 @@
 //! A decoder silently fills missing data with grey or noise. Here only code lengths are followed, and no value is
 //! computed. Progressive, arithmetic and lossless files are not checked.
 
-use super::decode::JpegMarkers;
+use super::jpeg_markers::JpegMarkers;
 
 /// Describes the fault in the picture data of a JPEG file; `None` if there is none, or none that can be detected.
 ///

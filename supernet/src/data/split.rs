@@ -1,23 +1,13 @@
 //! Images and labels of one split, held in memory or read on demand.
 
-use super::{builtin, decode, regular};
+use super::pixels::Image;
+use super::{decode, drawing, regular};
 use crate::{Error, Result};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
-
-/// An image: RGB u8 `[height, width, 3]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Image<'a> {
-    /// Pixels per row.
-    pub width: usize,
-    /// Number of rows.
-    pub height: usize,
-    /// `height * width * 3` bytes, borrowed from the cache if they are there.
-    pub pixels: Cow<'a, [u8]>,
-}
 
 /// Source of the images.
 pub(super) enum Pixels {
@@ -164,7 +154,7 @@ impl Split {
                 let image = regular::read(path).and_then(|bytes| decode::decode(&bytes));
                 image.map_err(|reason| Error::format(path, format!("{reason} ({})", decode::WAY_OUT)))
             }
-            Pixels::Builtin { seed, first } => Ok(builtin::image(*seed, first + at as u64)),
+            Pixels::Builtin { seed, first } => Ok(drawing::image(*seed, first + at as u64)),
         }
     }
 }

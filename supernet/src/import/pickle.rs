@@ -5,132 +5,12 @@
 //! else. Every opcode adds at most one value, values that contain others refer to them by number, and nothing recurses:
 //! time and memory are proportional to the length of the file.
 
+mod values;
+
+pub(super) use values::{ElementType, Storage, Value};
+
 use std::collections::HashMap;
-use std::rc::Rc;
-
-/// The names that a pickle may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Global {
-    /// `collections.OrderedDict`
-    OrderedDict,
-    /// `torch._utils._rebuild_tensor_v2` and the older `_rebuild_tensor`: a view of a storage.
-    RebuildTensor,
-    /// `torch._utils._rebuild_parameter`: a trainable tensor.
-    RebuildParameter,
-    /// `torch.FloatStorage` and similar: the element type of a storage.
-    Storage(ElementType),
-    /// `torch.Size`: a tuple.
-    Size,
-}
-
-/// Element type of a storage, always little-endian.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ElementType {
-    F64,
-    F32,
-    F16,
-    Bf16,
-    /// Integers and booleans of this many bytes; they occur only in counters such as `num_batches_tracked`, whose
-    /// values are not used.
-    Integer(usize),
-}
-
-impl ElementType {
-    /// Number of bytes per element.
-    pub(super) fn bytes(self) -> usize {
-        match self {
-            ElementType::F64 => 8,
-            ElementType::F32 => 4,
-            ElementType::F16 | ElementType::Bf16 => 2,
-            ElementType::Integer(bytes) => bytes,
-        }
-    }
-}
-
-impl Global {
-    fn named(module: &str, name: &str) -> Option<Self> {
-        use ElementType::{Bf16, F16, F32, F64, Integer};
-        Some(match (module, name) {
-            ("collections", "OrderedDict") => Global::OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2" | "_rebuild_tensor") => Global::RebuildTensor,
-            ("torch._utils", "_rebuild_parameter") => Global::RebuildParameter,
-            ("torch", "Size") => Global::Size,
-            ("torch", "DoubleStorage") => Global::Storage(F64),
-            ("torch", "FloatStorage") => Global::Storage(F32),
-            ("torch", "HalfStorage") => Global::Storage(F16),
-            ("torch", "BFloat16Storage") => Global::Storage(Bf16),
-            ("torch", "LongStorage") => Global::Storage(Integer(8)),
-            ("torch", "IntStorage") => Global::Storage(Integer(4)),
-            ("torch", "ShortStorage") => Global::Storage(Integer(2)),
-            ("torch", "CharStorage" | "ByteStorage" | "BoolStorage") => Global::Storage(Integer(1)),
-            _ => return None,
-        })
-    }
-}
-
-/// A value. Values that contain others are indices into [`Pickle`]'s lists, so that cloning a value is always cheap.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Value {
-    None,
-    Bool(bool),
-    Int(i128),
-    Float,
-    Text(Rc<str>),
-    Tuple(usize),
-    List(usize),
-    Dict(usize),
-    Global(Global),
-    Storage(usize),
-    Tensor(usize),
-}
-
-impl Value {
-    /// Name of the kind of value, for messages.
-    pub(super) fn kind(&self) -> &'static str {
-        match self {
-            Value::None => "None",
-            Value::Bool(_) => "a boolean",
-            Value::Int(_) => "an integer",
-            Value::Float => "a number",
-            Value::Text(_) => "a string",
-            Value::Tuple(_) => "a tuple",
-            Value::List(_) => "a list",
-            Value::Dict(_) => "a dictionary",
-            Value::Global(_) => "a class or function",
-            Value::Storage(_) => "a storage",
-            Value::Tensor(_) => "a tensor",
-        }
-    }
-
-    /// The value as a count.
-    pub(super) fn as_usize(&self) -> Option<usize> {
-        match self {
-            Value::Int(value) => usize::try_from(*value).ok(),
-            _ => None,
-        }
-    }
-}
-
-/// A storage as the pickle declares it. The reader of the bytes checks that they exist.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Storage {
-    pub(super) element: ElementType,
-    /// Name of the storage's bytes in the file.
-    pub(super) key: Rc<str>,
-    /// Number of elements.
-    pub(super) elements: usize,
-}
-
-/// A tensor: elements `offset + sum(index x stride)` of a storage. Checked to lie inside the declared storage, and to
-/// have no more elements than the storage.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct View {
-    /// Index of the storage in [`Pickle::storages`].
-    pub(super) storage: usize,
-    pub(super) offset: usize,
-    pub(super) shape: Vec<usize>,
-    pub(super) strides: Vec<usize>,
-}
+use values::{Global, View};
 
 /// Content of a pickle.
 #[derive(Debug, Default)]
@@ -175,33 +55,61 @@ struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    /// Executes one opcode; returns the value at the end of the program.
+    /// Executes one opcode; gives the pickle's value at the end of the program.
     fn step(&mut self) -> Result<Option<Value>, String> {
-        let value = match self.byte()? {
+        match self.byte()? {
             0x80 => match self.byte()? {
-                2..=5 => return Ok(None),
-                protocol => return Err(format!("protocol {protocol}, expected 2 to 5")),
+                2..=5 => Ok(None),
+                protocol => Err(format!("protocol {protocol}, expected 2 to 5")),
             },
-            // A frame only announces how many bytes follow.
-            0x95 => {
-                self.take(8)?;
-                return Ok(None);
-            }
+            // A frame only says how many bytes follow.
+            0x95 => self.take(8).map(|_| None),
             b'.' => {
                 let value = self.pop()?;
-                return if self.stack.is_empty() {
-                    Ok(Some(value))
-                } else {
-                    Err("the program ends with values left over".into())
-                };
+                if self.stack.is_empty() { Ok(Some(value)) } else { Err("it ends with values left over".into()) }
             }
             b'(' => {
                 self.marks.push(self.stack.len());
-                return Ok(None);
+                Ok(None)
             }
-            b'q' => return self.memoise(|m| Ok(u32::from(m.byte()?))),
-            b'r' => return self.memoise(Self::u32),
-            0x94 => return self.memoise(|m| Ok(m.memo.len() as u32)),
+            b'q' => self.memoise(|m| Ok(u32::from(m.byte()?))),
+            b'r' => self.memoise(Self::u32),
+            0x94 => self.memoise(|m| Ok(m.memo.len() as u32)),
+            b'a' => {
+                let item = self.pop()?;
+                self.append(vec![item])
+            }
+            b'e' => {
+                let items = self.pop_mark()?;
+                self.append(items)
+            }
+            b's' => {
+                let items = self.pop_many(2)?;
+                self.set(items)
+            }
+            b'u' => {
+                let items = self.pop_mark()?;
+                self.set(items)
+            }
+            b'b' => {
+                // An OrderedDict's attributes (PyTorch keeps version numbers there) mean nothing to us.
+                self.pop()?;
+                match self.stack.last() {
+                    Some(Value::Dict(_)) => Ok(None),
+                    other => Err(format!("it sets attributes of {}", other.map_or("nothing", Value::kind))),
+                }
+            }
+            opcode => {
+                let value = self.value(opcode)?;
+                self.stack.push(value);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The value that `opcode` puts on the stack.
+    fn value(&mut self, opcode: u8) -> Result<Value, String> {
+        Ok(match opcode {
             b'h' => {
                 let index = u32::from(self.byte()?);
                 self.recall(index)?
@@ -243,22 +151,6 @@ impl Machine<'_> {
                 Value::List(self.out.lists.len() - 1)
             }
             b'}' => self.dict(),
-            b'a' => {
-                let item = self.pop()?;
-                return self.append(vec![item]);
-            }
-            b'e' => {
-                let items = self.pop_mark()?;
-                return self.append(items);
-            }
-            b's' => {
-                let items = self.pop_many(2)?;
-                return self.set(items);
-            }
-            b'u' => {
-                let items = self.pop_mark()?;
-                return self.set(items);
-            }
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
                 global(&module, &name)?
@@ -272,18 +164,8 @@ impl Machine<'_> {
             }
             b'Q' => self.persistent()?,
             b'R' => self.reduce()?,
-            b'b' => {
-                // Attributes of an OrderedDict (PyTorch stores version numbers there) are ignored.
-                self.pop()?;
-                return match self.stack.last() {
-                    Some(Value::Dict(_)) => Ok(None),
-                    other => Err(format!("the program sets attributes of {}", other.map_or("nothing", Value::kind))),
-                };
-            }
-            opcode => return Err(format!("opcode {opcode:#04x} is not needed by a checkpoint and is refused")),
-        };
-        self.stack.push(value);
-        Ok(None)
+            opcode => return Err(format!("opcode {opcode:#04x} is not one that a checkpoint needs; it is refused")),
+        })
     }
 
     fn take(&mut self, count: usize) -> Result<&[u8], String> {
@@ -471,106 +353,4 @@ fn global(module: &str, name: &str) -> Result<Value, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn error(bytes: &[u8]) -> String {
-        read(bytes, 100).unwrap_err()
-    }
-
-    #[test]
-    fn values_containers_and_the_memo() {
-        // {'a': [1, -2], 'b': (None, True)}; the list is stored as 7 and used again as 'c'.
-        let bytes = b"\x80\x02}(X\x01\0\0\0a]q\x07(K\x01J\xfe\xff\xff\xffeX\x01\0\0\0bN\x88\x86X\x01\0\0\0ch\x07u.rest";
-        let (value, pickle, length) = read(bytes, 0).unwrap();
-        assert_eq!((value, length), (Value::Dict(0), bytes.len() - 4));
-        assert_eq!(pickle.lists, [[Value::Int(1), Value::Int(-2)]]);
-        assert_eq!(pickle.tuples, [[Value::None, Value::Bool(true)]]);
-        let keys: Vec<_> = pickle.dicts[0].iter().map(|(key, _)| key.clone()).collect();
-        assert_eq!(keys, ["a", "b", "c"].map(|k| Value::Text(k.into())));
-        assert_eq!(pickle.dicts[0][2].1, Value::List(0));
-        // The magic number of the older format, ten bytes.
-        assert_eq!(read(b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", 0).unwrap().0, Value::Int(0x1950a86a20f9469cfc6c));
-        assert_eq!(read(b"\x8a\x01\xff.", 0).unwrap().0, Value::Int(-1));
-    }
-
-    #[test]
-    fn code_is_refused_by_name() {
-        let found = error(b"\x80\x02cos\nsystem\nX\x02\0\0\0ls\x85R.");
-        assert!(found.contains("'os.system'") && found.contains("byte 102"), "{found}");
-        let found = error(b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.");
-        assert!(found.contains("'builtins.eval'"), "{found}");
-        // Older opcodes that call: INST, OBJ, NEWOBJ, and extension codes.
-        for opcode in [b'i', b'o', 0x81, 0x92, 0x82] {
-            assert!(error(&[b'(', opcode, b'.']).contains("opcode"), "{opcode}");
-        }
-        assert!(error(b"(K\x01K\x02tb.").contains("attributes"));
-    }
-
-    #[test]
-    fn broken_programs_are_errors() {
-        for (bytes, reason) in [
-            (&b""[..], "1 more bytes"),
-            (b"N", "1 more bytes"),
-            (b".", "empty stack"),
-            (b"NN.", "left over"),
-            (b"t.", "mark"),
-            (b"N(0.", "opcode"),
-            (b"N(.", "across a mark"),
-            (b"h\x01.", "recalls value 1"),
-            (b"X\xff\xff\xff\xffab", "4294967295 more bytes"),
-            (b"X\x02\0\0\0\xff\xff.", "UTF-8"),
-            (b"}NNNtu.", "mark"),
-            (b"}(Nu.", "key without a value"),
-            (b"N(Ne.", "appends to None"),
-            (b"NNR.", "not a tuple"),
-            (b"N)R.", "a call of None"),
-            (b"K\x01Q.", "persistent id"),
-            (b"\x8a\x11aaaaaaaaaaaaaaaaa.", "17 bytes"),
-            (b"\x80\x07N.", "protocol 7"),
-            (b"cos", "without end"),
-        ] {
-            assert!(error(bytes).contains(reason), "{bytes:?}: {}", error(bytes));
-        }
-    }
-
-    /// A tensor of the given shape, strides and offset in a storage of `elements` floats.
-    fn tensor(shape: &[i32], strides: &[i32], offset: i32, elements: i32) -> Result<View, String> {
-        let integer = |value: i32| [&b"J"[..], &value.to_le_bytes()].concat();
-        let tuple =
-            |values: &[i32]| [b"(".to_vec(), values.iter().flat_map(|&v| integer(v)).collect(), b"t".to_vec()].concat();
-        let program = [
-            b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu".to_vec(),
-            integer(elements),
-            b"tQ".to_vec(),
-            integer(offset),
-            tuple(shape),
-            tuple(strides),
-            b"\x89}tR.".to_vec(),
-        ]
-        .concat();
-        read(&program, 0).map(|(value, pickle, _)| {
-            assert_eq!(value, Value::Tensor(0));
-            pickle.tensors[0].clone()
-        })
-    }
-
-    #[test]
-    fn tensors_lie_inside_their_storage() {
-        let view = tensor(&[2, 3], &[3, 1], 4, 10).unwrap();
-        assert_eq!((view.shape, view.strides, view.offset), (vec![2, 3], vec![3, 1], 4));
-        assert!(tensor(&[], &[], 0, 1).is_ok());
-        assert!(tensor(&[0, 5], &[5, 1], 0, 0).is_ok());
-        for (shape, strides, offset, elements) in [
-            (&[2, 3][..], &[3, 1][..], 5, 10),
-            (&[11], &[0], 0, 10),
-            (&[i32::MAX, i32::MAX, i32::MAX], &[i32::MAX, i32::MAX, 1], 0, 10),
-            (&[2], &[i32::MAX], 0, 10),
-        ] {
-            assert!(tensor(shape, strides, offset, elements).unwrap_err().contains("does not fit"));
-        }
-        assert!(tensor(&[-2], &[1], 0, 10).unwrap_err().contains("not counts"));
-        assert!(tensor(&[2], &[1], 0, -1).unwrap_err().contains("elements"));
-        assert!(tensor(&[1; 9], &[1; 9], 0, 10).unwrap_err().contains("shape"));
-    }
-}
+mod tests;

@@ -204,6 +204,17 @@ impl Checkpoint {
 
 const PARTS: [&str; 4] = ["weights.", "momentum.", "average.", "teacher."];
 
+/// The newest checkpoint that can be read.
+#[derive(Debug)]
+pub struct Latest {
+    /// Its content.
+    pub checkpoint: Checkpoint,
+    /// Its file.
+    pub path: PathBuf,
+    /// Newer checkpoints that cannot be read: an error message each.
+    pub damaged: Vec<String>,
+}
+
 /// The checkpoints of one run.
 pub struct Folder {
     path: PathBuf,
@@ -262,16 +273,15 @@ impl Folder {
         Ok(Checkpoint { progress: note.progress, identity: note.identity, weights, momentum, average, teacher })
     }
 
-    /// The newest checkpoint that can be read, with its path; newer ones that cannot be are named by their errors in the
-    /// third place. `None` if there is no checkpoint at all.
+    /// The newest checkpoint that can be read; `None` if there is no checkpoint at all.
     ///
     /// # Errors
     /// There are checkpoints, but none can be read.
-    pub fn latest(&self) -> Result<Option<(Checkpoint, PathBuf, Vec<String>)>> {
+    pub fn latest(&self) -> Result<Option<Latest>> {
         let mut damaged = Vec::new();
         for (_, path) in self.list()?.into_iter().rev() {
             match Self::read(&path) {
-                Ok(checkpoint) => return Ok(Some((checkpoint, path, damaged))),
+                Ok(checkpoint) => return Ok(Some(Latest { checkpoint, path, damaged })),
                 // Neither damaged nor usable: an older one would silently be another training.
                 Err(error @ Error::Refused { .. }) => return Err(error),
                 Err(error) => damaged.push(error.to_string()),
@@ -366,12 +376,24 @@ pub fn write_supernet(path: &Path, state: HashMap<String, Tensor>, note: &Supern
 /// # Errors
 /// A missing or damaged file, named.
 pub fn read_supernet(path: &Path) -> Result<(HashMap<String, Tensor>, SupernetNote)> {
-    let (state, note): (_, SupernetNote) = tensor_file::read(path)?;
+    let (state, note) = tensor_file::read(path)?;
+    Ok((state, checked(path, note)?))
+}
+
+/// What a supernet's file says of it. Reads the header only.
+///
+/// # Errors
+/// A missing file, one that [`write_supernet`] has not written.
+pub fn read_supernet_note(path: &Path) -> Result<SupernetNote> {
+    checked(path, tensor_file::read_note(path)?)
+}
+
+fn checked(path: &Path, note: SupernetNote) -> Result<SupernetNote> {
     note.space.validate().map_err(|e| e.at(path))?;
     if note.classes.is_empty() {
         return Err(Error::format(path, "it has no classes; expected the supernet of a run"));
     }
-    Ok((state, note))
+    Ok(note)
 }
 
 /// Checksum of a supernet's weights, space and class names, as eight hexadecimal digits: what was measured with the
@@ -384,103 +406,4 @@ pub fn supernet_checksum(path: &Path) -> Result<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::space::preset;
-    use candle_core::Device;
-
-    fn checkpoint(step: usize) -> Checkpoint {
-        let tensor = |v: f32| HashMap::from([("w".to_string(), Tensor::new(&[v], &Device::Cpu).unwrap())]);
-        Checkpoint {
-            progress: Progress { step, seconds: 0.1, ..Progress::default() },
-            identity: Identity {
-                space: preset("tiny").unwrap(),
-                classes: vec!["a".into()],
-                images: 9,
-                data: None,
-                config: serde_json::json!({"seed": 1, "log_every": 2, "stages": ["first", "second"]}),
-            },
-            weights: tensor(1.0),
-            momentum: tensor(2.0),
-            average: HashMap::new(),
-            teacher: tensor(4.0),
-        }
-    }
-
-    #[test]
-    fn keeps_the_last_and_falls_back_from_a_damaged_one() {
-        let run = tempfile::tempdir().unwrap();
-        let folder = Folder::of_run(run.path(), 2);
-        assert!(folder.latest().unwrap().is_none());
-        for step in [1, 5, 20] {
-            folder.save(&checkpoint(step)).unwrap();
-        }
-        let steps: Vec<usize> = folder.list().unwrap().iter().map(|f| f.0).collect();
-        assert_eq!(steps, [5, 20]);
-        let (found, path, damaged) = folder.latest().unwrap().unwrap();
-        assert_eq!(found.progress, checkpoint(20).progress);
-        assert_eq!(found.identity, checkpoint(20).identity);
-        assert_eq!(found.teacher["w"].to_vec1::<f32>().unwrap(), [4.0]);
-        assert!(found.average.is_empty() && damaged.is_empty());
-
-        let bytes = fs::read(&path).unwrap();
-        fs::write(&path, &bytes[..bytes.len() - 2]).unwrap();
-        let (found, _, damaged) = folder.latest().unwrap().unwrap();
-        assert_eq!(found.progress.step, 5);
-        assert!(damaged[0].contains("step-00000020"), "{damaged:?}");
-        // Going on from step 5 must not count the damaged later one among those kept.
-        fs::write(run.path().join("checkpoints/.step-00000020.safetensors.7.tmp"), b"cut").unwrap();
-        folder.remove_temporaries();
-        Folder::of_run(run.path(), 1).save(&checkpoint(7)).unwrap();
-        let names = || {
-            let entries = fs::read_dir(run.path().join("checkpoints")).unwrap();
-            let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-            names.sort();
-            names
-        };
-        assert_eq!(names(), ["step-00000007.safetensors"]);
-        // The best is kept besides the newest.
-        let mut later = checkpoint(8);
-        later.progress.best = Some(Best { step: 7, accuracy: 0.5 });
-        Folder::of_run(run.path(), 1).save(&later).unwrap();
-        later.progress.step = 9;
-        Folder::of_run(run.path(), 1).save(&later).unwrap();
-        assert_eq!(names(), ["step-00000007.safetensors", "step-00000009.safetensors"]);
-        for (_, path) in folder.list().unwrap() {
-            fs::write(path, b"x").unwrap();
-        }
-        let error = folder.latest().unwrap_err().to_string();
-        assert!(error.contains("no checkpoint can be read"), "{error}");
-    }
-
-    #[test]
-    fn resuming_with_other_settings_names_the_difference() {
-        let saved = checkpoint(1).identity;
-        let path = Path::new("c");
-        let mut other = saved.clone();
-        other.config["log_every"] = 9.into();
-        other.check(&saved, 2, path).unwrap();
-        other.config["stages"] = serde_json::json!(["first", "another", "more"]);
-        other.check(&saved, 1, path).unwrap();
-        let error = other.check(&saved, 2, path).unwrap_err().to_string();
-        assert!(error.contains("stage 2 differs, but it has begun"), "{error}");
-        other.config["seed"] = 2.into();
-        assert!(other.check(&saved, 0, path).unwrap_err().to_string().contains("differs in seed"));
-        let other = Identity { images: 8, ..saved.clone() };
-        assert!(other.check(&saved, 0, path).unwrap_err().to_string().contains("9 images"));
-        let other = Identity { space: preset("cifar-mbv3").unwrap(), ..saved.clone() };
-        assert!(other.check(&saved, 0, path).unwrap_err().to_string().contains("'cifar-mbv3'"));
-    }
-
-    #[test]
-    fn a_checkpoint_of_another_format_is_refused_and_not_taken_for_damaged() {
-        let run = tempfile::tempdir().unwrap();
-        let folder = Folder::of_run(run.path(), 3);
-        folder.save(&checkpoint(1)).unwrap();
-        let newer = checkpoint(2);
-        let note = Note { format: 1, progress: newer.progress.clone(), identity: newer.identity.clone() };
-        tensor_file::write(&folder.checkpoint_path(2), &BTreeMap::new(), &note).unwrap();
-        let error = folder.latest().unwrap_err().to_string();
-        assert!(error.contains("step-00000002") && error.contains("format 1") && error.contains("format 2"), "{error}");
-    }
-}
+mod tests;

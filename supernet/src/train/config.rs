@@ -1,6 +1,6 @@
 //! The training configuration: everything that decides the weights, and how often to look and save. Stages are data.
 
-use super::stage::StageConfig;
+use super::stage::{StageConfig, fail};
 use crate::data::Augmentation;
 use crate::space::SearchSpace;
 use crate::{Error, Result};
@@ -244,10 +244,6 @@ impl TrainConfig {
 
 fn is_false(value: &bool) -> bool {
     !value
-}
-
-pub(super) fn fail<T>(message: String) -> Result<T> {
-    Err(Error::Config(message))
 }
 
 /// Most steps, images or files: no run has more, and products of such numbers do not overflow.

@@ -14,6 +14,9 @@
 //! | [`average`] | moving average of the weights |
 //! | [`sampling`] | what a step draws |
 //! | [`step`] | one progressive-shrinking step |
+//! | `step_input` | what a step starts from |
+//! | `passes` | the passes of its subnets |
+//! | `preset` | training presets |
 //! | [`validation`] | batch-norm recalibration and accuracy of a subnet |
 //! | [`tensor_file`] | named tensors and a JSON note in one checked file |
 //! | [`checkpoint`] | what a checkpoint holds, which are kept, which one to resume from |
@@ -37,13 +40,14 @@ pub mod sampling;
 pub mod schedule;
 pub mod stage;
 pub mod step;
+mod step_input;
 pub mod tensor_file;
 pub mod validation;
 
 pub use config::{ProbeConfig, StagePlan, TrainConfig};
 pub use metrics::MetricsLine;
-pub use progress::{Control, Event, StepEvent};
-pub use run::{Outcome, ProbeResult, is_unbegun, train};
+pub use progress::{Control, Event, Outcome, ProbeResult, StepEvent};
+pub use run::{is_unbegun, train};
 pub use stage::{Sampling, StageConfig, Teacher};
 pub use step::StepReport;
-pub use validation::{EvaluationSet, accuracy, recalibrate};
+pub use validation::EvaluationSet;

@@ -2,10 +2,11 @@
 
 use super::gradients::Gradients;
 use super::loss;
-use super::step::StepInput;
+use super::step_input::StepInput;
 use crate::network::{Mode, Statistics, Supernet};
 use crate::network_seam::{Seam, Trunk};
 use crate::ops::{self, ChannelStatistics};
+use crate::ranks::Ranks;
 use crate::seed::{Stream, generator};
 use crate::{Result, Subnet};
 use candle_core::backprop::GradStore;
@@ -28,19 +29,53 @@ pub(super) struct Sums {
     pub gradients: Gradients,
     /// The gradient at the trunk's seam, of all subnets but the last.
     pub at_trunk: Option<Tensor>,
-    /// Of each subnet: loss, cross-entropy and distillation (0 without a teacher), each this rank's part of the mean over all images; correct images
-    /// of this rank; a value of its running statistics that is not finite, or 0.
-    pub values: Vec<[f64; 5]>,
-    /// The seam in the middle of the last subnet, the place from which on parameters belong to its later half, and what backward to the seam found
-    /// besides the gradients of parameters.
-    pub last: Option<(Seam, usize, GradStore)>,
+    /// Sums of each subnet.
+    pub values: Vec<SubnetSums>,
+    /// The last subnet's backward pass down to its middle.
+    pub last: Option<LastPass>,
+}
+
+/// A subnet's sums over images. Losses are this rank's part of the mean over the images of all ranks.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct SubnetSums {
+    /// Cross-entropy, and `kd_ratio` times distillation.
+    pub loss: f64,
+    pub cross_entropy: f64,
+    /// 0 without a teacher.
+    pub distillation: f64,
+    /// Images that are classified correctly.
+    pub correct: f64,
+    /// A running statistic of batch norm that is not finite, or 0.
+    pub statistic: f64,
+}
+
+impl SubnetSums {
+    /// Adds up the sums of all ranks.
+    pub(super) fn sum_over(ranks: &Ranks, subnets: &mut [SubnetSums]) {
+        let numbers = |s: &SubnetSums| [s.loss, s.cross_entropy, s.distillation, s.correct, s.statistic];
+        let mut all: Vec<[f64; 5]> = subnets.iter().map(numbers).collect();
+        ranks.sum_f64(all.as_flattened_mut());
+        for (sums, [loss, cross_entropy, distillation, correct, statistic]) in subnets.iter_mut().zip(all) {
+            *sums = SubnetSums { loss, cross_entropy, distillation, correct, statistic };
+        }
+    }
+}
+
+/// The backward pass of a step's last subnet, which halts in the middle of the network.
+pub(super) struct LastPass {
+    /// Where it halts.
+    pub seam: Seam,
+    /// Number of the first parameter of the later half.
+    pub middle: usize,
+    /// What backward to the seam found besides the gradients of parameters.
+    pub later: GradStore,
 }
 
 /// What the passes of one subnet gave.
 struct Trained {
     logits: Tensor,
-    /// The first four of [`Sums::values`].
-    values: [f64; 4],
+    /// All sums but the statistic.
+    sums: SubnetSums,
     used: Vec<ChannelStatistics>,
     found: GradStore,
     middle: Option<(Seam, usize)>,
@@ -97,7 +132,7 @@ impl Passes<'_> {
         }
         Ok(Trained {
             logits: passed.logits.detach(),
-            values: [value, hard, taught, correct],
+            sums: SubnetSums { loss: value, cross_entropy: hard, distillation: taught, correct, statistic: 0.0 },
             used: passed.used,
             found: total.backward()?,
             middle: passed.middle,
@@ -105,15 +140,15 @@ impl Passes<'_> {
     }
 
     fn add(&self, sums: &mut Sums, trained: Trained) -> Result<()> {
-        let Trained { values: [value, hard, taught, correct], used, mut found, middle, .. } = trained;
+        let Trained { sums: own, used, mut found, middle, .. } = trained;
         let subnet = &self.subnets[sums.values.len()];
         self.net.move_running_statistics(subnet, &used)?;
         // Activations can overflow and still leave a finite loss: divided by an infinite deviation they are zero.
         let statistic = first_not_finite(&self.net.running_statistics(subnet)?).unwrap_or(0.0);
-        sums.values.push([value, hard, taught, correct, statistic]);
+        sums.values.push(SubnetSums { statistic, ..own });
         sums.gradients.add(self.net.parameters(), &mut found)?;
-        if let Some((seam, place)) = middle {
-            sums.last = Some((seam, place, found));
+        if let Some((seam, middle)) = middle {
+            sums.last = Some(LastPass { seam, middle, later: found });
         } else if let Some(trunk) = self.trunk {
             let own = trunk.seam.gradient(&mut found)?;
             sums.at_trunk = Some(sums.at_trunk.take().map_or(Ok(own.clone()), |sum| sum + own)?);

@@ -1,9 +1,9 @@
 //! What an observer of training is told, and how fast it goes.
 
 use super::config::StagePlan;
-use super::run::ProbeResult;
 use super::step::StepReport;
-use std::path::Path;
+use crate::Subnet;
+use std::path::{Path, PathBuf};
 
 /// What the observer wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +61,40 @@ pub enum Event<'a> {
     Checkpoint {
         /// The file.
         path: &'a Path,
+    },
+}
+
+/// Validation of one probe.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProbeResult {
+    /// `smallest`, `middle` or `largest`.
+    pub name: &'static str,
+    /// The subnet.
+    pub subnet: Subnet,
+    /// Top-1 accuracy on validation images after recalibration, 0 to 1.
+    pub accuracy: f64,
+}
+
+/// How training ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// All stages are done, and the weights written.
+    Finished {
+        /// `checkpoints/supernet.safetensors`.
+        supernet: PathBuf,
+        /// The probes with the final weights.
+        probes: Vec<ProbeResult>,
+        /// Steps of training.
+        steps: usize,
+        /// Seconds of training, over all sessions.
+        seconds: f64,
+    },
+    /// The observer asked to stop; the checkpoint resumes.
+    Interrupted {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// Steps done.
+        step: usize,
     },
 }
 

@@ -1,6 +1,5 @@
 //! One stage of the training configuration: how long, what may be drawn, how, and who teaches.
 
-use super::config::fail;
 use crate::space::{Channels, DIMENSIONS, Dimension, Narrowing, Place, SHRINKING, SearchSpace};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -244,6 +243,11 @@ impl StageConfig {
         }
         Ok(())
     }
+}
+
+/// An impossible configuration.
+pub(super) fn fail<T>(message: String) -> Result<T> {
+    Err(Error::Config(message))
 }
 
 #[cfg(test)]

@@ -1,41 +1,19 @@
 //! One step of progressive shrinking. A step computes; the caller logs.
 
-use super::config::TrainConfig;
 use super::gradients::{Gradients, clip_factor};
 use super::loss;
 use super::optimizer::Sgd;
-use super::passes::{Passes, Sums, scalar};
+use super::passes::{LastPass, Passes, SubnetSums, Sums, scalar};
 use super::sampling::candidates_of;
-use super::stage::{Sampling, StageConfig, Teacher};
+use super::stage::{Sampling, Teacher};
+pub use super::step_input::StepInput;
 use crate::network::{Mode, Supernet};
-use crate::network_seam::{Seam, Trunk};
+use crate::network_seam::Trunk;
 use crate::ranks::Ranks;
-use crate::{Error, Result, SearchSpace, Subnet};
+use crate::{Error, Result, Subnet};
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use std::time::Instant;
-
-/// What decides a step, besides weights and images.
-pub struct StepInput<'a> {
-    /// The configuration.
-    pub config: &'a TrainConfig,
-    /// The stage.
-    pub stage: &'a StageConfig,
-    /// The space narrowed to what the stage may draw ([`StageConfig::choices`]).
-    pub choices: &'a SearchSpace,
-    /// Number of the step since the start of training, from 0; with the seed it decides what is drawn.
-    pub step: usize,
-    /// Learning rate.
-    pub learning_rate: f64,
-    /// Images of this process `[own, r, r, 3]`: its [part](Ranks::shard) of the step's.
-    pub images: &'a Tensor,
-    /// Class of each image.
-    pub labels: &'a [u32],
-    /// The processes that do the step together.
-    pub ranks: &'a Ranks,
-    /// Images of all of them.
-    pub batch: usize,
-}
 
 /// What a step computed; means over its subnets (of the distillation: over those that have a teacher).
 #[derive(Debug, Clone, PartialEq)]
@@ -141,8 +119,9 @@ fn step_on_this_thread(
         report.exchange = finish_backward(net, &mut gradients, last, trunk.zip(at_trunk), ranks, part)?;
     }
     // What follows is decided by all ranks alike.
-    ranks.sum_f64(values.as_flattened_mut());
-    for (subnet, [value, hard, taught, correct, statistic]) in report.subnets.iter().zip(values) {
+    SubnetSums::sum_over(ranks, &mut values);
+    for (subnet, sums) in report.subnets.iter().zip(values) {
+        let SubnetSums { loss, cross_entropy, distillation, correct, statistic } = sums;
         if !statistic.is_finite() {
             return Err(not_finite(
                 input,
@@ -151,14 +130,14 @@ fn step_on_this_thread(
                 std::slice::from_ref(subnet),
             ));
         }
-        if !value.is_finite() {
-            return Err(not_finite(input, "the loss", value, std::slice::from_ref(subnet)));
+        if !loss.is_finite() {
+            return Err(not_finite(input, "the loss", loss, std::slice::from_ref(subnet)));
         }
-        report.loss += value / count as f64;
-        report.cross_entropy += hard / count as f64;
+        report.loss += loss / count as f64;
+        report.cross_entropy += cross_entropy / count as f64;
         report.accuracy += correct / (batch * count) as f64;
         if is_distilled {
-            *report.distillation.get_or_insert(0.0) += taught / distilled as f64;
+            *report.distillation.get_or_insert(0.0) += distillation / distilled as f64;
         }
     }
     report.gradient_norm = gradients.norm()?;
@@ -177,7 +156,7 @@ fn step_on_this_thread(
 fn finish_backward(
     net: &Supernet,
     gradients: &mut Gradients,
-    (seam, middle, mut later): (Seam, usize, GradStore),
+    LastPass { seam, middle, mut later }: LastPass,
     trunk: Option<(Trunk, Tensor)>,
     ranks: &Ranks,
     part: f64,

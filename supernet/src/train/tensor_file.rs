@@ -68,8 +68,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>
             ),
         ));
     }
-    let note = serde_json::from_str(&entry.note)
-        .map_err(|e| Error::format(path, format!("its note is not what this version of ofa expects: {e}")))?;
+    let note = parse_note(path, &entry)?;
     let mut tensors = HashMap::with_capacity(views.len());
     for (name, view) in views {
         let dtype = match view.dtype() {
@@ -90,6 +89,23 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>
 /// # Errors
 /// A missing file, one that is no such file.
 pub fn checksum(path: &Path) -> Result<u32> {
+    Ok(read_entry(path)?.checksum)
+}
+
+/// The note of a file of [`write`]. Reads the header only: whoever needs the content checked calls [`read`].
+///
+/// # Errors
+/// A missing file, one that is no such file.
+pub fn read_note<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    parse_note(path, &read_entry(path)?)
+}
+
+fn parse_note<T: DeserializeOwned>(path: &Path, entry: &Entry) -> Result<T> {
+    serde_json::from_str(&entry.note)
+        .map_err(|e| Error::format(path, format!("its note is not what this version of ofa expects: {e}")))
+}
+
+fn read_entry(path: &Path) -> Result<Entry> {
     let broken = |e: &dyn std::fmt::Display| Error::format(path, format!("not a readable safetensors file: {e}"));
     let mut file = std::fs::File::open(path).map_err(|e| Error::file(path, e))?;
     let size = file.metadata().map_err(|e| Error::file(path, e))?.len();
@@ -103,7 +119,7 @@ pub fn checksum(path: &Path) -> Result<u32> {
     file.take(length).read_to_end(&mut header).map_err(|e| Error::file(path, e))?;
     let header: serde_json::Value = serde_json::from_slice(&header).map_err(|e| broken(&e))?;
     let entry = header["__metadata__"][ENTRY].as_str().and_then(|entry| serde_json::from_str::<Entry>(entry).ok());
-    entry.map(|entry| entry.checksum).ok_or_else(|| {
+    entry.ok_or_else(|| {
         Error::format(path, format!("the header has no '{ENTRY}' entry; expected a file written by ofa"))
     })
 }

@@ -12,8 +12,8 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
-/// Bytes of prepared images that an [`EvaluationSet`] keeps by default (1 GiB).
-const DEFAULT_BUDGET: usize = 1 << 30;
+/// Most bytes of prepared images that an [`EvaluationSet`] keeps (1 GiB); a set that does not fit is decoded anew each time.
+const BUDGET: usize = 1 << 30;
 
 /// A batch as the network takes it.
 pub struct EvaluationBatch {
@@ -55,7 +55,6 @@ pub struct EvaluationSet<'a> {
     /// The processes that share the images out, and the number of all images.
     ranks: Ranks,
     len: usize,
-    budget: usize,
     control: fn() -> ControlFlow<()>,
     prepared: Mutex<HashMap<usize, Arc<Vec<EvaluationBatch>>>>,
 }
@@ -82,7 +81,6 @@ impl<'a> EvaluationSet<'a> {
             batches,
             ranks,
             len,
-            budget: DEFAULT_BUDGET,
             control: || ControlFlow::Continue(()),
             prepared: Mutex::default(),
         })
@@ -125,12 +123,6 @@ impl<'a> EvaluationSet<'a> {
             self.batches = self.batches[ranks.shard(self.batches.len())].to_vec();
             self.ranks = ranks.clone();
         }
-        self
-    }
-
-    /// Keeps at most `bytes` of prepared images in memory; a set that does not fit is decoded anew each time.
-    pub fn with_budget(mut self, bytes: usize) -> Self {
-        self.budget = bytes;
         self
     }
 
@@ -186,7 +178,7 @@ impl<'a> EvaluationSet<'a> {
     fn kept(&self, net: &Supernet, resolution: usize) -> Result<Option<Arc<Vec<EvaluationBatch>>>> {
         let images: usize = self.batches.iter().map(Vec::len).sum();
         let size = |resolution: usize| images * resolution * resolution * 3 * size_of::<f32>();
-        if size(resolution) > self.budget {
+        if size(resolution) > BUDGET {
             return Ok(None);
         }
         // A thread that panicked while it held the lock left a map that is still whole.
@@ -195,7 +187,7 @@ impl<'a> EvaluationSet<'a> {
             return Ok(Some(batches.clone()));
         }
         let held: usize = prepared.keys().map(|&r| size(r)).sum();
-        if held + size(resolution) > self.budget {
+        if held + size(resolution) > BUDGET {
             prepared.clear();
         }
         let batches: Result<Vec<_>> = self.batches.iter().map(|indices| self.load(net, indices, resolution)).collect();
@@ -276,37 +268,6 @@ pub fn accuracies_on(
         }
     }
     Ok(accuracies)
-}
-
-/// [`recalibrate_on`] `images` seeded training images without augmentation. To measure many subnets, make one
-/// [`EvaluationSet`] instead.
-///
-/// # Errors
-/// As [`recalibrate_on`].
-pub fn recalibrate(
-    net: &Supernet,
-    subnet: &Subnet,
-    data: &Dataset,
-    images: usize,
-    batch: usize,
-    seed: u64,
-) -> Result<Statistics> {
-    recalibrate_on(net, subnet, &EvaluationSet::for_recalibration(data, images, batch, seed)?)
-}
-
-/// [`accuracy_on`] all images of `split`, `batch` at a time.
-///
-/// # Errors
-/// As [`accuracy_on`].
-pub fn accuracy(
-    net: &Supernet,
-    subnet: &Subnet,
-    statistics: &Statistics,
-    data: &Dataset,
-    split: &Split,
-    batch: usize,
-) -> Result<f64> {
-    accuracy_on(net, subnet, statistics, &EvaluationSet::of_split(data, split, None, batch, 0)?)
 }
 
 #[cfg(test)]

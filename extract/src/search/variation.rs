@@ -1,0 +1,35 @@
+//! Mutation and crossover of candidates.
+
+use super::genome::{Genes, Genome};
+use ofa_supernet::space::dimension::At;
+use rand::Rng;
+
+/// Each gene drawn anew with its probability. A stage that grows gets random blocks.
+pub(super) fn mutate(
+    genome: &Genome,
+    parent: &Genes,
+    probability: f64,
+    resolution_probability: f64,
+    rng: &mut impl Rng,
+) -> Genes {
+    let mut child = parent.clone();
+    for place in 0..genome.size() {
+        if !genome.exists(&child, place) {
+            continue;
+        }
+        let probability = if genome.at(place) == At::Input { resolution_probability } else { probability };
+        if !genome.exists(parent, place) || rng.random_bool(probability) {
+            let choice = genome.draw(place, rng);
+            genome.set(&mut child, place, choice);
+        }
+    }
+    child
+}
+
+/// Each gene from one of two parents; a block that only one of them has comes from that one.
+pub(super) fn cross(genome: &Genome, first: &Genes, second: &Genes, rng: &mut impl Rng) -> Genes {
+    genome.build(|place| {
+        let (in_first, in_second) = (genome.is_active(first, place), genome.is_active(second, place));
+        if in_first && !(in_second && rng.random()) { first[place] } else { second[place] }
+    })
+}

@@ -1,0 +1,148 @@
+//! Which options of the command line need or exclude which, where a value decides: clap's `requires` and `conflicts_with`
+//! say the rest.
+
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Command, Error};
+use ofa_extract::search::SearchSettings;
+
+/// A condition on the options of a command. Options are written as people type them, `--option` or `--option value`; with a
+/// value they are given by default, too.
+struct Condition {
+    command: &'static str,
+    option: String,
+    rule: Rule,
+    /// Explains the rule, for the message.
+    reason: &'static str,
+}
+
+enum Rule {
+    /// One of these must be given, too.
+    Needs(Vec<String>),
+    /// None of these may be given.
+    Excludes(Vec<String>),
+}
+
+/// All conditions of all commands.
+fn conditions() -> Vec<Condition> {
+    let texts = |options: &[&str]| options.iter().map(|option| option.to_string()).collect::<Vec<_>>();
+    let needs = |command, option: &str, others: &[&str], reason| Condition {
+        command,
+        option: option.into(),
+        rule: Rule::Needs(texts(others)),
+        reason,
+    };
+    let excludes = |command, option: &str, others: &[&str], reason| Condition {
+        command,
+        option: option.into(),
+        rule: Rule::Excludes(texts(others)),
+        reason,
+    };
+    let all = SearchSettings::all();
+    let fronts = all.iter().filter(|settings| settings.strategy().draws_front());
+    let fronts: Vec<String> = fronts.map(|settings| format!("--strategy {}", settings.name())).collect();
+    let measuring = ["--score measured", "--verify"];
+    let images = "images are for measuring accuracies; the predictor needs none";
+    let mut conditions = vec![
+        excludes("search", "--verify", &["--score measured"], "these accuracies are measured already"),
+        excludes("search", "--pessimism", &["--score measured"], "only predictions have a deviation"),
+        needs("search", "--data", &measuring, images),
+        needs("search", "--skip-bad", &measuring, images),
+        needs("search", "--recalibration", &measuring, images),
+        needs("search", "--images", &measuring, images),
+        excludes(
+            "predictor",
+            "--active improvement",
+            &["--members 1"],
+            "it asks how sure a prediction is, which takes two members or more",
+        ),
+        excludes(
+            "train",
+            "--resume",
+            &[
+                "--config",
+                "--preset",
+                "--space",
+                "--validation",
+                "--skip-bad",
+                "--epochs",
+                "--batch",
+                "--scale-learning-rate",
+                "--sync-batch-norm",
+                "--seed",
+            ],
+            "it takes the settings from the run's config.toml; of them only --data may be given, for images that have moved",
+        ),
+    ];
+    for front in &fronts {
+        conditions.push(needs("search", front, &["--against"], "the front is drawn against these costs"));
+    }
+    conditions.push(Condition {
+        command: "search",
+        option: "--against".into(),
+        rule: Rule::Needs(fronts),
+        reason: "other strategies draw no front",
+    });
+    conditions
+}
+
+/// Checks the options of the command that was chosen.
+///
+/// # Errors
+/// The first condition that is broken, as wrong usage.
+pub fn check(program: &mut Command, matches: &ArgMatches) -> Result<(), Error> {
+    let Some((name, given)) = matches.subcommand() else { return Ok(()) };
+    let Some(command) = program.find_subcommand_mut(name) else { return Ok(()) };
+    for condition in conditions().iter().filter(|condition| condition.command == name) {
+        if !is_given(command, given, &condition.option) {
+            continue;
+        }
+        let (kind, message) = match &condition.rule {
+            Rule::Needs(others) if !others.iter().any(|other| is_given(command, given, other)) => {
+                (ErrorKind::MissingRequiredArgument, format!("needs {}", others.join(" or ")))
+            }
+            Rule::Excludes(others) => match others.iter().find(|other| is_given(command, given, other)) {
+                Some(other) => (ErrorKind::ArgumentConflict, format!("cannot be used with {other}")),
+                None => continue,
+            },
+            Rule::Needs(_) => continue,
+        };
+        return Err(command.error(kind, format!("{} {message}: {}", condition.option, condition.reason)));
+    }
+    Ok(())
+}
+
+/// Whether `text`, an option or an option with its value, holds for the arguments `given`.
+fn is_given(command: &Command, given: &ArgMatches, text: &str) -> bool {
+    let (option, value) = text.split_once(' ').map_or((text, None), |(option, value)| (option, Some(value)));
+    let mut arguments = command.get_arguments();
+    let Some(argument) = arguments.find(|argument| argument.get_long() == option.strip_prefix("--")) else {
+        return false;
+    };
+    let id = argument.get_id().as_str();
+    match value {
+        None => given.value_source(id) == Some(ValueSource::CommandLine),
+        Some(value) => given.get_raw(id).is_some_and(|mut values| values.any(|given| given == value)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Cli;
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_option_of_every_condition_exists() {
+        let program = Cli::command();
+        for condition in conditions() {
+            let command = program.find_subcommand(condition.command).unwrap();
+            let (Rule::Needs(others) | Rule::Excludes(others)) = condition.rule;
+            for text in others.iter().chain([&condition.option]) {
+                let option = text.split(' ').next().unwrap();
+                let known = command.get_arguments().any(|argument| argument.get_long() == option.strip_prefix("--"));
+                assert!(known, "{}: {text}", condition.command);
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What a search scores subnets with, and the space and limits that it searches.
+
+use crate::freshness::predictor_path;
+use crate::interrupt;
+use crate::measured::Measured;
+use crate::run_folder::RunFolder;
+use anyhow::{Result, anyhow, bail};
+use ofa_evaluate::DeviceProfile;
+use ofa_extract::{Constraint, Limit, Measures, Metric, Predictor};
+use ofa_supernet::{SearchSpace, Subnet};
+use std::path::PathBuf;
+
+/// Where scores come from.
+pub enum Scorer<'a> {
+    /// The prediction less so many of its deviations.
+    Predictor(Box<Predictor>, f64),
+    Measured(&'a Measured<'a>),
+}
+
+impl Scorer<'_> {
+    /// Scores; a stop that was asked for is an error.
+    pub fn score(&self, subnets: &[Subnet]) -> ofa_extract::Result<Vec<f64>> {
+        if interrupt::requested() {
+            return Err(ofa_supernet::Error::Interrupted.into());
+        }
+        match self {
+            Scorer::Predictor(predictor, 0.0) => predictor.predict(subnets),
+            Scorer::Predictor(predictor, pessimism) => {
+                let predictions = predictor.predict_with_deviation(subnets)?;
+                Ok(predictions.iter().map(|p| p.accuracy - pessimism * p.deviation).collect())
+            }
+            Scorer::Measured(measured) => Ok(measured.accuracies(subnets)?),
+        }
+    }
+}
+
+/// The limits that constraints ask for.
+pub fn limits_of<'a>(constraints: &[Constraint], measures: &'a Measures) -> ofa_extract::Result<Vec<Limit<'a>>> {
+    constraints.iter().map(|constraint| Limit::from_constraint(constraint, measures)).collect()
+}
+
+/// The space with the resolutions that the predictor and all named devices know: imported ones may know only some. Their
+/// profiles must have every layer of the space.
+pub fn searched_space<'c>(
+    folder: &RunFolder,
+    measures: &Measures,
+    scorer: &Scorer,
+    constraints: impl Iterator<Item = &'c Constraint>,
+) -> Result<SearchSpace> {
+    let space = measures.space();
+    let mut searched = space.clone();
+    let mut keep = |known: &[usize], file: PathBuf| {
+        let before = searched.resolutions.clone();
+        searched.resolutions.retain(|resolution| known.contains(resolution));
+        if searched.resolutions.is_empty() {
+            bail!("{}: known are the resolutions {known:?}, searched would be {before:?}", file.display());
+        }
+        Ok(())
+    };
+    if let Scorer::Predictor(predictor, _) = scorer {
+        keep(&predictor.space().resolutions, predictor_path(folder))?;
+    }
+    let devices = constraints.filter(|c| c.metric == Metric::Latency).map(|c| measures.device(&c.device));
+    let devices = devices.collect::<ofa_extract::Result<Vec<_>>>()?;
+    let path = |device: &DeviceProfile| folder.join(&format!("devices/{}.json", device.name));
+    for device in &devices {
+        keep(&device.space.resolutions, path(device))?;
+    }
+    for device in &devices {
+        let covers = device.check_covers(&searched, measures.classes());
+        covers.map_err(|error| anyhow!("{}: {error}", path(device).display()))?;
+    }
+    if searched.resolutions != space.resolutions {
+        complain!("searching resolutions {:?}: predictor or device know no others", searched.resolutions);
+    }
+    Ok(searched)
+}

@@ -1,0 +1,29 @@
+//! What a step of training starts from.
+
+use super::config::TrainConfig;
+use super::stage::StageConfig;
+use crate::SearchSpace;
+use crate::ranks::Ranks;
+use candle_core::Tensor;
+
+/// What decides a step, besides weights and images.
+pub struct StepInput<'a> {
+    /// The configuration.
+    pub config: &'a TrainConfig,
+    /// The stage.
+    pub stage: &'a StageConfig,
+    /// The space narrowed to what the stage may draw ([`StageConfig::choices`]).
+    pub choices: &'a SearchSpace,
+    /// Number of the step since the start of training, from 0; with the seed it decides what is drawn.
+    pub step: usize,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Images of this process `[own, r, r, 3]`: its [part](Ranks::part) of the step's.
+    pub images: &'a Tensor,
+    /// Class of each image.
+    pub labels: &'a [u32],
+    /// The processes that do the step together.
+    pub ranks: &'a Ranks,
+    /// Images of all of them.
+    pub batch: usize,
+}
