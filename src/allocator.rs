@@ -1,19 +1,21 @@
 //! The program's memory allocator: mimalloc, told to keep what is freed.
 //!
-//! Tensors of many megabytes come and go with every step. glibc returns such memory to the system, which then clears and maps the same pages again, and the
-//! setting that would give it huge pages can only be made before a process starts. mimalloc needs no setting from outside; measured beside glibc in
-//! `docs/performance.md`.
+//! Tensors of many megabytes come and go with every step. glibc returns such memory to the system, which then clears
+//! and maps the same pages again, and the setting that would give it huge pages can only be made before a process
+//! starts. mimalloc needs no setting from outside; measured beside glibc in `docs/performance.md`.
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// `mi_option_purge_delay` of `mimalloc.h`, which the binding does not name: milliseconds until freed pages return to the system, or -1 for never.
+/// `mi_option_purge_delay` of `mimalloc.h`, which the binding does not name: milliseconds until freed pages return to
+/// the system, or -1 for never.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
 /// Keeps freed pages for the next step, unless the environment sets `MIMALLOC_PURGE_DELAY`.
 #[allow(unsafe_code)]
 pub fn keep_freed_memory() {
-    // SAFETY: the call takes two numbers, no pointers, and stores one of them in a static of mimalloc that may be written at any time.
+    // SAFETY: the call takes two numbers, no pointers, and stores one of them in a static of mimalloc that may be
+    // written at any time.
     unsafe { libmimalloc_sys::mi_option_set_default(PURGE_DELAY, -1) }
 }
 

@@ -61,10 +61,10 @@ pub fn of_numbered_outputs(count: usize, data: &Dataset, whose: &str) -> Result<
 
 /// For each numbered output the class that it stands for, by the class names in sorted order.
 ///
-/// Names that are numbers from 0 on, alike but for the number perhaps ("class0" ... "class11"), stand for the outputs with
-/// these numbers: sorted as text, 10 comes before 2. Other names stand for the outputs in sorted order, as training
-/// programs number folders. `None` where the names are other numbers whose order as text is another one: then either order
-/// is likely, and a wrong one makes all accuracies wrong.
+/// Names that are numbers from 0 on, alike but for the number perhaps ("class0" ... "class11"), stand for the outputs
+/// with these numbers: sorted as text, 10 comes before 2. Other names stand for the outputs in sorted order, as
+/// training programs number folders. `None` where the names are other numbers whose order as text is another one: then
+/// either order is likely, and a wrong one makes all accuracies wrong.
 fn by_number(classes: &[String]) -> Option<Vec<usize>> {
     let in_order: Vec<usize> = (0..classes.len()).collect();
     let Some(numbers) = numbers(classes) else { return Some(in_order) };

@@ -1,13 +1,13 @@
-//! Which options of the command line need or exclude which, where a value decides: clap's `requires` and `conflicts_with`
-//! say the rest.
+//! Which options of the command line need or exclude which, where a value decides: clap's `requires` and
+//! `conflicts_with` say the rest.
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, Error};
 use ofa_extract::search::SearchSettings;
 
-/// A condition on the options of a command. Options are written as people type them, `--option` or `--option value`; with a
-/// value they are given by default, too.
+/// A condition on the options of a command. Options are written as people type them, `--option` or `--option value`;
+/// with a value they are given by default, too.
 struct Condition {
     command: &'static str,
     option: String,

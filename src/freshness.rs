@@ -1,5 +1,5 @@
-//! Whether the files of a run folder still belong together: predictor, device profiles and search results outlive the weights
-//! and the space that they were made for.
+//! Whether the files of a run folder still belong together: predictor, device profiles and search results outlive the
+//! weights and the space that they were made for.
 
 use crate::progress;
 use crate::run_folder::RunFolder;
@@ -15,7 +15,8 @@ pub fn predictor_path(folder: &RunFolder) -> PathBuf {
     folder.join("predictor/predictor.safetensors")
 }
 
-/// Loads the run's predictor, which must be for the subnets of `space`, and warns of what speaks against searching by it.
+/// Loads the run's predictor, which must be for the subnets of `space`, and warns of what speaks against searching by
+/// it.
 pub fn load_predictor(folder: &RunFolder, space: &SearchSpace) -> Result<Predictor> {
     let path = predictor_path(folder);
     if !path.exists() {
@@ -43,8 +44,8 @@ pub fn warn_of_doubts(folder: &RunFolder, predictor: &Predictor) -> Result<()> {
     Ok(())
 }
 
-/// Warns of each of the search results, given with their files, that is out of date: found for other weights, with an earlier
-/// predictor, or with a device profile by which the subnet does not meet the limit any more.
+/// Warns of each of the search results, given with their files, that is out of date: found for other weights, with an
+/// earlier predictor, or with a device profile by which the subnet does not meet the limit any more.
 pub fn warn_of_outdated(folder: &RunFolder, results: &[(PathBuf, SearchResult)]) -> Result<()> {
     let weights = folder.weights_checksum()?;
     let predictor = match predictor_path(folder) {

@@ -1,5 +1,5 @@
-//! Ctrl-C, SIGTERM and (where there are such) SIGHUP and SIGUSR1: long work finishes its step, saves and returns; a second signal leaves at
-//! once. The exit code is 128 and the signal's number, as shells have it.
+//! Ctrl-C, SIGTERM and (where there are such) SIGHUP and SIGUSR1: long work finishes its step, saves and returns; a
+//! second signal leaves at once. The exit code is 128 and the signal's number, as shells have it.
 
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -23,7 +23,8 @@ fn signals() -> Vec<i32> {
     signals
 }
 
-/// Whether whoever started this process had it ignore `signal`, as `nohup` does with SIGHUP; false where the system does not tell.
+/// Whether whoever started this process had it ignore `signal`, as `nohup` does with SIGHUP; false where the system
+/// does not tell.
 #[cfg(unix)]
 fn ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

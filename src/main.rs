@@ -36,8 +36,8 @@ use ofa_supernet::ops::InstructionSet;
 use ofa_supernet::quote::shortened;
 use std::process::ExitCode;
 
-/// Maps the outcome to an exit code and nothing else: 0 success, 1 error, 2 wrong usage (clap), 128 + signal interrupted. Output that could not be
-/// written makes a success an error, unless its reader closed the pipe.
+/// Maps the outcome to an exit code and nothing else: 0 success, 1 error, 2 wrong usage (clap), 128 + signal
+/// interrupted. Output that could not be written makes a success an error, unless its reader closed the pipe.
 fn main() -> ExitCode {
     // Before there is a second thread.
     ofa_supernet::environment::prepare_process();

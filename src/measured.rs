@@ -1,4 +1,5 @@
-//! True accuracies of subnets on the supernet: batch norm recalibrated on training images, then evaluated on validation images.
+//! True accuracies of subnets on the supernet: batch norm recalibrated on training images, then evaluated on validation
+//! images.
 
 use crate::{interrupt, numbers};
 use anyhow::{Result, bail};
@@ -65,7 +66,8 @@ impl<'a> Measured<'a> {
         })
     }
 
-    /// Validation accuracies of `subnets`, 0 to 1; a stop that was asked for is an error. Those that begin alike cost less together than one by one.
+    /// Validation accuracies of `subnets`, 0 to 1; a stop that was asked for is an error. Those that begin alike cost
+    /// less together than one by one.
     pub fn accuracies(&self, subnets: &[Subnet]) -> ofa_supernet::Result<Vec<f64>> {
         accuracies_on(self.net, subnets, &self.recalibration, &self.validation, &mut interrupt::control)
     }

@@ -9,7 +9,8 @@ use ofa_supernet::train::TrainConfig;
 pub use ofa_evaluate::memory::{available, peak};
 
 /// Fails if training can never fit into this machine, and warns if it does not fit into what is free now; both with the
-/// largest batch that does; `processes` that do the same share it. Returns the estimate of one of them in bytes, with what this process (and the data set in it) takes already.
+/// largest batch that does; `processes` that do the same share it. Returns the estimate of one of them in bytes, with
+/// what this process (and the data set in it) takes already.
 pub fn check(space: &SearchSpace, data: &Dataset, config: &TrainConfig, processes: usize) -> Result<u64> {
     check_training(space, data.classes.len(), [data.train.len(), data.validation.len()], config, processes)
 }
@@ -34,7 +35,8 @@ pub fn check_training(
     check_batch("training", batch, &need, processes)
 }
 
-/// Fails if `work` on `batch` images at a time, which takes `need` bytes, can never fit into this machine; otherwise as [`check`].
+/// Fails if `work` on `batch` images at a time, which takes `need` bytes, can never fit into this machine; otherwise as
+/// [`check`].
 pub fn check_batch(work: &str, batch: usize, need: &dyn Fn(usize) -> Result<u64>, processes: usize) -> Result<u64> {
     let (wanted, taken) = (need(batch)?, peak().unwrap_or(0));
     // Each process judges its part of the memory; what the others have taken by now is gone from what is free.

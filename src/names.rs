@@ -2,7 +2,8 @@
 
 use ofa_evaluate::profile::check_plain;
 
-/// Most bytes of a name: with a folder's or file's ending and those of a temporary neighbour it stays below the 255 of file systems.
+/// Most bytes of a name: with a folder's or file's ending and those of a temporary neighbour it stays below the 255 of
+/// file systems.
 const LONGEST: usize = 200;
 /// Hexadecimal digits of the hash that stands for what is cut off.
 const DIGITS: usize = 16;

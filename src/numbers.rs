@@ -1,7 +1,7 @@
 //! Ranges of all numbers on the command line, as clap's value parsers.
 //!
-//! A number that no computation can use is refused before anything else happens. What depends on the machine's memory is checked once the network
-//! is known: see [`memory`](crate::memory).
+//! A number that no computation can use is refused before anything else happens. What depends on the machine's memory
+//! is checked once the network is known: see [`memory`](crate::memory).
 
 use std::ops::RangeInclusive;
 

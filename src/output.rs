@@ -1,7 +1,8 @@
 //! Standard output and standard error, without the panics of `println!`.
 //!
-//! Nothing that a command does depends on who reads its output: a write that fails is remembered, later output is dropped, and the work goes
-//! on. At the end [`finish`] tells the failure. A closed pipe (`ofa bench ... | head -1`) is none: the reader has had enough.
+//! Nothing that a command does depends on who reads its output: a write that fails is remembered, later output is
+//! dropped, and the work goes on. At the end [`finish`] tells the failure. A closed pipe (`ofa bench ... | head -1`) is
+//! none: the reader has had enough.
 
 use std::fmt::Arguments;
 use std::io::{self, ErrorKind, Write};
@@ -16,7 +17,8 @@ macro_rules! say {
     ($($arguments:tt)*) => { $crate::output::write(format_args!("{}\n", format_args!($($arguments)*))) };
 }
 
-/// A line on standard error, with the arguments of `eprintln!`; `progress::note` says what only the first of several processes shows.
+/// A line on standard error, with the arguments of `eprintln!`; `progress::note` says what only the first of several
+/// processes shows.
 macro_rules! complain {
     ($($arguments:tt)*) => { $crate::output::write_error(format_args!("{}\n", format_args!($($arguments)*))) };
 }

@@ -19,14 +19,16 @@ pub fn join() -> Result<Ranks> {
         std::panic::set_hook(Box::new(move |panic| {
             complain!("rank {rank} failed:");
             report(panic);
-            // Unwinding would end MPI in good order and wait for the others, who wait for us. This way the launcher ends them.
+            // Unwinding would end MPI in good order and wait for the others, who wait for us. This way the launcher
+            // ends them.
             std::process::exit(101);
         }));
     }
     Ok(ranks)
 }
 
-/// Starts the worker threads: as many as asked, else one a core. Processes on one machine that are not bound to different cores divide them.
+/// Starts the worker threads: as many as asked, else one a core. Processes on one machine that are not bound to
+/// different cores divide them.
 pub fn start_threads(ranks: &Ranks, threads: Option<usize>) -> Result<()> {
     let mut threads = threads;
     if ranks.is_distributed() {
@@ -58,7 +60,8 @@ pub fn on_this_machine(ranks: &Ranks) -> usize {
     if own.is_none() { 1 } else { all.iter().filter(|text| host(text) == own).count() }
 }
 
-/// How long another rank's error waits for the first one's, which ends this process: of an error that all have, one copy is enough.
+/// How long another rank's error waits for the first one's, which ends this process: of an error that all have, one
+/// copy is enough.
 const FIRST_ONE_FIRST: Duration = Duration::from_secs(3);
 
 /// Shows the error and ends all processes: the others would wait for this one.

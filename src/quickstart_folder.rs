@@ -1,9 +1,10 @@
 //! The folder of a quickstart, which a later quickstart replaces without touching anything else.
 //!
-//! The file [`MARKER`] says that a quickstart made the folder. It is written before all other files; when the quickstart ends it also lists each
-//! file that the quickstart wrote, with size and checksum. A later quickstart removes exactly these, and refuses the folder where one of them is
-//! not as it was: somebody has gone on working with the run. Files that are not listed are kept. A quickstart that was killed leaves no list;
-//! then the files at the paths that it writes are taken for its own.
+//! The file [`MARKER`] says that a quickstart made the folder. It is written before all other files; when the
+//! quickstart ends it also lists each file that the quickstart wrote, with size and checksum. A later quickstart
+//! removes exactly these, and refuses the folder where one of them is not as it was: somebody has gone on working with
+//! the run. Files that are not listed are kept. A quickstart that was killed leaves no list; then the files at the
+//! paths that it writes are taken for its own.
 
 use crate::run_folder::RunFolder;
 use anyhow::{Context, Result, bail};
@@ -38,7 +39,8 @@ impl QuickstartFolder {
     /// Locks the folder, removes what an earlier quickstart wrote there, and marks it.
     ///
     /// # Errors
-    /// A folder that no quickstart made, and one in which another command changed what the quickstart wrote: nothing is removed then.
+    /// A folder that no quickstart made, and one in which another command changed what the quickstart wrote: nothing is
+    /// removed then.
     pub fn claim(path: &Path) -> Result<Self> {
         refuse_others(path)?;
         let lock = RunFolder::new(path).lock()?;
@@ -140,8 +142,8 @@ fn digest(file: &Path) -> Result<Digest> {
     Ok((bytes.len() as u64, checksum.sum()))
 }
 
-/// Paths of all files below `root`, with `/` between names, without marker, lock and temporaries. A link is a file, whatever it leads to. Names that
-/// are no UTF-8 are left out: a quickstart writes none.
+/// Paths of all files below `root`, with `/` between names, without marker, lock and temporaries. A link is a file,
+/// whatever it leads to. Names that are no UTF-8 are left out: a quickstart writes none.
 fn files_in(root: &Path) -> Result<BTreeSet<String>> {
     let (mut files, mut folders) = (BTreeSet::new(), vec![(root.to_path_buf(), String::new())]);
     while let Some((folder, prefix)) = folders.pop() {

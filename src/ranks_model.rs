@@ -47,9 +47,9 @@ pub struct Prediction {
 
 /// The prediction for `ranks` processes, all equally fast.
 ///
-/// A ring all-reduce sends `2 (n - 1)` messages of the `n`-th part of the gradients, one after the other (Patarasuk & Yuan 2009); a sum of a few
-/// numbers takes one message for each doubling of the processes. The computation waits for what of the hidden exchange is longer than what hides it,
-/// and for all of the others.
+/// A ring all-reduce sends `2 (n - 1)` messages of the `n`-th part of the gradients, one after the other (Patarasuk &
+/// Yuan 2009); a sum of a few numbers takes one message for each doubling of the processes. The computation waits for
+/// what of the hidden exchange is longer than what hides it, and for all of the others.
 pub fn predict(step: Step, network: Network, ranks: usize) -> Prediction {
     let n = ranks as f64;
     let ring = |bytes: f64| match bytes > 0.0 {

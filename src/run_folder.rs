@@ -1,5 +1,5 @@
-//! The run folder: `config.toml`, `checkpoints/`, `predictor/`, `devices/`, `search/`, `models/`. Each command reads what the
-//! earlier ones wrote.
+//! The run folder: `config.toml`, `checkpoints/`, `predictor/`, `devices/`, `search/`, `models/`. Each command reads
+//! what the earlier ones wrote.
 
 use crate::{class_names, interrupt, memory, progress, shell};
 use anyhow::{Context, Result, bail};
@@ -39,8 +39,8 @@ pub struct DataConfig {
     pub seed: u64,
     /// Skip unreadable images with a count instead of failing.
     pub skip_bad: bool,
-    /// MiB of decoded images that are held in memory; a larger set of files is read anew for each batch (default: 4096, or half
-    /// of the free memory where that is less).
+    /// MiB of decoded images that are held in memory; a larger set of files is read anew for each batch (default: 4096,
+    /// or half of the free memory where that is less).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_mib: Option<usize>,
     /// Training images of the built-in data.
@@ -202,8 +202,8 @@ impl RunFolder {
         Ok(lock)
     }
 
-    /// Locks the folder for a command that writes nothing, so that a folder that can only be read will do; it must be a run
-    /// folder.
+    /// Locks the folder for a command that writes nothing, so that a folder that can only be read will do; it must be a
+    /// run folder.
     pub fn lock_to_read(&self) -> Result<Option<Lock>> {
         self.config()?;
         Ok(Lock::take_to_read(&self.path)?)

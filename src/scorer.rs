@@ -39,8 +39,8 @@ pub fn limits_of<'a>(constraints: &[Constraint], measures: &'a Measures) -> ofa_
     constraints.iter().map(|constraint| Limit::from_constraint(constraint, measures)).collect()
 }
 
-/// The space with the resolutions that the predictor and all named devices know: imported ones may know only some. Their
-/// profiles must have every layer of the space.
+/// The space with the resolutions that the predictor and all named devices know: imported ones may know only some.
+/// Their profiles must have every layer of the space.
 pub fn searched_space<'c>(
     folder: &RunFolder,
     measures: &Measures,

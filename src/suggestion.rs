@@ -1,7 +1,7 @@
 //! "Did you mean ...?" for names that a configuration does not know.
 
-/// Adds the nearest known name to a message such as "unknown field `momentun`, expected one of `seed`, `momentum`", if there
-/// is one that could be meant.
+/// Adds the nearest known name to a message such as "unknown field `momentun`, expected one of `seed`, `momentum`", if
+/// there is one that could be meant.
 pub fn with_suggestion(message: String) -> String {
     for kind in ["unknown field `", "unknown variant `"] {
         let Some((_, rest)) = message.split_once(kind) else { continue };

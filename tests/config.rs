@@ -1,5 +1,5 @@
-//! `ofa config`, and what is said about configurations that cannot be used: one sentence with the place, what was found and
-//! what is expected.
+//! `ofa config`, and what is said about configurations that cannot be used: one sentence with the place, what was found
+//! and what is expected.
 
 mod common;
 

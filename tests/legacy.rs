@@ -1,6 +1,6 @@
-//! Folders that earlier versions wrote, through the binary of this one. `written_by/DATE` holds a finished run with a device profile, a
-//! predictor, search results and a model, and a run that was interrupted; they are never written again, so that a change of a
-//! format that leaves users' files behind fails here.
+//! Folders that earlier versions wrote, through the binary of this one. `written_by/DATE` holds a finished run with a
+//! device profile, a predictor, search results and a model, and a run that was interrupted; they are never written
+//! again, so that a change of a format that leaves users' files behind fails here.
 
 mod common;
 

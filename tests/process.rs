@@ -38,8 +38,8 @@ fn an_empty_environment_is_enough() {
     fails(folder.path(), &["speed", "--space", "none-such"], &["none-such"]);
 }
 
-/// A program that starts itself anew loses what a wrapper gave it: its name and its environment, both of which Linux shows as they were at the last
-/// start.
+/// A program that starts itself anew loses what a wrapper gave it: its name and its environment, both of which Linux
+/// shows as they were at the last start.
 #[cfg(target_os = "linux")]
 #[test]
 fn the_program_starts_once() {

@@ -1,4 +1,5 @@
-//! Several processes on MPI: `cargo test --release --features mpi --test ranks`. Programs without MPI ignore most of these tests.
+//! Several processes on MPI: `cargo test --release --features mpi --test ranks`. Programs without MPI ignore most of
+//! these tests.
 #![cfg(unix)]
 
 mod common;
@@ -44,7 +45,8 @@ fn succeed_together(folder: &Path, ranks: usize, arguments: &[&str]) -> String {
     errors(&output)
 }
 
-/// Length of the difference of two supernets' parameters, and of their running statistics, as a part of the first one's.
+/// Length of the difference of two supernets' parameters, and of their running statistics, as a part of the first
+/// one's.
 fn apart(one: &Path, other: &Path) -> (f64, f64) {
     let file = |run: &Path| fs::read(run.join("checkpoints/supernet.safetensors")).unwrap();
     let (one, other) = (file(one), file(other));
@@ -77,9 +79,10 @@ fn assert_equal_but_for_rounding(one: &Path, other: &Path) -> f64 {
 
 /// 20 steps of 32 images, over all stages, at a twentieth of the usual learning rates.
 ///
-/// ReLU and hard swish have kinks, and a run goes through millions of values: at the usual rates rounding puts one of them on the other side of a
-/// kink in three runs of four, and the weights end 1e-4 apart, also those of one rank with one and with two threads. What rounding changes in the
-/// weights is proportional to the rate, and so is the chance of that.
+/// ReLU and hard swish have kinks, and a run goes through millions of values: at the usual rates rounding puts one of
+/// them on the other side of a kink in three runs of four, and the weights end 1e-4 apart, also those of one rank with
+/// one and with two threads. What rounding changes in the weights is proportional to the rate, and so is the chance of
+/// that.
 fn configuration(folder: &Path) {
     small_configuration(folder, "c.toml", "7.2");
     let text = fs::read_to_string(folder.join("c.toml")).unwrap();
@@ -186,8 +189,9 @@ fn rank_one(launcher: u32) -> Option<String> {
     processes.find(is_rank_one).map(str::to_string)
 }
 
-/// Trains as two ranks in folder `run` and sends one of them a signal after the second checkpoint (SIGUSR1 to the launcher, who hands it on): what
-/// was shown, and the seconds from the signal to the end. On a busy machine training can be done before the signal comes; then it is tried again.
+/// Trains as two ranks in folder `run` and sends one of them a signal after the second checkpoint (SIGUSR1 to the
+/// launcher, who hands it on): what was shown, and the seconds from the signal to the end. On a busy machine training
+/// can be done before the signal comes; then it is tried again.
 fn train_and_signal(folder: &Path, run: &str, signal: &str) -> (Output, f64) {
     let arguments = ["train", "--config", "c.toml", "--out", run, "--sync-batch-norm", "--threads", "1"];
     for _ in 0..5 {

@@ -105,9 +105,9 @@ impl fmt::Display for Metric {
 /// `metric <= limit`, on a device.
 ///
 /// Text form: `DEVICE:METRIC=VALUE`. Units: latency `us`, `ms`, `s`; MACs and parameters plain or with `k`, `M`, `G`
-/// (thousand, million, thousand million); memory and sizes `B`, decimal `KB`, `MB`, `GB`, binary `KiB`, `MiB`, `GiB`. Their case does
-/// not matter. DEVICE is the name of a device profile for latency; for the other metrics, which are the same on every
-/// device, it only labels the result and is usually `any`.
+/// (thousand, million, thousand million); memory and sizes `B`, decimal `KB`, `MB`, `GB`, binary `KiB`, `MiB`, `GiB`.
+/// Their case does not matter. DEVICE is the name of a device profile for latency; for the other metrics, which are the
+/// same on every device, it only labels the result and is usually `any`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Constraint {
     /// Name of a device profile, or a label such as `any`.

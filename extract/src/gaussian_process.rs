@@ -1,12 +1,14 @@
-//! A Gaussian process over anything that has a distance (Rasmussen and Williams, *Gaussian Processes for Machine Learning*, chapters 2 and 5).
+//! A Gaussian process over anything that has a distance (Rasmussen and Williams, *Gaussian Processes for Machine
+//! Learning*, chapters 2 and 5).
 //!
-//! The covariance of two points is `exp(-distance / length)`. Where the distance is a sum over choices or numbers, that is a product of one factor
-//! each.
+//! The covariance of two points is `exp(-distance / length)`. Where the distance is a sum over choices or numbers, that
+//! is a product of one factor each.
 //!
-//! Why not a crate: egobox-gp 0.37 fits a length for each of a few continuous inputs, and brings 35 more crates. friedrich 0.6 could be given this
-//! covariance, but brings 15 more and second versions of rand, rand_core and rand_distr (`deny.toml` allows one), multiplies the noise's
-//! deviation by a variance when it fits, and has the likelihood with the covariance's diagonal in place of its determinant. What is
-//! left to write is one Cholesky factor of a few hundred rows.
+//! Why not a crate: egobox-gp 0.37 fits a length for each of a few continuous inputs, and brings 35 more crates.
+//! friedrich 0.6 could be given this covariance, but brings 15 more and second versions of rand, rand_core and
+//! rand_distr (`deny.toml` allows one), multiplies the noise's deviation by a variance when it fits, and has the
+//! likelihood with the covariance's diagonal in place of its determinant. What is left to write is one Cholesky factor
+//! of a few hundred rows.
 
 use crate::cholesky::{Cholesky, dot};
 use rayon::prelude::*;
@@ -40,8 +42,8 @@ fn covariance(distance: f64, length: f64) -> f64 {
 }
 
 impl<P: Send + Sync> GaussianProcess<P> {
-    /// Fits mean, variance, and `shape` where it is not given, to `scores` by the largest marginal likelihood; `None` for less than
-    /// two points. The shape costs most of the time and changes little with a few more points.
+    /// Fits mean, variance, and `shape` where it is not given, to `scores` by the largest marginal likelihood; `None`
+    /// for less than two points. The shape costs most of the time and changes little with a few more points.
     pub fn fit(points: Vec<P>, scores: &[f64], shape: Option<Shape>, distance: fn(&P, &P) -> f64) -> Option<Self> {
         let count = points.len();
         if count < 2 || count != scores.len() {
@@ -94,7 +96,8 @@ impl<P: Send + Sync> GaussianProcess<P> {
     }
 }
 
-/// By how much a normally distributed score is expected to lie above `best` (Jones et al., Journal of Global Optimization 1998).
+/// By how much a normally distributed score is expected to lie above `best` (Jones et al., Journal of Global
+/// Optimization 1998).
 pub fn expected_improvement(mean: f64, deviation: f64, best: f64) -> f64 {
     if deviation <= 0.0 {
         return (mean - best).max(0.0);

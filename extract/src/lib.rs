@@ -1,8 +1,9 @@
 //! Which subnet to take from a once-for-all network, and how to take it out.
 //!
-//! The terms are those of *Once-for-All: Train One Network and Specialize it for Efficient Deployment* (Cai et al., ICLR 2020,
-//! arXiv 1908.09791), §3.4: accuracies of sampled subnets are measured once, a predictor is fitted on them, and a search
-//! then asks the predictor about as many subnets as it likes, under limits on latency, MACs, parameters or memory.
+//! The terms are those of *Once-for-All: Train One Network and Specialize it for Efficient Deployment* (Cai et al.,
+//! ICLR 2020, arXiv 1908.09791), §3.4: accuracies of sampled subnets are measured once, a predictor is fitted on them,
+//! and a search then asks the predictor about as many subnets as it likes, under limits on latency, MACs, parameters or
+//! memory.
 //!
 //! | module | concern |
 //! | --- | --- |

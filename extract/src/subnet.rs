@@ -9,11 +9,12 @@ use ofa_supernet::network::{Mode, Statistics};
 use ofa_supernet::{Subnet, Supernet};
 use std::path::Path;
 
-/// Writes `model.safetensors` and `config.json` into `folder`: the active weights with the recalibrated statistics. `finetuned` is how `net` was
-/// trained on this subnet.
+/// Writes `model.safetensors` and `config.json` into `folder`: the active weights with the recalibrated statistics.
+/// `finetuned` is how `net` was trained on this subnet.
 ///
 /// # Errors
-/// A subnet outside the space, statistics of another subnet, a number type that cannot hold the weights, a failed write.
+/// A subnet outside the space, statistics of another subnet, a number type that cannot hold the weights, a failed
+/// write.
 #[allow(clippy::too_many_arguments, reason = "all that a model folder is made of")]
 pub fn extract(
     net: &Supernet,
@@ -36,8 +37,8 @@ pub fn extract(
     Ok(())
 }
 
-/// Loads `folder` anew and compares its logits with the subnet's inside the supernet: the largest difference, and the largest
-/// logit to compare it with. `images` is `[count, r, r, 3]`, normalised, at the subnet's resolution.
+/// Loads `folder` anew and compares its logits with the subnet's inside the supernet: the largest difference, and the
+/// largest logit to compare it with. `images` is `[count, r, r, 3]`, normalised, at the subnet's resolution.
 ///
 /// # Errors
 /// A folder that cannot be loaded, or images of another shape.

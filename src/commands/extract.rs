@@ -35,8 +35,8 @@ pub struct Args {
     /// Every result in the run folder's search/.
     #[arg(long)]
     search_results: bool,
-    /// A subnet's text, `smallest`, `largest`, or the published code's form as JSON ({"ks": [...], "e": [...], "d": [...], "r": 160});
-    /// may be repeated.
+    /// A subnet's text, `smallest`, `largest`, or the published code's form as JSON ({"ks": [...], "e": [...], "d":
+    /// [...], "r": 160}); may be repeated.
     #[arg(long)]
     subnet: Vec<String>,
     /// Folder name for a single --subnet (default: made from its text).
@@ -45,7 +45,8 @@ pub struct Args {
     /// Replace models that are fine-tuned or of another subnet.
     #[arg(long)]
     overwrite: bool,
-    /// Epochs of fine-tuning on the training images, with the largest subnet as teacher. The weights with the better validation accuracy are stored.
+    /// Epochs of fine-tuning on the training images, with the largest subnet as teacher. The weights with the better
+    /// validation accuracy are stored.
     #[arg(long, value_parser = numbers::epochs)]
     finetune: Option<f64>,
     /// Learning rate of fine-tuning.
@@ -155,7 +156,8 @@ fn check_all(folder: &RunFolder, wanted: &[(String, Subnet)], options: &Options)
     Ok(())
 }
 
-/// Fails where `path` holds what extracting `subnet` would lose. A model that was not fine-tuned can be extracted again at any time.
+/// Fails where `path` holds what extracting `subnet` would lose. A model that was not fine-tuned can be extracted again
+/// at any time.
 fn check_replaceable(path: &Path, subnet: &Subnet) -> Result<()> {
     // Weights without a configuration are what an interrupted extraction left.
     if !path.join(CONFIG_FILE).exists() {
@@ -337,7 +339,8 @@ fn finetune_subnet(
     Ok(())
 }
 
-/// Folder, accuracy and difference of each model; with fine-tuning the accuracies before and after it, and which weights are stored.
+/// Folder, accuracy and difference of each model; with fine-tuning the accuracies before and after it, and which
+/// weights are stored.
 pub fn print_rows(rows: &[Extracted]) {
     let tuning = rows.iter().any(|row| row.tuned);
     let percent = |accuracy: Option<f64>| accuracy.map_or("-".into(), |accuracy| format!("{:.2} %", 100.0 * accuracy));

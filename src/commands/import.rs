@@ -16,9 +16,9 @@ use ofa_supernet::train::TrainConfig;
 use ofa_supernet::train::checkpoint::{Folder, SupernetNote, write_supernet};
 use std::path::{Path, PathBuf};
 
-/// Make a run folder of a published once-for-all supernet, or a model folder of a published specialised network, without training.
-/// The checkpoint is a file of torch.save (both of its formats) or safetensors with the published code's parameter names. Nothing in
-/// the file is executed.
+/// Make a run folder of a published once-for-all supernet, or a model folder of a published specialised network,
+/// without training. The checkpoint is a file of torch.save (both of its formats) or safetensors with the published
+/// code's parameter names. Nothing in the file is executed.
 #[derive(clap::Args)]
 pub struct Args {
     /// The checkpoint.
@@ -38,12 +38,12 @@ pub struct Args {
     /// Resolutions to choose from, in place of the space's.
     #[arg(long, value_delimiter = ',', value_parser = numbers::resolution)]
     resolutions: Vec<usize>,
-    /// Epsilon of batch norm, which a checkpoint does not tell, in place of the space's (the published code's default is 1e-5 for
-    /// MobileNetV3 and 1e-3 for ProxylessNAS).
+    /// Epsilon of batch norm, which a checkpoint does not tell, in place of the space's (the published code's default
+    /// is 1e-5 for MobileNetV3 and 1e-3 for ProxylessNAS).
     #[arg(long, value_parser = numbers::epsilon)]
     batch_norm_epsilon: Option<f64>,
-    /// Images of the checkpoint's classes, which later commands recalibrate and measure on; their folder names are the class names.
-    /// Without them classes are numbered, and later commands take --data.
+    /// Images of the checkpoint's classes, which later commands recalibrate and measure on; their folder names are the
+    /// class names. Without them classes are numbered, and later commands take --data.
     #[arg(long)]
     data: Option<String>,
     /// Images carved from the training images for validation.

@@ -15,7 +15,8 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Measure accuracies of random subnets and fit the accuracy predictor. Measured samples are kept: run it again to add more.
+/// Measure accuracies of random subnets and fit the accuracy predictor. Measured samples are kept: run it again to add
+/// more.
 #[derive(clap::Args)]
 pub struct Args {
     /// Run folder.
@@ -29,8 +30,8 @@ pub struct Args {
     /// Skip unreadable images with a count instead of failing.
     #[arg(long)]
     skip_bad: bool,
-    /// Instead of measuring: from the measured samples, how good a predictor fewer of them would have given, drawn at random and chosen
-    /// (--active, by default by deviation).
+    /// Instead of measuring: from the measured samples, how good a predictor fewer of them would have given, drawn at
+    /// random and chosen (--active, by default by deviation).
     #[arg(long, conflicts_with_all = ["discard", "data", "skip_bad", "samples", "recalibration", "images", "batch", "seed"])]
     curve: bool,
     /// Instead of measuring: the accuracy predictor that the authors of once-for-all published (acc_predictor.pth).
@@ -55,11 +56,12 @@ pub struct Sampling {
     /// Networks whose mean is the predictor; their spread tells how sure it is. One is fastest to search with.
     #[arg(long, default_value_t = FitSettings::default().members, value_parser = numbers::members)]
     pub members: usize,
-    /// Choose what to measure in place of drawing at random: for the same accuracy of the predictor with fewer measurements, or for more
-    /// of them among the best subnets.
+    /// Choose what to measure in place of drawing at random: for the same accuracy of the predictor with fewer
+    /// measurements, or for more of them among the best subnets.
     #[arg(long, value_enum)]
     pub active: Option<Active>,
-    /// Drop measured samples that are of other weights, images or settings, and measure anew; without it they are refused.
+    /// Drop measured samples that are of other weights, images or settings, and measure anew; without it they are
+    /// refused.
     #[arg(long)]
     pub discard: bool,
 }
@@ -168,7 +170,8 @@ fn curve(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result
     Ok(())
 }
 
-/// RMSE, Pearson's correlation and Kendall's tau on the held-out fifth and over all folds, and whether deviations are as they should be.
+/// RMSE, Pearson's correlation and Kendall's tau on the held-out fifth and over all folds, and whether deviations are
+/// as they should be.
 pub fn print_report(report: &FitReport) {
     let show = |v: Option<f64>| v.map_or("undefined".to_string(), |v| format!("{v:.3}"));
     say!(
@@ -240,16 +243,18 @@ fn subnets(net: &Supernet, count: usize, seed: u64) -> Vec<Subnet> {
     ends.chain(random).filter(|subnet| seen.insert(subnet.clone())).take(count).collect()
 }
 
-/// The part of the samples that is drawn at random before any is chosen by expected improvement, and the part that is then chosen at a time.
+/// The part of the samples that is drawn at random before any is chosen by expected improvement, and the part that is
+/// then chosen at a time.
 const RANDOM_PART: usize = 4;
 const ROUND_PART: usize = 16;
 
-/// Subnets that are measured in order: those of a hundred in order have about a fifth of their work in common, those of a thousand a quarter, but if
-/// such a run is stopped, what it measured should be little else than a random part.
+/// Subnets that are measured in order: those of a hundred in order have about a fifth of their work in common, those of
+/// a thousand a quarter, but if such a run is stopped, what it measured should be little else than a random part.
 const BLOCK: usize = 128;
 
-/// What to measure next, given what was measured in that order: all that is missing, or with active sampling the rest of a round. It follows from
-/// the measured ones alone, so that a stopped run goes on as if it had not been. Each block of them comes in order, so that neighbours begin alike.
+/// What to measure next, given what was measured in that order: all that is missing, or with active sampling the rest
+/// of a round. It follows from the measured ones alone, so that a stopped run goes on as if it had not been. Each block
+/// of them comes in order, so that neighbours begin alike.
 fn next(net: &Supernet, known: &[Sample], sampling: &Sampling) -> Result<Vec<Subnet>> {
     let measured: HashSet<&Subnet> = known.iter().map(|s| &s.subnet).collect();
     let missing = |mut wanted: Vec<Subnet>, most: usize| -> Vec<Subnet> {
@@ -276,14 +281,15 @@ fn next(net: &Supernet, known: &[Sample], sampling: &Sampling) -> Result<Vec<Sub
     }
 }
 
-/// Subnets that a rank measures together at most, before their accuracies are written down. What they have in common at their beginning is computed
-/// once; eight neighbours share nearly as much as a whole block does.
+/// Subnets that a rank measures together at most, before their accuracies are written down. What they have in common at
+/// their beginning is computed once; eight neighbours share nearly as much as a whole block does.
 const TOGETHER: usize = 8;
 
 /// Seconds that measuring them may take, which are lost when the process is stopped.
 const SECONDS_TOGETHER: f64 = 20.0;
 
-/// Measures what is missing. Several ranks share the subnets out; the first one chooses them and writes the file, which is the same for any number.
+/// Measures what is missing. Several ranks share the subnets out; the first one chooses them and writes the file, which
+/// is the same for any number.
 fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Sampling, ranks: &Ranks) -> Result<()> {
     let path = folder.join(SAMPLES);
     let measured = Measured::new(net, data, &sampling.images, sampling.batch, sampling.seed)?;

@@ -26,7 +26,8 @@ use std::time::Instant;
 /// The whole path on built-in data: train, profile, predict, search, extract, benchmark.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run folder. An earlier quickstart in it is replaced, unless another command changed its files; other files are kept.
+    /// Run folder. An earlier quickstart in it is replaced, unless another command changed its files; other files are
+    /// kept.
     #[arg(long, default_value = "quickstart-run")]
     out: PathBuf,
     /// Epochs of training over all stages (default: the preset's).

@@ -28,8 +28,8 @@ pub struct Args {
     /// Run folder.
     #[arg(long, default_value = "run")]
     run: PathBuf,
-    /// DEVICE:METRIC=VALUE, e.g. laptop:latency=12ms, any:macs=50M, any:params=3M, any:memory=1MB, any:size=2MB (weights in f32),
-    /// any:size-f16=1MB. Each limit is a search of its own.
+    /// DEVICE:METRIC=VALUE, e.g. laptop:latency=12ms, any:macs=50M, any:params=3M, any:memory=1MB, any:size=2MB
+    /// (weights in f32), any:size-f16=1MB. Each limit is a search of its own.
     #[arg(long = "limit", required_unless_present = "against")]
     limits: Vec<Constraint>,
     /// All limits hold at once, for one subnet.
@@ -38,7 +38,8 @@ pub struct Args {
     /// How to search.
     #[arg(long, value_parser = strategy_options::strategy(), default_value = strategy_options::default_strategy())]
     strategy: SearchSettings,
-    /// DEVICE:METRIC that `--strategy pareto` draws the front of accuracy against, e.g. laptop:latency; may be given several times.
+    /// DEVICE:METRIC that `--strategy pareto` draws the front of accuracy against, e.g. laptop:latency; may be given
+    /// several times.
     #[arg(long, value_parser = Constraint::unlimited)]
     against: Vec<Constraint>,
     /// Most subnets to score (default: the strategy's own number; 200 with --score measured, 1000 with --compare).
@@ -48,7 +49,8 @@ pub struct Args {
     strategy_options: StrategyOptions,
     #[command(flatten)]
     scoring: Scoring,
-    /// Run every strategy with its default constants and the same number of evaluations, and print a table instead of writing results.
+    /// Run every strategy with its default constants and the same number of evaluations, and print a table instead of
+    /// writing results.
     #[arg(long, conflicts_with_all = ["strategy", "against", strategy_options::GROUP, "verify", "json"])]
     compare: bool,
     /// Runs of each strategy with different seeds for --compare.
@@ -68,7 +70,8 @@ struct Scoring {
     /// Where accuracies come from.
     #[arg(long, value_enum, default_value_t = Score::Predictor)]
     score: Score,
-    /// Search on the predicted accuracy less K of its standard deviations, so that what the predictor is unsure about must be so much better.
+    /// Search on the predicted accuracy less K of its standard deviations, so that what the predictor is unsure about
+    /// must be so much better.
     #[arg(long, value_name = "K", default_value_t = 0.0, value_parser = numbers::deviations)]
     pessimism: f64,
     /// Measure the K best subnets on the supernet after the search, and take the best of them.

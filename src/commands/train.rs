@@ -19,7 +19,8 @@ pub struct Args {
     /// Run folder.
     #[arg(long, default_value = "run")]
     out: PathBuf,
-    /// Resume from the newest checkpoint of the run folder, with its configuration; --data names images that have moved.
+    /// Resume from the newest checkpoint of the run folder, with its configuration; --data names images that have
+    /// moved.
     #[arg(long)]
     resume: bool,
     /// Leave out up to N steps whose loss or gradient is NaN or infinite before stopping with an error.

@@ -15,14 +15,14 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Try hyperparameters of training on shortened runs, giving up hopeless ones early. The same command goes on after a stop, or with more
-/// trials.
+/// Try hyperparameters of training on shortened runs, giving up hopeless ones early. The same command goes on after a
+/// stop, or with more trials.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     settings: Settings,
-    /// What to vary, in TOML: a table such as [learning_rate] with low, high and log, or with values (default: learning rate and weight decay by
-    /// a factor of ten either way, and half and twice the batch).
+    /// What to vary, in TOML: a table such as [learning_rate] with low, high and log, or with values (default: learning
+    /// rate and weight decay by a factor of ten either way, and half and twice the batch).
     #[arg(long)]
     ranges: Option<PathBuf>,
     /// How trials are chosen.
@@ -135,7 +135,8 @@ fn describe(values: &Values) -> String {
     parts.join(", ")
 }
 
-/// Writes what the trials of this folder share; where it is there already it must be the same, so that trials can be compared.
+/// Writes what the trials of this folder share; where it is there already it must be the same, so that trials can be
+/// compared.
 fn same_or_new(folder: &RunFolder, config: &RunConfig, ranges: &Ranges) -> Result<()> {
     let text = toml::to_string(ranges).context("the ranges have no TOML form")?;
     let path = folder.join("ranges.toml");
@@ -213,7 +214,8 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Trial `number`; one that was stopped half-way goes on. It is given up when `earlier` ones say that it is hopeless.
+    /// Trial `number`; one that was stopped half-way goes on. It is given up when `earlier` ones say that it is
+    /// hopeless.
     fn trial(&self, number: usize, values: Values, earlier: &[Trial]) -> Result<Trial> {
         let mut config = self.config.train.clone();
         self.ranges.apply(&values, &mut config);

@@ -1,4 +1,5 @@
-//! Losses, gradients and weights that are NaN or infinite: steps are skipped up to a limit, then training stops; no checkpoint holds them.
+//! Losses, gradients and weights that are NaN or infinite: steps are skipped up to a limit, then training stops; no
+//! checkpoint holds them.
 
 mod small_run;
 

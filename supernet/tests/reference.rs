@@ -263,7 +263,8 @@ fn one_training_step() {
     }
 }
 
-/// Compares the weights after the optimizer's step with the reference's; `beyond` are gradients that rounding alone moves further.
+/// Compares the weights after the optimizer's step with the reference's; `beyond` are gradients that rounding alone
+/// moves further.
 fn check_weights_after_a_step(
     reference: &Reference,
     before: &HashMap<String, Tensor>,

@@ -59,7 +59,8 @@ pub fn misused(folder: &Path, arguments: &[&str], expected: &[&str]) {
     assert!(expected.iter().all(|part| first.contains(part)), "{arguments:?}: {expected:?} is not in: {err}");
 }
 
-/// A configuration of five short stages on 100 generated images, with a line of metrics a step and a checkpoint every three.
+/// A configuration of five short stages on 100 generated images, with a line of metrics a step and a checkpoint every
+/// three.
 pub fn small_configuration(folder: &Path, name: &str, epochs: &str) {
     let text =
         succeeds(folder, &["config", "--preset", "tiny", "--epochs", epochs, "--batch", "16", "--validation", "20"]);
@@ -123,8 +124,8 @@ impl Snapshot {
     }
 }
 
-/// Writes a finished quickstart to `folder/run`: a supernet, a predictor of 16 samples, the device profile `this` and models.
-/// The run is made once per test program; each test gets a copy of its own.
+/// Writes a finished quickstart to `folder/run`: a supernet, a predictor of 16 samples, the device profile `this` and
+/// models. The run is made once per test program; each test gets a copy of its own.
 pub fn finished_run(folder: &Path) {
     static RUN: OnceLock<Snapshot> = OnceLock::new();
     let make = || {
@@ -179,8 +180,8 @@ pub fn weights(run: &Path) -> Vec<u8> {
     fs::read(run.join("checkpoints/supernet.safetensors")).unwrap()
 }
 
-/// Writes `folder/NAME` in IDX layout: 160 training and 40 test images of four brightnesses, which are the classes, in the
-/// order of `sorted` labels or with labels in turn. The images are the same.
+/// Writes `folder/NAME` in IDX layout: 160 training and 40 test images of four brightnesses, which are the classes, in
+/// the order of `sorted` labels or with labels in turn. The images are the same.
 pub fn grey_images(folder: &Path, name: &str, sorted: bool) {
     const SIDE: usize = 16;
     let root = folder.join(name);

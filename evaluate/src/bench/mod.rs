@@ -62,7 +62,8 @@ pub struct BenchRow {
     pub file_bytes: u64,
     /// Peak activation memory in bytes ([`cost::peak_activation_bytes`]).
     pub peak_activation_bytes: u64,
-    /// Bytes of the buffers that this runtime plans for the activations of one image: at least the peak, without the images.
+    /// Bytes of the buffers that this runtime plans for the activations of one image: at least the peak, without the
+    /// images.
     #[serde(default)]
     pub buffer_bytes: u64,
     /// Latencies for each number of threads and batch, in the order of the options.

@@ -4,8 +4,8 @@
 //!    blocks (with elastic widths one for every pair of neighbouring widths); such networks at all resolutions hold
 //!    every distinct layer of the space. They run in turn, round after round, timed layer by layer; each visit's first
 //!    run does not count. A layer's time is the median over all its occurrences.
-//! 2. *Subnets.* The smallest, the largest and random subnets are run end to end, interleaved. Some fit the calibration,
-//!    the others check it.
+//! 2. *Subnets.* The smallest, the largest and random subnets are run end to end, interleaved. Some fit the
+//!    calibration, the others check it.
 //!
 //! Half of the layer rounds run before the subnets and half after them, and calibration and check subnets alternate, so
 //! that a machine that changes speed meanwhile affects all of them alike.

@@ -22,15 +22,15 @@ const CANDIDATES_EACH: usize = 30;
 /// What makes a subnet worth measuring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acquisition {
-    /// How much its measurement lowers the deviation of the predictions of random subnets: for a predictor that is right everywhere. It follows
-    /// from the subnets alone, so that the very first ones can be chosen by it.
+    /// How much its measurement lowers the deviation of the predictions of random subnets: for a predictor that is
+    /// right everywhere. It follows from the subnets alone, so that the very first ones can be chosen by it.
     Deviation,
     /// Expected improvement over the best measured accuracy: for a predictor that is right about the best.
     Improvement,
 }
 
-/// `count` subnets (fewer if there are no more) to measure next, none of them among `samples`, chosen from random ones. Same arguments, same
-/// subnets.
+/// `count` subnets (fewer if there are no more) to measure next, none of them among `samples`, chosen from random ones.
+/// Same arguments, same subnets.
 ///
 /// # Errors
 /// As [`super::Predictor::fit`]; a single member, or less than two samples, for [`Acquisition::Improvement`].
@@ -70,7 +70,8 @@ fn choose(
     }
 }
 
-/// A candidate `x` while others are chosen; `A` is the precision of the linear part's weights, `B B^T` the second moment of random subnets.
+/// A candidate `x` while others are chosen; `A` is the precision of the linear part's weights, `B B^T` the second
+/// moment of random subnets.
 struct Candidate {
     index: usize,
     row: Vec<f64>,
@@ -80,10 +81,12 @@ struct Candidate {
     seen_from_all: Vec<f64>,
 }
 
-/// One after the other, the candidate after whose measurement the predictions of random subnets have the least mean variance, as the linear part
-/// of the predictor sees it (Cohn, Ghahramani and Jordan, JAIR 1996, §4; in the design of experiments: I-optimality).
+/// One after the other, the candidate after whose measurement the predictions of random subnets have the least mean
+/// variance, as the linear part of the predictor sees it (Cohn, Ghahramani and Jordan, JAIR 1996, §4; in the design of
+/// experiments: I-optimality).
 ///
-/// The network's own spread over its members tells less: they differ by their starts more than by what they have not seen.
+/// The network's own spread over its members tells less: they differ by their starts more than by what they have not
+/// seen.
 fn least_deviation(
     space: &SearchSpace,
     samples: &[Sample],
@@ -150,8 +153,8 @@ fn least_deviation(
     Ok(chosen)
 }
 
-/// Drawn with probability proportional to the square of the expected improvement, and not the topmost taken, since those are alike (stochastic
-/// batch acquisition: Kirsch et al., TMLR 2023).
+/// Drawn with probability proportional to the square of the expected improvement, and not the topmost taken, since
+/// those are alike (stochastic batch acquisition: Kirsch et al., TMLR 2023).
 fn most_improvement(
     space: &SearchSpace,
     samples: &[Sample],
@@ -195,9 +198,10 @@ pub struct CurvePoint {
     pub chosen: f64,
 }
 
-/// How good a predictor fewer of the measured `samples` would have given: from one to eight eighths of four fifths of them, once drawn at random
-/// and once chosen by `acquisition` from what is left (by expected improvement only after the first eighth), judged on the same held-out fifth; means over `repetitions`
-/// splits. Nothing is measured anew. `progress` gets fits done and all fits.
+/// How good a predictor fewer of the measured `samples` would have given: from one to eight eighths of four fifths of
+/// them, once drawn at random and once chosen by `acquisition` from what is left (by expected improvement only after
+/// the first eighth), judged on the same held-out fifth; means over `repetitions` splits. Nothing is measured anew.
+/// `progress` gets fits done and all fits.
 ///
 /// # Errors
 /// As [`super::Predictor::fit`]; fewer than [`FEWEST_CURVE_SAMPLES`].
@@ -235,7 +239,8 @@ pub fn curve(
             progress(done, total);
             Ok(metrics::kendall_tau(&measured, &predictor.predict(&subnets)?).unwrap_or(0.0))
         };
-        // Places in the pool, ascending: the same samples in the same order give the same predictor, however they were found.
+        // Places in the pool, ascending: the same samples in the same order give the same predictor, however they were
+        // found.
         let given = if acquisition == Acquisition::Improvement { round } else { 0 };
         let mut chosen: Vec<usize> = (0..given).collect();
         for (point, &size) in points.iter_mut().zip(&sizes) {
@@ -280,7 +285,8 @@ mod tests {
         assert!(chosen.iter().all(|subnet| samples.iter().all(|s| s.subnet != *subnet)));
         let blocks =
             |list: &[Subnet]| list.iter().map(|s| s.blocks().count()).sum::<usize>() as f64 / list.len() as f64;
-        // Accuracy grew with blocks: the best are looked for where there are most. A random subnet has 3 blocks on average.
+        // Accuracy grew with blocks: the best are looked for where there are most. A random subnet has 3 blocks on
+        // average.
         assert!(chosen.len() == 12 && blocks(&chosen) > 3.1, "{chosen:?}");
         let unsure = choose(Acquisition::Deviation, 1);
         // Nothing is known of resolutions but 16.

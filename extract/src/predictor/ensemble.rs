@@ -1,5 +1,5 @@
-//! Several networks instead of one. Each is fitted without another fold of the samples, so that one set of fits gives both the ensemble and
-//! honest figures over all samples; where the members disagree, the prediction is less sure.
+//! Several networks instead of one. Each is fitted without another fold of the samples, so that one set of fits gives
+//! both the ensemble and honest figures over all samples; where the members disagree, the prediction is less sure.
 
 use super::features::Features;
 use super::fit::{FitSettings, Table, fit};
@@ -22,11 +22,12 @@ pub(super) fn variance(members: &[Vec<f64>], subnet: usize) -> f64 {
     members.iter().map(|member| (member[subnet] - mean).powi(2)).sum::<f64>() / (members.len() - 1) as f64
 }
 
-/// Fits all members to `samples`, whose order is random: member `m` does not see the samples `m`, `m + members`, ... The second result is
-/// each sample's prediction by the member that did not see it; a single member sees all.
+/// Fits all members to `samples`, whose order is random: member `m` does not see the samples `m`, `m + members`, ...
+/// The second result is each sample's prediction by the member that did not see it; a single member sees all.
 ///
-/// The noise of the measurements is what remains of those predictions' squared error without the members' variance. Members disagree less on
-/// samples that most of them saw than on new ones, so that it is rather too large than too small.
+/// The noise of the measurements is what remains of those predictions' squared error without the members' variance.
+/// Members disagree less on samples that most of them saw than on new ones, so that it is rather too large than too
+/// small.
 pub(super) fn fit_members(
     space: &SearchSpace,
     samples: &[Sample],

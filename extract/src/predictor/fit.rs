@@ -1,4 +1,5 @@
-//! Fitting one network to samples: the linear part first, then, by Adam on the squared error, the network to what that leaves.
+//! Fitting one network to samples: the linear part first, then, by Adam on the squared error, the network to what that
+//! leaves.
 
 use super::linear::{Basis, Linear};
 use super::mlp::{Layer, Mlp};
@@ -25,13 +26,13 @@ pub struct FitSettings {
     /// Optimizer steps. `None`: 100, and for more than 256 training samples 100 x sqrt(samples / 256).
     ///
     /// The steps are what regularises: more of them go on to fit the noise of the measured accuracies. On a synthetic
-    /// accuracy over `cifar-mbv3` (spread 3 points, noise 1.2 points as of a thousand validation images), 1,600 samples ranked
-    /// best after 200 steps (Kendall tau .90; .84 after 375, .81 after 625) and 24 to 200 samples after about 100; with a
-    /// quarter of the noise more steps gained nothing. A rule loses no samples to an inner validation split, which for 40
-    /// samples would be too small to stop by.
+    /// accuracy over `cifar-mbv3` (spread 3 points, noise 1.2 points as of a thousand validation images), 1,600 samples
+    /// ranked best after 200 steps (Kendall tau .90; .84 after 375, .81 after 625) and 24 to 200 samples after about
+    /// 100; with a quarter of the noise more steps gained nothing. A rule loses no samples to an inner validation
+    /// split, which for 40 samples would be too small to stop by.
     pub steps: Option<usize>,
-    /// Networks whose mean is the prediction. With several, each leaves out another share of the samples while fitting, and their
-    /// spread tells how sure the prediction is; with one there is no telling.
+    /// Networks whose mean is the prediction. With several, each leaves out another share of the samples while fitting,
+    /// and their spread tells how sure the prediction is; with one there is no telling.
     pub members: usize,
 }
 
@@ -83,10 +84,11 @@ pub(super) struct Table<'a> {
     pub targets: &'a [f64],
 }
 
-/// Fits the network number `member`; `progress` gets the steps done, all steps and the loss of the step (root mean squared error in accuracy).
+/// Fits the network number `member`; `progress` gets the steps done, all steps and the loss of the step (root mean
+/// squared error in accuracy).
 ///
-/// Targets are scaled while fitting, and the scale is folded into the output layer afterwards: the learning rate suits accuracies that
-/// differ by a tenth of a point or by fifty.
+/// Targets are scaled while fitting, and the scale is folded into the output layer afterwards: the learning rate suits
+/// accuracies that differ by a tenth of a point or by fifty.
 pub(super) fn fit(
     table: &Table,
     settings: &FitSettings,

@@ -1,7 +1,7 @@
 //! The linear part of a predictor: what each choice adds by itself, before the network learns what choices do together.
 //!
-//! A sum over choices explains most of a subnet's accuracy, and mostly in the order of their sizes. A ridge regression whose prior says so
-//! needs fewer samples for that than the network, which would have to find it out.
+//! A sum over choices explains most of a subnet's accuracy, and mostly in the order of their sizes. A ridge regression
+//! whose prior says so needs fewer samples for that than the network, which would have to find it out.
 
 use super::features::{Features, Group};
 use crate::cholesky::{Cholesky, dot};
@@ -14,8 +14,8 @@ const BENT: f64 = 0.5;
 /// Strengths of the prior that are tried, in units of the targets' variance.
 const PRIORS: [f64; 7] = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
 
-/// The prior: a vector for each one-hot feature, so that a weight of unit variance for each of their entries gives weights of
-/// features as we expect them.
+/// The prior: a vector for each one-hot feature, so that a weight of unit variance for each of their entries gives
+/// weights of features as we expect them.
 pub(super) struct Basis {
     width: usize,
     /// `[features, width]`
@@ -81,8 +81,8 @@ pub(super) struct Linear {
 }
 
 impl Linear {
-    /// The ridge regression with the strength of the prior that predicts each sample best from the others (leave-one-out, in closed
-    /// form: Golub, Heath and Wahba, Technometrics 1979).
+    /// The ridge regression with the strength of the prior that predicts each sample best from the others
+    /// (leave-one-out, in closed form: Golub, Heath and Wahba, Technometrics 1979).
     pub(super) fn fit(basis: &Basis, inputs: &[Vec<usize>], targets: &[f64]) -> Self {
         let (count, width) = (targets.len() as f64, basis.width);
         let mean = targets.iter().sum::<f64>() / count;

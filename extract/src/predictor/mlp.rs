@@ -1,7 +1,7 @@
 //! The fitted network and its linear part as plain numbers, and its fast forward pass.
 //!
-//! The input is one-hot and more than half of what ReLU leaves is zero, so every product skips zeros. Every subnet's sums run in the
-//! same order whatever the batch and the threads, so a prediction does not depend on them.
+//! The input is one-hot and more than half of what ReLU leaves is zero, so every product skips zeros. Every subnet's
+//! sums run in the same order whatever the batch and the threads, so a prediction does not depend on them.
 
 use ofa_supernet::ops::{SparseLayer, SparseRows};
 use rayon::prelude::*;
@@ -29,7 +29,8 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    /// Layers of shapes `[inputs, hidden]`, `[hidden, hidden]` twice and `[hidden, 1]`; what each input adds to the output, `[inputs]`.
+    /// Layers of shapes `[inputs, hidden]`, `[hidden, hidden]` twice and `[hidden, 1]`; what each input adds to the
+    /// output, `[inputs]`.
     pub fn new(layers: [Layer; 4], linear: Vec<f32>) -> Self {
         let hidden = [0, 1, 2].map(|index| SparseLayer::new(&layers[index].weight, &layers[index].bias));
         Mlp { layers, linear, hidden }

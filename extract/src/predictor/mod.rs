@@ -70,8 +70,8 @@ pub enum Origin {
     },
 }
 
-/// Kendall's tau below which a predictor's order is no use for a search: of two subnets, less than two thirds are put in the
-/// right order.
+/// Kendall's tau below which a predictor's order is no use for a search: of two subnets, less than two thirds are put
+/// in the right order.
 const POOR_TAU: f64 = 0.3;
 
 /// A prediction, and how sure it is.
@@ -145,17 +145,19 @@ pub struct HeldOut {
     pub subnet: Subnet,
     /// Measured accuracy.
     pub measured: f64,
-    /// Predicted accuracy, 0 to 1. The figures of the report are those of the predictions before they are limited to that.
+    /// Predicted accuracy, 0 to 1. The figures of the report are those of the predictions before they are limited to
+    /// that.
     pub predicted: f64,
     /// Its deviation; `None` for a single member.
     pub deviation: Option<f64>,
 }
 
 impl Predictor {
-    /// Fits a predictor on four fifths of `samples` and judges it on the rest. The judged predictor is the one returned.
+    /// Fits a predictor on four fifths of `samples` and judges it on the rest. The judged predictor is the one
+    /// returned.
     ///
-    /// Several samples of one subnet count as one with their mean, so that none is on both sides. `progress` gets the steps
-    /// done, all steps, and the step's root mean squared error. Same input and seed: same bits.
+    /// Several samples of one subnet count as one with their mean, so that none is on both sides. `progress` gets the
+    /// steps done, all steps, and the step's root mean squared error. Same input and seed: same bits.
     ///
     /// # Errors
     /// Fewer than [`FEWEST_SAMPLES`] different subnets, a subnet outside `space`, an accuracy outside 0..1, impossible
@@ -242,8 +244,8 @@ impl Predictor {
         }
     }
 
-    /// Checksum of the predictor's file, as eight hexadecimal digits: what was found with the predictor can be told from what
-    /// another one gives.
+    /// Checksum of the predictor's file, as eight hexadecimal digits: what was found with the predictor can be told
+    /// from what another one gives.
     ///
     /// # Errors
     /// A predictor that has no form as a file.
@@ -251,8 +253,8 @@ impl Predictor {
         Ok(format!("{:08x}", files::checksum(&self.content()?)))
     }
 
-    /// What speaks against searching the supernet whose weights have the checksum `weights` by this predictor, each in a
-    /// sentence.
+    /// What speaks against searching the supernet whose weights have the checksum `weights` by this predictor, each in
+    /// a sentence.
     pub fn doubts(&self, weights: &str) -> Vec<String> {
         let mut doubts = Vec::new();
         match &self.origin {

@@ -25,7 +25,8 @@ pub struct Provenance {
 }
 
 impl Provenance {
-    /// Everything in which accuracies measured with `self` differ from those measured with `now`, in words; `None` if nothing does.
+    /// Everything in which accuracies measured with `self` differ from those measured with `now`, in words; `None` if
+    /// nothing does.
     pub fn difference(&self, now: &Provenance) -> Option<String> {
         let mut differences = Vec::new();
         differences.extend(other_weights(&self.weights, &now.weights));

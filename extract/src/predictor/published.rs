@@ -1,8 +1,9 @@
 //! The accuracy predictor that the authors of once-for-all published (`acc_predictor.pth`), as one of ours.
 //!
-//! Its network is ours (three hidden layers with ReLU), its input lists the same choices in another order: the kernel sizes of all
-//! block slots, then the expand ratios of all slots, then eight resolutions, 112 to 224 in steps of 16. The first layer is linear in a
-//! one-hot input, so putting the rows of its weight into our order ([`features`](super::features)) is all that importing takes.
+//! Its network is ours (three hidden layers with ReLU), its input lists the same choices in another order: the kernel
+//! sizes of all block slots, then the expand ratios of all slots, then eight resolutions, 112 to 224 in steps of 16.
+//! The first layer is linear in a one-hot input, so putting the rows of its weight into our order
+//! ([`features`](super::features)) is all that importing takes.
 
 use super::features::Features;
 use super::mlp::{Layer, Mlp};
@@ -18,11 +19,12 @@ const RESOLUTIONS: [usize; 8] = [112, 128, 144, 160, 176, 192, 208, 224];
 const MAX_HIDDEN: usize = 4096;
 
 impl Predictor {
-    /// Reads the published predictor for subnets of `space`. The predictor's space is `space` with the resolutions that it knows.
+    /// Reads the published predictor for subnets of `space`. The predictor's space is `space` with the resolutions that
+    /// it knows.
     ///
     /// # Errors
-    /// A file that [`CheckpointFile::open`] refuses, a space with other choices than the published MobileNetV3 spaces, a
-    /// tensor that is missing, not known, of another shape or not finite.
+    /// A file that [`CheckpointFile::open`] refuses, a space with other choices than the published MobileNetV3 spaces,
+    /// a tensor that is missing, not known, of another shape or not finite.
     pub fn import(path: &Path, space: &SearchSpace) -> Result<Self> {
         let fail = |message: String| Err(Error::format(path, message));
         space.validate()?;

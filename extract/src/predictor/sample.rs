@@ -1,12 +1,12 @@
 //! Measured accuracies: `samples.jsonl`, a line
 //! `{"measured_with": "weights 9bc4f2a1 ...", "subnet": "r32 d2,...", "accuracy": 0.83}` per sample.
 //!
-//! The file grows by one line per measurement, so that a crash loses at most the measurement under way. It is the one file of
-//! this crate that is appended to instead of replaced; a line that a crash tore is recognised by its missing line end and
-//! dropped.
+//! The file grows by one line per measurement, so that a crash loses at most the measurement under way. It is the one
+//! file of this crate that is appended to instead of replaced; a line that a crash tore is recognised by its missing
+//! line end and dropped.
 //!
-//! Each sample says what it was measured with ([`Provenance`]); only accuracies that were measured alike stand in one file. Samples
-//! without `measured_with`, of a user's own or of an earlier version, are taken as they are.
+//! Each sample says what it was measured with ([`Provenance`]); only accuracies that were measured alike stand in one
+//! file. Samples without `measured_with`, of a user's own or of an earlier version, are taken as they are.
 
 use super::Provenance;
 use crate::{Error, Result};
@@ -83,10 +83,10 @@ pub struct SampleWriter {
 }
 
 impl SampleWriter {
-    /// Opens `path` for appending samples that are measured with `provenance`, and returns what it already holds. The file and
-    /// its folder are made when they are missing, a torn last line is cut off. Samples that were measured with anything else
-    /// are refused. With `discard` they are dropped, and so are those that do not say with what; those that were measured alike
-    /// stay in either case.
+    /// Opens `path` for appending samples that are measured with `provenance`, and returns what it already holds. The
+    /// file and its folder are made when they are missing, a torn last line is cut off. Samples that were measured with
+    /// anything else are refused. With `discard` they are dropped, and so are those that do not say with what; those
+    /// that were measured alike stay in either case.
     ///
     /// # Errors
     /// As [`read_samples`]; samples that were measured with something else; a file that cannot be made or written.

@@ -73,8 +73,8 @@ impl Predictor {
     /// Reads a predictor that [`save`](Self::save) wrote.
     ///
     /// # Errors
-    /// An unreadable file, another format or version, an invalid space, a tensor that is missing, has another shape than the space
-    /// asks for, or holds a value that is no number.
+    /// An unreadable file, another format or version, an invalid space, a tensor that is missing, has another shape
+    /// than the space asks for, or holds a value that is no number.
     pub fn load(path: &Path) -> Result<Self> {
         let file = files::read_bytes(path)?;
         let foreign = |message: String| Error::format(path, format!("no predictor of this program: {message}"));

@@ -1,5 +1,5 @@
-//! Bayesian optimisation: a Gaussian process learns the scores, and expected improvement says which candidate to score next. For scores that
-//! are expensive, such as measured accuracies.
+//! Bayesian optimisation: a Gaussian process learns the scores, and expected improvement says which candidate to score
+//! next. For scores that are expensive, such as measured accuracies.
 
 use super::genome::Genes;
 use super::strategies::{Setting, SettingValue, Strategy};
@@ -101,7 +101,8 @@ impl Strategy for Bayes {
     }
 }
 
-/// Genes in which two candidates differ. A vanished block counts by the depth that took it away and by those of its genes that were not the first choice.
+/// Genes in which two candidates differ. A vanished block counts by the depth that took it away and by those of its
+/// genes that were not the first choice.
 fn distance(a: &Genes, b: &Genes) -> f64 {
     a.iter().zip(b.iter()).filter(|(a, b)| a != b).count() as f64
 }

@@ -1,8 +1,9 @@
 //! Local search: from a candidate to a better one close by, until there is none.
 //!
-//! Under a limit, most improvements need two changes: one block shrinks to pay for another. There are thousands of such pairs, but
-//! the effects of single changes nearly add up, so each step scores all single changes (also those that break a limit), ranks
-//! the pairs by the sum of their two effects, and scores only the most promising ones that meet the limits.
+//! Under a limit, most improvements need two changes: one block shrinks to pay for another. There are thousands of such
+//! pairs, but the effects of single changes nearly add up, so each step scores all single changes (also those that
+//! break a limit), ranks the pairs by the sum of their two effects, and scores only the most promising ones that meet
+//! the limits.
 
 use super::genome::{Genes, Genome};
 use super::task::{Rules, Scored, Task, rank};
@@ -12,8 +13,8 @@ use rayon::prelude::*;
 /// Pairs scored a step.
 const PAIRS: usize = 64;
 
-/// Climbs from each of `starts`, changing up to `reach` genes at a time (1 or 2), and returns the tops. The scores rise strictly, so this
-/// ends. All go side by side: one large batch is scored faster than several small ones.
+/// Climbs from each of `starts`, changing up to `reach` genes at a time (1 or 2), and returns the tops. The scores rise
+/// strictly, so this ends. All go side by side: one large batch is scored faster than several small ones.
 ///
 /// # Errors
 /// What scorer and measures say.
@@ -69,7 +70,8 @@ fn singles(genome: &Genome, genes: &Genes) -> Vec<Genes> {
     genome.changes(genes).into_iter().map(changed).collect()
 }
 
-/// The feasible pairs of changes with the largest sums of gains, best first; none where the budget left out a single change.
+/// The feasible pairs of changes with the largest sums of gains, best first; none where the budget left out a single
+/// change.
 fn promising(rules: &Rules, genes: &Genes, gains: &[f64]) -> Result<Vec<Genes>> {
     let genome = &rules.genome;
     let changes = genome.changes(genes);

@@ -1,8 +1,9 @@
-//! Evolutionary search (paper §3.4; Real et al., AAAI 2019): the best quarter of each generation are the parents of the next.
+//! Evolutionary search (paper §3.4; Real et al., AAAI 2019): the best quarter of each generation are the parents of the
+//! next.
 //!
-//! Beside the reference: a child that breaks the limits is repaired instead of drawn anew, the last generation's scores count, no subnet is
-//! scored twice, parents are distinct, several populations evolve apart before their best meet, and a local search follows whenever the
-//! evolution comes to a halt; when neither finds anything better, the run is over.
+//! Beside the reference: a child that breaks the limits is repaired instead of drawn anew, the last generation's scores
+//! count, no subnet is scored twice, parents are distinct, several populations evolve apart before their best meet, and
+//! a local search follows whenever the evolution comes to a halt; when neither finds anything better, the run is over.
 
 use super::climb::climb;
 use super::genome::Genes;
@@ -23,12 +24,13 @@ const FEWEST_CHILDREN: usize = 10;
 /// Evaluations that a local search takes about: a small budget has fewer of them.
 const CLIMB: usize = 400;
 
-/// Settings of the evolution. The defaults of population, generations and parents are the reference's; it has one population and mutates
-/// with 0.1 a gene and 0.5 for the resolution, which finds worse subnets.
+/// Settings of the evolution. The defaults of population, generations and parents are the reference's; it has one
+/// population and mutates with 0.1 a gene and 0.5 for the resolution, which finds worse subnets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Evolution {
-    /// Random subnets at the start, and children of each generation; fewer where the budget would not last for 30 generations.
+    /// Random subnets at the start, and children of each generation; fewer where the budget would not last for 30
+    /// generations.
     pub population: usize,
     /// Generations of children.
     pub generations: usize,
@@ -36,19 +38,20 @@ pub struct Evolution {
     pub parent_ratio: f64,
     /// Part of the children that are mutations of one parent; the others are crossovers of two.
     pub mutation_ratio: f64,
-    /// Probability with which a mutation draws a gene anew: each stage's depth, each block's kernel and expand ratio, each width.
+    /// Probability with which a mutation draws a gene anew: each stage's depth, each block's kernel and expand ratio,
+    /// each width.
     pub mutation_probability: f64,
     /// Probability with which a mutation draws the resolution anew.
     pub resolution_mutation_probability: f64,
-    /// Populations that evolve apart, each on its own share of the generations, before their parents meet for a last share: they
-    /// settle on different optima, and crossing these finds better ones.
+    /// Populations that evolve apart, each on its own share of the generations, before their parents meet for a last
+    /// share: they settle on different optima, and crossing these finds better ones.
     pub islands: usize,
-    /// After so many rounds in which no population found anything better, they meet early; when they have met, a local search follows, and
-    /// if that finds nothing either, the evolution is over. 0 for never before its generations are over. More rounds where a small budget
-    /// makes generations small.
+    /// After so many rounds in which no population found anything better, they meet early; when they have met, a local
+    /// search follows, and if that finds nothing either, the evolution is over. 0 for never before its generations are
+    /// over. More rounds where a small budget makes generations small.
     pub patience: usize,
-    /// Choices that the local search may change at once: 0 (no local search), 1 or 2. 2 lets one block shrink to pay for
-    /// another.
+    /// Choices that the local search may change at once: 0 (no local search), 1 or 2. 2 lets one block shrink to pay
+    /// for another.
     pub local_search: usize,
 }
 

@@ -1,9 +1,10 @@
-//! ProxylessNAS's path gates (Cai et al., ICLR 2019): every gene is a gate with a probability for each choice. Binary gates are drawn, the
-//! scores of the drawn subnets move the gates by the REINFORCE rule (their §3.3, the form that also suits what has no gradient), and the
-//! expected cost, which a table makes differentiable (their §3.2), moves them by its exact gradient.
+//! ProxylessNAS's path gates (Cai et al., ICLR 2019): every gene is a gate with a probability for each choice. Binary
+//! gates are drawn, the scores of the drawn subnets move the gates by the REINFORCE rule (their §3.3, the form that
+//! also suits what has no gradient), and the expected cost, which a table makes differentiable (their §3.2), moves them
+//! by its exact gradient.
 //!
-//! The published code backpropagates the validation loss into two paths a layer; here a supernet is already trained, so the score of a whole
-//! drawn subnet takes that place: predicted, or measured on the supernet.
+//! The published code backpropagates the validation loss into two paths a layer; here a supernet is already trained, so
+//! the score of a whole drawn subnet takes that place: predicted, or measured on the supernet.
 
 use super::genome::{Genes, Genome};
 use super::strategies::{Setting, SettingValue, Strategy};
@@ -68,7 +69,8 @@ impl Strategy for Gradient {
             let probabilities: Vec<Vec<f64>> = gates.iter().map(|gates| softmax(gates)).collect();
             let mut rng = rules.rng(&[step]);
             let drawn: Vec<Genes> = (0..self.batch).map(|_| draw(&rules.genome, &probabilities, &mut rng)).collect();
-            // What breaks a limit is repaired, and the gates learn from that. A limit whose measure is no sum is kept by this alone.
+            // What breaks a limit is repaired, and the gates learn from that. A limit whose measure is no sum is kept
+            // by this alone.
             let repaired = drawn.iter().map(|genes| rules.repair(genes.clone(), &mut rng));
             let repaired = repaired.collect::<Result<Vec<Genes>>>()?;
             let scored = task.score(repaired)?;
@@ -141,8 +143,8 @@ fn expected(rules: &Rules, index: usize, probabilities: &[Vec<f64>], drawn: &[Ge
     Ok(values.sum::<Result<f64>>()? / drawn.len() as f64)
 }
 
-/// Takes the slope of the expected value of limit `index`, times `weight`, from `slope`. The slope at a gate is its probability times what
-/// choosing it adds to the expected value.
+/// Takes the slope of the expected value of limit `index`, times `weight`, from `slope`. The slope at a gate is its
+/// probability times what choosing it adds to the expected value.
 fn descend(rules: &Rules, index: usize, weight: f64, probabilities: &[Vec<f64>], slope: &mut [Vec<f64>]) {
     let Some(table) = rules.limits.table(index) else { return };
     let Some(mean) = table.expected(&rules.genome, probabilities) else { return };

@@ -107,7 +107,8 @@ impl<'a> Limits<'a> {
         }
     }
 
-    /// By how much `genes` breaks the limits: the sum of the excesses, each as a fraction of its bound; 0 when all hold.
+    /// By how much `genes` breaks the limits: the sum of the excesses, each as a fraction of its bound; 0 when all
+    /// hold.
     ///
     /// Where a table's rounding could decide, the measure itself does.
     ///

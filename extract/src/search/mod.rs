@@ -1,8 +1,8 @@
 //! The best subnet within limits.
 //!
-//! [`search`] takes a [`Problem`] (space, [`Limit`]s, budget, seed), a scorer (a predictor, or anything else that gives each subnet
-//! a number, larger being better) and a [`Strategy`], and returns a [`SearchResult`]. A strategy is a file with a struct of its
-//! settings; all of them work on a [`Task`], which keeps the account.
+//! [`search`] takes a [`Problem`] (space, [`Limit`]s, budget, seed), a scorer (a predictor, or anything else that gives
+//! each subnet a number, larger being better) and a [`Strategy`], and returns a [`SearchResult`]. A strategy is a file
+//! with a struct of its settings; all of them work on a [`Task`], which keeps the account.
 //!
 //! | module | concern |
 //! | --- | --- |
@@ -73,7 +73,8 @@ use std::time::Instant;
 /// ```
 ///
 /// # Errors
-/// An invalid space, impossible settings, limits that no subnet meets ([`Error::Impossible`]), and what measures or scorer say.
+/// An invalid space, impossible settings, limits that no subnet meets ([`Error::Impossible`]), and what measures or
+/// scorer say.
 pub fn search<'a>(
     problem: &Problem<'a>,
     settings: &SearchSettings,

@@ -1,4 +1,5 @@
-//! The whole front of score against costs in one run: NSGA-II (Deb et al., IEEE Transactions on Evolutionary Computation 2002).
+//! The whole front of score against costs in one run: NSGA-II (Deb et al., IEEE Transactions on Evolutionary
+//! Computation 2002).
 
 use super::genome::{Genes, Genome};
 use super::strategies::{Setting, SettingValue, Strategy};

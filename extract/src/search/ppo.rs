@@ -1,5 +1,5 @@
-//! MnasNet's controller (Tan et al., CVPR 2019): a recurrent policy writes a candidate gene by gene and is trained by proximal policy
-//! optimisation (Schulman et al., 2017) on `score x (value / limit)^w`.
+//! MnasNet's controller (Tan et al., CVPR 2019): a recurrent policy writes a candidate gene by gene and is trained by
+//! proximal policy optimisation (Schulman et al., 2017) on `score x (value / limit)^w`.
 
 use super::genome::{Genes, Genome};
 use super::strategies::{Setting, SettingValue, Strategy};
@@ -27,7 +27,8 @@ const ENTROPY: f64 = 0.002;
 pub struct Ppo {
     /// The exponent `w`: how much a value above its limit costs, and one below it pays.
     pub exponent: f64,
-    /// Whether limits are hard instead: a subnet that breaks one is worth nothing, and none is worth more for staying below.
+    /// Whether limits are hard instead: a subnet that breaks one is worth nothing, and none is worth more for staying
+    /// below.
     pub hard: bool,
     /// Subnets between two updates of the policy.
     pub batch: usize,
@@ -126,7 +127,8 @@ fn advantages(rewards: &[f64]) -> Vec<f32> {
     rewards.iter().map(|r| ((r - mean) / (variance.sqrt() + 1e-8)) as f32).collect()
 }
 
-/// A gated recurrent unit (Cho et al., 2014) that reads the choice of the last gene, and a linear layer a gene for the next choice.
+/// A gated recurrent unit (Cho et al., 2014) that reads the choice of the last gene, and a linear layer a gene for the
+/// next choice.
 struct Policy {
     variables: Vec<Var>,
     /// Input and state to the three gates.

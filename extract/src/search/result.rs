@@ -62,8 +62,8 @@ pub struct Basis {
 }
 
 impl Basis {
-    /// Why a result on this basis is out of date beside the supernet with the weights' checksum `weights` and the predictor with
-    /// the checksum `predictor` (`None`: there is none), in words; `None` if it is not.
+    /// Why a result on this basis is out of date beside the supernet with the weights' checksum `weights` and the
+    /// predictor with the checksum `predictor` (`None`: there is none), in words; `None` if it is not.
     pub fn outdated(&self, weights: &str, predictor: Option<&str>) -> Option<String> {
         let weights = self.weights.as_ref().and_then(|before| other_weights(before, weights));
         if let Some(other) = weights {
@@ -77,8 +77,8 @@ impl Basis {
 }
 
 impl SearchResult {
-    /// Limits scores that are predicted accuracies to 0 to 1. The search itself ranks what the predictor says, which may lie
-    /// outside: limited before, the best candidates would be equal. Pessimistic scores keep values below 0.
+    /// Limits scores that are predicted accuracies to 0 to 1. The search itself ranks what the predictor says, which
+    /// may lie outside: limited before, the best candidates would be equal. Pessimistic scores keep values below 0.
     pub fn limit_predictions(&mut self) {
         let least = if self.pessimism > 0.0 { f64::NEG_INFINITY } else { 0.0 };
         let scores = self.history.iter_mut().map(|generation| &mut generation.score);
@@ -88,7 +88,8 @@ impl SearchResult {
         self.predicted_accuracy = self.predicted_accuracy.clamp(0.0, 1.0);
     }
 
-    /// Measures the subnets of [`top`](Self::top) and makes the best measured one the result (of equal ones that with the better score).
+    /// Measures the subnets of [`top`](Self::top) and makes the best measured one the result (of equal ones that with
+    /// the better score).
     ///
     /// # Errors
     /// What `measure` and the limits' measures say.

@@ -1,5 +1,5 @@
-//! The table of search strategies. Command line, validation, dispatch and files read it; to add a strategy, write its file
-//! and add its line to the table.
+//! The table of search strategies. Command line, validation, dispatch and files read it; to add a strategy, write its
+//! file and add its line to the table.
 
 use super::Task;
 use crate::{Error, Result};
@@ -24,7 +24,8 @@ pub trait Strategy {
         false
     }
 
-    /// Scores candidates until the budget is spent or there is nothing left to try; the task keeps the best feasible one.
+    /// Scores candidates until the budget is spent or there is nothing left to try; the task keeps the best feasible
+    /// one.
     ///
     /// # Errors
     /// Errors of the scorer and of measures.

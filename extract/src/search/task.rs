@@ -165,8 +165,9 @@ impl<'a> Task<'a> {
         candidates.into_iter().filter_map(|genes| self.known.get(&genes).map(|&score| (score, genes)))
     }
 
-    /// Scores `candidates`, of which each may occur several times or have been scored before: that costs nothing, and no subnet reaches the
-    /// scorer twice. Candidates that the budget does not hold any more are left out. The best feasible one is kept.
+    /// Scores `candidates`, of which each may occur several times or have been scored before: that costs nothing, and
+    /// no subnet reaches the scorer twice. Candidates that the budget does not hold any more are left out. The best
+    /// feasible one is kept.
     ///
     /// # Errors
     /// What scorer and measures say, and scores that are no numbers.

@@ -244,7 +244,8 @@ pub type Values = BTreeMap<Hyperparameter, f64>;
 pub struct Ranges(pub(super) BTreeMap<Hyperparameter, Range>);
 
 impl Ranges {
-    /// Learning rate and weight decay by a factor of ten either way about those of `config`, and half, all and twice its batch.
+    /// Learning rate and weight decay by a factor of ten either way about those of `config`, and half, all and twice
+    /// its batch.
     ///
     /// # Errors
     /// A value that training would refuse: none in practice, as the configuration is a checked one.

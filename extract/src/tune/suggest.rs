@@ -1,4 +1,5 @@
-//! What to try next. It follows from the seed and the earlier trials alone, so that a stopped tuning goes on as if it had not been.
+//! What to try next. It follows from the seed and the earlier trials alone, so that a stopped tuning goes on as if it
+//! had not been.
 
 use super::ranges::{Ranges, Values};
 use super::trials::Trial;
@@ -12,7 +13,8 @@ const RANDOM: usize = 500;
 const NEAR: usize = 200;
 /// How far a point near the best may lie from it in each hyperparameter, as a part of the range.
 const STEP: f64 = 0.1;
-/// How many units of the Gaussian process's distance a whole range is. Distances are squared, as the objective is smooth in its numbers.
+/// How many units of the Gaussian process's distance a whole range is. Distances are squared, as the objective is
+/// smooth in its numbers.
 const RANGE_DISTANCE: f64 = 20.0;
 
 /// How trials are chosen.

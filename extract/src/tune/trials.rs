@@ -57,8 +57,9 @@ pub fn best(trials: &[Trial]) -> Option<&Trial> {
         .max_by(|a, b| rank(a).0.cmp(&rank(b).0).then(rank(a).1.total_cmp(&rank(b).1)))
 }
 
-/// Whether a trial with this `curve` should be given up: its best validation is below the median of what the earlier trials had reached by
-/// then (the median rule of Golovin et al., *Google Vizier*, KDD 2017), if there are three at least to judge by.
+/// Whether a trial with this `curve` should be given up: its best validation is below the median of what the earlier
+/// trials had reached by then (the median rule of Golovin et al., *Google Vizier*, KDD 2017), if there are three at
+/// least to judge by.
 pub fn hopeless(curve: &[Point], earlier: &[Trial]) -> bool {
     let Some(last) = curve.last() else { return false };
     let reached = |points: &[Point]| {

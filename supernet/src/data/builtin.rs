@@ -7,7 +7,7 @@ use super::{Loaded, digest, no_images};
 use crate::{Error, Result};
 use rayon::prelude::*;
 
-/// Number of the first test image; more training images than that would be drawn from the test images.
+/// Number of the first test image; more training images than that would run into the test images.
 const FIRST_TEST: u64 = 1 << 40;
 
 pub(super) fn open(opening: &Opening) -> Result<Loaded> {

@@ -1,13 +1,10 @@
 //! The images of the built-in dataset: drawn 32x32 images of ten classes, in which a network's size matters.
 //!
 //! Each image shows one object in random colours, place, size and turn, on a background with a gradient, specks and
-//! noise. Seven classes differ in shape or coarse pattern, which a small network sees at 16 pixels. The others differ in
-//! details of two to four pixels (fine stripes, fine checks, the gap of a ring), which shrinking blurs and which take
-//! width and depth to tell apart. Contrasts go down to the noise, so that no network is perfect. Every class looks the
-//! same in a mirror.
-//!
-//! Networks of the space `tiny`, each trained alone for 8 epochs of 5000 images, reach on 2000 test images: the smallest
-//! 56 % at 16 pixels and 82 % at 32 pixels, the largest 88 % at 32 pixels.
+//! noise. Seven classes differ in shape or coarse pattern, which a small network sees at 16 pixels. The others differ
+//! in details of two to four pixels (fine stripes, fine checks, the gap of a ring), which shrinking blurs and which
+//! take width and depth to tell apart. Contrasts go down to the noise, so that no network is perfect. Every class looks
+//! the same in a mirror.
 
 use super::pixels::Image;
 use crate::seed::{Stream, generator};
@@ -31,30 +28,30 @@ pub(super) const CLASSES: [&str; 10] = [
     "four",
 ];
 
-/// Largest noise of an image, in grey levels.
+/// Range of an image's largest noise, in grey levels.
 const NOISE: Range<f32> = 8.0..48.0;
-/// Colour channels of the background and of objects.
+/// Ranges of the colour channels of the background and of objects.
 const GROUND: Range<f32> = 20.0..130.0;
 const OBJECT: Range<f32> = 100.0..215.0;
-/// Size of an object in pixels.
+/// Range of an object's size in pixels.
 const RADIUS: Range<f32> = 8.0..12.0;
-/// Largest distance of an object from the middle in each direction, in pixels.
+/// Largest distance of an object from the centre in each direction, in pixels.
 const SHIFT: f32 = 5.0;
-/// Periods of fine and coarse patterns in pixels, and their height in grey levels.
+/// Ranges of the periods of fine and coarse patterns in pixels, and of their amplitude in grey levels.
 const FINE: Range<f32> = 2.8..4.4;
 const COARSE: Range<f32> = 5.0..8.0;
 const HEIGHT: Range<f32> = 14.0..70.0;
-/// Half the width of a ring's gap in pixels.
+/// Range of half the width of a ring's gap, in pixels.
 const GAP: Range<f32> = 0.8..2.4;
 
-/// Image `number` of the set that `seed` makes.
+/// Image `number` of the set generated from `seed`.
 pub(super) fn image(seed: u64, number: u64) -> Image<'static> {
     let mut pixels = vec![0; SIDE * SIDE * 3];
     draw(seed, number, &mut pixels);
     Image { width: SIDE, height: SIDE, pixels: Cow::Owned(pixels) }
 }
 
-/// Classes take turns, so that any number of images is balanced.
+/// Class of an image. Classes alternate, so that any number of images is balanced.
 pub(super) fn class(number: u64) -> u32 {
     (number % CLASSES.len() as u64) as u32
 }
@@ -62,7 +59,7 @@ pub(super) fn class(number: u64) -> u32 {
 type Colour = [f32; 3];
 type Canvas = [Colour; SIDE * SIDE];
 
-/// A shape as its signed distance in pixels (negative inside) from coordinates relative to its centre, turned upright.
+/// A shape, given by its signed distance in pixels (negative inside) from upright coordinates relative to its centre.
 #[derive(Clone, Copy)]
 enum Shape {
     Disc(f32),
@@ -89,13 +86,13 @@ impl Shape {
     }
 }
 
-/// What a shape is filled with: a colour, and waves of brightness across and along the shape.
+/// Filling of a shape: a colour, and waves of brightness across and along the shape.
 #[derive(Clone, Copy)]
 struct Fill {
     colour: Colour,
     /// Difference in brightness between the colour and a wave's crest.
     height: f32,
-    /// Angular frequency a pixel, and phase.
+    /// Angular frequency per pixel, and phase.
     frequency: f32,
     phase: (f32, f32),
     waves: Waves,
@@ -114,7 +111,7 @@ impl Fill {
         match self.waves {
             Waves::None => 0.0,
             Waves::Stripes => self.height * across(),
-            // As much contrast as stripes have.
+            // As much contrast as stripes.
             Waves::Checks => self.height * 1.4 * across() * (y * self.frequency + self.phase.1).sin(),
         }
     }
@@ -129,7 +126,7 @@ pub(super) fn draw(seed: u64, number: u64, out: &mut [u8]) {
     let noise = rng.random_range(NOISE);
     for (pixel, colour) in out.chunks_exact_mut(3).zip(&canvas) {
         for channel in 0..3 {
-            // The sum of two uniform numbers is close enough to a bell.
+            // The sum of two uniform numbers approximates a normal distribution well enough.
             let bell = rng.random::<f32>() + rng.random::<f32>() - 1.0;
             pixel[channel] = (colour[channel] + noise * bell).round().clamp(0.0, 255.0) as u8;
         }
@@ -148,7 +145,7 @@ fn background(rng: &mut StdRng) -> Canvas {
     })
 }
 
-/// Small things that mean nothing.
+/// Paints small distractors that carry no class.
 fn specks(canvas: &mut Canvas, rng: &mut StdRng, count: usize) {
     for _ in 0..count {
         let shape = match rng.random_range(0..3) {
@@ -205,7 +202,7 @@ fn object(canvas: &mut Canvas, class: u32, rng: &mut StdRng) {
     paint(canvas, shape, (x, y), turn, fill);
 }
 
-/// Draws a shape with smooth edges.
+/// Paints a shape with smooth edges.
 fn paint(canvas: &mut Canvas, shape: Shape, (cx, cy): (f32, f32), turn: f32, fill: Fill) {
     let (sin, cos) = turn.sin_cos();
     for (i, pixel) in canvas.iter_mut().enumerate() {

@@ -1,6 +1,6 @@
 //! The markers of a JPEG stream.
 
-/// Walks the markers of a JPEG stream (ITU T.81 annex B): `(marker, segment after its length)`.
+/// Iterates over the markers of a JPEG stream (ITU T.81 annex B) as `(marker, segment without its length)`.
 pub(super) struct JpegMarkers<'a> {
     pub bytes: &'a [u8],
     pub at: usize,
@@ -9,7 +9,7 @@ pub(super) struct JpegMarkers<'a> {
 impl<'a> JpegMarkers<'a> {
     pub fn next(&mut self) -> Option<(u8, &'a [u8])> {
         loop {
-            // Between segments this is the next byte; inside a scan it skips the entropy-coded data.
+            // Between segments the next byte is 0xff; inside a scan this skips entropy-coded data.
             self.at += self.bytes.get(self.at..)?.iter().position(|&b| b == 0xff)?;
             while *self.bytes.get(self.at)? == 0xff {
                 self.at += 1;
@@ -17,7 +17,7 @@ impl<'a> JpegMarkers<'a> {
             let marker = self.bytes[self.at];
             self.at += 1;
             match marker {
-                // A stuffed zero, TEM, restarts and a nested start carry no segment.
+                // A stuffed zero, TEM, restart markers and a nested start have no segment.
                 0x00 | 0x01 | 0xd0..=0xd8 => continue,
                 0xd9 => return Some((marker, &[])),
                 _ => {

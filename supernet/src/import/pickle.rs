@@ -62,7 +62,7 @@ impl Machine<'_> {
                 2..=5 => Ok(None),
                 protocol => Err(format!("protocol {protocol}, expected 2 to 5")),
             },
-            // A frame only says how many bytes follow.
+            // A frame only announces how many bytes follow.
             0x95 => self.take(8).map(|_| None),
             b'.' => {
                 let value = self.pop()?;
@@ -92,11 +92,11 @@ impl Machine<'_> {
                 self.set(items)
             }
             b'b' => {
-                // An OrderedDict's attributes (PyTorch keeps version numbers there) mean nothing to us.
+                // Attributes of an OrderedDict (PyTorch stores version numbers there) are ignored.
                 self.pop()?;
                 match self.stack.last() {
                     Some(Value::Dict(_)) => Ok(None),
-                    other => Err(format!("it sets attributes of {}", other.map_or("nothing", Value::kind))),
+                    other => Err(format!("the program sets attributes of {}", other.map_or("nothing", Value::kind))),
                 }
             }
             opcode => {
@@ -164,7 +164,7 @@ impl Machine<'_> {
             }
             b'Q' => self.persistent()?,
             b'R' => self.reduce()?,
-            opcode => return Err(format!("opcode {opcode:#04x} is not one that a checkpoint needs; it is refused")),
+            opcode => return Err(format!("opcode {opcode:#04x} is not needed by a checkpoint and is refused")),
         })
     }
 

@@ -1,4 +1,5 @@
-//! Helpers of the kernels' tests: repeatable values, one comparison with a stated tolerance, and the interpreter as reference.
+//! Helpers of the kernels' tests: repeatable values, one comparison with a stated tolerance, and the interpreter as
+//! reference.
 
 use super::{BlockShape, BlockStatistics, ChannelStatistics, DenseShape};
 use crate::graph::{Graph, interpreter};

@@ -4,8 +4,8 @@ use super::SearchSpace;
 use serde_json::Value;
 
 impl SearchSpace {
-    /// First setting in which this space differs from `other`, such as "`stages[1].channels` is 24 instead of 32"; `None` for
-    /// spaces with the same subnets. Names do not count: a space that was only renamed has the same subnets.
+    /// First setting in which this space differs from `other`, such as "`stages[1].channels` is 24 instead of 32";
+    /// `None` for spaces with the same subnets. Names do not count: a space that was only renamed has the same subnets.
     pub fn difference(&self, other: &SearchSpace) -> Option<String> {
         let values = |space: &SearchSpace| {
             let mut value = serde_json::to_value(space).unwrap_or_default();

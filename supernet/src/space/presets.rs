@@ -51,7 +51,8 @@ fn mobilenet_v3(width_multiplier: f64) -> SearchSpace {
     }
 }
 
-/// The published ProxylessNAS space at ImageNet sizes: ReLU6, no squeeze-excite, no hidden layer, one block in the last stage.
+/// The published ProxylessNAS space at ImageNet sizes: ReLU6, no squeeze-excite, no hidden layer, one block in the last
+/// stage.
 fn proxyless(width_multiplier: f64) -> SearchSpace {
     use Activation::Relu6;
     SearchSpace {
@@ -72,9 +73,9 @@ fn proxyless(width_multiplier: f64) -> SearchSpace {
     }
 }
 
-/// For 32-pixel images: output stride 8. The full-size map gets only the cheap first block; most work sits at 16x16 and 8x8,
-/// where a small image still has something to see. Expand ratios end at 4: at this size wider middles cost more time than they
-/// bring accuracy.
+/// For 32-pixel images: output stride 8. The full-size map gets only the cheap first block; most work sits at 16x16 and
+/// 8x8, where a small image still has something to see. Expand ratios end at 4: at this size wider middles cost more
+/// time than they bring accuracy.
 fn cifar_mbv3() -> SearchSpace {
     use Activation::{HardSwish, Relu};
     SearchSpace {
@@ -114,8 +115,8 @@ fn tiny() -> SearchSpace {
     }
 }
 
-/// The published ResNet-50D space at ImageNet sizes: a stem block, up to two blocks more in each stage, three bottleneck widths, and
-/// a width multiplier for each part of the network.
+/// The published ResNet-50D space at ImageNet sizes: a stem block, up to two blocks more in each stage, three
+/// bottleneck widths, and a width multiplier for each part of the network.
 fn resnet50d() -> SearchSpace {
     use Activation::Relu;
     SearchSpace {

@@ -26,8 +26,8 @@ pub struct BlockChoice {
 
 /// A choice of every elastic dimension. Only active blocks are stored, so the value is canonical.
 ///
-/// A subnet has a text form of one line: resolution, depth of each stage, then kernel size and expand ratio of each block,
-/// with `|` between stages.
+/// A subnet has a text form of one line: resolution, depth of each stage, then kernel size and expand ratio of each
+/// block, with `|` between stages.
 ///
 /// ```
 /// use ofa_supernet::{SearchSpace, Subnet};

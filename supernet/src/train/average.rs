@@ -6,8 +6,8 @@ use std::collections::HashMap;
 
 /// A network's state averaged over the steps of a stage.
 ///
-/// The decay rises with the number of updates, `min(decay, (1 + n) / (10 + n))`, so that a short stage is not dominated by
-/// the weights it started from.
+/// The decay rises with the number of updates, `min(decay, (1 + n) / (10 + n))`, so that a short stage is not dominated
+/// by the weights it started from.
 pub struct Average {
     decay: f64,
     updates: u64,

@@ -98,8 +98,9 @@ impl Identity {
         })
     }
 
-    /// Checks that a run with identity `self` may go on from a checkpoint with identity `saved`, in which the first `begun`
-    /// stages have begun: later ones may be changed, added or dropped, since nothing done so far depends on them.
+    /// Checks that a run with identity `self` may go on from a checkpoint with identity `saved`, in which the first
+    /// `begun` stages have begun: later ones may be changed, added or dropped, since nothing done so far depends on
+    /// them.
     ///
     /// # Errors
     /// What differs, and what to do.
@@ -152,8 +153,8 @@ impl Identity {
     }
 }
 
-/// Version of checkpoints. Version 2 derives random streams in another way, so that an older run cannot go on as it began,
-/// and knows its images.
+/// Version of checkpoints. Version 2 derives random streams in another way, so that an older run cannot go on as it
+/// began, and knows its images.
 const FORMAT: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
@@ -324,8 +325,8 @@ impl Folder {
         Ok(found)
     }
 
-    /// After step `newest` was saved: keeps the last ones up to it, and the best. A later step can only be a damaged file that
-    /// the run did not resume from.
+    /// After step `newest` was saved: keeps the last ones up to it, and the best. A later step can only be a damaged
+    /// file that the run did not resume from.
     pub(super) fn prune(&self, newest: usize, best: Option<usize>) -> Result<()> {
         let (current, mut leftover): (Vec<_>, Vec<_>) = self.list()?.into_iter().partition(|(step, _)| *step <= newest);
         leftover.extend_from_slice(&current[..current.len().saturating_sub(self.keep)]);
@@ -371,7 +372,8 @@ pub fn write_supernet(path: &Path, state: HashMap<String, Tensor>, note: &Supern
     tensor_file::write(path, &state.into_iter().collect(), note)
 }
 
-/// Reads a supernet's file: its state (for [`Supernet::load_state`](crate::Supernet::load_state)) and what it says of it.
+/// Reads a supernet's file: its state (for [`Supernet::load_state`](crate::Supernet::load_state)) and what it says of
+/// it.
 ///
 /// # Errors
 /// A missing or damaged file, named.
@@ -397,7 +399,8 @@ fn checked(path: &Path, note: SupernetNote) -> Result<SupernetNote> {
 }
 
 /// Checksum of a supernet's weights, space and class names, as eight hexadecimal digits: what was measured with the
-/// supernet carries the checksum, so that it can be told from what another supernet gives. Reads the file's header only.
+/// supernet carries the checksum, so that it can be told from what another supernet gives. Reads the file's header
+/// only.
 ///
 /// # Errors
 /// A missing file, one that [`write_supernet`] has not written.

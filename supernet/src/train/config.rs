@@ -6,8 +6,8 @@ use crate::space::SearchSpace;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// How a supernet is trained. Presets: [`TrainConfig::preset`]. Missing keys take the defaults named here; unknown keys are
-/// errors.
+/// How a supernet is trained. Presets: [`TrainConfig::preset`]. Missing keys take the defaults named here; unknown keys
+/// are errors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
@@ -15,8 +15,8 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Images a step (default 64), of each process where there are several. A dataset with fewer images is one batch.
     pub batch: usize,
-    /// Processes that `batch` is meant for: a step is on so many times `batch` images, however many processes share them (default: those that
-    /// start the run).
+    /// Processes that `batch` is meant for: a step is on so many times `batch` images, however many processes share
+    /// them (default: those that start the run).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ranks: Option<usize>,
     /// Multiply learning rates by `ranks` (Goyal et al. 2017, §2.1: the rate grows with the batch; default false).
@@ -41,27 +41,28 @@ pub struct TrainConfig {
     /// Largest allowed norm of the gradient over all parameters (default: none).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
-    /// Subnets of a step that are computed at one time, on CPUs (default 2). While one keeps a single thread busy others find work in the next; each
-    /// takes memory of its own. The weights do not depend on it.
+    /// Subnets of a step that are computed at one time, on CPUs (default 2). While one keeps a single thread busy
+    /// others find work in the next; each takes memory of its own. The weights do not depend on it.
     pub subnets_at_once: usize,
     /// Steps between two step lines of `metrics.jsonl`; a line is the mean over them (default 20).
     pub log_every: usize,
-    /// Minutes between two checkpoints (default 10), or more where writing one would take over 2 % of the time; one is written
-    /// at each stage's end in any case.
+    /// Minutes between two checkpoints (default 10), or more where writing one would take over 2 % of the time; one is
+    /// written at each stage's end in any case.
     pub checkpoint_minutes: f64,
     /// Also write a checkpoint every so many steps (default: none).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_steps: Option<usize>,
     /// Newest checkpoints that are kept (default 3), besides the one with the best mean accuracy of the probes.
     pub keep_checkpoints: usize,
-    /// Steps of the run that may be left out because their loss or gradient is NaN or infinite, before training stops with an
-    /// error (default 0).
+    /// Steps of the run that may be left out because their loss or gradient is NaN or infinite, before training stops
+    /// with an error (default 0).
     pub skip_nonfinite: usize,
     /// Random changes of training images.
     pub augmentation: Augmentation,
     /// Validation of fixed subnets during training.
     pub probe: ProbeConfig,
-    /// The stages in order. The network as it stands before the first stage that distils is the teacher of that and all later ones.
+    /// The stages in order. The network as it stands before the first stage that distils is the teacher of that and all
+    /// later ones.
     pub stages: Vec<StageConfig>,
 }
 

@@ -18,7 +18,8 @@ impl Gradients {
         Gradients { tensors: vec![None; count] }
     }
 
-    /// Adds the gradients that a backward pass found, and takes them out of it. A parameter that took no part in it keeps what it has.
+    /// Adds the gradients that a backward pass found, and takes them out of it. A parameter that took no part in it
+    /// keeps what it has.
     ///
     /// # Errors
     /// A tensor operation failed.
@@ -34,8 +35,8 @@ impl Gradients {
         Ok(())
     }
 
-    /// Replaces the gradients of the parameters at `places` by their sums over all ranks, as one flat bucket. All ranks must have gradients for
-    /// the same parameters; absent ones are not sent.
+    /// Replaces the gradients of the parameters at `places` by their sums over all ranks, as one flat bucket. All ranks
+    /// must have gradients for the same parameters; absent ones are not sent.
     ///
     /// # Errors
     /// A tensor operation failed.
@@ -46,7 +47,8 @@ impl Gradients {
         self.exchange(places, &mut [], |bucket| ranks.sum(bucket))
     }
 
-    /// As [`sum_over`](Self::sum_over), of the values of `others` too, while this thread does `work` ([`Ranks::sum_during`]).
+    /// As [`sum_over`](Self::sum_over), of the values of `others` too, while this thread does `work`
+    /// ([`Ranks::sum_during`]).
     ///
     /// # Errors
     /// A tensor operation failed; that `work` failed is in what it gives.

@@ -1,4 +1,5 @@
-//! Losses over logits `[batch, classes]`: cross-entropy with label smoothing, and cross-entropy against a teacher's softmax.
+//! Losses over logits `[batch, classes]`: cross-entropy with label smoothing, and cross-entropy against a teacher's
+//! softmax.
 
 use crate::Result;
 use candle_core::{D, DType, Tensor};
@@ -15,8 +16,8 @@ pub fn log_softmax(logits: &Tensor) -> Result<Tensor> {
     Ok(shifted.broadcast_sub(&log_sum)?)
 }
 
-/// Smoothed one-hot targets `[batch, classes]`: `1 - smoothing + smoothing / classes` at the label, `smoothing / classes`
-/// elsewhere (Szegedy et al., CVPR 2016, §7; the same as PyTorch's).
+/// Smoothed one-hot targets `[batch, classes]`: `1 - smoothing + smoothing / classes` at the label, `smoothing /
+/// classes` elsewhere (Szegedy et al., CVPR 2016, §7; the same as PyTorch's).
 ///
 /// # Errors
 /// A label that is no class.

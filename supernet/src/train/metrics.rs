@@ -144,9 +144,9 @@ pub struct MetricsFile {
 }
 
 impl MetricsFile {
-    /// Opens `path` and keeps its first `lines` lines: what a killed run wrote after the checkpoint that is resumed from will
-    /// be written again. A file with fewer lines (lost by hand) continues after its last whole line. Lines are counted, not
-    /// bytes, since an editor may have changed line ends.
+    /// Opens `path` and keeps its first `lines` lines: what a killed run wrote after the checkpoint that is resumed
+    /// from will be written again. A file with fewer lines (lost by hand) continues after its last whole line. Lines
+    /// are counted, not bytes, since an editor may have changed line ends.
     ///
     /// # Errors
     /// The operating system's error with the path.

@@ -1,6 +1,6 @@
 //! Progressive shrinking (paper §3.3): the supernet is trained as its largest subnet first, then kernel size, depth and
-//! width become elastic one after another, each stage fine-tuning what the earlier ones learned while the trained largest
-//! network teaches.
+//! width become elastic one after another, each stage fine-tuning what the earlier ones learned while the trained
+//! largest network teaches.
 //!
 //! | file | concern |
 //! | --- | --- |

@@ -13,9 +13,9 @@ const CHUNK: usize = 1 << 15;
 
 /// The optimizer and its momentum buffers.
 ///
-/// With `d = g + weight_decay w` (decay only where the parameter asks for it): the buffer becomes `d` at a parameter's first
-/// gradient and `momentum buffer + d` later; then `w -= rate (d + momentum buffer)`. A parameter without a gradient is left
-/// alone entirely: no decay, no momentum (PyTorch's behaviour for `grad is None`).
+/// With `d = g + weight_decay w` (decay only where the parameter asks for it): the buffer becomes `d` at a parameter's
+/// first gradient and `momentum buffer + d` later; then `w -= rate (d + momentum buffer)`. A parameter without a
+/// gradient is left alone entirely: no decay, no momentum (PyTorch's behaviour for `grad is None`).
 pub struct Sgd {
     momentum: f64,
     weight_decay: f64,
@@ -35,7 +35,8 @@ impl Sgd {
         Sgd { momentum, weight_decay, buffers: (0..count).map(|_| None).collect() }
     }
 
-    /// Applies one step with learning rate `rate` to `parameters`; gradients are multiplied by `scale` first (clipping).
+    /// Applies one step with learning rate `rate` to `parameters`; gradients are multiplied by `scale` first
+    /// (clipping).
     ///
     /// # Errors
     /// A tensor operation failed.

@@ -82,7 +82,8 @@ struct Trained {
 }
 
 impl Passes<'_> {
-    /// The passes of all subnets; the first one is the `in_place` teacher of the others if asked, else those of `soft_targets` are taught by them.
+    /// The passes of all subnets; the first one is the `in_place` teacher of the others if asked, else those of
+    /// `soft_targets` are taught by them.
     pub(super) fn sum(&self, soft_targets: Option<Tensor>, in_place: bool) -> Result<Sums> {
         let gradients = Gradients::none(self.net.parameters().len());
         let mut sums = Sums { gradients, at_trunk: None, values: Vec::new(), last: None };
@@ -103,7 +104,8 @@ impl Passes<'_> {
         outcome.map(|()| sums)
     }
 
-    /// One where ranks exchange statistics, which they do in the order of the passes, and where there are no kernels whose threads wait for others.
+    /// One where ranks exchange statistics, which they do in the order of the passes, and where there are no kernels
+    /// whose threads wait for others.
     fn at_once(&self) -> usize {
         match self.net.shares_batch_statistics() || !self.net.has_kernels() {
             true => 1,

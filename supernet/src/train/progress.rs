@@ -149,8 +149,8 @@ impl Pace {
         batch as f64 / self.seconds_per_step.max(1e-9)
     }
 
-    /// Seconds until `plan` is done, of which `stage_step` steps of stage `stage` are; the steps of later stages are assumed
-    /// to take time in proportion to their work.
+    /// Seconds until `plan` is done, of which `stage_step` steps of stage `stage` are; the steps of later stages are
+    /// assumed to take time in proportion to their work.
     pub fn remaining(&self, plan: &[StagePlan], stage: usize, stage_step: usize) -> f64 {
         let here = &plan[stage];
         let later: f64 = plan[stage + 1..].iter().map(|p| p.steps as f64 * p.work).sum();

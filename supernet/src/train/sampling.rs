@@ -16,8 +16,8 @@ pub fn resolution_of(choices: &SearchSpace, seed: u64, step: usize) -> usize {
     choices.resolutions[rng.random_range(0..choices.resolutions.len())]
 }
 
-/// Subnet `index` of step `step` at the batch's resolution, as the stage's sampling has it; with `best_up` and `worst_up` the first of its
-/// candidates.
+/// Subnet `index` of step `step` at the batch's resolution, as the stage's sampling has it; with `best_up` and
+/// `worst_up` the first of its candidates.
 pub fn subnet_of(
     stage: &StageConfig,
     choices: &SearchSpace,
@@ -34,8 +34,9 @@ pub fn subnet_of(
     Subnet { resolution, ..subnet }
 }
 
-/// The subnets among which subnet `index` of step `step` is chosen: that of [`subnet_of`] alone, or with it others of like work (AttentiveNAS, §4.1:
-/// candidates of one target). The work that is aimed at is as random as that of a uniform draw.
+/// The subnets among which subnet `index` of step `step` is chosen: that of [`subnet_of`] alone, or with it others of
+/// like work (AttentiveNAS, §4.1: candidates of one target). The work that is aimed at is as random as that of a
+/// uniform draw.
 ///
 /// # Errors
 /// None in practice: the stage's choices lie in its space.

@@ -4,8 +4,8 @@ use std::f64::consts::PI;
 
 /// Learning rate of step `step` (from 0) of `steps`, of which the first `warmup` rise linearly to `peak`.
 ///
-/// The rise ends with `peak` at its last step; the cosine starts at `peak` and would be zero at step `steps`. A warm-up as
-/// long as the stage is all rise.
+/// The rise ends with `peak` at its last step; the cosine starts at `peak` and would be zero at step `steps`. A warm-up
+/// as long as the stage is all rise.
 pub fn learning_rate(peak: f64, step: usize, steps: usize, warmup: usize) -> f64 {
     if step < warmup {
         return peak * (step + 1) as f64 / warmup as f64;

@@ -36,11 +36,12 @@ pub struct StepReport {
     pub subnets: Vec<Subnet>,
 }
 
-/// What several ranks exchange in a step: two buckets, of the parameters of the later and of the earlier half of the network. The gradients of the
-/// later half are final when backward of the last subnet is at its middle, and go their way while it goes on.
+/// What several ranks exchange in a step: two buckets, of the parameters of the later and of the earlier half of the
+/// network. The gradients of the later half are final when backward of the last subnet is at its middle, and go their
+/// way while it goes on.
 ///
-/// In one bucket, all after the computation, if batch norm shares its statistics: backward then sums over the ranks itself, and its many small
-/// sums, each of which all wait for, would stand behind a large one.
+/// In one bucket, all after the computation, if batch norm shares its statistics: backward then sums over the ranks
+/// itself, and its many small sums, each of which all wait for, would stand behind a large one.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Exchange {
     /// Gradient values that are summed while the computation goes on.
@@ -51,16 +52,16 @@ pub struct Exchange {
     pub exposed_values: usize,
 }
 
-/// Trains `net` by one step: the teacher's soft labels (if the stage distils), forward and backward passes of the sampled
-/// subnets with summed gradients, one optimizer step (paper §3.3, algorithm 1).
+/// Trains `net` by one step: the teacher's soft labels (if the stage distils), forward and backward passes of the
+/// sampled subnets with summed gradients, one optimizer step (paper §3.3, algorithm 1).
 ///
-/// Several ranks do it together, each on its part of the images: the gradient is that of the mean loss over all images, and afterwards weights
-/// and running statistics are the same bits on each rank.
+/// Several ranks do it together, each on its part of the images: the gradient is that of the mean loss over all images,
+/// and afterwards weights and running statistics are the same bits on each rank.
 ///
 /// # Errors
-/// [`Error::NotFinite`] with stage, step and subnet if a loss, the gradient or a running statistic is NaN or infinite, before
-/// any weight changes (running statistics have moved by then);
-/// a stage that distils without a teacher; a failed tensor operation.
+/// [`Error::NotFinite`] with stage, step and subnet if a loss, the gradient or a running statistic is NaN or infinite,
+/// before any weight changes (running statistics have moved by then); a stage that distils without a teacher; a failed
+/// tensor operation.
 pub fn train_step(
     net: &Supernet,
     teacher: Option<&Supernet>,
@@ -149,10 +150,10 @@ fn step_on_this_thread(
     Ok(report)
 }
 
-/// The earlier half of the last backward pass, from what the later half found, and the trunk's, to which the other subnets' gradients go; meanwhile
-/// and afterwards gradients become those of all images.
-/// Where batch norm has each rank's own statistics, the running ones become their mean: they depend linearly on the batches', so this is as if all
-/// had been averaged with every batch.
+/// The earlier half of the last backward pass, from what the later half found, and the trunk's, to which the other
+/// subnets' gradients go; meanwhile and afterwards gradients become those of all images. Where batch norm has each
+/// rank's own statistics, the running ones become their mean: they depend linearly on the batches', so this is as if
+/// all had been averaged with every batch.
 fn finish_backward(
     net: &Supernet,
     gradients: &mut Gradients,
@@ -194,7 +195,8 @@ fn finish_backward(
     Ok(Exchange { hidden_values, hiding_seconds, exposed_values })
 }
 
-/// Subnet `index` of the step: the only candidate, or the one with the lowest (highest, for `worst_up`) loss on the step's images.
+/// Subnet `index` of the step: the only candidate, or the one with the lowest (highest, for `worst_up`) loss on the
+/// step's images.
 fn chosen(net: &Supernet, input: &StepInput, targets: &Tensor, index: usize, resolution: usize) -> Result<Subnet> {
     let StepInput { config, stage, choices, step, images, labels, ranks, batch, .. } = *input;
     let mut candidates = candidates_of(stage, choices, config.seed, step, index, resolution)?;

@@ -1,7 +1,7 @@
 //! Named tensors and a JSON note in one safetensors file with a checksum, written atomically.
 //!
-//! The header's metadata has one entry, `ofa`: `{"checksum": CRC-32, "note": JSON text}`. The checksum covers the note and
-//! every tensor's name, type, shape and bytes, so that a damaged or cut file is never taken for a good one.
+//! The header's metadata has one entry, `ofa`: `{"checksum": CRC-32, "note": JSON text}`. The checksum covers the note
+//! and every tensor's name, type, shape and bytes, so that a damaged or cut file is never taken for a good one.
 
 use crate::{Error, Result, files};
 use candle_core::{DType, Device, Tensor};
@@ -83,8 +83,8 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>
     Ok((tensors, note))
 }
 
-/// Checksum of the tensors and the note of a file of [`write`], as its header has it. Reads the header only: whoever needs
-/// the content checked calls [`read`].
+/// Checksum of the tensors and the note of a file of [`write`], as its header has it. Reads the header only: whoever
+/// needs the content checked calls [`read`].
 ///
 /// # Errors
 /// A missing file, one that is no such file.

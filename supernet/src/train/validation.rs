@@ -1,5 +1,6 @@
-//! Accuracy of subnets. Batch norm's running statistics belong to no particular subnet, so they are recalibrated on training
-//! images before a subnet is evaluated (paper §3.3 and the published code); without it accuracy is meaningless.
+//! Accuracy of subnets. Batch norm's running statistics belong to no particular subnet, so they are recalibrated on
+//! training images before a subnet is evaluated (paper §3.3 and the published code); without it accuracy is
+//! meaningless.
 
 use super::loss;
 use crate::data::{Batch, Dataset, Split};
@@ -12,7 +13,8 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
-/// Most bytes of prepared images that an [`EvaluationSet`] keeps (1 GiB); a set that does not fit is decoded anew each time.
+/// Most bytes of prepared images that an [`EvaluationSet`] keeps (1 GiB); a set that does not fit is decoded anew each
+/// time.
 const BUDGET: usize = 1 << 30;
 
 /// A batch as the network takes it.
@@ -45,8 +47,8 @@ pub(super) fn image_tensor(images: Vec<f32>, count: usize, resolution: usize, ne
     }
 }
 
-/// Chosen images of a split without augmentation, prepared once a resolution and kept while they fit in memory, so that a
-/// thousand subnets can be measured without decoding an image twice. May be shared between threads.
+/// Chosen images of a split without augmentation, prepared once a resolution and kept while they fit in memory, so that
+/// a thousand subnets can be measured without decoding an image twice. May be shared between threads.
 pub struct EvaluationSet<'a> {
     data: &'a Dataset,
     split: &'a Split,
@@ -60,8 +62,8 @@ pub struct EvaluationSet<'a> {
 }
 
 impl<'a> EvaluationSet<'a> {
-    /// The images `indices` of `split` in the fewest batches of at most `batch`, as equal as possible: a last batch of few
-    /// images would give poor statistics.
+    /// The images `indices` of `split` in the fewest batches of at most `batch`, as equal as possible: a last batch of
+    /// few images would give poor statistics.
     ///
     /// # Errors
     /// No images, or a batch of none.
@@ -106,8 +108,8 @@ impl<'a> EvaluationSet<'a> {
 
     /// `images` training images, drawn by `seed` ([`Split::draw`]), or all if there are fewer: for recalibration.
     ///
-    /// Batches hold images of all classes, however files are sorted: the statistics of a batch of one class are not those
-    /// that the network meets.
+    /// Batches hold images of all classes, however files are sorted: the statistics of a batch of one class are not
+    /// those that the network meets.
     ///
     /// # Errors
     /// No training images.
@@ -116,8 +118,8 @@ impl<'a> EvaluationSet<'a> {
         Self::new(data, &data.train, indices, batch)
     }
 
-    /// Shares the batches out over `ranks`, who must then measure the same subnets together. Batches are what they were; where there are fewer than
-    /// ranks, each rank takes them all.
+    /// Shares the batches out over `ranks`, who must then measure the same subnets together. Batches are what they
+    /// were; where there are fewer than ranks, each rank takes them all.
     pub fn shared_over(mut self, ranks: &Ranks) -> Self {
         if self.batches.len() >= ranks.count() {
             self.batches = self.batches[ranks.shard(self.batches.len())].to_vec();
@@ -225,9 +227,9 @@ pub fn accuracy_on(net: &Supernet, subnet: &Subnet, statistics: &Statistics, set
     Ok(sum[0] / set.len() as f64)
 }
 
-/// Top-1 accuracies (0 to 1) of `subnets` on `validation`, each with its own statistics from `recalibration`: the bits of [`recalibrate_on`] and
-/// [`accuracy_on`]. Layers that subnets have in common from the first on are computed once ([`Supernet::forward_each`]); `control` is asked before
-/// each batch whether to go on.
+/// Top-1 accuracies (0 to 1) of `subnets` on `validation`, each with its own statistics from `recalibration`: the bits
+/// of [`recalibrate_on`] and [`accuracy_on`]. Layers that subnets have in common from the first on are computed once
+/// ([`Supernet::forward_each`]); `control` is asked before each batch whether to go on.
 ///
 /// # Errors
 /// As theirs; [`Error::Interrupted`].

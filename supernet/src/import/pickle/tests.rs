@@ -8,7 +8,7 @@ fn error(bytes: &[u8]) -> String {
 
 #[test]
 fn values_containers_and_the_memo() {
-    // {'a': [1, -2], 'b': (None, True)}, the list remembered as 7 and used again as 'c'.
+    // {'a': [1, -2], 'b': (None, True)}; the list is stored as 7 and used again as 'c'.
     let bytes = b"\x80\x02}(X\x01\0\0\0a]q\x07(K\x01J\xfe\xff\xff\xffeX\x01\0\0\0bN\x88\x86X\x01\0\0\0ch\x07u.rest";
     let (value, pickle, length) = read(bytes, 0).unwrap();
     assert_eq!((value, length), (Value::Dict(0), bytes.len() - 4));
@@ -17,7 +17,7 @@ fn values_containers_and_the_memo() {
     let keys: Vec<_> = pickle.dicts[0].iter().map(|(key, _)| key.clone()).collect();
     assert_eq!(keys, ["a", "b", "c"].map(|k| Value::Text(k.into())));
     assert_eq!(pickle.dicts[0][2].1, Value::List(0));
-    // The magic number of the older format: ten bytes.
+    // The magic number of the older format, ten bytes.
     assert_eq!(read(b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", 0).unwrap().0, Value::Int(0x1950a86a20f9469cfc6c));
     assert_eq!(read(b"\x8a\x01\xff.", 0).unwrap().0, Value::Int(-1));
 }
@@ -28,7 +28,7 @@ fn code_is_refused_by_name() {
     assert!(found.contains("'os.system'") && found.contains("byte 102"), "{found}");
     let found = error(b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.");
     assert!(found.contains("'builtins.eval'"), "{found}");
-    // The older opcodes that call: INST, OBJ, NEWOBJ, and extension codes.
+    // Older opcodes that call: INST, OBJ, NEWOBJ, and extension codes.
     for opcode in [b'i', b'o', 0x81, 0x92, 0x82] {
         assert!(error(&[b'(', opcode, b'.']).contains("opcode"), "{opcode}");
     }
@@ -51,7 +51,7 @@ fn broken_programs_are_errors() {
         (b"}NNNtu.", "mark"),
         (b"}(Nu.", "key without a value"),
         (b"N(Ne.", "appends to None"),
-        (b"NNR.", "no tuple"),
+        (b"NNR.", "not a tuple"),
         (b"N)R.", "a call of None"),
         (b"K\x01Q.", "persistent id"),
         (b"\x8a\x11aaaaaaaaaaaaaaaaa.", "17 bytes"),
@@ -62,7 +62,7 @@ fn broken_programs_are_errors() {
     }
 }
 
-/// A tensor of the given shape, strides and offset on a storage of `elements` floats.
+/// A tensor of the given shape, strides and offset in a storage of `elements` floats.
 fn tensor(shape: &[i32], strides: &[i32], offset: i32, elements: i32) -> Result<View, String> {
     let integer = |value: i32| [&b"J"[..], &value.to_le_bytes()].concat();
     let tuple =
@@ -98,7 +98,7 @@ fn tensors_lie_inside_their_storage() {
     ] {
         assert!(tensor(shape, strides, offset, elements).unwrap_err().contains("does not fit"));
     }
-    assert!(tensor(&[-2], &[1], 0, 10).unwrap_err().contains("no counts"));
+    assert!(tensor(&[-2], &[1], 0, 10).unwrap_err().contains("not counts"));
     assert!(tensor(&[2], &[1], 0, -1).unwrap_err().contains("elements"));
     assert!(tensor(&[1; 9], &[1; 9], 0, 10).unwrap_err().contains("shape"));
 }

@@ -9,27 +9,28 @@ pub(in crate::import) enum Global {
     OrderedDict,
     /// `torch._utils._rebuild_tensor_v2` and the older `_rebuild_tensor`: a view of a storage.
     RebuildTensor,
-    /// `torch._utils._rebuild_parameter`: a tensor that was trainable.
+    /// `torch._utils._rebuild_parameter`: a trainable tensor.
     RebuildParameter,
-    /// `torch.FloatStorage` and its like: what a storage's bytes are.
+    /// `torch.FloatStorage` and similar: the element type of a storage.
     Storage(ElementType),
     /// `torch.Size`: a tuple.
     Size,
 }
 
-/// What the elements of a storage are, always little-endian.
+/// Element type of a storage, always little-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::import) enum ElementType {
     F64,
     F32,
     F16,
     Bf16,
-    /// Integers and booleans of this many bytes: only counters such as `num_batches_tracked`, whose values nobody asks for.
+    /// Integers and booleans of this many bytes; they occur only in counters such as `num_batches_tracked`, whose
+    /// values are not used.
     Integer(usize),
 }
 
 impl ElementType {
-    /// Bytes of one element.
+    /// Number of bytes per element.
     pub(in crate::import) fn bytes(self) -> usize {
         match self {
             ElementType::F64 => 8,
@@ -61,7 +62,8 @@ impl Global {
     }
 }
 
-/// A value; those that contain others are numbers into [`Pickle`](super::Pickle)'s lists, so that copying one is always cheap.
+/// A value; those that contain others are numbers into [`Pickle`](super::Pickle)'s lists, so that copying one is always
+/// cheap.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::import) enum Value {
     None,
@@ -78,7 +80,7 @@ pub(in crate::import) enum Value {
 }
 
 impl Value {
-    /// What it is, for messages.
+    /// Name of the kind of value, for messages.
     pub(in crate::import) fn kind(&self) -> &'static str {
         match self {
             Value::None => "None",
@@ -95,7 +97,7 @@ impl Value {
         }
     }
 
-    /// A number of elements, bytes or the like.
+    /// The value as a count.
     pub(in crate::import) fn as_usize(&self) -> Option<usize> {
         match self {
             Value::Int(value) => usize::try_from(*value).ok(),
@@ -104,18 +106,18 @@ impl Value {
     }
 }
 
-/// A storage as the pickle declares it; whether its bytes are there is for the reader of the bytes to check.
+/// A storage as the pickle declares it. The reader of the bytes checks that they exist.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::import) struct Storage {
     pub(in crate::import) element: ElementType,
-    /// Name of its bytes in the file.
+    /// Name of the storage's bytes in the file.
     pub(in crate::import) key: Rc<str>,
     /// Number of elements.
     pub(in crate::import) elements: usize,
 }
 
-/// A tensor: elements `offset + sum(index x stride)` of a storage; checked to lie inside what the storage declares, and to have
-/// no more elements than it.
+/// A tensor: elements `offset + sum(index x stride)` of a storage. Checked to lie inside the declared storage, and to
+/// have no more elements than the storage.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::import) struct View {
     /// Number of the storage in [`Pickle::storages`](super::Pickle::storages).

@@ -21,15 +21,18 @@ use std::time::Instant;
 
 /// Trains `net` on `data` as `config` says, in the run folder `run_dir` (`metrics.jsonl`, `checkpoints/`).
 ///
-/// Several ranks share the images of each step out. The first one writes the files, all read them, and at each checkpoint all compare what they
-/// hold. A run may go on with another number of ranks: the images of a step stay those of `config.batch` times `config.ranks`.
+/// Several ranks share the images of each step out. The first one writes the files, all read them, and at each
+/// checkpoint all compare what they hold. A run may go on with another number of ranks: the images of a step stay those
+/// of `config.batch` times `config.ranks`.
 ///
-/// With `resume` it goes on from the newest readable checkpoint and gives, bit for bit, the weights of an uninterrupted run
-/// with the same number of ranks and threads. At the end `net` holds the final weights (the moving average, if there is one).
+/// With `resume` it goes on from the newest readable checkpoint and gives, bit for bit, the weights of an uninterrupted
+/// run with the same number of ranks and threads. At the end `net` holds the final weights (the moving average, if
+/// there is one).
 ///
 /// # Errors
-/// An impossible configuration; a run folder that already holds checkpoints without `resume`, or none with it; a checkpoint
-/// of other settings; a loss that is not finite; ranks that differ in what they hold; files or images that cannot be read or written.
+/// An impossible configuration; a run folder that already holds checkpoints without `resume`, or none with it; a
+/// checkpoint of other settings; a loss that is not finite; ranks that differ in what they hold; files or images that
+/// cannot be read or written.
 pub fn train(
     net: &mut Supernet,
     data: &Dataset,
@@ -164,8 +167,8 @@ fn checkpoint_to_start_from(
     Ok(found)
 }
 
-/// Whether no step is known to be done in a run folder: it has no supernet, no checkpoint but that of the start, and no line
-/// about a step in `metrics.jsonl`. Nothing is then lost by starting again.
+/// Whether no step is known to be done in a run folder: it has no supernet, no checkpoint but that of the start, and no
+/// line about a step in `metrics.jsonl`. Nothing is then lost by starting again.
 ///
 /// # Errors
 /// A folder or a `metrics.jsonl` that cannot be read.
@@ -243,9 +246,9 @@ impl Run<'_> {
         Ok(Outcome::Finished { supernet, probes: self.probes, steps, seconds })
     }
 
-    /// What comes before the first step of a stage. Optimizer and moving average start anew: each stage is a training of its
-    /// own that starts from the weights of the one before.
-    /// The teacher is the network as it stands before the first stage that distils from it.
+    /// What comes before the first step of a stage. Optimizer and moving average start anew: each stage is a training
+    /// of its own that starts from the weights of the one before. The teacher is the network as it stands before the
+    /// first stage that distils from it.
     fn enter(&mut self, stage: &StageConfig, steps: usize) -> Result<()> {
         if stage.has_frozen_teacher() && self.teacher.is_none() {
             self.teacher = Some(self.frozen(&self.net.state()?)?);

@@ -55,7 +55,8 @@ impl Run<'_> {
             .map(|(name, subnet)| {
                 let statistics = recalibrate_on(self.net, &subnet, &self.recalibration)?;
                 let accuracy = accuracy_on(self.net, &subnet, &statistics, &self.validation)?;
-                // It decides about checkpoints. Where each rank measured by itself, another number of threads may have rounded otherwise.
+                // It decides about checkpoints. Where each rank measured by itself, another number of threads may have
+                // rounded otherwise.
                 let accuracy = self.ranks.broadcast_f64(accuracy);
                 Ok(ProbeResult { name, subnet, accuracy })
             })

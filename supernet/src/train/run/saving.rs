@@ -11,7 +11,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// A checkpoint that is due by time waits at least this many times as long as the last one took to write: 2 % of the time.
+/// A checkpoint that is due by time waits at least this many times as long as the last one took to write: 2 % of the
+/// time.
 const WRITES_APART: f64 = 50.0;
 
 impl Run<'_> {

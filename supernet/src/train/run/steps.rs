@@ -128,7 +128,8 @@ impl Run<'_> {
     /// statistic then changes.
     fn step(&mut self, input: &StepInput) -> Result<Option<StepReport>> {
         let may_skip = self.progress.skipped < self.config.skip_nonfinite;
-        // All that changes before a step is found to be not finite: weights and momentum are written at its end, after the checks.
+        // All that changes before a step is found to be not finite: weights and momentum are written at its end, after
+        // the checks.
         let running = may_skip.then(|| self.net.running_values());
         let result = train_step(self.net, self.teacher.as_ref(), &mut self.optimizer, input);
         let (Err(Error::NotFinite(reason)), Some(running)) = (&result, running) else { return result.map(Some) };
