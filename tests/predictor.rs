@@ -3,7 +3,7 @@
 mod common;
 
 use candle_core::Tensor;
-use common::{changed, fails, finished_run, ofa, succeeds, tuning_configuration};
+use common::{changed, fails, finished_run, misused, ofa, succeeds, tuning_configuration};
 use ofa_extract::{FitSettings, Predictor, Sample};
 use ofa_supernet::SearchSpace;
 use ofa_supernet::seed::{Stream, generator};
@@ -169,12 +169,10 @@ fn what_no_predictor_can_be_fitted_with_is_refused_before_anything_is_measured()
     let folder = temporary.path();
     finished_run(folder);
     fs::remove_dir_all(folder.join("run/predictor")).unwrap();
-    let refused = |more: &[&'static str], expected: &[&str]| {
-        fails(folder, &[SAMPLED, more].concat(), expected);
-        assert!(!folder.join("run/predictor").exists());
-    };
-    refused(&["--samples", "5"], &["--samples 5", "10"]);
-    refused(&["--active", "improvement", "--members", "1"], &["--members 1", "--active improvement"]);
+    fails(folder, &[SAMPLED, &["--samples", "5"]].concat(), &["--samples 5", "10"]);
+    let alone = ["--active", "improvement", "--members", "1"];
+    misused(folder, &[SAMPLED, &alone].concat(), &["--members 1", "--active improvement"]);
+    assert!(!folder.join("run/predictor").exists());
 }
 
 /// A run with a space of `ratios` subnets.
@@ -425,5 +423,5 @@ fn samples_are_chosen_and_the_curve_is_drawn_from_them() {
     assert_eq!(out.lines().count(), 9, "{out}");
     assert!(out.contains("tau, random") && out.contains("tau, chosen"), "{out}");
     let alone = ["predictor", "--run", "run", "--curve", "--active", "improvement", "--members", "1"];
-    fails(folder, &alone, &["two members"]);
+    misused(folder, &alone, &["two members"]);
 }

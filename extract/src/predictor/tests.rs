@@ -62,7 +62,7 @@ fn a_predictor_of_other_weights_or_without_an_order_is_doubted() {
     predictor.set_provenance(measured_with("0a"));
     assert_ne!(predictor.checksum().unwrap(), before);
     assert_eq!((predictor.doubts("0a"), predictor.weights()), (vec![], Some("0a")));
-    assert!(predictor.doubts("0b")[0].contains("other weights (checksum 0a,"));
+    assert!(predictor.doubts("0b")[0].contains("other weights (checksum 0a, the supernet now has 0b)"));
     let mut constant = samples(&space, 20);
     constant.iter_mut().for_each(|sample| sample.accuracy = 0.5);
     let mut constant = fit(&constant);
