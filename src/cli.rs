@@ -29,7 +29,7 @@ enum Command {
     Tune(tune::Args),
     /// Make a run folder of a published once-for-all checkpoint, without training.
     Import(import::Args),
-    /// Measure images a second and memory, and how long a schedule will take.
+    /// Measure images per second and memory, and how long a schedule will take.
     Speed(speed::Args),
     /// Measure this device: a latency table for every block of the space.
     Profile(profile::Args),

@@ -212,7 +212,7 @@ fn signals_stop_after_the_step_with_a_way_to_go_on_and_a_second_one_at_once() {
         assert_eq!(output.status.code(), Some(code), "{err}");
         let stopped = err.lines().last().unwrap();
         assert!(stopped.starts_with("stopped at step "), "{err}");
-        assert!(stopped.ends_with("go on with: ofa train --out run --resume"), "{err}");
+        assert!(stopped.ends_with("resume with: ofa train --out run --resume"), "{err}");
         let saved = stopped.split_whitespace().find(|word| word.ends_with(".safetensors;")).unwrap();
         assert!(folder.join(saved.trim_end_matches(';')).exists());
     }
@@ -279,7 +279,7 @@ fn a_write_that_fails_leaves_the_checkpoints_before_it() {
         .current_dir(folder)
         .output()
         .unwrap();
-    let go_on = "go on with: ofa train --out run --resume";
+    let go_on = "resume with: ofa train --out run --resume";
     refused(&output, &["run/checkpoints/step-", "File too large", go_on]);
     let names: Vec<String> = fs::read_dir(folder.join("run/checkpoints"))
         .unwrap()
@@ -329,7 +329,7 @@ fn a_full_and_a_read_only_disk_are_named_and_training_goes_on_afterwards() {
     fails(
         folder,
         &train("disk/run", false),
-        &["disk/run", "No space left", "go on with: ofa train --out disk/run --resume"],
+        &["disk/run", "No space left", "resume with: ofa train --out disk/run --resume"],
     );
     mounted.remount("ro");
     fails(folder, &train("disk/run", true), &["disk/run", "Read-only file system"]);
@@ -410,7 +410,7 @@ fn images_are_streamed_alike_and_one_that_vanishes_under_way_is_named() {
     assert!(running.wait_until(|| step(&folder.join("run")) > 12));
     let (image, aside) = (folder.join("images/train/light/7.png"), folder.join("7.png"));
     fs::rename(&image, &aside).unwrap();
-    refused(&running.output(), &["light/7.png", "No such file", "go on with: ofa train --out run --resume"]);
+    refused(&running.output(), &["light/7.png", "No such file", "resume with: ofa train --out run --resume"]);
     fs::rename(&aside, &image).unwrap();
     succeeds(folder, &train("run", true));
     assert!(weights(&folder.join("run")) == weights(&folder.join("whole")));

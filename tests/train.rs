@@ -24,7 +24,7 @@ fn training_from_an_edited_configuration_on_an_image_folder_resumes() {
     succeeds(folder, &["train", "--out", "run", "--resume"]);
     assert!(first == weights(), "resuming a finished run changed its weights");
     let err = fails(folder, &["train", "--out", "run", "--resume", "--data", "nowhere"], &["nowhere"]);
-    assert!(!err.contains("go on with"), "nothing had begun: {err}");
+    assert!(!err.contains("resume with"), "nothing had begun: {err}");
 
     fs::write(folder.join("my.toml"), config.replace("momentum", "momentun")).unwrap();
     fails(folder, &train, &["my.toml", "momentun"]);

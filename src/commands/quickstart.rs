@@ -109,7 +109,7 @@ fn all_steps(args: &Args, config: &RunConfig, sampling: &Sampling) -> Result<()>
     let options = Options { finetune: None, dtype: NumberType::F32, recalibration: 1000, overwrite: false };
     let extracted = extract_all(&folder, &args.out, config, &data, &wanted, &options)?;
     let worst = extracted.iter().map(|e| e.difference.0 / e.difference.1).fold(0.0, f64::max);
-    say!("{} models; loaded anew, their logits equal the supernet's to {worst:.0e}", extracted.len());
+    say!("{} models; reloaded, their logits equal the supernet's to {worst:.0e}", extracted.len());
 
     say!("\n6. Benchmark on test images that nothing has seen yet");
     let folders: Vec<PathBuf> = extracted.into_iter().map(|e| e.folder).collect();

@@ -51,7 +51,7 @@ pub struct Args {
     /// Training images of that schedule.
     #[arg(long, default_value_t = 50_000, value_parser = numbers::images, requires = "config")]
     images: usize,
-    /// Also predict images a second for 1 to 1,024 processes, each as fast as this one.
+    /// Also predict images per second for 1 to 1,024 processes, each as fast as this one.
     #[arg(long)]
     ranks_model: bool,
     /// For --ranks-model: gigabytes a second between two processes.

@@ -143,7 +143,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     let outcome = match train_run(&folder, &args.out, &config, ranks, resume, &device, &mut begun) {
         Err(error) if begun && matches!(checkpoints.latest(), Ok(Some(_))) => {
             note(format!(
-                "training stopped; its checkpoints are whole. When the cause is mended, go on with: ofa train --out {} --resume",
+                "training stopped; its checkpoints are whole. When the cause is mended, resume with: ofa train --out {} --resume",
                 shell::path(&args.out)
             ));
             return Err(error);
@@ -166,7 +166,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
             Ok(())
         }
         Outcome::Interrupted { checkpoint, step } => Err(interrupt::stopped(format!(
-            "stopped at step {step}, saved {}; go on with: ofa train --out {} --resume",
+            "stopped at step {step}, saved {}; resume with: ofa train --out {} --resume",
             checkpoint.display(),
             shell::path(&args.out)
         ))),

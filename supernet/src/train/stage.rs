@@ -1,12 +1,12 @@
 //! One stage of the training configuration: how long, what may be drawn, how, and who teaches.
 
-use crate::space::{Channels, DIMENSIONS, Dimension, Narrowing, Place, SHRINKING, SearchSpace};
+use crate::space::{Channels, DIMENSIONS, Dimension, ExpandRatio, Narrowing, Place, Ratio, SHRINKING, SearchSpace};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// One stage of progressive shrinking.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "StageTable")]
 pub struct StageConfig {
     /// Name in metrics and on the progress bar.
     pub name: String,
@@ -15,36 +15,86 @@ pub struct StageConfig {
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Epochs of linear warm-up (default 0).
-    #[serde(default)]
     pub warmup_epochs: f64,
     /// Images a step, if not the configuration's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<usize>,
     /// What is drawn, a list for each key.
     #[serde(flatten)]
     pub narrowing: Narrowing,
     /// Subnets whose gradients are summed in a step (default 1).
-    #[serde(default = "one")]
     pub subnets_per_step: usize,
     /// How the subnets of a step are drawn (default: uniformly).
-    #[serde(default)]
     pub sampling: Sampling,
     /// Subnets of like work among which `best_up` and `worst_up` choose each (default 3).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub candidates: Option<usize>,
     /// Weight of the distillation loss (default 0: no teacher). The first stage has no frozen teacher.
-    #[serde(default)]
     pub kd_ratio: f64,
     /// Whose soft labels are distilled (default: the frozen teacher's).
-    #[serde(default)]
     pub teacher: Teacher,
     /// Sorts channels by importance before this stage, as width stage 1, 2, ... (default: not at all).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub sort_channels: Option<usize>,
     /// Sorts the channels between blocks by importance before this stage, as outer stage 1, 2, ... (default: not at
     /// all); ResNets only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub sort_outer_channels: Option<usize>,
+}
+
+/// A stage as a file writes it. Reading the lists of a [`Narrowing`] through `flatten` would lose the line of a mistyped key
+/// and the keys to suggest, so that they are fields here.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StageTable {
+    name: String,
+    epochs: f64,
+    learning_rate: f64,
+    #[serde(default)]
+    warmup_epochs: f64,
+    batch: Option<usize>,
+    #[serde(default)]
+    resolutions: Vec<usize>,
+    #[serde(default)]
+    kernel_sizes: Vec<usize>,
+    #[serde(default)]
+    depths: Vec<usize>,
+    #[serde(default)]
+    expand_ratios: Vec<ExpandRatio>,
+    #[serde(default)]
+    width_multipliers: Vec<Ratio>,
+    #[serde(default = "one")]
+    subnets_per_step: usize,
+    #[serde(default)]
+    sampling: Sampling,
+    candidates: Option<usize>,
+    #[serde(default)]
+    kd_ratio: f64,
+    #[serde(default)]
+    teacher: Teacher,
+    sort_channels: Option<usize>,
+    sort_outer_channels: Option<usize>,
+}
+
+impl From<StageTable> for StageConfig {
+    fn from(table: StageTable) -> Self {
+        let StageTable { resolutions, kernel_sizes, depths, expand_ratios, width_multipliers, .. } = table;
+        StageConfig {
+            name: table.name,
+            epochs: table.epochs,
+            learning_rate: table.learning_rate,
+            warmup_epochs: table.warmup_epochs,
+            batch: table.batch,
+            narrowing: Narrowing { resolutions, kernel_sizes, depths, expand_ratios, width_multipliers },
+            subnets_per_step: table.subnets_per_step,
+            sampling: table.sampling,
+            candidates: table.candidates,
+            kd_ratio: table.kd_ratio,
+            teacher: table.teacher,
+            sort_channels: table.sort_channels,
+            sort_outer_channels: table.sort_outer_channels,
+        }
+    }
 }
 
 /// Largest factor that is taken for meant; sums with it stay finite in f32.
@@ -253,6 +303,7 @@ pub(super) fn fail<T>(message: String) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::super::config::TrainConfig;
+    use super::{DIMENSIONS, StageConfig};
     use crate::space::preset;
 
     #[test]
@@ -263,5 +314,17 @@ mod tests {
         assert_eq!(choices.resolutions, space.resolutions);
         assert_eq!((choices.kernel_sizes, choices.depths), (vec![5], vec![2]));
         assert_eq!(choices.expand_ratios, space.expand_ratios[2..]);
+    }
+
+    #[test]
+    fn a_mistyped_key_has_its_line_and_every_dimension_has_a_key() {
+        let text = "name = 'a'\nepochs = 1.0\nlearning_rate = 0.1\n";
+        let error = |more: &str| crate::files::parse_toml_text::<StageConfig>(&format!("{text}{more}")).unwrap_err();
+        let message = error("warmup_epoch = 0.5\n");
+        assert!(message.contains("did you mean `warmup_epochs`") && message.starts_with("line 4"), "{message}");
+        for dimension in &DIMENSIONS {
+            let message = error(&format!("{} = 'x'\n", dimension.key));
+            assert!(!message.contains("unknown field"), "{message}");
+        }
     }
 }

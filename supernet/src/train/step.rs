@@ -224,7 +224,7 @@ fn not_finite(input: &StepInput, what: &str, value: f64, subnets: &[Subnet]) -> 
     let subnets = subnets.join(" or ");
     Error::NotFinite(format!(
         "stage '{}', step {}: {what} is {value} for subnet {subnets} at learning rate {}; lower learning_rate, lengthen \
-         warmup_epochs or set clip_norm, or go on with --skip-nonfinite N if it is rare",
+         warmup_epochs or set clip_norm, or continue with --skip-nonfinite N if it is rare",
         input.stage.name, input.step, input.learning_rate
     ))
 }

@@ -153,7 +153,7 @@ fn checkpoint_to_start_from(
         }
         (None, false) if !is_unbegun(run_dir)? => {
             let reason = match (folder.list()?.is_empty(), folder.supernet_path().exists()) {
-                (false, _) => "it already holds checkpoints; go on with --resume, or choose another run folder",
+                (false, _) => "it already holds checkpoints; resume with --resume, or choose another run folder",
                 (true, true) => "it already holds a supernet; choose another run folder",
                 (true, false) => {
                     "metrics.jsonl has steps of a run whose checkpoints are gone; bring one back from a copy, or choose \
