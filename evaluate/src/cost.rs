@@ -59,8 +59,8 @@ mod tests {
         assert_eq!(parameters(&network), weights + 2 * norms);
         // Both maps of the stem's last convolution: 24 * 24 * 8 each.
         assert_eq!(peak_activation_bytes(&network), 4 * 2 * 4608);
-        // Alone, a block without a projection keeps its input: 12 * 12 * 16 beside both middle maps of 12 * 12 * 8 or a middle map and
-        // the output.
+        // Alone, a block without a projection keeps its input: 12 * 12 * 16 beside both middle maps of 12 * 12 * 8 or a
+        // middle map and the output.
         let BlockSpec::Bottleneck(block) = network.stages[0][0].clone() else { unreachable!() };
         let identity = BottleneckSpec { in_channels: 16, projection: false, ..block };
         let alone = BlockSpec::Bottleneck(identity).graph(network.batch_norm_epsilon);
@@ -86,8 +86,8 @@ mod tests {
     #[test]
     fn peak_memory_of_a_network_worked_out_by_hand() {
         let space = preset("tiny").unwrap();
-        // 16 px: image 16*16*3 = 768; stem 8*8*8 = 512; first block (residual, no expand): 512 + 512 + 512 = 1536 at its
-        // projection; stage 1, expand 2 of 8 -> 16 channels: expand 512 + 1024, depthwise (stride 2, no residual)
+        // 16 px: image 16*16*3 = 768; stem 8*8*8 = 512; first block (residual, no expand): 512 + 512 + 512 = 1536 at
+        // its projection; stage 1, expand 2 of 8 -> 16 channels: expand 512 + 1024, depthwise (stride 2, no residual)
         // 1024 + 256; later layers are smaller.
         let network = space.network(&space.smallest(), 10).unwrap();
         let block = |network: &NetworkSpec, stage: usize| match &network.stages[stage][0] {

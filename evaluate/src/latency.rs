@@ -128,8 +128,8 @@ pub fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// The `q`-quantile (`0 <= q <= 1`) with linear interpolation between the two nearest values (NumPy's default): value at
-/// position `q * (n - 1)` of the sorted list. `None` for an empty list.
+/// The `q`-quantile (`0 <= q <= 1`) with linear interpolation between the two nearest values (NumPy's default): value
+/// at position `q * (n - 1)` of the sorted list. `None` for an empty list.
 pub fn quantile(values: &[f64], q: f64) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -26,8 +26,8 @@ pub struct TrainingMemory {
 }
 
 impl TrainingMemory {
-    /// The estimate for `config` on `train_images` training and `validation_images` validation images: that of the stage that
-    /// needs most, at the largest resolution and the largest subnet that it may draw.
+    /// The estimate for `config` on `train_images` training and `validation_images` validation images: that of the
+    /// stage that needs most, at the largest resolution and the largest subnet that it may draw.
     ///
     /// # Errors
     /// An invalid space.
@@ -43,7 +43,8 @@ impl TrainingMemory {
         let ema = u64::from(config.ema.is_some());
         let teacher = u64::from(config.stages.iter().any(StageConfig::has_frozen_teacher));
         let at_once = |stage: &StageConfig| config.subnets_at_once.min(stage.subnets_per_step) as u64;
-        // The weights, their gradient and the parts of it of the passes under way; momentum; the average and the copy it is moved with.
+        // The weights, their gradient and the parts of it of the passes under way; momentum; the average and the copy
+        // it is moved with.
         let passes = config.stages.iter().map(at_once).max().unwrap_or(1);
         let training = 2 + passes + 1 + 2 * ema + teacher;
         // Each part once as tensors and once as bytes.
@@ -83,7 +84,8 @@ impl TrainingMemory {
     }
 }
 
-/// Bytes of one image's forward and backward pass: values kept until the backward pass, and the largest layer's input and outputs.
+/// Bytes of one image's forward and backward pass: values kept until the backward pass, and the largest layer's input
+/// and outputs.
 fn step_bytes(network: &NetworkSpec) -> u64 {
     let graph = Graph::of(network);
     let kept: u64 = body(&graph).map(|layer| graph.values_kept_for_backward(layer)).fold(0, u64::saturating_add);
@@ -105,8 +107,8 @@ fn body(graph: &Graph) -> impl Iterator<Item = &Region> {
     })
 }
 
-/// Bytes that this process may still take: free memory of the machine, or what its control group leaves. `None` where the
-/// system does not tell (it does on Linux).
+/// Bytes that this process may still take: free memory of the machine, or what its control group leaves. `None` where
+/// the system does not tell (it does on Linux).
 pub fn available() -> Option<u64> {
     let machine = meminfo("MemAvailable")?;
     Some(group().map_or(machine, |(limit, used)| machine.min(limit.saturating_sub(used))))
@@ -133,8 +135,8 @@ fn field(text: &str, key: &str) -> Option<u64> {
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
-/// Limit and use of the control group (version 2) that a container has as its root; file caches that can be dropped are not
-/// counted as used.
+/// Limit and use of the control group (version 2) that a container has as its root; file caches that can be dropped are
+/// not counted as used.
 fn group() -> Option<(u64, u64)> {
     let read = |name: &str| std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(name)).ok();
     let limit = read("memory.max")?.trim().parse().ok()?;

@@ -27,7 +27,8 @@ pub enum Mode<'a> {
         dropout: f64,
         /// Generator of the dropout masks.
         rng: &'a mut StdRng,
-        /// Place of the first image in the step's whole batch, of which other processes may hold parts: an image's mask depends on its place alone.
+        /// Place of the first image in the step's whole batch, of which other processes may hold parts: an image's mask
+        /// depends on its place alone.
         first: usize,
     },
     /// Batch statistics, nothing is changed or kept for gradients: the teacher.
@@ -170,8 +171,9 @@ impl Supernet {
         self.momentum = momentum;
     }
 
-    /// From now on batch norm takes the statistics of the batches of all `ranks` together in [`Mode::Train`] and [`Mode::BatchStatistics`]. All
-    /// ranks must then make the same calls of [`forward`](Self::forward), with the same subnets, and of backward passes.
+    /// From now on batch norm takes the statistics of the batches of all `ranks` together in [`Mode::Train`] and
+    /// [`Mode::BatchStatistics`]. All ranks must then make the same calls of [`forward`](Self::forward), with the same
+    /// subnets, and of backward passes.
     ///
     /// # Errors
     /// A network that is not f32 on the CPU: only those kernels can.
@@ -193,13 +195,14 @@ impl Supernet {
         self.ranks.is_some()
     }
 
-    /// Logits `[batch, classes]` of `subnet` for `images` `[batch, r, r, 3]`. The images' size need not equal the subnet's
-    /// resolution: in training one size serves all subnets of a step.
+    /// Logits `[batch, classes]` of `subnet` for `images` `[batch, r, r, 3]`. The images' size need not equal the
+    /// subnet's resolution: in training one size serves all subnets of a step.
     ///
     /// # Errors
     /// A subnet outside the space, statistics of another subnet, images of another shape.
     pub fn forward(&self, images: &Tensor, subnet: &Subnet, mode: Mode) -> Result<Tensor> {
-        // On one of rayon's threads: candle's own operations would put a caller from outside to sleep and wake it for each of them.
+        // On one of rayon's threads: candle's own operations would put a caller from outside to sleep and wake it for
+        // each of them.
         let network = self.space.network(subnet, self.classes)?;
         let trains = matches!(mode, Mode::Train { .. });
         let passed = rayon::scope(|_| self.forward_on_this_thread(images, &network, mode, None, None))?;
@@ -209,8 +212,9 @@ impl Supernet {
         Ok(passed.logits)
     }
 
-    /// The layers that all of `subnets` have in common from the first on, if there are several subnets and such layers: a training step computes them
-    /// once. They end in the middle of the last subnet at the latest, where [`forward_from`](Self::forward_from) cuts it.
+    /// The layers that all of `subnets` have in common from the first on, if there are several subnets and such layers:
+    /// a training step computes them once. They end in the middle of the last subnet at the latest, where
+    /// [`forward_from`](Self::forward_from) cuts it.
     pub(crate) fn trunk(&self, images: &Tensor, subnets: &[Subnet]) -> Result<Option<Trunk>> {
         let networks = subnets.iter().map(|subnet| self.space.network(subnet, self.classes));
         let networks: Vec<NetworkSpec> = networks.collect::<Result<_>>()?;
@@ -228,11 +232,12 @@ impl Supernet {
         Ok(Some(Trunk { seam: Seam::new(x.tracked()?)?, used: pass.used, layers }))
     }
 
-    /// As [`forward`](Self::forward) of `subnet`, one of those of `trunk`, if there is one: backward from the logits ends at its seam. On this thread,
-    /// and without a change to the running statistics: several subnets may pass at one time.
+    /// As [`forward`](Self::forward) of `subnet`, one of those of `trunk`, if there is one: backward from the logits
+    /// ends at its seam. On this thread, and without a change to the running statistics: several subnets may pass at
+    /// one time.
     ///
-    /// `in_halves`, backward from the logits ends in the middle of the network, and goes on from that seam with [`Seam::backward`]. Together both give
-    /// the same bits as one backward pass.
+    /// `in_halves`, backward from the logits ends in the middle of the network, and goes on from that seam with
+    /// [`Seam::backward`]. Together both give the same bits as one backward pass.
     pub(crate) fn forward_from(
         &self,
         images: &Tensor,
@@ -262,11 +267,13 @@ impl Supernet {
         }
     }
 
-    /// Logits of each of `subnets` for the same images, as [`forward`](Self::forward) with its mode gives them, bit for bit. Layers that neighbours
-    /// have in common from the first on are computed once, so that subnets in order (they have one) cost less than one by one.
+    /// Logits of each of `subnets` for the same images, as [`forward`](Self::forward) with its mode gives them, bit for
+    /// bit. Layers that neighbours have in common from the first on are computed once, so that subnets in order (they
+    /// have one) cost less than one by one.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward); another number of modes, or [`Mode::Train`], whose gradients are those of one subnet.
+    /// As [`forward`](Self::forward); another number of modes, or [`Mode::Train`], whose gradients are those of one
+    /// subnet.
     pub fn forward_each(&self, images: &Tensor, subnets: &[Subnet], modes: Vec<Mode>) -> Result<Vec<Tensor>> {
         if modes.len() != subnets.len() || modes.iter().any(|mode| matches!(mode, Mode::Train { .. })) {
             return Err(Error::Internal("subnets are evaluated together with a mode each, and not trained".into()));
@@ -277,7 +284,8 @@ impl Supernet {
     }
 
     fn each_on_this_thread(&self, images: &Tensor, networks: &[NetworkSpec], modes: Vec<Mode>) -> Result<Vec<Tensor>> {
-        // After each layer that the last network and this one have in common (the stem is the first): its output, and the statistics so far.
+        // After each layer that the last network and this one have in common (the stem is the first): its output, and
+        // the statistics so far.
         let mut common: Vec<(Relay, Vec<ChannelStatistics>)> = Vec::new();
         let mut last_kind = None;
         let mut all = Vec::with_capacity(networks.len());
@@ -499,7 +507,8 @@ impl Supernet {
         Ok(state)
     }
 
-    /// Sets parameters and running statistics; every tensor must be there with its shape. Nothing is changed on an error.
+    /// Sets parameters and running statistics; every tensor must be there with its shape. Nothing is changed on an
+    /// error.
     ///
     /// # Errors
     /// The first tensor that is missing, has another shape, or holds a value that is not finite.

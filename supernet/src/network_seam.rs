@@ -1,5 +1,5 @@
-//! A backward pass in pieces: the gradients of the later layers are there, and can be sent, while those of the earlier ones are computed; and layers
-//! that several subnets have in common are passed once.
+//! A backward pass in pieces: the gradients of the later layers are there, and can be sent, while those of the earlier
+//! ones are computed; and layers that several subnets have in common are passed once.
 
 use crate::ops::ChannelStatistics;
 use crate::{Error, Result};
@@ -40,8 +40,8 @@ impl Seam {
     }
 }
 
-/// The first layers of several subnets, which they have in common. Each subnet starts from the seam; its gradients at the seam are summed, and go
-/// back through these layers once.
+/// The first layers of several subnets, which they have in common. Each subnet starts from the seam; its gradients at
+/// the seam are summed, and go back through these layers once.
 pub(crate) struct Trunk {
     pub seam: Seam,
     /// Of the batch norms in it.
@@ -95,7 +95,8 @@ mod tests {
         }
     }
 
-    /// Gradients of the sum of all subnets' squared logits; with a trunk they go through it once, and through the last subnet in halves.
+    /// Gradients of the sum of all subnets' squared logits; with a trunk they go through it once, and through the last
+    /// subnet in halves.
     fn gradients(net: &Supernet, images: &Tensor, subnets: &[Subnet], trunk: Option<Trunk>) -> Gradients {
         let mut all = Gradients::none(net.parameters().len());
         let mut at_trunk: Option<Tensor> = None;

@@ -5,8 +5,8 @@ use crate::layers::{Touch, sort_shared};
 use crate::network::Supernet;
 
 impl Supernet {
-    /// Sorts the middle channels of every elastic block by importance before width stage `stage` (1, 2, ...): the channels that
-    /// earlier width stages kept stay in front. The largest subnet's function does not change.
+    /// Sorts the middle channels of every elastic block by importance before width stage `stage` (1, 2, ...): the
+    /// channels that earlier width stages kept stay in front. The largest subnet's function does not change.
     ///
     /// # Errors
     /// None in practice; as every tensor operation.
@@ -21,8 +21,9 @@ impl Supernet {
         Ok(())
     }
 
-    /// Sorts the channels between blocks, which ResNets narrow by width multipliers, before outer stage `stage` (1, 2, ...), as
-    /// [`sort_channels`](Self::sort_channels) does for those inside blocks. Families without elastic widths have none to sort.
+    /// Sorts the channels between blocks, which ResNets narrow by width multipliers, before outer stage `stage` (1, 2,
+    /// ...), as [`sort_channels`](Self::sort_channels) does for those inside blocks. Families without elastic widths
+    /// have none to sort.
     ///
     /// # Errors
     /// None in practice; as every tensor operation.

@@ -10,7 +10,8 @@ pub struct Statistics {
     pub layers: Vec<(Vec<f32>, Vec<f32>)>,
 }
 
-/// Averages batch means and biased batch variances over images (paper §3.3: batch norm is recalibrated for a chosen subnet).
+/// Averages batch means and biased batch variances over images (paper §3.3: batch norm is recalibrated for a chosen
+/// subnet).
 #[derive(Debug, Default)]
 pub struct StatisticsCollector {
     layers: Vec<(Vec<f64>, Vec<f64>)>,

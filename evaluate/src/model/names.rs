@@ -33,7 +33,8 @@ mod tests {
 
     #[test]
     fn a_resnet_has_the_names_of_timms_resnet50d() {
-        // timm.create_model("resnet50d") has these tensors; its shapes are those of depths 3, 4, 6, 3 and expand ratio 0.25.
+        // timm.create_model("resnet50d") has these tensors; its shapes are those of depths 3, 4, 6, 3 and expand ratio
+        // 0.25.
         let space = preset("resnet50d").unwrap();
         let text =
             format!("r224 w1,1,1,1,1,1 s1 d3,4,6,3 e{}", [3, 4, 6, 3].map(|d| vec!["0.25"; d].join(",")).join("|"));

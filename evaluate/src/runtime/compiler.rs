@@ -1,7 +1,9 @@
-//! From a graph to a program: nodes fused into the calls of kernels, with batch norm folded into the convolution before it.
+//! From a graph to a program: nodes fused into the calls of kernels, with batch norm folded into the convolution before
+//! it.
 //!
-//! A convolution takes along the batch norm, the sum with a value that exists already, and the activation after it, as long as each has
-//! no other reader. A gate is applied as its reader loads the map; a global average after a depthwise convolution is computed with it.
+//! A convolution takes along the batch norm, the sum with a value that exists already, and the activation after it, as
+//! long as each has no other reader. A gate is applied as its reader loads the map; a global average after a depthwise
+//! convolution is computed with it.
 
 use crate::{Error, Result};
 use ofa_supernet::graph::{Graph, Node, NodeId, Op, Shape, Slot};

@@ -107,8 +107,8 @@ impl StaticNetwork {
         Ok(self.logits(batch))
     }
 
-    /// As [`run`](Self::run), and replaces `times` with each layer's time in milliseconds: the stem's convolutions, max pool,
-    /// blocks, head (feature convolution, pool, hidden layer and classifier), as far as it has them.
+    /// As [`run`](Self::run), and replaces `times` with each layer's time in milliseconds: the stem's convolutions, max
+    /// pool, blocks, head (feature convolution, pool, hidden layer and classifier), as far as it has them.
     ///
     /// # Errors
     /// As [`run`](Self::run).

@@ -12,7 +12,8 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// A plan in which no two values that are alive at once share a buffer. A value lives from the step that writes it first to its last reader.
+    /// A plan in which no two values that are alive at once share a buffer. A value lives from the step that writes it
+    /// first to its last reader.
     pub fn of(program: &Program) -> Self {
         let mut last_use = vec![0; program.values.len()];
         for (index, step) in program.steps.iter().enumerate() {

@@ -103,7 +103,8 @@ impl Checked<'_> {
         &self.weights.get(name).expect("checked: every tensor of the network is there").1
     }
 
-    /// Weight and bias of a convolution (its output channels come first) with the batch norm after it folded in, in f64.
+    /// Weight and bias of a convolution (its output channels come first) with the batch norm after it folded in, in
+    /// f64.
     fn folded(&self, convolution: &str, has_bias: bool, norm: &str) -> (Vec<f32>, Vec<f32>) {
         let weight = self.get(&format!("{convolution}.weight"));
         let part = |name: &str| self.get(&format!("{norm}.{name}"));

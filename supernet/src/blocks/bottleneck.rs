@@ -1,4 +1,5 @@
-//! Bottleneck blocks of ResNet-D: description, graph, and elastic layers, of which each uses the leading input and output channels of its full weight.
+//! Bottleneck blocks of ResNet-D: description, graph, and elastic layers, of which each uses the leading input and
+//! output channels of its full weight.
 
 use crate::graph::{Builder, NodeId};
 use crate::layers::{
@@ -10,10 +11,11 @@ use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A bottleneck: 1x1, `kernel x kernel` with the stride, 1x1 without activation; their output plus the shortcut is activated.
+/// A bottleneck: 1x1, `kernel x kernel` with the stride, 1x1 without activation; their output plus the shortcut is
+/// activated.
 ///
-/// The shortcut is the input, or (`projection`) its average over `stride x stride` pixels, those at the border over fewer, and a 1x1
-/// convolution without activation (ResNet-D: He et al., CVPR 2019, figure 2c).
+/// The shortcut is the input, or (`projection`) its average over `stride x stride` pixels, those at the border over
+/// fewer, and a 1x1 convolution without activation (ResNet-D: He et al., CVPR 2019, figure 2c).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BottleneckSpec {
@@ -159,8 +161,8 @@ impl Bottleneck {
         Some(OuterChannels { readers, writers })
     }
 
-    /// Sorts the channels between the second and third convolution, then those between the first and second, by the L1 norm of the
-    /// weights that read them.
+    /// Sorts the channels between the second and third convolution, then those between the first and second, by the L1
+    /// norm of the weights that read them.
     pub(super) fn sort_channels(&self, parameters: &Parameters, widths: &[usize]) -> Result<()> {
         let [first, second, third] = &self.convolutions;
         sort_shared(parameters, &[Touch::Writes(second), Touch::Reads(third.weight)], widths)?;

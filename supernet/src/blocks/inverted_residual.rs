@@ -73,7 +73,8 @@ impl InvertedResidualSpec {
         format!("blocks.{stage}.{place}.")
     }
 
-    /// timm's names: a block without expand convolution is its depthwise-separable block, every other its inverted residual.
+    /// timm's names: a block without expand convolution is its depthwise-separable block, every other its inverted
+    /// residual.
     pub(super) fn lower(&self, builder: &mut Builder, x: NodeId) -> NodeId {
         let (middle, activation) = (self.middle_channels, self.activation);
         let (depthwise, project) = match self.expand {
@@ -187,8 +188,8 @@ impl InvertedResidual {
         None
     }
 
-    /// Sorts middle channels by the L1 norm of the projection's weights, and squeeze-excite's reduced channels by the L1 norm of its
-    /// second layer.
+    /// Sorts middle channels by the L1 norm of the projection's weights, and squeeze-excite's reduced channels by the
+    /// L1 norm of its second layer.
     pub(super) fn sort_channels(&self, parameters: &Parameters, widths: &[usize]) -> Result<()> {
         use channel_sorting::{descending, importance, permute, permute_norm};
         let order = descending(&importance(parameters, self.project)?, widths);

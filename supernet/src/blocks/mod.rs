@@ -174,13 +174,14 @@ impl Block {
 
     /// Sorts middle channels by importance.
     ///
-    /// `widths` are the middle widths of earlier width stages, descending, ending with the narrowest that was trained: channels that
-    /// survived together stay together in front.
+    /// `widths` are the middle widths of earlier width stages, descending, ending with the narrowest that was trained:
+    /// channels that survived together stay together in front.
     pub(crate) fn sort_channels(&self, parameters: &Parameters, widths: &[usize]) -> Result<()> {
         for_kind!(Block, self, block => block.sort_channels(parameters, widths))
     }
 
-    /// Layers that read the block's input channels and that write its output channels; `None` where these are not elastic.
+    /// Layers that read the block's input channels and that write its output channels; `None` where these are not
+    /// elastic.
     pub(crate) fn outer_channels(&self) -> Option<OuterChannels<'_>> {
         for_kind!(Block, self, block => block.outer_channels())
     }

@@ -45,7 +45,8 @@ impl Builder {
         out
     }
 
-    /// Convolution without bias, batch norm, activation. The padding is half of the kernel. Names are the convolution's and the norm's.
+    /// Convolution without bias, batch norm, activation. The padding is half of the kernel. Names are the convolution's
+    /// and the norm's.
     pub(crate) fn convolution_norm_activation(
         &mut self,
         x: NodeId,

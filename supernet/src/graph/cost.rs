@@ -5,12 +5,12 @@ use super::{Graph, Node, Op, Region, RegionKind};
 impl Graph {
     /// Multiply-accumulates of one image's forward pass.
     ///
-    /// Counted: every multiplication of an input by a weight in convolutions (the two of squeeze-excite included) and linear layers. A
-    /// `k x k` convolution counts `k * k` for every output pixel, padding included. Not counted: biases, batch norm (it folds into
-    /// the convolution), activations, pooling, the product with a gate, sums.
+    /// Counted: every multiplication of an input by a weight in convolutions (the two of squeeze-excite included) and
+    /// linear layers. A `k x k` convolution counts `k * k` for every output pixel, padding included. Not counted:
+    /// biases, batch norm (it folds into the convolution), activations, pooling, the product with a gate, sums.
     ///
-    /// The once-for-all code attaches counters to PyTorch's convolution and linear modules; on an extracted network these see exactly
-    /// these nodes, so that both counts are equal.
+    /// The once-for-all code attaches counters to PyTorch's convolution and linear modules; on an extracted network
+    /// these see exactly these nodes, so that both counts are equal.
     pub fn macs(&self) -> u64 {
         self.nodes.iter().map(|node| self.node_macs(node)).sum()
     }
@@ -35,7 +35,8 @@ impl Graph {
         node.inputs().first().map_or(0, |&input| self.node(input).shape.channels as u64)
     }
 
-    /// Trainable numbers: weights, biases, scale and shift of batch norms. Running statistics are not trained and not counted.
+    /// Trainable numbers: weights, biases, scale and shift of batch norms. Running statistics are not trained and not
+    /// counted.
     pub fn parameters(&self) -> u64 {
         let of_node = |node: &Node| {
             let out = node.shape.channels as u64;
@@ -52,17 +53,19 @@ impl Graph {
         self.nodes.iter().map(of_node).sum()
     }
 
-    /// Numbers in the tensors of the extracted model: its [`parameters`](Self::parameters), and the running mean and variance of batch norms.
+    /// Numbers in the tensors of the extracted model: its [`parameters`](Self::parameters), and the running mean and
+    /// variance of batch norms.
     pub fn stored_numbers(&self) -> u64 {
         self.parameters() + 2 * self.norm_widths().map(|width| width as u64).sum::<u64>()
     }
 
-    /// Largest number of activation values of one image that are alive at once, for an engine that runs node by node in the order of the
-    /// [schedule](Self::schedule).
+    /// Largest number of activation values of one image that are alive at once, for an engine that runs node by node in
+    /// the order of the [schedule](Self::schedule).
     ///
-    /// A node's inputs and output are alive while it runs; a value dies with its last reader. Batch norm and activations work in place, a sum
-    /// goes into its main path. A gate is no map of its own: its reader multiplies as it reads, so that map and gate stay alive until then.
-    /// The maximum belongs to one layer at a time, since a layer reads only the output of the one before: search adds it up by blocks.
+    /// A node's inputs and output are alive while it runs; a value dies with its last reader. Batch norm and
+    /// activations work in place, a sum goes into its main path. A gate is no map of its own: its reader multiplies as
+    /// it reads, so that map and gate stay alive until then. The maximum belongs to one layer at a time, since a layer
+    /// reads only the output of the one before: search adds it up by blocks.
     pub fn peak_values(&self) -> u64 {
         let mut readers: Vec<usize> = self.consumers().iter().map(Vec::len).collect();
         // The storages of each node's output (two for a gate), and how many live nodes hold each storage.
@@ -111,8 +114,9 @@ impl Graph {
         peak
     }
 
-    /// Values that a backward pass through `layer` needs of its forward pass: raw and activated output of each convolution, outputs of pools and
-    /// sums. An inverted residual recomputes its inner activations, so that of these only the raw outputs are kept.
+    /// Values that a backward pass through `layer` needs of its forward pass: raw and activated output of each
+    /// convolution, outputs of pools and sums. An inverted residual recomputes its inner activations, so that of these
+    /// only the raw outputs are kept.
     pub fn values_kept_for_backward(&self, layer: &Region) -> u64 {
         let recomputes = layer.kind == RegionKind::Block("inverted_residual");
         let inner = self.inner.iter().filter(|region| layer.contains(region));

@@ -1,5 +1,5 @@
-//! Runs a graph in candle's own operations, on any device, in f32 and f64, with gradients: the reference of the kernels' tests, and what
-//! trains where there are no kernels.
+//! Runs a graph in candle's own operations, on any device, in f32 and f64, with gradients: the reference of the
+//! kernels' tests, and what trains where there are no kernels.
 //!
 //! A convolution is a sum over taps of shifted maps: every operation in it has a gradient on every device.
 
@@ -8,11 +8,11 @@ use crate::ops::ChannelStatistics;
 use crate::space::Activation;
 use candle_core::{D, DType, Result, Tensor, bail};
 
-/// Output of `graph` for `input` `[batch, height, width, channels]` (of any size, whatever extents the graph names), and the statistics
-/// that its batch norms used, in their order.
+/// Output of `graph` for `input` `[batch, height, width, channels]` (of any size, whatever extents the graph names),
+/// and the statistics that its batch norms used, in their order.
 ///
-/// `parameters` holds the tensors of each slot: a convolution's weight and perhaps bias, a batch norm's scale and shift, a linear layer's weight
-/// and bias. Batch norms take the `given` statistics, or the batch's.
+/// `parameters` holds the tensors of each slot: a convolution's weight and perhaps bias, a batch norm's scale and
+/// shift, a linear layer's weight and bias. Batch norms take the `given` statistics, or the batch's.
 ///
 /// # Errors
 /// Shapes that do not fit, and too few parameters or statistics.
@@ -95,8 +95,9 @@ fn hard_sigmoid(x: &Tensor) -> Result<Tensor> {
     (x + 3.0)?.clamp(0f64, 6f64)? / 6.0
 }
 
-/// Largest value of each window of `[batch, height, width, channels]`. The border is repeated as padding, which changes no maximum while
-/// every window that reaches over it also holds the border; of equal values each gets a part of the gradient.
+/// Largest value of each window of `[batch, height, width, channels]`. The border is repeated as padding, which changes
+/// no maximum while every window that reaches over it also holds the border; of equal values each gets a part of the
+/// gradient.
 ///
 /// # Errors
 /// Shapes that do not fit, and more padding than half of a window.
@@ -114,7 +115,8 @@ pub fn max_pool(x: &Tensor, window: usize, stride: usize, padding: usize) -> Res
     Ok(largest)
 }
 
-/// Mean over windows of `(height, width)` pixels side by side, those at the right and lower border over the pixels that they hold.
+/// Mean over windows of `(height, width)` pixels side by side, those at the right and lower border over the pixels that
+/// they hold.
 ///
 /// # Errors
 /// Shapes that do not fit.

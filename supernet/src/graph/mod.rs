@@ -1,8 +1,9 @@
-//! A static network as a graph of primitive operations: the one description that costs, names, execution and export read.
+//! A static network as a graph of primitive operations: the one description that costs, names, execution and export
+//! read.
 //!
-//! Three orders stay apart. *Nodes* are topologically ordered, a block's main path before its shortcut. *Slots* (nodes with tensors) keep
-//! the order of the nodes: tensors are stored and batch-norm statistics are listed in it. The [schedule](Graph::schedule) is the order
-//! of execution, in which a shortcut comes first.
+//! Three orders stay apart. *Nodes* are topologically ordered, a block's main path before its shortcut. *Slots* (nodes
+//! with tensors) keep the order of the nodes: tensors are stored and batch-norm statistics are listed in it. The
+//! [schedule](Graph::schedule) is the order of execution, in which a shortcut comes first.
 //!
 //! | file | concern |
 //! | --- | --- |
@@ -192,8 +193,8 @@ impl Graph {
         &self.slots
     }
 
-    /// Parts of the network that are run, timed and counted as one, in order: convolutions of the stem, pool, blocks, head. Each reads
-    /// only the output of the one before.
+    /// Parts of the network that are run, timed and counted as one, in order: convolutions of the stem, pool, blocks,
+    /// head. Each reads only the output of the one before.
     pub fn layers(&self) -> &[Region] {
         &self.layers
     }
@@ -213,8 +214,8 @@ impl Graph {
         format!("{}{}", self.prefixes[slot.prefix as usize], slot.name)
     }
 
-    /// Parts and shapes of a slot's tensors in PyTorch's layout: `weight` `[out, in / groups, kernel, kernel]`, `bias` `[out]`; batch
-    /// norm's four vectors; a linear layer's `weight` `[out, in]` and `bias`.
+    /// Parts and shapes of a slot's tensors in PyTorch's layout: `weight` `[out, in / groups, kernel, kernel]`, `bias`
+    /// `[out]`; batch norm's four vectors; a linear layer's `weight` `[out, in]` and `bias`.
     pub fn tensors(&self, slot: &Slot) -> Vec<(&'static str, Vec<usize>)> {
         let node = self.node(slot.node);
         let out = node.shape.channels;
@@ -244,8 +245,9 @@ impl Graph {
         self.nodes.iter().filter(|node| node.op == Op::BatchNorm).map(|node| node.shape.channels)
     }
 
-    /// Order of execution: each node after its inputs, a later input before an earlier one, so that a block's shortcut (the second
-    /// input of its sum) is computed, and its scratch memory freed, before the wide maps of the main path exist.
+    /// Order of execution: each node after its inputs, a later input before an earlier one, so that a block's shortcut
+    /// (the second input of its sum) is computed, and its scratch memory freed, before the wide maps of the main path
+    /// exist.
     pub fn schedule(&self) -> Vec<NodeId> {
         let mut order = Vec::with_capacity(self.nodes.len());
         let mut visited = vec![false; self.nodes.len()];

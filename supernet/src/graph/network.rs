@@ -6,12 +6,14 @@ use crate::space::{ConvSpec, NetworkSpec};
 impl Graph {
     /// The graph of a whole network. Names are timm's.
     ///
-    /// MobileNets: the first fixed block is `blocks.0.0`, and the stages follow. With a hidden layer the names are those of timm's
-    /// MobileNetV3: the feature convolution is one more stage and the hidden layer `conv_head`; without one they are those of timm's
-    /// EfficientNet (MobileNetV2, ProxylessNAS), whose feature convolution is `conv_head` with `bn2`.
+    /// MobileNets: the first fixed block is `blocks.0.0`, and the stages follow. With a hidden layer the names are
+    /// those of timm's MobileNetV3: the feature convolution is one more stage and the hidden layer `conv_head`; without
+    /// one they are those of timm's EfficientNet (MobileNetV2, ProxylessNAS), whose feature convolution is `conv_head`
+    /// with `bn2`.
     ///
-    /// ResNets: those of timm's ResNet-D. The stem is `conv1.0`, `conv1.1` (batch norm), `conv1.3`, `conv1.4`, `conv1.6`, `bn1`; a stem
-    /// without its block has no `conv1.3` and `conv1.4`, and one with it adds the block's input to its output, which timm's does not.
+    /// ResNets: those of timm's ResNet-D. The stem is `conv1.0`, `conv1.1` (batch norm), `conv1.3`, `conv1.4`,
+    /// `conv1.6`, `bn1`; a stem without its block has no `conv1.3` and `conv1.4`, and one with it adds the block's
+    /// input to its output, which timm's does not.
     pub fn of(network: &NetworkSpec) -> Self {
         let (height, width) = (network.resolution, network.resolution);
         let (mut builder, mut x) = Builder::new(Shape { height, width, channels: 3 }, network.batch_norm_epsilon);

@@ -1,8 +1,8 @@
-//! The order of channels: the most important first, so that a narrower subnet keeps what matters (paper §3.3, elastic width,
-//! figure 4). The largest subnet's function does not change.
+//! The order of channels: the most important first, so that a narrower subnet keeps what matters (paper §3.3, elastic
+//! width, figure 4). The largest subnet's function does not change.
 //!
-//! A channel's importance is the L1 norm of the weights that read it. Of a block's middle channels that is one layer; the output
-//! channels of a ResNet's stage are read by many, and all that write or read them are permuted alike.
+//! A channel's importance is the L1 norm of the weights that read it. Of a block's middle channels that is one layer;
+//! the output channels of a ResNet's stage are read by many, and all that write or read them are permuted alike.
 
 use super::{BatchNorm, Dense, ParameterId, Parameters};
 use candle_core::{Device, Result, Tensor};
@@ -56,7 +56,8 @@ pub(crate) fn importance(parameters: &Parameters, id: ParameterId) -> Result<Vec
     by_channel.to_dtype(candle_core::DType::F32)?.to_vec1()
 }
 
-/// Indices by group (channels below the narrowest of `widths` first), then by descending importance; ties keep their order.
+/// Indices by group (channels below the narrowest of `widths` first), then by descending importance; ties keep their
+/// order.
 pub(crate) fn descending(importance: &[f32], widths: &[usize]) -> Vec<u32> {
     let group = |channel: usize| widths.iter().filter(|&&width| channel >= width).count();
     let mut order: Vec<u32> = (0..importance.len() as u32).collect();

@@ -1,5 +1,5 @@
-//! A dense convolution with batch norm and activation: the first and last of MobileNets, all of ResNets. A subnet uses the leading input
-//! and output channels.
+//! A dense convolution with batch norm and activation: the first and last of MobileNets, all of ResNets. A subnet uses
+//! the leading input and output channels.
 
 use super::{BatchNorm, Initialiser, ParameterId, Parameters, Pass};
 use crate::graph::interpreter;

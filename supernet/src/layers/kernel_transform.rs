@@ -1,4 +1,5 @@
-//! Elastic kernel size: a smaller kernel is the centre of the next larger one times a learned matrix (paper §3.3, figure 3).
+//! Elastic kernel size: a smaller kernel is the centre of the next larger one times a learned matrix (paper §3.3,
+//! figure 3).
 
 use super::{Initialiser, ParameterId, Parameters};
 use candle_core::{Result, Tensor};
@@ -10,8 +11,8 @@ pub(crate) struct ElasticKernel {
     pub weight: ParameterId,
     /// Ascending.
     kernel_sizes: Vec<usize>,
-    /// From each size to the next smaller, in the order of `kernel_sizes` without the largest; `[k², k²]` of the smaller one,
-    /// shared by all channels of the layer.
+    /// From each size to the next smaller, in the order of `kernel_sizes` without the largest; `[k², k²]` of the
+    /// smaller one, shared by all channels of the layer.
     transforms: Vec<ParameterId>,
 }
 

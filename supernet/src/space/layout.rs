@@ -164,7 +164,8 @@ impl SearchSpace {
         make_divisible((self.elastic_width(self.stem.channels, ratio) / 2) as f64)
     }
 
-    /// Middle channels of block `block` of stage `stage` at each expand ratio, descending, in the network of the largest widths.
+    /// Middle channels of block `block` of stage `stage` at each expand ratio, descending, in the network of the
+    /// largest widths.
     pub fn middle_widths(&self, stage: usize, block: usize) -> Vec<usize> {
         let stage_width = |stage: &Stage| match self.width_multipliers.last() {
             Some(&ratio) => self.elastic_width(stage.channels, ratio),

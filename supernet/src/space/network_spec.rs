@@ -103,7 +103,8 @@ impl NetworkSpec {
         Graph::of(self).macs()
     }
 
-    /// The block at whose input half of the work is done: the first that has half of the multiply-accumulates or more before it, or the last block.
+    /// The block at whose input half of the work is done: the first that has half of the multiply-accumulates or more
+    /// before it, or the last block.
     pub(crate) fn middle_block(&self) -> usize {
         let graph = Graph::of(self);
         let half = graph.macs() / 2;
@@ -122,8 +123,8 @@ impl NetworkSpec {
         middle
     }
 
-    /// Layers from the first on that this network and `other` have in common, the stem counted as one, each block as one: they stand at the same
-    /// place and are the same.
+    /// Layers from the first on that this network and `other` have in common, the stem counted as one, each block as
+    /// one: they stand at the same place and are the same.
     pub(crate) fn layers_in_common(&self, other: &NetworkSpec) -> usize {
         if (&self.stem, &self.max_pool) != (&other.stem, &other.max_pool) {
             return 0;
@@ -171,8 +172,8 @@ fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Conv
     })
 }
 
-/// Middle channels of a block: `make_divisible(round(channels x ratio))`, of input channels (inverted residuals) or output channels
-/// (bottlenecks).
+/// Middle channels of a block: `make_divisible(round(channels x ratio))`, of input channels (inverted residuals) or
+/// output channels (bottlenecks).
 pub(super) fn middle_channels(channels: usize, ratio: f64) -> usize {
     make_divisible((channels as f64 * ratio).round())
 }

@@ -42,8 +42,8 @@ pub struct StageConfig {
     pub sort_outer_channels: Option<usize>,
 }
 
-/// A stage as a file writes it. Reading the lists of a [`Narrowing`] through `flatten` would lose the line of a mistyped key
-/// and the keys to suggest, so that they are fields here.
+/// A stage as a file writes it. Reading the lists of a [`Narrowing`] through `flatten` would lose the line of a
+/// mistyped key and the keys to suggest, so that they are fields here.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StageTable {
