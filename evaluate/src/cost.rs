@@ -1,4 +1,4 @@
-//! What a static network costs on every device alike: multiply-accumulates, parameters, activation memory.
+//! Costs of a static network that are the same on every device: multiply-accumulates, parameters, activation memory.
 //!
 //! All are folds over the network's [`Graph`]; nothing runs. Where several are asked for, lower once and ask the graph.
 

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// How long to measure.
+/// Limits on the length of a measurement.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Budget {
     /// Measured runs of each subject, at least.
@@ -156,7 +156,7 @@ pub struct Percentiles {
 }
 
 impl Percentiles {
-    /// Of a list of times; `None` for an empty list.
+    /// Percentiles of a list of times; `None` for an empty list.
     pub fn of(times: &[f64]) -> Option<Self> {
         Some(Percentiles { p50: quantile(times, 0.50)?, p90: quantile(times, 0.90)?, p99: quantile(times, 0.99)? })
     }

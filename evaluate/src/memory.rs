@@ -1,4 +1,4 @@
-//! How much memory training will take, and how much there is.
+//! Memory that training will take, and memory that there is.
 
 use ofa_supernet::Result;
 use ofa_supernet::graph::{Graph, Region, RegionKind};
@@ -19,7 +19,7 @@ const WORK_BUFFERS: f64 = 1.25;
 pub struct TrainingMemory {
     /// Weights, gradients, momentum, moving average, teacher, and their copies while a checkpoint is written.
     pub weights: u64,
-    /// What the backward pass needs of the forward pass, and its work buffers.
+    /// Values that the backward pass needs of the forward pass, and work buffers.
     pub activations: u64,
     /// Batches of images, and the validation images that are kept prepared. Decoded data sets are not counted.
     pub images: u64,

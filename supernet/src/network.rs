@@ -14,12 +14,11 @@ use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rand::Rng;
 use rand::rngs::StdRng;
-use std::collections::HashMap;
 
 pub use crate::layers::Parameter;
 pub use crate::network_statistics::{Statistics, StatisticsCollector};
 
-/// How batch norm and dropout behave in a forward pass.
+/// Behaviour of batch norm and dropout in a forward pass.
 pub enum Mode<'a> {
     /// Batch statistics, which also move the running statistics; dropout at this rate; gradients are kept.
     Train {
@@ -45,7 +44,7 @@ pub struct Supernet {
     space: SearchSpace,
     classes: usize,
     parameters: Parameters,
-    /// One convolution, or ResNet-D's three, of which the middle one is optional.
+    /// The convolution of the stem, or ResNet-D's three, of which the middle one is optional.
     stem: Vec<Dense>,
     /// The fixed first block of MobileNets.
     first: Option<Block>,
@@ -58,12 +57,12 @@ pub struct Supernet {
     ranks: Option<Ranks>,
 }
 
-/// What a forward pass gave.
+/// Results of a forward pass.
 pub(crate) struct Passed {
     pub logits: Tensor,
     /// The statistics of its batch norms.
     pub used: Vec<ChannelStatistics>,
-    /// Where it was cut, if it was, and the place from which on parameters belong to the later half.
+    /// The seam of a pass in halves, and the index of the first parameter of the later half.
     pub middle: Option<(Seam, usize)>,
 }
 
@@ -76,9 +75,6 @@ pub(crate) struct Parts<'a> {
     pub classifier: (ParameterId, ParameterId),
 }
 
-/// Running mean and variance of a batch norm.
-type RunningStatistics = (Vec<f32>, Vec<f32>);
-
 impl Supernet {
     /// A new network with seeded weights, f32 on the CPU, batch-norm momentum 0.1.
     ///
@@ -88,7 +84,7 @@ impl Supernet {
         Self::on_device(space, classes, seed, DType::F32, &Device::Cpu)
     }
 
-    /// The same with another number type or device; there the layers are composed of candle's own ops.
+    /// A new network with another number type or on another device, where the interpreter computes its layers.
     ///
     /// # Errors
     /// An invalid space, or a device without memory.
@@ -146,7 +142,7 @@ impl Supernet {
         })
     }
 
-    /// Its space.
+    /// The search space.
     pub fn space(&self) -> &SearchSpace {
         &self.space
     }
@@ -156,7 +152,7 @@ impl Supernet {
         self.classes
     }
 
-    /// Where its tensors live.
+    /// The device that holds the tensors.
     pub fn device(&self) -> &Device {
         self.parameters.device()
     }
@@ -166,7 +162,7 @@ impl Supernet {
         self.parameters.list()
     }
 
-    /// How far a training step moves the running statistics (default 0.1).
+    /// Sets the fraction by which a training step moves the running statistics (default 0.1).
     pub fn set_batch_norm_momentum(&mut self, momentum: f64) {
         self.momentum = momentum;
     }
@@ -353,7 +349,7 @@ impl Supernet {
         Ok(Passed { logits, used: pass.used, middle: cut })
     }
 
-    /// How the layers behave in a mode.
+    /// The pass of a mode.
     fn pass<'a>(&'a self, mode: &Mode<'a>) -> Pass<'a> {
         Pass {
             keep_gradients: matches!(mode, Mode::Train { .. }),
@@ -369,7 +365,7 @@ impl Supernet {
         }
     }
 
-    /// What lies before the blocks.
+    /// Layers before the blocks.
     fn stem(&self, images: &Tensor, network: &NetworkSpec, pass: &mut Pass) -> Result<Relay> {
         let mut x = images.to_dtype(self.parameters.dtype())?;
         for (dense, spec) in self.active_stem(network).zip(&network.stem) {
@@ -378,7 +374,7 @@ impl Supernet {
         Ok(if network.max_pool.is_some() { max_pool(&x)? } else { x }.into())
     }
 
-    /// What lies after the blocks.
+    /// Layers after the blocks.
     fn head(&self, x: Relay, network: &NetworkSpec, mode: Mode, pass: &mut Pass) -> Result<Tensor> {
         let x = x.tracked()?;
         let (batch, height, width, channels) = x.dims4()?;
@@ -447,7 +443,7 @@ impl Supernet {
     }
 
     /// All batch norms.
-    fn all_norms(&self) -> impl Iterator<Item = &BatchNorm> {
+    pub(crate) fn all_norms(&self) -> impl Iterator<Item = &BatchNorm> {
         let blocks = self.first.iter().chain(self.stages.iter().flatten());
         let stem = self.stem.iter().map(|dense| &dense.norm);
         stem.chain(blocks.flat_map(Block::norms)).chain(self.feature.iter().map(|dense| &dense.norm))
@@ -469,109 +465,6 @@ impl Supernet {
             })
             .collect();
         Ok(Statistics { layers })
-    }
-
-    /// The running means and variances of all batch norms, one after the other.
-    pub(crate) fn running_values(&self) -> Vec<f32> {
-        let values = self.all_norms().map(BatchNorm::running);
-        values.flat_map(|(mean, variance)| mean.into_iter().chain(variance)).collect()
-    }
-
-    /// Sets what [`running_values`](Self::running_values) gave.
-    pub(crate) fn set_running_values(&self, values: &[f32]) {
-        let mut rest = values;
-        for norm in self.all_norms() {
-            let channels = norm.running().0.len();
-            let (own, others) = rest.split_at(2 * channels);
-            norm.set_running(own[..channels].to_vec(), own[channels..].to_vec());
-            rest = others;
-        }
-    }
-
-    /// Parameters and running statistics by name (deep copies, f32 on the CPU).
-    ///
-    /// # Errors
-    /// A device that cannot be read.
-    pub fn state(&self) -> Result<HashMap<String, Tensor>> {
-        let mut state = HashMap::new();
-        for parameter in self.parameters.list() {
-            let tensor = parameter.var.as_detached_tensor().to_device(&Device::Cpu)?.to_dtype(DType::F32)?.copy()?;
-            state.insert(parameter.name.clone(), tensor);
-        }
-        for norm in self.all_norms() {
-            let (mean, variance) = norm.running();
-            let len = mean.len();
-            state.insert(format!("{}.running_mean", norm.name), Tensor::from_vec(mean, len, &Device::Cpu)?);
-            state.insert(format!("{}.running_var", norm.name), Tensor::from_vec(variance, len, &Device::Cpu)?);
-        }
-        Ok(state)
-    }
-
-    /// Sets parameters and running statistics; every tensor must be there with its shape. Nothing is changed on an
-    /// error.
-    ///
-    /// # Errors
-    /// The first tensor that is missing, has another shape, or holds a value that is not finite.
-    pub fn load_state(&self, state: &HashMap<String, Tensor>) -> Result<()> {
-        let (parameters, norms) = self.read_state(state)?;
-        for (parameter, tensor) in self.parameters.list().iter().zip(parameters) {
-            let tensor = tensor.to_dtype(self.parameters.dtype())?.to_device(self.device())?;
-            parameter.var.set(&tensor.contiguous()?)?;
-        }
-        for (norm, (mean, variance)) in self.all_norms().zip(norms) {
-            norm.set_running(mean, variance);
-        }
-        Ok(())
-    }
-
-    /// Checks that [`load_state`](Self::load_state) would take `state`.
-    ///
-    /// # Errors
-    /// As [`load_state`](Self::load_state).
-    pub fn check_state(&self, state: &HashMap<String, Tensor>) -> Result<()> {
-        self.read_state(state).map(drop)
-    }
-
-    /// Parameters, and mean and variance of the batch norms, in the network's order; all checked.
-    fn read_state(&self, state: &HashMap<String, Tensor>) -> Result<(Vec<Tensor>, Vec<RunningStatistics>)> {
-        let find = |name: &str, dims: &[usize]| -> Result<Tensor> {
-            let Some(tensor) = state.get(name) else {
-                return Err(Error::Weights(format!("the tensor '{name}' is missing; are they of this space?")));
-            };
-            if tensor.dims() != dims {
-                return Err(Error::Weights(format!(
-                    "the tensor '{name}' has shape {:?}, expected {dims:?}; are they of this space and these classes?",
-                    tensor.dims()
-                )));
-            }
-            let tensor = tensor.to_dtype(DType::F32)?;
-            if !tensor.to_dtype(DType::F64)?.abs()?.sum_all()?.to_scalar::<f64>()?.is_finite() {
-                return Err(Error::NotFinite(format!("weights: the tensor '{name}' holds NaN or infinite values")));
-            }
-            Ok(tensor)
-        };
-        let mut parameters = Vec::new();
-        for parameter in self.parameters.list() {
-            parameters.push(find(&parameter.name, parameter.var.dims())?);
-        }
-        let mut norms = Vec::new();
-        for norm in self.all_norms() {
-            let channels = norm.running().0.len();
-            let values = |kind: &str| -> Result<Vec<f32>> {
-                Ok(find(&format!("{}.running_{kind}", norm.name), &[channels])?.to_vec1()?)
-            };
-            norms.push((values("mean")?, values("var")?));
-        }
-        Ok((parameters, norms))
-    }
-
-    /// The weights of `subnet` as a static network with the given statistics, under the names that extracted models use
-    /// (timm's), in PyTorch's layouts.
-    ///
-    /// # Errors
-    /// A subnet outside the space, or statistics of another subnet.
-    pub fn cut(&self, subnet: &Subnet, statistics: &Statistics) -> Result<Vec<(String, Tensor)>> {
-        crate::network_cut::cut(self, subnet, statistics)
     }
 
     pub(crate) fn parts(&self) -> Parts<'_> {

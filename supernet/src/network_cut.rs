@@ -6,31 +6,38 @@ use crate::space::Subnet;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
-/// Tensors under the names and in the shapes of the graph's slots, each contiguous f32 on the CPU.
-pub(crate) fn cut(net: &Supernet, subnet: &Subnet, statistics: &Statistics) -> Result<Vec<(String, Tensor)>> {
-    let network = net.space().network(subnet, net.classes())?;
-    let graph = Graph::of(&network);
-    let mut statistics = statistics.layers.iter();
-    let mut tensors = Vec::new();
-    for (slot, mut active) in graph.slots().iter().zip(net.active(&network)?) {
-        let name = graph.name(slot);
-        let node = graph.node(slot.node);
-        if node.op == Op::BatchNorm {
-            let channels = node.shape.channels;
-            let fits = |(mean, variance): &&(Vec<f32>, Vec<f32>)| (mean.len(), variance.len()) == (channels, channels);
-            let Some((mean, variance)) = statistics.next().filter(fits) else {
-                return Err(Error::Subnet(format!("{name}: the statistics do not belong to this subnet")));
-            };
-            active.push(Tensor::from_slice(mean, channels, &Device::Cpu)?);
-            active.push(Tensor::from_slice(variance, channels, &Device::Cpu)?);
+impl Supernet {
+    /// The weights of `subnet` as a static network with the given statistics: tensors under the names and in the shapes of
+    /// the graph's slots (timm's names, PyTorch's layouts), each contiguous f32 on the CPU.
+    ///
+    /// # Errors
+    /// A subnet outside the space, or statistics of another subnet.
+    pub fn cut(&self, subnet: &Subnet, statistics: &Statistics) -> Result<Vec<(String, Tensor)>> {
+        let network = self.space().network(subnet, self.classes())?;
+        let graph = Graph::of(&network);
+        let mut statistics = statistics.layers.iter();
+        let mut tensors = Vec::new();
+        for (slot, mut active) in graph.slots().iter().zip(self.active(&network)?) {
+            let name = graph.name(slot);
+            let node = graph.node(slot.node);
+            if node.op == Op::BatchNorm {
+                let channels = node.shape.channels;
+                let fits =
+                    |(mean, variance): &&(Vec<f32>, Vec<f32>)| (mean.len(), variance.len()) == (channels, channels);
+                let Some((mean, variance)) = statistics.next().filter(fits) else {
+                    return Err(Error::Subnet(format!("{name}: the statistics do not belong to this subnet")));
+                };
+                active.push(Tensor::from_slice(mean, channels, &Device::Cpu)?);
+                active.push(Tensor::from_slice(variance, channels, &Device::Cpu)?);
+            }
+            for ((part, shape), tensor) in graph.tensors(slot).into_iter().zip(active) {
+                let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.reshape(shape)?.contiguous()?;
+                tensors.push((format!("{name}.{part}"), tensor));
+            }
         }
-        for ((part, shape), tensor) in graph.tensors(slot).into_iter().zip(active) {
-            let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.reshape(shape)?.contiguous()?;
-            tensors.push((format!("{name}.{part}"), tensor));
+        if statistics.next().is_some() {
+            return Err(Error::Subnet(format!("{subnet}: the statistics belong to a deeper subnet")));
         }
+        Ok(tensors)
     }
-    if statistics.next().is_some() {
-        return Err(Error::Subnet(format!("{subnet}: the statistics belong to a deeper subnet")));
-    }
-    Ok(tensors)
 }

@@ -6,11 +6,11 @@ use crate::{Error, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 
-/// Where a forward pass was cut in two.
+/// The place at which a forward pass was cut in two.
 pub(crate) struct Seam {
     /// Output of the earlier piece.
     output: Tensor,
-    /// The same values as a variable, at which backward from the logits ends.
+    /// The output's values as a variable, at which backward from the logits ends.
     input: Var,
 }
 
@@ -21,7 +21,7 @@ impl Seam {
         Ok(Seam { output, input })
     }
 
-    /// What the later piece reads.
+    /// Input of the later piece.
     pub(crate) fn input(&self) -> &Tensor {
         self.input.as_tensor()
     }
@@ -44,9 +44,9 @@ impl Seam {
 /// the seam are summed, and go back through these layers once.
 pub(crate) struct Trunk {
     pub seam: Seam,
-    /// Of the batch norms in it.
+    /// Statistics that its batch norms used.
     pub used: Vec<ChannelStatistics>,
-    /// How many: the stem, and a number of blocks.
+    /// Number of layers: the stem, and some blocks.
     pub layers: usize,
 }
 

@@ -34,7 +34,7 @@ pub(super) enum LayerKind {
     Dense { kernel: usize, stride: usize },
 }
 
-/// One call of a kernel.
+/// A call of a kernel.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Step {
     pub work: Work,
@@ -119,7 +119,7 @@ pub(super) fn compile(graph: &Graph) -> Result<Program> {
     Ok(compiler.program)
 }
 
-/// Where a node's output is.
+/// Location of a node's output.
 #[derive(Debug, Clone, Copy)]
 enum Place {
     Images,

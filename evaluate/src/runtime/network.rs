@@ -79,7 +79,7 @@ impl StaticNetwork {
         StaticNetwork::new(spec, &random_weights(spec, seed)?)
     }
 
-    /// What it computes.
+    /// Description of the network.
     pub fn spec(&self) -> &NetworkSpec {
         &self.spec
     }
@@ -107,7 +107,7 @@ impl StaticNetwork {
         Ok(self.logits(batch))
     }
 
-    /// As [`run`](Self::run), and replaces `times` with each layer's time in milliseconds: the stem's convolutions, max
+    /// Runs the network as [`run`](Self::run) does, and replaces `times` with each layer's time in milliseconds: the stem's convolutions, max
     /// pool, blocks, head (feature convolution, pool, hidden layer and classifier), as far as it has them.
     ///
     /// # Errors

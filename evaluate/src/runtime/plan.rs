@@ -1,4 +1,4 @@
-//! Which buffer holds each value of a program.
+//! Assignment of a program's values to buffers.
 
 use super::compiler::{Program, Value};
 

@@ -99,7 +99,7 @@ pub enum Op {
     Linear,
 }
 
-/// One operation of a graph.
+/// A node: an operation with its inputs and the extent of its output.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Node {
     /// Operation.

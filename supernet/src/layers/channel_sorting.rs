@@ -18,9 +18,9 @@ pub(crate) struct OuterChannels<'a> {
 /// How a layer touches channels that it shares with others.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Touch<'a> {
-    /// They are its output.
+    /// The layer writes them: they are its output channels.
     Writes(&'a Dense),
-    /// They are the input of a layer with this weight, `[out, in, ...]`.
+    /// A layer with this weight, `[out, in, ...]`, reads them.
     Reads(ParameterId),
 }
 

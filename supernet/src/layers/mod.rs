@@ -26,7 +26,7 @@ use crate::ops::ChannelStatistics;
 use crate::ranks::Ranks;
 use candle_core::Tensor;
 
-/// How the layers of one forward pass treat statistics and gradients.
+/// Treatment of statistics and gradients by the layers of a forward pass.
 pub(crate) struct Pass<'a> {
     /// Whether gradients will be asked for.
     pub keep_gradients: bool,

@@ -4,7 +4,7 @@ use crate::seed::{Stream, generator};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand::Rng;
 
-/// One trainable tensor.
+/// A trainable tensor.
 #[derive(Debug)]
 pub struct Parameter {
     /// Unique name, as in checkpoints.
@@ -26,7 +26,7 @@ impl ParameterId {
     }
 }
 
-/// How a tensor starts.
+/// Initial values of a tensor.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Initialiser {
     /// Normal with this standard deviation (He et al., ICCV 2015, by fan-out).

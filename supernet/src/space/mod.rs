@@ -14,6 +14,7 @@
 //! | `network_spec` | a static network, layer by layer |
 //! | `layout` | from space and subnet to the static network |
 //! | `presets` | the spaces that have a name |
+//! | `ratio` | ratios of channel counts, exact to a thousandth |
 
 mod choices;
 mod difference;
@@ -22,6 +23,7 @@ mod layout;
 mod narrowing;
 mod network_spec;
 mod presets;
+mod ratio;
 mod subnet;
 
 pub use crate::blocks::{BlockSpec, BottleneckSpec, InvertedResidualSpec};
@@ -29,6 +31,7 @@ pub use dimension::{DIMENSIONS, Dimension, Place, Scope};
 pub use narrowing::{Channels, Narrowing, SHRINKING, Shrinking};
 pub use network_spec::{ConvSpec, MaxPoolSpec, NetworkSpec, reduced_channels};
 pub use presets::{PRESETS, preset};
+pub use ratio::{ExpandRatio, Ratio};
 pub use subnet::{BlockChoice, Subnet};
 
 use crate::{Error, Result};
@@ -58,45 +61,6 @@ impl fmt::Display for Activation {
             Activation::Relu6 => "relu6",
             Activation::HardSwish => "hswish",
         })
-    }
-}
-
-/// A ratio of channel counts, exact to a thousandth (so that it can be compared, hashed and printed without rounding).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "f64", into = "f64")]
-pub struct Ratio(u32);
-
-/// Middle channels of a block as a multiple of its input channels (inverted residuals) or of its output channels
-/// (bottlenecks).
-pub type ExpandRatio = Ratio;
-
-impl Ratio {
-    /// The ratio as a number.
-    pub fn value(self) -> f64 {
-        f64::from(self.0) / 1000.0
-    }
-}
-
-impl TryFrom<f64> for Ratio {
-    type Error = String;
-    fn try_from(value: f64) -> Result<Self, String> {
-        let thousandths = (value * 1000.0).round();
-        if !(1.0..=100_000.0).contains(&thousandths) {
-            return Err(format!("ratio {value} is not between 0.001 and 100"));
-        }
-        Ok(Ratio(thousandths as u32))
-    }
-}
-
-impl From<Ratio> for f64 {
-    fn from(ratio: Ratio) -> f64 {
-        ratio.value()
-    }
-}
-
-impl fmt::Display for Ratio {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.value())
     }
 }
 

@@ -137,7 +137,7 @@ impl NetworkSpec {
         1 + placed(self).zip(placed(other)).take_while(|(own, other)| own == other).count()
     }
 
-    /// The same layers for images of another size.
+    /// Changes the size of the images; layers keep their weights' shapes.
     pub fn set_resolution(&mut self, resolution: usize) {
         self.resolution = resolution;
         let mut size = resolution;
