@@ -3,7 +3,7 @@
 use crate::blocks::Block;
 use crate::graph::Graph;
 use crate::layers::{
-    BatchNorm, Dense, Initialiser, ParameterId, Parameters, Pass, activate, average_pool, linear, max_pool,
+    BatchNorm, Dense, Initialiser, Moments, ParameterId, Parameters, Pass, activate, average_pool, linear, max_pool,
 };
 use crate::network_seam::{Seam, Trunk};
 use crate::ops::{ChannelStatistics, Relay};
@@ -460,8 +460,8 @@ impl Supernet {
             .norms(&network)
             .zip(Graph::of(&network).norm_widths())
             .map(|(norm, width)| {
-                let (mean, variance) = norm.running();
-                (mean[..width].to_vec(), variance[..width].to_vec())
+                let Moments { mean, variance } = norm.running();
+                Moments { mean: mean[..width].to_vec(), variance: variance[..width].to_vec() }
             })
             .collect();
         Ok(Statistics { layers })

@@ -1,6 +1,7 @@
 //! Cutting a subnet's weights out of the supernet.
 
 use crate::graph::{Graph, Op};
+use crate::layers::Moments;
 use crate::network::{Statistics, Supernet};
 use crate::space::Subnet;
 use crate::{Error, Result};
@@ -22,13 +23,11 @@ impl Supernet {
             let node = graph.node(slot.node);
             if node.op == Op::BatchNorm {
                 let channels = node.shape.channels;
-                let fits =
-                    |(mean, variance): &&(Vec<f32>, Vec<f32>)| (mean.len(), variance.len()) == (channels, channels);
-                let Some((mean, variance)) = statistics.next().filter(fits) else {
+                let Some(Moments { mean, variance }) = statistics.next().filter(|moments| moments.fit(channels)) else {
                     return Err(Error::Subnet(format!("{name}: the statistics do not belong to this subnet")));
                 };
-                active.push(Tensor::from_slice(mean, channels, &Device::Cpu)?);
-                active.push(Tensor::from_slice(variance, channels, &Device::Cpu)?);
+                active.push(Tensor::from_slice(mean.as_slice(), channels, &Device::Cpu)?);
+                active.push(Tensor::from_slice(variance.as_slice(), channels, &Device::Cpu)?);
             }
             for ((part, shape), tensor) in graph.tensors(slot).into_iter().zip(active) {
                 let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.reshape(shape)?.contiguous()?;

@@ -1,28 +1,26 @@
 //! Parameters and running statistics of the network as named tensors.
 
-use crate::layers::BatchNorm;
+use crate::layers::{BatchNorm, Moments};
 use crate::network::Supernet;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
 
-/// Running mean and variance of a batch norm.
-type RunningStatistics = (Vec<f32>, Vec<f32>);
-
 impl Supernet {
     /// The running means and variances of all batch norms, one after the other.
     pub(crate) fn running_values(&self) -> Vec<f32> {
         let values = self.all_norms().map(BatchNorm::running);
-        values.flat_map(|(mean, variance)| mean.into_iter().chain(variance)).collect()
+        values.flat_map(|Moments { mean, variance }| mean.into_iter().chain(variance)).collect()
     }
 
-    /// Sets what [`running_values`](Self::running_values) gave.
+    /// Sets the running means and variances from [`running_values`](Self::running_values).
     pub(crate) fn set_running_values(&self, values: &[f32]) {
         let mut rest = values;
         for norm in self.all_norms() {
-            let channels = norm.running().0.len();
+            let channels = norm.running().mean.len();
             let (own, others) = rest.split_at(2 * channels);
-            norm.set_running(own[..channels].to_vec(), own[channels..].to_vec());
+            let (mean, variance) = own.split_at(channels);
+            norm.set_running(Moments { mean: mean.to_vec(), variance: variance.to_vec() });
             rest = others;
         }
     }
@@ -38,7 +36,7 @@ impl Supernet {
             state.insert(parameter.name.clone(), tensor);
         }
         for norm in self.all_norms() {
-            let (mean, variance) = norm.running();
+            let Moments { mean, variance } = norm.running();
             let len = mean.len();
             state.insert(format!("{}.running_mean", norm.name), Tensor::from_vec(mean, len, &Device::Cpu)?);
             state.insert(format!("{}.running_var", norm.name), Tensor::from_vec(variance, len, &Device::Cpu)?);
@@ -57,8 +55,8 @@ impl Supernet {
             let tensor = tensor.to_dtype(self.parts().parameters.dtype())?.to_device(self.device())?;
             parameter.var.set(&tensor.contiguous()?)?;
         }
-        for (norm, (mean, variance)) in self.all_norms().zip(norms) {
-            norm.set_running(mean, variance);
+        for (norm, running) in self.all_norms().zip(norms) {
+            norm.set_running(running);
         }
         Ok(())
     }
@@ -72,7 +70,7 @@ impl Supernet {
     }
 
     /// Parameters, and mean and variance of the batch norms, in the network's order; all checked.
-    fn read_state(&self, state: &HashMap<String, Tensor>) -> Result<(Vec<Tensor>, Vec<RunningStatistics>)> {
+    fn read_state(&self, state: &HashMap<String, Tensor>) -> Result<(Vec<Tensor>, Vec<Moments>)> {
         let find = |name: &str, dims: &[usize]| -> Result<Tensor> {
             let Some(tensor) = state.get(name) else {
                 return Err(Error::Weights(format!("the tensor '{name}' is missing; are they of this space?")));
@@ -95,11 +93,11 @@ impl Supernet {
         }
         let mut norms = Vec::new();
         for norm in self.all_norms() {
-            let channels = norm.running().0.len();
+            let channels = norm.running().mean.len();
             let values = |kind: &str| -> Result<Vec<f32>> {
                 Ok(find(&format!("{}.running_{kind}", norm.name), &[channels])?.to_vec1()?)
             };
-            norms.push((values("mean")?, values("var")?));
+            norms.push(Moments { mean: values("mean")?, variance: values("var")? });
         }
         Ok((parameters, norms))
     }

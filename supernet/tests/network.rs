@@ -122,7 +122,8 @@ fn space_equals_exact(space: &SearchSpace, device: &Device) {
         }
         // Running statistics moved alike.
         let (f, e) = (fused.running_statistics(&subnet).unwrap(), exact.running_statistics(&subnet).unwrap());
-        for ((fm, fv), (em, ev)) in f.layers.iter().zip(&e.layers) {
+        for (f, e) in f.layers.iter().zip(&e.layers) {
+            let (fm, fv, em, ev) = (&f.mean, &f.variance, &e.mean, &e.variance);
             for (f, e) in fm.iter().chain(fv).zip(em.iter().chain(ev)) {
                 assert!((f - e).abs() <= 1e-3 * e.abs().max(1.0), "{f} {e}");
             }
@@ -266,8 +267,8 @@ fn subnets_together_give_the_bits_of_one_by_one() {
             statistics.push(together);
         }
         // Statistics that are another's where the layers are the same.
-        let foreign = statistics[0].layers[0].0.iter().map(|mean| mean + 0.1).collect();
-        statistics[4].layers[0].0 = foreign;
+        let foreign = statistics[0].layers[0].mean.iter().map(|mean| mean + 0.1).collect();
+        statistics[4].layers[0].mean = foreign;
         let modes = statistics.iter().map(Mode::Evaluate).collect();
         let all = net.forward_each(&images, &subnets, modes).unwrap();
         for ((subnet, logits), statistics) in subnets.iter().zip(&all).zip(&statistics) {

@@ -5,20 +5,41 @@ use crate::ops::ChannelStatistics;
 use candle_core::{Result, Tensor};
 use std::sync::{Mutex, PoisonError};
 
+/// Mean and variance of each channel.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Moments<T = f32> {
+    /// Mean of each channel.
+    pub mean: Vec<T>,
+    /// Variance of each channel.
+    pub variance: Vec<T>,
+}
+
+impl<T> Moments<T> {
+    /// Whether both are of `channels` channels.
+    pub(crate) fn fit(&self, channels: usize) -> bool {
+        (self.mean.len(), self.variance.len()) == (channels, channels)
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct BatchNorm {
     pub name: String,
     pub weight: ParameterId,
     pub bias: ParameterId,
     /// A narrower subnet uses and updates the leading channels.
-    running: Mutex<(Vec<f32>, Vec<f32>)>,
+    running: Mutex<Moments>,
 }
 
 impl BatchNorm {
     pub(crate) fn new(parameters: &mut Parameters, name: String, channels: usize) -> Result<Self> {
         let weight = parameters.add(format!("{name}.weight"), &[channels], Initialiser::Constant(1.0), false)?;
         let bias = parameters.add(format!("{name}.bias"), &[channels], Initialiser::Constant(0.0), false)?;
-        Ok(BatchNorm { name, weight, bias, running: Mutex::new((vec![0.0; channels], vec![1.0; channels])) })
+        Ok(BatchNorm {
+            name,
+            weight,
+            bias,
+            running: Mutex::new(Moments { mean: vec![0.0; channels], variance: vec![1.0; channels] }),
+        })
     }
 
     /// Active slices of scale and shift.
@@ -34,7 +55,7 @@ impl BatchNorm {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let n = batch.count as f64;
         let unbias = if batch.count > 1 { n / (n - 1.0) } else { 1.0 };
-        let (mean, variance) = &mut *running;
+        let Moments { mean, variance } = &mut *running;
         for (running, &new) in mean.iter_mut().zip(&batch.mean) {
             *running = ((1.0 - momentum) * f64::from(*running) + momentum * f64::from(new)) as f32;
         }
@@ -44,11 +65,11 @@ impl BatchNorm {
     }
 
     /// Running mean and variance, full width.
-    pub(crate) fn running(&self) -> (Vec<f32>, Vec<f32>) {
+    pub(crate) fn running(&self) -> Moments {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn set_running(&self, mean: Vec<f32>, variance: Vec<f32>) {
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = (mean, variance);
+    pub(crate) fn set_running(&self, running: Moments) {
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = running;
     }
 }

@@ -4,7 +4,7 @@
 //! A channel's importance is the L1 norm of the weights that read it. Of a block's middle channels that is one layer;
 //! the output channels of a ResNet's stage are read by many, and all that write or read them are permuted alike.
 
-use super::{BatchNorm, Dense, ParameterId, Parameters};
+use super::{BatchNorm, Dense, Moments, ParameterId, Parameters};
 use candle_core::{Device, Result, Tensor};
 
 /// Layers of a block that touch channels which other blocks touch too.
@@ -77,9 +77,9 @@ pub(crate) fn permute(parameters: &Parameters, id: ParameterId, dim: usize, orde
 pub(crate) fn permute_norm(parameters: &Parameters, norm: &BatchNorm, order: &[u32]) -> Result<()> {
     permute(parameters, norm.weight, 0, order)?;
     permute(parameters, norm.bias, 0, order)?;
-    let (mean, variance) = norm.running();
+    let Moments { mean, variance } = norm.running();
     let pick = |values: &[f32]| order.iter().map(|&i| values[i as usize]).collect();
-    norm.set_running(pick(&mean), pick(&variance));
+    norm.set_running(Moments { mean: pick(&mean), variance: pick(&variance) });
     Ok(())
 }
 

@@ -15,6 +15,7 @@ mod kernel_transform;
 mod parameter;
 
 pub(crate) use batch_norm::BatchNorm;
+pub use batch_norm::Moments;
 pub(crate) use channel_sorting::{OuterChannels, Touch, sort_shared};
 pub(crate) use dense::{Dense, activate, add, average_pool, fused, linear, max_pool};
 pub(crate) use kernel_transform::ElasticKernel;
@@ -31,7 +32,7 @@ pub(crate) struct Pass<'a> {
     /// Whether gradients will be asked for.
     pub keep_gradients: bool,
     /// Statistics to use instead of the batch's, layer by layer.
-    pub given: Option<&'a [(Vec<f32>, Vec<f32>)]>,
+    pub given: Option<&'a [Moments]>,
     /// The processes whose batches' statistics are used together.
     pub ranks: Option<&'a Ranks>,
     /// Statistics used so far, in layer order.
@@ -42,8 +43,8 @@ impl Pass<'_> {
     /// Whether the first layers would use these statistics. The batch's follow from images and layers alone.
     pub(crate) fn would_use(&self, used: &[ChannelStatistics]) -> bool {
         self.given.is_none_or(|given| {
-            let same = |(used, (mean, variance)): (&ChannelStatistics, &(Vec<f32>, Vec<f32>))| {
-                used.mean == *mean && used.variance == *variance
+            let same = |(used, given): (&ChannelStatistics, &Moments)| {
+                used.mean == given.mean && used.variance == given.variance
             };
             given.len() >= used.len() && used.iter().zip(given).all(same)
         })
@@ -95,8 +96,9 @@ impl Pass<'_> {
     fn given_at(&self, index: usize, channels: usize) -> candle_core::Result<Option<ChannelStatistics>> {
         let Some(given) = self.given else { return Ok(None) };
         match given.get(index) {
-            Some((mean, variance)) if mean.len() == channels && variance.len() == channels => {
-                Ok(Some(ChannelStatistics { mean: mean.clone(), variance: variance.clone(), count: 1 }))
+            Some(given) if given.fit(channels) => {
+                let Moments { mean, variance } = given.clone();
+                Ok(Some(ChannelStatistics { mean, variance, count: 1 }))
             }
             _ => candle_core::bail!(
                 "batch norm {index}: the given statistics do not belong to this subnet ({channels} channels expected)"

@@ -164,6 +164,6 @@ pub(super) fn scalar(tensor: &Tensor) -> Result<f64> {
 }
 
 fn first_not_finite(statistics: &Statistics) -> Option<f64> {
-    let values = statistics.layers.iter().flat_map(|(mean, variance)| mean.iter().chain(variance));
+    let values = statistics.layers.iter().flat_map(|moments| moments.mean.iter().chain(&moments.variance));
     values.copied().find(|value| !value.is_finite()).map(f64::from)
 }

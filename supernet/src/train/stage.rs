@@ -321,7 +321,7 @@ mod tests {
         let text = "name = 'a'\nepochs = 1.0\nlearning_rate = 0.1\n";
         let error = |more: &str| crate::files::parse_toml_text::<StageConfig>(&format!("{text}{more}")).unwrap_err();
         let message = error("warmup_epoch = 0.5\n");
-        assert!(message.contains("did you mean `warmup_epochs`") && message.starts_with("line 4"), "{message}");
+        assert!(message.contains("`warmup_epochs`") && message.starts_with("line 4"), "{message}");
         for dimension in &DIMENSIONS {
             let message = error(&format!("{} = 'x'\n", dimension.key));
             assert!(!message.contains("unknown field"), "{message}");
