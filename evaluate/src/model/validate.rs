@@ -1,7 +1,7 @@
 //! Checks of a network specification that was read from a file.
 
 use crate::{Error, Result};
-use ofa_supernet::space::NetworkSpec;
+use ofa_supernet::space::{BlockSpec, NetworkSpec};
 
 /// Bounds far above every real network, and far below sizes whose computation overflows or exhausts an address space.
 const MAX_CHANNELS: usize = 1 << 20;
@@ -9,106 +9,129 @@ const MAX_SIZE: usize = 4096;
 const MAX_KERNEL: usize = 15;
 const MAX_BLOCKS: usize = 4096;
 
-/// Checks that a specification describes a network: sizes are within bounds, and each layer fits the one before.
+/// Checks that a specification describes a network: sizes within bounds, each layer fitting the one before.
 ///
 /// # Errors
-/// The first layer that does not fit, with found and expected values.
+/// The first layer that does not fit, with what was found and what was expected.
 pub fn validate(network: &NetworkSpec) -> Result<()> {
-    let within = |what: String, value: usize, low: usize, high: usize| {
-        if (low..=high).contains(&value) {
-            Ok(())
-        } else {
-            Err(Error::Network(format!("{what} is {value}; it must be between {low} and {high}")))
+    within("resolution", network.resolution, 1, MAX_SIZE)?;
+    let mut map = Map { channels: 3, size: network.resolution };
+    stem(network, &mut map)?;
+    within("number of blocks", network.blocks().count(), 1, MAX_BLOCKS)?;
+    for (s, blocks) in network.stages.iter().enumerate() {
+        for (b, spec) in blocks.iter().enumerate() {
+            block(&format!("block {s}.{b}"), spec, &mut map)?;
         }
-    };
-    let equal = |what: String, value: usize, expected: usize| {
-        if value == expected {
-            Ok(())
-        } else {
-            Err(Error::Network(format!("{what} is {value}, but the layer before it has {expected}")))
-        }
-    };
-    let kernel = |what: &str, kernel: usize, stride: usize| {
-        within(format!("stride of {what}"), stride, 1, 2)?;
-        within(format!("kernel of {what}"), kernel, 1, MAX_KERNEL)?;
-        if kernel.is_multiple_of(2) {
-            return Err(Error::Network(format!("kernel of {what} is {kernel}; it must be odd")));
-        }
-        Ok(())
-    };
-
-    within("resolution".into(), network.resolution, 1, MAX_SIZE)?;
-    if !(1..=3).contains(&network.stem.len()) {
-        return Err(Error::Network(format!("the stem has {} convolutions; it must have 1 to 3", network.stem.len())));
     }
-    let (mut channels, mut size) = (3, network.resolution);
+    head(network, &map)?;
+    if !(network.batch_norm_epsilon > 0.0 && network.batch_norm_epsilon <= 1.0) {
+        return Err(Error::Network(format!(
+            "batch_norm_epsilon is {}, it must be above 0 and at most 1",
+            network.batch_norm_epsilon
+        )));
+    }
+    within("classes", network.classes, 1, MAX_CHANNELS)
+}
+
+/// Extent of the map between two layers.
+struct Map {
+    channels: usize,
+    size: usize,
+}
+
+impl Map {
+    /// Checks that a layer reads this map.
+    fn is_input_of(&self, layer: &str, in_channels: usize, input_size: usize) -> Result<()> {
+        equal(&format!("number of input channels of {layer}"), in_channels, self.channels)?;
+        equal(&format!("input size of {layer}"), input_size, self.size)
+    }
+}
+
+fn stem(network: &NetworkSpec, map: &mut Map) -> Result<()> {
+    if !(1..=3).contains(&network.stem.len()) {
+        return Err(Error::Network(format!("the stem has {} convolutions, it must have 1 to 3", network.stem.len())));
+    }
     for (index, conv) in network.stem.iter().enumerate() {
         let name =
             if network.stem.len() == 1 { "the stem".into() } else { format!("the stem's convolution {}", index + 1) };
-        equal(format!("number of input channels of {name}"), conv.in_channels, channels)?;
-        equal(format!("input size of {name}"), conv.input_size, size)?;
-        within(format!("number of output channels of {name}"), conv.out_channels, 1, MAX_CHANNELS)?;
+        map.is_input_of(&name, conv.in_channels, conv.input_size)?;
+        within(&format!("number of output channels of {name}"), conv.out_channels, 1, MAX_CHANNELS)?;
         kernel(&name, conv.kernel, conv.stride)?;
-        // Tensor names depend on this structure.
+        // The names of the tensors rest on this.
         let inner = network.stem.len() == 3 && index == 1;
         if conv.residual != inner || (inner && (conv.in_channels, conv.stride) != (conv.out_channels, 1)) {
             return Err(Error::Network(format!(
-                "{name}: the second of three convolutions must have a residual and keep its input's shape, and no other has one"
+                "{name}: the second of three convolutions has a residual and keeps its input's shape, no other has one"
             )));
         }
-        (channels, size) = (conv.out_channels, conv.output_size());
+        *map = Map { channels: conv.out_channels, size: conv.output_size() };
     }
     if let Some(pool) = &network.max_pool {
-        equal("number of channels of the max pool".into(), pool.channels, channels)?;
-        equal("input size of the max pool".into(), pool.input_size, size)?;
-        size = pool.output_size();
+        equal("number of channels of the max pool", pool.channels, map.channels)?;
+        equal("input size of the max pool", pool.input_size, map.size)?;
+        map.size = pool.output_size();
     }
+    Ok(())
+}
 
-    within("number of blocks".into(), network.blocks().count(), 1, MAX_BLOCKS)?;
-    for (s, blocks) in network.stages.iter().enumerate() {
-        for (b, block) in blocks.iter().enumerate() {
-            let name = format!("block {s}.{b}");
-            equal(format!("number of input channels of {name}"), block.in_channels(), channels)?;
-            equal(format!("input size of {name}"), block.input_size(), size)?;
-            for (what, count) in block.inner_channels().into_iter().chain([("output", block.out_channels())]) {
-                within(format!("number of {what} channels of {name}"), count, 1, MAX_CHANNELS)?;
-            }
-            kernel(&name, block.kernel(), block.stride())?;
-            block.check().map_err(|fault| Error::Network(format!("{name} {fault}")))?;
-            (channels, size) = (block.out_channels(), block.output_size());
-        }
+fn block(name: &str, block: &BlockSpec, map: &mut Map) -> Result<()> {
+    map.is_input_of(name, block.in_channels(), block.input_size())?;
+    for (what, count) in block.inner_channels().into_iter().chain([("output", block.out_channels())]) {
+        within(&format!("number of {what} channels of {name}"), count, 1, MAX_CHANNELS)?;
     }
+    kernel(name, block.kernel(), block.stride())?;
+    block.check().map_err(|fault| Error::Network(format!("{name} {fault}")))?;
+    *map = Map { channels: block.out_channels(), size: block.output_size() };
+    Ok(())
+}
 
+fn head(network: &NetworkSpec, map: &Map) -> Result<()> {
     if let Some(feature) = &network.feature {
-        equal("number of input channels of the feature convolution".into(), feature.in_channels, channels)?;
-        equal("input size of the feature convolution".into(), feature.input_size, size)?;
-        within("number of output channels of the feature convolution".into(), feature.out_channels, 1, MAX_CHANNELS)?;
-        within("kernel of the feature convolution".into(), feature.kernel, 1, 1)?;
-        within("stride of the feature convolution".into(), feature.stride, 1, 1)?;
+        let name = "the feature convolution";
+        map.is_input_of(name, feature.in_channels, feature.input_size)?;
+        within(&format!("number of output channels of {name}"), feature.out_channels, 1, MAX_CHANNELS)?;
+        within(&format!("kernel of {name}"), feature.kernel, 1, 1)?;
+        within(&format!("stride of {name}"), feature.stride, 1, 1)?;
         if feature.residual {
-            return Err(Error::Network("the feature convolution cannot have a residual".into()));
+            return Err(Error::Network(format!("{name} cannot have a residual")));
         }
     }
     match network.hidden_channels {
         Some(_) if network.feature.is_none() => {
-            return Err(Error::Network("a hidden layer needs a feature convolution before it".into()));
+            Err(Error::Network("a hidden layer needs a feature convolution before it".into()))
         }
-        Some(hidden) => within("hidden_channels".into(), hidden, 1, MAX_CHANNELS)?,
-        None => {}
+        Some(hidden) => within("hidden_channels", hidden, 1, MAX_CHANNELS),
+        None => Ok(()),
     }
-    if !(network.batch_norm_epsilon > 0.0 && network.batch_norm_epsilon <= 1.0) {
-        return Err(Error::Network(format!(
-            "batch_norm_epsilon is {}; it must be above 0 and at most 1",
-            network.batch_norm_epsilon
-        )));
+}
+
+fn kernel(name: &str, kernel: usize, stride: usize) -> Result<()> {
+    within(&format!("stride of {name}"), stride, 1, 2)?;
+    within(&format!("kernel of {name}"), kernel, 1, MAX_KERNEL)?;
+    if kernel.is_multiple_of(2) {
+        return Err(Error::Network(format!("kernel of {name} is {kernel}, it must be odd")));
     }
-    within("classes".into(), network.classes, 1, MAX_CHANNELS)
+    Ok(())
+}
+
+fn within(what: &str, value: usize, low: usize, high: usize) -> Result<()> {
+    if (low..=high).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Network(format!("{what} is {value}, it must be between {low} and {high}")))
+}
+
+fn equal(what: &str, value: usize, expected: usize) -> Result<()> {
+    if value == expected {
+        return Ok(());
+    }
+    Err(Error::Network(format!("{what} is {value}, the layer before it gives {expected}")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ofa_supernet::space::{BlockSpec, BottleneckSpec, InvertedResidualSpec, preset};
+    use ofa_supernet::space::{BottleneckSpec, InvertedResidualSpec, preset};
 
     #[test]
     fn every_space_is_valid_and_broken_layers_are_named() {

@@ -4,7 +4,7 @@
 //! Columns are ordered `[ky, kx, channel]`, so that a pixel's channels are copied as one contiguous run; weights are
 //! reordered to that from PyTorch's `[channel, ky, kx]`.
 
-use super::dense::DenseShape;
+use super::dense_shape::DenseShape;
 use super::rows::RowSource;
 use super::simd::Simd;
 use std::ops::Range;

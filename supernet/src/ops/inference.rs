@@ -5,7 +5,7 @@
 use super::activation::{Act, Identity, with_activation};
 use super::buffers::{Aligned, Buffer};
 use super::columns::{Columns, to_column_order};
-use super::dense::DenseShape;
+use super::dense_shape::DenseShape;
 use super::depthwise::{self, Frame, SLICE, Strip, chunk_rows, convolve_rows};
 use super::matmul::{Packed, ROW_BLOCK, multiply};
 use super::parallel::{self, Shared};

@@ -15,7 +15,7 @@
 //! | `depthwise` | depthwise convolution and its gradients, a slice of channels at a time |
 //! | `inverted_residual` | the block as one op |
 //! | `relay` | how a tensor and its gradient pass from block to block |
-//! | `dense`, `columns` | a dense convolution with batch norm and activation as one op |
+//! | `dense`, `dense_shape`, `columns` | a dense convolution with batch norm and activation as one op |
 //! | `linear` | a fully connected layer as one op |
 //! | `pools` | ResNet's steps between convolutions: sums, max pool, average pool |
 //! | `sparse` | fully connected layers for inputs of which many are zero |
@@ -27,6 +27,7 @@ mod buffer_pool;
 mod buffers;
 mod columns;
 mod dense;
+mod dense_shape;
 mod depthwise;
 pub mod inference;
 mod inverted_residual;
@@ -51,7 +52,8 @@ mod workers;
 pub(crate) use parallel::map_ordered;
 
 pub use batch_norm::ChannelStatistics;
-pub use dense::{DenseShape, dense};
+pub use dense::dense;
+pub use dense_shape::DenseShape;
 pub use inverted_residual::{BlockShape, BlockStatistics, inverted_residual, parameter_count};
 pub use linear::linear;
 pub use pools::{add, average_pool, max_pool};
