@@ -5,6 +5,8 @@
 
 #[path = "../../src/ops/buffer_pool.rs"]
 mod buffer_pool;
+#[path = "../../src/ops/ordered.rs"]
+mod ordered;
 #[path = "../../src/ops/sync.rs"]
 mod sync;
 #[path = "../../src/ops/worker_pool.rs"]
@@ -15,6 +17,7 @@ use loom::model::Builder;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
+use ordered::Ordered;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use worker_pool::WorkerPool;
 
@@ -119,5 +122,28 @@ fn two_threads_never_hold_one_buffer() {
         user(pool.clone(), 2.0)();
         other.join().unwrap();
         assert_eq!(pool.take(0).len(), 0);
+    });
+}
+
+#[test]
+fn results_are_taken_once_each_and_in_order() {
+    explore(3, || {
+        let taken = Arc::new(loom::sync::Mutex::new(Vec::new()));
+        let take = {
+            let taken = taken.clone();
+            move |result| taken.lock().unwrap().push(result)
+        };
+        let ordered = Arc::new(Ordered::new(3, take));
+        let work = |index: usize| {
+            thread::yield_now();
+            10 * index
+        };
+        let other = thread::spawn({
+            let ordered = ordered.clone();
+            move || ordered.share(work)
+        });
+        ordered.share(work);
+        other.join().unwrap();
+        assert_eq!(*taken.lock().unwrap(), [0, 10, 20]);
     });
 }

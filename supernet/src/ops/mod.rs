@@ -6,7 +6,7 @@
 //! | file | concern |
 //! | --- | --- |
 //! | `simd` | instruction sets: detection, dispatch, vectors |
-//! | `parallel` | ranges of work |
+//! | `parallel`, `ordered` | ranges of work; results in order |
 //! | `workers`, `worker_pool` | the threads that share a caller's ranges |
 //! | `buffers`, `buffer_pool` | work buffers reused from step to step |
 //! | `sync` | locks, atomics and threads, of the standard library or of loom |
@@ -33,6 +33,7 @@ pub mod inference;
 mod inverted_residual;
 mod linear;
 mod matmul;
+mod ordered;
 mod parallel;
 mod pools;
 mod relay;

@@ -1,12 +1,11 @@
 //! Work split into contiguous ranges. The split depends only on the number of threads, and results come back in range
 //! order, so that the same number of threads gives the same bits.
 
+use super::ordered::Ordered;
 use super::workers;
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 thread_local! {
     static THREADS: Cell<Option<usize>> = const { Cell::new(None) };
@@ -94,25 +93,8 @@ pub(crate) fn map_ordered<R: Send>(
         (0..count).for_each(|index| take(work(index)));
         return;
     }
-    let next = AtomicUsize::new(0);
-    // Results that wait for those of smaller indices.
-    let results = Mutex::new((take, 0, BTreeMap::new()));
-    let one_after_another = || {
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            if index >= count {
-                return;
-            }
-            let result = work(index);
-            let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
-            let (take, taken, waiting) = &mut *results;
-            waiting.insert(index, result);
-            while let Some(result) = waiting.remove(taken) {
-                take(result);
-                *taken += 1;
-            }
-        }
-    };
+    let ordered = Ordered::new(count, take);
+    let one_after_another = || ordered.share(&work);
     workers::run_long(at_once, at_once - 1, threads - 1, &|_| with_threads(threads, one_after_another));
 }
 
