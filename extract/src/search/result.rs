@@ -17,7 +17,7 @@ pub struct SearchResult {
     pub seed: u64,
     /// The best subnet that meets all limits.
     pub best: Subnet,
-    /// Its score: the predicted accuracy when the scorer is a predictor.
+    /// Score: the predicted accuracy when the scorer is a predictor.
     pub predicted_accuracy: f64,
     /// Standard deviation of the prediction, where the predictor knows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -25,7 +25,7 @@ pub struct SearchResult {
     /// The scores of the search (in `history`, `top` and `front`) are predicted accuracies less so many deviations.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub pessimism: f64,
-    /// Its accuracy on the supernet, where the scorer or a later [`verify`](Self::verify) measured it.
+    /// Accuracy on the supernet, where the scorer or a later [`verify`](Self::verify) measured it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured_accuracy: Option<f64>,
     /// Different subnets that were scored.
@@ -133,9 +133,9 @@ pub struct ConstraintValue {
 pub struct Candidate {
     /// Which.
     pub subnet: Subnet,
-    /// Its score.
+    /// Score.
     pub score: f64,
-    /// Its accuracy on the supernet, where it was measured after the search.
+    /// Accuracy on the supernet, where it was measured after the search.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured_accuracy: Option<f64>,
 }
@@ -145,9 +145,9 @@ pub struct Candidate {
 pub struct FrontPoint {
     /// Which.
     pub subnet: Subnet,
-    /// Its score.
+    /// Score.
     pub score: f64,
-    /// Its costs, in the order of [`SearchResult::against`], in their base units (ms, count, bytes).
+    /// Costs, in the order of [`SearchResult::against`], in their base units (ms, count, bytes).
     pub values: Vec<f64>,
 }
 

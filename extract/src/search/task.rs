@@ -48,7 +48,7 @@ pub struct Generation {
     pub evaluations: usize,
     /// Best subnet until then.
     pub best: Subnet,
-    /// Its score.
+    /// Score.
     pub score: f64,
 }
 

@@ -44,9 +44,9 @@ pub struct Shrinking {
 /// Channels that are sorted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Channels {
-    /// Those inside blocks.
+    /// Channels inside blocks.
     Middle,
-    /// Those between blocks.
+    /// Channels between blocks.
     Outer,
 }
 

@@ -208,9 +208,9 @@ const PARTS: [&str; 4] = ["weights.", "momentum.", "average.", "teacher."];
 /// The newest checkpoint that can be read.
 #[derive(Debug)]
 pub struct Latest {
-    /// Its content.
+    /// Content.
     pub checkpoint: Checkpoint,
-    /// Its file.
+    /// File.
     pub path: PathBuf,
     /// Newer checkpoints that cannot be read: an error message each.
     pub damaged: Vec<String>,

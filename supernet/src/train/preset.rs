@@ -35,7 +35,7 @@ const IMAGENET: Schedule = Schedule {
     last: row(120.0, 5.0, 0.0075),
 };
 
-/// The same stages in fewer epochs. The largest network gets a larger share, since it teaches all others and its epochs
+/// Stages with fewer epochs. The largest network gets a larger share, since it teaches all others and its epochs
 /// are the cheapest; the later stages have too few steps for the paper's small rates.
 const SHORT: Schedule = Schedule {
     largest: row(24.0, 1.0, 0.1),
