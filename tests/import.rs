@@ -55,6 +55,25 @@ fn a_wrapped_checkpoint_is_imported_and_the_choice_among_its_weights_told() {
 }
 
 #[test]
+fn what_an_attentive_checkpoint_holds_beside_the_supernet_is_skipped_and_told() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let mut tensors = published_tensors(&Supernet::new(&SearchSpace::named("attentive-tiny").unwrap(), 10, 3).unwrap());
+    tensors.push(("first_conv.bn.bn_tracking.0.running_mean".into(), vec![2], vec![0.0; 2]));
+    tensors.push(("blocks.2.shortcut.conv.conv.weight".into(), vec![24, 24, 1, 1], vec![0.0; 576]));
+    std::fs::write(folder.join("net.pth"), torch_file::zip(&torch_file::entries(&tensors))).unwrap();
+    let output = ofa(folder, &["import", "net.pth", "--space", "attentive-tiny", "--out", "run"]);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{err}");
+    assert!(err.contains("1 statistics of single subnets") && err.contains("1 convolutions of shortcuts"), "{err}");
+    succeeds(
+        folder,
+        &["extract", "--run", "run", "--subnet", "smallest", "--recalibration", "20", "--data", "builtin"],
+    );
+    fails(folder, &["import", "net.pth", "--space", "tiny", "--out", "other"], &["net.pth", "--space"]);
+}
+
+#[test]
 fn a_git_lfs_pointer_is_named_with_the_way_out() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();

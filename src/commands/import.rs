@@ -141,8 +141,9 @@ fn supernet(args: &Args, space: &str) -> Result<()> {
     let config = RunConfig { data: data_config(args)?, space: space.clone(), train };
     check_is_free(&folder, args, &config)?;
     let mut file = CheckpointFile::open(&args.file)?;
-    let net = read_supernet_from(&mut file, &space)?;
+    let (net, skipped) = read_supernet_from(&mut file, &space)?;
     note_choice(&file);
+    skipped.into_iter().for_each(note);
     let classes = class_names(args, &config.data, net.classes())?;
     let parameters: usize = net.parameters().iter().map(|p| p.var.elem_count()).sum();
     let note = SupernetNote { space, classes, steps: 0, trained_on: None };

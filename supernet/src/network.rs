@@ -90,7 +90,7 @@ impl Supernet {
     /// An invalid space, or a device without memory.
     pub fn on_device(space: &SearchSpace, classes: usize, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
         space.validate()?;
-        let mut largest = space.network(&space.largest(), classes)?;
+        let mut largest = space.largest_network(classes)?;
         let mut parameters = Parameters::new(seed, dtype, device);
         let stem_name = |index: usize| match largest.stem.len() {
             1 => "stem".to_string(),
@@ -108,7 +108,7 @@ impl Supernet {
         for (s, specs) in largest.stages.iter().enumerate() {
             let mut blocks = Vec::new();
             for (b, spec) in specs.iter().enumerate() {
-                let kernel_sizes = space.stage_kernel_sizes(s);
+                let kernel_sizes = space.transformed_kernel_sizes(s);
                 blocks.push(Block::new(&mut parameters, &format!("stages.{s}.{b}"), spec, kernel_sizes)?);
             }
             stages.push(blocks);
@@ -384,7 +384,9 @@ impl Supernet {
             _ => average_pool(&x, (height, width))?.reshape((batch, channels))?,
         };
         let mut hidden = match self.hidden {
-            Some(id) => activate(&linear(&pooled, &self.parameters.get(id, keep))?, network.hidden_activation)?,
+            Some(id) => {
+                activate(&linear(&pooled, &self.hidden_weight(id, network, keep)?)?, network.hidden_activation)?
+            }
             None => pooled,
         };
         match mode {
@@ -428,11 +430,19 @@ impl Supernet {
         if let (Some(dense), Some(spec)) = (&self.feature, &network.feature) {
             slots.extend(dense.active(parameters, spec, false)?);
         }
-        slots.extend(self.hidden.map(|id| vec![parameters.get(id, false)]));
+        if let Some(id) = self.hidden {
+            slots.push(vec![self.hidden_weight(id, network, false)?]);
+        }
         let (weight, bias) = self.classifier;
         let weight = parameters.get(weight, false).narrow(1, 0, network.classifier_channels())?;
         slots.push(vec![weight, parameters.get(bias, false)]);
         Ok(slots)
+    }
+
+    /// The active weight `[hidden, features]` of the layer between pool and classifier.
+    fn hidden_weight(&self, id: ParameterId, network: &NetworkSpec, keep: bool) -> Result<Tensor> {
+        let weight = self.parameters.get(id, keep).narrow(0, 0, network.classifier_channels())?;
+        Ok(weight.narrow(1, 0, network.pooled_map().0)?)
     }
 
     /// The batch norms of a subnet in layer order.

@@ -29,14 +29,14 @@ impl Supernet {
     /// None in practice; as every tensor operation.
     pub fn sort_outer_channels(&self, stage: usize) -> Result<()> {
         let (space, parts) = (self.space(), self.parts());
-        let ratios = || space.width_multipliers.iter().rev().take(stage.max(1)).skip(1);
+        let ratios = || space.width_multipliers.iter().rev().take(stage.max(1)).skip(1).map(|&ratio| ratio.into());
         let [first, optional @ .., last] = parts.stem else { return Ok(()) };
         if space.width_multipliers.is_empty() {
             return Ok(());
         }
         let mut middle = vec![Touch::Writes(first), Touch::Reads(last.weight)];
         middle.extend(optional.iter().flat_map(|dense| [Touch::Writes(dense), Touch::Reads(dense.weight)]));
-        let widths: Vec<usize> = ratios().map(|&ratio| space.stem_middle_width(ratio)).collect();
+        let widths: Vec<usize> = ratios().map(|ratio| space.stem_middle_width(ratio)).collect();
         sort_shared(parts.parameters, &middle, &widths)?;
 
         // The layers that write what the next stage reads.
@@ -49,12 +49,12 @@ impl Supernet {
                 if index == 0 { &mut touching } else { &mut inside }.extend(outer.readers);
                 inside.extend(outer.writers);
             }
-            let widths: Vec<usize> = ratios().map(|&ratio| space.elastic_width(base, ratio)).collect();
+            let widths: Vec<usize> = ratios().map(|ratio| space.elastic_width(base, ratio)).collect();
             sort_shared(parts.parameters, &touching, &widths)?;
             (touching, base) = (inside, stage.channels);
         }
         touching.push(Touch::Reads(parts.classifier.0));
-        let widths: Vec<usize> = ratios().map(|&ratio| space.elastic_width(base, ratio)).collect();
+        let widths: Vec<usize> = ratios().map(|ratio| space.elastic_width(base, ratio)).collect();
         Ok(sort_shared(parts.parameters, &touching, &widths)?)
     }
 }

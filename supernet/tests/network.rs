@@ -37,6 +37,11 @@ fn resnet() -> SearchSpace {
     space
 }
 
+/// Shortcuts of pools and projections, at odd sizes where the images are.
+fn attentive() -> SearchSpace {
+    SearchSpace::named("attentive-tiny").unwrap()
+}
+
 fn images(batch: usize, size: usize, seed: u64) -> Tensor {
     let mut rng = generator(seed, Stream::Builtin, &[]);
     let values: Vec<f32> = (0..batch * size * size * 3).map(|_| rng.random_range(-2.0f32..2.0)).collect();
@@ -82,7 +87,7 @@ fn network_on_a_gpu_equals_the_f64_composite_in_value_and_gradient() {
 }
 
 fn equals_exact(device: &Device) {
-    for space in [space(), proxyless(), resnet()] {
+    for space in [space(), proxyless(), resnet(), attentive()] {
         space_equals_exact(&space, device);
     }
 }
@@ -158,8 +163,11 @@ fn gradients_everywhere(space: &SearchSpace) {
 
 #[test]
 fn sorting_channels_keeps_the_largest_function() {
-    let space = space();
-    let net = Supernet::new(&space, 5, 3).unwrap();
+    [space(), attentive()].iter().for_each(sorting_keeps_the_largest_function);
+}
+
+fn sorting_keeps_the_largest_function(space: &SearchSpace) {
+    let net = Supernet::new(space, 5, 3).unwrap();
     disturbed(&net);
     let x = images(4, 24, 2);
     let logits = |net: &Supernet, subnet: &Subnet| net.forward(&x, subnet, Mode::BatchStatistics).unwrap();
@@ -243,7 +251,7 @@ fn bits(logits: &Tensor) -> Vec<u32> {
 
 #[test]
 fn subnets_together_give_the_bits_of_one_by_one() {
-    for space in [space(), proxyless(), resnet()] {
+    for space in [space(), proxyless(), resnet(), attentive()] {
         let net = Supernet::new(&space, 7, 1).unwrap();
         disturbed(&net);
         let (images, others) = (images(3, 24, 1), images(4, 24, 2));

@@ -2,7 +2,7 @@
 
 mod spaces;
 
-use ofa_supernet::space::BlockSpec;
+use ofa_supernet::space::{BlockSpec, Family};
 use ofa_supernet::{SearchSpace, Subnet};
 use proptest::prelude::*;
 use spaces::{cases, space, space_and_subnet};
@@ -59,7 +59,12 @@ proptest! {
         for block in network.blocks() {
             prop_assert_eq!((block.in_channels(), block.input_size()), (channels, size));
             let (stride, keeps) = match block {
-                BlockSpec::InvertedResidual(block) => (block.stride, block.residual),
+                BlockSpec::InvertedResidual(block) => {
+                    // Only AttentiveNAS fits a residual to another shape.
+                    let fitted = block.projection || (block.residual && block.stride > 1);
+                    prop_assert!(space.family == Family::AttentiveNas || !fitted);
+                    (block.stride, block.residual && !fitted)
+                }
                 // A shortcut between different shapes has a projection.
                 BlockSpec::Bottleneck(block) => (block.stride, !block.projection),
             };
@@ -77,11 +82,11 @@ proptest! {
         prop_assert_eq!(elastic.clone().count(), subnet.blocks().count());
         for (block, choice) in elastic.zip(subnet.blocks()) {
             let (kernel, middle) = match block {
-                BlockSpec::InvertedResidual(block) => (block.kernel, block.middle_channels),
-                BlockSpec::Bottleneck(block) => (block.kernel, block.middle_channels),
+                BlockSpec::InvertedResidual(block) => (block.kernel, block.expand.then_some(block.middle_channels)),
+                BlockSpec::Bottleneck(block) => (block.kernel, Some(block.middle_channels)),
             };
             prop_assert_eq!(kernel, choice.kernel);
-            prop_assert!(middle % 8 == 0);
+            prop_assert!(middle.is_none_or(|middle| middle % 8 == 0));
         }
     }
 }

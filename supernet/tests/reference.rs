@@ -1,6 +1,8 @@
 //! Numbers equal to those of the once-for-all code in PyTorch, whose results for supernets with seeded random weights
 //! are in `../shared/reference` beside the checkout: `cargo test --release --test reference -- --ignored`.
 
+mod attentive;
+
 use candle_core::{DType, Device, Tensor};
 use ofa_supernet::import::{Setting, common, published, read_supernet};
 use ofa_supernet::network::{Mode, StatisticsCollector};

@@ -65,6 +65,7 @@ pub(super) enum Work {
     GlobalAveragePool,
     AveragePool {
         window: usize,
+        padding: usize,
     },
     MaxPool,
     /// In place: the other value, or the images, is added.
@@ -144,7 +145,7 @@ impl Compiler<'_> {
             Op::Convolution { .. } | Op::Linear => return self.layer(id, &node),
             Op::Gate => Place::Gated(self.input(&node, 0)?, self.vector(&node, 1)?),
             Op::GlobalAveragePool => self.push(&node, Work::GlobalAveragePool)?,
-            Op::AveragePool { window } => self.push(&node, Work::AveragePool { window })?,
+            Op::AveragePool { window, padding } => self.push(&node, Work::AveragePool { window, padding })?,
             Op::MaxPool { window: 3, stride: 2, padding: 1 } => self.push(&node, Work::MaxPool)?,
             Op::HardSigmoid => self.in_place(&node, Work::HardSigmoid)?,
             Op::Add => {

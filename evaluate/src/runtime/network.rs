@@ -222,8 +222,8 @@ impl Buffers {
                 Kernel::Dense(kernel) => kernel.run(read(step.input), batch, height, width, activation, output),
             },
             Work::GlobalAveragePool => average_pool(read(step.input), batch, pixels, channels, output),
-            Work::AveragePool { window } => {
-                average_windows(read(step.input), height, width, channels, window, output);
+            Work::AveragePool { window, padding } => {
+                average_windows(read(step.input), (height, width, channels), window, padding, output);
             }
             Work::MaxPool => max_pool(read(step.input), height, width, channels, output),
             Work::Add(other) => output.iter_mut().zip(read(other)).for_each(|(sum, x)| *sum += x),
@@ -311,11 +311,14 @@ mod tests {
     }
 
     #[test]
-    fn resnet_logits_equal_the_unfolded_network() {
-        // Odd sizes: windows over the border, in both pools.
-        let mut space = preset("resnet-tiny").unwrap();
-        space.resolutions = vec![15, 21];
-        for (position, batch) in [(0, 1), (1, 3), (2, 2), (3, 3)] {
+    fn logits_of_other_shortcuts_equal_the_unfolded_network() {
+        // Odd sizes: windows over the border, in all pools.
+        let cases = [(0, 1), (1, 3), (2, 2), (3, 3)].into_iter();
+        for (name, (position, batch)) in
+            ["resnet-tiny", "attentive-tiny"].into_iter().flat_map(|name| cases.clone().map(move |case| (name, case)))
+        {
+            let mut space = preset(name).unwrap();
+            space.resolutions = vec![15, 21];
             let subnet = space.sample(&mut generator(3, Stream::Sampling, &[position]));
             let spec = space.network(&subnet, 6).unwrap();
             let weights = random_weights(&spec, position).unwrap();

@@ -119,6 +119,17 @@ mod tests {
         assert_eq!(groups(&resnet, 7), [10..12, 12..14, 14..16, 16..18, 18..20, 20..22, 22..24]);
         let subnet = "r32 w0.5,1,1,0.5 s1 d1,1 e0.25|0.5".parse().unwrap();
         assert_eq!(Features::new(&resnet).of(&subnet).unwrap(), [0, 1, 6, 8, 13, 15, 16, 19, 21, 22]);
+        // attentive-tiny: three resolutions; five widths, one of them of three; three stages, each with its depth of at
+        // most two, two kernels and two expand ratios, of which the first has one depth and one ratio.
+        let attentive = SearchSpace::named("attentive-tiny").unwrap();
+        assert_eq!(Features::new(&attentive).count(), 3 + 11 + (1 + 2 + 1) + 2 * (2 + 2 + 2));
+        let subnet = "r28 w8,8,24,32,64 s0 d1,2,1 k5|3,3|5 e1|3,3|2".parse().unwrap();
+        assert_eq!(
+            Features::new(&attentive).of(&subnet).unwrap(),
+            [1, 3, 5, 8, 10, 12, 14, 16, 17, 19, 20, 23, 24, 27, 28]
+        );
+        let mixed = "r28 w8,8,24,32,64 s0 d1,2,1 k5|3,5|5 e1|3,3|2".parse().unwrap();
+        assert!(Features::new(&attentive).of(&mixed).unwrap_err().to_string().contains("stage 2 differ"));
         let outside = "r20 d1,1 k3|3 e2|2".parse().unwrap();
         assert!(Features::new(&space).of(&outside).unwrap_err().to_string().contains("allowed are 16, 24, 32"));
     }

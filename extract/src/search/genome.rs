@@ -261,6 +261,8 @@ mod tests {
         };
         assert_eq!(letters("tiny"), "rsdkekedkeke");
         assert_eq!(letters("resnet-tiny"), "rswwwwdkekedkeke");
+        // A stage's blocks choose together.
+        assert_eq!(letters("attentive-tiny"), "rswwwwwdkedkedke");
     }
 
     #[test]

@@ -86,6 +86,7 @@ fn parts(genome: &Genome) -> Vec<Part> {
             At::Input => continue,
             At::Stem => 0,
             At::Boundary(number) => {
+                let number = genome.space().part_after(number);
                 boundaries.push((number, group.start));
                 number.saturating_sub(1)
             }
@@ -366,7 +367,7 @@ mod tests {
 
     #[test]
     fn costs_have_tables_that_equal_them() {
-        for name in ["tiny", "cifar-mbv3", "mbv3-w1.2", "resnet-tiny"] {
+        for name in ["tiny", "cifar-mbv3", "mbv3-w1.2", "resnet-tiny", "attentive-tiny", "attentive"] {
             let space = SearchSpace::named(name).unwrap();
             let genome = Genome::new(&space).unwrap();
             let measures = Measures::new(&space, 10, Vec::new());
@@ -396,7 +397,7 @@ mod tests {
 
     #[test]
     fn an_expected_value_is_the_mean_of_draws() {
-        for name in ["tiny", "resnet-tiny"] {
+        for name in ["tiny", "resnet-tiny", "attentive-tiny"] {
             let space = SearchSpace::named(name).unwrap();
             let genome = Genome::new(&space).unwrap();
             let measures = Measures::new(&space, 10, Vec::new());

@@ -99,7 +99,7 @@ impl BottleneckSpec {
         }
         let mut shortcut = x;
         if let Some(conv) = self.shortcut() {
-            shortcut = builder.average_pool(x, self.stride);
+            shortcut = builder.average_pool(x, self.stride, 0);
             shortcut = conv.lower(builder, shortcut, ("downsample.1", "downsample.2"));
         }
         let sum = builder.add(y, shortcut);

@@ -3,7 +3,8 @@
 use super::BlockSpec;
 use crate::graph::{Builder, NodeId};
 use crate::layers::{
-    BatchNorm, ElasticKernel, Initialiser, OuterChannels, ParameterId, Parameters, Pass, channel_sorting, fused,
+    BatchNorm, ElasticKernel, Initialiser, OuterChannels, ParameterId, Parameters, Pass, add, channel_sorting, fused,
+    linear,
 };
 use crate::ops::{self, BlockShape, Relay};
 use crate::space::Activation;
@@ -12,6 +13,10 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// An inverted residual block: 1x1 expand, depthwise, optional squeeze-excite, 1x1 project, optional residual.
+///
+/// A residual over a stride is the input averaged over `stride x stride` pixels; where the map's size is odd, the first
+/// windows begin a row and a column before it, and these count as zeros. With a projection a 1x1 convolution without
+/// batch norm or bias follows (AttentiveNAS).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InvertedResidualSpec {
@@ -33,6 +38,9 @@ pub struct InvertedResidualSpec {
     pub squeeze_excite: Option<usize>,
     /// Whether the input is added to the output.
     pub residual: bool,
+    /// Whether a convolution fits the residual to the output's channels.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub projection: bool,
     /// Height and width of the input map.
     pub input_size: usize,
 }
@@ -60,11 +68,14 @@ impl InvertedResidualSpec {
                 self.middle_channels, self.in_channels
             ));
         }
-        if self.residual && (self.stride != 1 || self.out_channels != self.in_channels) {
+        if self.residual && !self.projection && self.out_channels != self.in_channels {
             return Err(format!(
-                "has a residual, but its output ({} channels, stride {}) has not the shape of its input ({} channels)",
-                self.out_channels, self.stride, self.in_channels
+                "has a residual without projection, but {} output channels for {} input channels",
+                self.out_channels, self.in_channels
             ));
+        }
+        if self.projection && !self.residual {
+            return Err("has a projection, but no residual".into());
         }
         Ok(())
     }
@@ -96,7 +107,14 @@ impl InvertedResidualSpec {
             y = builder.gate(y, factors);
         }
         y = builder.convolution_norm_activation(y, project, self.out_channels, (1, 1), 1, Activation::Identity);
-        if self.residual { builder.add(y, x) } else { y }
+        if !self.residual {
+            return y;
+        }
+        let mut shortcut = builder.average_pool(x, self.stride, pool_padding(self.input_size));
+        if self.projection {
+            shortcut = builder.pointwise(shortcut, "shortcut", self.out_channels, false);
+        }
+        builder.add(y, shortcut)
     }
 }
 
@@ -109,6 +127,9 @@ impl fmt::Display for InvertedResidualSpec {
         }
         if self.residual {
             f.write_str(" residual")?;
+        }
+        if self.projection {
+            f.write_str(" projection")?;
         }
         write!(f, " at {size}x{size}", size = self.input_size)
     }
@@ -133,6 +154,8 @@ pub(crate) struct InvertedResidual {
     /// `[out, middle, 1, 1]`
     pub project: ParameterId,
     pub project_norm: BatchNorm,
+    /// `[out, in, 1, 1]` of the shortcut.
+    pub shortcut: Option<ParameterId>,
 }
 
 impl InvertedResidual {
@@ -173,7 +196,13 @@ impl InvertedResidual {
         };
         let project = parameters.add(format!("{name}.project.weight"), &[n, m, 1, 1], he(n), true)?;
         let project_norm = BatchNorm::new(parameters, format!("{name}.project.norm"), n)?;
-        Ok(InvertedResidual { expand, depthwise, depthwise_norm, squeeze_excite, project, project_norm })
+        let shortcut = match largest.projection {
+            true => {
+                Some(parameters.add(format!("{name}.shortcut.weight"), &[n, largest.in_channels, 1, 1], he(n), true)?)
+            }
+            false => None,
+        };
+        Ok(InvertedResidual { expand, depthwise, depthwise_norm, squeeze_excite, project, project_norm, shortcut })
     }
 
     pub(super) fn first_parameter(&self) -> ParameterId {
@@ -189,9 +218,11 @@ impl InvertedResidual {
     }
 
     /// Sorts middle channels by the L1 norm of the projection's weights, and squeeze-excite's reduced channels by the
-    /// L1 norm of its second layer.
+    /// L1 norm of its second layer. Without expand convolution the middle channels are the input's, whose order is not
+    /// the block's.
     pub(super) fn sort_channels(&self, parameters: &Parameters, widths: &[usize]) -> Result<()> {
         use channel_sorting::{descending, importance, permute, permute_norm};
+        let Some((expand, expand_norm)) = &self.expand else { return Ok(()) };
         let order = descending(&importance(parameters, self.project)?, widths);
         permute(parameters, self.project, 1, &order)?;
         permute_norm(parameters, &self.depthwise_norm, &order)?;
@@ -205,11 +236,8 @@ impl InvertedResidual {
             permute(parameters, squeeze.weight, 0, &reduced)?;
             permute(parameters, squeeze.bias, 0, &reduced)?;
         }
-        if let Some((weight, norm)) = &self.expand {
-            permute_norm(parameters, norm, &order)?;
-            permute(parameters, *weight, 0, &order)?;
-        }
-        Ok(())
+        permute_norm(parameters, expand_norm, &order)?;
+        permute(parameters, *expand, 0, &order)
     }
 
     pub(super) fn active(
@@ -218,11 +246,11 @@ impl InvertedResidual {
         spec: &InvertedResidualSpec,
         keep: bool,
     ) -> Result<Vec<Vec<Tensor>>> {
-        let m = spec.middle_channels;
+        let (m, inputs, outputs) = (spec.middle_channels, spec.in_channels, spec.out_channels);
         let get = |id| parameters.get(id, keep);
         let mut slots = Vec::with_capacity(8);
         if let Some((weight, norm)) = &self.expand {
-            slots.push(vec![get(*weight).narrow(0, 0, m)?]);
+            slots.push(vec![get(*weight).narrow(0, 0, m)?.narrow(1, 0, inputs)?]);
             slots.push(norm.pack(parameters, m, keep)?.to_vec());
         }
         slots.push(vec![self.depthwise.pack(parameters, m, spec.kernel, keep)?]);
@@ -233,8 +261,11 @@ impl InvertedResidual {
             let weight = get(excite.weight).narrow(0, 0, m)?.narrow(1, 0, reduced)?;
             slots.push(vec![weight, get(excite.bias).narrow(0, 0, m)?]);
         }
-        slots.push(vec![get(self.project).narrow(1, 0, m)?]);
-        slots.push(self.project_norm.pack(parameters, spec.out_channels, keep)?.to_vec());
+        slots.push(vec![get(self.project).narrow(0, 0, outputs)?.narrow(1, 0, m)?]);
+        slots.push(self.project_norm.pack(parameters, outputs, keep)?.to_vec());
+        if let (Some(weight), true) = (self.shortcut, spec.projection) {
+            slots.push(vec![get(weight).narrow(0, 0, outputs)?.narrow(1, 0, inputs)?]);
+        }
         Ok(slots)
     }
 
@@ -246,19 +277,50 @@ impl InvertedResidual {
         eps: f64,
         pass: &mut Pass,
     ) -> Result<Relay> {
-        let active = self.active(parameters, spec, pass.keep_gradients)?;
+        let mut active = self.active(parameters, spec, pass.keep_gradients)?;
+        let (batch, height, width, _) = x.value().dims4()?;
         if !fused(x.value()) {
-            let graph = BlockSpec::InvertedResidual(spec.clone()).graph(eps);
+            // In training the images' size need not be the subnet's, and the shortcut's padding follows the map.
+            let here = InvertedResidualSpec { input_size: height, ..spec.clone() };
+            let graph = BlockSpec::InvertedResidual(here).graph(eps);
             return Ok(pass.interpret(&graph, &x.tracked()?, &active)?.into());
         }
-        let (batch, height, width, _) = x.value().dims4()?;
         let shape = BlockShape::new(spec, batch, height, width, eps);
+        // A shortcut that changes the input is no part of the fused block.
+        let (x, shortcut) = match spec.residual && !shape.residual {
+            true => {
+                let weight = if spec.projection { active.pop().and_then(|mut slot| slot.pop()) } else { None };
+                let x = x.tracked()?;
+                let shortcut = fitted_shortcut(&x, weight.as_ref(), spec.stride)?;
+                (x.into(), Some(shortcut))
+            }
+            false => (x, None),
+        };
         let flat = active.iter().flatten().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
         let packed = Tensor::cat(&flat, 0)?;
         let m = spec.middle_channels;
         let given = pass.next_given([if spec.expand { m } else { 0 }, m, spec.out_channels])?;
         let (output, used) = ops::inverted_residual(x, &packed, shape, given, pass.ranks, pass.keep_gradients)?;
         pass.used.extend(used.into_iter().skip(usize::from(!spec.expand)));
-        Ok(output)
+        match shortcut {
+            Some(shortcut) => Ok(add(&output.tracked()?, &shortcut, false)?.into()),
+            None => Ok(output),
+        }
     }
+}
+
+/// Rows and columns of zeros before the map that the windows of a shortcut's pool begin with.
+fn pool_padding(size: usize) -> usize {
+    size % 2
+}
+
+/// The block's input averaged over `stride x stride` pixels and projected by `weight` `[out, in, 1, 1]`, as far as the
+/// block needs that.
+fn fitted_shortcut(x: &Tensor, weight: Option<&Tensor>, stride: usize) -> Result<Tensor> {
+    let (_, height, _, channels) = x.dims4()?;
+    let pooled = if stride > 1 { ops::padded_average_pool(x, stride, pool_padding(height))? } else { x.clone() };
+    let Some(weight) = weight else { return Ok(pooled) };
+    let (batch, height, width, _) = pooled.dims4()?;
+    let projected = linear(&pooled.reshape(((), channels))?, &weight.flatten_from(1)?)?;
+    projected.reshape((batch, height, width, weight.dim(0)?))
 }

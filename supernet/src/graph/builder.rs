@@ -66,7 +66,7 @@ impl Builder {
         x
     }
 
-    /// 1x1 convolution of a vector.
+    /// 1x1 convolution.
     pub(crate) fn pointwise(&mut self, x: NodeId, name: &'static str, out_channels: usize, bias: bool) -> NodeId {
         let op = Op::Convolution { kernel: 1, stride: 1, padding: 0, groups: 1, bias };
         self.convolution(x, name, op, out_channels)
@@ -89,14 +89,15 @@ impl Builder {
         self.push(Op::GlobalAveragePool, &[x], Shape { height: 1, width: 1, channels })
     }
 
-    /// Average over windows side by side; windows of one pixel emit no node.
-    pub(crate) fn average_pool(&mut self, x: NodeId, window: usize) -> NodeId {
+    /// Average over windows side by side after `padding` rows and columns of zeros; windows of one pixel emit no node.
+    pub(crate) fn average_pool(&mut self, x: NodeId, window: usize, padding: usize) -> NodeId {
         if window <= 1 {
             return x;
         }
         let Shape { height, width, channels } = self.shape(x);
-        let shape = Shape { height: height.div_ceil(window), width: width.div_ceil(window), channels };
-        self.push(Op::AveragePool { window }, &[x], shape)
+        let size = |size: usize| size.saturating_add(padding).div_ceil(window);
+        let shape = Shape { height: size(height), width: size(width), channels };
+        self.push(Op::AveragePool { window, padding }, &[x], shape)
     }
 
     pub(crate) fn max_pool(&mut self, x: NodeId, window: usize, stride: usize, padding: usize) -> NodeId {

@@ -59,7 +59,10 @@ pub fn run(
             (Op::Activation(activation), [x]) => activate(x, activation)?,
             (Op::HardSigmoid, [x]) => hard_sigmoid(x)?,
             (Op::GlobalAveragePool, [x]) => x.mean_keepdim(1)?.mean_keepdim(2)?,
-            (Op::AveragePool { window }, [x]) => average_pool(x, (window, window))?,
+            (Op::AveragePool { window, padding }, [x]) => {
+                let padded = x.pad_with_zeros(1, padding, 0)?.pad_with_zeros(2, padding, 0)?;
+                average_pool(&padded, (window, window))?
+            }
             (Op::MaxPool { window, stride, padding }, [x]) => max_pool(x, window, stride, padding)?,
             (Op::Add, [x, y]) => (x + y)?,
             (Op::Gate, [x, factors]) => x.broadcast_mul(factors)?,
@@ -88,6 +91,7 @@ pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
         Activation::Relu => x.relu(),
         Activation::Relu6 => x.clamp(0f64, 6f64),
         Activation::HardSwish => x * hard_sigmoid(x)?,
+        Activation::Swish => x * ((x.neg()?.exp()? + 1.0)?.recip()?),
     }
 }
 

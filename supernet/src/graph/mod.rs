@@ -81,6 +81,8 @@ pub enum Op {
     AveragePool {
         /// Height, width and step of the windows.
         window: usize,
+        /// Rows and columns of zeros before the first, which count in the mean.
+        padding: usize,
     },
     /// Largest value of each window; padding never wins.
     MaxPool {

@@ -1,5 +1,5 @@
 //! Published once-for-all supernets (paper §4; Cai et al. publish them for MobileNetV3 spaces of width 1.0 and 1.2,
-//! among others), read as the state of a [`Supernet`].
+//! among others) and AttentiveNAS supernets, read as the state of a [`Supernet`].
 //!
 //! | file | concern |
 //! | --- | --- |
@@ -34,21 +34,26 @@ const MAX_CLASSES: usize = 1_000_000;
 /// Errors of [`CheckpointFile::open`]; a tensor that is missing, unknown, not of the shape that the space requires, or
 /// not finite (the first one is named); a negative running variance.
 pub fn read_supernet(path: &Path, space: &SearchSpace) -> Result<Supernet> {
-    read_supernet_from(&mut CheckpointFile::open(path)?, space)
+    read_supernet_from(&mut CheckpointFile::open(path)?, space).map(|(net, _)| net)
 }
 
-/// Reads a published checkpoint, like [`read_supernet`], from an open file.
+/// Reads a published checkpoint, like [`read_supernet`], from an open file, and says what of it no subnet uses.
 ///
 /// # Errors
 /// As for [`read_supernet`].
-pub fn read_supernet_from(file: &mut CheckpointFile, space: &SearchSpace) -> Result<Supernet> {
+pub fn read_supernet_from(file: &mut CheckpointFile, space: &SearchSpace) -> Result<(Supernet, Vec<String>)> {
     space.validate()?;
     let path = file.path().to_path_buf();
     let fail = |message: String| Err(Error::format(&path, message));
     // Maps common names to names in the file.
     let mut names: BTreeMap<String, String> = BTreeMap::new();
     let mut shapes: HashMap<String, Vec<usize>> = HashMap::new();
+    let mut subnet_statistics = 0;
     for (name, shape) in file.tensors() {
+        if names::is_subnet_statistic(name, space) {
+            subnet_statistics += 1;
+            continue;
+        }
         if name.ends_with(".num_batches_tracked") {
             continue;
         }
@@ -104,6 +109,20 @@ pub fn read_supernet_from(file: &mut CheckpointFile, space: &SearchSpace) -> Res
         }
         state.insert(ours, Tensor::from_vec(values, dims, &Device::Cpu)?);
     }
+    let mut skipped = Vec::new();
+    if subnet_statistics > 0 {
+        skipped.push(format!(
+            "{subnet_statistics} statistics of single subnets (bn_tracking) were skipped: each subnet's are recalibrated"
+        ));
+    }
+    let listed = names.len();
+    names.retain(|name, _| !names::is_shortcut(name, space));
+    if names.len() < listed {
+        skipped.push(format!(
+            "{} convolutions of shortcuts were skipped: no subnet uses them, since both sides always have equal widths",
+            listed - names.len()
+        ));
+    }
     if let Some((_, extra)) = names.pop_first() {
         return fail(format!(
             "the tensor '{extra}' is not part of a supernet of the space '{}'; is the checkpoint of another space (--space)?",
@@ -111,5 +130,5 @@ pub fn read_supernet_from(file: &mut CheckpointFile, space: &SearchSpace) -> Res
         ));
     }
     net.load_state(&state).map_err(|e| e.at(&path))?;
-    Ok(net)
+    Ok((net, skipped))
 }

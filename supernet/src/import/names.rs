@@ -11,6 +11,7 @@
 //! | `input_stem.1.conv.conv.conv.weight` | `input_stem.1.conv.conv.weight` | `input_stem.1.residual.conv.weight` |
 
 use crate::SearchSpace;
+use crate::space::Family;
 
 /// Converts a name of either spelling to the common form.
 pub fn common(name: &str) -> String {
@@ -28,6 +29,7 @@ pub fn common(name: &str) -> String {
 pub fn published(name: &str, space: &SearchSpace) -> Option<String> {
     let (layer, rest) = name.split_once('.')?;
     let bottlenecks = space.family.has_bottlenecks();
+    let attentive = space.family == Family::AttentiveNas;
     match layer {
         "stem" if bottlenecks => {
             let (index, rest) = rest.split_once('.')?;
@@ -39,8 +41,14 @@ pub fn published(name: &str, space: &SearchSpace) -> Option<String> {
             let mut parts = rest.splitn(3, '.');
             let (stage, index): (usize, usize) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
             let (slot, rest) = (space.slot(stage, index), parts.next()?);
-            if bottlenecks { bottleneck(slot, rest) } else { block(1 + slot, rest) }
+            match rest.strip_prefix("shortcut.") {
+                _ if bottlenecks => bottleneck(slot, rest),
+                Some(part) if attentive => Some(format!("blocks.{slot}.shortcut.conv.{part}")),
+                _ => block(slot + usize::from(!attentive), rest),
+            }
         }
+        "feature" if attentive => dense("last_conv.final_expand_layer", rest),
+        "hidden" if attentive => Some(format!("last_conv.feature_mix_layer.conv.{rest}")),
         // Without a hidden layer, the published name of the last convolution is the mixing layer.
         "feature" if space.head.as_ref().is_some_and(|head| head.hidden_channels.is_none()) => {
             dense("feature_mix_layer", rest)
@@ -50,6 +58,18 @@ pub fn published(name: &str, space: &SearchSpace) -> Option<String> {
         "classifier" => Some(format!("classifier.linear.{rest}")),
         _ => None,
     }
+}
+
+/// Whether a published tensor is a statistic of one subnet, which AttentiveNAS stores beside the supernet's.
+pub(super) fn is_subnet_statistic(name: &str, space: &SearchSpace) -> bool {
+    space.family == Family::AttentiveNas && name.contains(".bn_tracking.")
+}
+
+/// Whether a tensor, by its common name, is the convolution of a shortcut. AttentiveNAS stores one for every block.
+pub(super) fn is_shortcut(name: &str, space: &SearchSpace) -> bool {
+    let block = name.strip_prefix("blocks.").and_then(|rest| rest.strip_suffix(".shortcut.conv.weight"));
+    let number = block.and_then(|number| number.parse::<usize>().ok());
+    space.family == Family::AttentiveNas && number.is_some_and(|number| number < space.slots())
 }
 
 /// Name of a tensor of a convolution with batch norm.
@@ -139,6 +159,18 @@ mod tests {
             let expected = published(ours, &resnet).unwrap();
             assert_eq!((common(newer), common(older)), (expected.clone(), expected), "{ours}");
         }
+        let attentive = SearchSpace::named("attentive").unwrap();
+        for (ours, theirs) in [
+            ("stages.1.0.project.weight", "blocks.2.mobile_inverted_conv.point_linear.conv.conv.weight"),
+            ("stages.1.0.shortcut.weight", "blocks.2.shortcut.conv.conv.weight"),
+            ("feature.norm.bias", "last_conv.final_expand_layer.bn.bn.bias"),
+            ("hidden.weight", "last_conv.feature_mix_layer.conv.conv.weight"),
+        ] {
+            assert_eq!(common(theirs), published(ours, &attentive).unwrap(), "{ours}");
+        }
+        assert!(is_shortcut("blocks.1.shortcut.conv.weight", &attentive));
+        assert!(!is_shortcut("blocks.37.shortcut.conv.weight", &attentive));
+        assert!(!is_shortcut("blocks.1.shortcut.conv.weight", &space));
         assert_eq!(published("other.weight", &space), None);
         let space = SearchSpace::named("proxyless-w1.3").unwrap();
         assert_eq!(published("feature.norm.bias", &space).unwrap(), "feature_mix_layer.bn.bias");

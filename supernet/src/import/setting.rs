@@ -188,6 +188,13 @@ impl Setting {
     /// # Errors
     /// A list has the wrong length, or a choice is outside the space.
     pub fn subnet(&self, space: &SearchSpace, resolution: usize) -> Result<Subnet> {
+        if space.width_choices() > 0 && !space.family.has_bottlenecks() {
+            return Err(Error::Subnet(format!(
+                "the space '{}' has widths, for which this notation has no word; write the subnet as '{}'",
+                space.name,
+                space.smallest()
+            )));
+        }
         let bottlenecks = space.family.has_bottlenecks();
         let count = space.stages.len() + usize::from(bottlenecks);
         let mut stages = Vec::with_capacity(count);
@@ -225,7 +232,7 @@ impl Setting {
                     let known = space.width_multipliers.len();
                     Error::Subnet(format!("'w' holds {number}; the space '{}' has {known} widths, from 0", space.name))
                 })?;
-                subnet.widths.push(*width);
+                subnet.widths.push((*width).into());
             }
             let skipped = self.d.at("d", 0, count)?.saturating_add(1) < space.depths.len();
             let stem = if skipped { space.stem.depths.first() } else { space.stem.depths.last() };

@@ -1,5 +1,5 @@
 //! Elastic kernel size: a smaller kernel is the centre of the next larger one times a learned matrix (paper §3.3,
-//! figure 3).
+//! figure 3). Without matrices it is the centre of the largest.
 
 use super::{Initialiser, ParameterId, Parameters};
 use candle_core::{Result, Tensor};
@@ -9,7 +9,7 @@ use candle_core::{Result, Tensor};
 pub(crate) struct ElasticKernel {
     /// `[channels, 1, k, k]` at the largest kernel size.
     pub weight: ParameterId,
-    /// Ascending.
+    /// Sizes with a matrix of their own, and the largest; ascending.
     kernel_sizes: Vec<usize>,
     /// From each size to the next smaller, in the order of `kernel_sizes` without the largest; `[k², k²]` of the
     /// smaller one, shared by all channels of the layer.
@@ -40,13 +40,13 @@ impl ElasticKernel {
         Ok(ElasticKernel { weight, kernel_sizes: kernel_sizes.to_vec(), transforms })
     }
 
-    /// The weight `[channels, kernel * kernel]` of the leading channels at `kernel`, one of the sizes.
+    /// The weight `[channels, kernel * kernel]` of the leading channels at `kernel`: one of the sizes, or a smaller one.
     pub(crate) fn pack(&self, parameters: &Parameters, channels: usize, kernel: usize, keep: bool) -> Result<Tensor> {
         let full = parameters.get(self.weight, keep);
         let mut size = full.dim(2)?;
         let mut weight = full.narrow(0, 0, channels)?.reshape((channels, size, size))?;
         for (index, &smaller) in self.kernel_sizes.iter().enumerate().rev() {
-            if size <= kernel || smaller >= size {
+            if smaller < kernel || smaller >= size {
                 continue;
             }
             let start = (size - smaller) / 2;
@@ -58,6 +58,10 @@ impl ElasticKernel {
                 .reshape((channels, smaller, smaller))?;
             size = smaller;
         }
-        weight.reshape((channels, size * size))
+        if size > kernel {
+            let start = (size - kernel) / 2;
+            weight = weight.narrow(1, start, kernel)?.narrow(2, start, kernel)?;
+        }
+        weight.reshape((channels, kernel * kernel))
     }
 }

@@ -318,10 +318,16 @@ pub fn max_pool(input: &[f32], height: usize, width: usize, channels: usize, out
     max_windows(&Windows::max_pool(height, width, channels), input, output);
 }
 
-/// Average over adjacent windows of `size x size` pixels of `input` `[batch, height, width, channels]`; windows that
-/// cross the right or lower border average their existing pixels.
-pub fn average_windows(input: &[f32], height: usize, width: usize, channels: usize, size: usize, output: &mut [f32]) {
-    mean_windows(&Windows::side_by_side(height, width, channels, (size, size)), input, output);
+/// Average over adjacent windows of `size x size` pixels of `input` `[batch, height, width, channels]` after `padding`
+/// rows and columns of zeros, which count; windows that cross the right or lower border average their existing pixels.
+pub fn average_windows(
+    input: &[f32],
+    (height, width, channels): (usize, usize, usize),
+    size: usize,
+    padding: usize,
+    output: &mut [f32],
+) {
+    mean_windows(&Windows::side_by_side(height, width, channels, (size, size), padding), input, output);
 }
 
 /// Spatial means `[batch, channels]` of `input` `[batch, pixels, channels]`.

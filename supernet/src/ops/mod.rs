@@ -57,7 +57,7 @@ pub use dense::dense;
 pub use dense_shape::DenseShape;
 pub use inverted_residual::{BlockShape, BlockStatistics, inverted_residual, parameter_count};
 pub use linear::linear;
-pub use pools::{add, average_pool, max_pool};
+pub use pools::{add, average_pool, max_pool, padded_average_pool};
 pub use relay::Relay;
 pub use simd::{InstructionSet, UnknownInstructionSet};
 pub use sparse::{SparseLayer, SparseRows};

@@ -73,27 +73,35 @@ pub(crate) struct Windows {
     /// Height and width of a window.
     pub size: (usize, usize),
     pub stride: (usize, usize),
-    /// Rows and columns by which the first window starts before the first pixel.
+    /// Rows and columns by which the first window starts before the first pixel; fewer than those of a window.
     pub padding: usize,
+    /// Height and width of the output map.
+    pub output_size: (usize, usize),
 }
 
 impl Windows {
     /// 3x3 windows with stride 2 and padding 1.
     pub(crate) fn max_pool(height: usize, width: usize, channels: usize) -> Self {
-        Windows { height, width, channels, size: (3, 3), stride: (2, 2), padding: 1 }
+        let output_size = (height.div_ceil(2), width.div_ceil(2));
+        Windows { height, width, channels, size: (3, 3), stride: (2, 2), padding: 1, output_size }
     }
 
-    /// Adjacent windows from the first pixel on; the last may extend over the border.
-    pub(crate) fn side_by_side(height: usize, width: usize, channels: usize, size: (usize, usize)) -> Self {
-        Windows { height, width, channels, size, stride: size, padding: 0 }
-    }
-
-    pub(crate) fn output_size(&self) -> (usize, usize) {
-        (self.height.div_ceil(self.stride.0), self.width.div_ceil(self.stride.1))
+    /// Adjacent windows that begin `padding` rows and columns before the first pixel; the last may extend over the
+    /// border.
+    pub(crate) fn side_by_side(
+        height: usize,
+        width: usize,
+        channels: usize,
+        size: (usize, usize),
+        padding: usize,
+    ) -> Self {
+        assert!(padding < size.0.min(size.1), "every window holds a pixel");
+        let output_size = ((height + padding).div_ceil(size.0), (width + padding).div_ceil(size.1));
+        Windows { height, width, channels, size, stride: size, padding, output_size }
     }
 
     fn out_pixels(&self) -> usize {
-        self.output_size().0 * self.output_size().1
+        self.output_size.0 * self.output_size.1
     }
 
     fn in_values(&self) -> usize {
@@ -102,7 +110,7 @@ impl Windows {
 
     /// Rows and columns of the input in the window of output pixel `pixel` (within its image).
     fn seen(&self, pixel: usize) -> (Range<usize>, Range<usize>) {
-        let out_width = self.output_size().1;
+        let out_width = self.output_size.1;
         let part = |position: usize, stride: usize, size: usize, length: usize| {
             let start = position * stride;
             start.saturating_sub(self.padding)..(start + size - self.padding).min(length)
@@ -111,6 +119,14 @@ impl Windows {
             part(pixel / out_width, self.stride.0, self.size.0, self.height),
             part(pixel % out_width, self.stride.1, self.size.1, self.width),
         )
+    }
+
+    /// One over the pixels in the window of output pixel `pixel`, the padding before the map included.
+    fn mean_factor(&self, pixel: usize) -> f32 {
+        let out_width = self.output_size.1;
+        let count = |position: usize, size: usize, length: usize| size.min(length + self.padding - position * size);
+        let rows = count(pixel / out_width, self.size.0, self.height);
+        1.0 / (rows * count(pixel % out_width, self.size.1, self.width)) as f32
     }
 
     /// Offsets, within an image, of the input pixels in the window of output pixel `pixel`.
@@ -132,7 +148,8 @@ pub(crate) fn max_windows(windows: &Windows, input: &[f32], output: &mut [f32]) 
     });
 }
 
-/// Writes the mean of the existing pixels of every window of `input` `[batch, height, width, channels]`.
+/// Writes the mean of every window of `input` `[batch, height, width, channels]`: padding before the map counts as
+/// zeros, pixels beyond its end do not count.
 pub(crate) fn mean_windows(windows: &Windows, input: &[f32], output: &mut [f32]) {
     pool_windows(windows, input, output, |out, position, values| {
         if position == 0 {
@@ -144,8 +161,7 @@ pub(crate) fn mean_windows(windows: &Windows, input: &[f32], output: &mut [f32])
     let (channels, pixels) = (windows.channels, windows.out_pixels());
     in_parallel(output, channels, |range, output| {
         for (pixel, out) in output.chunks_exact_mut(channels).enumerate() {
-            let (rows, columns) = windows.seen((range.start / channels + pixel) % pixels);
-            let factor = 1.0 / (rows.len() * columns.len()) as f32;
+            let factor = windows.mean_factor((range.start / channels + pixel) % pixels);
             out.iter_mut().for_each(|v| *v *= factor);
         }
     });
@@ -183,12 +199,29 @@ pub fn max_pool(x: &Tensor) -> Result<Tensor> {
 /// Shapes or types do not fit.
 pub fn average_pool(x: &Tensor, window: (usize, usize)) -> Result<Tensor> {
     let (_, height, width, channels) = x.dims4()?;
-    pooled(x, Pool { windows: Windows::side_by_side(height, width, channels, window), kind: Kind::Average })
+    if window.0 * window.1 == 0 {
+        bail!("a pool needs windows, found {window:?}");
+    }
+    pooled(x, Pool { windows: Windows::side_by_side(height, width, channels, window, 0), kind: Kind::Average })
+}
+
+/// Average over adjacent windows of `window x window` pixels of `[batch, height, width, channels]` after `padding` rows
+/// and columns of zeros, which count in the mean.
+///
+/// # Errors
+/// Shapes or types do not fit; padding of a window or more.
+pub fn padded_average_pool(x: &Tensor, window: usize, padding: usize) -> Result<Tensor> {
+    let (_, height, width, channels) = x.dims4()?;
+    if padding >= window {
+        bail!("an average pool of {window} pixels cannot have a padding of {padding}");
+    }
+    let windows = Windows::side_by_side(height, width, channels, (window, window), padding);
+    pooled(x, Pool { windows, kind: Kind::Average })
 }
 
 fn pooled(x: &Tensor, pool: Pool) -> Result<Tensor> {
-    if x.elem_count() == 0 || pool.windows.size.0 == 0 || pool.windows.size.1 == 0 {
-        bail!("a pool needs pixels and windows, found {:?} and {:?}", x.dims(), pool.windows.size);
+    if x.elem_count() == 0 {
+        bail!("a pool needs pixels, found {:?}", x.dims());
     }
     x.contiguous()?.apply_op1(pool)
 }
@@ -213,7 +246,7 @@ impl CustomOp1 for Pool {
         let x = contiguous_f32(x, layout)?;
         let windows = &self.windows;
         let batch = x.len() / windows.in_values();
-        let (height, width) = windows.output_size();
+        let (height, width) = windows.output_size;
         let mut output = vec![0.0; batch * height * width * windows.channels];
         match self.kind {
             Kind::Max => max_windows(windows, x, &mut output),
@@ -259,8 +292,7 @@ impl Pool {
                             }
                         }
                         Kind::Average => {
-                            let (rows, columns) = windows.seen(pixel);
-                            let factor = 1.0 / (rows.len() * columns.len()) as f32;
+                            let factor = windows.mean_factor(pixel);
                             for start in windows.offsets(pixel) {
                                 for (dx, &g) in dx[start..start + channels].iter_mut().zip(g) {
                                     *dx += factor * g;

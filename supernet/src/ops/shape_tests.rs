@@ -26,7 +26,7 @@ fn for_each_of<T: std::fmt::Debug>(cases: u32, shapes: impl Strategy<Value = T>,
 
 /// Activations that are smooth where the values lie: at a kink, rounding would decide the slope.
 fn smooth() -> impl Strategy<Value = Activation> {
-    prop_oneof![Just(Activation::Identity), Just(Activation::HardSwish)]
+    prop_oneof![Just(Activation::Identity), Just(Activation::HardSwish), Just(Activation::Swish)]
 }
 
 fn any_activation() -> impl Strategy<Value = Activation> {
@@ -171,6 +171,10 @@ fn pools_of_any_shape_equal_the_reference() {
         check(&max_pool, &|x| interpreter::max_pool(x, 3, 2, 1), "max pool");
         let window = (window.0.min(height), window.1.min(width));
         check(&|x| average_pool(x, window), &|x| interpreter::average_pool(x, window), "average pool");
+        let (window, padding) = (1 + window.0, window.1.min(window.0));
+        let padded = |x: &Tensor| x.pad_with_zeros(1, padding, 0)?.pad_with_zeros(2, padding, 0);
+        let exact = |x: &Tensor| interpreter::average_pool(&padded(x)?, (window, window));
+        check(&|x| padded_average_pool(x, window, padding), &exact, "padded average pool");
     });
 }
 

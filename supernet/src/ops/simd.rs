@@ -161,6 +161,7 @@ pub(crate) trait Simd: Copy {
     }
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// `v` where `a > b`, otherwise zero.
@@ -295,6 +296,10 @@ impl Simd for Portable {
         std::array::from_fn(|i| a[i] * b[i])
     }
     #[inline(always)]
+    unsafe fn div(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] / b[i])
+    }
+    #[inline(always)]
     unsafe fn max(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
         std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
@@ -315,7 +320,7 @@ impl Simd for Portable {
 
 /// Implements [`Simd`] by an architecture's intrinsics.
 macro_rules! intrinsics {
-    ($name:ident, $vector:ty, $lanes:literal, $accumulators:literal, $splat:path, $load:path, $store:path, $add:path, $mul:path, $max:path, $min:path, ($a:ident, $b:ident, $c:ident) => $mul_add:expr, $where_above:expr, $p:ident => $prefetch:expr $(, $first:item)*) => {
+    ($name:ident, $vector:ty, $lanes:literal, $accumulators:literal, $splat:path, $load:path, $store:path, $add:path, $mul:path, $div:path, $max:path, $min:path, ($a:ident, $b:ident, $c:ident) => $mul_add:expr, $where_above:expr, $p:ident => $prefetch:expr $(, $first:item)*) => {
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
 
@@ -343,6 +348,10 @@ macro_rules! intrinsics {
             #[inline(always)]
             unsafe fn mul(a: $vector, b: $vector) -> $vector {
                 $mul(a, b)
+            }
+            #[inline(always)]
+            unsafe fn div(a: $vector, b: $vector) -> $vector {
+                $div(a, b)
             }
             #[inline(always)]
             unsafe fn max(a: $vector, b: $vector) -> $vector {
@@ -373,7 +382,7 @@ macro_rules! intrinsics {
 mod x86 {
     use super::Simd;
     use std::arch::x86_64::*;
-    intrinsics!(Avx2, __m256, 8, 12, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_max_ps, _mm256_min_ps,
+    intrinsics!(Avx2, __m256, 8, 12, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_div_ps, _mm256_max_ps, _mm256_min_ps,
         (a, b, c) => _mm256_fmadd_ps(a, b, c),
         _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b), c),
         // SAFETY: SSE is part of every x86-64, and a prefetch reads nothing: any address may be given.
@@ -456,6 +465,7 @@ mod x86 {
         _mm512_storeu_ps,
         _mm512_add_ps,
         _mm512_mul_ps,
+        _mm512_div_ps,
         _mm512_max_ps,
         _mm512_min_ps,
         (a, b, c) => _mm512_fmadd_ps(a, b, c),
@@ -501,7 +511,7 @@ pub(crate) use x86::{Avx2, Avx512};
 mod arm {
     use super::Simd;
     use std::arch::aarch64::*;
-    intrinsics!(Neon, float32x4_t, 4, 24, vdupq_n_f32, vld1q_f32, vst1q_f32, vaddq_f32, vmulq_f32, vmaxq_f32, vminq_f32,
+    intrinsics!(Neon, float32x4_t, 4, 24, vdupq_n_f32, vld1q_f32, vst1q_f32, vaddq_f32, vmulq_f32, vdivq_f32, vmaxq_f32, vminq_f32,
         (a, b, c) => vfmaq_f32(c, a, b),
         vreinterpretq_f32_u32(vandq_u32(vcgtq_f32(a, b), vreinterpretq_u32_f32(c))),
         _p => ());

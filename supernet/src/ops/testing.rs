@@ -49,6 +49,7 @@ pub(super) fn interpreted_block(
         expand: shape.expand,
         squeeze_excite: shape.squeeze_excite,
         residual: shape.residual,
+        projection: false,
         input_size: shape.height,
     };
     let graph = BlockSpec::InvertedResidual(spec).graph(shape.eps);

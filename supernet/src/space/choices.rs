@@ -1,15 +1,23 @@
 //! The subnets of a space: its extremes, random ones, neighbours, their number, and whether a subnet lies in it.
 
 use super::dimension::{DIMENSIONS, Dimension, Place, assemble};
-use super::{SearchSpace, Subnet};
+use super::{BlockChoice, SearchSpace, Subnet};
 use crate::{Error, Result};
 use rand::Rng;
 
 impl SearchSpace {
-    /// Number of boundaries with a width multiplier: inside the stem, after it, and after each stage; 0 where widths
-    /// are not elastic.
+    /// Number of elastic boundaries: with width multipliers inside the stem, after it, and after each stage; with lists
+    /// of channels after the stem, after each stage, and inside the head. 0 where widths are not elastic.
     pub fn width_choices(&self) -> usize {
-        if self.width_multipliers.is_empty() { 0 } else { 2 + self.stages.len() }
+        let elastic = !self.width_multipliers.is_empty() || self.has_boundary_lists();
+        if elastic { 2 + self.stages.len() } else { 0 }
+    }
+
+    /// Number of the part of the network that begins at elastic boundary number `boundary`: part 0 is the stem, the
+    /// stages follow, then what comes after them. A boundary inside the stem counts as its beginning, one inside the
+    /// last part as its end.
+    pub fn part_after(&self, boundary: usize) -> usize {
+        boundary + usize::from(self.has_boundary_lists())
     }
 
     /// The largest subnet: everything at its maximum.
@@ -73,9 +81,17 @@ impl SearchSpace {
         free(false).map(of_place).product::<f64>() * of_stages
     }
 
-    /// Whether `subnet` has as many stages and width multipliers as the subnets of this space.
+    /// Whether `subnet` has as many stages and widths as the subnets of this space, and one choice for all blocks of a
+    /// stage where stages are uniform.
     pub fn has_parts_of(&self, subnet: &Subnet) -> bool {
         (subnet.stages.len(), subnet.widths.len()) == (self.stages.len(), self.width_choices())
+            && self.mixed_stage(subnet).is_none()
+    }
+
+    /// The first stage whose blocks differ though stages are uniform.
+    fn mixed_stage(&self, subnet: &Subnet) -> Option<usize> {
+        let mixed = |blocks: &Vec<BlockChoice>| blocks.windows(2).any(|pair| pair[0] != pair[1]);
+        if self.uniform_stages { subnet.stages.iter().position(mixed) } else { None }
     }
 
     /// Checks that `subnet` lies in this space.
@@ -83,9 +99,16 @@ impl SearchSpace {
     /// # Errors
     /// The first choice outside the space, with the allowed values.
     pub fn check(&self, subnet: &Subnet) -> Result<()> {
+        if let Some(stage) = self.mixed_stage(subnet) {
+            return Err(Error::Subnet(format!(
+                "the blocks of stage {} differ; in the space '{}' all blocks of a stage have one kernel and one expand ratio",
+                stage + 1,
+                self.name
+            )));
+        }
         if !self.has_parts_of(subnet) {
             return Err(Error::Subnet(format!(
-                "{} stages and {} width multipliers given, subnets of the space '{}' have {} and {}",
+                "{} stages and {} widths given, subnets of the space '{}' have {} and {}",
                 subnet.stages.len(),
                 subnet.widths.len(),
                 self.name,
@@ -175,8 +198,8 @@ mod tests {
         let good = space.smallest();
         for (change, part) in [
             ((|s: &mut Subnet| s.stem_blocks = 2) as fn(&mut Subnet), "stem blocks is 2; allowed are 0, 1"),
-            (|s| s.widths[1] = Ratio::try_from(0.7).unwrap(), "width multiplier is 0.7; allowed are 0.65, 0.8, 1"),
-            (|s| s.widths.truncate(3), "3 width multipliers given"),
+            (|s| s.widths[1] = Ratio::try_from(0.7).unwrap().into(), "width is 0.7; allowed are 0.65, 0.8, 1"),
+            (|s| s.widths.truncate(3), "3 widths given"),
             (|s| s.stages[2].truncate(2), "depth of stage 3 is 2; allowed are 4, 5, 6"),
         ] {
             let mut subnet = good.clone();

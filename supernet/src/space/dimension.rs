@@ -6,12 +6,17 @@
 //! name.
 
 use super::{BlockChoice, Ratio, SearchSpace, Subnet};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 
-/// A value of a dimension, exact to a thousandth: a number of pixels, blocks or taps, or a ratio.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// A value of a dimension, exact to a thousandth: a number of pixels, blocks, taps or channels, or a ratio.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
 pub struct Value(u64);
+
+/// Largest number that a value has where a file or a text spells it.
+const LARGEST: f64 = 65_536.0;
 
 impl Value {
     /// The value as a number.
@@ -31,6 +36,23 @@ impl Value {
 impl From<usize> for Value {
     fn from(count: usize) -> Self {
         Value((count as u64).saturating_mul(1000))
+    }
+}
+
+impl TryFrom<f64> for Value {
+    type Error = String;
+    fn try_from(number: f64) -> Result<Self, String> {
+        let thousandths = (number * 1000.0).round();
+        if !(1.0..=1000.0 * LARGEST).contains(&thousandths) {
+            return Err(format!("{number} is not between 0.001 and {LARGEST}"));
+        }
+        Ok(Value(thousandths as u64))
+    }
+}
+
+impl From<Value> for f64 {
+    fn from(value: Value) -> f64 {
+        value.number()
     }
 }
 
@@ -73,8 +95,7 @@ pub enum At {
     Input,
     /// The layers before the first block.
     Stem,
-    /// Boundary number `n` lies before part `n`, boundary `n + 1` after it; the stem is part 0. Boundary 0 lies inside
-    /// the stem.
+    /// An elastic boundary, counted from the space's first; [`SearchSpace::part_after`] tells where it lies.
     Boundary(usize),
     /// A stage.
     Stage(usize),
@@ -120,7 +141,7 @@ pub static DIMENSIONS: [Dimension; 6] = {
     [
         row(Resolution, "resolution", 'r', "resolutions", Scope::Input),
         Dimension { is_depth: true, ..row(StemBlocks, "number of stem blocks", 's', "depths", Scope::Stem) },
-        Dimension { work_exponent: 2, ..row(Width, "width multiplier", 'w', "width_multipliers", Scope::Boundary) },
+        Dimension { work_exponent: 2, ..row(Width, "width", 'w', "width_multipliers", Scope::Boundary) },
         Dimension { is_depth: true, work_exponent: 1, ..row(Depth, "depth", 'd', "depths", Scope::Stage) },
         row(Kernel, "kernel", 'k', "kernel_sizes", Scope::Block),
         Dimension { work_exponent: 1, ..row(Expand, "expand ratio", 'e', "expand_ratios", Scope::Block) },
@@ -136,14 +157,16 @@ impl Dimension {
     /// The value that `subnet` has at a place of this dimension's scope; `None` if it has no such place.
     #[inline]
     pub fn value(&self, subnet: &Subnet, at: At) -> Option<Value> {
+        // Blocks that choose together have the value of the first, see `SearchSpace::has_parts_of`.
         let block = || match at {
             At::Block { stage, block } => subnet.stages.get(stage)?.get(block),
+            At::Stage(stage) => subnet.stages.get(stage)?.first(),
             _ => None,
         };
         match (self.field, at) {
             (Field::Resolution, _) => Some(subnet.resolution.into()),
             (Field::StemBlocks, _) => Some(subnet.stem_blocks.into()),
-            (Field::Width, At::Boundary(boundary)) => subnet.widths.get(boundary).map(|&width| width.into()),
+            (Field::Width, At::Boundary(boundary)) => subnet.widths.get(boundary).copied(),
             (Field::Depth, At::Stage(stage)) => subnet.stages.get(stage).map(|blocks| blocks.len().into()),
             (Field::Kernel, _) => block().map(|block| block.kernel.into()),
             (Field::Expand, _) => block().map(|block| block.expand.into()),
@@ -159,8 +182,8 @@ impl Dimension {
             (Field::Resolution, _) => subnet.resolution = value.count(),
             (Field::StemBlocks, _) => subnet.stem_blocks = value.count(),
             (Field::Width, At::Boundary(boundary)) => {
-                subnet.widths.resize((boundary + 1).max(subnet.widths.len()), value.ratio());
-                subnet.widths[boundary] = value.ratio();
+                subnet.widths.resize((boundary + 1).max(subnet.widths.len()), value);
+                subnet.widths[boundary] = value;
             }
             (Field::Depth, At::Stage(stage)) => {
                 subnet.stages.resize((stage + 1).max(subnet.stages.len()), Vec::new());
@@ -170,6 +193,12 @@ impl Dimension {
             }
             (Field::Kernel, At::Block { stage, block }) => subnet.stages[stage][block].kernel = value.count(),
             (Field::Expand, At::Block { stage, block }) => subnet.stages[stage][block].expand = value.ratio(),
+            (Field::Kernel, At::Stage(stage)) => {
+                subnet.stages[stage].iter_mut().for_each(|block| block.kernel = value.count());
+            }
+            (Field::Expand, At::Stage(stage)) => {
+                subnet.stages[stage].iter_mut().for_each(|block| block.expand = value.ratio());
+            }
             (field, at) => unreachable!("{field:?} is not chosen at {at:?}"),
         }
     }
@@ -177,7 +206,8 @@ impl Dimension {
     /// Reads a value as a text form spells it; the error is empty or says what is wrong with the number.
     pub(super) fn parse(&self, text: &str) -> Result<Value, String> {
         match self.field {
-            Field::Width | Field::Expand => {
+            Field::Width => Value::try_from(text.parse::<f64>().map_err(|_| String::new())?),
+            Field::Expand => {
                 let ratio = text.parse::<f64>().map_err(|_| String::new())?;
                 Ok(Ratio::try_from(ratio)?.into())
             }
@@ -326,7 +356,8 @@ pub fn assemble(places: &[Place], mut choose: impl FnMut(usize, &Place) -> usize
 
 impl SearchSpace {
     /// Every choice of the space's subnets: first those of the whole network, then for each stage its own and those of
-    /// each of its blocks, each in the order of [`DIMENSIONS`]. A place that another one needs comes before it.
+    /// each of its blocks (or of all of them together, where stages are uniform), each in the order of [`DIMENSIONS`].
+    /// A place that another one needs comes before it.
     pub fn places(&self) -> Vec<Place> {
         let mut places = Vec::new();
         let place = |dimension, at: At, needs, repeats| {
@@ -348,6 +379,10 @@ impl SearchSpace {
         for stage in 0..self.stages.len() {
             let first = places.len();
             places.extend(of_scope(Scope::Stage).map(|dimension| place(dimension, At::Stage(stage), None, None)));
+            if self.uniform_stages {
+                places.extend(of_scope(Scope::Block).map(|dimension| place(dimension, At::Stage(stage), None, None)));
+                continue;
+            }
             let is_depth = |place: &Place| place.dimension.is_depth;
             let depth = first + places[first..].iter().position(is_depth).expect("stages have a depth");
             let depths = places[depth].values.clone();
@@ -375,7 +410,10 @@ impl SearchSpace {
         match dimension.field {
             Field::Resolution => List::Counts(&self.resolutions),
             Field::StemBlocks => List::Counts(&self.stem.depths),
-            Field::Width => List::Ratios(&self.width_multipliers),
+            Field::Width => match at {
+                At::Boundary(boundary) if self.has_boundary_lists() => List::Counts(self.boundary_widths(boundary)),
+                _ => List::Ratios(&self.width_multipliers),
+            },
             Field::Depth => List::Counts(self.stage_depths(stage)),
             Field::Kernel => List::Counts(self.stage_kernel_sizes(stage)),
             Field::Expand => List::Ratios(self.stage_expand_ratios(stage)),

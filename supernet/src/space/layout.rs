@@ -3,7 +3,7 @@
 use super::network_spec::{middle_channels, reduced_channels};
 use super::{
     Activation, BlockSpec, BottleneckSpec, ConvSpec, Family, FirstBlock, Head, InvertedResidualSpec, MaxPoolSpec,
-    NetworkSpec, Ratio, SearchSpace, Stage, Subnet, make_divisible,
+    NetworkSpec, SearchSpace, Stage, Subnet, Value, make_divisible,
 };
 use crate::{Error, Result};
 
@@ -17,10 +17,33 @@ impl SearchSpace {
         if classes == 0 {
             return Err(Error::Space("a network needs at least one class".into()));
         }
-        match (&self.first_block, &self.head) {
-            (Some(first), Some(head)) => Ok(self.inverted_residuals(subnet, first, head, classes)),
+        match (self.family, &self.first_block, &self.head) {
+            (Family::AttentiveNas, _, Some(head)) => Ok(self.attentive(subnet, head, classes)),
+            (_, Some(first), Some(head)) => Ok(self.inverted_residuals(subnet, first, head, classes)),
             _ => Ok(self.bottlenecks(subnet, classes)),
         }
+    }
+
+    /// The network of the largest subnet, each block with every layer that any subnet uses: narrower subnets may need a
+    /// projection in a shortcut that joins equal widths in the largest.
+    pub(crate) fn largest_network(&self, classes: usize) -> Result<NetworkSpec> {
+        let mut network = self.network(&self.largest(), classes)?;
+        if self.has_boundary_lists() {
+            for (stage, blocks) in network.stages.iter_mut().enumerate() {
+                let (before, after) = (self.boundary_widths(stage), self.boundary_widths(stage + 1));
+                if let Some(BlockSpec::InvertedResidual(first)) = blocks.first_mut() {
+                    first.projection = before != after || before.len() > 1;
+                }
+            }
+        }
+        Ok(network)
+    }
+
+    /// Kernel sizes of `stage` that have a transform of their own, and the largest. Without transforms a smaller kernel
+    /// is the centre of the largest.
+    pub(crate) fn transformed_kernel_sizes(&self, stage: usize) -> &[usize] {
+        let sizes = self.stage_kernel_sizes(stage);
+        if self.family == Family::AttentiveNas { &sizes[sizes.len() - 1..] } else { sizes }
     }
 
     fn inverted_residuals(&self, subnet: &Subnet, first: &FirstBlock, head: &Head, classes: usize) -> NetworkSpec {
@@ -46,6 +69,7 @@ impl SearchSpace {
             squeeze_excite: None,
             // The published ProxylessNAS has none here, not even at widths that make both sides equal.
             residual: self.family == Family::MobileNetV3 && stem.out_channels == channels,
+            projection: false,
             input_size: size,
         })]];
         for (stage, choices) in self.stages.iter().zip(&subnet.stages) {
@@ -63,6 +87,7 @@ impl SearchSpace {
                     expand: true,
                     squeeze_excite: stage.squeeze_excite.then(|| reduced_channels(middle)),
                     residual: channels == out_channels && (index > 0 || stage.stride == 1),
+                    projection: false,
                     input_size: size,
                 };
                 size = block.output_size();
@@ -87,6 +112,68 @@ impl SearchSpace {
             stages,
             feature: Some(feature),
             hidden_channels: head.hidden_channels.map(|channels| self.width(channels)),
+            hidden_activation: head.activation,
+            batch_norm_epsilon: self.batch_norm_epsilon,
+            classes,
+        }
+    }
+
+    fn attentive(&self, subnet: &Subnet, head: &Head, classes: usize) -> NetworkSpec {
+        let mut widths = subnet.widths.iter().map(|width| width.count());
+        let mut next_width = || widths.next().expect("checked: a width for each boundary");
+        let stem = ConvSpec {
+            in_channels: 3,
+            out_channels: next_width(),
+            kernel: 3,
+            stride: self.stem.stride,
+            activation: self.stem.activation,
+            residual: false,
+            input_size: subnet.resolution,
+        };
+        let (mut channels, mut size) = (stem.out_channels, stem.output_size());
+        let mut stages = Vec::with_capacity(self.stages.len());
+        for (number, (stage, choices)) in self.stages.iter().zip(&subnet.stages).enumerate() {
+            let out_channels = next_width();
+            // A stage that never expands has no expand convolutions.
+            let expand = self.stage_expand_ratios(number).iter().any(|ratio| ratio.value() != 1.0);
+            let mut blocks = Vec::with_capacity(choices.len());
+            for (index, choice) in choices.iter().enumerate() {
+                let middle = if expand { middle_channels(channels, choice.expand.value()) } else { channels };
+                let block = InvertedResidualSpec {
+                    in_channels: channels,
+                    middle_channels: middle,
+                    out_channels,
+                    kernel: choice.kernel,
+                    stride: if index == 0 { stage.stride } else { 1 },
+                    activation: stage.activation,
+                    expand,
+                    squeeze_excite: stage.squeeze_excite.then(|| reduced_channels(middle)),
+                    residual: true,
+                    projection: channels != out_channels,
+                    input_size: size,
+                };
+                (channels, size) = (out_channels, block.output_size());
+                blocks.push(BlockSpec::InvertedResidual(block));
+            }
+            stages.push(blocks);
+        }
+        let largest = *self.boundary_widths(self.stages.len()).last().expect("a list of channels holds one at least");
+        let feature = ConvSpec {
+            in_channels: channels,
+            out_channels: middle_channels(channels, head.feature_channels as f64 / largest as f64),
+            kernel: 1,
+            stride: 1,
+            activation: head.activation,
+            residual: false,
+            input_size: size,
+        };
+        NetworkSpec {
+            resolution: subnet.resolution,
+            stem: vec![stem],
+            max_pool: None,
+            stages,
+            feature: Some(feature),
+            hidden_channels: Some(next_width()),
             hidden_activation: head.activation,
             batch_norm_epsilon: self.batch_norm_epsilon,
             classes,
@@ -155,12 +242,12 @@ impl SearchSpace {
     }
 
     /// `base` channels at the width multiplier `ratio` of a subnet.
-    pub(crate) fn elastic_width(&self, base: usize, ratio: Ratio) -> usize {
-        make_divisible(base as f64 * self.width_multiplier * ratio.value())
+    pub(crate) fn elastic_width(&self, base: usize, ratio: Value) -> usize {
+        make_divisible(base as f64 * self.width_multiplier * ratio.number())
     }
 
     /// Channels of the first convolutions of a deep stem: half of its output's at the same width multiplier.
-    pub(crate) fn stem_middle_width(&self, ratio: Ratio) -> usize {
+    pub(crate) fn stem_middle_width(&self, ratio: Value) -> usize {
         make_divisible((self.elastic_width(self.stem.channels, ratio) / 2) as f64)
     }
 
@@ -168,12 +255,14 @@ impl SearchSpace {
     /// largest widths.
     pub fn middle_widths(&self, stage: usize, block: usize) -> Vec<usize> {
         let stage_width = |stage: &Stage| match self.width_multipliers.last() {
-            Some(&ratio) => self.elastic_width(stage.channels, ratio),
+            Some(&ratio) => self.elastic_width(stage.channels, ratio.into()),
+            None if self.has_boundary_lists() => stage.channels,
             None => self.width(stage.channels),
         };
         let channels = match (&self.first_block, stage, block) {
+            (None, 0, 0) if self.has_boundary_lists() => self.stem.channels,
             (Some(first), 0, 0) => self.width(first.channels),
-            (Some(_), _, 0) => stage_width(&self.stages[stage - 1]),
+            (_, 1.., 0) if !self.family.has_bottlenecks() => stage_width(&self.stages[stage - 1]),
             _ => stage_width(&self.stages[stage]),
         };
         self.stage_expand_ratios(stage).iter().rev().map(|ratio| middle_channels(channels, ratio.value())).collect()

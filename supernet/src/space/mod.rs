@@ -1,7 +1,8 @@
 //! The search space, one subnet of it, and the static network that a subnet stands for.
 //!
 //! A [`SearchSpace`] is data: a family's stages plus the choices of the elastic dimensions (resolution, depth, kernel
-//! size, expand ratio; paper §3.1; ResNets also the width multiplier). A [`Subnet`] is one choice of each.
+//! size, expand ratio; paper §3.1; ResNets and AttentiveNAS also widths between blocks). A [`Subnet`] is one choice of
+//! each.
 //! [`SearchSpace::network`] turns the pair into a [`NetworkSpec`], the layer list that cost, latency, export and
 //! inference read.
 //!
@@ -12,6 +13,7 @@
 //! | `choices` | subnets of a space: extremes, samples, neighbours, their number, membership |
 //! | `narrowing` | a space with some of its values, and how training frees them |
 //! | `network_spec` | a static network, layer by layer |
+//! | `validation` | whether the values of a space are usable |
 //! | `layout` | from space and subnet to the static network |
 //! | `presets` | the spaces that have a name |
 //! | `ratio` | ratios of channel counts, exact to a thousandth |
@@ -25,9 +27,10 @@ mod network_spec;
 mod presets;
 mod ratio;
 mod subnet;
+mod validation;
 
 pub use crate::blocks::{BlockSpec, BottleneckSpec, InvertedResidualSpec};
-pub use dimension::{DIMENSIONS, Dimension, Place, Scope};
+pub use dimension::{DIMENSIONS, Dimension, Place, Scope, Value};
 pub use narrowing::{Channels, Narrowing, SHRINKING, Shrinking};
 pub use network_spec::{ConvSpec, MaxPoolSpec, NetworkSpec, reduced_channels};
 pub use presets::{PRESETS, preset};
@@ -51,6 +54,8 @@ pub enum Activation {
     Relu6,
     /// `x * relu6(x + 3) / 6` (MobileNetV3)
     HardSwish,
+    /// `x / (1 + exp(-x))` (Ramachandran et al., 2017)
+    Swish,
 }
 
 impl fmt::Display for Activation {
@@ -60,6 +65,7 @@ impl fmt::Display for Activation {
             Activation::Relu => "relu",
             Activation::Relu6 => "relu6",
             Activation::HardSwish => "hswish",
+            Activation::Swish => "swish",
         })
     }
 }
@@ -77,6 +83,9 @@ pub enum Family {
     /// multiplier for each stage.
     #[serde(rename = "resnet_d")]
     ResNetD,
+    /// Inverted residual blocks as in AttentiveNAS (Wang et al., CVPR 2021): channels between blocks are elastic too,
+    /// every block has a shortcut, and a smaller kernel is the centre of the largest.
+    AttentiveNas,
 }
 
 impl Family {
@@ -100,6 +109,9 @@ pub struct Stem {
     /// ResNet-D: elastic numbers (0, 1) of residual convolutions between the first and the last. Empty for the others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depths: Vec<usize>,
+    /// AttentiveNAS: elastic output channels, ascending, `channels` the largest. Empty: `channels` only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub widths: Vec<usize>,
 }
 
 /// The first, fixed block: depthwise 3x3 and projection, no expansion.
@@ -135,13 +147,17 @@ pub struct Stage {
     /// Elastic expand ratios in place of the space's, likewise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expand_ratios: Vec<ExpandRatio>,
+    /// AttentiveNAS: elastic output channels, ascending, `channels` the largest. Empty: `channels` only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub widths: Vec<usize>,
 }
 
 /// The layers after the last stage: 1x1 convolution, average pool, perhaps a hidden layer, classifier.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Head {
-    /// Channels of the last 1x1 convolution before the width multiplier (MobileNetV3: 960).
+    /// Channels of the last 1x1 convolution before the width multiplier (MobileNetV3: 960). AttentiveNAS: at the last
+    /// stage's largest width, in proportion at others.
     pub feature_channels: usize,
     /// Width of the layer between pool and classifier before the width multiplier (MobileNetV3: 1280; ProxylessNAS has
     /// none).
@@ -149,6 +165,9 @@ pub struct Head {
     pub hidden_channels: Option<usize>,
     /// Activation of both.
     pub activation: Activation,
+    /// AttentiveNAS: elastic widths of the hidden layer, ascending, `hidden_channels` the largest. Empty: that only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub widths: Vec<usize>,
 }
 
 /// A network family with the choices of its elastic dimensions; every subnet of a supernet lies in its search space.
@@ -189,6 +208,10 @@ pub struct SearchSpace {
     pub expand_ratios: Vec<ExpandRatio>,
     /// Elastic numbers of blocks a stage, ascending; the largest is the supernet's. A stage can have its own.
     pub depths: Vec<usize>,
+    /// Whether all blocks of a stage have one kernel size and one expand ratio (AttentiveNAS); otherwise each block has
+    /// its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub uniform_stages: bool,
     /// Epsilon of every batch norm (default 1e-5).
     #[serde(default = "default_epsilon")]
     pub batch_norm_epsilon: f64,
@@ -250,101 +273,6 @@ impl SearchSpace {
         Ok(space)
     }
 
-    /// Checks that every value is usable.
-    ///
-    /// # Errors
-    /// The first impossible value, with what is allowed.
-    pub fn validate(&self) -> Result<()> {
-        let fail = |message: String| Err(Error::Space(message));
-        if !(0.05..=10.0).contains(&self.width_multiplier) {
-            return fail(format!("width_multiplier {} is not between 0.05 and 10", self.width_multiplier));
-        }
-        ascending("resolutions", &self.resolutions, 1, 4096)?;
-        check_lists("", &self.depths, &self.kernel_sizes, &self.expand_ratios)?;
-        if self.stages.is_empty() || self.stages.len() > 64 {
-            return fail("stages must hold between 1 and 64 stages".into());
-        }
-        for stage in 0..self.stages.len() {
-            self.validate_stage_lists(stage)?;
-        }
-        if !(self.batch_norm_epsilon > 0.0 && self.batch_norm_epsilon <= 1.0) {
-            return fail(format!("batch_norm_epsilon {} must be above 0 and at most 1", self.batch_norm_epsilon));
-        }
-        let strides = [self.stem.stride].into_iter().chain(self.stages.iter().map(|s| s.stride));
-        if let Some(stride) = strides.into_iter().find(|s| !(1..=2).contains(s)) {
-            return fail(format!("stride {stride} is neither 1 nor 2"));
-        }
-        let head = self.head.iter().flat_map(|h| [Some(h.feature_channels), h.hidden_channels]).flatten();
-        if let Some(channels) = [self.stem.channels]
-            .into_iter()
-            .chain(self.first_block.iter().map(|b| b.channels))
-            .chain(head)
-            .chain(self.stages.iter().map(|s| s.channels))
-            .find(|c| !(1..=65_536).contains(c))
-        {
-            return fail(format!("a channel count of {channels} is not between 1 and 65536"));
-        }
-        if self.family.has_bottlenecks() { self.validate_bottlenecks() } else { self.validate_inverted_residuals() }
-    }
-
-    fn validate_stage_lists(&self, stage: usize) -> Result<()> {
-        let of_stage = format!(" of stage {}", stage + 1);
-        let (depths, kernel_sizes) = (self.stage_depths(stage), self.stage_kernel_sizes(stage));
-        let expand_ratios = self.stage_expand_ratios(stage);
-        check_lists(&of_stage, depths, kernel_sizes, expand_ratios)?;
-        for (name, own, of_space) in [
-            ("depths", depths.len(), self.depths.len()),
-            ("kernel_sizes", kernel_sizes.len(), self.kernel_sizes.len()),
-            ("expand_ratios", expand_ratios.len(), self.expand_ratios.len()),
-        ] {
-            if own > 1 && of_space == 1 {
-                return Err(Error::Space(format!(
-                    "{name}{of_stage} holds {own} values, the space's {name} one; give that several, since training frees the two together"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    /// What only a family of bottlenecks has, and what it lacks.
-    fn validate_bottlenecks(&self) -> Result<()> {
-        let fail = |message: String| Err(Error::Space(format!("a space of the family resnet_d {message}")));
-        ascending("depths of the stem", &self.stem.depths, 0, 1)?;
-        if self.width_multipliers.is_empty() || self.width_multipliers.windows(2).any(|w| w[0] >= w[1]) {
-            return fail(
-                "needs width_multipliers, a non-empty, strictly ascending list ([1.0] for a fixed width)".into(),
-            );
-        }
-        if self.kernel_sizes.len() != 1 {
-            return fail(format!("has one kernel size, but kernel_sizes = {:?}", self.kernel_sizes));
-        }
-        if self.depths.len() == 1 && self.stem.depths.len() > 1 {
-            return fail(
-                "with a single depth has a stem of a single depth, since training frees the two together".into(),
-            );
-        }
-        if self.first_block.is_some() || self.head.is_some() {
-            return fail("has no first_block and no head; leave them out".into());
-        }
-        match self.stages.iter().position(|stage| stage.squeeze_excite) {
-            Some(index) => fail(format!("has no squeeze-excite, but stage {} asks for it", index + 1)),
-            None => Ok(()),
-        }
-    }
-
-    fn validate_inverted_residuals(&self) -> Result<()> {
-        let fail = |message: &str| Err(Error::Space(format!("a space of inverted residuals {message}")));
-        if !self.width_multipliers.is_empty() || !self.stem.depths.is_empty() {
-            return fail(
-                "has no elastic width_multipliers and no depths of the stem; these belong to the family resnet_d",
-            );
-        }
-        if self.first_block.is_none() || self.head.is_none() {
-            return fail("needs a first_block and a head");
-        }
-        Ok(())
-    }
-
     /// Elastic numbers of blocks in `stage`, ascending.
     pub fn stage_depths(&self, stage: usize) -> &[usize] {
         let own = &self.stages[stage].depths;
@@ -379,33 +307,37 @@ impl SearchSpace {
         if own.is_empty() { &self.expand_ratios } else { own }
     }
 
+    /// Whether each boundary has a list of channels rather than a width multiplier.
+    pub(crate) fn has_boundary_lists(&self) -> bool {
+        self.family == Family::AttentiveNas
+    }
+
+    /// Elastic channels and largest channels of stem, stages and hidden layer.
+    fn boundaries(&self) -> impl Iterator<Item = (&[usize], &usize)> {
+        let head = self.head.iter().filter_map(|head| Some((&head.widths[..], head.hidden_channels.as_ref()?)));
+        let stages = self.stages.iter().map(|stage| (&stage.widths[..], &stage.channels));
+        [(&self.stem.widths[..], &self.stem.channels)].into_iter().chain(stages).chain(head)
+    }
+
+    /// Channels to choose from at a boundary of [`boundaries`](Self::boundaries), ascending.
+    pub(crate) fn boundary_widths(&self, boundary: usize) -> &[usize] {
+        match self.boundaries().nth(boundary) {
+            Some(([], only)) => std::slice::from_ref(only),
+            Some((widths, _)) => widths,
+            None => &[],
+        }
+    }
+
+    /// The first of the longest lists of channels at a boundary.
+    fn longest_boundary_list(&self) -> &[usize] {
+        let lists = (0..self.width_choices()).map(|boundary| self.boundary_widths(boundary));
+        lists.rev().max_by_key(|list| list.len()).unwrap_or_default()
+    }
+
     /// `base` channels after the width multiplier.
     pub fn width(&self, base: usize) -> usize {
         make_divisible(base as f64 * self.width_multiplier)
     }
-}
-
-/// Checks the values of blocks; `of` follows the lists' names in messages.
-fn check_lists(of: &str, depths: &[usize], kernel_sizes: &[usize], expand_ratios: &[ExpandRatio]) -> Result<()> {
-    ascending(&format!("kernel_sizes{of}"), kernel_sizes, 1, 15)?;
-    ascending(&format!("depths{of}"), depths, 1, 64)?;
-    if let Some(even) = kernel_sizes.iter().find(|k| *k % 2 == 0) {
-        return Err(Error::Space(format!("kernel_sizes{of} holds {even}; kernels must be odd")));
-    }
-    if expand_ratios.is_empty() || expand_ratios.windows(2).any(|w| w[0] >= w[1]) {
-        return Err(Error::Space(format!("expand_ratios{of} must be a non-empty, strictly ascending list")));
-    }
-    Ok(())
-}
-
-fn ascending(name: &str, list: &[usize], low: usize, high: usize) -> Result<()> {
-    let ordered = list.windows(2).all(|w| w[0] < w[1]);
-    if list.is_empty() || !ordered || list.iter().any(|v| !(low..=high).contains(v)) {
-        return Err(Error::Space(format!(
-            "{name} = {list:?} must be a non-empty, strictly ascending list of numbers between {low} and {high}"
-        )));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! A space narrowed to some of its values, as stages of training do, and how they free them again.
 
 use super::dimension::{DIMENSIONS, List, Scope, Value};
-use super::{ExpandRatio, Ratio, SearchSpace};
+use super::{ExpandRatio, SearchSpace};
 use serde::{Deserialize, Serialize};
 
 /// Values to choose from, by key of [`DIMENSIONS`]. An empty list means the largest value only; resolutions are the
@@ -20,9 +20,10 @@ pub struct Narrowing {
     /// Expand ratios to draw from (default: the largest).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expand_ratios: Vec<ExpandRatio>,
-    /// Width multipliers to draw from (default: the largest); ResNets only.
+    /// Widths to draw from (default: the largest): width multipliers of ResNets; of AttentiveNAS the channels of the
+    /// boundary with the most widths, which stand for those of the others by rank.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub width_multipliers: Vec<Ratio>,
+    pub width_multipliers: Vec<Value>,
 }
 
 /// How progressive shrinking frees the values of a key (paper §3.3). The presets' stages follow one another in this
@@ -66,7 +67,7 @@ impl Narrowing {
             "kernel_sizes" => List::Counts(&self.kernel_sizes),
             "depths" => List::Counts(&self.depths),
             "expand_ratios" => List::Ratios(&self.expand_ratios),
-            "width_multipliers" => List::Ratios(&self.width_multipliers),
+            "width_multipliers" => return self.width_multipliers.clone(),
             _ => List::Counts(&[]),
         };
         list.values()
@@ -81,13 +82,19 @@ impl Narrowing {
             "kernel_sizes" => self.kernel_sizes = counts(),
             "depths" => self.depths = counts(),
             "expand_ratios" => self.expand_ratios = ratios(),
-            "width_multipliers" => self.width_multipliers = ratios(),
+            "width_multipliers" => self.width_multipliers = values.to_vec(),
             _ => {}
         }
     }
 }
 
 impl SearchSpace {
+    /// Whether these channels can be sorted. Shortcuts between equal widths tie the order of AttentiveNAS's channels on
+    /// both sides of a block, so that the channels between its blocks keep their order.
+    pub fn sorts(&self, channels: Channels) -> bool {
+        channels == Channels::Middle || !self.has_boundary_lists()
+    }
+
     /// The space's values of a key, ascending. Stages may have their own.
     pub fn listed(&self, key: &str) -> Vec<Value> {
         let list = match key {
@@ -95,6 +102,7 @@ impl SearchSpace {
             "kernel_sizes" => List::Counts(&self.kernel_sizes),
             "depths" => List::Counts(&self.depths),
             "expand_ratios" => List::Ratios(&self.expand_ratios),
+            "width_multipliers" if self.has_boundary_lists() => List::Counts(self.longest_boundary_list()),
             "width_multipliers" => List::Ratios(&self.width_multipliers),
             _ => List::Counts(&[]),
         };
@@ -103,7 +111,7 @@ impl SearchSpace {
 
     /// The space with the values of `narrowing` only.
     ///
-    /// Lists of single stages and of the stem are narrowed by rank: they keep their largest value where the space's
+    /// Lists of single stages, of the stem and of the head are narrowed by rank: they keep their largest value where the space's
     /// list keeps its largest, and so on down. The last value of the shorter list stands for all further ones of the
     /// longer, so that what is free in the space is free in each stage, and a list of one value stays.
     pub fn narrowed(&self, narrowing: &Narrowing) -> SearchSpace {
@@ -119,7 +127,10 @@ impl SearchSpace {
         let (kernel_sizes, depths, expand_ratios) = (ranks("kernel_sizes"), ranks("depths"), ranks("expand_ratios"));
         let mut narrowed = self.clone();
         keep(&mut narrowed.resolutions, &ranks("resolutions"));
-        keep(&mut narrowed.width_multipliers, &ranks("width_multipliers"));
+        let widths = ranks("width_multipliers");
+        keep(&mut narrowed.width_multipliers, &widths);
+        keep(&mut narrowed.stem.widths, &widths);
+        narrowed.head.iter_mut().for_each(|head| keep(&mut head.widths, &widths));
         keep(&mut narrowed.kernel_sizes, &kernel_sizes);
         keep(&mut narrowed.depths, &depths);
         keep(&mut narrowed.expand_ratios, &expand_ratios);
@@ -128,6 +139,7 @@ impl SearchSpace {
             keep(&mut stage.kernel_sizes, &kernel_sizes);
             keep(&mut stage.depths, &depths);
             keep(&mut stage.expand_ratios, &expand_ratios);
+            keep(&mut stage.widths, &widths);
         }
         narrowed
     }

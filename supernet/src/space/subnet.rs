@@ -4,12 +4,12 @@
 //! active block, stages separated by `|`. Inactive blocks have no place in it, so two equal networks have one
 //! [`Subnet`] and one text.
 //!
-//! With elastic widths (ResNets) it is `r160 w0.65,1,... s1 d2,3,... e0.2,0.35|...`: after the resolution the width
-//! multipliers (stem's first convolutions, its last, each stage) and the number of residual convolutions in the stem;
-//! kernels are left out where all are 3.
+//! With elastic widths it is `r160 w0.65,1,... s1 d2,3,... e0.2,0.35|...`: after the resolution the widths (ResNets:
+//! multipliers of the stem's first convolutions, its last, each stage; AttentiveNAS: channels of the stem, each stage,
+//! the head's hidden layer) and the number of residual convolutions in the stem; kernels are left out where all are 3.
 
+use super::ExpandRatio;
 use super::dimension::{At, DIMENSIONS, Dimension, Scope, Value};
-use super::{ExpandRatio, Ratio};
 use crate::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
@@ -46,9 +46,9 @@ pub struct BlockChoice {
 pub struct Subnet {
     /// Input resolution in pixels.
     pub resolution: usize,
-    /// Width multipliers of the stem's first convolutions, its last, and each stage; empty where widths are not
-    /// elastic.
-    pub widths: Vec<Ratio>,
+    /// Width of each elastic boundary; empty where widths are not elastic. ResNets: multipliers of the stem's first
+    /// convolutions, its last, and each stage. AttentiveNAS: channels of the stem, each stage, and the hidden layer.
+    pub widths: Vec<Value>,
     /// Number of residual convolutions in the stem (ResNet-D: 0 or 1; others: 0).
     pub stem_blocks: usize,
     /// The active blocks of each stage; their number is the stage's depth.

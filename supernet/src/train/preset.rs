@@ -122,10 +122,11 @@ fn stages(schedule: &Schedule, space: &SearchSpace) -> Vec<StageConfig> {
                 (false, false) => (format!("{}-{index}", step.stage), &schedule.early),
                 (false, true) => (format!("{}-{index}", step.stage), &schedule.last),
             };
+            let sorts = |channels| (step.sorts == Some(channels) && space.sorts(channels)).then_some(index);
             stages.push(StageConfig {
                 narrowing: freed.clone(),
-                sort_channels: (step.sorts == Some(Channels::Middle)).then_some(index),
-                sort_outer_channels: (step.sorts == Some(Channels::Outer)).then_some(index),
+                sort_channels: sorts(Channels::Middle),
+                sort_outer_channels: sorts(Channels::Outer),
                 ..stage(name, row, step.subnets, 1.0)
             });
         }

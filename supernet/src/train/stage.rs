@@ -1,6 +1,6 @@
 //! One stage of the training configuration: how long, what may be drawn, how, and who teaches.
 
-use crate::space::{Channels, DIMENSIONS, Dimension, ExpandRatio, Narrowing, Place, Ratio, SHRINKING, SearchSpace};
+use crate::space::{Channels, DIMENSIONS, Dimension, ExpandRatio, Narrowing, Place, SHRINKING, SearchSpace, Value};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -62,7 +62,7 @@ struct StageTable {
     #[serde(default)]
     expand_ratios: Vec<ExpandRatio>,
     #[serde(default)]
-    width_multipliers: Vec<Ratio>,
+    width_multipliers: Vec<Value>,
     #[serde(default = "one")]
     subnets_per_step: usize,
     #[serde(default)]
@@ -266,6 +266,9 @@ impl StageConfig {
             ("sort_outer_channels", self.sort_outer_channels, Channels::Outer),
         ] {
             let Some(stage) = stage else { continue };
+            if !space.sorts(channels) {
+                return fail(format!("{key} = {stage}, but the order of these channels is fixed; leave it out"));
+            }
             let step = SHRINKING.iter().find(|step| step.sorts == Some(channels)).expect("all channels are sorted");
             let stages = space.listed(step.key).len().saturating_sub(1);
             if !(1..=stages).contains(&stage) {

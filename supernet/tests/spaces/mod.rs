@@ -18,7 +18,7 @@ fn some<T: Clone + std::fmt::Debug + 'static>(values: &[T]) -> impl Strategy<Val
 }
 
 fn activation() -> impl Strategy<Value = Activation> {
-    select(vec![Activation::Relu, Activation::Relu6, Activation::HardSwish])
+    select(vec![Activation::Relu, Activation::Relu6, Activation::HardSwish, Activation::Swish])
 }
 
 fn stage() -> impl Strategy<Value = Stage> {
@@ -31,6 +31,7 @@ fn stage() -> impl Strategy<Value = Stage> {
             depths: Vec::new(),
             kernel_sizes: Vec::new(),
             expand_ratios: Vec::new(),
+            widths: Vec::new(),
         }
     })
 }
@@ -59,11 +60,11 @@ prop_compose! {
         preset.width_multiplier = f64::from(width) / 20.0;
         (preset.resolutions, preset.kernel_sizes, preset.depths) = (resolutions, kernel_sizes, depths);
         preset.expand_ratios = ratios.into_iter().map(ratio).collect();
-        preset.stem = Stem { channels: stem, stride: stem_stride, activation, depths: Vec::new() };
+        preset.stem = Stem { channels: stem, stride: stem_stride, activation, depths: Vec::new(), widths: Vec::new() };
         preset.first_block = Some(FirstBlock { channels: first, activation });
         preset.stages = stages;
         preset.stages.last_mut().expect("one at least").depths.extend(last_depth);
-        preset.head = Some(Head { feature_channels, hidden_channels, activation });
+        preset.head = Some(Head { feature_channels, hidden_channels, activation, widths: Vec::new() });
         preset
     }
 }
@@ -88,9 +89,40 @@ prop_compose! {
     }
 }
 
-/// A valid space of either kind.
+/// A list of widths that ends with `channels`, or none.
+fn widths(elastic: bool, channels: usize) -> Vec<usize> {
+    let mut widths = if elastic { vec![channels.div_ceil(3), channels.div_ceil(2), channels] } else { Vec::new() };
+    widths.dedup();
+    widths
+}
+
+prop_compose! {
+    /// The same stages with elastic channels between them.
+    fn attentives()(
+        mut space in mobilenets(),
+        (uniform_stages, expands) in (any::<bool>(), any::<bool>()),
+        elastic in prop::collection::vec(any::<bool>(), 5),
+        hidden in 1usize..48,
+        activation in activation(),
+    ) -> SearchSpace {
+        (space.family, space.first_block, space.width_multiplier) = (Family::AttentiveNas, None, 1.0);
+        space.uniform_stages = uniform_stages;
+        space.stem.widths = widths(elastic[0], space.stem.channels);
+        for (stage, &elastic) in space.stages.iter_mut().zip(&elastic[1..]) {
+            stage.widths = widths(elastic, stage.channels);
+        }
+        if !expands {
+            space.stages[0].expand_ratios = vec![ratio(1000)];
+        }
+        let head = space.head.as_mut().expect("MobileNets have a head");
+        (head.hidden_channels, head.widths, head.activation) = (Some(hidden), widths(elastic[4], hidden), activation);
+        space
+    }
+}
+
+/// A valid space of any kind.
 pub fn space() -> impl Strategy<Value = SearchSpace> {
-    prop_oneof![2 => mobilenets(), 1 => resnets()]
+    prop_oneof![2 => mobilenets(), 1 => resnets(), 1 => attentives()]
 }
 
 /// A space and one of its subnets.

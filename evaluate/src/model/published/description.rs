@@ -312,8 +312,12 @@ fn inverted_residual(
                 expand: expand_ratio != 1.0,
                 squeeze_excite: use_se.then(|| reduced_channels(middle)),
                 residual: block.shortcut.is_some(),
+                projection: false,
                 input_size,
             };
+            if spec.residual && stride != 1 {
+                return fail(format!("{name} has a shortcut and stride {stride}; stride 1 was expected"));
+            }
             Ok(Some((spec, choice(&name, kernel, expand_ratio)?)))
         }
     }

@@ -75,7 +75,7 @@ pub struct BlockShape {
     pub expand: bool,
     /// Reduced channels of squeeze-excite.
     pub squeeze_excite: Option<usize>,
-    /// Whether the input is added to the output.
+    /// Whether the input is added to the output as it is.
     pub residual: bool,
     /// Batch norm's epsilon.
     pub eps: f64,
@@ -96,7 +96,7 @@ impl BlockShape {
             activation: spec.activation,
             expand: spec.expand,
             squeeze_excite: spec.squeeze_excite,
-            residual: spec.residual,
+            residual: spec.residual && !spec.projection && spec.stride == 1,
             eps,
         }
     }
