@@ -1,6 +1,6 @@
 //! Subnets in the notation of the published code.
 
-use crate::space::{BlockChoice, ExpandRatio};
+use crate::space::{BlockChoice, ExpandRatio, Family};
 use crate::{Error, Result, SearchSpace, Subnet};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -21,6 +21,9 @@ const FORM: &str =
 /// whose block exists only at the largest number.
 ///
 /// The published search also prints `"wid": null`, a width that no published space has.
+///
+/// AttentiveNAS writes the words out: `kernel_size`, `expand_ratio` and `depth` list an entry for each stage, and `width`
+/// the channels of the stem, each stage, and the hidden layer.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "Value")]
 pub struct Setting {
@@ -30,7 +33,7 @@ pub struct Setting {
     pub e: Choices<ExpandRatio>,
     /// Depths.
     pub d: Choices<usize>,
-    /// Indices of width multipliers; absent if widths are not elastic.
+    /// Indices of width multipliers, or channels; absent if widths are not elastic.
     pub w: Option<Choices<usize>>,
     /// Resolution, as a number or a list of one number; absent if it is given elsewhere.
     pub r: Option<Choices<usize>>,
@@ -81,9 +84,19 @@ impl TryFrom<Value> for Setting {
     fn try_from(value: Value) -> Result<Self, String> {
         let Value::Object(map) = &value else { return Err(format!("expected {FORM}")) };
         const KEYS: [&str; 7] = ["ks", "e", "d", "w", "wid", "r", "image_size"];
-        if let Some(unknown) = map.keys().find(|key| !KEYS.contains(&key.as_str())) {
-            return Err(format!("'{unknown}' is not known; expected {FORM}"));
+        const WORDS: [(&str, &str); 5] =
+            [("kernel_size", "ks"), ("expand_ratio", "e"), ("depth", "d"), ("width", "w"), ("resolution", "r")];
+        let mut short = Map::new();
+        for (key, value) in map {
+            let word = WORDS.iter().find(|(word, _)| word == key).map(|(_, short)| *short);
+            let Some(name) = word.or_else(|| KEYS.into_iter().find(|known| known == key)) else {
+                return Err(format!("'{key}' is not known; expected {FORM}"));
+            };
+            if short.insert(name.into(), value.clone()).is_some() {
+                return Err(format!("'{name}' is given in two spellings; remove one"));
+            }
         }
+        let map = &short;
         if let Some(width) = map.get("wid").filter(|width| !width.is_null()) {
             return Err(format!(
                 "'wid' is {width}; expected null, since the width of a space is fixed and named by --space"
@@ -188,12 +201,8 @@ impl Setting {
     /// # Errors
     /// A list has the wrong length, or a choice is outside the space.
     pub fn subnet(&self, space: &SearchSpace, resolution: usize) -> Result<Subnet> {
-        if space.width_choices() > 0 && !space.family.has_bottlenecks() {
-            return Err(Error::Subnet(format!(
-                "the space '{}' has widths, for which this notation has no word; write the subnet as '{}'",
-                space.name,
-                space.smallest()
-            )));
+        if space.family == Family::AttentiveNas {
+            return self.attentive_subnet(space, resolution);
         }
         let bottlenecks = space.family.has_bottlenecks();
         let count = space.stages.len() + usize::from(bottlenecks);
@@ -241,6 +250,25 @@ impl Setting {
         space.check(&subnet)?;
         Ok(subnet)
     }
+
+    /// The subnet of a space of AttentiveNAS, whose entries are those of stages.
+    fn attentive_subnet(&self, space: &SearchSpace, resolution: usize) -> Result<Subnet> {
+        let count = space.stages.len();
+        let missing = |name: &str| Error::Subnet(format!("'{name}' is missing"));
+        let widths = self.w.as_ref().ok_or_else(|| missing("width"))?;
+        let kernels = self.ks.as_ref().ok_or_else(|| missing("kernel_size"))?;
+        let boundary = |place| Ok(widths.at("width", place, space.width_choices())?.into());
+        let stage = |stage| {
+            let depth = self.d.at("depth", stage, count)?.min(1 + space.max_stage_depth(stage));
+            let kernel = kernels.at("kernel_size", stage, count)?;
+            Ok(vec![BlockChoice { kernel, expand: self.e.at("expand_ratio", stage, count)? }; depth])
+        };
+        let widths = (0..space.width_choices()).map(boundary).collect::<Result<_>>()?;
+        let stages = (0..count).map(stage).collect::<Result<_>>()?;
+        let subnet = Subnet { resolution, widths, stem_blocks: 0, stages };
+        space.check(&subnet)?;
+        Ok(subnet)
+    }
 }
 
 #[cfg(test)]
@@ -261,6 +289,29 @@ mod tests {
             (r#"{"d": [2, 2, 2, 2], "e": 0.35, "w": 2}"#, "'d' has 4 entries"),
         ] {
             let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_attentive_setting_has_an_entry_per_stage() {
+        let space = SearchSpace::named("attentive-tiny").unwrap();
+        let read = |text: &str| {
+            let setting = text.parse::<Setting>()?;
+            setting.subnet(&space, setting.resolution()?)
+        };
+        let text = r#"{"resolution": 28, "width": [8, 8, 24, 32, 64], "depth": [1, 2, 1],
+            "kernel_size": [5, 3, 5], "expand_ratio": [1, 3, 2]}"#;
+        assert_eq!(read(text).unwrap().to_string(), "r28 w8,8,24,32,64 s0 d1,2,1 k5|3,3|5 e1|3,3|2");
+        for (old, new, reason) in [
+            ("[8, 8, 24, 32, 64]", "[8, 8, 24, 32]", "'width' has 4 entries; this space needs 5"),
+            ("[8, 8, 24, 32, 64]", "[8, 8, 20, 32, 64]", "width is 20; allowed are 16, 24"),
+            ("[1, 2, 1]", "[1, 1000000000, 1]", "depth of stage 2 is 3; allowed are 1, 2"),
+            ("\"resolution\"", "\"ks\": 3, \"resolution\"", "'ks' is given in two spellings"),
+            ("\"kernel_size\": [5, 3, 5], ", "", "'kernel_size' is missing"),
+            ("\"kernel_size\"", "\"kernel\"", "'kernel' is not known"),
+        ] {
+            let error = read(&text.replace(old, new)).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
         }
     }

@@ -3,7 +3,7 @@
 
 use super::{close, norm, values};
 use candle_core::{DType, Device, Tensor};
-use ofa_supernet::import::{CheckpointFile, common, published, read_supernet_from};
+use ofa_supernet::import::{CheckpointFile, Setting, common, published, read_supernet_from};
 use ofa_supernet::network::Mode;
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::{ExpandRatio, Stage, preset};
@@ -72,28 +72,9 @@ impl Attentive {
         Attentive { cases, space, net, skipped, tensors }
     }
 
-    /// The subnet of a setting: `resolution`, and lists `width`, `depth`, `kernel_size`, `expand_ratio` of which the
-    /// last three have an entry per stage.
     fn subnet(&self, setting: &Value) -> Subnet {
-        let list = |name: &str| numbers(&setting[name]);
-        let (depths, kernels, ratios) = (list("depth"), list("kernel_size"), list("expand_ratio"));
-        let words = |numbers: &[usize]| {
-            let repeated =
-                numbers.iter().zip(&depths).map(|(number, &depth)| vec![number.to_string(); depth].join(","));
-            repeated.collect::<Vec<_>>().join("|")
-        };
-        let row = |numbers: &[usize]| numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        let text = format!(
-            "r{} w{} s0 d{} k{} e{}",
-            setting["resolution"],
-            row(&list("width")),
-            row(&depths),
-            words(&kernels),
-            words(&ratios)
-        );
-        let subnet = text.parse().unwrap();
-        self.space.check(&subnet).unwrap();
-        subnet
+        let setting: Setting = serde_json::from_value(setting.clone()).unwrap();
+        setting.subnet(&self.space, setting.resolution().unwrap()).unwrap()
     }
 
     /// `[batch, 3, height, width]` in the file, `[batch, height, width, 3]` here.
