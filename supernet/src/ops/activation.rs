@@ -160,8 +160,8 @@ const SATURATED: f32 = -18.0;
 /// The CPU has `S`.
 #[inline(always)]
 unsafe fn sigmoids<S: Simd>(x: S::V) -> S::V {
-    const ABOVE: [f32; 5] = [1.30418303e-11, 8.05047668e-8, 5.46187047e-5, 8.36314589e-3, 2.49999995e-1];
-    const BELOW: [f32; 5] = [3.03774724e-9, 5.13382668e-6, 1.61731356e-3, 1.16785873e-1, 1.00000000];
+    const ABOVE: [f32; 5] = [1.304_183_1e-11, 8.050_477e-8, 5.461_870_4e-5, 8.363_146e-3, 2.5e-1];
+    const BELOW: [f32; 5] = [3.037_747_2e-9, 5.133_826_6e-6, 1.617_313_6e-3, 1.167_858_8e-1, 1.0];
     // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
     unsafe {
         let inside = S::min(S::max(x, S::splat(SATURATED)), S::splat(-SATURATED));
