@@ -56,6 +56,7 @@ fn conditions() -> Vec<Condition> {
             &["--members 1"],
             "it asks how sure a prediction is, which takes two members or more",
         ),
+        excludes("predictor", "--members", &["--method gaussian-process"], "a Gaussian process is not an ensemble"),
         excludes(
             "train",
             "--resume",

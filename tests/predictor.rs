@@ -155,7 +155,7 @@ fn a_predictor_of_another_space_is_refused_by_name() {
     let drawn = (0..20).map(|i| space.sample(&mut generator(1, Stream::Sampling, &[i])));
     let samples: Vec<Sample> =
         drawn.map(|subnet| Sample { accuracy: subnet.resolution as f64 / 40.0, subnet }).collect();
-    let settings = FitSettings { members: 1, hidden: 8, steps: Some(1), ..FitSettings::default() };
+    let settings = FitSettings::default();
     Predictor::fit(&space, &samples, &settings, 0, &mut |_, _, _| ()).unwrap().0.save(&path).unwrap();
     let expected = ["error: run/predictor/predictor.safetensors: ", "`stages[1].channels` is 32 instead of 24"];
     fails(folder, &search(&[]), &expected);
@@ -228,6 +228,9 @@ fn a_space_of_fewer_subnets_than_samples_is_measured_once() {
     let out = succeeds(folder, &sampling);
     assert!(out.contains("16 subnets, 3 held out") && samples(folder) == lines, "{out}");
     fails(folder, &["predictor", "--run", "run", "--curve"], &["only 16 subnets"]);
+    let both = ["--members", "2", "--method", "gaussian-process"];
+    misused(folder, &[&sampling[..7], &both].concat(), &["--members cannot be used with --method gaussian-process"]);
+    assert!(succeeds(folder, &sampling[..7]).contains("Gaussian process: in cross-validation"));
 }
 
 #[test]
@@ -245,7 +248,7 @@ fn predictions_are_at_most_one() {
         })
         .collect();
     fs::write(folder.join("run/predictor/samples.jsonl"), high).unwrap();
-    succeeds(folder, &[SAMPLED, &["--samples", "16"]].concat());
+    succeeds(folder, &[SAMPLED, &["--samples", "16", "--method", "ensemble"]].concat());
     let path = folder.join("run/predictor/predictor.safetensors");
     let found: Value = serde_json::from_str(&succeeds(folder, &search(&["--verify", "5"]))).unwrap();
     let best = found[0]["top"][0]["subnet"].as_str().unwrap().parse().unwrap();
@@ -399,7 +402,7 @@ fn samples_are_chosen_and_the_curve_is_drawn_from_them() {
     assert!(drawn(10) && !drawn(24), "{whole}\n{random}");
 
     // A single network cannot be pessimistic; several are, each to the extent of its deviation.
-    fails(folder, &search(&["--pessimism", "1"]), &["single network", "--members"]);
+    fails(folder, &search(&["--pessimism", "1"]), &["single network", "ofa predictor"]);
     sample("run", "26");
     let found = |more: &[&str]| serde_json::from_str::<Value>(&succeeds(folder, &search(more))).unwrap()[0].clone();
     let (neutral, pessimistic) = (found(&[]), found(&["--pessimism", "3"]));

@@ -63,8 +63,7 @@ impl<P: Send + Sync> GaussianProcess<P> {
             let centred: Vec<f64> = scores.iter().map(|s| s - mean).collect();
             let weights = cholesky.solve(centred.clone());
             let variance = (dot(&weights, &centred) / count as f64).max(1e-16);
-            let log_determinant: f64 = (0..count).map(|i| 2.0 * cholesky.row(i)[i].ln()).sum();
-            let likelihood = -0.5 * (count as f64 * variance.ln() + log_determinant);
+            let likelihood = -0.5 * (count as f64 * variance.ln() + cholesky.log_determinant());
             Some((
                 likelihood,
                 GaussianProcess { points: Vec::new(), distance, mean, variance, shape, cholesky, weights },

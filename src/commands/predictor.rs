@@ -6,7 +6,9 @@ use crate::run_folder::RunFolder;
 use crate::{choice, interrupt, numbers, progress, table};
 use anyhow::{Result, bail};
 use ofa_extract::predictor::active::{self, Acquisition, CurvePoint, FEWEST_CURVE_SAMPLES};
-use ofa_extract::predictor::{FEWEST_SAMPLES, SampleWriter, check_space, other_weights, read_provenance, read_samples};
+use ofa_extract::predictor::{
+    FEWEST_SAMPLES, Method, SampleWriter, check_space, other_weights, read_provenance, read_samples,
+};
 use ofa_extract::{FitReport, FitSettings, Predictor, Sample};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::seed::{Stream, generator};
@@ -35,7 +37,7 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["discard", "data", "skip_bad", "samples", "recalibration", "images", "batch", "seed"])]
     curve: bool,
     /// Instead of measuring: the accuracy predictor that the authors of once-for-all published (acc_predictor.pth).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["samples", "recalibration", "images", "batch", "seed", "data", "skip_bad", "members", "active", "discard", "curve"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["samples", "recalibration", "images", "batch", "seed", "data", "skip_bad", "members", "method", "active", "discard", "curve"])]
     import: Option<PathBuf>,
 }
 
@@ -53,9 +55,13 @@ pub struct Sampling {
     /// Seed of subnets, split and fit.
     #[arg(long, default_value_t = 0, value_parser = numbers::seed)]
     pub seed: u64,
-    /// Networks whose mean is the predictor; their spread tells how sure it is. One is fastest to search with.
-    #[arg(long, default_value_t = FitSettings::default().members, value_parser = numbers::members)]
-    pub members: usize,
+    /// Kind of predictor.
+    #[arg(long, value_parser = choice::one_of(Method::TABLE), default_value = "automatic")]
+    pub method: Method,
+    /// An ensemble of so many networks, whose mean is the predictor and whose spread tells how sure it is (default with
+    /// --method ensemble: 5).
+    #[arg(long, value_parser = numbers::members)]
+    pub members: Option<usize>,
     /// Choose what to measure in place of drawing at random: for the same accuracy of the predictor with fewer
     /// measurements, or for more of them among the best subnets.
     #[arg(long, value_parser = choice::one_of(Acquisition::TABLE))]
@@ -68,7 +74,9 @@ pub struct Sampling {
 
 impl Sampling {
     fn fit_settings(&self) -> FitSettings {
-        FitSettings { members: self.members, ..FitSettings::default() }
+        let method = if self.members.is_some() { Method::Ensemble } else { self.method };
+        let default = FitSettings::default();
+        FitSettings { method, members: self.members.unwrap_or(default.members), ..default }
     }
 
     /// Refuses what no predictor of `space` can be fitted with, before anything is measured.
@@ -167,10 +175,13 @@ pub fn print_report(report: &FitReport) {
         show(report.kendall_tau)
     );
     if let (Some(folds), Some(calibration)) = (&report.cross_validation, &report.calibration) {
+        let model = match report.members {
+            0 => "Gaussian process".to_string(),
+            members => format!("{members} members"),
+        };
         say!(
-            "{} members: in cross-validation RMSE {:.2} points, Pearson {}, Kendall tau {}; {:.0} % of the held-out accuracies lie in their \
+            "{model}: in cross-validation RMSE {:.2} points, Pearson {}, Kendall tau {}; {:.0} % of the held-out accuracies lie in their \
              90 % interval, mean deviation {:.2} points",
-            report.members,
             100.0 * folds.rmse,
             show(folds.pearson),
             show(folds.kendall_tau),

@@ -15,8 +15,9 @@ use candle_core::Device;
 use ofa_evaluate::bench::BenchOptions;
 use ofa_evaluate::model::NumberType;
 use ofa_evaluate::profile::ProfileOptions;
+use ofa_extract::Constraint;
+use ofa_extract::predictor::Method;
 use ofa_extract::search::{Evolution, SearchSettings};
-use ofa_extract::{Constraint, FitSettings};
 use ofa_supernet::Ranks;
 use ofa_supernet::SearchSpace;
 use ofa_supernet::train::{Outcome, TrainConfig};
@@ -54,7 +55,8 @@ pub fn run(args: &Args) -> Result<()> {
         images: Images { recalibration: 300, images: 0 },
         batch: 100,
         seed: args.seed,
-        members: FitSettings::default().members,
+        method: Method::default(),
+        members: None,
         active: None,
         discard: false,
     };

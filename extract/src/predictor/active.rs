@@ -1,9 +1,8 @@
 //! Which subnets to measure next: those that lower the deviation of all predictions most, or that may be the best.
 
-use super::ensemble::fit_members;
 use super::features::Features;
 use super::linear::{Basis, add_square};
-use super::{FitSettings, Prediction, Sample, metrics};
+use super::{FitSettings, Prediction, Predictor, Sample, metrics};
 use crate::cholesky::{Cholesky, dot};
 use crate::gaussian_process::expected_improvement;
 use crate::{Error, Result};
@@ -180,12 +179,12 @@ fn most_improvement(
     seed: u64,
 ) -> Result<Vec<usize>> {
     settings.validate()?;
-    if settings.members < 2 || samples.len() < 2 {
+    if samples.len() < 2 || (settings.members < 2 && !settings.method.is_process(samples.len())) {
         return Err(Error::Predictor("expected improvement needs two members and two samples at least".into()));
     }
     let mut samples = samples.to_vec();
     samples.shuffle(&mut generator(seed, Stream::ActiveOrder, &[]));
-    let (predictor, _) = fit_members(space, &samples, settings, seed, &mut |_, _, _| {})?;
+    let (predictor, _) = Predictor::fit_all(space, &samples, settings, seed, &mut |_, _, _| {})?;
     let best = samples.iter().map(|s| s.accuracy).fold(0.0, f64::max);
     let worth = |prediction: &Prediction| expected_improvement(prediction.accuracy, prediction.deviation, best);
     let mut rng = generator(seed, Stream::ActiveImprovement, &[samples.len() as u64]);
@@ -250,7 +249,7 @@ pub fn curve(
         let subnets: Vec<Subnet> = held_out.iter().map(|s| s.subnet.clone()).collect();
         let measured: Vec<f64> = held_out.iter().map(|s| s.accuracy).collect();
         let mut tau = |part: &[Sample]| -> Result<f64> {
-            let (predictor, _) = fit_members(space, part, settings, repetition, &mut |_, _, _| {})?;
+            let (predictor, _) = Predictor::fit_all(space, part, settings, repetition, &mut |_, _, _| {})?;
             done += 1;
             progress(done, total);
             Ok(metrics::kendall_tau(&measured, &predictor.predict(&subnets)?).unwrap_or(0.0))
@@ -278,6 +277,7 @@ pub fn curve(
 
 #[cfg(test)]
 mod tests {
+    use super::super::Method;
     use super::*;
 
     /// Accuracy by size, known for small subnets alone.
@@ -293,7 +293,8 @@ mod tests {
     #[test]
     fn chooses_new_subnets_and_those_that_may_be_best() {
         let (space, samples) = small_ones();
-        let settings = FitSettings { hidden: 60, learning_rate: 3e-3, ..FitSettings::default() };
+        let settings =
+            FitSettings { method: Method::Ensemble, hidden: 60, learning_rate: 3e-3, ..FitSettings::default() };
         let choose = |acquisition, seed| next(&space, &samples, 12, acquisition, &settings, seed).unwrap();
         let chosen = choose(Acquisition::Improvement, 1);
         assert_eq!(chosen, choose(Acquisition::Improvement, 1));
@@ -353,7 +354,13 @@ mod tests {
                 Sample { accuracy: 0.3 + 0.02 * size + 0.002 * subnet.resolution as f64, subnet }
             })
             .collect();
-        let settings = FitSettings { hidden: 40, learning_rate: 3e-3, members: 2, ..FitSettings::default() };
+        let settings = FitSettings {
+            method: Method::Ensemble,
+            hidden: 40,
+            learning_rate: 3e-3,
+            members: 2,
+            ..FitSettings::default()
+        };
         let mut fits = 0;
         let points = curve(&space, &samples, Acquisition::Deviation, &settings, 1, &mut |_, total| {
             fits += 1;

@@ -11,10 +11,46 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-/// How the predictor is fitted.
+/// Most samples that a Gaussian process is fitted on unless it is asked for: the time of a fit grows with their cube.
+pub(super) const PROCESS_SAMPLES: usize = 2000;
+
+/// What is fitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// A Gaussian process on up to two thousand samples, an ensemble on more.
+    #[default]
+    Automatic,
+    /// A Gaussian process over the choices of the space: best on few and on precise samples.
+    GaussianProcess,
+    /// Several networks, whose mean is the prediction (paper §3.4: one network).
+    Ensemble,
+}
+
+impl Method {
+    /// Every method, with its name and a line of help.
+    pub const TABLE: &[(Method, &str, &str)] = &[
+        (Method::Automatic, "automatic", "A Gaussian process on up to 2,000 samples, an ensemble on more"),
+        (Method::GaussianProcess, "gaussian-process", "A Gaussian process over the choices of the space"),
+        (Method::Ensemble, "ensemble", "Networks whose mean is the prediction (--members)"),
+    ];
+
+    /// Whether a Gaussian process is fitted to `samples` samples.
+    pub(super) fn is_process(self, samples: usize) -> bool {
+        match self {
+            Method::Automatic => samples <= PROCESS_SAMPLES,
+            Method::GaussianProcess => true,
+            Method::Ensemble => false,
+        }
+    }
+}
+
+/// How the predictor is fitted. All but the method is for an ensemble.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FitSettings {
+    /// What is fitted.
+    pub method: Method,
     /// Width of each of the three hidden layers.
     pub hidden: usize,
     /// Learning rate of Adam at the start; it falls to zero along a cosine.
@@ -41,7 +77,15 @@ pub(super) const MOST_MEMBERS: usize = 64;
 
 impl Default for FitSettings {
     fn default() -> Self {
-        FitSettings { hidden: 400, learning_rate: 1e-3, weight_decay: 1e-4, batch_size: 64, steps: None, members: 5 }
+        FitSettings {
+            method: Method::default(),
+            hidden: 400,
+            learning_rate: 1e-3,
+            weight_decay: 1e-4,
+            batch_size: 64,
+            steps: None,
+            members: 5,
+        }
     }
 }
 
@@ -89,7 +133,7 @@ pub(super) struct Table<'a> {
 ///
 /// Targets are scaled while fitting, and the scale is folded into the output layer afterwards: the learning rate suits
 /// accuracies that differ by a tenth of a point or by fifty.
-pub(super) fn fit(
+pub(super) fn fit_network(
     table: &Table,
     settings: &FitSettings,
     seed: u64,

@@ -6,19 +6,24 @@
 //! | `provenance` | what accuracies were measured with |
 //! | [`features`] | a subnet as a one-hot vector |
 //! | [`metrics`] | how good predictions are |
-//! | `linear` | what each choice adds by itself |
-//! | `fit`, `mlp`, `store` | fitting one network, its fast forward pass, the file |
+//! | `process` | a Gaussian process: its fit, its predictions and how sure they are |
+//! | `encoding`, `likelihood` | a subnet as its numbers; how much each of them counts |
 //! | `ensemble` | several networks: folds, spread, how sure a prediction is |
+//! | `linear`, `fit`, `mlp` | what each choice adds by itself, fitting one network, its fast forward pass |
+//! | `store` | the file |
 //! | [`active`] | which subnets to measure next |
 //! | `published` | importing the predictor that the authors published |
 
 pub mod active;
+mod encoding;
 mod ensemble;
 pub mod features;
 mod fit;
+mod likelihood;
 mod linear;
 pub mod metrics;
 mod mlp;
+mod process;
 mod provenance;
 mod published;
 pub mod sample;
@@ -26,15 +31,15 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use fit::FitSettings;
+pub use fit::{FitSettings, Method};
 pub use provenance::{Provenance, other_weights};
 pub use sample::{Sample, SampleWriter, read_provenance, read_samples};
 
 use crate::{Error, Result};
-use features::Features;
-use mlp::Mlp;
+use ensemble::Ensemble;
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::{SearchSpace, Subnet, files};
+use process::Process;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -42,14 +47,19 @@ use std::collections::HashMap;
 /// Fewest different subnets a predictor is fitted on: with less, the held-out fifth says nothing.
 pub const FEWEST_SAMPLES: usize = 10;
 
-/// A fitted accuracy predictor: the mean of its members.
+/// A fitted accuracy predictor.
 #[derive(Debug, Clone)]
 pub struct Predictor {
     space: SearchSpace,
-    members: Vec<Mlp>,
-    /// Standard deviation of measured accuracies about what the members agree on.
-    noise: f32,
+    model: Model,
     origin: Option<Origin>,
+}
+
+/// What predicts.
+#[derive(Debug, Clone)]
+enum Model {
+    Process(Box<Process>),
+    Ensemble(Ensemble),
 }
 
 /// Where a predictor comes from.
@@ -96,9 +106,10 @@ pub struct FitReport {
     pub pearson: Option<f64>,
     /// Kendall's tau-b: how well the order is kept, which is what a search needs; `None` as for `pearson`.
     pub kendall_tau: Option<f64>,
-    /// Networks that were fitted.
+    /// Networks that were fitted; 0 for a Gaussian process.
     pub members: usize,
-    /// Each sample that was not held out, predicted by the one member that did not see it; `None` for a single member.
+    /// Each sample that was not held out, predicted without being seen: by the member that did not, or by a Gaussian
+    /// process of all others; `None` for a single member.
     pub cross_validation: Option<CrossValidation>,
     /// How well the deviations fit the held-out samples; `None` for a single member.
     pub calibration: Option<Calibration>,
@@ -113,10 +124,10 @@ pub struct FitReport {
     pub pairs: Vec<HeldOut>,
 }
 
-/// Figures over all folds, each predicted by a network that did not see it.
+/// Figures over all folds, each predicted without being seen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CrossValidation {
-    /// Folds, as many as members.
+    /// Folds: as many as members, or for a Gaussian process as many as samples.
     pub folds: usize,
     /// As in [`FitReport`].
     pub rmse: f64,
@@ -180,17 +191,20 @@ impl Predictor {
         }
         samples.shuffle(&mut generator(seed, Stream::HeldOut, &[]));
         let (held_out, train) = samples.split_at((samples.len() as f64 / 5.0).round() as usize);
-        let (mut predictor, unseen) = ensemble::fit_members(space, train, settings, seed, progress)?;
+        let (mut predictor, unseen) = Predictor::fit_all(space, train, settings, seed, progress)?;
 
         let subnets: Vec<Subnet> = held_out.iter().map(|s| s.subnet.clone()).collect();
         let measured: Vec<f64> = held_out.iter().map(|s| s.accuracy).collect();
         let predicted = predictor.predict(&subnets)?;
-        let deviations =
-            if predictor.members.len() > 1 { Some(predictor.predict_with_deviation(&subnets)?) } else { None };
+        let deviations = predictor.has_deviation().then(|| predictor.predict_with_deviation(&subnets)).transpose()?;
+        let members = match &predictor.model {
+            Model::Process(_) => 0,
+            Model::Ensemble(ensemble) => ensemble.members.len(),
+        };
         let cross_validation = unseen.map(|unseen| {
             let measured: Vec<f64> = train.iter().map(|s| s.accuracy).collect();
             CrossValidation {
-                folds: settings.members.min(train.len()),
+                folds: if members == 0 { train.len() } else { members },
                 rmse: metrics::rmse(&measured, &unseen).expect("four fifths of ten or more are not empty"),
                 pearson: metrics::pearson(&measured, &unseen),
                 kendall_tau: metrics::kendall_tau(&measured, &unseen),
@@ -216,7 +230,7 @@ impl Predictor {
             rmse: metrics::rmse(&measured, &predicted).expect("a fifth of ten or more is not empty"),
             pearson: metrics::pearson(&measured, &predicted),
             kendall_tau: metrics::kendall_tau(&measured, &predicted),
-            members: predictor.members.len(),
+            members,
             cross_validation,
             calibration,
             measured_with: None,
@@ -227,6 +241,28 @@ impl Predictor {
         predictor.origin =
             Some(Origin::Fitted { measured_with: None, held_out: report.held_out, kendall_tau: report.kendall_tau });
         Ok((predictor, report))
+    }
+
+    /// Fits a predictor to all of `samples`, which are two or more different ones in random order, and does not judge
+    /// it. The second result is each sample's prediction without being seen, if there is one.
+    ///
+    /// # Errors
+    /// As [`fit`](Self::fit).
+    fn fit_all(
+        space: &SearchSpace,
+        samples: &[Sample],
+        settings: &FitSettings,
+        seed: u64,
+        progress: &mut (dyn FnMut(usize, usize, f64) + Send),
+    ) -> Result<(Predictor, Option<Vec<f64>>)> {
+        let (model, unseen) = if settings.method.is_process(samples.len()) {
+            let (process, unseen) = Process::fit(space, samples, progress)?;
+            (Model::Process(Box::new(process)), Some(unseen))
+        } else {
+            let (ensemble, unseen) = ensemble::fit(space, samples, settings, seed, progress)?;
+            (Model::Ensemble(ensemble), unseen)
+        };
+        Ok((Predictor { space: space.clone(), model, origin: None }, unseen))
     }
 
     /// Notes what the samples of a fitted predictor were measured with.
@@ -289,7 +325,10 @@ impl Predictor {
 
     /// Whether it knows how sure it is.
     pub fn has_deviation(&self) -> bool {
-        self.members.len() > 1
+        match &self.model {
+            Model::Process(_) => true,
+            Model::Ensemble(ensemble) => ensemble.members.len() > 1,
+        }
     }
 
     /// Predicted accuracy (about 0 to 1; not clipped, so that order is kept) of each subnet.
@@ -297,33 +336,21 @@ impl Predictor {
     /// # Errors
     /// A subnet outside the space.
     pub fn predict(&self, subnets: &[Subnet]) -> Result<Vec<f64>> {
-        let members = self.by_member(subnets)?;
-        Ok((0..subnets.len()).map(|subnet| ensemble::mean(&members, subnet)).collect())
+        match &self.model {
+            Model::Process(process) => process.predict(subnets),
+            Model::Ensemble(ensemble) => ensemble.predict(&self.space, subnets),
+        }
     }
 
-    /// The same with how sure it is.
+    /// Predicted accuracy of each subnet, and how sure it is.
     ///
     /// # Errors
-    /// A subnet outside the space, and a predictor of a single member, which does not know.
+    /// A subnet outside the space, and a predictor that is a single network, which does not know.
     pub fn predict_with_deviation(&self, subnets: &[Subnet]) -> Result<Vec<Prediction>> {
-        if !self.has_deviation() {
-            return Err(Error::Predictor(
-                "it is a single network, which does not know how sure it is; fit one of several with `ofa predictor --members 5`".into(),
-            ));
+        match &self.model {
+            Model::Process(process) => process.predict_with_deviation(subnets),
+            Model::Ensemble(ensemble) => ensemble.predict_with_deviation(&self.space, subnets),
         }
-        let members = self.by_member(subnets)?;
-        let prediction = |subnet| Prediction {
-            accuracy: ensemble::mean(&members, subnet),
-            deviation: (ensemble::variance(&members, subnet) + f64::from(self.noise).powi(2)).sqrt(),
-        };
-        Ok((0..subnets.len()).map(prediction).collect())
-    }
-
-    /// Each member's prediction of each subnet.
-    fn by_member(&self, subnets: &[Subnet]) -> Result<Vec<Vec<f64>>> {
-        let features = Features::new(&self.space);
-        let push = |subnet: &Subnet, active: &mut Vec<usize>| features.push(subnet, active);
-        self.members.iter().map(|member| member.forward(subnets, push)).collect()
     }
 }
 

@@ -5,9 +5,10 @@
 //! The first layer is linear in a one-hot input, so putting the rows of its weight into our order
 //! ([`features`](super::features)) is all that importing takes.
 
+use super::ensemble::Ensemble;
 use super::features::Features;
 use super::mlp::{Layer, Mlp};
-use super::{Origin, Predictor};
+use super::{Model, Origin, Predictor};
 use crate::{Error, Result};
 use ofa_supernet::SearchSpace;
 use ofa_supernet::import::CheckpointFile;
@@ -90,6 +91,7 @@ impl Predictor {
         first.weight = rows.iter().flat_map(|row| &first.weight[row * hidden..][..hidden]).copied().collect();
         let no_linear = vec![0.0; rows.len()];
         let members = vec![Mlp::new([first, second, third, last], no_linear)];
-        Ok(Predictor { space: narrowed, members, noise: 0.0, origin: Some(Origin::Published) })
+        let model = Model::Ensemble(Ensemble { members, noise: 0.0 });
+        Ok(Predictor { space: narrowed, model, origin: Some(Origin::Published) })
     }
 }
