@@ -323,7 +323,7 @@ fn a_search_result_that_is_out_of_date_is_told_by_name() {
     fs::write(&profile, slow.to_string()).unwrap();
     let err = warnings();
     assert!(
-        err.contains(&format!("{latency}by the present profile its subnet has 2.")) && !err.contains(macs),
+        err.contains(&format!("{latency}with the current profile the subnet has 2.")) && !err.contains(macs),
         "{err}"
     );
     fs::write(&profile, good).unwrap();
@@ -343,7 +343,7 @@ fn a_search_result_that_is_out_of_date_is_told_by_name() {
     result.as_object_mut().unwrap().remove("basis");
     fs::write(&path, result.to_string()).unwrap();
     let err = warnings();
-    assert!(err.contains(&format!("{macs}it does not say for which weights")), "{err}");
+    assert!(err.contains(&format!("{macs}this result of an earlier version does not record the weights")), "{err}");
 }
 
 #[test]

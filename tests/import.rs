@@ -141,7 +141,7 @@ fn an_import_does_not_replace_a_run() {
     std::fs::write(folder.join("net.pth"), checkpoint("tiny", 10)).unwrap();
     let import = ["import", "net.pth", "--space", "tiny", "--out", "run"];
     succeeds(folder, &import);
-    fails(folder, &import, &["there is a run in it already"]);
+    fails(folder, &import, &["already holds a run"]);
 }
 
 #[test]
@@ -291,7 +291,7 @@ fn a_published_specialised_network_becomes_a_model() {
         assert_eq!(std::fs::read_dir(folder.join(name)).unwrap().count(), 2);
         assert!(out.contains("10 classes") && out.contains(&format!("ofa bench {name}")), "{out}");
         succeeds(folder, &["bench", name, "--data", "builtin"]);
-        fails(folder, &import, &[name, "exists already"]);
+        fails(folder, &import, &[name, "already exists"]);
 
         // It computes what the supernet's largest subnet does.
         let mut model = Model::load(folder.join(name)).unwrap();

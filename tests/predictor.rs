@@ -98,7 +98,7 @@ fn samples_that_do_not_say_what_they_were_measured_with_are_taken_with_a_warning
     };
     let own: String = samples(folder).lines().map(bare).collect();
     fs::write(folder.join("run/predictor/samples.jsonl"), &own).unwrap();
-    let warning = "run/predictor/samples.jsonl: 16 samples do not say which weights and images";
+    let warning = "run/predictor/samples.jsonl: 16 samples do not record the weights and images";
     let err = warnings(folder, &[SAMPLED, &["--samples", "18"]].concat());
     assert!(err.contains(warning) && err.contains("--discard"), "{err}");
     assert!(samples(folder).starts_with(&own) && samples(folder).lines().count() == 18);

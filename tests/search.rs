@@ -215,10 +215,10 @@ fn a_damaged_profile_breaks_only_the_limits_that_name_it() {
 fn constants_of_a_strategy_are_checked_by_flag_before_anything_is_read() {
     let temporary = tempfile::tempdir().unwrap();
     for (arguments, reason) in [
-        (&["--strategy", "random", "--generations", "3"][..], "--strategy random: it has no constant --generations"),
-        (&["--strategy", "random", "--population", "5"], "--strategy random: it has no constant --population"),
+        (&["--strategy", "random", "--generations", "3"][..], "--strategy random has no setting --generations"),
+        (&["--strategy", "random", "--population", "5"], "--strategy random has no setting --population"),
         (&["--strategy", "ppo", "--batch", "1"], "--strategy ppo: --batch 1 is not between 2 and 10000"),
-        (&["--strategy", "grid", "--parent-ratio", "0.5"], "--strategy grid: it has no constant --parent-ratio"),
+        (&["--strategy", "grid", "--parent-ratio", "0.5"], "--strategy grid has no setting --parent-ratio"),
     ] {
         refuses(temporary.path(), &[&["--limit", "any:macs=1M"], arguments].concat(), &[reason]);
     }
@@ -251,7 +251,7 @@ fn a_latency_of_several_images_is_told_as_such() {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let row = |device: &str| out.lines().find(|line| line.starts_with(device)).unwrap().to_string();
     assert!(row("b8:").contains(" for 8 images") && !row("this:").contains("images"), "{out}");
-    assert!(err.contains("b8:latency is that of one run of 8 images") && !err.contains("this:latency is"), "{err}");
+    assert!(err.contains("b8:latency is for one run of 8 images") && !err.contains("this:latency is"), "{err}");
     let result =
         |name: &str| read_json::<Value>(&folder.join("run/search").join(name)).unwrap()["constraints"][0].clone();
     assert_eq!(result("b8-latency-1s.json")["batch"], 8);

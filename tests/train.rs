@@ -78,7 +78,7 @@ fn an_empty_data_flag_is_told_from_a_run_without_images() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     for command in [&["train", "--data", "", "--out", "run"], &["tune", "--data", "", "--out", "tuned"]] {
-        fails(folder, command, &["error: --data '': it is empty; expected a folder of images, or `builtin`"]);
+        fails(folder, command, &["error: --data is empty; expected a folder of images, or `builtin`"]);
     }
 }
 
