@@ -191,11 +191,11 @@ fn names_of_models_are_plain_and_name_one_subnet() {
     for name in ["", ".", "..", "../../evil", "a/b", "/evil", ".hidden", "two words", &"x".repeat(201)] {
         refused(&["--name", name], &["--name", "expected"]);
     }
-    refused(&["--subnet", "largest", "--name", "mine"], &["--name 'mine'", "there are 2"]);
+    refused(&["--subnet", "largest", "--name", "mine"], &["--name 'mine'", "2 are given"]);
     fails(
         folder,
         &["extract", "--run", "run", "--search-results", "--name", "mine"],
-        &["--name 'mine'", "there are 0"],
+        &["--name 'mine'", "0 are given"],
     );
     assert!(!folder.join("run/models").exists() && !folder.join("evil").exists());
 
@@ -331,13 +331,19 @@ fn a_search_result_that_is_out_of_date_is_told_by_name() {
     // Another predictor, other weights, and a result of an earlier version.
     succeeds(folder, &["predictor", "--run", "run", "--samples", "16", "--recalibration", "300", "--members", "1"]);
     let err = warnings();
-    assert!(err.contains(&format!("{macs}it was found with an earlier predictor")) && err.contains(latency), "{err}");
+    assert!(
+        err.contains(&format!("{macs}the result was found with an earlier predictor")) && err.contains(latency),
+        "{err}"
+    );
     let path = folder.join("run/checkpoints/supernet.safetensors");
     let (state, note) = read_supernet(&path).unwrap();
     let state = state.into_iter().map(|(name, tensor)| (name, (tensor * 1.001).unwrap())).collect();
     write_supernet(&path, state, &note).unwrap();
     let err = warnings();
-    assert!(err.contains(&format!("{macs}it was found for other weights")) && err.contains("search again"), "{err}");
+    assert!(
+        err.contains(&format!("{macs}the result was found for other weights")) && err.contains("search again"),
+        "{err}"
+    );
     let path = folder.join("run/search/any-macs-400k.json");
     let mut result: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     result.as_object_mut().unwrap().remove("basis");

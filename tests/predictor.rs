@@ -111,7 +111,7 @@ fn a_search_warns_of_a_predictor_of_other_weights() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     finished_run(folder);
-    let warning = "warning: run/predictor/predictor.safetensors: it was fitted for other weights";
+    let warning = "warning: run/predictor/predictor.safetensors: the predictor was fitted for other weights";
     assert!(!warnings(folder, &search(&[])).contains("other weights"));
     let fit: Value = serde_json::from_slice(&fs::read(folder.join("run/predictor/fit.json")).unwrap()).unwrap();
     let weights = fit["measured_with"]["weights"].as_str().unwrap().to_string();

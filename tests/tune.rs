@@ -100,8 +100,8 @@ fn values_that_training_refuses_are_refused_with_file_and_line() {
     let folder = temporary.path();
     tuning_configuration(folder, "4");
     for (ranges, words) in [
-        ("[batch]\nvalues = [0]\n", "error: r.toml:1: [batch] 0 is no batch"),
-        ("[batch]\nvalues = [8.5]\n", "error: r.toml:1: [batch] 8.5 is no batch"),
+        ("[batch]\nvalues = [0]\n", "error: r.toml:1: [batch] 0 is not a possible batch"),
+        ("[batch]\nvalues = [8.5]\n", "error: r.toml:1: [batch] 8.5 is not a possible batch"),
         ("\n[momentum]\nlow = 0.5\nhigh = 1.5\n", "error: r.toml:2: [momentum] momentum = 1.5 must be"),
         ("[dropout]\nlow = 0.1\nvalues = [0.2]\n", "error: r.toml:1: [dropout] values excludes low"),
     ] {

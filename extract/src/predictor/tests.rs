@@ -57,7 +57,7 @@ fn a_predictor_of_other_weights_or_without_an_order_is_doubted() {
     };
     let fit = |samples: &[Sample]| Predictor::fit(&space, samples, &settings, 0, &mut |_, _, _| ()).unwrap().0;
     let mut predictor = fit(&samples(&space, 100));
-    assert!(predictor.doubts("0a")[0].contains("does not say"));
+    assert!(predictor.doubts("0a")[0].contains("does not record"));
     let before = predictor.checksum().unwrap();
     predictor.set_provenance(measured_with("0a"));
     assert_ne!(predictor.checksum().unwrap(), before);
@@ -167,8 +167,8 @@ fn foreign_files_are_refused() {
         bytes
     };
     for (bytes, reason) in [
-        (good[..good.len() - 1].to_vec(), "no predictor of this program"),
-        (b"hello".to_vec(), "no predictor of this program"),
+        (good[..good.len() - 1].to_vec(), "not a predictor of this program"),
+        (b"hello".to_vec(), "not a predictor of this program"),
         (replaced("ofa-predictor", "ofa-transform"), "expected 'ofa-predictor'"),
         (replaced("[16,24,32]", "[16,24   ]"), "member0.layer0.weight is F32 [23, 8], expected F32 [22, 8]"),
         (replaced("member1.layer2.bias", "member1.layer9.bias"), "member1.layer2.bias"),

@@ -1,5 +1,5 @@
-//! What to try next. It follows from the seed and the earlier trials alone, so that a stopped tuning goes on as if it
-//! had not been.
+//! Values of the next trial. They depend only on the seed and the earlier trials, so that a stopped tuning resumes as
+//! if it had not stopped.
 
 use super::ranges::{Ranges, Values};
 use super::trials::Trial;
@@ -8,28 +8,29 @@ use ofa_supernet::seed::{Stream, generator};
 use rand::Rng;
 use std::cmp::Ordering;
 
-/// Points that expected improvement chooses from: random ones, and ones near the best trial.
+/// Random points among which expected improvement chooses.
 const RANDOM: usize = 500;
+/// Points near the best trial among which expected improvement chooses.
 const NEAR: usize = 200;
-/// How far a point near the best may lie from it in each hyperparameter, as a part of the range.
+/// Largest distance of a point near the best from it in each hyperparameter, as a fraction of the range.
 const STEP: f64 = 0.1;
-/// How many units of the Gaussian process's distance a whole range is. Distances are squared, as the objective is
-/// smooth in its numbers.
+/// Distance between the two ends of a range, in the Gaussian process's unit. Distances are squared, since the objective
+/// is smooth in its numbers.
 const RANGE_DISTANCE: f64 = 20.0;
 
-/// How trials are chosen.
+/// Strategy that suggests trials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Suggest {
     /// All combinations of the ranges' steps, in order.
     Grid,
-    /// Uniformly in the ranges.
+    /// Uniform draws from the ranges.
     Random,
-    /// Random ones first, then the largest expected improvement by a Gaussian process on the earlier trials.
+    /// Random values first, then the largest expected improvement by a Gaussian process fitted to the earlier trials.
     Bayes,
 }
 
 impl Suggest {
-    /// Every way, with its name and a line of help.
+    /// Every strategy, with its name and a line of help.
     pub const TABLE: &[(Suggest, &str, &str)] = &[
         (Suggest::Grid, "grid", "All combinations of the ranges' steps"),
         (Suggest::Random, "random", "Uniformly in the ranges"),
@@ -37,7 +38,8 @@ impl Suggest {
     ];
 }
 
-/// The values of trial number `trials.len()`, which no earlier trial had; `None` when all are tried.
+/// Suggests the values of trial number `trials.len()`, which no earlier trial had; `None` if all values have been
+/// tried.
 pub fn suggest(strategy: Suggest, ranges: &Ranges, trials: &[Trial], seed: u64) -> Option<Values> {
     let tried: Vec<&Values> = trials.iter().map(|trial| &trial.values).collect();
     if strategy == Suggest::Grid {
@@ -57,7 +59,7 @@ pub fn suggest(strategy: Suggest, ranges: &Ranges, trials: &[Trial], seed: u64) 
         if let Some(values) = most_promising(ranges, trials, pool, seed).filter(|values| !tried.contains(&values)) {
             return Some(values);
         }
-        // All of the pool are tried, so there are few points: one of the others at random.
+        // The whole pool has been tried, so few points are left: one of them at random.
         return untried(ranges, &tried, random);
     }
     match ranges.values(&first) {
@@ -66,12 +68,12 @@ pub fn suggest(strategy: Suggest, ranges: &Ranges, trials: &[Trial], seed: u64) 
     }
 }
 
-/// Draws points until one is new. There must be one.
+/// Draws points until one is new; there must be a new one.
 fn untried(ranges: &Ranges, tried: &[&Values], mut random: impl FnMut() -> Vec<f64>) -> Option<Values> {
     std::iter::repeat_with(|| ranges.values(&random())).find(|values| !tried.contains(&values))
 }
 
-/// Of `pool` and of points near the best trial, the one with the largest expected improvement that was not tried yet.
+/// The untried point of `pool` and of points near the best trial that has the largest expected improvement.
 fn most_promising(ranges: &Ranges, trials: &[Trial], mut pool: Vec<Vec<f64>>, seed: u64) -> Option<Values> {
     let points: Vec<Vec<f64>> = trials.iter().map(|trial| ranges.units(&trial.values)).collect();
     let objectives: Vec<f64> = trials.iter().map(|trial| trial.objective).collect();
@@ -79,15 +81,15 @@ fn most_promising(ranges: &Ranges, trials: &[Trial], mut pool: Vec<Vec<f64>>, se
     let mut rng = generator(seed, Stream::TrialNearBest, &[trials.len() as u64]);
     let dimensions = ranges.dimensions();
     pool.extend((0..NEAR).map(|_| {
-        // One of them anew, as a small step never leads from one of several values to another.
-        let anew = rng.random_range(0..dimensions);
-        let near = |(dimension, unit): (usize, &f64)| match dimension == anew {
+        // One hyperparameter is drawn again, since a small step never changes a value of a list.
+        let redrawn = rng.random_range(0..dimensions);
+        let near = |(dimension, unit): (usize, &f64)| match dimension == redrawn {
             true => rng.random_range(0.0..1.0),
             false => (unit + rng.random_range(-STEP..STEP)).clamp(0.0, 1.0),
         };
         points[best].iter().enumerate().map(near).collect()
     }));
-    // Where a point's values lie, which is what the process has seen of the trials.
+    // Each point moves to the position of its values, as the points of the trials did.
     pool.iter_mut().for_each(|units| *units = ranges.units(&ranges.values(units)));
     pool.retain(|units| !points.contains(units));
     let Some(process) = GaussianProcess::fit(points, &objectives, None, distance) else {
@@ -105,7 +107,7 @@ fn most_promising(ranges: &Ranges, trials: &[Trial], mut pool: Vec<Vec<f64>>, se
     Some(ranges.values(&units))
 }
 
-#[allow(clippy::ptr_arg)] // the process has points of one type, and theirs is a vector
+#[allow(clippy::ptr_arg)] // Points of the process are vectors.
 fn distance(a: &Vec<f64>, b: &Vec<f64>) -> f64 {
     RANGE_DISTANCE * a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>()
 }
@@ -122,7 +124,7 @@ mod tests {
         )
     }
 
-    /// Best at a learning rate of 0.3, little decay and a batch of 16.
+    /// Objective that is best at a learning rate of 0.3, little decay and a batch of 16.
     fn objective(values: &Values) -> f64 {
         let rate = (values[&Hyperparameter::LearningRate] / 0.3).ln() / 9.2;
         let decay = values[&Hyperparameter::WeightDecay] / 0.1;
@@ -188,11 +190,11 @@ mod tests {
             trials.push(trial(number, values));
         }
         assert_eq!(all_trials(Suggest::Grid, &ranges, trials.clone()).len(), 6);
-        // Of an interval, chance has hit no step of the grid.
+        // A random point of an interval is not on the grid.
         let ranges = Ranges::of_text("[dropout]\nlow = 0.0\nhigh = 0.5\nsteps = 3\n");
         let trials = vec![trial(0, suggest(Suggest::Random, &ranges, &[], 3).unwrap())];
         assert_eq!(all_trials(Suggest::Grid, &ranges, trials).len(), 4);
-        // Whole numbers that a grid's steps round to are tried once.
+        // Steps of a grid that round to the same whole number are tried once.
         let ranges = Ranges::of_text("[batch]\nlow = 8\nhigh = 10\n");
         assert_eq!(all_trials(Suggest::Grid, &ranges, vec![]).len(), 3);
     }
