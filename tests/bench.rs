@@ -112,7 +112,7 @@ fn models_of_one_name_are_told_apart_in_table_csv_and_json() {
 #[test]
 fn the_folder_above_models_names_them() {
     let temporary = models();
-    let parts = ["b/models: this is not a model folder", "2 of them", "largest", "ofa bench b/models/*"];
+    let parts = ["b/models: this is no model folder", "2 of them", "largest", "ofa bench b/models/*"];
     fails(temporary.path(), &["bench", "b/models"], &parts);
     fails(temporary.path(), &["bench", "b"], &["b/config.json"]);
 }

@@ -1,5 +1,5 @@
-//! Cholesky factor of a symmetric positive definite matrix, for the few hundred rows of a Gaussian process or a linear
-//! fit.
+//! A symmetric positive definite matrix as the product of a triangle with itself, for the few hundred rows of a
+//! Gaussian process or a linear fit.
 
 /// The lower triangle `L` of `L L^T = A`.
 pub struct Cholesky {

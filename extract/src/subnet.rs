@@ -10,7 +10,7 @@ use ofa_supernet::{Subnet, Supernet};
 use std::path::Path;
 
 /// Writes `model.safetensors` and `config.json` into `folder`: the active weights with the recalibrated statistics.
-/// `finetuned` describes how `net` was trained on this subnet, if it was.
+/// `finetuned` is how `net` was trained on this subnet.
 ///
 /// # Errors
 /// A subnet outside the space, statistics of another subnet, a number type that cannot hold the weights, a failed

@@ -72,7 +72,7 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Fails for a folder that is not a model folder but contains some, with the command that names them.
+/// Fails for a folder that is no model's but has such folders in it, and says how to name them.
 fn check_folder(folder: &Path) -> Result<()> {
     let is_model = |folder: &Path| folder.join(CONFIG_FILE).is_file();
     if is_model(folder) {
@@ -83,7 +83,7 @@ fn check_folder(folder: &Path) -> Result<()> {
     models.sort();
     let Some(first) = models.first().and_then(|path| path.file_name()) else { return Ok(()) };
     bail!(
-        "{}: this is not a model folder, but it contains {} of them, such as {}; name them all: ofa bench {}/*",
+        "{}: this is no model folder, but it holds {} of them, such as {}; give them all with: ofa bench {}/*",
         folder.display(),
         models.len(),
         first.to_string_lossy(),

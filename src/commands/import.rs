@@ -90,7 +90,7 @@ fn specialised(args: &Args, description: &Path, resolution: usize) -> Result<()>
     Ok(())
 }
 
-/// Prints which weights were taken from a file that holds several.
+/// Says which weights were taken from a file that holds several.
 fn note_choice(file: &CheckpointFile) {
     if let Some(choice) = file.choice() {
         note(format!("{}: {choice}", file.path().display()));

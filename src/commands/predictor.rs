@@ -34,8 +34,7 @@ pub struct Args {
     /// random, and chosen (--active, by default by deviation).
     #[arg(long, conflicts_with_all = ["discard", "data", "skip_bad", "samples", "recalibration", "images", "batch", "seed"])]
     curve: bool,
-    /// Import the accuracy predictor that the authors of once-for-all published (acc_predictor.pth), instead of
-    /// measuring.
+    /// Instead of measuring: the accuracy predictor that the authors of once-for-all published (acc_predictor.pth).
     #[arg(long, value_name = "FILE", conflicts_with_all = ["samples", "recalibration", "images", "batch", "seed", "data", "skip_bad", "members", "active", "discard", "curve"])]
     import: Option<PathBuf>,
 }
@@ -54,12 +53,11 @@ pub struct Sampling {
     /// Seed of subnets, split and fit.
     #[arg(long, default_value_t = 0, value_parser = numbers::seed)]
     pub seed: u64,
-    /// Networks whose mean is the predictor; their spread gives the deviation of a prediction. A single network is the
-    /// fastest to search with.
+    /// Networks whose mean is the predictor; their spread tells how sure it is. One is fastest to search with.
     #[arg(long, default_value_t = FitSettings::default().members, value_parser = numbers::members)]
     pub members: usize,
-    /// Choose the subnets to measure instead of drawing them at random: for an equally good predictor with fewer
-    /// measurements, or for more measurements among the best subnets.
+    /// Choose what to measure in place of drawing at random: for the same accuracy of the predictor with fewer
+    /// measurements, or for more of them among the best subnets.
     #[arg(long, value_parser = choice::one_of(Acquisition::TABLE))]
     pub active: Option<Acquisition>,
     /// Drop samples that were measured with other weights, images or settings, and measure again; without this option

@@ -1,6 +1,5 @@
-//! Ensemble of networks. Each is fitted without another fold of the samples, so that one set of fits gives both the
-//! ensemble and cross-validated figures over all samples; disagreement between members is a deviation of the
-//! prediction.
+//! Several networks instead of one. Each is fitted without another fold of the samples, so that one set of fits gives
+//! both the ensemble and honest figures over all samples; where the members disagree, the prediction is less sure.
 
 use super::features::Features;
 use super::fit::{FitSettings, Table, fit};
@@ -12,23 +11,23 @@ use ofa_supernet::{SearchSpace, Subnet};
 use rayon::prelude::*;
 use std::sync::Mutex;
 
-/// Mean over members of the predictions for subnet number `subnet`.
+/// Mean over members of their predictions of subnet number `subnet`.
 pub(super) fn mean(members: &[Vec<f64>], subnet: usize) -> f64 {
     members.iter().map(|member| member[subnet]).sum::<f64>() / members.len() as f64
 }
 
-/// Unbiased variance over members, of which there must be at least two.
+/// Unbiased variance over members; there are two at least.
 pub(super) fn variance(members: &[Vec<f64>], subnet: usize) -> f64 {
     let mean = mean(members, subnet);
     members.iter().map(|member| (member[subnet] - mean).powi(2)).sum::<f64>() / (members.len() - 1) as f64
 }
 
-/// Fits all members to `samples`, whose order must be random: member `m` does not see the samples `m`, `m + members`,
-/// ... The second result is each sample's prediction by the member that did not see it; a single member sees all
-/// samples.
+/// Fits all members to `samples`, whose order is random: member `m` does not see the samples `m`, `m + members`, ...
+/// The second result is each sample's prediction by the member that did not see it; a single member sees all.
 ///
-/// The variance of the measurements' noise is the squared error of those predictions less the members' variance. It is
-/// rather too large than too small, since members disagree less on samples that most of them saw than on new ones.
+/// The noise of the measurements is what remains of those predictions' squared error without the members' variance.
+/// Members disagree less on samples that most of them saw than on new ones, so that it is rather too large than too
+/// small.
 pub(super) fn fit_members(
     space: &SearchSpace,
     samples: &[Sample],

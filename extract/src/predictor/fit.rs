@@ -11,7 +11,7 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-/// Settings of the fit.
+/// How the predictor is fitted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FitSettings {
@@ -87,8 +87,8 @@ pub(super) struct Table<'a> {
 /// Fits network number `member`; `progress` gets the steps done, all steps and the loss of the step (root mean squared
 /// error in accuracy).
 ///
-/// Targets are scaled while fitting, and the scale is folded into the output layer afterwards, so that the learning
-/// rate suits accuracies that differ by a tenth of a point or by fifty.
+/// Targets are scaled while fitting, and the scale is folded into the output layer afterwards: the learning rate suits
+/// accuracies that differ by a tenth of a point or by fifty.
 pub(super) fn fit(
     table: &Table,
     settings: &FitSettings,

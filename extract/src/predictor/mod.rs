@@ -6,12 +6,12 @@
 //! | [`sample`] | measured accuracies and their file |
 //! | `provenance` | conditions of the measurements |
 //! | [`features`] | a subnet as a one-hot vector |
-//! | [`metrics`] | quality of predictions |
-//! | `linear` | separate contribution of each choice |
-//! | `fit`, `mlp`, `store` | fitting one network, its fast forward pass, its file |
-//! | `ensemble` | several networks: folds, and deviation of predictions |
-//! | [`active`] | choice of the subnets to measure next |
-//! | `published` | import of the predictor that the authors published |
+//! | [`metrics`] | how good predictions are |
+//! | `linear` | what each choice adds by itself |
+//! | `fit`, `mlp`, `store` | fitting one network, its fast forward pass, the file |
+//! | `ensemble` | several networks: folds, spread, how sure a prediction is |
+//! | [`active`] | which subnets to measure next |
+//! | `published` | importing the predictor that the authors published |
 
 pub mod active;
 mod ensemble;
@@ -48,12 +48,12 @@ pub const FEWEST_SAMPLES: usize = 10;
 pub struct Predictor {
     space: SearchSpace,
     members: Vec<Mlp>,
-    /// Standard deviation of measured accuracies about the members' mean.
+    /// Standard deviation of measured accuracies about what the members agree on.
     noise: f32,
     origin: Option<Origin>,
 }
 
-/// Origin of a predictor.
+/// Where a predictor comes from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
@@ -97,10 +97,9 @@ pub struct FitReport {
     pub pearson: Option<f64>,
     /// Kendall's tau-b, the agreement of the order, which a search needs; `None` as for `pearson`.
     pub kendall_tau: Option<f64>,
-    /// Number of networks that were fitted.
+    /// Networks that were fitted.
     pub members: usize,
-    /// Figures of the samples that were not held out, each predicted by the member that did not see it; `None` for a
-    /// single member.
+    /// Each sample that was not held out, predicted by the one member that did not see it; `None` for a single member.
     pub cross_validation: Option<CrossValidation>,
     /// Agreement of the deviations with the held-out samples; `None` for a single member.
     pub calibration: Option<Calibration>,
@@ -118,7 +117,7 @@ pub struct FitReport {
 /// Figures over all folds, each predicted by a network that did not see it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CrossValidation {
-    /// Number of folds, equal to the number of members.
+    /// Folds, as many as members.
     pub folds: usize,
     /// Root mean squared error, in accuracy.
     pub rmse: f64,
@@ -230,7 +229,7 @@ impl Predictor {
         Ok((predictor, report))
     }
 
-    /// Records the conditions under which the samples of a fitted predictor were measured.
+    /// Notes what the samples of a fitted predictor were measured with.
     pub fn set_provenance(&mut self, provenance: Option<Provenance>) {
         if let Some(Origin::Fitted { measured_with, .. }) = &mut self.origin {
             *measured_with = provenance;
@@ -300,14 +299,14 @@ impl Predictor {
         Ok((0..subnets.len()).map(|subnet| ensemble::mean(&members, subnet)).collect())
     }
 
-    /// Predicted accuracy and deviation of each subnet.
+    /// The same with how sure it is.
     ///
     /// # Errors
-    /// A subnet outside the space, or a predictor of a single member, which has no deviation.
+    /// A subnet outside the space, and a predictor of a single member, which does not know.
     pub fn predict_with_deviation(&self, subnets: &[Subnet]) -> Result<Vec<Prediction>> {
         if !self.has_deviation() {
             return Err(Error::Predictor(
-                "a single network gives no deviation; fit several with `ofa predictor --members 5`".into(),
+                "it is a single network, which does not know how sure it is; fit one of several with `ofa predictor --members 5`".into(),
             ));
         }
         let members = self.by_member(subnets)?;

@@ -1,8 +1,6 @@
-//! The predictor's file `predictor.safetensors`: the weights, with the search space and the format's version in the
-//! metadata.
+//! `predictor.safetensors`: the weights, with the search space and the format's version in its metadata.
 //!
-//! The metadata has a single entry, `ofa`, since the order of several would be random: equal predictors give equal
-//! files.
+//! The metadata is one entry, `ofa`, since the order of several is left to chance: equal predictors are equal files.
 
 use super::features::Features;
 use super::fit::MOST_MEMBERS;
@@ -32,8 +30,8 @@ struct Entry {
 }
 
 impl Predictor {
-    /// Writes the predictor: for each member the f32 tensors `member{m}.layer{0..3}.weight` of shape `[inputs,
-    /// outputs]`, `member{m}.layer{0..3}.bias` and `member{m}.linear` of shape `[inputs]`.
+    /// Writes the predictor: of each member tensors `member{m}.layer{0..3}.weight` of shape `[inputs, outputs]`,
+    /// `member{m}.layer{0..3}.bias` and `member{m}.linear` of shape `[inputs]` in f32.
     ///
     /// # Errors
     /// A failed write.
@@ -41,9 +39,9 @@ impl Predictor {
         Ok(files::write_atomic(path, &self.content()?)?)
     }
 
-    /// Bytes of the file, equal for equal predictors.
+    /// The file's bytes: equal for equal predictors.
     pub(super) fn content(&self) -> Result<Vec<u8>> {
-        let fail = |e: &dyn std::fmt::Display| Error::Internal(format!("the predictor cannot be serialised: {e}"));
+        let fail = |e: &dyn std::fmt::Display| Error::Internal(format!("the predictor has no form as a file: {e}"));
         let entry = Entry {
             format: FORMAT.into(),
             version: VERSION,
@@ -76,29 +74,24 @@ impl Predictor {
     ///
     /// # Errors
     /// An unreadable file, another format or version, an invalid space, a tensor that is missing, has another shape
-    /// than the space requires, or holds a value that is not finite.
+    /// than the space asks for, or holds a value that is no number.
     pub fn load(path: &Path) -> Result<Self> {
         let file = files::read_bytes(path)?;
-        let foreign = |message: String| Error::format(path, format!("not a predictor of this program: {message}"));
+        let foreign = |message: String| Error::format(path, format!("no predictor of this program: {message}"));
         let (_, header) = SafeTensors::read_metadata(&file).map_err(|e| foreign(e.to_string()))?;
         let entry = header.metadata().as_ref().and_then(|metadata| metadata.get(ENTRY));
-        let entry = entry
-            .ok_or_else(|| foreign(format!("its header has no '{ENTRY}' entry; fit it again with `ofa predictor`")))?;
+        let entry = entry.ok_or_else(|| foreign(format!("its header has no '{ENTRY}' entry; fit it anew")))?;
         let Entry { format, version, space, members, noise, origin } =
             serde_json::from_str(entry).map_err(|e| foreign(format!("its '{ENTRY}' entry: {e}")))?;
         if format != FORMAT {
             return Err(foreign(format!("its format is '{format}', expected '{FORMAT}'")));
         }
         if version != VERSION {
-            return Err(foreign(format!(
-                "its version is {version}, expected {VERSION}; fit it again with `ofa predictor`"
-            )));
+            return Err(foreign(format!("its version is {version}, expected {VERSION}; fit it anew")));
         }
         space.validate().map_err(|e| e.at(path))?;
         if !((1..=MOST_MEMBERS).contains(&members) && noise.is_finite() && noise >= 0.0) {
-            return Err(foreign(format!(
-                "its members = {members} must be 1 to {MOST_MEMBERS}, and its noise = {noise} at least 0"
-            )));
+            return Err(foreign(format!("{members} members and noise {noise} are no predictor's")));
         }
         let tensors = SafeTensors::deserialize(&file).map_err(|e| foreign(e.to_string()))?;
         let hidden =
@@ -115,7 +108,7 @@ impl Predictor {
             let (words, _) = view.data().as_chunks::<4>();
             let values: Vec<f32> = words.iter().map(|&word| f32::from_le_bytes(word)).collect();
             if values.iter().any(|v| !v.is_finite()) {
-                return Err(foreign(format!("{name} holds a value that is not finite")));
+                return Err(foreign(format!("{name} holds a value that is no number")));
             }
             Ok(values)
         };

@@ -167,8 +167,8 @@ fn foreign_files_are_refused() {
         bytes
     };
     for (bytes, reason) in [
-        (good[..good.len() - 1].to_vec(), "not a predictor of this program"),
-        (b"hello".to_vec(), "not a predictor of this program"),
+        (good[..good.len() - 1].to_vec(), "no predictor of this program"),
+        (b"hello".to_vec(), "no predictor of this program"),
         (replaced("ofa-predictor", "ofa-transform"), "expected 'ofa-predictor'"),
         (replaced("[16,24,32]", "[16,24   ]"), "member0.layer0.weight is F32 [23, 8], expected F32 [22, 8]"),
         (replaced("member1.layer2.bias", "member1.layer9.bias"), "member1.layer2.bias"),
