@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_fit_is_said_with_a_batch_that_does() {
+    fn work_that_does_not_fit_names_a_batch_that_does() {
         let need = |batch: usize| Ok((100 + 10 * batch as u64) << 20);
         let say = |free: u64, all: u64| {
             let verdict = verdict("training", &need, 64, Some(free << 20), Some(all << 20)).unwrap();

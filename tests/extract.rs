@@ -125,7 +125,7 @@ fn a_fine_tuned_model_or_another_subnet_is_only_replaced_when_asked() {
     succeeds(folder, &extract);
     let plain = weights(&model);
     assert_eq!(load_config(&model).unwrap().finetuned, None);
-    // It could be extracted again at any time: nothing is lost.
+    // A model that can be extracted again is replaced: nothing is lost.
     succeeds(folder, &extract);
     assert!(weights(&model) == plain);
     succeeds(folder, &tune);
@@ -146,7 +146,7 @@ fn a_fine_tuned_model_or_another_subnet_is_only_replaced_when_asked() {
     assert!(weights(&model) == plain);
     succeeds(folder, &[&other[..], &["--overwrite"]].concat());
 
-    // A damaged configuration tells of fine-tuning, too.
+    // A damaged configuration still tells of fine-tuning.
     succeeds(folder, &[&tune[..], &["--overwrite"]].concat());
     let config = fs::read_to_string(model.join("config.json")).unwrap();
     fs::write(model.join("config.json"), changed(&config, "\"labels\"", "\"lables\"")).unwrap();
@@ -222,7 +222,7 @@ fn search_results_that_are_missing_or_of_another_space_are_named() {
     succeeds(folder, &["search", "--run", "run", "--limit", "any:macs=500k", "--generations", "2"]);
     let found = folder.join("run/search/any-macs-500k.json");
     let mut result: serde_json::Value = serde_json::from_slice(&fs::read(&found).unwrap()).unwrap();
-    // Search results are extracted again while they name the same subnet.
+    // Search results are extracted again as long as they name the same subnet.
     succeeds(folder, &extract);
     succeeds(folder, &extract);
 
@@ -249,7 +249,7 @@ fn hints_quote_names_for_a_shell() {
     let out = succeeds(folder, &["extract", "--run", "my run", "--subnet", "smallest", "--data", "it's"]);
     let hint = out.lines().last().unwrap().strip_prefix("Next: ofa ").unwrap();
     assert_eq!(hint, r"bench 'my run'/models/* --data 'it'\''s'");
-    // A shell reads the hint as it is.
+    // A shell runs the hint as it is printed.
     let mut shell = std::process::Command::new("sh");
     shell.args(["-c", &format!("\"$0\" {hint}"), env!("CARGO_BIN_EXE_ofa")]).current_dir(folder);
     let output = shell.output().unwrap();
@@ -298,7 +298,7 @@ fn a_signal_stops_fine_tuning_and_nothing_is_stored() {
 }
 
 #[test]
-fn a_search_result_that_is_out_of_date_is_told_by_name() {
+fn an_outdated_search_result_is_named() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     finished_run(folder);
@@ -433,7 +433,7 @@ fn other_images_are_normalised_as_in_training() {
     };
     let own = normalisation(&[]);
     assert!(own["mean"][0].as_f64().unwrap() > 0.1, "{own}");
-    // The same classes, and darker images.
+    // Other images: the same classes, but darker.
     for split in ["train", "t10k"] {
         let path = folder.join(format!("sorted/{split}-images-idx3-ubyte"));
         let mut bytes = fs::read(&path).unwrap();

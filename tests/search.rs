@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::Path;
 
-/// The results of a search of the run `run`.
+/// Results of a search in the run `run`.
 #[track_caller]
 fn search(folder: &Path, arguments: &[&str]) -> Value {
     let out = succeeds(folder, &[&["search", "--run", "run", "--json"], arguments].concat());
@@ -66,7 +66,7 @@ fn every_strategy_keeps_three_binding_limits_on_two_devices() {
         folder,
         &["profile", "--run", "run", "--name", "two", "--model-threads", "2", "--rounds", "3", "--check", "5"],
     );
-    // Limits that bind: a part of what the best subnet without limits has.
+    // Limits that bind: a fraction of the values of the best subnet without limits.
     let subjects = ["this:latency", "two:latency", "any:size-f16"];
     let wide = ["--limit", "this:latency=9s", "--limit", "two:latency=9s", "--limit", "any:size-f16=9GB", "--together"];
     let free = search(folder, &wide);
@@ -92,7 +92,7 @@ fn every_strategy_keeps_three_binding_limits_on_two_devices() {
 }
 
 #[test]
-fn pareto_finds_a_front_against_two_figures() {
+fn pareto_finds_a_front_against_two_costs() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     finished_run(folder);
@@ -183,7 +183,7 @@ fn the_result_of_many_limits_has_a_short_name_that_is_extracted() {
     let mut arguments = vec!["--generations", "2", "--together"];
     limits.iter().for_each(|limit| arguments.extend(["--limit", limit]));
     search(folder, &arguments);
-    // Another last limit is another file.
+    // A different last limit gives another file.
     arguments.extend(["--limit", "a-rather-long-label:macs=312k"]);
     search(folder, &arguments);
     search(folder, &["--generations", "2", "--limit", &format!("{label}:macs=1M")]);
@@ -212,7 +212,7 @@ fn a_damaged_profile_breaks_only_the_limits_that_name_it() {
 }
 
 #[test]
-fn constants_of_a_strategy_are_checked_by_flag_before_anything_is_read() {
+fn settings_of_a_strategy_are_checked_before_anything_is_read() {
     let temporary = tempfile::tempdir().unwrap();
     for (arguments, reason) in [
         (&["--strategy", "random", "--generations", "3"][..], "--strategy random has no setting --generations"),
@@ -237,7 +237,7 @@ fn a_limit_of_any_length_is_refused_in_a_few_lines() {
 }
 
 #[test]
-fn a_latency_of_several_images_is_told_as_such() {
+fn a_latency_of_several_images_is_shown_as_such() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     finished_run(folder);

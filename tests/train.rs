@@ -127,7 +127,7 @@ fn images_are_found_from_any_folder_and_after_they_moved() {
     fails(&elsewhere, &extract, &gone);
     fails(folder, RESUME, &gone);
     succeeds(folder, &[RESUME, &["--data", "moved"]].concat());
-    // From now on the run knows where they are.
+    // From now on the configuration has the new path.
     succeeds(&elsewhere, &extract);
     fails(folder, &[RESUME, &["--data", "builtin"]].concat(), &["classes"]);
     succeeds(folder, RESUME);
