@@ -65,7 +65,7 @@ fn tuning_stops_bad_trials_resumes_and_writes_the_best() {
 
     // A grid ends by itself; a trial with a diverging learning rate counts like any other.
     std::fs::write(folder.join("r.toml"), "[learning_rate]\nvalues = [0.05, 1e9]\n").unwrap();
-    tune("grid", &["--strategy", "grid", "--to-the-end"]);
+    tune("grid", &["--strategy", "grid", "--no-pruning"]);
     let outcomes: Vec<Value> = trials(folder, "grid").iter().map(|trial| trial["outcome"].clone()).collect();
     assert_eq!(outcomes, [json!("finished"), json!("diverged")]);
 
@@ -77,7 +77,7 @@ fn tuning_stops_bad_trials_resumes_and_writes_the_best() {
 
 /// Arguments that tune `learning_rate` over `values` with half an epoch per trial.
 fn tune<'a>(out: &'a str, strategy: &'a str, trials: &'a str) -> Vec<&'a str> {
-    let arguments = ["tune", "--config", "c.toml", "--ranges", "r.toml", "--trial-epochs", "0.5", "--to-the-end"];
+    let arguments = ["tune", "--config", "c.toml", "--ranges", "r.toml", "--trial-epochs", "0.5", "--no-pruning"];
     [&arguments[..], &["--out", out, "--strategy", strategy, "--trials", trials]].concat()
 }
 

@@ -5,7 +5,9 @@ use crate::run_folder::{RunConfig, RunFolder};
 use crate::{choice, interrupt, numbers, progress, shell, table};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
-use ofa_extract::tune::{self, Outcome, Point, Ranges, Suggest, Trial, TrialWriter, Values, read_trials, suggest};
+use ofa_extract::tune::{
+    self, Outcome, Point, Ranges, Trial, TrialStrategy, TrialWriter, Values, read_trials, suggest,
+};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::files;
 use ofa_supernet::train::checkpoint::Folder;
@@ -15,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Try hyperparameters of training on shortened runs, and stop hopeless ones early. Repeat the command to resume after
-/// a stop, or with more trials.
+/// Try hyperparameters of training on shortened runs, and stop bad trials early. Repeat the command to resume after a
+/// stop, or with more trials.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -26,17 +28,17 @@ pub struct Args {
     #[arg(long)]
     ranges: Option<PathBuf>,
     /// Strategy that suggests trials.
-    #[arg(long, value_parser = choice::one_of(Suggest::TABLE), default_value = "bayes")]
-    strategy: Suggest,
+    #[arg(long, value_parser = choice::one_of(TrialStrategy::TABLE), default_value = "bayes")]
+    strategy: TrialStrategy,
     /// Total number of trials.
     #[arg(long, default_value_t = 20, value_parser = numbers::repetitions)]
     trials: usize,
     /// Epochs of a trial over all stages (default: a quarter of the configuration's).
     #[arg(long, value_parser = numbers::epochs)]
     trial_epochs: Option<f64>,
-    /// Run every trial to its end.
+    /// Run every trial to its end, however bad it is.
     #[arg(long)]
-    to_the_end: bool,
+    no_pruning: bool,
     /// Folder for the trials.
     #[arg(long, default_value = "tune")]
     out: PathBuf,
@@ -66,11 +68,11 @@ pub fn run(args: &Args) -> Result<()> {
         // An unfinished trial is finished first, whatever this command's strategy would suggest.
         let unfinished = unfinished_values(&folder, trials.len(), &ranges)?;
         let Some(values) = unfinished.or_else(|| suggest(strategy, &ranges, &trials, config.train.seed)) else {
-            let of = if strategy == Suggest::Grid { "the grid" } else { "the ranges" };
+            let of = if strategy == TrialStrategy::Grid { "the grid" } else { "the ranges" };
             complain!("every combination of {of} has been tried");
             break;
         };
-        let earlier = if args.to_the_end { &[][..] } else { &trials[..] };
+        let earlier = if args.no_pruning { &[][..] } else { &trials[..] };
         let trial =
             Run { config: &shortened, ranges: &ranges, data: &data, folder: &folder, bar: &bar, trials: args.trials }
                 .trial(trials.len(), values, earlier)?;
@@ -203,7 +205,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Runs or resumes trial `number`, and stops it early if `earlier` trials show that it is hopeless.
+    /// Runs or resumes trial `number`, and stops it early if it is worse than the median of `earlier` trials.
     fn trial(&self, number: usize, values: Values, earlier: &[Trial]) -> Result<Trial> {
         let mut config = self.config.train.clone();
         self.ranges.apply(&values, &mut config);
@@ -222,14 +224,14 @@ impl Run<'_> {
                     Ok(points) => {
                         curve = points;
                         // The trial may have been pruned and killed before that was recorded.
-                        pruned = *step < steps && tune::hopeless(&curve, earlier);
+                        pruned = *step < steps && tune::should_prune(&curve, earlier);
                     }
                     Err(error) => unreadable = Some(error),
                 },
                 Event::Probes { step, results, .. } => {
                     let accuracy = results.iter().map(|r| r.accuracy).sum::<f64>() / results.len().max(1) as f64;
                     curve.push(Point { progress: *step as f64 / steps as f64, accuracy });
-                    pruned = *step < steps && tune::hopeless(&curve, earlier);
+                    pruned = *step < steps && tune::should_prune(&curve, earlier);
                 }
                 Event::Step(step) => {
                     self.bar.set_length(step.steps as u64);

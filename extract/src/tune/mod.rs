@@ -13,5 +13,5 @@ mod suggest;
 mod trials;
 
 pub use ranges::{Hyperparameter, Range, Ranges, Values};
-pub use suggest::{Suggest, suggest};
-pub use trials::{Outcome, Point, Trial, TrialWriter, best, hopeless, read_trials, significant, table};
+pub use suggest::{TrialStrategy, suggest};
+pub use trials::{Outcome, Point, Trial, TrialWriter, best, read_trials, should_prune, significant, table};

@@ -20,7 +20,7 @@ const RANGE_DISTANCE: f64 = 20.0;
 
 /// Strategy that suggests trials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Suggest {
+pub enum TrialStrategy {
     /// All combinations of the ranges' steps, in order.
     Grid,
     /// Uniform draws from the ranges.
@@ -29,20 +29,20 @@ pub enum Suggest {
     Bayes,
 }
 
-impl Suggest {
+impl TrialStrategy {
     /// Every strategy, with its name and a line of help.
-    pub const TABLE: &[(Suggest, &str, &str)] = &[
-        (Suggest::Grid, "grid", "All combinations of the ranges' steps"),
-        (Suggest::Random, "random", "Uniformly in the ranges"),
-        (Suggest::Bayes, "bayes", "A Gaussian process on the earlier trials, and expected improvement"),
+    pub const TABLE: &[(TrialStrategy, &str, &str)] = &[
+        (TrialStrategy::Grid, "grid", "All combinations of the ranges' steps"),
+        (TrialStrategy::Random, "random", "Uniformly in the ranges"),
+        (TrialStrategy::Bayes, "bayes", "A Gaussian process on the earlier trials, and expected improvement"),
     ];
 }
 
 /// Suggests the values of trial number `trials.len()`, which no earlier trial had; `None` if all values have been
 /// tried.
-pub fn suggest(strategy: Suggest, ranges: &Ranges, trials: &[Trial], seed: u64) -> Option<Values> {
+pub fn suggest(strategy: TrialStrategy, ranges: &Ranges, trials: &[Trial], seed: u64) -> Option<Values> {
     let tried: Vec<&Values> = trials.iter().map(|trial| &trial.values).collect();
-    if strategy == Suggest::Grid {
+    if strategy == TrialStrategy::Grid {
         return ranges.grid().map(|units| ranges.values(&units)).find(|values| !tried.contains(&values));
     }
     let different = tried.iter().enumerate().filter(|(index, values)| !tried[..*index].contains(values)).count();
@@ -54,7 +54,7 @@ pub fn suggest(strategy: Suggest, ranges: &Ranges, trials: &[Trial], seed: u64) 
     let dimensions = ranges.dimensions();
     let mut random = || -> Vec<f64> { (0..dimensions).map(|_| rng.random_range(0.0..1.0)).collect() };
     let first = random();
-    if strategy == Suggest::Bayes && trials.len() >= (2 * dimensions).max(4) {
+    if strategy == TrialStrategy::Bayes && trials.len() >= (2 * dimensions).max(4) {
         let pool = [vec![first], (1..RANDOM).map(|_| random()).collect()].concat();
         if let Some(values) = most_promising(ranges, trials, pool, seed).filter(|values| !tried.contains(&values)) {
             return Some(values);
@@ -132,7 +132,7 @@ mod tests {
         0.9 - rate.powi(2) - 0.2 * (decay - 0.1).powi(2) - 0.05 * batch
     }
 
-    fn run(strategy: Suggest, count: usize, seed: u64) -> Vec<Trial> {
+    fn run(strategy: TrialStrategy, count: usize, seed: u64) -> Vec<Trial> {
         let mut trials = Vec::new();
         while trials.len() < count {
             let Some(values) = suggest(strategy, &ranges(), &trials, seed) else { break };
@@ -151,8 +151,8 @@ mod tests {
     fn a_gaussian_process_finds_better_settings_than_chance() {
         let mut won = 0;
         for seed in 0..6 {
-            let (bayes, random) = (run(Suggest::Bayes, 25, seed), run(Suggest::Random, 25, seed));
-            assert_eq!(bayes, run(Suggest::Bayes, 25, seed), "the same seed, the same trials");
+            let (bayes, random) = (run(TrialStrategy::Bayes, 25, seed), run(TrialStrategy::Random, 25, seed));
+            assert_eq!(bayes, run(TrialStrategy::Bayes, 25, seed), "the same seed, the same trials");
             assert_eq!(bayes[..3], random[..3]);
             won += usize::from(best(&bayes) > best(&random));
             assert!(best(&bayes) > 0.88, "{}", best(&bayes));
@@ -164,7 +164,7 @@ mod tests {
         Trial { trial: number, values, curve: vec![], objective: 0.5, outcome: Outcome::Finished, seconds: 0.0 }
     }
 
-    fn all_trials(strategy: Suggest, ranges: &Ranges, mut trials: Vec<Trial>) -> Vec<Trial> {
+    fn all_trials(strategy: TrialStrategy, ranges: &Ranges, mut trials: Vec<Trial>) -> Vec<Trial> {
         while let Some(values) = suggest(strategy, ranges, &trials, 3) {
             assert!(trials.iter().all(|other| other.values != values), "{values:?} twice");
             trials.push(trial(trials.len(), values));
@@ -174,10 +174,10 @@ mod tests {
 
     #[test]
     fn a_grid_tries_every_combination_once_and_ends() {
-        assert_eq!(all_trials(Suggest::Grid, &ranges(), vec![]).len(), 5 * 5 * 3);
+        assert_eq!(all_trials(TrialStrategy::Grid, &ranges(), vec![]).len(), 5 * 5 * 3);
         let large = "[dropout]\nlow = 0.0\nhigh = 0.1\nsteps = 1000\n[momentum]\nlow = 0.0\nhigh = 0.9\nsteps = 1000\n\
                      [label_smoothing]\nlow = 0.0\nhigh = 0.9\nsteps = 1000\n[weight_decay]\nlow = 0.0\nhigh = 0.1\nsteps = 1000\n";
-        let first = suggest(Suggest::Grid, &Ranges::of_text(large), &[], 0).unwrap();
+        let first = suggest(TrialStrategy::Grid, &Ranges::of_text(large), &[], 0).unwrap();
         assert!(first.values().all(|value| *value == 0.0));
     }
 
@@ -186,29 +186,29 @@ mod tests {
         let ranges = Ranges::of_text("[batch]\nvalues = [8, 16, 32]\n[dropout]\nvalues = [0.0, 0.5]\n");
         let mut trials = Vec::new();
         for number in 0..3 {
-            let values = suggest(Suggest::Random, &ranges, &trials, 3).unwrap();
+            let values = suggest(TrialStrategy::Random, &ranges, &trials, 3).unwrap();
             trials.push(trial(number, values));
         }
-        assert_eq!(all_trials(Suggest::Grid, &ranges, trials.clone()).len(), 6);
+        assert_eq!(all_trials(TrialStrategy::Grid, &ranges, trials.clone()).len(), 6);
         // A random point of an interval is not on the grid.
         let ranges = Ranges::of_text("[dropout]\nlow = 0.0\nhigh = 0.5\nsteps = 3\n");
-        let trials = vec![trial(0, suggest(Suggest::Random, &ranges, &[], 3).unwrap())];
-        assert_eq!(all_trials(Suggest::Grid, &ranges, trials).len(), 4);
+        let trials = vec![trial(0, suggest(TrialStrategy::Random, &ranges, &[], 3).unwrap())];
+        assert_eq!(all_trials(TrialStrategy::Grid, &ranges, trials).len(), 4);
         // Steps of a grid that round to the same whole number are tried once.
         let ranges = Ranges::of_text("[batch]\nlow = 8\nhigh = 10\n");
-        assert_eq!(all_trials(Suggest::Grid, &ranges, vec![]).len(), 3);
+        assert_eq!(all_trials(TrialStrategy::Grid, &ranges, vec![]).len(), 3);
     }
 
     #[test]
     fn chance_and_a_gaussian_process_try_every_point_once_and_end() {
         let ranges = Ranges::of_text("[batch]\nlow = 8\nhigh = 11\n[dropout]\nvalues = [0.0, 0.25, 0.5]\n");
-        for strategy in [Suggest::Random, Suggest::Bayes] {
+        for strategy in [TrialStrategy::Random, TrialStrategy::Bayes] {
             assert_eq!(all_trials(strategy, &ranges, vec![]).len(), 12);
         }
         let single = Ranges::of_text("[batch]\nvalues = [8]\n");
-        assert_eq!(all_trials(Suggest::Bayes, &single, vec![]).len(), 1);
+        assert_eq!(all_trials(TrialStrategy::Bayes, &single, vec![]).len(), 1);
         // Earlier versions tried values twice.
         let twice = vec![trial(0, single.values(&[0.5])), trial(1, single.values(&[0.5]))];
-        assert_eq!(all_trials(Suggest::Random, &single, twice).len(), 2);
+        assert_eq!(all_trials(TrialStrategy::Random, &single, twice).len(), 2);
     }
 }

@@ -60,7 +60,7 @@ pub fn best(trials: &[Trial]) -> Option<&Trial> {
 /// Whether a trial with this `curve` should be stopped early: its best validation is below the median of the best
 /// validations that the earlier trials had reached by then (the median rule of Golovin et al., *Google Vizier*, KDD
 /// 2017). False if fewer than three trials have come as far.
-pub fn hopeless(curve: &[Point], earlier: &[Trial]) -> bool {
+pub fn should_prune(curve: &[Point], earlier: &[Trial]) -> bool {
     let Some(last) = curve.last() else { return false };
     let reached = |points: &[Point]| {
         let until = points.iter().filter(|point| point.progress <= last.progress + 1e-9);
@@ -220,16 +220,16 @@ mod tests {
             trial(2, &[0.3, 0.5, 0.6, 0.7], Outcome::Finished),
         ];
         let curve = |accuracies: &[f64]| trial(3, accuracies, Outcome::Finished).curve;
-        assert!(hopeless(&curve(&[0.19]), &earlier));
-        assert!(!hopeless(&curve(&[0.21]), &earlier));
+        assert!(should_prune(&curve(&[0.19]), &earlier));
+        assert!(!should_prune(&curve(&[0.21]), &earlier));
         // The best validation counts, at the same point.
-        assert!(!hopeless(&curve(&[0.45, 0.35]), &earlier));
-        assert!(hopeless(&curve(&[0.3, 0.39]), &earlier));
+        assert!(!should_prune(&curve(&[0.45, 0.35]), &earlier));
+        assert!(should_prune(&curve(&[0.3, 0.39]), &earlier));
         // Too few trials to compare with: two, or three of which one was stopped before.
-        assert!(!hopeless(&curve(&[0.0]), &earlier[..2]));
+        assert!(!should_prune(&curve(&[0.0]), &earlier[..2]));
         let short = [&earlier[..2], &[trial(2, &[0.3], Outcome::Stopped)]].concat();
-        assert!(hopeless(&curve(&[0.1]), &short) && !hopeless(&curve(&[0.1, 0.1]), &short));
-        assert!(!hopeless(&[], &earlier));
+        assert!(should_prune(&curve(&[0.1]), &short) && !should_prune(&curve(&[0.1, 0.1]), &short));
+        assert!(!should_prune(&[], &earlier));
     }
 
     #[test]
