@@ -1,5 +1,4 @@
-//! One of the processes that a launcher started together: how it joins the others, its threads and cores, and how it
-//! fails.
+//! Life of a process among those that a launcher started together: joining, threads and cores, failure.
 
 use crate::interrupt;
 use crate::progress::{be_quiet, note};

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
-    /// Source and splits of the images.
+    /// Where the images come from.
     pub data: DataConfig,
     /// The search space.
     pub space: SearchSpace,

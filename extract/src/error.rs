@@ -23,7 +23,7 @@ pub enum Error {
     Format {
         /// The file or folder.
         path: PathBuf,
-        /// What was found, what was expected, and what to do.
+        /// Message: what was found, what was expected, what to do.
         message: String,
     },
     /// Line of a file in another format than expected.
@@ -33,7 +33,7 @@ pub enum Error {
         path: PathBuf,
         /// Line number, from 1.
         line: usize,
-        /// What was found, what was expected, what to do.
+        /// Message: what was found, what was expected, what to do.
         message: String,
     },
     /// Limit that cannot be read or does not fit the known devices.

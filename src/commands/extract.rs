@@ -217,7 +217,7 @@ fn search_results(folder: &RunFolder, run: &Path, config: &RunConfig) -> Result<
     results.into_iter().map(named).collect()
 }
 
-/// One extracted model.
+/// Extracted model with the results of its checks.
 pub struct Extracted {
     pub folder: PathBuf,
     pub subnet: Subnet,

@@ -365,7 +365,7 @@ fn mean(exchanges: &[Exchange]) -> Exchange {
     }
 }
 
-/// Estimates the time of each stage from a few steps at the resolutions that training would draw.
+/// Measures a few steps of each stage at the resolutions that training would draw.
 fn schedule(path: &std::path::Path, images: usize) -> Result<Vec<StageTime>> {
     let config = RunConfig::read(path)?;
     memory::check_training(&config.space, 10, [images, 0], &config.train, 1)?;

@@ -78,7 +78,7 @@ pub(super) fn add_square(matrix: &mut [f64], row: &[f64]) {
 
 /// A linear function of one-hot features.
 pub(super) struct Linear {
-    /// One weight per feature.
+    /// Weight of each feature.
     pub weights: Vec<f64>,
     pub bias: f64,
 }

@@ -46,7 +46,7 @@ impl Mlp {
         &self.linear
     }
 
-    /// One output per input; `features` appends the active features of an input.
+    /// Output for each of `inputs`; `features` appends the active features of an input.
     pub fn forward<T: Sync, E: Send>(
         &self,
         inputs: &[T],

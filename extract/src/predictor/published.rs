@@ -13,6 +13,10 @@ use ofa_supernet::SearchSpace;
 use ofa_supernet::import::CheckpointFile;
 use std::path::Path;
 
+/// Kernel sizes of each block slot in the published network's input.
+const KERNEL_SIZES: [usize; 3] = [3, 5, 7];
+/// Expand ratios of each block slot in the published network's input.
+const EXPAND_RATIOS: [f64; 3] = [3.0, 4.0, 6.0];
 /// Resolutions in the published network's input.
 const RESOLUTIONS: [usize; 8] = [112, 128, 144, 160, 176, 192, 208, 224];
 /// Largest accepted width of a hidden layer.
@@ -30,8 +34,8 @@ impl Predictor {
         space.validate()?;
         let is_known = |stage| {
             let ratios = space.stage_expand_ratios(stage).iter().map(|ratio| ratio.value());
-            space.stage_kernel_sizes(stage) == [3, 5, 7]
-                && ratios.eq([3.0, 4.0, 6.0])
+            space.stage_kernel_sizes(stage) == KERNEL_SIZES
+                && ratios.eq(EXPAND_RATIOS)
                 && space.stage_depths(stage) == [2, 3, 4]
         };
         let known = space.stages.len() == 5 && (0..5).all(is_known);
@@ -45,7 +49,7 @@ impl Predictor {
             ));
         }
         let mut file = CheckpointFile::open(path)?;
-        let (slots, kernels, expands) = (space.slots(), space.kernel_sizes.len(), space.expand_ratios.len());
+        let (slots, kernels, expands) = (space.slots(), KERNEL_SIZES.len(), EXPAND_RATIOS.len());
         let inputs = slots * (kernels + expands) + RESOLUTIONS.len();
         let hidden = match file.tensors().find(|(name, _)| *name == "0.bias") {
             Some((_, &[hidden])) if (1..=MAX_HIDDEN).contains(&hidden) => hidden,

@@ -60,7 +60,7 @@ pub fn climb(task: &mut Task, starts: Vec<Scored>, reach: usize) -> Result<Vec<S
     Ok(tops)
 }
 
-/// All candidates that differ in one gene.
+/// Candidates that differ from `genes` in one gene.
 fn singles(genome: &Genome, genes: &Genes) -> Vec<Genes> {
     let changed = |(place, choice)| {
         let mut other = genes.clone();

@@ -140,7 +140,7 @@ impl Strategy for Evolution {
 }
 
 impl Evolution {
-    /// One evolution, from random subnets to the last local search.
+    /// Runs an evolution, from random subnets to the last local search.
     fn evolve(&self, task: &mut Task, generation: &mut usize) -> Result<()> {
         let affordable = (task.remaining() / self.generations.clamp(1, FEWEST_GENERATIONS)).max(FEWEST_CHILDREN);
         let population = self.population.min(affordable);
