@@ -2,10 +2,10 @@
 
 // Only `allocator` calls a C library.
 #![deny(unsafe_code)]
-// `println!` and its kind panic if they cannot write: see `output`.
+// They panic where standard output or error cannot be written: see `output`.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro))]
 
-// The first module, since the others use its macros.
+// Before all others, for its macros.
 #[macro_use]
 mod output;
 
@@ -37,10 +37,10 @@ use ofa_supernet::ops::InstructionSet;
 use ofa_supernet::quote::shortened;
 use std::process::ExitCode;
 
-/// Maps the outcome to an exit code and does nothing else: 0 success, 1 error, 2 wrong usage (clap), 128 + signal
-/// interrupted. A success whose output could not be written is an error, unless the reader closed the pipe.
+/// Maps the outcome to an exit code and nothing else: 0 success, 1 error, 2 wrong usage (clap), 128 + signal
+/// interrupted. Output that could not be written makes a success an error, unless its reader closed the pipe.
 fn main() -> ExitCode {
-    // These settings must be made before there is a second thread.
+    // Before there is a second thread.
     ofa_supernet::environment::prepare_process();
     allocator::keep_freed_memory();
     let code = run();
@@ -70,7 +70,7 @@ fn run() -> ExitCode {
         complain!("error: {error}");
         return ExitCode::FAILURE;
     }
-    // Held to the end, since dropping it ends MPI.
+    // Held to the end: MPI ends when it is dropped.
     let ranks = match processes::join() {
         Ok(ranks) => ranks,
         Err(error) => {
@@ -97,7 +97,7 @@ fn run() -> ExitCode {
     }
 }
 
-/// The error and its causes in one line. A cause that ends the line already is not repeated; long values are cut.
+/// The error and its causes in one line, without causes that it names itself. What a file or a flag made long is cut.
 fn sentence(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(|cause| cause.to_string()) {
