@@ -247,5 +247,9 @@ fn text_files_with_a_byte_order_mark_are_read() {
     succeeds(folder, SEARCH);
     succeeds(folder, &["bench", "run/models/smallest"]);
     // The changed files no longer count as the quickstart's.
-    fails(folder, &[&["quickstart", "--out", "run"], QUICKSTART].concat(), &["run/config.toml", "it has changed"]);
+    fails(
+        folder,
+        &[&["quickstart", "--out", "run"], QUICKSTART].concat(),
+        &["run/config.toml", "this file has changed"],
+    );
 }
