@@ -181,8 +181,7 @@ impl RunFolder {
         RunFolder { path: path.to_path_buf() }
     }
 
-    /// Locks the folder exclusively, for a command that changes files which others read. Dropping the result releases
-    /// the lock.
+    /// Locks the folder for a command that changes what others read, for as long as the result lives.
     pub fn lock(&self) -> Result<Lock> {
         self.take(Sharing::Alone)
     }
@@ -369,7 +368,7 @@ impl RunFolder {
 /// Source name of the built-in images.
 const BUILTIN: &str = "builtin";
 
-/// `source` as an absolute path, unless it is empty or the built-in images.
+/// A folder of images, from any folder that a command is started in.
 fn absolute(source: &str) -> String {
     if source.is_empty() || source == BUILTIN {
         return source.to_string();

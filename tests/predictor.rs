@@ -398,7 +398,7 @@ fn samples_are_chosen_and_the_curve_is_drawn_from_them() {
     let drawn = |count: usize| whole.lines().take(count).all(|line| random.contains(line));
     assert!(drawn(10) && !drawn(24), "{whole}\n{random}");
 
-    // A single network has no deviation for pessimism; several have, each prediction its own.
+    // A single network cannot be pessimistic; several are, each to the extent of its deviation.
     fails(folder, &search(&["--pessimism", "1"]), &["single network", "--members"]);
     sample("run", "26");
     let found = |more: &[&str]| serde_json::from_str::<Value>(&succeeds(folder, &search(more))).unwrap()[0].clone();
