@@ -7,12 +7,13 @@ use rayon::prelude::*;
 #[derive(Debug, Clone)]
 pub struct Cholesky {
     size: usize,
-    /// Row after row, `[size, size]`.
+    /// Row-major, `[size, size]`; entries above the diagonal are not used.
     lower: Vec<f64>,
 }
 
 impl Cholesky {
-    /// Of the matrix with these rows, of which the lower triangle is read; `None` if it is not positive definite.
+    /// Factor of the row-major matrix `rows`, of which only the lower triangle is read; `None` if the matrix is not
+    /// positive definite.
     pub fn new(mut rows: Vec<f64>, size: usize) -> Option<Self> {
         for i in 0..size {
             let (before, row) = rows.split_at_mut(i * size);
@@ -103,7 +104,7 @@ impl Cholesky {
     }
 }
 
-/// Eight sums side by side, which the compiler vectorises; a single one it may not reorder.
+/// Dot product in eight partial sums, which the compiler vectorises; it may not reorder a single sum.
 pub fn dot(a: &[f64], b: &[f64]) -> f64 {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
     let mut sums = [0.0; 8];

@@ -126,6 +126,12 @@ fn the_published_predictor_and_latency_tables() {
     let supernet = reference("mbv3_w0.25").join("supernet.pth");
     let error = Predictor::import(&supernet, &space).unwrap_err().to_string();
     assert!(error.contains("'0.bias' is missing"), "{error}");
+    // The choices of the stages count, not the space's list of all.
+    let mut listed = space.clone();
+    listed.kernel_sizes.push(9);
+    listed.stages.iter_mut().for_each(|stage| stage.kernel_sizes = vec![3, 5, 7]);
+    let listed = Predictor::import(&folder.join("acc_predictor.pth"), &listed).unwrap();
+    assert_eq!(listed.predict(&[space.largest()]).unwrap(), predictor.predict(&[space.largest()]).unwrap());
 }
 
 /// Accuracies in percent that the reference's own evolution (population 100, 500 generations, the same predictor and

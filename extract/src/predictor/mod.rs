@@ -1,9 +1,10 @@
-//! Predicts a subnet's accuracy from its choices (paper §3.4), so that a search can ask about many thousand subnets.
+//! Accuracy predictor: predicts a subnet's accuracy from its choices (paper §3.4), so that a search can score many
+//! thousand subnets.
 //!
 //! | module | concern |
 //! | --- | --- |
 //! | [`sample`] | measured accuracies and their file |
-//! | `provenance` | what accuracies were measured with |
+//! | `provenance` | conditions of the measurements |
 //! | [`features`] | a subnet as a one-hot vector |
 //! | [`metrics`] | how good predictions are |
 //! | `process` | a Gaussian process: its fit, its predictions and how sure they are |
@@ -44,7 +45,7 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
-/// Fewest different subnets a predictor is fitted on: with less, the held-out fifth says nothing.
+/// Fewest distinct subnets that a predictor is fitted to: with fewer, the held-out fifth says nothing.
 pub const FEWEST_SAMPLES: usize = 10;
 
 /// A fitted accuracy predictor.
@@ -66,61 +67,61 @@ enum Model {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// The authors of once-for-all published it, for a supernet whose weights are not known here.
+    /// Published by the authors of once-for-all, for a supernet whose weights are not known here.
     Published,
-    /// [`Predictor::fit`].
+    /// Fitted by [`Predictor::fit`].
     Fitted {
-        /// What the samples were measured with; `None` if they do not say.
+        /// Conditions of the samples' measurements; `None` if not recorded.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         measured_with: Option<Provenance>,
-        /// Held-out subnets that judged the predictor.
+        /// Number of held-out subnets that the predictor was judged on.
         held_out: usize,
-        /// Kendall's tau on them; `None` where undefined.
+        /// Kendall's tau on the held-out subnets; `None` if undefined.
         kendall_tau: Option<f64>,
     },
 }
 
-/// Kendall's tau below which a predictor's order is no use for a search: of two subnets, less than two thirds are put
-/// in the right order.
+/// Kendall's tau below which a predictor's order is of no use for a search: fewer than two thirds of the pairs of
+/// subnets are in the right order.
 const POOR_TAU: f64 = 0.3;
 
-/// A prediction, and how sure it is.
+/// Predicted accuracy with its deviation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Prediction {
-    /// Predicted accuracy (about 0 to 1; not clipped, so that order is kept).
+    /// Predicted accuracy (about 0 to 1; not clipped, so that the order is kept).
     pub accuracy: f64,
-    /// Standard deviation of a measured accuracy about it.
+    /// Standard deviation of a measured accuracy about the prediction.
     pub deviation: f64,
 }
 
-/// How a fit went, judged on samples that it did not see.
+/// Quality of a fit, judged on samples that it did not see.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FitReport {
-    /// Different subnets given.
+    /// Number of distinct subnets given.
     pub samples: usize,
-    /// How many of them (a fifth, drawn by seed) were held out; the figures below are theirs.
+    /// Number of them that were held out (a fifth, drawn by seed); the figures below are of these.
     pub held_out: usize,
     /// Root mean squared error, in accuracy (0.01 is one point).
     pub rmse: f64,
-    /// Pearson's correlation; `None` (null) when it is undefined, as all measured or all predicted values are equal.
+    /// Pearson correlation; `None` (null) if undefined, since all measured or all predicted values are equal.
     pub pearson: Option<f64>,
-    /// Kendall's tau-b: how well the order is kept, which is what a search needs; `None` as for `pearson`.
+    /// Kendall's tau-b, the agreement of the order, which a search needs; `None` as for `pearson`.
     pub kendall_tau: Option<f64>,
     /// Networks that were fitted; 0 for a Gaussian process.
     pub members: usize,
     /// Each sample that was not held out, predicted without being seen: by the member that did not, or by a Gaussian
     /// process of all others; `None` for a single member.
     pub cross_validation: Option<CrossValidation>,
-    /// How well the deviations fit the held-out samples; `None` for a single member.
+    /// Agreement of the deviations with the held-out samples; `None` for a single member.
     pub calibration: Option<Calibration>,
-    /// What the samples were measured with; `None` if they do not say.
+    /// Conditions of the samples' measurements; `None` if not recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured_with: Option<Provenance>,
     /// Seed of split, weights and order.
     pub seed: u64,
-    /// How it was fitted.
+    /// Settings of the fit.
     pub settings: FitSettings,
-    /// Each held-out subnet.
+    /// Measured and predicted accuracy of each held-out subnet.
     pub pairs: Vec<HeldOut>,
 }
 
@@ -129,18 +130,19 @@ pub struct FitReport {
 pub struct CrossValidation {
     /// Folds: as many as members, or for a Gaussian process as many as samples.
     pub folds: usize,
-    /// As in [`FitReport`].
+    /// Root mean squared error, in accuracy.
     pub rmse: f64,
-    /// As in [`FitReport`].
+    /// Pearson correlation; `None` if undefined.
     pub pearson: Option<f64>,
-    /// As in [`FitReport`].
+    /// Kendall's tau-b; `None` if undefined.
     pub kendall_tau: Option<f64>,
 }
 
-/// Whether a predictor is as sure as it should be.
+/// Calibration of a predictor's deviations.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
-    /// Share of the held-out accuracies within the interval that should hold 90 % of them: 1.645 deviations either way.
+    /// Fraction of the held-out accuracies within the interval that should hold 90 % of them: 1.645 deviations either
+    /// way.
     pub within_90: f64,
     /// Mean deviation, in accuracy.
     pub mean_deviation: f64,
@@ -149,30 +151,28 @@ pub struct Calibration {
 /// Half the width of the interval that holds 90 % of a normal distribution, in standard deviations.
 const NORMAL_90: f64 = 1.645;
 
-/// A held-out subnet, measured and predicted.
+/// Held-out subnet, measured and predicted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HeldOut {
     /// The subnet.
     pub subnet: Subnet,
     /// Measured accuracy.
     pub measured: f64,
-    /// Predicted accuracy, 0 to 1. The figures of the report are those of the predictions before they are limited to
-    /// that.
+    /// Predicted accuracy, clipped to 0 to 1; the figures of the report use unclipped predictions.
     pub predicted: f64,
-    /// Its deviation; `None` for a single member.
+    /// Deviation of the prediction; `None` for a single member.
     pub deviation: Option<f64>,
 }
 
 impl Predictor {
-    /// Fits a predictor on four fifths of `samples` and judges it on the rest. The judged predictor is the one
-    /// returned.
+    /// Fits a predictor to four fifths of `samples`, judges it on the rest, and returns it.
     ///
-    /// Several samples of one subnet count as one with their mean, so that none is on both sides. `progress` gets the
-    /// steps done, all steps, and the step's root mean squared error. Same input and seed: same bits.
+    /// Several samples of one subnet count as one with their mean, so that no subnet is on both sides. `progress` gets
+    /// the steps done, all steps, and the step's root mean squared error. Equal input and seed give equal bits.
     ///
     /// # Errors
-    /// Fewer than [`FEWEST_SAMPLES`] different subnets, a subnet outside `space`, an accuracy outside 0..1, impossible
-    /// settings, or a loss that is no number.
+    /// Fewer than [`FEWEST_SAMPLES`] distinct subnets, a subnet outside `space`, an accuracy outside 0..1, impossible
+    /// settings, or a loss that is not finite.
     pub fn fit(
         space: &SearchSpace,
         samples: &[Sample],
@@ -185,7 +185,7 @@ impl Predictor {
         let mut samples = distinct(samples)?;
         if samples.len() < FEWEST_SAMPLES {
             return Err(Error::Predictor(format!(
-                "{} different subnets are measured, at least {FEWEST_SAMPLES} are needed (1,000 or more are advisable); sample more",
+                "{} different subnets are measured, but at least {FEWEST_SAMPLES} are needed (1,000 or more are advisable); measure more",
                 samples.len()
             )));
         }
@@ -272,7 +272,7 @@ impl Predictor {
         }
     }
 
-    /// Checksum of the weights of the supernet that the predictor predicts; `None` if it is not known.
+    /// Checksum of the weights of the supernet that the predictor was fitted for; `None` if not known.
     pub fn weights(&self) -> Option<&str> {
         match &self.origin {
             Some(Origin::Fitted { measured_with: Some(provenance), .. }) => Some(&provenance.weights),
@@ -280,16 +280,16 @@ impl Predictor {
         }
     }
 
-    /// Checksum of the predictor's file, as eight hexadecimal digits: what was found with the predictor can be told
-    /// from what another one gives.
+    /// Checksum of the predictor's file, as eight hexadecimal digits, which tells results of this predictor from those
+    /// of another.
     ///
     /// # Errors
-    /// A predictor that has no form as a file.
+    /// A predictor that cannot be serialised.
     pub fn checksum(&self) -> Result<String> {
         Ok(format!("{:08x}", files::checksum(&self.content()?)))
     }
 
-    /// What speaks against searching the supernet whose weights have the checksum `weights` by this predictor, each in
+    /// Reasons to doubt a search of the supernet whose weights have the checksum `weights` with this predictor, each in
     /// a sentence.
     pub fn doubts(&self, weights: &str) -> Vec<String> {
         let mut doubts = Vec::new();
@@ -297,18 +297,16 @@ impl Predictor {
             Some(Origin::Published) => {}
             Some(Origin::Fitted { measured_with, held_out, kendall_tau }) => {
                 match measured_with {
-                    Some(provenance) => {
-                        doubts.extend(other_weights(&provenance.weights, weights).map(|other| {
-                            format!("it was fitted for {other}; fit it anew with `ofa predictor --discard`")
-                        }))
-                    }
+                    Some(provenance) => doubts.extend(other_weights(&provenance.weights, weights).map(|other| {
+                        format!("the predictor was fitted for {other}; fit it again with `ofa predictor --discard`")
+                    })),
                     None => doubts.push(UNKNOWN_WEIGHTS.to_string()),
                 }
                 if kendall_tau.is_none_or(|tau| tau < POOR_TAU) {
                     let tau = kendall_tau.map_or("undefined".to_string(), |tau| format!("{tau:.2}"));
                     doubts.push(format!(
-                        "Kendall's tau is {tau} on {held_out} held-out subnets (1 is the right order, 0 chance), so the order of \
-                         predictions says little; measure more subnets (--samples) or on more images (--images), or search with \
+                        "Kendall's tau is {tau} on {held_out} held-out subnets (1 is the right order, 0 chance), so predictions rank \
+                         subnets poorly; measure more subnets (--samples) or on more images (--images), or search with \
                          `--score measured`"
                     ));
                 }
@@ -318,12 +316,12 @@ impl Predictor {
         doubts
     }
 
-    /// The space whose subnets it knows.
+    /// The space whose subnets the predictor knows.
     pub fn space(&self) -> &SearchSpace {
         &self.space
     }
 
-    /// Whether it knows how sure it is.
+    /// Whether predictions have a deviation.
     pub fn has_deviation(&self) -> bool {
         match &self.model {
             Model::Process(_) => true,
@@ -331,7 +329,7 @@ impl Predictor {
         }
     }
 
-    /// Predicted accuracy (about 0 to 1; not clipped, so that order is kept) of each subnet.
+    /// Predicted accuracy of each subnet (about 0 to 1; not clipped, so that the order is kept).
     ///
     /// # Errors
     /// A subnet outside the space.
@@ -354,8 +352,8 @@ impl Predictor {
     }
 }
 
-/// Said of a predictor whose weights are not known.
-const UNKNOWN_WEIGHTS: &str = "it does not say for which weights it was fitted, as those of earlier versions; fit it anew with `ofa predictor --discard`";
+/// Doubt about a predictor whose weights are not known.
+const UNKNOWN_WEIGHTS: &str = "this predictor of an earlier version does not record the weights it was fitted for; fit it again with `ofa predictor --discard`";
 
 /// Checks that `space` has enough subnets for a predictor.
 ///
@@ -367,7 +365,7 @@ pub fn check_space(space: &SearchSpace) -> Result<()> {
     if count < FEWEST_SAMPLES as f64 {
         let only = if count == 1.0 { "one subnet".to_string() } else { format!("{count} subnets") };
         return Err(Error::Predictor(format!(
-            "the space '{}' has only {only}, a predictor needs {FEWEST_SAMPLES} different ones; search with `--score measured`, which \
+            "the space '{}' has only {only}, but a predictor needs {FEWEST_SAMPLES}; search with `--score measured`, which \
              can measure all of them",
             space.name
         )));
@@ -375,9 +373,9 @@ pub fn check_space(space: &SearchSpace) -> Result<()> {
     Ok(())
 }
 
-/// One sample a subnet, in order of first appearance, with the mean of its accuracies.
+/// One sample per subnet, in order of first appearance, with the mean of its accuracies.
 fn distinct(samples: &[Sample]) -> Result<Vec<Sample>> {
-    let mut places: HashMap<&Subnet, usize> = HashMap::new();
+    let mut indices: HashMap<&Subnet, usize> = HashMap::new();
     let mut sums: Vec<(&Subnet, f64, f64)> = Vec::new();
     for sample in samples {
         if !(0.0..=1.0).contains(&sample.accuracy) {
@@ -386,12 +384,12 @@ fn distinct(samples: &[Sample]) -> Result<Vec<Sample>> {
                 sample.subnet, sample.accuracy
             )));
         }
-        let place = *places.entry(&sample.subnet).or_insert(sums.len());
-        if place == sums.len() {
+        let index = *indices.entry(&sample.subnet).or_insert(sums.len());
+        if index == sums.len() {
             sums.push((&sample.subnet, 0.0, 0.0));
         }
-        sums[place].1 += sample.accuracy;
-        sums[place].2 += 1.0;
+        sums[index].1 += sample.accuracy;
+        sums[index].2 += 1.0;
     }
     Ok(sums.into_iter().map(|(subnet, sum, count)| Sample { subnet: subnet.clone(), accuracy: sum / count }).collect())
 }

@@ -58,7 +58,7 @@ fn a_predictor_of_other_weights_or_without_an_order_is_doubted() {
     };
     let fit = |samples: &[Sample]| Predictor::fit(&space, samples, &settings, 0, &mut |_, _, _| ()).unwrap().0;
     let mut predictor = fit(&samples(&space, 100));
-    assert!(predictor.doubts("0a")[0].contains("does not say"));
+    assert!(predictor.doubts("0a")[0].contains("does not record"));
     let before = predictor.checksum().unwrap();
     predictor.set_provenance(measured_with("0a"));
     assert_ne!(predictor.checksum().unwrap(), before);
