@@ -6,6 +6,7 @@ mod steps;
 
 use super::average::Average;
 use super::checkpoint::{Folder, Identity, Latest, Progress, SupernetNote, write_supernet};
+use super::class_balance::class_weights;
 use super::config::{StagePlan, TrainConfig};
 use super::metrics::{self, MetricsFile, MetricsLine};
 use super::optimizer::Sgd;
@@ -42,9 +43,31 @@ pub fn train(
     resume: bool,
     observer: &mut dyn FnMut(&Event) -> Control,
 ) -> Result<Outcome> {
+    train_with_teacher(net, None, data, config, ranks, run_dir, resume, observer)
+}
+
+/// As [`train`], with the weights of another run's network as the frozen teacher
+/// ([`TrainConfig::teacher_from`]). Checkpoints hold them, so that a resumed run takes none.
+///
+/// # Errors
+/// As [`train`]; a teacher where the configuration has none, or the other way round.
+#[allow(clippy::too_many_arguments, reason = "those of `train`, and the teacher")]
+pub fn train_with_teacher(
+    net: &mut Supernet,
+    teacher: Option<&Supernet>,
+    data: &Dataset,
+    config: &TrainConfig,
+    ranks: &Ranks,
+    run_dir: &Path,
+    resume: bool,
+    observer: &mut dyn FnMut(&Event) -> Control,
+) -> Result<Outcome> {
     let space = net.space().clone();
     config.validate(&space)?;
     check_data(net, data)?;
+    if !resume && teacher.is_some() != config.teacher_from.is_some() {
+        return Err(Error::Internal("teacher_from and the teacher of another run go together".into()));
+    }
     let folder = Folder::of_run(run_dir, config.keep_checkpoints);
     let identity = Identity::new(&space, data, config)?;
     let images_of_rank = serde_json::to_vec(&identity.data).map_err(|e| Error::Internal(e.to_string()))?;
@@ -72,7 +95,7 @@ pub fn train(
     let metrics_lines = found.as_ref().map_or(0, |found| found.checkpoint.progress.metrics_lines);
     let probe_images = (config.probe.images > 0).then_some(config.probe.images);
     let mut run = Run {
-        optimizer: Sgd::new(config.momentum, config.weight_decay, net.parameters().len()),
+        optimizer: config.optimizer(net.parameters().len()),
         net,
         data,
         config,
@@ -96,6 +119,7 @@ pub fn train(
             .shared_over(ranks),
         teacher: None,
         average: None,
+        class_weights: class_weights(config.class_balance.as_ref(), data)?,
         progress: Progress::default(),
         probes: Vec::new(),
         stop: false,
@@ -106,8 +130,16 @@ pub fn train(
     };
     match found {
         Some(found) => run.restore(found)?,
-        // So that a run killed early can be resumed like any other.
-        None => drop(run.checkpoint()?),
+        None => {
+            if config.zero_last_scale {
+                run.net.zero_last_scales()?;
+            }
+            if let Some(teacher) = teacher {
+                run.teacher = Some(run.frozen(teacher.space(), &teacher.state()?)?);
+            }
+            // So that a run killed early can be resumed like any other.
+            run.checkpoint()?;
+        }
     }
     run.stages()
 }
@@ -198,6 +230,7 @@ struct Run<'a> {
     optimizer: Sgd,
     teacher: Option<Supernet>,
     average: Option<Average>,
+    class_weights: Vec<f32>,
     progress: Progress,
     probes: Vec<ProbeResult>,
     stop: bool,
@@ -246,12 +279,26 @@ impl Run<'_> {
         Ok(Outcome::Finished { supernet, probes: self.probes, steps, seconds })
     }
 
-    /// What comes before the first step of a stage. Optimizer and moving average start anew: each stage is a training
-    /// of its own that starts from the weights of the one before. The teacher is the network as it stands before the
-    /// first stage that distils from it.
+    /// What comes before the first step of a stage. The teacher is the network as it stands before the first stage that
+    /// distils from it.
+    ///
+    /// Optimizer and moving average start anew: each stage is a training of its own that starts from the weights of the
+    /// one before. With one schedule over all stages both go on, but where channels are sorted: the weights are then
+    /// the average, and momentum, whose channels would be those of before, starts anew.
     fn enter(&mut self, stage: &StageConfig, steps: usize) -> Result<()> {
+        let sorts = stage.sort_channels.is_some() || stage.sort_outer_channels.is_some();
+        let goes_on = self.config.schedule.is_some() && self.progress.stage > 0 && !sorts;
+        let mut updates = 0;
+        if let Some(average) = &self.average {
+            updates = average.updates();
+            if sorts {
+                self.net.load_state(average.state())?;
+            }
+        }
         if stage.has_frozen_teacher() && self.teacher.is_none() {
-            self.teacher = Some(self.frozen(&self.net.state()?)?);
+            let state =
+                self.average.as_ref().map_or_else(|| self.net.state(), |average| Ok(average.state().clone()))?;
+            self.teacher = Some(self.frozen(&self.space, &state)?);
         }
         if let Some(width_stage) = stage.sort_channels {
             self.net.sort_channels(width_stage)?;
@@ -259,11 +306,13 @@ impl Run<'_> {
         if let Some(outer_stage) = stage.sort_outer_channels {
             self.net.sort_outer_channels(outer_stage)?;
         }
-        self.optimizer = Sgd::new(self.config.momentum, self.config.weight_decay, self.net.parameters().len());
-        self.average = match self.config.ema {
-            Some(decay) => Some(Average::new(decay, self.net.state()?, 0)),
-            None => None,
-        };
+        if !goes_on {
+            self.optimizer = self.config.optimizer(self.net.parameters().len());
+            self.average = match self.config.ema {
+                Some(decay) => Some(Average::new(decay, self.net.state()?, updates)),
+                None => None,
+            };
+        }
         self.log(&MetricsLine::Stage {
             step: self.progress.step,
             stage: stage.name.clone(),
@@ -274,15 +323,18 @@ impl Run<'_> {
 
     /// What comes after the last step of a stage.
     fn leave(&mut self, stage: &StageConfig) -> Result<()> {
-        if let Some(average) = self.average.take() {
+        let goes_on = self.config.schedule.is_some() && self.progress.stage + 1 < self.plan.len();
+        if let Some(average) = self.average.take_if(|_| !goes_on) {
             self.net.load_state(average.state())?;
         }
         self.probe(stage)?;
         self.progress.stage += 1;
         self.progress.stage_step = 0;
         self.progress.entered = false;
-        self.progress.average_updates = 0;
-        self.optimizer = Sgd::new(self.config.momentum, self.config.weight_decay, self.net.parameters().len());
+        if !goes_on {
+            self.progress.average_updates = 0;
+            self.optimizer = self.config.optimizer(self.net.parameters().len());
+        }
         self.checkpoint().map(drop)
     }
 
