@@ -196,6 +196,11 @@ impl RunFolder {
         RunFolder { path: path.to_path_buf() }
     }
 
+    /// Where the folder is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Locks the folder for a command that changes what others read, for as long as the result lives.
     pub fn lock(&self) -> Result<Lock> {
         self.take(Sharing::Alone)

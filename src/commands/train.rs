@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::train::checkpoint::Folder;
+use ofa_supernet::train::progress::StepEvent;
 use ofa_supernet::train::{Control, Event, Outcome, ProbeResult, TrainConfig, is_unbegun, train_with_teacher};
 use ofa_supernet::{Ranks, SearchSpace, Supernet};
 use std::path::{Path, PathBuf};
@@ -196,7 +197,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     }
     let mut begun = false;
     let hours = args.hours;
-    let outcome = match train_run(&folder, &args.out, &config, hours, ranks, resume, &device, &mut begun) {
+    let outcome = match train_run(&folder, &config, hours, ranks, resume, &device, &mut begun) {
         Err(error) if begun && matches!(checkpoints.latest(), Ok(Some(_))) => {
             note(format!(
                 "training stopped; its checkpoints are whole. When the cause is mended, resume with: ofa train --out {} --resume",
@@ -250,7 +251,6 @@ fn without_checkpoints(checkpoints: &Folder, out: &std::path::Path) -> String {
 /// Trains in `folder` with a progress bar. `begun` is set as soon as there is something to resume.
 pub fn train_run(
     folder: &RunFolder,
-    out: &std::path::Path,
     config: &RunConfig,
     hours: Option<f64>,
     ranks: &Ranks,
@@ -258,6 +258,7 @@ pub fn train_run(
     device: &Device,
     begun: &mut bool,
 ) -> Result<Outcome> {
+    let out = folder.path();
     let data = config.data.open()?;
     let config = &match hours {
         Some(hours) => within_hours(config, &data, hours, ranks)?,
@@ -270,15 +271,7 @@ pub fn train_run(
     let each = if ranks.is_distributed() { " for each process" } else { "" };
     note(format!("about {} of memory at the peak{each}", memory::mib(estimate)));
     let mut net = Supernet::on_device(&config.space, data.classes.len(), config.train.seed, DType::F32, device)?;
-    if let (Some(from), false) = (&config.from, resume) {
-        StartingWeights::read(Path::new(from))?.load_into(&net, &data.classes)?;
-    }
-    let teacher = match (&config.train.teacher_from, resume) {
-        (Some(from), false) => {
-            Some(StartingWeights::read(Path::new(from))?.teacher(&data.classes, &data.normalisation)?)
-        }
-        _ => None,
-    };
+    let teacher = if resume { None } else { from_other_runs(config, &data, &net)? };
     if ranks.is_first() && !resume && is_unbegun(out)? {
         folder.write_config(config)?;
     }
@@ -310,18 +303,7 @@ pub fn train_run(
                     if steps == STEPS_UNTIL_ESTIMATE && step.eta_seconds > 60.0 {
                         bar.suspend(|| note(format!("about {} to go", progress::duration(step.eta_seconds))));
                     }
-                    let distillation = step.report.distillation.map(|d| format!(" kd {d:.3}")).unwrap_or_default();
-                    bar.set_message(format!(
-                        "{} {:.1}/{:.1}  loss {:.3}{distillation}  acc {:.1} %  lr {:.4}  {} img/s  ETA {}",
-                        step.stage,
-                        step.epoch,
-                        step.epochs,
-                        step.report.loss,
-                        100.0 * step.report.accuracy,
-                        step.learning_rate,
-                        progress::rate(step.images_per_second),
-                        progress::duration(step.eta_seconds)
-                    ));
+                    bar.set_message(message(step));
                 }
                 Event::Probes { stage, step, results } => {
                     let accuracies: Vec<String> =
@@ -337,6 +319,32 @@ pub fn train_run(
         })?;
     bar.finish_and_clear();
     Ok(outcome)
+}
+
+/// Puts the weights that training starts from into `net`, if it starts from any; the network of another run that
+/// teaches, if there is one.
+fn from_other_runs(config: &RunConfig, data: &Dataset, net: &Supernet) -> Result<Option<Supernet>> {
+    if let Some(from) = &config.from {
+        StartingWeights::read(Path::new(from))?.load_into(net, &data.classes)?;
+    }
+    let Some(from) = &config.train.teacher_from else { return Ok(None) };
+    StartingWeights::read(Path::new(from))?.teacher(&data.classes, &data.normalisation).map(Some)
+}
+
+/// What the progress bar shows of a step.
+fn message(step: &StepEvent) -> String {
+    let distillation = step.report.distillation.map(|d| format!(" kd {d:.3}")).unwrap_or_default();
+    format!(
+        "{} {:.1}/{:.1}  loss {:.3}{distillation}  acc {:.1} %  lr {:.4}  {} img/s  ETA {}",
+        step.stage,
+        step.epoch,
+        step.epochs,
+        step.report.loss,
+        100.0 * step.report.accuracy,
+        step.learning_rate,
+        progress::rate(step.images_per_second),
+        progress::duration(step.eta_seconds)
+    )
 }
 
 /// Steps of which the remaining time is told.

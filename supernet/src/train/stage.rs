@@ -314,26 +314,7 @@ impl StageConfig {
                     .into(),
             );
         }
-        match self.sampling {
-            Sampling::Uniform | Sampling::Sandwich if self.candidates.is_some() => {
-                return fail("candidates is for sampling = \"best_up\" and \"worst_up\" alone; leave it out".into());
-            }
-            Sampling::BestUp | Sampling::WorstUp if !(2..=64).contains(&self.candidates()) => {
-                return fail(format!("candidates = {} must lie between 2 and 64", self.candidates()));
-            }
-            _ => {}
-        }
-        if let Some(subnet) = &self.subnet {
-            space.check(subnet).or_else(|error| fail(error.to_string()))?;
-            let draws = self.subnets_per_step > 1 || self.sampling != Sampling::Uniform;
-            if draws || self.narrowing != Narrowing::default() {
-                return fail(
-                    "it trains one subnet and draws none: leave out sampling, subnets_per_step and lists of choices, or \
-                     leave out subnet"
-                        .into(),
-                );
-            }
-        }
+        self.draws_make_sense(space).or_else(fail)?;
         if !(1..=64).contains(&self.subnets_per_step) {
             return fail(format!("subnets_per_step = {} must lie between 1 and 64", self.subnets_per_step));
         }
@@ -357,6 +338,29 @@ impl StageConfig {
             }
         }
         DIMENSIONS.iter().try_for_each(|dimension| self.known(dimension.key, space))
+    }
+
+    fn draws_make_sense(&self, space: &SearchSpace) -> std::result::Result<(), String> {
+        match self.sampling {
+            Sampling::Uniform | Sampling::Sandwich if self.candidates.is_some() => {
+                return Err("candidates is for sampling = \"best_up\" and \"worst_up\" alone; leave it out".into());
+            }
+            Sampling::BestUp | Sampling::WorstUp if !(2..=64).contains(&self.candidates()) => {
+                return Err(format!("candidates = {} must lie between 2 and 64", self.candidates()));
+            }
+            _ => {}
+        }
+        let Some(subnet) = &self.subnet else { return Ok(()) };
+        space.check(subnet).map_err(|error| error.to_string())?;
+        let draws = self.subnets_per_step > 1 || self.sampling != Sampling::Uniform;
+        match draws || self.narrowing != Narrowing::default() {
+            true => {
+                Err("it trains one subnet and draws none: leave out sampling, subnets_per_step and lists of choices, \
+                         or leave out subnet"
+                    .into())
+            }
+            false => Ok(()),
+        }
     }
 
     /// Checks that the stage draws values of the space, each once.

@@ -87,12 +87,7 @@ fn step_on_this_thread(
     let count = stage.subnets_per_step;
     let soft_targets = match (stage.has_frozen_teacher(), teacher) {
         (false, _) => None,
-        (true, Some(teacher)) => {
-            let largest = teacher.space().largest();
-            let knows = teacher.space().resolutions.contains(&resolution);
-            let largest = if knows { Subnet { resolution, ..largest } } else { largest };
-            Some(loss::soft_targets(&teacher.forward(images, &largest, Mode::BatchStatistics)?)?)
-        }
+        (true, Some(teacher)) => Some(soft_targets_of(teacher, images, resolution)?),
         (true, None) => {
             return Err(Error::Internal(format!(
                 "stage '{}' distils (kd_ratio > 0) but there is no teacher",
@@ -155,6 +150,15 @@ fn step_on_this_thread(
     let scale = clip_factor(report.gradient_norm, config.clip_norm);
     optimizer.step(net.parameters(), &gradients, input.learning_rate, scale)?;
     Ok(report)
+}
+
+/// Soft labels of the largest subnet of `teacher`, whose space need not have the resolution.
+fn soft_targets_of(teacher: &Supernet, images: &Tensor, resolution: usize) -> Result<Tensor> {
+    let mut largest = teacher.space().largest();
+    if teacher.space().resolutions.contains(&resolution) {
+        largest.resolution = resolution;
+    }
+    loss::soft_targets(&teacher.forward(images, &largest, Mode::BatchStatistics)?)
 }
 
 /// The earlier half of the last backward pass, from what the later half found, and the trunk's, to which the other

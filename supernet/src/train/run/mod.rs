@@ -65,9 +65,6 @@ pub fn train_with_teacher(
     let space = net.space().clone();
     config.validate(&space)?;
     check_data(net, data)?;
-    if !resume && teacher.is_some() != config.teacher_from.is_some() {
-        return Err(Error::Internal("teacher_from and the teacher of another run go together".into()));
-    }
     let folder = Folder::of_run(run_dir, config.keep_checkpoints);
     let identity = Identity::new(&space, data, config)?;
     let images_of_rank = serde_json::to_vec(&identity.data).map_err(|e| Error::Internal(e.to_string()))?;
@@ -82,13 +79,7 @@ pub fn train_with_teacher(
         net.share_batch_statistics(ranks)?;
     }
     let plan = config.plan(&space, data.train.len());
-    if let Some(small) = plan.iter().find(|plan| plan.batch < ranks.count()) {
-        return Err(Error::Config(format!(
-            "a step has {} images, too few for {} processes; raise batch, or start fewer",
-            small.batch,
-            ranks.count()
-        )));
-    }
+    check_batches(&plan, ranks)?;
     if ranks.is_first() {
         folder.remove_temporaries();
     }
@@ -130,18 +121,19 @@ pub fn train_with_teacher(
     };
     match found {
         Some(found) => run.restore(found)?,
-        None => {
-            if config.zero_last_scale {
-                run.net.zero_last_scales()?;
-            }
-            if let Some(teacher) = teacher {
-                run.teacher = Some(run.frozen(teacher.space(), &teacher.state()?)?);
-            }
-            // So that a run killed early can be resumed like any other.
-            run.checkpoint()?;
-        }
+        None => run.begin(teacher)?,
     }
     run.stages()
+}
+
+/// Fails where a step has fewer images than there are ranks.
+fn check_batches(plan: &[StagePlan], ranks: &Ranks) -> Result<()> {
+    let Some(small) = plan.iter().find(|plan| plan.batch < ranks.count()) else { return Ok(()) };
+    Err(Error::Config(format!(
+        "a step has {} images, too few for {} processes; raise batch, or start fewer",
+        small.batch,
+        ranks.count()
+    )))
 }
 
 /// Fails where `net` cannot be trained on `data`.
@@ -242,6 +234,21 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// The start of a new run, before its first stage.
+    fn begin(&mut self, teacher: Option<&Supernet>) -> Result<()> {
+        if teacher.is_some() != self.config.teacher_from.is_some() {
+            return Err(Error::Internal("teacher_from and the teacher of another run go together".into()));
+        }
+        if let Some(teacher) = teacher {
+            self.teacher = Some(self.frozen(teacher.space(), &teacher.state()?)?);
+        }
+        if self.config.zero_last_scale {
+            self.net.zero_last_scales()?;
+        }
+        // So that a run killed early can be resumed like any other.
+        self.checkpoint().map(drop)
+    }
+
     fn stages(mut self) -> Result<Outcome> {
         let config = self.config;
         while let Some(stage) = config.stages.get(self.progress.stage) {
