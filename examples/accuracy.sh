@@ -9,7 +9,7 @@ data=$(realpath "$1") out=$2 examples=$(realpath "$(dirname "$0")")
 shift 2
 ofa=${OFA:-ofa} seed=${SEED:-0}
 mkdir -p "$out"
-all=(preset alone-largest alone-middle alone-smallest stages one-schedule labels no-ramp alpha full-size mbv3 plain
+all=(preset-short stages preset alone-largest alone-middle alone-smallest one-schedule labels no-ramp alpha full-size mbv3 plain
   preset-hour long long-ricap)
 [ $# -gt 0 ] || set -- "${all[@]}"
 
@@ -29,6 +29,7 @@ settings() {
   local edit="" base=$new
   case $1 in
     preset) ;;
+    preset-short) length=(--epochs 20) ;;
     preset-hour) length=(--hours 1) ;;
     alone-*) flags+=(--subnet "${1#alone-}") ;;
     stages) base=$old ;;
