@@ -1,6 +1,8 @@
 //! The command line: the commands and the global options. The arguments of a command are in its own file.
 
-use crate::commands::{bench, config, extract, import, predictor, profile, quickstart, search, speed, train, tune};
+use crate::commands::{
+    bench, config, export, extract, import, predictor, profile, quickstart, search, speed, train, tune,
+};
 use crate::{conditions, interrupt, numbers, processes};
 use anyhow::{Result, ensure};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -41,6 +43,8 @@ enum Command {
     Extract(extract::Args),
     /// Measure accuracy on test images, size and latency of extracted models.
     Bench(bench::Args),
+    /// Write models in the file formats of other engines: ONNX.
+    Export(export::Args),
 }
 
 impl Cli {
@@ -84,6 +88,7 @@ impl Cli {
             Command::Search(args) => search::run(&args),
             Command::Extract(args) => extract::run(&args),
             Command::Bench(args) => bench::run(&args),
+            Command::Export(args) => export::run(&args),
         }
     }
 }

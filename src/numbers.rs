@@ -3,6 +3,7 @@
 //! Numbers that no computation can use are refused before anything else happens. Limits that depend on the machine's
 //! memory are checked once the network is known: see [`memory`](crate::memory).
 
+use ofa_evaluate::export::OPSETS;
 use std::ops::RangeInclusive;
 
 /// Threads.
@@ -13,6 +14,11 @@ pub fn threads(text: &str) -> Result<usize, String> {
 /// Images that are computed together.
 pub fn batch(text: &str) -> Result<usize, String> {
     whole(text, 1..=65_536)
+}
+
+/// Version of ONNX's operators.
+pub fn opset(text: &str) -> Result<usize, String> {
+    whole(text, OPSETS)
 }
 
 /// Height and width of an image.

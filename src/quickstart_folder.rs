@@ -122,7 +122,9 @@ fn is_written(name: &str) -> bool {
         ["config.toml" | "metrics.jsonl"] | ["checkpoints" | "predictor", _] => true,
         ["devices", "this.json" | "this.unfinished"] => true,
         ["search", file] => file.strip_suffix(".json").is_some_and(model),
-        ["models", folder, "config.json" | "model.safetensors"] => model(folder),
+        ["models", folder, "config.json" | "model.safetensors" | "graph.json" | "load.py" | "README.md"] => {
+            model(folder)
+        }
         _ => false,
     }
 }

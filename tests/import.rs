@@ -288,7 +288,10 @@ fn a_published_specialised_network_becomes_a_model() {
             std::fs::write(folder.join(name).join(left), "x").unwrap();
         }
         let out = succeeds(folder, &import);
-        assert_eq!(std::fs::read_dir(folder.join(name)).unwrap().count(), 2);
+        let mut names: Vec<_> =
+            std::fs::read_dir(folder.join(name)).unwrap().map(|file| file.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["README.md", "config.json", "graph.json", "load.py", "model.safetensors"]);
         assert!(out.contains("10 classes") && out.contains(&format!("ofa bench {name}")), "{out}");
         succeeds(folder, &["bench", name, "--data", "builtin"]);
         fails(folder, &import, &[name, "already exists"]);

@@ -53,8 +53,18 @@ fn extracted_models_give_the_static_networks_logits() {
             ] {
                 let target = tempfile::tempdir().unwrap();
                 let path = target.path().join("model");
-                extract(&net, &subnet, &statistics, &labels, &Normalisation::IMAGENET, NumberType::F32, None, &path)
-                    .unwrap();
+                extract(
+                    &net,
+                    &subnet,
+                    &statistics,
+                    &labels,
+                    &Normalisation::IMAGENET,
+                    NumberType::F32,
+                    None,
+                    None,
+                    &path,
+                )
+                .unwrap();
                 let mut model = Model::load(&path).unwrap();
                 let found = model.network().run(&values(&images), 4).unwrap();
                 let expected = values(&tensors[&format!("{name}.{logits}")]);

@@ -148,7 +148,7 @@ fn of_a_run(put: &Put, tiny: &SearchSpace) -> Result<()> {
     let statistics = net.running_statistics(&narrow.smallest())?;
     let model = folder.path().join("model");
     let normalisation = Normalisation { mean: [0.5; 3], std: [0.25; 3] };
-    extract(&net, &narrow.smallest(), &statistics, &data.classes, &normalisation, NumberType::F32, None, &model)?;
+    extract(&net, &narrow.smallest(), &statistics, &data.classes, &normalisation, NumberType::F32, None, None, &model)?;
     put("model-config/tiny.json", &fs::read(model.join("config.json"))?)?;
     put("model-weights/tiny", &fs::read(model.join("model.safetensors"))?)?;
     put("published/safetensors", &fs::read(model.join("model.safetensors"))?)?;

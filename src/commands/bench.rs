@@ -5,7 +5,7 @@ use crate::run_folder::{DataConfig, data_flag};
 use crate::{class_names, interrupt, memory, numbers, progress, shell, table};
 use anyhow::{Result, bail};
 use ofa_evaluate::Model;
-use ofa_evaluate::bench::{BenchOptions, BenchRow, BenchStep, bench, csv, memory as memory_of_bench};
+use ofa_evaluate::bench::{BenchOptions, BenchRow, BenchStep, bench, csv, memory as memory_of_bench, update_card};
 use ofa_evaluate::model::CONFIG_FILE;
 use ofa_supernet::data::{Dataset, Normalisation, Splits};
 use std::collections::BTreeMap;
@@ -32,6 +32,9 @@ pub struct Args {
     /// Batch sizes to measure with.
     #[arg(long, value_delimiter = ',', default_value = "1", value_parser = numbers::batch)]
     batch: Vec<usize>,
+    /// Write the figures into each model folder: its card README.md, and bench.json.
+    #[arg(long)]
+    update_card: bool,
     /// Print JSON.
     #[arg(long, conflicts_with = "csv")]
     json: bool,
@@ -62,6 +65,14 @@ pub fn run(args: &Args) -> Result<()> {
     let options =
         BenchOptions { threads: args.model_threads.clone(), batches: args.batch.clone(), ..BenchOptions::default() };
     let rows = bench_models(&args.models, data.as_ref(), &options)?;
+    if args.update_card {
+        // Without the folders that only their owner knows.
+        let name =
+            args.data.as_ref().map(|data| Path::new(data).file_name().unwrap_or(data.as_ref()).to_string_lossy());
+        for (folder, row) in args.models.iter().zip(&rows) {
+            update_card(folder, row, name.as_deref())?;
+        }
+    }
     if args.json {
         say!("{}", serde_json::to_string_pretty(&rows)?);
     } else if args.csv {
@@ -73,7 +84,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Fails for a folder that is no model's but has such folders in it, and says how to name them.
-fn check_folder(folder: &Path) -> Result<()> {
+pub fn check_folder(folder: &Path) -> Result<()> {
     let is_model = |folder: &Path| folder.join(CONFIG_FILE).is_file();
     if is_model(folder) {
         return Ok(());
@@ -83,7 +94,7 @@ fn check_folder(folder: &Path) -> Result<()> {
     models.sort();
     let Some(first) = models.first().and_then(|path| path.file_name()) else { return Ok(()) };
     bail!(
-        "{}: this is no model folder, but it holds {} of them, such as {}; give them all with: ofa bench {}/*",
+        "{}: this is no model folder, but it holds {} of them, such as {}; name them all: {}/*",
         folder.display(),
         models.len(),
         first.to_string_lossy(),

@@ -256,6 +256,14 @@ pub fn extract_all(
         Ok(net)
     };
     let supernet = copy()?;
+    let trained = match note.steps {
+        0 => "a published, imported supernet".into(),
+        steps => format!("a supernet trained for {steps} steps by progressive shrinking"),
+    };
+    let origin = format!(
+        "Cut out of {trained}, in the search space `{}`. Batch norm was recalibrated on {} training images.",
+        note.space.name, options.recalibration
+    );
     let recalibration = EvaluationSet::for_recalibration(data, options.recalibration, BATCH, config.train.seed)?;
     let recalibration = recalibration.with_control(interrupt::control);
     let validation = match data.validation.is_empty() {
@@ -302,7 +310,8 @@ pub fn extract_all(
             }
         }
         let (net, how) = tuned.as_ref().map_or((&supernet, None), |(net, how)| (net, Some(*how)));
-        extract(net, subnet, &statistics, &data.classes, &data.normalisation, options.dtype, how, &path)?;
+        let origin = Some(origin.clone());
+        extract(net, subnet, &statistics, &data.classes, &data.normalisation, options.dtype, origin, how, &path)?;
         let compared = data.train.draw(COMPARED, &mut generator(config.train.seed, Stream::Compare, &[]));
         let batch = data.evaluation_batch(&data.train, &compared, subnet.resolution)?;
         row.difference = compare(net, subnet, &statistics, &path, &batch.images)?;

@@ -77,6 +77,11 @@ fn specialised(args: &Args, description: &Path, resolution: usize) -> Result<()>
     let PublishedNetwork { network, subnet, .. } = published;
     let normalisation = Normalisation::IMAGENET;
     let config = ModelConfig::new(&name, &subnet, network, labels, normalisation, NumberType::F32);
+    let origin = Some(format!(
+        "A published network, imported from its description and its checkpoint '{}'.",
+        file_name(&args.file)
+    ));
+    let config = ModelConfig { origin, ..config };
     save(&args.out, &config, &weights)?;
     say!(
         "{}: {:.1} M MACs and {:.2} M parameters at {resolution} px, {} classes; {} written",
@@ -88,6 +93,11 @@ fn specialised(args: &Args, description: &Path, resolution: usize) -> Result<()>
     );
     say!("Next: ofa bench {} --data DIR", shell::path(&args.out));
     Ok(())
+}
+
+/// A file's name, without the folders that only its owner knows.
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Says which weights were taken from a file that holds several.

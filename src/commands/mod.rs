@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod compare;
 pub mod config;
+pub mod export;
 pub mod extract;
 pub mod import;
 pub mod predictor;
