@@ -2,9 +2,10 @@
 
 use super::network_spec::{middle_channels, reduced_channels};
 use super::{
-    Activation, BlockSpec, BottleneckSpec, ConvSpec, Family, FirstBlock, Head, InvertedResidualSpec, MaxPoolSpec,
-    NetworkSpec, SearchSpace, Stage, Subnet, Value, make_divisible,
+    Activation, BlockChoice, BlockSpec, BottleneckSpec, ConvSpec, Family, FirstBlock, Head, InvertedResidualSpec,
+    MaxPoolSpec, NetworkSpec, SearchSpace, Stage, Subnet, Value, make_divisible,
 };
+use crate::blocks::{BlockSettings, CustomSpec};
 use crate::{Error, Result};
 
 impl SearchSpace {
@@ -18,25 +19,10 @@ impl SearchSpace {
             return Err(Error::Space("a network needs at least one class".into()));
         }
         match (self.family, &self.first_block, &self.head) {
-            (Family::AttentiveNas, _, Some(head)) => Ok(self.attentive(subnet, head, classes)),
-            (_, Some(first), Some(head)) => Ok(self.inverted_residuals(subnet, first, head, classes)),
-            _ => Ok(self.bottlenecks(subnet, classes)),
+            (Family::AttentiveNas, _, Some(head)) => self.attentive(subnet, head, classes),
+            (_, Some(first), Some(head)) => self.inverted_residuals(subnet, first, head, classes),
+            _ => self.bottlenecks(subnet, classes),
         }
-    }
-
-    /// The network of the largest subnet, each block with every layer that any subnet uses: narrower subnets may need a
-    /// projection in a shortcut that joins equal widths in the largest.
-    pub(crate) fn largest_network(&self, classes: usize) -> Result<NetworkSpec> {
-        let mut network = self.network(&self.largest(), classes)?;
-        if self.has_boundary_lists() {
-            for (stage, blocks) in network.stages.iter_mut().enumerate() {
-                let (before, after) = (self.boundary_widths(stage), self.boundary_widths(stage + 1));
-                if let Some(BlockSpec::InvertedResidual(first)) = blocks.first_mut() {
-                    first.projection = before != after || before.len() > 1;
-                }
-            }
-        }
-        Ok(network)
     }
 
     /// Kernel sizes of `stage` that have a transform of their own, and the largest. Without transforms a smaller kernel
@@ -46,7 +32,13 @@ impl SearchSpace {
         if self.family == Family::AttentiveNas { &sizes[sizes.len() - 1..] } else { sizes }
     }
 
-    fn inverted_residuals(&self, subnet: &Subnet, first: &FirstBlock, head: &Head, classes: usize) -> NetworkSpec {
+    fn inverted_residuals(
+        &self,
+        subnet: &Subnet,
+        first: &FirstBlock,
+        head: &Head,
+        classes: usize,
+    ) -> Result<NetworkSpec> {
         let stem = ConvSpec {
             in_channels: 3,
             out_channels: self.width(self.stem.channels),
@@ -76,6 +68,11 @@ impl SearchSpace {
             let out_channels = self.width(stage.channels);
             let mut blocks = Vec::with_capacity(choices.len());
             for (index, choice) in choices.iter().enumerate() {
+                if let Some(block) = custom(stage, choice, index, (channels, out_channels), size)? {
+                    (channels, size) = (out_channels, block.output_size());
+                    blocks.push(block);
+                    continue;
+                }
                 let middle = middle_channels(channels, choice.expand.value());
                 let block = InvertedResidualSpec {
                     in_channels: channels,
@@ -105,7 +102,7 @@ impl SearchSpace {
             residual: false,
             input_size: size,
         };
-        NetworkSpec {
+        Ok(NetworkSpec {
             resolution: subnet.resolution,
             stem: vec![stem],
             max_pool: None,
@@ -115,10 +112,10 @@ impl SearchSpace {
             hidden_activation: head.activation,
             batch_norm_epsilon: self.batch_norm_epsilon,
             classes,
-        }
+        })
     }
 
-    fn attentive(&self, subnet: &Subnet, head: &Head, classes: usize) -> NetworkSpec {
+    fn attentive(&self, subnet: &Subnet, head: &Head, classes: usize) -> Result<NetworkSpec> {
         let mut widths = subnet.widths.iter().map(|width| width.count());
         let mut next_width = || widths.next().expect("checked: a width for each boundary");
         let stem = ConvSpec {
@@ -138,6 +135,11 @@ impl SearchSpace {
             let expand = self.stage_expand_ratios(number).iter().any(|ratio| ratio.value() != 1.0);
             let mut blocks = Vec::with_capacity(choices.len());
             for (index, choice) in choices.iter().enumerate() {
+                if let Some(block) = custom(stage, choice, index, (channels, out_channels), size)? {
+                    (channels, size) = (out_channels, block.output_size());
+                    blocks.push(block);
+                    continue;
+                }
                 let middle = if expand { middle_channels(channels, choice.expand.value()) } else { channels };
                 let block = InvertedResidualSpec {
                     in_channels: channels,
@@ -157,17 +159,16 @@ impl SearchSpace {
             }
             stages.push(blocks);
         }
-        let largest = *self.boundary_widths(self.stages.len()).last().expect("a list of channels holds one at least");
         let feature = ConvSpec {
             in_channels: channels,
-            out_channels: middle_channels(channels, head.feature_channels as f64 / largest as f64),
+            out_channels: self.feature_channels(channels),
             kernel: 1,
             stride: 1,
             activation: head.activation,
             residual: false,
             input_size: size,
         };
-        NetworkSpec {
+        Ok(NetworkSpec {
             resolution: subnet.resolution,
             stem: vec![stem],
             max_pool: None,
@@ -177,10 +178,10 @@ impl SearchSpace {
             hidden_activation: head.activation,
             batch_norm_epsilon: self.batch_norm_epsilon,
             classes,
-        }
+        })
     }
 
-    fn bottlenecks(&self, subnet: &Subnet, classes: usize) -> NetworkSpec {
+    fn bottlenecks(&self, subnet: &Subnet, classes: usize) -> Result<NetworkSpec> {
         let middle = self.stem_middle_width(subnet.widths[0]);
         let first = ConvSpec {
             in_channels: 3,
@@ -213,6 +214,11 @@ impl SearchSpace {
             let out_channels = self.elastic_width(stage.channels, width);
             let mut blocks = Vec::with_capacity(choices.len());
             for (index, choice) in choices.iter().enumerate() {
+                if let Some(block) = custom(stage, choice, index, (channels, out_channels), size)? {
+                    (channels, size) = (out_channels, block.output_size());
+                    blocks.push(block);
+                    continue;
+                }
                 let block = BottleneckSpec {
                     in_channels: channels,
                     middle_channels: middle_channels(out_channels, choice.expand.value()),
@@ -228,7 +234,7 @@ impl SearchSpace {
             }
             stages.push(blocks);
         }
-        NetworkSpec {
+        Ok(NetworkSpec {
             resolution: subnet.resolution,
             stem,
             max_pool: Some(pool),
@@ -238,7 +244,14 @@ impl SearchSpace {
             hidden_activation: Activation::Identity,
             batch_norm_epsilon: self.batch_norm_epsilon,
             classes,
-        }
+        })
+    }
+
+    /// Channels of the last 1x1 convolution after a last stage of `width` channels, where stages have lists of channels.
+    pub(super) fn feature_channels(&self, width: usize) -> usize {
+        let at_largest = self.head.as_ref().map_or(0, |head| head.feature_channels) as f64;
+        let largest = self.stages.last().map_or(1, |stage| stage.channels) as f64;
+        middle_channels(width, at_largest / largest)
     }
 
     /// `base` channels at the width multiplier `ratio` of a subnet.
@@ -269,6 +282,28 @@ impl SearchSpace {
     }
 }
 
+/// Block `index` of a stage that has a custom kind, from and to these numbers of channels.
+fn custom(
+    stage: &Stage,
+    choice: &BlockChoice,
+    index: usize,
+    (in_channels, out_channels): (usize, usize),
+    input_size: usize,
+) -> Result<Option<BlockSpec>> {
+    let Some(kind) = &stage.block else { return Ok(None) };
+    let settings = BlockSettings {
+        in_channels,
+        out_channels,
+        kernel: choice.kernel,
+        expand: choice.expand,
+        stride: if index == 0 { stage.stride } else { 1 },
+        activation: stage.activation,
+        squeeze_excite: stage.squeeze_excite,
+        input_size,
+    };
+    Ok(Some(BlockSpec::Custom(CustomSpec::new(kind, &settings)?)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::preset;
@@ -289,7 +324,7 @@ mod tests {
             .map(|blocks| {
                 blocks.iter().map(|b| match b {
                     BlockSpec::Bottleneck(b) => (b.in_channels, b.middle_channels, b.out_channels, b.input_size),
-                    BlockSpec::InvertedResidual(_) => unreachable!(),
+                    _ => unreachable!(),
                 })
             })
             .map(Iterator::collect)

@@ -11,6 +11,7 @@
 //! | `subnet` | one subnet and its text form |
 //! | `dimension` | the elastic dimensions, and every choice of a space's subnets |
 //! | `choices` | subnets of a space: extremes, samples, neighbours, their number, membership |
+//! | `covering` | few subnets that hold every distinct block |
 //! | `narrowing` | a space with some of its values, and how training frees them |
 //! | `network_spec` | a static network, layer by layer |
 //! | `validation` | whether the values of a space are usable |
@@ -19,6 +20,7 @@
 //! | `ratio` | ratios of channel counts, exact to a thousandth |
 
 mod choices;
+mod covering;
 mod difference;
 pub mod dimension;
 mod layout;
@@ -137,6 +139,9 @@ pub struct Stage {
     /// Whether the blocks have squeeze-excite (inverted residuals only).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub squeeze_excite: bool,
+    /// Kind of the blocks, of those that the program [registers](crate::blocks::register); without one the family's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block: Option<String>,
     /// Elastic numbers of blocks in place of the space's; a single one is never elastic (the last stage of ProxylessNAS
     /// has one block). How training narrows them says [`SearchSpace::narrowed`]. Empty: the space's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

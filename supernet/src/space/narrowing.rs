@@ -1,7 +1,7 @@
 //! A space narrowed to some of its values, as stages of training do, and how they free them again.
 
 use super::dimension::{DIMENSIONS, List, Scope, Value};
-use super::{ExpandRatio, SearchSpace};
+use super::{ExpandRatio, SearchSpace, Subnet};
 use serde::{Deserialize, Serialize};
 
 /// Values to choose from, by key of [`DIMENSIONS`]. An empty list means the largest value only; resolutions are the
@@ -142,6 +142,28 @@ impl SearchSpace {
             keep(&mut stage.widths, &widths);
         }
         narrowed
+    }
+}
+
+impl SearchSpace {
+    /// Keeps the widths of `subnet`, one of this space, only.
+    pub(crate) fn keep_widths(&mut self, subnet: &Subnet) {
+        if !self.has_boundary_lists() {
+            self.width_multipliers = subnet.widths.iter().map(|width| width.ratio()).collect();
+            self.width_multipliers.sort_unstable();
+            self.width_multipliers.dedup();
+            return;
+        }
+        let mut widths = subnet.widths.iter().map(|width| width.count());
+        let features = subnet.widths[self.stages.len()].count();
+        let features = self.feature_channels(features);
+        let stages = self.stages.iter_mut().map(|stage| (&mut stage.channels, &mut stage.widths));
+        for (channels, list) in [(&mut self.stem.channels, &mut self.stem.widths)].into_iter().chain(stages) {
+            (*channels, *list) = (widths.next().unwrap_or(*channels), Vec::new());
+        }
+        if let Some(head) = &mut self.head {
+            (head.feature_channels, head.hidden_channels, head.widths) = (features, widths.next(), Vec::new());
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whether the values of a space are usable.
 
 use super::{ExpandRatio, Family, SearchSpace};
-use crate::{Error, Result};
+use crate::{Error, Result, blocks};
 
 impl SearchSpace {
     /// Checks that every value is usable.
@@ -46,6 +46,9 @@ impl SearchSpace {
     }
 
     fn validate_stage_lists(&self, stage: usize) -> Result<()> {
+        if let Some(kind) = &self.stages[stage].block {
+            blocks::find(kind)?;
+        }
         let of_stage = format!(" of stage {}", stage + 1);
         let (depths, kernel_sizes) = (self.stage_depths(stage), self.stage_kernel_sizes(stage));
         let expand_ratios = self.stage_expand_ratios(stage);
@@ -101,6 +104,17 @@ impl SearchSpace {
         }
         if self.first_block.is_some() || self.head.as_ref().and_then(|head| head.hidden_channels).is_none() {
             return fail("has no first_block, and a head with a hidden layer");
+        }
+        let no_expansion = |ratio: &ExpandRatio| ratio.value() == 1.0;
+        let mixes = |stage: usize| {
+            let ratios = self.stage_expand_ratios(stage);
+            ratios.len() > 1 && ratios.iter().any(no_expansion)
+        };
+        if let Some(stage) = (0..self.stages.len()).find(|&stage| mixes(stage)) {
+            return Err(Error::Space(format!(
+                "expand_ratios of stage {} hold 1 beside others; a stage without expansion has [1.0] only",
+                stage + 1
+            )));
         }
         for (boundary, (widths, channels)) in self.boundaries().enumerate() {
             if widths.is_empty() {

@@ -45,6 +45,7 @@ fn space(cases: &Value) -> SearchSpace {
             stride: stage["s"].as_u64().unwrap() as usize,
             activation,
             squeeze_excite: stage["se"].as_bool().unwrap(),
+            block: None,
             depths: numbers(&stage["d"]),
             kernel_sizes: numbers(&stage["k"]),
             expand_ratios: ratios.collect(),
