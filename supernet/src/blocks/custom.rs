@@ -1,6 +1,6 @@
 //! Block kinds that are defined outside this crate: their registry, and the description of a block as its own graph.
 
-use crate::graph::{Builder, Fragment, Graph, NodeId, Shape};
+use crate::graph::{Builder, Fragment, Graph, NodeId, Prefix, Shape};
 use crate::space::{Activation, ExpandRatio, make_divisible};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -177,8 +177,8 @@ impl CustomSpec {
         self.fragment.check().map_err(|fault| format!("of kind '{}': {fault}", self.kind))
     }
 
-    pub(super) fn prefix(&self, stage: usize, place: usize) -> String {
-        format!("blocks.{stage}.{place}.")
+    pub(super) fn prefix(&self, stage: usize, place: usize) -> Prefix {
+        Prefix::block("blocks.", stage, place)
     }
 
     /// Kind of the block in regions of a graph.
