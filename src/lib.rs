@@ -13,6 +13,7 @@
 mod output;
 
 mod allocator;
+mod choice;
 mod class_names;
 mod cli;
 mod commands;
@@ -30,9 +31,11 @@ mod ranks_model;
 mod run_folder;
 mod scorer;
 mod shell;
+mod starting_weights;
 mod strategy_options;
 mod suggestion;
 mod table;
+mod training_summary;
 mod usage;
 
 use ofa_supernet::ops::InstructionSet;

@@ -37,6 +37,7 @@ mod legacy;
 pub mod lock;
 pub mod network;
 mod network_cut;
+mod network_initial;
 mod network_seam;
 mod network_sort;
 mod network_state;
