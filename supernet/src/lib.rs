@@ -33,6 +33,7 @@ pub mod files;
 pub mod graph;
 pub mod import;
 pub mod layers;
+mod legacy;
 pub mod lock;
 pub mod network;
 mod network_cut;

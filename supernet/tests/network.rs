@@ -1,5 +1,7 @@
 //! The whole network: fused kernels against the f64 composite, elastic slices, channel sorting, state.
 
+mod kinds;
+
 use candle_core::{DType, Device, Tensor};
 use ofa_supernet::data::{DataOptions, Dataset};
 use ofa_supernet::network::{Mode, Statistics, StatisticsCollector};
@@ -34,6 +36,26 @@ fn proxyless() -> SearchSpace {
 fn resnet() -> SearchSpace {
     let mut space = SearchSpace::named("resnet-tiny").unwrap();
     space.width_multipliers = [0.5, 0.75, 1.0].map(|w| Ratio::try_from(w).unwrap()).to_vec();
+    space
+}
+
+/// Blocks of kinds that the crate does not know.
+fn custom() -> SearchSpace {
+    kinds::register();
+    let mut space = space();
+    space.stages[0].block = Some("fused".into());
+    space.stages[1].block = Some("winding".into());
+    space
+}
+
+/// The same between bottlenecks, with elastic widths: some subnets need a projection that the largest lacks.
+fn custom_resnet() -> SearchSpace {
+    let mut space = resnet();
+    // At the largest width the first block of the stage keeps its input's shape.
+    let same = space.stages[0].channels;
+    space.stages.insert(1, space.stages[0].clone());
+    (space.stages[1].channels, space.stages[1].stride, space.stages[1].block) =
+        (same, 1, custom().stages[1].block.clone());
     space
 }
 
@@ -82,7 +104,7 @@ fn network_on_a_gpu_equals_the_f64_composite_in_value_and_gradient() {
 }
 
 fn equals_exact(device: &Device) {
-    for space in [space(), proxyless(), resnet()] {
+    for space in [space(), proxyless(), resnet(), custom(), custom_resnet()] {
         space_equals_exact(&space, device);
     }
 }
@@ -133,7 +155,7 @@ fn space_equals_exact(space: &SearchSpace, device: &Device) {
 
 #[test]
 fn every_parameter_of_the_largest_subnet_gets_a_gradient() {
-    for space in [space(), resnet()] {
+    for space in [space(), resnet(), custom()] {
         gradients_everywhere(&space);
     }
 }
@@ -158,14 +180,19 @@ fn gradients_everywhere(space: &SearchSpace) {
 
 #[test]
 fn sorting_channels_keeps_the_largest_function() {
-    let space = space();
-    let net = Supernet::new(&space, 5, 3).unwrap();
+    for space in [space(), custom(), custom_resnet()] {
+        sorting_keeps_the_largest_function(&space);
+    }
+}
+
+fn sorting_keeps_the_largest_function(space: &SearchSpace) {
+    let net = Supernet::new(space, 5, 3).unwrap();
     disturbed(&net);
     let x = images(4, 24, 2);
     let logits = |net: &Supernet, subnet: &Subnet| net.forward(&x, subnet, Mode::BatchStatistics).unwrap();
     let (largest, smallest) = (logits(&net, &space.largest()), logits(&net, &space.smallest()));
     let statistics = net.running_statistics(&space.largest()).unwrap();
-    for stage in [1, 2] {
+    for stage in 1..space.expand_ratios.len() {
         net.sort_channels(stage).unwrap();
         assert!(largest_difference(&largest, &logits(&net, &space.largest())) < 1e-3);
     }
@@ -243,7 +270,7 @@ fn bits(logits: &Tensor) -> Vec<u32> {
 
 #[test]
 fn subnets_together_give_the_bits_of_one_by_one() {
-    for space in [space(), proxyless(), resnet()] {
+    for space in [space(), proxyless(), resnet(), custom()] {
         let net = Supernet::new(&space, 7, 1).unwrap();
         disturbed(&net);
         let (images, others) = (images(3, 24, 1), images(4, 24, 2));

@@ -1,7 +1,7 @@
 //! Bottleneck blocks of ResNet-D: description, graph, and elastic layers, of which each uses the leading input and
 //! output channels of its full weight.
 
-use crate::graph::{Builder, NodeId, Shape};
+use crate::graph::{Builder, NodeId, Prefix, Shape};
 use crate::layers::{
     BatchNorm, Dense, OuterChannels, ParameterId, Parameters, Pass, Touch, activate, add, average_pool, sort_shared,
 };
@@ -104,8 +104,8 @@ impl BottleneckSpec {
         Ok(())
     }
 
-    pub(super) fn prefix(&self, stage: usize, place: usize) -> String {
-        format!("layer{}.{place}.", stage + 1)
+    pub(super) fn prefix(&self, stage: usize, place: usize) -> Prefix {
+        Prefix::block("layer", stage + 1, place)
     }
 
     pub(super) fn lower(&self, builder: &mut Builder, x: NodeId) -> NodeId {

@@ -156,14 +156,9 @@ impl Custom {
         Ok(pass.interpret(graph, &x.tracked()?, &active)?.into())
     }
 
-    /// Sorts the channels of each group by the L1 norm of the weights that read them. `trained` picks the widths that
-    /// were trained out of a group's.
-    pub(super) fn sort_channels(
-        &self,
-        parameters: &Parameters,
-        trained: &dyn Fn(&[usize]) -> Vec<usize>,
-    ) -> Result<()> {
-        use channel_sorting::{descending, importance, permute, permute_norm};
+    /// Sorts the channels of each group by the L1 norm of the weights that read them.
+    pub(super) fn sort_channels(&self, parameters: &Parameters, stage: usize) -> Result<()> {
+        use channel_sorting::{descending, importance, permute, permute_norm, trained};
         for group in &self.groups {
             let mut total: Vec<f32> = Vec::new();
             for (name, axis) in &group.axes {
@@ -173,7 +168,7 @@ impl Custom {
                     total.iter_mut().zip(importance).for_each(|(total, v)| *total += v);
                 }
             }
-            let order = descending(&total, &trained(&group.widths));
+            let order = descending(&total, &trained(&group.widths, stage));
             for (name, axis) in &group.axes {
                 match (axis, self.layer(name)) {
                     (Axis::Input, Some(Layer::Convolution(weight, _))) => permute(parameters, *weight, 1, &order)?,

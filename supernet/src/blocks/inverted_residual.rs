@@ -1,7 +1,7 @@
 //! Inverted residual blocks of MobileNets: description, graph, and elastic layers with parameters at full size.
 
 use super::BlockSpec;
-use crate::graph::{Builder, NodeId, Shape};
+use crate::graph::{Builder, NodeId, Prefix, Shape};
 use crate::layers::{
     BatchNorm, ElasticKernel, Initialiser, OuterChannels, ParameterId, Parameters, Pass, channel_sorting, fused,
 };
@@ -86,8 +86,8 @@ impl InvertedResidualSpec {
         Ok(())
     }
 
-    pub(super) fn prefix(&self, stage: usize, place: usize) -> String {
-        format!("blocks.{stage}.{place}.")
+    pub(super) fn prefix(&self, stage: usize, place: usize) -> Prefix {
+        Prefix::block("blocks.", stage, place)
     }
 
     /// timm's names: a block without expand convolution is its depthwise-separable block, every other its inverted

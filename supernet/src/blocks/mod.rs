@@ -22,7 +22,8 @@ pub(crate) use custom::find;
 pub(crate) use custom_layers::Custom;
 pub(crate) use inverted_residual::InvertedResidual;
 
-use crate::graph::{Builder, Graph, NodeId, RegionKind, Shape};
+use crate::graph::{Builder, Graph, NodeId, Prefix, RegionKind, Shape};
+use crate::layers::channel_sorting::trained;
 use crate::layers::{BatchNorm, OuterChannels, ParameterId, Parameters, Pass};
 use crate::ops::Relay;
 use candle_core::{Result, Tensor, bail};
@@ -117,7 +118,7 @@ impl BlockSpec {
     }
 
     /// Prefix of the names of its tensors at place `place` of stage `stage`, with a final dot.
-    pub fn prefix(&self, stage: usize, place: usize) -> String {
+    pub fn prefix(&self, stage: usize, place: usize) -> Prefix {
         for_kind!(BlockSpec, self, block => block.prefix(stage, place))
     }
 
@@ -251,11 +252,10 @@ impl Block {
     /// `widths` are the block's middle widths, descending. Channels that survived an earlier stage together stay
     /// together in front.
     pub(crate) fn sort_channels(&self, parameters: &Parameters, widths: &[usize], stage: usize) -> Result<()> {
-        let trained = |widths: &[usize]| widths[1.min(widths.len())..stage.clamp(1, widths.len().max(1))].to_vec();
         match self {
-            Block::InvertedResidual(block) => block.sort_channels(parameters, &trained(widths)),
-            Block::Bottleneck(block) => block.sort_channels(parameters, &trained(widths)),
-            Block::Custom(block) => block.sort_channels(parameters, &trained),
+            Block::InvertedResidual(block) => block.sort_channels(parameters, &trained(widths, stage)),
+            Block::Bottleneck(block) => block.sort_channels(parameters, &trained(widths, stage)),
+            Block::Custom(block) => block.sort_channels(parameters, stage),
         }
     }
 
