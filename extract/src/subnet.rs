@@ -1,4 +1,4 @@
-//! Cutting a subnet out of the supernet into a model folder of its own, and proving that it computes the same.
+//! Extraction of a subnet into a model folder, and the proof that the model computes the same as the supernet.
 
 use crate::Result;
 use candle_core::{Device, Tensor};
@@ -15,7 +15,7 @@ use std::path::Path;
 /// # Errors
 /// A subnet outside the space, statistics of another subnet, a number type that cannot hold the weights, a failed
 /// write.
-#[allow(clippy::too_many_arguments, reason = "all that a model folder is made of")]
+#[allow(clippy::too_many_arguments, reason = "every part of a model folder")]
 pub fn extract(
     net: &Supernet,
     subnet: &Subnet,
@@ -38,8 +38,8 @@ pub fn extract(
     Ok(())
 }
 
-/// Loads `folder` anew and compares its logits with the subnet's inside the supernet: the largest difference, and the
-/// largest logit to compare it with. `images` is `[count, r, r, 3]`, normalised, at the subnet's resolution.
+/// Reloads `folder` and compares its logits with the subnet's inside the supernet: the largest difference, and the
+/// largest logit to relate it to. `images` is `[count, r, r, 3]`, normalised, at the subnet's resolution.
 ///
 /// # Errors
 /// A folder that cannot be loaded, or images of another shape.

@@ -1,4 +1,4 @@
-//! One file a command: its arguments, and a `run` that parses, calls and prints.
+//! One file per command: its arguments, and a `run` that parses, calls and prints.
 
 pub mod bench;
 pub mod compare;

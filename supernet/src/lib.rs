@@ -36,6 +36,7 @@ pub mod layers;
 pub mod lock;
 pub mod network;
 mod network_cut;
+mod network_initial;
 mod network_seam;
 mod network_sort;
 mod network_state;

@@ -2,8 +2,9 @@
 //! the leading input and output channels.
 
 use super::{BatchNorm, Initialiser, ParameterId, Parameters, Pass};
-use crate::graph::interpreter;
-use crate::ops::{self, DenseShape};
+use crate::graph::interpreter::{self, Computed};
+use crate::graph::{Graph, Op, Region};
+use crate::ops::{self, ChannelStatistics, DenseShape};
 use crate::space::{Activation, ConvSpec};
 use candle_core::{DType, Result, Tensor};
 
@@ -57,6 +58,36 @@ impl Dense {
         pass.used.push(used);
         if spec.residual { add(&output, x, false) } else { Ok(output) }
     }
+}
+
+/// Output of a convolution with norm and activation of `graph`, and the statistics used; `None` where no kernel
+/// computes it. The tensors are its weight, and scale and shift.
+pub(crate) fn region(
+    graph: &Graph,
+    region: &Region,
+    x: &Tensor,
+    tensors: &[Vec<Tensor>],
+    given: Option<&ChannelStatistics>,
+    keep: bool,
+) -> Result<Option<Computed>> {
+    let nodes = &graph.nodes()[region.nodes.clone()];
+    let (convolution, last) = (&nodes[0], &nodes[nodes.len() - 1]);
+    let Op::Convolution { kernel, stride, groups: 1, bias: false, .. } = convolution.op else { return Ok(None) };
+    if !fused(x) {
+        return Ok(None);
+    }
+    let activation = match last.op {
+        Op::Activation(activation) => activation,
+        _ => Activation::Identity,
+    };
+    let (batch, height, width, in_channels) = x.dims4()?;
+    let out_channels = convolution.shape.channels;
+    let eps = graph.batch_norm_epsilon();
+    let shape =
+        DenseShape { batch, height, width, in_channels, out_channels, kernel, stride, activation, pool: false, eps };
+    let flat = tensors.iter().take(2).flatten().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
+    let packed = Tensor::cat(&flat, 0)?;
+    ops::dense(x, &packed, shape, given.cloned(), None, keep).map(Some)
 }
 
 /// Whether the fused CPU kernels take this tensor; other devices and number types get the interpreter.

@@ -5,7 +5,7 @@
 //! | `parameter` | the list of trainable tensors |
 //! | `batch_norm` | scale, shift and running statistics |
 //! | `kernel_transform` | elastic kernel size |
-//! | `dense` | a dense convolution, and the plain steps between: sum, pools |
+//! | `dense` | a dense convolution, as a layer and in a graph, and the plain steps between: sum, pools |
 //! | `channel_sorting` | the order of channels before a width stage |
 
 mod batch_norm;
@@ -50,7 +50,8 @@ impl Pass<'_> {
         })
     }
 
-    /// Output of `graph` for `x` on a device or in a number type that has no kernels.
+    /// Output of `graph` for `x`: by the kernel for dense convolutions where there is one, otherwise in candle's own
+    /// operations, which work on any device and in any number type.
     pub(crate) fn interpret(
         &mut self,
         graph: &Graph,
@@ -69,7 +70,9 @@ impl Pass<'_> {
             }
             None => None,
         };
-        let (output, used) = interpreter::run(graph, x, active, given.as_deref())?;
+        let (output, used) = interpreter::run_with(graph, x, active, given.as_deref(), |region, x, tensors, given| {
+            dense::region(graph, region, x, tensors, given, self.keep_gradients)
+        })?;
         self.used.extend(used);
         Ok(output)
     }

@@ -1,7 +1,7 @@
 //! The forward and backward passes of a step's subnets, several at a time. What comes out does not depend on how many.
 
 use super::gradients::Gradients;
-use super::loss;
+use super::loss::{self, SubnetLoss};
 use super::step_input::StepInput;
 use crate::network::{Mode, Statistics, Supernet};
 use crate::network_seam::{Seam, Trunk};
@@ -38,7 +38,7 @@ pub(super) struct Sums {
 /// A subnet's sums over images. Losses are this rank's part of the mean over the images of all ranks.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct SubnetSums {
-    /// Cross-entropy, and `kd_ratio` times distillation.
+    /// What is minimised.
     pub loss: f64,
     pub cross_entropy: f64,
     /// 0 without a teacher.
@@ -114,18 +114,13 @@ impl Passes<'_> {
     }
 
     fn train(&self, index: usize, soft_targets: Option<&Tensor>) -> Result<Trained> {
-        let StepInput { config, stage, step, images, labels, ranks, batch, .. } = *self.input;
+        let StepInput { config, stage, step, ramp, images, labels, ranks, batch, .. } = *self.input;
         let mut rng = generator(config.seed, Stream::Dropout, &[step as u64, index as u64]);
         let mode = Mode::Train { dropout: config.dropout, rng: &mut rng, first: ranks.shard(batch).start };
         let is_last = index + 1 == self.subnets.len();
         let passed = self.net.forward_from(images, self.trunk, &self.subnets[index], mode, is_last)?;
-        let log_probabilities = loss::log_softmax(&passed.logits)?;
-        let cross_entropy = loss::cross_entropy(&log_probabilities, self.targets)?;
-        let distillation = soft_targets.map(|soft| loss::cross_entropy(&log_probabilities, soft)).transpose()?;
-        let mut total = match &distillation {
-            None => cross_entropy.clone(),
-            Some(distillation) => (&cross_entropy + (distillation * stage.kd_ratio)?)?,
-        };
+        let SubnetLoss { mut total, cross_entropy, distillation } =
+            loss::of_subnet(&passed.logits, self.targets, soft_targets, stage, ramp)?;
         let taught = distillation.as_ref().map_or(Ok(0.0), scalar)?;
         let [value, hard, taught] = [scalar(&total)?, scalar(&cross_entropy)?, taught].map(|value| self.part * value);
         let correct = loss::correct(&passed.logits, labels)? as f64;
