@@ -287,7 +287,7 @@ fn bad_input_is_one_sentence_and_leaves_the_old_file() {
     misused(folder, &[&export[..], &["--batch", "2", "--dynamic-batch"]].concat(), &["--batch"]);
     let both = ["export", "run/models/smallest", "run/models/largest", "--out", "one.onnx"];
     fails(folder, &both, &["--out one.onnx", "there are 2"]);
-    fails(folder, &["export", "run/models"], &["run/models: this is no model folder", "run/models/*"]);
+    fails(folder, &["export", "run/models"], &["run/models: this is no model folder", "ofa export run/models/*"]);
     fails(folder, &["export", "none"], &["none/config.json"]);
     let weights = folder.join("run/models/smallest/model.safetensors");
     let itself = ["export", "run/models/smallest", "--out", "run/models/smallest/model.safetensors"];
