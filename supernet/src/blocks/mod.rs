@@ -10,8 +10,7 @@ pub(crate) use bottleneck::Bottleneck;
 pub(crate) use inverted_residual::InvertedResidual;
 
 use crate::graph::{Builder, Graph, NodeId, RegionKind, Shape};
-use crate::layers::{BatchNorm, OuterChannels, ParameterId, Parameters, Pass};
-use crate::ops::Relay;
+use crate::layers::{Active, BatchNorm, OuterChannels, ParameterId, Parameters, Pass};
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -145,11 +144,11 @@ impl Block {
         for_kind!(Block, self, block => block.norms().collect())
     }
 
-    /// Active slices of the tensors of each slot of the block's graph, without running statistics.
-    pub(crate) fn active(&self, parameters: &Parameters, spec: &BlockSpec, keep: bool) -> Result<Vec<Vec<Tensor>>> {
+    /// Active parts of the tensors of each slot of the block's graph, without running statistics.
+    pub(crate) fn active(&self, parameters: &Parameters, spec: &BlockSpec) -> Result<Vec<Vec<Active>>> {
         match (self, spec) {
-            (Block::InvertedResidual(block), BlockSpec::InvertedResidual(spec)) => block.active(parameters, spec, keep),
-            (Block::Bottleneck(block), BlockSpec::Bottleneck(spec)) => block.active(parameters, spec, keep),
+            (Block::InvertedResidual(block), BlockSpec::InvertedResidual(spec)) => Ok(block.active(parameters, spec)),
+            (Block::Bottleneck(block), BlockSpec::Bottleneck(spec)) => Ok(block.active(parameters, spec)),
             _ => bail!("a block of one kind was given the description of another"),
         }
     }
@@ -158,11 +157,11 @@ impl Block {
     pub(crate) fn forward(
         &self,
         parameters: &Parameters,
-        x: Relay,
+        x: &Tensor,
         spec: &BlockSpec,
         eps: f64,
         pass: &mut Pass,
-    ) -> Result<Relay> {
+    ) -> Result<Tensor> {
         match (self, spec) {
             (Block::InvertedResidual(block), BlockSpec::InvertedResidual(spec)) => {
                 block.forward(parameters, x, spec, eps, pass)

@@ -1,16 +1,17 @@
 //! Fine-tuning one subnet: a few epochs on its own weights, with the supernet's largest subnet as teacher.
 
 use super::config::TrainConfig;
-use super::gradients::{Gradients, clip_factor};
+use super::gradients::{Gradients, clip_factor, norm};
 use super::loss;
 use super::optimizer::Sgd;
 use super::progress::Control;
 use super::schedule::learning_rate;
 use super::validation::image_tensor;
 use crate::data::{Dataset, Prefetch, epoch_order};
-use crate::network::{Mode, Supernet};
+use crate::network::{Mode, Supernet, Tape};
 use crate::seed::{Stream, generator};
 use crate::{Error, Result, Subnet};
+use candle_core::Var;
 
 /// How long and how fast.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,7 +84,9 @@ pub fn finetune(
         let images = image_tensor(loaded.images, loaded.labels.len(), loaded.resolution, net)?;
         let targets = loss::smoothed_targets(&loaded.labels, net.classes(), config.label_smoothing, images.device())?;
         let mut rng = generator(config.seed, Stream::FinetuneDropout, &[step as u64]);
-        let logits = net.forward(&images, subnet, Mode::Train { dropout: config.dropout, rng: &mut rng, first: 0 })?;
+        let mut tape = Tape::default();
+        let mode = Mode::Train { dropout: config.dropout, rng: &mut rng, first: 0, tape: &mut tape };
+        let logits = Var::from_tensor(&net.forward(&images, subnet, mode)?)?;
         let log_probabilities = loss::log_softmax(&logits)?;
         let mut total = loss::cross_entropy(&log_probabilities, &targets)?;
         if options.kd_ratio > 0.0 {
@@ -99,8 +102,8 @@ pub fn finetune(
             )));
         }
         let mut gradients = Gradients::none(net.parameters().len());
-        gradients.add(net.parameters(), &mut total.backward()?)?;
-        let scale = clip_factor(gradients.norm()?, config.clip_norm);
+        tape.backward(loss::gradient_at(&logits, &total)?, &mut gradients)?;
+        let scale = clip_factor(norm(&gradients)?, config.clip_norm);
         let rate = learning_rate(options.learning_rate, step, steps, 0);
         optimizer.step(net.parameters(), &gradients, rate, scale)?;
         if observer(FinetuneProgress { step: step + 1, steps, loss: value }) == Control::Stop {

@@ -1,8 +1,8 @@
 //! Losses over logits `[batch, classes]`: cross-entropy with label smoothing, and cross-entropy against a teacher's
 //! softmax.
 
-use crate::Result;
-use candle_core::{D, DType, Tensor};
+use crate::{Error, Result};
+use candle_core::{D, DType, Tensor, Var};
 
 /// Log-softmax over the last dimension in f32, stable for any finite logits. Gradients flow.
 ///
@@ -31,7 +31,7 @@ pub fn smoothed_targets(
     let mut targets = vec![rest; labels.len() * classes];
     for (row, &label) in labels.iter().enumerate() {
         if label as usize >= classes {
-            return Err(crate::Error::Data(format!("label {label} with only {classes} classes (labels start at 0)")));
+            return Err(Error::Data(format!("label {label} with only {classes} classes (labels start at 0)")));
         }
         targets[row * classes + label as usize] = (1.0 - smoothing + smoothing / classes as f64) as f32;
     }
@@ -55,6 +55,15 @@ pub fn cross_entropy(log_probabilities: &Tensor, targets: &Tensor) -> Result<Ten
     Ok((log_probabilities * targets)?.sum_all()?.affine(-1.0 / batch as f64, 0.0)?)
 }
 
+/// The gradient of `loss` at `logits`, of which it was computed.
+///
+/// # Errors
+/// A loss that does not depend on `logits`, or a failed tensor operation.
+pub fn gradient_at(logits: &Var, loss: &Tensor) -> Result<Tensor> {
+    let gradient = loss.backward()?.remove(logits);
+    gradient.ok_or_else(|| Error::Internal("a loss does not depend on the logits".into())).map(|found| found.detach())
+}
+
 /// Number of rows of `logits` whose largest entry is the label (the first one among equals).
 ///
 /// # Errors
@@ -67,7 +76,7 @@ pub fn correct(logits: &Tensor, labels: &[u32]) -> Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Var};
+    use candle_core::Device;
 
     const LOGITS: [[f32; 3]; 2] = [[0.3, -1.2, 2.0], [90.0, -40.0, 89.0]];
     const TEACHER: [[f32; 3]; 2] = [[1.0, 0.0, -1.0], [0.5, 0.5, 2.0]];
@@ -88,8 +97,7 @@ mod tests {
         let ce = cross_entropy(&log_p, &smoothed_targets(&LABELS, 3, 0.1, &Device::Cpu).unwrap()).unwrap();
         let kd = cross_entropy(&log_p, &soft_targets(&teacher).unwrap()).unwrap();
         let loss = (&ce + kd.affine(0.7, 0.0).unwrap()).unwrap();
-        let gradients = loss.backward().unwrap();
-        let gradient = gradients.get(logits.as_tensor()).unwrap().to_vec2::<f32>().unwrap();
+        let gradient = gradient_at(&logits, &loss).unwrap().to_vec2::<f32>().unwrap();
 
         let (mut expected_ce, mut expected_kd) = (0.0, 0.0);
         for row in 0..2 {
