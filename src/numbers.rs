@@ -86,6 +86,11 @@ pub fn epochs(text: &str) -> Result<f64, String> {
     above_zero(text, 1e5)
 }
 
+/// Hours of training.
+pub fn hours(text: &str) -> Result<f64, String> {
+    above_zero(text, 1e4)
+}
+
 /// A learning rate.
 pub fn learning_rate(text: &str) -> Result<f64, String> {
     above_zero(text, 100.0)

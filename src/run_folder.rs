@@ -18,6 +18,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
+    /// Run folder or checkpoint whose supernet the training starts from (default: random weights).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
     /// Where the images come from.
     pub data: DataConfig,
     /// The search space.
@@ -151,6 +154,7 @@ impl RunConfig {
     pub fn to_toml(&self) -> Result<String> {
         let mut config = self.clone();
         config.data.source = absolute(&config.data.source);
+        config.from = config.from.as_deref().map(absolute);
         toml::to_string(&config).context("the configuration has no TOML form")
     }
 
@@ -160,7 +164,18 @@ impl RunConfig {
         config.space.validate().map_err(|e| e.at(path))?;
         config.train.validate(&config.space).map_err(|e| e.at(path))?;
         config.data.validate().with_context(|| path.display().to_string())?;
+        config.check_start().with_context(|| path.display().to_string())?;
         Ok(config)
+    }
+
+    /// Fails where trained weights would be lost before the first step.
+    pub fn check_start(&self) -> Result<()> {
+        match &self.from {
+            Some(from) if self.train.zero_last_scale => bail!(
+                "zero_last_scale is for random weights and would undo those of from = '{from}'; leave one of them out"
+            ),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -179,6 +194,11 @@ impl RunFolder {
     /// The folder at `path`, which need not exist yet.
     pub fn new(path: &Path) -> Self {
         RunFolder { path: path.to_path_buf() }
+    }
+
+    /// Where the folder is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Locks the folder for a command that changes what others read, for as long as the result lives.
@@ -368,7 +388,7 @@ impl RunFolder {
 const BUILTIN: &str = "builtin";
 
 /// A folder of images, from any folder that a command is started in.
-fn absolute(source: &str) -> String {
+pub fn absolute(source: &str) -> String {
     if source.is_empty() || source == BUILTIN {
         return source.to_string();
     }

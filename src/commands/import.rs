@@ -138,7 +138,7 @@ fn supernet(args: &Args, space: &str) -> Result<()> {
     }
     space.validate()?;
     let train = TrainConfig::preset("imagenet", &space)?;
-    let config = RunConfig { data: data_config(args)?, space: space.clone(), train };
+    let config = RunConfig { from: None, data: data_config(args)?, space: space.clone(), train };
     check_is_free(&folder, args, &config)?;
     let mut file = CheckpointFile::open(&args.file)?;
     let net = read_supernet_from(&mut file, &space)?;

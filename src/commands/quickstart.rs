@@ -74,7 +74,7 @@ fn all_steps(args: &Args, config: &RunConfig, sampling: &Sampling) -> Result<()>
     let folder = RunFolder::new(&args.out);
 
     say!("1. Train a supernet ({:.1e} subnets) on generated images by progressive shrinking", config.space.count());
-    match train_run(&folder, &args.out, config, &Ranks::alone(), false, &Device::Cpu, &mut false)? {
+    match train_run(&folder, config, None, &Ranks::alone(), false, &Device::Cpu, &mut false)? {
         Outcome::Finished { probes, .. } => print_probes(&probes),
         Outcome::Interrupted { .. } => return Err(ofa_supernet::Error::Interrupted.into()),
     }
@@ -141,5 +141,5 @@ fn configuration(args: &Args) -> Result<RunConfig> {
         data.builtin_train = images;
     }
     data.validation = Some((data.builtin_train / 5).min(1000));
-    Ok(RunConfig { data, space, train })
+    Ok(RunConfig { from: None, data, space, train })
 }

@@ -11,7 +11,6 @@ use ofa_evaluate::memory::TrainingMemory;
 use ofa_supernet::network::Mode;
 use ofa_supernet::ops::InstructionSet;
 use ofa_supernet::seed::{Stream, generator};
-use ofa_supernet::train::optimizer::Sgd;
 use ofa_supernet::train::sampling::resolution_of;
 use ofa_supernet::train::step::{Exchange, StepInput, train_step};
 use ofa_supernet::train::{StageConfig, TrainConfig};
@@ -105,12 +104,14 @@ struct Exchanged {
     gigabytes_per_second: f64,
 }
 
+/// How long a stage takes.
 #[derive(Serialize)]
-struct StageTime {
+pub struct StageTime {
     stage: String,
     steps: usize,
     step_seconds: f64,
-    seconds: f64,
+    /// Seconds of all steps.
+    pub seconds: f64,
 }
 
 pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
@@ -127,7 +128,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     let step_seconds = median(&times).context("no step was measured")?;
     let exchange = ranks.is_distributed().then(|| exchange(ranks, waited / times.len() as f64, &step_exchange));
     let schedule = match &args.config {
-        Some(path) => Some(schedule(path, args.images)?),
+        Some(path) => Some(stage_times(&RunConfig::read(path)?, args.classes, args.images, 1)?),
         None => None,
     };
     let report = Report {
@@ -289,7 +290,7 @@ struct Measured {
 
 /// The configuration of the measured steps, and their stage.
 fn configuration(space: &SearchSpace, mode: &str) -> Result<(TrainConfig, StageConfig)> {
-    let config = TrainConfig { dropout: 0.0, ..TrainConfig::preset("cifar", space)? };
+    let config = TrainConfig { dropout: 0.0, ..TrainConfig::preset("progressive", space)? };
     let last = config.stages[config.stages.len() - 1].clone();
     let stage = match mode {
         "elastic" => StageConfig { subnets_per_step: ELASTIC_SUBNETS, kd_ratio: 1.0, ..last },
@@ -315,7 +316,7 @@ fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<Measured> {
     let (config, stage) = configuration(space, &args.mode)?;
     let teacher = if args.mode == "elastic" { Some(Supernet::new(space, args.classes, 1)?) } else { None };
     let statistics = net.running_statistics(&space.largest())?;
-    let mut optimizer = Sgd::new(config.momentum, config.weight_decay, net.parameters().len());
+    let mut optimizer = config.optimizer(net.parameters().len());
     let choices = stage.choices(space);
     let (mut times, mut exchanges, mut before) = (Vec::new(), Vec::new(), 0.0);
     for step in 0..=args.steps {
@@ -334,9 +335,11 @@ fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<Measured> {
                 stage: &stage,
                 choices: &choices,
                 step,
+                ramp: 1.0,
                 learning_rate: 0.01,
                 images: &images,
                 labels: &labels,
+                targets: None,
                 ranks,
                 batch: labels.len() * ranks.count(),
             };
@@ -361,30 +364,33 @@ fn mean(exchanges: &[Exchange]) -> Exchange {
     }
 }
 
-/// Measures a few steps of each stage at the resolutions that training would draw.
-fn schedule(path: &std::path::Path, images: usize) -> Result<Vec<StageTime>> {
-    let config = RunConfig::read(path)?;
-    memory::check_training(&config.space, 10, [images, 0], &config.train, 1)?;
-    let net = Supernet::new(&config.space, 10, 0)?;
-    let teacher = Supernet::new(&config.space, 10, 1)?;
+/// Measures a few steps of each stage at the resolutions that training would draw, on one of `processes` that share the
+/// images of a step.
+pub fn stage_times(config: &RunConfig, classes: usize, images: usize, processes: usize) -> Result<Vec<StageTime>> {
+    memory::check_training(&config.space, classes, [images, 0], &config.train, processes)?;
+    let net = Supernet::new(&config.space, classes, 0)?;
+    let teacher = Supernet::new(&config.space, classes, 1)?;
     let mut stages = Vec::new();
     for (stage, plan) in config.train.stages.iter().zip(config.train.plan(&config.space, images)) {
         let choices = stage.choices(&config.space);
-        let mut optimizer = Sgd::new(config.train.momentum, config.train.weight_decay, net.parameters().len());
+        let mut optimizer = config.train.optimizer(net.parameters().len());
         let mut times = Vec::new();
-        for step in 0..=3 * choices.resolutions.len().min(4) {
+        let resolutions = stage.images.as_ref().map_or(choices.resolutions.len(), |images| images.resolutions.len());
+        for step in 0..=3 * resolutions.min(4) {
             crate::interrupt::check()?;
-            let resolution = resolution_of(&choices, config.train.seed, step);
-            let (images, labels) = random_batch(plan.batch, resolution, 10)?;
+            let resolution = resolution_of(stage, &choices, config.train.seed, step);
+            let (images, labels) = random_batch(plan.batch.div_ceil(processes), resolution, classes)?;
             let start = Instant::now();
             let input = StepInput {
                 config: &config.train,
                 stage,
                 choices: &choices,
                 step,
+                ramp: 1.0,
                 learning_rate: 0.001,
                 images: &images,
                 labels: &labels,
+                targets: None,
                 ranks: &Ranks::alone(),
                 batch: labels.len(),
             };

@@ -44,6 +44,9 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let config = args.settings.resolve()?;
+    if let Some(from) = config.from.as_ref().or(config.train.teacher_from.as_ref()) {
+        bail!("'{from}': trials start from random weights and without a teacher of another run; leave it out");
+    }
     let epochs = args.trial_epochs.unwrap_or(config.train.total_epochs() / 4.0);
     let ranges = match &args.ranges {
         Some(path) => Ranges::read(path, &config.train, &config.space)?,

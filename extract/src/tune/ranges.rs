@@ -51,7 +51,10 @@ impl Hyperparameter {
     /// The value in `config`; `None` where the configuration does not use it.
     pub fn of(self, config: &TrainConfig) -> Option<f64> {
         match self {
-            Hyperparameter::LearningRate => config.stages.first().map(|stage| stage.learning_rate),
+            Hyperparameter::LearningRate => match &config.schedule {
+                Some(schedule) => Some(schedule.learning_rate),
+                None => config.stages.first().and_then(|stage| stage.learning_rate),
+            },
             Hyperparameter::Batch => Some(config.batch as f64),
             Hyperparameter::WeightDecay => Some(config.weight_decay),
             Hyperparameter::Momentum => Some(config.momentum),
@@ -70,7 +73,9 @@ impl Hyperparameter {
                 if let Some(first) = self.of(config) {
                     // A rate equal to the first stage's becomes `value` itself, without the rounding of a factor.
                     let scaled = |rate: f64| if rate == first { value } else { rate * (value / first) };
-                    config.stages.iter_mut().for_each(|stage| stage.learning_rate = scaled(stage.learning_rate));
+                    let rates = config.stages.iter_mut().filter_map(|stage| stage.learning_rate.as_mut());
+                    let rates = rates.chain(config.schedule.as_mut().map(|schedule| &mut schedule.learning_rate));
+                    rates.for_each(|rate| *rate = scaled(*rate));
                 }
             }
             Hyperparameter::Batch => {
@@ -373,12 +378,12 @@ mod tests {
     fn values_reach_the_configuration() {
         let space = SearchSpace::named("tiny").unwrap();
         let mut config = TrainConfig::preset("tiny", &space).unwrap();
-        let rates: Vec<f64> = config.stages.iter().map(|stage| stage.learning_rate).collect();
+        let rates: Vec<f64> = config.stages.iter().filter_map(|stage| stage.learning_rate).collect();
         let ranges = of(TEXT);
         ranges.apply(&ranges.values(&[1.0, 0.0, 1.0]), &mut config);
         assert_eq!((config.batch, config.label_smoothing), (8, 0.2));
         for (stage, rate) in config.stages.iter().zip(&rates) {
-            assert!((stage.learning_rate - rate / rates[0]).abs() < 1e-9, "{}", stage.name);
+            assert!((stage.learning_rate.unwrap() - rate / rates[0]).abs() < 1e-9, "{}", stage.name);
         }
         let about = Ranges::about(&config, &space).unwrap();
         assert_eq!(about.values(&[0.5, 0.5, 0.5])[&Hyperparameter::Batch], 8.0);
@@ -396,7 +401,7 @@ mod tests {
         let space = SearchSpace::named("tiny").unwrap();
         let mut config = TrainConfig::preset("tiny", &space).unwrap();
         ranges.apply(&ranges.values(&[1.0, 1.0]), &mut config);
-        assert_eq!(config.stages[0].learning_rate, 0.1);
+        assert_eq!(config.stages[0].learning_rate, Some(0.1));
     }
 
     #[test]

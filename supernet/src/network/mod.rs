@@ -7,11 +7,13 @@
 //! | `state` | parameters and running statistics as named tensors |
 //! | `cut` | a subnet's weights as a static network |
 //! | `sort` | sorting channels by importance |
+//! | `initial` | weights to start from |
 //!
 //! A forward pass with [`Mode::Train`] records a [`Tape`], which goes back from the gradient at the logits.
 
 mod cut;
 mod forward;
+mod initial;
 mod sort;
 mod state;
 mod statistics;

@@ -1,6 +1,6 @@
 //! The forward and backward passes of a step's subnets, several at a time. What comes out does not depend on how many.
 
-use super::loss;
+use super::loss::{self, SubnetLoss};
 use super::step_input::StepInput;
 use crate::network::{Gradients, Mode, Statistics, Supernet, Tape, Trunk};
 use crate::ops::{self, ChannelStatistics};
@@ -35,7 +35,7 @@ pub(super) struct Sums {
 /// A subnet's sums over images. Losses are this rank's part of the mean over the images of all ranks.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct SubnetSums {
-    /// Cross-entropy, and `kd_ratio` times distillation.
+    /// What is minimised.
     pub loss: f64,
     pub cross_entropy: f64,
     /// 0 without a teacher.
@@ -114,20 +114,15 @@ impl Passes<'_> {
     }
 
     fn train(&self, index: usize, soft_targets: Option<&Tensor>) -> Result<Trained> {
-        let StepInput { config, stage, step, images, labels, ranks, batch, .. } = *self.input;
+        let StepInput { config, stage, step, ramp, images, labels, ranks, batch, .. } = *self.input;
         let mut rng = generator(config.seed, Stream::Dropout, &[step as u64, index as u64]);
         let (mut tape, first) = (Tape::default(), ranks.shard(batch).start);
         let mode = Mode::Train { dropout: config.dropout, rng: &mut rng, first, tape: &mut tape };
         let subnet = &self.subnets[index];
         let passed = self.net.forward_from(images, self.trunk, subnet, mode)?;
         let logits = Var::from_tensor(&passed.logits)?;
-        let log_probabilities = loss::log_softmax(&logits)?;
-        let cross_entropy = loss::cross_entropy(&log_probabilities, self.targets)?;
-        let distillation = soft_targets.map(|soft| loss::cross_entropy(&log_probabilities, soft)).transpose()?;
-        let mut total = match &distillation {
-            None => cross_entropy.clone(),
-            Some(distillation) => (&cross_entropy + (distillation * stage.kd_ratio)?)?,
-        };
+        let SubnetLoss { mut total, cross_entropy, distillation } =
+            loss::of_subnet(&logits, self.targets, soft_targets, stage, ramp)?;
         let taught = distillation.as_ref().map_or(Ok(0.0), scalar)?;
         let [value, hard, taught] = [scalar(&total)?, scalar(&cross_entropy)?, taught].map(|value| self.part * value);
         let correct = loss::correct(&passed.logits, labels)? as f64;

@@ -16,7 +16,7 @@ use std::time::Instant;
 /// What a step computed; means over its subnets (of the distillation: over those that have a teacher).
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
-    /// `cross_entropy + kd_ratio x distillation`.
+    /// What is minimised ([`loss::of_subnet`]).
     pub loss: f64,
     /// Smoothed cross-entropy with the labels.
     pub cross_entropy: f64,
@@ -79,17 +79,16 @@ fn step_on_this_thread(
     optimizer: &mut Sgd,
     input: &StepInput,
 ) -> Result<StepReport> {
-    let StepInput { config, stage, images, labels, ranks, batch, .. } = *input;
-    let resolution = images.dim(1)?;
+    let StepInput { config, stage, choices, images, labels, ranks, batch, .. } = *input;
+    // Subnets are of the space, whatever the size of the images.
+    let side = images.dim(1)?;
+    let resolution = if choices.resolutions.contains(&side) { side } else { choices.resolutions[0] };
     // What this rank's mean over its images counts in the mean over all.
     let part = labels.len() as f64 / batch as f64;
     let count = stage.subnets_per_step;
     let soft_targets = match (stage.has_frozen_teacher(), teacher) {
         (false, _) => None,
-        (true, Some(teacher)) => {
-            let largest = Subnet { resolution, ..teacher.space().largest() };
-            Some(loss::soft_targets(&teacher.forward(images, &largest, Mode::BatchStatistics)?)?)
-        }
+        (true, Some(teacher)) => Some(soft_targets_of(teacher, images, resolution)?),
         (true, None) => {
             return Err(Error::Internal(format!(
                 "stage '{}' distils (kd_ratio > 0) but there is no teacher",
@@ -97,7 +96,10 @@ fn step_on_this_thread(
             )));
         }
     };
-    let targets = loss::smoothed_targets(labels, net.classes(), config.label_smoothing, images.device())?;
+    let targets = match input.targets {
+        Some(targets) => targets.clone(),
+        None => loss::smoothed_targets(labels, net.classes(), stage.smoothing(config), images.device())?,
+    };
 
     let mut report = StepReport {
         loss: 0.0,
@@ -106,7 +108,7 @@ fn step_on_this_thread(
         accuracy: 0.0,
         gradient_norm: 0.0,
         exchange: Exchange::default(),
-        resolution,
+        resolution: side,
         subnets: Vec::new(),
     };
     let in_place = stage.kd_ratio > 0.0 && stage.teacher == Teacher::InPlace;
@@ -149,6 +151,15 @@ fn step_on_this_thread(
     let scale = clip_factor(report.gradient_norm, config.clip_norm);
     optimizer.step(net.parameters(), &gradients, input.learning_rate, scale)?;
     Ok(report)
+}
+
+/// Soft labels of the largest subnet of `teacher`, whose space need not have the resolution.
+fn soft_targets_of(teacher: &Supernet, images: &Tensor, resolution: usize) -> Result<Tensor> {
+    let mut largest = teacher.space().largest();
+    if teacher.space().resolutions.contains(&resolution) {
+        largest.resolution = resolution;
+    }
+    loss::soft_targets(&teacher.forward(images, &largest, Mode::BatchStatistics)?)
 }
 
 /// The earlier half of the last backward pass, from what the later half found, and the trunk's, to which the other
