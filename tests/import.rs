@@ -243,6 +243,7 @@ fn description(network: &NetworkSpec) -> Value {
             "expand_ratio": block.middle_channels as f64 / block.out_channels as f64, "act_func": "relu",
             "downsample_mode": "avgpool_conv",
         }),
+        other => unreachable!("published networks have no {other}"),
     };
     let mut blocks: Vec<Value> = network.blocks().map(block).collect();
     let classifier = json!({"in_features": network.classifier_channels(), "out_features": network.classes});

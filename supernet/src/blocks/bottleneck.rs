@@ -2,7 +2,7 @@
 //! output channels of its full weight.
 
 use super::BlockSpec;
-use crate::graph::{Builder, NodeId};
+use crate::graph::{Builder, NodeId, Shape};
 use crate::layers::{
     Active, BatchNorm, Dense, OuterChannels, ParameterId, Parameters, Pass, Touch, activate, average_pool, fused,
     sort_shared, sum_of_branches,
@@ -72,6 +72,23 @@ impl BottleneckSpec {
     /// Kind of the block in regions of a graph.
     pub(super) fn kind(&self) -> &'static str {
         "bottleneck"
+    }
+
+    pub(super) fn input(&self) -> Shape {
+        Shape { height: self.input_size, width: self.input_size, channels: self.in_channels }
+    }
+
+    pub(super) fn output(&self) -> Shape {
+        let size = self.output_size();
+        Shape { height: size, width: size, channels: self.out_channels }
+    }
+
+    pub(super) fn window(&self) -> Option<(usize, usize)> {
+        Some((self.kernel, self.stride))
+    }
+
+    pub(super) fn set_input_size(&mut self, size: usize) {
+        self.input_size = size;
     }
 
     pub(super) fn inner_channels(&self) -> Vec<(&'static str, usize)> {

@@ -1,7 +1,7 @@
 //! Inverted residual blocks of MobileNets: description, graph, and elastic layers with parameters at full size.
 
 use super::BlockSpec;
-use crate::graph::{Builder, NodeId};
+use crate::graph::{Builder, NodeId, Shape};
 use crate::layers::{
     Active, BatchNorm, ElasticKernel, Initialiser, OuterChannels, ParameterId, Parameters, Pass, add_packed,
     channel_sorting, fused, pack,
@@ -47,6 +47,23 @@ impl InvertedResidualSpec {
     /// Kind of the block in regions of a graph.
     pub(super) fn kind(&self) -> &'static str {
         "inverted_residual"
+    }
+
+    pub(super) fn input(&self) -> Shape {
+        Shape { height: self.input_size, width: self.input_size, channels: self.in_channels }
+    }
+
+    pub(super) fn output(&self) -> Shape {
+        let size = self.output_size();
+        Shape { height: size, width: size, channels: self.out_channels }
+    }
+
+    pub(super) fn window(&self) -> Option<(usize, usize)> {
+        Some((self.kernel, self.stride))
+    }
+
+    pub(super) fn set_input_size(&mut self, size: usize) {
+        self.input_size = size;
     }
 
     pub(super) fn inner_channels(&self) -> Vec<(&'static str, usize)> {

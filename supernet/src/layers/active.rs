@@ -15,8 +15,9 @@ pub(crate) struct Source {
 /// The part of a parameter that a subnet uses.
 #[derive(Debug, Clone)]
 pub(crate) enum Active {
-    /// The leading part of the first dimension, and of the second one if given; all of the others.
-    Leading { of: Source, extents: (usize, Option<usize>) },
+    /// As many of the parameter's values in each dimension as `shape` says: the leading ones in the first two, those in
+    /// the middle (of a kernel) in the others.
+    Part { of: Source, shape: Vec<usize> },
     /// The leading channels of a depthwise weight, made smaller step by step: the centre of the next size, times the
     /// transposed matrix.
     Kernel { weight: Source, channels: usize, steps: Vec<(usize, Source)> },
@@ -27,9 +28,15 @@ impl Active {
     fn tensor(&self, tracked: bool) -> Result<Tensor> {
         let get = |source: &Source| if tracked { source.variable.clone() } else { source.variable.detach() };
         match self {
-            Active::Leading { of, extents: (first, second) } => {
-                let leading = get(of).narrow(0, 0, *first)?;
-                second.map_or(Ok(leading.clone()), |second| leading.narrow(1, 0, second))
+            Active::Part { of, shape } => {
+                let mut part = get(of);
+                for (dim, &extent) in shape.iter().enumerate() {
+                    let Some(outside) = part.dim(dim)?.checked_sub(extent) else {
+                        bail!("a part of shape {shape:?} cannot be cut out of {:?}", of.variable.dims());
+                    };
+                    part = part.narrow(dim, if dim < 2 { 0 } else { outside / 2 }, extent)?;
+                }
+                Ok(part)
             }
             Active::Kernel { weight, channels, steps } => {
                 let full = get(weight);
@@ -49,27 +56,25 @@ impl Active {
         }
     }
 
-    /// Used values of each row of the first dimension, and all of them.
-    fn rows(of: &Source, second: Option<usize>) -> (usize, usize) {
+    /// The parameter, the number of values that are used of each row of the first dimension, if they lead it, and of all.
+    fn rows(&self) -> Option<(&Source, usize, usize)> {
+        let Active::Part { of, shape } = self else { return None };
         let dims = of.variable.dims();
-        let stride = dims[1..].iter().product();
-        (second.map_or(stride, |second| second * dims[2..].iter().product::<usize>()), stride)
+        let leading = dims.len() == shape.len() && dims.iter().zip(shape).all(|(dim, extent)| extent <= dim);
+        let leading = leading && dims.iter().zip(shape).skip(2).all(|(dim, extent)| extent == dim);
+        leading.then(|| (of, shape[1..].iter().product(), dims[1..].iter().product()))
     }
 
     /// Appends the values, which must be f32 on the CPU.
     fn pack(&self, packed: &mut Vec<f32>) -> Result<()> {
-        let Active::Leading { of, extents: (first, second) } = self else {
+        let (Some((of, len, stride)), Active::Part { shape, .. }) = (self.rows(), self) else {
             return tensor_values(&self.tensor(false)?, |values| {
                 packed.extend_from_slice(values);
                 Ok(())
             });
         };
-        let (len, stride) = Active::rows(of, *second);
-        if len > stride || *first > of.variable.dim(0)? {
-            bail!("a subnet uses {first} x {second:?} of a parameter with shape {:?}", of.variable.dims());
-        }
         tensor_values(&of.variable, |values| {
-            values.chunks_exact(stride).take(*first).for_each(|row| packed.extend_from_slice(&row[..len]));
+            values.chunks_exact(stride).take(shape[0]).for_each(|row| packed.extend_from_slice(&row[..len]));
             Ok(())
         })
     }
@@ -83,12 +88,11 @@ impl Active {
             }
             None => bail!("too few gradients of a layer's parameters"),
         };
-        match self {
-            Active::Leading { of, extents: (first, second) } => {
-                let (len, stride) = Active::rows(of, *second);
-                gradients.add_rows(of.id, &of.variable, (len, stride), next(first * len)?)
+        match (self.rows(), self) {
+            (Some((of, len, stride)), Active::Part { shape, .. }) => {
+                gradients.add_rows(of.id, &of.variable, (len, stride), next(shape[0] * len)?)
             }
-            Active::Kernel { .. } => {
+            _ => {
                 let weight = self.tensor(true)?;
                 let gradient = Tensor::from_slice(next(weight.elem_count())?, weight.shape(), weight.device())?;
                 self.add_found(&mut backward(weight, gradient)?, gradients)
@@ -99,7 +103,7 @@ impl Active {
     /// Adds the gradients that a backward pass through candle's graph found.
     fn add_found(&self, found: &mut GradStore, gradients: &mut Gradients) -> Result<()> {
         let (first, others) = match self {
-            Active::Leading { of, .. } => (of, &[][..]),
+            Active::Part { of, .. } => (of, &[][..]),
             Active::Kernel { weight, steps, .. } => (weight, &steps[..]),
         };
         for source in [first].into_iter().chain(others.iter().map(|(_, matrix)| matrix)) {

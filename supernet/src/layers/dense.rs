@@ -2,10 +2,12 @@
 //! the leading input and output channels.
 
 use super::{Active, BatchNorm, Initialiser, ParameterId, Parameters, Pass, add_packed, pack, tensors};
-use crate::graph::interpreter;
-use crate::ops::{self, DenseShape, Windows, tensor_values};
+use crate::graph::interpreter::{self, Computed};
+use crate::graph::{Graph, Op, Region};
+use crate::ops::{self, ChannelStatistics, DenseSaved, DenseShape, Windows, contiguous_f32, tensor_values};
 use crate::space::{Activation, ConvSpec};
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 #[derive(Debug)]
 pub(crate) struct Dense {
@@ -73,6 +75,83 @@ fn convolve(x: &Tensor, active: Vec<Vec<Active>>, shape: DenseShape, pass: &mut 
         dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()
     });
     Ok(output)
+}
+
+/// Output of a convolution with norm and activation of `graph`, and the statistics used; `None` where no kernel
+/// computes it. The tensors are its weight, and scale and shift.
+pub(crate) fn region(
+    graph: &Graph,
+    region: &Region,
+    x: &Tensor,
+    tensors: &[Vec<Tensor>],
+    given: Option<&ChannelStatistics>,
+) -> Result<Option<Computed>> {
+    let nodes = &graph.nodes()[region.nodes.clone()];
+    let (convolution, last) = (&nodes[0], &nodes[nodes.len() - 1]);
+    let Op::Convolution { kernel, stride, groups: 1, bias: false, .. } = convolution.op else { return Ok(None) };
+    if !fused(x) {
+        return Ok(None);
+    }
+    let activation = match last.op {
+        Op::Activation(activation) => activation,
+        _ => Activation::Identity,
+    };
+    let (batch, height, width, in_channels) = x.dims4()?;
+    let out_channels = convolution.shape.channels;
+    let eps = graph.batch_norm_epsilon();
+    let shape =
+        DenseShape { batch, height, width, in_channels, out_channels, kernel, stride, activation, pool: false, eps };
+    let flat = tensors.iter().take(2).flatten().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
+    let saved = Saved::default();
+    let op = Traced { shape, given: given.cloned(), saved: saved.clone() };
+    let output = x.contiguous()?.apply_op2(&Tensor::cat(&flat, 0)?, op)?;
+    let statistics = lock(&saved)?.as_ref().map(|saved| saved.statistics().clone()).unwrap_or_default();
+    Ok(Some((output, statistics)))
+}
+
+type Saved = Arc<Mutex<Option<DenseSaved>>>;
+
+fn lock(saved: &Saved) -> Result<MutexGuard<'_, Option<DenseSaved>>> {
+    saved.lock().map_err(|_| candle_core::Error::Msg("dense convolution: a thread panicked".into()))
+}
+
+/// The convolution's kernel as an operation of candle's graph, for graphs of which candle computes the other nodes.
+struct Traced {
+    shape: DenseShape,
+    given: Option<ChannelStatistics>,
+    saved: Saved,
+}
+
+impl CustomOp2 for Traced {
+    fn name(&self) -> &'static str {
+        "dense-convolution"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, packed: &CpuStorage, pl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, packed) = (contiguous_f32(x, xl)?, contiguous_f32(packed, pl)?);
+        let (output, saved) = ops::dense(x, packed, &self.shape, self.given.as_ref(), None)?;
+        *lock(&self.saved)? = Some(saved);
+        Ok((CpuStorage::F32(output), self.shape.output_shape()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        packed: &Tensor,
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let Some(saved) = lock(&self.saved)?.take() else {
+            bail!("dense convolution: its gradient was asked for twice");
+        };
+        let (dx, dp) = tensor_values(x, |x| {
+            tensor_values(packed, |packed| {
+                tensor_values(gradient, |g| Ok(saved.backward(&self.shape, x, packed, None, g, true)))
+            })
+        })?;
+        let dx = dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()?;
+        Ok((dx, Some(Tensor::from_vec(dp, packed.shape(), packed.device())?)))
+    }
 }
 
 /// Whether the fused CPU kernels take this tensor; other devices and number types get the interpreter.

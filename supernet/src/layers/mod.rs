@@ -8,7 +8,7 @@
 //! | `active` | the parts of parameters that a subnet uses |
 //! | `batch_norm` | scale, shift and running statistics |
 //! | `kernel_transform` | elastic kernel size |
-//! | `dense` | a dense convolution, and the plain steps between: sum, pools |
+//! | `dense` | a dense convolution, as a layer and in a graph, and the plain steps between: sum, pools |
 //! | `channel_sorting` | the order of channels before a width stage |
 
 mod active;
@@ -107,7 +107,8 @@ impl Pass<'_> {
         Ok(value)
     }
 
-    /// Output of `graph` for `x` on a device or in a number type that has no kernels.
+    /// Output of `graph` for `x`: by the kernel for dense convolutions where there is one, otherwise in candle's own
+    /// operations, which work on any device and in any number type.
     pub(crate) fn interpret(&mut self, graph: &Graph, x: &Tensor, active: &[Vec<Active>]) -> Result<Tensor> {
         let given: Option<Vec<ChannelStatistics>> = match self.given {
             Some(_) => {
@@ -123,7 +124,10 @@ impl Pass<'_> {
         };
         let mut used = Vec::new();
         let output = self.trace(x, active, |x, tensors| {
-            let (output, statistics) = interpreter::run(graph, x, tensors, given.as_deref())?;
+            let (output, statistics) =
+                interpreter::run_with(graph, x, tensors, given.as_deref(), |region, x, tensors, given| {
+                    dense::region(graph, region, x, tensors, given)
+                })?;
             used = statistics;
             Ok(output)
         })?;

@@ -103,14 +103,21 @@ impl Parameters {
         Source { id, variable: self.list[id.0].var.as_tensor().clone() }
     }
 
+    /// As many of the tensor's values in each dimension as `shape` says ([`Active::Part`]).
+    pub(crate) fn part(&self, id: ParameterId, shape: &[usize]) -> Active {
+        Active::Part { of: self.source(id), shape: shape.to_vec() }
+    }
+
     /// The leading part of the first dimension.
     pub(crate) fn leading(&self, id: ParameterId, first: usize) -> Active {
-        Active::Leading { of: self.source(id), extents: (first, None) }
+        let dims = self.list[id.0].var.dims();
+        self.part(id, &[&[first], &dims[1..]].concat())
     }
 
     /// The leading part of the first two dimensions.
     pub(crate) fn leading_two(&self, id: ParameterId, first: usize, second: usize) -> Active {
-        Active::Leading { of: self.source(id), extents: (first, Some(second)) }
+        let dims = self.list[id.0].var.dims();
+        self.part(id, &[&[first, second], &dims[2..]].concat())
     }
 
     /// The variable behind an id.

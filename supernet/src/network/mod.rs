@@ -20,7 +20,7 @@ mod statistics;
 #[cfg(test)]
 mod tree_tests;
 
-use crate::blocks::Block;
+use crate::blocks::{Block, BlockSpec};
 use crate::graph::Graph;
 use crate::layers::{Active, BatchNorm, Dense, Initialiser, Moments, ParameterId, Parameters};
 use crate::ranks::Ranks;
@@ -99,6 +99,8 @@ impl Supernet {
     pub fn on_device(space: &SearchSpace, classes: usize, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
         space.validate()?;
         let mut largest = space.network(&space.largest(), classes)?;
+        let choices: Vec<NetworkSpec> =
+            space.covering().iter().map(|subnet| space.network(subnet, classes)).collect::<Result<_>>()?;
         let mut parameters = Parameters::new(seed, dtype, device);
         let stem_name = |index: usize| match largest.stem.len() {
             1 => "stem".to_string(),
@@ -110,14 +112,16 @@ impl Supernet {
         let mut first = None;
         if space.first_block.is_some() {
             let spec = &largest.stages.remove(0)[0];
-            first = Some(Block::new(&mut parameters, "first", spec, &[3])?);
+            first = Some(Block::new(&mut parameters, "first", &[spec], &[3])?);
         }
         let mut stages = Vec::new();
         for (s, specs) in largest.stages.iter().enumerate() {
             let mut blocks = Vec::new();
             for (b, spec) in specs.iter().enumerate() {
+                let others = choices.iter().map(|network| &network.stages[s + usize::from(first.is_some())][b]);
+                let all: Vec<&BlockSpec> = [spec].into_iter().chain(others).collect();
                 let kernel_sizes = space.stage_kernel_sizes(s);
-                blocks.push(Block::new(&mut parameters, &format!("stages.{s}.{b}"), spec, kernel_sizes)?);
+                blocks.push(Block::new(&mut parameters, &format!("stages.{s}.{b}"), &all, kernel_sizes)?);
             }
             stages.push(blocks);
         }
@@ -185,10 +189,15 @@ impl Supernet {
     /// subnets, and of backward passes.
     ///
     /// # Errors
-    /// A network that is not f32 on the CPU: only those kernels can.
+    /// A network that is not f32 on the CPU, or has blocks of a custom kind: only the kernels of the others can.
     pub fn share_batch_statistics(&mut self, ranks: &Ranks) -> Result<()> {
         if !self.has_kernels() {
             return Err(Error::Config("batch norm can be synchronised between ranks on the CPU only; use --device cpu, or leave --sync-batch-norm out".into()));
+        }
+        if let Some(kind) = self.space.stages.iter().find_map(|stage| stage.block.as_ref()) {
+            return Err(Error::Config(format!(
+                "batch norm cannot be synchronised between ranks in blocks of the kind '{kind}'; leave --sync-batch-norm out"
+            )));
         }
         self.ranks = ranks.is_distributed().then(|| ranks.clone());
         Ok(())
@@ -251,7 +260,8 @@ impl Supernet {
     /// The batch norms of a subnet in layer order.
     fn norms<'a>(&'a self, network: &'a NetworkSpec) -> impl Iterator<Item = &'a BatchNorm> {
         let stem = self.active_stem(network).map(|dense| &dense.norm);
-        stem.chain(self.active_blocks(network).flat_map(Block::norms))
+        let blocks = self.active_blocks(network).zip(network.blocks());
+        stem.chain(blocks.flat_map(|(block, spec)| block.active_norms(spec)))
             .chain(self.feature.iter().map(|dense| &dense.norm))
     }
 

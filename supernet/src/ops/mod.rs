@@ -60,7 +60,15 @@ pub use pools::{Windows, add, average_pool, average_pool_gradient, max_pool, max
 pub use simd::{InstructionSet, UnknownInstructionSet};
 pub use sparse::{SparseLayer, SparseRows};
 
-use candle_core::{CpuStorage, Storage, Tensor, bail};
+use candle_core::{CpuStorage, Layout, Storage, Tensor, bail};
+
+/// The values of a contiguous f32 tensor on the CPU, inside an operation of candle.
+pub(crate) fn contiguous_f32<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
+        _ => bail!("the kernels need contiguous f32 tensors"),
+    }
+}
 
 /// Calls `use_values` with the values of an f32 tensor on the CPU, without a copy where it is contiguous.
 pub(crate) fn tensor_values<R>(
@@ -69,8 +77,8 @@ pub(crate) fn tensor_values<R>(
 ) -> candle_core::Result<R> {
     let tensor = tensor.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
-    match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => use_values(&values[start..end]),
-        _ => bail!("the kernels need f32 tensors on the CPU"),
+    match &*storage {
+        Storage::Cpu(storage) => use_values(contiguous_f32(storage, layout)?),
+        _ => bail!("the kernels run on the CPU"),
     }
 }

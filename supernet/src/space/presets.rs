@@ -172,7 +172,7 @@ fn resnet_tiny() -> SearchSpace {
 /// A stage with the space's depths, kernel sizes and expand ratios.
 fn stage(channels: usize, stride: usize, activation: Activation, squeeze_excite: bool) -> Stage {
     let (depths, kernel_sizes, expand_ratios) = (vec![], vec![], vec![]);
-    Stage { channels, stride, activation, squeeze_excite, depths, kernel_sizes, expand_ratios }
+    Stage { channels, stride, activation, squeeze_excite, block: None, depths, kernel_sizes, expand_ratios }
 }
 
 fn ratios(values: &[f64]) -> Vec<Ratio> {
