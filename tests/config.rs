@@ -1,5 +1,5 @@
-//! `ofa config`, and what is said about configurations that cannot be used: one sentence with the place, what was found
-//! and what is expected.
+//! `ofa config`, and the messages about unusable configurations: one sentence with the place, what was found and what
+//! is expected.
 
 mod common;
 
@@ -92,12 +92,12 @@ fn every_fault_of_a_configuration_is_one_sentence() {
         assert_eq!(err.lines().count(), 1, "{err}");
         assert!(!folder.join("run").exists(), "{new}");
     };
-    // Unknown keys and values, each with the known name that is nearest.
+    // Unknown keys and values; the message names the nearest known one.
     fault("\nmomentum =", "\nmomentun =", &["momentun", "did you mean `momentum`?"]);
     fault("skip_bad", "skipbad", &["bad.toml:", "did you mean `skip_bad`?"]);
     fault("kernel_sizes = ", "kernelsizes = ", &["did you mean `kernel_sizes`?"]);
     fault("sampling = \"uniform\"", "sampling = \"sandwhich\"", &["did you mean `sandwich`?"]);
-    // Wrong types, missing keys, no TOML.
+    // Wrong types, missing keys, not TOML.
     fault("\nbatch = 16", "\nbatch = \"many\"", &["bad.toml:", "string", "usize"]);
     fault("\nbatch = 16", "\nbatch = -1", &["bad.toml:", "-1"]);
     fault("seed = 0", "seed = 1.5", &["bad.toml:", "floating point"]);

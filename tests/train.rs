@@ -78,7 +78,7 @@ fn an_empty_data_flag_is_told_from_a_run_without_images() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     for command in [&["train", "--data", "", "--out", "run"], &["tune", "--data", "", "--out", "tuned"]] {
-        fails(folder, command, &["error: --data '': it is empty; expected a folder of images, or `builtin`"]);
+        fails(folder, command, &["error: --data is empty; expected a folder of images, or `builtin`"]);
     }
 }
 
@@ -127,7 +127,7 @@ fn images_are_found_from_any_folder_and_after_they_moved() {
     fails(&elsewhere, &extract, &gone);
     fails(folder, RESUME, &gone);
     succeeds(folder, &[RESUME, &["--data", "moved"]].concat());
-    // From now on the run knows where they are.
+    // From now on the configuration has the new path.
     succeeds(&elsewhere, &extract);
     fails(folder, &[RESUME, &["--data", "builtin"]].concat(), &["classes"]);
     succeeds(folder, RESUME);

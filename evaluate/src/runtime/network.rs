@@ -107,8 +107,9 @@ impl StaticNetwork {
         Ok(self.logits(batch))
     }
 
-    /// Runs the network as [`run`](Self::run) does, and replaces `times` with each layer's time in milliseconds: the stem's convolutions, max
-    /// pool, blocks, head (feature convolution, pool, hidden layer and classifier), as far as it has them.
+    /// Runs the network as [`run`](Self::run) does, and replaces `times` with each layer's time in milliseconds: the
+    /// stem's convolutions, max pool, blocks, head (feature convolution, pool, hidden layer and classifier), as far as
+    /// it has them.
     ///
     /// # Errors
     /// As [`run`](Self::run).

@@ -194,7 +194,8 @@ fn convolution(
     sum.ok_or_else(|| candle_core::Error::Msg("a convolution has a kernel size of 0".into()))
 }
 
-/// Product of one tap: `[.., in]` times `[out, in / groups]` transposed, each group of channels with its own part of the weight.
+/// Product of one tap: `[.., in]` times `[out, in / groups]` transposed, each group of channels with its own part of
+/// the weight.
 fn grouped_product(x: &Tensor, tap: &Tensor, groups: usize) -> Result<Tensor> {
     let (out, inputs) = tap.dims2()?;
     if inputs == 1 && out == groups {

@@ -8,8 +8,8 @@ use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
 impl Supernet {
-    /// The weights of `subnet` as a static network with the given statistics: tensors under the names and in the shapes of
-    /// the graph's slots (timm's names, PyTorch's layouts), each contiguous f32 on the CPU.
+    /// The weights of `subnet` as a static network with the given statistics: tensors under the names and in the shapes
+    /// of the graph's slots (timm's names, PyTorch's layouts), each contiguous f32 on the CPU.
     ///
     /// # Errors
     /// A subnet outside the space, or statistics of another subnet.

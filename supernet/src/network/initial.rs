@@ -35,6 +35,8 @@ fn last_scales(network: &NetworkSpec, has_first_block: bool) -> Vec<String> {
                 BlockSpec::InvertedResidual(spec) if !spec.residual => {}
                 BlockSpec::InvertedResidual(_) => names.push(format!("{name}.project.norm.weight")),
                 BlockSpec::Bottleneck(_) => names.push(format!("{name}.conv3.norm.weight")),
+                // Which of its norms ends a branch, a custom kind does not tell.
+                BlockSpec::Custom(_) => {}
             }
         }
     }
