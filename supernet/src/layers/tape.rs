@@ -20,7 +20,8 @@
 //!
 //! **Executors.** Records of layers with kernels call these kernels. Where there are none (GPUs, f64) and for the small
 //! operations around them, a record owns candle's graph of its layer's operations and calls candle's backward for
-//! this part ([`Pass::trace`](super::Pass::trace)). The loop is the same.
+//! this part ([`Pass::trace`](super::Pass::trace)). The loop is the same. Blocks that are described by a graph are such
+//! parts, with kernels as operations of candle's graph where a region has one.
 
 use super::Gradients;
 use candle_core::{Result, Tensor, bail};
