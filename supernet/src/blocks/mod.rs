@@ -24,8 +24,7 @@ pub(crate) use inverted_residual::InvertedResidual;
 
 use crate::graph::{Builder, Graph, NodeId, Prefix, RegionKind, Shape};
 use crate::layers::channel_sorting::trained;
-use crate::layers::{BatchNorm, OuterChannels, ParameterId, Parameters, Pass};
-use crate::ops::Relay;
+use crate::layers::{Active, BatchNorm, OuterChannels, ParameterId, Parameters, Pass};
 use candle_core::{Result, Tensor, bail};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
@@ -218,12 +217,12 @@ impl Block {
         }
     }
 
-    /// Active slices of the tensors of each slot of the block's graph, without running statistics.
-    pub(crate) fn active(&self, parameters: &Parameters, spec: &BlockSpec, keep: bool) -> Result<Vec<Vec<Tensor>>> {
+    /// Active parts of the tensors of each slot of the block's graph, without running statistics.
+    pub(crate) fn active(&self, parameters: &Parameters, spec: &BlockSpec) -> Result<Vec<Vec<Active>>> {
         match (self, spec) {
-            (Block::InvertedResidual(block), BlockSpec::InvertedResidual(spec)) => block.active(parameters, spec, keep),
-            (Block::Bottleneck(block), BlockSpec::Bottleneck(spec)) => block.active(parameters, spec, keep),
-            (Block::Custom(block), BlockSpec::Custom(spec)) => block.active(parameters, &spec.graph(), keep),
+            (Block::InvertedResidual(block), BlockSpec::InvertedResidual(spec)) => Ok(block.active(parameters, spec)),
+            (Block::Bottleneck(block), BlockSpec::Bottleneck(spec)) => Ok(block.active(parameters, spec)),
+            (Block::Custom(block), BlockSpec::Custom(spec)) => block.active(parameters, &spec.graph()),
             _ => bail!("a block of one kind was given the description of another"),
         }
     }
@@ -232,11 +231,11 @@ impl Block {
     pub(crate) fn forward(
         &self,
         parameters: &Parameters,
-        x: Relay,
+        x: &Tensor,
         spec: &BlockSpec,
         eps: f64,
         pass: &mut Pass,
-    ) -> Result<Relay> {
+    ) -> Result<Tensor> {
         match (self, spec) {
             (Block::InvertedResidual(block), BlockSpec::InvertedResidual(spec)) => {
                 block.forward(parameters, x, spec, eps, pass)

@@ -4,9 +4,9 @@ use super::depthwise_backward::{DepthwiseBackward, Expand, MiddleGradient, scale
 use super::expand::NormGradient;
 use super::middle::Middle;
 use super::project_backward::ProjectBackward;
-use super::{BlockShape, Parameters, RECOMPUTED, Saved, squeeze_excite};
+use super::{BlockSaved, BlockShape, Parameters, RECOMPUTED, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
-use crate::ops::batch_norm::{Affine, Backward, Normalise, Sums};
+use crate::ops::batch_norm::{Affine, Backward, Sums};
 use crate::ops::buffers::{Buffer, uninit_vec};
 use crate::ops::depthwise::{self, SLICE};
 use crate::ops::matmul::Packed;
@@ -22,20 +22,18 @@ pub(super) fn backward(
     shape: &BlockShape,
     x: &[f32],
     packed: &[f32],
-    saved: &Saved,
-    normalise: Normalise,
+    saved: &BlockSaved,
     ranks: Option<&Ranks>,
     g: &[f32],
 ) -> (Vec<f32>, Vec<f32>) {
-    with_activation!(shape.activation, A => backward_with::<A>(shape, x, packed, saved, normalise, ranks, g))
+    with_activation!(shape.activation, A => backward_with::<A>(shape, x, packed, saved, ranks, g))
 }
 
 fn backward_with<A: Act>(
     shape: &BlockShape,
     x: &[f32],
     packed: &[f32],
-    saved: &Saved,
-    normalise: Normalise,
+    saved: &BlockSaved,
     ranks: Option<&Ranks>,
     g: &[f32],
 ) -> (Vec<f32>, Vec<f32>) {
@@ -47,7 +45,7 @@ fn backward_with<A: Act>(
     };
     let norm_backward = |index: usize, norm: &[Range<usize>; 2], sums: &Sums, gradient: &mut [f32]| {
         let back =
-            Backward::over(ranks, sums, &saved.statistics[index], &packed[norm[0].clone()], shape.eps, normalise);
+            Backward::over(ranks, sums, &saved.statistics[index], &packed[norm[0].clone()], shape.eps, saved.normalise);
         gradient[norm[0].clone()].copy_from_slice(&back.weight_gradient);
         gradient[norm[1].clone()].copy_from_slice(&back.bias_gradient);
         back

@@ -2,9 +2,9 @@
 
 use super::expand::{self, Moments};
 use super::middle::Middle;
-use super::{BlockShape, BlockStatistics, Parameters, RECOMPUTED, Saved, squeeze_excite};
+use super::{BlockSaved, BlockShape, BlockStatistics, Parameters, RECOMPUTED, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
-use crate::ops::batch_norm::{Affine, RunningSums, Sums, TURNS, lanes};
+use crate::ops::batch_norm::{Affine, Normalise, RunningSums, Sums, TURNS, lanes};
 use crate::ops::buffers::{Aligned, Buffer, uninit_vec};
 use crate::ops::depthwise::{
     self, Frame, Lanes, Prefetch, SLICE, Strip, chunk_rows, convolve_rows, prefetch_next, set_vector, vector,
@@ -29,7 +29,7 @@ pub(super) fn forward(
     given: Option<&BlockStatistics>,
     ranks: Option<&Ranks>,
     keep: bool,
-) -> (Vec<f32>, Option<Saved>, BlockStatistics) {
+) -> (Vec<f32>, Option<BlockSaved>, BlockStatistics) {
     let weights = Weights::new(shape, packed);
     // SAFETY: each `pass` ends with `normalise`, which writes all output values of the pass's images and reads none of
     // them; the passes below cover all images.
@@ -105,7 +105,7 @@ fn pass<A: Act>(
     ranks: Option<&Ranks>,
     keep: bool,
     output: &mut [f32],
-) -> Saved {
+) -> BlockSaved {
     let at = Parameters::new(shape);
     let out_pixels = shape.out_pixels();
     let affine = |statistics: &_, norm: &[Range<usize>; 2]| {
@@ -147,7 +147,8 @@ fn pass<A: Act>(
         statistics[2] = sums.statistics_over(ranks, out_pixels);
     }
     normalise::<Identity>(&y3, &affine(&statistics[2], &at.norm3), shape.residual.then_some(x), output);
-    Saved { moments, y1, y2, y3, statistics, squeeze_excite }
+    let normalise = if with_sums { Normalise::Batch } else { Normalise::Given };
+    BlockSaved { moments, y1, y2, y3, normalise, statistics, squeeze_excite }
 }
 
 /// Computes `y2 = depthwise(activation(affine(expand(x))))`, or `depthwise(x)` without `affine`, and keeps the raw
