@@ -196,8 +196,8 @@ impl Bottleneck {
             return pass.interpret(&graph, x, &self.active(parameters, spec));
         }
         let main = |pass: &mut Pass| {
-            let convolutions = self.convolutions.iter().zip(spec.convolutions());
-            convolutions.fold(Ok(x.clone()), |y, (dense, conv)| dense.forward(parameters, &y?, &conv, eps, pass))
+            let mut convolutions = self.convolutions.iter().zip(spec.convolutions());
+            convolutions.try_fold(x.clone(), |y, (dense, conv)| dense.forward(parameters, &y, &conv, eps, pass))
         };
         let shortcut = |pass: &mut Pass| match (&self.shortcut, spec.shortcut()) {
             (Some(dense), Some(conv)) => {
