@@ -10,7 +10,7 @@ use super::parallel;
 use super::rows::{
     Left, Nothing, RawGradient, RowSource, normalise, pool, product, product_backward, write_transposed,
 };
-use super::simd::{InstructionSet, Kernel, Simd, dispatch};
+use super::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points};
 use super::{contiguous_f32, tensor_values};
 use crate::ranks::Ranks;
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
@@ -224,8 +224,10 @@ struct ColumnsBackward<'a> {
 impl Kernel for ColumnsBackward<'_> {
     /// The transposed weight gradient `[k * k * in, stride]`.
     type Output = Aligned;
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Aligned {
+    fn run<S: Simd>(self, s: S) -> Aligned {
         let (n, columns) = (self.shape.out_channels, self.shape.columns());
         let stride = n.next_multiple_of(S::LANES);
         let source = Columns { shape: self.shape, x: self.x };
@@ -237,11 +239,8 @@ impl Kernel for ColumnsBackward<'_> {
         let mut first = self.images.start * pixels;
         while first < end {
             let rows = ROW_BLOCK.min(end - first);
-            // SAFETY: the CPU has `S` by this function's contract; both tiles have `ROW_BLOCK >= rows` rows.
-            unsafe {
-                self.raw.fill::<S>(first, rows, stride, &mut gradients);
-                source.fill::<S>(first, rows, columns, &mut tile);
-            }
+            self.raw.fill(s, first, rows, stride, &mut gradients);
+            source.fill(s, first, rows, columns, &mut tile);
             accumulate_transposed(&tile, columns, &gradients, stride, rows, columns, n, &mut weight_gradient, stride);
             if let Some(weight) = self.weight {
                 let tile = &mut tile[..rows * columns];
@@ -267,8 +266,10 @@ struct Mask<'a, A> {
 
 impl<A: Act> Kernel for Mask<'_, A> {
     type Output = Sums;
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Sums {
+    fn run<S: Simd>(self, s: S) -> Sums {
         let n = self.affine.scale.len();
         let (scale, shift) = (&self.affine.scale[..n], &self.affine.shift[..n]);
         let factor = self.pooled.map_or(1.0, |pixels| 1.0 / pixels as f32);
@@ -283,8 +284,7 @@ impl<A: Act> Kernel for Mask<'_, A> {
                     out[c] = g[c] * factor * A::slope(y[c] * scale[c] + shift[c]);
                 }
             }
-            // SAFETY: the CPU has `S` by this function's contract.
-            unsafe { block.set_products::<S>(masked, y) };
+            block.set_products(s, masked, y);
             sums.add_block(0, &block.sum, &block.square);
         }
         sums

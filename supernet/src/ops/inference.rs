@@ -6,12 +6,13 @@ use super::activation::{Act, Identity, with_activation};
 use super::buffers::{Aligned, Buffer};
 use super::columns::{Columns, to_column_order};
 use super::dense_shape::DenseShape;
-use super::depthwise::{self, Frame, SLICE, Strip, chunk_rows, convolve_rows};
+use super::depthwise::{self, Frame, Strip, chunk_rows, convolve_rows};
 use super::matmul::{Packed, ROW_BLOCK, multiply};
 use super::parallel::{self, Shared};
 use super::pools::{Windows, max_windows, mean_windows};
 use super::rows::{Left, Nothing, RowSource};
-use super::simd::{Kernel, Simd, dispatch};
+use super::simd::{Kernel, Simd, dispatch, entry_points};
+use super::slice::{SLICE, lanes};
 use crate::space::Activation;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -32,7 +33,7 @@ struct Gated<'a> {
 
 impl RowSource for Gated<'_> {
     #[inline(always)]
-    unsafe fn fill<S: Simd>(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]) {
+    fn fill<S: Simd>(&self, _: S, first: usize, rows: usize, columns: usize, tile: &mut [f32]) {
         for row in 0..rows {
             let input = &self.input[(first + row) * columns..][..columns];
             let gate = &self.gate[(first + row) / self.pixels * columns..][..columns];
@@ -104,8 +105,10 @@ struct PointwiseRows<'a, R, A> {
 
 impl<R: RowSource, A: Act> Kernel for PointwiseRows<'_, R, A> {
     type Output = ();
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, s: S) {
         let (k, n) = (self.layer.weight.rows(), self.layer.weight.columns());
         let bias = &self.layer.bias[..n];
         let mut tile = match self.left {
@@ -119,8 +122,7 @@ impl<R: RowSource, A: Act> Kernel for PointwiseRows<'_, R, A> {
             match self.left {
                 Left::Plain(input) => multiply(&input[first * k..], k, rows, &self.layer.weight, out, n),
                 Left::Made(source) => {
-                    // SAFETY: the CPU has `S` by this function's contract.
-                    unsafe { source.fill::<S>(first, rows, k, &mut tile) };
+                    source.fill(s, first, rows, k, &mut tile);
                     multiply(&tile, k, rows, &self.layer.weight, out, n);
                 }
             }
@@ -204,8 +206,10 @@ struct DepthwiseTasks<'a, A> {
 
 impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
     type Output = ();
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, s: S) {
         let shape = self.shape;
         let channels = shape.channels;
         let taps = shape.taps() * SLICE;
@@ -218,14 +222,14 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
             let (first, width) = (slice * SLICE, shape.slice_width(slice));
             let image_input = &self.input[image * shape.in_pixels() * channels..];
             let strip = Strip::new(shape, slice, (shape.height, shape.width));
-            let bias = super::batch_norm::lanes(&self.layer.bias, first, width);
+            let bias = lanes(&self.layer.bias, first, width);
             let weights = &self.layer.weights[slice * taps..][..taps];
             let mut sum = [0.0; SLICE];
             let mut made = 0;
             for start in (0..out_height).step_by(at_a_time) {
                 let rows = start..out_height.min(start + at_a_time);
                 let needed = shape.rows_read(rows.end);
-                frame.fill::<S>(image_input, strip, made..needed, |_, v| v);
+                frame.fill(s, image_input, strip, made..needed, |_, v| v);
                 made = needed;
                 let tile = &mut tile[..rows.len() * columns * SLICE];
                 convolve_rows(&frame, shape, weights, rows, width, tile);
@@ -339,8 +343,10 @@ struct AveragePool<'a> {
 
 impl Kernel for AveragePool<'_> {
     type Output = ();
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, _: S) {
         let n = self.channels;
         for (image, out) in self.input.chunks_exact(self.pixels * n).zip(self.output.chunks_exact_mut(n)) {
             out.fill(0.0);

@@ -41,6 +41,7 @@ mod rows;
 #[cfg(test)]
 mod shape_tests;
 mod simd;
+mod slice;
 mod sparse;
 mod sync;
 #[cfg(test)]

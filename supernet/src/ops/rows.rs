@@ -3,20 +3,17 @@
 use super::activation::Act;
 use super::batch_norm::{Affine, Backward, SumBlock, Sums};
 use super::buffers::Aligned;
-use super::depthwise::SLICE;
 use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
 use super::parallel;
-use super::simd::{Kernel, Simd, dispatch};
+use super::simd::{Kernel, Simd, dispatch, entry_points, vectors};
+use super::slice::SLICE;
 use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Produces the left rows of a product, a block at a time.
 pub(crate) trait RowSource: Sync {
     /// Writes rows `first..first + rows`, of `columns` values each, to `tile`.
-    ///
-    /// # Safety
-    /// The CPU has `S`.
-    unsafe fn fill<S: Simd>(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]);
+    fn fill<S: Simd>(&self, s: S, first: usize, rows: usize, columns: usize, tile: &mut [f32]);
 }
 
 /// The left operand of a product.
@@ -31,7 +28,7 @@ pub(crate) enum Left<'a, R> {
 pub(crate) struct Nothing;
 
 impl RowSource for Nothing {
-    unsafe fn fill<S: Simd>(&self, _: usize, _: usize, _: usize, _: &mut [f32]) {}
+    fn fill<S: Simd>(&self, _: S, _: usize, _: usize, _: usize, _: &mut [f32]) {}
 }
 
 /// `output[row] = left[row] x weight` for `rows` rows; returns the sums per output channel if `with_sums`.
@@ -60,8 +57,10 @@ struct Product<'a, R> {
 
 impl<R: RowSource> Kernel for Product<'_, R> {
     type Output = Sums;
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Sums {
+    fn run<S: Simd>(self, s: S) -> Sums {
         let (k, n) = (self.weight.rows(), self.weight.columns());
         let mut sums = Sums::new(n);
         let mut block = SumBlock::new(n);
@@ -76,14 +75,12 @@ impl<R: RowSource> Kernel for Product<'_, R> {
             match self.left {
                 Left::Plain(rows_in_memory) => multiply(&rows_in_memory[first * k..], k, rows, self.weight, out, n),
                 Left::Made(source) => {
-                    // SAFETY: the CPU has `S` by this function's contract.
-                    unsafe { source.fill::<S>(first, rows, k, &mut tile) };
+                    source.fill(s, first, rows, k, &mut tile);
                     multiply(&tile, k, rows, self.weight, out, n);
                 }
             }
             if self.with_sums {
-                // SAFETY: the CPU has `S` by this function's contract.
-                unsafe { block.set_squares::<S>(out) };
+                block.set_squares(s, out);
                 sums.add_block(0, &block.sum, &block.square);
             }
             first += rows;
@@ -119,8 +116,10 @@ struct NormaliseRows<'a, A> {
 
 impl<A: Act> Kernel for NormaliseRows<'_, A> {
     type Output = ();
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, s: S) {
         let n = self.affine.scale.len();
         let (scale, shift) = (&self.affine.scale[..n], &self.affine.shift[..n]);
         assert!(
@@ -129,21 +128,19 @@ impl<A: Act> Kernel for NormaliseRows<'_, A> {
                 && self.residual.is_none_or(|residual| residual.len() == self.y.len())
         );
         for (block, out) in self.output.chunks_mut(ROW_BLOCK * n).enumerate() {
-            let start = block * ROW_BLOCK * n;
-            for c in (0..n).step_by(S::LANES) {
-                // SAFETY: `y`, `output` and `residual` have equal lengths and consist of whole rows of `n` values
-                // (asserted above), so from channel `c` of a row on `n - c` values remain in it; no more are loaded or
-                // stored. `scale` and `shift` hold `n`. The CPU has `S` by this function's contract.
-                unsafe {
-                    let scale = S::load_up_to(scale[c..].as_ptr(), n - c);
-                    let shift = S::load_up_to(shift[c..].as_ptr(), n - c);
-                    for offset in (c..out.len()).step_by(n) {
-                        let y = S::load_up_to(self.y.as_ptr().add(start + offset), n - c);
-                        let mut value = A::values::<S>(S::mul_add(y, scale, shift));
-                        if let Some(residual) = self.residual {
-                            value = S::add(value, S::load_up_to(residual.as_ptr().add(start + offset), n - c));
+            let span = block * ROW_BLOCK * n..block * ROW_BLOCK * n + out.len();
+            let rows = self.y[span.clone()].chunks_exact(n);
+            for channels in vectors(s, n) {
+                let (scale, shift) = (s.read(&scale[channels.clone()]), s.read(&shift[channels.clone()]));
+                let value = |y: &[f32]| A::values(s, s.mul_add(s.read(&y[channels.clone()]), scale, shift));
+                let rows = rows.clone().zip(out.chunks_exact_mut(n));
+                match self.residual {
+                    None => rows.for_each(|(y, out)| s.write(&mut out[channels.clone()], value(y))),
+                    Some(residual) => {
+                        for ((y, out), residual) in rows.zip(residual[span.clone()].chunks_exact(n)) {
+                            let sum = s.add(value(y), s.read(&residual[channels.clone()]));
+                            s.write(&mut out[channels.clone()], sum);
                         }
-                        S::store_up_to(out.as_mut_ptr().add(offset), value, n - c);
                     }
                 }
             }
@@ -174,8 +171,10 @@ struct Pool<'a, A> {
 
 impl<A: Act> Kernel for Pool<'_, A> {
     type Output = ();
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, _: S) {
         let n = self.affine.scale.len();
         let (scale, shift) = (&self.affine.scale[..n], &self.affine.shift[..n]);
         let pixels = (self.image / n) as f32;
@@ -219,14 +218,15 @@ struct GradientSums<'a> {
 
 impl Kernel for GradientSums<'_> {
     type Output = Sums;
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Sums {
+    fn run<S: Simd>(self, s: S) -> Sums {
         let n = self.channels;
         let mut sums = Sums::new(n);
         let mut block = SumBlock::new(n);
         for (g, y) in self.g.chunks(ROW_BLOCK * n).zip(self.y.chunks(ROW_BLOCK * n)) {
-            // SAFETY: the CPU has `S` by this function's contract.
-            unsafe { block.set_products::<S>(g, y) };
+            block.set_products(s, g, y);
             sums.add_block(0, &block.sum, &block.square);
         }
         sums
@@ -267,30 +267,21 @@ pub(crate) struct RawGradient<'a> {
 impl RawGradient<'_> {
     /// Writes `rows` rows from `first` on to `tile`, `stride` apart; `stride` is a multiple of the vector length, and
     /// columns beyond the channels become 0.
-    ///
-    /// # Safety
-    /// The CPU has `S`.
     #[inline(always)]
-    pub(crate) unsafe fn fill<S: Simd>(&self, first: usize, rows: usize, stride: usize, tile: &mut [f32]) {
+    pub(crate) fn fill<S: Simd>(&self, s: S, first: usize, rows: usize, stride: usize, tile: &mut [f32]) {
         let n = self.back.constant.len();
         let (a, b, constant) = (&self.back.by_gradient[..n], &self.back.by_value[..n], &self.back.constant[..n]);
         let (g, y) = (&self.g[first * n..(first + rows) * n], &self.y[first * n..(first + rows) * n]);
-        assert!(stride >= n.next_multiple_of(S::LANES) && tile.len() >= rows * stride);
-        for block in (0..rows).step_by(ROW_BLOCK) {
-            let rows = block..rows.min(block + ROW_BLOCK);
-            for c in (0..n).step_by(S::LANES) {
-                // SAFETY: `g` and `y` are `rows` rows of `n` values, so from channel `c` of a row on `n - c` values
-                // remain in it, and no more are loaded; the three factors hold `n` values too. The tile has `rows` rows
-                // of `stride` values, and `stride` is at least `n` rounded up to whole vectors (asserted above), so the
-                // whole vector at `c` lies inside its row. The CPU has `S` by this function's contract.
-                unsafe {
-                    let (a, b) = (S::load_up_to(a[c..].as_ptr(), n - c), S::load_up_to(b[c..].as_ptr(), n - c));
-                    let constant = S::load_up_to(constant[c..].as_ptr(), n - c);
-                    for row in rows.clone() {
-                        let g = S::load_up_to(g.as_ptr().add(row * n + c), n - c);
-                        let y = S::load_up_to(y.as_ptr().add(row * n + c), n - c);
-                        S::store(tile.as_mut_ptr().add(row * stride + c), S::mul_add(a, g, S::mul_add(b, y, constant)));
-                    }
+        assert!(stride >= n.next_multiple_of(S::LANES));
+        let blocks = g.chunks(ROW_BLOCK * n).zip(y.chunks(ROW_BLOCK * n));
+        for ((g, y), tile) in blocks.zip(tile[..rows * stride].chunks_mut(ROW_BLOCK * stride)) {
+            for channels in vectors(s, n) {
+                let (a, b) = (s.read(&a[channels.clone()]), s.read(&b[channels.clone()]));
+                let constant = s.read(&constant[channels.clone()]);
+                let rows = g.chunks_exact(n).zip(y.chunks_exact(n));
+                for ((g, y), out) in rows.zip(tile.chunks_exact_mut(stride)) {
+                    let (g, y) = (s.read(&g[channels.clone()]), s.read(&y[channels.clone()]));
+                    s.write(&mut out[channels.start..][..S::LANES], s.mul_add(a, g, s.mul_add(b, y, constant)));
                 }
             }
         }
@@ -324,8 +315,10 @@ struct ProductBackward<'a> {
 
 impl Kernel for ProductBackward<'_> {
     type Output = Aligned;
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Aligned {
+    fn run<S: Simd>(self, s: S) -> Aligned {
         let (n, k) = (self.raw.back.constant.len(), self.in_channels);
         let stride = n.next_multiple_of(S::LANES);
         let mut tile = Aligned::zeros(ROW_BLOCK * stride);
@@ -333,8 +326,7 @@ impl Kernel for ProductBackward<'_> {
         let mut first = self.range.start;
         while first < self.range.end {
             let rows = ROW_BLOCK.min(self.range.end - first);
-            // SAFETY: the CPU has `S` by this function's contract; the tile has `ROW_BLOCK >= rows` rows.
-            unsafe { self.raw.fill::<S>(first, rows, stride, &mut tile) };
+            self.raw.fill(s, first, rows, stride, &mut tile);
             let x = &self.x[first * k..][..rows * k];
             accumulate_transposed(x, k, &tile, stride, rows, k, n, &mut weight_gradient, stride);
             if let Some(weight) = self.weight {

@@ -5,14 +5,14 @@ use super::BlockShape;
 use super::expand;
 use super::middle::Middle;
 use crate::ops::activation::Act;
-use crate::ops::batch_norm::{Affine, Backward, RunningSums, Sums, TURNS, lanes};
+use crate::ops::batch_norm::{Affine, Backward, RunningSums, Sums, TURNS};
 use crate::ops::buffers::{Aligned, Buffer};
 use crate::ops::depthwise::{
-    Frame, Lanes, Prefetch, SLICE, Strip, accumulate_weight_gradient, chunk_rows, input_gradient_rows, prefetch_next,
-    set_vector, vector,
+    Frame, Prefetch, Strip, accumulate_weight_gradient, chunk_rows, input_gradient_rows, prefetch_next,
 };
 use crate::ops::matmul::{Packed, accumulate_transposed, multiply, multiply_add};
-use crate::ops::simd::{Kernel, Simd};
+use crate::ops::simd::{Kernel, Simd, entry_points};
+use crate::ops::slice::{Lane, Lanes, SLICE, lanes};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -94,12 +94,10 @@ impl MiddleGradient<'_> {
 impl MiddleGradientSlice<'_> {
     /// Computes the rows `rows` of `width` pixels into the frames of the group's images; all rows if there are several
     /// images. `tile` has room for them.
-    ///
-    /// # Safety
-    /// The CPU has `S`.
     #[inline(always)]
-    unsafe fn make<S: Simd, A: Act>(
+    fn make<S: Simd, A: Act>(
         &self,
+        s: S,
         rows: Range<usize>,
         width: usize,
         middle: usize,
@@ -117,27 +115,22 @@ impl MiddleGradientSlice<'_> {
         };
         let y2 = &self.y2[first..first + count];
         let per_image = rows.len() * width;
-        for lane in (0..self.channels.len()).step_by(S::LANES) {
-            // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below the slice's width,
-            // so the vector at `lane` lies inside each array of `SLICE` values; the CPU has `S` by this function's
-            // contract.
-            unsafe {
-                let (scale, shift) = (vector::<S>(&self.scale, lane), vector::<S>(&self.shift, lane));
-                let [by_gradient, by_value, constant] = &self.back;
-                let (by_gradient, by_value) = (vector::<S>(by_gradient, lane), vector::<S>(by_value, lane));
-                let constant = vector::<S>(constant, lane);
-                let images = frames.iter_mut().zip(g2.chunks_exact(per_image)).zip(y2.chunks_exact(per_image));
-                for (image, ((frame, g2), y2)) in images.enumerate() {
-                    let gates = self.gates_of(image * middle);
-                    let (gate, pooled) = (vector::<S>(&gates[0], lane), vector::<S>(&gates[1], lane));
-                    for ((y, g2), y2) in rows.clone().zip(g2.chunks_exact(width)).zip(y2.chunks_exact(width)) {
-                        for ((out, g), y2) in frame.row(y).iter_mut().zip(g2).zip(y2) {
-                            let y2 = vector::<S>(y2, lane);
-                            let g = S::mul_add(vector::<S>(g, lane), gate, pooled);
-                            let g = A::times_slopes::<S>(S::mul_add(y2, scale, shift), g);
-                            let rest = S::mul_add(by_value, y2, constant);
-                            set_vector::<S>(out, lane, S::mul_add(by_gradient, g, rest));
-                        }
+        for lane in Lane::covering(s, self.channels.len()) {
+            let (scale, shift) = (lane.load(&self.scale), lane.load(&self.shift));
+            let [by_gradient, by_value, constant] = &self.back;
+            let (by_gradient, by_value) = (lane.load(by_gradient), lane.load(by_value));
+            let constant = lane.load(constant);
+            let images = frames.iter_mut().zip(g2.chunks_exact(per_image)).zip(y2.chunks_exact(per_image));
+            for (image, ((frame, g2), y2)) in images.enumerate() {
+                let gates = self.gates_of(image * middle);
+                let (gate, pooled) = (lane.load(&gates[0]), lane.load(&gates[1]));
+                for ((y, g2), y2) in rows.clone().zip(g2.chunks_exact(width)).zip(y2.chunks_exact(width)) {
+                    for ((out, g), y2) in frame.row(y).iter_mut().zip(g2).zip(y2) {
+                        let y2 = lane.load(y2);
+                        let g = s.mul_add(lane.load(g), gate, pooled);
+                        let g = A::times_slopes(s, s.mul_add(y2, scale, shift), g);
+                        let rest = s.mul_add(by_value, y2, constant);
+                        lane.store(out, s.mul_add(by_gradient, g, rest));
                     }
                 }
             }
@@ -146,19 +139,19 @@ impl MiddleGradientSlice<'_> {
 
     /// Prefetches a part of the next chunk's operands, the pixels from `pixel` on.
     #[inline(always)]
-    fn prefetch<S: Simd>(&self, pixel: usize, part: usize) {
-        Prefetch::after(&self.y2[..pixel]).issue::<S>(part);
+    fn prefetch<S: Simd>(&self, s: S, pixel: usize, part: usize) {
+        Prefetch::after(&self.y2[..pixel]).issue(s, part);
         if let Some(g2) = self.g2 {
-            Prefetch::after(&g2[..pixel]).issue::<S>(part);
+            Prefetch::after(&g2[..pixel]).issue(s, part);
         }
     }
 
     /// Prefetches a share of the next group's gradient at the raw `y3`, for the rows `rows` of `width` pixels.
     #[inline(always)]
-    fn prefetch_next<S: Simd>(&self, width: usize, rows: Range<usize>, slice: usize, slices: usize) {
+    fn prefetch_next<S: Simd>(&self, s: S, width: usize, rows: Range<usize>, slice: usize, slices: usize) {
         if self.g2.is_none() {
             let part = rows.start * width * self.stride..rows.end * width * self.stride;
-            prefetch_next::<S>(self.g3, part, slice, slices);
+            prefetch_next(s, self.g3, part, slice, slices);
         }
     }
 
@@ -190,8 +183,10 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
     /// Sums for the first batch norm, the packed depthwise weight gradient, and the products of expand's weight
     /// gradient `[slices, in, SLICE]`.
     type Output = (Sums, Aligned, Aligned);
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Self::Output {
+    fn run<S: Simd>(self, s: S) -> Self::Output {
         let (conv, layout) = (self.shape.depthwise(), self.layout);
         let (inputs, columns, out_columns) = (self.shape.in_channels, conv.width, conv.out_width());
         let (together, in_pixels) = (layout.together, layout.pixels);
@@ -230,7 +225,7 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                     match &expand {
                         None => {
                             for (input, x) in input.iter_mut().zip(x.chunks_exact(in_pixels * inputs)) {
-                                input.fill::<S>(x, strip, made..needed, |_, x| x);
+                                input.fill(s, x, strip, made..needed, |_, x| x);
                             }
                         }
                         Some((expand, _)) => {
@@ -243,32 +238,28 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                                     y1
                                 }
                             };
-                            // SAFETY: the CPU has `S` by this function's contract.
-                            unsafe { expand.activate::<S, A1>(y1, columns, made..needed, input) };
+                            expand.activate::<S, A1>(s, y1, columns, made..needed, input);
                         }
                     }
                     let of_x = images.len() * made * columns * inputs..images.len() * needed * columns * inputs;
                     made = needed;
                     let next = |part: usize| {
                         let pixel = images.len() * rows.end * out_columns;
-                        middle_gradient.prefetch::<S>(pixel, part);
+                        middle_gradient.prefetch(s, pixel, part);
                         if let Some(y1) = kept {
-                            Prefetch::after(&y1[..images.len() * needed * columns * SLICE]).issue::<S>(part);
+                            Prefetch::after(&y1[..images.len() * needed * columns * SLICE]).issue(s, part);
                         }
                     };
                     next(0);
-                    // SAFETY: the CPU has `S` by this function's contract.
-                    unsafe {
-                        middle_gradient.make::<S, A2>(rows.clone(), out_columns, conv.channels, &mut tile, output)
-                    };
+                    middle_gradient.make::<S, A2>(s, rows.clone(), out_columns, conv.channels, &mut tile, output);
                     next(1);
-                    prefetch_next::<S>(x, of_x.clone(), slice, conv.slices());
+                    prefetch_next(s, x, of_x.clone(), slice, conv.slices());
                     let gradient = &mut weight_gradient[slice * taps..][..taps];
                     for (input, output) in input.iter().zip(output.iter()) {
                         accumulate_weight_gradient(input, output, conv, rows.clone(), width, gradient);
                     }
                     next(2);
-                    middle_gradient.prefetch_next::<S>(images.len() * out_columns, rows.clone(), slice, conv.slices());
+                    middle_gradient.prefetch_next(s, images.len() * out_columns, rows.clone(), slice, conv.slices());
                     let now_known = conv.rows_known(rows.end);
                     for row in (known..now_known).step_by(in_rows) {
                         let rows = row..now_known.min(row + in_rows);
@@ -288,29 +279,24 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                         let y1 = kept.unwrap_or(&made_y1);
                         let y1 = &y1.as_chunks::<SLICE>().0[pixels.clone()];
                         let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
-                        for lane in (0..width).step_by(S::LANES) {
-                            // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below
-                            // the slice's width, so the vector at `lane` lies inside each array of `SLICE` values; the
-                            // CPU has `S` by this function's contract.
-                            unsafe {
-                                let scale = vector::<S>(&expand.scale, lane);
-                                let shift = vector::<S>(&expand.shift, lane);
-                                let mut running = RunningSums::<S>::new();
-                                let affine = [scale, shift];
-                                let (turns, rest) = line.as_chunks_mut::<SLICE>().0.as_chunks_mut::<TURNS>();
-                                let (y1_turns, y1_rest) = y1.as_chunks::<TURNS>();
-                                for (g, y1) in turns.iter_mut().zip(y1_turns) {
-                                    for (turn, (g, y1)) in g.iter_mut().zip(y1).enumerate() {
-                                        times_slope::<S, A1>(lane, affine, g, y1, &mut running, turn);
-                                    }
+                        for lane in Lane::covering(s, width) {
+                            let scale = lane.load(&expand.scale);
+                            let shift = lane.load(&expand.shift);
+                            let mut running = RunningSums::new(s);
+                            let affine = [scale, shift];
+                            let (turns, rest) = line.as_chunks_mut::<SLICE>().0.as_chunks_mut::<TURNS>();
+                            let (y1_turns, y1_rest) = y1.as_chunks::<TURNS>();
+                            for (g, y1) in turns.iter_mut().zip(y1_turns) {
+                                for (turn, (g, y1)) in g.iter_mut().zip(y1).enumerate() {
+                                    times_slope::<S, A1>(s, lane, affine, g, y1, &mut running, turn);
                                 }
-                                for (g, y1) in rest.iter_mut().zip(y1_rest) {
-                                    times_slope::<S, A1>(lane, affine, g, y1, &mut running, 0);
-                                }
-                                let (sums, squares) = running.totals();
-                                set_vector::<S>(&mut sum, lane, sums);
-                                set_vector::<S>(&mut square, lane, squares);
                             }
+                            for (g, y1) in rest.iter_mut().zip(y1_rest) {
+                                times_slope::<S, A1>(s, lane, affine, g, y1, &mut running, 0);
+                            }
+                            let (sums, squares) = running.totals();
+                            lane.store(&mut sum, sums);
+                            lane.store(&mut square, squares);
                         }
                         sums.add_block(first, &sum[..width], &square[..width]);
                         let span = pixels.start * inputs..pixels.end * inputs;
@@ -322,7 +308,7 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
                     }
                     known = now_known;
                     next(3);
-                    prefetch_next::<S>(dx, of_x, slice, conv.slices());
+                    prefetch_next(s, dx, of_x, slice, conv.slices());
                 }
             }
         }
@@ -332,24 +318,18 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
 
 /// Multiplies a pixel's gradient, in the channels from `lane` on, by the slope of the activation after batch norm
 /// (`[scale, shift]`) of `y1`, and adds it to the running sums.
-///
-/// # Safety
-/// The CPU has `S`, and `lane` is a multiple of its vector length, below [`SLICE`].
 #[inline(always)]
-unsafe fn times_slope<S: Simd, A: Act>(
-    lane: usize,
+fn times_slope<S: Simd, A: Act>(
+    s: S,
+    lane: Lane<S>,
     [scale, shift]: [S::V; 2],
     g: &mut Lanes,
     y1: &Lanes,
     running: &mut RunningSums<S>,
     turn: usize,
 ) {
-    // SAFETY: the vector length divides `SLICE`, so by the contract the vector at `lane` lies inside `g` and `y1`; the
-    // CPU has `S` by the contract.
-    unsafe {
-        let y1 = vector::<S>(y1, lane);
-        let by_slope = A::times_slopes::<S>(S::mul_add(y1, scale, shift), vector::<S>(g, lane));
-        set_vector::<S>(g, lane, by_slope);
-        running.add(turn, by_slope, y1);
-    }
+    let y1 = lane.load(y1);
+    let by_slope = A::times_slopes(s, s.mul_add(y1, scale, shift), lane.load(g));
+    lane.store(g, by_slope);
+    running.add(turn, by_slope, y1);
 }

@@ -8,11 +8,12 @@
 use crate::ops::activation::Act;
 use crate::ops::batch_norm::{Backward, Sums};
 use crate::ops::buffers::Aligned;
-use crate::ops::depthwise::{Frame, Lanes, SLICE, set_vector, vector};
+use crate::ops::depthwise::Frame;
 use crate::ops::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply, multiply_add};
 use crate::ops::parallel;
 use crate::ops::rows::total;
-use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch};
+use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points, vectors};
+use crate::ops::slice::{Lane, Lanes, SLICE};
 use std::ops::Range;
 
 /// Rows whose products are summed in f32 before they are added to an f64 total.
@@ -81,8 +82,10 @@ struct SumMoments<'a> {
 
 impl Kernel for SumMoments<'_> {
     type Output = (Vec<f64>, Vec<f64>);
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Self::Output {
+    fn run<S: Simd>(self, s: S) -> Self::Output {
         let n = self.channels;
         let stride = n.next_multiple_of(S::LANES);
         let wide = n.next_multiple_of(COLUMNS);
@@ -93,22 +96,17 @@ impl Kernel for SumMoments<'_> {
         let mut block_sum = Aligned::zeros(stride);
         for x in self.x.chunks(BLOCK * n) {
             let rows = x.len() / n;
-            for c in (0..n).step_by(S::LANES) {
-                // SAFETY: `x` is `rows` rows of `n` values, so from channel `c` of a row on `n - c` values remain in
-                // it, and no more are loaded. The tile, where it is used, has `BLOCK >= rows` rows of `stride` values,
-                // and `block_sum` has `stride`, which is `n` rounded up to whole vectors, so the whole vector at `c`
-                // lies inside. The CPU has `S` by this function's contract.
-                unsafe {
-                    let mut sum = S::splat(0.0);
-                    for row in 0..rows {
-                        let v = S::load_up_to(x.as_ptr().add(row * n + c), n - c);
-                        if stride > n {
-                            S::store(tile.as_mut_ptr().add(row * stride + c), v);
-                        }
-                        sum = S::add(sum, v);
+            for channels in vectors(s, n) {
+                let mut sum = s.splat(0.0);
+                let mut padded = tile.chunks_exact_mut(stride);
+                for x in x.chunks_exact(n) {
+                    let v = s.read(&x[channels.clone()]);
+                    if let Some(padded) = padded.next() {
+                        s.write(&mut padded[channels.start..][..S::LANES], v);
                     }
-                    S::store(block_sum.as_mut_ptr().add(c), sum);
+                    sum = s.add(sum, v);
                 }
+                s.write(&mut block_sum[channels.start..][..S::LANES], sum);
             }
             block.fill(0.0);
             let padded = if stride > n { &tile[..] } else { x };
@@ -137,8 +135,10 @@ const FORMS: usize = 4;
 
 impl Kernel for QuadraticForms<'_> {
     type Output = Sums;
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Sums {
+    fn run<S: Simd>(self, _: S) -> Sums {
         // The block of columns is chosen so that its sums stay in registers.
         if S::LANES == COLUMNS { self.by_columns::<COLUMNS>() } else { self.by_columns::<{ COLUMNS / 2 }>() }
     }
@@ -232,30 +232,23 @@ impl Slice<'_> {
 
     /// Applies batch norm and activation to `raw`, the rows `rows` of each image, and writes them to the images'
     /// frames.
-    ///
-    /// # Safety
-    /// The CPU has `S`.
     #[inline(always)]
-    pub(super) unsafe fn activate<S: Simd, A: Act>(
+    pub(super) fn activate<S: Simd, A: Act>(
         &self,
+        s: S,
         raw: &[f32],
         width: usize,
         rows: Range<usize>,
         frames: &mut [Frame],
     ) {
-        for lane in (0..self.width).step_by(S::LANES) {
-            // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below the slice's width,
-            // so the vector at `lane` lies inside each array of `SLICE` values; the CPU has `S` by this function's
-            // contract.
-            unsafe {
-                let (scale, shift) = (vector::<S>(&self.scale, lane), vector::<S>(&self.shift, lane));
-                let images = raw.as_chunks::<SLICE>().0.chunks_exact((rows.len() * width).max(1));
-                for (frame, raw) in frames.iter_mut().zip(images) {
-                    for (y, raw) in rows.clone().zip(raw.chunks_exact(width)) {
-                        for (out, raw) in frame.row(y).iter_mut().zip(raw) {
-                            let value = S::mul_add(vector::<S>(raw, lane), scale, shift);
-                            set_vector::<S>(out, lane, A::values::<S>(value));
-                        }
+        for lane in Lane::covering(s, self.width) {
+            let (scale, shift) = (lane.load(&self.scale), lane.load(&self.shift));
+            let images = raw.as_chunks::<SLICE>().0.chunks_exact((rows.len() * width).max(1));
+            for (frame, raw) in frames.iter_mut().zip(images) {
+                for (y, raw) in rows.clone().zip(raw.chunks_exact(width)) {
+                    for (out, raw) in frame.row(y).iter_mut().zip(raw) {
+                        let value = s.mul_add(lane.load(raw), scale, shift);
+                        lane.store(out, A::values(s, value));
                     }
                 }
             }
@@ -351,8 +344,10 @@ struct AddNormGradient<'a> {
 
 impl Kernel for AddNormGradient<'_> {
     type Output = ();
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, s: S) {
         let constant = &self.norm.constant[..];
         let n = constant.len();
         assert!(self.dx.len() == self.x.len() && self.residual.is_none_or(|residual| residual.len() == self.x.len()));
@@ -360,20 +355,17 @@ impl Kernel for AddNormGradient<'_> {
         for (block, dx) in self.dx.chunks_mut(ROW_BLOCK * n).enumerate() {
             let start = block * ROW_BLOCK * n;
             multiply_add(&self.x[start..], n, dx.len() / n, &self.norm.matrix, dx, n);
-            for c in (0..n).step_by(S::LANES) {
-                // SAFETY: `dx`, `x` and `residual` have equal lengths and consist of whole rows of `n` values (asserted
-                // above), so from channel `c` of a row on `n - c` values remain in it, and no more are loaded or
-                // stored. `constant` holds `n`. The CPU has `S` by this function's contract.
-                unsafe {
-                    let constant = S::load_up_to(constant[c..].as_ptr(), n - c);
-                    for offset in (c..dx.len()).step_by(n) {
-                        let own = dx.as_mut_ptr().add(offset);
-                        let mut sum = S::add(S::load_up_to(own, n - c), constant);
-                        if let Some(residual) = self.residual {
-                            sum = S::add(sum, S::load_up_to(residual.as_ptr().add(start + offset), n - c));
-                        }
-                        S::store_up_to(own, sum, n - c);
+            let residual = self.residual.map(|residual| &residual[start..start + dx.len()]);
+            for channels in vectors(s, n) {
+                let constant = s.read(&constant[channels.clone()]);
+                let mut residual = residual.map(|residual| residual.chunks_exact(n));
+                for dx in dx.chunks_exact_mut(n) {
+                    let dx = &mut dx[channels.clone()];
+                    let mut sum = s.add(s.read(dx), constant);
+                    if let Some(residual) = residual.as_mut().and_then(Iterator::next) {
+                        sum = s.add(sum, s.read(&residual[channels.clone()]));
                     }
+                    s.write(dx, sum);
                 }
             }
         }

@@ -4,15 +4,14 @@ use super::expand::{self, Moments};
 use super::middle::Middle;
 use super::{BlockShape, BlockStatistics, Parameters, RECOMPUTED, Saved, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
-use crate::ops::batch_norm::{Affine, RunningSums, Sums, TURNS, lanes};
+use crate::ops::batch_norm::{Affine, RunningSums, Sums, TURNS};
 use crate::ops::buffers::{Aligned, Buffer, uninit_vec};
-use crate::ops::depthwise::{
-    self, Frame, Lanes, Prefetch, SLICE, Strip, chunk_rows, convolve_rows, prefetch_next, set_vector, vector,
-};
+use crate::ops::depthwise::{self, Frame, Prefetch, Strip, chunk_rows, convolve_rows, prefetch_next};
 use crate::ops::matmul::{Packed, ROW_BLOCK};
 use crate::ops::parallel::{self, Shared};
 use crate::ops::rows::{Left, RowSource, normalise, product};
-use crate::ops::simd::{Kernel, Simd, dispatch};
+use crate::ops::simd::{Kernel, Simd, dispatch, entry_points};
+use crate::ops::slice::{Lane, Lanes, SLICE, lanes};
 use crate::ranks::Ranks;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -197,8 +196,10 @@ struct DepthwiseForward<'a, A> {
 
 impl<A: Act> Kernel for DepthwiseForward<'_, A> {
     type Output = Sums;
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Sums {
+    fn run<S: Simd>(self, s: S) -> Sums {
         let (conv, layout, inputs) = (self.shape.depthwise(), self.layout, self.shape.in_channels);
         let out_layout = Middle::of_output(self.shape);
         let taps = conv.taps() * SLICE;
@@ -238,11 +239,11 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
                 let of_image = rows.len() * columns * SLICE;
                 let y2 = &mut y2[start * columns * SLICE..][..images.len() * of_image];
                 let next = Prefetch::after(y2);
-                next.issue::<S>(0);
+                next.issue(s, 0);
                 match &expand {
                     None => {
                         for (frame, x) in frames.iter_mut().zip(x.chunks_exact(image_len)) {
-                            frame.fill::<S>(x, strip, made..needed, |_, x| x);
+                            frame.fill(s, x, strip, made..needed, |_, x| x);
                         }
                     }
                     Some(expand) => {
@@ -251,42 +252,36 @@ impl<A: Act> Kernel for DepthwiseForward<'_, A> {
                             let kept = row * conv.width * SLICE;
                             let raw = if y1.is_empty() { &mut tile[..] } else { &mut y1[kept..] };
                             expand.convolve(x, conv.width, rows.clone(), images.len(), raw);
-                            // SAFETY: the CPU has `S` by this function's contract.
-                            unsafe { expand.activate::<S, A>(raw, conv.width, rows, frames) };
+                            expand.activate::<S, A>(s, raw, conv.width, rows, frames);
                         }
                     }
                 }
                 let of_x = images.len() * made * conv.width * inputs..images.len() * needed * conv.width * inputs;
                 made = needed;
-                next.issue::<S>(1);
-                prefetch_next::<S>(x, of_x, slice, layout.slices);
+                next.issue(s, 1);
+                prefetch_next(s, x, of_x, slice, layout.slices);
                 for (frame, y2) in frames.iter().zip(y2.chunks_exact_mut(of_image)) {
                     convolve_rows(frame, conv, weights, rows.clone(), width, y2);
                 }
-                (2..Prefetch::PARTS).for_each(|part| next.issue::<S>(part));
+                (2..Prefetch::PARTS).for_each(|part| next.issue(s, part));
                 if !self.with_sums {
                     continue;
                 }
                 let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
-                for lane in (0..width).step_by(S::LANES) {
-                    // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below the
-                    // slice's width, so the vector at `lane` lies inside each array of `SLICE` values; the CPU has `S`
-                    // by this function's contract.
-                    unsafe {
-                        let mut running = RunningSums::<S>::new();
-                        let (turns, rest) = y2.as_chunks::<SLICE>().0.as_chunks::<TURNS>();
-                        for y2 in turns {
-                            for (turn, y2) in y2.iter().enumerate() {
-                                running.add(turn, vector::<S>(y2, lane), vector::<S>(y2, lane));
-                            }
+                for lane in Lane::covering(s, width) {
+                    let mut running = RunningSums::new(s);
+                    let (turns, rest) = y2.as_chunks::<SLICE>().0.as_chunks::<TURNS>();
+                    for y2 in turns {
+                        for (turn, y2) in y2.iter().enumerate() {
+                            running.add(turn, lane.load(y2), lane.load(y2));
                         }
-                        for y2 in rest {
-                            running.add(0, vector::<S>(y2, lane), vector::<S>(y2, lane));
-                        }
-                        let (sums, squares) = running.totals();
-                        set_vector::<S>(&mut sum, lane, sums);
-                        set_vector::<S>(&mut square, lane, squares);
                     }
+                    for y2 in rest {
+                        running.add(0, lane.load(y2), lane.load(y2));
+                    }
+                    let (sums, squares) = running.totals();
+                    lane.store(&mut sum, sums);
+                    lane.store(&mut square, squares);
                 }
                 sums.add_block(first, &sum[..width], &square[..width]);
             }
@@ -307,7 +302,7 @@ struct Activated<'a, A> {
 
 impl<A: Act> RowSource for Activated<'_, A> {
     #[inline(always)]
-    unsafe fn fill<S: Simd>(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]) {
+    fn fill<S: Simd>(&self, s: S, first: usize, rows: usize, columns: usize, tile: &mut [f32]) {
         let mut done = 0;
         while done < rows {
             let pixels = self.layout.pixels;
@@ -327,26 +322,16 @@ impl<A: Act> RowSource for Activated<'_, A> {
                 let ahead =
                     next.map_or(y2, |(image, pixel)| &self.layout.image(self.y2, image, slice)[pixel..]).as_ptr();
                 let tile = &mut tile[done * columns + start..(done + run) * columns];
-                for lane in (0..width).step_by(S::LANES) {
-                    let kept = S::LANES.min(width - lane);
-                    // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below the
-                    // slice's width, so the vector at `lane` lies inside each array of `SLICE` values. Each row of the
-                    // tile has `kept` values from `lane` on (the slicing checks it), and no more are stored. The CPU
-                    // has `S` by this function's contract.
-                    unsafe {
-                        let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));
-                        let gate = vector::<S>(&gate, lane);
-                        for (pixel, (y2, out)) in y2.iter().zip(tile.chunks_mut(columns)).enumerate() {
-                            if lane == 0 {
-                                S::prefetch(ahead.wrapping_add(pixel).cast());
-                            }
-                            let value = A::values::<S>(S::mul_add(vector::<S>(y2, lane), scale, shift));
-                            let out = out[lane..lane + kept].as_mut_ptr();
-                            match kept == S::LANES {
-                                true => S::store(out, S::mul(value, gate)),
-                                false => S::store_first(out, S::mul(value, gate), kept),
-                            }
+                for lane in Lane::covering(s, width) {
+                    let kept = lane.start()..width.min(lane.start() + S::LANES);
+                    let (scale, shift) = (lane.load(&scale), lane.load(&shift));
+                    let gate = lane.load(&gate);
+                    for (pixel, (y2, out)) in y2.iter().zip(tile.chunks_mut(columns)).enumerate() {
+                        if lane.start() == 0 {
+                            s.prefetch(ahead.wrapping_add(pixel).cast());
                         }
+                        let value = A::values(s, s.mul_add(lane.load(y2), scale, shift));
+                        s.write(&mut out[kept.clone()], s.mul(value, gate));
                     }
                 }
             }
@@ -377,30 +362,27 @@ struct Pool<'a, A> {
 
 impl<A: Act> Kernel for Pool<'_, A> {
     type Output = ();
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, s: S) {
         let channels = self.affine.scale.len();
         for (image, pooled) in self.images.zip(self.pooled.chunks_exact_mut(channels)) {
             for (slice, pooled) in pooled.chunks_mut(SLICE).enumerate() {
                 let scale = lanes(&self.affine.scale, slice * SLICE, pooled.len());
                 let shift = lanes(&self.affine.shift, slice * SLICE, pooled.len());
                 let mut total = [0.0; SLICE];
-                for lane in (0..pooled.len()).step_by(S::LANES) {
-                    // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below the
-                    // slice's width, so the vector at `lane` lies inside each array of `SLICE` values; the CPU has `S`
-                    // by this function's contract.
-                    unsafe {
-                        let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));
-                        let mut all = S::splat(0.0);
-                        for y2 in self.layout.image(self.y2, image, slice).chunks(ROW_BLOCK) {
-                            let mut sum = S::splat(0.0);
-                            for y2 in y2 {
-                                sum = S::add(sum, A::values::<S>(S::mul_add(vector::<S>(y2, lane), scale, shift)));
-                            }
-                            all = S::add(all, sum);
+                for lane in Lane::covering(s, pooled.len()) {
+                    let (scale, shift) = (lane.load(&scale), lane.load(&shift));
+                    let mut all = s.splat(0.0);
+                    for y2 in self.layout.image(self.y2, image, slice).chunks(ROW_BLOCK) {
+                        let mut sum = s.splat(0.0);
+                        for y2 in y2 {
+                            sum = s.add(sum, A::values(s, s.mul_add(lane.load(y2), scale, shift)));
                         }
-                        set_vector::<S>(&mut total, lane, all);
+                        all = s.add(all, sum);
                     }
+                    lane.store(&mut total, all);
                 }
                 for (out, total) in pooled.iter_mut().zip(total) {
                     *out = total / self.layout.pixels as f32;

@@ -4,8 +4,9 @@
 //! over the pixels of one would not pay.
 
 use super::BlockShape;
-use crate::ops::depthwise::{CHUNK, Lanes, SLICE};
+use crate::ops::depthwise::CHUNK;
 use crate::ops::parallel;
+use crate::ops::slice::{Lanes, SLICE};
 use std::ops::Range;
 
 /// Extents of a tensor of the middle channels.

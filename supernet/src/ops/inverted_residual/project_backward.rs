@@ -3,13 +3,14 @@
 
 use super::middle::Middle;
 use crate::ops::activation::Act;
-use crate::ops::batch_norm::{Affine, RunningSums, Sums, TURNS, lanes};
+use crate::ops::batch_norm::{Affine, RunningSums, Sums, TURNS};
 use crate::ops::buffers::Aligned;
-use crate::ops::depthwise::{CHUNK, Lanes, Prefetch, SLICE, set_vector, vector};
+use crate::ops::depthwise::{CHUNK, Prefetch};
 use crate::ops::matmul::{Packed, accumulate_transposed, multiply};
 use crate::ops::parallel::Shared;
 use crate::ops::rows::RawGradient;
-use crate::ops::simd::{Kernel, Simd};
+use crate::ops::simd::{Kernel, Simd, entry_points};
+use crate::ops::slice::{Lane, Lanes, SLICE, lanes};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -30,81 +31,69 @@ impl ImageSums {
 
     /// Sets the sums over pixels of the channels from `lane` on, and writes the projection's input `z`; `affine` is
     /// batch norm's scale and shift.
-    ///
-    /// # Safety
-    /// The CPU has `S`, and `lane` is a multiple of its vector length, below [`SLICE`].
     #[inline(always)]
-    unsafe fn set_ungated<S: Simd, A: Act>(
+    fn set_ungated<S: Simd, A: Act>(
         &mut self,
-        lane: usize,
+        s: S,
+        lane: Lane<S>,
         affine: [S::V; 2],
         y2: &[Lanes],
         g: &[Lanes],
         z: &mut [Lanes],
     ) {
-        // SAFETY: the vector length divides `SLICE`, so by the contract the vector at `lane` lies inside each array of
-        // `SLICE` values; the CPU has `S` by the contract.
-        unsafe {
-            let mut running = RunningSums::<S>::new();
-            let (g, z) = (&g[..y2.len()], &mut z[..y2.len()]);
-            let ((y2, y2_rest), (g, g_rest)) = (y2.as_chunks::<TURNS>(), g.as_chunks::<TURNS>());
-            let (z, z_rest) = z.as_chunks_mut::<TURNS>();
-            for ((y2, g), z) in y2.iter().zip(g).zip(z) {
-                for (turn, ((y2, g), z)) in y2.iter().zip(g).zip(z).enumerate() {
-                    add_pixel::<S, A>(lane, affine, y2, g, z, &mut running, turn);
-                }
+        let mut running = RunningSums::new(s);
+        let (g, z) = (&g[..y2.len()], &mut z[..y2.len()]);
+        let ((y2, y2_rest), (g, g_rest)) = (y2.as_chunks::<TURNS>(), g.as_chunks::<TURNS>());
+        let (z, z_rest) = z.as_chunks_mut::<TURNS>();
+        for ((y2, g), z) in y2.iter().zip(g).zip(z) {
+            for (turn, ((y2, g), z)) in y2.iter().zip(g).zip(z).enumerate() {
+                add_pixel::<S, A>(s, lane, affine, y2, g, z, &mut running, turn);
             }
-            for ((y2, g), z) in y2_rest.iter().zip(g_rest).zip(z_rest) {
-                add_pixel::<S, A>(lane, affine, y2, g, z, &mut running, 0);
-            }
-            let (sums, by_values) = running.totals();
-            let [sum, by_value] = &mut self.by_slope;
-            set_vector::<S>(sum, lane, sums);
-            set_vector::<S>(by_value, lane, by_values);
         }
+        for ((y2, g), z) in y2_rest.iter().zip(g_rest).zip(z_rest) {
+            add_pixel::<S, A>(s, lane, affine, y2, g, z, &mut running, 0);
+        }
+        let (sums, by_values) = running.totals();
+        let [sum, by_value] = &mut self.by_slope;
+        lane.store(sum, sums);
+        lane.store(by_value, by_values);
     }
 
     /// Adds the sums over pixels of the channels from `lane` on, with squeeze-excite, and writes the projection's input
     /// `z`; the third vector is the gate.
-    ///
-    /// # Safety
-    /// The CPU has `S`, and `lane` is a multiple of its vector length, below [`SLICE`].
     #[inline(always)]
-    unsafe fn add_gated<S: Simd, A: Act>(
+    fn add_gated<S: Simd, A: Act>(
         &mut self,
-        lane: usize,
+        s: S,
+        lane: Lane<S>,
         [scale, shift, gate]: [S::V; 3],
         y2: &[Lanes],
         g: &[Lanes],
         z: &mut [Lanes],
     ) {
-        // SAFETY: the vector length divides `SLICE`, so by the contract the vector at `lane` lies inside each array of
-        // `SLICE` values; the CPU has `S` by the contract.
-        unsafe {
-            let [own, own_by_value] = &mut self.by_slope;
-            let (mut sums, mut by_values) = (vector::<S>(own, lane), vector::<S>(own_by_value, lane));
-            let [slope, slope_by_value] = &mut self.slope;
-            let (mut slopes, mut slopes_by_value) = (vector::<S>(slope, lane), vector::<S>(slope_by_value, lane));
-            let mut values = vector::<S>(&self.value, lane);
-            for ((y2, g), z) in y2.iter().zip(g).zip(z) {
-                let (y2, g) = (vector::<S>(y2, lane), vector::<S>(g, lane));
-                let normalised = S::mul_add(y2, scale, shift);
-                let value = A::values::<S>(normalised);
-                set_vector::<S>(z, lane, S::mul(value, gate));
-                let slope = A::times_slopes::<S>(normalised, S::splat(1.0));
-                let by_slope = S::mul(g, slope);
-                sums = S::add(sums, by_slope);
-                by_values = S::mul_add(by_slope, y2, by_values);
-                slopes = S::add(slopes, slope);
-                slopes_by_value = S::mul_add(slope, y2, slopes_by_value);
-                values = S::mul_add(g, value, values);
-            }
-            set_vector::<S>(own, lane, sums);
-            set_vector::<S>(own_by_value, lane, by_values);
-            set_vector::<S>(slope, lane, slopes);
-            set_vector::<S>(slope_by_value, lane, slopes_by_value);
-            set_vector::<S>(&mut self.value, lane, values);
+        let [own, own_by_value] = &mut self.by_slope;
+        let (mut sums, mut by_values) = (lane.load(own), lane.load(own_by_value));
+        let [slope, slope_by_value] = &mut self.slope;
+        let (mut slopes, mut slopes_by_value) = (lane.load(slope), lane.load(slope_by_value));
+        let mut values = lane.load(&self.value);
+        for ((y2, g), z) in y2.iter().zip(g).zip(z) {
+            let (y2, g) = (lane.load(y2), lane.load(g));
+            let normalised = s.mul_add(y2, scale, shift);
+            let value = A::values(s, normalised);
+            lane.store(z, s.mul(value, gate));
+            let slope = A::times_slopes(s, normalised, s.splat(1.0));
+            let by_slope = s.mul(g, slope);
+            sums = s.add(sums, by_slope);
+            by_values = s.mul_add(by_slope, y2, by_values);
+            slopes = s.add(slopes, slope);
+            slopes_by_value = s.mul_add(slope, y2, slopes_by_value);
+            values = s.mul_add(g, value, values);
         }
+        lane.store(own, sums);
+        lane.store(own_by_value, by_values);
+        lane.store(slope, slopes);
+        lane.store(slope_by_value, slopes_by_value);
+        lane.store(&mut self.value, values);
     }
 
     #[inline(always)]
@@ -119,12 +108,10 @@ impl ImageSums {
 }
 
 /// Processes one pixel of [`ImageSums::set_ungated`].
-///
-/// # Safety
-/// The CPU has `S`, and `lane` is a multiple of its vector length, below [`SLICE`].
 #[inline(always)]
-unsafe fn add_pixel<S: Simd, A: Act>(
-    lane: usize,
+fn add_pixel<S: Simd, A: Act>(
+    s: S,
+    lane: Lane<S>,
     [scale, shift]: [S::V; 2],
     y2: &Lanes,
     g: &Lanes,
@@ -132,14 +119,10 @@ unsafe fn add_pixel<S: Simd, A: Act>(
     running: &mut RunningSums<S>,
     turn: usize,
 ) {
-    // SAFETY: the vector length divides `SLICE`, so by the contract the vector at `lane` lies inside each array of
-    // `SLICE` values; the CPU has `S` by the contract.
-    unsafe {
-        let y2 = vector::<S>(y2, lane);
-        let normalised = S::mul_add(y2, scale, shift);
-        set_vector::<S>(z, lane, A::values::<S>(normalised));
-        running.add(turn, A::times_slopes::<S>(normalised, vector::<S>(g, lane)), y2);
-    }
+    let y2 = lane.load(y2);
+    let normalised = s.mul_add(y2, scale, shift);
+    lane.store(z, A::values(s, normalised));
+    running.add(turn, A::times_slopes(s, normalised, lane.load(g)), y2);
 }
 
 /// Sums of some images: `[images, slices]`.
@@ -211,8 +194,10 @@ pub(super) struct ProjectBackward<'a, A> {
 impl<A: Act> Kernel for ProjectBackward<'_, A> {
     /// The sums, and the transposed weight gradient `[middle, stride]`.
     type Output = (MiddleSums, Aligned);
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Self::Output {
+    fn run<S: Simd>(self, s: S) -> Self::Output {
         let (m, n, stride) = (self.affine2.scale.len(), self.raw.back.constant.len(), self.stride);
         let (layout, pixels) = (self.layout, self.layout.pixels);
         let images = layout.images(self.groups.clone());
@@ -223,8 +208,7 @@ impl<A: Act> Kernel for ProjectBackward<'_, A> {
         let mut weight_gradient = Aligned::zeros(m * stride);
         for (group, g3) in self.groups.zip(self.g3.chunks_mut(layout.together * pixels * stride)) {
             let images = layout.images(group..group + 1);
-            // SAFETY: the CPU has `S` by this function's contract.
-            unsafe { self.raw.fill::<S>(images.start * pixels, images.len() * pixels, stride, g3) };
+            self.raw.fill(s, images.start * pixels, images.len() * pixels, stride, g3);
             for (slice, weight) in self.project.iter().enumerate() {
                 let (first, width) = (slice * SLICE, SLICE.min(m - slice * SLICE));
                 let scale = lanes(&self.affine2.scale, first, width);
@@ -243,35 +227,30 @@ impl<A: Act> Kernel for ProjectBackward<'_, A> {
                         Some(g2) => unsafe { g2.slice(of_chunk..of_chunk + y2.len() * SLICE) },
                     };
                     let next = Prefetch::after(y2);
-                    next.issue::<S>(0);
+                    next.issue(s, 0);
                     multiply(g3, stride, y2.len(), weight, g, SLICE);
-                    next.issue::<S>(1);
+                    next.issue(s, 1);
                     let part = pixels.min(CHUNK);
                     let parts = y2.chunks(part).zip(g.as_chunks::<SLICE>().0.chunks(part));
                     let parts = parts.zip(z.as_chunks_mut::<SLICE>().0.chunks_mut(part)).zip(images.clone());
                     for (((y2, g), z), image) in parts {
                         let mut block = ImageSums::ZERO;
                         let gate = self.gate.map(|gate| lanes(&gate[image * m..], first, width));
-                        for lane in (0..width).step_by(S::LANES) {
-                            // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below
-                            // the slice's width, so the vector at `lane` lies inside each array of `SLICE` values; the
-                            // CPU has `S` by this function's contract.
-                            unsafe {
-                                let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));
-                                match &gate {
-                                    None => block.set_ungated::<S, A>(lane, [scale, shift], y2, g, z),
-                                    Some(gate) => {
-                                        let gate = vector::<S>(gate, lane);
-                                        block.add_gated::<S, A>(lane, [scale, shift, gate], y2, g, z);
-                                    }
+                        for lane in Lane::covering(s, width) {
+                            let (scale, shift) = (lane.load(&scale), lane.load(&shift));
+                            match &gate {
+                                None => block.set_ungated::<S, A>(s, lane, [scale, shift], y2, g, z),
+                                Some(gate) => {
+                                    let gate = lane.load(gate);
+                                    block.add_gated::<S, A>(s, lane, [scale, shift, gate], y2, g, z);
                                 }
                             }
                         }
                         sums[(image - first_image) * layout.slices + slice].add(&block);
                     }
-                    next.issue::<S>(2);
+                    next.issue(s, 2);
                     accumulate_transposed(&z, SLICE, g3, stride, y2.len(), width, n, weight_gradient, stride);
-                    next.issue::<S>(3);
+                    next.issue(s, 3);
                 }
             }
         }

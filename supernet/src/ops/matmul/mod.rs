@@ -1,0 +1,200 @@
+//! Matrix products of pointwise convolutions: packing, register tiles, and the loops around them.
+//!
+//! In NHWC a 1x1 convolution is `[pixels, in] x [in, out]`. The weight is packed once per call into panels of one to
+//! three vectors of output channels; the inner loop keeps a tile of pixels x panel in registers. The weight gradient is
+//! the same tile with the roles of pixels and channels exchanged.
+
+mod packed;
+mod tiles;
+
+pub(crate) use packed::Packed;
+
+use super::parallel;
+use super::simd::InstructionSet;
+use super::slice::SLICE;
+use packed::panel_vectors;
+use tiles::Tiles;
+
+/// Pixels per call that suit a caller: enough to reuse a panel, few enough to stay in L1 with it.
+pub(crate) const ROW_BLOCK: usize = 48;
+
+/// `c[row, ..n] = a[row, ..k] x b` for all rows; `a_stride` and `c_stride` are row strides.
+pub(crate) fn multiply(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
+    multiply_into::<false>(a, a_stride, rows, b, c, c_stride);
+}
+
+/// `c[row, ..n] += a[row, ..k] x b` for all rows; otherwise like [`multiply`].
+pub(crate) fn multiply_add(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
+    multiply_into::<true>(a, a_stride, rows, b, c, c_stride);
+}
+
+/// Computes [`multiply`] with the rows divided among the threads.
+pub(crate) fn multiply_together(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
+    parallel::map_parts(c, c_stride, rows, 1, |range, c| {
+        multiply(&a[range.start * a_stride..], a_stride, range.len(), b, c, c_stride);
+    });
+}
+
+fn multiply_into<const ADD: bool>(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
+    if rows == 0 || b.n == 0 {
+        return;
+    }
+    assert!(c_stride >= b.n);
+    let lanes = InstructionSet::active().lanes();
+    let vectors = b.n.div_ceil(lanes);
+    let (mut done, mut offset) = (0, 0);
+    while done < vectors {
+        let nr = panel_vectors(vectors, done);
+        let tiles = Tiles {
+            k: b.k,
+            a,
+            a_stride,
+            b: &b.data[offset..],
+            b_stride: nr * lanes,
+            c: &mut c[done * lanes..],
+            c_stride,
+            width: (nr * lanes).min(b.n - done * lanes),
+        };
+        tiles.column::<false, ADD>(nr, rows);
+        offset += b.k * nr * lanes;
+        done += nr;
+    }
+}
+
+/// `c[i, j] += sum over rows of a[row, i] * b[row, j]`, for `i < m`, `j < n`: the weight gradient.
+///
+/// `b_stride` and `c_stride` must hold `n` rounded up to whole vectors. Columns of `b` beyond `n` may hold any number:
+/// they reach only those columns of `c`, which no caller reads.
+#[allow(clippy::too_many_arguments)] // a matrix product has three matrices with strides and three extents
+pub(crate) fn accumulate_transposed(
+    a: &[f32],
+    a_stride: usize,
+    b: &[f32],
+    b_stride: usize,
+    rows: usize,
+    m: usize,
+    n: usize,
+    c: &mut [f32],
+    c_stride: usize,
+) {
+    if rows == 0 || m == 0 || n == 0 {
+        return;
+    }
+    let lanes = InstructionSet::active().lanes();
+    let padded = n.next_multiple_of(lanes);
+    assert!(b_stride >= padded && c_stride >= padded);
+    let (vectors, mut done) = (n.div_ceil(lanes), 0);
+    while done < vectors {
+        let nr = panel_vectors(vectors, done);
+        let tiles = Tiles {
+            k: rows,
+            a,
+            a_stride,
+            b: &b[done * lanes..],
+            b_stride,
+            c: &mut c[done * lanes..],
+            c_stride,
+            width: nr * lanes,
+        };
+        tiles.column::<true, true>(nr, m);
+        done += nr;
+    }
+}
+
+/// Computes [`accumulate_transposed`] with the rows of `c` divided among the threads.
+#[allow(clippy::too_many_arguments)] // a matrix product has three matrices with strides and three extents
+pub(crate) fn accumulate_transposed_together(
+    a: &[f32],
+    a_stride: usize,
+    b: &[f32],
+    b_stride: usize,
+    rows: usize,
+    m: usize,
+    n: usize,
+    c: &mut [f32],
+    c_stride: usize,
+) {
+    parallel::map_parts(c, c_stride, m, SLICE, |range, c| {
+        accumulate_transposed(&a[range.start..], a_stride, b, b_stride, rows, range.len(), n, c, c_stride);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_close, values};
+
+    #[test]
+    fn products_equal_the_plain_sum() {
+        let lanes = InstructionSet::active().lanes();
+        for &(rows, k, n) in &[
+            (1, 1, 1),
+            (5, 3, 7),
+            (13, 16, 24),
+            (48, 17, 41),
+            (7, 40, 8),
+            (33, 9, 96),
+            (2, 5, 100),
+            (50, 27, 16),
+            (29, 24, 16),
+            (15, 12, 12),
+        ] {
+            let (a, b) = (values(rows * (k + 2), 1), values(n * k, 2));
+            let packed = Packed::new(&b, k, n, 1, k); // b as [n, k]
+            let stride = n + 3;
+            let mut c = vec![7.0; rows * stride];
+            multiply(&a, k + 2, rows, &packed, &mut c, stride);
+            for row in 0..rows {
+                let expected: Vec<f64> = (0..n)
+                    .map(|j| (0..k).map(|i| f64::from(a[row * (k + 2) + i]) * f64::from(b[j * k + i])).sum())
+                    .collect();
+                assert_close(&c[row * stride..row * stride + n], &expected, 1e-5, "product");
+                assert!(c[row * stride + n..(row + 1) * stride].iter().all(|&v| v == 7.0), "wrote past the row");
+            }
+            let once = c.clone();
+            multiply_add(&a, k + 2, rows, &packed, &mut c, stride);
+            for (twice, once) in c.chunks_exact(stride).zip(once.chunks_exact(stride)) {
+                let doubled: Vec<f64> = once[..n].iter().map(|&v| 2.0 * f64::from(v)).collect();
+                assert_close(&twice[..n], &doubled, 1e-6, "added product");
+                assert!(twice[n..].iter().all(|&v| v == 7.0), "added past the row");
+            }
+            // Slices give the same product; the last one is padded with zeros to whole vectors.
+            for (slice, packed) in Packed::slices(&b, k, n, 1, k).iter().enumerate() {
+                let mut part = vec![7.0; rows * SLICE];
+                multiply(&a, k + 2, rows, packed, &mut part, SLICE);
+                for (part, whole) in part.chunks_exact(SLICE).zip(once.chunks_exact(stride)) {
+                    for (lane, &value) in part.iter().enumerate() {
+                        let column = slice * SLICE + lane;
+                        let expected = match column {
+                            column if column < n => whole[column],
+                            column if column < n.next_multiple_of(lanes) => 0.0,
+                            _ => 7.0,
+                        };
+                        assert!((value - expected).abs() < 1e-5, "slice {slice}, column {column}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn transposed_products_accumulate() {
+        let lanes = InstructionSet::active().lanes();
+        for &(rows, m, n) in
+            &[(1usize, 1usize, 1usize), (32, 16, 24), (17, 13, 11), (40, 7, 96), (3, 25, 33), (20, 29, 12)]
+        {
+            let stride = n.next_multiple_of(lanes);
+            let (a, b) = (values(rows * m, 3), values(rows * stride, 4));
+            let mut c = vec![1.0; m * stride];
+            accumulate_transposed(&a, m, &b, stride, rows, m, n, &mut c, stride);
+            for i in 0..m {
+                let expected: Vec<f64> = (0..n)
+                    .map(|j| {
+                        1.0 + (0..rows).map(|r| f64::from(a[r * m + i]) * f64::from(b[r * stride + j])).sum::<f64>()
+                    })
+                    .collect();
+                assert_close(&c[i * stride..i * stride + n], &expected, 1e-5, "transposed product");
+            }
+        }
+    }
+}
