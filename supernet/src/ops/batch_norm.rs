@@ -2,7 +2,9 @@
 
 use super::buffers::Aligned;
 use super::simd::{Simd, vectors};
-use crate::ranks::Ranks;
+
+/// Adds values over all processes, in place; every process must call it with as many values.
+pub(crate) type SumOverProcesses<'a> = &'a (dyn Fn(&mut [f64]) + Sync);
 
 /// Source of the normalisation's mean and variance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,22 +61,22 @@ impl Sums {
         total
     }
 
-    /// The sums over all ranks, and the total of their counts.
-    pub(crate) fn over(&self, ranks: &Ranks, count: usize) -> (Sums, usize) {
+    /// The sums over all processes, and the total of their counts.
+    fn over(&self, processes: SumOverProcesses, count: usize) -> (Sums, usize) {
         let mut values = [&self.sum[..], &self.square[..], &[count as f64][..]].concat();
-        ranks.sum_f64(&mut values);
+        processes(&mut values);
         let (sum, square) = values[..2 * self.sum.len()].split_at(self.sum.len());
         let sums = Sums { sum: sum.to_vec(), square: square.to_vec() };
         (sums, values[2 * self.sum.len()] as usize)
     }
 
-    /// Mean and biased variance over `count` values per channel, or over the values of all `ranks` if statistics are
+    /// Mean and biased variance over `count` values per channel, or over the values of all processes if statistics are
     /// synchronised.
-    pub(crate) fn statistics_over(&self, ranks: Option<&Ranks>, count: usize) -> ChannelStatistics {
-        match ranks {
+    pub(crate) fn statistics_over(&self, over_processes: Option<SumOverProcesses>, count: usize) -> ChannelStatistics {
+        match over_processes {
             None => self.statistics(count),
-            Some(ranks) => {
-                let (sums, count) = self.over(ranks, count);
+            Some(processes) => {
+                let (sums, count) = self.over(processes, count);
                 sums.statistics(count)
             }
         }
@@ -193,10 +195,10 @@ pub(crate) struct Backward {
 }
 
 impl Backward {
-    /// Gradient where `ranks` synchronised the statistics: the input gradient depends on the sums of all ranks, while
-    /// the gradients of weight and bias are this rank's share, like those of every other parameter.
+    /// Gradient where processes synchronised the statistics: the input gradient depends on the sums of all processes,
+    /// while the gradients of weight and bias are this process's share, like those of every other parameter.
     pub(crate) fn over(
-        ranks: Option<&Ranks>,
+        over_processes: Option<SumOverProcesses>,
         sums: &Sums,
         statistics: &ChannelStatistics,
         weight: &[f32],
@@ -204,9 +206,9 @@ impl Backward {
         normalise: Normalise,
     ) -> Self {
         let own = Self::new(sums, statistics, weight, eps, normalise);
-        let Some(ranks) = ranks.filter(|_| normalise == Normalise::Batch) else { return own };
+        let Some(processes) = over_processes.filter(|_| normalise == Normalise::Batch) else { return own };
         let (weight_gradient, bias_gradient) = (own.weight_gradient, own.bias_gradient);
-        let (all, _) = sums.over(ranks, 0);
+        let (all, _) = sums.over(processes, 0);
         Backward { weight_gradient, bias_gradient, ..Self::new(&all, statistics, weight, eps, normalise) }
     }
 

@@ -1,7 +1,7 @@
 //! A dense convolution with batch norm, activation and optional global average pooling, as one op.
 
 use super::activation::{Act, with_activation};
-use super::batch_norm::{Affine, Backward, ChannelStatistics, Normalise, SumBlock, Sums};
+use super::batch_norm::{Affine, Backward, ChannelStatistics, Normalise, SumBlock, SumOverProcesses, Sums};
 use super::buffers::{Aligned, Buffer, uninit_vec};
 use super::columns::{Columns, from_column_order, scatter, to_column_order};
 use super::dense_shape::DenseShape;
@@ -11,7 +11,7 @@ use super::rows::{
     Left, Nothing, RawGradient, RowSource, normalise, pool, product, product_backward, write_transposed,
 };
 use super::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points};
-use super::{contiguous_f32, tensor_values};
+use super::{contiguous_f32, summing, tensor_values};
 use crate::ranks::Ranks;
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 use std::marker::PhantomData;
@@ -83,9 +83,10 @@ impl CustomOp2 for Dense {
         packed_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (x, packed) = (contiguous_f32(x, x_layout)?, contiguous_f32(packed, packed_layout)?);
-        let (given, ranks) = (self.given.as_ref(), self.ranks.as_ref());
+        let sum = summing(self.ranks.as_ref());
+        let (given, over_processes) = (self.given.as_ref(), sum.as_ref().map(|sum| sum as SumOverProcesses));
         let (output, y, statistics) =
-            with_activation!(self.shape.activation, A => forward::<A>(&self.shape, x, packed, given, ranks));
+            with_activation!(self.shape.activation, A => forward::<A>(&self.shape, x, packed, given, over_processes));
         let mut saved = lock(&self.saved)?;
         saved.1 = statistics;
         saved.0 = self.keep.then_some(y);
@@ -108,11 +109,13 @@ impl CustomOp2 for Dense {
         };
         let with_input = x.track_op();
         let normalise = if self.given.is_some() { Normalise::Given } else { Normalise::Batch };
+        let sum = summing(self.ranks.as_ref());
+        let over_processes = sum.as_ref().map(|sum| sum as SumOverProcesses);
         let (dx, dp) = tensor_values(x, |x| {
             tensor_values(packed, |packed| {
                 tensor_values(gradient, |g| {
                     Ok(with_activation!(self.shape.activation, A =>
-                        backward::<A>(&self.shape, x, packed, &y, &statistics, normalise, self.ranks.as_ref(), g, with_input)))
+                        backward::<A>(&self.shape, x, packed, &y, &statistics, normalise, over_processes, g, with_input)))
                 })
             })
         })?;
@@ -126,7 +129,7 @@ fn forward<A: Act>(
     x: &[f32],
     packed: &[f32],
     given: Option<&ChannelStatistics>,
-    ranks: Option<&Ranks>,
+    over_processes: Option<SumOverProcesses>,
 ) -> (Vec<f32>, Buffer, ChannelStatistics) {
     let (rows, columns, n) = (shape.rows(), shape.columns(), shape.out_channels);
     let (norm_weight, norm_bias, end) = shape.offsets();
@@ -139,7 +142,7 @@ fn forward<A: Act>(
         let weight = Packed::new(&ordered, columns, n, 1, columns);
         product(Left::Made(&Columns { shape, x }), rows, &weight, &mut y, given.is_none())
     };
-    let statistics = given.cloned().unwrap_or_else(|| sums.statistics_over(ranks, rows));
+    let statistics = given.cloned().unwrap_or_else(|| sums.statistics_over(over_processes, rows));
     let affine = Affine::new(&statistics, &packed[norm_weight..norm_bias], &packed[norm_bias..end], shape.eps);
     let output = if shape.pool {
         pool::<A>(&y, &affine, shape.batch)
@@ -160,7 +163,7 @@ fn backward<A: Act>(
     y: &[f32],
     statistics: &ChannelStatistics,
     normalise: Normalise,
-    ranks: Option<&Ranks>,
+    over_processes: Option<SumOverProcesses>,
     g: &[f32],
     with_input: bool,
 ) -> (Option<Vec<f32>>, Vec<f32>) {
@@ -176,7 +179,7 @@ fn backward<A: Act>(
         dispatch(Mask::<A> { g, y: &y[span], affine: &affine, pooled, masked, activation: PhantomData })
     });
     let sums = Sums::total(parts);
-    let back = Backward::over(ranks, &sums, statistics, &packed[norm_weight..norm_bias], shape.eps, normalise);
+    let back = Backward::over(over_processes, &sums, statistics, &packed[norm_weight..norm_bias], shape.eps, normalise);
     let mut gradient = vec![0.0; end];
     gradient[norm_weight..norm_bias].copy_from_slice(&back.weight_gradient);
     gradient[norm_bias..].copy_from_slice(&back.bias_gradient);

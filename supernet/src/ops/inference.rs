@@ -8,11 +8,12 @@ use super::columns::{Columns, to_column_order};
 use super::dense_shape::DenseShape;
 use super::depthwise::{self, Frame, Strip, chunk_rows, convolve_rows};
 use super::matmul::{Packed, ROW_BLOCK, multiply};
-use super::parallel::{self, Shared};
+use super::parallel;
 use super::pools::{Windows, max_windows, mean_windows};
 use super::rows::{Left, Nothing, RowSource};
 use super::simd::{Kernel, Simd, dispatch, entry_points};
 use super::slice::{SLICE, lanes};
+use super::strips::Strips;
 use crate::space::Activation;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -180,12 +181,16 @@ impl Depthwise {
         let shape = depthwise::Shape { channels, kernel: self.kernel, stride: self.stride, height, width };
         assert_eq!(input.len(), batch * shape.in_pixels() * channels);
         assert_eq!(output.len(), batch * shape.out_pixels() * channels);
-        let output = Shared::new(output);
-        let pooled = pooled.map(|pooled| {
+        let mut output = Strips::new(output, shape.out_pixels(), channels);
+        let mut pooled = pooled.map(|pooled| {
             assert_eq!(pooled.len(), batch * channels);
-            Shared::new(pooled)
+            Strips::new(pooled, 1, channels)
         });
-        parallel::map(batch * shape.slices(), 1, |tasks| {
+        let parts = parallel::ranges(batch * shape.slices(), 1).into_iter().map(|tasks| {
+            let count = tasks.len();
+            (tasks, output.split_off(count), pooled.as_mut().map(|pooled| pooled.split_off(count)))
+        });
+        parallel::map_items(parts.collect(), |(tasks, output, pooled)| {
             with_activation!(activation, A => dispatch(DepthwiseTasks::<A> {
                 layer: self, shape, input, output, pooled, tasks, activation: PhantomData,
             }))
@@ -197,9 +202,9 @@ struct DepthwiseTasks<'a, A> {
     layer: &'a Depthwise,
     shape: depthwise::Shape,
     input: &'a [f32],
-    output: Shared,
-    pooled: Option<Shared>,
-    /// Pairs (image, slice) that no concurrent kernel has.
+    output: Strips<'a>,
+    pooled: Option<Strips<'a>>,
+    /// Pairs (image, slice), of which `output` and `pooled` hold the strips.
     tasks: Range<usize>,
     activation: PhantomData<A>,
 }
@@ -217,7 +222,8 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
         let at_a_time = chunk_rows(columns).min(out_height);
         let mut frame = Frame::of_input(shape);
         let mut tile = Buffer::with_arbitrary_contents(at_a_time * columns * SLICE);
-        for task in self.tasks {
+        let mut pooled = self.pooled;
+        for (task, mut output) in self.tasks.zip(self.output) {
             let (image, slice) = (task / shape.slices(), task % shape.slices());
             let (first, width) = (slice * SLICE, shape.slice_width(slice));
             let image_input = &self.input[image * shape.in_pixels() * channels..];
@@ -238,11 +244,7 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
                         values[lane] = A::value(values[lane] + bias[lane]);
                         sum[lane] += values[lane];
                     }
-                    let offset = (image * shape.out_pixels() + start * columns + pixel) * channels + first;
-                    // SAFETY: the range covers this slice's channels of one pixel of this image. No other task has this
-                    // image and slice, so no other reference covers it; `run` keeps `output` borrowed until all tasks
-                    // are done.
-                    let out = unsafe { self.output.slice(offset..offset + width) };
+                    let out = output.pixel(start * columns + pixel);
                     if width == SLICE {
                         out.copy_from_slice(values);
                     } else {
@@ -250,12 +252,8 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
                     }
                 }
             }
-            if let Some(pooled) = &self.pooled {
-                let offset = image * channels + first;
-                // SAFETY: the range covers this slice's channels of this image. No other task has this image and slice,
-                // so no other reference covers it; `run` keeps `pooled` borrowed until all tasks are done.
-                let pooled = unsafe { pooled.slice(offset..offset + width) };
-                for (out, sum) in pooled.iter_mut().zip(sum) {
+            if let Some(mut pooled) = pooled.as_mut().and_then(Iterator::next) {
+                for (out, sum) in pooled.pixel(0).iter_mut().zip(sum) {
                     *out = sum / shape.out_pixels() as f32;
                 }
             }

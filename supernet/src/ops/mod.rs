@@ -43,6 +43,7 @@ mod shape_tests;
 mod simd;
 mod slice;
 mod sparse;
+mod strips;
 mod sync;
 #[cfg(test)]
 mod testing;
@@ -63,7 +64,13 @@ pub use relay::Relay;
 pub use simd::{InstructionSet, UnknownInstructionSet};
 pub use sparse::{SparseLayer, SparseRows};
 
+use crate::ranks::Ranks;
 use candle_core::{CpuStorage, Layout, Tensor};
+
+/// The sum over all ranks, as kernels call it.
+fn summing(ranks: Option<&Ranks>) -> Option<impl Fn(&mut [f64]) + Sync> {
+    ranks.map(|ranks| |values: &mut [f64]| ranks.sum_f64(values))
+}
 
 /// The values of a contiguous f32 tensor on the CPU, inside a custom op.
 fn contiguous_f32<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {

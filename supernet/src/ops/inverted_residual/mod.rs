@@ -29,11 +29,14 @@
 //! than memory, and `y1` or the gradient at the projection's input are stored as well. Module `middle` describes their
 //! layout.
 
+mod activated;
 mod backward;
 mod depthwise_backward;
+mod depthwise_forward;
 mod expand;
 mod forward;
 mod middle;
+mod middle_gradient;
 mod op;
 mod project_backward;
 mod squeeze_excite;

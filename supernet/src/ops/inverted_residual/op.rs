@@ -1,9 +1,9 @@
 //! The inverted residual block as a differentiable candle op.
 
 use super::{BlockShape, BlockStatistics, Parameters, Saved, backward, forward};
-use crate::ops::batch_norm::Normalise;
+use crate::ops::batch_norm::{Normalise, SumOverProcesses};
 use crate::ops::relay::{self, Link, Relay, Slot};
-use crate::ops::tensor_values;
+use crate::ops::{summing, tensor_values};
 use crate::ranks::Ranks;
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 use std::sync::Mutex;
@@ -50,8 +50,10 @@ pub fn inverted_residual(
     } else {
         (x.value().clone(), None)
     };
+    let sum = summing(ranks);
+    let over_processes = sum.as_ref().map(|sum| sum as SumOverProcesses);
     let (output, saved, statistics) = tensor_values(&value, |x| {
-        tensor_values(&packed, |packed| Ok(forward::forward(&shape, x, packed, given.as_ref(), ranks, keep)))
+        tensor_values(&packed, |packed| Ok(forward::forward(&shape, x, packed, given.as_ref(), over_processes, keep)))
     })?;
     let output = Tensor::from_vec(output, out_shape, value.device())?;
     let Some(read) = read else { return Ok((Relay::from(output), statistics)) };
@@ -109,10 +111,12 @@ impl CustomOp2 for InvertedResidual {
         let Some(saved) = saved else {
             candle_core::bail!("inverted residual: its gradient was asked for twice");
         };
+        let sum = summing(self.ranks.as_ref());
+        let over_processes = sum.as_ref().map(|sum| sum as SumOverProcesses);
         let (dx, dp) = tensor_values(&self.x, |x| {
             tensor_values(packed, |packed| {
                 tensor_values(&self.written.take()?, |g| {
-                    Ok(backward::backward(&self.shape, x, packed, &saved, self.normalise, self.ranks.as_ref(), g))
+                    Ok(backward::backward(&self.shape, x, packed, &saved, self.normalise, over_processes, g))
                 })
             })
         })?;

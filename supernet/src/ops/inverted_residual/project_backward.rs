@@ -7,7 +7,6 @@ use crate::ops::batch_norm::{Affine, RunningSums, Sums, TURNS};
 use crate::ops::buffers::Aligned;
 use crate::ops::depthwise::{CHUNK, Prefetch};
 use crate::ops::matmul::{Packed, accumulate_transposed, multiply};
-use crate::ops::parallel::Shared;
 use crate::ops::rows::RawGradient;
 use crate::ops::simd::{Kernel, Simd, entry_points};
 use crate::ops::slice::{Lane, Lanes, SLICE, lanes};
@@ -133,6 +132,10 @@ pub(super) struct MiddleSums {
 }
 
 impl MiddleSums {
+    fn of(&mut self, image: usize, slice: usize) -> &mut ImageSums {
+        &mut self.sums[(image - self.first_image) * self.slices + slice]
+    }
+
     /// The gate's gradient `[images, middle]`.
     pub(super) fn gate_gradient(&self, middle: usize) -> Vec<f32> {
         let mut gradient = Vec::with_capacity(self.sums.len() / self.slices * middle);
@@ -184,9 +187,8 @@ pub(super) struct ProjectBackward<'a, A> {
     pub stride: usize,
     /// Output: the gradient at the raw `y3` for the images of `groups`.
     pub g3: &'a mut [f32],
-    /// Output, if kept: the gradient at the projection's input, in the layout of `y2`.
-    pub g2: Option<Shared>,
-    /// Groups that no concurrent kernel has.
+    /// Output for `groups`, if kept, otherwise empty: the gradient at the projection's input, in the layout of `y2`.
+    pub g2: &'a mut [f32],
     pub groups: Range<usize>,
     pub activation: PhantomData<A>,
 }
@@ -197,63 +199,91 @@ impl<A: Act> Kernel for ProjectBackward<'_, A> {
     entry_points!();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Self::Output {
-        let (m, n, stride) = (self.affine2.scale.len(), self.raw.back.constant.len(), self.stride);
-        let (layout, pixels) = (self.layout, self.layout.pixels);
+    fn run<S: Simd>(mut self, s: S) -> Self::Output {
+        let (layout, stride, m) = (self.layout, self.stride, self.affine2.scale.len());
+        let pixels = layout.pixels;
         let images = layout.images(self.groups.clone());
-        let first_image = images.start;
-        let mut sums = vec![ImageSums::ZERO; images.len() * layout.slices];
+        let mut totals = Totals {
+            sums: MiddleSums {
+                first_image: images.start,
+                slices: layout.slices,
+                sums: vec![ImageSums::ZERO; images.len() * layout.slices],
+            },
+            weight_gradient: Aligned::zeros(m * stride),
+        };
         let mut tile = Aligned::zeros(CHUNK * SLICE);
         let mut z = Aligned::zeros(CHUNK * SLICE);
-        let mut weight_gradient = Aligned::zeros(m * stride);
-        for (group, g3) in self.groups.zip(self.g3.chunks_mut(layout.together * pixels * stride)) {
+        let (g3, g2) = (std::mem::take(&mut self.g3), std::mem::take(&mut self.g2));
+        let mut g2 = g2.chunks_mut(layout.stride());
+        for (group, g3) in self.groups.clone().zip(g3.chunks_mut(layout.together * pixels * stride)) {
             let images = layout.images(group..group + 1);
             self.raw.fill(s, images.start * pixels, images.len() * pixels, stride, g3);
-            for (slice, weight) in self.project.iter().enumerate() {
-                let (first, width) = (slice * SLICE, SLICE.min(m - slice * SLICE));
-                let scale = lanes(&self.affine2.scale, first, width);
-                let shift = lanes(&self.affine2.shift, first, width);
-                let weight_gradient = &mut weight_gradient[first * stride..][..width * stride];
-                let range = layout.group(group, slice);
-                let y2 = self.y2[range.clone()].as_chunks::<SLICE>().0;
+            for slice in 0..layout.slices {
+                let y2 = self.y2[layout.group(group, slice)].as_chunks::<SLICE>().0;
+                let mut g2 = g2.next().map(|g2| g2.chunks_mut(CHUNK * SLICE));
                 // All pixels of a group of images, or a part of one image.
-                for (chunk, (y2, g3)) in y2.chunks(CHUNK).zip(g3.chunks(CHUNK * stride)).enumerate() {
-                    let of_chunk = range.start + chunk * CHUNK * SLICE;
-                    let g = match &self.g2 {
+                for (y2, g3) in y2.chunks(CHUNK).zip(g3.chunks(CHUNK * stride)) {
+                    let g = match g2.as_mut().and_then(Iterator::next) {
+                        Some(g2) => &mut g2[..y2.len() * SLICE],
                         None => &mut tile[..y2.len() * SLICE],
-                        // SAFETY: the range is this chunk of this slice of this group. No concurrent kernel has the
-                        // group, so no other reference covers it; the function that built this kernel keeps `g2`
-                        // borrowed until the kernel is done.
-                        Some(g2) => unsafe { g2.slice(of_chunk..of_chunk + y2.len() * SLICE) },
                     };
-                    let next = Prefetch::after(y2);
-                    next.issue(s, 0);
-                    multiply(g3, stride, y2.len(), weight, g, SLICE);
-                    next.issue(s, 1);
-                    let part = pixels.min(CHUNK);
-                    let parts = y2.chunks(part).zip(g.as_chunks::<SLICE>().0.chunks(part));
-                    let parts = parts.zip(z.as_chunks_mut::<SLICE>().0.chunks_mut(part)).zip(images.clone());
-                    for (((y2, g), z), image) in parts {
-                        let mut block = ImageSums::ZERO;
-                        let gate = self.gate.map(|gate| lanes(&gate[image * m..], first, width));
-                        for lane in Lane::covering(s, width) {
-                            let (scale, shift) = (lane.load(&scale), lane.load(&shift));
-                            match &gate {
-                                None => block.set_ungated::<S, A>(s, lane, [scale, shift], y2, g, z),
-                                Some(gate) => {
-                                    let gate = lane.load(gate);
-                                    block.add_gated::<S, A>(s, lane, [scale, shift, gate], y2, g, z);
-                                }
-                            }
-                        }
-                        sums[(image - first_image) * layout.slices + slice].add(&block);
-                    }
-                    next.issue(s, 2);
-                    accumulate_transposed(&z, SLICE, g3, stride, y2.len(), width, n, weight_gradient, stride);
-                    next.issue(s, 3);
+                    self.chunk(s, images.clone(), slice, y2, g3, g, &mut z, &mut totals);
                 }
             }
         }
-        (MiddleSums { first_image, slices: layout.slices, sums }, weight_gradient)
+        (totals.sums, totals.weight_gradient)
+    }
+}
+
+/// Sums over the groups of a kernel.
+struct Totals {
+    sums: MiddleSums,
+    /// Transposed, `[middle, stride]`.
+    weight_gradient: Aligned,
+}
+
+impl<A: Act> ProjectBackward<'_, A> {
+    /// Processes all pixels of a group of images, or a part of one image, in one slice: writes the gradient at the
+    /// projection's input to `g`, and its input to `z`.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // operands, scratch memory and outputs of one slice
+    fn chunk<S: Simd>(
+        &self,
+        s: S,
+        images: Range<usize>,
+        slice: usize,
+        y2: &[Lanes],
+        g3: &[f32],
+        g: &mut [f32],
+        z: &mut [f32],
+        totals: &mut Totals,
+    ) {
+        let (m, n, stride) = (self.affine2.scale.len(), self.raw.back.constant.len(), self.stride);
+        let (first, width) = (slice * SLICE, SLICE.min(m - slice * SLICE));
+        let scale = lanes(&self.affine2.scale, first, width);
+        let shift = lanes(&self.affine2.shift, first, width);
+        let next = Prefetch::after(y2);
+        next.issue(s, 0);
+        multiply(g3, stride, y2.len(), &self.project[slice], g, SLICE);
+        next.issue(s, 1);
+        let part = self.layout.pixels.min(CHUNK);
+        let parts = y2.chunks(part).zip(g.as_chunks::<SLICE>().0.chunks(part));
+        let parts = parts.zip(z.as_chunks_mut::<SLICE>().0.chunks_mut(part)).zip(images);
+        for (((y2, g), z), image) in parts {
+            let mut block = ImageSums::ZERO;
+            let gate = self.gate.map(|gate| lanes(&gate[image * m..], first, width));
+            for lane in Lane::covering(s, width) {
+                let (scale, shift) = (lane.load(&scale), lane.load(&shift));
+                match &gate {
+                    None => block.set_ungated::<S, A>(s, lane, [scale, shift], y2, g, z),
+                    Some(gate) => block.add_gated::<S, A>(s, lane, [scale, shift, lane.load(gate)], y2, g, z),
+                }
+            }
+            totals.sums.of(image, slice).add(&block);
+        }
+        next.issue(s, 2);
+        let weight_gradient = &mut totals.weight_gradient[first * stride..][..width * stride];
+        accumulate_transposed(z, SLICE, g3, stride, y2.len(), width, n, weight_gradient, stride);
+        next.issue(s, 3);
     }
 }
