@@ -5,9 +5,9 @@
 //!
 //! | file | concern |
 //! | --- | --- |
-//! | `simd` | instruction sets: detection, dispatch, vectors |
-//! | `parallel`, `ordered` | ranges of work; results in order |
-//! | `workers`, `worker_pool` | the threads that share a caller's ranges |
+//! | `simd`, `slice` | instruction sets: detection, dispatch, vectors; a slice of 16 channels |
+//! | `parallel`, `strips`, `ordered` | ranges of work and their parts of outputs; results in order |
+//! | `workers`, `worker_pool`, `idle_pools` | the threads that share a caller's ranges |
 //! | `buffers`, `buffer_pool` | work buffers reused from step to step |
 //! | `sync` | locks, atomics and threads, of the standard library or of loom |
 //! | `activation`, `batch_norm` | the per-value and per-channel arithmetic |
@@ -29,6 +29,7 @@ mod columns;
 mod dense;
 mod dense_shape;
 mod depthwise;
+mod idle_pools;
 pub mod inference;
 mod inverted_residual;
 mod linear;

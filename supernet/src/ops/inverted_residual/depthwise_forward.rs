@@ -2,27 +2,28 @@
 
 use super::BlockShape;
 use super::expand;
-use super::forward::Weights;
 use super::middle::Middle;
 use crate::ops::activation::Act;
 use crate::ops::batch_norm::{Affine, RunningSums, Sums, TURNS};
 use crate::ops::buffers::Aligned;
 use crate::ops::depthwise::{Frame, Prefetch, Strip, chunk_rows, convolve_rows, prefetch_next};
+use crate::ops::matmul::Packed;
 use crate::ops::simd::{Kernel, Simd, entry_points};
 use crate::ops::slice::{Lane, Lanes, SLICE, lanes};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Computes `y2 = depthwise(activation(affine(expand(x))))`, or `depthwise(x)` without `affine`, for some slices of
+/// Computes `y2 = depthwise(activation(affine(expand(x))))`, or `depthwise(x)` without `expand`, for some slices of
 /// some groups of images.
 pub(super) struct DepthwiseForward<'a, A> {
     pub shape: &'a BlockShape,
     pub layout: Middle,
     pub out_layout: Middle,
     pub x: &'a [f32],
-    pub weights: &'a Weights,
-    /// Batch norm of the expand convolution, if there is one.
-    pub affine: Option<&'a Affine>,
+    /// The expand weight per slice of middle channels, and the batch norm after it, if there is one.
+    pub expand: Option<(&'a [Packed], &'a Affine)>,
+    /// The depthwise weight, packed.
+    pub weight: &'a [f32],
     /// Output of the tasks, if kept, otherwise empty: the raw output of expand.
     pub y1: &'a mut [f32],
     /// Output of the tasks.
@@ -79,15 +80,15 @@ impl<A: Act> DepthwiseForward<'_, A> {
         let x = &self.x[images.start * image_len..images.end * image_len];
         let frames = &mut scratch.frames[..images.len()];
         let (first, width) = (slice * SLICE, conv.slice_width(slice));
-        let expand = self.affine.map(|affine| expand::Slice {
-            weight: &self.weights.expand[slice],
+        let expand = self.expand.map(|(weights, affine)| expand::Slice {
+            weight: &weights[slice],
             scale: lanes(&affine.scale, first, width),
             shift: lanes(&affine.shift, first, width),
             width,
         });
         let strip = Strip::new(conv, slice, (conv.height, conv.width));
         let taps = conv.taps() * SLICE;
-        let weights = &self.weights.depthwise[slice * taps..][..taps];
+        let weight = &self.weight[slice * taps..][..taps];
         let at_a_time = chunk_rows(columns).min(height);
         let mut made = 0;
         // Some rows of one image, or all rows of several.
@@ -119,7 +120,7 @@ impl<A: Act> DepthwiseForward<'_, A> {
             next.issue(s, 1);
             prefetch_next(s, x, of_x, slice, layout.slices);
             for (frame, y2) in frames.iter().zip(y2.chunks_exact_mut(of_image)) {
-                convolve_rows(frame, conv, weights, rows.clone(), width, y2);
+                convolve_rows(frame, conv, weight, rows.clone(), width, y2);
             }
             (2..Prefetch::PARTS).for_each(|part| next.issue(s, part));
             if self.with_sums {

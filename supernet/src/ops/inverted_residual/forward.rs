@@ -47,10 +47,10 @@ pub(super) fn forward(
 }
 
 /// Weights of the convolutions, packed for the kernels.
-pub(super) struct Weights {
+struct Weights {
     /// The expand weight per slice of middle channels; empty without expand.
-    pub expand: Vec<Packed>,
-    pub depthwise: Aligned,
+    expand: Vec<Packed>,
+    depthwise: Aligned,
     project: Packed,
 }
 
@@ -164,8 +164,8 @@ fn depthwise_forward<A: Act>(
             layout,
             out_layout,
             x,
-            weights,
-            affine,
+            expand: affine.map(|affine| (&weights.expand[..], affine)),
+            weight: &weights.depthwise,
             y1,
             y2,
             with_sums,
