@@ -2,7 +2,7 @@
 
 use super::activation::{Act, with_activation};
 use super::batch_norm::{Affine, Backward, ChannelStatistics, Normalise, SumBlock, SumOverProcesses, Sums};
-use super::buffers::{Aligned, Buffer, uninit_vec};
+use super::buffers::{Aligned, Buffer, written};
 use super::columns::{Columns, from_column_order, scatter, to_column_order};
 use super::dense_shape::DenseShape;
 use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
@@ -147,10 +147,7 @@ fn forward<A: Act>(
     let output = if shape.pool {
         pool::<A>(&y, &affine, shape.batch)
     } else {
-        // SAFETY: `normalise` writes all `rows` rows of `n` values and reads none of them.
-        let mut output = unsafe { uninit_vec(rows * n) };
-        normalise::<A>(&y, &affine, None, &mut output);
-        output
+        written(rows * n, |output| (normalise::<A>(&y, &affine, None, output), ())).0
     };
     (output, y, statistics)
 }
@@ -185,18 +182,13 @@ fn backward<A: Act>(
     gradient[norm_bias..].copy_from_slice(&back.bias_gradient);
     let raw = RawGradient { g: &masked, y, back: &back };
     let stride = n.next_multiple_of(InstructionSet::active().lanes());
-    let mut dx = with_input.then(|| match shape.is_plain_product() {
-        // SAFETY: `dx` exists only together with a weight; `product_backward` below then writes all of it, `columns`
-        // (the input's channels) values per row, and reads none of them.
-        true => unsafe { uninit_vec(x.len()) },
-        false => vec![0.0; x.len()],
-    });
     if shape.is_plain_product() {
-        let weight = dx.is_some().then(|| Packed::new(&packed[..norm_weight], n, columns, columns, 1));
-        let parts = product_backward(raw, x, columns, weight.as_ref(), dx.as_deref_mut().unwrap_or_default());
+        let weight = with_input.then(|| Packed::new(&packed[..norm_weight], n, columns, columns, 1));
+        let (dx, parts) = product_backward(raw, x, columns, weight.as_ref());
         write_transposed(parts, stride, &mut gradient[..norm_weight], columns);
         return (dx, gradient);
     }
+    let mut dx = with_input.then(|| vec![0.0; x.len()]);
     let taps = shape.kernel * shape.kernel;
     let weight = dx.is_some().then(|| {
         let ordered = to_column_order(&packed[..norm_weight], shape.in_channels, taps);

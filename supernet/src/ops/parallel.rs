@@ -1,6 +1,7 @@
 //! Work split into contiguous ranges. The split depends only on the number of threads, and results come back in range
 //! order, so that the same number of threads gives the same bits.
 
+use super::buffers::{Unwritten, assume_written};
 use super::ordered::Ordered;
 use super::sync::{Mutex, lock};
 use super::workers;
@@ -83,6 +84,45 @@ pub(crate) fn map_outputs<const N: usize, R: Send>(
         (range, parts)
     });
     map_items(items.collect(), |(range, parts)| work(range, parts))
+}
+
+/// Runs `work` on each range of `0..total` in parallel, with the range's part of `memory` (`size` values per index; the
+/// last index may have fewer), which `work` returns written. Returns the whole of it, and the results in range order.
+pub(crate) fn write_parts<R: Send>(
+    memory: &mut Unwritten,
+    size: usize,
+    total: usize,
+    grain: usize,
+    work: impl for<'b> Fn(Range<usize>, &'b mut Unwritten) -> (&'b mut [f32], R) + Sync,
+) -> (&mut [f32], Vec<R>) {
+    let len = memory.len();
+    let part = |range: Range<usize>| ((range.end * size).min(len) - (range.start * size).min(len), range);
+    write_items(memory, ranges(total, grain).into_iter().map(part).collect(), work)
+}
+
+/// Runs `work` on each item in parallel, with the item's part of `memory`, which `work` returns written. Items are given
+/// with the length of their parts. Returns the whole memory, and the results in the items' order.
+pub(crate) fn write_items<T: Send, R: Send>(
+    memory: &mut Unwritten,
+    items: Vec<(usize, T)>,
+    work: impl for<'b> Fn(T, &'b mut Unwritten) -> (&'b mut [f32], R) + Sync,
+) -> (&mut [f32], Vec<R>) {
+    let mut rest = &mut *memory;
+    let mut parts = Vec::with_capacity(items.len());
+    for (len, item) in items {
+        let (part, others) = rest.split_at_mut(len);
+        parts.push((item, part));
+        rest = others;
+    }
+    assert!(rest.is_empty(), "{} values belong to no item", rest.len());
+    let results = map_items(parts, |(item, part)| {
+        let place = (part.as_ptr().cast(), part.len());
+        let (floats, result) = work(item, part);
+        assert!((floats.as_ptr(), floats.len()) == place, "other memory was written");
+        result
+    });
+    // SAFETY: the parts cover the memory, and `work` returned each of them as floats.
+    (unsafe { assume_written(memory) }, results)
 }
 
 /// Runs `work` on each item in parallel and returns the results in the items' order; an idle thread takes the next

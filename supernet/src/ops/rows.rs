@@ -2,8 +2,8 @@
 
 use super::activation::Act;
 use super::batch_norm::{Affine, Backward, SumBlock, Sums};
-use super::buffers::Aligned;
-use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
+use super::buffers::{Aligned, Unwritten, assume_written, written};
+use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply, multiply_new};
 use super::parallel;
 use super::simd::{Kernel, Simd, dispatch, entry_points, vectors};
 use super::slice::SLICE;
@@ -89,11 +89,16 @@ impl<R: RowSource> Kernel for Product<'_, R> {
     }
 }
 
-/// `output = activation(affine(y)) + residual`, all `[rows, channels]`.
-pub(crate) fn normalise<A: Act>(y: &[f32], affine: &Affine, residual: Option<&[f32]>, output: &mut [f32]) {
+/// `output = activation(affine(y)) + residual`, all `[rows, channels]`; returns the output written.
+pub(crate) fn normalise<'o, A: Act>(
+    y: &[f32],
+    affine: &Affine,
+    residual: Option<&[f32]>,
+    output: &'o mut Unwritten,
+) -> &'o mut [f32] {
     let channels = affine.scale.len();
     let rows = output.len() / channels;
-    parallel::map_parts(output, channels, rows, ROW_BLOCK, |range, output| {
+    let (output, _) = parallel::write_parts(output, channels, rows, ROW_BLOCK, |range, output| {
         let span = range.start * channels..range.end * channels;
         let pass = NormaliseRows::<A> {
             y: &y[span.clone()],
@@ -102,24 +107,26 @@ pub(crate) fn normalise<A: Act>(y: &[f32], affine: &Affine, residual: Option<&[f
             output,
             activation: PhantomData,
         };
-        dispatch(pass)
+        (dispatch(pass), ())
     });
+    output
 }
 
-struct NormaliseRows<'a, A> {
+struct NormaliseRows<'a, 'o, A> {
     y: &'a [f32],
     affine: &'a Affine,
     residual: Option<&'a [f32]>,
-    output: &'a mut [f32],
+    output: &'o mut Unwritten,
     activation: PhantomData<A>,
 }
 
-impl<A: Act> Kernel for NormaliseRows<'_, A> {
-    type Output = ();
+impl<'o, A: Act> Kernel for NormaliseRows<'_, 'o, A> {
+    /// `output`, written.
+    type Output = &'o mut [f32];
     entry_points!();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(self, s: S) -> Self::Output {
         let n = self.affine.scale.len();
         let (scale, shift) = (&self.affine.scale[..n], &self.affine.shift[..n]);
         assert!(
@@ -135,16 +142,18 @@ impl<A: Act> Kernel for NormaliseRows<'_, A> {
                 let value = |y: &[f32]| A::values(s, s.mul_add(s.read(&y[channels.clone()]), scale, shift));
                 let rows = rows.clone().zip(out.chunks_exact_mut(n));
                 match self.residual {
-                    None => rows.for_each(|(y, out)| s.write(&mut out[channels.clone()], value(y))),
+                    None => rows.for_each(|(y, out)| s.write_new(&mut out[channels.clone()], value(y))),
                     Some(residual) => {
                         for ((y, out), residual) in rows.zip(residual[span.clone()].chunks_exact(n)) {
                             let sum = s.add(value(y), s.read(&residual[channels.clone()]));
-                            s.write(&mut out[channels.clone()], sum);
+                            s.write_new(&mut out[channels.clone()], sum);
                         }
                     }
                 }
             }
         }
+        // SAFETY: output and `y` are equally many whole rows (asserted above); the loops wrote all channels of each.
+        unsafe { assume_written(self.output) }
     }
 }
 
@@ -288,52 +297,64 @@ impl RawGradient<'_> {
     }
 }
 
-/// Backward pass of `y = x W`, given the raw gradient at `y`. Writes the input gradient to `dx` if there is a `weight`
-/// (`[out, in]`, packed), and returns each thread's transposed weight gradient `[in, stride]`.
+/// Backward pass of `y = x W`, given the raw gradient at `y`: the input gradient if there is a `weight` (`[out, in]`,
+/// packed), and each thread's transposed weight gradient `[in, stride]`.
 pub(crate) fn product_backward(
     raw: RawGradient,
     x: &[f32],
     in_channels: usize,
     weight: Option<&Packed>,
-    dx: &mut [f32],
-) -> Vec<Aligned> {
+) -> (Option<Vec<f32>>, Vec<Aligned>) {
     let rows = x.len() / in_channels;
-    let size = if weight.is_some() { in_channels } else { 0 };
-    parallel::map_parts(dx, size, rows, ROW_BLOCK, |range, dx| {
-        dispatch(ProductBackward { raw, x, in_channels, weight, dx, range })
-    })
+    let Some(weight) = weight else {
+        let parts = parallel::map(rows, ROW_BLOCK, |range| {
+            dispatch(ProductBackward { raw, x, in_channels, range, input: None }).1
+        });
+        return (None, parts);
+    };
+    let (dx, parts) = written(x.len(), |dx| {
+        parallel::write_parts(dx, in_channels, rows, ROW_BLOCK, |range, dx| {
+            dispatch(ProductBackward { raw, x, in_channels, range, input: Some((weight, dx)) })
+        })
+    });
+    (Some(dx), parts)
 }
 
-struct ProductBackward<'a> {
+struct ProductBackward<'a, 'o> {
     raw: RawGradient<'a>,
     x: &'a [f32],
     in_channels: usize,
-    weight: Option<&'a Packed>,
-    dx: &'a mut [f32],
     range: Range<usize>,
+    /// The weight, and the input gradient of the range.
+    input: Option<(&'a Packed, &'o mut Unwritten)>,
 }
 
-impl Kernel for ProductBackward<'_> {
-    type Output = Aligned;
+impl<'o> Kernel for ProductBackward<'_, 'o> {
+    /// The input gradient, empty without a weight, and the weight gradient.
+    type Output = (&'o mut [f32], Aligned);
     entry_points!();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Aligned {
+    fn run<S: Simd>(mut self, s: S) -> Self::Output {
         let (n, k) = (self.raw.back.constant.len(), self.in_channels);
         let stride = n.next_multiple_of(S::LANES);
         let mut tile = Aligned::zeros(ROW_BLOCK * stride);
         let mut weight_gradient = Aligned::zeros(k * stride);
-        let mut first = self.range.start;
-        while first < self.range.end {
+        for first in self.range.clone().step_by(ROW_BLOCK) {
             let rows = ROW_BLOCK.min(self.range.end - first);
             self.raw.fill(s, first, rows, stride, &mut tile);
             let x = &self.x[first * k..][..rows * k];
             accumulate_transposed(x, k, &tile, stride, rows, k, n, &mut weight_gradient, stride);
-            if let Some(weight) = self.weight {
-                multiply(&tile, stride, rows, weight, &mut self.dx[(first - self.range.start) * k..], k);
+            if let Some((weight, dx)) = &mut self.input {
+                let dx = &mut dx[(first - self.range.start) * k..][..rows * k];
+                multiply_new(&tile, stride, rows, weight, dx);
             }
-            first += rows;
         }
-        weight_gradient
+        let dx = self.input.map(|(_, dx)| {
+            assert_eq!(dx.len(), self.range.len() * k);
+            // SAFETY: the products wrote the rows of the whole range, which are all of `dx` (asserted above).
+            unsafe { assume_written(dx) }
+        });
+        (dx.unwrap_or_default(), weight_gradient)
     }
 }

@@ -51,8 +51,8 @@ impl Prefetch {
 /// `slices` that pass over them prefetches its share of the cache lines, because memory delivers too slowly for all of
 /// them at the next group's first slice.
 #[inline(always)]
-pub(crate) fn prefetch_next<S: Simd>(s: S, values: &[f32], part: Range<usize>, slice: usize, slices: usize) {
-    let next = values.as_ptr_range().end;
+pub(crate) fn prefetch_next<S: Simd, T>(s: S, values: &[T], part: Range<usize>, slice: usize, slices: usize) {
+    let next: *const f32 = values.as_ptr_range().end.cast();
     for line in (part.start / SLICE + slice..part.end.div_ceil(SLICE)).step_by(slices) {
         s.prefetch(next.wrapping_add(line * SLICE));
     }

@@ -8,7 +8,7 @@ use super::project_backward::ProjectBackward;
 use super::{BlockShape, Parameters, RECOMPUTED, Saved, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
 use crate::ops::batch_norm::{Affine, Backward, Normalise, SumOverProcesses, Sums};
-use crate::ops::buffers::{Aligned, Buffer, uninit_vec};
+use crate::ops::buffers::{Aligned, Buffer, written};
 use crate::ops::depthwise;
 use crate::ops::matmul::Packed;
 use crate::ops::parallel;
@@ -154,33 +154,31 @@ impl Block<'_> {
             back: scaled_slices(weight1, inputs, &affine.scale),
             y1: saved.y1.as_deref(),
         });
-        // SAFETY: with expand, the product of the first slice of each group of images writes all `inputs` channels of
-        // all pixels of the group before other slices add to them. Without expand, the middle channels are the inputs,
-        // and each slice writes its own channels. Nothing is read before it is written.
-        let mut dx = unsafe { uninit_vec(shape.in_pixels() * inputs) };
         let group = layout.together * layout.pixels * inputs;
-        let parts = parallel::map_parts(&mut dx, group, layout.groups(), 1, |groups, dx| {
-            let middle_gradient = MiddleGradient {
-                layout: out_layout,
-                y2: &saved.y2,
-                affine2: &projection.affine2,
-                back2: &projection.back2,
-                g2: projection.g2.as_deref(),
-                g3: &projection.g3,
-                stride: projection.stride,
-                project: &projection.weight,
-                gates: self.gate().zip(projection.pooled.as_deref()),
-            };
-            dispatch(DepthwiseBackward::<A1, A2> {
-                shape,
-                layout,
-                x,
-                expand: expand.as_ref(),
-                middle_gradient,
-                flipped: &flipped,
-                dx,
-                groups,
-                activations: PhantomData,
+        let (dx, parts) = written(x.len(), |dx| {
+            parallel::write_parts(dx, group, layout.groups(), 1, |groups, dx| {
+                let middle_gradient = MiddleGradient {
+                    layout: out_layout,
+                    y2: &saved.y2,
+                    affine2: &projection.affine2,
+                    back2: &projection.back2,
+                    g2: projection.g2.as_deref(),
+                    g3: &projection.g3,
+                    stride: projection.stride,
+                    project: &projection.weight,
+                    gates: self.gate().zip(projection.pooled.as_deref()),
+                };
+                dispatch(DepthwiseBackward::<A1, A2> {
+                    shape,
+                    layout,
+                    x,
+                    expand: expand.as_ref(),
+                    middle_gradient,
+                    flipped: &flipped,
+                    dx,
+                    groups,
+                    activations: PhantomData,
+                })
             })
         });
         let (mut sums, mut depthwise_parts, mut expand_parts) = (Vec::new(), Vec::new(), Vec::new());

@@ -7,11 +7,11 @@ use super::middle::Middle;
 use super::middle_gradient::MiddleGradient;
 use crate::ops::activation::Act;
 use crate::ops::batch_norm::{Affine, RunningSums, Sums, TURNS};
-use crate::ops::buffers::{Aligned, Buffer};
+use crate::ops::buffers::{Aligned, Buffer, Unwritten, assume_written};
 use crate::ops::depthwise::{
     Frame, Prefetch, Strip, accumulate_weight_gradient, chunk_rows, input_gradient_rows, prefetch_next,
 };
-use crate::ops::matmul::{Packed, accumulate_transposed, multiply, multiply_add};
+use crate::ops::matmul::{Packed, accumulate_transposed, multiply_add, multiply_new};
 use crate::ops::simd::{Kernel, Simd, entry_points};
 use crate::ops::slice::{Lane, Lanes, SLICE, lanes};
 use std::marker::PhantomData;
@@ -37,7 +37,7 @@ pub(super) fn scaled_slices(weight: &[f32], inputs: usize, factors: &[f32]) -> V
 
 /// Backward pass over whole groups of images, a slice of channels at a time. `A1` is the activation before the
 /// depthwise convolution, `A2` the one after it.
-pub(super) struct DepthwiseBackward<'a, A1, A2> {
+pub(super) struct DepthwiseBackward<'a, 'o, A1, A2> {
     pub shape: &'a BlockShape,
     pub layout: Middle,
     pub x: &'a [f32],
@@ -45,7 +45,7 @@ pub(super) struct DepthwiseBackward<'a, A1, A2> {
     pub middle_gradient: MiddleGradient<'a>,
     pub flipped: &'a [f32],
     /// Input gradient of the images of `groups`.
-    pub dx: &'a mut [f32],
+    pub dx: &'o mut Unwritten,
     pub groups: Range<usize>,
     pub activations: PhantomData<(A1, A2)>,
 }
@@ -77,12 +77,13 @@ struct Scratch {
 /// One slice of the expand convolution in both directions.
 type ExpandSlice<'a> = Option<(expand::Slice<'a>, &'a Packed)>;
 
-impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
-    type Output = Totals;
+impl<'o, A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, 'o, A1, A2> {
+    /// The input gradient, written, and the sums.
+    type Output = (&'o mut [f32], Totals);
     entry_points!();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) -> Totals {
+    fn run<S: Simd>(mut self, s: S) -> Self::Output {
         let (conv, layout, inputs) = (self.shape.depthwise(), self.layout, self.shape.in_channels);
         let together = layout.together;
         let makes_y1 = self.expand.is_some_and(|expand| expand.y1.is_none());
@@ -99,16 +100,20 @@ impl<A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, A1, A2> {
             products: Aligned::zeros(if self.expand.is_some() { conv.slices() * inputs * SLICE } else { 0 }),
         };
         let dx = std::mem::take(&mut self.dx);
+        let images = layout.images(self.groups.clone());
+        assert_eq!(dx.len(), images.len() * layout.pixels * inputs);
         for (group, dx) in self.groups.clone().zip(dx.chunks_mut(together * layout.pixels * inputs)) {
             for slice in 0..conv.slices() {
                 self.slice(s, group, slice, dx, &mut scratch, &mut totals);
             }
         }
-        totals
+        // SAFETY: the range of groups covers `dx`, and the slices of each group wrote all of its pixels: with expand the
+        // product of each slice has all channels, without expand the channels of the slices are those of the input.
+        (unsafe { assume_written(dx) }, totals)
     }
 }
 
-impl<A1: Act, A2: Act> DepthwiseBackward<'_, A1, A2> {
+impl<A1: Act, A2: Act> DepthwiseBackward<'_, '_, A1, A2> {
     /// Output rows that are processed at a time.
     fn out_rows(&self) -> usize {
         let conv = self.shape.depthwise();
@@ -127,7 +132,7 @@ impl<A1: Act, A2: Act> DepthwiseBackward<'_, A1, A2> {
         s: S,
         group: usize,
         slice: usize,
-        dx: &mut [f32],
+        dx: &mut Unwritten,
         scratch: &mut Scratch,
         totals: &mut Totals,
     ) {
@@ -214,7 +219,7 @@ impl<A1: Act, A2: Act> DepthwiseBackward<'_, A1, A2> {
         y1: &[f32],
         x: &[f32],
         line: &mut [f32],
-        dx: &mut [f32],
+        dx: &mut Unwritten,
         totals: &mut Totals,
     ) {
         let (conv, inputs, columns) = (self.shape.depthwise(), self.shape.in_channels, self.shape.width);
@@ -231,15 +236,22 @@ impl<A1: Act, A2: Act> DepthwiseBackward<'_, A1, A2> {
         let Some((expand, back)) = expand else {
             let dx = dx[pixels.start * inputs..].chunks_exact_mut(inputs);
             for (dx, g) in dx.zip(line.as_chunks::<SLICE>().0) {
-                dx[first..first + width].copy_from_slice(&g[..width]);
+                for (dx, &g) in dx[first..first + width].iter_mut().zip(g) {
+                    dx.write(g);
+                }
             }
             return;
         };
         let y1 = &y1.as_chunks::<SLICE>().0[pixels.clone()];
         times_slopes::<S, A1>(s, expand, line.as_chunks_mut().0, y1, first, &mut totals.sums);
         let span = pixels.start * inputs..pixels.end * inputs;
-        let back_into = if slice == 0 { multiply } else { multiply_add };
-        back_into(line, SLICE, count, back, &mut dx[span.clone()], inputs);
+        let dx = &mut dx[span.clone()];
+        if slice == 0 {
+            multiply_new(line, SLICE, count, back, dx);
+        } else {
+            // SAFETY: the first slice, which came before, wrote the product at all pixels of the group.
+            multiply_add(line, SLICE, count, back, unsafe { assume_written(dx) }, inputs);
+        }
         let products = &mut totals.products[slice * inputs * SLICE..][..inputs * SLICE];
         accumulate_transposed(&x[span], inputs, line, SLICE, count, inputs, width, products, SLICE);
     }

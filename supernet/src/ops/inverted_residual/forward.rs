@@ -7,7 +7,7 @@ use super::middle::Middle;
 use super::{BlockShape, BlockStatistics, Parameters, RECOMPUTED, Saved, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
 use crate::ops::batch_norm::{Affine, SumOverProcesses, Sums};
-use crate::ops::buffers::{Aligned, Buffer, uninit_vec};
+use crate::ops::buffers::{Aligned, Buffer, Unwritten, written};
 use crate::ops::depthwise;
 use crate::ops::matmul::Packed;
 use crate::ops::parallel;
@@ -30,16 +30,16 @@ pub(super) fn forward(
     keep: bool,
 ) -> (Vec<f32>, Option<Saved>, BlockStatistics) {
     let weights = Weights::new(shape, packed);
-    // SAFETY: each `pass` ends with `normalise`, which writes all output values of the pass's images and reads none of
-    // them; the passes below cover all images.
-    let mut output = unsafe { uninit_vec(shape.out_pixels() * shape.out_channels) };
+    let len = shape.out_pixels() * shape.out_channels;
     with_activation!(shape.activation, A => match given {
         Some(given) if !keep && shape.batch >= 2 * parallel::threads() => {
-            in_parts::<A>(shape, x, packed, &weights, given, &mut output);
+            let (output, ()) = written(len, |output| (in_parts::<A>(shape, x, packed, &weights, given, output), ()));
             (output, None, given.clone())
         }
         _ => {
-            let saved = pass::<A>(shape, x, packed, &weights, given, over_processes, keep, &mut output);
+            let (output, saved) = written(len, |output| {
+                pass::<A>(shape, x, packed, &weights, given, over_processes, keep, output)
+            });
             let statistics = saved.statistics.clone();
             (output, keep.then_some(saved), statistics)
         }
@@ -70,27 +70,30 @@ impl Weights {
 
 /// Passes a few images at a time through the whole block, on each thread separately. With given statistics images are
 /// independent, and values between the convolutions never leave the cache.
-fn in_parts<A: Act>(
+fn in_parts<'o, A: Act>(
     shape: &BlockShape,
     x: &[f32],
     packed: &[f32],
     weights: &Weights,
     given: &BlockStatistics,
-    output: &mut [f32],
-) {
+    output: &'o mut Unwritten,
+) -> &'o mut [f32] {
     let (input, out) = (x.len() / shape.batch, output.len() / shape.batch);
     let middle = shape.out_pixels() / shape.batch * shape.middle;
     let images = (PART / middle).clamp(1, shape.batch.div_ceil(2 * parallel::threads()));
-    let parts = x.chunks(images * input).zip(output.chunks_mut(images * out)).collect();
-    parallel::map_items(parts, |(x, output)| {
+    let parts = x.chunks(images * input).map(|x| (x.len() / input * out, x)).collect();
+    let (output, _) = parallel::write_items(output, parts, |x, output| {
         let shape = BlockShape { batch: x.len() / input, ..shape.clone() };
-        parallel::with_threads(1, || pass::<A>(&shape, x, packed, weights, Some(given), None, false, output));
+        let floats =
+            parallel::with_threads(1, || pass::<A>(&shape, x, packed, weights, Some(given), None, false, output).0);
+        (floats, ())
     });
+    output
 }
 
-/// Passes all images through the block, phase by phase.
+/// Passes all images through the block, phase by phase; returns the output, written, and the saved values.
 #[allow(clippy::too_many_arguments)] // inputs, source of the statistics, and outputs of the block
-fn pass<A: Act>(
+fn pass<'o, A: Act>(
     shape: &BlockShape,
     x: &[f32],
     packed: &[f32],
@@ -98,8 +101,8 @@ fn pass<A: Act>(
     given: Option<&BlockStatistics>,
     over_processes: Option<SumOverProcesses>,
     keep: bool,
-    output: &mut [f32],
-) -> Saved {
+    output: &'o mut Unwritten,
+) -> (&'o mut [f32], Saved) {
     let at = Parameters::new(shape);
     let out_pixels = shape.out_pixels();
     let affine = |statistics: &_, norm: &[Range<usize>; 2]| {
@@ -140,8 +143,9 @@ fn pass<A: Act>(
     if with_sums {
         statistics[2] = sums.statistics_over(over_processes, out_pixels);
     }
-    normalise::<Identity>(&y3, &affine(&statistics[2], &at.norm3), shape.residual.then_some(x), output);
-    Saved { moments, y1, y2, y3, statistics, squeeze_excite }
+    let residual = shape.residual.then_some(x);
+    let output = normalise::<Identity>(&y3, &affine(&statistics[2], &at.norm3), residual, output);
+    (output, Saved { moments, y1, y2, y3, statistics, squeeze_excite })
 }
 
 /// Computes `y2 = depthwise(activation(affine(expand(x))))`, or `depthwise(x)` without `affine`, and keeps the raw

@@ -9,6 +9,7 @@ mod tiles;
 
 pub(crate) use packed::Packed;
 
+use super::buffers::{Unwritten, assume_written};
 use super::parallel;
 use super::simd::InstructionSet;
 use super::slice::SLICE;
@@ -20,12 +21,30 @@ pub(crate) const ROW_BLOCK: usize = 48;
 
 /// `c[row, ..n] = a[row, ..k] x b` for all rows; `a_stride` and `c_stride` are row strides.
 pub(crate) fn multiply(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
-    multiply_into::<false>(a, a_stride, rows, b, c, c_stride);
+    // SAFETY: all floats of `c` are written.
+    unsafe { multiply_into::<false>(a, a_stride, rows, b, as_unwritten(c), c_stride) }
+}
+
+/// [`multiply`] to memory of `rows` rows of `n` floats, which is returned written.
+pub(crate) fn multiply_new<'c>(
+    a: &[f32],
+    a_stride: usize,
+    rows: usize,
+    b: &Packed,
+    c: &'c mut Unwritten,
+) -> &'c mut [f32] {
+    assert_eq!(c.len(), rows * b.n);
+    // SAFETY: nothing is added to `c`; the product overwrites `n` columns of each row, which are all of `c`.
+    unsafe {
+        multiply_into::<false>(a, a_stride, rows, b, c, b.n);
+        assume_written(c)
+    }
 }
 
 /// `c[row, ..n] += a[row, ..k] x b` for all rows; otherwise like [`multiply`].
 pub(crate) fn multiply_add(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
-    multiply_into::<true>(a, a_stride, rows, b, c, c_stride);
+    // SAFETY: all floats of `c` are written.
+    unsafe { multiply_into::<true>(a, a_stride, rows, b, as_unwritten(c), c_stride) }
 }
 
 /// Computes [`multiply`] with the rows divided among the threads.
@@ -35,7 +54,22 @@ pub(crate) fn multiply_together(a: &[f32], a_stride: usize, rows: usize, b: &Pac
     });
 }
 
-fn multiply_into<const ADD: bool>(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
+/// Floats as memory that kernels write floats to.
+fn as_unwritten(values: &mut [f32]) -> &mut Unwritten {
+    // SAFETY: `MaybeUninit<f32>` has the layout of `f32`, and this module writes floats only.
+    unsafe { &mut *(values as *mut [f32] as *mut Unwritten) }
+}
+
+/// # Safety
+/// If `ADD`, all floats of `c` must be written.
+unsafe fn multiply_into<const ADD: bool>(
+    a: &[f32],
+    a_stride: usize,
+    rows: usize,
+    b: &Packed,
+    c: &mut Unwritten,
+    c_stride: usize,
+) {
     if rows == 0 || b.n == 0 {
         return;
     }
@@ -55,7 +89,8 @@ fn multiply_into<const ADD: bool>(a: &[f32], a_stride: usize, rows: usize, b: &P
             c_stride,
             width: (nr * lanes).min(b.n - done * lanes),
         };
-        tiles.column::<false, ADD>(nr, rows);
+        // SAFETY: if `ADD`, all of `c` is written by the contract.
+        unsafe { tiles.column::<false, ADD>(nr, rows) };
         offset += b.k * nr * lanes;
         done += nr;
     }
@@ -83,6 +118,7 @@ pub(crate) fn accumulate_transposed(
     let lanes = InstructionSet::active().lanes();
     let padded = n.next_multiple_of(lanes);
     assert!(b_stride >= padded && c_stride >= padded);
+    let c = as_unwritten(c);
     let (vectors, mut done) = (n.div_ceil(lanes), 0);
     while done < vectors {
         let nr = panel_vectors(vectors, done);
@@ -96,7 +132,8 @@ pub(crate) fn accumulate_transposed(
             c_stride,
             width: nr * lanes,
         };
-        tiles.column::<true, true>(nr, m);
+        // SAFETY: all floats of `c` are written.
+        unsafe { tiles.column::<true, true>(nr, m) };
         done += nr;
     }
 }

@@ -1,5 +1,6 @@
 //! Register tiles: the inner loops of matrix products.
 
+use crate::ops::buffers::Unwritten;
 use crate::ops::simd::{Kernel, Simd, dispatch, entry_points, opaque};
 use std::ops::Range;
 
@@ -17,7 +18,8 @@ pub(super) struct Tiles<'a> {
     pub b: &'a [f32],
     /// Distance between rows of `b` if `TRANSPOSED`; otherwise it equals the panel's width.
     pub b_stride: usize,
-    pub c: &'a mut [f32],
+    /// All floats must be written if `ADD`; otherwise those of the columns that exist are written.
+    pub c: &'a mut Unwritten,
     pub c_stride: usize,
     /// Columns of `c` that exist: fewer than the panel's at the right edge.
     pub width: usize,
@@ -25,7 +27,10 @@ pub(super) struct Tiles<'a> {
 
 impl Tiles<'_> {
     /// Computes `rows` rows of a panel of `nr` vectors; if not `ADD`, `c` is overwritten.
-    pub(super) fn column<const TRANSPOSED: bool, const ADD: bool>(self, nr: usize, rows: usize) {
+    ///
+    /// # Safety
+    /// If `ADD`, all floats of `c` must be written.
+    pub(super) unsafe fn column<const TRANSPOSED: bool, const ADD: bool>(self, nr: usize, rows: usize) {
         match nr {
             3 => dispatch(Column::<3, TRANSPOSED, ADD> { tiles: self, rows }),
             2 => dispatch(Column::<2, TRANSPOSED, ADD> { tiles: self, rows }),
@@ -199,12 +204,12 @@ impl Tiles<'_> {
         s: S,
         row: usize,
     ) -> [[S::V; NR]; MR] {
-        // SAFETY: the first `width` floats of each of the tile's rows of `c` are readable by the contract; `kept`
-        // limits each load to them.
+        // SAFETY: the first `width` floats of each of the tile's rows of `c` exist by the contract; `kept` limits each
+        // load to them. Only sums that are added to (`ADD`) are loaded, and these are written (contract of `column`).
         unsafe {
             let mut sums = [[s.splat(0.0); NR]; MR];
             for (r, sums) in sums.iter_mut().enumerate() {
-                let c = self.c.as_ptr().add((row + r) * self.c_stride);
+                let c = self.c.as_ptr().cast::<f32>().add((row + r) * self.c_stride);
                 for (n, sum) in sums.iter_mut().enumerate() {
                     *sum = s.load_up_to(c.add(n * S::LANES), self.kept::<S, NR, LAST>(n));
                 }
@@ -228,7 +233,7 @@ impl Tiles<'_> {
         // limits each store to them.
         unsafe {
             for (r, sums) in sums.iter().enumerate() {
-                let c = self.c.as_mut_ptr().add((row + r) * self.c_stride);
+                let c = self.c.as_mut_ptr().cast::<f32>().add((row + r) * self.c_stride);
                 for (n, &sum) in sums.iter().enumerate() {
                     s.store_up_to(c.add(n * S::LANES), sum, self.kept::<S, NR, LAST>(n));
                 }

@@ -15,6 +15,7 @@ pub(crate) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
 
+use super::buffers::Unwritten;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -250,6 +251,12 @@ pub(crate) trait Simd: Copy {
     fn write(self, values: &mut [f32], v: Self::V) {
         // SAFETY: as many floats as `values` holds are writable, and `values` is mutably borrowed.
         unsafe { self.store_up_to(values.as_mut_ptr(), v, values.len()) }
+    }
+    /// [`write`](Self::write) to floats that may not be written yet.
+    #[inline(always)]
+    fn write_new(self, values: &mut Unwritten, v: Self::V) {
+        // SAFETY: as many floats as `values` holds are writable, and `values` is mutably borrowed.
+        unsafe { self.store_up_to(values.as_mut_ptr().cast(), v, values.len()) }
     }
     /// Copies a block of 8 x 8 floats transposed; rows of `source` are `source_stride` apart, rows of `target`
     /// `target_stride`.
