@@ -6,7 +6,7 @@ use crate::layers::{
     BatchNorm, Dense, Initialiser, Moments, ParameterId, Parameters, Pass, activate, average_pool, linear, max_pool,
 };
 use crate::network_seam::{Seam, Trunk};
-use crate::ops::{ChannelStatistics, Relay};
+use crate::ops::{self, ChannelStatistics, Relay};
 use crate::ranks::Ranks;
 use crate::seed::{Stream, generator};
 use crate::space::{NetworkSpec, SearchSpace, Subnet};
@@ -183,7 +183,7 @@ impl Supernet {
 
     /// Whether its layers run as this crate's own kernels: f32 on the CPU.
     pub(crate) fn has_kernels(&self) -> bool {
-        self.device().is_cpu() && self.parameters.dtype() == DType::F32
+        ops::has_kernels(self.device(), self.parameters.dtype())
     }
 
     /// Whether batch norm uses the statistics of several processes together.

@@ -5,7 +5,7 @@ use super::{BatchNorm, Initialiser, ParameterId, Parameters, Pass};
 use crate::graph::interpreter;
 use crate::ops::{self, DenseShape};
 use crate::space::{Activation, ConvSpec};
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 #[derive(Debug)]
 pub(crate) struct Dense {
@@ -59,9 +59,9 @@ impl Dense {
     }
 }
 
-/// Whether the fused CPU kernels take this tensor; other devices and number types get the interpreter.
+/// Whether the kernels take this tensor.
 pub(crate) fn fused(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32
+    ops::has_kernels(x.device(), x.dtype())
 }
 
 /// `[rows, out]` for `x` `[rows, in]` and `weight` `[out, in]`.

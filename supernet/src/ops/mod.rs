@@ -66,7 +66,13 @@ pub use simd::{InstructionSet, UnknownInstructionSet};
 pub use sparse::{SparseLayer, SparseRows};
 
 use crate::ranks::Ranks;
-use candle_core::{CpuStorage, Layout, Tensor};
+use candle_core::{CpuStorage, DType, Device, Layout, Tensor};
+
+/// Whether the kernels compute with tensors of this kind: f32 on a CPU. All others go to the graph's interpreter and
+/// candle's operations. No other place decides between the two.
+pub(crate) fn has_kernels(device: &Device, dtype: DType) -> bool {
+    device.is_cpu() && dtype == DType::F32
+}
 
 /// The sum over all ranks, as kernels call it.
 fn summing(ranks: Option<&Ranks>) -> Option<impl Fn(&mut [f64]) + Sync> {
