@@ -7,9 +7,8 @@ use super::columns::{Columns, from_column_order, scatter, to_column_order};
 use super::dense_shape::DenseShape;
 use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
 use super::parallel;
-use super::rows::{
-    Left, Nothing, RawGradient, RowSource, normalise, pool, product, product_backward, write_transposed,
-};
+use super::passes::{normalise, pool, product, product_backward};
+use super::rows::{Left, Nothing, RawGradient, RowSource, write_transposed};
 use super::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points};
 use super::{contiguous_f32, summing, tensor_values};
 use crate::ranks::Ranks;

@@ -2,8 +2,9 @@
 //! kernels.
 
 use super::buffers::{Aligned, written};
-use super::matmul::{Packed, accumulate_transposed_together, multiply_new};
+use super::matmul::{Packed, multiply_new};
 use super::parallel;
+use super::passes::accumulate_transposed_together;
 use super::simd::InstructionSet;
 use super::{contiguous_f32, tensor_values};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};

@@ -11,7 +11,8 @@
 //! | `buffers`, `buffer_pool` | work buffers reused from step to step |
 //! | `sync` | locks, atomics and threads, of the standard library or of loom |
 //! | `activation`, `batch_norm` | the per-value and per-channel arithmetic |
-//! | `matmul`, `rows` | products of pointwise convolutions and the passes over pixels around them |
+//! | `matmul`, `rows` | products of pointwise convolutions and the loops over pixels around them |
+//! | `passes` | the same over whole tensors, divided among the threads |
 //! | `depthwise` | depthwise convolution and its gradients, a slice of channels at a time |
 //! | `inverted_residual` | the block as one op |
 //! | `relay` | how a tensor and its gradient pass from block to block |
@@ -36,6 +37,7 @@ mod linear;
 mod matmul;
 mod ordered;
 mod parallel;
+mod passes;
 mod pools;
 mod relay;
 mod rows;

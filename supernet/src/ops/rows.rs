@@ -1,12 +1,10 @@
-//! Passes over rows (pixels) of `[pixels, channels]` tensors: products with statistics, and elementwise maps.
+//! Kernels over rows (pixels) of `[pixels, channels]` tensors: products with statistics, and elementwise maps.
 
 use super::activation::Act;
 use super::batch_norm::{Affine, Backward, SumBlock, Sums};
-use super::buffers::{Aligned, Unwritten, assume_written, written};
+use super::buffers::{Aligned, Unwritten, assume_written};
 use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply, multiply_new};
-use super::parallel;
-use super::simd::{Kernel, Simd, dispatch, entry_points, vectors};
-use super::slice::SLICE;
+use super::simd::{Kernel, Simd, entry_points, vectors};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -31,28 +29,13 @@ impl RowSource for Nothing {
     fn fill<S: Simd>(&self, _: S, _: usize, _: usize, _: usize, _: &mut [f32]) {}
 }
 
-/// `output[row] = left[row] x weight` for `rows` rows; returns the sums per output channel if `with_sums`.
-pub(crate) fn product<R: RowSource>(
-    left: Left<R>,
-    rows: usize,
-    weight: &Packed,
-    output: &mut [f32],
-    with_sums: bool,
-) -> Sums {
-    let columns = weight.columns();
-    assert_eq!(output.len(), rows * columns);
-    let parts = parallel::map_parts(output, columns, rows, ROW_BLOCK, |range, output| {
-        dispatch(Product { left: &left, range, weight, output, with_sums })
-    });
-    Sums::total(parts)
-}
-
-struct Product<'a, R> {
-    left: &'a Left<'a, R>,
-    range: Range<usize>,
-    weight: &'a Packed,
-    output: &'a mut [f32],
-    with_sums: bool,
+/// `output[row] = left[row] x weight` for the rows `range`, with sums per output channel if `with_sums`.
+pub(super) struct Product<'a, R> {
+    pub left: &'a Left<'a, R>,
+    pub range: Range<usize>,
+    pub weight: &'a Packed,
+    pub output: &'a mut [f32],
+    pub with_sums: bool,
 }
 
 impl<R: RowSource> Kernel for Product<'_, R> {
@@ -89,35 +72,13 @@ impl<R: RowSource> Kernel for Product<'_, R> {
     }
 }
 
-/// `output = activation(affine(y)) + residual`, all `[rows, channels]`; returns the output written.
-pub(crate) fn normalise<'o, A: Act>(
-    y: &[f32],
-    affine: &Affine,
-    residual: Option<&[f32]>,
-    output: &'o mut Unwritten,
-) -> &'o mut [f32] {
-    let channels = affine.scale.len();
-    let rows = output.len() / channels;
-    let (output, _) = parallel::write_parts(output, channels, rows, ROW_BLOCK, |range, output| {
-        let span = range.start * channels..range.end * channels;
-        let pass = NormaliseRows::<A> {
-            y: &y[span.clone()],
-            affine,
-            residual: residual.map(|r| &r[span]),
-            output,
-            activation: PhantomData,
-        };
-        (dispatch(pass), ())
-    });
-    output
-}
-
-struct NormaliseRows<'a, 'o, A> {
-    y: &'a [f32],
-    affine: &'a Affine,
-    residual: Option<&'a [f32]>,
-    output: &'o mut Unwritten,
-    activation: PhantomData<A>,
+/// `output = activation(affine(y)) + residual`, all `[rows, channels]`.
+pub(super) struct NormaliseRows<'a, 'o, A> {
+    pub y: &'a [f32],
+    pub affine: &'a Affine,
+    pub residual: Option<&'a [f32]>,
+    pub output: &'o mut Unwritten,
+    pub activation: PhantomData<A>,
 }
 
 impl<'o, A: Act> Kernel for NormaliseRows<'_, 'o, A> {
@@ -158,24 +119,13 @@ impl<'o, A: Act> Kernel for NormaliseRows<'_, 'o, A> {
 }
 
 /// Mean of `activation(affine(y))` over each image's pixels: `[images, channels]`.
-pub(crate) fn pool<A: Act>(y: &[f32], affine: &Affine, images: usize) -> Vec<f32> {
-    let channels = affine.scale.len();
-    let image = y.len() / images;
-    let mut pooled = vec![0.0; images * channels];
-    parallel::map_parts(&mut pooled, channels, images, 1, |range, pooled| {
-        let y = &y[range.start * image..range.end * image];
-        dispatch(Pool::<A> { y, affine, image, pooled, activation: PhantomData })
-    });
-    pooled
-}
-
-struct Pool<'a, A> {
-    y: &'a [f32],
-    affine: &'a Affine,
+pub(super) struct Pool<'a, A> {
+    pub y: &'a [f32],
+    pub affine: &'a Affine,
     /// Values per image.
-    image: usize,
-    pooled: &'a mut [f32],
-    activation: PhantomData<A>,
+    pub image: usize,
+    pub pooled: &'a mut [f32],
+    pub activation: PhantomData<A>,
 }
 
 impl<A: Act> Kernel for Pool<'_, A> {
@@ -200,29 +150,11 @@ impl<A: Act> Kernel for Pool<'_, A> {
     }
 }
 
-/// `total += part`.
-pub(crate) fn accumulate(total: &mut [f32], part: &[f32]) {
-    parallel::map_parts(total, 1, part.len(), SLICE, |range, total| {
-        for (total, v) in total.iter_mut().zip(&part[range]) {
-            *total += v;
-        }
-    });
-}
-
 /// Sums of `g` and of `g * y` over rows, per channel.
-pub(crate) fn gradient_sums(g: &[f32], y: &[f32], channels: usize) -> Sums {
-    let rows = g.len() / channels;
-    let parts = parallel::map(rows, ROW_BLOCK, |range| {
-        let span = range.start * channels..range.end * channels;
-        dispatch(GradientSums { g: &g[span.clone()], y: &y[span], channels })
-    });
-    Sums::total(parts)
-}
-
-struct GradientSums<'a> {
-    g: &'a [f32],
-    y: &'a [f32],
-    channels: usize,
+pub(super) struct GradientSums<'a> {
+    pub g: &'a [f32],
+    pub y: &'a [f32],
+    pub channels: usize,
 }
 
 impl Kernel for GradientSums<'_> {
@@ -297,36 +229,14 @@ impl RawGradient<'_> {
     }
 }
 
-/// Backward pass of `y = x W`, given the raw gradient at `y`: the input gradient if there is a `weight` (`[out, in]`,
-/// packed), and each thread's transposed weight gradient `[in, stride]`.
-pub(crate) fn product_backward(
-    raw: RawGradient,
-    x: &[f32],
-    in_channels: usize,
-    weight: Option<&Packed>,
-) -> (Option<Vec<f32>>, Vec<Aligned>) {
-    let rows = x.len() / in_channels;
-    let Some(weight) = weight else {
-        let parts = parallel::map(rows, ROW_BLOCK, |range| {
-            dispatch(ProductBackward { raw, x, in_channels, range, input: None }).1
-        });
-        return (None, parts);
-    };
-    let (dx, parts) = written(x.len(), |dx| {
-        parallel::write_parts(dx, in_channels, rows, ROW_BLOCK, |range, dx| {
-            dispatch(ProductBackward { raw, x, in_channels, range, input: Some((weight, dx)) })
-        })
-    });
-    (Some(dx), parts)
-}
-
-struct ProductBackward<'a, 'o> {
-    raw: RawGradient<'a>,
-    x: &'a [f32],
-    in_channels: usize,
-    range: Range<usize>,
+/// Backward pass of `y = x W` for the rows `range`, given the raw gradient at `y`.
+pub(super) struct ProductBackward<'a, 'o> {
+    pub raw: RawGradient<'a>,
+    pub x: &'a [f32],
+    pub in_channels: usize,
+    pub range: Range<usize>,
     /// The weight, and the input gradient of the range.
-    input: Option<(&'a Packed, &'o mut Unwritten)>,
+    pub input: Option<(&'a Packed, &'o mut Unwritten)>,
 }
 
 impl<'o> Kernel for ProductBackward<'_, 'o> {

@@ -12,7 +12,8 @@ use crate::ops::buffers::{Aligned, Buffer, written};
 use crate::ops::depthwise;
 use crate::ops::matmul::Packed;
 use crate::ops::parallel;
-use crate::ops::rows::{RawGradient, accumulate, gradient_sums, total, write_transposed};
+use crate::ops::passes::{accumulate, gradient_sums, packed_slices};
+use crate::ops::rows::{RawGradient, total, write_transposed};
 use crate::ops::simd::{InstructionSet, dispatch};
 use crate::ops::slice::SLICE;
 use std::marker::PhantomData;
@@ -97,7 +98,7 @@ impl Block<'_> {
         let affine2 = self.affine(1, &at.norm2);
         let layout = Middle::of_output(shape);
         let stride = outputs.next_multiple_of(InstructionSet::active().lanes());
-        let weight = Packed::slices(&self.packed[at.project.clone()], outputs, middle, middle, 1);
+        let weight = packed_slices(&self.packed[at.project.clone()], outputs, middle, middle, 1);
         let mut g2 = (outputs > RECOMPUTED).then(|| Buffer::with_arbitrary_contents(layout.len()));
         let mut g3 = Buffer::with_arbitrary_contents(shape.out_pixels() * stride);
         let g2_size = if g2.is_some() { layout.group_stride() } else { 0 };
@@ -150,7 +151,7 @@ impl Block<'_> {
         let weight1 = &self.packed[at.expand.clone()];
         let expand = affine1.as_ref().map(|affine| Expand {
             affine,
-            slices: Packed::slices(weight1, inputs, middle, 1, inputs),
+            slices: packed_slices(weight1, inputs, middle, 1, inputs),
             back: scaled_slices(weight1, inputs, &affine.scale),
             y1: saved.y1.as_deref(),
         });

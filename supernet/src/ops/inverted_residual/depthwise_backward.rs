@@ -2,7 +2,7 @@
 //! input, without the term of the first batch norm.
 
 use super::BlockShape;
-use super::expand;
+use super::expand_kernels::ExpandSlice;
 use super::middle::Middle;
 use super::middle_gradient::MiddleGradient;
 use crate::ops::activation::Act;
@@ -75,7 +75,7 @@ struct Scratch {
 }
 
 /// One slice of the expand convolution in both directions.
-type ExpandSlice<'a> = Option<(expand::Slice<'a>, &'a Packed)>;
+type ExpandBothWays<'a> = Option<(ExpandSlice<'a>, &'a Packed)>;
 
 impl<'o, A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, 'o, A1, A2> {
     /// The input gradient, written, and the sums.
@@ -144,9 +144,9 @@ impl<A1: Act, A2: Act> DepthwiseBackward<'_, '_, A1, A2> {
         let (first, width) = (slice * SLICE, conv.slice_width(slice));
         let strip = Strip::new(conv, slice, (conv.height, columns));
         let middle_gradient = self.middle_gradient.slice(group, slice);
-        let expand: ExpandSlice = self.expand.map(|expand| {
+        let expand: ExpandBothWays = self.expand.map(|expand| {
             let [scale, shift] = [&expand.affine.scale, &expand.affine.shift].map(|v| lanes(v, first, width));
-            (expand::Slice { weight: &expand.slices[slice], scale, shift, width }, &expand.back[slice])
+            (ExpandSlice { weight: &expand.slices[slice], scale, shift, width }, &expand.back[slice])
         });
         let kept = self.expand.and_then(|expand| expand.y1).map(|y1| &y1[layout.group(group, slice)]);
         let taps = conv.taps() * SLICE;
@@ -213,7 +213,7 @@ impl<A1: Act, A2: Act> DepthwiseBackward<'_, '_, A1, A2> {
         &self,
         s: S,
         slice: usize,
-        expand: &ExpandSlice,
+        expand: &ExpandBothWays,
         rows: Range<usize>,
         output: &[Frame],
         y1: &[f32],
@@ -262,7 +262,7 @@ impl<A1: Act, A2: Act> DepthwiseBackward<'_, '_, A1, A2> {
 #[inline(always)]
 fn times_slopes<S: Simd, A: Act>(
     s: S,
-    expand: &expand::Slice,
+    expand: &ExpandSlice,
     g: &mut [Lanes],
     y1: &[Lanes],
     first: usize,

@@ -1,7 +1,7 @@
 //! The depthwise convolution of the forward pass, with the expand convolution recomputed before it.
 
 use super::BlockShape;
-use super::expand;
+use super::expand_kernels::ExpandSlice;
 use super::middle::Middle;
 use crate::ops::activation::Act;
 use crate::ops::batch_norm::{Affine, RunningSums, Sums, TURNS};
@@ -80,7 +80,7 @@ impl<A: Act> DepthwiseForward<'_, A> {
         let x = &self.x[images.start * image_len..images.end * image_len];
         let frames = &mut scratch.frames[..images.len()];
         let (first, width) = (slice * SLICE, conv.slice_width(slice));
-        let expand = self.expand.map(|(weights, affine)| expand::Slice {
+        let expand = self.expand.map(|(weights, affine)| ExpandSlice {
             weight: &weights[slice],
             scale: lanes(&affine.scale, first, width),
             shift: lanes(&affine.shift, first, width),

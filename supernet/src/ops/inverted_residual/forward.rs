@@ -11,7 +11,8 @@ use crate::ops::buffers::{Aligned, Buffer, Unwritten, written};
 use crate::ops::depthwise;
 use crate::ops::matmul::Packed;
 use crate::ops::parallel;
-use crate::ops::rows::{Left, normalise, product};
+use crate::ops::passes::{normalise, packed_slices, product};
+use crate::ops::rows::Left;
 use crate::ops::simd::dispatch;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -59,7 +60,7 @@ impl Weights {
         let at = Parameters::new(shape);
         let (middle, inputs) = (shape.middle, shape.in_channels);
         let taps = shape.depthwise().taps();
-        let expand = || Packed::slices(&packed[at.expand.clone()], inputs, middle, 1, inputs);
+        let expand = || packed_slices(&packed[at.expand.clone()], inputs, middle, 1, inputs);
         Weights {
             expand: if shape.expand { expand() } else { Vec::new() },
             depthwise: depthwise::pack_weights(&packed[at.depthwise.clone()], middle, taps, false),

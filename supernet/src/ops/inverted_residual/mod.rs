@@ -34,6 +34,7 @@ mod backward;
 mod depthwise_backward;
 mod depthwise_forward;
 mod expand;
+mod expand_kernels;
 mod forward;
 mod middle;
 mod middle_gradient;

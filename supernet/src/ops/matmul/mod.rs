@@ -10,9 +10,7 @@ mod tiles;
 pub(crate) use packed::Packed;
 
 use super::buffers::{Unwritten, assume_written};
-use super::parallel;
 use super::simd::InstructionSet;
-use super::slice::SLICE;
 use packed::panel_vectors;
 use tiles::Tiles;
 
@@ -45,13 +43,6 @@ pub(crate) fn multiply_new<'c>(
 pub(crate) fn multiply_add(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
     // SAFETY: all floats of `c` are written.
     unsafe { multiply_into::<true>(a, a_stride, rows, b, as_unwritten(c), c_stride) }
-}
-
-/// Computes [`multiply`] with the rows divided among the threads.
-pub(crate) fn multiply_together(a: &[f32], a_stride: usize, rows: usize, b: &Packed, c: &mut [f32], c_stride: usize) {
-    parallel::map_parts(c, c_stride, rows, 1, |range, c| {
-        multiply(&a[range.start * a_stride..], a_stride, range.len(), b, c, c_stride);
-    });
 }
 
 /// Floats as memory that kernels write floats to.
@@ -138,27 +129,11 @@ pub(crate) fn accumulate_transposed(
     }
 }
 
-/// Computes [`accumulate_transposed`] with the rows of `c` divided among the threads.
-#[allow(clippy::too_many_arguments)] // a matrix product has three matrices with strides and three extents
-pub(crate) fn accumulate_transposed_together(
-    a: &[f32],
-    a_stride: usize,
-    b: &[f32],
-    b_stride: usize,
-    rows: usize,
-    m: usize,
-    n: usize,
-    c: &mut [f32],
-    c_stride: usize,
-) {
-    parallel::map_parts(c, c_stride, m, SLICE, |range, c| {
-        accumulate_transposed(&a[range.start..], a_stride, b, b_stride, rows, range.len(), n, c, c_stride);
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::passes::packed_slices;
+    use crate::ops::slice::SLICE;
     use crate::ops::testing::{assert_close, values};
 
     #[test]
@@ -196,7 +171,7 @@ mod tests {
                 assert!(twice[n..].iter().all(|&v| v == 7.0), "added past the row");
             }
             // Slices give the same product; the last one is padded with zeros to whole vectors.
-            for (slice, packed) in Packed::slices(&b, k, n, 1, k).iter().enumerate() {
+            for (slice, packed) in packed_slices(&b, k, n, 1, k).iter().enumerate() {
                 let mut part = vec![7.0; rows * SLICE];
                 multiply(&a, k + 2, rows, packed, &mut part, SLICE);
                 for (part, whole) in part.chunks_exact(SLICE).zip(once.chunks_exact(stride)) {

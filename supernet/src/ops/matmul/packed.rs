@@ -1,10 +1,7 @@
 //! The right matrix of a product, packed in panels of one to three vectors of columns.
 
 use crate::ops::buffers::Aligned;
-use crate::ops::parallel;
 use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points};
-use crate::ops::slice::SLICE;
-use std::ops::Range;
 
 /// A `[k, n]` matrix in panels for the active instruction set; columns beyond `n` are zero.
 #[derive(Debug, Clone)]
@@ -29,20 +26,15 @@ impl Packed {
         Self::widened(source, k, n, n, row_stride, column_stride)
     }
 
-    /// Packs a matrix in slices of [`SLICE`] columns; the last slice is padded with zero columns to whole vectors.
-    pub(crate) fn slices(source: &[f32], k: usize, n: usize, row_stride: usize, column_stride: usize) -> Vec<Packed> {
-        let slice = |start: usize| {
-            let source = &source[start * column_stride..];
-            let existing = SLICE.min(n - start);
-            let columns = existing.next_multiple_of(InstructionSet::active().lanes());
-            Self::widened(source, k, existing, columns, row_stride, column_stride)
-        };
-        let slices = |range: Range<usize>| range.map(|number| slice(number * SLICE)).collect::<Vec<_>>();
-        parallel::map(n.div_ceil(SLICE), 1, slices).into_iter().flatten().collect()
-    }
-
     /// Packs a matrix of `existing` columns, padded with zero columns to `n`.
-    fn widened(source: &[f32], k: usize, existing: usize, n: usize, row_stride: usize, column_stride: usize) -> Self {
+    pub(crate) fn widened(
+        source: &[f32],
+        k: usize,
+        existing: usize,
+        n: usize,
+        row_stride: usize,
+        column_stride: usize,
+    ) -> Self {
         assert!(k == 0 || existing == 0 || source.len() > (k - 1) * row_stride + (existing - 1) * column_stride);
         let lanes = InstructionSet::active().lanes();
         let vectors = n.div_ceil(lanes);
