@@ -59,6 +59,24 @@ impl Dense {
     }
 }
 
+impl DenseShape {
+    /// The convolution `spec` for `batch` maps of `height x width`.
+    fn new(spec: &ConvSpec, batch: usize, height: usize, width: usize, pool: bool, eps: f64) -> Self {
+        DenseShape {
+            batch,
+            height,
+            width,
+            in_channels: spec.in_channels,
+            out_channels: spec.out_channels,
+            kernel: spec.kernel,
+            stride: spec.stride,
+            activation: spec.activation,
+            pool,
+            eps,
+        }
+    }
+}
+
 /// Whether the kernels take this tensor.
 pub(crate) fn fused(x: &Tensor) -> bool {
     ops::has_kernels(x.device(), x.dtype())

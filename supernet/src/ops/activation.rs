@@ -1,7 +1,33 @@
 //! Activation functions and their derivatives, as types so that each loop is compiled per activation.
 
 use super::simd::Simd;
-use crate::space::Activation;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Activation functions of the supported families.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `x`
+    Identity,
+    /// `max(x, 0)`
+    Relu,
+    /// `min(max(x, 0), 6)`
+    Relu6,
+    /// `x * relu6(x + 3) / 6` (MobileNetV3)
+    HardSwish,
+}
+
+impl fmt::Display for Activation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Activation::Identity => "identity",
+            Activation::Relu => "relu",
+            Activation::Relu6 => "relu6",
+            Activation::HardSwish => "hswish",
+        })
+    }
+}
 
 /// An activation known at compile time.
 pub(crate) trait Act: Copy + Send + Sync {
@@ -127,19 +153,19 @@ pub(crate) fn hard_sigmoid_slope(x: f32) -> f32 {
 macro_rules! with_activation {
     ($activation:expr, $A:ident => $body:expr) => {
         match $activation {
-            $crate::space::Activation::Identity => {
+            $crate::ops::Activation::Identity => {
                 type $A = $crate::ops::activation::Identity;
                 $body
             }
-            $crate::space::Activation::Relu => {
+            $crate::ops::Activation::Relu => {
                 type $A = $crate::ops::activation::Relu;
                 $body
             }
-            $crate::space::Activation::Relu6 => {
+            $crate::ops::Activation::Relu6 => {
                 type $A = $crate::ops::activation::Relu6;
                 $body
             }
-            $crate::space::Activation::HardSwish => {
+            $crate::ops::Activation::HardSwish => {
                 type $A = $crate::ops::activation::HardSwish;
                 $body
             }
@@ -157,9 +183,8 @@ impl Activation {
 
 #[cfg(test)]
 mod tests {
-    use super::Act;
+    use super::{Act, Activation};
     use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points, vectors};
-    use crate::space::Activation;
     use std::marker::PhantomData;
 
     struct Vectors<A> {

@@ -57,6 +57,7 @@ mod workers;
 
 pub(crate) use parallel::map_ordered;
 
+pub use activation::Activation;
 pub use batch_norm::ChannelStatistics;
 pub use dense::dense;
 pub use dense_shape::DenseShape;

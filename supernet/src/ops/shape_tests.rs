@@ -8,7 +8,7 @@ use super::testing::{assert_close, interpreted_dense, values};
 use super::tests::{check_block, evaluate, f32s, parameters, statistics};
 use super::*;
 use crate::graph::interpreter;
-use crate::space::Activation;
+use crate::ops::Activation;
 use candle_core::{DType, Tensor};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};

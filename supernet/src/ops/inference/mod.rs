@@ -15,7 +15,7 @@ use super::pools::{Windows, max_windows, mean_windows};
 use super::rows::{Left, Nothing, RowSource};
 use super::simd::dispatch;
 use super::strips::Strips;
-use crate::space::Activation;
+use crate::ops::Activation;
 use kernels::{AveragePool, DepthwiseTasks, Gated, PointwiseRows};
 use std::marker::PhantomData;
 

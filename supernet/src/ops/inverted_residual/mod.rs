@@ -47,7 +47,7 @@ pub use op::inverted_residual;
 use super::batch_norm::ChannelStatistics;
 use super::buffers::Buffer;
 use super::depthwise;
-use crate::space::{Activation, InvertedResidualSpec};
+use crate::ops::Activation;
 use std::ops::Range;
 
 /// Number of channels up to which a pointwise convolution is recomputed rather than stored: that many multiply-adds
@@ -86,25 +86,6 @@ pub struct BlockShape {
 }
 
 impl BlockShape {
-    /// The block `spec` for `batch` maps of `height x width`.
-    pub fn new(spec: &InvertedResidualSpec, batch: usize, height: usize, width: usize, eps: f64) -> Self {
-        BlockShape {
-            batch,
-            height,
-            width,
-            in_channels: spec.in_channels,
-            middle: spec.middle_channels,
-            out_channels: spec.out_channels,
-            kernel: spec.kernel,
-            stride: spec.stride,
-            activation: spec.activation,
-            expand: spec.expand,
-            squeeze_excite: spec.squeeze_excite,
-            residual: spec.residual,
-            eps,
-        }
-    }
-
     fn depthwise(&self) -> depthwise::Shape {
         depthwise::Shape {
             channels: self.middle,
