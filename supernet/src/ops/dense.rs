@@ -1,20 +1,20 @@
 //! A dense convolution with batch norm, activation and optional global average pooling, as one op.
 
 use super::activation::{Act, with_activation};
-use super::batch_norm::{Affine, Backward, ChannelStatistics, Normalise, SumBlock, SumOverProcesses, Sums};
-use super::buffers::{Aligned, Buffer, written};
-use super::columns::{Columns, from_column_order, scatter, to_column_order};
+use super::batch_norm::{Affine, Backward, ChannelStatistics, Normalise, SumOverProcesses, Sums};
+use super::buffers::{Buffer, written};
+use super::columns::{Columns, from_column_order, to_column_order};
+use super::dense_kernels::{ColumnsBackward, Mask};
 use super::dense_shape::DenseShape;
-use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
+use super::matmul::Packed;
 use super::parallel;
 use super::passes::{normalise, pool, product, product_backward};
-use super::rows::{Left, Nothing, RawGradient, RowSource, write_transposed};
-use super::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points};
+use super::rows::{Left, Nothing, RawGradient, write_transposed};
+use super::simd::{InstructionSet, dispatch};
 use super::{contiguous_f32, summing, tensor_values};
 use crate::ranks::Ranks;
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 use std::marker::PhantomData;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Output of the convolution and the statistics used.
@@ -201,86 +201,4 @@ fn backward<A: Act>(
     write_transposed(parts, stride, &mut ordered, columns);
     gradient[..norm_weight].copy_from_slice(&from_column_order(&ordered, shape.in_channels, taps));
     (dx, gradient)
-}
-
-/// Backward pass of the convolution over whole images, given the raw gradient at its output.
-struct ColumnsBackward<'a> {
-    shape: &'a DenseShape,
-    raw: RawGradient<'a>,
-    x: &'a [f32],
-    /// `[out, k * k * in]`, for the input gradient; `None` if none is needed.
-    weight: Option<&'a Packed>,
-    images: Range<usize>,
-    /// Input gradient of `images`, zeros at the start.
-    dx: &'a mut [f32],
-}
-
-impl Kernel for ColumnsBackward<'_> {
-    /// The transposed weight gradient `[k * k * in, stride]`.
-    type Output = Aligned;
-    entry_points!();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Aligned {
-        let (n, columns) = (self.shape.out_channels, self.shape.columns());
-        let stride = n.next_multiple_of(S::LANES);
-        let source = Columns { shape: self.shape, x: self.x };
-        let mut gradients = Aligned::zeros(ROW_BLOCK * stride);
-        let mut tile = Aligned::zeros(ROW_BLOCK * columns);
-        let mut weight_gradient = Aligned::zeros(columns * stride);
-        let pixels = self.shape.rows() / self.shape.batch;
-        let end = self.images.end * pixels;
-        let mut first = self.images.start * pixels;
-        while first < end {
-            let rows = ROW_BLOCK.min(end - first);
-            self.raw.fill(s, first, rows, stride, &mut gradients);
-            source.fill(s, first, rows, columns, &mut tile);
-            accumulate_transposed(&tile, columns, &gradients, stride, rows, columns, n, &mut weight_gradient, stride);
-            if let Some(weight) = self.weight {
-                let tile = &mut tile[..rows * columns];
-                multiply(&gradients, stride, rows, weight, tile, columns);
-                scatter(self.shape, first, self.images.start, tile, self.dx);
-            }
-            first += rows;
-        }
-        weight_gradient
-    }
-}
-
-/// Computes `masked = g * slope` and the sums that batch norm's gradient needs.
-struct Mask<'a, A> {
-    /// Gradient per pixel, or per image when pooled.
-    g: &'a [f32],
-    y: &'a [f32],
-    affine: &'a Affine,
-    pooled: Option<usize>,
-    masked: &'a mut [f32],
-    activation: PhantomData<A>,
-}
-
-impl<A: Act> Kernel for Mask<'_, A> {
-    type Output = Sums;
-    entry_points!();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Sums {
-        let n = self.affine.scale.len();
-        let (scale, shift) = (&self.affine.scale[..n], &self.affine.shift[..n]);
-        let factor = self.pooled.map_or(1.0, |pixels| 1.0 / pixels as f32);
-        let mut sums = Sums::new(n);
-        let mut block = SumBlock::new(n);
-        let blocks = self.y.chunks(ROW_BLOCK * n).zip(self.masked.chunks_mut(ROW_BLOCK * n));
-        for (number, (y, masked)) in blocks.enumerate() {
-            for (row, (y, out)) in y.chunks_exact(n).zip(masked.chunks_exact_mut(n)).enumerate() {
-                let row = number * ROW_BLOCK + row;
-                let g = &self.g[self.pooled.map_or(row, |pixels| row / pixels) * n..][..n];
-                for c in 0..n {
-                    out[c] = g[c] * factor * A::slope(y[c] * scale[c] + shift[c]);
-                }
-            }
-            block.set_products(s, masked, y);
-            sums.add_block(0, &block.sum, &block.square);
-        }
-        sums
-    }
 }

@@ -16,7 +16,7 @@
 //! | `depthwise` | depthwise convolution and its gradients, a slice of channels at a time |
 //! | `inverted_residual` | the block as one op |
 //! | `relay` | how a tensor and its gradient pass from block to block |
-//! | `dense`, `dense_shape`, `columns` | a dense convolution with batch norm and activation as one op |
+//! | `dense`, `dense_kernels`, `dense_shape`, `columns` | a dense convolution with batch norm and activation as one op |
 //! | `linear` | a fully connected layer as one op |
 //! | `pools` | ResNet's steps between convolutions: sums, max pool, average pool |
 //! | `sparse` | fully connected layers for inputs of which many are zero |
@@ -28,6 +28,7 @@ mod buffer_pool;
 mod buffers;
 mod columns;
 mod dense;
+mod dense_kernels;
 mod dense_shape;
 mod depthwise;
 mod idle_pools;
