@@ -100,13 +100,20 @@ impl<'o, A: Act> Kernel for NormaliseRows<'_, 'o, A> {
             let rows = self.y[span.clone()].chunks_exact(n);
             for channels in vectors(s, n) {
                 let (scale, shift) = (s.read(&scale[channels.clone()]), s.read(&shift[channels.clone()]));
-                let value = |y: &[f32]| A::values(s, s.mul_add(s.read(&y[channels.clone()]), scale, shift));
                 let rows = rows.clone().zip(out.chunks_exact_mut(n));
+                // Loops in the function itself: a closure would be compiled without the instruction set if it were not
+                // inlined.
                 match self.residual {
-                    None => rows.for_each(|(y, out)| s.write_new(&mut out[channels.clone()], value(y))),
+                    None => {
+                        for (y, out) in rows {
+                            let value = A::values(s, s.mul_add(s.read(&y[channels.clone()]), scale, shift));
+                            s.write_new(&mut out[channels.clone()], value);
+                        }
+                    }
                     Some(residual) => {
                         for ((y, out), residual) in rows.zip(residual[span.clone()].chunks_exact(n)) {
-                            let sum = s.add(value(y), s.read(&residual[channels.clone()]));
+                            let value = A::values(s, s.mul_add(s.read(&y[channels.clone()]), scale, shift));
+                            let sum = s.add(value, s.read(&residual[channels.clone()]));
                             s.write_new(&mut out[channels.clone()], sum);
                         }
                     }

@@ -187,8 +187,8 @@ fn product<S: Simd, const NR: usize>(s: S, entries: &[Entry], panel: &[Line], bi
         }
     }
     let mut result = [*bias; ROWS];
-    for (result, sums) in result.iter_mut().zip(sums) {
-        for (lane, sum) in Lane::covering(s, PANEL).zip(sums) {
+    for (result, sums) in result.iter_mut().zip(&sums) {
+        for (lane, &sum) in Lane::covering(s, PANEL).zip(sums) {
             let total = s.add(lane.load(&result.0), sum);
             lane.store(&mut result.0, total);
         }
