@@ -279,8 +279,8 @@ pub(crate) fn vectors<S: Simd>(_: S, n: usize) -> impl Iterator<Item = Range<usi
 /// A computation over vectors, on data that it holds. Implementations contain [`entry_points!`] and `run`, which must
 /// be `#[inline(always)]` so that it is compiled for each instruction set.
 ///
-/// A kernel holds slices, whose extents `run` checks, or pointers whose extents were checked where the kernel was
-/// built. Such a kernel is private to its module, so that nothing else can build one.
+/// A kernel holds slices and numbers. A kernel whose `run` relies on extents that were checked where it was built is
+/// private to its module, so that nothing else can build one.
 pub(crate) trait Kernel: Sized {
     type Output;
     /// Computes the kernel with the vectors of `s`.

@@ -107,7 +107,7 @@ impl Simd for Avx512 {
     }
 }
 
-/// [`Simd::transpose`]
+/// Copies a block of 8 x 8 floats transposed, as [`Simd::transpose`] says.
 #[inline]
 #[target_feature(enable = "avx")]
 fn transpose(source: &[f32], source_stride: usize, target: &mut [f32], target_stride: usize) {
