@@ -10,6 +10,7 @@
 mod output;
 
 mod allocator;
+mod choice;
 mod class_names;
 mod cli;
 mod commands;

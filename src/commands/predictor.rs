@@ -3,7 +3,7 @@
 use crate::freshness::{predictor_path, warn_of_doubts};
 use crate::measured::{Images, Measured};
 use crate::run_folder::RunFolder;
-use crate::{interrupt, numbers, progress, table};
+use crate::{choice, interrupt, numbers, progress, table};
 use anyhow::{Result, bail};
 use ofa_extract::predictor::active::{self, Acquisition, CurvePoint, FEWEST_CURVE_SAMPLES};
 use ofa_extract::predictor::{FEWEST_SAMPLES, SampleWriter, check_space, other_weights, read_provenance, read_samples};
@@ -58,33 +58,17 @@ pub struct Sampling {
     pub members: usize,
     /// Choose what to measure in place of drawing at random: for the same accuracy of the predictor with fewer
     /// measurements, or for more of them among the best subnets.
-    #[arg(long, value_enum)]
-    pub active: Option<Active>,
+    #[arg(long, value_parser = choice::one_of(Acquisition::TABLE))]
+    pub active: Option<Acquisition>,
     /// Drop measured samples that are of other weights, images or settings, and measure anew; without it they are
     /// refused.
     #[arg(long)]
     pub discard: bool,
 }
 
-/// What makes a subnet worth measuring.
-#[derive(clap::ValueEnum, Clone, Copy)]
-pub enum Active {
-    /// How much it lowers the deviation of all predictions; from the first sample on.
-    Deviation,
-    /// Expected improvement over the best measured accuracy; after a random quarter of the samples.
-    Improvement,
-}
-
 impl Sampling {
     fn fit_settings(&self) -> FitSettings {
         FitSettings { members: self.members, ..FitSettings::default() }
-    }
-
-    fn acquisition(&self) -> Option<Acquisition> {
-        self.active.map(|active| match active {
-            Active::Deviation => Acquisition::Deviation,
-            Active::Improvement => Acquisition::Improvement,
-        })
     }
 
     /// Refuses what no predictor of `space` can be fitted with, before anything is measured.
@@ -156,7 +140,7 @@ fn curve(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result
     if let Some(other) = other {
         progress::note(format!("warning: {}: the samples are of {other}", path.display()));
     }
-    let acquisition = sampling.acquisition().unwrap_or(Acquisition::Deviation);
+    let acquisition = sampling.active.unwrap_or(Acquisition::Deviation);
     let bar = progress::bar(0, "fits");
     let settings = sampling.fit_settings();
     let points = active::curve(space, &samples, acquisition, &settings, CURVE_REPETITIONS, &mut |done, total| {
@@ -262,10 +246,10 @@ fn next(net: &Supernet, known: &[Sample], sampling: &Sampling) -> Result<Vec<Sub
         wanted.into_iter().filter(|s| !measured.contains(s)).take(most.saturating_sub(known.len())).collect()
     };
     let random = match sampling.active {
-        Some(Active::Deviation) => 2,
+        Some(Acquisition::Deviation) => 2,
         _ => (sampling.samples / RANDOM_PART).max(FEWEST_SAMPLES),
     };
-    match sampling.acquisition() {
+    match sampling.active {
         Some(acquisition) if known.len() >= random => {
             let round = (sampling.samples / ROUND_PART).max(1);
             let start = known.len() - (known.len() - random) % round;

@@ -2,7 +2,7 @@
 
 use super::train::Settings;
 use crate::run_folder::{RunConfig, RunFolder};
-use crate::{interrupt, numbers, progress, shell, table};
+use crate::{choice, interrupt, numbers, progress, shell, table};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use ofa_extract::tune::{self, Outcome, Point, Ranges, Suggest, Trial, TrialWriter, Values, read_trials, suggest};
@@ -26,8 +26,8 @@ pub struct Args {
     #[arg(long)]
     ranges: Option<PathBuf>,
     /// How trials are chosen.
-    #[arg(long, value_enum, default_value = "bayes")]
-    strategy: Strategy,
+    #[arg(long, value_parser = choice::one_of(Suggest::TABLE), default_value = "bayes")]
+    strategy: Suggest,
     /// Trials in all.
     #[arg(long, default_value_t = 20, value_parser = numbers::repetitions)]
     trials: usize,
@@ -40,16 +40,6 @@ pub struct Args {
     /// Folder for the trials.
     #[arg(long, default_value = "tune")]
     out: PathBuf,
-}
-
-#[derive(clap::ValueEnum, Clone, Copy)]
-enum Strategy {
-    /// All combinations of the ranges' steps.
-    Grid,
-    /// Uniformly in the ranges.
-    Random,
-    /// A Gaussian process on the earlier trials, and expected improvement.
-    Bayes,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -70,11 +60,7 @@ pub fn run(args: &Args) -> Result<()> {
     (0..trials.len()).try_for_each(|number| files::remove_folder(&trial_folder(&folder, number)))?;
     let data = config.data.open()?;
     same_data(&folder, &data, &config.data.source)?;
-    let strategy = match args.strategy {
-        Strategy::Grid => Suggest::Grid,
-        Strategy::Random => Suggest::Random,
-        Strategy::Bayes => Suggest::Bayes,
-    };
+    let strategy = args.strategy;
     let bar = progress::plain_bar(0);
     while trials.len() < args.trials {
         // A trial under way is finished first, whatever this command's strategy would try.

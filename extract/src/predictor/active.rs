@@ -29,6 +29,22 @@ pub enum Acquisition {
     Improvement,
 }
 
+impl Acquisition {
+    /// Every kind, with its name and a line of help.
+    pub const TABLE: &[(Acquisition, &str, &str)] = &[
+        (
+            Acquisition::Deviation,
+            "deviation",
+            "How much it lowers the deviation of all predictions; from the first sample on",
+        ),
+        (
+            Acquisition::Improvement,
+            "improvement",
+            "Expected improvement over the best measured accuracy; after a random quarter of the samples",
+        ),
+    ];
+}
+
 /// `count` subnets (fewer if there are no more) to measure next, none of them among `samples`, chosen from random ones.
 /// Same arguments, same subnets.
 ///

@@ -28,6 +28,15 @@ pub enum Suggest {
     Bayes,
 }
 
+impl Suggest {
+    /// Every way, with its name and a line of help.
+    pub const TABLE: &[(Suggest, &str, &str)] = &[
+        (Suggest::Grid, "grid", "All combinations of the ranges' steps"),
+        (Suggest::Random, "random", "Uniformly in the ranges"),
+        (Suggest::Bayes, "bayes", "A Gaussian process on the earlier trials, and expected improvement"),
+    ];
+}
+
 /// The values of trial number `trials.len()`, which no earlier trial had; `None` when all are tried.
 pub fn suggest(strategy: Suggest, ranges: &Ranges, trials: &[Trial], seed: u64) -> Option<Values> {
     let tried: Vec<&Values> = trials.iter().map(|trial| &trial.values).collect();
