@@ -1,8 +1,8 @@
-//! The program's memory allocator: mimalloc, told to keep what is freed.
+//! The program's memory allocator: mimalloc, configured to keep freed pages.
 //!
-//! Tensors of many megabytes come and go with every step. glibc returns such memory to the system, which then clears
-//! and maps the same pages again, and the setting that would give it huge pages can only be made before a process
-//! starts. mimalloc needs no setting from outside; measured beside glibc in `docs/performance.md`.
+//! Every step allocates and frees tensors of many megabytes. glibc returns such memory to the system, which then clears
+//! and maps the same pages again, and glibc's setting for huge pages takes effect only before a process starts.
+//! mimalloc needs no setting from outside; `docs/performance.md` compares both.
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -26,7 +26,7 @@ mod tests {
     fn the_option_is_the_delay_before_freed_memory_returns_to_the_system() {
         // SAFETY: the call takes a number and reads one.
         let delay = || unsafe { libmimalloc_sys::mi_option_get(super::PURGE_DELAY) };
-        // The default of mimalloc: another option's number would have another one.
+        // mimalloc's default: another option would have another value.
         assert_eq!(delay(), 1000);
         super::keep_freed_memory();
         assert_eq!(delay(), -1);

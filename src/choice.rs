@@ -1,8 +1,8 @@
-//! A choice by name from a library's table: the command line's view of it.
+//! Options whose values are names in a library's table.
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
-/// Parser of one of `table`'s names; each line is a value, its name, and a line of help.
+/// Parser of the names in `table`, whose rows are a value, its name, and a line of help.
 pub fn one_of<T>(table: &'static [(T, &'static str, &'static str)]) -> impl TypedValueParser<Value = T>
 where
     T: Copy + Send + Sync,

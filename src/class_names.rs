@@ -1,4 +1,4 @@
-//! Which of a network's outputs stands for which class of a dataset.
+//! Assignment of a network's outputs to the classes of a dataset.
 
 use anyhow::{Result, bail, ensure};
 use ofa_supernet::data::Dataset;
@@ -6,14 +6,16 @@ use ofa_supernet::data::Dataset;
 /// Longest list of class names in a message, in characters.
 const MOST_SHOWN: usize = 60;
 
-/// Names for classes that nobody has named: "0", "1", ...
+/// Names of unnamed classes: "0", "1", ...
 pub fn numbered_classes(count: usize) -> Vec<String> {
     (0..count).map(|class| class.to_string()).collect()
 }
 
-/// `data` with its classes in the order of the outputs `known`, which `whose` ("run: the supernet") has.
+/// `data` with its classes in the order of a network's outputs `known`; `whose` names the network in messages ("run:
+/// the supernet").
 ///
-/// Names decide where both sides have them. Outputs that are only numbered get the data's names, as [`by_number`] says.
+/// If both sides have names, the names decide. Outputs that are only numbered get the data's names in the order of
+/// [`by_number`].
 pub fn in_order_of(known: &[String], data: &Dataset, whose: &str) -> Result<Dataset> {
     if known == data.classes {
         return Ok(data.clone());
@@ -32,7 +34,7 @@ pub fn in_order_of(known: &[String], data: &Dataset, whose: &str) -> Result<Data
             let data = data.with_class_order(&order)?;
             let (first, last) = (&data.classes[0], &data.classes[known.len() - 1]);
             crate::progress::note(format!(
-                "{whose} has numbered classes; 0 to {} get the names '{first}' to '{last}' of the data '{}', in order of {}",
+                "{whose} has numbered classes; 0 to {} get the names '{first}' to '{last}' of the data '{}', sorted by {}",
                 known.len() - 1,
                 data.name,
                 if order.is_sorted() { "name" } else { "number" }
@@ -41,30 +43,30 @@ pub fn in_order_of(known: &[String], data: &Dataset, whose: &str) -> Result<Data
         }
     }
     bail!(
-        "{whose} has the classes {}, the data '{}' has {}; give it images of the same classes",
+        "{whose} has the classes {}, the data '{}' has {}; give images of the same classes",
         shown(known),
         data.name,
         shown(&data.classes)
     )
 }
 
-/// The data's class names in the order of the outputs of a checkpoint that has no names for its `count` classes.
+/// Class names of `data` in the order of the outputs of a checkpoint that does not name its `count` classes.
 pub fn of_numbered_outputs(count: usize, data: &Dataset, whose: &str) -> Result<Vec<String>> {
     ensure!(
         data.classes.len() == count,
-        "{whose} has {count} classes, the data '{}' has {}",
+        "{whose} has {count} classes, the data '{}' has {}; give images of the same classes",
         data.name,
         shown(&data.classes)
     );
     Ok(in_order_of(&numbered_classes(count), data, whose)?.classes)
 }
 
-/// For each numbered output the class that it stands for, by the class names in sorted order.
+/// Class of each numbered output, from the class names in sorted order.
 ///
-/// Names that are numbers from 0 on, alike but for the number perhaps ("class0" ... "class11"), stand for the outputs
-/// with these numbers: sorted as text, 10 comes before 2. Other names stand for the outputs in sorted order, as
-/// training programs number folders. `None` where the names are other numbers whose order as text is another one: then
-/// either order is likely, and a wrong one makes all accuracies wrong.
+/// Names that are the numbers from 0 on, perhaps after a common prefix ("class0" ... "class11"), stand for the outputs
+/// with these numbers; sorted as text, 10 would come before 2. Other names stand for the outputs in sorted order, as
+/// training programs number folders. `None` if the names are other numbers that sort differently as text: either order
+/// is plausible, and a wrong one makes all accuracies wrong.
 fn by_number(classes: &[String]) -> Option<Vec<usize>> {
     let in_order: Vec<usize> = (0..classes.len()).collect();
     let Some(numbers) = numbers(classes) else { return Some(in_order) };
@@ -76,7 +78,7 @@ fn by_number(classes: &[String]) -> Option<Vec<usize>> {
     order.iter().enumerate().all(|(output, &class)| numbers[class] == output as u64).then_some(order)
 }
 
-/// The numbers after the names' common prefix, if all names end with one.
+/// The numbers after the names' common prefix, if every name ends with one.
 fn numbers(names: &[String]) -> Option<Vec<u64>> {
     let prefix = |name: &str| name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
     let first = names.first()?;
@@ -87,8 +89,8 @@ fn numbers(names: &[String]) -> Option<Vec<u64>> {
 
 fn ambiguous(whose: &str, known: &[String], data: &Dataset) -> String {
     format!(
-        "{whose} has the numbered classes {}, the data '{}' has {}: sorted as text, these numbers are in another order, so \
-         that it is not clear which class an output is; rename the class folders to 0 ... {} by output",
+        "{whose} has the numbered classes {}, the data '{}' has {}: sorted as text, these numbers are in another order, so it is \
+         not clear which class an output is; rename each class folder to the number of its output, 0 to {}",
         shown(known),
         data.name,
         shown(&data.classes),
@@ -96,7 +98,7 @@ fn ambiguous(whose: &str, known: &[String], data: &Dataset) -> String {
     )
 }
 
-/// Number and first names of a list, cut to part of a line.
+/// Number and first names of a list, in about [`MOST_SHOWN`] characters.
 fn shown(names: &[String]) -> String {
     let mut text = String::new();
     for (index, name) in names.iter().enumerate() {

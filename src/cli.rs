@@ -1,6 +1,8 @@
-//! The command line: what exists and what it is called. Each command's arguments stand in its own file.
+//! The command line: the commands and the global options. The arguments of a command are in its own file.
 
-use crate::commands::{bench, config, extract, import, predictor, profile, quickstart, search, speed, train, tune};
+use crate::commands::{
+    bench, config, export, extract, import, predictor, profile, quickstart, search, speed, train, tune,
+};
 use crate::{conditions, interrupt, numbers, processes};
 use anyhow::{Result, ensure};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -19,7 +21,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The whole path on built-in data, with a table at the end.
+    /// Run every step on built-in data, with a table at the end.
     Quickstart(quickstart::Args),
     /// Print a complete configuration to edit.
     Config(config::Args),
@@ -27,9 +29,9 @@ enum Command {
     Train(train::Args),
     /// Find good hyperparameters of training on shortened runs.
     Tune(tune::Args),
-    /// Make a run folder of a published once-for-all checkpoint, without training.
+    /// Make a run folder from a published once-for-all checkpoint, without training.
     Import(import::Args),
-    /// Measure images per second and memory, and how long a schedule will take.
+    /// Measure images per second and memory, and estimate the time of a schedule.
     Speed(speed::Args),
     /// Measure this device: a latency table for every block of the space.
     Profile(profile::Args),
@@ -37,17 +39,19 @@ enum Command {
     Predictor(predictor::Args),
     /// Find the best subnet within each limit.
     Search(search::Args),
-    /// Cut subnets out of the supernet as models of their own.
+    /// Extract subnets from the supernet as stand-alone models.
     Extract(extract::Args),
-    /// Accuracy on test images, size and latency of extracted models.
+    /// Measure accuracy on test images, size and latency of extracted models.
     Bench(bench::Args),
+    /// Write models in the file formats of other engines: ONNX.
+    Export(export::Args),
 }
 
 impl Cli {
-    /// Reads the command line. A negative number is a value, for its range to refuse, and no unknown flag.
+    /// Reads the command line. A negative number counts as a value, for its range to refuse, not as an unknown flag.
     ///
     /// # Errors
-    /// Wrong usage; help and version too.
+    /// Wrong usage; also help and version.
     pub fn read() -> Result<Self, clap::Error> {
         let negative = |argument: clap::Arg| {
             let takes_values = argument.get_action().takes_values();
@@ -60,7 +64,7 @@ impl Cli {
         Cli::from_arg_matches(&matches)
     }
 
-    /// Runs the chosen command, as one of `ranks`.
+    /// Runs the chosen command as one of `ranks`.
     pub fn run(self, ranks: &Ranks) -> Result<()> {
         if let Some(threads) = self.threads.filter(|_| !ranks.is_distributed()) {
             processes::hint_at_cores("--threads", threads);
@@ -68,7 +72,7 @@ impl Cli {
         ensure!(
             !ranks.is_distributed()
                 || matches!(self.command, Command::Train(_) | Command::Predictor(_) | Command::Speed(_)),
-            "this command runs in one process; start it without mpirun (train, predictor and speed share their work out)"
+            "this command runs in one process; start it without mpirun (only train, predictor and speed run in several)"
         );
         processes::start_threads(ranks, self.threads)?;
         interrupt::install()?;
@@ -84,6 +88,7 @@ impl Cli {
             Command::Search(args) => search::run(&args),
             Command::Extract(args) => extract::run(&args),
             Command::Bench(args) => bench::run(&args),
+            Command::Export(args) => export::run(&args),
         }
     }
 }

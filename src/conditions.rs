@@ -1,13 +1,13 @@
-//! Which options of the command line need or exclude which, where a value decides: clap's `requires` and
-//! `conflicts_with` say the rest.
+//! Options that need or exclude each other, where clap's `requires` and `conflicts_with` do not suffice: a value
+//! decides, or the message gives a reason.
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, Error};
 use ofa_extract::search::SearchSettings;
 
-/// A condition on the options of a command. Options are written as people type them, `--option` or `--option value`;
-/// with a value they are given by default, too.
+/// Condition on the options of a command. An option is written as people type it: `--option` holds if it was typed,
+/// `--option value` also if the value is the default.
 struct Condition {
     command: &'static str,
     option: String,
@@ -17,9 +17,9 @@ struct Condition {
 }
 
 enum Rule {
-    /// One of these must be given, too.
+    /// At least one of these options must hold as well.
     Needs(Vec<String>),
-    /// None of these may be given.
+    /// None of these options may hold.
     Excludes(Vec<String>),
 }
 
@@ -44,7 +44,7 @@ fn conditions() -> Vec<Condition> {
     let measuring = ["--score measured", "--verify"];
     let images = "images are for measuring accuracies; the predictor needs none";
     let mut conditions = vec![
-        excludes("search", "--verify", &["--score measured"], "these accuracies are measured already"),
+        excludes("search", "--verify", &["--score measured"], "its accuracies are measured already"),
         excludes("search", "--pessimism", &["--score measured"], "only predictions have a deviation"),
         needs("search", "--data", &measuring, images),
         needs("search", "--skip-bad", &measuring, images),
@@ -54,8 +54,9 @@ fn conditions() -> Vec<Condition> {
             "predictor",
             "--active improvement",
             &["--members 1"],
-            "it asks how sure a prediction is, which takes two members or more",
+            "the deviation of a prediction takes two members or more",
         ),
+        excludes("predictor", "--members", &["--method gaussian-process"], "a Gaussian process is not an ensemble"),
         excludes(
             "train",
             "--resume",
@@ -71,7 +72,7 @@ fn conditions() -> Vec<Condition> {
                 "--sync-batch-norm",
                 "--seed",
             ],
-            "it takes the settings from the run's config.toml; of them only --data may be given, for images that have moved",
+            "a resumed run takes its settings from config.toml; only --data may be given, for images that have moved",
         ),
     ];
     for front in &fronts {
@@ -86,10 +87,10 @@ fn conditions() -> Vec<Condition> {
     conditions
 }
 
-/// Checks the options of the command that was chosen.
+/// Checks the options of the chosen command.
 ///
 /// # Errors
-/// The first condition that is broken, as wrong usage.
+/// The first broken condition, as wrong usage.
 pub fn check(program: &mut Command, matches: &ArgMatches) -> Result<(), Error> {
     let Some((name, given)) = matches.subcommand() else { return Ok(()) };
     let Some(command) = program.find_subcommand_mut(name) else { return Ok(()) };

@@ -1,5 +1,5 @@
-//! Whether the files of a run folder still belong together: predictor, device profiles and search results outlive the
-//! weights and the space that they were made for.
+//! Checks that the files of a run folder still belong together: predictor, device profiles and search results can
+//! outlive the weights and the space that they were made for.
 
 use crate::progress;
 use crate::run_folder::RunFolder;
@@ -10,13 +10,12 @@ use ofa_extract::{Constraint, Measures, Metric, Predictor, SearchResult};
 use ofa_supernet::SearchSpace;
 use std::path::{Path, PathBuf};
 
-/// The run's predictor.
+/// Path of the run's predictor.
 pub fn predictor_path(folder: &RunFolder) -> PathBuf {
     folder.join("predictor/predictor.safetensors")
 }
 
-/// Loads the run's predictor, which must be for the subnets of `space`, and warns of what speaks against searching by
-/// it.
+/// Loads the run's predictor, which must be for the subnets of `space`, and prints its doubts.
 pub fn load_predictor(folder: &RunFolder, space: &SearchSpace) -> Result<Predictor> {
     let path = predictor_path(folder);
     if !path.exists() {
@@ -36,7 +35,7 @@ pub fn load_predictor(folder: &RunFolder, space: &SearchSpace) -> Result<Predict
     Ok(predictor)
 }
 
-/// Warns of what speaks against searching by `predictor`.
+/// Prints the reasons to doubt a search with `predictor`.
 pub fn warn_of_doubts(folder: &RunFolder, predictor: &Predictor) -> Result<()> {
     for doubt in predictor.doubts(&folder.weights_checksum()?) {
         progress::note(format!("warning: {}: {doubt}", predictor_path(folder).display()));
@@ -44,8 +43,8 @@ pub fn warn_of_doubts(folder: &RunFolder, predictor: &Predictor) -> Result<()> {
     Ok(())
 }
 
-/// Warns of each of the search results, given with their files, that is out of date: found for other weights, with an
-/// earlier predictor, or with a device profile by which the subnet does not meet the limit any more.
+/// Warns of each outdated search result: found for other weights, with an earlier predictor, or with an earlier device
+/// profile while the current one puts the subnet above its limit.
 pub fn warn_of_outdated(folder: &RunFolder, results: &[(PathBuf, SearchResult)]) -> Result<()> {
     let weights = folder.weights_checksum()?;
     let predictor = match predictor_path(folder) {
@@ -57,7 +56,7 @@ pub fn warn_of_outdated(folder: &RunFolder, results: &[(PathBuf, SearchResult)])
     };
     for (file, result) in results {
         match &result.basis {
-            None => warn(file, "it does not say for which weights it was found, as those of earlier versions".into()),
+            None => warn(file, "this result of an earlier version does not record the weights it was found for".into()),
             Some(basis) => {
                 if let Some(reason) = basis.outdated(&weights, predictor.as_deref()) {
                     warn(file, reason);
@@ -80,14 +79,14 @@ pub fn warn_of_outdated(folder: &RunFolder, results: &[(PathBuf, SearchResult)])
             let Ok(value) = measures.value(&limit, &result.best) else { continue };
             if value > limit.limit {
                 let metric = limit.metric;
-                warn(file, format!("by the present profile its subnet has {} for {limit}", metric.show_above(value)));
+                warn(file, format!("with the current profile the subnet has {} for {limit}", metric.show_above(value)));
             }
         }
     }
     Ok(())
 }
 
-/// What scores by `predictor` rest on.
+/// Checksums of the weights and the predictor behind the scores, for a search result.
 pub fn basis_of(predictor: &Predictor) -> Result<Basis> {
     Ok(Basis { weights: predictor.weights().map(String::from), predictor: Some(predictor.checksum()?) })
 }

@@ -1,5 +1,5 @@
-//! Ctrl-C, SIGTERM and (where there are such) SIGHUP and SIGUSR1: long work finishes its step, saves and returns; a
-//! second signal leaves at once. The exit code is 128 and the signal's number, as shells have it.
+//! Ctrl-C, SIGTERM and (on Unix) SIGHUP and SIGUSR1: at the first signal long work finishes its step, saves and
+//! returns; a second signal ends the process at once. The exit code is 128 plus the signal's number, as in shells.
 
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -13,7 +13,7 @@ static SIGNAL: AtomicUsize = AtomicUsize::new(SIGINT as usize);
 /// The signals that ask for a stop.
 fn signals() -> Vec<i32> {
     let mut signals = vec![SIGINT, SIGTERM];
-    // The one that mpirun hands on to its processes as it is.
+    // mpirun forwards SIGUSR1 to its processes unchanged.
     #[cfg(unix)]
     signals.push(signal_hook::consts::SIGUSR1);
     #[cfg(unix)]
@@ -23,8 +23,8 @@ fn signals() -> Vec<i32> {
     signals
 }
 
-/// Whether whoever started this process had it ignore `signal`, as `nohup` does with SIGHUP; false where the system
-/// does not tell.
+/// Whether this process was started with `signal` ignored, as `nohup` does with SIGHUP; false if the system does not
+/// tell.
 #[cfg(unix)]
 fn ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -36,7 +36,7 @@ fn ignored(signal: i32) -> bool {
 /// Installs the handlers.
 pub fn install() -> Result<()> {
     let install = |signal: i32| -> std::io::Result<()> {
-        // In the order in which they run: leave if one came before, else remember which one this is.
+        // The handlers run in this order: exit if a signal came before, otherwise record this one.
         flag::register_conditional_shutdown(signal, 128 + signal, &REQUESTED)?;
         flag::register_usize(signal, &SIGNAL, signal as usize)?;
         flag::register(signal, &REQUESTED)?;
@@ -45,32 +45,32 @@ pub fn install() -> Result<()> {
     signals().into_iter().try_for_each(install).context("cannot install the signal handlers")
 }
 
-/// Whether a stop was asked for.
+/// Whether a signal has requested a stop.
 pub fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
 
-/// 128 and the number of the signal that asked for it.
+/// Exit code after an interruption: 128 plus the number of the signal.
 pub fn exit_code() -> u8 {
     128 + SIGNAL.load(Ordering::SeqCst) as u8
 }
 
-/// The same as a loop's control.
+/// Loop control: breaks once a stop is requested.
 pub fn control() -> ControlFlow<()> {
     if requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
-/// An interruption that says how to go on.
-pub fn stopped(how_to_go_on: String) -> anyhow::Error {
-    anyhow::Error::from(ofa_supernet::Error::Interrupted).context(how_to_go_on)
+/// Interruption with a message that says how to resume.
+pub fn stopped(how_to_resume: String) -> anyhow::Error {
+    anyhow::Error::from(ofa_supernet::Error::Interrupted).context(how_to_resume)
 }
 
-/// Fails if a stop was asked for.
+/// Fails if a stop is requested.
 pub fn check() -> Result<()> {
     if requested() { Err(ofa_supernet::Error::Interrupted.into()) } else { Ok(()) }
 }
 
-/// What to tell people if an error is an interruption.
+/// Message to show if `error` is an interruption.
 pub fn message(error: &anyhow::Error) -> Option<String> {
     let interrupted = error.chain().any(|cause| {
         cause.downcast_ref().is_some_and(ofa_supernet::Error::is_interrupted)
@@ -78,9 +78,8 @@ pub fn message(error: &anyhow::Error) -> Option<String> {
             || cause.downcast_ref().is_some_and(ofa_extract::Error::is_interrupted)
     });
     interrupted.then(|| match error.chain().count() {
-        1 => {
-            "stopped; what was under way is not written, what was there is untouched: run the same command again".into()
-        }
+        1 => "stopped; unfinished work is not written and existing files are untouched; run the same command again"
+            .into(),
         _ => error.to_string(),
     })
 }

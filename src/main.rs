@@ -28,9 +28,11 @@ mod ranks_model;
 mod run_folder;
 mod scorer;
 mod shell;
+mod starting_weights;
 mod strategy_options;
 mod suggestion;
 mod table;
+mod training_summary;
 mod usage;
 
 use ofa_supernet::ops::InstructionSet;

@@ -1,5 +1,5 @@
-//! True accuracies of subnets on the supernet: batch norm recalibrated on training images, then evaluated on validation
-//! images.
+//! Measured accuracies of subnets of the supernet: batch norm is recalibrated on training images, then the subnet is
+//! evaluated on validation images.
 
 use crate::{interrupt, numbers};
 use anyhow::{Result, bail};
@@ -10,7 +10,7 @@ use ofa_supernet::train::EvaluationSet;
 use ofa_supernet::train::validation::accuracies_on;
 use ofa_supernet::{Subnet, Supernet};
 
-/// Images that accuracies are measured on.
+/// Numbers of images for measuring accuracies.
 #[derive(clap::Args, Clone)]
 pub struct Images {
     /// Training images that recalibrate batch norm for each subnet.
@@ -32,7 +32,7 @@ pub struct Measured<'a> {
 }
 
 impl<'a> Measured<'a> {
-    /// `batch` images at a time; `seed` draws the training images.
+    /// Prepares measurements with `batch` images at a time; `seed` draws the recalibration images.
     pub fn new(net: &'a Supernet, data: &'a Dataset, images: &Images, batch: usize, seed: u64) -> Result<Self> {
         if data.validation.is_empty() {
             bail!(
@@ -53,7 +53,7 @@ impl<'a> Measured<'a> {
         })
     }
 
-    /// What accuracies are measured with, if the supernet's weights have the checksum `weights`.
+    /// Conditions of the measurements; `weights` is the checksum of the supernet's weights.
     pub fn provenance(&self, weights: String) -> Result<Provenance> {
         let normalisation = checksum(&serde_json::to_vec(&self.data.normalisation)?);
         Ok(Provenance {
@@ -66,8 +66,8 @@ impl<'a> Measured<'a> {
         })
     }
 
-    /// Validation accuracies of `subnets`, 0 to 1; a stop that was asked for is an error. Those that begin alike cost
-    /// less together than one by one.
+    /// Validation accuracies of `subnets`, from 0 to 1; a requested stop is an error. Layers that subnets have in
+    /// common at their beginning are computed once.
     pub fn accuracies(&self, subnets: &[Subnet]) -> ofa_supernet::Result<Vec<f64>> {
         accuracies_on(self.net, subnets, &self.recalibration, &self.validation, &mut interrupt::control)
     }

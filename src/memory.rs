@@ -1,4 +1,4 @@
-//! Whether work will fit into memory, said before it starts.
+//! Checks that work fits into memory, before it starts.
 
 use anyhow::{Result, bail};
 use ofa_evaluate::memory::{TrainingMemory, limit};
@@ -8,14 +8,14 @@ use ofa_supernet::train::TrainConfig;
 
 pub use ofa_evaluate::memory::{available, peak};
 
-/// Fails if training can never fit into this machine, and warns if it does not fit into what is free now; both with the
-/// largest batch that does; `processes` that do the same share it. Returns the estimate of one of them in bytes, with
-/// what this process (and the data set in it) takes already.
+/// Fails if training can never fit into this machine's memory, and warns if it does not fit into the memory that is
+/// free now. Both messages name a batch that fits. `processes` equal processes share the memory. Returns the estimate
+/// for one process in bytes, including the bytes that it (with its data set) takes already.
 pub fn check(space: &SearchSpace, data: &Dataset, config: &TrainConfig, processes: usize) -> Result<u64> {
     check_training(space, data.classes.len(), [data.train.len(), data.validation.len()], config, processes)
 }
 
-/// [`check`] for numbers of classes, training and validation images.
+/// [`check`] for given numbers of classes, training images and validation images.
 pub fn check_training(
     space: &SearchSpace,
     classes: usize,
@@ -24,10 +24,10 @@ pub fn check_training(
     processes: usize,
 ) -> Result<u64> {
     let need = |batch: usize| -> Result<u64> {
-        // As many subnets at a time as there are threads for.
+        // No more subnets at a time than there are threads.
         let subnets_at_once = config.subnets_at_once.min(rayon::current_num_threads());
         let mut smaller = TrainConfig { batch, subnets_at_once, ..config.clone() };
-        // A stage's own batch shrinks with it.
+        // A stage's own batch shrinks too.
         smaller.stages.iter_mut().for_each(|stage| stage.batch = stage.batch.map(|own| own.min(batch)));
         Ok(TrainingMemory::estimate(space, classes, &smaller, train, validation)?.total())
     };
@@ -35,11 +35,10 @@ pub fn check_training(
     check_batch("training", batch, &need, processes)
 }
 
-/// Fails if `work` on `batch` images at a time, which takes `need` bytes, can never fit into this machine; otherwise as
-/// [`check`].
+/// Fails or warns like [`check`] for `work` on `batch` images at a time, which takes `need(batch)` bytes.
 pub fn check_batch(work: &str, batch: usize, need: &dyn Fn(usize) -> Result<u64>, processes: usize) -> Result<u64> {
     let (wanted, taken) = (need(batch)?, peak().unwrap_or(0));
-    // Each process judges its part of the memory; what the others have taken by now is gone from what is free.
+    // Each process judges its share of the memory; the free memory no longer includes what the others have taken.
     let share = |bytes: u64| bytes / processes as u64;
     let (free, most) = (available().map(share), limit().map(|limit| share(limit).saturating_sub(taken)));
     match verdict(work, need, batch, free, most)? {
@@ -57,7 +56,8 @@ enum Verdict {
     Never(String),
 }
 
-/// `need` bytes of a batch against what is free now and what could be free at best.
+/// Compares the `need` of a batch with the memory that is free now (`available`) and the most that can be free
+/// (`limit`).
 fn verdict(
     work: &str,
     need: &dyn Fn(usize) -> Result<u64>,
@@ -84,11 +84,11 @@ fn verdict(
     Ok(if wanted > limit {
         Verdict::Never(format!("{takes}, more than the {} of this machine; {advice}", mib(limit)))
     } else {
-        Verdict::Tight(format!("{takes}, but only {} are free and it may be killed; {advice}", mib(available)))
+        Verdict::Tight(format!("{takes}, but only {} are free, so the process may be killed; {advice}", mib(available)))
     })
 }
 
-/// Bytes for people.
+/// Bytes as text in whole MiB.
 pub fn mib(bytes: u64) -> String {
     format!("{} MiB", bytes >> 20)
 }
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_fit_is_said_with_a_batch_that_does() {
+    fn work_that_does_not_fit_names_a_batch_that_does() {
         let need = |batch: usize| Ok((100 + 10 * batch as u64) << 20);
         let say = |free: u64, all: u64| {
             let verdict = verdict("training", &need, 64, Some(free << 20), Some(all << 20)).unwrap();

@@ -1,15 +1,15 @@
-//! Names of models and search results, which are names of files.
+//! Names of models and search results, which become file names.
 
 use ofa_evaluate::profile::check_plain;
 
-/// Most bytes of a name: with a folder's or file's ending and those of a temporary neighbour it stays below the 255 of
-/// file systems.
+/// Longest name in bytes: with the endings of a file and of its temporary copy it stays below the 255 bytes of file
+/// systems.
 const LONGEST: usize = 200;
-/// Hexadecimal digits of the hash that stands for what is cut off.
+/// Hexadecimal digits of the hash that replaces the end of a long name.
 const DIGITS: usize = 16;
 
-/// `text` as a name; of a long one the beginning, and a hash of the whole in place of the rest, so that different texts
-/// keep different names.
+/// `text` as a name. The end of a long text is replaced by a hash of the whole, so that different texts keep different
+/// names.
 pub fn short(text: &str) -> String {
     if text.len() <= LONGEST {
         return text.to_string();
@@ -25,7 +25,7 @@ pub fn short(text: &str) -> String {
     format!("{}-{hash:016x}", &text[..end])
 }
 
-/// Checks that `name` is a plain name and no path.
+/// Checks that `name` is a plain name, not a path.
 ///
 /// # Errors
 /// One sentence about what is wrong and what is expected, without the name.

@@ -1,8 +1,9 @@
 //! Ranges of all numbers on the command line, as clap's value parsers.
 //!
-//! A number that no computation can use is refused before anything else happens. What depends on the machine's memory
-//! is checked once the network is known: see [`memory`](crate::memory).
+//! Numbers that no computation can use are refused before anything else happens. Limits that depend on the machine's
+//! memory are checked once the network is known: see [`memory`](crate::memory).
 
+use ofa_evaluate::export::OPSETS;
 use std::ops::RangeInclusive;
 
 /// Threads.
@@ -13,6 +14,11 @@ pub fn threads(text: &str) -> Result<usize, String> {
 /// Images that are computed together.
 pub fn batch(text: &str) -> Result<usize, String> {
     whole(text, 1..=65_536)
+}
+
+/// Version of ONNX's operators.
+pub fn opset(text: &str) -> Result<usize, String> {
+    whole(text, OPSETS)
 }
 
 /// Height and width of an image.
@@ -40,7 +46,7 @@ pub fn subnets(text: &str) -> Result<usize, String> {
     whole(text, 1..=1_000_000)
 }
 
-/// Images of a data set; larger numbers than it has mean all.
+/// Images of a data set; a number above its size means all.
 pub fn images(text: &str) -> Result<usize, String> {
     whole(text, 1..=1_000_000_000)
 }
@@ -75,7 +81,7 @@ pub fn seeds(text: &str) -> Result<u64, String> {
     whole(text, 1..=1000).map(|count| count as u64)
 }
 
-/// A seed: the largest number that a configuration in TOML can hold is the largest one.
+/// A seed, at most the largest integer that a configuration in TOML can hold.
 pub fn seed(text: &str) -> Result<u64, String> {
     let expected = || format!("expected a whole number from 0 to {}", i64::MAX);
     text.parse::<u64>().ok().filter(|&seed| seed <= i64::MAX as u64).ok_or_else(expected)
@@ -84,6 +90,11 @@ pub fn seed(text: &str) -> Result<u64, String> {
 /// Epochs.
 pub fn epochs(text: &str) -> Result<f64, String> {
     above_zero(text, 1e5)
+}
+
+/// Hours of training.
+pub fn hours(text: &str) -> Result<f64, String> {
+    above_zero(text, 1e4)
 }
 
 /// A learning rate.
@@ -117,7 +128,7 @@ pub fn whole(text: &str, range: RangeInclusive<usize>) -> Result<usize, String> 
     text.parse().ok().filter(|number| range.contains(number)).ok_or_else(expected)
 }
 
-/// A number in a range; NaN is in none.
+/// A number in a range; NaN is refused.
 pub fn within(text: &str, range: RangeInclusive<f64>) -> Result<f64, String> {
     let expected = || format!("expected a number from {} to {}", range.start(), range.end());
     text.parse().ok().filter(|number| range.contains(number)).ok_or_else(expected)

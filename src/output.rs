@@ -1,8 +1,7 @@
 //! Standard output and standard error, without the panics of `println!`.
 //!
-//! Nothing that a command does depends on who reads its output: a write that fails is remembered, later output is
-//! dropped, and the work goes on. At the end [`finish`] tells the failure. A closed pipe (`ofa bench ... | head -1`) is
-//! none: the reader has had enough.
+//! A failed write never stops a command: the failure is remembered, later output is dropped, and [`finish`] reports the
+//! failure at the end. A closed pipe (`ofa bench ... | head -1`) is not a failure: the reader has had enough.
 
 use std::fmt::Arguments;
 use std::io::{self, ErrorKind, Write};
@@ -11,14 +10,14 @@ use std::sync::{Mutex, PoisonError};
 /// The first write to standard output that failed.
 static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
 
-/// A line on standard output, with the arguments of `println!`.
+/// Prints a line to standard output; takes the arguments of `println!`.
 macro_rules! say {
     () => { $crate::output::write(format_args!("\n")) };
     ($($arguments:tt)*) => { $crate::output::write(format_args!("{}\n", format_args!($($arguments)*))) };
 }
 
-/// A line on standard error, with the arguments of `eprintln!`; `progress::note` says what only the first of several
-/// processes shows.
+/// Prints a line to standard error; takes the arguments of `eprintln!`. Lines that only the first of several processes
+/// shows go through `progress::note`.
 macro_rules! complain {
     ($($arguments:tt)*) => { $crate::output::write_error(format_args!("{}\n", format_args!($($arguments)*))) };
 }

@@ -1,4 +1,4 @@
-//! This process among those that a launcher started together: its threads and cores, and how it ends.
+//! Life of a process among those that a launcher started together: joining, threads and cores, failure.
 
 use crate::interrupt;
 use crate::progress::{be_quiet, note};
@@ -7,7 +7,7 @@ use ofa_supernet::Ranks;
 use ofa_supernet::ranks::{Placement, divide, hints};
 use std::time::{Duration, Instant};
 
-/// Joins the others. All but the first are quiet from then on.
+/// Joins the other processes. Only the first process shows progress from then on.
 pub fn join() -> Result<Ranks> {
     let ranks = Ranks::join()?;
     if ranks.is_distributed() {
@@ -19,16 +19,16 @@ pub fn join() -> Result<Ranks> {
         std::panic::set_hook(Box::new(move |panic| {
             complain!("rank {rank} failed:");
             report(panic);
-            // Unwinding would end MPI in good order and wait for the others, who wait for us. This way the launcher
-            // ends them.
+            // Unwinding would finalise MPI, which waits for the other ranks while they wait for this one. After an
+            // abrupt exit the launcher ends them.
             std::process::exit(101);
         }));
     }
     Ok(ranks)
 }
 
-/// Starts the worker threads: as many as asked, else one a core. Processes on one machine that are not bound to
-/// different cores divide them.
+/// Starts the worker threads: `threads`, otherwise one per core. Processes on one machine that are not bound to
+/// different cores divide the cores.
 pub fn start_threads(ranks: &Ranks, threads: Option<usize>) -> Result<()> {
     let mut threads = threads;
     if ranks.is_distributed() {
@@ -39,7 +39,7 @@ pub fn start_threads(ranks: &Ranks, threads: Option<usize>) -> Result<()> {
             if threads.is_none() {
                 let own = divide(&placements, ranks.rank());
                 if let Some(cores) = &own {
-                    cores.bind().with_context(|| format!("cannot use the cores {cores} alone"))?;
+                    cores.bind().with_context(|| format!("cannot bind this process to the cores {cores}"))?;
                 }
                 threads = Some(own.map_or(1, |cores| cores.0.len()));
             }
@@ -52,7 +52,7 @@ pub fn start_threads(ranks: &Ranks, threads: Option<usize>) -> Result<()> {
     Ok(())
 }
 
-/// How many of them run on this machine, where the system tells; they share its memory.
+/// Number of ranks on this machine, which share its memory; 1 if the system does not tell.
 pub fn on_this_machine(ranks: &Ranks) -> usize {
     let host = |text: &String| Placement::parse(text).map(|placement| placement.host);
     let all = ranks.gather_text(&Placement::here().map_or(String::new(), |placement| placement.to_string()));
@@ -60,16 +60,16 @@ pub fn on_this_machine(ranks: &Ranks) -> usize {
     if own.is_none() { 1 } else { all.iter().filter(|text| host(text) == own).count() }
 }
 
-/// How long another rank's error waits for the first one's, which ends this process: of an error that all have, one
-/// copy is enough.
-const FIRST_ONE_FIRST: Duration = Duration::from_secs(3);
+/// Time that other ranks hold back an error, in which the first rank may report it and end them: an error that all
+/// ranks have is shown once.
+const FIRST_RANK_LEAD: Duration = Duration::from_secs(3);
 
 /// Shows the error and ends all processes: the others would wait for this one.
 pub fn fail(ranks: &Ranks, message: &str) -> ! {
-    // A signal that was there before is no sign that the launcher ends us.
+    // A signal that came before does not mean that the launcher ends this process.
     if !ranks.is_first() && !interrupt::requested() {
         let start = Instant::now();
-        while start.elapsed() < FIRST_ONE_FIRST {
+        while start.elapsed() < FIRST_RANK_LEAD {
             if interrupt::requested() {
                 std::process::exit(1);
             }
@@ -80,7 +80,7 @@ pub fn fail(ranks: &Ranks, message: &str) -> ! {
     ranks.abort(1)
 }
 
-/// Says so where `threads`, the value of `option`, are more than the machine has cores.
+/// Prints a hint if `threads`, the value of `option`, exceeds the machine's cores.
 pub fn hint_at_cores(option: &str, threads: usize) {
     if let Ok(cores) = std::thread::available_parallelism()
         && threads > cores.get()

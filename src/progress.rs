@@ -1,11 +1,11 @@
-//! Progress bars on standard error; nothing is drawn where that is no terminal.
+//! Progress bars on standard error, drawn only if that is a terminal.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static QUIET: AtomicBool = AtomicBool::new(false);
 
-/// From now on no bars and no notes: another process shows them.
+/// Hides all further bars and notes, since another process shows them.
 pub fn be_quiet() {
     QUIET.store(true, Ordering::Relaxed);
 }
@@ -14,14 +14,14 @@ fn new_bar(total: usize) -> ProgressBar {
     if QUIET.load(Ordering::Relaxed) { ProgressBar::hidden() } else { ProgressBar::new(total as u64) }
 }
 
-/// A line on standard error that is no error.
+/// Prints a note (not an error) to standard error, unless another process shows it.
 pub fn note(line: impl std::fmt::Display) {
     if !QUIET.load(Ordering::Relaxed) {
         complain!("{line}");
     }
 }
 
-/// A bar over `total` units with rate, remaining time and a message.
+/// Progress bar over `total` units with rate, remaining time and a message.
 pub fn bar(total: usize, unit: &str) -> ProgressBar {
     let bar = new_bar(total);
     let template = format!("{{bar:30}} {{pos}}/{{len}} {unit}  {{per_sec}}  ETA {{eta}}  {{msg}}");
@@ -31,7 +31,7 @@ pub fn bar(total: usize, unit: &str) -> ProgressBar {
     bar
 }
 
-/// A bar whose message tells rate and remaining time by itself.
+/// Progress bar without rate and remaining time, which its message shows instead.
 pub fn plain_bar(total: usize) -> ProgressBar {
     let bar = new_bar(total);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}") {
@@ -40,7 +40,7 @@ pub fn plain_bar(total: usize) -> ProgressBar {
     bar
 }
 
-/// Seconds for people: two digits at least, unless there are none at all.
+/// Duration in a readable unit; only 0 is shown as 0.
 pub fn duration(seconds: f64) -> String {
     if seconds > 0.0 && seconds < 0.9995 {
         return format!("{}ms", (1e3 * seconds).round().max(1.0));
@@ -56,7 +56,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// A rate for people: three digits at least, so that a slow one is not 0.
+/// Rate with three digits or more, so that a slow rate is not shown as 0.
 pub fn rate(per_second: f64) -> String {
     match per_second {
         rate if rate >= 99.95 => format!("{rate:.0}"),

@@ -1,10 +1,10 @@
-//! The folder of a quickstart, which a later quickstart replaces without touching anything else.
+//! The quickstart's folder, which a later quickstart replaces without touching other files.
 //!
-//! The file [`MARKER`] says that a quickstart made the folder. It is written before all other files; when the
-//! quickstart ends it also lists each file that the quickstart wrote, with size and checksum. A later quickstart
-//! removes exactly these, and refuses the folder where one of them is not as it was: somebody has gone on working with
-//! the run. Files that are not listed are kept. A quickstart that was killed leaves no list; then the files at the
-//! paths that it writes are taken for its own.
+//! The file [`MARKER`] identifies the folder. A quickstart writes the marker before all other files, and at its end
+//! lists in it each file that it wrote, with size and checksum. A later quickstart removes exactly the listed files,
+//! and refuses the folder if one of them has changed: somebody has continued to work with the run. Files that are not
+//! listed are kept. A killed quickstart leaves no list; then every file at a path that quickstarts write counts as
+//! listed.
 
 use crate::run_folder::RunFolder;
 use anyhow::{Context, Result, bail};
@@ -15,32 +15,32 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Name of the file that says that a quickstart made the folder.
+/// Name of the marker file.
 pub const MARKER: &str = ".quickstart";
 
 /// The marker's first line.
 const TITLE: &str = "This folder was made by `ofa quickstart`. The next quickstart in it replaces the files below; all others are kept.";
 
-/// What the marker's list begins with: a marker without this line is that of a quickstart that was killed.
+/// Heading of the marker's list; a marker without it was left by a killed quickstart.
 const LIST: &str = "checksum bytes file";
 
 /// Size and CRC-32 of a file.
 type Digest = (u64, u32);
 
-/// A folder that a quickstart works in, locked.
+/// The locked folder that a quickstart works in.
 pub struct QuickstartFolder {
     path: PathBuf,
-    /// Files that were there before.
+    /// Files that other programs or people put there.
     kept: BTreeSet<String>,
     _lock: Lock,
 }
 
 impl QuickstartFolder {
-    /// Locks the folder, removes what an earlier quickstart wrote there, and marks it.
+    /// Locks the folder, removes the files of an earlier quickstart, and writes the marker.
     ///
     /// # Errors
-    /// A folder that no quickstart made, and one in which another command changed what the quickstart wrote: nothing is
-    /// removed then.
+    /// A folder that no quickstart made, or in which another command changed the quickstart's files. Nothing is removed
+    /// then.
     pub fn claim(path: &Path) -> Result<Self> {
         refuse_others(path)?;
         let lock = RunFolder::new(path).lock()?;
@@ -61,7 +61,7 @@ impl QuickstartFolder {
         Ok(QuickstartFolder { path: path.to_path_buf(), kept, _lock: lock })
     }
 
-    /// Lists in the marker what the quickstart wrote.
+    /// Adds the list of the quickstart's files to the marker.
     ///
     /// # Errors
     /// A file that cannot be read, or a marker that cannot be written.
@@ -75,19 +75,22 @@ impl QuickstartFolder {
     }
 }
 
-/// Fails for a folder that no quickstart made, unless there is nothing in it that could be lost.
+/// Fails for a folder that no quickstart made, unless it holds no files.
 fn refuse_others(path: &Path) -> Result<()> {
     if path.join(MARKER).is_file() || !path.exists() {
         return Ok(());
     }
-    // A quickstart that was killed at its beginning has left no more than the folder and its lock.
+    // A quickstart that was killed at its beginning leaves only the folder and its lock.
     if path.is_dir() && files_in(path)?.is_empty() {
         return Ok(());
     }
-    bail!("{}: it exists and is not an earlier quickstart; name another folder with --out", path.display())
+    bail!(
+        "{}: already exists and was not made by an earlier quickstart; name another folder with --out",
+        path.display()
+    )
 }
 
-/// The names in `files` that an earlier quickstart wrote.
+/// The files among `files` that an earlier quickstart wrote.
 fn own_files(path: &Path, files: &BTreeSet<String>, list: Option<&BTreeMap<String, Digest>>) -> Result<Vec<String>> {
     let mut own = Vec::new();
     for name in files {
@@ -96,11 +99,11 @@ fn own_files(path: &Path, files: &BTreeSet<String>, list: Option<&BTreeMap<Strin
             Some(Some(listed)) if digest(&file)? == *listed => own.push(name.clone()),
             None if is_written(name) => own.push(name.clone()),
             Some(Some(_)) => bail!(
-                "{}: it has changed since the quickstart wrote it; name another folder with --out, or remove this one",
+                "{}: this file has changed since the quickstart wrote it; name another folder with --out, or remove this folder",
                 file.display()
             ),
             Some(None) if is_written(name) => bail!(
-                "{}: another command wrote it where the quickstart writes; name another folder with --out, or remove this one",
+                "{}: another command wrote this file, which the quickstart would replace; name another folder with --out, or remove this folder",
                 file.display()
             ),
             _ => {}
@@ -119,12 +122,14 @@ fn is_written(name: &str) -> bool {
         ["config.toml" | "metrics.jsonl"] | ["checkpoints" | "predictor", _] => true,
         ["devices", "this.json" | "this.unfinished"] => true,
         ["search", file] => file.strip_suffix(".json").is_some_and(model),
-        ["models", folder, "config.json" | "model.safetensors"] => model(folder),
+        ["models", folder, "config.json" | "model.safetensors" | "graph.json" | "load.py" | "README.md"] => {
+            model(folder)
+        }
         _ => false,
     }
 }
 
-/// The list of a marker; `None` without one.
+/// Parses the list of a marker; `None` if it has none.
 fn parse(text: &str) -> Option<BTreeMap<String, Digest>> {
     let (_, list) = text.split_once(&format!("\n{LIST}\n"))?;
     let line = |line: &str| {
@@ -142,8 +147,8 @@ fn digest(file: &Path) -> Result<Digest> {
     Ok((bytes.len() as u64, checksum.sum()))
 }
 
-/// Paths of all files below `root`, with `/` between names, without marker, lock and temporaries. A link is a file,
-/// whatever it leads to. Names that are no UTF-8 are left out: a quickstart writes none.
+/// Paths of all files below `root`, with `/` between names, without marker, lock and temporary files. A link counts as
+/// a file, whatever it points to. Names that are not UTF-8 are skipped: a quickstart writes none.
 fn files_in(root: &Path) -> Result<BTreeSet<String>> {
     let (mut files, mut folders) = (BTreeSet::new(), vec![(root.to_path_buf(), String::new())]);
     while let Some((folder, prefix)) = folders.pop() {
@@ -164,11 +169,11 @@ fn files_in(root: &Path) -> Result<BTreeSet<String>> {
     Ok(files)
 }
 
-/// Removes the folders of removed files where nothing else is in them.
+/// Removes the folders of removed files, unless they hold other files.
 fn remove_empty_folders(root: &Path, removed: &[String]) {
     let parents = removed.iter().flat_map(|name| Path::new(name).ancestors().skip(1)).filter(|p| *p != Path::new(""));
     let parents: BTreeSet<&Path> = parents.collect();
-    // The deepest first.
+    // The deepest folders first.
     parents.iter().rev().for_each(|parent| drop(fs::remove_dir(root.join(parent))));
 }
 
@@ -225,9 +230,9 @@ mod tests {
             assert_eq!(names(&root), before);
         };
         fs::write(root.join("checkpoints/supernet.safetensors"), "trained further").unwrap();
-        refused("q/checkpoints/supernet.safetensors: it has changed");
+        refused("q/checkpoints/supernet.safetensors: this file has changed");
         write(&root, &["checkpoints/supernet.safetensors", "models/this-latency-20us/config.json"]);
-        refused("q/models/this-latency-20us/config.json: another command wrote it");
+        refused("q/models/this-latency-20us/config.json: another command wrote this file");
         fs::remove_dir_all(root.join("models/this-latency-20us")).unwrap();
         QuickstartFolder::claim(&root).unwrap();
     }
@@ -263,7 +268,7 @@ mod tests {
         write(&run, &["config.toml"]);
         for path in [&run, &run.join("config.toml")] {
             let error = QuickstartFolder::claim(path).err().expect("refused").to_string();
-            assert!(error.contains("is not an earlier quickstart"), "{error}");
+            assert!(error.contains("was not made by an earlier quickstart"), "{error}");
         }
         assert_eq!(names(&run), ["config.toml"]);
     }

@@ -1,47 +1,47 @@
-//! How fast training will be with more processes: a model of what they exchange.
+//! Model of distributed training: speed for a number of processes, from the computation and communication of a step.
 
 use serde::Serialize;
 
-/// What connects the processes.
+/// Network between the processes.
 #[derive(Debug, Clone, Copy)]
 pub struct Network {
-    /// Bytes a second of each process, in and out at the same time.
+    /// Bytes per second of each process, in and out at the same time.
     pub bandwidth: f64,
-    /// Seconds until the first byte of a message is there.
+    /// Seconds until the first byte of a message arrives.
     pub latency: f64,
 }
 
-/// What one process does in a step.
+/// Computation and communication of one process in a step.
 #[derive(Debug, Clone, Copy)]
 pub struct Step {
     /// Seconds of computation.
     pub compute: f64,
-    /// Its images.
+    /// Images of the process.
     pub images: usize,
-    /// Bytes of the gradients that are exchanged while it computes.
+    /// Bytes of gradients that are exchanged during the computation.
     pub hidden_bytes: f64,
-    /// Seconds of computation meanwhile.
+    /// Seconds of computation during that exchange.
     pub hiding: f64,
-    /// Bytes of the gradients that are exchanged afterwards.
+    /// Bytes of gradients that are exchanged after the computation.
     pub exposed_bytes: f64,
-    /// Sums of a few numbers.
+    /// Number of all-reduces of a few values each.
     pub small_sums: usize,
 }
 
-/// What is expected of a number of processes.
+/// Predicted speed for a number of processes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Prediction {
     /// Number of processes.
     pub ranks: usize,
-    /// Seconds of communication a step.
+    /// Seconds of communication per step.
     pub communication_seconds: f64,
-    /// Those of them for which the computation waits.
+    /// Seconds per step for which the computation waits for communication.
     pub exposed_seconds: f64,
-    /// Images a second of all together.
+    /// Images per second of all processes together.
     pub images_per_second: f64,
-    /// The same for each process, as a part of what one alone does.
+    /// Images per second per process, as a fraction of what a single process reaches.
     pub efficiency: f64,
-    /// Images a second if all gradients were exchanged after the computation, at once.
+    /// Images per second if all gradients were exchanged at once after the computation.
     pub images_per_second_in_turn: f64,
 }
 
@@ -49,7 +49,7 @@ pub struct Prediction {
 ///
 /// A ring all-reduce sends `2 (n - 1)` messages of the `n`-th part of the gradients, one after the other (Patarasuk &
 /// Yuan 2009); a sum of a few numbers takes one message for each doubling of the processes. The computation waits for
-/// what of the hidden exchange is longer than what hides it, and for all of the others.
+/// the part of the hidden exchange that outlasts it, and for all other exchanges.
 pub fn predict(step: Step, network: Network, ranks: usize) -> Prediction {
     let n = ranks as f64;
     let ring = |bytes: f64| match bytes > 0.0 {

@@ -1,5 +1,5 @@
 //! The run folder: `config.toml`, `checkpoints/`, `predictor/`, `devices/`, `search/`, `models/`. Each command reads
-//! what the earlier ones wrote.
+//! files that earlier commands wrote.
 
 use crate::{class_names, interrupt, memory, progress, shell};
 use anyhow::{Context, Result, bail};
@@ -14,19 +14,22 @@ use ofa_supernet::{SearchSpace, Supernet};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// `config.toml`: all that is needed to repeat the run.
+/// Content of `config.toml`: everything that is needed to repeat the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
+    /// Run folder or checkpoint whose supernet the training starts from (default: random weights).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
     /// Where the images come from.
     pub data: DataConfig,
     /// The search space.
     pub space: SearchSpace,
-    /// How the supernet is trained.
+    /// Training of the supernet.
     pub train: TrainConfig,
 }
 
-/// Where the images come from and how they are split.
+/// Source of the images, and how they are split.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
@@ -35,12 +38,12 @@ pub struct DataConfig {
     /// Images carved from training for validation; 5000, but at most a fifth, if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation: Option<usize>,
-    /// Seed of that split and of the built-in data.
+    /// Seed of the validation split and of the built-in data.
     pub seed: u64,
     /// Skip unreadable images with a count instead of failing.
     pub skip_bad: bool,
-    /// MiB of decoded images that are held in memory; a larger set of files is read anew for each batch (default: 4096,
-    /// or half of the free memory where that is less).
+    /// MiB of decoded images that are held in memory; a larger data set is read from its files for each batch (default:
+    /// 4096, or half of the free memory if that is less).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_mib: Option<usize>,
     /// Training images of the built-in data.
@@ -80,7 +83,7 @@ impl DataConfig {
         }
     }
 
-    /// Checks every value, before any image is looked for.
+    /// Checks every value, without looking for images.
     fn validate(&self) -> Result<()> {
         for (key, value, most) in [
             ("validation", self.validation.unwrap_or(0), 1_000_000_000),
@@ -97,15 +100,15 @@ impl DataConfig {
         Ok(())
     }
 
-    /// Opens the dataset and says what it found.
+    /// Opens all splits of the dataset, as [`DataConfig::open_splits`] does.
     pub fn open(&self) -> Result<Dataset> {
         self.open_splits(Splits::All)
     }
 
-    /// Opens some splits of the dataset, with a progress bar, and says what it found. A signal ends it.
+    /// Opens splits of the dataset with a progress bar and prints a summary. A signal interrupts the reading.
     pub fn open_splits(&self, splits: Splits) -> Result<Dataset> {
         if self.source.is_empty() {
-            bail!("[data] source is empty, as in a run that was imported without images; name some with --data");
+            bail!("[data] source is empty (the run was imported without images); name a folder of images with --data");
         }
         let options = DataOptions {
             cache_bytes: self.cache_bytes(),
@@ -118,7 +121,7 @@ impl DataConfig {
         };
         let bar = progress::plain_bar(0);
         let data = Dataset::open_splits(&self.source, &options, splits, &|progress: OpenProgress| {
-            // Counts of every image would cost more than some of the work.
+            // Drawing every count would take longer than some of the counted work.
             if progress.done.is_multiple_of(64) {
                 bar.set_length(progress.total as u64);
                 bar.set_position(progress.done as u64);
@@ -146,11 +149,12 @@ impl DataConfig {
 }
 
 impl RunConfig {
-    /// The text of a configuration file. A relative path of images becomes absolute, since later commands may start in
+    /// Text of the configuration file. A relative path of images becomes absolute, since later commands may start in
     /// another folder.
     pub fn to_toml(&self) -> Result<String> {
         let mut config = self.clone();
         config.data.source = absolute(&config.data.source);
+        config.from = config.from.as_deref().map(absolute);
         toml::to_string(&config).context("the configuration has no TOML form")
     }
 
@@ -160,11 +164,22 @@ impl RunConfig {
         config.space.validate().map_err(|e| e.at(path))?;
         config.train.validate(&config.space).map_err(|e| e.at(path))?;
         config.data.validate().with_context(|| path.display().to_string())?;
+        config.check_start().with_context(|| path.display().to_string())?;
         Ok(config)
+    }
+
+    /// Fails where trained weights would be lost before the first step.
+    pub fn check_start(&self) -> Result<()> {
+        match &self.from {
+            Some(from) if self.train.zero_last_scale => bail!(
+                "zero_last_scale is for random weights and would undo those of from = '{from}'; leave one of them out"
+            ),
+            _ => Ok(()),
+        }
     }
 }
 
-/// What was typed, for whoever finds the folder locked.
+/// Command line as typed, shown to whoever finds the folder locked.
 fn command_line() -> String {
     let words = std::env::args_os().skip(1).map(|word| shell::quote(&word.to_string_lossy()));
     [String::from("ofa")].into_iter().chain(words).collect::<Vec<_>>().join(" ")
@@ -181,19 +196,25 @@ impl RunFolder {
         RunFolder { path: path.to_path_buf() }
     }
 
+    /// Where the folder is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Locks the folder for a command that changes what others read, for as long as the result lives.
     pub fn lock(&self) -> Result<Lock> {
         self.take(Sharing::Alone)
     }
 
-    /// Locks the folder for a command that reads it and adds files of its own; it must be a run folder.
+    /// Locks the folder together with other readers, for a command that reads it and adds files of its own. Fails if
+    /// the folder is not a run folder.
     pub fn lock_shared(&self) -> Result<Lock> {
         self.config()?;
         self.take(Sharing::Shared)
     }
 
-    /// Takes the lock, and removes what killed commands left under temporary names. A shared lock is enough for that: a
-    /// temporary that is in use is locked by its writer.
+    /// Takes the lock and removes temporary files of killed commands. A shared lock suffices: a temporary file in use
+    /// is locked by its writer.
     fn take(&self, sharing: Sharing) -> Result<Lock> {
         let lock = Lock::take(&self.path, sharing, &command_line())?;
         let models = subfolders(&self.join("models"));
@@ -202,14 +223,14 @@ impl RunFolder {
         Ok(lock)
     }
 
-    /// Locks the folder for a command that writes nothing, so that a folder that can only be read will do; it must be a
-    /// run folder.
+    /// Locks the folder for a command that writes nothing; a read-only folder will do. Fails if the folder is not a run
+    /// folder.
     pub fn lock_to_read(&self) -> Result<Option<Lock>> {
         self.config()?;
         Ok(Lock::take_to_read(&self.path)?)
     }
 
-    /// A file or folder in it.
+    /// Path of a file or folder in the run folder.
     pub fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
@@ -223,11 +244,11 @@ impl RunFolder {
     pub fn config(&self) -> Result<RunConfig> {
         let path = self.join("config.toml");
         if self.path.exists() && !self.path.is_dir() {
-            bail!("{}: this is a file, expected a run folder", self.path.display());
+            bail!("{}: expected a run folder, but this is a file", self.path.display());
         }
         if !path.exists() {
             bail!(
-                "{}: this is no run folder; make one with `ofa train --out {}`",
+                "{}: not found, so this is not a run folder; make one with `ofa train --out {}`",
                 path.display(),
                 shell::path(&self.path)
             );
@@ -235,7 +256,7 @@ impl RunFolder {
         RunConfig::read(&path)
     }
 
-    /// Writes into `config.toml` where the images are now.
+    /// Changes the source of the images in `config.toml`.
     pub fn move_source(&self, source: &str) -> Result<()> {
         let mut config = self.config()?;
         if absolute(&config.data.source) == absolute(source) {
@@ -245,7 +266,7 @@ impl RunFolder {
         self.write_config(&config)
     }
 
-    /// Fails where the images that `config.toml` names are gone.
+    /// Fails if the source of images in `config.toml` does not exist.
     pub fn check_source(&self, config: &DataConfig) -> Result<()> {
         let source = &config.source;
         if source.is_empty() || source == BUILTIN || Path::new(source).exists() {
@@ -257,8 +278,9 @@ impl RunFolder {
         )
     }
 
-    /// The data of the run, or another source for the same classes; normalised as the supernet was trained. Validation
-    /// images that the supernet was trained on are left out, with a note; `skip_bad` adds to the run's setting.
+    /// Opens the run's data, or another source of the same classes, normalised as in the supernet's training. If
+    /// validation images were training images of the supernet, the validation split becomes empty, with a note.
+    /// `skip_bad` adds to the run's setting.
     pub fn data(&self, source: Option<&str>, skip_bad: bool) -> Result<Dataset> {
         let mut config = self.config()?.data;
         config.skip_bad |= skip_bad;
@@ -271,9 +293,8 @@ impl RunFolder {
             // An imported supernet was not trained here.
             if supernet.steps > 0 {
                 crate::progress::note(format!(
-                    "warning: {}: the supernet does not say which images it was trained on, as those of earlier versions, \
-                     which drew other validation splits: accuracies may be those of training images; name images with a \
-                     split val/CLASS that was not trained on, or train anew",
+                    "warning: {}: this supernet of an earlier version, which drew other validation splits, does not record its training \
+                     images, so accuracies may be those of training images; name images with an unseen split val/CLASS, or train again",
                     self.supernet_path()?.display()
                 ));
             }
@@ -284,8 +305,8 @@ impl RunFolder {
         let seen = trained_on.contamination(&data)?;
         if seen > 0 {
             crate::progress::note(format!(
-                "about {seen} of the {} validation images of '{}' are training images of the supernet, so that none validates; \
-                 for validation accuracies name images with a split val/CLASS that was not trained on",
+                "about {seen} of the {} validation images of '{}' are training images of the supernet, so none of them is used; for \
+                 validation accuracies name images with an unseen split val/CLASS",
                 data.validation.len(),
                 data.name
             ));
@@ -294,13 +315,13 @@ impl RunFolder {
         Ok(data)
     }
 
-    /// The supernet's space and its class names.
+    /// The supernet's space and class names.
     pub fn space(&self) -> Result<(SearchSpace, Vec<String>)> {
         let (_, note) = read_supernet(&self.supernet_path()?)?;
         Ok((note.space, note.classes))
     }
 
-    /// Checksum of the supernet's weights: what was made with them carries it.
+    /// Checksum of the supernet's weights, recorded in all files that are made with them.
     pub fn weights_checksum(&self) -> Result<String> {
         Ok(supernet_checksum(&self.supernet_path()?)?)
     }
@@ -331,8 +352,8 @@ impl RunFolder {
         class_names::in_order_of(known, data, &format!("{}: the supernet", self.path.display()))
     }
 
-    /// The device profiles. One that cannot be read is an error where `constraints` name it, and otherwise skipped with
-    /// a note.
+    /// Loads the device profiles. An unreadable profile is an error if `constraints` name it; otherwise it is skipped
+    /// with a note.
     pub fn devices<'c>(&self, constraints: impl Iterator<Item = &'c Constraint>) -> Result<Vec<DeviceProfile>> {
         let needed: Vec<&str> =
             constraints.filter(|c| c.metric == Metric::Latency).map(|c| c.device.as_str()).collect();
@@ -356,7 +377,7 @@ impl RunFolder {
         Ok(profiles)
     }
 
-    /// The JSON files of one of its folders, in order.
+    /// JSON files of the subfolder `name`, in order.
     pub fn json_files(&self, name: &str) -> Result<Vec<PathBuf>> {
         let mut paths = list_folder(&self.join(name))?;
         paths.retain(|path| path.extension().is_some_and(|e| e == "json"));
@@ -364,11 +385,11 @@ impl RunFolder {
     }
 }
 
-/// The source of the built-in images.
+/// Source name of the built-in images.
 const BUILTIN: &str = "builtin";
 
 /// A folder of images, from any folder that a command is started in.
-fn absolute(source: &str) -> String {
+pub fn absolute(source: &str) -> String {
     if source.is_empty() || source == BUILTIN {
         return source.to_string();
     }
@@ -376,15 +397,15 @@ fn absolute(source: &str) -> String {
     path.and_then(|path| path.to_str().map(String::from)).unwrap_or_else(|| source.to_string())
 }
 
-/// The value of `--data`.
+/// Checks the value of `--data`.
 pub fn data_flag(source: &str) -> Result<String> {
     if source.is_empty() {
-        bail!("--data '': it is empty; expected a folder of images, or `builtin`");
+        bail!("--data is empty; expected a folder of images, or `builtin`");
     }
     Ok(source.to_string())
 }
 
-/// The folders in `folder`; none where it cannot be read.
+/// Subfolders of `folder`; none if it cannot be read.
 fn subfolders(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()

@@ -1,4 +1,4 @@
-//! What a search scores subnets with, and the space and limits that it searches.
+//! Scores of subnets for a search, and the space and limits that are searched.
 
 use crate::freshness::predictor_path;
 use crate::interrupt;
@@ -10,15 +10,16 @@ use ofa_extract::{Constraint, Limit, Measures, Metric, Predictor};
 use ofa_supernet::{SearchSpace, Subnet};
 use std::path::PathBuf;
 
-/// Where scores come from.
+/// Source of scores.
 pub enum Scorer<'a> {
-    /// The prediction less so many of its deviations.
+    /// Predicted accuracy less this many of its standard deviations.
     Predictor(Box<Predictor>, f64),
+    /// Measured accuracy.
     Measured(&'a Measured<'a>),
 }
 
 impl Scorer<'_> {
-    /// Scores; a stop that was asked for is an error.
+    /// Scores `subnets`; a requested stop is an error.
     pub fn score(&self, subnets: &[Subnet]) -> ofa_extract::Result<Vec<f64>> {
         if interrupt::requested() {
             return Err(ofa_supernet::Error::Interrupted.into());
@@ -34,13 +35,13 @@ impl Scorer<'_> {
     }
 }
 
-/// The limits that constraints ask for.
+/// Limits of the search for `constraints`.
 pub fn limits_of<'a>(constraints: &[Constraint], measures: &'a Measures) -> ofa_extract::Result<Vec<Limit<'a>>> {
     constraints.iter().map(|constraint| Limit::from_constraint(constraint, measures)).collect()
 }
 
-/// The space with the resolutions that the predictor and all named devices know: imported ones may know only some.
-/// Their profiles must have every layer of the space.
+/// The space, restricted to the resolutions that the predictor and all named devices know (imported ones may know only
+/// some). The devices' profiles must have every layer of it.
 pub fn searched_space<'c>(
     folder: &RunFolder,
     measures: &Measures,
@@ -53,7 +54,10 @@ pub fn searched_space<'c>(
         let before = searched.resolutions.clone();
         searched.resolutions.retain(|resolution| known.contains(resolution));
         if searched.resolutions.is_empty() {
-            bail!("{}: known are the resolutions {known:?}, searched would be {before:?}", file.display());
+            bail!(
+                "{}: it knows the resolutions {known:?}, but the search needs one of {before:?}; measure or import those",
+                file.display()
+            );
         }
         Ok(())
     };
@@ -71,7 +75,10 @@ pub fn searched_space<'c>(
         covers.map_err(|error| anyhow!("{}: {error}", path(device).display()))?;
     }
     if searched.resolutions != space.resolutions {
-        complain!("searching resolutions {:?}: predictor or device know no others", searched.resolutions);
+        complain!(
+            "note: only the resolutions {:?} are searched, since the predictor or a device knows no others",
+            searched.resolutions
+        );
     }
     Ok(searched)
 }

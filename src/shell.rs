@@ -1,8 +1,8 @@
-//! Words as a shell reads them, for command lines that people copy from our messages.
+//! Shell quoting, for command lines that people copy from messages.
 
 use std::path::Path;
 
-/// `word` as one word of a POSIX shell: unchanged where that is safe, otherwise in single quotes.
+/// Quotes `word` for a POSIX shell: unchanged where that is safe, otherwise in single quotes.
 pub fn quote(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "-_./:=,+@%^".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -11,7 +11,8 @@ pub fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// [`quote`] of a path, as an argument: one that begins with a dash gets `./` before it.
+/// Quotes a path as an argument. A path that begins with a dash gets `./` before it, so that no program reads it as an
+/// option.
 pub fn path(path: &Path) -> String {
     let text = path.display().to_string();
     quote(&if text.starts_with('-') { format!("./{text}") } else { text })

@@ -9,22 +9,22 @@ use ofa_extract::Error;
 use ofa_extract::search::{SearchSettings, SettingValue};
 use std::ops::RangeInclusive;
 
-/// Group of all options, for `conflicts_with`.
+/// Name of the group of all strategy options, for `conflicts_with`.
 pub const GROUP: &str = "strategy-options";
 
-/// Reads the name of a strategy as its default settings.
+/// Parser of a strategy's name; its value is the strategy's default settings.
 pub fn strategy() -> impl TypedValueParser<Value = SearchSettings> {
     let all = SearchSettings::all();
     let names = all.iter().map(|each| PossibleValue::new(each.name()).help(each.strategy().description()));
     PossibleValuesParser::new(names).try_map(|name| SearchSettings::named(&name).ok_or("expected a strategy"))
 }
 
-/// Name of the strategy that is used unless another one is asked for.
+/// Name of the default strategy.
 pub fn default_strategy() -> &'static str {
     SearchSettings::all()[0].name()
 }
 
-/// The values that were given for settings of strategies.
+/// Settings of strategies that were given on the command line.
 #[derive(Clone)]
 pub struct StrategyOptions(ArgMatches);
 
@@ -33,15 +33,15 @@ impl StrategyOptions {
         self.0.value_source(name) == Some(ValueSource::CommandLine)
     }
 
-    /// Puts the values that were given into `settings`.
+    /// Overwrites `settings` with the values that were given.
     ///
     /// # Errors
-    /// A value for a setting that the strategy does not have, or out of the strategy's range.
+    /// A value for a setting that the strategy does not have, or outside the strategy's range.
     pub fn apply(&self, settings: &mut SearchSettings) -> Result<()> {
         let strategy = settings.name();
-        let mut own = Vec::new();
+        let mut names = Vec::new();
         for setting in settings.strategy_mut().settings() {
-            own.push(setting.name);
+            names.push(setting.name);
             match setting.value {
                 SettingValue::Whole(value, _) => {
                     self.0.get_one(setting.name).into_iter().for_each(|&given| *value = given)
@@ -52,9 +52,9 @@ impl StrategyOptions {
                 SettingValue::Flag(value) => *value |= self.0.get_flag(setting.name),
             }
         }
-        let foreign = options().into_iter().find(|option| !own.contains(&option.name) && self.is_given(option.name));
+        let foreign = options().into_iter().find(|option| !names.contains(&option.name) && self.is_given(option.name));
         if let Some(foreign) = foreign {
-            bail!("--strategy {strategy}: it has no constant {}", flag(foreign.name));
+            bail!("--strategy {strategy} has no setting {}", flag(foreign.name));
         }
         settings.validate().map_err(|error| match error {
             Error::Setting { name, value, expected } => {
@@ -92,11 +92,11 @@ impl clap::FromArgMatches for StrategyOptions {
     }
 }
 
-/// The option of a setting that one or more strategies have.
+/// Command-line option of a setting; strategies with a setting of the same name share the option.
 struct StrategyOption {
     name: &'static str,
     description: &'static str,
-    /// Covers the ranges of all these strategies.
+    /// Smallest range that covers the ranges of all users.
     range: Range,
     users: Vec<User>,
 }
@@ -108,7 +108,7 @@ struct User {
     default: String,
 }
 
-/// What an option takes.
+/// Kind and range of an option's values.
 enum Range {
     Whole(RangeInclusive<usize>),
     Number(RangeInclusive<f64>),
@@ -117,7 +117,7 @@ enum Range {
 }
 
 impl Range {
-    /// The smallest range that holds this one and `other`.
+    /// The smallest range that covers both.
     fn hull(&self, other: &Range) -> Range {
         match (self, other) {
             (Range::Whole(a), Range::Whole(b)) => Range::Whole(*a.start().min(b.start())..=*a.end().max(b.end())),
@@ -129,7 +129,7 @@ impl Range {
     }
 }
 
-/// The options of all settings of all strategies, in the order of the table.
+/// Options of all settings of all strategies, in the order of the table.
 fn options() -> Vec<StrategyOption> {
     let mut options: Vec<StrategyOption> = Vec::new();
     for settings in &mut SearchSettings::all() {
@@ -158,7 +158,7 @@ fn options() -> Vec<StrategyOption> {
 }
 
 impl StrategyOption {
-    /// The description with the strategies that have the setting, and their defaults.
+    /// Help text: the description, the strategies that have the setting, and their defaults.
     fn help(&self) -> String {
         let names: Vec<&str> = self.users.iter().map(|user| user.strategy).collect();
         let first = &self.users[0].default;
@@ -186,7 +186,7 @@ impl StrategyOption {
     }
 }
 
-/// The option of the setting `name`.
+/// Command-line spelling of the setting `name`.
 fn flag(name: &str) -> String {
     format!("--{}", name.replace('_', "-"))
 }
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(error, "--strategy ppo: --batch 1 is not between 2 and 10000");
         let mut settings = SearchSettings::named("grid").unwrap();
         let error = fewest.apply(&mut settings).unwrap_err().to_string();
-        assert_eq!(error, "--strategy grid: it has no constant --batch");
+        assert_eq!(error, "--strategy grid has no setting --batch");
         assert!(read(&["--batch", "0"]).is_err());
     }
 

@@ -1,13 +1,13 @@
 //! "Did you mean ...?" for names that a configuration does not know.
 
-/// Adds the nearest known name to a message such as "unknown field `momentun`, expected one of `seed`, `momentum`", if
-/// there is one that could be meant.
+/// Appends the nearest known name, if one is near enough, to a message such as "unknown field `momentun`, expected one
+/// of `seed`, `momentum`".
 pub fn with_suggestion(message: String) -> String {
     for kind in ["unknown field `", "unknown variant `"] {
         let Some((_, rest)) = message.split_once(kind) else { continue };
         let Some((unknown, rest)) = rest.split_once('`') else { continue };
         let Some((_, known)) = rest.split_once("expected ") else { continue };
-        // Every second part stands between backquotes.
+        // Every second part is between backquotes.
         let names = known.split('`').skip(1).step_by(2);
         if let Some(nearest) = nearest(unknown, names) {
             return format!("{message}; did you mean `{nearest}`?");
@@ -16,13 +16,14 @@ pub fn with_suggestion(message: String) -> String {
     message
 }
 
-/// The name that takes the fewest changes, if these are at most a third of its letters (and one or two at least).
+/// The name with the smallest edit distance, if that is at most a third of the name's letters (or 2) and less than all
+/// of them.
 fn nearest<'a>(unknown: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let (changes, name) = names.map(|name| (distance(unknown, name), name)).min()?;
     (changes <= (name.chars().count() / 3).max(2) && changes < name.chars().count()).then_some(name)
 }
 
-/// Letters to insert, remove or replace to get from `a` to `b` (Levenshtein).
+/// Levenshtein distance: the letters to insert, remove or replace to get from `a` to `b`.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

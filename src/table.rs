@@ -1,4 +1,4 @@
-//! Plain text tables: first column to the left, numbers to the right.
+//! Plain text tables: the first column left-aligned, the others right-aligned.
 
 /// Prints `rows` under `header` in aligned columns.
 pub fn print(header: &[&str], rows: &[Vec<String>]) {

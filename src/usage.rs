@@ -1,9 +1,9 @@
-//! What clap says to a command line that it cannot read.
+//! clap's messages about a command line that it cannot read.
 
 use clap::error::{ContextKind, ContextValue};
 use ofa_supernet::quote::quoted;
 
-/// `error` with long values cut to a line and control characters escaped.
+/// `error` with long values cut to one line and control characters escaped.
 pub fn shortened(mut error: clap::Error) -> clap::Error {
     let long: Vec<(ContextKind, String)> = error
         .context()

@@ -79,7 +79,7 @@ fn models() -> tempfile::TempDir {
 
 const MODELS: [&str; 4] = ["bench", "a/models/smallest", "b/models/smallest", "b/models/largest"];
 
-/// The first column of a table's or CSV's lines below the header.
+/// First column of a table or CSV, without the header.
 fn names(out: &str, separator: char) -> Vec<&str> {
     out.lines().skip(1).map(|line| line.split(separator).next().unwrap()).collect()
 }
@@ -122,7 +122,7 @@ fn the_folder_above_models_names_them() {
 fn a_batch_that_memory_cannot_hold_is_refused() {
     let temporary = models();
     let folder = temporary.path();
-    // A model for large images: its configuration alone decides the memory.
+    // A model for large images: its configuration alone determines the memory.
     let path = folder.join("b/models/largest/config.json");
     let text = std::fs::read_to_string(&path).unwrap();
     let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -152,7 +152,7 @@ fn resize(network: &mut serde_json::Value, resolution: usize) {
     sizes(network, resolution / before);
 }
 
-/// With a batch that takes some seconds of warm-up and measuring, which nothing else interrupts.
+/// The batch takes some seconds of warm-up and measuring, which nothing else interrupts.
 #[cfg(unix)]
 #[test]
 fn a_signal_ends_measuring_with_its_exit_code() {
@@ -161,7 +161,7 @@ fn a_signal_ends_measuring_with_its_exit_code() {
         let arguments = [&MODELS[..], &["--batch", "2000"]].concat();
         let mut child = command(temporary.path(), &arguments).spawn().unwrap();
         std::thread::sleep(std::time::Duration::from_secs(1));
-        assert!(child.try_wait().unwrap().is_none(), "it has ended already");
+        assert!(child.try_wait().unwrap().is_none(), "the command has ended already");
         assert!(std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(code));

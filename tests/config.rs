@@ -1,5 +1,5 @@
-//! `ofa config`, and what is said about configurations that cannot be used: one sentence with the place, what was found
-//! and what is expected.
+//! `ofa config`, and the messages about unusable configurations: one sentence with the place, what was found and what
+//! is expected.
 
 mod common;
 
@@ -12,9 +12,37 @@ fn the_example_configuration_is_valid_and_its_space_is_the_preset() {
     let temporary = tempfile::tempdir().unwrap();
     let example = format!("{root}/examples/cifar10.toml");
     let out = succeeds(temporary.path(), &["config", "--config", &example]);
-    let preset = succeeds(temporary.path(), &["config", "--preset", "cifar"]);
+    let preset = succeeds(temporary.path(), &["config", "--preset", "progressive"]);
     let space = |text: &str| toml::from_str::<toml::Table>(text).unwrap()["space"].clone();
     assert_eq!(space(&out), space(&preset));
+}
+
+#[test]
+fn the_example_of_one_schedule_is_the_preset() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let temporary = tempfile::tempdir().unwrap();
+    let table = |arguments: &[&str]| -> toml::Table {
+        let mut table: toml::Table = toml::from_str(&succeeds(temporary.path(), arguments)).unwrap();
+        table.remove("data");
+        table
+    };
+    let example = table(&["config", "--config", &format!("{root}/examples/cifar10-one-schedule.toml")]);
+    assert_eq!(example, table(&["config", "--preset", "cifar"]));
+}
+
+#[test]
+fn each_table_is_explained_once_and_the_text_reads_back() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let text = succeeds(folder, &["config", "--preset", "cifar"]);
+    for table in ["[data]", "[space]", "[train]", "[train.schedule]", "[[train.stages]]", "[train.stages.taught]"] {
+        let lines: Vec<&str> = text.lines().collect();
+        let places: Vec<usize> = (0..lines.len()).filter(|&n| lines[n] == table).collect();
+        let explained = |&&n: &&usize| n > 0 && lines[n - 1].starts_with("# ");
+        assert!(explained(&&places[0]) && places.iter().filter(explained).count() == 1, "{table}: {text}");
+    }
+    fs::write(folder.join("c.toml"), &text).unwrap();
+    assert_eq!(succeeds(folder, &["config", "--config", "c.toml"]), text);
 }
 
 #[test]
@@ -64,12 +92,12 @@ fn every_fault_of_a_configuration_is_one_sentence() {
         assert_eq!(err.lines().count(), 1, "{err}");
         assert!(!folder.join("run").exists(), "{new}");
     };
-    // Unknown keys and values, each with the known name that is nearest.
+    // Unknown keys and values; the message names the nearest known one.
     fault("\nmomentum =", "\nmomentun =", &["momentun", "did you mean `momentum`?"]);
     fault("skip_bad", "skipbad", &["bad.toml:", "did you mean `skip_bad`?"]);
     fault("kernel_sizes = ", "kernelsizes = ", &["did you mean `kernel_sizes`?"]);
     fault("sampling = \"uniform\"", "sampling = \"sandwhich\"", &["did you mean `sandwich`?"]);
-    // Wrong types, missing keys, no TOML.
+    // Wrong types, missing keys, not TOML.
     fault("\nbatch = 16", "\nbatch = \"many\"", &["bad.toml:", "string", "usize"]);
     fault("\nbatch = 16", "\nbatch = -1", &["bad.toml:", "-1"]);
     fault("seed = 0", "seed = 1.5", &["bad.toml:", "floating point"]);
@@ -83,6 +111,15 @@ fn every_fault_of_a_configuration_is_one_sentence() {
     fault("kernel_sizes = [3, 5]", "kernel_sizes = [3, 4]", &["odd"]);
     fault("resolutions = [", "resolutions = [99999, ", &["resolutions"]);
     // Contradictions.
+    fault("learning_rate = 0.1", "taught = { labels = 0.0 }\nlearning_rate = 0.1", &["largest", "taught", "kd_ratio"]);
+    fault("\nmomentum = 0.9", "\nmomentum = 0.9\nschedule = { learning_rate = 0.1 }", &["[train.schedule] spans"]);
+    fault("learning_rate = 0.1", "# learning_rate = 0.1", &["learning_rate is missing", "[train.schedule]"]);
+    fault("learning_rate = 0.1", "subnet = \"r99 d1\"\nlearning_rate = 0.1", &["r99 d1", "words"]);
+    fault("seed = 0\nbatch", "class_balance = \"los\"\nseed = 0\nbatch", &["did you mean `loss`?"]);
+    fault("seed = 0\nbatch", "undecayed = [\"depthwse\"]\nseed = 0\nbatch", &["did you mean `depthwise`?"]);
+    fault("flip = true", "flip = \"always\"", &["true, false or \"alternating\""]);
+    fault("flip = true", "flip = true\ncutout = 1.5", &["cutout is 1.5"]);
+    fault("flip = true", "flip = true\nmix = { method = \"ricap\", beta = 0.0 }", &["mix beta is 0"]);
     fault("teacher = \"frozen\"", "teacher = \"in_place\"", &["in_place", "sandwich"]);
     fault("kd_ratio = 0.0", "kd_ratio = 1.0", &["first stage", "kd_ratio must be 0"]);
     fault("name = \"largest\"", "name = \"largest\"\nsort_channels = 2", &["sort_channels"]);

@@ -1,7 +1,7 @@
-//! Commands that end at any call that changes a file or folder, and the same command again: the files are those of a
-//! command that was left alone.
+//! Crashes at any call that changes a file or folder: the same command, repeated, leaves the files of an undisturbed
+//! one.
 //!
-//! By default some calls of each command are tried; all of them with `cargo test --release --test crash -- --ignored`.
+//! By default some calls of each command are tried; `cargo test --release --test crash -- --ignored` tries all.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -20,11 +20,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Calls of a command that are tried by default, of those that give or remove names and of all.
+/// Numbers of calls that are tried by default: of those that create or remove names, and of all.
 const NAMING: usize = 6;
 const ANY: usize = 4;
 
-/// The library that ends a process at a call, compiled once. There is a C compiler wherever Rust links programs.
+/// The library that ends a process at a call, compiled once. Wherever Rust links programs there is a C compiler.
 fn library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {
@@ -43,7 +43,7 @@ struct Case<'a> {
     /// Fills the folder that it starts in.
     start: &'a dyn Fn(&Path),
     arguments: &'a [&'a str],
-    /// What is started after a crash, in the folder as the crash left it.
+    /// Command that is started after a crash, in the folder as the crash left it.
     again: &'a dyn Fn(&Path) -> Vec<&'a str>,
     /// The folder that is compared.
     out: &'a str,
@@ -70,7 +70,7 @@ impl Case<'_> {
             (self.start)(folder);
             let at = (index + 1).to_string();
             let output = preloaded(folder, self.arguments).env("CRASH_AT", &at).output().unwrap();
-            // The number of calls may differ by one or two, as a clock decides about some: then it has come to its end.
+            // The clock decides about one or two calls, so the command may have ended before this one.
             let ended = output.status.success() && index + 3 > calls.len();
             assert!(output.status.signal() == Some(9) || ended, "{}", String::from_utf8_lossy(&output.stderr));
             (self.between)(folder);
@@ -92,7 +92,7 @@ fn preloaded(folder: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// Some calls: evenly among those that give or remove names, the last one included, and evenly among all.
+/// Sample of the calls: evenly among those that create or remove names, the last one included, and evenly among all.
 fn sample(calls: &[&str]) -> Vec<usize> {
     let evenly = |indices: &[usize], count: usize| -> Vec<usize> {
         let count = count.min(indices.len());
@@ -107,7 +107,7 @@ fn sample(calls: &[&str]) -> Vec<usize> {
     chosen
 }
 
-/// The files of a folder by path, without the lock and without what a clock says.
+/// The files of a folder by path, without the lock and without values of a clock.
 fn content(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let (mut files, mut folders) = (BTreeMap::new(), vec![root.to_path_buf()]);
     while let Some(folder) = folders.pop() {
@@ -169,7 +169,7 @@ fn tune(all: bool) {
         let text = fs::read_to_string(folder.join("c.toml")).unwrap();
         let text = changed(&text, "\nbatch = 32", "\nbatch = 16");
         fs::write(folder.join("c.toml"), text).unwrap();
-        // The fourth learns less than the others and is given up, the fifth diverges.
+        // The fourth trial learns less than the others and is stopped early, the fifth diverges.
         let ranges = "[learning_rate]\nvalues = [0.1, 1e9]\n[weight_decay]\nvalues = [0.0, 1e-5, 1e-4, 0.9]\n";
         fs::write(folder.join("r.toml"), ranges).unwrap();
     };
@@ -268,7 +268,7 @@ fn import(all: bool) {
         fs::write(folder.join("net.safetensors"), safetensors::serialize(tensors, None).unwrap()).unwrap();
     };
     let arguments = ["import", "net.safetensors", "--space", "tiny", "--out", "run"];
-    // With the supernet the import is complete, and refused.
+    // Once the supernet is written the import is complete, and repeating it is refused.
     let again = |folder: &Path| match folder.join("run/checkpoints/supernet.safetensors").exists() {
         true => vec!["search", "--help"],
         false => arguments.to_vec(),
@@ -276,7 +276,7 @@ fn import(all: bool) {
     Case { start: &start, arguments: &arguments, again: &again, out: "run", between: &nothing }.try_crashes(all);
 }
 
-/// A profile holds what a clock says, so that only its files are compared.
+/// A profile holds measured times, so only the names of its files are compared.
 fn profile(all: bool) {
     let arguments = ["profile", "--run", "run", "--name", "new", "--rounds", "2", "--check", "2"];
     let start = |folder: &Path| {
@@ -293,7 +293,7 @@ fn profile(all: bool) {
         let temporary = tempfile::tempdir().unwrap();
         start(temporary.path());
         let output = preloaded(temporary.path(), &arguments).env("CRASH_AT", (index + 1).to_string()).output().unwrap();
-        // How many rounds are written depends on the clock: a run may end before the call.
+        // The clock decides how many rounds are written: a run may end before the call.
         assert!(output.status.signal() == Some(9) || output.status.success(), "{}", calls[index]);
         succeeds(temporary.path(), &arguments);
         assert_eq!(names(temporary.path()), names(whole.path()), "after {}", calls[index]);
@@ -334,7 +334,7 @@ fn a_profile_that_crashed_leaves_nothing_unfinished_after_the_next() {
 fn a_quickstart_that_crashed_at_its_beginning_starts_again() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
-    // Each one dies in the folder that the one before left, the last one in training.
+    // Each run crashes in the folder that the run before left, the last one during training.
     for at in ["2", "4", "7", "9", "12", "20"] {
         let output = preloaded(folder, &["quickstart", "--out", "q"]).env("CRASH_AT", at).output().unwrap();
         assert_eq!(output.status.signal(), Some(9), "{at}: {}", String::from_utf8_lossy(&output.stderr));

@@ -125,7 +125,7 @@ fn a_fine_tuned_model_or_another_subnet_is_only_replaced_when_asked() {
     succeeds(folder, &extract);
     let plain = weights(&model);
     assert_eq!(load_config(&model).unwrap().finetuned, None);
-    // It could be extracted again at any time: nothing is lost.
+    // A model that can be extracted again is replaced: nothing is lost.
     succeeds(folder, &extract);
     assert!(weights(&model) == plain);
     succeeds(folder, &tune);
@@ -146,7 +146,7 @@ fn a_fine_tuned_model_or_another_subnet_is_only_replaced_when_asked() {
     assert!(weights(&model) == plain);
     succeeds(folder, &[&other[..], &["--overwrite"]].concat());
 
-    // A damaged configuration tells of fine-tuning, too.
+    // A damaged configuration still tells of fine-tuning.
     succeeds(folder, &[&tune[..], &["--overwrite"]].concat());
     let config = fs::read_to_string(model.join("config.json")).unwrap();
     fs::write(model.join("config.json"), changed(&config, "\"labels\"", "\"lables\"")).unwrap();
@@ -191,11 +191,11 @@ fn names_of_models_are_plain_and_name_one_subnet() {
     for name in ["", ".", "..", "../../evil", "a/b", "/evil", ".hidden", "two words", &"x".repeat(201)] {
         refused(&["--name", name], &["--name", "expected"]);
     }
-    refused(&["--subnet", "largest", "--name", "mine"], &["--name 'mine'", "there are 2"]);
+    refused(&["--subnet", "largest", "--name", "mine"], &["--name 'mine'", "2 are given"]);
     fails(
         folder,
         &["extract", "--run", "run", "--search-results", "--name", "mine"],
-        &["--name 'mine'", "there are 0"],
+        &["--name 'mine'", "0 are given"],
     );
     assert!(!folder.join("run/models").exists() && !folder.join("evil").exists());
 
@@ -222,7 +222,7 @@ fn search_results_that_are_missing_or_of_another_space_are_named() {
     succeeds(folder, &["search", "--run", "run", "--limit", "any:macs=500k", "--generations", "2"]);
     let found = folder.join("run/search/any-macs-500k.json");
     let mut result: serde_json::Value = serde_json::from_slice(&fs::read(&found).unwrap()).unwrap();
-    // Search results are extracted again while they name the same subnet.
+    // Search results are extracted again as long as they name the same subnet.
     succeeds(folder, &extract);
     succeeds(folder, &extract);
 
@@ -249,7 +249,7 @@ fn hints_quote_names_for_a_shell() {
     let out = succeeds(folder, &["extract", "--run", "my run", "--subnet", "smallest", "--data", "it's"]);
     let hint = out.lines().last().unwrap().strip_prefix("Next: ofa ").unwrap();
     assert_eq!(hint, r"bench 'my run'/models/* --data 'it'\''s'");
-    // A shell reads the hint as it is.
+    // A shell runs the hint as it is printed.
     let mut shell = std::process::Command::new("sh");
     shell.args(["-c", &format!("\"$0\" {hint}"), env!("CARGO_BIN_EXE_ofa")]).current_dir(folder);
     let output = shell.output().unwrap();
@@ -298,7 +298,7 @@ fn a_signal_stops_fine_tuning_and_nothing_is_stored() {
 }
 
 #[test]
-fn a_search_result_that_is_out_of_date_is_told_by_name() {
+fn an_outdated_search_result_is_named() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     finished_run(folder);
@@ -323,7 +323,7 @@ fn a_search_result_that_is_out_of_date_is_told_by_name() {
     fs::write(&profile, slow.to_string()).unwrap();
     let err = warnings();
     assert!(
-        err.contains(&format!("{latency}by the present profile its subnet has 2.")) && !err.contains(macs),
+        err.contains(&format!("{latency}with the current profile the subnet has 2.")) && !err.contains(macs),
         "{err}"
     );
     fs::write(&profile, good).unwrap();
@@ -331,19 +331,25 @@ fn a_search_result_that_is_out_of_date_is_told_by_name() {
     // Another predictor, other weights, and a result of an earlier version.
     succeeds(folder, &["predictor", "--run", "run", "--samples", "16", "--recalibration", "300", "--members", "1"]);
     let err = warnings();
-    assert!(err.contains(&format!("{macs}it was found with an earlier predictor")) && err.contains(latency), "{err}");
+    assert!(
+        err.contains(&format!("{macs}the result was found with an earlier predictor")) && err.contains(latency),
+        "{err}"
+    );
     let path = folder.join("run/checkpoints/supernet.safetensors");
     let (state, note) = read_supernet(&path).unwrap();
     let state = state.into_iter().map(|(name, tensor)| (name, (tensor * 1.001).unwrap())).collect();
     write_supernet(&path, state, &note).unwrap();
     let err = warnings();
-    assert!(err.contains(&format!("{macs}it was found for other weights")) && err.contains("search again"), "{err}");
+    assert!(
+        err.contains(&format!("{macs}the result was found for other weights")) && err.contains("search again"),
+        "{err}"
+    );
     let path = folder.join("run/search/any-macs-400k.json");
     let mut result: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     result.as_object_mut().unwrap().remove("basis");
     fs::write(&path, result.to_string()).unwrap();
     let err = warnings();
-    assert!(err.contains(&format!("{macs}it does not say for which weights")), "{err}");
+    assert!(err.contains(&format!("{macs}this result of an earlier version does not record the weights")), "{err}");
 }
 
 #[test]
@@ -427,7 +433,7 @@ fn other_images_are_normalised_as_in_training() {
     };
     let own = normalisation(&[]);
     assert!(own["mean"][0].as_f64().unwrap() > 0.1, "{own}");
-    // The same classes, and darker images.
+    // Other images: the same classes, but darker.
     for split in ["train", "t10k"] {
         let path = folder.join(format!("sorted/{split}-images-idx3-ubyte"));
         let mut bytes = fs::read(&path).unwrap();

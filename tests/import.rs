@@ -1,4 +1,4 @@
-//! `ofa import` through the binary, and what is imported in every later command.
+//! `ofa import` through the binary, and every later command on what was imported.
 
 #[path = "../supernet/tests/torch_file/mod.rs"]
 mod torch_file;
@@ -14,7 +14,7 @@ use ofa_supernet::space::{BlockSpec, ConvSpec};
 use ofa_supernet::{NetworkSpec, SearchSpace, Supernet};
 use serde_json::{Value, json};
 
-/// A new supernet as a published checkpoint: the file's bytes.
+/// Bytes of a published checkpoint with a new supernet.
 fn checkpoint(space: &str, classes: usize) -> Vec<u8> {
     checkpoint_of(&Supernet::new(&SearchSpace::named(space).unwrap(), classes, 3).unwrap())
 }
@@ -40,7 +40,7 @@ fn published_tensors(net: &Supernet) -> Vec<torch_file::Named> {
 }
 
 #[test]
-fn a_wrapped_checkpoint_is_imported_and_the_choice_among_its_weights_told() {
+fn a_wrapped_checkpoint_is_imported_and_the_chosen_weights_are_named() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     let tensors = published_tensors(&Supernet::new(&SearchSpace::named("tiny").unwrap(), 10, 3).unwrap());
@@ -97,7 +97,7 @@ fn an_imported_checkpoint_serves_every_later_command() {
     );
     assert!(out.contains("--data builtin"), "{out}");
     let config = std::fs::read_to_string(folder.join("run/models/this-latency-1s/config.json")).unwrap();
-    // The data's class names and ImageNet's normalisation.
+    // The configuration has the data's class names and ImageNet's normalisation.
     assert!(config.contains("0.485") && !config.contains("\"0\""), "{config}");
     succeeds(folder, &["bench", "run/models/this-latency-1s", "--data", "builtin"]);
     // A subnet as the published code writes it.
@@ -141,7 +141,7 @@ fn an_import_does_not_replace_a_run() {
     std::fs::write(folder.join("net.pth"), checkpoint("tiny", 10)).unwrap();
     let import = ["import", "net.pth", "--space", "tiny", "--out", "run"];
     succeeds(folder, &import);
-    fails(folder, &import, &["there is a run in it already"]);
+    fails(folder, &import, &["already holds a run"]);
 }
 
 #[test]
@@ -243,6 +243,7 @@ fn description(network: &NetworkSpec) -> Value {
             "expand_ratio": block.middle_channels as f64 / block.out_channels as f64, "act_func": "relu",
             "downsample_mode": "avgpool_conv",
         }),
+        other => unreachable!("published networks have no {other}"),
     };
     let mut blocks: Vec<Value> = network.blocks().map(block).collect();
     let classifier = json!({"in_features": network.classifier_channels(), "out_features": network.classes});
@@ -253,7 +254,7 @@ fn description(network: &NetworkSpec) -> Value {
         let stem: Vec<Value> = network.stem.iter().map(stem).collect();
         return json!({"name": "ResNets", "bn": bn, "input_stem": stem, "blocks": blocks, "classifier": classifier});
     };
-    // One that was searched away.
+    // A block that the search removed.
     blocks.push(
         json!({"mobile_inverted_conv": {"name": "ZeroLayer", "stride": 1}, "shortcut": {"name": "IdentityLayer"}}),
     );
@@ -273,7 +274,7 @@ fn a_published_specialised_network_becomes_a_model() {
     let folder = temporary.path();
     for name in ["tiny", "resnet-tiny"] {
         let mut space = SearchSpace::named(name).unwrap();
-        // Kernel transforms are the supernet's alone.
+        // Only the supernet has kernel transforms.
         space.kernel_sizes.drain(..space.kernel_sizes.len() - 1);
         let net = Supernet::new(&space, 10, 3).unwrap();
         let largest = space.largest();
@@ -282,18 +283,21 @@ fn a_published_specialised_network_becomes_a_model() {
         std::fs::write(folder.join("init"), checkpoint_of(&net)).unwrap();
         let import =
             ["import", "init", "--network", "net.config", "--resolution", "32", "--data", "builtin", "--out", name];
-        // What an import left that was killed between its two files.
+        // The remainder of an import that was killed between its two files.
         std::fs::create_dir(folder.join(name)).unwrap();
         for left in ["model.safetensors", ".config.json.7.tmp"] {
             std::fs::write(folder.join(name).join(left), "x").unwrap();
         }
         let out = succeeds(folder, &import);
-        assert_eq!(std::fs::read_dir(folder.join(name)).unwrap().count(), 2);
+        let mut names: Vec<_> =
+            std::fs::read_dir(folder.join(name)).unwrap().map(|file| file.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["README.md", "config.json", "graph.json", "load.py", "model.safetensors"]);
         assert!(out.contains("10 classes") && out.contains(&format!("ofa bench {name}")), "{out}");
         succeeds(folder, &["bench", name, "--data", "builtin"]);
-        fails(folder, &import, &[name, "exists already"]);
+        fails(folder, &import, &[name, "already exists"]);
 
-        // It computes what the supernet's largest subnet does.
+        // The model computes the same as the supernet's largest subnet.
         let mut model = Model::load(folder.join(name)).unwrap();
         assert_eq!((&model.config().network, &model.config().subnet.stages), (&network, &largest.stages));
         let images: Vec<f32> = (0..2 * 32 * 32 * 3).map(|i| (i as f32 * 0.7).sin()).collect();
@@ -305,7 +309,7 @@ fn a_published_specialised_network_becomes_a_model() {
         let size = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         assert!(expected.iter().zip(found).all(|(a, b)| (a - b).abs() <= 1e-4 * size), "{expected:?} {found:?}");
     }
-    // Without images its classes are numbered, and get the names of those that it is measured on.
+    // Without images the classes are numbered, and get the names of the classes that the model is measured on.
     let import = ["import", "init", "--network", "net.config", "--resolution", "32", "--out", "numbered"];
     succeeds(folder, &import);
     let output = ofa(folder, &["bench", "numbered", "--data", "builtin"]);
@@ -343,7 +347,7 @@ fn the_published_predictor_and_tables_are_searched() {
     std::fs::write(folder.join("run/predictor/fit.json"), "the report of another predictor").unwrap();
     succeeds(folder, &["predictor", "--run", "run", "--import", &file("acc_predictor.pth")]);
     assert!(!folder.join("run/predictor/fit.json").exists());
-    // It is not known for which weights it was fitted.
+    // The weights that the published predictor was fitted for are not known.
     let output = ofa(folder, &["search", "--run", "run", "--limit", "any:macs=500M", "--generations", "2"]);
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && !err.contains("warning"), "{err}");

@@ -1,6 +1,6 @@
-//! Folders that earlier versions wrote, through the binary of this one. `written_by/DATE` holds a finished run with a
-//! device profile, a predictor, search results and a model, and a run that was interrupted; they are never written
-//! again, so that a change of a format that leaves users' files behind fails here.
+//! Folders that earlier versions wrote, read by this version's binary. `written_by/DATE` holds a finished run with a
+//! device profile, a predictor, search results and a model, and a run that was interrupted. These folders are never
+//! regenerated, so that a change of format that breaks users' files fails here.
 
 mod common;
 
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 const WRITTEN: [&str; 1] = ["2026-11"];
 
-/// Copies `kind` of every version to `folder/DATE`; the names of the copies.
+/// Copies `kind` of every version to `folder/DATE` and returns the names of the copies.
 fn copies(folder: &Path, kind: &str) -> Vec<String> {
     let written = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/written_by");
     for date in WRITTEN {
@@ -69,7 +69,7 @@ fn an_earlier_supernet_gives_the_model_that_it_gave() {
             assert_eq!(now.len(), before.len(), "{run}: {name}");
             let scale = before.iter().fold(1e-3f32, |scale, value| scale.max(value.abs()));
             let off = now.iter().zip(&before).map(|(now, before)| (now - before).abs()).fold(0.0, f32::max);
-            // Statistics are recalibrated, and round with the number of threads; weights are copied.
+            // Weights are copied; statistics are recalibrated, and their rounding depends on the number of threads.
             let allowed = if name.contains("running") { 1e-4 * scale } else { 0.0 };
             assert!(off <= allowed, "{run}: {name} differs by {off}");
         }

@@ -84,7 +84,7 @@ fn every_numeric_option_refuses_what_is_out_of_range() {
     assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "nothing is made");
 }
 
-/// No machine has the memory; the message names a batch that it does have.
+/// A batch that no machine's memory holds; the message names a batch that fits.
 #[test]
 #[cfg(target_os = "linux")]
 fn what_the_memory_cannot_hold_is_refused_before_it_is_taken() {

@@ -1,4 +1,5 @@
-//! Standard output or error that cannot be written, for every command: never a panic, and work that is done stays done.
+//! Standard output or error that cannot be written, for every command: no command panics, and its work is done
+//! nevertheless.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -8,7 +9,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Stdio;
 
-/// A command line of every command that prints something; each can be run again.
+/// A command line of every command that prints something; each can be repeated.
 const PRINTING: &[&[&str]] = &[
     &["--help"],
     &["--version"],
@@ -49,7 +50,7 @@ fn closed() -> Stdio {
     writer.into()
 }
 
-/// Runs a command with the given standard output: exit code and standard error.
+/// Runs a command with the given standard output; returns exit code and standard error.
 fn run(folder: &Path, arguments: &[&str], stdout: Stdio) -> (Option<i32>, String) {
     let output = command(folder, arguments).stdout(stdout).output().unwrap();
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())

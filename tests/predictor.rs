@@ -28,7 +28,7 @@ fn change_weights(folder: &Path) {
     write_supernet(&path, state.into_iter().map(changed).collect(), &note).unwrap();
 }
 
-/// What a command that succeeds writes on standard error.
+/// Standard error of a command that succeeds.
 #[track_caller]
 fn warnings(folder: &Path, arguments: &[&str]) -> String {
     let output = ofa(folder, arguments);
@@ -76,7 +76,7 @@ fn samples_of_other_weights_or_settings_are_refused_by_name_or_discarded() {
     let anew = samples(folder);
     let header = |text: &str| text.lines().next().unwrap().to_string();
     assert_ne!(header(&anew), header(&before));
-    // A stopped command is repeated as it was: what it measured already stays.
+    // A stopped command is repeated as it was: samples that it measured already stay.
     let mut half: String = anew.lines().take(12).map(|line| format!("{line}\n")).collect();
     let (before_last, _) = half.rsplit_once(':').unwrap();
     half = format!("{before_last}:0.123}}\n");
@@ -85,9 +85,9 @@ fn samples_of_other_weights_or_settings_are_refused_by_name_or_discarded() {
     assert!(samples(folder).starts_with(&half));
 }
 
-/// Samples of a user's own, or of a version that did not write down what they were measured with.
+/// Samples of a user, or of a version that did not record the conditions of their measurement.
 #[test]
-fn samples_that_do_not_say_what_they_were_measured_with_are_taken_with_a_warning() {
+fn samples_without_recorded_conditions_are_used_with_a_warning() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     finished_run(folder);
@@ -98,7 +98,7 @@ fn samples_that_do_not_say_what_they_were_measured_with_are_taken_with_a_warning
     };
     let own: String = samples(folder).lines().map(bare).collect();
     fs::write(folder.join("run/predictor/samples.jsonl"), &own).unwrap();
-    let warning = "run/predictor/samples.jsonl: 16 samples do not say which weights and images";
+    let warning = "run/predictor/samples.jsonl: 16 samples do not record the weights and images";
     let err = warnings(folder, &[SAMPLED, &["--samples", "18"]].concat());
     assert!(err.contains(warning) && err.contains("--discard"), "{err}");
     assert!(samples(folder).starts_with(&own) && samples(folder).lines().count() == 18);
@@ -111,7 +111,7 @@ fn a_search_warns_of_a_predictor_of_other_weights() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     finished_run(folder);
-    let warning = "warning: run/predictor/predictor.safetensors: it was fitted for other weights";
+    let warning = "warning: run/predictor/predictor.safetensors: the predictor was fitted for other weights";
     assert!(!warnings(folder, &search(&[])).contains("other weights"));
     let fit: Value = serde_json::from_slice(&fs::read(folder.join("run/predictor/fit.json")).unwrap()).unwrap();
     let weights = fit["measured_with"]["weights"].as_str().unwrap().to_string();
@@ -155,7 +155,7 @@ fn a_predictor_of_another_space_is_refused_by_name() {
     let drawn = (0..20).map(|i| space.sample(&mut generator(1, Stream::Sampling, &[i])));
     let samples: Vec<Sample> =
         drawn.map(|subnet| Sample { accuracy: subnet.resolution as f64 / 40.0, subnet }).collect();
-    let settings = FitSettings { members: 1, hidden: 8, steps: Some(1), ..FitSettings::default() };
+    let settings = FitSettings::default();
     Predictor::fit(&space, &samples, &settings, 0, &mut |_, _, _| ()).unwrap().0.save(&path).unwrap();
     let expected = ["error: run/predictor/predictor.safetensors: ", "`stages[1].channels` is 32 instead of 24"];
     fails(folder, &search(&[]), &expected);
@@ -164,7 +164,7 @@ fn a_predictor_of_another_space_is_refused_by_name() {
 }
 
 #[test]
-fn what_no_predictor_can_be_fitted_with_is_refused_before_anything_is_measured() {
+fn settings_that_no_predictor_can_be_fitted_with_are_refused_before_measuring() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     finished_run(folder);
@@ -228,6 +228,9 @@ fn a_space_of_fewer_subnets_than_samples_is_measured_once() {
     let out = succeeds(folder, &sampling);
     assert!(out.contains("16 subnets, 3 held out") && samples(folder) == lines, "{out}");
     fails(folder, &["predictor", "--run", "run", "--curve"], &["only 16 subnets"]);
+    let both = ["--members", "2", "--method", "gaussian-process"];
+    misused(folder, &[&sampling[..7], &both].concat(), &["--members cannot be used with --method gaussian-process"]);
+    assert!(succeeds(folder, &sampling[..7]).contains("Gaussian process: in cross-validation"));
 }
 
 #[test]
@@ -235,7 +238,7 @@ fn predictions_are_at_most_one() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     finished_run(folder);
-    // Most subnets are right on every image, the predictor's slope leads above that.
+    // Most subnets are right on every image; the predictor's slope leads above that.
     let high: String = samples(folder)
         .lines()
         .enumerate()
@@ -245,7 +248,7 @@ fn predictions_are_at_most_one() {
         })
         .collect();
     fs::write(folder.join("run/predictor/samples.jsonl"), high).unwrap();
-    succeeds(folder, &[SAMPLED, &["--samples", "16"]].concat());
+    succeeds(folder, &[SAMPLED, &["--samples", "16", "--method", "ensemble"]].concat());
     let path = folder.join("run/predictor/predictor.safetensors");
     let found: Value = serde_json::from_str(&succeeds(folder, &search(&["--verify", "5"]))).unwrap();
     let best = found[0]["top"][0]["subnet"].as_str().unwrap().parse().unwrap();
@@ -372,12 +375,12 @@ fn samples_are_chosen_and_the_curve_is_drawn_from_them() {
     let out = sample("run", "24");
     assert!(out.contains("24 subnets") && out.contains("2 members") && out.contains("90 % interval"), "{out}");
     let whole = samples("run");
-    // What was chosen is not what chance would have drawn next, and a cut file is completed with the same subnets.
+    // The chosen subnets are not the next random ones, and a cut file is completed with the same subnets.
     let cut: String = whole.lines().take(15).map(|line| format!("{line}\n")).collect();
     std::fs::write(folder.join("run/predictor/samples.jsonl"), cut).unwrap();
     sample("run", "24");
     assert_eq!(samples("run"), whole);
-    // By deviation, all but the smallest and the largest are chosen.
+    // By deviation, all but the smallest and the largest subnet are chosen.
     std::fs::remove_file(folder.join("run/predictor/samples.jsonl")).unwrap();
     choose("run", "20", "deviation");
     let by_deviation = samples("run");
@@ -399,7 +402,7 @@ fn samples_are_chosen_and_the_curve_is_drawn_from_them() {
     assert!(drawn(10) && !drawn(24), "{whole}\n{random}");
 
     // A single network cannot be pessimistic; several are, each to the extent of its deviation.
-    fails(folder, &search(&["--pessimism", "1"]), &["single network", "--members"]);
+    fails(folder, &search(&["--pessimism", "1"]), &["single network", "ofa predictor"]);
     sample("run", "26");
     let found = |more: &[&str]| serde_json::from_str::<Value>(&succeeds(folder, &search(more))).unwrap()[0].clone();
     let (neutral, pessimistic) = (found(&[]), found(&["--pessimism", "3"]));

@@ -1,4 +1,4 @@
-//! The program as a process: what it takes from its environment, and that it starts once.
+//! The program as a process: what it takes from its environment, and that it starts only once.
 
 mod common;
 
@@ -38,15 +38,15 @@ fn an_empty_environment_is_enough() {
     fails(folder.path(), &["speed", "--space", "none-such"], &["none-such"]);
 }
 
-/// A program that starts itself anew loses what a wrapper gave it: its name and its environment, both of which Linux
-/// shows as they were at the last start.
+/// A program that restarts itself loses the name and the environment that a wrapper gave it, both of which Linux shows
+/// as they were at the last start.
 #[cfg(target_os = "linux")]
 #[test]
 fn the_program_starts_once() {
     use std::os::unix::process::CommandExt;
 
     let folder = tempfile::tempdir().unwrap();
-    // Long enough to be looked at.
+    // The command runs long enough to be inspected.
     let mut process = command(folder.path(), &["speed", "--space", "tiny", "--threads", "3", "--steps", "100000"])
         .arg0("wrapped")
         .env_clear()
@@ -54,10 +54,13 @@ fn the_program_starts_once() {
         .spawn()
         .unwrap();
     let shown = format!("/proc/{}", process.id());
-    // Its threads are there: it is past its start.
+    // With its worker threads running, the process is past its start.
     let start = std::time::Instant::now();
     while std::fs::read_dir(format!("{shown}/task")).unwrap().count() < 3 {
-        assert!(start.elapsed().as_secs() < 60 && process.try_wait().unwrap().is_none(), "it started no threads");
+        assert!(
+            start.elapsed().as_secs() < 60 && process.try_wait().unwrap().is_none(),
+            "the process started no threads"
+        );
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     let read = |what: &str| String::from_utf8(std::fs::read(format!("{shown}/{what}")).unwrap()).unwrap();

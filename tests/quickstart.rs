@@ -26,7 +26,7 @@ fn quickstart_replaces_no_folder_that_is_not_an_earlier_quickstart() {
     let folder = temporary.path();
     std::fs::create_dir(folder.join("mine")).unwrap();
     std::fs::write(folder.join("mine/notes.txt"), "").unwrap();
-    fails(folder, &["quickstart", "--out", "mine"], &["mine", "not an earlier quickstart"]);
+    fails(folder, &["quickstart", "--out", "mine"], &["mine", "not made by an earlier quickstart"]);
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn a_run_of_the_same_space_and_data_is_not_replaced() {
     fails(
         folder,
         &[&["quickstart", "--out", "q"], QUICKSTART].concat(),
-        &["q: ", "is not an earlier quickstart", "--out"],
+        &["q: ", "was not made by an earlier quickstart", "--out"],
     );
     assert!(files() == before);
 }

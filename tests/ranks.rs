@@ -1,4 +1,4 @@
-//! Several processes on MPI: `cargo test --release --features mpi --test ranks`. Programs without MPI ignore most of
+//! Several processes on MPI: `cargo test --release --features mpi --test ranks`. A build without MPI ignores most of
 //! these tests.
 #![cfg(unix)]
 
@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 
 static TURN: Mutex<()> = Mutex::new(());
 
-/// A turn on the few cores there are.
+/// Exclusive use of the few cores.
 fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `ofa` with each list of arguments as so many ranks.
+/// Command that runs `ofa` with each list of arguments as the given number of ranks.
 fn mpirun(folder: &Path, programs: &[(usize, &[&str])]) -> Command {
     let mut command = Command::new("mpirun");
     command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]);
@@ -37,7 +37,7 @@ fn errors(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// What it printed as errors and notes.
+/// Errors and notes that the command printed.
 #[track_caller]
 fn succeed_together(folder: &Path, ranks: usize, arguments: &[&str]) -> String {
     let output = mpirun(folder, &[(ranks, arguments)]).output().unwrap();
@@ -45,8 +45,8 @@ fn succeed_together(folder: &Path, ranks: usize, arguments: &[&str]) -> String {
     errors(&output)
 }
 
-/// Length of the difference of two supernets' parameters, and of their running statistics, as a part of the first
-/// one's.
+/// Norms of the difference of two supernets' parameters and of their running statistics, relative to the first
+/// supernet's.
 fn apart(one: &Path, other: &Path) -> (f64, f64) {
     let file = |run: &Path| fs::read(run.join("checkpoints/supernet.safetensors")).unwrap();
     let (one, other) = (file(one), file(other));
@@ -77,12 +77,12 @@ fn assert_equal_but_for_rounding(one: &Path, other: &Path) -> f64 {
     parameters
 }
 
-/// 20 steps of 32 images, over all stages, at a twentieth of the usual learning rates.
+/// Writes a configuration of 20 steps of 32 images, over all stages, at a twentieth of the usual learning rates.
 ///
-/// ReLU and hard swish have kinks, and a run goes through millions of values: at the usual rates rounding puts one of
-/// them on the other side of a kink in three runs of four, and the weights end 1e-4 apart, also those of one rank with
-/// one and with two threads. What rounding changes in the weights is proportional to the rate, and so is the chance of
-/// that.
+/// ReLU and hard swish have kinks, and a run computes millions of values. At the usual rates, rounding moves one of
+/// them across a kink in three runs of four, and the weights end 1e-4 apart, even those of one rank with one and with
+/// two threads. The effect of rounding on the weights is proportional to the rate, and so is the probability of
+/// crossing a kink.
 fn configuration(folder: &Path) {
     small_configuration(folder, "c.toml", "7.2");
     let text = fs::read_to_string(folder.join("c.toml")).unwrap();
@@ -96,7 +96,7 @@ fn configuration(folder: &Path) {
     fs::write(folder.join("c.toml"), text).unwrap();
 }
 
-/// The same at the usual rates, of a network without kinks but for those in squeeze-excite.
+/// Writes the same configuration at the usual rates, for a network without kinks except in squeeze-excite.
 fn smooth_configuration(folder: &Path) {
     small_configuration(folder, "c.toml", "7.2");
     let text = fs::read_to_string(folder.join("c.toml")).unwrap();
@@ -132,20 +132,20 @@ fn equal_one_with_the_double_batch(configuration: fn(&Path)) {
     let last = one.iter().rev().find(|line| line["type"] == "step").unwrap();
     assert!(last["step"].as_u64().unwrap() >= 20, "{last}");
     let rounding = assert_equal_but_for_rounding(&folder.join("one"), &folder.join("two"));
-    // Same ranks and threads, same bits; each rank's own statistics are another training.
+    // Equal ranks and threads give equal bits; each rank's own statistics are another training.
     succeed_together(folder, 2, &train("again"));
     assert_eq!(metrics(&folder.join("two")), metrics(&folder.join("again")));
     assert_eq!(common::weights(&folder.join("two")), common::weights(&folder.join("again")));
     succeed_together(folder, 2, &["train", "--config", "c.toml", "--out", "own", "--threads", "1"]);
     let own = apart(&folder.join("one"), &folder.join("own")).0;
     assert!(own > 2e-4 && own > 10.0 * rounding, "{own:e}, but rounding is {rounding:e}");
-    // The linear rule doubles the rate, and that is all.
+    // The linear scaling rule doubles the rate and changes nothing else.
     succeed_together(folder, 2, &["train", "--config", "c.toml", "--out", "rate", "--scale-learning-rate"]);
     let rate = |run: &str| metrics(&folder.join(run))[1]["learning_rate"].as_f64().unwrap();
     assert!((rate("rate") / rate("one") - 2.0).abs() < 1e-12);
 }
 
-/// What a step decides by the losses of all images, and what it learns from itself; with parts of different lengths.
+/// Decisions of a step by the losses of all images, and its in-place distillation; the ranks' shares differ in length.
 #[test]
 #[cfg_attr(not(feature = "mpi"), ignore = "needs MPI")]
 fn three_ranks_choose_the_same_subnets_as_one() {
@@ -178,7 +178,7 @@ impl Drop for Running {
     }
 }
 
-/// The process that is rank 1 below the launcher.
+/// Process id of rank 1 below the launcher.
 fn rank_one(launcher: u32) -> Option<String> {
     let children = fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).ok()?;
     let mut processes = children.split_whitespace();
@@ -190,8 +190,8 @@ fn rank_one(launcher: u32) -> Option<String> {
 }
 
 /// Trains as two ranks in folder `run` and sends one of them a signal after the second checkpoint (SIGUSR1 to the
-/// launcher, who hands it on): what was shown, and the seconds from the signal to the end. On a busy machine training
-/// can be done before the signal comes; then it is tried again.
+/// launcher, which forwards it). Returns the output and the seconds from the signal to the end. On a busy machine
+/// training can end before the signal comes; then it is repeated.
 fn train_and_signal(folder: &Path, run: &str, signal: &str) -> (Output, f64) {
     let arguments = ["train", "--config", "c.toml", "--out", run, "--sync-batch-norm", "--threads", "1"];
     for _ in 0..5 {
@@ -223,7 +223,7 @@ fn copy(from: &Path, to: &Path) {
 
 #[test]
 #[cfg_attr(not(feature = "mpi"), ignore = "needs MPI")]
-fn a_killed_rank_ends_the_run_and_any_number_of_ranks_goes_on() {
+fn a_killed_rank_ends_the_run_and_any_number_of_ranks_resumes() {
     let _turn = turn();
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
@@ -234,7 +234,7 @@ fn a_killed_rank_ends_the_run_and_any_number_of_ranks_goes_on() {
     assert!(errors(&output).contains("rank 1"), "{}", errors(&output));
     assert!(!folder.join("two/checkpoints/supernet.safetensors").exists());
 
-    // A signal to one rank, or to all through the launcher, stops all with a checkpoint.
+    // A signal to one rank, or to all through the launcher, stops all ranks with a checkpoint.
     for (run, signal) in [("signalled", "-USR1"), ("stopped", "-TERM")] {
         let (output, _) = train_and_signal(folder, run, signal);
         assert!(errors(&output).contains("stopped at step"), "{}", errors(&output));
@@ -276,7 +276,7 @@ fn samples_are_the_same_for_any_number_of_ranks() {
     let samples = |run: &str| fs::read_to_string(folder.join(run).join("predictor/samples.jsonl")).unwrap();
     assert_eq!(samples("one").lines().count(), 21);
     assert_eq!(samples("one"), samples("two"));
-    // More are added to what is there.
+    // Further samples are added to the file.
     let more = |run: &'static str| predictor(run).map(|argument| if argument == "21" { "30" } else { argument });
     succeeds(folder, &more("one"));
     succeed_together(folder, 3, &more("two"));
@@ -300,7 +300,7 @@ fn errors_come_once_and_with_their_rank() {
     let good: [&str; 5] = ["train", "--config", "c.toml", "--out", "run"];
     let bad: [&str; 5] = ["train", "--config", "none.toml", "--out", "run"];
     assert!(fail(&[(2, &bad)]).contains("error: rank 0 of 2: none.toml"));
-    // Rank 0 waits for rank 1 by then.
+    // By then rank 0 waits for rank 1.
     assert!(fail(&[(1, &good), (1, &bad)]).contains("error: rank 1 of 2: none.toml"));
     let search = ["search", "--run", "run", "--limit", "any:macs=1M"];
     assert!(fail(&[(2, &search)]).contains("rank 0 of 2: this command runs in one process"));
@@ -328,12 +328,12 @@ fn the_speed_of_several_is_measured() {
     }
 }
 
-/// One of several processes must not train as if it were alone.
+/// A process that was started as one of several must not train alone.
 #[test]
 fn a_program_without_mpi_refuses_to_be_one_of_several() {
     let temporary = tempfile::tempdir().unwrap();
     let mut alone = command(temporary.path(), &["config"]);
-    // With MPI it finds no launcher to reach.
+    // With MPI there is no launcher to reach.
     let expected = if cfg!(feature = "mpi") { "to MPI this one is alone" } else { "the program has no MPI" };
     refused(&alone.env("OMPI_COMM_WORLD_SIZE", "2").output().unwrap(), &[expected]);
 }

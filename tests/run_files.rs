@@ -1,5 +1,4 @@
-//! Files of a run whose content is well-formed and means nothing: each error begins with the file's path and is one
-//! short line.
+//! Files of a run that are well-formed but meaningless: each error is one short line that begins with the file's path.
 
 mod common;
 
@@ -17,7 +16,8 @@ const PREDICTOR: &[&str] =
 const EXTRACT: &[&str] = &["extract", "--run", "run", "--subnet", "smallest", "--recalibration", "20"];
 const RESUME: &[&str] = &["train", "--out", "run", "--resume"];
 
-/// The command fails; its error is one line of at most 1200 characters that begins with the path of `file`.
+/// Asserts that the command fails with an error of one line of at most 1200 characters that begins with the path of
+/// `file`.
 #[track_caller]
 fn names(folder: &Path, arguments: &[&str], file: &str, expected: &[&str]) {
     let err = fails(folder, arguments, expected);
@@ -26,7 +26,7 @@ fn names(folder: &Path, arguments: &[&str], file: &str, expected: &[&str]) {
     assert!(line.len() < 1200, "{} bytes: {line}", line.len());
 }
 
-/// Changes a file of [`tensor_file`], its checksum included.
+/// Changes a file of [`tensor_file`], including its checksum.
 fn rewrite(path: &Path, change: impl FnOnce(&mut BTreeMap<String, Tensor>, &mut Value)) {
     let (tensors, mut note): (_, Value) = tensor_file::read(path).unwrap();
     let mut tensors = tensors.into_iter().collect();
@@ -169,7 +169,7 @@ fn search_result() {
     let extract = ["extract", "--run", "run", "--search-results", "--recalibration", "20"];
     names(folder, &extract, "run/search", &["ofa search"]);
     succeeds(folder, SEARCH);
-    // As macOS leaves them beside a file that it copies.
+    // macOS leaves such files beside a file that it copies.
     fs::write(folder.join("run/search/._this.json"), b"\0\x05\x16\x07").unwrap();
     succeeds(folder, &extract);
     let file = "run/search/this-latency-1s.json";
@@ -206,7 +206,7 @@ fn files_named_by_flags() {
     small_configuration(folder, "good.toml", "1");
     let good = fs::read_to_string(folder.join("good.toml")).unwrap();
     let train = ["train", "--config", "bad.toml", "--out", "other"];
-    // The whole list, or the whole name, is in none of the messages.
+    // None of the messages has the whole list or the whole name.
     let list: Vec<String> = (0..40_000).map(|number: usize| number.to_string()).collect();
     let list = format!("resolutions = [{}] #", list.join(", "));
     fs::write(folder.join("bad.toml"), changed(&good, "resolutions = ", &list)).unwrap();
@@ -246,6 +246,10 @@ fn text_files_with_a_byte_order_mark_are_read() {
     succeeds(folder, PREDICTOR);
     succeeds(folder, SEARCH);
     succeeds(folder, &["bench", "run/models/smallest"]);
-    // Changed files are no longer those of the quickstart.
-    fails(folder, &[&["quickstart", "--out", "run"], QUICKSTART].concat(), &["run/config.toml", "it has changed"]);
+    // The changed files no longer count as the quickstart's.
+    fails(
+        folder,
+        &[&["quickstart", "--out", "run"], QUICKSTART].concat(),
+        &["run/config.toml", "this file has changed"],
+    );
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::Path;
 
-/// The results of a search of the run `run`.
+/// Results of a search in the run `run`.
 #[track_caller]
 fn search(folder: &Path, arguments: &[&str]) -> Value {
     let out = succeeds(folder, &[&["search", "--run", "run", "--json"], arguments].concat());
@@ -66,7 +66,7 @@ fn every_strategy_keeps_three_binding_limits_on_two_devices() {
         folder,
         &["profile", "--run", "run", "--name", "two", "--model-threads", "2", "--rounds", "3", "--check", "5"],
     );
-    // Limits that bind: a part of what the best subnet without limits has.
+    // Limits that bind: a fraction of the values of the best subnet without limits.
     let subjects = ["this:latency", "two:latency", "any:size-f16"];
     let wide = ["--limit", "this:latency=9s", "--limit", "two:latency=9s", "--limit", "any:size-f16=9GB", "--together"];
     let free = search(folder, &wide);
@@ -92,7 +92,7 @@ fn every_strategy_keeps_three_binding_limits_on_two_devices() {
 }
 
 #[test]
-fn pareto_finds_a_front_against_two_figures() {
+fn pareto_finds_a_front_against_two_costs() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     finished_run(folder);
@@ -183,7 +183,7 @@ fn the_result_of_many_limits_has_a_short_name_that_is_extracted() {
     let mut arguments = vec!["--generations", "2", "--together"];
     limits.iter().for_each(|limit| arguments.extend(["--limit", limit]));
     search(folder, &arguments);
-    // Another last limit is another file.
+    // A different last limit gives another file.
     arguments.extend(["--limit", "a-rather-long-label:macs=312k"]);
     search(folder, &arguments);
     search(folder, &["--generations", "2", "--limit", &format!("{label}:macs=1M")]);
@@ -212,13 +212,13 @@ fn a_damaged_profile_breaks_only_the_limits_that_name_it() {
 }
 
 #[test]
-fn constants_of_a_strategy_are_checked_by_flag_before_anything_is_read() {
+fn settings_of_a_strategy_are_checked_before_anything_is_read() {
     let temporary = tempfile::tempdir().unwrap();
     for (arguments, reason) in [
-        (&["--strategy", "random", "--generations", "3"][..], "--strategy random: it has no constant --generations"),
-        (&["--strategy", "random", "--population", "5"], "--strategy random: it has no constant --population"),
+        (&["--strategy", "random", "--generations", "3"][..], "--strategy random has no setting --generations"),
+        (&["--strategy", "random", "--population", "5"], "--strategy random has no setting --population"),
         (&["--strategy", "ppo", "--batch", "1"], "--strategy ppo: --batch 1 is not between 2 and 10000"),
-        (&["--strategy", "grid", "--parent-ratio", "0.5"], "--strategy grid: it has no constant --parent-ratio"),
+        (&["--strategy", "grid", "--parent-ratio", "0.5"], "--strategy grid has no setting --parent-ratio"),
     ] {
         refuses(temporary.path(), &[&["--limit", "any:macs=1M"], arguments].concat(), &[reason]);
     }
@@ -237,7 +237,7 @@ fn a_limit_of_any_length_is_refused_in_a_few_lines() {
 }
 
 #[test]
-fn a_latency_of_several_images_is_told_as_such() {
+fn a_latency_of_several_images_is_shown_as_such() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     finished_run(folder);
@@ -251,7 +251,7 @@ fn a_latency_of_several_images_is_told_as_such() {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let row = |device: &str| out.lines().find(|line| line.starts_with(device)).unwrap().to_string();
     assert!(row("b8:").contains(" for 8 images") && !row("this:").contains("images"), "{out}");
-    assert!(err.contains("b8:latency is that of one run of 8 images") && !err.contains("this:latency is"), "{err}");
+    assert!(err.contains("b8:latency is for one run of 8 images") && !err.contains("this:latency is"), "{err}");
     let result =
         |name: &str| read_json::<Value>(&folder.join("run/search").join(name)).unwrap()["constraints"][0].clone();
     assert_eq!(result("b8-latency-1s.json")["batch"], 8);

@@ -28,7 +28,7 @@ impl Running {
         assert!(status.success());
     }
 
-    /// Waits until `reached`, or until the process has ended; whether it still runs.
+    /// Waits until `reached` or the end of the process; returns whether the process still runs.
     fn wait_until(&mut self, mut reached: impl FnMut() -> bool) -> bool {
         let start = Instant::now();
         while !reached() {
@@ -61,7 +61,7 @@ impl Drop for Running {
     }
 }
 
-/// The number of whole lines of a file; 0 if there is none.
+/// Number of whole lines of a file; 0 if there is no file.
 fn lines(path: &Path) -> usize {
     fs::read(path).map_or(0, |bytes| bytes.iter().filter(|&&b| b == b'\n').count())
 }
@@ -149,7 +149,7 @@ fn killed_and_resumed_work_ends_with_the_same_bits() {
         assert!(read("killed") == read("whole"), "{file}");
     }
 
-    // A search is short: it is repeated whole, and a kill leaves nothing that is half.
+    // A search is short, so it is repeated from its beginning, and a kill leaves no partial file.
     fn search(run: &str) -> [&str; 7] {
         ["search", "--run", run, "--limit", "any:macs=0.5M", "--generations", "200"]
     }
@@ -163,7 +163,7 @@ fn killed_and_resumed_work_ends_with_the_same_bits() {
     succeeds(folder, &search("killed"));
     assert!(fs::read(folder.join("killed").join(found)).unwrap() == result, "the searches differ");
 
-    // A profile that is killed goes on after its last whole round.
+    // A killed profile resumes after its last complete round.
     let profile = ["profile", "--run", "killed", "--rounds", "6", "--check", "4"];
     let unfinished = folder.join("killed/devices/this.unfinished");
     let rounds = || -> Option<u64> {
@@ -198,7 +198,7 @@ fn a_hundred_kills() {
 }
 
 #[test]
-fn signals_stop_after_the_step_with_a_way_to_go_on_and_a_second_one_at_once() {
+fn signals_stop_after_the_step_and_say_how_to_resume_and_a_second_one_ends_at_once() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     small_configuration(folder, "c.toml", "800");
@@ -217,7 +217,7 @@ fn signals_stop_after_the_step_with_a_way_to_go_on_and_a_second_one_at_once() {
         assert!(folder.join(saved.trim_end_matches(';')).exists());
     }
 
-    // What `nohup` starts does not end with its terminal.
+    // A process started by `nohup` does not end with its terminal.
     let before = step(&folder.join("run"));
     let mut nohup = Command::new("sh");
     nohup
@@ -232,7 +232,7 @@ fn signals_stop_after_the_step_with_a_way_to_go_on_and_a_second_one_at_once() {
     assert!(running.wait_until(|| step(&folder.join("run")) > before + 2));
     running.kill();
 
-    // Steps that take long: the second signal does not wait for the end of one.
+    // Long steps: the second signal does not wait for the end of a step.
     let text = fs::read_to_string(folder.join("c.toml")).unwrap();
     let text = changed(&text, "builtin_train = 120", "builtin_train = 4000");
     fs::write(folder.join("c.toml"), changed(&text, "batch = 16", "batch = 3900")).unwrap();
@@ -242,12 +242,12 @@ fn signals_stop_after_the_step_with_a_way_to_go_on_and_a_second_one_at_once() {
     running.signal("-TERM");
     std::thread::sleep(Duration::from_millis(20));
     running.signal("-INT");
-    // The first one's code would be 143.
+    // The exit code of the first signal would be 143.
     assert_eq!(running.output().status.code(), Some(130));
 }
 
 #[test]
-fn a_second_process_is_told_who_works_in_the_folder_until_that_one_dies() {
+fn a_second_process_is_refused_and_told_the_first_until_that_dies() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     small_configuration(folder, "c.toml", "800");
@@ -264,14 +264,14 @@ fn a_second_process_is_told_who_works_in_the_folder_until_that_one_dies() {
     running.kill();
 }
 
-/// Every write beyond a size fails, as on a full disk; this needs no rights.
+/// A limit on file sizes makes writes fail as on a full disk, and needs no privileges.
 #[test]
 fn a_write_that_fails_leaves_the_checkpoints_before_it() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     small_configuration(folder, "c.toml", "8");
     succeeds(folder, &train("whole", false));
-    // The first checkpoint holds the weights alone, later ones three times as much. Shells count in 512 or 1024 bytes.
+    // The first checkpoint holds only the weights, later ones three times as much. Shells count in 512 or 1024 bytes.
     let blocks = weights(&folder.join("whole")).len() * 6 / 5 / 512;
     let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
     let output = Command::new("sh")
@@ -346,11 +346,11 @@ fn a_signal_while_data_is_opened_ends_the_command_and_leaves_no_run() {
     let folder = temporary.path();
     small_configuration(folder, "c.toml", "1");
     let text = fs::read_to_string(folder.join("c.toml")).unwrap();
-    // Drawn once to measure the colours, and not kept.
+    // The images are generated once to measure the colours, and not kept.
     let text = changed(&text, "builtin_train = 120", "builtin_train = 1000000\ncache_mib = 0");
     fs::write(folder.join("c.toml"), text).unwrap();
     let mut running = Running::start(command(folder, &train("run", false)));
-    // Locked: signals are handled from before on, and the data is opened next.
+    // Once the folder is locked, signals are handled and the data is opened next.
     assert!(running.wait_until(|| folder.join("run").exists()));
     running.signal("-TERM");
     let output = running.output();
@@ -405,7 +405,7 @@ fn images_are_streamed_alike_and_one_that_vanishes_under_way_is_named() {
 
     let mut running = Running::start(command(folder, &train("run", false)));
     assert!(running.wait_until(|| step(&folder.join("run")) > 4));
-    // The folder that checkpoints go to is made anew. At once, since one may be written at this moment.
+    // The checkpoint folder is recreated at once, since a checkpoint may be written at this moment.
     fs::rename(folder.join("run/checkpoints"), folder.join("removed")).unwrap();
     assert!(running.wait_until(|| step(&folder.join("run")) > 12));
     let (image, aside) = (folder.join("images/train/light/7.png"), folder.join("7.png"));

@@ -78,7 +78,7 @@ fn an_empty_data_flag_is_told_from_a_run_without_images() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     for command in [&["train", "--data", "", "--out", "run"], &["tune", "--data", "", "--out", "tuned"]] {
-        fails(folder, command, &["error: --data '': it is empty; expected a folder of images, or `builtin`"]);
+        fails(folder, command, &["error: --data is empty; expected a folder of images, or `builtin`"]);
     }
 }
 
@@ -127,7 +127,7 @@ fn images_are_found_from_any_folder_and_after_they_moved() {
     fails(&elsewhere, &extract, &gone);
     fails(folder, RESUME, &gone);
     succeeds(folder, &[RESUME, &["--data", "moved"]].concat());
-    // From now on the run knows where they are.
+    // From now on the configuration has the new path.
     succeeds(&elsewhere, &extract);
     fails(folder, &[RESUME, &["--data", "builtin"]].concat(), &["classes"]);
     succeeds(folder, RESUME);
@@ -198,4 +198,201 @@ fn metrics_with_other_line_ends_stay_valid_on_resuming() {
     fs::write(run.join("metrics.jsonl"), text.replace('\n', "\r\n")).unwrap();
     succeeds(folder, RESUME);
     assert_eq!(metrics(&run), lines);
+}
+
+/// A run with all that a step can be made of, on generated images: one schedule, mixed images, drawn classes.
+fn rich_configuration(folder: &Path) {
+    let preset = ["config", "--preset", "cifar", "--space", "tiny", "--epochs", "2"];
+    let text = succeeds(folder, &[&preset[..], &["--batch", "16", "--validation", "20"]].concat());
+    let text = changed(&text, "builtin_train = 6000", "builtin_train = 120");
+    let text = changed(&text, "builtin_test = 1000", "builtin_test = 20");
+    let text = changed(&text, "recalibration_images = 1000", "recalibration_images = 32");
+    let text = changed(&text, "keep_checkpoints = 3", "keep_checkpoints = 99\ncheckpoint_steps = 1");
+    let text = changed(&text, "log_every = 20", "log_every = 1\nclass_balance = \"sampling\"");
+    let mix = "cutout = 0.25\nmix = { method = \"ricap\", beta = 0.3, probability = 0.7 }";
+    fs::write(folder.join("rich.toml"), changed(&text, "cutout = 0.25", mix)).unwrap();
+}
+
+#[test]
+fn a_run_with_one_schedule_mixed_images_and_drawn_classes_resumes_to_the_bit() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    rich_configuration(folder);
+    let summary = common::ofa(folder, &["train", "--config", "rich.toml", "--out", "whole"]);
+    let said = String::from_utf8_lossy(&summary.stderr).into_owned();
+    assert!(summary.status.success(), "{said}");
+    for part in ["space 'tiny': smallest subnet 0.", "M MACs", "at 16 px, largest", "2 epochs: largest-small 0.8"] {
+        assert!(said.contains(part), "'{part}' is not in: {said}");
+    }
+    let (whole, lines) = (weights(&folder.join("whole")), metrics(&folder.join("whole")));
+    let steps = lines.iter().filter(|line| line["type"] == "step").count();
+    for step in [1, 5, 6, 9, steps - 1] {
+        let run = folder.join(format!("from-{step}"));
+        common::Snapshot::of(&folder.join("whole")).write_to(&run);
+        fs::remove_file(run.join("checkpoints/supernet.safetensors")).unwrap();
+        for later in step + 1..=steps {
+            fs::remove_file(run.join(format!("checkpoints/step-{later:08}.safetensors"))).unwrap();
+        }
+        succeeds(folder, &["train", "--out", run.to_str().unwrap(), "--resume"]);
+        assert!(weights(&run) == whole, "resumed at step {step}");
+        assert_eq!(metrics(&run), lines);
+    }
+}
+
+#[test]
+fn a_subnet_is_trained_alone_with_the_schedule_of_all_and_extracted() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    small_configuration(folder, "c.toml", "2");
+    let text = "r24 d1,2 k3|5,3 e2|4,3";
+    let train = ["train", "--config", "c.toml", "--subnet", text, "--out", "alone"];
+    let out = succeeds(folder, &train);
+    assert!(out.contains(text) && !out.contains("smallest"), "{out}");
+    let lines = metrics(&folder.join("alone"));
+    let probes: Vec<_> = lines.iter().filter(|line| line["type"] == "probe").collect();
+    assert!(!probes.is_empty() && probes.iter().all(|line| line["probe"] == "subnet" && line["subnet"] == text));
+    let steps = lines.iter().filter(|line| line["type"] == "step");
+    assert!(steps.into_iter().all(|line| line["stage"] == "alone"), "{lines:?}");
+    // 100 images in steps of 16.
+    assert_eq!(lines.last().unwrap()["step"], 12);
+    let before = weights(&folder.join("alone"));
+    succeeds(folder, &["train", "--out", "alone", "--resume"]);
+    assert!(weights(&folder.join("alone")) == before);
+    succeeds(folder, &["extract", "--run", "alone", "--subnet", text, "--recalibration", "32"]);
+    fails(folder, &["train", "--config", "c.toml", "--subnet", "r24 d1,2 k3|5,9 e2|4,3", "--out", "r"], &["9"]);
+    fails(folder, &["train", "--config", "c.toml", "--subnet", "tiniest", "--out", "r"], &["tiniest", "expected"]);
+}
+
+/// The tensors of a run's supernet.
+fn tensors(run: &Path) -> std::collections::HashMap<String, Vec<f32>> {
+    let path = run.join("checkpoints/supernet.safetensors");
+    let tensors = candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap();
+    tensors.into_iter().map(|(name, t)| (name, t.flatten_all().unwrap().to_vec1().unwrap())).collect()
+}
+
+#[test]
+fn a_training_starts_from_the_supernet_of_another_run_with_other_classes() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    run_of_a_folder(folder);
+    for (class, brightness) in [("dark", 60), ("grey", 130), ("light", 210)] {
+        for split in ["train", "test"] {
+            common::write_images(&folder.join("others").join(split).join(class), 12, brightness);
+        }
+    }
+    let settings = ["--data", "others", "--epochs", "1", "--batch", "8", "--validation", "6"];
+    let config = succeeds(folder, &[&["config", "--from", "run"][..], &settings].concat());
+    // So slow that the weights stay where they are.
+    fs::write(folder.join("slow.toml"), changed(&config, "learning_rate = 0.02", "learning_rate = 1e-12")).unwrap();
+    let output = common::ofa(folder, &["train", "--config", "slow.toml", "--out", "next"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("a new classifier"), "{said}");
+    let (before, after) = (tensors(&folder.join("run")), tensors(&folder.join("next")));
+    for (name, values) in &before {
+        let now = &after[name];
+        match name.as_str() {
+            name if name.contains("classifier") => assert_eq!(now.len() * 2, values.len() * 3, "{name}"),
+            name if name.contains("running") => {}
+            name => assert!(now.iter().zip(values).all(|(now, then)| (now - then).abs() < 1e-5), "{name}"),
+        }
+    }
+    // The images are normalised as those of the first run were, wherever the second is started from.
+    let table = |path: &str| toml::from_str::<toml::Table>(&fs::read_to_string(folder.join(path)).unwrap()).unwrap();
+    let next = table("next/config.toml");
+    assert!(Path::new(next["from"].as_str().unwrap()).is_absolute());
+    assert!(next["data"]["normalisation"].as_table().is_some(), "{next:?}");
+    fs::rename(folder.join("run"), folder.join("gone")).unwrap();
+    succeeds(folder, &["train", "--out", "next", "--resume"]);
+    // From a checkpoint, to the same classes.
+    let step = fs::read_dir(folder.join("next/checkpoints")).unwrap().map(|entry| entry.unwrap().path());
+    let step = step.filter(|path| path.to_str().unwrap().contains("step-")).max().unwrap();
+    let train = [&["train", "--from", step.to_str().unwrap(), "--out", "last"][..], &settings].concat();
+    let output = common::ofa(folder, &train);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("with the same classes"), "{said}");
+    let from = |more: [&'static str; 2]| [&["train", "--from", "gone", "--out", "r"], &settings[..], &more].concat();
+    fails(folder, &from(["--space", "cifar-k5"]), &["another space", "train in the space 'tiny'"]);
+    fails(folder, &from(["--subnet", "smallest"]), &["--subnet", "leave one of them out"]);
+    fails(folder, &["train", "--from", "others", "--out", "r"], &["others", "expected a run folder"]);
+    fails(folder, &["train", "--from", "slow.toml", "--out", "r"], &["slow.toml", "expected a run folder"]);
+    let text = changed(&config, "dropout = 0.0", "dropout = 0.0\nzero_last_scale = true");
+    fs::write(folder.join("zero.toml"), text).unwrap();
+    fails(folder, &["train", "--config", "zero.toml", "--out", "r"], &["zero.toml", "zero_last_scale", "from"]);
+}
+
+#[test]
+fn another_runs_network_teaches_from_the_first_stage_on_and_is_kept_in_checkpoints() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    small_configuration(folder, "c.toml", "2");
+    let config = fs::read_to_string(folder.join("c.toml")).unwrap();
+    fs::write(folder.join("c.toml"), changed(&config, "keep_checkpoints = 3", "keep_checkpoints = 99")).unwrap();
+    // A teacher of another space.
+    let wide = fs::read_to_string(folder.join("c.toml")).unwrap();
+    let wide = changed(&wide, "width_multiplier = 1.0", "width_multiplier = 2.0");
+    fs::write(folder.join("wide.toml"), &wide).unwrap();
+    succeeds(folder, &["train", "--config", "wide.toml", "--epochs", "1", "--out", "wide"]);
+    succeeds(folder, &["train", "--config", "c.toml", "--teacher", "wide", "--out", "whole"]);
+    let (whole, lines) = (weights(&folder.join("whole")), metrics(&folder.join("whole")));
+    let taught = |line: &&serde_json::Value| line["type"] == "step" && line["distillation"].is_number();
+    assert_eq!(lines.iter().filter(taught).count(), lines.iter().filter(|line| line["type"] == "step").count());
+    assert_eq!(lines.iter().find(|line| line["type"] == "step").unwrap()["stage"], "largest");
+    fs::rename(folder.join("wide"), folder.join("gone")).unwrap();
+    let run = folder.join("resumed");
+    common::Snapshot::of(&folder.join("whole")).write_to(&run);
+    for entry in fs::read_dir(run.join("checkpoints")).unwrap() {
+        let path = entry.unwrap().path();
+        let step = path.file_stem().unwrap().to_str().unwrap().strip_prefix("step-").map(|step| step.parse::<u32>());
+        if step.is_none_or(|step| step.unwrap() > 3) {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    succeeds(folder, &["train", "--out", "resumed", "--resume"]);
+    assert!(weights(&run) == whole);
+    assert_eq!(metrics(&run), lines);
+    // Whose lesson was it? Another teacher, other weights.
+    succeeds(folder, &["train", "--config", "c.toml", "--out", "untaught"]);
+    assert!(weights(&folder.join("untaught")) != whole);
+    let train = ["train", "--config", "c.toml", "--out", "r", "--data"];
+    write_two_classes(&folder.join("images"), 24, 6);
+    fails(folder, &[&train[..], &["images", "--teacher", "gone"]].concat(), &["gone", "classes of the data"]);
+    let text = changed(&config, "batch = 16", "batch = 16\nteacher_from = \"gone\"")
+        .replace("kd_ratio = 1.0", "kd_ratio = 0.0");
+    fs::write(folder.join("none.toml"), text).unwrap();
+    fails(folder, &["train", "--config", "none.toml", "--out", "r"], &["teacher_from", "no stage learns"]);
+}
+
+#[test]
+fn hours_decide_the_epochs() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    write_two_classes(&folder.join("images"), 24, 6);
+    let train = ["train", "--preset", "tiny", "--data", "images", "--batch", "8", "--validation", "8"];
+    succeeds(folder, &[&train[..], &["--hours", "1e-4"]].concat());
+    let config: toml::Table = toml::from_str(&fs::read_to_string(folder.join("run/config.toml")).unwrap()).unwrap();
+    let epochs = config["train"]["stages"].as_array().unwrap().iter().map(|stage| stage["epochs"].as_float().unwrap());
+    let total: f64 = epochs.sum();
+    assert!(total > 0.0 && total != 30.0, "{total}");
+    common::misused(folder, &[&train[..], &["--hours", "1", "--epochs", "2"]].concat(), &["--hours"]);
+}
+
+#[test]
+fn images_much_larger_than_what_the_network_sees_are_warned_of() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    for split in ["train", "test"] {
+        for class in ["a", "b"] {
+            let class = folder.join("images").join(split).join(class);
+            fs::create_dir_all(&class).unwrap();
+            for n in 0..4 {
+                image::RgbImage::from_fn(150, 120, |x, y| image::Rgb([x as u8, y as u8, n]))
+                    .save(class.join(format!("{n}.png")))
+                    .unwrap();
+            }
+        }
+    }
+    let train = ["train", "--preset", "tiny", "--epochs", "1", "--batch", "4", "--validation", "2", "--data", "images"];
+    let output = common::ofa(folder, &train);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("images are about 120 pixels") && said.contains("sees them at 32"), "{said}");
 }

@@ -6,7 +6,7 @@ use common::{changed, fails, succeeds, tuning_configuration};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Trials without what is measured in seconds.
+/// Trials without measured times.
 fn trials(folder: &Path, name: &str) -> Vec<Value> {
     let text = std::fs::read_to_string(folder.join(name).join("trials.jsonl")).unwrap();
     let mut trials: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -15,11 +15,11 @@ fn trials(folder: &Path, name: &str) -> Vec<Value> {
 }
 
 #[test]
-fn tuning_tries_gives_up_goes_on_and_writes_the_best() {
+fn tuning_stops_bad_trials_resumes_and_writes_the_best() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     tuning_configuration(folder, "4");
-    // From useless to usable.
+    // The learning rates range from useless to usable.
     let ranges = "[learning_rate]\nlow = 1e-6\nhigh = 0.1\nlog = true\n[batch]\nvalues = [16, 32]\n";
     std::fs::write(folder.join("r.toml"), ranges).unwrap();
     let tune = |out: &str, more: &[&str]| {
@@ -47,13 +47,13 @@ fn tuning_tries_gives_up_goes_on_and_writes_the_best() {
     let found = trials(folder, "whole");
     assert_eq!(trials(folder, "stopped"), found);
     assert_eq!(found.len(), 7);
-    // Hopeless ones are given up, though not before there are three to judge by.
+    // Hopeless trials are stopped early, but only after three trials to compare with.
     assert!(found[..3].iter().all(|trial| trial["outcome"] == "finished"), "{found:?}");
     let stopped: Vec<&Value> = found.iter().filter(|trial| trial["outcome"] == "stopped").collect();
     assert!(stopped.iter().all(|trial| trial["curve"].as_array().unwrap().last().unwrap()["progress"] != 1.0));
     assert!(!folder.join("whole/trial-000").exists());
 
-    // The best is a whole configuration, with all epochs.
+    // best.toml is a complete configuration, with all epochs.
     let objective = |trial: &&Value| (trial["objective"].as_f64().unwrap() * 1e6) as u64;
     let best = found.iter().filter(|trial| trial["outcome"] == "finished").max_by_key(objective).unwrap();
     let text = std::fs::read_to_string(folder.join("whole/best.toml")).unwrap();
@@ -63,9 +63,9 @@ fn tuning_tries_gives_up_goes_on_and_writes_the_best() {
     assert_eq!(config["train"]["batch"].as_integer().unwrap() as f64, best["values"]["batch"].as_f64().unwrap());
     succeeds(folder, &["config", "--config", "whole/best.toml"]);
 
-    // A grid ends by itself; a learning rate that diverges is a trial like any other.
+    // A grid ends by itself; a trial with a diverging learning rate counts like any other.
     std::fs::write(folder.join("r.toml"), "[learning_rate]\nvalues = [0.05, 1e9]\n").unwrap();
-    tune("grid", &["--strategy", "grid", "--to-the-end"]);
+    tune("grid", &["--strategy", "grid", "--no-pruning"]);
     let outcomes: Vec<Value> = trials(folder, "grid").iter().map(|trial| trial["outcome"].clone()).collect();
     assert_eq!(outcomes, [json!("finished"), json!("diverged")]);
 
@@ -75,9 +75,9 @@ fn tuning_tries_gives_up_goes_on_and_writes_the_best() {
     fails(folder, &arguments, &["r.toml", "learnin_rate", "learning_rate"]);
 }
 
-/// Tunes `learning_rate` over `values` with half an epoch a trial.
+/// Arguments that tune `learning_rate` over `values` with half an epoch per trial.
 fn tune<'a>(out: &'a str, strategy: &'a str, trials: &'a str) -> Vec<&'a str> {
-    let arguments = ["tune", "--config", "c.toml", "--ranges", "r.toml", "--trial-epochs", "0.5", "--to-the-end"];
+    let arguments = ["tune", "--config", "c.toml", "--ranges", "r.toml", "--trial-epochs", "0.5", "--no-pruning"];
     [&arguments[..], &["--out", out, "--strategy", strategy, "--trials", trials]].concat()
 }
 
@@ -90,7 +90,7 @@ fn a_tuning_whose_trials_all_diverge_has_no_best() {
     let words = ["out: all 2 trials diverged", "lower learning rates", "--out"];
     fails(folder, &tune("out", "random", "2"), &words);
     assert!(!folder.join("out/best.toml").exists());
-    // Neither has the same command again, which finds the trials done.
+    // The same command finds the trials done, and also has no best.
     fails(folder, &tune("out", "random", "2"), &words);
 }
 
@@ -100,8 +100,8 @@ fn values_that_training_refuses_are_refused_with_file_and_line() {
     let folder = temporary.path();
     tuning_configuration(folder, "4");
     for (ranges, words) in [
-        ("[batch]\nvalues = [0]\n", "error: r.toml:1: [batch] 0 is no batch"),
-        ("[batch]\nvalues = [8.5]\n", "error: r.toml:1: [batch] 8.5 is no batch"),
+        ("[batch]\nvalues = [0]\n", "error: r.toml:1: [batch] 0 is not a possible batch"),
+        ("[batch]\nvalues = [8.5]\n", "error: r.toml:1: [batch] 8.5 is not a possible batch"),
         ("\n[momentum]\nlow = 0.5\nhigh = 1.5\n", "error: r.toml:2: [momentum] momentum = 1.5 must be"),
         ("[dropout]\nlow = 0.1\nvalues = [0.2]\n", "error: r.toml:1: [dropout] values excludes low"),
     ] {
@@ -132,7 +132,7 @@ fn no_strategy_repeats_what_another_has_tried() {
 }
 
 #[test]
-fn a_trial_under_way_is_finished_before_another_strategy_chooses() {
+fn an_unfinished_trial_is_finished_before_another_strategy_suggests() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     tuning_configuration(folder, "4");
@@ -147,7 +147,7 @@ fn a_trial_under_way_is_finished_before_another_strategy_chooses() {
 }
 
 #[test]
-fn a_tuning_goes_on_with_the_images_it_began_with_only() {
+fn a_tuning_continues_only_with_the_images_it_began_with() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     let fill = |classes: &[&str]| {

@@ -92,7 +92,7 @@ mod tests {
         let network = space.network(&space.smallest(), 10).unwrap();
         let block = |network: &NetworkSpec, stage: usize| match &network.stages[stage][0] {
             BlockSpec::InvertedResidual(block) => block.clone(),
-            BlockSpec::Bottleneck(_) => unreachable!("tiny has none"),
+            _ => unreachable!("tiny has no others"),
         };
         assert!(block(&network, 0).residual && !block(&network, 1).residual);
         assert_eq!(peak_activation_bytes(&network), 4 * 1536);

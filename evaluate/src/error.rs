@@ -27,6 +27,9 @@ pub enum Error {
     /// Images or labels given to a network do not fit it.
     #[error("input: {}", shortened(.0))]
     Input(String),
+    /// A model cannot be written in another format with these options.
+    #[error("export: {}", shortened(.0))]
+    Export(String),
     /// A profile or benchmark cannot be made with these options.
     #[error("measurement: {}", shortened(.0))]
     Measurement(String),
@@ -68,7 +71,7 @@ impl Error {
             Error::Tensor { .. } | Error::Network(_) | Error::Input(_) | Error::MissingLayer { .. } => {
                 ofa_supernet::Error::format(path, self.to_string()).into()
             }
-            Error::Measurement(_) => self,
+            Error::Measurement(_) | Error::Export(_) => self,
         }
     }
 }

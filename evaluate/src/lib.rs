@@ -8,6 +8,7 @@
 //! | [`profile`] | a device's latency table: measured on the device, read by the search |
 //! | [`runtime`] | fast inference of a static network |
 //! | [`model`] | the folder of an extracted model: names, configuration, loading, saving |
+//! | [`export`] | extracted models in the file formats of other engines |
 //! | [`mod@bench`] | accuracy, size and speed of extracted models, as a table |
 //!
 //! Accuracy inside the supernet, with batch-norm recalibration, is in [`ofa_supernet::train::validation`], because
@@ -22,6 +23,7 @@
 pub mod bench;
 pub mod cost;
 pub mod error;
+pub mod export;
 pub mod latency;
 pub mod memory;
 pub mod model;

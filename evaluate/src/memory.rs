@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn grows_with_batch_resolution_and_width() {
         let space = SearchSpace::named("cifar-mbv3").unwrap();
-        let config = TrainConfig::preset("cifar", &space).unwrap();
+        let config = TrainConfig::preset("progressive", &space).unwrap();
         let estimate = |space: &SearchSpace, config: &TrainConfig| {
             TrainingMemory::estimate(space, 10, config, 45_000, 5000).unwrap()
         };

@@ -5,7 +5,6 @@ mod spaces;
 
 use ofa_evaluate::cost::{macs, parameters, peak_activation_bytes};
 use ofa_evaluate::model::{tensor_shapes, validate};
-use ofa_supernet::space::BlockSpec;
 use proptest::prelude::*;
 use spaces::{cases, space_and_subnet};
 
@@ -33,8 +32,10 @@ proptest! {
         // The stem's convolutions come first.
         let mut stem = network.stem.iter();
         let pooled = square(network.pooled_map().1);
+        let tensors = tensor_shapes(&network);
+        let projects = |prefix: &str| tensors.iter().any(|(name, _)| *name == format!("{prefix}conv_pwl.weight"));
         let mut uses = 0;
-        for (name, shape) in tensor_shapes(&network) {
+        for (name, shape) in tensors.clone() {
             if shape.len() < 2 {
                 continue;
             }
@@ -44,10 +45,8 @@ proptest! {
                 (_, Some(_)) if name.contains(".se.") => 1,
                 // The expansion comes before the stride; the projection of a block without expansion is also called
                 // conv_pw.
-                (_, Some((_, BlockSpec::InvertedResidual(block)))) if name.ends_with("conv_pw.weight") && block.expand => {
-                    square(block.input_size)
-                }
-                (_, Some((_, BlockSpec::Bottleneck(block)))) if name.ends_with("conv1.weight") => square(block.input_size),
+                (_, Some((prefix, block))) if name.ends_with("conv_pw.weight") && projects(prefix) => square(block.input_size()),
+                (_, Some((_, block))) if name.ends_with("conv1.weight") => square(block.input_size()),
                 (_, Some((_, block))) => square(block.output_size()),
                 // The feature convolution; with a hidden layer it is named as one more stage.
                 _ if name.starts_with("blocks.") => pooled,

@@ -1,4 +1,4 @@
-//! Limits as people write them (`laptop:latency=12ms`, `any:macs=50M`), and how a subnet is measured against them.
+//! Limits as text (`laptop:latency=12ms`, `any:macs=50M`), and the measures of subnets that they limit.
 
 use crate::{Error, Result};
 use ofa_evaluate::cost;
@@ -8,10 +8,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::str::FromStr;
 
-/// What is limited.
+/// Measure of a subnet that can be limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Metric {
-    /// Predicted time for one image on a device, in milliseconds.
+    /// Predicted time of one run on a device, in milliseconds.
     Latency,
     /// Multiply-accumulates for one image.
     Macs,
@@ -19,20 +19,20 @@ pub enum Metric {
     Parameters,
     /// Peak activation memory for one image, in bytes.
     Memory,
-    /// Bytes of the extracted model's tensors in f32, batch norm's statistics included; a file adds its header.
+    /// Bytes of the extracted model's tensors in f32, batch-norm statistics included; the file adds a header.
     Size,
-    /// The same in f16.
+    /// Bytes of the extracted model's tensors in f16.
     SizeF16,
 }
 
-/// A unit's name and its size in the metric's base unit; largest first.
+/// Names of units and their sizes in the metric's base unit; largest first.
 type Units = &'static [(&'static str, f64)];
 
 impl Metric {
     const ALL: [Metric; 6] =
         [Metric::Latency, Metric::Macs, Metric::Parameters, Metric::Memory, Metric::Size, Metric::SizeF16];
 
-    /// The name used in limits.
+    /// Name in limits.
     pub fn name(self) -> &'static str {
         match self {
             Metric::Latency => "latency",
@@ -61,7 +61,7 @@ impl Metric {
         }
     }
 
-    /// An example for messages.
+    /// Examples of values, for messages.
     fn example(self) -> &'static str {
         match self {
             Metric::Latency => "12ms, 800us or 0.5s",
@@ -71,12 +71,12 @@ impl Metric {
         }
     }
 
-    /// `value` (in the base unit: ms, count, bytes) for people, with three or four digits and a decimal unit.
+    /// `value` (in the base unit: ms, count, bytes) as text with three or four digits and a decimal unit.
     pub fn show(self, value: f64) -> String {
         self.text(value, f64::round)
     }
 
-    /// As [`show`](Self::show), rounded up: `value` meets a limit of that.
+    /// `value` as [`show`](Self::show) writes it, but rounded up, so that `value` meets the shown number as a limit.
     pub fn show_above(self, value: f64) -> String {
         self.text(value, f64::ceil)
     }
@@ -102,24 +102,24 @@ impl fmt::Display for Metric {
     }
 }
 
-/// `metric <= limit`, on a device.
+/// Limit of a metric on a device.
 ///
 /// Text form: `DEVICE:METRIC=VALUE`. Units: latency `us`, `ms`, `s`; MACs and parameters plain or with `k`, `M`, `G`
 /// (thousand, million, thousand million); memory and sizes `B`, decimal `KB`, `MB`, `GB`, binary `KiB`, `MiB`, `GiB`.
-/// Their case does not matter. DEVICE is the name of a device profile for latency; for the other metrics, which are the
-/// same on every device, it only labels the result and is usually `any`.
+/// Case does not matter. DEVICE is the name of a device profile for latency; the other metrics are equal on every
+/// device, so that DEVICE is only a label, usually `any`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Constraint {
     /// Name of a device profile, or a label such as `any`.
     pub device: String,
-    /// What is limited.
+    /// The limited metric.
     pub metric: Metric,
     /// Largest allowed value: milliseconds, count or bytes.
     pub limit: f64,
 }
 
 impl Constraint {
-    /// `DEVICE:METRIC` without a limit: something to draw a front against.
+    /// Parses `DEVICE:METRIC`, without a limit, as the cost of a front.
     ///
     /// # Errors
     /// A text of another form, with the reason.
@@ -128,7 +128,7 @@ impl Constraint {
         Ok(Constraint { device, metric, limit: f64::INFINITY })
     }
 
-    /// A name for files: `laptop-latency-12ms`.
+    /// Name for files: `laptop-latency-12ms`.
     pub fn file_stem(&self) -> String {
         if self.limit.is_infinite() {
             return format!("{}-{}", self.device, self.metric);
@@ -136,7 +136,7 @@ impl Constraint {
         format!("{}-{}-{}", self.device, self.metric, self.value_text())
     }
 
-    /// The limit in the unit that gives it back exactly when read and has the shortest text.
+    /// The limit in the unit that gives the shortest text among those that read back exactly.
     fn value_text(&self) -> String {
         let units = self.metric.units();
         let exact = |(name, size): &(&str, f64)| {
@@ -161,7 +161,7 @@ impl fmt::Display for Constraint {
     }
 }
 
-/// Number and unit of a value; the microsecond's sign has two code points, and `u` stands for both.
+/// Splits a value into number and unit. The micro sign has two code points; `u` replaces both.
 fn split_value(text: &str) -> (&str, String) {
     let split = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '_'))).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
@@ -176,13 +176,13 @@ fn parse_value(metric: Metric, text: &str) -> Option<f64> {
     (value > 0.0 && value.is_finite()).then_some(value)
 }
 
-/// Whether `text` would be a value of `metric` if it had a unit.
+/// Whether `text` would be a value of `metric` with a unit after it.
 fn lacks_unit(metric: Metric, text: &str) -> bool {
     split_value(text).1.is_empty()
         && metric.units().last().is_some_and(|(unit, _)| parse_value(metric, &format!("{text}{unit}")).is_some())
 }
 
-/// Device and metric of `DEVICE:METRIC`, a part of `text`.
+/// Device and metric in `subject` (`DEVICE:METRIC`), a part of `text`.
 fn parse_subject(text: &str, subject: &str) -> Result<(String, Metric)> {
     let fail = |message: String| Err(Error::Constraint(format!("'{text}': {message}")));
     let Some((device, name)) = subject.split_once(':') else {
@@ -190,13 +190,13 @@ fn parse_subject(text: &str, subject: &str) -> Result<(String, Metric)> {
     };
     let (device, name) = (device.trim(), name.trim());
     if let Err(expected) = check_plain(device, "") {
-        return fail(format!("'{device}' is no device name; {expected}"));
+        return fail(format!("'{device}' is not a device name; {expected}"));
     }
     let Some(metric) = Metric::ALL.into_iter().find(|m| m.name().eq_ignore_ascii_case(name)) else {
-        return fail(format!("'{name}' is no metric; expected latency, macs, params, memory, size or size-f16"));
+        return fail(format!("'{name}' is not a metric; expected latency, macs, params, memory, size or size-f16"));
     };
     if metric == Metric::Latency && device == "any" {
-        return fail("latency differs from device to device; name a device profile instead of 'any'".into());
+        return fail("latency depends on the device; name a device profile instead of 'any'".into());
     }
     Ok((device.to_string(), metric))
 }
@@ -217,7 +217,7 @@ impl FromStr for Constraint {
         let Some(limit) = parse_value(metric, value) else {
             let fault = match lacks_unit(metric, value) {
                 true => "has no unit".to_string(),
-                false => format!("is no {metric} above zero"),
+                false => format!("is not a value of {metric} above zero"),
             };
             return fail(format!("'{value}' {fault}; expected for example {}", metric.example()));
         };
@@ -245,7 +245,7 @@ pub struct Measures {
 }
 
 impl Measures {
-    /// For subnets of `space` with `classes` classes; `devices` are the profiles that latency limits may name.
+    /// Measures of subnets of `space` with `classes` classes; `devices` are the profiles that latency limits may name.
     pub fn new(space: &SearchSpace, classes: usize, devices: Vec<DeviceProfile>) -> Self {
         Measures { space: space.clone(), classes, devices }
     }
@@ -260,7 +260,7 @@ impl Measures {
         self.classes
     }
 
-    /// The profile of that name.
+    /// The device profile `name`.
     ///
     /// # Errors
     /// An unknown name, with the known ones.
@@ -275,7 +275,7 @@ impl Measures {
         })
     }
 
-    /// What `constraint` limits, of `subnet`: milliseconds, count or bytes.
+    /// Value of the metric of `constraint` for `subnet`: milliseconds, count or bytes.
     ///
     /// # Errors
     /// A subnet outside the space, an unknown device, or a profile that lacks one of the subnet's blocks.
@@ -334,17 +334,17 @@ mod tests {
         for (text, reason) in [
             ("12ms", "expected the form DEVICE:METRIC=VALUE"),
             ("laptop:latency", "expected the form"),
-            ("../x:macs=5M", "is no device name"),
-            (":macs=5M", "is no device name"),
+            ("../x:macs=5M", "is not a device name"),
+            (":macs=5M", "is not a device name"),
             ("any:flops=5M", "expected latency, macs, params, memory, size or size-f16"),
             ("any:latency=5ms", "name a device profile"),
             ("laptop:latency=12", "'12' has no unit; expected for example 12ms"),
             ("any:size=60", "'60' has no unit; expected for example 512KB"),
-            ("any:memory=0", "'0' is no memory above zero"),
-            ("any:size=60M", "'60M' is no size above zero"),
+            ("any:memory=0", "'0' is not a value of memory above zero"),
+            ("any:size=60M", "'60M' is not a value of size above zero"),
             ("laptop:latency=-1ms", "above zero"),
             ("any:macs=0", "above zero"),
-            ("any:macs=5ms", "'5ms' is no macs"),
+            ("any:macs=5ms", "'5ms' is not a value of macs"),
             ("any:memory=1.5.5KB", "512KiB (binary)"),
             ("any:macs=inf", "above zero"),
         ] {

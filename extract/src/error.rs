@@ -1,4 +1,4 @@
-//! The one error type of this crate: every message says what was found, what was expected and what to do.
+//! Error type of this crate: every message says what was found, what was expected and what to do.
 
 use ofa_supernet::quote::shortened;
 use std::path::{Path, PathBuf};
@@ -10,39 +10,39 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Reading or writing a file failed.
+    /// Failed reading or writing of a file.
     #[error("{}: {source}", path.display())]
     File {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// A file's content is not what its format asks for.
+    /// Content of a file in another format than expected.
     #[error("{}: {}", path.display(), shortened(message))]
     Format {
         /// The file or folder.
         path: PathBuf,
-        /// What was found, what was expected, what to do.
+        /// Message: what was found, what was expected, what to do.
         message: String,
     },
-    /// A line of a file is not what its format asks for.
+    /// Line of a file in another format than expected.
     #[error("{}:{line}: {}", path.display(), shortened(message))]
     Line {
         /// The file.
         path: PathBuf,
         /// Line number, from 1.
         line: usize,
-        /// What was found, what was expected, what to do.
+        /// Message: what was found, what was expected, what to do.
         message: String,
     },
-    /// A limit cannot be read or does not fit the devices at hand.
+    /// Limit that cannot be read or does not fit the known devices.
     #[error("limit: {}", shortened(.0))]
     Constraint(String),
-    /// The predictor cannot be fitted.
+    /// Predictor that cannot be fitted.
     #[error("predictor: {}", shortened(.0))]
     Predictor(String),
-    /// A setting of a search strategy is out of its range.
+    /// Setting of a search strategy outside its range.
     #[error("search: {name} {value} is not {expected}")]
     Setting {
         /// The setting's name, as in files.
@@ -52,25 +52,25 @@ pub enum Error {
         /// The range, such as "between 0 and 1".
         expected: String,
     },
-    /// A search problem or a scorer's answer is impossible.
+    /// Impossible search problem or score.
     #[error("search: {}", shortened(.0))]
     Search(String),
-    /// Hyperparameters cannot be varied like that.
+    /// Hyperparameters that cannot be varied in this way.
     #[error("tune: {}", shortened(.0))]
     Tune(String),
-    /// No subnet of the space meets the limits.
+    /// Limits that no subnet of the space meets.
     #[error("search: {}", shortened(.0))]
     Impossible(String),
-    /// Search space, subnet or network.
+    /// Error of search space, subnet or network.
     #[error(transparent)]
     Supernet(#[from] ofa_supernet::Error),
-    /// Cost or latency.
+    /// Error of a cost or latency.
     #[error(transparent)]
     Evaluate(#[from] ofa_evaluate::Error),
-    /// Code of this crate or its caller broke an invariant; no input should reach this.
+    /// Invariant broken by code of this crate or its caller; no input should reach this.
     #[error("internal error: {0}; please report this")]
     Internal(String),
-    /// A tensor operation failed.
+    /// Failed tensor operation.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
 }
@@ -85,7 +85,7 @@ impl Error {
         }
     }
 
-    /// Wraps an operating system error with the path it happened at.
+    /// Wraps an error of the operating system with the path of the file.
     pub fn file(path: impl AsRef<Path>, source: std::io::Error) -> Self {
         Error::File { path: path.as_ref().to_path_buf(), source }
     }

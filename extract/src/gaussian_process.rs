@@ -1,31 +1,31 @@
-//! A Gaussian process over anything that has a distance (Rasmussen and Williams, *Gaussian Processes for Machine
+//! A Gaussian process over points that have a distance (Rasmussen and Williams, *Gaussian Processes for Machine
 //! Learning*, chapters 2 and 5).
 //!
-//! The covariance of two points is `exp(-distance / length)`. Where the distance is a sum over choices or numbers, that
-//! is a product of one factor each.
+//! The covariance of two points is `exp(-distance / length)`. If the distance is a sum over choices or numbers, the
+//! covariance is a product with one factor for each.
 //!
-//! Why not a crate: egobox-gp 0.37 fits a length for each of a few continuous inputs, and brings 35 more crates.
-//! friedrich 0.6 could be given this covariance, but brings 15 more and second versions of rand, rand_core and
+//! No crate is used for it: egobox-gp 0.37 fits a length for each of a few continuous inputs, and brings 35 more
+//! crates. friedrich 0.6 accepts this covariance, but brings 15 more crates and second versions of rand, rand_core and
 //! rand_distr (`deny.toml` allows one), multiplies the noise's deviation by a variance when it fits, and has the
-//! likelihood with the covariance's diagonal in place of its determinant. What is left to write is one Cholesky factor
-//! of a few hundred rows.
+//! likelihood with the covariance's diagonal in place of its determinant. Without a crate, one Cholesky factor of a few
+//! hundred rows has to be written.
 
 use crate::cholesky::{Cholesky, dot};
 use rayon::prelude::*;
 
-/// Lengths that are tried.
+/// Candidate lengths of the covariance.
 const LENGTHS: [f64; 6] = [2.0, 5.0, 12.0, 30.0, 80.0, 200.0];
-/// Variances of the noise that are tried, as parts of the whole variance.
+/// Candidate variances of the noise, as fractions of the whole variance.
 const NOISES: [f64; 3] = [1e-6, 1e-3, 5e-2];
 
-/// What the likelihood chooses.
+/// Length and noise of a process, chosen by the likelihood.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Shape {
     length: f64,
     noise: f64,
 }
 
-/// The process after seeing some scores.
+/// Gaussian process fitted to scores.
 pub struct GaussianProcess<P> {
     points: Vec<P>,
     distance: fn(&P, &P) -> f64,
@@ -42,8 +42,8 @@ fn covariance(distance: f64, length: f64) -> f64 {
 }
 
 impl<P: Send + Sync> GaussianProcess<P> {
-    /// Fits mean, variance, and `shape` where it is not given, to `scores` by the largest marginal likelihood; `None`
-    /// for less than two points. The shape costs most of the time and changes little with a few more points.
+    /// Fits mean, variance and `shape` (if not given) to `scores` by the largest marginal likelihood; `None` for fewer
+    /// than two points. Fitting the shape takes most of the time, and a few more points change it little.
     pub fn fit(points: Vec<P>, scores: &[f64], shape: Option<Shape>, distance: fn(&P, &P) -> f64) -> Option<Self> {
         let count = points.len();
         if count < 2 || count != scores.len() {
@@ -57,14 +57,13 @@ impl<P: Send + Sync> GaussianProcess<P> {
             let mut rows: Vec<f64> = distances.iter().map(|&d| covariance(d, shape.length)).collect();
             rows.iter_mut().step_by(count + 1).for_each(|diagonal| *diagonal += shape.noise);
             let cholesky = Cholesky::new(rows, count)?;
-            // Mean and variance have closed forms given the rest.
+            // Mean and variance have closed forms for a given shape.
             let solved = cholesky.solve(vec![1.0; count]);
             let mean = dot(&solved, scores) / solved.iter().sum::<f64>();
             let centred: Vec<f64> = scores.iter().map(|s| s - mean).collect();
             let weights = cholesky.solve(centred.clone());
             let variance = (dot(&weights, &centred) / count as f64).max(1e-16);
-            let log_determinant: f64 = (0..count).map(|i| 2.0 * cholesky.row(i)[i].ln()).sum();
-            let likelihood = -0.5 * (count as f64 * variance.ln() + log_determinant);
+            let likelihood = -0.5 * (count as f64 * variance.ln() + cholesky.log_determinant());
             Some((
                 likelihood,
                 GaussianProcess { points: Vec::new(), distance, mean, variance, shape, cholesky, weights },
@@ -75,7 +74,7 @@ impl<P: Send + Sync> GaussianProcess<P> {
         best.map(|(_, process)| GaussianProcess { points, ..process })
     }
 
-    /// The shape that was given or found.
+    /// The given or fitted shape.
     pub fn shape(&self) -> Shape {
         self.shape
     }
@@ -96,8 +95,8 @@ impl<P: Send + Sync> GaussianProcess<P> {
     }
 }
 
-/// By how much a normally distributed score is expected to lie above `best` (Jones et al., Journal of Global
-/// Optimization 1998).
+/// Expected improvement of a normally distributed score over `best` (Jones et al., Journal of Global Optimization
+/// 1998).
 pub fn expected_improvement(mean: f64, deviation: f64, best: f64) -> f64 {
     if deviation <= 0.0 {
         return (mean - best).max(0.0);
@@ -150,7 +149,7 @@ mod tests {
     fn expected_improvement_worked_out_by_hand() {
         assert_eq!(expected_improvement(2.0, 0.0, 1.5), 0.5);
         assert_eq!(expected_improvement(1.0, 0.0, 1.5), 0.0);
-        // At the best itself: deviation / sqrt(2 pi).
+        // With the mean at the best: deviation / sqrt(2 pi).
         assert!((expected_improvement(1.0, 2.0, 1.0) - 0.797_884_56).abs() < 1e-6);
         assert!((expected_improvement(3.0, 1.0, 1.0) - 2.008_490_7).abs() < 1e-5);
     }

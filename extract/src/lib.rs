@@ -1,19 +1,18 @@
-//! Which subnet to take from a once-for-all network, and how to take it out.
+//! Choice of the best subnets of a once-for-all network, and their extraction.
 //!
-//! The terms are those of *Once-for-All: Train One Network and Specialize it for Efficient Deployment* (Cai et al.,
-//! ICLR 2020, arXiv 1908.09791), §3.4: accuracies of sampled subnets are measured once, a predictor is fitted on them,
-//! and a search then asks the predictor about as many subnets as it likes, under limits on latency, MACs, parameters or
-//! memory.
+//! Terms follow *Once-for-All: Train One Network and Specialize it for Efficient Deployment* (Cai et al., ICLR 2020,
+//! arXiv 1908.09791), §3.4: accuracies of sampled subnets are measured once, a predictor is fitted to them, and a
+//! search then queries the predictor for any number of subnets, under limits on latency, MACs, parameters or memory.
 //!
 //! | module | concern |
 //! | --- | --- |
 //! | [`predictor`] | accuracy samples, and the network that predicts accuracy from a subnet's choices |
-//! | [`constraint`] | limits as people write them, and how they are measured |
+//! | [`constraint`] | limits as text, and how subnets are measured |
 //! | [`search`] | the best subnet within limits |
-//! | `gaussian_process` | a surrogate of what is expensive to know, and expected improvement |
-//! | `cholesky` | the linear equations of both |
-//! | [`tune`] | hyperparameters of training |
-//! | [`subnet`] | cutting a subnet out as a model folder, and checking it |
+//! | `gaussian_process` | a surrogate of expensive scores, and expected improvement |
+//! | `cholesky` | linear equations of the Gaussian process and the linear fit |
+//! | [`tune`] | hyperparameter search |
+//! | [`subnet`] | extracting a subnet as a model folder, and checking the model |
 
 #![forbid(unsafe_code)]
 // A library prints nothing: its caller may have no output to print to.

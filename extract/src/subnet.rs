@@ -1,4 +1,4 @@
-//! Cutting a subnet out of the supernet into a model folder of its own, and proving that it computes the same.
+//! Extraction of a subnet into a model folder, and the proof that the model computes the same as the supernet.
 
 use crate::Result;
 use candle_core::{Device, Tensor};
@@ -10,12 +10,12 @@ use ofa_supernet::{Subnet, Supernet};
 use std::path::Path;
 
 /// Writes `model.safetensors` and `config.json` into `folder`: the active weights with the recalibrated statistics.
-/// `finetuned` is how `net` was trained on this subnet.
+/// `origin` tells how `net` was trained, `finetuned` how it was trained on this subnet after that.
 ///
 /// # Errors
 /// A subnet outside the space, statistics of another subnet, a number type that cannot hold the weights, a failed
 /// write.
-#[allow(clippy::too_many_arguments, reason = "all that a model folder is made of")]
+#[allow(clippy::too_many_arguments, reason = "every part of a model folder")]
 pub fn extract(
     net: &Supernet,
     subnet: &Subnet,
@@ -23,6 +23,7 @@ pub fn extract(
     labels: &[String],
     normalisation: &Normalisation,
     dtype: NumberType,
+    origin: Option<String>,
     finetuned: Option<Finetuned>,
     folder: &Path,
 ) -> Result<()> {
@@ -33,12 +34,12 @@ pub fn extract(
         .collect::<candle_core::Result<_>>()?;
     let network = net.space().network(subnet, net.classes())?;
     let config = ModelConfig::new(&net.space().name, subnet, network, labels.to_vec(), normalisation.clone(), dtype);
-    save(folder, &ModelConfig { finetuned, ..config }, &weights)?;
+    save(folder, &ModelConfig { origin, finetuned, ..config }, &weights)?;
     Ok(())
 }
 
-/// Loads `folder` anew and compares its logits with the subnet's inside the supernet: the largest difference, and the
-/// largest logit to compare it with. `images` is `[count, r, r, 3]`, normalised, at the subnet's resolution.
+/// Reloads `folder` and compares its logits with the subnet's inside the supernet: the largest difference, and the
+/// largest logit to relate it to. `images` is `[count, r, r, 3]`, normalised, at the subnet's resolution.
 ///
 /// # Errors
 /// A folder that cannot be loaded, or images of another shape.
@@ -91,7 +92,7 @@ mod tests {
             net.forward(&tensor, &subnet, Mode::Collect(&mut collector)).unwrap();
             let statistics = collector.finish();
             let path = folder.path().join(position.to_string());
-            extract(&net, &subnet, &statistics, &labels, &normalisation, NumberType::F32, None, &path).unwrap();
+            extract(&net, &subnet, &statistics, &labels, &normalisation, NumberType::F32, None, None, &path).unwrap();
             let (difference, largest) = compare(&net, &subnet, &statistics, &path, &images).unwrap();
             assert!(largest > 0.1 && difference <= 1e-4 * largest, "{subnet}: {difference} of {largest}");
         }

@@ -44,7 +44,7 @@ proptest! {
         let labels: Vec<String> = (0..5).map(|i| i.to_string()).collect();
         let normalisation = Normalisation { mean: [0.5; 3], std: [0.25; 3] };
         let folder = tempfile::tempdir().unwrap();
-        extract(&net, &subnet, &statistics, &labels, &normalisation, NumberType::F32, None, folder.path()).unwrap();
+        extract(&net, &subnet, &statistics, &labels, &normalisation, NumberType::F32, None, None, folder.path()).unwrap();
         let (difference, largest) = compare(&net, &subnet, &statistics, folder.path(), &images).unwrap();
         prop_assert!(difference <= 1e-3 * largest.max(1e-3), "{}: {} of {}", subnet, difference, largest);
     }

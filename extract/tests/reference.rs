@@ -5,13 +5,16 @@ use candle_core::{Device, Tensor};
 use ofa_evaluate::Model;
 use ofa_evaluate::model::NumberType;
 use ofa_evaluate::profile::import;
+use ofa_extract::predictor::{Prediction, metrics};
 use ofa_extract::search::{Evolution, SearchSettings};
 use ofa_extract::subnet::extract;
-use ofa_extract::{Constraint, Limit, Measures, Metric, Predictor, Problem, search};
+use ofa_extract::{Constraint, FitSettings, Limit, Measures, Metric, Predictor, Problem, Sample, search};
 use ofa_supernet::data::Normalisation;
 use ofa_supernet::import::{Setting, read_supernet};
 use ofa_supernet::network::{Mode, StatisticsCollector};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::{SearchSpace, Subnet};
+use rand::seq::SliceRandom;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -50,8 +53,18 @@ fn extracted_models_give_the_static_networks_logits() {
             ] {
                 let target = tempfile::tempdir().unwrap();
                 let path = target.path().join("model");
-                extract(&net, &subnet, &statistics, &labels, &Normalisation::IMAGENET, NumberType::F32, None, &path)
-                    .unwrap();
+                extract(
+                    &net,
+                    &subnet,
+                    &statistics,
+                    &labels,
+                    &Normalisation::IMAGENET,
+                    NumberType::F32,
+                    None,
+                    None,
+                    &path,
+                )
+                .unwrap();
                 let mut model = Model::load(&path).unwrap();
                 let found = model.network().run(&values(&images), 4).unwrap();
                 let expected = values(&tensors[&format!("{name}.{logits}")]);
@@ -123,6 +136,12 @@ fn the_published_predictor_and_latency_tables() {
     let supernet = reference("mbv3_w0.25").join("supernet.pth");
     let error = Predictor::import(&supernet, &space).unwrap_err().to_string();
     assert!(error.contains("'0.bias' is missing"), "{error}");
+    // The choices of the stages count, not the space's list of all.
+    let mut listed = space.clone();
+    listed.kernel_sizes.push(9);
+    listed.stages.iter_mut().for_each(|stage| stage.kernel_sizes = vec![3, 5, 7]);
+    let listed = Predictor::import(&folder.join("acc_predictor.pth"), &listed).unwrap();
+    assert_eq!(listed.predict(&[space.largest()]).unwrap(), predictor.predict(&[space.largest()]).unwrap());
 }
 
 /// Accuracies in percent that the reference's own evolution (population 100, 500 generations, the same predictor and
@@ -200,4 +219,51 @@ fn limits_of_several_kinds_hold_at_once() {
     let error = find(&[latency, "any:memory=100KB"]).unwrap_err().to_string();
     let least = measures.value(&"any:memory=1KB".parse().unwrap(), &space.smallest()).unwrap();
     assert!(error.contains(&format!("smallest value it can reach is {}", Metric::Memory.show_above(least))), "{error}");
+}
+
+/// Kendall's tau on true ImageNet accuracies of subnets that were not fitted on, by the number of those that were; mean
+/// of five splits. What is asked lies above a Gaussian process with one length for all choices (.85, .89, .93, .95),
+/// and two measurements of one subnet agree to about .975.
+#[test]
+#[ignore = "needs the reference data"]
+fn few_accuracies_order_the_subnets_of_imagenet() {
+    let space = SearchSpace::named("mbv3-w1.0").unwrap();
+    let text = std::fs::read_to_string(reference("imagenet_w1.0").join("accuracies.jsonl")).unwrap();
+    let samples: Vec<Sample> = text
+        .lines()
+        .map(|line| {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let subnet: Subnet = line["subnet"].as_str().unwrap().parse().unwrap();
+            Sample { subnet, accuracy: line["accuracy"].as_f64().unwrap() }
+        })
+        .collect();
+    for (count, least) in [(50, 0.90), (100, 0.92), (200, 0.94), (400, 0.955), (800, 0.963)] {
+        let (mut sum, mut squares, mut within) = (0.0, 0.0, 0.0);
+        for split in 0..5 {
+            let mut order = samples.clone();
+            order.shuffle(&mut generator(split, Stream::CurveOrder, &[]));
+            // A fifth of what is given is held out.
+            let (given, rest) = order.split_at(count * 5 / 4);
+            let (predictor, _) =
+                Predictor::fit(&space, given, &FitSettings::default(), split, &mut |_, _, _| {}).unwrap();
+            let subnets: Vec<Subnet> = rest.iter().map(|sample| sample.subnet.clone()).collect();
+            let measured: Vec<f64> = rest.iter().map(|sample| sample.accuracy).collect();
+            let predicted = predictor.predict_with_deviation(&subnets).unwrap();
+            let means: Vec<f64> = predicted.iter().map(|prediction| prediction.accuracy).collect();
+            sum += metrics::kendall_tau(&measured, &means).unwrap();
+            squares += metrics::rmse(&measured, &means).unwrap();
+            let holds = |(prediction, accuracy): &(&Prediction, &f64)| {
+                (**accuracy - prediction.accuracy).abs() <= 1.645 * prediction.deviation
+            };
+            within += predicted.iter().zip(&measured).filter(holds).count() as f64 / measured.len() as f64;
+        }
+        let [tau, rmse, within] = [sum, squares, within].map(|value| value / 5.0);
+        println!(
+            "{count}: tau {tau:.4}, RMSE {:.3} points, {:.1} % within the 90 % interval",
+            100.0 * rmse,
+            100.0 * within
+        );
+        assert!(tau >= least, "{count}: {tau}");
+        assert!((0.84..=0.96).contains(&within), "{count}: {within}");
+    }
 }

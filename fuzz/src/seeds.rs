@@ -8,6 +8,7 @@ use image::{ColorType, ImageEncoder};
 use ofa_evaluate::cost;
 use ofa_evaluate::model::{Normalisation, NumberType};
 use ofa_evaluate::profile::{ProfileOptions, measure};
+use ofa_extract::predictor::Method;
 use ofa_extract::subnet::extract;
 use ofa_extract::{FitSettings, Predictor, Sample};
 use ofa_supernet::data::{DataOptions, Dataset};
@@ -107,10 +108,13 @@ pub fn write(corpus: &Path) -> Result<()> {
     }
     let lines: Result<Vec<String>, _> = samples.iter().take(6).map(serde_json::to_string).collect();
     put("samples/six", (lines?.join("\n") + "\n").as_bytes())?;
-    let settings = FitSettings { hidden: 4, ..FitSettings::default() };
-    let (predictor, _) = Predictor::fit(&tiny, &samples, &settings, 0, &mut |_, _, _| {})?;
-    predictor.save(&folder.path().join("predictor"))?;
-    put("predictor/small", &fs::read(folder.path().join("predictor"))?)
+    for (name, method) in [("predictor/small", Method::Ensemble), ("predictor/process", Method::GaussianProcess)] {
+        let settings = FitSettings { method, hidden: 4, ..FitSettings::default() };
+        let (predictor, _) = Predictor::fit(&tiny, &samples, &settings, 0, &mut |_, _, _| {})?;
+        predictor.save(&folder.path().join("predictor"))?;
+        put(name, &fs::read(folder.path().join("predictor"))?)?;
+    }
+    Ok(())
 }
 
 /// Files of a run over a few images in the narrowest network.
@@ -144,7 +148,7 @@ fn of_a_run(put: &Put, tiny: &SearchSpace) -> Result<()> {
     let statistics = net.running_statistics(&narrow.smallest())?;
     let model = folder.path().join("model");
     let normalisation = Normalisation { mean: [0.5; 3], std: [0.25; 3] };
-    extract(&net, &narrow.smallest(), &statistics, &data.classes, &normalisation, NumberType::F32, None, &model)?;
+    extract(&net, &narrow.smallest(), &statistics, &data.classes, &normalisation, NumberType::F32, None, None, &model)?;
     put("model-config/tiny.json", &fs::read(model.join("config.json"))?)?;
     put("model-weights/tiny", &fs::read(model.join("model.safetensors"))?)?;
     put("published/safetensors", &fs::read(model.join("model.safetensors"))?)?;

@@ -5,19 +5,19 @@ use crate::run_folder::{DataConfig, data_flag};
 use crate::{class_names, interrupt, memory, numbers, progress, shell, table};
 use anyhow::{Result, bail};
 use ofa_evaluate::Model;
-use ofa_evaluate::bench::{BenchOptions, BenchRow, BenchStep, bench, csv, memory as memory_of_bench};
+use ofa_evaluate::bench::{BenchOptions, BenchRow, BenchStep, bench, csv, memory as memory_of_bench, update_card};
 use ofa_evaluate::model::CONFIG_FILE;
 use ofa_supernet::data::{Dataset, Normalisation, Splits};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Accuracy on test images, size and latency of extracted models.
+/// Measure accuracy on test images, size and latency of extracted models.
 #[derive(clap::Args)]
 pub struct Args {
     /// Model folders.
     #[arg(required = true)]
     models: Vec<PathBuf>,
-    /// Images whose test split is used: a folder or `builtin`; without it accuracy is left out.
+    /// Images whose test split is used: a folder or `builtin`. Without images no accuracy is measured.
     #[arg(long)]
     data: Option<String>,
     /// Seed of the built-in data, as in training.
@@ -26,12 +26,15 @@ pub struct Args {
     /// Skip unreadable images with a count instead of failing.
     #[arg(long, requires = "data")]
     skip_bad: bool,
-    /// Numbers of threads.
+    /// Numbers of threads to measure with.
     #[arg(long = "model-threads", value_delimiter = ',', default_value = "1", value_parser = numbers::threads)]
     model_threads: Vec<usize>,
-    /// Batch sizes.
+    /// Batch sizes to measure with.
     #[arg(long, value_delimiter = ',', default_value = "1", value_parser = numbers::batch)]
     batch: Vec<usize>,
+    /// Write the figures into each model folder: its card README.md, and bench.json.
+    #[arg(long)]
+    update_card: bool,
     /// Print JSON.
     #[arg(long, conflicts_with = "csv")]
     json: bool,
@@ -51,7 +54,7 @@ pub fn run(args: &Args) -> Result<()> {
                 source: data_flag(source)?,
                 seed: args.data_seed,
                 skip_bad: args.skip_bad,
-                // Each model brings its own.
+                // Replaced by each model's own.
                 normalisation: Some(Normalisation::IMAGENET),
                 ..DataConfig::default()
             }
@@ -62,6 +65,14 @@ pub fn run(args: &Args) -> Result<()> {
     let options =
         BenchOptions { threads: args.model_threads.clone(), batches: args.batch.clone(), ..BenchOptions::default() };
     let rows = bench_models(&args.models, data.as_ref(), &options)?;
+    if args.update_card {
+        // Without the folders that only their owner knows.
+        let name =
+            args.data.as_ref().map(|data| Path::new(data).file_name().unwrap_or(data.as_ref()).to_string_lossy());
+        for (folder, row) in args.models.iter().zip(&rows) {
+            update_card(folder, row, name.as_deref())?;
+        }
+    }
     if args.json {
         say!("{}", serde_json::to_string_pretty(&rows)?);
     } else if args.csv {
@@ -73,7 +84,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Fails for a folder that is no model's but has such folders in it, and says how to name them.
-fn check_folder(folder: &Path) -> Result<()> {
+pub fn check_folder(folder: &Path) -> Result<()> {
     let is_model = |folder: &Path| folder.join(CONFIG_FILE).is_file();
     if is_model(folder) {
         return Ok(());
@@ -83,7 +94,7 @@ fn check_folder(folder: &Path) -> Result<()> {
     models.sort();
     let Some(first) = models.first().and_then(|path| path.file_name()) else { return Ok(()) };
     bail!(
-        "{}: this is no model folder, but it holds {} of them, such as {}; give them all with: ofa bench {}/*",
+        "{}: this is no model folder, but it holds {} of them, such as {}; name them all: {}/*",
         folder.display(),
         models.len(),
         first.to_string_lossy(),
@@ -102,7 +113,7 @@ pub fn bench_models(folders: &[PathBuf], data: Option<&Dataset>, options: &Bench
     if let Some(&batch) = options.batches.iter().max() {
         memory::check_batch("running these models", batch, &need, 1)?;
     }
-    // The images with their classes in the order of each model's outputs.
+    // The images with their classes in the order of each model's outputs, once per order.
     let mut ordered = BTreeMap::new();
     if let Some(data) = data {
         if data.test.is_empty() {
@@ -125,7 +136,7 @@ pub fn bench_models(folders: &[PathBuf], data: Option<&Dataset>, options: &Bench
                     ofa_supernet::Error::Data(format!("'{}': its classes are in no model's order", data.name)).into()
                 );
             };
-            // The model's own normalisation, not the one measured on these images.
+            // The model's own normalisation, not that of these images.
             let data = Dataset { normalisation: config.normalisation.clone(), ..data.clone() };
             for indices in (0..data.test.len()).collect::<Vec<_>>().chunks(100) {
                 let batch = data.evaluation_batch(&data.test, indices, config.network.resolution)?;
@@ -146,7 +157,7 @@ pub fn bench_models(folders: &[PathBuf], data: Option<&Dataset>, options: &Bench
     Ok(rows)
 }
 
-/// What the bar says; nothing new where a run is about to be timed, which drawing would disturb.
+/// Message of the progress bar; `None` if a run is about to be timed, which drawing would disturb.
 fn describe(step: &BenchStep) -> Option<String> {
     match step {
         BenchStep::Accuracy { model, images } => Some(format!("model {}: {images} test images", model + 1)),
@@ -155,7 +166,7 @@ fn describe(step: &BenchStep) -> Option<String> {
     }
 }
 
-/// One line a model, number of threads and batch.
+/// Prints one line per model, number of threads and batch.
 pub fn print_rows(rows: &[BenchRow]) {
     let mut lines = Vec::new();
     for row in rows {

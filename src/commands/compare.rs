@@ -9,17 +9,17 @@ use ofa_extract::search::SearchSettings;
 use ofa_extract::{Constraint, Measures, Problem, search};
 use ofa_supernet::Subnet;
 
-/// Evaluations where `--evaluations` does not say.
+/// Default of `--evaluations`.
 const EVALUATIONS: usize = 1000;
 
-/// How strategies are compared.
+/// Settings of a comparison.
 pub struct Options {
     pub evaluations: Option<usize>,
     pub seed: u64,
     pub seeds: u64,
 }
 
-/// Runs every strategy within `constraints` and prints how it did.
+/// Runs every strategy within `constraints` and prints a table of the results.
 pub fn compare(
     folder: &RunFolder,
     measures: &Measures,
@@ -28,7 +28,7 @@ pub fn compare(
     options: &Options,
 ) -> Result<()> {
     let limits = limits_of(constraints, measures)?;
-    // The front is drawn against what is limited.
+    // The front is drawn against the limited costs.
     let costs: Vec<Constraint> = constraints.iter().map(|c| Constraint { limit: f64::INFINITY, ..c.clone() }).collect();
     let against = limits_of(&costs, measures)?;
     let space = searched_space(folder, measures, scorer, constraints.iter())?;
@@ -58,7 +58,7 @@ pub fn compare(
         .map(|(name, scores, seconds, scored)| {
             let best = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let worst = scores.iter().copied().fold(f64::INFINITY, f64::min);
-            // Ranked by what the predictor says, told as what an accuracy can be.
+            // Ranked by unclipped predictions, shown as accuracies from 0 to 1.
             let percent = |value: f64| format!("{:.2} %", 100.0 * value.clamp(0.0, 1.0));
             vec![
                 name.to_string(),

@@ -23,20 +23,20 @@ use std::path::{Path, PathBuf};
 /// Images on which every extracted model is compared with the supernet.
 const COMPARED: usize = 64;
 
-/// Images that accuracies are measured on at a time.
+/// Images per batch when accuracies are measured.
 const BATCH: usize = 100;
 
-/// Cut subnets out of the supernet as models of their own, recalibrated and checked.
+/// Extract subnets from the supernet as stand-alone models, recalibrated and checked.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run folder; models go to its models/NAME.
+    /// Run folder; models are written to its models/NAME.
     #[arg(long, default_value = "run")]
     run: PathBuf,
-    /// Every result in the run folder's search/.
+    /// Extract every result in the run folder's search/.
     #[arg(long)]
     search_results: bool,
-    /// A subnet's text, `smallest`, `largest`, or the published code's form as JSON ({"ks": [...], "e": [...], "d":
-    /// [...], "r": 160}); may be repeated.
+    /// Subnet to extract: its text, `smallest`, `largest`, or the published code's form as JSON ({"ks": [...], "e":
+    /// [...], "d": [...], "r": 160}); may be repeated.
     #[arg(long)]
     subnet: Vec<String>,
     /// Folder name for a single --subnet (default: made from its text).
@@ -58,7 +58,7 @@ pub struct Args {
     /// Training images that recalibrate batch norm.
     #[arg(long, default_value_t = 2000, value_parser = numbers::images)]
     recalibration: usize,
-    /// Other images than the run's.
+    /// Images to use in place of the run's.
     #[arg(long)]
     data: Option<String>,
     /// Skip unreadable images with a count instead of failing.
@@ -75,7 +75,7 @@ fn number_type(text: &str) -> Result<NumberType, String> {
     }
 }
 
-/// What to do with each subnet.
+/// Settings of an extraction.
 pub struct Options {
     /// Epochs and learning rate of fine-tuning.
     pub finetune: Option<FinetuneOptions>,
@@ -83,7 +83,7 @@ pub struct Options {
     pub dtype: NumberType,
     /// Training images that recalibrate batch norm.
     pub recalibration: usize,
-    /// Whether models may be replaced that could not be extracted again.
+    /// Whether fine-tuned models, and models of other subnets, may be replaced.
     pub overwrite: bool,
 }
 
@@ -110,7 +110,7 @@ fn wanted(args: &Args, folder: &RunFolder, config: &RunConfig) -> Result<Vec<(St
         names::check(name).map_err(|reason| anyhow!("--name '{name}': {reason}"))?;
         if args.subnet.len() != 1 {
             bail!(
-                "--name '{name}' names the model of a single --subnet, and there are {}; leave it out",
+                "--name '{name}' names the model of a single --subnet, but {} are given; omit --name",
                 args.subnet.len()
             );
         }
@@ -142,12 +142,12 @@ fn wanted(args: &Args, folder: &RunFolder, config: &RunConfig) -> Result<Vec<(St
     Ok(wanted)
 }
 
-/// Fails before any work where two models would have one name, or a model would be lost.
+/// Fails before any work if two models would have the same name, or a model would be lost.
 fn check_all(folder: &RunFolder, wanted: &[(String, Subnet)], options: &Options) -> Result<()> {
     let mut names: HashMap<&str, &Subnet> = HashMap::new();
     for (name, subnet) in wanted {
         if names.insert(name, subnet).is_some_and(|other| other != subnet) {
-            bail!("two of the subnets would be the model '{name}'; extract one of them alone, with --name");
+            bail!("two of the subnets would be the model '{name}'; extract one of them separately, with --name");
         }
         if !options.overwrite {
             check_replaceable(&model_folder(folder, name), subnet)?;
@@ -156,8 +156,8 @@ fn check_all(folder: &RunFolder, wanted: &[(String, Subnet)], options: &Options)
     Ok(())
 }
 
-/// Fails where `path` holds what extracting `subnet` would lose. A model that was not fine-tuned can be extracted again
-/// at any time.
+/// Fails if extracting `subnet` to `path` would replace a fine-tuned model or another subnet's. Any other model can be
+/// extracted again at any time.
 fn check_replaceable(path: &Path, subnet: &Subnet) -> Result<()> {
     // Weights without a configuration are what an interrupted extraction left.
     if !path.join(CONFIG_FILE).exists() {
@@ -166,7 +166,7 @@ fn check_replaceable(path: &Path, subnet: &Subnet) -> Result<()> {
     let way_out = "give --overwrite to replace it, or extract under another --name";
     let held = match load_config(path) {
         Ok(held) => held,
-        // Of a damaged configuration only that can be told: the other models can be extracted again.
+        // A damaged configuration still shows whether the model was fine-tuned; others can be extracted again.
         Err(error)
             if std::fs::read_to_string(path.join(CONFIG_FILE)).is_ok_and(|text| text.contains("\"finetuned\"")) =>
         {
@@ -177,12 +177,12 @@ fn check_replaceable(path: &Path, subnet: &Subnet) -> Result<()> {
     if let Some(finetuned) = held.finetuned {
         let (epochs, rate) = (finetuned.epochs, finetuned.learning_rate);
         bail!(
-            "{}: it holds a fine-tuned model (--finetune {epochs} --finetune-rate {rate}); {way_out}",
+            "{}: this folder holds a fine-tuned model (--finetune {epochs} --finetune-rate {rate}); {way_out}",
             path.display()
         );
     }
     if held.subnet != *subnet {
-        bail!("{}: it holds another subnet ('{}'); {way_out}", path.display(), held.subnet);
+        bail!("{}: this folder holds another subnet ('{}'); {way_out}", path.display(), held.subnet);
     }
     Ok(())
 }
@@ -210,28 +210,29 @@ fn search_results(folder: &RunFolder, run: &Path, config: &RunConfig) -> Result<
     warn_of_outdated(folder, &results)?;
     let named = |(file, result): (PathBuf, SearchResult)| {
         let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        names::check(&name).map_err(|reason| anyhow!("{}: its name becomes the model's: {reason}", file.display()))?;
+        names::check(&name)
+            .map_err(|reason| anyhow!("{}: the file's name becomes the model's: {reason}", file.display()))?;
         Ok((name, result.best))
     };
     results.into_iter().map(named).collect()
 }
 
-/// One extracted model.
+/// Extracted model with the results of its checks.
 pub struct Extracted {
     pub folder: PathBuf,
     pub subnet: Subnet,
-    /// Validation accuracy inside the supernet, before and after fine-tuning if there was any.
-    /// None without validation images.
+    /// Validation accuracy inside the supernet, before any fine-tuning; `None` without validation images.
     pub accuracy: Option<f64>,
+    /// Validation accuracy after fine-tuning; `None` without fine-tuning or validation images.
     pub finetuned_accuracy: Option<f64>,
     /// Whether fine-tuning was asked for.
     pub tuned: bool,
-    /// Largest difference of a logit, and the largest logit.
+    /// Largest difference of a logit between model and supernet, and the largest logit.
     pub difference: (f64, f64),
 }
 
 impl Extracted {
-    /// Whether the stored weights are the fine-tuned ones: those with the better accuracy are.
+    /// Whether the fine-tuned weights are stored: the weights with the better accuracy are.
     fn is_finetuned(&self) -> bool {
         self.tuned && self.finetuned_accuracy >= self.accuracy
     }
@@ -255,6 +256,14 @@ pub fn extract_all(
         Ok(net)
     };
     let supernet = copy()?;
+    let trained = match note.steps {
+        0 => "a published, imported supernet".into(),
+        steps => format!("a supernet trained for {steps} steps by progressive shrinking"),
+    };
+    let origin = format!(
+        "Cut out of {trained}, in the search space `{}`. Batch norm was recalibrated on {} training images.",
+        note.space.name, options.recalibration
+    );
     let recalibration = EvaluationSet::for_recalibration(data, options.recalibration, BATCH, config.train.seed)?;
     let recalibration = recalibration.with_control(interrupt::control);
     let validation = match data.validation.is_empty() {
@@ -291,7 +300,7 @@ pub fn extract_all(
                 (tuned, statistics) = (Some((net, how)), tuned_statistics);
             } else {
                 progress::note(format!(
-                    "warning: {}: fine-tuning took validation accuracy from {:.2} to {:.2} %, so the weights before it are stored; \
+                    "warning: {}: fine-tuning took validation accuracy from {:.2} to {:.2} %, so the earlier weights are stored; \
                      give a lower --finetune-rate than {}",
                     path.display(),
                     100.0 * accuracy.unwrap_or_default(),
@@ -301,14 +310,15 @@ pub fn extract_all(
             }
         }
         let (net, how) = tuned.as_ref().map_or((&supernet, None), |(net, how)| (net, Some(*how)));
-        extract(net, subnet, &statistics, &data.classes, &data.normalisation, options.dtype, how, &path)?;
+        let origin = Some(origin.clone());
+        extract(net, subnet, &statistics, &data.classes, &data.normalisation, options.dtype, origin, how, &path)?;
         let compared = data.train.draw(COMPARED, &mut generator(config.train.seed, Stream::Compare, &[]));
         let batch = data.evaluation_batch(&data.train, &compared, subnet.resolution)?;
         row.difference = compare(net, subnet, &statistics, &path, &batch.images)?;
         let (difference, largest) = row.difference;
         if options.dtype == NumberType::F32 && difference > 1e-3 * largest {
             bail!(
-                "{}: its logits differ from the supernet's by {difference:.2e} (largest logit {largest:.2e}); please report this",
+                "{}: the model's logits differ from the supernet's by {difference:.2e} (largest logit {largest:.2e}); please report this",
                 path.display(),
             );
         }
@@ -339,8 +349,8 @@ fn finetune_subnet(
     Ok(())
 }
 
-/// Folder, accuracy and difference of each model; with fine-tuning the accuracies before and after it, and which
-/// weights are stored.
+/// Prints folder, accuracy and difference of each model; with fine-tuning also the accuracy after it, and which weights
+/// are stored.
 pub fn print_rows(rows: &[Extracted]) {
     let tuning = rows.iter().any(|row| row.tuned);
     let percent = |accuracy: Option<f64>| accuracy.map_or("-".into(), |accuracy| format!("{:.2} %", 100.0 * accuracy));

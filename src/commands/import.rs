@@ -16,34 +16,34 @@ use ofa_supernet::train::TrainConfig;
 use ofa_supernet::train::checkpoint::{Folder, SupernetNote, write_supernet};
 use std::path::{Path, PathBuf};
 
-/// Make a run folder of a published once-for-all supernet, or a model folder of a published specialised network,
-/// without training. The checkpoint is a file of torch.save (both of its formats) or safetensors with the published
-/// code's parameter names. Nothing in the file is executed.
+/// Make a run folder from a published once-for-all supernet, or a model folder from a published specialised network,
+/// without training. The checkpoint is a file of torch.save (in either of its formats) or safetensors with the
+/// published code's parameter names. Nothing in the file is executed.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The checkpoint.
+    /// Checkpoint file.
     file: PathBuf,
-    /// A supernet's search space: mbv3-w1.0, mbv3-w1.2, proxyless-w1.3, any other width, resnet50d, or a .toml file.
+    /// Search space of a supernet: mbv3-w1.0, mbv3-w1.2, proxyless-w1.3, any other width, resnet50d, or a .toml file.
     #[arg(long, required_unless_present = "network")]
     space: Option<String>,
-    /// The layers of a specialised network: the net.config published with its checkpoint.
+    /// Layers of a specialised network: the net.config published with its checkpoint.
     #[arg(long, requires = "resolution", conflicts_with_all = ["space", "resolutions", "batch_norm_epsilon", "validation"])]
     network: Option<PathBuf>,
-    /// The specialised network's input resolution (image_size in the published run.config).
+    /// Input resolution of a specialised network (image_size in the published run.config).
     #[arg(long, requires = "network", value_parser = numbers::resolution)]
     resolution: Option<usize>,
-    /// Folder to make: of a run, or of the specialised network's model.
+    /// Folder to make: a run folder, or the model folder of a specialised network.
     #[arg(long, default_value = "run")]
     out: PathBuf,
     /// Resolutions to choose from, in place of the space's.
     #[arg(long, value_delimiter = ',', value_parser = numbers::resolution)]
     resolutions: Vec<usize>,
-    /// Epsilon of batch norm, which a checkpoint does not tell, in place of the space's (the published code's default
-    /// is 1e-5 for MobileNetV3 and 1e-3 for ProxylessNAS).
+    /// Epsilon of batch norm in place of the space's; checkpoints do not record it (the published code's default is
+    /// 1e-5 for MobileNetV3 and 1e-3 for ProxylessNAS).
     #[arg(long, value_parser = numbers::epsilon)]
     batch_norm_epsilon: Option<f64>,
-    /// Images of the checkpoint's classes, which later commands recalibrate and measure on; their folder names are the
-    /// class names. Without them classes are numbered, and later commands take --data.
+    /// Images of the checkpoint's classes, on which later commands recalibrate and measure; the names of class folders
+    /// become the class names. Without images the classes are numbered, and later commands take --data.
     #[arg(long)]
     data: Option<String>,
     /// Images carved from the training images for validation.
@@ -64,7 +64,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn specialised(args: &Args, description: &Path, resolution: usize) -> Result<()> {
     if args.out.exists() && !is_unfinished(&args.out) {
-        bail!("{}: it exists already; name another folder with --out", args.out.display());
+        bail!("{}: already exists; name another folder with --out", args.out.display());
     }
     let published =
         PublishedNetwork::new(&files::read_text(description)?, resolution).map_err(|e| e.at(description))?;
@@ -77,6 +77,11 @@ fn specialised(args: &Args, description: &Path, resolution: usize) -> Result<()>
     let PublishedNetwork { network, subnet, .. } = published;
     let normalisation = Normalisation::IMAGENET;
     let config = ModelConfig::new(&name, &subnet, network, labels, normalisation, NumberType::F32);
+    let origin = Some(format!(
+        "A published network, imported from its description and its checkpoint '{}'.",
+        file_name(&args.file)
+    ));
+    let config = ModelConfig { origin, ..config };
     save(&args.out, &config, &weights)?;
     say!(
         "{}: {:.1} M MACs and {:.2} M parameters at {resolution} px, {} classes; {} written",
@@ -90,6 +95,11 @@ fn specialised(args: &Args, description: &Path, resolution: usize) -> Result<()>
     Ok(())
 }
 
+/// A file's name, without the folders that only its owner knows.
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 /// Says which weights were taken from a file that holds several.
 fn note_choice(file: &CheckpointFile) {
     if let Some(choice) = file.choice() {
@@ -97,11 +107,11 @@ fn note_choice(file: &CheckpointFile) {
     }
 }
 
-/// The images that are given, if any.
+/// Configuration of the images of `--data`, if given.
 fn data_config(args: &Args) -> Result<DataConfig> {
     let mut data = DataConfig {
         source: args.data.as_deref().map(data_flag).transpose()?.unwrap_or_default(),
-        // The weights expect images normalised as those that they were trained on.
+        // The weights expect the normalisation that they were trained with.
         normalisation: Some(Normalisation::IMAGENET),
         ..DataConfig::default()
     };
@@ -112,7 +122,7 @@ fn data_config(args: &Args) -> Result<DataConfig> {
     Ok(data)
 }
 
-/// Names of the checkpoint's `count` classes: the data's, if there is any, in the order of the outputs.
+/// Names of the checkpoint's `count` classes in the order of its outputs: the data's names, otherwise numbers.
 fn class_names(args: &Args, data: &DataConfig, count: usize) -> Result<Vec<String>> {
     if data.source.is_empty() {
         return Ok(numbered_classes(count));
@@ -130,7 +140,7 @@ fn supernet(args: &Args, space: &str) -> Result<()> {
     match args.batch_norm_epsilon {
         Some(epsilon) => space.batch_norm_epsilon = epsilon,
         None if space.family == Family::ProxylessNas => note(format!(
-            "batch norm's epsilon is taken as {:e}, since a checkpoint does not tell; that of the published ProxylessNAS supernet is 1e-3: \
+            "checkpoints do not record batch norm's epsilon, so {:e} is used; for the published ProxylessNAS supernet give \
              --batch-norm-epsilon 1e-3",
             space.batch_norm_epsilon
         )),
@@ -138,7 +148,7 @@ fn supernet(args: &Args, space: &str) -> Result<()> {
     }
     space.validate()?;
     let train = TrainConfig::preset("imagenet", &space)?;
-    let config = RunConfig { data: data_config(args)?, space: space.clone(), train };
+    let config = RunConfig { from: None, data: data_config(args)?, space: space.clone(), train };
     check_is_free(&folder, args, &config)?;
     let mut file = CheckpointFile::open(&args.file)?;
     let net = read_supernet_from(&mut file, &space)?;
@@ -149,10 +159,10 @@ fn supernet(args: &Args, space: &str) -> Result<()> {
     let existed = args.out.exists();
     let _lock = folder.lock()?;
     check_is_free(&folder, args, &config)?;
-    // The supernet comes last and makes the folder a run.
+    // The supernet is written last and makes the folder a run.
     let written = folder.write_config(&config).and_then(|()| Ok(write_supernet(&path, net.state()?, &note)?));
     if let Err(error) = written {
-        // All that is there by now is what this command wrote.
+        // The folder was free, so all its files are this command's.
         if existed {
             let _ = files::remove_file(&folder.join("config.toml"));
             let _ = std::fs::remove_dir(folder.join("checkpoints"));
@@ -173,14 +183,14 @@ fn supernet(args: &Args, space: &str) -> Result<()> {
     Ok(())
 }
 
-/// Fails if there is a run in the folder. A configuration alone, if it is the one to be written, is what a killed
-/// import left.
+/// Fails if the folder holds a run. The configuration that is to be written may be there without checkpoints: a killed
+/// import left it.
 fn check_is_free(folder: &RunFolder, args: &Args, config: &RunConfig) -> Result<()> {
     let entries = std::fs::read_dir(folder.join("checkpoints")).into_iter().flatten().flatten();
     let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
     let same = || folder.config().ok().and_then(|there| there.to_toml().ok()) == config.to_toml().ok();
     if names.any(|name| !files::is_temporary(&name)) || (folder.join("config.toml").exists() && !same()) {
-        bail!("{}: there is a run in it already; name another folder with --out", args.out.display());
+        bail!("{}: already holds a run; name another folder with --out", args.out.display());
     }
     Ok(())
 }

@@ -1,8 +1,9 @@
-//! One file a command: its arguments, and a `run` that parses, calls and prints.
+//! One file per command: its arguments, and a `run` that parses, calls and prints.
 
 pub mod bench;
 pub mod compare;
 pub mod config;
+pub mod export;
 pub mod extract;
 pub mod import;
 pub mod predictor;

@@ -6,7 +6,9 @@ use crate::run_folder::RunFolder;
 use crate::{choice, interrupt, numbers, progress, table};
 use anyhow::{Result, bail};
 use ofa_extract::predictor::active::{self, Acquisition, CurvePoint, FEWEST_CURVE_SAMPLES};
-use ofa_extract::predictor::{FEWEST_SAMPLES, SampleWriter, check_space, other_weights, read_provenance, read_samples};
+use ofa_extract::predictor::{
+    FEWEST_SAMPLES, Method, SampleWriter, check_space, other_weights, read_provenance, read_samples,
+};
 use ofa_extract::{FitReport, FitSettings, Predictor, Sample};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::seed::{Stream, generator};
@@ -15,8 +17,8 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Measure accuracies of random subnets and fit the accuracy predictor. Measured samples are kept: run it again to add
-/// more.
+/// Measure accuracies of random subnets and fit the accuracy predictor. Measured samples are kept; repeat the command
+/// with more --samples to add some.
 #[derive(clap::Args)]
 pub struct Args {
     /// Run folder.
@@ -24,54 +26,60 @@ pub struct Args {
     run: PathBuf,
     #[command(flatten)]
     pub sampling: Sampling,
-    /// Other images than the run's.
+    /// Images to use in place of the run's.
     #[arg(long)]
     data: Option<String>,
     /// Skip unreadable images with a count instead of failing.
     #[arg(long)]
     skip_bad: bool,
-    /// Instead of measuring: from the measured samples, how good a predictor fewer of them would have given, drawn at
-    /// random and chosen (--active, by default by deviation).
+    /// Measure nothing, and show the quality of predictors that are fitted on fewer of the measured samples: drawn at
+    /// random, and chosen (--active, by default by deviation).
     #[arg(long, conflicts_with_all = ["discard", "data", "skip_bad", "samples", "recalibration", "images", "batch", "seed"])]
     curve: bool,
     /// Instead of measuring: the accuracy predictor that the authors of once-for-all published (acc_predictor.pth).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["samples", "recalibration", "images", "batch", "seed", "data", "skip_bad", "members", "active", "discard", "curve"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["samples", "recalibration", "images", "batch", "seed", "data", "skip_bad", "members", "method", "active", "discard", "curve"])]
     import: Option<PathBuf>,
 }
 
-/// How accuracies are sampled.
+/// Settings of sampling and fitting.
 #[derive(clap::Args, Clone)]
 pub struct Sampling {
-    /// Subnets to measure in all.
+    /// Total number of subnets to measure.
     #[arg(long, default_value_t = 1000, value_parser = numbers::subnets)]
     pub samples: usize,
     #[command(flatten)]
     pub images: Images,
-    /// Images a batch.
+    /// Images per batch.
     #[arg(long, default_value_t = 100, value_parser = numbers::batch)]
     pub batch: usize,
     /// Seed of subnets, split and fit.
     #[arg(long, default_value_t = 0, value_parser = numbers::seed)]
     pub seed: u64,
-    /// Networks whose mean is the predictor; their spread tells how sure it is. One is fastest to search with.
-    #[arg(long, default_value_t = FitSettings::default().members, value_parser = numbers::members)]
-    pub members: usize,
+    /// Kind of predictor.
+    #[arg(long, value_parser = choice::one_of(Method::TABLE), default_value = "automatic")]
+    pub method: Method,
+    /// An ensemble of so many networks, whose mean is the predictor and whose spread tells how sure it is (default with
+    /// --method ensemble: 5).
+    #[arg(long, value_parser = numbers::members)]
+    pub members: Option<usize>,
     /// Choose what to measure in place of drawing at random: for the same accuracy of the predictor with fewer
     /// measurements, or for more of them among the best subnets.
     #[arg(long, value_parser = choice::one_of(Acquisition::TABLE))]
     pub active: Option<Acquisition>,
-    /// Drop measured samples that are of other weights, images or settings, and measure anew; without it they are
-    /// refused.
+    /// Drop samples that were measured with other weights, images or settings, and measure again; without this option
+    /// they are refused.
     #[arg(long)]
     pub discard: bool,
 }
 
 impl Sampling {
     fn fit_settings(&self) -> FitSettings {
-        FitSettings { members: self.members, ..FitSettings::default() }
+        let method = if self.members.is_some() { Method::Ensemble } else { self.method };
+        let default = FitSettings::default();
+        FitSettings { method, members: self.members.unwrap_or(default.members), ..default }
     }
 
-    /// Refuses what no predictor of `space` can be fitted with, before anything is measured.
+    /// Refuses settings with which no predictor of `space` can be fitted, before anything is measured.
     pub fn check(&self, space: &SearchSpace) -> Result<()> {
         check_space(space)?;
         if self.samples < FEWEST_SAMPLES {
@@ -88,7 +96,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     let folder = RunFolder::new(&args.run);
     let config = folder.config()?;
     if !ranks.is_first() && (args.curve || args.import.is_some()) {
-        return Ok(()); // nothing to share out
+        return Ok(()); // The first rank has all the work.
     }
     if args.curve {
         let _lock = folder.lock_to_read()?;
@@ -122,7 +130,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
 const SAMPLES: &str = "predictor/samples.jsonl";
 const REPORT: &str = "predictor/fit.json";
 
-/// Splits whose mean is the learning curve.
+/// Random splits over which the learning curve is averaged.
 const CURVE_REPETITIONS: u64 = 3;
 
 fn curve(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result<()> {
@@ -154,8 +162,8 @@ fn curve(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result
     Ok(())
 }
 
-/// RMSE, Pearson's correlation and Kendall's tau on the held-out fifth and over all folds, and whether deviations are
-/// as they should be.
+/// Prints RMSE, Pearson correlation and Kendall's tau on the held-out fifth and in cross-validation, and the
+/// calibration of deviations.
 pub fn print_report(report: &FitReport) {
     let show = |v: Option<f64>| v.map_or("undefined".to_string(), |v| format!("{v:.3}"));
     say!(
@@ -167,10 +175,13 @@ pub fn print_report(report: &FitReport) {
         show(report.kendall_tau)
     );
     if let (Some(folds), Some(calibration)) = (&report.cross_validation, &report.calibration) {
+        let model = match report.members {
+            0 => "Gaussian process".to_string(),
+            members => format!("{members} members"),
+        };
         say!(
-            "{} members: in cross-validation RMSE {:.2} points, Pearson {}, Kendall tau {}; {:.0} % of the held-out accuracies lie in their \
+            "{model}: in cross-validation RMSE {:.2} points, Pearson {}, Kendall tau {}; {:.0} % of the held-out accuracies lie in their \
              90 % interval, mean deviation {:.2} points",
-            report.members,
             100.0 * folds.rmse,
             show(folds.pearson),
             show(folds.kendall_tau),
@@ -180,7 +191,7 @@ pub fn print_report(report: &FitReport) {
     }
 }
 
-/// Measures what is missing, then fits; both with progress.
+/// Measures missing samples, then fits the predictor; both with progress.
 pub fn fit_predictor(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Sampling) -> Result<FitReport> {
     sample(folder, net, data, sampling, &Ranks::alone())?;
     Ok(fit(folder, net, sampling)?.1)
@@ -204,7 +215,7 @@ fn fit(folder: &RunFolder, net: &Supernet, sampling: &Sampling) -> Result<(Predi
     Ok((predictor, report))
 }
 
-/// Writes a predictor and its report. A kill between the files leaves no report rather than that of another predictor.
+/// Writes a predictor and its report. A kill between the two files leaves no report, never that of another predictor.
 fn replace_predictor(folder: &RunFolder, predictor: &Predictor, report: Option<&FitReport>) -> Result<()> {
     let path = folder.join(REPORT);
     files::remove_file(&path)?;
@@ -215,30 +226,31 @@ fn replace_predictor(folder: &RunFolder, predictor: &Predictor, report: Option<&
     Ok(())
 }
 
-/// Different subnets of a seed, always in the same order: the smallest and the largest first, then random ones.
+/// Distinct subnets of a seed, always in the same order: the smallest, the largest, then random ones.
 fn subnets(net: &Supernet, count: usize, seed: u64) -> Vec<Subnet> {
     let space = net.space();
     let ends = [space.smallest(), space.largest()].into_iter();
     let random = (0..(count as u64).saturating_mul(100))
         .map(|position| space.sample(&mut generator(seed, Stream::Samples, &[position])));
     let mut seen = HashSet::new();
-    // A space of fewer subnets ends the search for new ones.
+    // A space with fewer subnets would otherwise be searched for more in vain.
     let count = (count as f64).min(space.count()) as usize;
     ends.chain(random).filter(|subnet| seen.insert(subnet.clone())).take(count).collect()
 }
 
-/// The part of the samples that is drawn at random before any is chosen by expected improvement, and the part that is
-/// then chosen at a time.
+/// Divisor of the samples that gives the number drawn at random before any is chosen by expected improvement.
 const RANDOM_PART: usize = 4;
+/// Divisor of the samples that gives the number chosen per round.
 const ROUND_PART: usize = 16;
 
-/// Subnets that are measured in order: those of a hundred in order have about a fifth of their work in common, those of
-/// a thousand a quarter, but if such a run is stopped, what it measured should be little else than a random part.
+/// Number of subnets that are sorted and measured as a block. Sorted neighbours have a fifth of their work in common in
+/// a block of a hundred, a quarter in one of a thousand; but the samples of a stopped run should be close to random
+/// ones.
 const BLOCK: usize = 128;
 
-/// What to measure next, given what was measured in that order: all that is missing, or with active sampling the rest
-/// of a round. It follows from the measured ones alone, so that a stopped run goes on as if it had not been. Each block
-/// of them comes in order, so that neighbours begin alike.
+/// Subnets to measure next, given the measured samples in their order: all missing ones, or with active sampling the
+/// rest of a round. The result depends on these samples only, so that a stopped run resumes as if it had not stopped.
+/// Each block is sorted, so that neighbours have their first layers in common.
 fn next(net: &Supernet, known: &[Sample], sampling: &Sampling) -> Result<Vec<Subnet>> {
     let measured: HashSet<&Subnet> = known.iter().map(|s| &s.subnet).collect();
     let missing = |mut wanted: Vec<Subnet>, most: usize| -> Vec<Subnet> {
@@ -265,15 +277,15 @@ fn next(net: &Supernet, known: &[Sample], sampling: &Sampling) -> Result<Vec<Sub
     }
 }
 
-/// Subnets that a rank measures together at most, before their accuracies are written down. What they have in common at
-/// their beginning is computed once; eight neighbours share nearly as much as a whole block does.
+/// Most subnets that a rank measures together before their accuracies are written. Layers that they have in common at
+/// their beginning are computed once; eight neighbours share nearly as much as a whole block.
 const TOGETHER: usize = 8;
 
-/// Seconds that measuring them may take, which are lost when the process is stopped.
+/// Seconds that measuring subnets together may take: a stopped process loses that work.
 const SECONDS_TOGETHER: f64 = 20.0;
 
-/// Measures what is missing. Several ranks share the subnets out; the first one chooses them and writes the file, which
-/// is the same for any number.
+/// Measures missing samples. Ranks divide the subnets; the first rank chooses them and writes the file, which is the
+/// same for any number of ranks.
 fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Sampling, ranks: &Ranks) -> Result<()> {
     let path = folder.join(SAMPLES);
     let measured = Measured::new(net, data, &sampling.images, sampling.batch, sampling.seed)?;
@@ -285,8 +297,8 @@ fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Samplin
     let unattributed = file.as_ref().map_or(0, |(writer, _)| writer.unattributed());
     if unattributed > 0 {
         progress::note(format!(
-            "warning: {}: {unattributed} samples do not say which weights and images they were measured with, and are taken \
-             as they are; measure anew with --discard, which drops them",
+            "warning: {}: {unattributed} samples do not record the weights and images they were measured with, and are used \
+             nevertheless; to measure them again, give --discard",
             path.display()
         ));
     }
@@ -322,7 +334,7 @@ fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Samplin
             let (Some(of_own), [false]) = (of_own, stopped) else {
                 bar.abandon();
                 return Err(interrupt::stopped(format!(
-                    "stopped; measured samples are kept in {}: run the same command to go on",
+                    "stopped; measured samples are kept in {}; run the same command to resume",
                     path.display()
                 )));
             };

@@ -12,19 +12,19 @@ use std::path::PathBuf;
 /// Measure this device: a latency table for every block of the space, checked on random subnets.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run folder; the profile goes to its devices/NAME.json.
+    /// Run folder; the profile is written to its devices/NAME.json.
     #[arg(long, default_value = "run")]
     run: PathBuf,
-    /// Name of the device, as limits will use it.
+    /// Name of the device in limits.
     #[arg(long, default_value = "this")]
     name: String,
     /// Threads that a model runs on.
     #[arg(long = "model-threads", default_value_t = 1, value_parser = numbers::threads)]
     model_threads: usize,
-    /// Images per run: limits on this device's latency are for so many images together.
+    /// Images per run; limits on this device's latency are for that many images together.
     #[arg(long, default_value_t = 1, value_parser = numbers::batch)]
     batch: usize,
-    /// Times that every network is visited.
+    /// Rounds of measurement; each visits every network once.
     #[arg(long, value_parser = numbers::repetitions)]
     rounds: Option<usize>,
     /// Random subnets that check the predictions.
@@ -33,7 +33,8 @@ pub struct Args {
     /// Seed of weights, images and subnets.
     #[arg(long, default_value_t = 0, value_parser = numbers::seed)]
     seed: u64,
-    /// Instead of measuring: latency tables as the authors of once-for-all publish them, one YAML file a resolution.
+    /// Import the latency tables that the authors of once-for-all publish, instead of measuring; one YAML file per
+    /// resolution.
     #[arg(long, num_args = 1.., value_name = "TABLE", conflicts_with_all = ["model_threads", "batch", "rounds", "check", "seed"])]
     import: Vec<PathBuf>,
 }
@@ -79,7 +80,7 @@ pub fn run(args: &Args) -> Result<()> {
             hardware.threads,
             hardware.instruction_set,
             if profile.batch > 1 {
-                format!("; latency is that of one run of {} images", profile.batch)
+                format!("; latency is for one run of {} images together", profile.batch)
             } else {
                 String::new()
             }
@@ -88,14 +89,14 @@ pub fn run(args: &Args) -> Result<()> {
     print_check(&profile);
     if profile.check.as_ref().is_some_and(|check| check.median_error > 0.05) {
         complain!(
-            "the median error is above 5 %: is the machine busy? Measure again when it is quiet, or with more --rounds"
+            "the median error is above 5 %, perhaps because the machine is busy; measure again when it is quiet, or with more --rounds"
         );
     }
     say!("{} written", path.display());
     Ok(())
 }
 
-/// Number of layers and how far off predictions are.
+/// Prints the number of layers and the error of predictions.
 pub fn print_check(profile: &DeviceProfile) {
     let check = profile.check.as_ref().map_or(String::new(), |check| {
         format!(
@@ -108,15 +109,15 @@ pub fn print_check(profile: &DeviceProfile) {
     say!("{} layers{check}", profile.table().len());
 }
 
-/// Measures with a progress bar and writes the profile into the folder. A measurement that was stopped goes on.
+/// Measures with a progress bar and writes the profile into the folder. A stopped measurement is resumed.
 pub fn profile_device(folder: &RunFolder, space: &SearchSpace, options: &ProfileOptions) -> Result<DeviceProfile> {
     let name = &options.name;
     let bar = progress::bar(0, "visits");
     let unfinished = folder.join(&format!("devices/{name}.unfinished"));
-    let profile = measure(space, options, Some(&unfinished), &mut |at| {
-        bar.set_length(at.total as u64);
-        bar.set_position(at.done as u64);
-        bar.set_message(match at.phase {
+    let profile = measure(space, options, Some(&unfinished), &mut |visits| {
+        bar.set_length(visits.total as u64);
+        bar.set_position(visits.done as u64);
+        bar.set_message(match visits.phase {
             Phase::Layers => "timing layers",
             Phase::Subnets => "timing whole subnets",
         });
@@ -125,7 +126,7 @@ pub fn profile_device(folder: &RunFolder, space: &SearchSpace, options: &Profile
     if interrupt::requested() && profile.is_err() {
         bar.abandon();
         return Err(interrupt::stopped(format!(
-            "stopped; whole rounds are kept in {}: run the same command to go on",
+            "stopped; complete rounds are kept in {}; run the same command to resume",
             unfinished.display()
         )));
     }

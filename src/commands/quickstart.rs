@@ -15,15 +15,16 @@ use candle_core::Device;
 use ofa_evaluate::bench::BenchOptions;
 use ofa_evaluate::model::NumberType;
 use ofa_evaluate::profile::ProfileOptions;
+use ofa_extract::Constraint;
+use ofa_extract::predictor::Method;
 use ofa_extract::search::{Evolution, SearchSettings};
-use ofa_extract::{Constraint, FitSettings};
 use ofa_supernet::Ranks;
 use ofa_supernet::SearchSpace;
 use ofa_supernet::train::{Outcome, TrainConfig};
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// The whole path on built-in data: train, profile, predict, search, extract, benchmark.
+/// Run every step on built-in data: train, profile, predict, search, extract, benchmark.
 #[derive(clap::Args)]
 pub struct Args {
     /// Run folder. An earlier quickstart in it is replaced, unless another command changed its files; other files are
@@ -44,7 +45,7 @@ pub struct Args {
     seed: u64,
 }
 
-/// Where the three limits lie between the smallest and the largest subnet's latency.
+/// Positions of the three limits between the smallest and the largest subnet's latency.
 const LIMITS: [f64; 3] = [0.2, 0.45, 0.75];
 
 pub fn run(args: &Args) -> Result<()> {
@@ -54,7 +55,8 @@ pub fn run(args: &Args) -> Result<()> {
         images: Images { recalibration: 300, images: 0 },
         batch: 100,
         seed: args.seed,
-        members: FitSettings::default().members,
+        method: Method::default(),
+        members: None,
         active: None,
         discard: false,
     };
@@ -64,7 +66,7 @@ pub fn run(args: &Args) -> Result<()> {
         Some(_) => interrupt::stopped("stopped; the same command starts from the beginning".into()),
         None => error,
     });
-    // Of one that was stopped or failed, too: the next quickstart can replace it.
+    // Listed after a stop or failure too, so that the next quickstart can replace the files.
     let listed = claimed.list();
     done.and(listed)
 }
@@ -74,7 +76,7 @@ fn all_steps(args: &Args, config: &RunConfig, sampling: &Sampling) -> Result<()>
     let folder = RunFolder::new(&args.out);
 
     say!("1. Train a supernet ({:.1e} subnets) on generated images by progressive shrinking", config.space.count());
-    match train_run(&folder, &args.out, config, &Ranks::alone(), false, &Device::Cpu, &mut false)? {
+    match train_run(&folder, config, None, &Ranks::alone(), false, &Device::Cpu, &mut false)? {
         Outcome::Finished { probes, .. } => print_probes(&probes),
         Outcome::Interrupted { .. } => return Err(ofa_supernet::Error::Interrupted.into()),
     }
@@ -102,7 +104,7 @@ fn all_steps(args: &Args, config: &RunConfig, sampling: &Sampling) -> Result<()>
     let results = search_limits(&folder, &net, &groups, settings, args.seed)?;
     print_results(&results);
 
-    say!("\n5. Extract the models, the smallest and the largest subnet beside them");
+    say!("\n5. Extract the models, and the smallest and the largest subnet");
     let mut wanted = vec![("smallest".to_string(), space.smallest())];
     wanted.extend(results.iter().map(|(name, result)| (name.clone(), result.best.clone())));
     wanted.push(("largest".into(), space.largest()));
@@ -111,7 +113,7 @@ fn all_steps(args: &Args, config: &RunConfig, sampling: &Sampling) -> Result<()>
     let worst = extracted.iter().map(|e| e.difference.0 / e.difference.1).fold(0.0, f64::max);
     say!("{} models; reloaded, their logits equal the supernet's to {worst:.0e}", extracted.len());
 
-    say!("\n6. Benchmark on test images that nothing has seen yet");
+    say!("\n6. Benchmark on unseen test images");
     let folders: Vec<PathBuf> = extracted.into_iter().map(|e| e.folder).collect();
     print_rows(&bench_models(&folders, Some(&data), &BenchOptions::default())?);
 
@@ -141,5 +143,5 @@ fn configuration(args: &Args) -> Result<RunConfig> {
         data.builtin_train = images;
     }
     data.validation = Some((data.builtin_train / 5).min(1000));
-    Ok(RunConfig { data, space, train })
+    Ok(RunConfig { from: None, data, space, train })
 }

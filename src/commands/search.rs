@@ -16,30 +16,29 @@ use ofa_supernet::{Subnet, Supernet};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-/// Evaluations of a search by measured accuracies, where `--evaluations` does not say.
+/// Default of `--evaluations` in a search by measured accuracies.
 const MEASURED_EVALUATIONS: usize = 200;
 
-/// Images a batch when accuracies are measured.
+/// Images per batch when accuracies are measured.
 const MEASURED_BATCH: usize = 100;
 
-/// Find the best subnet within each limit: the predictor tells accuracy, device profiles and counting tell cost.
+/// Find the best subnet within each limit: accuracies come from the predictor, costs from device profiles and counting.
 #[derive(clap::Args)]
 pub struct Args {
     /// Run folder.
     #[arg(long, default_value = "run")]
     run: PathBuf,
-    /// DEVICE:METRIC=VALUE, e.g. laptop:latency=12ms, any:macs=50M, any:params=3M, any:memory=1MB, any:size=2MB
-    /// (weights in f32), any:size-f16=1MB. Each limit is a search of its own.
+    /// Limit of a cost, DEVICE:METRIC=VALUE: laptop:latency=12ms, any:macs=50M, any:params=3M, any:memory=1MB,
+    /// any:size=2MB (weights in f32), any:size-f16=1MB. Each limit is a separate search.
     #[arg(long = "limit", required_unless_present = "against")]
     limits: Vec<Constraint>,
-    /// All limits hold at once, for one subnet.
+    /// Search for one subnet within all limits together.
     #[arg(long)]
     together: bool,
-    /// How to search.
+    /// Search strategy.
     #[arg(long, value_parser = strategy_options::strategy(), default_value = strategy_options::default_strategy())]
     strategy: SearchSettings,
-    /// DEVICE:METRIC that `--strategy pareto` draws the front of accuracy against, e.g. laptop:latency; may be given
-    /// several times.
+    /// Cost of the front that `--strategy pareto` draws, DEVICE:METRIC: laptop:latency; may be repeated.
     #[arg(long, value_parser = Constraint::unlimited)]
     against: Vec<Constraint>,
     /// Most subnets to score (default: the strategy's own number; 200 with --score measured, 1000 with --compare).
@@ -49,11 +48,11 @@ pub struct Args {
     strategy_options: StrategyOptions,
     #[command(flatten)]
     scoring: Scoring,
-    /// Run every strategy with its default constants and the same number of evaluations, and print a table instead of
+    /// Run every strategy with its default settings and the same number of evaluations, and print a table instead of
     /// writing results.
     #[arg(long, conflicts_with_all = ["strategy", "against", strategy_options::GROUP, "verify", "json"])]
     compare: bool,
-    /// Runs of each strategy with different seeds for --compare.
+    /// Runs of each strategy for --compare, each with its own seed.
     #[arg(long, default_value_t = 5, requires = "compare", value_parser = numbers::seeds)]
     seeds: u64,
     /// Seed of the search.
@@ -64,20 +63,19 @@ pub struct Args {
     json: bool,
 }
 
-/// What a subnet's score is.
+/// Score of a subnet.
 #[derive(clap::Args)]
 struct Scoring {
-    /// Where accuracies come from.
+    /// Source of accuracies.
     #[arg(long, value_enum, default_value_t = Score::Predictor)]
     score: Score,
-    /// Search on the predicted accuracy less K of its standard deviations, so that what the predictor is unsure about
-    /// must be so much better.
+    /// Rank subnets by predicted accuracy less K of its standard deviations, so that uncertain predictions count less.
     #[arg(long, value_name = "K", default_value_t = 0.0, value_parser = numbers::deviations)]
     pessimism: f64,
-    /// Measure the K best subnets on the supernet after the search, and take the best of them.
+    /// Measure the K best subnets on the supernet after the search, and return the best of them.
     #[arg(long, value_name = "K", value_parser = numbers::subnets)]
     verify: Option<usize>,
-    /// Other images than the run's to measure on.
+    /// Images to measure on, in place of the run's.
     #[arg(long, help_heading = "Measuring (--score measured, --verify)")]
     data: Option<String>,
     /// Skip unreadable images with a count instead of failing.
@@ -87,12 +85,12 @@ struct Scoring {
     images: Images,
 }
 
-/// Where accuracies come from.
+/// Source of accuracies.
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
 enum Score {
     /// The fitted predictor.
     Predictor,
-    /// The supernet itself, on validation images: seconds a subnet instead of microseconds.
+    /// The supernet itself, on validation images: seconds per subnet instead of microseconds.
     Measured,
 }
 
@@ -104,12 +102,12 @@ impl Args {
         Ok(settings)
     }
 
-    /// All limits, and what fronts are drawn against.
+    /// All limits, and the costs of fronts.
     fn constraints(&self) -> impl Iterator<Item = &Constraint> {
         self.limits.iter().chain(&self.against)
     }
 
-    /// What is searched together.
+    /// Groups of limits, one search per group.
     fn groups(&self) -> Vec<Vec<Constraint>> {
         if self.together || self.limits.is_empty() {
             return vec![self.limits.clone()];
@@ -120,7 +118,7 @@ impl Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let measuring = args.scoring.score == Score::Measured || args.scoring.verify.is_some();
-    // Before anything is read.
+    // Checked before any file is read.
     let settings = if args.compare { None } else { Some(args.settings()?) };
     let folder = RunFolder::new(&args.run);
     // A comparison writes nothing.
@@ -187,17 +185,17 @@ fn with_scorer(
     Ok(())
 }
 
-/// How [`search_groups`] searches.
+/// Settings of [`search_groups`].
 pub struct Options {
     pub settings: SearchSettings,
     pub evaluations: Option<usize>,
     pub against: Vec<Constraint>,
     pub seed: u64,
-    /// Best subnets to measure afterwards.
+    /// Number of best subnets to measure afterwards.
     pub verify: usize,
 }
 
-/// Searches by the run's predictor, each group of limits for itself.
+/// Searches with the run's predictor, once per group of limits.
 pub fn search_limits(
     folder: &RunFolder,
     net: &Supernet,
@@ -217,21 +215,21 @@ pub fn search_limits(
     )
 }
 
-/// Says which latencies are those of several images.
+/// Prints a note for each device whose latencies are for several images.
 fn note_batches<'c>(measures: &Measures, constraints: impl Iterator<Item = &'c Constraint>) -> Result<()> {
     let latencies = constraints.filter(|constraint| constraint.metric == Metric::Latency);
     for name in latencies.map(|constraint| constraint.device.as_str()).collect::<BTreeSet<_>>() {
         let batch = measures.device(name)?.batch;
         if batch > 1 {
             progress::note(format!(
-                "{name}:latency is that of one run of {batch} images, the batch that the profile was measured with"
+                "{name}:latency is for one run of {batch} images together, the batch that the profile was measured with"
             ));
         }
     }
     Ok(())
 }
 
-/// Searches each group of limits and writes `search/NAME.json`; names and results in order.
+/// Searches each group of limits and writes `search/NAME.json`; returns names and results in the order of the groups.
 fn search_groups(
     folder: &RunFolder,
     measures: &Measures,
@@ -290,7 +288,7 @@ fn search_groups(
     Ok(results)
 }
 
-/// Name of the file of a result, which also names the extracted model.
+/// File name of a result, which also names the extracted model.
 fn result_name(against: &[Constraint], constraints: &[Constraint]) -> Result<String> {
     let front = (!against.is_empty()).then(|| "front".to_string());
     let parts = front.into_iter().chain(against.iter().chain(constraints).map(Constraint::file_stem));
@@ -310,7 +308,7 @@ fn verify(result: &mut SearchResult, limits: &[Limit], measured: &Measured) -> R
     Ok(())
 }
 
-/// Limit, value, accuracy and subnet of each result.
+/// Prints limit, value, accuracy and subnet of each result.
 pub fn print_results(results: &[(String, SearchResult)]) {
     let measured = results.iter().any(|(_, result)| result.measured_accuracy.is_some());
     let percent = |accuracy: f64| format!("{:.2} %", 100.0 * accuracy);
@@ -352,7 +350,7 @@ fn show_value(value: &ofa_extract::search::ConstraintValue) -> String {
     }
 }
 
-/// The front, if there is one: costs, accuracy and subnet.
+/// Prints the front, if there is one: costs, accuracy and subnet.
 fn print_front(result: &SearchResult) {
     if result.front.is_empty() {
         return;

@@ -11,7 +11,6 @@ use ofa_evaluate::memory::TrainingMemory;
 use ofa_supernet::network::Mode;
 use ofa_supernet::ops::InstructionSet;
 use ofa_supernet::seed::{Stream, generator};
-use ofa_supernet::train::optimizer::Sgd;
 use ofa_supernet::train::sampling::resolution_of;
 use ofa_supernet::train::step::{Exchange, StepInput, train_step};
 use ofa_supernet::train::{StageConfig, TrainConfig};
@@ -21,19 +20,19 @@ use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Images a second and peak memory of training and evaluation steps on random images.
+/// Measure images per second and peak memory of training and evaluation steps on random images.
 #[derive(clap::Args)]
 pub struct Args {
     /// Search space: a preset or a .toml file.
     #[arg(long, default_value = "cifar-mbv3")]
     space: String,
-    /// Strides for small images: first convolution and first stage at 1.
+    /// Use the strides for small images: 1 in the first convolution and the first stage.
     #[arg(long)]
     small: bool,
     /// Height and width of the images.
     #[arg(long, default_value_t = 32, value_parser = numbers::resolution)]
     resolution: usize,
-    /// Images a step.
+    /// Images per step.
     #[arg(long, default_value_t = 64, value_parser = numbers::batch)]
     batch: usize,
     /// Number of classes.
@@ -42,22 +41,22 @@ pub struct Args {
     /// max: a step of the largest subnet; elastic: teacher and 4 subnets; eval: forward pass of the largest subnet.
     #[arg(long, default_value = "max", value_parser = ["max", "elastic", "eval"])]
     mode: String,
-    /// Measured steps, after one that is not counted.
+    /// Steps to measure, after one warm-up step.
     #[arg(long, default_value_t = 6, value_parser = numbers::repetitions)]
     steps: usize,
-    /// Also tell how long this configuration's schedule will take, on this many training images.
+    /// Also estimate the time of this configuration's schedule on --images training images.
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Training images of that schedule.
+    /// Training images of the schedule of --config.
     #[arg(long, default_value_t = 50_000, value_parser = numbers::images, requires = "config")]
     images: usize,
     /// Also predict images per second for 1 to 1,024 processes, each as fast as this one.
     #[arg(long)]
     ranks_model: bool,
-    /// For --ranks-model: gigabytes a second between two processes.
+    /// For --ranks-model: gigabytes per second between two processes.
     #[arg(long, default_value_t = 1.25, value_parser = numbers::bandwidth, requires = "ranks_model")]
     bandwidth: f64,
-    /// For --ranks-model: microseconds until a message is there.
+    /// For --ranks-model: microseconds until a message arrives.
     #[arg(long, default_value_t = 20.0, value_parser = numbers::microseconds, requires = "ranks_model")]
     latency: f64,
     /// Print JSON.
@@ -75,13 +74,14 @@ struct Report {
     instruction_set: &'static str,
     images_per_second: f64,
     step_seconds: f64,
-    /// Shortest and longest step.
+    /// Seconds of the shortest and the longest step.
     spread: [f64; 2],
     peak_mib: Option<f64>,
-    /// MB of gradients that several processes exchange each step.
+    /// MB of gradients that several processes exchange per step.
     gradient_megabytes: f64,
-    /// Those of them that they exchange while the last backward pass goes on, and how long that does.
+    /// MB of the gradients that are exchanged during the last backward pass.
     hidden_megabytes: f64,
+    /// Seconds of that backward pass during which gradients are exchanged.
     hiding_seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     ranks: Option<Exchanged>,
@@ -90,27 +90,31 @@ struct Report {
     schedule: Option<Vec<StageTime>>,
 }
 
-/// What several processes exchanged.
+/// Measured communication between several processes.
 #[derive(Serialize)]
 struct Exchanged {
     ranks: usize,
-    /// Seconds to sum the gradients of a step when all are ready: those that are hidden, and the others.
+    /// Seconds to sum the gradients that a step exchanges during its computation, measured without computation.
     hidden_seconds: f64,
+    /// Seconds to sum the gradients that a step exchanges after its computation.
     exposed_seconds: f64,
-    /// Seconds a step that computation waits for exchanges, and so for other ranks: least and most of all ranks.
+    /// Seconds per step that computation waits for exchanges and thereby for other ranks: minimum and maximum over all
+    /// ranks.
     seconds: [f64; 2],
-    /// Sum of 8 bytes over all, in microseconds.
+    /// Microseconds of an all-reduce of 8 bytes.
     latency_microseconds: f64,
-    /// Sum of 64 MiB over all, in gigabytes a second.
+    /// Gigabytes per second of an all-reduce of 64 MiB.
     gigabytes_per_second: f64,
 }
 
+/// How long a stage takes.
 #[derive(Serialize)]
-struct StageTime {
+pub struct StageTime {
     stage: String,
     steps: usize,
     step_seconds: f64,
-    seconds: f64,
+    /// Seconds of all steps.
+    pub seconds: f64,
 }
 
 pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
@@ -127,7 +131,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     let step_seconds = median(&times).context("no step was measured")?;
     let exchange = ranks.is_distributed().then(|| exchange(ranks, waited / times.len() as f64, &step_exchange));
     let schedule = match &args.config {
-        Some(path) => Some(schedule(path, args.images)?),
+        Some(path) => Some(stage_times(&RunConfig::read(path)?, args.classes, args.images, 1)?),
         None => None,
     };
     let report = Report {
@@ -162,7 +166,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
 fn print_report(args: &Args, report: &Report) {
     let memory = report.peak_mib.map_or("unknown".into(), |m| format!("{m:.0} MiB"));
     say!(
-        "{} {} at {} px, batch {}, {} threads ({}): {} images/s, {:.4} s a step, peak memory {memory}",
+        "{} {} at {} px, batch {}, {} threads ({}): {} images/s, {:.4} s per step, peak memory {memory}",
         report.space,
         report.mode,
         report.resolution,
@@ -174,9 +178,9 @@ fn print_report(args: &Args, report: &Report) {
     );
     if let Some(exchange) = &report.ranks {
         say!(
-            "{} ranks together; of {:.2} MB of gradients a step {:.2} are summed while {:.1} ms of it are computed, in {:.2} ms if all are ready, and \
-             the others afterwards in {:.2} ms, {:.2} % of the step; computation waits for exchanges and other ranks {:.1} to {:.1} ms; a sum of 8 \
-             bytes over all takes {:.1} us, of 64 MiB {:.2} GB/s",
+            "{} ranks together; {:.2} MB of gradients per step, of which {:.2} are summed during {:.1} ms of computation ({:.2} ms \
+             without it) and the others afterwards in {:.2} ms, {:.2} % of the step; computation waits {:.1} to {:.1} ms for \
+             exchanges and other ranks; a sum of 8 bytes over all ranks takes {:.1} us, one of 64 MiB runs at {:.2} GB/s",
             exchange.ranks,
             report.gradient_megabytes,
             report.hidden_megabytes,
@@ -208,7 +212,8 @@ fn print_report(args: &Args, report: &Report) {
     }
 }
 
-/// How fast exchanges are by themselves, for gradients as in `step`, and the seconds a step that ranks waited for them.
+/// Measures exchanges without computation, for gradients as in `step`; `seconds` is the time per step that this rank
+/// waited for exchanges.
 fn exchange(ranks: &Ranks, seconds: f64, step: &Exchange) -> Exchanged {
     let all = ranks.gather((seconds * 1e9) as u64);
     let of = |nanoseconds: Option<&u64>| nanoseconds.map_or(0.0, |&n| n as f64 * 1e-9);
@@ -230,7 +235,7 @@ fn exchange(ranks: &Ranks, seconds: f64, step: &Exchange) -> Exchanged {
     }
 }
 
-/// Of the losses, and of whether to go on.
+/// All-reduces of a few values per step: of the losses, and of the decision to continue.
 const SMALL_SUMS: usize = 2;
 
 /// Predictions for 1, 2, 4, ... 1,024 ranks.
@@ -249,8 +254,8 @@ fn model(args: &Args, step_seconds: f64, exchange: &Exchange) -> Vec<Prediction>
 
 fn print_model(args: &Args, report: &Report, predictions: &[Prediction]) {
     say!(
-        "\nmodel: every rank computes as measured here; ring all-reduce, of {:.2} MB a step during its last {:.1} ms of computation and of {:.2} MB \
-         after it; {} GB/s and {} us between ranks",
+        "\nmodel: every rank computes as measured here; ring all-reduce of {:.2} MB per step during the last {:.1} ms of \
+         computation and of {:.2} MB after it; {} GB/s and {} us between ranks",
         report.hidden_megabytes,
         1e3 * report.hiding_seconds,
         report.gradient_megabytes - report.hidden_megabytes,
@@ -281,15 +286,15 @@ const ELASTIC_SUBNETS: usize = 4;
 struct Measured {
     /// Seconds of each measured step.
     times: Vec<f64>,
-    /// The mean of what is exchanged in them.
+    /// Mean exchange of these steps.
     exchange: Exchange,
-    /// Seconds that they waited for exchanges, all together.
+    /// Seconds that all these steps together waited for exchanges.
     waited: f64,
 }
 
-/// The configuration of the measured steps, and their stage.
+/// Configuration and stage of the measured steps.
 fn configuration(space: &SearchSpace, mode: &str) -> Result<(TrainConfig, StageConfig)> {
-    let config = TrainConfig { dropout: 0.0, ..TrainConfig::preset("cifar", space)? };
+    let config = TrainConfig { dropout: 0.0, ..TrainConfig::preset("progressive", space)? };
     let last = config.stages[config.stages.len() - 1].clone();
     let stage = match mode {
         "elastic" => StageConfig { subnets_per_step: ELASTIC_SUBNETS, kd_ratio: 1.0, ..last },
@@ -298,7 +303,7 @@ fn configuration(space: &SearchSpace, mode: &str) -> Result<(TrainConfig, StageC
     Ok((config, stage))
 }
 
-/// Bytes that a step of `batch` images takes; an evaluation is counted as a training step, which takes more.
+/// Bytes that a step of `batch` images takes; an evaluation counts as a training step, which takes more.
 fn memory_of_step(space: &SearchSpace, args: &Args, batch: usize) -> Result<u64> {
     let (config, stage) = configuration(space, &args.mode)?;
     let mut config = TrainConfig { batch, stages: vec![stage], ..config };
@@ -315,7 +320,7 @@ fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<Measured> {
     let (config, stage) = configuration(space, &args.mode)?;
     let teacher = if args.mode == "elastic" { Some(Supernet::new(space, args.classes, 1)?) } else { None };
     let statistics = net.running_statistics(&space.largest())?;
-    let mut optimizer = Sgd::new(config.momentum, config.weight_decay, net.parameters().len());
+    let mut optimizer = config.optimizer(net.parameters().len());
     let choices = stage.choices(space);
     let (mut times, mut exchanges, mut before) = (Vec::new(), Vec::new(), 0.0);
     for step in 0..=args.steps {
@@ -334,9 +339,11 @@ fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<Measured> {
                 stage: &stage,
                 choices: &choices,
                 step,
+                ramp: 1.0,
                 learning_rate: 0.01,
                 images: &images,
                 labels: &labels,
+                targets: None,
                 ranks,
                 batch: labels.len() * ranks.count(),
             };
@@ -350,7 +357,7 @@ fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<Measured> {
     Ok(Measured { times, exchange: mean(exchanges.get(1..).unwrap_or_default()), waited })
 }
 
-/// Of no steps: nothing.
+/// Mean of exchanges; zero for no steps.
 fn mean(exchanges: &[Exchange]) -> Exchange {
     let steps = exchanges.len().max(1);
     let values = |of: fn(&Exchange) -> usize| exchanges.iter().map(of).sum::<usize>() / steps;
@@ -361,30 +368,33 @@ fn mean(exchanges: &[Exchange]) -> Exchange {
     }
 }
 
-/// Measures a few steps of each stage at the resolutions that training would draw.
-fn schedule(path: &std::path::Path, images: usize) -> Result<Vec<StageTime>> {
-    let config = RunConfig::read(path)?;
-    memory::check_training(&config.space, 10, [images, 0], &config.train, 1)?;
-    let net = Supernet::new(&config.space, 10, 0)?;
-    let teacher = Supernet::new(&config.space, 10, 1)?;
+/// Measures a few steps of each stage at the resolutions that training would draw, on one of `processes` that share the
+/// images of a step.
+pub fn stage_times(config: &RunConfig, classes: usize, images: usize, processes: usize) -> Result<Vec<StageTime>> {
+    memory::check_training(&config.space, classes, [images, 0], &config.train, processes)?;
+    let net = Supernet::new(&config.space, classes, 0)?;
+    let teacher = Supernet::new(&config.space, classes, 1)?;
     let mut stages = Vec::new();
     for (stage, plan) in config.train.stages.iter().zip(config.train.plan(&config.space, images)) {
         let choices = stage.choices(&config.space);
-        let mut optimizer = Sgd::new(config.train.momentum, config.train.weight_decay, net.parameters().len());
+        let mut optimizer = config.train.optimizer(net.parameters().len());
         let mut times = Vec::new();
-        for step in 0..=3 * choices.resolutions.len().min(4) {
+        let resolutions = stage.images.as_ref().map_or(choices.resolutions.len(), |images| images.resolutions.len());
+        for step in 0..=3 * resolutions.min(4) {
             crate::interrupt::check()?;
-            let resolution = resolution_of(&choices, config.train.seed, step);
-            let (images, labels) = random_batch(plan.batch, resolution, 10)?;
+            let resolution = resolution_of(stage, &choices, config.train.seed, step);
+            let (images, labels) = random_batch(plan.batch.div_ceil(processes), resolution, classes)?;
             let start = Instant::now();
             let input = StepInput {
                 config: &config.train,
                 stage,
                 choices: &choices,
                 step,
+                ramp: 1.0,
                 learning_rate: 0.001,
                 images: &images,
                 labels: &labels,
+                targets: None,
                 ranks: &Ranks::alone(),
                 batch: labels.len(),
             };

@@ -1,15 +1,19 @@
 //! `ofa train`
 
+use crate::commands::speed::stage_times;
 use crate::processes::on_this_machine;
 use crate::progress::{self, note};
-use crate::run_folder::{DataConfig, RunConfig, RunFolder, data_flag};
-use crate::{interrupt, memory, numbers, shell, table};
+use crate::run_folder::{DataConfig, RunConfig, RunFolder, absolute, data_flag};
+use crate::starting_weights::StartingWeights;
+use crate::{interrupt, memory, numbers, shell, table, training_summary};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
+use ofa_supernet::data::Dataset;
 use ofa_supernet::train::checkpoint::Folder;
-use ofa_supernet::train::{Control, Event, Outcome, ProbeResult, TrainConfig, is_unbegun, train};
+use ofa_supernet::train::progress::StepEvent;
+use ofa_supernet::train::{Control, Event, Outcome, ProbeResult, TrainConfig, is_unbegun, train_with_teacher};
 use ofa_supernet::{Ranks, SearchSpace, Supernet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Train a supernet by progressive shrinking.
 #[derive(clap::Args)]
@@ -26,6 +30,9 @@ pub struct Args {
     /// Leave out up to N steps whose loss or gradient is NaN or infinite before stopping with an error.
     #[arg(long, value_name = "N", value_parser = numbers::skipped)]
     skip_nonfinite: Option<usize>,
+    /// Hours that the training may take: epochs are scaled by a measurement of some steps, with the stages' shares.
+    #[arg(long, value_parser = numbers::hours, conflicts_with_all = ["epochs", "resume"])]
+    hours: Option<f64>,
     /// Where to compute: cpu, cuda:N or metal.
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -37,15 +44,28 @@ pub struct Settings {
     /// Configuration file with [data], [space] and [train]; `ofa config` prints one.
     #[arg(long, conflicts_with_all = ["space", "preset"])]
     config: Option<PathBuf>,
-    /// Training preset: imagenet, cifar or tiny (default: cifar).
+    /// Training preset: cifar, imagenet, progressive, tiny, or transfer (default: cifar; with --from transfer).
     #[arg(long)]
     preset: Option<String>,
-    /// Search space: a preset such as cifar-mbv3, tiny or mbv3-w1.0, or a .toml file (default: the training preset's).
+    /// Search space: a preset such as cifar-k5, tiny or mbv3-w1.0, or a .toml file (default: the training preset's, or
+    /// that of --from).
     #[arg(long)]
     space: Option<String>,
     /// Images: a folder (ImageFolder, CIFAR binary, IDX) or `builtin`.
     #[arg(long)]
     data: Option<String>,
+    /// Start from this supernet instead of random weights: a run folder (trained or imported) or a file of its
+    /// checkpoints. Classes may be others.
+    #[arg(long, value_name = "RUN|CHECKPOINT")]
+    from: Option<PathBuf>,
+    /// Learn from the largest subnet of this other supernet (of the same images, and any space) in all stages without a
+    /// teacher of their own: a run folder or a file of its checkpoints.
+    #[arg(long, value_name = "RUN|CHECKPOINT")]
+    teacher: Option<PathBuf>,
+    /// Train only this subnet, for as many epochs as all stages have: its text, smallest, middle or largest. What it
+    /// reaches alone is the yardstick for what it reaches in the supernet.
+    #[arg(long, value_name = "TEXT")]
+    subnet: Option<String>,
     /// Images carved from the training images for validation.
     #[arg(long, value_parser = numbers::images_or_none)]
     validation: Option<usize>,
@@ -72,20 +92,32 @@ pub struct Settings {
 impl Settings {
     /// File, presets and flags as one checked configuration.
     pub fn resolve(&self) -> Result<RunConfig> {
+        let start = self.from.as_deref().map(StartingWeights::read).transpose()?;
         let mut config = match &self.config {
             Some(path) => RunConfig::read(path)?,
             None => {
-                let preset = self.preset.as_deref().unwrap_or("cifar");
+                let preset = self.preset.as_deref().unwrap_or(if self.from.is_some() { "transfer" } else { "cifar" });
                 let default = match preset {
                     "imagenet" => "mbv3-w1.0",
-                    "cifar" => "cifar-mbv3",
+                    "cifar" => "cifar-k5",
+                    "progressive" => "cifar-mbv3",
                     _ => "tiny",
                 };
-                let space = SearchSpace::named(self.space.as_deref().unwrap_or(default))?;
+                let space = match (&self.space, &start) {
+                    (None, Some(start)) => start.space.clone(),
+                    (space, _) => SearchSpace::named(space.as_deref().unwrap_or(default))?,
+                };
                 let train = TrainConfig::preset(preset, &space)?;
-                RunConfig { data: DataConfig::default(), space, train }
+                RunConfig { from: None, data: DataConfig::default(), space, train }
             }
         };
+        if let (Some(path), Some(start)) = (&self.from, start) {
+            config.from = Some(path.to_str().context("--from: the path is not UTF-8")?.to_string());
+            // A preset is for random weights; that of a file is refused.
+            config.train.zero_last_scale &= self.config.is_some();
+            // The weights expect images normalised as theirs were.
+            config.data.normalisation = config.data.normalisation.or(start.normalisation);
+        }
         if let Some(source) = &self.data {
             config.data.source = data_flag(source)?;
         }
@@ -105,7 +137,31 @@ impl Settings {
             config.train.seed = seed;
         }
         config.space.validate()?;
+        if let Some(text) = &self.subnet {
+            let subnet = match text.as_str() {
+                "smallest" => config.space.smallest(),
+                "middle" => config.space.middle(),
+                "largest" => config.space.largest(),
+                text => text.parse()?,
+            };
+            (config.space, config.train) = config.train.alone(&config.space, &subnet)?;
+            if let Some(from) = &config.from {
+                bail!(
+                    "--subnet has a space of its own, which the supernet of '{from}' does not fit; leave one of them out"
+                );
+            }
+        }
+        if let Some(path) = &self.teacher {
+            config.train.teacher_from = Some(path.to_str().context("--teacher: the path is not UTF-8")?.to_string());
+            let untaught = config.train.stages.iter_mut().filter(|stage| stage.kd_ratio == 0.0);
+            untaught.for_each(|stage| stage.kd_ratio = 1.0);
+            let known = StartingWeights::read(path)?.normalisation;
+            config.data.normalisation = config.data.normalisation.or(known);
+        }
+        // As the run folder has it, which resuming compares with.
+        config.train.teacher_from = config.train.teacher_from.as_deref().map(absolute);
         config.train.validate(&config.space)?;
+        config.check_start()?;
         Ok(config)
     }
 }
@@ -140,7 +196,8 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         note(format!("{} holds no checkpoint yet: training starts at its beginning", args.out.display()));
     }
     let mut begun = false;
-    let outcome = match train_run(&folder, &args.out, &config, ranks, resume, &device, &mut begun) {
+    let hours = args.hours;
+    let outcome = match train_run(&folder, &config, hours, ranks, resume, &device, &mut begun) {
         Err(error) if begun && matches!(checkpoints.latest(), Ok(Some(_))) => {
             note(format!(
                 "training stopped; its checkpoints are whole. When the cause is mended, resume with: ofa train --out {} --resume",
@@ -194,70 +251,115 @@ fn without_checkpoints(checkpoints: &Folder, out: &std::path::Path) -> String {
 /// Trains in `folder` with a progress bar. `begun` is set as soon as there is something to resume.
 pub fn train_run(
     folder: &RunFolder,
-    out: &std::path::Path,
     config: &RunConfig,
+    hours: Option<f64>,
     ranks: &Ranks,
     resume: bool,
     device: &Device,
     begun: &mut bool,
 ) -> Result<Outcome> {
+    let out = folder.path();
     let data = config.data.open()?;
+    let config = &match hours {
+        Some(hours) => within_hours(config, &data, hours, ranks)?,
+        None => config.clone(),
+    };
+    if !resume {
+        training_summary::print(config, &data)?;
+    }
     let estimate = memory::check(&config.space, &data, &of_one_rank(&config.train, ranks), on_this_machine(ranks))?;
     let each = if ranks.is_distributed() { " for each process" } else { "" };
     note(format!("about {} of memory at the peak{each}", memory::mib(estimate)));
     let mut net = Supernet::on_device(&config.space, data.classes.len(), config.train.seed, DType::F32, device)?;
+    let teacher = if resume { None } else { from_other_runs(config, &data, &net)? };
     if ranks.is_first() && !resume && is_unbegun(out)? {
         folder.write_config(config)?;
     }
+    let mut steps = 0;
     let bar = progress::plain_bar(0);
-    let outcome = train(&mut net, &data, &config.train, ranks, out, resume, &mut |event| {
-        *begun = true;
-        match event {
-            Event::Resumed { checkpoint, step, damaged } => {
-                for message in *damaged {
-                    bar.suspend(|| note(format!("skipped a checkpoint that cannot be read: {message}")));
+    let outcome =
+        train_with_teacher(&mut net, teacher.as_ref(), &data, &config.train, ranks, out, resume, &mut |event| {
+            *begun = true;
+            match event {
+                Event::Resumed { checkpoint, step, damaged } => {
+                    for message in *damaged {
+                        bar.suspend(|| note(format!("skipped a checkpoint that cannot be read: {message}")));
+                    }
+                    bar.suspend(|| note(format!("resumed from {} at step {step}", checkpoint.display())));
+                    // The images are known to be the run's by now: later commands find them where they have moved to.
+                    if ranks.is_first()
+                        && let Err(error) = folder.move_source(&config.data.source)
+                    {
+                        bar.suspend(|| note(format!("the images' folder was not written down: {error:#}")));
+                    }
                 }
-                bar.suspend(|| note(format!("resumed from {} at step {step}", checkpoint.display())));
-                // The images are known to be the run's by now: later commands find them where they have moved to.
-                if ranks.is_first()
-                    && let Err(error) = folder.move_source(&config.data.source)
-                {
-                    bar.suspend(|| note(format!("the images' folder was not written down: {error:#}")));
+                Event::Stage { name, index, stages, steps } => {
+                    bar.suspend(|| note(format!("stage {}/{stages} '{name}': {steps} steps", index + 1)));
                 }
+                Event::Step(step) => {
+                    bar.set_length(step.steps as u64);
+                    bar.set_position(step.step as u64);
+                    steps += 1;
+                    if steps == STEPS_UNTIL_ESTIMATE && step.eta_seconds > 60.0 {
+                        bar.suspend(|| note(format!("about {} to go", progress::duration(step.eta_seconds))));
+                    }
+                    bar.set_message(message(step));
+                }
+                Event::Probes { stage, step, results } => {
+                    let accuracies: Vec<String> =
+                        results.iter().map(|r| format!("{} {:.1} %", r.name, 100.0 * r.accuracy)).collect();
+                    bar.suspend(|| note(format!("step {step} ({stage}): validation {}", accuracies.join(", "))));
+                }
+                Event::Skipped { reason, skipped, allowed } => {
+                    bar.suspend(|| note(format!("left out a step ({skipped} of at most {allowed}): {reason}")));
+                }
+                Event::Checkpoint { .. } => {}
             }
-            Event::Stage { name, index, stages, steps } => {
-                bar.suspend(|| note(format!("stage {}/{stages} '{name}': {steps} steps", index + 1)));
-            }
-            Event::Step(step) => {
-                bar.set_length(step.steps as u64);
-                bar.set_position(step.step as u64);
-                let distillation = step.report.distillation.map(|d| format!(" kd {d:.3}")).unwrap_or_default();
-                bar.set_message(format!(
-                    "{} {:.1}/{:.1}  loss {:.3}{distillation}  acc {:.1} %  lr {:.4}  {} img/s  ETA {}",
-                    step.stage,
-                    step.epoch,
-                    step.epochs,
-                    step.report.loss,
-                    100.0 * step.report.accuracy,
-                    step.learning_rate,
-                    progress::rate(step.images_per_second),
-                    progress::duration(step.eta_seconds)
-                ));
-            }
-            Event::Probes { stage, step, results } => {
-                let accuracies: Vec<String> =
-                    results.iter().map(|r| format!("{} {:.1} %", r.name, 100.0 * r.accuracy)).collect();
-                bar.suspend(|| note(format!("step {step} ({stage}): validation {}", accuracies.join(", "))));
-            }
-            Event::Skipped { reason, skipped, allowed } => {
-                bar.suspend(|| note(format!("left out a step ({skipped} of at most {allowed}): {reason}")));
-            }
-            Event::Checkpoint { .. } => {}
-        }
-        if interrupt::requested() { Control::Stop } else { Control::Continue }
-    })?;
+            if interrupt::requested() { Control::Stop } else { Control::Continue }
+        })?;
     bar.finish_and_clear();
     Ok(outcome)
+}
+
+/// Puts the weights that training starts from into `net`, if it starts from any; the network of another run that
+/// teaches, if there is one.
+fn from_other_runs(config: &RunConfig, data: &Dataset, net: &Supernet) -> Result<Option<Supernet>> {
+    if let Some(from) = &config.from {
+        StartingWeights::read(Path::new(from))?.load_into(net, &data.classes)?;
+    }
+    let Some(from) = &config.train.teacher_from else { return Ok(None) };
+    StartingWeights::read(Path::new(from))?.teacher(&data.classes, &data.normalisation).map(Some)
+}
+
+/// What the progress bar shows of a step.
+fn message(step: &StepEvent) -> String {
+    let distillation = step.report.distillation.map(|d| format!(" kd {d:.3}")).unwrap_or_default();
+    format!(
+        "{} {:.1}/{:.1}  loss {:.3}{distillation}  acc {:.1} %  lr {:.4}  {} img/s  ETA {}",
+        step.stage,
+        step.epoch,
+        step.epochs,
+        step.report.loss,
+        100.0 * step.report.accuracy,
+        step.learning_rate,
+        progress::rate(step.images_per_second),
+        progress::duration(step.eta_seconds)
+    )
+}
+
+/// Steps of which the remaining time is told.
+const STEPS_UNTIL_ESTIMATE: usize = 30;
+
+/// The configuration with as many epochs as `hours` have room for, by steps that are measured now.
+fn within_hours(config: &RunConfig, data: &Dataset, hours: f64, ranks: &Ranks) -> Result<RunConfig> {
+    note(format!("measuring how many epochs {hours} hours have room for"));
+    let times = stage_times(config, data.classes.len(), data.train.len(), ranks.count())?;
+    let seconds: f64 = times.iter().map(|stage| stage.seconds).sum();
+    // All ranks train for what the first one measured.
+    let epochs = ranks.broadcast_f64(config.train.total_epochs() * 3600.0 * hours / seconds);
+    let train = config.train.clone().with_epochs(epochs);
+    train.validate(&config.space)?;
+    Ok(RunConfig { train, ..config.clone() })
 }
 
 /// The configuration with the images that one of `ranks` has of a step.

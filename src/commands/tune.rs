@@ -5,7 +5,9 @@ use crate::run_folder::{RunConfig, RunFolder};
 use crate::{choice, interrupt, numbers, progress, shell, table};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
-use ofa_extract::tune::{self, Outcome, Point, Ranges, Suggest, Trial, TrialWriter, Values, read_trials, suggest};
+use ofa_extract::tune::{
+    self, Outcome, Point, Ranges, Trial, TrialStrategy, TrialWriter, Values, read_trials, suggest,
+};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::files;
 use ofa_supernet::train::checkpoint::Folder;
@@ -15,28 +17,28 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Try hyperparameters of training on shortened runs, giving up hopeless ones early. The same command goes on after a
+/// Try hyperparameters of training on shortened runs, and stop bad trials early. Repeat the command to resume after a
 /// stop, or with more trials.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     settings: Settings,
-    /// What to vary, in TOML: a table such as [learning_rate] with low, high and log, or with values (default: learning
-    /// rate and weight decay by a factor of ten either way, and half and twice the batch).
+    /// Ranges to search, a TOML file: a table such as [learning_rate] with low, high and log, or with values (default:
+    /// learning rate and weight decay by a factor of ten either way, and half and twice the batch).
     #[arg(long)]
     ranges: Option<PathBuf>,
-    /// How trials are chosen.
-    #[arg(long, value_parser = choice::one_of(Suggest::TABLE), default_value = "bayes")]
-    strategy: Suggest,
-    /// Trials in all.
+    /// Strategy that suggests trials.
+    #[arg(long, value_parser = choice::one_of(TrialStrategy::TABLE), default_value = "bayes")]
+    strategy: TrialStrategy,
+    /// Total number of trials.
     #[arg(long, default_value_t = 20, value_parser = numbers::repetitions)]
     trials: usize,
     /// Epochs of a trial over all stages (default: a quarter of the configuration's).
     #[arg(long, value_parser = numbers::epochs)]
     trial_epochs: Option<f64>,
-    /// Do every trial to its end.
+    /// Run every trial to its end, however bad it is.
     #[arg(long)]
-    to_the_end: bool,
+    no_pruning: bool,
     /// Folder for the trials.
     #[arg(long, default_value = "tune")]
     out: PathBuf,
@@ -44,6 +46,9 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let config = args.settings.resolve()?;
+    if let Some(from) = config.from.as_ref().or(config.train.teacher_from.as_ref()) {
+        bail!("'{from}': trials start from random weights and without a teacher of another run; leave it out");
+    }
     let epochs = args.trial_epochs.unwrap_or(config.train.total_epochs() / 4.0);
     let ranges = match &args.ranges {
         Some(path) => Ranges::read(path, &config.train, &config.space)?,
@@ -52,25 +57,25 @@ pub fn run(args: &Args) -> Result<()> {
     let folder = RunFolder::new(&args.out);
     let _lock = folder.lock()?;
     let shortened = RunConfig { train: config.train.clone().with_epochs(epochs), ..config.clone() };
-    same_or_new(&folder, &shortened, &ranges)?;
+    write_or_compare_settings(&folder, &shortened, &ranges)?;
 
     let path = folder.join("trials.jsonl");
     let mut trials = read_trials(&path, &ranges)?;
-    // A trial is written down before its folder is removed: one that a kill left is of no use any more.
+    // A trial is recorded before its folder is removed: a kill in between leaves a folder that is no longer needed.
     (0..trials.len()).try_for_each(|number| files::remove_folder(&trial_folder(&folder, number)))?;
     let data = config.data.open()?;
-    same_data(&folder, &data, &config.data.source)?;
+    write_or_compare_data(&folder, &data, &config.data.source)?;
     let strategy = args.strategy;
     let bar = progress::plain_bar(0);
     while trials.len() < args.trials {
-        // A trial under way is finished first, whatever this command's strategy would try.
-        let under_way = values_under_way(&folder, trials.len(), &ranges)?;
-        let Some(values) = under_way.or_else(|| suggest(strategy, &ranges, &trials, config.train.seed)) else {
-            let of = if strategy == Suggest::Grid { "the grid" } else { "the ranges" };
-            complain!("every combination of {of} is tried");
+        // An unfinished trial is finished first, whatever this command's strategy would suggest.
+        let unfinished = unfinished_values(&folder, trials.len(), &ranges)?;
+        let Some(values) = unfinished.or_else(|| suggest(strategy, &ranges, &trials, config.train.seed)) else {
+            let of = if strategy == TrialStrategy::Grid { "the grid" } else { "the ranges" };
+            complain!("every combination of {of} has been tried");
             break;
         };
-        let earlier = if args.to_the_end { &[][..] } else { &trials[..] };
+        let earlier = if args.no_pruning { &[][..] } else { &trials[..] };
         let trial =
             Run { config: &shortened, ranges: &ranges, data: &data, folder: &folder, bar: &bar, trials: args.trials }
                 .trial(trials.len(), values, earlier)?;
@@ -121,29 +126,29 @@ fn describe(values: &Values) -> String {
     parts.join(", ")
 }
 
-/// Writes what the trials of this folder share; where it is there already it must be the same, so that trials can be
-/// compared.
-fn same_or_new(folder: &RunFolder, config: &RunConfig, ranges: &Ranges) -> Result<()> {
+/// Writes configuration and ranges of a new tuning; those of a tuning that continues must be the same, so that its
+/// trials can be compared.
+fn write_or_compare_settings(folder: &RunFolder, config: &RunConfig, ranges: &Ranges) -> Result<()> {
     let text = toml::to_string(ranges).context("the ranges have no TOML form")?;
     let path = folder.join("ranges.toml");
     if !folder.join("config.toml").exists() {
         files::write_atomic(&path, text.as_bytes())?;
         return folder.write_config(config);
     }
-    // As written and read: numbers are compared as they are in the file.
+    // Compared as written and read, since the file rounds numbers.
     let same_config = folder.config()?.to_toml()? == config.to_toml()?;
     if !same_config || !path.exists() || files::read_text(&path)? != text {
         bail!(
-            "{}: its trials are of another configuration or other ranges; name another folder with --out",
+            "{}: the trials in this folder have another configuration or other ranges; name another folder with --out",
             folder.join("config.toml").display()
         );
     }
     Ok(())
 }
 
-/// Writes down which images the trials of this folder train on; where that is written already they must be the same. A
-/// tuning of an earlier version did not write it, and gets the images of now.
-fn same_data(folder: &RunFolder, data: &Dataset, source: &str) -> Result<()> {
+/// Records the digest of a new tuning's images; the images of a tuning that continues must have the same digest. A
+/// tuning of an earlier version recorded none and gets that of the present images.
+fn write_or_compare_data(folder: &RunFolder, data: &Dataset, source: &str) -> Result<()> {
     let (path, digest) = (folder.join(DATA_FILE), data.digest());
     if !path.exists() {
         return Ok(files::write_json(&path, &TrialData { digest })?);
@@ -151,7 +156,7 @@ fn same_data(folder: &RunFolder, data: &Dataset, source: &str) -> Result<()> {
     let written: TrialData = files::read_json(&path)?;
     if written.digest != digest {
         bail!(
-            "{}: the trials in it were trained on other images than '{source}' now holds (files, labels or splits differ); give those images again, \
+            "{}: the trials in this folder were trained on other images than '{source}' now holds (files, labels or splits differ); give those images again, \
              or name another folder with --out",
             path.display()
         );
@@ -159,7 +164,7 @@ fn same_data(folder: &RunFolder, data: &Dataset, source: &str) -> Result<()> {
     Ok(())
 }
 
-/// The file that tells which images the trials are trained on.
+/// File with the digest of the images that the trials are trained on.
 const DATA_FILE: &str = "data.json";
 
 #[derive(Serialize, Deserialize)]
@@ -168,28 +173,31 @@ struct TrialData {
     digest: String,
 }
 
-/// Checkpoints and metrics of a trial under way.
+/// Folder of an unfinished trial, with its checkpoints and metrics.
 fn trial_folder(folder: &RunFolder, number: usize) -> PathBuf {
     folder.join(&format!("trial-{number:03}"))
 }
 
-/// The file in a trial's folder that tells what is tried.
+/// File with the hyperparameters of a trial, in the trial's folder.
 const VALUES_FILE: &str = "values.json";
 
-/// The values of trial `number`, if it has begun.
-fn values_under_way(folder: &RunFolder, number: usize, ranges: &Ranges) -> Result<Option<Values>> {
+/// Hyperparameters of trial `number`, if it has begun.
+fn unfinished_values(folder: &RunFolder, number: usize, ranges: &Ranges) -> Result<Option<Values>> {
     let path = trial_folder(folder, number).join(VALUES_FILE);
     if !path.exists() {
         return Ok(None);
     }
     let values: Values = files::read_json(&path)?;
     if !values.keys().copied().eq(ranges.names()) {
-        bail!("{}: it varies other hyperparameters than the ranges do; name another folder with --out", path.display());
+        bail!(
+            "{}: this trial varies other hyperparameters than the ranges; name another folder with --out",
+            path.display()
+        );
     }
     Ok(Some(values))
 }
 
-/// What all trials share.
+/// Context that all trials share.
 struct Run<'a> {
     config: &'a RunConfig,
     ranges: &'a Ranges,
@@ -200,8 +208,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Trial `number`; one that was stopped half-way goes on. It is given up when `earlier` ones say that it is
-    /// hopeless.
+    /// Runs or resumes trial `number`, and stops it early if it is worse than the median of `earlier` trials.
     fn trial(&self, number: usize, values: Values, earlier: &[Trial]) -> Result<Trial> {
         let mut config = self.config.train.clone();
         self.ranges.apply(&values, &mut config);
@@ -211,7 +218,7 @@ impl Run<'_> {
         let resume = !Folder::of_run(&folder, 1).list()?.is_empty();
         files::write_json(&folder.join(VALUES_FILE), &values)?;
         let mut net = Supernet::new(space, classes, config.seed)?;
-        let (mut curve, mut given_up, mut unreadable) = (Vec::new(), false, None);
+        let (mut curve, mut pruned, mut unreadable) = (Vec::new(), false, None);
         let begun = Instant::now();
         let name = format!("trial {number} of {}: {}", self.trials, describe(&values));
         let trained = train(&mut net, self.data, &config, &Ranks::alone(), &folder, resume, &mut |event| {
@@ -219,15 +226,15 @@ impl Run<'_> {
                 Event::Resumed { step, .. } => match points_of(&folder, *step, steps) {
                     Ok(points) => {
                         curve = points;
-                        // It was given up already, if it was killed before that was written down.
-                        given_up = *step < steps && tune::hopeless(&curve, earlier);
+                        // The trial may have been pruned and killed before that was recorded.
+                        pruned = *step < steps && tune::should_prune(&curve, earlier);
                     }
                     Err(error) => unreadable = Some(error),
                 },
                 Event::Probes { step, results, .. } => {
                     let accuracy = results.iter().map(|r| r.accuracy).sum::<f64>() / results.len().max(1) as f64;
                     curve.push(Point { progress: *step as f64 / steps as f64, accuracy });
-                    given_up = *step < steps && tune::hopeless(&curve, earlier);
+                    pruned = *step < steps && tune::should_prune(&curve, earlier);
                 }
                 Event::Step(step) => {
                     self.bar.set_length(step.steps as u64);
@@ -242,7 +249,7 @@ impl Run<'_> {
                 }
                 _ => {}
             }
-            if given_up || unreadable.is_some() || interrupt::requested() { Control::Stop } else { Control::Continue }
+            if pruned || unreadable.is_some() || interrupt::requested() { Control::Stop } else { Control::Continue }
         });
         if let Some(error) = unreadable {
             return Err(error.into());
@@ -250,11 +257,11 @@ impl Run<'_> {
         let outcome = match trained {
             Err(Error::NotFinite(_)) => Outcome::Diverged,
             Err(error) => return Err(error.into()),
-            Ok(_) if given_up => Outcome::Stopped,
+            Ok(_) if pruned => Outcome::Stopped,
             Ok(ofa_supernet::train::Outcome::Finished { .. }) => Outcome::Finished,
             Ok(ofa_supernet::train::Outcome::Interrupted { .. }) => {
                 self.bar.abandon();
-                let message = format!("stopped in trial {number}, which is saved: run the same command to go on");
+                let message = format!("stopped in trial {number}, which is saved; run the same command to resume");
                 return Err(interrupt::stopped(message));
             }
         };
@@ -266,7 +273,7 @@ impl Run<'_> {
     }
 }
 
-/// The validations up to step `step` that a stopped trial had written down.
+/// Validations up to step `step` in the metrics of a stopped trial.
 fn points_of(folder: &Path, step: usize, steps: usize) -> Result<Vec<Point>, Error> {
     let mut points: Vec<(usize, Vec<f64>)> = Vec::new();
     for line in metrics::read(&folder.join("metrics.jsonl"))? {

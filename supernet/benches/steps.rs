@@ -17,7 +17,7 @@ fn steps(c: &mut Criterion) {
         let labels: Vec<u32> = (0..batch as u32).map(|i| i % 10).collect();
         let net = Supernet::new(&space, 10, 0).expect("a network");
         let teacher = Supernet::new(&space, 10, 1).expect("a network");
-        let config = TrainConfig::preset("cifar", &space).expect("a preset");
+        let config = TrainConfig::preset("progressive", &space).expect("a preset");
         let (first, last) = (&config.stages[0], &config.stages[config.stages.len() - 1]);
         let elastic = StageConfig { subnets_per_step: 4, kd_ratio: 1.0, ..last.clone() };
         let mut optimizer = Sgd::new(config.momentum, config.weight_decay, net.parameters().len());
@@ -28,10 +28,22 @@ fn steps(c: &mut Criterion) {
             let mut step = 0;
             group.bench_function(kind, |b| {
                 b.iter(|| {
-                    let learning_rate = 0.001;
+                    let (learning_rate, ramp) = (0.001, 1.0);
                     let (config, choices, images, labels) = (&config, &choices, &images, &labels[..]);
                     let ranks = &Ranks::alone();
-                    let input = StepInput { config, stage, choices, step, learning_rate, images, labels, ranks, batch };
+                    let input = StepInput {
+                        config,
+                        stage,
+                        choices,
+                        step,
+                        ramp,
+                        learning_rate,
+                        images,
+                        labels,
+                        targets: None,
+                        ranks,
+                        batch,
+                    };
                     step += 1;
                     train_step(&net, Some(&teacher), &mut optimizer, &input).expect("a step")
                 });

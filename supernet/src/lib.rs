@@ -35,11 +35,6 @@ pub mod import;
 pub mod layers;
 pub mod lock;
 pub mod network;
-mod network_cut;
-mod network_seam;
-mod network_sort;
-mod network_state;
-mod network_statistics;
 // Kernels: SIMD intrinsics, and slices shared between threads.
 #[allow(unsafe_code)]
 pub mod ops;

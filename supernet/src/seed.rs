@@ -71,6 +71,12 @@ pub enum Stream {
     ProfileSubnets = 30,
     /// Images of noise on which times are measured.
     RandomImages = 31,
+    /// Epochs in which an image is mirrored, with alternating flips.
+    AlternatingFlip = 32,
+    /// Mixing of the images of a batch.
+    Mixing = 33,
+    /// Order of training images in an epoch that shows all classes alike.
+    BalancedOrder = 34,
 }
 
 /// The generator of `stream` at `position` (epoch, step, image index, ..., as the stream requires).

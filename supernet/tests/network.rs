@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use ofa_supernet::data::{DataOptions, Dataset};
-use ofa_supernet::network::{Mode, Statistics, StatisticsCollector};
+use ofa_supernet::network::{Gradients, Mode, Statistics, StatisticsCollector, Tape};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::{Activation, Ratio};
 use ofa_supernet::train::EvaluationSet;
@@ -102,14 +102,18 @@ fn space_equals_exact(space: &SearchSpace, device: &Device) {
         let run = |net: &Supernet| {
             let mut rng = generator(1, Stream::Dropout, &[]);
             let x = x.to_device(net.device()).unwrap();
-            let logits = net.forward(&x, &subnet, Mode::Train { dropout: 0.2, rng: &mut rng, first: 0 }).unwrap();
-            let gradients = logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            let mut tape = Tape::default();
+            let mode = Mode::Train { dropout: 0.2, rng: &mut rng, first: 0, tape: &mut tape };
+            let logits = net.forward(&x, &subnet, mode).unwrap();
+            let mut gradients = Gradients::none(net.parameters().len());
+            tape.backward((&logits * 2.0).unwrap(), &mut gradients).unwrap();
             (logits, gradients)
         };
         let ((a, fused_gradients), (b, exact_gradients)) = (run(&fused), run(&exact));
         assert!(largest_difference(&a, &b) < 2e-3, "{subnet}: {}", largest_difference(&a, &b));
-        for (f, e) in fused.parameters().iter().zip(exact.parameters()) {
-            match (fused_gradients.get(&f.var), exact_gradients.get(&e.var)) {
+        let both = fused_gradients.tensors().iter().zip(exact_gradients.tensors());
+        for (f, both) in fused.parameters().iter().zip(both) {
+            match both {
                 (Some(g), Some(h)) => {
                     let norm = h.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
                     let difference = (self::exact(g) - h).unwrap();
@@ -141,16 +145,17 @@ fn every_parameter_of_the_largest_subnet_gets_a_gradient() {
 fn gradients_everywhere(space: &SearchSpace) {
     let net = Supernet::new(space, 5, 1).unwrap();
     let mut rng = generator(1, Stream::Dropout, &[]);
-    let largest = net
-        .forward(&images(2, 16, 1), &space.largest(), Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 })
-        .unwrap();
     let mut narrow = Subnet { resolution: space.resolutions[0], ..space.largest() };
     narrow.stages.iter_mut().flatten().for_each(|block| (block.kernel, block.expand) = (3, space.expand_ratios[0]));
-    let smallest =
-        net.forward(&images(2, 16, 1), &narrow, Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
-    let gradients = (largest.sqr().unwrap() + smallest.sqr().unwrap()).unwrap().sum_all().unwrap().backward().unwrap();
-    for parameter in net.parameters() {
-        let gradient = gradients.get(&parameter.var).unwrap_or_else(|| panic!("{} has no gradient", parameter.name));
+    let mut gradients = Gradients::none(net.parameters().len());
+    for subnet in [space.largest(), narrow] {
+        let mut tape = Tape::default();
+        let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, tape: &mut tape };
+        let logits = net.forward(&images(2, 16, 1), &subnet, mode).unwrap();
+        tape.backward((logits * 2.0).unwrap(), &mut gradients).unwrap();
+    }
+    for (parameter, gradient) in net.parameters().iter().zip(gradients.tensors()) {
+        let gradient = gradient.as_ref().unwrap_or_else(|| panic!("{} has no gradient", parameter.name));
         assert_eq!(gradient.dims(), parameter.var.dims());
         assert!(gradient.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap() > 0.0, "{}", parameter.name);
     }
@@ -192,7 +197,8 @@ fn sorting_a_resnet_keeps_the_largest_function_and_puts_what_is_read_most_in_fro
         net.forward(&x, subnet, Mode::Evaluate(&statistics)).unwrap()
     };
     let mut rng = generator(1, Stream::Dropout, &[]);
-    net.forward(&x, &space.largest(), Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
+    let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, tape: &mut Tape::default() };
+    net.forward(&x, &space.largest(), mode).unwrap();
     let (largest, evaluated) = (logits(&space.largest()), running(&space.largest()));
     let share = || {
         let state = net.state().unwrap();

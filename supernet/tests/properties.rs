@@ -2,7 +2,7 @@
 
 mod spaces;
 
-use ofa_supernet::space::BlockSpec;
+use ofa_supernet::graph::{Fragment, Node, Op};
 use ofa_supernet::{SearchSpace, Subnet};
 use proptest::prelude::*;
 use spaces::{cases, space, space_and_subnet};
@@ -58,15 +58,16 @@ proptest! {
         }
         for block in network.blocks() {
             prop_assert_eq!((block.in_channels(), block.input_size()), (channels, size));
-            let (stride, keeps) = match block {
-                BlockSpec::InvertedResidual(block) => (block.stride, block.residual),
-                // A shortcut between different shapes has a projection.
-                BlockSpec::Bottleneck(block) => (block.stride, !block.projection),
-            };
-            prop_assert!(stride == 1 || block.output_size() == size.div_ceil(2));
-            let same = stride == 1 && block.in_channels() == block.out_channels();
-            prop_assert!(!keeps || same);
-            prop_assert!(keeps || !same || matches!(block, BlockSpec::Bottleneck(_)));
+            // What is known about a block follows from its nodes, which survive their text.
+            let graph = block.graph(network.batch_norm_epsilon);
+            let fragment = Fragment::of(&graph).unwrap();
+            prop_assert_eq!((fragment.input(), fragment.output()), (block.input(), block.output()));
+            prop_assert_eq!(&fragment.to_string().parse::<Fragment>().unwrap(), &fragment);
+            prop_assert!(block.output_size() == size || block.output_size() == size.div_ceil(2));
+            // A block that keeps its input's shape adds the input, or a projection of it.
+            let adds = graph.nodes().iter().any(|node| node.op == Op::Add);
+            let strided = graph.nodes().iter().any(|node| matches!(node.op, Op::Convolution { stride: 2.., .. }));
+            prop_assert!(adds || strided || block.input() != block.output());
             (channels, size) = (block.out_channels(), block.output_size());
         }
         if let Some(feature) = &network.feature {
@@ -76,12 +77,14 @@ proptest! {
         let elastic = network.stages[first..].iter().flatten();
         prop_assert_eq!(elastic.clone().count(), subnet.blocks().count());
         for (block, choice) in elastic.zip(subnet.blocks()) {
-            let (kernel, middle) = match block {
-                BlockSpec::InvertedResidual(block) => (block.kernel, block.middle_channels),
-                BlockSpec::Bottleneck(block) => (block.kernel, block.middle_channels),
+            let graph = block.graph(network.batch_norm_epsilon);
+            let convolution = |node: &Node| match node.op {
+                Op::Convolution { kernel, .. } => Some((kernel, node.shape.channels)),
+                _ => None,
             };
-            prop_assert_eq!(kernel, choice.kernel);
-            prop_assert!(middle % 8 == 0);
+            let convolutions: Vec<(usize, usize)> = graph.nodes().iter().filter_map(convolution).collect();
+            prop_assert!(convolutions.iter().any(|(kernel, _)| *kernel == choice.kernel));
+            prop_assert!(convolutions.iter().all(|(_, channels)| channels % 8 == 0));
         }
     }
 }

@@ -1,12 +1,11 @@
 //! Numbers equal to those of the once-for-all code in PyTorch, whose results for supernets with seeded random weights
 //! are in `../shared/reference` beside the checkout: `cargo test --release --test reference -- --ignored`.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use ofa_supernet::import::{Setting, common, published, read_supernet};
-use ofa_supernet::network::{Mode, StatisticsCollector};
+use ofa_supernet::network::{Gradients, Mode, StatisticsCollector, Tape};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::{Activation, BlockSpec, Family, InvertedResidualSpec};
-use ofa_supernet::train::gradients::Gradients;
 use ofa_supernet::train::loss;
 use ofa_supernet::train::optimizer::Sgd;
 use ofa_supernet::{SearchSpace, Subnet, Supernet};
@@ -69,12 +68,14 @@ impl Reference {
         for listed in step["subnets"].as_array().unwrap() {
             let subnet = self.subnet(&listed["setting"], &step["resolution"]);
             let mut rng = generator(0, Stream::Dropout, &[]);
-            let logits = net.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
+            let mut tape = Tape::default();
+            let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, tape: &mut tape };
+            let logits = Var::from_tensor(&net.forward(&images, &subnet, mode).unwrap()).unwrap();
             let log_probabilities = loss::log_softmax(&logits).unwrap();
             let ce = loss::cross_entropy(&log_probabilities, &targets).unwrap();
             let kd = loss::cross_entropy(&log_probabilities, soft).unwrap();
             let total = (ce + (kd * step["kd_ratio"].as_f64().unwrap()).unwrap()).unwrap();
-            gradients.add(net.parameters(), &mut total.backward().unwrap()).unwrap();
+            tape.backward(loss::gradient_at(&logits, &total).unwrap(), &mut gradients).unwrap();
         }
         gradients
     }
@@ -157,7 +158,7 @@ fn layers_are_those_of_the_static_network() {
             let network = reference.space.network(&subnet, reference.net.classes()).unwrap();
             let inverted = |block| match block {
                 BlockSpec::InvertedResidual(block) => block,
-                BlockSpec::Bottleneck(_) => panic!("{name}: a bottleneck in a MobileNet"),
+                _ => panic!("{name}: another block in a MobileNet"),
             };
             let blocks: Vec<InvertedResidualSpec> = network.blocks().cloned().map(inverted).collect();
             let config = &case["config"];

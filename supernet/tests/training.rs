@@ -2,14 +2,19 @@
 
 mod small_run;
 
-use candle_core::{Device, Tensor};
-use ofa_supernet::network::Mode;
+use candle_core::{Device, Tensor, Var};
+use ofa_supernet::data::{Augmentation, Flip, Mix, Mixing};
+use ofa_supernet::network::{Gradients, Mode, Tape};
 use ofa_supernet::seed::{Stream, generator};
+use ofa_supernet::train::StepReport;
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::optimizer::Sgd;
 use ofa_supernet::train::sampling::{candidates_of, resolution_of, subnet_of};
 use ofa_supernet::train::step::{StepInput, train_step};
-use ofa_supernet::train::{Control, Event, MetricsLine, Outcome, Sampling, Teacher, TrainConfig, loss, train};
+use ofa_supernet::train::{
+    Control, Decay, Divergence, Event, MetricsLine, Outcome, Sampling, Schedule, StageImages, Taught, Teacher,
+    TrainConfig, loss, train,
+};
 use ofa_supernet::{Ranks, Subnet, Supernet};
 use small_run::{bits, config, data, space, untimed};
 use std::io::Write;
@@ -61,6 +66,63 @@ fn a_run_resumed_again_and_again_equals_one_that_never_stopped() {
     assert!(matches!(again, Outcome::Finished { steps: 15, .. }), "{again:?}");
     assert_eq!(bits(&read_supernet(&resumed).unwrap().0), bits(&expected));
     assert_eq!(untimed(parts.path()), untimed(whole.path()));
+}
+
+/// `config` with one schedule over all stages, an in-place teacher and a loss of its own in the last one.
+fn with_one_schedule(mut config: TrainConfig) -> TrainConfig {
+    config.schedule = Some(Schedule { learning_rate: 0.05, warmup_epochs: 0.5, decay: Decay::Linear });
+    for stage in &mut config.stages {
+        (stage.learning_rate, stage.warmup_epochs) = (None, None);
+    }
+    let last = &mut config.stages[2];
+    (last.subnets_per_step, last.sampling, last.teacher) = (3, Sampling::Sandwich, Teacher::InPlace);
+    last.taught = Taught { labels: 0.0, ramp_epochs: 0.5, divergence: Divergence::Alpha };
+    (last.label_smoothing, last.images) = (Some(0.0), Some(StageImages { resolutions: vec![14], weights: vec![] }));
+    let mix = Some(Mix { method: Mixing::Ricap, beta: 0.5, probability: 0.7 });
+    last.augmentation = Some(Augmentation { flip: Flip::Alternating, mix, ..Augmentation::default() });
+    config
+}
+
+#[test]
+fn a_run_with_one_schedule_is_resumed_to_the_bit_and_its_stages_stay() {
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let config = with_one_schedule(config());
+    let Outcome::Finished { supernet, .. } = run(whole.path(), &config, false, None).unwrap() else { panic!() };
+    for (index, stop) in [3, 6, 8, 11, 12].into_iter().enumerate() {
+        run(parts.path(), &config, index > 0, Some(stop)).unwrap();
+    }
+    let mut longer = config.clone();
+    longer.stages[2].epochs = 2.0;
+    let error = run(parts.path(), &longer, true, None).unwrap_err().to_string();
+    assert!(error.contains("stage 3 differs, but [train.schedule] spans all stages"), "{error}");
+    let Outcome::Finished { supernet: resumed, .. } = run(parts.path(), &config, true, None).unwrap() else { panic!() };
+    assert_eq!(bits(&read_supernet(&resumed).unwrap().0), bits(&read_supernet(&supernet).unwrap().0));
+    assert_eq!(untimed(parts.path()), untimed(whole.path()));
+}
+
+/// Nothing starts anew between stages: two like ones are one that is as long as both.
+#[test]
+fn one_schedule_keeps_momentum_and_average_between_stages() {
+    let mut whole = config();
+    whole.stages.truncate(1);
+    whole.stages[0].epochs = 2.0;
+    whole.schedule = Some(Schedule { learning_rate: 0.05, warmup_epochs: 0.5, decay: Decay::Cosine });
+    (whole.stages[0].learning_rate, whole.stages[0].warmup_epochs) = (None, None);
+    let mut halves = whole.clone();
+    halves.stages[0].epochs = 1.0;
+    halves.stages.push(halves.stages[0].clone());
+    let weights = |config: &TrainConfig| {
+        let folder = tempfile::tempdir().unwrap();
+        let Outcome::Finished { supernet, .. } = run(folder.path(), config, false, None).unwrap() else { panic!() };
+        bits(&read_supernet(&supernet).unwrap().0)
+    };
+    assert_eq!(weights(&halves), weights(&whole));
+    let own = |mut config: TrainConfig| {
+        config.schedule = None;
+        config.stages.iter_mut().for_each(|stage| stage.learning_rate = Some(0.05));
+        config
+    };
+    assert_ne!(weights(&own(halves)), weights(&own(whole)));
 }
 
 /// Stopping where a stage begins, after probes and after checkpoints is as good as between two steps.
@@ -138,6 +200,9 @@ fn a_step_sums_the_gradients_of_its_subnets_and_learns_from_the_teacher() {
     let mut config = config();
     let stage = &mut config.stages[2];
     (stage.subnets_per_step, stage.sampling, stage.teacher) = (3, Sampling::Sandwich, Teacher::InPlace);
+    check_step(config.clone(), Teacher::InPlace);
+    let taught = &mut config.stages[2].taught;
+    (taught.labels, taught.ramp_epochs) = (0.5, 0.5);
     check_step(config, Teacher::InPlace);
 }
 
@@ -157,13 +222,25 @@ fn a_step_has_the_same_bits_however_many_subnets_are_computed_at_one_time() {
             let (stage, choices) = (&config.stages[2], config.stages[2].choices(&space));
             let mut reports = Vec::new();
             for step in 0..4 {
-                let side = resolution_of(&choices, config.seed, step);
+                let side = resolution_of(stage, &choices, config.seed, step);
                 let batch = data.evaluation_batch(&data.train, &(0..13).collect::<Vec<_>>(), side).unwrap();
                 let images = Tensor::from_vec(batch.images, (13, side, side, 3), &Device::Cpu).unwrap();
                 let (images, labels) = (&images, &batch.labels[..]);
-                let (ranks, learning_rate, batch) = (&Ranks::alone(), 0.1, labels.len());
+                let (ranks, learning_rate, ramp, batch) = (&Ranks::alone(), 0.1, 1.0, labels.len());
                 let (config, choices) = (&config, &choices);
-                let input = StepInput { config, stage, choices, step, learning_rate, images, labels, ranks, batch };
+                let input = StepInput {
+                    config,
+                    stage,
+                    choices,
+                    step,
+                    ramp,
+                    learning_rate,
+                    images,
+                    labels,
+                    targets: None,
+                    ranks,
+                    batch,
+                };
                 let report = train_step(&net, Some(&teacher), &mut optimizer, &input).unwrap();
                 reports.push((report.loss.to_bits(), report.gradient_norm.to_bits(), report.accuracy.to_bits()));
             }
@@ -208,9 +285,11 @@ fn attentive_sampling_trains_the_best_or_the_worst_candidate() {
                 stage: &stage,
                 choices: &choices,
                 step,
+                ramp: 1.0,
                 learning_rate: 0.1,
                 images,
                 labels,
+                targets: None,
                 ranks: &Ranks::alone(),
                 batch: labels.len(),
             };
@@ -218,6 +297,14 @@ fn attentive_sampling_trains_the_best_or_the_worst_candidate() {
             assert_eq!(report.subnets[2], *expected, "{sampling:?}, step {step}: {losses:?}");
         }
     }
+}
+
+/// The loss is made of what is reported, where labels and ramp have no weights of their own.
+fn check_loss(report: &StepReport, in_place: bool, weight: f64) {
+    let distilled = if in_place { 2.0 / 3.0 } else { 1.0 };
+    let distillation = 0.5 * distilled * report.distillation.unwrap();
+    let sum = report.cross_entropy + distillation;
+    assert_eq!((report.loss - sum).abs() < 1e-5, weight == 1.0, "{report:?}");
 }
 
 fn check_step(mut config: TrainConfig, kind: Teacher) {
@@ -231,7 +318,8 @@ fn check_step(mut config: TrainConfig, kind: Teacher) {
         Supernet::new(&space, 10, 2).unwrap(),
     );
     let (step, rate) = (17, 0.1);
-    let resolution = resolution_of(&choices, config.seed, step);
+    let (labels, ramp) = (stage.taught.labels, if stage.taught.ramp_epochs > 0.0 { 0.25 } else { 1.0 });
+    let resolution = resolution_of(stage, &choices, config.seed, step);
     let batch = data.evaluation_batch(&data.train, &(0..16).collect::<Vec<_>>(), resolution).unwrap();
     let images = Tensor::from_vec(batch.images, (16, resolution, resolution, 3), &Device::Cpu).unwrap();
     let mut optimizer = Sgd::new(config.momentum, config.weight_decay, net.parameters().len());
@@ -240,18 +328,18 @@ fn check_step(mut config: TrainConfig, kind: Teacher) {
         stage,
         choices: &choices,
         step,
+        ramp,
         learning_rate: rate,
         images: &images,
         labels: &batch.labels,
+        targets: None,
         ranks: &Ranks::alone(),
         batch: batch.labels.len(),
     };
     let in_place = kind == Teacher::InPlace;
     let teacher = (!in_place).then_some(&teacher);
     let report = train_step(&net, teacher, &mut optimizer, &input).unwrap();
-    let distilled = if in_place { 2.0 / 3.0 } else { 1.0 };
-    let distillation = 0.5 * distilled * report.distillation.unwrap();
-    assert!((report.loss - report.cross_entropy - distillation).abs() < 1e-5, "{report:?}");
+    check_loss(&report, in_place, labels * ramp);
     assert_eq!(report.subnets.len(), stage.subnets_per_step);
     if !in_place {
         assert!(train_step(&twin, None, &mut optimizer, &input).unwrap_err().to_string().contains("no teacher"));
@@ -261,31 +349,26 @@ fn check_step(mut config: TrainConfig, kind: Teacher) {
     let soft = teacher.unwrap_or(&twin).forward(&images, &largest, Mode::BatchStatistics).unwrap();
     let soft = loss::soft_targets(&soft).unwrap();
     let hard = loss::smoothed_targets(&batch.labels, 10, 0.1, &Device::Cpu).unwrap();
-    let mut sums: Vec<Option<Tensor>> = vec![None; net.parameters().len()];
+    let mut sums = Gradients::none(net.parameters().len());
     for index in 0..stage.subnets_per_step {
         let subnet = subnet_of(stage, &choices, config.seed, step, index, resolution);
         assert_eq!(subnet, report.subnets[index]);
         let mut rng = generator(0, Stream::Dropout, &[]);
-        let logits = twin.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
+        let mut tape = Tape::default();
+        let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, tape: &mut tape };
+        let logits = Var::from_tensor(&twin.forward(&images, &subnet, mode).unwrap()).unwrap();
         let log_p = loss::log_softmax(&logits).unwrap();
         let mut total = loss::cross_entropy(&log_p, &hard).unwrap();
         if in_place && index == 0 {
             assert_eq!(subnet, largest);
         } else {
-            total = (total + (loss::cross_entropy(&log_p, &soft).unwrap() * 0.5).unwrap()).unwrap();
+            let taught = (loss::cross_entropy(&log_p, &soft).unwrap() * 0.5).unwrap();
+            total = (((total * labels).unwrap() + taught).unwrap() * ramp).unwrap();
         }
-        let gradients = total.backward().unwrap();
-        for (sum, parameter) in sums.iter_mut().zip(twin.parameters()) {
-            if let Some(gradient) = gradients.get(parameter.var.as_tensor()) {
-                *sum = Some(match sum.take() {
-                    Some(sum) => (sum + gradient).unwrap(),
-                    None => gradient.clone(),
-                });
-            }
-        }
+        tape.backward(loss::gradient_at(&logits, &total).unwrap(), &mut sums).unwrap();
     }
     let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    for ((sum, old), new) in sums.iter().zip(twin.parameters()).zip(net.parameters()) {
+    for ((sum, old), new) in sums.tensors().iter().zip(twin.parameters()).zip(net.parameters()) {
         let (before, after) = (values(old.var.as_tensor()), values(new.var.as_tensor()));
         let Some(sum) = sum else {
             assert_eq!(before, after, "{} took no part", old.name);

@@ -1,4 +1,4 @@
-//! Running the binary on small runs.
+//! Runs the binary on small runs.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::fs;
@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 /// Arguments of a quickstart that takes two seconds.
 pub const QUICKSTART: &[&str] = &["--epochs", "3", "--images", "400", "--samples", "16"];
 
-/// The command, not yet started.
+/// The command, not started yet.
 pub fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ofa"));
     command.current_dir(folder).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -20,7 +20,7 @@ pub fn ofa(folder: &Path, arguments: &[&str]) -> Output {
     command(folder, arguments).output().unwrap()
 }
 
-/// What it printed on standard output.
+/// Asserts success and returns the standard output.
 #[track_caller]
 pub fn succeeds(folder: &Path, arguments: &[&str]) -> String {
     let output = ofa(folder, arguments);
@@ -29,13 +29,14 @@ pub fn succeeds(folder: &Path, arguments: &[&str]) -> String {
     out.into_owned()
 }
 
-/// The error: one line, the last one, no panic, exit code 1.
+/// Asserts failure: exit code 1, an error in the last line, and all of `expected` in it or before it. Returns standard
+/// error.
 #[track_caller]
 pub fn fails(folder: &Path, arguments: &[&str], expected: &[&str]) -> String {
     refused(&ofa(folder, arguments), expected)
 }
 
-/// As [`fails`], of a command that has ended.
+/// [`fails`] for a command that has ended.
 #[track_caller]
 pub fn refused(output: &Output, expected: &[&str]) -> String {
     let err = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -48,7 +49,7 @@ pub fn refused(output: &Output, expected: &[&str]) -> String {
     err
 }
 
-/// Wrong usage: exit code 2 and an error that has all of `expected` in its first line.
+/// Asserts wrong usage: exit code 2 and an error with all of `expected` in its first line.
 #[track_caller]
 pub fn misused(folder: &Path, arguments: &[&str], expected: &[&str]) {
     let output = ofa(folder, arguments);
@@ -59,8 +60,8 @@ pub fn misused(folder: &Path, arguments: &[&str], expected: &[&str]) {
     assert!(expected.iter().all(|part| first.contains(part)), "{arguments:?}: {expected:?} is not in: {err}");
 }
 
-/// A configuration of five short stages on 100 generated images, with a line of metrics a step and a checkpoint every
-/// three.
+/// A configuration of five short stages on 100 generated images, with a line of metrics per step and a checkpoint every
+/// three steps.
 pub fn small_configuration(folder: &Path, name: &str, epochs: &str) {
     let text =
         succeeds(folder, &["config", "--preset", "tiny", "--epochs", epochs, "--batch", "16", "--validation", "20"]);
@@ -162,7 +163,7 @@ pub fn changed(text: &str, old: &str, new: &str) -> String {
     text.replacen(old, new, 1)
 }
 
-/// The metrics without what a clock says.
+/// The metrics without values of a clock.
 pub fn metrics(run: &Path) -> Vec<serde_json::Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     text.lines()

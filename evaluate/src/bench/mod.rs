@@ -4,9 +4,11 @@
 //! number of threads and each batch; accuracy is measured on a test set that the caller reads.
 
 mod csv;
+mod record;
 mod score;
 
 pub use csv::csv;
+pub use record::{BENCH_FILE, BenchRecord, DeviceRecord, update_card};
 pub use score::Score;
 
 use crate::latency::{Budget, Percentiles, SystemClock, measure_interleaved};

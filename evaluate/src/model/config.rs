@@ -31,6 +31,9 @@ pub struct ModelConfig {
     pub normalisation: Normalisation,
     /// Number type of the tensors in the file.
     pub dtype: NumberType,
+    /// How the weights came about before any fine-tuning, in sentences for the model card.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
     /// Fine-tuning after the weights were cut out of the supernet; absent if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finetuned: Option<Finetuned>,
@@ -97,6 +100,7 @@ impl ModelConfig {
             labels,
             normalisation,
             dtype,
+            origin: None,
             finetuned: None,
         }
     }

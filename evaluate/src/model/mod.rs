@@ -1,14 +1,19 @@
 //! The folder of an extracted model: `config.json` (everything needed to rebuild the model and prepare its input) and
-//! `model.safetensors`.
+//! `model.safetensors`, whose tensors have timm's names ([`tensor_shapes`]).
 //!
-//! Tensors have timm's names (see [`tensor_shapes`]), so that the weights can be used in Python without conversion.
+//! Beside them are, for others than this program: `load.py` and `graph.json`, from which it builds torch modules, and
+//! the model card `README.md`. Other commands add `model.onnx` and `bench.json`; [`save`] removes these when the model
+//! changes.
 
+mod card;
 mod config;
+mod graph_file;
 mod names;
 mod published;
 mod tensors;
 mod validate;
 
+pub use card::DeviceFigures;
 pub use config::{FORMAT, Finetuned, ModelConfig, NumberType, VERSION};
 pub use names::tensor_shapes;
 pub use ofa_supernet::data::Normalisation;
@@ -26,6 +31,19 @@ use std::path::{Path, PathBuf};
 pub const CONFIG_FILE: &str = "config.json";
 /// Name of the weights inside a model's folder.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
+
+/// Name of the model card inside a model's folder.
+pub const CARD_FILE: &str = "README.md";
+/// Name of the recorded benchmark inside a model's folder.
+pub const BENCH_FILE: &str = "bench.json";
+/// Name of the model in ONNX inside a model's folder.
+pub const ONNX_FILE: &str = "model.onnx";
+/// Files inside a model's folder that other commands make of the model: [`save`] removes those of another model.
+pub(crate) const DERIVED_FILES: [&str; 2] = [ONNX_FILE, BENCH_FILE];
+/// Name of the network as operations inside a model's folder.
+const GRAPH_FILE: &str = "graph.json";
+/// Name and content of the program that loads a model into PyTorch.
+const LOADER: (&str, &str) = ("load.py", include_str!("load.py"));
 
 /// An extracted model, loaded and ready to run.
 pub struct Model {
@@ -99,18 +117,23 @@ pub fn load_config(folder: &Path) -> Result<ModelConfig> {
 /// As for [`Model::load`].
 pub fn load_weights(folder: &Path) -> Result<(ModelConfig, Weights)> {
     // The lock keeps writers from replacing one of the two files between the reads.
-    let lock = lock::wait(folder, Sharing::Shared);
+    let _lock = lock::wait(folder, Sharing::Shared);
+    read_weights(folder)
+}
+
+/// [`load_weights`] for callers that hold the folder's lock.
+pub(crate) fn read_weights(folder: &Path) -> Result<(ModelConfig, Weights)> {
     let config = load_config(folder)?;
     let path = folder.join(WEIGHTS_FILE);
     let bytes = files::read_bytes(&path)?;
-    drop(lock);
     let weights =
         tensors::decode(&bytes, &config.network, config.dtype).map_err(|m| ofa_supernet::Error::format(&path, m))?;
     check_weights(&config.network, &weights).map_err(|e| e.at(&path))?;
     Ok((config, weights))
 }
 
-/// Writes a model's folder: the weights, converted to `config.dtype`, and the configuration.
+/// Writes a model's folder: the weights, converted to `config.dtype`, the configuration, and the files for others. Files
+/// that were derived from another model in the folder are removed first.
 ///
 /// At every moment the configuration belongs to the weights, or is missing, which loading reports. If several processes
 /// write one folder, both files are from the last of them.
@@ -128,7 +151,46 @@ pub fn save(folder: &Path, config: &ModelConfig, weights: &Weights) -> Result<()
     files::make_folder(folder)?;
     let _lock = lock::wait(folder, Sharing::Alone);
     files::remove_all_abandoned(folder);
-    Ok(files::write_all_atomic(&[(&path, &bytes), (&config_path, text.as_bytes())])?)
+    let [graph_path, loader_path, card_path] = [GRAPH_FILE, LOADER.0, CARD_FILE].map(|name| folder.join(name));
+    let graph = graph_file::text(&config.network);
+    let mut written: Vec<(&Path, &[u8])> =
+        vec![(&path, &bytes), (&graph_path, graph.as_bytes()), (&loader_path, LOADER.1.as_bytes())];
+    let holds = |path: &Path, new: &[u8]| fs::read(path).is_ok_and(|old| old == new);
+    let unchanged = holds(&path, &bytes) && holds(&config_path, text.as_bytes());
+    let card = card::text(read_card(folder)?.as_deref(), &name_of(folder), config, bytes.len(), &[]);
+    if !unchanged {
+        DERIVED_FILES.iter().try_for_each(|name| files::remove_file(&folder.join(name)))?;
+    }
+    // The figures of an unchanged model stay.
+    if let Some(card) = card.as_ref().filter(|_| !unchanged || !card_path.exists()) {
+        written.push((&card_path, card.as_bytes()));
+    }
+    written.push((&config_path, text.as_bytes()));
+    Ok(files::write_all_atomic(&written)?)
+}
+
+/// Writes `figures` into the model card, together with `files` of the same folder, whose lock the caller holds.
+pub(crate) fn write_figures(folder: &Path, figures: &[DeviceFigures], others: &[(&Path, &[u8])]) -> Result<()> {
+    let config = load_config(folder)?;
+    let path = folder.join(WEIGHTS_FILE);
+    let bytes = fs::metadata(&path).map_err(|e| ofa_supernet::Error::file(&path, e))?.len() as usize;
+    let card_path = folder.join(CARD_FILE);
+    let card = card::text(read_card(folder)?.as_deref(), &name_of(folder), &config, bytes, figures);
+    let card = card.as_ref().map(|card| (card_path.as_path(), card.as_bytes()));
+    let written: Vec<(&Path, &[u8])> = card.into_iter().chain(others.iter().copied()).collect();
+    Ok(files::write_all_atomic(&written)?)
+}
+
+/// The model card that is in the folder.
+fn read_card(folder: &Path) -> Result<Option<String>> {
+    let path = folder.join(CARD_FILE);
+    Ok(if path.exists() { Some(files::read_text(&path)?) } else { None })
+}
+
+/// Name of a model: its folder's.
+fn name_of(folder: &Path) -> String {
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
+    folder.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned())
 }
 
 /// Whether `folder` holds nothing but leftovers of a killed [`save`] into a new folder.
@@ -137,7 +199,8 @@ pub fn is_unfinished(folder: &Path) -> bool {
     let names: Vec<String> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     // Weights without a configuration may be the user's own, unless a configuration was about to follow.
     let written = names.iter().any(|name| files::is_temporary(name) && name.contains(CONFIG_FILE));
-    names.iter().all(|name| files::is_temporary(name) || (name == WEIGHTS_FILE && written))
+    let own = [WEIGHTS_FILE, GRAPH_FILE, LOADER.0, CARD_FILE];
+    names.iter().all(|name| files::is_temporary(name) || (own.contains(&name.as_str()) && written))
 }
 
 #[cfg(test)]
@@ -191,7 +254,7 @@ mod tests {
         });
         let mut names: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, [CONFIG_FILE, WEIGHTS_FILE]);
+        assert_eq!(names, [CARD_FILE, CONFIG_FILE, GRAPH_FILE, LOADER.0, WEIGHTS_FILE]);
     }
 
     #[test]

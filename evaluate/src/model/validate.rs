@@ -1,12 +1,9 @@
 //! Checks of a network specification that was read from a file.
 
 use crate::{Error, Result};
+use ofa_supernet::graph::{MAX_CHANNELS, MAX_KERNEL, MAX_SIZE};
 use ofa_supernet::space::{BlockSpec, NetworkSpec};
 
-/// Bounds far above every real network, and far below sizes whose computation overflows or exhausts an address space.
-const MAX_CHANNELS: usize = 1 << 20;
-const MAX_SIZE: usize = 4096;
-const MAX_KERNEL: usize = 15;
 const MAX_BLOCKS: usize = 4096;
 
 /// Checks that a specification describes a network: sizes within bounds, each layer fitting the one before.
@@ -79,7 +76,9 @@ fn block(name: &str, block: &BlockSpec, map: &mut Map) -> Result<()> {
     for (what, count) in block.inner_channels().into_iter().chain([("output", block.out_channels())]) {
         within(&format!("number of {what} channels of {name}"), count, 1, MAX_CHANNELS)?;
     }
-    kernel(name, block.kernel(), block.stride())?;
+    if let Some((size, stride)) = block.window() {
+        kernel(name, size, stride)?;
+    }
     block.check().map_err(|fault| Error::Network(format!("{name} {fault}")))?;
     *map = Map { channels: block.out_channels(), size: block.output_size() };
     Ok(())
@@ -150,7 +149,7 @@ mod tests {
         fn block(network: &mut NetworkSpec, stage: usize, block: usize) -> &mut InvertedResidualSpec {
             match &mut network.stages[stage][block] {
                 BlockSpec::InvertedResidual(block) => block,
-                BlockSpec::Bottleneck(_) => unreachable!("tiny has none"),
+                _ => unreachable!("tiny has no others"),
             }
         }
         broken(|n| block(n, 1, 1).in_channels += 1, "input channels of block 1.1");
@@ -177,7 +176,7 @@ mod tests {
         fn first(network: &mut NetworkSpec) -> &mut BottleneckSpec {
             match &mut network.stages[0][0] {
                 BlockSpec::Bottleneck(block) => block,
-                BlockSpec::InvertedResidual(_) => unreachable!("a ResNet has none"),
+                _ => unreachable!("a ResNet has no others"),
             }
         }
         broken(|n| first(n).projection = false, "residual");

@@ -18,8 +18,8 @@ use crate::latency::{Budget, SystemClock, measure_interleaved, median};
 use crate::runtime::StaticNetwork;
 use crate::{Error, Result, cost};
 use ofa_supernet::seed::{Stream, generator};
-use ofa_supernet::space::dimension::{At, assemble};
-use ofa_supernet::space::{NetworkSpec, Place, SearchSpace, Subnet};
+use ofa_supernet::space::dimension::At;
+use ofa_supernet::space::{NetworkSpec, SearchSpace, Subnet};
 use rand::Rng;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -200,7 +200,7 @@ pub fn memory(space: &SearchSpace, options: &ProfileOptions) -> Result<u64> {
     let subnets = (options.calibration_subnets as u64).saturating_add(options.check_subnets as u64);
     let largest = StaticNetwork::planned_bytes(&largest)?.saturating_mul(subnets);
     let mut bytes = (4 * 3 * resolution as u64 * resolution as u64).saturating_add(largest);
-    for choice in covering_choices(space) {
+    for choice in space.covering() {
         let mut network = space.network(&choice, options.classes)?;
         network.set_resolution(resolution);
         bytes = bytes.saturating_add(StaticNetwork::planned_bytes(&network)?);
@@ -208,10 +208,10 @@ pub fn memory(space: &SearchSpace, options: &ProfileOptions) -> Result<u64> {
     Ok(bytes.saturating_mul(options.batch as u64))
 }
 
-/// Networks that together hold every distinct layer of the space: those of [`covering_choices`], each for every size of
+/// Networks that together hold every distinct layer of the space: those of [`SearchSpace::covering`], each for every size of
 /// the images.
 pub(super) fn covering_networks(space: &SearchSpace, classes: usize) -> Result<Vec<NetworkSpec>> {
-    let mut subnets = covering_choices(space);
+    let mut subnets = space.covering();
     for place in space.places().iter().filter(|place| place.at == At::Input) {
         let with_choices = |subnet: Subnet| {
             (0..place.values.len()).map(move |choice| {
@@ -223,43 +223,6 @@ pub(super) fn covering_networks(space: &SearchSpace, classes: usize) -> Result<V
         subnets = subnets.into_iter().flat_map(with_choices).collect();
     }
     Ok(subnets.iter().map(|subnet| space.network(subnet, classes)).collect::<ofa_supernet::Result<_>>()?)
-}
-
-/// Subnets of full depth for the smallest images that together hold every distinct layer: each has one value of a
-/// dimension in all its blocks, and at the boundaries two that take turns, in all combinations. A block depends on its
-/// own choices, its stage, the boundaries around it, whether it is the stage's first, and the images; all of these
-/// combinations occur.
-fn covering_choices(space: &SearchSpace) -> Vec<Subnet> {
-    let places = space.places();
-    // Places with one counter have their values in common; where a place has fewer, it stays at its last.
-    let counter = |place: &Place| match place.at {
-        At::Boundary(boundary) => Some((place.dimension.index(), boundary % 2)),
-        At::Input => None,
-        _ => (!place.dimension.is_depth).then_some((place.dimension.index(), 0)),
-    };
-    let mut counters: Vec<((usize, usize), usize)> = Vec::new();
-    for place in &places {
-        let Some(number) = counter(place) else { continue };
-        match counters.iter_mut().find(|(other, _)| *other == number) {
-            Some((_, most)) => *most = place.values.len().max(*most),
-            None => counters.push((number, place.values.len())),
-        }
-    }
-    let subnet = |setting: usize| {
-        assemble(&places, |_, place| {
-            let last = place.values.len().saturating_sub(1);
-            match (counter(place), place.at) {
-                (None, At::Input) => 0,
-                (None, _) => last,
-                (Some(number), _) => {
-                    let position = counters.iter().position(|(other, _)| *other == number).expect("counted above");
-                    let later = counters[position + 1..].iter().map(|(_, most)| most).product::<usize>();
-                    (setting / later % counters[position].1).min(last)
-                }
-            }
-        })
-    };
-    (0..counters.iter().map(|(_, most)| most).product()).map(subnet).collect()
 }
 
 /// Networks of the layer phase.
@@ -278,7 +241,7 @@ struct LayerNetworks {
 impl LayerNetworks {
     fn new(space: &SearchSpace, options: &ProfileOptions) -> Result<Self> {
         let covering = covering_networks(space, options.classes)?;
-        let resolutions = covering.len() / covering_choices(space).len();
+        let resolutions = covering.len() / space.covering().len();
         let first_of_choice = || covering.iter().step_by(resolutions);
         let bytes: u64 = first_of_choice().map(|spec| 4 * cost::parameters(spec)).sum();
         let networks = match bytes <= GROUP_BYTES {
@@ -437,42 +400,4 @@ fn method(options: &ProfileOptions, calibration: usize, check: usize) -> String 
          on {check} others, medians of interleaved runs. Seed {}.",
         options.rounds, options.visit, options.batch, options.seed
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use ofa_supernet::space::preset;
-
-    /// Profiles list layers in the order in which these networks have them.
-    #[test]
-    fn networks_of_the_layer_phase() {
-        let networks = |name| {
-            let choices = covering_choices(&preset(name).unwrap()).into_iter();
-            choices.map(|subnet| subnet.to_string()).collect::<Vec<_>>()
-        };
-        let tiny = networks("tiny");
-        assert_eq!(tiny.len(), 2 * 3);
-        assert_eq!(tiny[1], "r16 d2,2 k3,3|3,3 e3,3|3,3");
-        assert_eq!(tiny[3], "r16 d2,2 k5,5|5,5 e2,2|2,2");
-        let proxyless = networks("proxyless-w1.3");
-        assert_eq!(
-            proxyless[8],
-            "r128 d4,4,4,4,4,1 k7,7,7,7|7,7,7,7|7,7,7,7|7,7,7,7|7,7,7,7|7 e6,6,6,6|6,6,6,6|6,6,6,6|6,6,6,6|6,6,6,6|6"
-        );
-        let resnet = networks("resnet-tiny");
-        assert_eq!(
-            resnet,
-            [
-                "r24 w0.5,0.5,0.5,0.5 s1 d2,2 e0.25,0.25|0.25,0.25",
-                "r24 w0.5,0.5,0.5,0.5 s1 d2,2 e0.5,0.5|0.5,0.5",
-                "r24 w0.5,1,0.5,1 s1 d2,2 e0.25,0.25|0.25,0.25",
-                "r24 w0.5,1,0.5,1 s1 d2,2 e0.5,0.5|0.5,0.5",
-                "r24 w1,0.5,1,0.5 s1 d2,2 e0.25,0.25|0.25,0.25",
-                "r24 w1,0.5,1,0.5 s1 d2,2 e0.5,0.5|0.5,0.5",
-                "r24 w1,1,1,1 s1 d2,2 e0.25,0.25|0.25,0.25",
-                "r24 w1,1,1,1 s1 d2,2 e0.5,0.5|0.5,0.5",
-            ]
-        );
-    }
 }

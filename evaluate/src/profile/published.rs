@@ -100,7 +100,7 @@ fn keys(layer: &LayerSpec) -> Option<Vec<String>> {
             map(conv.output_size(), conv.out_channels)
         )],
         LayerSpec::Block(BlockSpec::InvertedResidual(block)) => vec![block_key(block)],
-        LayerSpec::Block(BlockSpec::Bottleneck(_)) | LayerSpec::MaxPool(_) | LayerSpec::Classifier(_) => return None,
+        LayerSpec::Block(_) | LayerSpec::MaxPool(_) | LayerSpec::Classifier(_) => return None,
         LayerSpec::Head(HeadSpec { feature, hidden_channels, classes, .. }) => {
             let (size, channels) = (feature.output_size(), feature.out_channels);
             let mut keys = vec![

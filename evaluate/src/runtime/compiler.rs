@@ -71,6 +71,12 @@ pub(super) enum Work {
     Add(Option<Value>),
     /// In place.
     HardSigmoid,
+    /// In place.
+    Activation(Activation),
+    /// In place: each channel is multiplied by its factor.
+    Gate(Value),
+    /// The input as it is, for work in place on a map that others read too.
+    Copy,
 }
 
 impl Step {
@@ -79,6 +85,7 @@ impl Step {
         let more = match self.work {
             Work::Layer { gate, residual, .. } => [gate, residual],
             Work::Add(other) => [other, None],
+            Work::Gate(factors) => [Some(factors), None],
             _ => [None, None],
         };
         [self.input].into_iter().chain(more).flatten()
@@ -142,16 +149,25 @@ impl Compiler<'_> {
         let place = match node.op {
             Op::Input => Place::Images,
             Op::Convolution { .. } | Op::Linear => return self.layer(id, &node),
-            Op::Gate => Place::Gated(self.input(&node, 0)?, self.vector(&node, 1)?),
+            Op::Gate => match self.consumers[id.index()][..] {
+                [reader] if self.is_pointwise(reader, &node) => {
+                    Place::Gated(self.input(&node, 0)?, self.vector(&node, 1)?)
+                }
+                _ => {
+                    let factors = self.vector(&node, 1)?;
+                    self.in_place(&node, Work::Gate(factors))?
+                }
+            },
             Op::GlobalAveragePool => self.push(&node, Work::GlobalAveragePool)?,
             Op::AveragePool { window } => self.push(&node, Work::AveragePool { window })?,
             Op::MaxPool { window: 3, stride: 2, padding: 1 } => self.push(&node, Work::MaxPool)?,
             Op::HardSigmoid => self.in_place(&node, Work::HardSigmoid)?,
+            Op::Activation(function) => self.in_place(&node, Work::Activation(function))?,
             Op::Add => {
                 let other = self.input(&node, 1)?;
                 self.in_place(&node, Work::Add(other))?
             }
-            Op::MaxPool { .. } | Op::BatchNorm | Op::Activation(_) => return Err(no_kernel(&node)),
+            Op::MaxPool { .. } | Op::BatchNorm => return Err(no_kernel(&node)),
         };
         self.found[id.index()] = Some(place);
         Ok(())
@@ -184,6 +200,10 @@ impl Compiler<'_> {
         let (mut last, mut norm, mut residual, mut activation) = (id, None, None, Activation::Identity);
         while let [next] = self.consumers[last.index()][..] {
             let after = self.graph.node(next);
+            if after.layer != node.layer {
+                // Each layer has steps of its own, by which it is timed.
+                break;
+            }
             match after.op {
                 Op::BatchNorm if last == id => norm = Some(self.name(next)),
                 Op::Add if kind == LayerKind::Pointwise && residual.is_none() => {
@@ -202,7 +222,10 @@ impl Compiler<'_> {
         }
         let pool = self.consumers[last.index()].iter().copied();
         let pool = pool.filter(|_| matches!(kind, LayerKind::Depthwise { .. }));
-        let pool = pool.into_iter().find(|&reader| self.graph.node(reader).op == Op::GlobalAveragePool);
+        let pool = pool.into_iter().find(|&reader| {
+            let reader = self.graph.node(reader);
+            reader.op == Op::GlobalAveragePool && reader.layer == node.layer
+        });
         let pooled = pool.map(|_| self.value(out_channels));
         let output = self.value(node.shape.height * node.shape.width * out_channels);
         let layer = self.program.layers.len();
@@ -230,14 +253,25 @@ impl Compiler<'_> {
         Ok(Place::Value(output))
     }
 
-    /// A step on the first input of `node`, which has no other reader.
+    /// A step on the first input of `node`, or on a copy of it if other nodes read it too.
     fn in_place(&mut self, node: &Node, work: Work) -> Result<Place> {
-        let input = self.vector(node, 0)?;
-        if self.consumers[node.inputs()[0].index()].len() > 1 {
-            return Err(no_kernel(node));
-        }
+        let input = match self.input(node, 0)? {
+            Some(input) if self.consumers[node.inputs()[0].index()].len() == 1 => input,
+            _ => match self.push(node, Work::Copy)? {
+                Place::Value(copy) => copy,
+                _ => return Err(no_kernel(node)),
+            },
+        };
         self.step(node, work, Some(input), input);
         Ok(Place::Value(input))
+    }
+
+    /// Whether a node computes a 1x1 convolution in the layer of `before`.
+    fn is_pointwise(&self, id: NodeId, before: &Node) -> bool {
+        let node = self.graph.node(id);
+        let convolution = Op::Convolution { kernel: 1, stride: 1, padding: 0, groups: 1, bias: false };
+        let biased = Op::Convolution { kernel: 1, stride: 1, padding: 0, groups: 1, bias: true };
+        (node.op == convolution || node.op == biased) && node.layer == before.layer
     }
 
     fn step(&mut self, node: &Node, work: Work, input: Option<Value>, output: Value) {

@@ -17,4 +17,5 @@ mod plan;
 mod weights;
 
 pub use network::StaticNetwork;
+pub(crate) use weights::Checked;
 pub use weights::{Weights, check_weights, random_weights};

@@ -107,8 +107,9 @@ impl StaticNetwork {
         Ok(self.logits(batch))
     }
 
-    /// Runs the network as [`run`](Self::run) does, and replaces `times` with each layer's time in milliseconds: the stem's convolutions, max
-    /// pool, blocks, head (feature convolution, pool, hidden layer and classifier), as far as it has them.
+    /// Runs the network as [`run`](Self::run) does, and replaces `times` with each layer's time in milliseconds: the
+    /// stem's convolutions, max pool, blocks, head (feature convolution, pool, hidden layer and classifier), as far as
+    /// it has them.
     ///
     /// # Errors
     /// As [`run`](Self::run).
@@ -227,6 +228,15 @@ impl Buffers {
             }
             Work::MaxPool => max_pool(read(step.input), height, width, channels, output),
             Work::Add(other) => output.iter_mut().zip(read(other)).for_each(|(sum, x)| *sum += x),
+            Work::Copy => output.copy_from_slice(read(step.input)),
+            Work::Activation(function) => output.iter_mut().for_each(|value| *value = function.apply(*value)),
+            Work::Gate(factors) => {
+                let maps = output.chunks_exact_mut(pixels * channels).zip(read(Some(factors)).chunks_exact(channels));
+                for (map, factors) in maps {
+                    let values = map.chunks_exact_mut(channels).flat_map(|pixel| pixel.iter_mut().zip(factors));
+                    values.for_each(|(value, factor)| *value *= factor);
+                }
+            }
             Work::HardSigmoid => output.iter_mut().for_each(|value| *value = (*value + 3.0).clamp(0.0, 6.0) / 6.0),
         }
         self.put_back(step.output, buffer);

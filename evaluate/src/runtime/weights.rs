@@ -78,7 +78,7 @@ pub fn random_weights(network: &NetworkSpec, seed: u64) -> Result<Weights> {
 }
 
 /// Reads tensors that [`check_weights`] has seen.
-pub(super) struct Checked<'a> {
+pub(crate) struct Checked<'a> {
     pub weights: &'a Weights,
     /// Batch norm's.
     pub epsilon: f64,
@@ -86,15 +86,27 @@ pub(super) struct Checked<'a> {
 
 impl Checked<'_> {
     /// Weight and bias of a layer, with the batch norm after it folded in.
-    pub fn layer(&self, layer: &Layer) -> (Cow<'_, [f32]>, Cow<'_, [f32]>) {
-        if let Some(norm) = &layer.norm {
-            let (weight, bias) = self.folded(&layer.name, layer.bias, norm);
+    pub(super) fn layer(&self, layer: &Layer) -> (Cow<'_, [f32]>, Cow<'_, [f32]>) {
+        self.weight_and_bias(&layer.name, layer.bias, layer.norm.as_deref(), layer.out_channels)
+    }
+
+    /// Weight and bias of a convolution or linear layer by name, with the batch norm after it folded in. A layer
+    /// without both has a bias of zeros.
+    pub fn weight_and_bias(
+        &self,
+        name: &str,
+        has_bias: bool,
+        norm: Option<&str>,
+        out_channels: usize,
+    ) -> (Cow<'_, [f32]>, Cow<'_, [f32]>) {
+        if let Some(norm) = norm {
+            let (weight, bias) = self.folded(name, has_bias, norm);
             return (weight.into(), bias.into());
         }
-        let weight = self.get(&format!("{}.weight", layer.name)).into();
-        match layer.bias {
-            true => (weight, self.get(&format!("{}.bias", layer.name)).into()),
-            false => (weight, vec![0.0; layer.out_channels].into()),
+        let weight = self.get(&format!("{name}.weight")).into();
+        match has_bias {
+            true => (weight, self.get(&format!("{name}.bias")).into()),
+            false => (weight, vec![0.0; out_channels].into()),
         }
     }
 

@@ -1,9 +1,9 @@
-//! Which subnets to measure next: those that lower the deviation of all predictions most, or that may be the best.
+//! Active sampling: choice of the subnets to measure next, which lower the deviation of all predictions most or may be
+//! the best.
 
-use super::ensemble::fit_members;
 use super::features::Features;
 use super::linear::{Basis, add_square};
-use super::{FitSettings, Prediction, Sample, metrics};
+use super::{FitSettings, Prediction, Predictor, Sample, metrics};
 use crate::cholesky::{Cholesky, dot};
 use crate::gaussian_process::expected_improvement;
 use crate::{Error, Result};
@@ -14,28 +14,28 @@ use rand::seq::SliceRandom;
 use rayon::prelude::*;
 use std::collections::HashSet;
 
-/// Random subnets over which the deviation is lowered.
+/// Number of random subnets over which the deviation is averaged.
 const TYPICAL: u64 = 1000;
-/// Candidates for each subnet that is chosen.
+/// Candidates per chosen subnet.
 const CANDIDATES_EACH: usize = 30;
 
-/// What makes a subnet worth measuring.
+/// Acquisition function: the value of measuring a subnet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acquisition {
-    /// How much its measurement lowers the deviation of the predictions of random subnets: for a predictor that is
-    /// right everywhere. It follows from the subnets alone, so that the very first ones can be chosen by it.
+    /// Reduction of the deviation of predictions for random subnets, for a predictor that is right everywhere. It
+    /// depends only on the subnets, so it can choose the very first ones.
     Deviation,
-    /// Expected improvement over the best measured accuracy: for a predictor that is right about the best.
+    /// Expected improvement over the best measured accuracy, for a predictor that is right about the best subnets.
     Improvement,
 }
 
 impl Acquisition {
-    /// Every kind, with its name and a line of help.
+    /// Every acquisition function, with its name and a line of help.
     pub const TABLE: &[(Acquisition, &str, &str)] = &[
         (
             Acquisition::Deviation,
             "deviation",
-            "How much it lowers the deviation of all predictions; from the first sample on",
+            "Largest reduction of the deviation of all predictions; from the third sample on",
         ),
         (
             Acquisition::Improvement,
@@ -45,11 +45,11 @@ impl Acquisition {
     ];
 }
 
-/// `count` subnets (fewer if there are no more) to measure next, none of them among `samples`, chosen from random ones.
-/// Same arguments, same subnets.
+/// Chooses `count` subnets (fewer if there are no more) to measure next, none of them among `samples`, from random
+/// candidates. Equal arguments give equal subnets.
 ///
 /// # Errors
-/// As [`super::Predictor::fit`]; a single member, or less than two samples, for [`Acquisition::Improvement`].
+/// Errors of [`super::Predictor::fit`]; a single member, or fewer than two samples, for [`Acquisition::Improvement`].
 pub fn next(
     space: &SearchSpace,
     samples: &[Sample],
@@ -70,7 +70,7 @@ pub fn next(
     Ok(chosen.into_iter().map(|index| candidates[index].clone()).collect())
 }
 
-/// Indices of `count` of the `candidates`.
+/// Chooses `count` of the `candidates` and returns their indices.
 fn choose(
     space: &SearchSpace,
     samples: &[Sample],
@@ -86,8 +86,8 @@ fn choose(
     }
 }
 
-/// A candidate `x` while others are chosen; `A` is the precision of the linear part's weights, `B B^T` the second
-/// moment of random subnets.
+/// State of a candidate `x` while others are chosen. `A` is the precision of the linear part's weights, `B B^T` the
+/// second moment of random subnets.
 struct Candidate {
     index: usize,
     row: Vec<f64>,
@@ -97,12 +97,12 @@ struct Candidate {
     seen_from_all: Vec<f64>,
 }
 
-/// One after the other, the candidate after whose measurement the predictions of random subnets have the least mean
-/// variance, as the linear part of the predictor sees it (Cohn, Ghahramani and Jordan, JAIR 1996, §4; in the design of
-/// experiments: I-optimality).
+/// Chooses, one after the other, the candidate whose measurement leaves the least mean variance of the predictions for
+/// random subnets, under the linear part of the predictor (Cohn, Ghahramani and Jordan, JAIR 1996, §4; in experimental
+/// design: I-optimality).
 ///
-/// The network's own spread over its members tells less: they differ by their starts more than by what they have not
-/// seen.
+/// The spread of the network's members is less informative: they differ more by their initial weights than by the
+/// samples that they have not seen.
 fn least_deviation(
     space: &SearchSpace,
     samples: &[Sample],
@@ -111,7 +111,7 @@ fn least_deviation(
     seed: u64,
 ) -> Result<Vec<usize>> {
     let (basis, features) = (Basis::new(space), Features::new(space));
-    // The last entry is the mean accuracy, of which the prior knows next to nothing.
+    // The last entry stands for the mean accuracy, about which the prior says almost nothing.
     let row = |subnet: &Subnet| -> Result<Vec<f64>> {
         let mut row = basis.of(&features.of(subnet)?);
         row.push(10.0);
@@ -124,7 +124,7 @@ fn least_deviation(
         matrix
     };
     let factor = |matrix| Cholesky::new(matrix, width).ok_or_else(|| Error::Internal("a singular design".into()));
-    // Prior and noise: a measurement errs by as much as a kernel size may add.
+    // Prior and noise: a measurement errs by as much as a kernel size may contribute.
     let mut precision = unit(1.0);
     for sample in samples {
         add_square(&mut precision, &row(&sample.subnet)?);
@@ -169,8 +169,8 @@ fn least_deviation(
     Ok(chosen)
 }
 
-/// Drawn with probability proportional to the square of the expected improvement, and not the topmost taken, since
-/// those are alike (stochastic batch acquisition: Kirsch et al., TMLR 2023).
+/// Draws candidates with probability proportional to the square of the expected improvement. The best ones are not
+/// simply taken, since they are alike (stochastic batch acquisition: Kirsch et al., TMLR 2023).
 fn most_improvement(
     space: &SearchSpace,
     samples: &[Sample],
@@ -180,12 +180,12 @@ fn most_improvement(
     seed: u64,
 ) -> Result<Vec<usize>> {
     settings.validate()?;
-    if settings.members < 2 || samples.len() < 2 {
+    if samples.len() < 2 || (settings.members < 2 && !settings.method.is_process(samples.len())) {
         return Err(Error::Predictor("expected improvement needs two members and two samples at least".into()));
     }
     let mut samples = samples.to_vec();
     samples.shuffle(&mut generator(seed, Stream::ActiveOrder, &[]));
-    let (predictor, _) = fit_members(space, &samples, settings, seed, &mut |_, _, _| {})?;
+    let (predictor, _) = Predictor::fit_all(space, &samples, settings, seed, &mut |_, _, _| {})?;
     let best = samples.iter().map(|s| s.accuracy).fold(0.0, f64::max);
     let worth = |prediction: &Prediction| expected_improvement(prediction.accuracy, prediction.deviation, best);
     let mut rng = generator(seed, Stream::ActiveImprovement, &[samples.len() as u64]);
@@ -193,34 +193,34 @@ fn most_improvement(
     let mut drawn: Vec<(f64, usize)> = predictions
         .iter()
         .enumerate()
-        // Largest of logarithm + Gumbel noise: a draw without replacement.
+        // Taking the largest sums of logarithm and Gumbel noise draws without replacement.
         .map(|(index, p)| (2.0 * worth(p).max(1e-12).ln() - (-(rng.random::<f64>().max(1e-300)).ln()).ln(), index))
         .collect();
     drawn.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     Ok(drawn.into_iter().take(count).map(|(_, index)| index).collect())
 }
 
-/// Fewest different samples of a learning curve.
+/// Fewest distinct samples for a learning curve.
 pub const FEWEST_CURVE_SAMPLES: usize = 80;
 
-/// A point of the learning curve.
+/// Point of the learning curve.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CurvePoint {
-    /// Samples fitted on.
+    /// Number of samples that the predictor is fitted to.
     pub samples: usize,
-    /// Kendall's tau on the held-out fifth when they are random, mean over repetitions.
+    /// Kendall's tau on the held-out fifth with random samples, mean over repetitions.
     pub random: f64,
-    /// The same when they were chosen, round by round.
+    /// Kendall's tau on the held-out fifth with samples chosen round by round, mean over repetitions.
     pub chosen: f64,
 }
 
-/// How good a predictor fewer of the measured `samples` would have given: from one to eight eighths of four fifths of
-/// them, once drawn at random and once chosen by `acquisition` from what is left (by expected improvement only after
-/// the first eighth), judged on the same held-out fifth; means over `repetitions` splits. Nothing is measured anew.
-/// `progress` gets fits done and all fits.
+/// Learning curve: quality of predictors fitted to one to eight eighths of four fifths of the measured `samples`, once
+/// drawn at random and once chosen by `acquisition` from the others (by expected improvement only after the first
+/// eighth), judged on the same held-out fifth; means over `repetitions` splits. Nothing is measured. `progress` gets
+/// fits done and all fits.
 ///
 /// # Errors
-/// As [`super::Predictor::fit`]; fewer than [`FEWEST_CURVE_SAMPLES`].
+/// Errors of [`super::Predictor::fit`]; fewer than [`FEWEST_CURVE_SAMPLES`] samples.
 pub fn curve(
     space: &SearchSpace,
     samples: &[Sample],
@@ -232,7 +232,7 @@ pub fn curve(
     let samples = super::distinct(samples)?;
     if samples.len() < FEWEST_CURVE_SAMPLES {
         return Err(Error::Predictor(format!(
-            "a learning curve needs {FEWEST_CURVE_SAMPLES} samples or more, there are {}",
+            "a learning curve needs at least {FEWEST_CURVE_SAMPLES} samples, but there are {}; measure more",
             samples.len()
         )));
     }
@@ -250,20 +250,21 @@ pub fn curve(
         let subnets: Vec<Subnet> = held_out.iter().map(|s| s.subnet.clone()).collect();
         let measured: Vec<f64> = held_out.iter().map(|s| s.accuracy).collect();
         let mut tau = |part: &[Sample]| -> Result<f64> {
-            let (predictor, _) = fit_members(space, part, settings, repetition, &mut |_, _, _| {})?;
+            let (predictor, _) = Predictor::fit_all(space, part, settings, repetition, &mut |_, _, _| {})?;
             done += 1;
             progress(done, total);
             Ok(metrics::kendall_tau(&measured, &predictor.predict(&subnets)?).unwrap_or(0.0))
         };
-        // Places in the pool, ascending: the same samples in the same order give the same predictor, however they were
-        // found.
+        // Indices in the pool, ascending: the same samples give the same predictor, whatever the order in which they
+        // were chosen.
         let given = if acquisition == Acquisition::Improvement { round } else { 0 };
         let mut chosen: Vec<usize> = (0..given).collect();
         for (point, &size) in points.iter_mut().zip(&sizes) {
-            let part = |places: &[usize]| -> Vec<Sample> { places.iter().map(|&place| pool[place].clone()).collect() };
+            let part =
+                |indices: &[usize]| -> Vec<Sample> { indices.iter().map(|&index| pool[index].clone()).collect() };
             if chosen.len() < size {
-                let rest: Vec<usize> = (0..pool.len()).filter(|place| !chosen.contains(place)).collect();
-                let candidates: Vec<Subnet> = rest.iter().map(|&place| pool[place].subnet.clone()).collect();
+                let rest: Vec<usize> = (0..pool.len()).filter(|index| !chosen.contains(index)).collect();
+                let candidates: Vec<Subnet> = rest.iter().map(|&index| pool[index].subnet.clone()).collect();
                 let count = size - chosen.len();
                 let taken = choose(space, &part(&chosen), &candidates, count, acquisition, settings, repetition)?;
                 chosen.extend(taken.into_iter().map(|index| rest[index]));
@@ -278,9 +279,10 @@ pub fn curve(
 
 #[cfg(test)]
 mod tests {
+    use super::super::Method;
     use super::*;
 
-    /// Accuracy by size, known for small subnets alone.
+    /// Samples whose accuracy grows with size, of small subnets only.
     fn small_ones() -> (SearchSpace, Vec<Sample>) {
         let space = SearchSpace::named("tiny").unwrap();
         let size = |s: &Subnet| s.resolution as f64 / 32.0 + s.blocks().map(|b| b.expand.value()).sum::<f64>() / 16.0;
@@ -293,7 +295,8 @@ mod tests {
     #[test]
     fn chooses_new_subnets_and_those_that_may_be_best() {
         let (space, samples) = small_ones();
-        let settings = FitSettings { hidden: 60, learning_rate: 3e-3, ..FitSettings::default() };
+        let settings =
+            FitSettings { method: Method::Ensemble, hidden: 60, learning_rate: 3e-3, ..FitSettings::default() };
         let choose = |acquisition, seed| next(&space, &samples, 12, acquisition, &settings, seed).unwrap();
         let chosen = choose(Acquisition::Improvement, 1);
         assert_eq!(chosen, choose(Acquisition::Improvement, 1));
@@ -301,11 +304,10 @@ mod tests {
         assert!(chosen.iter().all(|subnet| samples.iter().all(|s| s.subnet != *subnet)));
         let blocks =
             |list: &[Subnet]| list.iter().map(|s| s.blocks().count()).sum::<usize>() as f64 / list.len() as f64;
-        // Accuracy grew with blocks: the best are looked for where there are most. A random subnet has 3 blocks on
-        // average.
+        // Accuracy grew with blocks, so the best subnets have many; a random subnet has 3 on average.
         assert!(chosen.len() == 12 && blocks(&chosen) > 3.1, "{chosen:?}");
         let unsure = choose(Acquisition::Deviation, 1);
-        // Nothing is known of resolutions but 16.
+        // No resolution but 16 is known.
         let known = unsure.iter().filter(|s| s.resolution == 16).count();
         assert!(known <= 5, "{unsure:?}");
         let single = FitSettings { members: 1, ..settings };
@@ -325,7 +327,7 @@ mod tests {
         let drawn =
             |from: u64| (0..60).map(move |i| from + i).map(|i| space.sample(&mut generator(9, Stream::Sampling, &[i])));
         let judged: Vec<Vec<f64>> = drawn(0).map(|s| row(&s)).collect();
-        // By its definition: the prior, the noise and every measurement add up to the precision.
+        // The definition: prior, noise and every measurement add up to the precision.
         let variance = |subnets: &[Subnet]| -> f64 {
             let width = basis.width() + 1;
             let mut precision = vec![0.0; width * width];
@@ -353,7 +355,13 @@ mod tests {
                 Sample { accuracy: 0.3 + 0.02 * size + 0.002 * subnet.resolution as f64, subnet }
             })
             .collect();
-        let settings = FitSettings { hidden: 40, learning_rate: 3e-3, members: 2, ..FitSettings::default() };
+        let settings = FitSettings {
+            method: Method::Ensemble,
+            hidden: 40,
+            learning_rate: 3e-3,
+            members: 2,
+            ..FitSettings::default()
+        };
         let mut fits = 0;
         let points = curve(&space, &samples, Acquisition::Deviation, &settings, 1, &mut |_, total| {
             fits += 1;
@@ -363,7 +371,7 @@ mod tests {
         assert_eq!((fits, points.len()), (16, 8));
         let (first, last) = (points[0], points[7]);
         assert!(last.random > first.random && last.chosen > first.chosen, "{points:?}");
-        // All samples are all samples.
+        // All samples are the same, chosen or random.
         assert_eq!(last.random, last.chosen);
         assert!(curve(&space, &samples[..50], Acquisition::Deviation, &settings, 1, &mut |_, _| {}).is_err());
     }

@@ -2,22 +2,67 @@
 //! both the ensemble and honest figures over all samples; where the members disagree, the prediction is less sure.
 
 use super::features::Features;
-use super::fit::{FitSettings, Table, fit};
+use super::fit::{FitSettings, Table, fit_network};
 use super::linear::Basis;
 use super::mlp::Mlp;
-use super::{Predictor, Sample};
-use crate::Result;
+use super::{Prediction, Sample};
+use crate::{Error, Result};
 use ofa_supernet::{SearchSpace, Subnet};
 use rayon::prelude::*;
 use std::sync::Mutex;
 
+/// Fitted networks, whose mean is the prediction.
+#[derive(Debug, Clone)]
+pub(super) struct Ensemble {
+    pub members: Vec<Mlp>,
+    /// Standard deviation of measured accuracies about what the members agree on.
+    pub noise: f32,
+}
+
+impl Ensemble {
+    /// Predicted accuracy of each subnet.
+    ///
+    /// # Errors
+    /// A subnet outside the space.
+    pub(super) fn predict(&self, space: &SearchSpace, subnets: &[Subnet]) -> Result<Vec<f64>> {
+        let members = self.by_member(space, subnets)?;
+        Ok((0..subnets.len()).map(|subnet| mean(&members, subnet)).collect())
+    }
+
+    /// Predicted accuracy of each subnet with the standard deviation of a measurement about it.
+    ///
+    /// # Errors
+    /// A subnet outside the space; a single member.
+    pub(super) fn predict_with_deviation(&self, space: &SearchSpace, subnets: &[Subnet]) -> Result<Vec<Prediction>> {
+        if self.members.len() < 2 {
+            return Err(Error::Predictor(
+                "it is a single network, which does not know how sure it is; fit another one with `ofa predictor`"
+                    .into(),
+            ));
+        }
+        let members = self.by_member(space, subnets)?;
+        let prediction = |subnet| Prediction {
+            accuracy: mean(&members, subnet),
+            deviation: (variance(&members, subnet) + f64::from(self.noise).powi(2)).sqrt(),
+        };
+        Ok((0..subnets.len()).map(prediction).collect())
+    }
+
+    /// Each member's prediction of each subnet.
+    fn by_member(&self, space: &SearchSpace, subnets: &[Subnet]) -> Result<Vec<Vec<f64>>> {
+        let features = Features::new(space);
+        let push = |subnet: &Subnet, active: &mut Vec<usize>| features.push(subnet, active);
+        self.members.iter().map(|member| member.forward(subnets, push)).collect()
+    }
+}
+
 /// Mean over members of their predictions of subnet number `subnet`.
-pub(super) fn mean(members: &[Vec<f64>], subnet: usize) -> f64 {
+fn mean(members: &[Vec<f64>], subnet: usize) -> f64 {
     members.iter().map(|member| member[subnet]).sum::<f64>() / members.len() as f64
 }
 
 /// Unbiased variance over members; there are two at least.
-pub(super) fn variance(members: &[Vec<f64>], subnet: usize) -> f64 {
+fn variance(members: &[Vec<f64>], subnet: usize) -> f64 {
     let mean = mean(members, subnet);
     members.iter().map(|member| (member[subnet] - mean).powi(2)).sum::<f64>() / (members.len() - 1) as f64
 }
@@ -28,13 +73,13 @@ pub(super) fn variance(members: &[Vec<f64>], subnet: usize) -> f64 {
 /// The noise of the measurements is what remains of those predictions' squared error without the members' variance.
 /// Members disagree less on samples that most of them saw than on new ones, so that it is rather too large than too
 /// small.
-pub(super) fn fit_members(
+pub(super) fn fit(
     space: &SearchSpace,
     samples: &[Sample],
     settings: &FitSettings,
     seed: u64,
     progress: &mut (dyn FnMut(usize, usize, f64) + Send),
-) -> Result<(Predictor, Option<Vec<f64>>)> {
+) -> Result<(Ensemble, Option<Vec<f64>>)> {
     let features = Features::new(space);
     let inputs = samples.iter().map(|s| features.of(&s.subnet)).collect::<Result<Vec<_>>>()?;
     let basis = Basis::new(space);
@@ -48,7 +93,7 @@ pub(super) fn fit_members(
             let inputs: Vec<Vec<usize>> = part.iter().map(|&i| inputs[i].clone()).collect();
             let targets: Vec<f64> = part.iter().map(|&i| samples[i].accuracy).collect();
             let table = Table { basis: &basis, width: features.count(), inputs: &inputs, targets: &targets };
-            fit(&table, settings, seed, member as u64, &mut |_, steps, rmse| {
+            fit_network(&table, settings, seed, member as u64, &mut |_, steps, rmse| {
                 if let Ok(mut done) = done.lock() {
                     done.0 += 1;
                     let so_far = done.0;
@@ -57,16 +102,16 @@ pub(super) fn fit_members(
             })
         })
         .collect::<Result<Vec<Mlp>>>()?;
-    let mut predictor = Predictor { space: space.clone(), members, noise: 0.0, origin: None };
+    let mut ensemble = Ensemble { members, noise: 0.0 };
     if folds == 1 {
-        return Ok((predictor, None));
+        return Ok((ensemble, None));
     }
     let subnets: Vec<Subnet> = samples.iter().map(|s| s.subnet.clone()).collect();
-    let predictions = predictor.by_member(&subnets)?;
+    let predictions = ensemble.by_member(space, &subnets)?;
     let unseen: Vec<f64> = (0..samples.len()).map(|index| predictions[index % folds][index]).collect();
     let squares = samples.iter().zip(&unseen).map(|(sample, p)| (sample.accuracy - p).powi(2));
     let variances = (0..samples.len()).map(|index| variance(&predictions, index));
     let rest: f64 = squares.zip(variances).map(|(square, variance)| square - variance).sum();
-    predictor.noise = (rest / samples.len() as f64).max(0.0).sqrt() as f32;
-    Ok((predictor, Some(unseen)))
+    ensemble.noise = (rest / samples.len() as f64).max(0.0).sqrt() as f32;
+    Ok((ensemble, Some(unseen)))
 }

@@ -1,8 +1,9 @@
-//! A subnet as the predictor's input: one-hot, so that no choice is assumed to be "more" than another (paper §3.4).
+//! Features: a subnet as the predictor's one-hot input, so that no choice is assumed to be "more" than another (paper
+//! §3.4).
 //!
-//! The vector is, for each block slot (all blocks of all stages at their largest depth), a one-hot of each of the
-//! block's choices (all zeros when the slot is inactive), then one of each other choice in the order of
-//! [`SearchSpace::places`]. A depth has none where the slots tell it. Only the positions of the ones are kept.
+//! The vector has, for each block slot (all blocks of all stages at their largest depth), a one-hot of each of the
+//! block's choices (all zeros if the slot is inactive), then a one-hot of each other choice in the order of
+//! [`SearchSpace::places`]. A depth that the slots imply has no one-hot. Only the positions of the ones are kept.
 
 use crate::Result;
 use ofa_supernet::space::Place;
@@ -13,18 +14,18 @@ use std::ops::Range;
 /// The features of a space.
 pub struct Features {
     space: SearchSpace,
-    /// Every choice, and where its one-hot begins if it has one; ascending.
+    /// Every choice, and the start of its one-hot if it has one; ascending.
     places: Vec<(Place, Option<usize>)>,
     count: usize,
 }
 
-/// A one-hot.
+/// A one-hot, as a range of features.
 pub struct Group {
     /// Positions of its features.
     pub features: Range<usize>,
-    /// Whether it is of a block slot, and all zeros without that block.
+    /// Whether the one-hot belongs to a block slot, and is all zeros without that block.
     pub of_slot: bool,
-    /// Whether it is the first of its slot.
+    /// Whether the one-hot is the first of its slot.
     pub is_first: bool,
 }
 
@@ -82,10 +83,10 @@ impl Features {
                 active.extend(start.map(|start| start + choice));
                 true
             }
-            // Blocks that the subnet lacks choose nothing.
+            // Blocks that the subnet lacks have no choice.
             None => place.value(subnet).is_none(),
         };
-        // The search asks about many thousand subnets: the full check only words the error.
+        // A search asks for many thousand subnets, so the full check runs only to word the error.
         match self.space.has_parts_of(subnet) && self.places.iter().all(&mut push) {
             true => Ok(()),
             false => Ok(self.space.check(subnet)?),

@@ -1,5 +1,5 @@
-//! Fitting one network to samples: the linear part first, then, by Adam on the squared error, the network to what that
-//! leaves.
+//! Fitting of one network to samples: first the linear part, then, by Adam on the squared error, the network to the
+//! remainder.
 
 use super::linear::{Basis, Linear};
 use super::mlp::{Layer, Mlp};
@@ -11,37 +11,81 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-/// How the predictor is fitted.
+/// Most samples that a Gaussian process is fitted on unless it is asked for: the time of a fit grows with their cube.
+pub(super) const PROCESS_SAMPLES: usize = 2000;
+
+/// What is fitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// A Gaussian process on up to two thousand samples, an ensemble on more.
+    #[default]
+    Automatic,
+    /// A Gaussian process over the choices of the space: best on few and on precise samples.
+    GaussianProcess,
+    /// Several networks, whose mean is the prediction (paper §3.4: one network).
+    Ensemble,
+}
+
+impl Method {
+    /// Every method, with its name and a line of help.
+    pub const TABLE: &[(Method, &str, &str)] = &[
+        (Method::Automatic, "automatic", "A Gaussian process on up to 2,000 samples, an ensemble on more"),
+        (Method::GaussianProcess, "gaussian-process", "A Gaussian process over the choices of the space"),
+        (Method::Ensemble, "ensemble", "Networks whose mean is the prediction (--members)"),
+    ];
+
+    /// Whether a Gaussian process is fitted to `samples` samples.
+    pub(super) fn is_process(self, samples: usize) -> bool {
+        match self {
+            Method::Automatic => samples <= PROCESS_SAMPLES,
+            Method::GaussianProcess => true,
+            Method::Ensemble => false,
+        }
+    }
+}
+
+/// How the predictor is fitted. All but the method is for an ensemble.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FitSettings {
+    /// What is fitted.
+    pub method: Method,
     /// Width of each of the three hidden layers.
     pub hidden: usize,
-    /// Learning rate of Adam at the start; it falls to zero along a cosine.
+    /// Initial learning rate of Adam; it falls to zero along a cosine.
     pub learning_rate: f64,
     /// Weight decay, decoupled (AdamW; the reference adds it to the gradient, which at this size makes no difference).
     pub weight_decay: f64,
-    /// Most samples a step; small sets take a quarter of theirs, but at least 8.
+    /// Most samples per step; a small set takes a quarter of its samples, but at least 8.
     pub batch_size: usize,
     /// Optimizer steps. `None`: 100, and for more than 256 training samples 100 x sqrt(samples / 256).
     ///
-    /// The steps are what regularises: more of them go on to fit the noise of the measured accuracies. On a synthetic
+    /// The number of steps regularises the fit: further steps fit the noise of the measured accuracies. On a synthetic
     /// accuracy over `cifar-mbv3` (spread 3 points, noise 1.2 points as of a thousand validation images), 1,600 samples
     /// ranked best after 200 steps (Kendall tau .90; .84 after 375, .81 after 625) and 24 to 200 samples after about
-    /// 100; with a quarter of the noise more steps gained nothing. A rule loses no samples to an inner validation
-    /// split, which for 40 samples would be too small to stop by.
+    /// 100; with a quarter of the noise more steps gained nothing. A fixed rule loses no samples to an inner validation
+    /// split, which for 40 samples would be too small for early stopping.
     pub steps: Option<usize>,
-    /// Networks whose mean is the prediction. With several, each leaves out another share of the samples while fitting,
-    /// and their spread tells how sure the prediction is; with one there is no telling.
+    /// Networks whose mean is the prediction. With several, each is fitted without a different fold, and their spread
+    /// gives the deviation of the prediction; a single network has no deviation.
     pub members: usize,
 }
 
-/// Most members, as each is asked about every subnet of a search.
+/// Most members, since each predicts every subnet of a search.
 pub(super) const MOST_MEMBERS: usize = 64;
 
 impl Default for FitSettings {
     fn default() -> Self {
-        FitSettings { hidden: 400, learning_rate: 1e-3, weight_decay: 1e-4, batch_size: 64, steps: None, members: 5 }
+        FitSettings {
+            method: Method::default(),
+            hidden: 400,
+            learning_rate: 1e-3,
+            weight_decay: 1e-4,
+            batch_size: 64,
+            steps: None,
+            members: 5,
+        }
     }
 }
 
@@ -72,24 +116,24 @@ impl FitSettings {
     }
 }
 
-/// What is fitted: rows of one-hot inputs (as positions of their ones) and their accuracies.
+/// Training data: one-hot inputs (as positions of their ones) and accuracies.
 pub(super) struct Table<'a> {
     /// The prior of the linear part.
     pub basis: &'a Basis,
     /// Number of features.
     pub width: usize,
-    /// Positions of the ones, a list a sample.
+    /// Positions of the ones, one list per sample.
     pub inputs: &'a [Vec<usize>],
     /// Accuracies.
     pub targets: &'a [f64],
 }
 
-/// Fits the network number `member`; `progress` gets the steps done, all steps and the loss of the step (root mean
-/// squared error in accuracy).
+/// Fits network number `member`; `progress` gets the steps done, all steps and the loss of the step (root mean squared
+/// error in accuracy).
 ///
 /// Targets are scaled while fitting, and the scale is folded into the output layer afterwards: the learning rate suits
 /// accuracies that differ by a tenth of a point or by fifty.
-pub(super) fn fit(
+pub(super) fn fit_network(
     table: &Table,
     settings: &FitSettings,
     seed: u64,
@@ -100,7 +144,7 @@ pub(super) fn fit(
     let count = table.inputs.len();
     let linear = Linear::fit(table.basis, table.inputs, table.targets);
     let rest: Vec<f64> = table.inputs.iter().zip(table.targets).map(|(input, t)| t - linear.predict(input)).collect();
-    // Their mean is zero: the linear part has it.
+    // The remainder has mean zero: the linear part includes the mean.
     let spread = (rest.iter().map(|r| r * r).sum::<f64>() / count as f64).sqrt().max(1e-6);
     let mut dense = vec![0.0f32; count * table.width];
     for (row, active) in dense.chunks_exact_mut(table.width).zip(table.inputs) {

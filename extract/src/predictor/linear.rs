@@ -1,21 +1,24 @@
-//! The linear part of a predictor: what each choice adds by itself, before the network learns what choices do together.
+//! The linear part of a predictor: the separate contribution of each choice, before the network learns interactions of
+//! choices.
 //!
-//! A sum over choices explains most of a subnet's accuracy, and mostly in the order of their sizes. A ridge regression
-//! whose prior says so needs fewer samples for that than the network, which would have to find it out.
+//! A sum over choices explains most of a subnet's accuracy, and the contributions mostly have the order of the choices'
+//! sizes. A ridge regression with this prior needs fewer samples than the network, which would have to learn it.
 
 use super::features::{Features, Group};
 use crate::cholesky::{Cholesky, dot};
 use ofa_supernet::SearchSpace;
 
-/// What a block's presence, a resolution or a width may add, in units of what a kernel size or expand ratio may add.
+/// Expected contribution of a block's presence, a resolution or a width, relative to that of a kernel size or expand
+/// ratio.
 const LARGE: f64 = 2.0;
-/// The same of a choice in the middle that is off the line between its neighbours.
+/// Expected deviation of a middle choice from the line between its neighbours, relative to the contribution of a kernel
+/// size or expand ratio.
 const BENT: f64 = 0.5;
-/// Strengths of the prior that are tried, in units of the targets' variance.
+/// Candidate strengths of the prior, in units of the targets' variance.
 const PRIORS: [f64; 7] = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
 
-/// The prior: a vector for each one-hot feature, so that a weight of unit variance for each of their entries gives
-/// weights of features as we expect them.
+/// The prior: a vector per one-hot feature. Weights of unit variance for the entries of these vectors give features
+/// weights with the expected variances and correlations.
 pub(super) struct Basis {
     width: usize,
     /// `[features, width]`
@@ -56,7 +59,7 @@ impl Basis {
         &self.rows[feature * self.width..][..self.width]
     }
 
-    /// The sum over a subnet's features, `[width]`.
+    /// Sum of the rows of a subnet's features, `[width]`.
     pub(super) fn of(&self, active: &[usize]) -> Vec<f64> {
         let mut sum = vec![0.0; self.width];
         for &feature in active {
@@ -66,7 +69,7 @@ impl Basis {
     }
 }
 
-/// Adds `row` times itself to the lower triangle of `matrix`.
+/// Adds the outer product of `row` with itself to the lower triangle of `matrix`.
 pub(super) fn add_square(matrix: &mut [f64], row: &[f64]) {
     for (i, line) in matrix.chunks_exact_mut(row.len()).enumerate() {
         line[..=i].iter_mut().zip(row).for_each(|(sum, value)| *sum += row[i] * value);
@@ -75,14 +78,14 @@ pub(super) fn add_square(matrix: &mut [f64], row: &[f64]) {
 
 /// A linear function of one-hot features.
 pub(super) struct Linear {
-    /// One for each feature.
+    /// Weight of each feature.
     pub weights: Vec<f64>,
     pub bias: f64,
 }
 
 impl Linear {
-    /// The ridge regression with the strength of the prior that predicts each sample best from the others
-    /// (leave-one-out, in closed form: Golub, Heath and Wahba, Technometrics 1979).
+    /// Ridge regression with the strength of the prior that best predicts each sample from the others (leave-one-out,
+    /// in closed form: Golub, Heath and Wahba, Technometrics 1979).
     pub(super) fn fit(basis: &Basis, inputs: &[Vec<usize>], targets: &[f64]) -> Self {
         let (count, width) = (targets.len() as f64, basis.width);
         let mean = targets.iter().sum::<f64>() / count;
@@ -107,7 +110,7 @@ impl Linear {
             });
             Some((unseen.map(|error| error * error).sum(), solution))
         };
-        // Without any spread there is nothing to explain, and no prior is better than another.
+        // Without spread there is nothing to explain, and no prior is better than another.
         let fits = PRIORS.into_iter().filter(|_| variance > 0.0).filter_map(fit);
         let best = fits.reduce(|best, next| if next.0 < best.0 { next } else { best });
         let solution = best.map_or_else(|| vec![0.0; width], |(_, solution)| solution);
@@ -128,7 +131,7 @@ mod tests {
     use rand::Rng;
 
     #[test]
-    fn finds_a_sum_over_choices_from_few_samples_and_their_noise_aside() {
+    fn finds_a_sum_over_choices_from_few_samples_despite_noise() {
         for (name, count) in [("mbv3-w1.0", 90), ("resnet-tiny", 40)] {
             let space = SearchSpace::named(name).unwrap();
             let basis = Basis::new(&space);

@@ -1,6 +1,6 @@
-//! How well predictions fit measurements. Pure functions of two equally long lists.
+//! Metrics of the agreement between predictions and measurements, as pure functions of two equally long lists.
 
-/// Root mean squared error. `None` for empty lists.
+/// Root mean squared error; `None` for empty lists.
 pub fn rmse(measured: &[f64], predicted: &[f64]) -> Option<f64> {
     assert_eq!(measured.len(), predicted.len());
     if measured.is_empty() {
@@ -10,7 +10,7 @@ pub fn rmse(measured: &[f64], predicted: &[f64]) -> Option<f64> {
     Some((sum / measured.len() as f64).sqrt())
 }
 
-/// Pearson's correlation, between -1 and 1. `None` when a list is constant (or shorter than two): it is then undefined.
+/// Pearson correlation, between -1 and 1; `None` (undefined) if a list is constant or shorter than two.
 pub fn pearson(measured: &[f64], predicted: &[f64]) -> Option<f64> {
     assert_eq!(measured.len(), predicted.len());
     let count = measured.len() as f64;
@@ -26,10 +26,10 @@ pub fn pearson(measured: &[f64], predicted: &[f64]) -> Option<f64> {
     (scale > 0.0).then(|| (both / scale).clamp(-1.0, 1.0))
 }
 
-/// Kendall's tau-b, between -1 and 1: concordant less discordant pairs, corrected for ties (Kendall, Biometrika 1945).
-/// `None` when all pairs of a list are tied: it is then undefined.
+/// Kendall's tau-b, between -1 and 1: concordant less discordant pairs, corrected for ties (Kendall, Biometrika 1945);
+/// `None` (undefined) if all pairs of a list are tied.
 ///
-/// Every pair is looked at, which for a few thousand held-out subnets takes milliseconds.
+/// All pairs are compared, which takes milliseconds for a few thousand held-out subnets.
 pub fn kendall_tau(measured: &[f64], predicted: &[f64]) -> Option<f64> {
     assert_eq!(measured.len(), predicted.len());
     let (mut balance, mut untied_m, mut untied_p) = (0i64, 0u64, 0u64);
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn undefined_is_said() {
+    fn undefined_metrics_are_none() {
         assert_eq!(rmse(&[], &[]), None);
         assert_eq!(pearson(&[1.0, 2.0], &[5.0, 5.0]), None);
         assert_eq!(pearson(&[], &[]), None);

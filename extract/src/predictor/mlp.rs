@@ -1,14 +1,14 @@
-//! The fitted network and its linear part as plain numbers, and its fast forward pass.
+//! Fitted network and linear part as plain numbers, with a fast forward pass.
 //!
-//! The input is one-hot and more than half of what ReLU leaves is zero, so every product skips zeros. Every subnet's
-//! sums run in the same order whatever the batch and the threads, so a prediction does not depend on them.
+//! The input is one-hot and ReLU zeroes more than half of each hidden layer, so every product skips zeros. The sums of
+//! a subnet run in the same order for any batch and number of threads, so its prediction does not depend on them.
 
 use ofa_supernet::ops::{SparseLayer, SparseRows};
 use rayon::prelude::*;
 
-/// Most subnets that pass through a layer at a time on one thread.
+/// Most subnets per pass on one thread.
 const BATCH: usize = 128;
-/// Fewest subnets that are worth a thread of their own.
+/// Fewest subnets for which another thread pays.
 const FEWEST: usize = 16;
 
 /// A fully connected layer, `y = x W + b`.
@@ -29,8 +29,8 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    /// Layers of shapes `[inputs, hidden]`, `[hidden, hidden]` twice and `[hidden, 1]`; what each input adds to the
-    /// output, `[inputs]`.
+    /// Makes a network from layers of shapes `[inputs, hidden]`, `[hidden, hidden]` twice and `[hidden, 1]`, and the
+    /// linear weights `[inputs]`.
     pub fn new(layers: [Layer; 4], linear: Vec<f32>) -> Self {
         let hidden = [0, 1, 2].map(|index| SparseLayer::new(&layers[index].weight, &layers[index].bias));
         Mlp { layers, linear, hidden }
@@ -41,12 +41,12 @@ impl Mlp {
         &self.layers
     }
 
-    /// What each input adds to the output.
+    /// Weight of each input in the linear part.
     pub fn linear(&self) -> &[f32] {
         &self.linear
     }
 
-    /// One output for each of `inputs`; `features` writes the active features of one.
+    /// Output for each of `inputs`; `features` appends the active features of an input.
     pub fn forward<T: Sync, E: Send>(
         &self,
         inputs: &[T],
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn forward_equals_the_definition_for_every_batch() {
-        // 110 is no multiple of a vector's length, 70 subnets no multiple of what passes together.
+        // 110 is not a multiple of a vector's length, nor 70 subnets of the number that pass together.
         let (inputs, hidden) = (11, 110);
         let mut rng = generator(1, Stream::Weights, &[]);
         let mut layer = |inputs: usize, outputs: usize| Layer {

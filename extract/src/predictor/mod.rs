@@ -1,24 +1,30 @@
-//! Predicts a subnet's accuracy from its choices (paper §3.4), so that a search can ask about many thousand subnets.
+//! Accuracy predictor: predicts a subnet's accuracy from its choices (paper §3.4), so that a search can score many
+//! thousand subnets.
 //!
 //! | module | concern |
 //! | --- | --- |
 //! | [`sample`] | measured accuracies and their file |
-//! | `provenance` | what accuracies were measured with |
+//! | `provenance` | conditions of the measurements |
 //! | [`features`] | a subnet as a one-hot vector |
 //! | [`metrics`] | how good predictions are |
-//! | `linear` | what each choice adds by itself |
-//! | `fit`, `mlp`, `store` | fitting one network, its fast forward pass, the file |
+//! | `process` | a Gaussian process: its fit, its predictions and how sure they are |
+//! | `encoding`, `likelihood` | a subnet as its numbers; how much each of them counts |
 //! | `ensemble` | several networks: folds, spread, how sure a prediction is |
+//! | `linear`, `fit`, `mlp` | what each choice adds by itself, fitting one network, its fast forward pass |
+//! | `store` | the file |
 //! | [`active`] | which subnets to measure next |
 //! | `published` | importing the predictor that the authors published |
 
 pub mod active;
+mod encoding;
 mod ensemble;
 pub mod features;
 mod fit;
+mod likelihood;
 mod linear;
 pub mod metrics;
 mod mlp;
+mod process;
 mod provenance;
 mod published;
 pub mod sample;
@@ -26,110 +32,117 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use fit::FitSettings;
+pub use fit::{FitSettings, Method};
 pub use provenance::{Provenance, other_weights};
 pub use sample::{Sample, SampleWriter, read_provenance, read_samples};
 
 use crate::{Error, Result};
-use features::Features;
-use mlp::Mlp;
+use ensemble::Ensemble;
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::{SearchSpace, Subnet, files};
+use process::Process;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
-/// Fewest different subnets a predictor is fitted on: with less, the held-out fifth says nothing.
+/// Fewest distinct subnets that a predictor is fitted to: with fewer, the held-out fifth says nothing.
 pub const FEWEST_SAMPLES: usize = 10;
 
-/// A fitted accuracy predictor: the mean of its members.
+/// A fitted accuracy predictor.
 #[derive(Debug, Clone)]
 pub struct Predictor {
     space: SearchSpace,
-    members: Vec<Mlp>,
-    /// Standard deviation of measured accuracies about what the members agree on.
-    noise: f32,
+    model: Model,
     origin: Option<Origin>,
+}
+
+/// What predicts.
+#[derive(Debug, Clone)]
+enum Model {
+    Process(Box<Process>),
+    Ensemble(Ensemble),
 }
 
 /// Where a predictor comes from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// The authors of once-for-all published it, for a supernet whose weights are not known here.
+    /// Published by the authors of once-for-all, for a supernet whose weights are not known here.
     Published,
-    /// [`Predictor::fit`].
+    /// Fitted by [`Predictor::fit`].
     Fitted {
-        /// What the samples were measured with; `None` if they do not say.
+        /// Conditions of the samples' measurements; `None` if not recorded.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         measured_with: Option<Provenance>,
-        /// Held-out subnets that judged the predictor.
+        /// Number of held-out subnets that the predictor was judged on.
         held_out: usize,
-        /// Kendall's tau on them; `None` where undefined.
+        /// Kendall's tau on the held-out subnets; `None` if undefined.
         kendall_tau: Option<f64>,
     },
 }
 
-/// Kendall's tau below which a predictor's order is no use for a search: of two subnets, less than two thirds are put
-/// in the right order.
+/// Kendall's tau below which a predictor's order is of no use for a search: fewer than two thirds of the pairs of
+/// subnets are in the right order.
 const POOR_TAU: f64 = 0.3;
 
-/// A prediction, and how sure it is.
+/// Predicted accuracy with its deviation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Prediction {
-    /// Predicted accuracy (about 0 to 1; not clipped, so that order is kept).
+    /// Predicted accuracy (about 0 to 1; not clipped, so that the order is kept).
     pub accuracy: f64,
-    /// Standard deviation of a measured accuracy about it.
+    /// Standard deviation of a measured accuracy about the prediction.
     pub deviation: f64,
 }
 
-/// How a fit went, judged on samples that it did not see.
+/// Quality of a fit, judged on samples that it did not see.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FitReport {
-    /// Different subnets given.
+    /// Number of distinct subnets given.
     pub samples: usize,
-    /// How many of them (a fifth, drawn by seed) were held out; the figures below are theirs.
+    /// Number of them that were held out (a fifth, drawn by seed); the figures below are of these.
     pub held_out: usize,
     /// Root mean squared error, in accuracy (0.01 is one point).
     pub rmse: f64,
-    /// Pearson's correlation; `None` (null) when it is undefined, as all measured or all predicted values are equal.
+    /// Pearson correlation; `None` (null) if undefined, since all measured or all predicted values are equal.
     pub pearson: Option<f64>,
-    /// Kendall's tau-b: how well the order is kept, which is what a search needs; `None` as for `pearson`.
+    /// Kendall's tau-b, the agreement of the order, which a search needs; `None` as for `pearson`.
     pub kendall_tau: Option<f64>,
-    /// Networks that were fitted.
+    /// Networks that were fitted; 0 for a Gaussian process.
     pub members: usize,
-    /// Each sample that was not held out, predicted by the one member that did not see it; `None` for a single member.
+    /// Each sample that was not held out, predicted without being seen: by the member that did not, or by a Gaussian
+    /// process of all others; `None` for a single member.
     pub cross_validation: Option<CrossValidation>,
-    /// How well the deviations fit the held-out samples; `None` for a single member.
+    /// Agreement of the deviations with the held-out samples; `None` for a single member.
     pub calibration: Option<Calibration>,
-    /// What the samples were measured with; `None` if they do not say.
+    /// Conditions of the samples' measurements; `None` if not recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured_with: Option<Provenance>,
     /// Seed of split, weights and order.
     pub seed: u64,
-    /// How it was fitted.
+    /// Settings of the fit.
     pub settings: FitSettings,
-    /// Each held-out subnet.
+    /// Measured and predicted accuracy of each held-out subnet.
     pub pairs: Vec<HeldOut>,
 }
 
-/// Figures over all folds, each predicted by a network that did not see it.
+/// Figures over all folds, each predicted without being seen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CrossValidation {
-    /// Folds, as many as members.
+    /// Folds: as many as members, or for a Gaussian process as many as samples.
     pub folds: usize,
-    /// As in [`FitReport`].
+    /// Root mean squared error, in accuracy.
     pub rmse: f64,
-    /// As in [`FitReport`].
+    /// Pearson correlation; `None` if undefined.
     pub pearson: Option<f64>,
-    /// As in [`FitReport`].
+    /// Kendall's tau-b; `None` if undefined.
     pub kendall_tau: Option<f64>,
 }
 
-/// Whether a predictor is as sure as it should be.
+/// Calibration of a predictor's deviations.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
-    /// Share of the held-out accuracies within the interval that should hold 90 % of them: 1.645 deviations either way.
+    /// Fraction of the held-out accuracies within the interval that should hold 90 % of them: 1.645 deviations either
+    /// way.
     pub within_90: f64,
     /// Mean deviation, in accuracy.
     pub mean_deviation: f64,
@@ -138,30 +151,28 @@ pub struct Calibration {
 /// Half the width of the interval that holds 90 % of a normal distribution, in standard deviations.
 const NORMAL_90: f64 = 1.645;
 
-/// A held-out subnet, measured and predicted.
+/// Held-out subnet, measured and predicted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HeldOut {
     /// The subnet.
     pub subnet: Subnet,
     /// Measured accuracy.
     pub measured: f64,
-    /// Predicted accuracy, 0 to 1. The figures of the report are those of the predictions before they are limited to
-    /// that.
+    /// Predicted accuracy, clipped to 0 to 1; the figures of the report use unclipped predictions.
     pub predicted: f64,
-    /// Its deviation; `None` for a single member.
+    /// Deviation of the prediction; `None` for a single member.
     pub deviation: Option<f64>,
 }
 
 impl Predictor {
-    /// Fits a predictor on four fifths of `samples` and judges it on the rest. The judged predictor is the one
-    /// returned.
+    /// Fits a predictor to four fifths of `samples`, judges it on the rest, and returns it.
     ///
-    /// Several samples of one subnet count as one with their mean, so that none is on both sides. `progress` gets the
-    /// steps done, all steps, and the step's root mean squared error. Same input and seed: same bits.
+    /// Several samples of one subnet count as one with their mean, so that no subnet is on both sides. `progress` gets
+    /// the steps done, all steps, and the step's root mean squared error. Equal input and seed give equal bits.
     ///
     /// # Errors
-    /// Fewer than [`FEWEST_SAMPLES`] different subnets, a subnet outside `space`, an accuracy outside 0..1, impossible
-    /// settings, or a loss that is no number.
+    /// Fewer than [`FEWEST_SAMPLES`] distinct subnets, a subnet outside `space`, an accuracy outside 0..1, impossible
+    /// settings, or a loss that is not finite.
     pub fn fit(
         space: &SearchSpace,
         samples: &[Sample],
@@ -174,23 +185,26 @@ impl Predictor {
         let mut samples = distinct(samples)?;
         if samples.len() < FEWEST_SAMPLES {
             return Err(Error::Predictor(format!(
-                "{} different subnets are measured, at least {FEWEST_SAMPLES} are needed (1,000 or more are advisable); sample more",
+                "{} different subnets are measured, but at least {FEWEST_SAMPLES} are needed (1,000 or more are advisable); measure more",
                 samples.len()
             )));
         }
         samples.shuffle(&mut generator(seed, Stream::HeldOut, &[]));
         let (held_out, train) = samples.split_at((samples.len() as f64 / 5.0).round() as usize);
-        let (mut predictor, unseen) = ensemble::fit_members(space, train, settings, seed, progress)?;
+        let (mut predictor, unseen) = Predictor::fit_all(space, train, settings, seed, progress)?;
 
         let subnets: Vec<Subnet> = held_out.iter().map(|s| s.subnet.clone()).collect();
         let measured: Vec<f64> = held_out.iter().map(|s| s.accuracy).collect();
         let predicted = predictor.predict(&subnets)?;
-        let deviations =
-            if predictor.members.len() > 1 { Some(predictor.predict_with_deviation(&subnets)?) } else { None };
+        let deviations = predictor.has_deviation().then(|| predictor.predict_with_deviation(&subnets)).transpose()?;
+        let members = match &predictor.model {
+            Model::Process(_) => 0,
+            Model::Ensemble(ensemble) => ensemble.members.len(),
+        };
         let cross_validation = unseen.map(|unseen| {
             let measured: Vec<f64> = train.iter().map(|s| s.accuracy).collect();
             CrossValidation {
-                folds: settings.members.min(train.len()),
+                folds: if members == 0 { train.len() } else { members },
                 rmse: metrics::rmse(&measured, &unseen).expect("four fifths of ten or more are not empty"),
                 pearson: metrics::pearson(&measured, &unseen),
                 kendall_tau: metrics::kendall_tau(&measured, &unseen),
@@ -216,7 +230,7 @@ impl Predictor {
             rmse: metrics::rmse(&measured, &predicted).expect("a fifth of ten or more is not empty"),
             pearson: metrics::pearson(&measured, &predicted),
             kendall_tau: metrics::kendall_tau(&measured, &predicted),
-            members: predictor.members.len(),
+            members,
             cross_validation,
             calibration,
             measured_with: None,
@@ -229,6 +243,28 @@ impl Predictor {
         Ok((predictor, report))
     }
 
+    /// Fits a predictor to all of `samples`, which are two or more different ones in random order, and does not judge
+    /// it. The second result is each sample's prediction without being seen, if there is one.
+    ///
+    /// # Errors
+    /// As [`fit`](Self::fit).
+    fn fit_all(
+        space: &SearchSpace,
+        samples: &[Sample],
+        settings: &FitSettings,
+        seed: u64,
+        progress: &mut (dyn FnMut(usize, usize, f64) + Send),
+    ) -> Result<(Predictor, Option<Vec<f64>>)> {
+        let (model, unseen) = if settings.method.is_process(samples.len()) {
+            let (process, unseen) = Process::fit(space, samples, progress)?;
+            (Model::Process(Box::new(process)), Some(unseen))
+        } else {
+            let (ensemble, unseen) = ensemble::fit(space, samples, settings, seed, progress)?;
+            (Model::Ensemble(ensemble), unseen)
+        };
+        Ok((Predictor { space: space.clone(), model, origin: None }, unseen))
+    }
+
     /// Notes what the samples of a fitted predictor were measured with.
     pub fn set_provenance(&mut self, provenance: Option<Provenance>) {
         if let Some(Origin::Fitted { measured_with, .. }) = &mut self.origin {
@@ -236,7 +272,7 @@ impl Predictor {
         }
     }
 
-    /// Checksum of the weights of the supernet that the predictor predicts; `None` if it is not known.
+    /// Checksum of the weights of the supernet that the predictor was fitted for; `None` if not known.
     pub fn weights(&self) -> Option<&str> {
         match &self.origin {
             Some(Origin::Fitted { measured_with: Some(provenance), .. }) => Some(&provenance.weights),
@@ -244,16 +280,16 @@ impl Predictor {
         }
     }
 
-    /// Checksum of the predictor's file, as eight hexadecimal digits: what was found with the predictor can be told
-    /// from what another one gives.
+    /// Checksum of the predictor's file, as eight hexadecimal digits, which tells results of this predictor from those
+    /// of another.
     ///
     /// # Errors
-    /// A predictor that has no form as a file.
+    /// A predictor that cannot be serialised.
     pub fn checksum(&self) -> Result<String> {
         Ok(format!("{:08x}", files::checksum(&self.content()?)))
     }
 
-    /// What speaks against searching the supernet whose weights have the checksum `weights` by this predictor, each in
+    /// Reasons to doubt a search of the supernet whose weights have the checksum `weights` with this predictor, each in
     /// a sentence.
     pub fn doubts(&self, weights: &str) -> Vec<String> {
         let mut doubts = Vec::new();
@@ -261,18 +297,16 @@ impl Predictor {
             Some(Origin::Published) => {}
             Some(Origin::Fitted { measured_with, held_out, kendall_tau }) => {
                 match measured_with {
-                    Some(provenance) => {
-                        doubts.extend(other_weights(&provenance.weights, weights).map(|other| {
-                            format!("it was fitted for {other}; fit it anew with `ofa predictor --discard`")
-                        }))
-                    }
+                    Some(provenance) => doubts.extend(other_weights(&provenance.weights, weights).map(|other| {
+                        format!("the predictor was fitted for {other}; fit it again with `ofa predictor --discard`")
+                    })),
                     None => doubts.push(UNKNOWN_WEIGHTS.to_string()),
                 }
                 if kendall_tau.is_none_or(|tau| tau < POOR_TAU) {
                     let tau = kendall_tau.map_or("undefined".to_string(), |tau| format!("{tau:.2}"));
                     doubts.push(format!(
-                        "Kendall's tau is {tau} on {held_out} held-out subnets (1 is the right order, 0 chance), so the order of \
-                         predictions says little; measure more subnets (--samples) or on more images (--images), or search with \
+                        "Kendall's tau is {tau} on {held_out} held-out subnets (1 is the right order, 0 chance), so predictions rank \
+                         subnets poorly; measure more subnets (--samples) or on more images (--images), or search with \
                          `--score measured`"
                     ));
                 }
@@ -282,53 +316,44 @@ impl Predictor {
         doubts
     }
 
-    /// The space whose subnets it knows.
+    /// The space whose subnets the predictor knows.
     pub fn space(&self) -> &SearchSpace {
         &self.space
     }
 
-    /// Whether it knows how sure it is.
+    /// Whether predictions have a deviation.
     pub fn has_deviation(&self) -> bool {
-        self.members.len() > 1
+        match &self.model {
+            Model::Process(_) => true,
+            Model::Ensemble(ensemble) => ensemble.members.len() > 1,
+        }
     }
 
-    /// Predicted accuracy (about 0 to 1; not clipped, so that order is kept) of each subnet.
+    /// Predicted accuracy of each subnet (about 0 to 1; not clipped, so that the order is kept).
     ///
     /// # Errors
     /// A subnet outside the space.
     pub fn predict(&self, subnets: &[Subnet]) -> Result<Vec<f64>> {
-        let members = self.by_member(subnets)?;
-        Ok((0..subnets.len()).map(|subnet| ensemble::mean(&members, subnet)).collect())
+        match &self.model {
+            Model::Process(process) => process.predict(subnets),
+            Model::Ensemble(ensemble) => ensemble.predict(&self.space, subnets),
+        }
     }
 
-    /// The same with how sure it is.
+    /// Predicted accuracy of each subnet, and how sure it is.
     ///
     /// # Errors
-    /// A subnet outside the space, and a predictor of a single member, which does not know.
+    /// A subnet outside the space, and a predictor that is a single network, which does not know.
     pub fn predict_with_deviation(&self, subnets: &[Subnet]) -> Result<Vec<Prediction>> {
-        if !self.has_deviation() {
-            return Err(Error::Predictor(
-                "it is a single network, which does not know how sure it is; fit one of several with `ofa predictor --members 5`".into(),
-            ));
+        match &self.model {
+            Model::Process(process) => process.predict_with_deviation(subnets),
+            Model::Ensemble(ensemble) => ensemble.predict_with_deviation(&self.space, subnets),
         }
-        let members = self.by_member(subnets)?;
-        let prediction = |subnet| Prediction {
-            accuracy: ensemble::mean(&members, subnet),
-            deviation: (ensemble::variance(&members, subnet) + f64::from(self.noise).powi(2)).sqrt(),
-        };
-        Ok((0..subnets.len()).map(prediction).collect())
-    }
-
-    /// Each member's prediction of each subnet.
-    fn by_member(&self, subnets: &[Subnet]) -> Result<Vec<Vec<f64>>> {
-        let features = Features::new(&self.space);
-        let push = |subnet: &Subnet, active: &mut Vec<usize>| features.push(subnet, active);
-        self.members.iter().map(|member| member.forward(subnets, push)).collect()
     }
 }
 
-/// Said of a predictor whose weights are not known.
-const UNKNOWN_WEIGHTS: &str = "it does not say for which weights it was fitted, as those of earlier versions; fit it anew with `ofa predictor --discard`";
+/// Doubt about a predictor whose weights are not known.
+const UNKNOWN_WEIGHTS: &str = "this predictor of an earlier version does not record the weights it was fitted for; fit it again with `ofa predictor --discard`";
 
 /// Checks that `space` has enough subnets for a predictor.
 ///
@@ -340,7 +365,7 @@ pub fn check_space(space: &SearchSpace) -> Result<()> {
     if count < FEWEST_SAMPLES as f64 {
         let only = if count == 1.0 { "one subnet".to_string() } else { format!("{count} subnets") };
         return Err(Error::Predictor(format!(
-            "the space '{}' has only {only}, a predictor needs {FEWEST_SAMPLES} different ones; search with `--score measured`, which \
+            "the space '{}' has only {only}, but a predictor needs {FEWEST_SAMPLES}; search with `--score measured`, which \
              can measure all of them",
             space.name
         )));
@@ -348,9 +373,9 @@ pub fn check_space(space: &SearchSpace) -> Result<()> {
     Ok(())
 }
 
-/// One sample a subnet, in order of first appearance, with the mean of its accuracies.
+/// One sample per subnet, in order of first appearance, with the mean of its accuracies.
 fn distinct(samples: &[Sample]) -> Result<Vec<Sample>> {
-    let mut places: HashMap<&Subnet, usize> = HashMap::new();
+    let mut indices: HashMap<&Subnet, usize> = HashMap::new();
     let mut sums: Vec<(&Subnet, f64, f64)> = Vec::new();
     for sample in samples {
         if !(0.0..=1.0).contains(&sample.accuracy) {
@@ -359,12 +384,12 @@ fn distinct(samples: &[Sample]) -> Result<Vec<Sample>> {
                 sample.subnet, sample.accuracy
             )));
         }
-        let place = *places.entry(&sample.subnet).or_insert(sums.len());
-        if place == sums.len() {
+        let index = *indices.entry(&sample.subnet).or_insert(sums.len());
+        if index == sums.len() {
             sums.push((&sample.subnet, 0.0, 0.0));
         }
-        sums[place].1 += sample.accuracy;
-        sums[place].2 += 1.0;
+        sums[index].1 += sample.accuracy;
+        sums[index].2 += 1.0;
     }
     Ok(sums.into_iter().map(|(subnet, sum, count)| Sample { subnet: subnet.clone(), accuracy: sum / count }).collect())
 }

@@ -1,11 +1,12 @@
-//! What accuracies were measured with. Accuracies of other weights or images cannot be compared, nor fitted together.
+//! Conditions of accuracy measurements. Accuracies of other weights or images can neither be compared nor fitted
+//! together.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
 
-/// What a set of accuracies was measured with.
+/// Conditions under which accuracies were measured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Provenance {
@@ -25,8 +26,7 @@ pub struct Provenance {
 }
 
 impl Provenance {
-    /// Everything in which accuracies measured with `self` differ from those measured with `now`, in words; `None` if
-    /// nothing does.
+    /// Differences between the conditions `self` and `now`, in words; `None` if they are equal.
     pub fn difference(&self, now: &Provenance) -> Option<String> {
         let mut differences = Vec::new();
         differences.extend(other_weights(&self.weights, &now.weights));
@@ -49,12 +49,13 @@ impl Provenance {
     }
 }
 
-/// Names the weights with the checksum `before` where the supernet's are others by `now`; `None` if they are not.
+/// Describes the weights with the checksum `before` if the supernet's checksum `now` is another; `None` if they are
+/// equal.
 pub fn other_weights(before: &str, now: &str) -> Option<String> {
     (before != now).then(|| format!("other weights (checksum {before}, the supernet now has {now})"))
 }
 
-/// The text of a line of samples: `weights 9bc4f2a1 data 0a1b-9f recalibration 500 images 1000 batch 100 seed 0`.
+/// Text form in a line of samples: `weights 9bc4f2a1 data 0a1b-9f recalibration 500 images 1000 batch 100 seed 0`.
 impl fmt::Display for Provenance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Provenance { weights, data, recalibration, images, batch, seed } = self;
@@ -103,7 +104,7 @@ impl FromStr for Provenance {
 impl Provenance {
     const FORM: &str = "'weights CHECKSUM data DIGEST recalibration N images N batch N seed N'";
 
-    /// Serialises as text: a line of samples stays one flat object.
+    /// Serialises as text, so that a line of samples stays a flat object.
     pub(super) fn to_text<S: Serializer>(provenance: &Option<Self>, serializer: S) -> Result<S::Ok, S::Error> {
         provenance.as_ref().map(Self::to_string).serialize(serializer)
     }
@@ -120,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_gives_back_what_was_written() {
+    fn text_round_trips() {
         let provenance = Provenance {
             weights: "0a".into(),
             data: "d1-7f".into(),

@@ -1,12 +1,12 @@
 //! Measured accuracies: `samples.jsonl`, a line
 //! `{"measured_with": "weights 9bc4f2a1 ...", "subnet": "r32 d2,...", "accuracy": 0.83}` per sample.
 //!
-//! The file grows by one line per measurement, so that a crash loses at most the measurement under way. It is the one
-//! file of this crate that is appended to instead of replaced; a line that a crash tore is recognised by its missing
-//! line end and dropped.
+//! The file grows by one line per measurement, so that a crash loses at most the current measurement. It is the only
+//! file of this crate that is appended to instead of replaced; a torn last line is recognised by its missing line end
+//! and dropped.
 //!
-//! Each sample says what it was measured with ([`Provenance`]); only accuracies that were measured alike stand in one
-//! file. Samples without `measured_with`, of a user's own or of an earlier version, are taken as they are.
+//! Each sample records the conditions of its measurement ([`Provenance`]), and all samples of a file must have the
+//! same. Samples without `measured_with`, from a user or from an earlier version, are accepted without this check.
 
 use super::Provenance;
 use crate::{Error, Result};
@@ -26,7 +26,7 @@ pub struct Sample {
     pub accuracy: f64,
 }
 
-/// A line of the file. The accuracy stands last, where people look for it.
+/// Line of the file. The accuracy is last, where people look for it.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {
@@ -62,10 +62,10 @@ pub fn read_samples(path: &Path, space: &SearchSpace) -> Result<Vec<Sample>> {
     Ok(parse(path, &bytes, space)?.0.iter().map(Line::sample).collect())
 }
 
-/// Reads what the samples of `path` were measured with; `None` if they do not all say the same.
+/// Reads the conditions of the samples' measurements in `path`; `None` if they are not all recorded and equal.
 ///
 /// # Errors
-/// As [`read_samples`].
+/// Errors of [`read_samples`].
 pub fn read_provenance(path: &Path, space: &SearchSpace) -> Result<Option<Provenance>> {
     let bytes = files::read_bytes(path)?;
     let (lines, _) = parse(path, &bytes, space)?;
@@ -73,7 +73,7 @@ pub fn read_provenance(path: &Path, space: &SearchSpace) -> Result<Option<Proven
     Ok(first.filter(|first| lines.iter().all(|line| line.measured_with.as_ref() == Some(first))))
 }
 
-/// Appends samples to a file.
+/// Writer that appends samples to a file.
 #[derive(Debug)]
 pub struct SampleWriter {
     path: PathBuf,
@@ -83,13 +83,13 @@ pub struct SampleWriter {
 }
 
 impl SampleWriter {
-    /// Opens `path` for appending samples that are measured with `provenance`, and returns what it already holds. The
-    /// file and its folder are made when they are missing, a torn last line is cut off. Samples that were measured with
-    /// anything else are refused. With `discard` they are dropped, and so are those that do not say with what; those
-    /// that were measured alike stay in either case.
+    /// Opens `path` for appending samples that are measured under `provenance`, and returns the samples that it already
+    /// holds. A missing file and folder are made, and a torn last line is cut off. Samples measured under other
+    /// conditions are refused; with `discard` they are dropped, and so are samples that do not record their conditions.
+    /// Samples measured under `provenance` stay in either case.
     ///
     /// # Errors
-    /// As [`read_samples`]; samples that were measured with something else; a file that cannot be made or written.
+    /// Errors of [`read_samples`]; samples measured under other conditions; a file that cannot be made or written.
     pub fn open(
         path: &Path,
         space: &SearchSpace,
@@ -103,7 +103,7 @@ impl SampleWriter {
         };
         let alike = |line: &Line| line.measured_with.as_ref() == Some(provenance);
         let (mut lines, mut whole) = match parse(path, &bytes, space) {
-            // Of another space, or damaged: what can be read may be kept.
+            // Samples of another space or a damaged file: readable lines may be kept.
             Err(_) if discard => (readable(&bytes, space), 0),
             parsed => parsed?,
         };
@@ -130,7 +130,7 @@ impl SampleWriter {
         Ok((writer, lines.iter().map(Line::sample).collect()))
     }
 
-    /// Number of samples in the file that do not say what they were measured with.
+    /// Number of samples in the file that do not record the conditions of their measurement.
     pub fn unattributed(&self) -> usize {
         self.unattributed
     }
@@ -151,7 +151,7 @@ impl SampleWriter {
     }
 }
 
-/// Why samples that were measured with `saved` cannot be added to by measuring with `now`, and what to do.
+/// Why samples measured under `saved` cannot be extended with measurements under `now`, and what to do.
 fn refusal(saved: &Provenance, now: &Provenance) -> String {
     let Provenance { recalibration, images, batch, seed, .. } = saved;
     let repeat = if (&saved.weights, &saved.data) == (&now.weights, &now.data) {
@@ -160,10 +160,10 @@ fn refusal(saved: &Provenance, now: &Provenance) -> String {
         String::new()
     };
     let difference = saved.difference(now).unwrap_or_default();
-    format!("its samples were measured with {difference}; {repeat}measure anew with --discard, which drops them")
+    format!("the samples were measured with {difference}; {repeat}drop them and measure again with --discard")
 }
 
-/// The samples in `bytes`, and how many bytes are whole lines.
+/// The samples in `bytes`, and the number of bytes in whole lines.
 fn parse(path: &Path, bytes: &[u8], space: &SearchSpace) -> Result<(Vec<Line>, usize)> {
     let mut samples = Vec::new();
     let mut whole = 0;
@@ -183,7 +183,7 @@ fn parse(path: &Path, bytes: &[u8], space: &SearchSpace) -> Result<(Vec<Line>, u
     Ok((samples, whole))
 }
 
-/// The lines of `bytes` that can be read.
+/// The readable lines of `bytes`.
 fn readable(bytes: &[u8], space: &SearchSpace) -> Vec<Line> {
     bytes.split(|&b| b == b'\n').filter_map(|line| parse_line(&String::from_utf8_lossy(line), space).ok()).collect()
 }
@@ -194,7 +194,7 @@ fn parse_line(text: &str, space: &SearchSpace) -> Result<Line, String> {
     check_accuracy(sample.accuracy)?;
     space
         .check(&sample.subnet)
-        .map_err(|e| format!("{e}; these samples belong to another search space, measure anew with --discard"))?;
+        .map_err(|e| format!("{e}; the sample belongs to another search space; measure again with --discard"))?;
     Ok(sample)
 }
 
@@ -238,12 +238,12 @@ mod tests {
             assert_eq!(found, [sample(0.5)]);
             writer.append(&sample(0.75)).unwrap();
             assert_eq!(read_samples(&path, &space).unwrap(), [sample(0.5), sample(0.75)]);
-            // A file that holds nothing whole is as good as none.
+            // A file without a whole line counts as empty.
             std::fs::write(&path, torn).unwrap();
             assert!(open(&path).unwrap().1.is_empty());
             assert!(std::fs::read(&path).unwrap().is_empty());
         }
-        // A whole last line that lacks only its end is kept, and the next one starts on a line of its own.
+        // A whole last line that lacks only its line end is kept, and the next sample starts on a new line.
         std::fs::write(&path, whole.trim_end()).unwrap();
         open(&path).unwrap().0.append(&sample(0.25)).unwrap();
         assert_eq!(read_samples(&path, &space).unwrap(), [sample(0.5), sample(0.25)]);
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_that_were_measured_otherwise_are_refused_or_discarded() {
+    fn samples_measured_under_other_conditions_are_refused_or_discarded() {
         let space = SearchSpace::named("tiny").unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("samples.jsonl");
@@ -274,12 +274,12 @@ mod tests {
             let error = open(&path).unwrap_err().to_string();
             assert!(error.contains("samples.jsonl") && error.contains(reason), "{error}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
-            // What was measured alike is not discarded: a stopped command is repeated as it was.
+            // Samples measured under the same conditions are not discarded: a stopped command is repeated as it was.
             let (_, found) = SampleWriter::open(&path, &space, &provenance(), true).unwrap();
             assert_eq!(found.len(), 1);
             assert_eq!(read_samples(&path, &space).unwrap(), found);
         }
-        // Samples that do not say it are taken as they are, and counted.
+        // Samples that do not record their conditions are accepted and counted.
         let own = line(None);
         std::fs::write(&path, format!("{good}{own}")).unwrap();
         assert_eq!(read_provenance(&path, &space).unwrap(), None);
@@ -309,7 +309,7 @@ mod tests {
         assert!(read_samples(&folder.path().join("none"), &space).is_err());
         std::fs::write(&path, format!("\u{feff}{good}\r\n{good}\r\n")).unwrap();
         assert_eq!(read_samples(&path, &space).unwrap(), [sample(0.5), sample(0.5)]);
-        // A line of any length gives an error of one.
+        // A long line gives a short error.
         let long = good.replace("r24", &format!("r24 d{}", "9".repeat(50_000)));
         std::fs::write(&path, format!("{good}\n{long}\n")).unwrap();
         let error = read_samples(&path, &space).unwrap_err().to_string();

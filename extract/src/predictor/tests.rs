@@ -17,7 +17,7 @@ fn samples(space: &SearchSpace, count: u64) -> Vec<Sample> {
 #[test]
 fn ranks_held_out_subnets_and_survives_its_file() {
     let space = SearchSpace::named("tiny").unwrap();
-    let settings = FitSettings { hidden: 100, learning_rate: 3e-3, ..FitSettings::default() };
+    let settings = FitSettings { method: Method::Ensemble, hidden: 100, learning_rate: 3e-3, ..FitSettings::default() };
     for (count, tau) in [(40, 0.6), (300, 0.85)] {
         let mut steps = 0;
         let fitted = Predictor::fit(&space, &samples(&space, count), &settings, 7, &mut |_, _, _| steps += 1);
@@ -50,14 +50,15 @@ fn ranks_held_out_subnets_and_survives_its_file() {
 #[test]
 fn a_predictor_of_other_weights_or_without_an_order_is_doubted() {
     let space = SearchSpace::named("tiny").unwrap();
-    let settings = FitSettings { hidden: 40, members: 1, learning_rate: 3e-3, ..FitSettings::default() };
+    let settings =
+        FitSettings { method: Method::Ensemble, hidden: 40, members: 1, learning_rate: 3e-3, ..FitSettings::default() };
     let measured_with = |weights: &str| {
         let weights = weights.into();
         Some(Provenance { weights, data: "d".into(), recalibration: 9, images: 9, batch: 9, seed: 0 })
     };
     let fit = |samples: &[Sample]| Predictor::fit(&space, samples, &settings, 0, &mut |_, _, _| ()).unwrap().0;
     let mut predictor = fit(&samples(&space, 100));
-    assert!(predictor.doubts("0a")[0].contains("does not say"));
+    assert!(predictor.doubts("0a")[0].contains("does not record"));
     let before = predictor.checksum().unwrap();
     predictor.set_provenance(measured_with("0a"));
     assert_ne!(predictor.checksum().unwrap(), before);
@@ -74,7 +75,8 @@ fn a_predictor_of_other_weights_or_without_an_order_is_doubted() {
 #[test]
 fn reported_predictions_are_accuracies_and_the_order_is_that_of_the_raw_ones() {
     let space = SearchSpace::named("tiny").unwrap();
-    let settings = FitSettings { hidden: 40, members: 2, learning_rate: 3e-3, ..FitSettings::default() };
+    let settings =
+        FitSettings { method: Method::Ensemble, hidden: 40, members: 2, learning_rate: 3e-3, ..FitSettings::default() };
     // Nearly all are right on all images: noise and slope lead above 1.
     let mut high = samples(&space, 200);
     high.iter_mut().enumerate().for_each(|(index, s)| s.accuracy = if index % 9 == 0 { 0.7 } else { 1.0 });
@@ -107,12 +109,13 @@ fn deviations_hold_what_they_promise() {
     let mut rng = generator(1, Stream::Builtin, &[]);
     // Uniform noise of a point either way: a standard deviation of 0.58 points.
     noisy.iter_mut().for_each(|s| s.accuracy += rng.random_range(-0.01..0.01));
-    let settings = FitSettings { hidden: 100, learning_rate: 3e-3, ..FitSettings::default() };
+    let settings = FitSettings { method: Method::Ensemble, hidden: 100, learning_rate: 3e-3, ..FitSettings::default() };
     let (predictor, report) = Predictor::fit(&space, &noisy, &settings, 3, &mut |_, _, _| ()).unwrap();
     let calibration = report.calibration.unwrap();
     assert!((0.8..=1.0).contains(&calibration.within_90), "{calibration:?}");
     assert!((0.005..0.02).contains(&calibration.mean_deviation), "{calibration:?}");
-    assert!(report.pairs.iter().all(|pair| pair.deviation.unwrap() >= f64::from(predictor.noise)));
+    let Model::Ensemble(ensemble) = &predictor.model else { panic!("asked for an ensemble") };
+    assert!(report.pairs.iter().all(|pair| pair.deviation.unwrap() >= f64::from(ensemble.noise)));
     // What no sample is like is less sure than what many are like.
     let far = predictor.predict_with_deviation(&[space.largest(), space.smallest()]).unwrap();
     assert!(far.iter().any(|p| p.deviation > calibration.mean_deviation), "{far:?} {calibration:?}");
@@ -120,13 +123,13 @@ fn deviations_hold_what_they_promise() {
     let single = FitSettings { members: 1, steps: Some(2), ..settings };
     let (predictor, report) = Predictor::fit(&space, &noisy, &single, 3, &mut |_, _, _| ()).unwrap();
     assert_eq!((report.members, report.calibration, report.cross_validation), (1, None, None));
-    assert!(predictor.predict_with_deviation(&[space.largest()]).unwrap_err().to_string().contains("--members"));
+    assert!(predictor.predict_with_deviation(&[space.largest()]).unwrap_err().to_string().contains("single network"));
 }
 
 #[test]
 fn one_seed_one_predictor() {
     let space = SearchSpace::named("tiny").unwrap();
-    let settings = FitSettings { hidden: 40, steps: Some(20), ..FitSettings::default() };
+    let settings = FitSettings { method: Method::Ensemble, hidden: 40, steps: Some(20), ..FitSettings::default() };
     let fit = |seed| Predictor::fit(&space, &samples(&space, 30), &settings, seed, &mut |_, _, _| ()).unwrap().1;
     assert_eq!(fit(1), fit(1));
     assert_ne!(fit(1).pairs, fit(2).pairs);
@@ -138,7 +141,8 @@ fn unusable_input_is_refused() {
     let fit = |samples: &[Sample], settings: &FitSettings| {
         Predictor::fit(&space, samples, settings, 0, &mut |_, _, _| ()).unwrap_err().to_string()
     };
-    let quick = FitSettings { hidden: 8, steps: Some(1), members: 2, ..FitSettings::default() };
+    let quick =
+        FitSettings { method: Method::Ensemble, hidden: 8, steps: Some(1), members: 2, ..FitSettings::default() };
     let same = vec![samples(&space, 1).remove(0); 50];
     assert!(fit(&same, &quick).contains("1 different subnets"));
     let mut percent = samples(&space, 20);
@@ -153,7 +157,8 @@ fn unusable_input_is_refused() {
 #[test]
 fn foreign_files_are_refused() {
     let space = SearchSpace::named("tiny").unwrap();
-    let settings = FitSettings { hidden: 8, steps: Some(1), members: 2, ..FitSettings::default() };
+    let settings =
+        FitSettings { method: Method::Ensemble, hidden: 8, steps: Some(1), members: 2, ..FitSettings::default() };
     let (predictor, _) = Predictor::fit(&space, &samples(&space, 20), &settings, 0, &mut |_, _, _| ()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("predictor.safetensors");
@@ -177,4 +182,151 @@ fn foreign_files_are_refused() {
         let error = Predictor::load(&path).unwrap_err().to_string();
         assert!(error.contains("predictor.safetensors") && error.contains(reason), "{error}");
     }
+}
+
+fn fit_process(space: &SearchSpace, samples: &[Sample]) -> (Predictor, FitReport) {
+    Predictor::fit(space, samples, &FitSettings::default(), 7, &mut |_, _, _| ()).unwrap()
+}
+
+#[test]
+fn a_process_ranks_unseen_subnets_and_survives_its_file() {
+    for (name, count, tau) in [("tiny", 30, 0.9), ("tiny", 120, 0.97), ("resnet-tiny", 60, 0.9)] {
+        let space = SearchSpace::named(name).unwrap();
+        let (predictor, report) = fit_process(&space, &samples(&space, count));
+        assert_eq!(
+            (report.members, report.cross_validation.as_ref().unwrap().folds),
+            (0, report.samples - report.held_out)
+        );
+        let new = samples(&space, 600).split_off(300);
+        let measured: Vec<f64> = new.iter().map(|s| s.accuracy).collect();
+        let subnets: Vec<Subnet> = new.into_iter().map(|s| s.subnet).collect();
+        let predicted = predictor.predict(&subnets).unwrap();
+        let found = metrics::kendall_tau(&measured, &predicted).unwrap();
+        assert!(found > tau, "{name}, {count} samples: Kendall tau {found}");
+        // A prediction depends on its subnet alone, and not on those beside it.
+        let sure = predictor.predict_with_deviation(&subnets).unwrap();
+        assert_eq!(predictor.predict(&subnets[7..8]).unwrap(), predicted[7..8]);
+        assert_eq!(predictor.predict_with_deviation(&subnets[70..71]).unwrap(), sure[70..71]);
+        assert!(sure.iter().zip(&predicted).all(|(sure, accuracy)| sure.accuracy == *accuracy));
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("predictor.safetensors");
+        predictor.save(&path).unwrap();
+        let loaded = Predictor::load(&path).unwrap();
+        assert_eq!(loaded.predict_with_deviation(&subnets).unwrap(), sure);
+        assert_eq!((&loaded.origin, loaded.checksum().unwrap()), (&predictor.origin, predictor.checksum().unwrap()));
+    }
+}
+
+/// The definition in f64: the mean and deviation of a process with the fitted shape.
+#[test]
+fn predictions_of_a_process_are_those_of_the_definition() {
+    let space = SearchSpace::named("tiny").unwrap();
+    let known: Vec<Sample> = distinct(&samples(&space, 50)).unwrap();
+    let (process, unseen) = process::Process::fit(&space, &known, &mut |_, _, _| ()).unwrap();
+    let parts = process.parts().clone();
+    let query = samples(&space, 330).split_off(300);
+    let subnets: Vec<Subnet> = query.iter().map(|s| s.subnet.clone()).collect();
+    let found = process.predict_with_deviation(&subnets).unwrap();
+    let encoding = encoding::Encoding::new(&space);
+    let numbers = |subnet: &Subnet| -> Vec<(usize, f64)> {
+        let mut states = Vec::new();
+        encoding.push(subnet, &mut states).unwrap();
+        let columns = encoding.columns.iter().map(|c| (c.group, c.of_state[usize::from(states[c.place])]));
+        let totals = encoding.sums(&states).into_iter().zip(&parts.totals).zip(&encoding.totals);
+        columns.chain(totals.map(|((sum, scale), total)| (total.group, (sum - scale.mean) / scale.deviation))).collect()
+    };
+    let covariance = |a: &[(usize, f64)], b: &[(usize, f64)]| -> f64 {
+        let pairs = || a.iter().zip(b).map(|(&(group, a), &(_, b))| (group, a, b));
+        let distance: f64 = pairs().map(|(group, a, b)| parts.shape.scale[group] * (a - b).powi(2)).sum();
+        let linear: f64 = pairs().map(|(group, a, b)| parts.shape.linear[group] * a * b).sum();
+        1.0 + linear + parts.shape.together * (-0.5 * distance).exp()
+    };
+    let inputs: Vec<_> = known.iter().map(|s| numbers(&s.subnet)).collect();
+    let count = inputs.len();
+    let entry = |i: usize, j: usize| covariance(&inputs[i], &inputs[j]) + if i == j { parts.shape.noise } else { 0.0 };
+    let rows = |skip: Option<usize>| -> (Vec<usize>, crate::cholesky::Cholesky) {
+        let kept: Vec<usize> = (0..count).filter(|i| Some(*i) != skip).collect();
+        let rows = kept.iter().flat_map(|&i| kept.iter().map(move |&j| (i, j))).map(|(i, j)| entry(i, j)).collect();
+        (kept.clone(), crate::cholesky::Cholesky::new(rows, kept.len()).unwrap())
+    };
+    let scaled = |i: usize| (known[i].accuracy - parts.accuracy.mean) / parts.accuracy.deviation;
+    let predict = |skip: Option<usize>, input: &[(usize, f64)]| -> (f64, f64) {
+        let (kept, cholesky) = rows(skip);
+        let across: Vec<f64> = kept.iter().map(|&i| covariance(&inputs[i], input)).collect();
+        let weights = cholesky.solve(kept.iter().map(|&i| scaled(i)).collect());
+        let mean = crate::cholesky::dot(&across, &weights);
+        let solved = cholesky.solve(across.clone());
+        let variance = covariance(input, input) - crate::cholesky::dot(&across, &solved) + parts.shape.noise;
+        (
+            parts.accuracy.mean + parts.accuracy.deviation * mean,
+            parts.widening * parts.accuracy.deviation * variance.sqrt(),
+        )
+    };
+    for (subnet, found) in subnets.iter().zip(&found) {
+        let (accuracy, deviation) = predict(None, &numbers(subnet));
+        assert!((found.accuracy - accuracy).abs() < 1e-5, "{} {accuracy}", found.accuracy);
+        assert!(
+            (found.deviation - deviation).abs() < 1e-3 * parts.accuracy.deviation,
+            "{} {deviation}",
+            found.deviation
+        );
+    }
+    for (index, unseen) in unseen.iter().enumerate().step_by(7) {
+        let (accuracy, _) = predict(Some(index), &inputs[index]);
+        assert!((unseen - accuracy).abs() < 1e-6, "{unseen} {accuracy}");
+    }
+}
+
+#[test]
+fn a_process_knows_how_sure_it_is_and_takes_equal_accuracies() {
+    use rand::Rng;
+    let space = SearchSpace::named("cifar-mbv3").unwrap();
+    let mut noisy = samples(&space, 300);
+    let mut rng = generator(1, Stream::Builtin, &[]);
+    noisy.iter_mut().for_each(|s| s.accuracy += rng.random_range(-0.01..0.01));
+    let (predictor, report) = fit_process(&space, &noisy);
+    let calibration = report.calibration.unwrap();
+    assert!((0.8..=1.0).contains(&calibration.within_90), "{calibration:?}");
+    assert!((0.005..0.02).contains(&calibration.mean_deviation), "{calibration:?}");
+    let far = predictor.predict_with_deviation(&[space.largest(), space.smallest()]).unwrap();
+    assert!(far.iter().all(|p| p.deviation > calibration.mean_deviation), "{far:?} {calibration:?}");
+    noisy.truncate(20);
+    noisy.iter_mut().for_each(|sample| sample.accuracy = 0.5);
+    let (constant, report) = fit_process(&space, &noisy);
+    assert_eq!(report.kendall_tau, None);
+    assert!((constant.predict(&[space.largest()]).unwrap()[0] - 0.5).abs() < 1e-9);
+}
+
+#[test]
+fn damaged_files_of_a_process_are_refused() {
+    let space = SearchSpace::named("tiny").unwrap();
+    let (predictor, _) = fit_process(&space, &samples(&space, 20));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("predictor.safetensors");
+    predictor.save(&path).unwrap();
+    let good = std::fs::read(&path).unwrap();
+    let tensor = |name: &str| {
+        let file = safetensors::SafeTensors::deserialize(&good).unwrap();
+        let data = file.tensor(name).unwrap().data().to_vec();
+        let at = good.windows(data.len()).position(|window| window == data).unwrap();
+        at..at + data.len()
+    };
+    for (name, bytes, reason) in [
+        ("process.states", [9u8; 8], "process.states holds a choice"),
+        ("process.weights", f64::NAN.to_le_bytes(), "process.weights holds a value that is no number"),
+        ("process.shape", (-1.0f64).to_le_bytes(), "process.shape holds a weight that is not positive"),
+    ] {
+        let mut damaged = good.clone();
+        let start = tensor(name).start;
+        damaged[start..start + 8].copy_from_slice(&bytes);
+        std::fs::write(&path, &damaged).unwrap();
+        let error = Predictor::load(&path).unwrap_err().to_string();
+        assert!(error.contains("predictor.safetensors") && error.contains(reason), "{error}");
+    }
+    let mut damaged = good.clone();
+    let end = tensor("process.scales").end;
+    damaged[end - 8..end].fill(0);
+    std::fs::write(&path, &damaged).unwrap();
+    assert!(Predictor::load(&path).unwrap_err().to_string().contains("deviation that is not positive"));
 }

@@ -1,5 +1,5 @@
-//! Bayesian optimisation: a Gaussian process learns the scores, and expected improvement says which candidate to score
-//! next. For scores that are expensive, such as measured accuracies.
+//! Bayesian optimisation for expensive scores such as measured accuracies: a Gaussian process models the scores, and
+//! expected improvement chooses the candidates to score next.
 
 use super::genome::Genes;
 use super::strategies::{Setting, SettingValue, Strategy};
@@ -12,11 +12,11 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
-/// Scored candidates that the process is fitted on: the best half of these, and the latest.
+/// Most scored candidates that the process is fitted to: half of them the best, half the latest.
 const POINTS: usize = 400;
-/// Candidates that expected improvement chooses from.
+/// Candidates among which expected improvement chooses.
 const POOL: usize = 500;
-/// Best candidates whose mutations are in the pool.
+/// Number of best candidates whose mutations are in the pool.
 const PARENTS: usize = 10;
 
 /// Settings of the Bayesian optimisation.
@@ -25,7 +25,7 @@ const PARENTS: usize = 10;
 pub struct Bayes {
     /// Random subnets at the start.
     pub initial: usize,
-    /// Subnets that are scored between two fits; more of them cost less time and need more scores.
+    /// Subnets that are scored between two fits; a larger batch takes less time and needs more scores.
     pub batch: usize,
 }
 
@@ -80,7 +80,7 @@ impl Strategy for Bayes {
             }
             let seen = points(&scored, best.clone());
             let (scores, genes): (Vec<f64>, Vec<Genes>) = seen.into_iter().unzip();
-            // The shape is found anew every time that there are a quarter more points.
+            // The shape is fitted again each time that there are a quarter more points.
             let known = shape.filter(|&(_, count)| 4 * genes.len() < 5 * count);
             let count = known.map_or(genes.len(), |(_, count)| count);
             let chosen = match GaussianProcess::fit(genes, &scores, known.map(|(shape, _)| shape), distance) {
@@ -101,8 +101,8 @@ impl Strategy for Bayes {
     }
 }
 
-/// Genes in which two candidates differ. A vanished block counts by the depth that took it away and by those of its
-/// genes that were not the first choice.
+/// Number of genes in which two candidates differ. An absent block counts by the depth that removed it and by those of
+/// its genes that were not the first choice.
 fn distance(a: &Genes, b: &Genes) -> f64 {
     a.iter().zip(b.iter()).filter(|(a, b)| a != b).count() as f64
 }
@@ -112,7 +112,7 @@ fn distinct(scored: &mut Vec<Scored>) {
     scored.retain(|(_, genes)| seen.insert(genes.clone()));
 }
 
-/// Feasible candidates that are not scored yet: random ones and mutations of the best.
+/// Feasible candidates that are not scored yet: random ones, and mutations of the best.
 fn pool(task: &Task, best: &[Scored], round: u64) -> Result<Vec<Genes>> {
     let rules = &task.rules;
     let draw = |index: usize| {
@@ -121,7 +121,7 @@ fn pool(task: &Task, best: &[Scored], round: u64) -> Result<Vec<Genes>> {
             rules.genome.sample(&mut rng)
         } else {
             let parent = &best[rng.random_range(0..best.len().min(PARENTS))].1;
-            // One to a few genes: far mutations are random draws again.
+            // About one to a few genes: mutations of many genes are as good as random draws.
             let probability = [0.02, 0.05, 0.1][rng.random_range(0..3)];
             mutate(&rules.genome, parent, probability, probability, &mut rng)
         };
@@ -133,7 +133,7 @@ fn pool(task: &Task, best: &[Scored], round: u64) -> Result<Vec<Genes>> {
     Ok(pool)
 }
 
-/// What the process is fitted on: all that was scored, or the best and the latest of it.
+/// Points that the process is fitted to: all scored candidates, or the best and the latest of many.
 fn points(scored: &[Scored], best: Vec<Scored>) -> Vec<Scored> {
     if scored.len() <= POINTS {
         return scored.to_vec();

@@ -1,23 +1,23 @@
-//! Local search: from a candidate to a better one close by, until there is none.
+//! Local search: from a candidate to a better neighbour, until there is none.
 //!
 //! Under a limit, most improvements need two changes: one block shrinks to pay for another. There are thousands of such
-//! pairs, but the effects of single changes nearly add up, so each step scores all single changes (also those that
-//! break a limit), ranks the pairs by the sum of their two effects, and scores only the most promising ones that meet
-//! the limits.
+//! pairs, but the effects of single changes nearly add up. So each step scores all single changes (also those that
+//! break a limit), ranks the pairs by the sum of their two effects, and scores only the most promising feasible pairs.
 
 use super::genome::{Genes, Genome};
 use super::task::{Rules, Scored, Task, rank};
 use crate::Result;
 use rayon::prelude::*;
 
-/// Pairs scored a step.
+/// Pairs scored per step.
 const PAIRS: usize = 64;
 
-/// Climbs from each of `starts`, changing up to `reach` genes at a time (1 or 2), and returns the tops. The scores rise
-/// strictly, so this ends. All go side by side: one large batch is scored faster than several small ones.
+/// Climbs from each of `starts`, changing up to `reach` genes (1 or 2) at a time, and returns the local optima. Scores
+/// rise strictly, so the climb ends. All climbers advance together: one large batch is scored faster than several small
+/// ones.
 ///
 /// # Errors
-/// What scorer and measures say.
+/// Errors of scorer and measures.
 pub fn climb(task: &mut Task, starts: Vec<Scored>, reach: usize) -> Result<Vec<Scored>> {
     let mut climbers = starts;
     let mut tops = Vec::new();
@@ -60,7 +60,7 @@ pub fn climb(task: &mut Task, starts: Vec<Scored>, reach: usize) -> Result<Vec<S
     Ok(tops)
 }
 
-/// All candidates that differ in one gene.
+/// Candidates that differ from `genes` in one gene.
 fn singles(genome: &Genome, genes: &Genes) -> Vec<Genes> {
     let changed = |(place, choice)| {
         let mut other = genes.clone();
@@ -70,8 +70,8 @@ fn singles(genome: &Genome, genes: &Genes) -> Vec<Genes> {
     genome.changes(genes).into_iter().map(changed).collect()
 }
 
-/// The feasible pairs of changes with the largest sums of gains, best first; none where the budget left out a single
-/// change.
+/// The feasible pairs of changes with the largest sums of gains, best first; none if the budget did not cover all
+/// single changes.
 fn promising(rules: &Rules, genes: &Genes, gains: &[f64]) -> Result<Vec<Genes>> {
     let genome = &rules.genome;
     let changes = genome.changes(genes);
@@ -95,7 +95,7 @@ fn promising(rules: &Rules, genes: &Genes, gains: &[f64]) -> Result<Vec<Genes>> 
     pairs.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
     let mut found = Vec::with_capacity(PAIRS);
     for (_, first, second) in pairs {
-        // Depths first: they reset the genes of their blocks.
+        // Depths come first: they reset the genes of their blocks.
         let (first, second) = (changes[first].min(changes[second]), changes[first].max(changes[second]));
         let mut other = genes.clone();
         genome.set(&mut other, first.0, first.1);

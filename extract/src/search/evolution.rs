@@ -1,9 +1,10 @@
 //! Evolutionary search (paper §3.4; Real et al., AAAI 2019): the best quarter of each generation are the parents of the
 //! next.
 //!
-//! Beside the reference: a child that breaks the limits is repaired instead of drawn anew, the last generation's scores
-//! count, no subnet is scored twice, parents are distinct, several populations evolve apart before their best meet, and
-//! a local search follows whenever the evolution comes to a halt; when neither finds anything better, the run is over.
+//! Differences from the reference: a child that breaks the limits is repaired instead of drawn again, the last
+//! generation's scores count, no subnet is scored twice, parents are distinct, several populations (islands) evolve
+//! separately before their best are merged, and a local search follows whenever the evolution stagnates; when neither
+//! finds anything better, the run ends.
 
 use super::climb::climb;
 use super::genome::Genes;
@@ -15,43 +16,43 @@ use rand::Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// Generations that an island needs at least: a shorter evolution has fewer islands.
+/// Fewest generations of an island: a shorter evolution has fewer islands.
 const SHORTEST_TERM: usize = 60;
-/// Generations that a small budget should last for: it is better spent on them than on a large population.
+/// Generations for which a small budget should last: more generations are better than a large population.
 const FEWEST_GENERATIONS: usize = 30;
-/// Children of a generation, however small the budget.
+/// Fewest children of a generation, even for a small budget.
 const FEWEST_CHILDREN: usize = 10;
-/// Evaluations that a local search takes about: a small budget has fewer of them.
+/// Approximate evaluations of a local search: a small budget has fewer searches.
 const CLIMB: usize = 400;
 
-/// Settings of the evolution. The defaults of population, generations and parents are the reference's; it has one
-/// population and mutates with 0.1 a gene and 0.5 for the resolution, which finds worse subnets.
+/// Settings of the evolution. Population, generations and parents default to the reference's values; the reference has
+/// one population and mutates with probability 0.1 per gene and 0.5 for the resolution, which finds worse subnets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Evolution {
-    /// Random subnets at the start, and children of each generation; fewer where the budget would not last for 30
+    /// Random subnets at the start, and children of each generation; fewer if the budget would not last for 30
     /// generations.
     pub population: usize,
     /// Generations of children.
     pub generations: usize,
-    /// Parents, as a part of the population. They stay in the next generation.
+    /// Parents, as a fraction of the population. They stay in the next generation.
     pub parent_ratio: f64,
-    /// Part of the children that are mutations of one parent; the others are crossovers of two.
+    /// Fraction of the children that are mutations of one parent; the others are crossovers of two.
     pub mutation_ratio: f64,
-    /// Probability with which a mutation draws a gene anew: each stage's depth, each block's kernel and expand ratio,
+    /// Probability with which a mutation draws a gene again: each stage's depth, each block's kernel and expand ratio,
     /// each width.
     pub mutation_probability: f64,
-    /// Probability with which a mutation draws the resolution anew.
+    /// Probability with which a mutation draws the resolution again.
     pub resolution_mutation_probability: f64,
-    /// Populations that evolve apart, each on its own share of the generations, before their parents meet for a last
-    /// share: they settle on different optima, and crossing these finds better ones.
+    /// Populations that evolve separately, each on its own share of the generations, before their parents are merged
+    /// for a last share: they settle on different optima, and crossing these finds better ones.
     pub islands: usize,
-    /// After so many rounds in which no population found anything better, they meet early; when they have met, a local
-    /// search follows, and if that finds nothing either, the evolution is over. 0 for never before its generations are
-    /// over. More rounds where a small budget makes generations small.
+    /// Rounds without improvement in any population after which the populations are merged early; once they are merged,
+    /// a local search follows, and the evolution ends if that finds nothing either. 0: neither happens before all
+    /// generations are done. More rounds if a small budget makes generations small.
     pub patience: usize,
-    /// Choices that the local search may change at once: 0 (no local search), 1 or 2. 2 lets one block shrink to pay
-    /// for another.
+    /// Choices that the local search may change at once: 0 (no local search), 1 or 2. With 2, one block can shrink to
+    /// pay for another.
     pub local_search: usize,
 }
 
@@ -73,7 +74,7 @@ impl Default for Evolution {
 
 impl Strategy for Evolution {
     fn description(&self) -> &'static str {
-        "Evolutionary search with a local search wherever it comes to a halt"
+        "Evolutionary search, with a local search whenever it stagnates"
     }
 
     fn settings(&mut self) -> Vec<Setting<'_>> {
@@ -83,12 +84,12 @@ impl Strategy for Evolution {
             Setting::new("generations", "Generations", Whole(&mut self.generations, 0..=10_000_000)),
             Setting::new(
                 "parent_ratio",
-                "Part of the population that has children",
+                "Fraction of the population that has children",
                 Number(&mut self.parent_ratio, 0.0..=1.0),
             ),
             Setting::new(
                 "mutation_ratio",
-                "Part of the children that are mutations; the others are crossovers",
+                "Fraction of the children that are mutations; the others are crossovers",
                 Number(&mut self.mutation_ratio, 0.0..=1.0),
             ),
             Setting::new(
@@ -103,12 +104,12 @@ impl Strategy for Evolution {
             ),
             Setting::new(
                 "islands",
-                "Populations that evolve apart before their best meet",
+                "Populations that evolve separately before their best are merged",
                 Whole(&mut self.islands, 1..=1000),
             ),
             Setting::new(
                 "patience",
-                "Rounds without anything better after which the populations meet or the evolution ends; 0: never early",
+                "Rounds without improvement after which the populations are merged or the evolution ends; 0: never early",
                 Whole(&mut self.patience, 0..=10_000_000),
             ),
             Setting::new(
@@ -129,7 +130,7 @@ impl Strategy for Evolution {
         loop {
             let before = task.remaining();
             self.evolve(task, &mut generation)?;
-            // A budget of the user's is spent: what is over goes to further evolutions from other random subnets.
+            // Budget that is left of a user's limit goes to further evolutions from other random subnets.
             let nothing_new = task.remaining() == before;
             if !small_budget || nothing_new || task.remaining() == 0 || generation > self.generations {
                 return Ok(());
@@ -139,20 +140,20 @@ impl Strategy for Evolution {
 }
 
 impl Evolution {
-    /// One evolution, from random subnets to the last local search.
+    /// Runs an evolution, from random subnets to the last local search.
     fn evolve(&self, task: &mut Task, generation: &mut usize) -> Result<()> {
         let affordable = (task.remaining() / self.generations.clamp(1, FEWEST_GENERATIONS)).max(FEWEST_CHILDREN);
         let population = self.population.min(affordable);
         let parent_count = ((population as f64 * self.parent_ratio).round() as usize).max(1);
         let mutations = (population as f64 * self.mutation_ratio).round() as usize;
-        // What a small budget keeps for the local search.
+        // Evaluations that a small budget reserves for the local search.
         let reserve = if self.local_search > 0 { task.remaining() / 5 } else { 0 };
         let generations = self.generations.min(task.remaining().div_ceil(population));
         let islands = self.islands.min(generations / SHORTEST_TERM).max(1);
         let term = if islands > 1 { generations / (islands + 1) } else { self.generations + 1 };
-        // As many children, where a generation has fewer.
+        // The patience is a number of children, so smaller generations mean more rounds.
         let patience = self.patience.saturating_mul(self.population).div_ceil(population);
-        // Islands go side by side: one large batch of children is scored faster than several small ones.
+        // Islands advance together: one large batch of children is scored faster than several small ones.
         let mut parents: Vec<Vec<Scored>> = vec![Vec::new(); islands];
         let (start, mut rounds_without_gain) = (*generation, 0);
         while *generation <= self.generations && task.remaining() > reserve {
@@ -208,7 +209,8 @@ impl Evolution {
         Ok(())
     }
 
-    /// `scored` with what a local search makes of the best of them, best first: of all of them, if the budget is large.
+    /// `scored` with the results of a local search from the best of them (from all of them, if the budget is large),
+    /// best first.
     fn climbed(&self, task: &mut Task, mut scored: Vec<Scored>) -> Result<Vec<Scored>> {
         rank(&mut scored);
         if self.local_search > 0 {

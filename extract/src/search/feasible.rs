@@ -1,4 +1,5 @@
-//! What limits leave over: smallest reachable values, and repair of candidates that break a limit.
+//! Feasibility under limits: smallest reachable values, a feasible candidate, and repair of candidates that break a
+//! limit.
 
 use super::genome::{Genes, Genome};
 use super::limit::Limits;
@@ -6,10 +7,10 @@ use crate::{Error, Result};
 use rand::Rng;
 use rand::seq::SliceRandom;
 
-/// Changes that are drawn at random before repair looks at all of them.
+/// Random changes that repair tries before it tries all changes.
 const DRAWS: usize = 40;
 
-/// The smallest choices for every size of the images.
+/// The smallest subnet for each size of the images.
 fn smallest_choices(genome: &Genome) -> Vec<Genes> {
     let at = |input| {
         let mut genes = genome.zeros();
@@ -19,10 +20,10 @@ fn smallest_choices(genome: &Genome) -> Vec<Genes> {
     (0..genome.numbers(genome.input())).map(at).collect()
 }
 
-/// A candidate with a small `cost`, and that cost.
+/// Coordinate descent: returns a candidate with a small `cost`, and that cost.
 ///
-/// From each of `starts` on, each gene but those of the images in turn gets its cheapest value (the genes of a block
-/// together), until nothing changes. Not exact where choices depend on one another.
+/// From each of `starts`, each gene except those of the images in turn gets its cheapest value (the genes of a block
+/// together), until nothing changes. The result is not exact if choices depend on one another.
 fn descend(genome: &Genome, starts: &[Genes], cost: &dyn Fn(&[u16]) -> Result<f64>) -> Result<(Genes, f64)> {
     let mut best: Option<(Genes, f64)> = None;
     for start in starts {
@@ -54,17 +55,17 @@ fn descend(genome: &Genome, starts: &[Genes], cost: &dyn Fn(&[u16]) -> Result<f6
     Ok(best.expect("there is a start"))
 }
 
-/// The candidate with the smallest value of limit `index`, and that value: exact where the measure has a table,
-/// otherwise an upper bound.
+/// The candidate with the smallest value of limit `index`, and that value: exact if the measure has a table, otherwise
+/// an upper bound.
 ///
 /// # Errors
-/// What the measure says.
+/// An error of the measure.
 pub fn smallest(genome: &Genome, limits: &Limits, index: usize) -> Result<(Genes, f64)> {
     let genes = match limits.table(index) {
         Some(table) => table.smallest(genome),
         None => descend(genome, &smallest_choices(genome), &|genes| limits.value(genome, index, genes))?.0,
     };
-    // The measure's own value, so that it can be asked for as a limit.
+    // The measure's own value, so that it can be given as a limit.
     let value = limits.limits()[index].value(&genome.decode(&genes))?;
     Ok((genes, value))
 }
@@ -72,8 +73,8 @@ pub fn smallest(genome: &Genome, limits: &Limits, index: usize) -> Result<(Genes
 /// A candidate that meets all limits.
 ///
 /// # Errors
-/// [`Error::Impossible`] with the smallest reachable value of the first limit that no subnet meets; or, when each limit
-/// can be met but not all at once, with the smallest value of each that was found while the others hold.
+/// [`Error::Impossible`] with the smallest reachable value of the first limit that no subnet meets; or, if the limits
+/// can be met separately but not together, with the smallest value of each that was found while the others hold.
 pub fn witness(genome: &Genome, limits: &Limits) -> Result<Genes> {
     if limits.limits().is_empty() {
         return Ok(genome.zeros());
@@ -81,7 +82,7 @@ pub fn witness(genome: &Genome, limits: &Limits) -> Result<Genes> {
     let mut starts = smallest_choices(genome);
     for (index, limit) in limits.limits().iter().enumerate() {
         if limit.bound.is_nan() {
-            return Err(Error::Search(format!("the bound of '{}' is no number", limit.name)));
+            return Err(Error::Search(format!("the bound of '{}' is not a number", limit.name)));
         }
         let (genes, value) = smallest(genome, limits, index)?;
         if value > limit.bound {
@@ -121,7 +122,7 @@ pub fn witness(genome: &Genome, limits: &Limits) -> Result<Genes> {
     )))
 }
 
-/// The smallest value of limit `index` that was found while all others hold, in words.
+/// Sentence with the smallest value of limit `index` that was found while all others hold; `None` if none was found.
 fn beside_others(genome: &Genome, limits: &Limits, index: usize, starts: &[Genes]) -> Result<Option<String>> {
     let others = |genes: &[u16]| -> Result<f64> {
         let mut sum = 0.0;
@@ -132,7 +133,7 @@ fn beside_others(genome: &Genome, limits: &Limits, index: usize, starts: &[Genes
         }
         Ok(sum)
     };
-    // Above every value, so that the others come first.
+    // The penalty exceeds every value, so that the other limits come first.
     let penalty = 1e6 * limits.limits()[index].bound.abs().max(1.0);
     let (genes, _) =
         descend(genome, starts, &|genes| Ok(limits.value(genome, index, genes)? + penalty * others(genes)?.sqrt()))?;
@@ -144,11 +145,11 @@ fn beside_others(genome: &Genome, limits: &Limits, index: usize, starts: &[Genes
     Ok(Some(format!("with the others held, {} of {} is the smallest found", limit.show(value), limit.name)))
 }
 
-/// Changes `genes` until they meet all limits: single genes in random order, each if that breaks the limits less. Where
-/// no single change helps, `witness` is the answer. The violation falls strictly, so this ends.
+/// Changes `genes` until they meet all limits: single genes in random order, each change kept if it lowers the
+/// violation. If no single change helps, the result is `witness`. The violation falls strictly, so the repair ends.
 ///
 /// # Errors
-/// What the measures say.
+/// Errors of measures.
 pub fn repair(
     genome: &Genome,
     limits: &Limits,
@@ -207,7 +208,7 @@ mod tests {
     use ofa_supernet::space::BlockChoice;
     use ofa_supernet::{SearchSpace, Subnet};
 
-    /// A table-like cost in which the smallest choice is not the cheapest, as on devices with a fast 5x5 kernel.
+    /// Cost that has a table and whose cheapest choice is not the smallest, as on devices with a fast 5x5 kernel.
     fn odd_cost(subnet: &Subnet) -> Result<f64> {
         let block = |(i, b): (usize, &BlockChoice)| {
             let fast = if b.kernel == 5 && b.expand.value() == 3.0 { 0.3 } else { 1.0 };
@@ -218,7 +219,7 @@ mod tests {
         Ok(blocks * (1.0 + (subnet.resolution as f64 - 24.0).abs()))
     }
 
-    /// As [`odd_cost`], in a form that has no table.
+    /// Square of [`odd_cost`], which has no table.
     fn squared_cost(subnet: &Subnet) -> Result<f64> {
         Ok(odd_cost(subnet)?.powi(2))
     }

@@ -1,8 +1,9 @@
-//! A subnet as a row of small numbers, which strategies change, compare and remember.
+//! Genome: a subnet as a row of small numbers, which strategies change, compare and remember.
 //!
-//! The row holds, for each of the space's [places](SearchSpace::places), the number of the value that is chosen there.
+//! The row holds, for each of the space's [places](SearchSpace::places), the index of the value that is chosen there.
 //! Genes of places that a subnet lacks, such as those of blocks beyond a stage's depth, cannot change the network: they
-//! are always zero and never searched, so that equal networks have equal [`Genes`]. Nor are genes with a single choice.
+//! are always zero and never searched, so that equal networks have equal [`Genes`]. Genes with a single choice are not
+//! searched either.
 
 use crate::{Error, Result};
 use ofa_supernet::space::dimension::{At, assemble};
@@ -11,23 +12,23 @@ use ofa_supernet::{SearchSpace, Subnet};
 use rand::Rng;
 use std::ops::Range;
 
-/// One candidate; made and read by its [`Genome`].
+/// Candidate; encoded and decoded by its [`Genome`].
 pub type Genes = Box<[u16]>;
 
-/// The genes of a search space.
+/// Encoding of the subnets of a search space as genes.
 #[derive(Debug, Clone)]
 pub struct Genome {
     space: SearchSpace,
     places: Vec<Place>,
     /// Number of choices of each gene.
     choices: Vec<u16>,
-    /// What each gene needs to shape the network: another gene of at least this value.
+    /// Condition under which each gene shapes the network: another gene of at least this value.
     needs: Vec<Option<(usize, u16)>>,
-    /// Genes after each gene among which are all that need it.
+    /// Range after each gene that includes all genes that need it.
     needing: Vec<Range<usize>>,
-    /// Genes that are chosen together: those of each block, all others alone.
+    /// Genes that are chosen together: those of each block; every other gene by itself.
     groups: Vec<Range<usize>>,
-    /// Genes of the images.
+    /// Genes of the input images.
     input: Range<usize>,
 }
 
@@ -80,27 +81,27 @@ impl Genome {
         self.choices[place]
     }
 
-    /// What the gene at `place` chooses.
+    /// Dimension that the gene at `place` chooses.
     pub fn dimension(&self, place: usize) -> &'static Dimension {
         self.places[place].dimension
     }
 
-    /// Where in the network the choice of the gene at `place` belongs.
+    /// Location in the network that the gene at `place` belongs to.
     pub fn at(&self, place: usize) -> At {
         self.places[place].at
     }
 
-    /// Positions of the genes of the images.
+    /// Positions of the genes of the input images.
     pub fn input(&self) -> Range<usize> {
         self.input.clone()
     }
 
-    /// Positions of the genes that are chosen together, in order: those of each block, all others alone.
+    /// Positions of the genes that are chosen together, in order: those of each block; every other gene by itself.
     pub fn groups(&self) -> &[Range<usize>] {
         &self.groups
     }
 
-    /// Whether others need the gene at `place`.
+    /// Whether other genes need the gene at `place`.
     pub fn is_needed(&self, place: usize) -> bool {
         !self.needing[place].is_empty()
     }
@@ -110,7 +111,7 @@ impl Genome {
         (0..self.size()).filter(|&place| self.choices[place] > 1)
     }
 
-    /// Whether the network of `genes` has what the gene at `place` chooses.
+    /// Whether the network of `genes` has the part that the gene at `place` describes.
     pub fn exists(&self, genes: &[u16], place: usize) -> bool {
         self.needs[place].is_none_or(|(needed, least)| genes[needed] >= least)
     }
@@ -130,7 +131,7 @@ impl Genome {
         vec![0; self.size()].into_boxed_slice()
     }
 
-    /// Genes of which `choose` gives each that exists, in order, from those before it.
+    /// Builds genes in order; `choose` gives the value of each gene that exists given those before it.
     pub fn build(&self, mut choose: impl FnMut(usize) -> u16) -> Genes {
         let mut genes = self.zeros();
         for place in 0..self.size() {
@@ -141,7 +142,7 @@ impl Genome {
         genes
     }
 
-    /// Sets a gene. Others that now lose what they need become zero, and those that gain it repeat the block before.
+    /// Sets a gene. Genes that thereby lose their condition become zero; genes that gain it repeat the block before.
     pub fn set(&self, genes: &mut [u16], place: usize, choice: u16) {
         let before = genes[place];
         genes[place] = choice;
@@ -155,7 +156,7 @@ impl Genome {
         }
     }
 
-    /// Lets the gene at `place` exist: the one that it needs gets the smallest value that does.
+    /// Makes the gene at `place` exist, by raising the gene that it needs to the smallest sufficient value.
     pub fn provide(&self, genes: &mut [u16], place: usize) {
         if let Some((needed, least)) = self.needs[place]
             && genes[needed] < least
@@ -164,7 +165,7 @@ impl Genome {
         }
     }
 
-    /// Sets the existing genes in `places` so that, as the digits of a number, they read `number`.
+    /// Sets the existing genes in `places` to the digits of `number`.
     pub fn set_number(&self, genes: &mut [u16], places: impl DoubleEndedIterator<Item = usize>, number: usize) {
         let mut rest = number;
         for place in places.rev() {
@@ -179,7 +180,7 @@ impl Genome {
         places.fold(0, |number, place| number * usize::from(self.choices[place]) + usize::from(genes[place]))
     }
 
-    /// How many numbers the genes in `places` can read.
+    /// Number of different numbers that the genes in `places` can represent.
     pub fn numbers(&self, places: impl Iterator<Item = usize>) -> usize {
         places.map(|place| usize::from(self.choices[place])).product()
     }
@@ -198,7 +199,7 @@ impl Genome {
         assemble(&self.places, |gene, _| usize::from(genes[gene]))
     }
 
-    /// Random genes: every active one uniformly and alone, as [`SearchSpace::sample`].
+    /// Random genes: every active gene uniformly and independently, as in [`SearchSpace::sample`].
     pub fn sample(&self, rng: &mut impl Rng) -> Genes {
         self.build(|place| self.draw(place, rng))
     }
@@ -208,7 +209,7 @@ impl Genome {
         rng.random_range(0..self.choices[place])
     }
 
-    /// The changes of one gene that lead to another network: position and choice.
+    /// Changes of one gene that lead to another network: position and choice.
     pub fn changes(&self, genes: &[u16]) -> Vec<(usize, u16)> {
         let of_gene =
             |place: usize| (0..self.choices[place]).filter(move |&c| c != genes[place]).map(move |c| (place, c));
@@ -246,7 +247,7 @@ mod tests {
                         genome.decode(&other)
                     })
                     .collect();
-                // Active genes and no others lead to other networks.
+                // Exactly the active genes lead to other networks.
                 assert_eq!(changed, space.neighbours(&subnet).into_iter().collect());
                 assert_eq!(changed.len(), genome.changes(&genes).len());
             }

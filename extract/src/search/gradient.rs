@@ -1,10 +1,10 @@
 //! ProxylessNAS's path gates (Cai et al., ICLR 2019): every gene is a gate with a probability for each choice. Binary
-//! gates are drawn, the scores of the drawn subnets move the gates by the REINFORCE rule (their §3.3, the form that
-//! also suits what has no gradient), and the expected cost, which a table makes differentiable (their §3.2), moves them
-//! by its exact gradient.
+//! gates are drawn, and the scores of the drawn subnets move the gates by the REINFORCE rule (their §3.3, the form that
+//! needs no gradient). The expected cost, which a table makes differentiable (their §3.2), moves the gates by its exact
+//! gradient.
 //!
-//! The published code backpropagates the validation loss into two paths a layer; here a supernet is already trained, so
-//! the score of a whole drawn subnet takes that place: predicted, or measured on the supernet.
+//! The published code backpropagates the validation loss into two paths per layer. Here a supernet is already trained,
+//! so the score of a whole drawn subnet (predicted, or measured on the supernet) takes the place of that loss.
 
 use super::genome::{Genes, Genome};
 use super::strategies::{Setting, SettingValue, Strategy};
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub struct Gradient {
     /// Subnets drawn between two steps.
     pub batch: usize,
-    /// Step of the gates.
+    /// Learning rate of the gates.
     pub learning_rate: f64,
 }
 
@@ -29,7 +29,7 @@ impl Default for Gradient {
     }
 }
 
-/// By what part an exceeded limit's price grows with a step.
+/// Relative growth per step of the price of an exceeded limit.
 const PRICE_STEP: f64 = 0.2;
 
 impl Strategy for Gradient {
@@ -57,9 +57,10 @@ impl Strategy for Gradient {
         let count = task.rules.genome.size();
         let choices = |place| usize::from(task.rules.genome.choices(place));
         let mut gates: Vec<Vec<f64>> = (0..count).map(|place| vec![0.0; choices(place)]).collect();
-        // What a relative excess of each limit costs, in deviations of the score.
+        // Price of a limit's relative excess, in deviations of the score.
         let mut prices = vec![1.0; task.rules.limits.limits().len()];
-        // Settled gates draw what has been scored before, which costs no budget: steps are bounded, too.
+        // Settled gates draw subnets that are scored already, which costs no budget, so the number of steps is bounded
+        // too.
         let steps = task.remaining().div_ceil(self.batch).saturating_mul(4);
         for step in 0..steps as u64 {
             if task.is_over() {
@@ -69,8 +70,8 @@ impl Strategy for Gradient {
             let probabilities: Vec<Vec<f64>> = gates.iter().map(|gates| softmax(gates)).collect();
             let mut rng = rules.rng(&[step]);
             let drawn: Vec<Genes> = (0..self.batch).map(|_| draw(&rules.genome, &probabilities, &mut rng)).collect();
-            // What breaks a limit is repaired, and the gates learn from that. A limit whose measure is no sum is kept
-            // by this alone.
+            // Subnets that break a limit are repaired, and the gates learn from the repaired ones. A limit whose
+            // measure is not a sum is kept by this alone.
             let repaired = drawn.iter().map(|genes| rules.repair(genes.clone(), &mut rng));
             let repaired = repaired.collect::<Result<Vec<Genes>>>()?;
             let scored = task.score(repaired)?;
@@ -104,7 +105,7 @@ fn softmax(gates: &[f64]) -> Vec<f64> {
     powers.into_iter().map(|power| power / sum).collect()
 }
 
-/// One choice a gene; genes of blocks that do not exist stay zero.
+/// Draws one choice per gene; genes of absent blocks stay zero.
 fn draw(genome: &Genome, probabilities: &[Vec<f64>], rng: &mut impl Rng) -> Genes {
     genome.build(|place| {
         let mut rest: f64 = rng.random();
@@ -116,7 +117,7 @@ fn draw(genome: &Genome, probabilities: &[Vec<f64>], rng: &mut impl Rng) -> Gene
     })
 }
 
-/// The slope of the expected score, in deviations of the score, at the gates.
+/// Slope of the expected score, in deviations of the score, with respect to the gates.
 fn reinforce(genome: &Genome, probabilities: &[Vec<f64>], genes: &[Genes], scores: &[f64]) -> Vec<Vec<f64>> {
     let count = scores.len() as f64;
     let mean = scores.iter().sum::<f64>() / count;
@@ -134,7 +135,7 @@ fn reinforce(genome: &Genome, probabilities: &[Vec<f64>], genes: &[Genes], score
     slope
 }
 
-/// The expected value of limit `index`; without a table the mean of what was drawn.
+/// Expected value of limit `index`; without a table the mean over the drawn subnets.
 fn expected(rules: &Rules, index: usize, probabilities: &[Vec<f64>], drawn: &[Genes]) -> Result<f64> {
     if let Some(value) = rules.limits.table(index).and_then(|table| table.expected(&rules.genome, probabilities)) {
         return Ok(value);
@@ -143,8 +144,8 @@ fn expected(rules: &Rules, index: usize, probabilities: &[Vec<f64>], drawn: &[Ge
     Ok(values.sum::<Result<f64>>()? / drawn.len() as f64)
 }
 
-/// Takes the slope of the expected value of limit `index`, times `weight`, from `slope`. The slope at a gate is its
-/// probability times what choosing it adds to the expected value.
+/// Subtracts from `slope` the slope of the expected value of limit `index`, times `weight`. The slope at a gate is its
+/// probability times the amount that choosing it adds to the expected value.
 fn descend(rules: &Rules, index: usize, weight: f64, probabilities: &[Vec<f64>], slope: &mut [Vec<f64>]) {
     let Some(table) = rules.limits.table(index) else { return };
     let Some(mean) = table.expected(&rules.genome, probabilities) else { return };

@@ -1,4 +1,4 @@
-//! Grid search over uniform settings: the choices of each dimension are the same everywhere.
+//! Grid search over uniform settings: each dimension has the same choice everywhere.
 
 use super::strategies::Strategy;
 use super::task::Task;
@@ -6,7 +6,7 @@ use crate::Result;
 use ofa_supernet::space::DIMENSIONS;
 use serde::{Deserialize, Serialize};
 
-/// All combinations of one choice for each dimension that meet the limits, smallest first.
+/// All combinations of one choice per dimension that meet the limits, smallest first.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Grid {}
@@ -35,15 +35,15 @@ impl Strategy for Grid {
             };
             settings = settings.into_iter().flat_map(with).collect();
         }
-        let mut found = Vec::new();
+        let mut feasible = Vec::new();
         for setting in settings {
-            // Where a gene has fewer choices, such as the depth of a stage that has a single one, its last is taken.
+            // A gene with fewer choices, such as the depth of a stage that has only one, takes its last.
             let genes = genome.build(|place| setting[genome.dimension(place).index()].min(genome.choices(place) - 1));
             if task.rules.feasible(&genes)? {
-                found.push(genes);
+                feasible.push(genes);
             }
         }
-        task.score(found)?;
+        task.evaluate(&feasible)?;
         task.record();
         Ok(())
     }

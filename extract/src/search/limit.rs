@@ -1,48 +1,48 @@
-//! Upper limits on what can be measured of a subnet.
+//! Upper limits on measures of a subnet.
 
 use super::genome::Genome;
 use super::table::{PRECISION, Table};
 use crate::{Constraint, Error, Measures, Result};
 use ofa_supernet::Subnet;
 
-/// Measures a subnet.
+/// Function that measures a subnet.
 type Measure<'a> = Box<dyn Fn(&Subnet) -> Result<f64> + Sync + 'a>;
 
-/// An upper limit on something that can be measured of a subnet.
+/// Upper limit on a measure of a subnet.
 pub struct Limit<'a> {
-    /// What the limit is called in results; a constraint's text when it comes from one.
+    /// Name in results; the constraint's text if the limit comes from one.
     pub name: String,
     /// Largest allowed value.
     pub bound: f64,
-    /// Images of one run that is measured: the batch of a latency's profile, otherwise 1.
+    /// Images of one measured run: the batch of a latency's profile, otherwise 1.
     pub batch: usize,
     measure: Measure<'a>,
     show: Box<dyn Fn(f64) -> String + Sync + 'a>,
 }
 
 impl<'a> Limit<'a> {
-    /// An own limit: `measure(subnet) <= bound`.
+    /// Limit `measure(subnet) <= bound` on any measure.
     pub fn new(name: impl Into<String>, bound: f64, measure: impl Fn(&Subnet) -> Result<f64> + Sync + 'a) -> Self {
         let show = Box::new(|value: f64| value.to_string());
         Limit { name: name.into(), bound, batch: 1, measure: Box::new(measure), show }
     }
 
-    /// The limit that `constraint` asks for.
+    /// Limit of `constraint`.
     ///
     /// # Errors
-    /// A latency limit on a device that `measures` has no profile of.
+    /// A latency limit on a device without a profile in `measures`.
     pub fn from_constraint(constraint: &Constraint, measures: &'a Measures) -> Result<Self> {
         let batch = match constraint.metric {
             crate::Metric::Latency => measures.device(&constraint.device)?.batch,
             _ => 1,
         };
         let metric = constraint.metric;
-        let asked = constraint.clone();
+        let measured = constraint.clone();
         Ok(Limit {
             name: constraint.to_string(),
             bound: constraint.limit,
             batch,
-            measure: Box::new(move |subnet| measures.value(&asked, subnet)),
+            measure: Box::new(move |subnet| measures.value(&measured, subnet)),
             show: Box::new(move |value| metric.show_above(value) + &of_batch(batch)),
         })
     }
@@ -50,7 +50,7 @@ impl<'a> Limit<'a> {
     /// The measured value of `subnet`.
     ///
     /// # Errors
-    /// What the measure says, or a value that is no number.
+    /// An error of the measure, or a value that is not finite.
     pub fn value(&self, subnet: &Subnet) -> Result<f64> {
         let value = (self.measure)(subnet)?;
         if value.is_finite() {
@@ -59,28 +59,28 @@ impl<'a> Limit<'a> {
         Err(Error::Search(format!("the measure of '{}' gives {value} for '{subnet}'; expected a number", self.name)))
     }
 
-    /// `value` with its unit, rounded up: asked for as a limit, it can be met.
+    /// `value` with its unit, rounded up so that the shown number can be met as a limit.
     pub fn show(&self, value: f64) -> String {
         (self.show)(value)
     }
 }
 
-/// What a value is of, where that is a run of several images: " for 8 images".
+/// Addition to a value that holds for a run of several images: " for 8 images"; empty for one image.
 pub fn of_batch(batch: usize) -> String {
     if batch == 1 { String::new() } else { format!(" for {batch} images") }
 }
 
-/// Limits of one search, each with a table where its measure has one.
+/// Limits of one search, each with a table if its measure has one.
 pub struct Limits<'a> {
     limits: &'a [Limit<'a>],
     tables: Vec<Option<Table>>,
 }
 
 impl<'a> Limits<'a> {
-    /// Makes the tables.
+    /// Builds the tables of `limits`.
     ///
     /// # Errors
-    /// What the measures say.
+    /// Errors of measures.
     pub fn new(genome: &Genome, limits: &'a [Limit<'a>]) -> Result<Self> {
         let tables = limits.iter().map(|limit| Table::of(genome, &|s| limit.value(s))).collect::<Result<_>>()?;
         Ok(Limits { limits, tables })
@@ -96,10 +96,10 @@ impl<'a> Limits<'a> {
         self.tables[index].as_ref()
     }
 
-    /// The value of `genes` for limit `index`; from a table, up to its rounding.
+    /// Value of `genes` for limit `index`; a table's value is rounded.
     ///
     /// # Errors
-    /// What the measure says.
+    /// An error of the measure.
     pub fn value(&self, genome: &Genome, index: usize, genes: &[u16]) -> Result<f64> {
         match &self.tables[index] {
             Some(table) => Ok(table.value(genome, genes)),
@@ -107,13 +107,13 @@ impl<'a> Limits<'a> {
         }
     }
 
-    /// By how much `genes` breaks the limits: the sum of the excesses, each as a fraction of its bound; 0 when all
-    /// hold.
+    /// Amount by which `genes` breaks the limits: the sum of the excesses, each as a fraction of its bound; 0 if all
+    /// limits hold.
     ///
-    /// Where a table's rounding could decide, the measure itself does.
+    /// The measure itself decides if a table's rounding could.
     ///
     /// # Errors
-    /// What the measures say.
+    /// Errors of measures.
     pub fn violation(&self, genome: &Genome, genes: &[u16]) -> Result<f64> {
         let mut sum = 0.0;
         for (index, limit) in self.limits.iter().enumerate() {
@@ -122,7 +122,7 @@ impl<'a> Limits<'a> {
         Ok(sum)
     }
 
-    /// By which fraction of `bound` the value of limit `index` lies above it; 0 if it does not.
+    /// Excess of limit `index`'s value over `bound`, as a fraction of `bound`; 0 if there is none.
     pub(super) fn excess(&self, genome: &Genome, index: usize, bound: f64, genes: &[u16]) -> Result<f64> {
         let mut value = self.value(genome, index, genes)?;
         if (value - bound).abs() <= PRECISION * bound.abs() {

@@ -1,22 +1,23 @@
-//! The best subnet within limits.
+//! Search of the best subnet within limits.
 //!
-//! [`search`] takes a [`Problem`] (space, [`Limit`]s, budget, seed), a scorer (a predictor, or anything else that gives
-//! each subnet a number, larger being better) and a [`Strategy`], and returns a [`SearchResult`]. A strategy is a file
-//! with a struct of its settings; all of them work on a [`Task`], which keeps the account.
+//! [`search`] takes a [`Problem`] (space, [`Limit`]s, budget, seed), a scorer (a predictor, or any other function that
+//! gives each subnet a number, larger being better) and a [`Strategy`], and returns a [`SearchResult`]. A strategy is a
+//! file with a struct of its settings; all strategies work on a [`Task`], which counts evaluations and keeps history
+//! and best.
 //!
 //! | module | concern |
 //! | --- | --- |
-//! | [`random`], [`grid`] | the yardsticks |
+//! | [`random`], [`grid`] | baselines |
 //! | [`evolution`] | evolutionary search (paper §3.4) |
 //! | [`pareto`] | NSGA-II: a whole front in one run |
 //! | [`bayes`] | a Gaussian process of the scores and expected improvement |
 //! | [`ppo`] | MnasNet's controller |
 //! | [`gradient`] | ProxylessNAS's gates |
 //! | [`strategies`] | the table of strategies |
-//! | [`result`] | what a search found |
+//! | [`result`] | result of a search |
 //! | `variation` | mutation and crossover |
 //! | [`climb`] | local search |
-//! | [`task`] | what a strategy works on: limits, scores, budget, history |
+//! | [`task`] | working state of a search: limits, scores, budget, history |
 //! | [`genome`] | a subnet as a row of small numbers |
 //! | [`limit`], [`table`], [`feasible`] | limits, their tables, smallest reachable values, repair |
 
@@ -51,8 +52,8 @@ use std::time::Instant;
 
 /// Finds the subnet with the largest score among those that meet all limits.
 ///
-/// `progress` sees every generation. Equal input and seed give equal results with any number of threads, as long as the
-/// scorer does not depend on the number.
+/// `progress` is called with every generation. Equal input and seed give equal results with any number of threads, if
+/// the scorer does not depend on that number.
 ///
 /// ```
 /// use ofa_extract::search::Evolution;
@@ -73,8 +74,8 @@ use std::time::Instant;
 /// ```
 ///
 /// # Errors
-/// An invalid space, impossible settings, limits that no subnet meets ([`Error::Impossible`]), and what measures or
-/// scorer say.
+/// An invalid space, impossible settings, limits that no subnet meets ([`Error::Impossible`]), and errors of measures
+/// or scorer.
 pub fn search<'a>(
     problem: &Problem<'a>,
     settings: &SearchSettings,
@@ -89,8 +90,8 @@ pub fn search<'a>(
         return Err(Error::Search("evaluations must be at least 1".into()));
     }
     let mut task = Task::new(problem, budget, scorer, progress)?;
-    // A subnet that meets the limits is known: no strategy can end without an answer.
-    task.score(vec![task.rules.witness.clone()])?;
+    // The witness meets the limits, so no strategy can end without an answer.
+    task.evaluate(&[task.rules.witness.clone()])?;
     strategy.run(&mut task)?;
     let top = task.top(problem.keep)?;
     let Task { rules, known, history, best, front, .. } = task;

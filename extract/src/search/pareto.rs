@@ -1,4 +1,4 @@
-//! The whole front of score against costs in one run: NSGA-II (Deb et al., IEEE Transactions on Evolutionary
+//! Search of the whole front of score against costs in one run: NSGA-II (Deb et al., IEEE Transactions on Evolutionary
 //! Computation 2002).
 
 use super::genome::{Genes, Genome};
@@ -15,11 +15,11 @@ use std::collections::HashSet;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Pareto {
-    /// Subnets that survive each generation, and at most on the front.
+    /// Subnets that survive each generation, and most subnets on the front.
     pub population: usize,
     /// Generations.
     pub generations: usize,
-    /// Probability with which a child's gene is drawn anew.
+    /// Probability with which a child's gene is drawn again.
     pub mutation_probability: f64,
 }
 
@@ -29,7 +29,7 @@ impl Default for Pareto {
     }
 }
 
-/// A candidate with what is minimised: minus its score, then its costs.
+/// Candidate with the goals that are minimised: minus its score, then its costs.
 #[derive(Debug, Clone, PartialEq)]
 struct Member {
     goals: Vec<f64>,
@@ -85,7 +85,7 @@ impl Strategy for Pareto {
             };
             let mut children = (0..self.population).into_par_iter().map(child).collect::<Result<Vec<Genes>>>()?;
             if generation == 0 {
-                // The cheap ends of the front.
+                // The cheapest subnets are the ends of the front.
                 for cost in 0..rules.against.limits().len() {
                     let (genes, _) = super::feasible::smallest(&rules.genome, &rules.against, cost)?;
                     if rules.feasible(&genes)? {
@@ -117,7 +117,7 @@ fn goals(rules: &Rules, score: f64, genes: &Genes) -> Result<Vec<f64>> {
     std::iter::once(Ok(-score)).chain(costs).collect()
 }
 
-/// Random genes around one level between smallest and largest: uniform ones would all cost about the same.
+/// Random genes around a common level between smallest and largest; uniform draws would all cost about the same.
 fn spread(genome: &Genome, rng: &mut impl Rng) -> Genes {
     let level: f64 = rng.random();
     genome.build(|place| {
@@ -126,12 +126,12 @@ fn spread(genome: &Genome, rng: &mut impl Rng) -> Genes {
     })
 }
 
-/// Whether `a` is nowhere worse than `b` and somewhere better.
+/// Whether `a` is not worse than `b` in any goal and better in one.
 fn dominates(a: &[f64], b: &[f64]) -> bool {
     a != b && a.iter().zip(b).all(|(a, b)| a <= b)
 }
 
-/// Indices of the members that nothing dominates, then of those that only these dominate, and so on.
+/// Indices of the members that no member dominates, then of those that only these dominate, and so on.
 fn fronts(members: &[Member]) -> Vec<Vec<usize>> {
     let mut dominated_by = vec![0usize; members.len()];
     let mut dominated: Vec<Vec<usize>> = vec![Vec::new(); members.len()];
@@ -161,7 +161,8 @@ fn fronts(members: &[Member]) -> Vec<Vec<usize>> {
     fronts
 }
 
-/// How much room a member of `front` has among its neighbours, summed over the goals; infinite at the ends.
+/// Crowding distance of each member of `front`: the gap between its neighbours, summed over the goals; infinite at the
+/// ends.
 fn crowding(members: &[Member], front: &[usize]) -> Vec<f64> {
     let mut room = vec![0.0; front.len()];
     for goal in 0..members[front[0]].goals.len() {
@@ -179,7 +180,7 @@ fn crowding(members: &[Member], front: &[usize]) -> Vec<f64> {
     room
 }
 
-/// The best `count` members, front by front, those with more room first; the order is the order of selection.
+/// The best `count` members in order of selection: front by front, larger crowding distance first.
 fn select(members: Vec<Member>, count: usize) -> Vec<Member> {
     let mut chosen = Vec::with_capacity(count);
     for front in fronts(&members) {

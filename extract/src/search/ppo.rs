@@ -1,4 +1,4 @@
-//! MnasNet's controller (Tan et al., CVPR 2019): a recurrent policy writes a candidate gene by gene and is trained by
+//! MnasNet's controller (Tan et al., CVPR 2019): a recurrent policy emits a candidate gene by gene and is trained by
 //! proximal policy optimisation (Schulman et al., 2017) on `score x (value / limit)^w`.
 
 use super::genome::{Genes, Genome};
@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 
 /// Width of the recurrent state.
 const HIDDEN: usize = 32;
-/// Largest change of a probability that a step is paid for.
+/// Largest relative change of a probability that the surrogate rewards.
 const CLIP: f64 = 0.2;
-/// Passes over a batch.
+/// Optimiser steps on each batch.
 const PASSES: usize = 3;
 /// Weight of the entropy, which keeps the policy from settling too early.
 const ENTROPY: f64 = 0.002;
@@ -25,12 +25,11 @@ const ENTROPY: f64 = 0.002;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ppo {
-    /// The exponent `w`: how much a value above its limit costs, and one below it pays.
+    /// The exponent `w`: it sets how much a value above its limit costs, and how much one below it pays.
     pub exponent: f64,
-    /// Whether limits are hard instead: a subnet that breaks one is worth nothing, and none is worth more for staying
-    /// below.
+    /// Whether limits are hard: a subnet that breaks one is worth nothing, and a value below the limit earns nothing.
     pub hard: bool,
-    /// Subnets between two updates of the policy.
+    /// Subnets per update of the policy.
     pub batch: usize,
     /// Learning rate of Adam.
     pub learning_rate: f64,
@@ -78,7 +77,8 @@ impl Strategy for Ppo {
         let policy = Policy::new(&task.rules)?;
         let parameters = ParamsAdamW { lr: self.learning_rate, weight_decay: 0.0, ..ParamsAdamW::default() };
         let mut optimizer = AdamW::new(policy.variables.clone(), parameters)?;
-        // A converged policy writes what has been scored before, which costs no budget: batches are bounded, too.
+        // A converged policy emits subnets that are scored already, which costs no budget, so the number of batches is
+        // bounded too.
         let batches = task.remaining().div_ceil(self.batch).saturating_mul(4);
         for batch in 0..batches as u64 {
             if task.is_over() {
@@ -112,7 +112,7 @@ impl Ppo {
             if !self.hard {
                 reward *= ratio.powf(self.exponent);
             } else if value > limit.bound {
-                // Still a slope, so that a first batch without any feasible subnet teaches something.
+                // The excess still gives a slope, so that a first batch without any feasible subnet teaches something.
                 reward = -ratio.min(1e6);
             }
         }
@@ -120,24 +120,25 @@ impl Ppo {
     }
 }
 
-/// Rewards less their mean, over their deviation.
+/// Rewards less their mean, divided by their standard deviation.
 fn advantages(rewards: &[f64]) -> Vec<f32> {
     let mean = rewards.iter().sum::<f64>() / rewards.len() as f64;
     let variance = rewards.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / rewards.len() as f64;
     rewards.iter().map(|r| ((r - mean) / (variance.sqrt() + 1e-8)) as f32).collect()
 }
 
-/// A gated recurrent unit (Cho et al., 2014) that reads the choice of the last gene, and a linear layer a gene for the
-/// next choice.
+/// A gated recurrent unit (Cho et al., 2014) that reads the choice of the last gene, with a linear layer per gene for
+/// the next choice.
 struct Policy {
     variables: Vec<Var>,
-    /// Input and state to the three gates.
+    /// From the input to the three gates, `[HIDDEN, 3 * HIDDEN]`.
     from_input: Tensor,
+    /// From the state to the three gates, `[HIDDEN, 3 * HIDDEN]`.
     from_state: Tensor,
     bias: Tensor,
-    /// By gene, `[HIDDEN, choices]` and `[choices]`.
+    /// Weight `[HIDDEN, choices]` and bias `[choices]` of each gene's linear layer.
     heads: Vec<(Tensor, Tensor)>,
-    /// By gene, `[choices, HIDDEN]`: what the next step reads.
+    /// Input of the next step after each choice of each gene, `[choices, HIDDEN]`.
     embeddings: Vec<Tensor>,
 }
 
@@ -160,14 +161,14 @@ impl Policy {
         let (mut heads, mut embeddings) = (Vec::new(), Vec::new());
         for place in 0..rules.genome.size() {
             let choices = usize::from(rules.genome.choices(place));
-            // Small: the first candidates are nearly uniform.
+            // Small weights make the first candidates nearly uniform.
             heads.push((variable(&[HIDDEN, choices], 0.1 * bound)?, variable(&[choices], 0.01)?));
             embeddings.push(variable(&[choices, HIDDEN], 1.0)?);
         }
         Ok(Policy { variables, from_input, from_state, bias, heads, embeddings })
     }
 
-    /// One step: the state after reading `input`, both `[batch, HIDDEN]`.
+    /// The state after reading `input`; both are `[batch, HIDDEN]`.
     fn step(&self, input: &Tensor, state: &Tensor) -> candle_core::Result<Tensor> {
         let from_input = input.matmul(&self.from_input)?.broadcast_add(&self.bias)?;
         let from_state = state.matmul(&self.from_state)?;
@@ -184,7 +185,7 @@ impl Policy {
         log_softmax(&state.matmul(weight)?.broadcast_add(bias)?, D::Minus1)
     }
 
-    /// `count` candidates, gene by gene; genes of blocks that do not exist are skipped.
+    /// Draws `count` candidates gene by gene; genes of absent blocks are skipped.
     fn write(&self, rules: &Rules, count: usize, rng: &mut impl Rng) -> Result<Vec<Genes>> {
         let genome = &rules.genome;
         let mut written: Vec<Genes> = vec![genome.zeros(); count];
@@ -228,7 +229,7 @@ impl Policy {
         Ok((Tensor::stack(&sums, 0)?.sum(0)?, Tensor::stack(&entropies, 0)?.sum(0)?))
     }
 
-    /// The clipped surrogate of the expected advantage, and the entropy.
+    /// Negative sum of the clipped surrogate of the expected advantage and the weighted entropy.
     fn loss(&self, genome: &Genome, genes: &[Genes], before: &Tensor, advantages: &[f32]) -> Result<Tensor> {
         let (log, entropy) = self.probabilities(genome, genes)?;
         let advantages = Tensor::new(advantages, &Device::Cpu)?;

@@ -1,4 +1,4 @@
-//! Random search (Bergstra and Bengio, JMLR 2012): the yardstick of every other strategy.
+//! Random search (Bergstra and Bengio, JMLR 2012): the baseline of every other strategy.
 
 use super::genome::Genes;
 use super::strategies::Strategy;
@@ -7,10 +7,10 @@ use crate::Result;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// Candidates that are scored in one go.
+/// Candidates that are scored in one call.
 const BATCH: usize = 100;
 
-/// Random subnets; one that breaks a limit is repaired.
+/// Random subnets; a subnet that breaks a limit is repaired.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Random {}
@@ -34,7 +34,7 @@ impl Strategy for Random {
                 rules.repair(drawn, &mut rng)
             };
             let candidates = (0..BATCH as u64).into_par_iter().map(draw).collect::<Result<Vec<Genes>>>()?;
-            task.score(candidates)?;
+            task.evaluate(&candidates)?;
             task.record();
             // A small space runs out of subnets.
             if task.remaining() == 0 || task.remaining() == before {

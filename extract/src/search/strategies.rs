@@ -1,4 +1,4 @@
-//! The table of search strategies. Command line, validation, dispatch and files read it; to add a strategy, write its
+//! The table of search strategies, read by command line, validation, dispatch and files. To add a strategy, write its
 //! file and add its line to the table.
 
 use super::Task;
@@ -6,7 +6,7 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 
-/// A search strategy: a struct of its settings, whose defaults are [`Default`]'s.
+/// Search strategy: a struct of its settings, with the defaults of [`Default`].
 pub trait Strategy {
     /// Describes the method in a line.
     fn description(&self) -> &'static str;
@@ -16,7 +16,7 @@ pub trait Strategy {
         Vec::new()
     }
 
-    /// Most subnets that are scored where the problem sets no budget.
+    /// Most subnets that are scored if the problem sets no budget.
     fn evaluations(&self) -> usize;
 
     /// Whether the result is a front, which needs costs to be drawn against.
@@ -24,8 +24,8 @@ pub trait Strategy {
         false
     }
 
-    /// Scores candidates until the budget is spent or there is nothing left to try; the task keeps the best feasible
-    /// one.
+    /// Scores candidates until the budget is spent or nothing is left to try; the task keeps the best feasible
+    /// candidate.
     ///
     /// # Errors
     /// Errors of the scorer and of measures.
@@ -34,7 +34,7 @@ pub trait Strategy {
 
 /// A setting of a strategy.
 pub struct Setting<'a> {
-    /// Name in files (`parent_ratio`); the option of the command line has hyphens.
+    /// Name in files (`parent_ratio`); the command-line option has hyphens.
     pub name: &'static str,
     /// Describes the setting in a line.
     pub description: &'static str,
@@ -123,7 +123,7 @@ macro_rules! strategies {
     };
 }
 
-// The first one is the default.
+// The first strategy is the default.
 strategies! {
     "evolution" => evolution::Evolution,
     "pareto" => pareto::Pareto,

@@ -1,4 +1,4 @@
-//! Measures that are looked up instead of computed.
+//! Lookup tables of measures.
 //!
 //! Most costs of a subnet are, for each size of the images, a sum over stem and stages (latency from a device profile,
 //! MACs, parameters) or a maximum over them (peak memory), in which each block of a stage counts by itself; with
@@ -14,9 +14,9 @@ use ofa_supernet::space::dimension::At;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Random subnets that each row is checked on.
+/// Random subnets on which each row is checked.
 const CHECKS: u64 = 24;
-/// Relative difference up to which a sum of table entries counts as the measure's own value.
+/// Largest relative difference at which a sum of table entries counts as the measure's value.
 pub(super) const PRECISION: f64 = 1e-9;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -41,39 +41,39 @@ impl Form {
     }
 }
 
-/// A measure of every subnet of a space.
+/// Table of a measure over all subnets of a space.
 #[derive(Debug, Clone)]
 pub struct Table {
     form: Form,
     parts: Vec<Part>,
-    /// A row for each number of the images' genes.
+    /// One row per number of the images' genes.
     rows: Vec<Row>,
 }
 
-/// Genes of the stem, a stage, or what follows the last one.
+/// Genes of the stem, of a stage, or of the layers after the last stage.
 #[derive(Debug, Clone, Default)]
 struct Part {
-    /// Elastic boundaries before and after the part, as far as it has them.
+    /// Genes of the elastic boundaries before and after the part.
     around: Vec<usize>,
-    /// Values of the boundary before the part; 1 where that is not elastic.
+    /// Number of values of the boundary before the part; 1 if it is not elastic.
     before: usize,
-    /// Values of the boundary after the part, likewise.
+    /// Number of values of the boundary after the part; 1 if it is not elastic.
     after: usize,
-    /// Choices of the part as a whole.
+    /// Genes of the part as a whole.
     own: Range<usize>,
-    /// Choices of each block, and where its entries begin.
+    /// Genes of each block, and the index of its first entry.
     blocks: Vec<(Range<usize>, usize)>,
 }
 
-/// What each part adds; in each, by the number of the genes around it.
+/// Entries of each part, indexed by the number of the genes around the part.
 type Row = Vec<Vec<Entries>>;
 
-/// What one part adds between two widths.
+/// Contribution of a part between two widths.
 #[derive(Debug, Clone)]
 struct Entries {
-    /// By the number of its own genes.
+    /// Contribution of the part as a whole, indexed by the number of its own genes.
     own: Vec<f64>,
-    /// Block after block, by the number of its genes.
+    /// Contribution of each block, block after block, indexed by the number of its genes.
     blocks: Vec<f64>,
 }
 
@@ -117,12 +117,12 @@ fn parts(genome: &Genome) -> Vec<Part> {
 }
 
 impl Part {
-    /// The blocks that the part has in `genes`.
+    /// Blocks of the part that exist in `genes`.
     fn existing<'a>(&'a self, genome: &'a Genome, genes: &'a [u16]) -> impl Iterator<Item = &'a (Range<usize>, usize)> {
         self.blocks.iter().take_while(|(block, _)| genome.exists(genes, block.start))
     }
 
-    /// The boundaries' genes.
+    /// Genes of the boundaries.
     fn around(&self) -> impl DoubleEndedIterator<Item = usize> + Clone + '_ {
         self.around.iter().copied()
     }
@@ -132,11 +132,11 @@ impl Table {
     /// The table of `measure`, or `None` when it is neither a sum nor a maximum over parts and blocks.
     ///
     /// # Errors
-    /// What `measure` says.
+    /// Errors of `measure`.
     pub fn of(genome: &Genome, measure: &(dyn Fn(&Subnet) -> Result<f64> + Sync)) -> Result<Option<Self>> {
         let parts = parts(genome);
         for form in [Form::Sum, Form::Max] {
-            // One size tells at little cost that the form is wrong.
+            // One image size shows at little cost that the form is wrong.
             let row = |input| row(genome, &parts, form, input, measure);
             if row(0)?.is_none() {
                 continue;
@@ -155,14 +155,14 @@ impl Table {
         value(genome, &self.parts, self.form, &self.rows[genome.number(genes, genome.input())], genes)
     }
 
-    /// The subnet with the smallest value: exact, as blocks do not depend on one another, and parts only on the width
-    /// between them.
+    /// Genes of the smallest value. The result is exact, since blocks do not depend on one another, and parts only on
+    /// the width between them.
     pub fn smallest(&self, genome: &Genome) -> Genes {
         let mut best: Option<(f64, Genes)> = None;
         for (input, row) in self.rows.iter().enumerate() {
             let mut start = genome.zeros();
             genome.set_number(&mut start, genome.input(), input);
-            // By the width reached, the smallest value of the parts so far, and their genes.
+            // For each width reached: the smallest value of the parts so far, and their genes.
             let mut reached = vec![(self.form.neutral(), start); self.parts[0].before];
             for (part, entries) in self.parts.iter().zip(row) {
                 let extended = |after: usize| {
@@ -183,7 +183,7 @@ impl Table {
         best.expect("there are images").1
     }
 
-    /// Gives `part` the genes with the smallest value, and returns that.
+    /// Sets the genes of `part` to those of its smallest value, and returns that value.
     fn cheapest(&self, genome: &Genome, part: &Part, entries: &Entries, genes: &mut Genes) -> f64 {
         let cheapest = |(places, start): &(Range<usize>, usize)| {
             smallest_of(&entries.blocks[*start..start + genome.numbers(places.clone())])
@@ -204,7 +204,7 @@ impl Table {
         value
     }
 
-    /// The expected value when every gene is drawn alone with `probabilities`; `None` if the measure is no sum.
+    /// Expected value if every gene is drawn independently with `probabilities`; `None` if the measure is not a sum.
     pub fn expected(&self, genome: &Genome, probabilities: &[Vec<f64>]) -> Option<f64> {
         if self.form != Form::Sum {
             return None;
@@ -223,7 +223,7 @@ impl Table {
     }
 }
 
-/// The first of the smallest `values`, and its place.
+/// The smallest of `values` and its index; the first if several are equal.
 fn smallest_of(values: &[f64]) -> (f64, usize) {
     let places = values.iter().copied().zip(0..);
     places.min_by(|a, b| a.0.total_cmp(&b.0)).expect("there is a choice")
@@ -246,7 +246,7 @@ fn probability(
 }
 
 fn expected_part(genome: &Genome, part: &Part, entries: &Entries, probabilities: &[Vec<f64>]) -> f64 {
-    // What so many blocks from the first on add.
+    // Contribution of the first blocks, by their number.
     let mut blocks = vec![0.0];
     let mut sum = 0.0;
     for (places, start) in &part.blocks {
@@ -277,10 +277,10 @@ fn value(genome: &Genome, parts: &[Part], form: Form, row: &Row, genes: &[u16]) 
     sum
 }
 
-/// The row of the images' genes that read `input`, or `None` if the measure does not have the form.
+/// The row for the images' genes of number `input`, or `None` if the measure does not have the form.
 ///
-/// A sum is told by differences to the subnet with the most blocks, a maximum by single blocks in an otherwise smallest
-/// subnet.
+/// A sum is derived from differences to the subnet with the most blocks, a maximum from single blocks in an otherwise
+/// smallest subnet.
 fn row(
     genome: &Genome,
     parts: &[Part],
@@ -299,7 +299,7 @@ fn row(
     let mut row = Vec::with_capacity(parts.len());
     for (index, part) in parts.iter().enumerate() {
         let mut entries = Vec::with_capacity(genome.numbers(part.around()));
-        // Sum: what the part's first width alone makes of the whole, which the part before has counted.
+        // For a sum: the effect of the part's first width alone, which the part before has counted.
         let mut counted = 0.0;
         for around in 0..genome.numbers(part.around()) {
             let mut genes = origin.clone();
@@ -323,7 +323,7 @@ fn row(
     Ok(Some(row))
 }
 
-/// The entries of `part` in the network `origin` of value `whole`, of which `own` is the part's.
+/// Entries of `part` in the network `origin` of value `whole`; `own` is the part's share of it.
 fn part_entries(
     genome: &Genome,
     form: Form,
@@ -412,7 +412,7 @@ mod tests {
         }
     }
 
-    /// Sums of arbitrary numbers, so that nothing about small choices being cheap helps.
+    /// Sum of arbitrary numbers, so that small choices are not systematically cheap.
     fn arbitrary(subnet: &Subnet) -> f64 {
         let number = |what: &dyn std::fmt::Debug| {
             let mut hasher = std::hash::DefaultHasher::new();

@@ -1,4 +1,4 @@
-//! What every strategy works on: the space, the limits, a scorer, and the account of what has been scored.
+//! Working state of a search: the space, the limits, the scorer, and all scores so far.
 
 use super::Candidate;
 use super::feasible::{repair, witness};
@@ -13,60 +13,60 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
-/// What is asked.
+/// Search problem.
 pub struct Problem<'a> {
-    /// The space.
+    /// Search space.
     pub space: &'a SearchSpace,
-    /// What the answer must meet; none means no limit.
+    /// Limits that the answer must meet; none means no limit.
     pub limits: &'a [Limit<'a>],
-    /// What a front is drawn against (their bounds do not count); only strategies that give a front read it.
+    /// Costs that a front is drawn against (their bounds do not count); only strategies that draw a front read them.
     pub against: &'a [Limit<'a>],
     /// Most subnets to score; `None` for the strategy's own number.
     pub evaluations: Option<usize>,
     /// Seed.
     pub seed: u64,
-    /// How many of the best subnets the result lists.
+    /// Number of best subnets that the result lists.
     pub keep: usize,
 }
 
 impl<'a> Problem<'a> {
-    /// The best subnet of `space` within `limits`.
+    /// Problem of the best subnet of `space` within `limits`.
     pub fn new(space: &'a SearchSpace, limits: &'a [Limit<'a>], seed: u64) -> Self {
         Problem { space, limits, against: &[], evaluations: None, seed, keep: 0 }
     }
 }
 
-/// Gives each of the subnets it is handed a number, larger being better.
+/// Function that gives each subnet a number, larger being better.
 pub type Scorer<'a> = dyn FnMut(&[Subnet]) -> Result<Vec<f64>> + 'a;
 
-/// A generation's best.
+/// Best subnet after a generation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Generation {
-    /// Number, from 0: a generation of an evolution, or what the strategy otherwise scores in one go.
+    /// Number of the generation, from 0; strategies without generations count the batches that they score.
     pub generation: usize,
-    /// Different subnets scored until then.
+    /// Distinct subnets scored so far.
     pub evaluations: usize,
-    /// Best subnet until then.
+    /// Best subnet so far.
     pub best: Subnet,
-    /// Score.
+    /// Score of that subnet.
     pub score: f64,
 }
 
 /// A candidate and its score.
 pub type Scored = (f64, Genes);
 
-/// Puts the best first; equal scores in the order of the genes, so that no other order shows through.
+/// Sorts the best first, and equal scores by their genes, so that the result does not depend on the order before.
 pub fn rank(scored: &mut [Scored]) {
     scored.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
 }
 
-/// What candidates are and must meet: the part of a task that threads share.
+/// Genome and limits of candidates: the part of a task that threads share.
 pub struct Rules<'a> {
     /// The space's genome.
     pub genome: Genome,
-    /// What must hold.
+    /// Limits that must hold.
     pub limits: Limits<'a>,
-    /// What a front is drawn against.
+    /// Costs that a front is drawn against.
     pub against: Limits<'a>,
     /// A candidate that meets the limits.
     pub witness: Genes,
@@ -75,7 +75,7 @@ pub struct Rules<'a> {
 }
 
 impl Rules<'_> {
-    /// The generator for a position of this search.
+    /// Random generator for a position of this search.
     pub fn rng(&self, position: &[u64]) -> StdRng {
         generator(self.seed, Stream::Search, position)
     }
@@ -83,28 +83,29 @@ impl Rules<'_> {
     /// Whether all limits hold.
     ///
     /// # Errors
-    /// What measures say.
+    /// Errors of measures.
     pub fn feasible(&self, genes: &[u16]) -> Result<bool> {
         Ok(self.limits.violation(&self.genome, genes)? == 0.0)
     }
 
-    /// `genes`, changed so that they meet the limits.
+    /// Changes `genes` so that they meet the limits.
     ///
     /// # Errors
-    /// What measures say.
+    /// Errors of measures.
     pub fn repair(&self, genes: Genes, rng: &mut impl Rng) -> Result<Genes> {
         repair(&self.genome, &self.limits, genes, &self.witness, rng)
     }
 }
 
-/// The problem while a strategy works on it.
+/// State of the search while a strategy works on it.
 pub struct Task<'a> {
-    /// What candidates are and must meet.
+    /// Genome and limits of candidates.
     pub rules: Rules<'a>,
+    /// Scores of all candidates so far.
     pub(super) known: HashMap<Genes, f64>,
     pub(super) history: Vec<Generation>,
     pub(super) best: Option<Scored>,
-    /// A whole front, where the strategy draws one.
+    /// Front, if the strategy draws one.
     pub(super) front: Vec<Scored>,
     budget: usize,
     scorer: &'a mut Scorer<'a>,
@@ -113,7 +114,7 @@ pub struct Task<'a> {
 
 impl<'a> Task<'a> {
     /// # Errors
-    /// An invalid space, limits that no subnet meets ([`Error::Impossible`]), and what measures say.
+    /// An invalid space, limits that no subnet meets ([`Error::Impossible`]), and errors of measures.
     pub(super) fn new(
         problem: &Problem<'a>,
         budget: usize,
@@ -136,12 +137,12 @@ impl<'a> Task<'a> {
         })
     }
 
-    /// How many subnets may be scored in all.
+    /// Number of subnets that may be scored in all.
     pub fn budget(&self) -> usize {
         self.budget
     }
 
-    /// How many more subnets may be scored.
+    /// Number of subnets that may still be scored.
     pub fn remaining(&self) -> usize {
         self.budget.saturating_sub(self.known.len())
     }
@@ -151,51 +152,50 @@ impl<'a> Task<'a> {
         self.remaining() == 0 || self.known.len() as f64 >= self.rules.genome.space().count()
     }
 
-    /// Scores `candidates` and returns them with their scores, without those that the budget does not hold any more.
+    /// Scores `candidates` and returns them with their scores, without those that exceed the budget.
     ///
     /// # Errors
-    /// As [`evaluate`](Self::evaluate).
+    /// Errors of [`evaluate`](Self::evaluate).
     pub fn score(&mut self, candidates: Vec<Genes>) -> Result<Vec<Scored>> {
         self.evaluate(&candidates)?;
         Ok(self.scored(candidates).collect())
     }
 
-    /// Those of `candidates` that have been scored.
+    /// The scored ones among `candidates`.
     pub fn scored(&self, candidates: impl IntoIterator<Item = Genes>) -> impl Iterator<Item = Scored> {
         candidates.into_iter().filter_map(|genes| self.known.get(&genes).map(|&score| (score, genes)))
     }
 
-    /// Scores `candidates`, of which each may occur several times or have been scored before: that costs nothing, and
-    /// no subnet reaches the scorer twice. Candidates that the budget does not hold any more are left out. The best
-    /// feasible one is kept.
+    /// Scores `candidates`. A candidate may occur several times or have been scored before: that costs nothing, and no
+    /// subnet reaches the scorer twice. Candidates beyond the budget are skipped. The best feasible candidate is kept.
     ///
     /// # Errors
-    /// What scorer and measures say, and scores that are no numbers.
+    /// Errors of scorer and measures, and scores that are not finite.
     pub fn evaluate(&mut self, candidates: &[Genes]) -> Result<()> {
         let mut fresh = Vec::new();
-        for (place, genes) in candidates.iter().enumerate() {
+        for (index, genes) in candidates.iter().enumerate() {
             if self.budget <= self.known.len() {
                 break;
             }
             if !self.known.contains_key(genes) {
-                // Holds the place of one that occurs twice.
+                // Reserves the entry, so that a second occurrence is not scored.
                 self.known.insert(genes.clone(), f64::NAN);
-                fresh.push(place);
+                fresh.push(index);
             }
         }
         if !fresh.is_empty() {
             let genome = &self.rules.genome;
-            let subnets: Vec<Subnet> = fresh.par_iter().map(|&place| genome.decode(&candidates[place])).collect();
+            let subnets: Vec<Subnet> = fresh.par_iter().map(|&index| genome.decode(&candidates[index])).collect();
             let scores = (self.scorer)(&subnets)?;
             if scores.len() != fresh.len() {
                 let (given, asked) = (scores.len(), fresh.len());
                 return Err(Error::Internal(format!("the scorer gave {given} scores for {asked} subnets")));
             }
-            for ((place, score), subnet) in fresh.into_iter().zip(scores).zip(&subnets) {
+            for ((index, score), subnet) in fresh.into_iter().zip(scores).zip(&subnets) {
                 if !score.is_finite() {
                     return Err(Error::Search(format!("the scorer gave {score} for '{subnet}'; expected a number")));
                 }
-                let genes = &candidates[place];
+                let genes = &candidates[index];
                 let better = |(best, holder): &Scored| score > *best || (score == *best && genes < holder);
                 if self.best.as_ref().is_none_or(better) && self.rules.feasible(genes)? {
                     self.best = Some((score, genes.clone()));
@@ -228,7 +228,7 @@ impl<'a> Task<'a> {
         Ok(top)
     }
 
-    /// Ends a generation: notes the best so far.
+    /// Ends a generation: records the best subnet so far.
     pub fn record(&mut self) {
         if let Some((score, genes)) = &self.best {
             let entry = Generation {

@@ -1,10 +1,10 @@
-//! A small search problem whose answer trying everything finds.
+//! A small search problem whose answer exhaustive search finds.
 
 use crate::Measures;
 use ofa_supernet::{SearchSpace, Subnet};
 use std::collections::HashSet;
 
-/// Separable, with blocks worth unlike amounts, so that a limit makes choosing hard.
+/// Separable score whose blocks have unequal weights, so that choosing within a limit is hard.
 pub fn worth(subnet: &Subnet) -> f64 {
     let mut sum = (subnet.resolution as f64).sqrt();
     for (stage, blocks) in subnet.stages.iter().enumerate() {

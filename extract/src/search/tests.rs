@@ -39,7 +39,7 @@ fn every_strategy_works_on_a_space_of_one_or_a_few_subnets() {
 }
 
 #[test]
-fn predictions_above_one_are_ranked_as_they_are_and_told_as_one() {
+fn predictions_above_one_are_ranked_unclamped_and_shown_as_one() {
     let space = SearchSpace::named("tiny").unwrap();
     let blocks = |subnet: &Subnet| subnet.blocks().count() as f64;
     let mut scorer = |subnets: &[Subnet]| Ok(subnets.iter().map(|s| 0.9 + 0.1 * blocks(s)).collect());
@@ -59,7 +59,7 @@ fn predictions_above_one_are_ranked_as_they_are_and_told_as_one() {
 }
 
 #[test]
-fn a_result_is_out_of_date_with_its_weights_or_predictor() {
+fn a_result_is_outdated_when_weights_or_predictor_change() {
     let basis = |weights: Option<&str>, predictor: Option<&str>| Basis {
         weights: weights.map(String::from),
         predictor: predictor.map(String::from),
@@ -72,7 +72,7 @@ fn a_result_is_out_of_date_with_its_weights_or_predictor() {
     assert!(basis(None, Some("p")).outdated("v", Some("q")).is_some());
 }
 
-/// Every strategy, quick enough for a test.
+/// Every strategy with settings that are quick enough for a test.
 fn strategies() -> Vec<SearchSettings> {
     let mut all = SearchSettings::all();
     for settings in &mut all {
@@ -137,7 +137,7 @@ fn every_strategy_keeps_limits_budget_and_seed() {
 }
 
 #[test]
-fn who_looks_finds_more_than_random_draws() {
+fn guided_strategies_find_better_subnets_than_random_draws() {
     let space = SearchSpace::named("cifar-mbv3").unwrap();
     let bound = 9e6;
     let limits = [Limit::new("macs", bound, |s| Ok(macs(&space, s)))];
@@ -164,7 +164,7 @@ fn who_looks_finds_more_than_random_draws() {
 }
 
 #[test]
-fn evolution_finds_the_optimum_that_trying_everything_finds() {
+fn evolution_finds_the_optimum_of_exhaustive_search() {
     let space = SearchSpace::named("tiny").unwrap();
     let all = everything(&space);
     assert_eq!(all.len() as f64, space.count());
@@ -224,7 +224,7 @@ fn the_tightest_limit_is_met_and_a_tighter_one_refused() {
 }
 
 #[test]
-fn verifying_prefers_what_was_measured() {
+fn verifying_prefers_the_best_measured_subnet() {
     let space = SearchSpace::named("tiny").unwrap();
     let limits = [Limit::new("macs", 5e5, |s| Ok(macs(&space, s)))];
     let problem = Problem { keep: 5, ..Problem::new(&space, &limits, 0) };
@@ -242,7 +242,7 @@ fn verifying_prefers_what_was_measured() {
 }
 
 #[test]
-fn settings_have_defaults_and_refuse_what_is_impossible() {
+fn settings_have_defaults_and_impossible_values_are_refused() {
     let read = |text: &str| serde_json::from_str::<SearchSettings>(text);
     let settings = read(r#"{"strategy": "evolution", "generations": 7}"#).unwrap();
     assert_eq!(settings, SearchSettings::Evolution(Evolution { generations: 7, ..Evolution::default() }));

@@ -4,7 +4,7 @@ use super::genome::{Genes, Genome};
 use ofa_supernet::space::dimension::At;
 use rand::Rng;
 
-/// Each gene drawn anew with its probability. A stage that grows gets random blocks.
+/// Draws each gene again with its probability. A stage that grows gets random blocks.
 pub(super) fn mutate(
     genome: &Genome,
     parent: &Genes,
@@ -26,7 +26,7 @@ pub(super) fn mutate(
     child
 }
 
-/// Each gene from one of two parents; a block that only one of them has comes from that one.
+/// Takes each gene from one of two parents; genes of a block that only one parent has come from that parent.
 pub(super) fn cross(genome: &Genome, first: &Genes, second: &Genes, rng: &mut impl Rng) -> Genes {
     genome.build(|place| {
         let (in_first, in_second) = (genome.is_active(first, place), genome.is_active(second, place));

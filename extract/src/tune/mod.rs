@@ -1,11 +1,11 @@
-//! Hyperparameters of training: which to try, on shortened runs, and which trial to give up.
+//! Hyperparameter search on shortened trainings: which values to try, and which trials to stop early.
 //!
 //! | file | concern |
 //! | --- | --- |
-//! | `ranges` | what may be varied and how far |
+//! | `ranges` | hyperparameters and their ranges |
 //! | `ranges_file` | the ranges as a TOML file |
-//! | `suggest` | what to try next: grid, random, Gaussian process; nothing twice |
-//! | `trials` | what was tried, its file, and when a trial is hopeless |
+//! | `suggest` | values of the next trial: grid, random, Gaussian process; never the values of an earlier trial |
+//! | `trials` | finished trials, their file, and early stopping |
 
 mod ranges;
 mod ranges_file;
@@ -13,5 +13,5 @@ mod suggest;
 mod trials;
 
 pub use ranges::{Hyperparameter, Range, Ranges, Values};
-pub use suggest::{Suggest, suggest};
-pub use trials::{Outcome, Point, Trial, TrialWriter, best, hopeless, read_trials, significant, table};
+pub use suggest::{TrialStrategy, suggest};
+pub use trials::{Outcome, Point, Trial, TrialWriter, best, read_trials, should_prune, significant, table};

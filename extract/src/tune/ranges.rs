@@ -1,4 +1,4 @@
-//! What may be varied and how far.
+//! Hyperparameters that can be varied, and their ranges.
 
 use crate::{Error, Result};
 use ofa_supernet::SearchSpace;
@@ -14,9 +14,9 @@ const LARGEST_BATCH: usize = 65_536;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hyperparameter {
-    /// Peak learning rate of the first stage; those of the others keep their proportion to it.
+    /// Peak learning rate of the first stage; the rates of other stages keep their proportion to it.
     LearningRate,
-    /// Images a step, of all stages.
+    /// Images per step, in all stages.
     Batch,
     /// Weight decay.
     WeightDecay,
@@ -26,7 +26,7 @@ pub enum Hyperparameter {
     LabelSmoothing,
     /// Dropout before the classifier.
     Dropout,
-    /// How far a step moves running statistics.
+    /// Fraction by which a step moves running statistics.
     BatchNormMomentum,
     /// Weight of the distillation, in all stages that distil.
     KdRatio,
@@ -35,7 +35,7 @@ pub enum Hyperparameter {
 }
 
 impl Hyperparameter {
-    /// All of them.
+    /// All hyperparameters.
     pub(super) const ALL: [Hyperparameter; 9] = [
         Hyperparameter::LearningRate,
         Hyperparameter::Batch,
@@ -48,10 +48,13 @@ impl Hyperparameter {
         Hyperparameter::ClipNorm,
     ];
 
-    /// The value in `config`; `None` where the configuration does not use it.
+    /// The value in `config`; `None` if the configuration does not use the hyperparameter.
     pub fn of(self, config: &TrainConfig) -> Option<f64> {
         match self {
-            Hyperparameter::LearningRate => config.stages.first().map(|stage| stage.learning_rate),
+            Hyperparameter::LearningRate => match &config.schedule {
+                Some(schedule) => Some(schedule.learning_rate),
+                None => config.stages.first().and_then(|stage| stage.learning_rate),
+            },
             Hyperparameter::Batch => Some(config.batch as f64),
             Hyperparameter::WeightDecay => Some(config.weight_decay),
             Hyperparameter::Momentum => Some(config.momentum),
@@ -63,14 +66,16 @@ impl Hyperparameter {
         }
     }
 
-    /// Sets it in `config`.
+    /// Sets the hyperparameter in `config`.
     pub fn set(self, config: &mut TrainConfig, value: f64) {
         match self {
             Hyperparameter::LearningRate => {
                 if let Some(first) = self.of(config) {
-                    // A rate equal to the first stage's becomes `value` itself, without the rounding of a factor.
+                    // A rate equal to the first stage's becomes exactly `value`, without the rounding of a factor.
                     let scaled = |rate: f64| if rate == first { value } else { rate * (value / first) };
-                    config.stages.iter_mut().for_each(|stage| stage.learning_rate = scaled(stage.learning_rate));
+                    let rates = config.stages.iter_mut().filter_map(|stage| stage.learning_rate.as_mut());
+                    let rates = rates.chain(config.schedule.as_mut().map(|schedule| &mut schedule.learning_rate));
+                    rates.for_each(|rate| *rate = scaled(*rate));
                 }
             }
             Hyperparameter::Batch => {
@@ -90,7 +95,7 @@ impl Hyperparameter {
         }
     }
 
-    /// Whether only whole numbers make sense.
+    /// Whether values must be whole numbers.
     fn is_whole(self) -> bool {
         self == Hyperparameter::Batch
     }
@@ -112,33 +117,33 @@ impl fmt::Display for Hyperparameter {
     }
 }
 
-/// The values that a hyperparameter may take.
+/// Values that a hyperparameter may take.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Range {
-    /// One of a list, ascending.
+    /// A list of values, ascending.
     Values {
         /// The values.
         values: Vec<f64>,
     },
-    /// Anything between two numbers.
+    /// All numbers between two ends.
     Interval {
         /// Lowest value.
         low: f64,
         /// Highest value.
         high: f64,
-        /// Whether factors matter rather than differences, as of learning rates.
+        /// Whether the scale is logarithmic, as suits learning rates.
         log: bool,
-        /// Values that a grid tries, ends included.
+        /// Number of values in a grid, ends included.
         steps: usize,
     },
 }
 
 impl Range {
-    /// Values that a grid tries of an interval that does not say how many.
+    /// Default number of an interval's values in a grid.
     pub(super) const STEPS: usize = 5;
 
-    /// The value at `unit`, 0 to 1; the ends are exactly those of the range.
+    /// The value at `unit`, 0 to 1; 0 and 1 give exactly the ends of the range.
     fn at(&self, unit: f64) -> f64 {
         match self {
             Range::Values { values } => {
@@ -154,7 +159,7 @@ impl Range {
         }
     }
 
-    /// The values that bound all others: a list's, or an interval's ends.
+    /// Values that bound all others: those of a list, or the ends of an interval.
     fn bounds(&self) -> Vec<f64> {
         match self {
             Range::Values { values } => values.clone(),
@@ -162,7 +167,7 @@ impl Range {
         }
     }
 
-    /// The number of different values; `None` where it has no limit.
+    /// Number of different values; `None` if it is unlimited.
     fn count(&self, name: Hyperparameter) -> Option<usize> {
         match self {
             Range::Values { values } => Some(values.len()),
@@ -170,7 +175,8 @@ impl Range {
         }
     }
 
-    /// Where `value` lies, 0 to 1: the middle of its part for one of several values.
+    /// Position of `value` in the range, 0 to 1; each value of a list has an equal part of that, and its position is
+    /// the middle of its part.
     fn unit(&self, value: f64) -> f64 {
         match self {
             Range::Values { values } => {
@@ -182,7 +188,7 @@ impl Range {
         }
     }
 
-    /// The number of values that a grid tries.
+    /// Number of values in a grid.
     fn steps(&self) -> usize {
         match self {
             Range::Values { values } => values.len(),
@@ -190,7 +196,7 @@ impl Range {
         }
     }
 
-    /// The unit of value `step` of a grid.
+    /// Position, 0 to 1, of value `step` of the grid.
     fn grid_unit(&self, step: usize) -> f64 {
         match self {
             Range::Values { values } => self.unit(values[step]),
@@ -198,7 +204,7 @@ impl Range {
         }
     }
 
-    /// Checks what does not depend on the configuration.
+    /// Checks everything that does not depend on the configuration.
     pub(super) fn validate(&self, name: Hyperparameter) -> Result<(), String> {
         match self {
             Range::Values { values } => {
@@ -220,7 +226,7 @@ impl Range {
             }
         }
         match self.bounds().into_iter().find(|value| name.is_whole() && (value.fract() != 0.0 || *value < 1.0)) {
-            Some(value) => Err(format!("{value} is no {name}: it must be a whole number, at least 1")),
+            Some(value) => Err(format!("{value} is not a possible {name}; expected a whole number, at least 1")),
             None => Ok(()),
         }
     }
@@ -229,7 +235,7 @@ impl Range {
 /// A value for each hyperparameter.
 pub type Values = BTreeMap<Hyperparameter, f64>;
 
-/// Every hyperparameter that is varied, with its range. In TOML a table each:
+/// The varied hyperparameters, each with its range. In TOML each is a table:
 ///
 /// ```toml
 /// [learning_rate]
@@ -244,11 +250,11 @@ pub type Values = BTreeMap<Hyperparameter, f64>;
 pub struct Ranges(pub(super) BTreeMap<Hyperparameter, Range>);
 
 impl Ranges {
-    /// Learning rate and weight decay by a factor of ten either way about those of `config`, and half, all and twice
-    /// its batch.
+    /// Default ranges: learning rate and weight decay by a factor of ten either way about those of `config`, and half,
+    /// all and twice its batch.
     ///
     /// # Errors
-    /// A value that training would refuse: none in practice, as the configuration is a checked one.
+    /// A value that training would refuse; a valid configuration gives none.
     pub fn about(config: &TrainConfig, space: &SearchSpace) -> Result<Self> {
         let around =
             |value: f64| Range::Interval { low: value / 10.0, high: value * 10.0, log: true, steps: Range::STEPS };
@@ -260,7 +266,7 @@ impl Ranges {
         )]);
         ranges.extend(Hyperparameter::LearningRate.of(config).map(|v| (Hyperparameter::LearningRate, around(v))));
         let decay = if config.weight_decay > 0.0 { config.weight_decay } else { 1e-5 };
-        // Ten times as much must still be below 1.
+        // Ten times the weight decay must still be below 1.
         ranges.insert(Hyperparameter::WeightDecay, around(decay.min(0.09)));
         for (&name, range) in &ranges {
             check(name, range, config, space).map_err(Error::Tune)?;
@@ -273,7 +279,7 @@ impl Ranges {
         values.iter().for_each(|(name, &value)| name.set(config, value));
     }
 
-    /// Their names in order.
+    /// The hyperparameters, in order.
     pub fn names(&self) -> impl Iterator<Item = Hyperparameter> {
         self.0.keys().copied()
     }
@@ -283,7 +289,7 @@ impl Ranges {
         self.0.len()
     }
 
-    /// The values at a point of the unit cube.
+    /// Values at a point of the unit cube.
     pub(super) fn values(&self, units: &[f64]) -> Values {
         let value = |((&name, range), &unit): ((&Hyperparameter, &Range), &f64)| {
             let value = range.at(unit);
@@ -292,12 +298,12 @@ impl Ranges {
         self.0.iter().zip(units).map(value).collect()
     }
 
-    /// The point of the unit cube of `values`.
+    /// Point of the unit cube that stands for `values`.
     pub(super) fn units(&self, values: &Values) -> Vec<f64> {
         self.0.iter().map(|(name, range)| values.get(name).map_or(0.5, |&value| range.unit(value))).collect()
     }
 
-    /// The number of different points; `None` where it has no limit.
+    /// Number of different points; `None` if it is unlimited.
     pub(super) fn count(&self) -> Option<usize> {
         self.0.iter().try_fold(1usize, |count, (&name, range)| Some(count.saturating_mul(range.count(name)?)))
     }
@@ -325,7 +331,7 @@ pub(super) fn check(
     space: &SearchSpace,
 ) -> Result<(), String> {
     if name == Hyperparameter::KdRatio && name.of(config).is_none() {
-        return Err(format!("[{name}] no stage distils, so it would change nothing; leave it out"));
+        return Err(format!("[{name}] no stage distils, so the hyperparameter has no effect; remove it"));
     }
     for value in range.bounds() {
         let mut config = config.clone();
@@ -373,12 +379,12 @@ mod tests {
     fn values_reach_the_configuration() {
         let space = SearchSpace::named("tiny").unwrap();
         let mut config = TrainConfig::preset("tiny", &space).unwrap();
-        let rates: Vec<f64> = config.stages.iter().map(|stage| stage.learning_rate).collect();
+        let rates: Vec<f64> = config.stages.iter().filter_map(|stage| stage.learning_rate).collect();
         let ranges = of(TEXT);
         ranges.apply(&ranges.values(&[1.0, 0.0, 1.0]), &mut config);
         assert_eq!((config.batch, config.label_smoothing), (8, 0.2));
         for (stage, rate) in config.stages.iter().zip(&rates) {
-            assert!((stage.learning_rate - rate / rates[0]).abs() < 1e-9, "{}", stage.name);
+            assert!((stage.learning_rate.unwrap() - rate / rates[0]).abs() < 1e-9, "{}", stage.name);
         }
         let about = Ranges::about(&config, &space).unwrap();
         assert_eq!(about.values(&[0.5, 0.5, 0.5])[&Hyperparameter::Batch], 8.0);
@@ -396,7 +402,7 @@ mod tests {
         let space = SearchSpace::named("tiny").unwrap();
         let mut config = TrainConfig::preset("tiny", &space).unwrap();
         ranges.apply(&ranges.values(&[1.0, 1.0]), &mut config);
-        assert_eq!(config.stages[0].learning_rate, 0.1);
+        assert_eq!(config.stages[0].learning_rate, Some(0.1));
     }
 
     #[test]
@@ -434,12 +440,12 @@ mod tests {
             ("[dropout]\nlow = \"0\"\nhigh = 1\n", "r.toml:2: [dropout] low is not a number"),
             ("[dropout]\nlow = 0\nhigh = 0.5\nlog = 1\n", "r.toml:4: [dropout] log is not true or false"),
             ("[dropout]\nlow = 0\nhigh = 0.5\nstep = 1\n", "r.toml:4: [dropout] unknown key 'step'"),
-            ("dropout = 0.1\n", "r.toml:1: dropout is no table"),
+            ("dropout = 0.1\n", "r.toml:1: dropout is not a table"),
             ("[dropout]\nlow = \n", "r.toml:2: not valid TOML"),
             ("[dropout]\nvalues = [0.1]\n[dropout]\nvalues = [0.2]\n", "r.toml:3: not valid TOML: duplicate key"),
-            ("[batch]\nvalues = [0]\n", "r.toml:1: [batch] 0 is no batch"),
-            ("[batch]\nvalues = [8.5]\n", "8.5 is no batch: it must be a whole number"),
-            ("[batch]\nlow = 8\nhigh = 16.5\n", "16.5 is no batch"),
+            ("[batch]\nvalues = [0]\n", "r.toml:1: [batch] 0 is not a possible batch"),
+            ("[batch]\nvalues = [8.5]\n", "8.5 is not a possible batch; expected a whole number"),
+            ("[batch]\nlow = 8\nhigh = 16.5\n", "16.5 is not a possible batch"),
             ("[batch]\nvalues = [8, 100000]\n", "batch = 100000 must be at least 1 and at most 65536"),
             ("[batch]\nvalues = [8]\n[momentum]\nlow = 0.5\nhigh = 1.5\n", "r.toml:3: [momentum] momentum = 1.5"),
             ("[learning_rate]\nvalues = [-0.1, 0.1]\n", "learning_rate = -0.1 must be above 0"),

@@ -1,4 +1,4 @@
-//! The ranges as a TOML file: a table per hyperparameter. Every fault is one sentence with the line.
+//! TOML file of the ranges, with a table per hyperparameter. Every fault is one sentence with the line.
 
 use super::ranges::{Hyperparameter, Range, Ranges, check};
 use crate::{Error, Result};
@@ -11,7 +11,7 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// A fault of the text: the line (from 1), and what is wrong.
+/// Fault of the text: its line (from 1), and what is wrong.
 type Fault = (usize, String);
 
 const FORMS: &str = "write low = ... and high = ... (and log = true, steps = 5), or values = [...]";
@@ -20,8 +20,8 @@ impl Ranges {
     /// Reads the ranges' TOML file for trials with `config`.
     ///
     /// # Errors
-    /// An unreadable file; with the line an unknown hyperparameter, an impossible range, a hyperparameter that has no
-    /// effect on `config`, or a value that training would refuse.
+    /// An unreadable file; an unknown hyperparameter, an impossible range, a hyperparameter without effect on `config`,
+    /// or a value that training would refuse, each with its line.
     pub fn read(path: &Path, config: &TrainConfig, space: &SearchSpace) -> Result<Self> {
         let fail = |(line, message)| Error::line(path, line, message);
         let ranges = parse(&files::read_text(path)?).map_err(fail)?;
@@ -31,7 +31,7 @@ impl Ranges {
         Ok(Ranges(ranges.into_iter().map(|(name, (_, range))| (name, range)).collect()))
     }
 
-    /// The ranges of a correct text.
+    /// Parses a correct text.
     #[cfg(test)]
     pub(super) fn of_text(text: &str) -> Self {
         Ranges(parse(text).unwrap().into_iter().map(|(name, (_, range))| (name, range)).collect())
@@ -56,7 +56,7 @@ fn parse(text: &str) -> Result<BTreeMap<Hyperparameter, (usize, Range)>, Fault> 
             ));
         };
         let DeValue::Table(table) = value.get_ref() else {
-            return Err((at, format!("{name} is no table; write [{name}] on a line of its own, then {FORMS}")));
+            return Err((at, format!("{name} is not a table; write [{name}] on a line of its own, then {FORMS}")));
         };
         let range = range(name, table, at, &line)?;
         range.validate(name).map_err(|message| (at, format!("[{name}] {message}")))?;

@@ -1,5 +1,5 @@
-//! What to try next. It follows from the seed and the earlier trials alone, so that a stopped tuning goes on as if it
-//! had not been.
+//! Values of the next trial. They depend only on the seed and the earlier trials, so that a stopped tuning resumes as
+//! if it had not stopped.
 
 use super::ranges::{Ranges, Values};
 use super::trials::Trial;
@@ -8,39 +8,41 @@ use ofa_supernet::seed::{Stream, generator};
 use rand::Rng;
 use std::cmp::Ordering;
 
-/// Points that expected improvement chooses from: random ones, and ones near the best trial.
+/// Random points among which expected improvement chooses.
 const RANDOM: usize = 500;
+/// Points near the best trial among which expected improvement chooses.
 const NEAR: usize = 200;
-/// How far a point near the best may lie from it in each hyperparameter, as a part of the range.
+/// Largest distance of a point near the best from it in each hyperparameter, as a fraction of the range.
 const STEP: f64 = 0.1;
-/// How many units of the Gaussian process's distance a whole range is. Distances are squared, as the objective is
-/// smooth in its numbers.
+/// Distance between the two ends of a range, in the Gaussian process's unit. Distances are squared, since the objective
+/// is smooth in its numbers.
 const RANGE_DISTANCE: f64 = 20.0;
 
-/// How trials are chosen.
+/// Strategy that suggests trials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Suggest {
+pub enum TrialStrategy {
     /// All combinations of the ranges' steps, in order.
     Grid,
-    /// Uniformly in the ranges.
+    /// Uniform draws from the ranges.
     Random,
-    /// Random ones first, then the largest expected improvement by a Gaussian process on the earlier trials.
+    /// Random values first, then the largest expected improvement by a Gaussian process fitted to the earlier trials.
     Bayes,
 }
 
-impl Suggest {
-    /// Every way, with its name and a line of help.
-    pub const TABLE: &[(Suggest, &str, &str)] = &[
-        (Suggest::Grid, "grid", "All combinations of the ranges' steps"),
-        (Suggest::Random, "random", "Uniformly in the ranges"),
-        (Suggest::Bayes, "bayes", "A Gaussian process on the earlier trials, and expected improvement"),
+impl TrialStrategy {
+    /// Every strategy, with its name and a line of help.
+    pub const TABLE: &[(TrialStrategy, &str, &str)] = &[
+        (TrialStrategy::Grid, "grid", "All combinations of the ranges' steps"),
+        (TrialStrategy::Random, "random", "Uniformly in the ranges"),
+        (TrialStrategy::Bayes, "bayes", "A Gaussian process on the earlier trials, and expected improvement"),
     ];
 }
 
-/// The values of trial number `trials.len()`, which no earlier trial had; `None` when all are tried.
-pub fn suggest(strategy: Suggest, ranges: &Ranges, trials: &[Trial], seed: u64) -> Option<Values> {
+/// Suggests the values of trial number `trials.len()`, which no earlier trial had; `None` if all values have been
+/// tried.
+pub fn suggest(strategy: TrialStrategy, ranges: &Ranges, trials: &[Trial], seed: u64) -> Option<Values> {
     let tried: Vec<&Values> = trials.iter().map(|trial| &trial.values).collect();
-    if strategy == Suggest::Grid {
+    if strategy == TrialStrategy::Grid {
         return ranges.grid().map(|units| ranges.values(&units)).find(|values| !tried.contains(&values));
     }
     let different = tried.iter().enumerate().filter(|(index, values)| !tried[..*index].contains(values)).count();
@@ -52,12 +54,12 @@ pub fn suggest(strategy: Suggest, ranges: &Ranges, trials: &[Trial], seed: u64) 
     let dimensions = ranges.dimensions();
     let mut random = || -> Vec<f64> { (0..dimensions).map(|_| rng.random_range(0.0..1.0)).collect() };
     let first = random();
-    if strategy == Suggest::Bayes && trials.len() >= (2 * dimensions).max(4) {
+    if strategy == TrialStrategy::Bayes && trials.len() >= (2 * dimensions).max(4) {
         let pool = [vec![first], (1..RANDOM).map(|_| random()).collect()].concat();
         if let Some(values) = most_promising(ranges, trials, pool, seed).filter(|values| !tried.contains(&values)) {
             return Some(values);
         }
-        // All of the pool are tried, so there are few points: one of the others at random.
+        // The whole pool has been tried, so few points are left: one of them at random.
         return untried(ranges, &tried, random);
     }
     match ranges.values(&first) {
@@ -66,12 +68,12 @@ pub fn suggest(strategy: Suggest, ranges: &Ranges, trials: &[Trial], seed: u64) 
     }
 }
 
-/// Draws points until one is new. There must be one.
+/// Draws points until one is new; there must be a new one.
 fn untried(ranges: &Ranges, tried: &[&Values], mut random: impl FnMut() -> Vec<f64>) -> Option<Values> {
     std::iter::repeat_with(|| ranges.values(&random())).find(|values| !tried.contains(&values))
 }
 
-/// Of `pool` and of points near the best trial, the one with the largest expected improvement that was not tried yet.
+/// The untried point of `pool` and of points near the best trial that has the largest expected improvement.
 fn most_promising(ranges: &Ranges, trials: &[Trial], mut pool: Vec<Vec<f64>>, seed: u64) -> Option<Values> {
     let points: Vec<Vec<f64>> = trials.iter().map(|trial| ranges.units(&trial.values)).collect();
     let objectives: Vec<f64> = trials.iter().map(|trial| trial.objective).collect();
@@ -79,15 +81,15 @@ fn most_promising(ranges: &Ranges, trials: &[Trial], mut pool: Vec<Vec<f64>>, se
     let mut rng = generator(seed, Stream::TrialNearBest, &[trials.len() as u64]);
     let dimensions = ranges.dimensions();
     pool.extend((0..NEAR).map(|_| {
-        // One of them anew, as a small step never leads from one of several values to another.
-        let anew = rng.random_range(0..dimensions);
-        let near = |(dimension, unit): (usize, &f64)| match dimension == anew {
+        // One hyperparameter is drawn again, since a small step never changes a value of a list.
+        let redrawn = rng.random_range(0..dimensions);
+        let near = |(dimension, unit): (usize, &f64)| match dimension == redrawn {
             true => rng.random_range(0.0..1.0),
             false => (unit + rng.random_range(-STEP..STEP)).clamp(0.0, 1.0),
         };
         points[best].iter().enumerate().map(near).collect()
     }));
-    // Where a point's values lie, which is what the process has seen of the trials.
+    // Each point moves to the position of its values, as the points of the trials did.
     pool.iter_mut().for_each(|units| *units = ranges.units(&ranges.values(units)));
     pool.retain(|units| !points.contains(units));
     let Some(process) = GaussianProcess::fit(points, &objectives, None, distance) else {
@@ -105,7 +107,7 @@ fn most_promising(ranges: &Ranges, trials: &[Trial], mut pool: Vec<Vec<f64>>, se
     Some(ranges.values(&units))
 }
 
-#[allow(clippy::ptr_arg)] // the process has points of one type, and theirs is a vector
+#[allow(clippy::ptr_arg)] // Points of the process are vectors.
 fn distance(a: &Vec<f64>, b: &Vec<f64>) -> f64 {
     RANGE_DISTANCE * a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>()
 }
@@ -122,7 +124,7 @@ mod tests {
         )
     }
 
-    /// Best at a learning rate of 0.3, little decay and a batch of 16.
+    /// Objective that is best at a learning rate of 0.3, little decay and a batch of 16.
     fn objective(values: &Values) -> f64 {
         let rate = (values[&Hyperparameter::LearningRate] / 0.3).ln() / 9.2;
         let decay = values[&Hyperparameter::WeightDecay] / 0.1;
@@ -130,7 +132,7 @@ mod tests {
         0.9 - rate.powi(2) - 0.2 * (decay - 0.1).powi(2) - 0.05 * batch
     }
 
-    fn run(strategy: Suggest, count: usize, seed: u64) -> Vec<Trial> {
+    fn run(strategy: TrialStrategy, count: usize, seed: u64) -> Vec<Trial> {
         let mut trials = Vec::new();
         while trials.len() < count {
             let Some(values) = suggest(strategy, &ranges(), &trials, seed) else { break };
@@ -149,8 +151,8 @@ mod tests {
     fn a_gaussian_process_finds_better_settings_than_chance() {
         let mut won = 0;
         for seed in 0..6 {
-            let (bayes, random) = (run(Suggest::Bayes, 25, seed), run(Suggest::Random, 25, seed));
-            assert_eq!(bayes, run(Suggest::Bayes, 25, seed), "the same seed, the same trials");
+            let (bayes, random) = (run(TrialStrategy::Bayes, 25, seed), run(TrialStrategy::Random, 25, seed));
+            assert_eq!(bayes, run(TrialStrategy::Bayes, 25, seed), "the same seed, the same trials");
             assert_eq!(bayes[..3], random[..3]);
             won += usize::from(best(&bayes) > best(&random));
             assert!(best(&bayes) > 0.88, "{}", best(&bayes));
@@ -162,7 +164,7 @@ mod tests {
         Trial { trial: number, values, curve: vec![], objective: 0.5, outcome: Outcome::Finished, seconds: 0.0 }
     }
 
-    fn all_trials(strategy: Suggest, ranges: &Ranges, mut trials: Vec<Trial>) -> Vec<Trial> {
+    fn all_trials(strategy: TrialStrategy, ranges: &Ranges, mut trials: Vec<Trial>) -> Vec<Trial> {
         while let Some(values) = suggest(strategy, ranges, &trials, 3) {
             assert!(trials.iter().all(|other| other.values != values), "{values:?} twice");
             trials.push(trial(trials.len(), values));
@@ -172,10 +174,10 @@ mod tests {
 
     #[test]
     fn a_grid_tries_every_combination_once_and_ends() {
-        assert_eq!(all_trials(Suggest::Grid, &ranges(), vec![]).len(), 5 * 5 * 3);
+        assert_eq!(all_trials(TrialStrategy::Grid, &ranges(), vec![]).len(), 5 * 5 * 3);
         let large = "[dropout]\nlow = 0.0\nhigh = 0.1\nsteps = 1000\n[momentum]\nlow = 0.0\nhigh = 0.9\nsteps = 1000\n\
                      [label_smoothing]\nlow = 0.0\nhigh = 0.9\nsteps = 1000\n[weight_decay]\nlow = 0.0\nhigh = 0.1\nsteps = 1000\n";
-        let first = suggest(Suggest::Grid, &Ranges::of_text(large), &[], 0).unwrap();
+        let first = suggest(TrialStrategy::Grid, &Ranges::of_text(large), &[], 0).unwrap();
         assert!(first.values().all(|value| *value == 0.0));
     }
 
@@ -184,29 +186,29 @@ mod tests {
         let ranges = Ranges::of_text("[batch]\nvalues = [8, 16, 32]\n[dropout]\nvalues = [0.0, 0.5]\n");
         let mut trials = Vec::new();
         for number in 0..3 {
-            let values = suggest(Suggest::Random, &ranges, &trials, 3).unwrap();
+            let values = suggest(TrialStrategy::Random, &ranges, &trials, 3).unwrap();
             trials.push(trial(number, values));
         }
-        assert_eq!(all_trials(Suggest::Grid, &ranges, trials.clone()).len(), 6);
-        // Of an interval, chance has hit no step of the grid.
+        assert_eq!(all_trials(TrialStrategy::Grid, &ranges, trials.clone()).len(), 6);
+        // A random point of an interval is not on the grid.
         let ranges = Ranges::of_text("[dropout]\nlow = 0.0\nhigh = 0.5\nsteps = 3\n");
-        let trials = vec![trial(0, suggest(Suggest::Random, &ranges, &[], 3).unwrap())];
-        assert_eq!(all_trials(Suggest::Grid, &ranges, trials).len(), 4);
-        // Whole numbers that a grid's steps round to are tried once.
+        let trials = vec![trial(0, suggest(TrialStrategy::Random, &ranges, &[], 3).unwrap())];
+        assert_eq!(all_trials(TrialStrategy::Grid, &ranges, trials).len(), 4);
+        // Steps of a grid that round to the same whole number are tried once.
         let ranges = Ranges::of_text("[batch]\nlow = 8\nhigh = 10\n");
-        assert_eq!(all_trials(Suggest::Grid, &ranges, vec![]).len(), 3);
+        assert_eq!(all_trials(TrialStrategy::Grid, &ranges, vec![]).len(), 3);
     }
 
     #[test]
     fn chance_and_a_gaussian_process_try_every_point_once_and_end() {
         let ranges = Ranges::of_text("[batch]\nlow = 8\nhigh = 11\n[dropout]\nvalues = [0.0, 0.25, 0.5]\n");
-        for strategy in [Suggest::Random, Suggest::Bayes] {
+        for strategy in [TrialStrategy::Random, TrialStrategy::Bayes] {
             assert_eq!(all_trials(strategy, &ranges, vec![]).len(), 12);
         }
         let single = Ranges::of_text("[batch]\nvalues = [8]\n");
-        assert_eq!(all_trials(Suggest::Bayes, &single, vec![]).len(), 1);
+        assert_eq!(all_trials(TrialStrategy::Bayes, &single, vec![]).len(), 1);
         // Earlier versions tried values twice.
         let twice = vec![trial(0, single.values(&[0.5])), trial(1, single.values(&[0.5]))];
-        assert_eq!(all_trials(Suggest::Random, &single, twice).len(), 2);
+        assert_eq!(all_trials(TrialStrategy::Random, &single, twice).len(), 2);
     }
 }

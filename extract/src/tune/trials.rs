@@ -1,4 +1,4 @@
-//! What was tried, its file, and when a trial is hopeless.
+//! Finished trials, their file, and early stopping.
 
 use super::ranges::{Ranges, Values};
 use crate::{Error, Result};
@@ -7,48 +7,48 @@ use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-/// Earlier trials that must have come as far before one is judged by them.
+/// Number of earlier trials that must have come as far before a trial is compared with them.
 const JUDGES: usize = 3;
 
-/// A validation of a trial.
+/// Validation of a trial.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Point {
-    /// Part of the trial's steps that were done, 0 to 1: trials of other batch sizes have other numbers of steps.
+    /// Fraction of the trial's steps that were done, 0 to 1: trials of other batch sizes have other numbers of steps.
     pub progress: f64,
     /// Mean validation accuracy of smallest, middle and largest subnet.
     pub accuracy: f64,
 }
 
-/// How a trial ended.
+/// Outcome of a trial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// All its steps were done.
+    /// All steps were done.
     Finished,
-    /// It was given up, as half of the earlier ones were better at the same point.
+    /// The trial was stopped early, since half of the earlier ones were better at the same point.
     Stopped,
-    /// Its loss was not finite.
+    /// The loss was not finite.
     Diverged,
 }
 
-/// One trial.
+/// A trial that has ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Trial {
-    /// Its number, from 0.
+    /// Number of the trial, from 0.
     pub trial: usize,
-    /// What was tried.
+    /// Values that were tried.
     pub values: Values,
-    /// Its validations.
+    /// Validations during the trial.
     pub curve: Vec<Point>,
-    /// The last validation's accuracy; 0 where it diverged.
+    /// Accuracy of the last validation; 0 if the trial diverged.
     pub objective: f64,
-    /// How it ended.
+    /// How the trial ended.
     pub outcome: Outcome,
-    /// How long it took.
+    /// Duration in seconds.
     pub seconds: f64,
 }
 
-/// The best trial that did not diverge; a finished one is preferred to others.
+/// The best trial that did not diverge; finished trials are preferred to others.
 pub fn best(trials: &[Trial]) -> Option<&Trial> {
     let rank = |trial: &&Trial| (trial.outcome == Outcome::Finished, trial.objective);
     trials
@@ -57,16 +57,16 @@ pub fn best(trials: &[Trial]) -> Option<&Trial> {
         .max_by(|a, b| rank(a).0.cmp(&rank(b).0).then(rank(a).1.total_cmp(&rank(b).1)))
 }
 
-/// Whether a trial with this `curve` should be given up: its best validation is below the median of what the earlier
-/// trials had reached by then (the median rule of Golovin et al., *Google Vizier*, KDD 2017), if there are three at
-/// least to judge by.
-pub fn hopeless(curve: &[Point], earlier: &[Trial]) -> bool {
+/// Whether a trial with this `curve` should be stopped early: its best validation is below the median of the best
+/// validations that the earlier trials had reached by then (the median rule of Golovin et al., *Google Vizier*, KDD
+/// 2017). False if fewer than three trials have come as far.
+pub fn should_prune(curve: &[Point], earlier: &[Trial]) -> bool {
     let Some(last) = curve.last() else { return false };
     let reached = |points: &[Point]| {
         let until = points.iter().filter(|point| point.progress <= last.progress + 1e-9);
         until.map(|point| point.accuracy).fold(f64::NEG_INFINITY, f64::max)
     };
-    // A trial that had ended before says nothing about this point; one that diverged has reached nothing.
+    // A trial that ended before says nothing about this point; a diverged one has reached nothing.
     let as_far = |trial: &&Trial| {
         trial.outcome == Outcome::Diverged || trial.curve.last().is_some_and(|p| p.progress >= last.progress - 1e-9)
     };
@@ -78,10 +78,10 @@ pub fn hopeless(curve: &[Point], earlier: &[Trial]) -> bool {
     reached(curve) < others[others.len() / 2]
 }
 
-/// Reads `trials.jsonl`; a last line that a kill cut short is left out. A file that is absent holds none.
+/// Reads `trials.jsonl`. A last line that a kill cut short is skipped; an absent file holds no trials.
 ///
 /// # Errors
-/// An unreadable file, a line that is no trial, or trials out of order.
+/// An unreadable file, a line that is not a trial, or trials out of order.
 pub fn read_trials(path: &Path, ranges: &Ranges) -> Result<Vec<Trial>> {
     if !path.exists() {
         return Ok(Vec::new());
@@ -91,36 +91,35 @@ pub fn read_trials(path: &Path, ranges: &Ranges) -> Result<Vec<Trial>> {
     let mut trials: Vec<Trial> = Vec::new();
     for (index, line) in whole.lines().enumerate() {
         let fail = |message: String| Error::Line { path: path.to_path_buf(), line: index + 1, message };
-        let trial: Trial =
-            files::parse_json_line(line).map_err(|e| fail(format!("it is no trial of `ofa tune`: {e}")))?;
+        let trial: Trial = files::parse_json_line(line).map_err(|e| fail(format!("not a trial of `ofa tune`: {e}")))?;
         if trial.trial != index {
-            return Err(fail(format!("it is trial {}, expected {index}", trial.trial)));
+            return Err(fail(format!("this is trial {}, expected {index}", trial.trial)));
         }
         if !trial.values.keys().copied().eq(ranges.names()) {
             return Err(fail(
-                "it varies other hyperparameters than the ranges do; name another folder with --out".into(),
+                "this trial varies other hyperparameters than the ranges; name another folder with --out".into(),
             ));
         }
         if !trial.objective.is_finite() {
-            return Err(fail("its objective is no number".into()));
+            return Err(fail("the objective is not a finite number".into()));
         }
         trials.push(trial);
     }
     Ok(trials)
 }
 
-/// Writes trials, one JSON object a line, and for plotting `trials.csv` beside it.
+/// Writer of the trials' files: `trials.jsonl`, one JSON object per line, and beside it `trials.csv` for plotting.
 pub struct TrialWriter {
     path: PathBuf,
 }
 
 impl TrialWriter {
-    /// For the file at `path`.
+    /// Writer for the JSON lines at `path`.
     pub fn new(path: &Path) -> Self {
         TrialWriter { path: path.to_path_buf() }
     }
 
-    /// Writes all `trials`; both files are replaced as a whole.
+    /// Replaces both files with all `trials`.
     ///
     /// # Errors
     /// A failed write.
@@ -135,7 +134,7 @@ impl TrialWriter {
     }
 }
 
-/// A line a validation: trial, values, progress, accuracy, outcome.
+/// One line per validation: trial, values, progress, accuracy, outcome.
 fn csv(trials: &[Trial], ranges: &Ranges) -> String {
     let names: Vec<String> = ranges.names().map(|name| name.to_string()).collect();
     let mut text = format!("trial,{},progress,accuracy,outcome\n", names.join(","));
@@ -144,7 +143,7 @@ fn csv(trials: &[Trial], ranges: &Ranges) -> String {
         for point in &trial.curve {
             let (progress, accuracy) = (point.progress, point.accuracy);
             let outcome = outcome(trial.outcome);
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             let _ = writeln!(text, "{},{},{progress},{accuracy},{outcome}", trial.trial, values.join(","));
         }
     }
@@ -159,7 +158,7 @@ fn outcome(outcome: Outcome) -> &'static str {
     }
 }
 
-/// Header and rows of a table of all trials, the best first.
+/// Header and rows of a table of all trials, best first.
 pub fn table(trials: &[Trial], ranges: &Ranges) -> (Vec<String>, Vec<Vec<String>>) {
     let mut header = vec!["trial".to_string()];
     header.extend(ranges.names().map(|name| name.to_string()));
@@ -179,7 +178,7 @@ pub fn table(trials: &[Trial], ranges: &Ranges) -> (Vec<String>, Vec<Vec<String>
     (header, order.into_iter().map(row).collect())
 }
 
-/// `value` in three significant digits, for people.
+/// `value` as text with three significant digits.
 pub fn significant(value: f64) -> String {
     if value.abs() >= 1e7 {
         return format!("{value:.2e}");
@@ -214,23 +213,23 @@ mod tests {
     }
 
     #[test]
-    fn a_trial_below_the_median_is_given_up() {
+    fn a_trial_below_the_median_is_stopped_early() {
         let earlier = vec![
             trial(0, &[0.1, 0.3, 0.4, 0.5], Outcome::Finished),
             trial(1, &[0.2, 0.4, 0.5, 0.6], Outcome::Finished),
             trial(2, &[0.3, 0.5, 0.6, 0.7], Outcome::Finished),
         ];
         let curve = |accuracies: &[f64]| trial(3, accuracies, Outcome::Finished).curve;
-        assert!(hopeless(&curve(&[0.19]), &earlier));
-        assert!(!hopeless(&curve(&[0.21]), &earlier));
-        // Its best validation counts, at the same point.
-        assert!(!hopeless(&curve(&[0.45, 0.35]), &earlier));
-        assert!(hopeless(&curve(&[0.3, 0.39]), &earlier));
-        // Too few to judge: two, or three of which one was given up before.
-        assert!(!hopeless(&curve(&[0.0]), &earlier[..2]));
+        assert!(should_prune(&curve(&[0.19]), &earlier));
+        assert!(!should_prune(&curve(&[0.21]), &earlier));
+        // The best validation counts, at the same point.
+        assert!(!should_prune(&curve(&[0.45, 0.35]), &earlier));
+        assert!(should_prune(&curve(&[0.3, 0.39]), &earlier));
+        // Too few trials to compare with: two, or three of which one was stopped before.
+        assert!(!should_prune(&curve(&[0.0]), &earlier[..2]));
         let short = [&earlier[..2], &[trial(2, &[0.3], Outcome::Stopped)]].concat();
-        assert!(hopeless(&curve(&[0.1]), &short) && !hopeless(&curve(&[0.1, 0.1]), &short));
-        assert!(!hopeless(&[], &earlier));
+        assert!(should_prune(&curve(&[0.1]), &short) && !should_prune(&curve(&[0.1, 0.1]), &short));
+        assert!(!should_prune(&[], &earlier));
     }
 
     #[test]
@@ -249,9 +248,9 @@ mod tests {
         std::fs::write(&path, format!("{whole}{{\"trial\": 2")).unwrap();
         assert_eq!(read_trials(&path, &ranges()).unwrap(), trials);
         for (text, reason) in [
-            (whole.replace("\"trial\":1", "\"trial\":7"), "trials.jsonl:2: it is trial 7"),
+            (whole.replace("\"trial\":1", "\"trial\":7"), "trials.jsonl:2: this is trial 7"),
             (whole.replace("learning_rate", "dropout"), "other hyperparameters"),
-            (whole.replace("finished", "done"), "no trial"),
+            (whole.replace("finished", "done"), "not a trial"),
         ] {
             std::fs::write(&path, text).unwrap();
             let error = read_trials(&path, &ranges()).unwrap_err().to_string();

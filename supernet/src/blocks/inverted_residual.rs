@@ -1,11 +1,12 @@
 //! Inverted residual blocks of MobileNets: description, graph, and elastic layers with parameters at full size.
 
 use super::BlockSpec;
-use crate::graph::{Builder, NodeId};
+use crate::graph::{Builder, NodeId, Shape};
 use crate::layers::{
-    BatchNorm, ElasticKernel, Initialiser, OuterChannels, ParameterId, Parameters, Pass, channel_sorting, fused,
+    Active, BatchNorm, ElasticKernel, Initialiser, OuterChannels, ParameterId, Parameters, Pass, add_packed,
+    channel_sorting, fused, pack,
 };
-use crate::ops::{self, BlockShape, Relay};
+use crate::ops::{self, BlockShape, tensor_values};
 use crate::space::Activation;
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,23 @@ impl InvertedResidualSpec {
     /// Kind of the block in regions of a graph.
     pub(super) fn kind(&self) -> &'static str {
         "inverted_residual"
+    }
+
+    pub(super) fn input(&self) -> Shape {
+        Shape { height: self.input_size, width: self.input_size, channels: self.in_channels }
+    }
+
+    pub(super) fn output(&self) -> Shape {
+        let size = self.output_size();
+        Shape { height: size, width: size, channels: self.out_channels }
+    }
+
+    pub(super) fn window(&self) -> Option<(usize, usize)> {
+        Some((self.kernel, self.stride))
+    }
+
+    pub(super) fn set_input_size(&mut self, size: usize) {
+        self.input_size = size;
     }
 
     pub(super) fn inner_channels(&self) -> Vec<(&'static str, usize)> {
@@ -212,53 +230,56 @@ impl InvertedResidual {
         Ok(())
     }
 
-    pub(super) fn active(
-        &self,
-        parameters: &Parameters,
-        spec: &InvertedResidualSpec,
-        keep: bool,
-    ) -> Result<Vec<Vec<Tensor>>> {
-        let m = spec.middle_channels;
-        let get = |id| parameters.get(id, keep);
+    pub(super) fn active(&self, parameters: &Parameters, spec: &InvertedResidualSpec) -> Vec<Vec<Active>> {
+        let (p, m) = (parameters, spec.middle_channels);
         let mut slots = Vec::with_capacity(8);
         if let Some((weight, norm)) = &self.expand {
-            slots.push(vec![get(*weight).narrow(0, 0, m)?]);
-            slots.push(norm.pack(parameters, m, keep)?.to_vec());
+            slots.push(vec![p.leading(*weight, m)]);
+            slots.push(norm.active(p, m));
         }
-        slots.push(vec![self.depthwise.pack(parameters, m, spec.kernel, keep)?]);
-        slots.push(self.depthwise_norm.pack(parameters, m, keep)?.to_vec());
+        slots.push(vec![self.depthwise.active(p, m, spec.kernel)]);
+        slots.push(self.depthwise_norm.active(p, m));
         if let (Some((squeeze, excite)), Some(reduced)) = (&self.squeeze_excite, spec.squeeze_excite) {
-            let weight = get(squeeze.weight).narrow(0, 0, reduced)?.narrow(1, 0, m)?;
-            slots.push(vec![weight, get(squeeze.bias).narrow(0, 0, reduced)?]);
-            let weight = get(excite.weight).narrow(0, 0, m)?.narrow(1, 0, reduced)?;
-            slots.push(vec![weight, get(excite.bias).narrow(0, 0, m)?]);
+            slots.push(vec![p.leading_two(squeeze.weight, reduced, m), p.leading(squeeze.bias, reduced)]);
+            slots.push(vec![p.leading_two(excite.weight, m, reduced), p.leading(excite.bias, m)]);
         }
-        slots.push(vec![get(self.project).narrow(1, 0, m)?]);
-        slots.push(self.project_norm.pack(parameters, spec.out_channels, keep)?.to_vec());
-        Ok(slots)
+        slots.push(vec![p.leading_two(self.project, spec.out_channels, m)]);
+        slots.push(self.project_norm.active(p, spec.out_channels));
+        slots
     }
 
     pub(super) fn forward(
         &self,
         parameters: &Parameters,
-        x: Relay,
+        x: &Tensor,
         spec: &InvertedResidualSpec,
         eps: f64,
         pass: &mut Pass,
-    ) -> Result<Relay> {
-        let active = self.active(parameters, spec, pass.keep_gradients)?;
-        if !fused(x.value()) {
-            let graph = BlockSpec::InvertedResidual(spec.clone()).graph(eps);
-            return Ok(pass.interpret(&graph, &x.tracked()?, &active)?.into());
+    ) -> Result<Tensor> {
+        let active = self.active(parameters, spec);
+        if !fused(x) {
+            return pass.interpret(&BlockSpec::InvertedResidual(spec.clone()).graph(eps), x, &active);
         }
-        let (batch, height, width, _) = x.value().dims4()?;
+        let (batch, height, width, channels) = x.dims4()?;
         let shape = BlockShape::new(spec, batch, height, width, eps);
-        let flat = active.iter().flatten().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
-        let packed = Tensor::cat(&flat, 0)?;
+        let packed = pack(&active)?;
         let m = spec.middle_channels;
         let given = pass.next_given([if spec.expand { m } else { 0 }, m, spec.out_channels])?;
-        let (output, used) = ops::inverted_residual(x, &packed, shape, given, pass.ranks, pass.keep_gradients)?;
+        let (keep, ranks) = (pass.tape.is_some(), pass.ranks);
+        let (output, saved, used) =
+            tensor_values(x, |x| ops::inverted_residual(x, &packed, &shape, given.as_ref(), ranks, keep))?;
         pass.used.extend(used.into_iter().skip(usize::from(!spec.expand)));
+        let (out_height, out_width) = shape.output_size();
+        let output = Tensor::from_vec(output, (batch, out_height, out_width, spec.out_channels), x.device())?;
+        let Some(saved) = saved else { return Ok(output) };
+        let (x, ranks) = (x.clone(), ranks.cloned());
+        pass.record(move |gradient, gradients| {
+            let (dx, dp) = tensor_values(&x, |x| {
+                tensor_values(&gradient, |g| Ok(saved.backward(&shape, x, &packed, ranks.as_ref(), g)))
+            })?;
+            add_packed(&active, &dp, gradients)?;
+            Tensor::from_vec(dx, (batch, height, width, channels), x.device()).map(Some)
+        });
         Ok(output)
     }
 }

@@ -1,29 +1,45 @@
-//! Blocks of a stage: a file for each kind, with its description, its graph, and its elastic layers.
+//! Blocks of a stage.
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | `inverted_residual`, `bottleneck` | kinds of this crate, each with its description, its graph, and its elastic layers |
+//! | `custom` | kinds from outside: registry, and the description of a block as its own graph |
+//! | `custom_layers` | elastic layers of any graph |
+//! | `custom_channels` | channels of a graph that are sorted alike |
 
 mod bottleneck;
+mod custom;
+mod custom_channels;
+mod custom_layers;
 mod inverted_residual;
 
 pub use bottleneck::BottleneckSpec;
+pub use custom::{BlockSettings, CustomKind, CustomSpec, register};
 pub use inverted_residual::InvertedResidualSpec;
 
 pub(crate) use bottleneck::Bottleneck;
+pub(crate) use custom::find;
+pub(crate) use custom_layers::Custom;
 pub(crate) use inverted_residual::InvertedResidual;
 
 use crate::graph::{Builder, Graph, NodeId, RegionKind, Shape};
-use crate::layers::{BatchNorm, OuterChannels, ParameterId, Parameters, Pass};
-use crate::ops::Relay;
+use crate::layers::{Active, BatchNorm, OuterChannels, ParameterId, Parameters, Pass};
 use candle_core::{Result, Tensor, bail};
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 
 /// A block of a stage. It holds no position, so equal blocks compare equal wherever they stand.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(untagged)]
 pub enum BlockSpec {
     /// MobileNets.
     InvertedResidual(InvertedResidualSpec),
     /// ResNets.
     Bottleneck(BottleneckSpec),
+    /// Kinds from outside this crate.
+    Custom(CustomSpec),
 }
 
 /// The elastic layers of a block.
@@ -31,6 +47,7 @@ pub enum BlockSpec {
 pub(crate) enum Block {
     InvertedResidual(InvertedResidual),
     Bottleneck(Bottleneck),
+    Custom(Custom),
 }
 
 /// Evaluates an expression for the block of whichever kind `$block` is.
@@ -39,48 +56,55 @@ macro_rules! for_kind {
         match $this {
             $kinds::InvertedResidual($block) => $value,
             $kinds::Bottleneck($block) => $value,
+            $kinds::Custom($block) => $value,
         }
     };
 }
 
 impl BlockSpec {
+    /// Extent of the input map, which is a square.
+    pub fn input(&self) -> Shape {
+        for_kind!(BlockSpec, self, block => block.input())
+    }
+
+    /// Extent of the output map.
+    pub fn output(&self) -> Shape {
+        for_kind!(BlockSpec, self, block => block.output())
+    }
+
     /// Input channels.
     pub fn in_channels(&self) -> usize {
-        for_kind!(BlockSpec, self, block => block.in_channels)
+        self.input().channels
     }
 
     /// Output channels.
     pub fn out_channels(&self) -> usize {
-        for_kind!(BlockSpec, self, block => block.out_channels)
-    }
-
-    /// Kernel size of the convolution that sees neighbours.
-    pub fn kernel(&self) -> usize {
-        for_kind!(BlockSpec, self, block => block.kernel)
-    }
-
-    /// Stride of that convolution.
-    pub fn stride(&self) -> usize {
-        for_kind!(BlockSpec, self, block => block.stride)
+        self.output().channels
     }
 
     /// Height and width of the input map.
     pub fn input_size(&self) -> usize {
-        for_kind!(BlockSpec, self, block => block.input_size)
+        self.input().height
     }
 
     /// Height and width of the output map.
     pub fn output_size(&self) -> usize {
-        for_kind!(BlockSpec, self, block => block.output_size())
+        self.output().height
     }
 
     pub(crate) fn set_input_size(&mut self, size: usize) {
-        for_kind!(BlockSpec, self, block => block.input_size = size);
+        for_kind!(BlockSpec, self, block => block.set_input_size(size));
     }
 
-    /// Channel counts between the block's input and output, each with its name, for messages.
+    /// Channel counts between the block's input and output, each with its name, for messages; none for custom kinds,
+    /// whose nodes are checked when they are read.
     pub fn inner_channels(&self) -> Vec<(&'static str, usize)> {
         for_kind!(BlockSpec, self, block => block.inner_channels())
+    }
+
+    /// Kernel size and stride of the convolution that sees neighbours; none for custom kinds.
+    pub fn window(&self) -> Option<(usize, usize)> {
+        for_kind!(BlockSpec, self, block => block.window())
     }
 
     /// Checks that the block's parts fit each other, whatever stands before it.
@@ -106,10 +130,41 @@ impl BlockSpec {
 
     /// The block as a graph of its own.
     pub fn graph(&self, batch_norm_epsilon: f64) -> Graph {
-        let (height, width) = (self.input_size(), self.input_size());
-        let (mut builder, x) = Builder::new(Shape { height, width, channels: self.in_channels() }, batch_norm_epsilon);
+        let (mut builder, x) = Builder::new(self.input(), batch_norm_epsilon);
         builder.layer(self.region(), |b| self.lower(b, x));
         builder.finish()
+    }
+}
+
+/// A text is a block of a custom kind; the fields tell the others.
+impl<'de> Deserialize<'de> for BlockSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Fields {
+            InvertedResidual(InvertedResidualSpec),
+            Bottleneck(BottleneckSpec),
+        }
+        struct Block;
+        impl<'de> Visitor<'de> for Block {
+            type Value = BlockSpec;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a block as a table of its fields or as a text of its nodes")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> std::result::Result<BlockSpec, E> {
+                text.parse().map(BlockSpec::Custom).map_err(E::custom)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<BlockSpec, A::Error> {
+                Ok(match Fields::deserialize(MapAccessDeserializer::new(map))? {
+                    Fields::InvertedResidual(block) => BlockSpec::InvertedResidual(block),
+                    Fields::Bottleneck(block) => BlockSpec::Bottleneck(block),
+                })
+            }
+        }
+        deserializer.deserialize_any(Block)
     }
 }
 
@@ -120,18 +175,26 @@ impl fmt::Display for BlockSpec {
 }
 
 impl Block {
-    /// `largest` is the block at its largest choice.
+    /// The block at all choices that a subnet may make, the largest first.
     pub(crate) fn new(
         parameters: &mut Parameters,
         name: &str,
-        largest: &BlockSpec,
+        choices: &[&BlockSpec],
         kernel_sizes: &[usize],
     ) -> Result<Self> {
-        Ok(match largest {
-            BlockSpec::InvertedResidual(spec) => {
-                Block::InvertedResidual(InvertedResidual::new(parameters, name, spec, kernel_sizes)?)
+        Ok(match choices {
+            [BlockSpec::InvertedResidual(largest), ..] => {
+                Block::InvertedResidual(InvertedResidual::new(parameters, name, largest, kernel_sizes)?)
             }
-            BlockSpec::Bottleneck(spec) => Block::Bottleneck(Bottleneck::new(parameters, name, spec)?),
+            [BlockSpec::Bottleneck(largest), ..] => Block::Bottleneck(Bottleneck::new(parameters, name, largest)?),
+            _ => {
+                let of_kind = |choice: &&BlockSpec| match choice {
+                    BlockSpec::Custom(spec) => Some(spec.clone()),
+                    _ => None,
+                };
+                let choices: Vec<CustomSpec> = choices.iter().filter_map(of_kind).collect();
+                Block::Custom(Custom::new(parameters, name, &choices)?)
+            }
         })
     }
 
@@ -140,16 +203,25 @@ impl Block {
         for_kind!(Block, self, block => block.first_parameter())
     }
 
-    /// Batch norms in the order in which statistics are listed.
+    /// All batch norms, in a fixed order.
     pub(crate) fn norms(&self) -> Vec<&BatchNorm> {
         for_kind!(Block, self, block => block.norms().collect())
     }
 
-    /// Active slices of the tensors of each slot of the block's graph, without running statistics.
-    pub(crate) fn active(&self, parameters: &Parameters, spec: &BlockSpec, keep: bool) -> Result<Vec<Vec<Tensor>>> {
+    /// Batch norms of one choice, in the order in which statistics are listed.
+    pub(crate) fn active_norms(&self, spec: &BlockSpec) -> Vec<&BatchNorm> {
         match (self, spec) {
-            (Block::InvertedResidual(block), BlockSpec::InvertedResidual(spec)) => block.active(parameters, spec, keep),
-            (Block::Bottleneck(block), BlockSpec::Bottleneck(spec)) => block.active(parameters, spec, keep),
+            (Block::Custom(block), BlockSpec::Custom(spec)) => block.active_norms(&spec.graph()),
+            _ => self.norms(),
+        }
+    }
+
+    /// Active parts of the tensors of each slot of the block's graph, without running statistics.
+    pub(crate) fn active(&self, parameters: &Parameters, spec: &BlockSpec) -> Result<Vec<Vec<Active>>> {
+        match (self, spec) {
+            (Block::InvertedResidual(block), BlockSpec::InvertedResidual(spec)) => Ok(block.active(parameters, spec)),
+            (Block::Bottleneck(block), BlockSpec::Bottleneck(spec)) => Ok(block.active(parameters, spec)),
+            (Block::Custom(block), BlockSpec::Custom(spec)) => block.active(parameters, &spec.graph()),
             _ => bail!("a block of one kind was given the description of another"),
         }
     }
@@ -158,26 +230,32 @@ impl Block {
     pub(crate) fn forward(
         &self,
         parameters: &Parameters,
-        x: Relay,
+        x: &Tensor,
         spec: &BlockSpec,
         eps: f64,
         pass: &mut Pass,
-    ) -> Result<Relay> {
+    ) -> Result<Tensor> {
         match (self, spec) {
             (Block::InvertedResidual(block), BlockSpec::InvertedResidual(spec)) => {
                 block.forward(parameters, x, spec, eps, pass)
             }
             (Block::Bottleneck(block), BlockSpec::Bottleneck(spec)) => block.forward(parameters, x, spec, eps, pass),
+            (Block::Custom(block), BlockSpec::Custom(_)) => block.forward(parameters, x, &spec.graph(eps), pass),
             _ => bail!("a block of one kind was given the description of another"),
         }
     }
 
-    /// Sorts middle channels by importance.
+    /// Sorts middle channels by importance, before width stage `stage` (1, 2, ...).
     ///
-    /// `widths` are the middle widths of earlier width stages, descending, ending with the narrowest that was trained:
-    /// channels that survived together stay together in front.
-    pub(crate) fn sort_channels(&self, parameters: &Parameters, widths: &[usize]) -> Result<()> {
-        for_kind!(Block, self, block => block.sort_channels(parameters, widths))
+    /// `widths` are the block's middle widths, descending. Channels that survived an earlier stage together stay
+    /// together in front.
+    pub(crate) fn sort_channels(&self, parameters: &Parameters, widths: &[usize], stage: usize) -> Result<()> {
+        let trained = |widths: &[usize]| widths[1.min(widths.len())..stage.clamp(1, widths.len().max(1))].to_vec();
+        match self {
+            Block::InvertedResidual(block) => block.sort_channels(parameters, &trained(widths)),
+            Block::Bottleneck(block) => block.sort_channels(parameters, &trained(widths)),
+            Block::Custom(block) => block.sort_channels(parameters, &trained),
+        }
     }
 
     /// Layers that read the block's input channels and that write its output channels; `None` where these are not

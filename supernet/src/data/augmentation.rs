@@ -1,5 +1,7 @@
-//! Random crops, flips and colours of training images, and the plain view for everything else.
+//! Random crops, flips, colours and blanks of training images, and the plain view for everything else.
 
+use super::flip::Flip;
+use super::mixing::Mix;
 use super::resample::{Affine, Resampler, Window};
 use super::{Image, Normalisation};
 use crate::{Error, Result};
@@ -21,11 +23,14 @@ const CENTRAL_FROM: usize = 64;
 pub enum Crop {
     /// The part that evaluation sees.
     None,
-    /// A random square as large as the image's shorter side, cut out of the image with a border of `pixels` in the
-    /// training set's mean colour, and scaled to the batch's resolution.
+    /// A random square as large as the image's shorter side, cut out of the image with a border of `pixels`, and scaled
+    /// to the batch's resolution.
     Padded {
         /// Border in pixels of the stored image; at most half its shorter side, so that a crop always shows some of it.
         pixels: usize,
+        /// What the border shows (default: the mean colour).
+        #[serde(default, skip_serializing_if = "Border::is_mean")]
+        border: Border,
     },
     /// A random rectangle of `min_area` to 1 of the image's area and aspect 3/4 to 4/3, scaled to the batch's
     /// resolution.
@@ -35,6 +40,23 @@ pub enum Crop {
     },
 }
 
+/// What surrounds an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Border {
+    /// The training set's mean colour.
+    #[default]
+    Mean,
+    /// The image, reflected at its edges.
+    Reflect,
+}
+
+impl Border {
+    fn is_mean(&self) -> bool {
+        *self == Border::Mean
+    }
+}
+
 /// Random changes of training images. The result depends only on the seed, the epoch, the image's index and these
 /// settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,17 +64,29 @@ pub enum Crop {
 pub struct Augmentation {
     /// The part of the image that is seen.
     pub crop: Crop,
-    /// Whether half of the images are mirrored left to right.
-    pub flip: bool,
+    /// Which images are mirrored left to right.
+    pub flip: Flip,
     /// Largest relative change `j` of brightness, contrast and saturation, which are scaled in this order by factors
     /// from `1 - j` to `1 + j`; 0 is off.
     pub colour_jitter: f32,
+    /// Side of a square that is blanked (set to the mean colour) at a random place, as a part of the image's side; 0 is
+    /// off (DeVries and Taylor 2017).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub cutout: f64,
+    /// Mixing of several images with their labels (default: none).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Mix>,
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 impl Default for Augmentation {
     /// The usual choice for small images: a border of 4 pixels, and flips.
     fn default() -> Self {
-        Augmentation { crop: Crop::Padded { pixels: 4 }, flip: true, colour_jitter: 0.0 }
+        let crop = Crop::Padded { pixels: 4, border: Border::Mean };
+        Augmentation { crop, flip: Flip::Random, colour_jitter: 0.0, cutout: 0.0, mix: None }
     }
 }
 
@@ -60,16 +94,23 @@ impl Augmentation {
     /// Refuses settings that make no sense.
     ///
     /// # Errors
-    /// `min_area` outside (0, 1], `colour_jitter` outside [0, 1], or a border of more than 4096 pixels.
+    /// `min_area` outside (0, 1], `colour_jitter` outside [0, 1], `cutout` outside [0, 1), a border of more than 4096
+    /// pixels, or a mix without a meaning.
     pub fn check(&self) -> Result<()> {
         if !(0.0..=1.0).contains(&self.colour_jitter) {
             return Err(Error::Config(format!("colour_jitter is {}; it must lie between 0 and 1", self.colour_jitter)));
+        }
+        if !(0.0..1.0).contains(&self.cutout) {
+            return Err(Error::Config(format!("cutout is {}; it must be at least 0 and below 1", self.cutout)));
+        }
+        if let Some(mix) = &self.mix {
+            mix.check()?;
         }
         match self.crop {
             Crop::Resized { min_area } if !(min_area > 0.0 && min_area <= 1.0) => {
                 Err(Error::Config(format!("crop min_area is {min_area}; it must be above 0 and at most 1")))
             }
-            Crop::Padded { pixels } if pixels > 4096 => {
+            Crop::Padded { pixels, .. } if pixels > 4096 => {
                 Err(Error::Config(format!("crop pixels is {pixels}; a border has at most 4096")))
             }
             _ => Ok(()),
@@ -105,27 +146,57 @@ impl<'a> Painter<'a> {
         self.write(
             image,
             central(image.width, image.height, self.resolution),
+            Border::Mean,
             false,
             normalising(self.normalisation),
             out,
         );
     }
 
-    /// Writes `image` changed at random by `augmentation`.
-    pub fn varied(&mut self, image: &Image, augmentation: &Augmentation, rng: &mut StdRng, out: &mut [f32]) {
+    /// Writes `image` changed at random by `augmentation`; `mirrors` decides about a flip.
+    pub fn varied(
+        &mut self,
+        image: &Image,
+        augmentation: &Augmentation,
+        rng: &mut StdRng,
+        mirrors: impl FnOnce(&mut StdRng) -> bool,
+        out: &mut [f32],
+    ) {
+        self.cropped(image, augmentation, rng, mirrors, out);
+        let side = (augmentation.cutout * self.resolution as f64).round() as usize;
+        if side > 0 {
+            let [x, y] = [(); 2].map(|()| rng.random_range(0..=self.resolution - side));
+            for row in out.chunks_exact_mut(3 * self.resolution).skip(y).take(side) {
+                row[3 * x..3 * (x + side)].fill(0.0);
+            }
+        }
+    }
+
+    fn cropped(
+        &mut self,
+        image: &Image,
+        augmentation: &Augmentation,
+        rng: &mut StdRng,
+        mirrors: impl FnOnce(&mut StdRng) -> bool,
+        out: &mut [f32],
+    ) {
+        let mut outside = Border::Mean;
         let part = match augmentation.crop {
             Crop::None => central(image.width, image.height, self.resolution),
-            Crop::Padded { pixels } => padded(image.width, image.height, pixels, rng),
+            Crop::Padded { pixels, border } => {
+                outside = border;
+                padded(image.width, image.height, pixels, rng)
+            }
             Crop::Resized { min_area } => resized(image.width, image.height, f64::from(min_area), rng)
                 .unwrap_or_else(|| central(image.width, image.height, self.resolution)),
         };
-        let flip = augmentation.flip && rng.random::<bool>();
+        let flip = mirrors(rng);
         let jitter = augmentation.colour_jitter;
         if jitter == 0.0 {
-            self.write(image, part, flip, normalising(self.normalisation), out);
+            self.write(image, part, outside, flip, normalising(self.normalisation), out);
             return;
         }
-        self.write(image, part, flip, Affine { scale: [1.0 / 255.0; 3], offset: [0.0; 3] }, out);
+        self.write(image, part, outside, flip, Affine { scale: [1.0 / 255.0; 3], offset: [0.0; 3] }, out);
         let [brightness, contrast, saturation] = std::array::from_fn(|_| rng.random_range(1.0 - jitter..=1.0 + jitter));
         colour(out, brightness, contrast, saturation);
         let Normalisation { mean, std } = self.normalisation;
@@ -136,7 +207,7 @@ impl<'a> Painter<'a> {
         }
     }
 
-    fn write(&mut self, image: &Image, part: Rectangle, flip: bool, affine: Affine, out: &mut [f32]) {
+    fn write(&mut self, image: &Image, part: Rectangle, outside: Border, flip: bool, affine: Affine, out: &mut [f32]) {
         let Rectangle { x, y, width, height } = part;
         let (right, bottom) = (x + width as isize, y + height as isize);
         let window = if x >= 0 && y >= 0 && right <= image.width as isize && bottom <= image.height as isize {
@@ -144,7 +215,10 @@ impl<'a> Painter<'a> {
             Window { pixels: &image.pixels[y as usize * stride + x as usize * 3..], stride, width, height }
         } else {
             let colour = self.normalisation.mean.map(|m| (m * 255.0).round().clamp(0.0, 255.0) as u8);
-            border(image, part, colour, &mut self.bordered);
+            match outside {
+                Border::Mean => border(image, part, colour, &mut self.bordered),
+                Border::Reflect => reflected(image, part, &mut self.bordered),
+            }
             Window { pixels: &self.bordered, stride: width * 3, width, height }
         };
         self.resampler.write(&window, self.resolution, flip, affine, out);
@@ -176,6 +250,24 @@ fn border(image: &Image, part: Rectangle, colour: [u8; 3], out: &mut Vec<u8>) {
         let to = ((row as isize - y) as usize * width + (left as isize - x) as usize) * 3;
         let from = (row * image.width + left) * 3;
         out[to..to + (right - left) * 3].copy_from_slice(&image.pixels[from..from + (right - left) * 3]);
+    }
+}
+
+/// Copies `part` of `image`, which is reflected at its edges where `part` extends over them.
+fn reflected(image: &Image, part: Rectangle, out: &mut Vec<u8>) {
+    // The pixel at an edge is not repeated.
+    let inside = |at: isize, size: usize| -> usize {
+        let period = (2 * size as isize - 2).max(1);
+        let at = at.rem_euclid(period);
+        at.min(period - at).clamp(0, size as isize - 1) as usize
+    };
+    let Rectangle { x, y, width, height } = part;
+    let columns: Vec<usize> = (x..x + width as isize).map(|x| 3 * inside(x, image.width)).collect();
+    out.clear();
+    out.reserve(width * height * 3);
+    for y in y..y + height as isize {
+        let row = &image.pixels[3 * inside(y, image.height) * image.width..];
+        columns.iter().for_each(|&x| out.extend_from_slice(&row[x..x + 3]));
     }
 }
 
@@ -230,6 +322,7 @@ fn colour(pixels: &mut [f32], brightness: f32, contrast: f32, saturation: f32) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::mixing::Mixing;
     use super::*;
     use crate::seed::{Stream, generator};
 
@@ -270,14 +363,14 @@ mod tests {
                 let mut painter = Painter::new(resolution, &normalisation);
                 for crop in [
                     Crop::None,
-                    Crop::Padded { pixels: 4 },
-                    Crop::Padded { pixels: 40 },
+                    Crop::Padded { pixels: 4, border: Border::Mean },
+                    Crop::Padded { pixels: 40, border: Border::Reflect },
                     Crop::Resized { min_area: 0.01 },
                 ] {
-                    let augmentation = Augmentation { crop, flip: true, colour_jitter: 0.0 };
+                    let augmentation = Augmentation { crop, ..Augmentation::default() };
                     for n in 0..20 {
                         let mut out = vec![f32::NAN; resolution * resolution * 3];
-                        painter.varied(&image, &augmentation, &mut rng(n), &mut out);
+                        painter.varied(&image, &augmentation, &mut rng(n), |rng| rng.random(), &mut out);
                         // Values lie between the image's colour and the border's.
                         let [least, most] = [9.0, 102.0].map(|v: f32| (v / 255.0 - 0.4) / 0.2);
                         assert!(
@@ -319,6 +412,35 @@ mod tests {
     }
 
     #[test]
+    fn a_reflected_border_mirrors_the_image_without_its_edge() {
+        let image = Image { width: 3, height: 3, pixels: (0..27).collect::<Vec<u8>>().into() };
+        let mut out = vec![1];
+        reflected(&image, Rectangle { x: -2, y: -1, width: 6, height: 2 }, &mut out);
+        let reds: Vec<u8> = out.iter().step_by(3).copied().collect();
+        // Rows 1 and 0 of 3 pixels, columns 2, 1, 0, 1, 2, 1.
+        assert_eq!(reds, [15, 12, 9, 12, 15, 12, 6, 3, 0, 3, 6, 3]);
+        let dot = Image { width: 1, height: 1, pixels: vec![7, 8, 9].into() };
+        reflected(&dot, Rectangle { x: -1, y: -1, width: 2, height: 2 }, &mut out);
+        assert_eq!(out, [7, 8, 9].repeat(4));
+    }
+
+    #[test]
+    fn a_cutout_blanks_a_square_of_its_size_anywhere_inside() {
+        let normalisation = Normalisation { mean: [0.4; 3], std: [0.2; 3] };
+        let image = Image { width: 8, height: 8, pixels: vec![200; 8 * 8 * 3].into() };
+        let augmentation = Augmentation { crop: Crop::None, cutout: 0.25, ..Augmentation::default() };
+        let mut starts = std::collections::HashSet::new();
+        for n in 0..300 {
+            let mut out = vec![f32::NAN; 8 * 8 * 3];
+            Painter::new(8, &normalisation).varied(&image, &augmentation, &mut rng(n), |_| false, &mut out);
+            let blank: Vec<usize> = (0..64).filter(|pixel| out[3 * pixel..3 * pixel + 3] == [0.0; 3]).collect();
+            assert_eq!(blank, [0, 1, 8, 9].map(|offset| blank[0] + offset));
+            starts.insert(blank[0]);
+        }
+        assert_eq!(starts.len(), 49);
+    }
+
+    #[test]
     fn colours_follow_their_definition() {
         let mut pixels = [0.2, 0.4, 0.6, 0.8, 0.8, 0.8];
         colour(&mut pixels, 1.0, 1.0, 1.0);
@@ -335,19 +457,35 @@ mod tests {
 
     #[test]
     fn settings_without_a_meaning_are_refused() {
-        let check = |crop, colour_jitter| Augmentation { crop, flip: false, colour_jitter }.check();
+        let check = |crop, colour_jitter| Augmentation { crop, colour_jitter, ..Augmentation::default() }.check();
         assert!(check(Crop::Resized { min_area: 0.08 }, 0.4).is_ok());
         assert!(check(Crop::Resized { min_area: 0.0 }, 0.0).unwrap_err().to_string().contains("min_area"));
         assert!(check(Crop::None, -0.1).unwrap_err().to_string().contains("colour_jitter"));
         assert!(check(Crop::None, f32::NAN).is_err());
+        let error = Augmentation { cutout: 1.0, ..Augmentation::default() }.check().unwrap_err().to_string();
+        assert!(error.contains("cutout is 1"), "{error}");
+        let mix = Some(Mix { method: Mixing::Mixup, beta: 0.0, probability: 1.0 });
+        assert!(Augmentation { mix, ..Augmentation::default() }.check().is_err());
     }
 
     #[test]
     fn reads_from_toml() {
         let parsed: Augmentation =
             toml::from_str("crop = { resized = { min_area = 0.5 } }\ncolour_jitter = 0.1").unwrap();
-        let expected = Augmentation { crop: Crop::Resized { min_area: 0.5 }, flip: true, colour_jitter: 0.1 };
+        let crop = Crop::Resized { min_area: 0.5 };
+        assert_eq!(parsed, Augmentation { crop, colour_jitter: 0.1, ..Augmentation::default() });
+        let text = "crop = { padded = { pixels = 4, border = \"reflect\" } }\nflip = \"alternating\"\ncutout = 0.25\n\
+                    mix = { method = \"ricap\", beta = 0.3, probability = 0.5 }\n";
+        let parsed: Augmentation = toml::from_str(text).unwrap();
+        let expected = Augmentation {
+            crop: Crop::Padded { pixels: 4, border: Border::Reflect },
+            flip: Flip::Alternating,
+            colour_jitter: 0.0,
+            cutout: 0.25,
+            mix: Some(Mix { method: Mixing::Ricap, beta: 0.3, probability: 0.5 }),
+        };
         assert_eq!(parsed, expected);
+        assert_eq!(toml::from_str::<Augmentation>(&toml::to_string(&parsed).unwrap()).unwrap(), expected);
         assert_eq!(toml::from_str::<Augmentation>("crop = \"none\"").unwrap().crop, Crop::None);
         assert!(toml::from_str::<Augmentation>("flop = true").is_err());
     }

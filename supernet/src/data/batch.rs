@@ -1,11 +1,13 @@
 //! Batches: the images of given indices at one resolution.
 
 use super::augmentation::Painter;
-use super::{Augmentation, Dataset, Split};
+use super::{Augmentation, Dataset, LabelShares, Split};
 use crate::seed::{Stream, generator};
 use crate::{Error, Result};
+use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Largest side of a batch's images, in pixels.
 const MAX_RESOLUTION: usize = 4096;
@@ -15,17 +17,20 @@ const MAX_RESOLUTION: usize = 4096;
 pub struct Batch {
     /// Normalised values `[n, resolution, resolution, 3]`.
     pub images: Vec<f32>,
-    /// Classes of the `n` images.
+    /// Classes of the `n` images; of a mixed image that with the largest share.
     pub labels: Vec<u32>,
+    /// All classes of mixed images, with their shares; empty if no images are mixed.
+    pub shares: Vec<LabelShares>,
     /// Side of the images in pixels.
     pub resolution: usize,
 }
 
 impl Dataset {
-    /// Training images `indices` (of [`Dataset::train`]) at `resolution`, changed at random by `augmentation`.
+    /// Part `own` of a step on the training images `indices` (of [`epoch_order`] or [`balanced_order`]) at `resolution`,
+    /// changed at random by `augmentation`.
     ///
-    /// The values of an image depend only on `(seed, epoch, index)` and the settings: not on the rest of the batch, and
-    /// not on threads.
+    /// The values of an image depend only on `(seed, epoch, index)` and the settings: not on the rest of the batch (but
+    /// for images that are mixed with others of the step), and not on threads or parts.
     ///
     /// # Errors
     /// The resolution is 0 or above 4096, an index is outside the split, the augmentation is impossible, or an image
@@ -33,16 +38,64 @@ impl Dataset {
     pub fn training_batch(
         &self,
         indices: &[usize],
+        own: Range<usize>,
         resolution: usize,
         augmentation: &Augmentation,
         seed: u64,
         epoch: u64,
     ) -> Result<Batch> {
         augmentation.check()?;
-        self.batch(&self.train, indices, resolution, |painter, index, out| {
+        let mixture = match (&augmentation.mix, indices.first()) {
+            // The first image stands for the step: an epoch shows each of them once.
+            (Some(mix), Some(&first)) if resolution > 0 => {
+                mix.draw(indices.len(), resolution, &mut generator(seed, Stream::Mixing, &[epoch, first as u64]))
+            }
+            _ => None,
+        };
+        let Some(mixture) = mixture else {
+            return self.varied(&indices[own], resolution, augmentation, seed, epoch);
+        };
+        let mut places: Vec<usize> = own.clone().flat_map(|place| mixture.sources(place)).collect();
+        places.sort_unstable();
+        places.dedup();
+        let needed: Vec<usize> = places.iter().map(|&place| indices[place]).collect();
+        let plain = self.varied(&needed, resolution, augmentation, seed, epoch)?;
+        let at = |place: usize| places.partition_point(|&other| other < place);
+        let size = resolution * resolution * 3;
+        let mut images = vec![0.0; own.len() * size];
+        images.par_chunks_exact_mut(size).zip(own.clone()).for_each(|(out, place)| {
+            mixture.write(place, resolution, |source| &plain.images[at(source) * size..][..size], out);
+        });
+        let label = |source: usize| plain.labels[at(source)];
+        let shares: Vec<LabelShares> = own.map(|place| mixture.labels(place, resolution, label)).collect();
+        let largest = |shares: &LabelShares| {
+            shares.iter().fold(shares[0], |best, &share| if share.1 > best.1 { share } else { best }).0
+        };
+        Ok(Batch { images, labels: shares.iter().map(largest).collect(), shares, resolution })
+    }
+
+    /// Training images changed at random, without mixing.
+    fn varied(
+        &self,
+        draws: &[usize],
+        resolution: usize,
+        augmentation: &Augmentation,
+        seed: u64,
+        epoch: u64,
+    ) -> Result<Batch> {
+        let count = self.train.len().max(1);
+        let indices: Vec<usize> = draws.iter().map(|draw| draw % count).collect();
+        let repetition: Vec<u64> = draws.iter().map(|draw| (draw / count) as u64).collect();
+        let position = |place: usize| match repetition[place] {
+            0 => vec![epoch, indices[place] as u64],
+            again => vec![epoch, indices[place] as u64, again],
+        };
+        self.batch(&self.train, &indices, resolution, |painter, place, out| {
+            let index = indices[place];
             let image = self.train.image(index)?;
-            let mut rng = generator(seed, Stream::Augmentation, &[epoch, index as u64]);
-            painter.varied(&image, augmentation, &mut rng, out);
+            let mut rng = generator(seed, Stream::Augmentation, &position(place));
+            let mirrors = |rng: &mut StdRng| augmentation.flip.mirrors(seed, epoch, index as u64, rng);
+            painter.varied(&image, augmentation, &mut rng, mirrors, out);
             Ok(())
         })
     }
@@ -56,8 +109,8 @@ impl Dataset {
     /// # Errors
     /// As for [`Dataset::training_batch`].
     pub fn evaluation_batch(&self, split: &Split, indices: &[usize], resolution: usize) -> Result<Batch> {
-        self.batch(split, indices, resolution, |painter, index, out| {
-            painter.plain(&split.image(index)?, out);
+        self.batch(split, indices, resolution, |painter, place, out| {
+            painter.plain(&split.image(indices[place])?, out);
             Ok(())
         })
     }
@@ -77,11 +130,12 @@ impl Dataset {
         }
         let size = resolution * resolution * 3;
         let mut images = vec![0.0; indices.len() * size];
-        images.par_chunks_exact_mut(size).zip(indices).try_for_each_init(
+        images.par_chunks_exact_mut(size).enumerate().try_for_each_init(
             || Painter::new(resolution, &self.normalisation),
-            |painter, (out, &index)| paint(painter, index, out),
+            |painter, (place, out)| paint(painter, place, out),
         )?;
-        Ok(Batch { images, labels: indices.iter().map(|&index| split.label(index)).collect(), resolution })
+        let labels = indices.iter().map(|&index| split.label(index)).collect();
+        Ok(Batch { images, labels, shares: Vec::new(), resolution })
     }
 }
 
@@ -92,10 +146,31 @@ pub fn epoch_order(len: usize, seed: u64, epoch: u64) -> Vec<usize> {
     order
 }
 
+/// As [`epoch_order`] of the images of `split`, with each class as often as the others: images of small classes repeat,
+/// and of large ones some wait for other epochs.
+///
+/// A number from the split's length on is a repetition: image `n % len` once more, changed in another way.
+pub fn balanced_order(split: &Split, classes: usize, seed: u64, epoch: u64) -> Vec<usize> {
+    let (len, mut rng) = (split.len(), generator(seed, Stream::BalancedOrder, &[epoch]));
+    let mut of_class = vec![Vec::new(); classes];
+    (0..len).for_each(|index| of_class[split.label(index) as usize].push(index));
+    of_class.retain(|images| !images.is_empty());
+    // Where the images cannot be divided evenly, other classes have one more in each epoch.
+    of_class.shuffle(&mut rng);
+    let (mut order, present) = (Vec::with_capacity(len), of_class.len());
+    for (class, images) in of_class.iter_mut().enumerate() {
+        images.shuffle(&mut rng);
+        let count = len * (class + 1) / present - len * class / present;
+        order.extend((0..count).map(|draw| images[draw % images.len()] + draw / images.len() * len));
+    }
+    order.shuffle(&mut rng);
+    order
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{Crop, DataOptions};
+    use crate::data::{Crop, DataOptions, Mix, Mixing};
 
     fn dataset() -> Dataset {
         let options = DataOptions { validation: Some(20), builtin_train: 120, builtin_test: 20, ..Default::default() };
@@ -107,26 +182,27 @@ mod tests {
         let data = dataset();
         let augmentation = Augmentation { colour_jitter: 0.3, ..Default::default() };
         let indices: Vec<usize> = (0..40).collect();
-        let batch = data.training_batch(&indices, 24, &augmentation, 5, 2).unwrap();
+        let batch = data.training_batch(&indices, 0..40, 24, &augmentation, 5, 2).unwrap();
         assert_eq!((batch.images.len(), batch.labels.len(), batch.resolution), (40 * 24 * 24 * 3, 40, 24));
         let size = 24 * 24 * 3;
         let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        let alone = one.install(|| data.training_batch(&[17, 3], 24, &augmentation, 5, 2)).unwrap();
+        let alone = one.install(|| data.training_batch(&[17, 3], 0..2, 24, &augmentation, 5, 2)).unwrap();
         assert_eq!(alone.images[..size], batch.images[17 * size..18 * size]);
         assert_eq!(alone.images[size..], batch.images[3 * size..4 * size]);
         assert_eq!(alone.labels, [batch.labels[17], batch.labels[3]]);
         for (seed, epoch) in [(6, 2), (5, 3)] {
-            assert_ne!(data.training_batch(&indices, 24, &augmentation, seed, epoch).unwrap().images, batch.images);
+            let other = data.training_batch(&indices, 0..40, 24, &augmentation, seed, epoch).unwrap();
+            assert_ne!(other.images, batch.images);
         }
     }
 
     #[test]
     fn a_flip_without_a_crop_is_the_mirrored_evaluation_image() {
         let data = dataset();
-        let augmentation = Augmentation { crop: Crop::None, flip: true, colour_jitter: 0.0 };
+        let augmentation = Augmentation { crop: Crop::None, ..Augmentation::default() };
         let indices: Vec<usize> = (0..30).collect();
         let (varied, plain) = (
-            data.training_batch(&indices, 16, &augmentation, 0, 0).unwrap(),
+            data.training_batch(&indices, 0..30, 16, &augmentation, 0, 0).unwrap(),
             data.evaluation_batch(&data.train, &indices, 16).unwrap(),
         );
         let size = 16 * 16 * 3;
@@ -153,6 +229,51 @@ mod tests {
             let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64;
             assert!(mean.abs() < 1e-4 && (variance - 1.0).abs() < 1e-3, "mean {mean}, variance {variance}");
         }
+    }
+
+    #[test]
+    fn a_part_of_a_mixed_batch_is_that_part_of_the_whole() {
+        let data = dataset();
+        let indices: Vec<usize> = (20..44).collect();
+        for method in [Mixing::Mixup, Mixing::Cutmix, Mixing::Ricap] {
+            let mix = Some(Mix { method, beta: 1.0, probability: 1.0 });
+            let augmentation = Augmentation { mix, ..Augmentation::default() };
+            let of = |own: Range<usize>| data.training_batch(&indices, own, 16, &augmentation, 5, 2).unwrap();
+            let (whole, part) = (of(0..24), of(7..12));
+            let size = 16 * 16 * 3;
+            assert_eq!(part.images, whole.images[7 * size..12 * size]);
+            assert_eq!((&part.labels[..], &part.shares[..]), (&whole.labels[7..12], &whole.shares[7..12]));
+            let plain = data.training_batch(&indices, 0..24, 16, &Augmentation::default(), 5, 2).unwrap();
+            assert!(plain.shares.is_empty() && plain.images != whole.images);
+            for (place, shares) in whole.shares.iter().enumerate() {
+                assert_eq!(shares[0].0, plain.labels[place]);
+                assert!(shares.iter().all(|share| share.1 <= 1.0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_balanced_order_shows_classes_alike_and_repeats_with_other_changes() {
+        let data = dataset();
+        let labels = |n: usize| data.train.label(n);
+        // 9 images of class 0, 3 of class 1.
+        let of = |class: u32, count: usize| (0..data.train.len()).filter(move |&n| labels(n) == class).take(count);
+        let uneven =
+            Dataset { train: data.train.subset(&of(0, 9).chain(of(1, 3)).collect::<Vec<_>>()), ..data.clone() };
+        let mut seen = std::collections::HashSet::new();
+        for epoch in 0..4 {
+            let order = balanced_order(&uneven.train, 10, 1, epoch);
+            assert_eq!(order, balanced_order(&uneven.train, 10, 1, epoch));
+            assert_eq!(order.len(), 12);
+            let small = order.iter().filter(|&&n| uneven.train.label(n % 12) == 1).count();
+            assert_eq!(small, 6);
+            assert_eq!(order.iter().collect::<std::collections::HashSet<_>>().len(), 12, "{order:?}");
+            seen.extend(order);
+        }
+        assert_eq!(seen.len(), 9 + 6, "all images, and each of the small class again");
+        let image = |n| uneven.training_batch(&[n], 0..1, 16, &Augmentation::default(), 1, 0).unwrap();
+        let repeated = (9..12).filter(|&n| image(n).images != image(n + 12).images).count();
+        assert!(repeated > 0 && image(10).labels == image(22).labels);
     }
 
     #[test]

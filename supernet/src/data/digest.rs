@@ -40,6 +40,11 @@ impl DataIdentity {
         }
     }
 
+    /// Channel means and deviations.
+    pub fn normalisation(&self) -> &Normalisation {
+        &self.normalisation
+    }
+
     /// Describes the first difference from the identity stored in a checkpoint; `None` if they agree.
     pub fn difference(&self, saved: &DataIdentity) -> Option<String> {
         if self.images != saved.images {

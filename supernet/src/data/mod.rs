@@ -12,7 +12,7 @@
 //! | `digest` | whether two datasets hold the same images |
 //! | `jpeg_scan` | whether a JPEG's picture data reaches its end |
 //! | `split` | images and labels of one split, cached or read on demand |
-//! | `resample`, `augmentation`, `batch` | from stored pixels to a normalised `[n, r, r, 3]` batch |
+//! | `resample`, `flip`, `augmentation`, `mixing`, `batch` | from stored pixels to a normalised `[n, r, r, 3]` batch |
 //! | `normalisation` | channel means and deviations |
 //! | `prefetch` | batches produced while the network computes |
 //!
@@ -27,11 +27,13 @@ mod cifar;
 mod decode;
 mod digest;
 mod drawing;
+mod flip;
 mod folder;
 mod idx;
 mod jpeg_markers;
 mod jpeg_scan;
 mod listing;
+mod mixing;
 mod normalisation;
 mod opening;
 mod pixels;
@@ -40,9 +42,11 @@ mod regular;
 mod resample;
 mod split;
 
-pub use augmentation::{Augmentation, Crop};
-pub use batch::{Batch, epoch_order};
+pub use augmentation::{Augmentation, Border, Crop};
+pub use batch::{Batch, balanced_order, epoch_order};
 pub use digest::{DataIdentity, TrainedOn};
+pub use flip::Flip;
+pub use mixing::{LabelShares, Mix, Mixing};
 pub use normalisation::Normalisation;
 pub use opening::{OpenObserver, OpenProgress, Splits};
 pub use pixels::Image;

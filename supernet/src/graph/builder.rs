@@ -2,9 +2,15 @@
 
 use super::{Graph, Node, NodeId, Op, Region, RegionKind, Shape, Slot};
 use crate::space::Activation;
+use std::borrow::Cow;
+use std::ops::Range;
 
-/// A graph that grows.
-pub(crate) struct Builder {
+/// A graph that grows. Each method emits the nodes of an operation and returns the last of them.
+///
+/// Names are of tensors: a block's are unique in the block, and should be those that timm gives the same layers. See
+/// [`CustomKind`](crate::blocks::CustomKind) for an example.
+#[derive(Debug)]
+pub struct Builder {
     graph: Graph,
 }
 
@@ -45,9 +51,9 @@ impl Builder {
         out
     }
 
-    /// Convolution without bias, batch norm, activation. The padding is half of the kernel. Names are the convolution's
-    /// and the norm's.
-    pub(crate) fn convolution_norm_activation(
+    /// Convolution without bias, batch norm, activation. The padding is half of the kernel. `groups` is 1, or the number
+    /// of channels (depthwise). Names are the convolution's and the norm's.
+    pub fn convolution_norm_activation(
         &mut self,
         x: NodeId,
         (convolution, norm): (&'static str, &'static str),
@@ -61,36 +67,42 @@ impl Builder {
         let mut x = self.convolution(x, convolution, op, out_channels);
         x = self.with_slot(Op::BatchNorm, x, norm, self.shape(x));
         x = self.activation(x, activation);
-        let nodes = start..self.graph.nodes.len();
-        self.graph.inner.push(Region { kind: RegionKind::ConvolutionNormActivation, nodes });
+        self.inner_region(start..self.graph.nodes.len());
         x
     }
 
-    /// 1x1 convolution of a vector.
-    pub(crate) fn pointwise(&mut self, x: NodeId, name: &'static str, out_channels: usize, bias: bool) -> NodeId {
+    /// Records nodes as convolution, norm and activation.
+    pub(super) fn inner_region(&mut self, nodes: Range<usize>) {
+        self.graph.inner.push(Region { kind: RegionKind::ConvolutionNormActivation, nodes });
+    }
+
+    /// 1x1 convolution without batch norm, as in squeeze-excite.
+    pub fn pointwise(&mut self, x: NodeId, name: &'static str, out_channels: usize, bias: bool) -> NodeId {
         let op = Op::Convolution { kernel: 1, stride: 1, padding: 0, groups: 1, bias };
         self.convolution(x, name, op, out_channels)
     }
 
     /// An activation; the identity emits no node.
-    pub(crate) fn activation(&mut self, x: NodeId, activation: Activation) -> NodeId {
+    pub fn activation(&mut self, x: NodeId, activation: Activation) -> NodeId {
         match activation {
             Activation::Identity => x,
             _ => self.push(Op::Activation(activation), &[x], self.shape(x)),
         }
     }
 
-    pub(crate) fn hard_sigmoid(&mut self, x: NodeId) -> NodeId {
+    /// `relu6(x + 3) / 6`, the activation of squeeze-excite's factors.
+    pub fn hard_sigmoid(&mut self, x: NodeId) -> NodeId {
         self.push(Op::HardSigmoid, &[x], self.shape(x))
     }
 
-    pub(crate) fn global_average_pool(&mut self, x: NodeId) -> NodeId {
+    /// Mean over all pixels.
+    pub fn global_average_pool(&mut self, x: NodeId) -> NodeId {
         let Shape { channels, .. } = self.shape(x);
         self.push(Op::GlobalAveragePool, &[x], Shape { height: 1, width: 1, channels })
     }
 
     /// Average over windows side by side; windows of one pixel emit no node.
-    pub(crate) fn average_pool(&mut self, x: NodeId, window: usize) -> NodeId {
+    pub fn average_pool(&mut self, x: NodeId, window: usize) -> NodeId {
         if window <= 1 {
             return x;
         }
@@ -99,7 +111,8 @@ impl Builder {
         self.push(Op::AveragePool { window }, &[x], shape)
     }
 
-    pub(crate) fn max_pool(&mut self, x: NodeId, window: usize, stride: usize, padding: usize) -> NodeId {
+    /// Largest value of each window; kernels exist for windows of 3 pixels with stride 2 and padding 1.
+    pub fn max_pool(&mut self, x: NodeId, window: usize, stride: usize, padding: usize) -> NodeId {
         let Shape { height, width, channels } = self.shape(x);
         let size = |size: usize| strided(size, window, stride, padding);
         let shape = Shape { height: size(height), width: size(width), channels };
@@ -107,11 +120,12 @@ impl Builder {
     }
 
     /// Sum of a block's main path and its shortcut.
-    pub(crate) fn add(&mut self, main: NodeId, shortcut: NodeId) -> NodeId {
+    pub fn add(&mut self, main: NodeId, shortcut: NodeId) -> NodeId {
         self.push(Op::Add, &[main, shortcut], self.shape(main))
     }
 
-    pub(crate) fn gate(&mut self, map: NodeId, factors: NodeId) -> NodeId {
+    /// Product of a map and a vector that holds a factor for each channel.
+    pub fn gate(&mut self, map: NodeId, factors: NodeId) -> NodeId {
         self.push(Op::Gate, &[map, factors], self.shape(map))
     }
 
@@ -129,17 +143,23 @@ impl Builder {
         self.with_slot(op, x, name, shape)
     }
 
-    fn with_slot(&mut self, op: Op, x: NodeId, name: &'static str, shape: Shape) -> NodeId {
+    fn with_slot(&mut self, op: Op, x: NodeId, name: impl Into<Cow<'static, str>>, shape: Shape) -> NodeId {
         let node = self.push(op, &[x], shape);
-        self.graph.slots.push(Slot { node, prefix: self.graph.prefixes.len() as u32 - 1, name });
+        self.slot(node, name.into());
         node
     }
 
-    fn shape(&self, x: NodeId) -> Shape {
+    /// Gives a node tensors.
+    pub(super) fn slot(&mut self, node: NodeId, name: Cow<'static, str>) {
+        self.graph.slots.push(Slot { node, prefix: self.graph.prefixes.len() as u32 - 1, name });
+    }
+
+    /// Extent of a node's output.
+    pub fn shape(&self, x: NodeId) -> Shape {
         self.graph.node(x).shape
     }
 
-    fn push(&mut self, op: Op, inputs: &[NodeId], shape: Shape) -> NodeId {
+    pub(super) fn push(&mut self, op: Op, inputs: &[NodeId], shape: Shape) -> NodeId {
         let id = NodeId(self.graph.nodes.len() as u32);
         let mut both = [id; 2];
         both[..inputs.len()].copy_from_slice(inputs);
@@ -149,6 +169,6 @@ impl Builder {
 }
 
 /// Outputs along one direction of a window that moves by `stride` over `size` pixels and `padding` on both sides.
-fn strided(size: usize, window: usize, stride: usize, padding: usize) -> usize {
+pub(super) fn strided(size: usize, window: usize, stride: usize, padding: usize) -> usize {
     (size.saturating_add(2 * padding).saturating_sub(window)) / stride.max(1) + 1
 }

@@ -3,7 +3,7 @@
 //!
 //! A convolution is a sum over taps of shifted maps: every operation in it has a gradient on every device.
 
-use super::{Graph, Op};
+use super::{Graph, Op, Region};
 use crate::ops::ChannelStatistics;
 use crate::space::Activation;
 use candle_core::{D, DType, Result, Tensor, bail};
@@ -22,11 +22,31 @@ pub fn run(
     parameters: &[Vec<Tensor>],
     given: Option<&[ChannelStatistics]>,
 ) -> Result<(Tensor, Vec<ChannelStatistics>)> {
+    run_with(graph, input, parameters, given, |_, _, _, _| Ok(None))
+}
+
+/// Output of a part of a graph, and the statistics that its batch norm used.
+pub(crate) type Computed = (Tensor, ChannelStatistics);
+
+/// As [`run`], but `kernel` is asked first about each convolution with norm and activation: for the region, its input,
+/// the parameters from there on and the given statistics it may return the output and the statistics that it used.
+pub(crate) fn run_with(
+    graph: &Graph,
+    input: &Tensor,
+    parameters: &[Vec<Tensor>],
+    given: Option<&[ChannelStatistics]>,
+    kernel: impl Fn(&Region, &Tensor, &[Vec<Tensor>], Option<&ChannelStatistics>) -> Result<Option<Computed>>,
+) -> Result<(Tensor, Vec<ChannelStatistics>)> {
     let mut values: Vec<Option<Tensor>> = vec![None; graph.nodes().len()];
     let mut readers: Vec<usize> = graph.consumers().iter().map(Vec::len).collect();
-    let mut slots = graph.slots().iter().zip(parameters);
+    let mut slots = parameters.iter();
     let mut used = Vec::new();
+    // End of the region that a kernel has computed.
+    let mut done = 0;
     for (index, node) in graph.nodes().iter().enumerate() {
+        if index < done {
+            continue;
+        }
         let mut inputs = Vec::with_capacity(2);
         for id in node.inputs().iter().map(|input| input.index()) {
             // A value that no node reads any more is freed.
@@ -34,8 +54,21 @@ pub fn run(
             let value = if readers[id] == 0 { values[id].take() } else { values[id].clone() };
             inputs.extend(value);
         }
+        if let (Some(region), [x]) =
+            (graph.inner_regions().iter().find(|region| region.nodes.start == index), &inputs[..])
+        {
+            let given = given.and_then(|given| given.get(used.len()));
+            if let Some((output, statistics)) = kernel(region, x, slots.as_slice(), given)? {
+                used.push(statistics);
+                done = region.nodes.end;
+                // The convolution's and the norm's.
+                slots.nth(1);
+                values[done - 1] = Some(output);
+                continue;
+            }
+        }
         let mut tensors = |count: usize| match slots.next() {
-            Some((_, tensors)) if tensors.len() >= count => Ok(&tensors[..]),
+            Some(tensors) if tensors.len() >= count => Ok(&tensors[..]),
             _ => bail!("node {index} of the graph has no parameters"),
         };
         let output = match (node.op, &inputs[..]) {
@@ -161,7 +194,8 @@ fn convolution(
     sum.ok_or_else(|| candle_core::Error::Msg("a convolution has a kernel size of 0".into()))
 }
 
-/// Product of one tap: `[.., in]` times `[out, in / groups]` transposed, each group of channels with its own part of the weight.
+/// Product of one tap: `[.., in]` times `[out, in / groups]` transposed, each group of channels with its own part of
+/// the weight.
 fn grouped_product(x: &Tensor, tap: &Tensor, groups: usize) -> Result<Tensor> {
     let (out, inputs) = tap.dims2()?;
     if inputs == 1 && out == groups {

@@ -8,18 +8,22 @@
 //! | file | concern |
 //! | --- | --- |
 //! | `builder` | emits nodes and regions; works out shapes |
+//! | `fragment` | a part of a network as data: checks, and a text that parses |
 //! | `network` | from a network's layers to its graph |
 //! | `cost` | multiply-accumulates, parameters, memory: folds over nodes |
 //! | `interpreter` | runs a graph in candle's own operations: any device and number type, with gradients |
 
 mod builder;
 mod cost;
+mod fragment;
 pub mod interpreter;
 mod network;
 
-pub(crate) use builder::Builder;
+pub use builder::Builder;
+pub use fragment::{Fragment, MAX_CHANNELS, MAX_KERNEL, MAX_SIZE};
 
 use crate::space::Activation;
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Index of a node in its graph; inputs of a node have smaller indices.
@@ -125,7 +129,14 @@ pub struct Slot {
     /// The node.
     pub node: NodeId,
     prefix: u32,
-    name: &'static str,
+    name: Cow<'static, str>,
+}
+
+impl Slot {
+    /// Name inside the layer: `conv_pw`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 /// Kind of a run of nodes that belong together.
@@ -137,7 +148,7 @@ pub enum RegionKind {
     Stem,
     /// The max pool after the stem.
     MaxPool,
-    /// A block of this kind: `inverted_residual`, `bottleneck`.
+    /// A block of this kind: `inverted_residual`, `bottleneck`, or `custom` for all that are defined elsewhere.
     Block(&'static str),
     /// All nodes after the last block.
     Head,

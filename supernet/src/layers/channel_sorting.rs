@@ -50,7 +50,7 @@ pub(crate) fn sort_shared(parameters: &Parameters, layers: &[Touch], widths: &[u
 
 /// L1 norm over everything but dimension 1.
 pub(crate) fn importance(parameters: &Parameters, id: ParameterId) -> Result<Vec<f32>> {
-    let weight = parameters.get(id, false);
+    let weight = parameters.get(id);
     let by_channel = weight.abs()?.sum(0)?;
     let by_channel = if by_channel.rank() > 1 { by_channel.flatten_from(1)?.sum(1)? } else { by_channel };
     by_channel.to_dtype(candle_core::DType::F32)?.to_vec1()

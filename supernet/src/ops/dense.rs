@@ -1,4 +1,4 @@
-//! A dense convolution with batch norm, activation and optional global average pooling, as one op.
+//! A dense convolution with batch norm, activation and optional global average pooling, as one kernel.
 
 use super::activation::{Act, with_activation};
 use super::batch_norm::{Affine, Backward, ChannelStatistics, Normalise, SumOverProcesses, Sums};
@@ -11,115 +11,71 @@ use super::parallel;
 use super::passes::{normalise, pool, product, product_backward};
 use super::rows::{Left, Nothing, RawGradient, write_transposed};
 use super::simd::{InstructionSet, dispatch};
-use super::{contiguous_f32, summing, tensor_values};
+use super::summing;
 use crate::ranks::Ranks;
-use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, MutexGuard};
 
-/// Output of the convolution and the statistics used.
+/// Output of the convolution, `[batch, height, width, out]`, or `[batch, out]` when pooled, and the values that the
+/// backward pass reads.
 ///
-/// `x` is `[batch, height, width, in]`, the output `[batch, height, width, out]`, or `[batch, out]` when pooled.
-/// `packed` holds the weight `[out, in, k, k]`, then batch norm's weight and bias. The input gets a gradient only if it
-/// is tracked: images are not.
+/// `x` is `[batch, height, width, in]`. `packed` holds the weight `[out, in, k, k]`, then batch norm's weight and bias.
+/// Statistics are `given`, or those of the batch (over all `ranks`, if passed).
 ///
 /// # Errors
-/// Shapes or types do not fit.
+/// Values that do not fit the extents.
 pub fn dense(
-    x: &Tensor,
-    packed: &Tensor,
-    shape: DenseShape,
-    given: Option<ChannelStatistics>,
+    x: &[f32],
+    packed: &[f32],
+    shape: &DenseShape,
+    given: Option<&ChannelStatistics>,
     ranks: Option<&Ranks>,
-    keep: bool,
-) -> candle_core::Result<(Tensor, ChannelStatistics)> {
-    let dims = x.dims4()?;
-    let parameters = shape.offsets().2;
-    if dims != (shape.batch, shape.height, shape.width, shape.in_channels)
-        || packed.elem_count() != parameters
-        || x.elem_count() == 0
-    {
+) -> candle_core::Result<(Vec<f32>, DenseSaved)> {
+    let inputs = shape.batch * shape.height * shape.width * shape.in_channels;
+    if (x.len(), packed.len()) != (inputs, shape.offsets().2) || x.is_empty() {
         candle_core::bail!(
-            "dense convolution: input {:?} and {} parameters do not fit {shape:?}",
-            x.dims(),
-            packed.elem_count()
+            "dense convolution: input of {} values and {} parameters do not fit {shape:?}",
+            x.len(),
+            packed.len()
         );
     }
-    let saved: SharedState = Arc::new(Mutex::new((None, ChannelStatistics::default())));
-    let op = Dense { shape, given, ranks: ranks.cloned(), keep, saved: saved.clone() };
-    let output = x.contiguous()?.apply_op2(&packed.contiguous()?, op)?;
-    let statistics = lock(&saved)?.1.clone();
-    Ok((output, statistics))
+    let sum = summing(ranks);
+    let over_processes = sum.as_ref().map(|sum| sum as SumOverProcesses);
+    let (output, y, statistics) =
+        with_activation!(shape.activation, A => forward::<A>(shape, x, packed, given, over_processes));
+    let normalise = if given.is_some() { Normalise::Given } else { Normalise::Batch };
+    Ok((output, DenseSaved { y, statistics, normalise }))
 }
 
-type State = (Option<Buffer>, ChannelStatistics);
-type SharedState = Arc<Mutex<State>>;
-
-fn lock(saved: &SharedState) -> candle_core::Result<MutexGuard<'_, State>> {
-    saved.lock().map_err(|_| candle_core::Error::Msg("dense convolution: a thread panicked".into()))
+/// Values of the forward pass that the backward pass reads, besides input and parameters.
+pub struct DenseSaved {
+    /// Raw output of the convolution.
+    y: Buffer,
+    statistics: ChannelStatistics,
+    normalise: Normalise,
 }
 
-struct Dense {
-    shape: DenseShape,
-    given: Option<ChannelStatistics>,
-    /// Processes that synchronise their batch statistics.
-    ranks: Option<Ranks>,
-    keep: bool,
-    /// The raw output, kept for the gradient, and the statistics.
-    saved: SharedState,
-}
-
-impl CustomOp2 for Dense {
-    fn name(&self) -> &'static str {
-        "dense-convolution"
+impl DenseSaved {
+    /// The statistics used.
+    pub fn statistics(&self) -> &ChannelStatistics {
+        &self.statistics
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        packed: &CpuStorage,
-        packed_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (x, packed) = (contiguous_f32(x, x_layout)?, contiguous_f32(packed, packed_layout)?);
-        let sum = summing(self.ranks.as_ref());
-        let (given, over_processes) = (self.given.as_ref(), sum.as_ref().map(|sum| sum as SumOverProcesses));
-        let (output, y, statistics) =
-            with_activation!(self.shape.activation, A => forward::<A>(&self.shape, x, packed, given, over_processes));
-        let mut saved = lock(&self.saved)?;
-        saved.1 = statistics;
-        saved.0 = self.keep.then_some(y);
-        Ok((CpuStorage::F32(output), self.shape.output_shape()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        packed: &Tensor,
-        _output: &Tensor,
-        gradient: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let (y, statistics) = {
-            let mut saved = lock(&self.saved)?;
-            let Some(y) = saved.0.take() else {
-                candle_core::bail!("dense convolution: no values were kept for a gradient, or it was taken twice");
-            };
-            (y, saved.1.clone())
-        };
-        let with_input = x.track_op();
-        let normalise = if self.given.is_some() { Normalise::Given } else { Normalise::Batch };
-        let sum = summing(self.ranks.as_ref());
+    /// Gradients at the input, if asked for, and at the packed parameters, given the gradient `g` at the output. The
+    /// other values are those of the forward pass.
+    pub fn backward(
+        self,
+        shape: &DenseShape,
+        x: &[f32],
+        packed: &[f32],
+        ranks: Option<&Ranks>,
+        g: &[f32],
+        with_input: bool,
+    ) -> (Option<Vec<f32>>, Vec<f32>) {
+        let DenseSaved { y, statistics, normalise } = &self;
+        let sum = summing(ranks);
         let over_processes = sum.as_ref().map(|sum| sum as SumOverProcesses);
-        let (dx, dp) = tensor_values(x, |x| {
-            tensor_values(packed, |packed| {
-                tensor_values(gradient, |g| {
-                    Ok(with_activation!(self.shape.activation, A =>
-                        backward::<A>(&self.shape, x, packed, &y, &statistics, normalise, over_processes, g, with_input)))
-                })
-            })
-        })?;
-        let dx = dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()?;
-        Ok((dx, Some(Tensor::from_vec(dp, packed.shape(), packed.device())?)))
+        with_activation!(shape.activation, A =>
+            backward::<A>(shape, x, packed, y, statistics, *normalise, over_processes, g, with_input))
     }
 }
 

@@ -54,7 +54,8 @@ impl DenseShape {
         (weight, weight + self.out_channels, weight + 2 * self.out_channels)
     }
 
-    pub(super) fn output_shape(&self) -> Shape {
+    /// Shape of the output.
+    pub fn output_shape(&self) -> Shape {
         let (height, width) = self.output_size();
         match self.pool {
             true => (self.batch, self.out_channels).into(),

@@ -25,7 +25,8 @@ impl<T: FnMut(R), R> Ordered<T, R> {
         Ordered { count, next: AtomicUsize::new(0), results: Mutex::new(results) }
     }
 
-    /// Runs `work` on one index after the other until none is left. `take` runs on the thread that completed the sequence.
+    /// Runs `work` on one index after the other until none is left. `take` runs on the thread that completed the
+    /// sequence.
     pub(super) fn share(&self, work: impl Fn(usize) -> R) {
         loop {
             let index = self.next.fetch_add(1, Ordering::Relaxed);

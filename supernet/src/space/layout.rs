@@ -2,9 +2,10 @@
 
 use super::network_spec::{middle_channels, reduced_channels};
 use super::{
-    Activation, BlockSpec, BottleneckSpec, ConvSpec, Family, FirstBlock, Head, InvertedResidualSpec, MaxPoolSpec,
-    NetworkSpec, Ratio, SearchSpace, Stage, Subnet, make_divisible,
+    Activation, BlockChoice, BlockSpec, BottleneckSpec, ConvSpec, Family, FirstBlock, Head, InvertedResidualSpec,
+    MaxPoolSpec, NetworkSpec, Ratio, SearchSpace, Stage, Subnet, make_divisible,
 };
+use crate::blocks::{BlockSettings, CustomSpec};
 use crate::{Error, Result};
 
 impl SearchSpace {
@@ -18,12 +19,18 @@ impl SearchSpace {
             return Err(Error::Space("a network needs at least one class".into()));
         }
         match (&self.first_block, &self.head) {
-            (Some(first), Some(head)) => Ok(self.inverted_residuals(subnet, first, head, classes)),
-            _ => Ok(self.bottlenecks(subnet, classes)),
+            (Some(first), Some(head)) => self.inverted_residuals(subnet, first, head, classes),
+            _ => self.bottlenecks(subnet, classes),
         }
     }
 
-    fn inverted_residuals(&self, subnet: &Subnet, first: &FirstBlock, head: &Head, classes: usize) -> NetworkSpec {
+    fn inverted_residuals(
+        &self,
+        subnet: &Subnet,
+        first: &FirstBlock,
+        head: &Head,
+        classes: usize,
+    ) -> Result<NetworkSpec> {
         let stem = ConvSpec {
             in_channels: 3,
             out_channels: self.width(self.stem.channels),
@@ -52,6 +59,11 @@ impl SearchSpace {
             let out_channels = self.width(stage.channels);
             let mut blocks = Vec::with_capacity(choices.len());
             for (index, choice) in choices.iter().enumerate() {
+                if let Some(block) = custom(stage, choice, index, (channels, out_channels), size)? {
+                    (channels, size) = (out_channels, block.output_size());
+                    blocks.push(block);
+                    continue;
+                }
                 let middle = middle_channels(channels, choice.expand.value());
                 let block = InvertedResidualSpec {
                     in_channels: channels,
@@ -80,7 +92,7 @@ impl SearchSpace {
             residual: false,
             input_size: size,
         };
-        NetworkSpec {
+        Ok(NetworkSpec {
             resolution: subnet.resolution,
             stem: vec![stem],
             max_pool: None,
@@ -90,10 +102,10 @@ impl SearchSpace {
             hidden_activation: head.activation,
             batch_norm_epsilon: self.batch_norm_epsilon,
             classes,
-        }
+        })
     }
 
-    fn bottlenecks(&self, subnet: &Subnet, classes: usize) -> NetworkSpec {
+    fn bottlenecks(&self, subnet: &Subnet, classes: usize) -> Result<NetworkSpec> {
         let middle = self.stem_middle_width(subnet.widths[0]);
         let first = ConvSpec {
             in_channels: 3,
@@ -126,6 +138,11 @@ impl SearchSpace {
             let out_channels = self.elastic_width(stage.channels, width);
             let mut blocks = Vec::with_capacity(choices.len());
             for (index, choice) in choices.iter().enumerate() {
+                if let Some(block) = custom(stage, choice, index, (channels, out_channels), size)? {
+                    (channels, size) = (out_channels, block.output_size());
+                    blocks.push(block);
+                    continue;
+                }
                 let block = BottleneckSpec {
                     in_channels: channels,
                     middle_channels: middle_channels(out_channels, choice.expand.value()),
@@ -141,7 +158,7 @@ impl SearchSpace {
             }
             stages.push(blocks);
         }
-        NetworkSpec {
+        Ok(NetworkSpec {
             resolution: subnet.resolution,
             stem,
             max_pool: Some(pool),
@@ -151,7 +168,7 @@ impl SearchSpace {
             hidden_activation: Activation::Identity,
             batch_norm_epsilon: self.batch_norm_epsilon,
             classes,
-        }
+        })
     }
 
     /// `base` channels at the width multiplier `ratio` of a subnet.
@@ -180,6 +197,28 @@ impl SearchSpace {
     }
 }
 
+/// Block `index` of a stage that has a custom kind, from and to these numbers of channels.
+fn custom(
+    stage: &Stage,
+    choice: &BlockChoice,
+    index: usize,
+    (in_channels, out_channels): (usize, usize),
+    input_size: usize,
+) -> Result<Option<BlockSpec>> {
+    let Some(kind) = &stage.block else { return Ok(None) };
+    let settings = BlockSettings {
+        in_channels,
+        out_channels,
+        kernel: choice.kernel,
+        expand: choice.expand,
+        stride: if index == 0 { stage.stride } else { 1 },
+        activation: stage.activation,
+        squeeze_excite: stage.squeeze_excite,
+        input_size,
+    };
+    Ok(Some(BlockSpec::Custom(CustomSpec::new(kind, &settings)?)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::preset;
@@ -200,7 +239,7 @@ mod tests {
             .map(|blocks| {
                 blocks.iter().map(|b| match b {
                     BlockSpec::Bottleneck(b) => (b.in_channels, b.middle_channels, b.out_channels, b.input_size),
-                    BlockSpec::InvertedResidual(_) => unreachable!(),
+                    _ => unreachable!(),
                 })
             })
             .map(Iterator::collect)

@@ -10,6 +10,7 @@
 //! | `subnet` | one subnet and its text form |
 //! | `dimension` | the elastic dimensions, and every choice of a space's subnets |
 //! | `choices` | subnets of a space: extremes, samples, neighbours, their number, membership |
+//! | `covering` | few subnets that hold every distinct block |
 //! | `narrowing` | a space with some of its values, and how training frees them |
 //! | `network_spec` | a static network, layer by layer |
 //! | `layout` | from space and subnet to the static network |
@@ -17,6 +18,7 @@
 //! | `ratio` | ratios of channel counts, exact to a thousandth |
 
 mod choices;
+mod covering;
 mod difference;
 pub mod dimension;
 mod layout;
@@ -36,7 +38,7 @@ pub use subnet::{BlockChoice, Subnet};
 
 pub use crate::ops::Activation;
 
-use crate::{Error, Result};
+use crate::{Error, Result, blocks};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -101,6 +103,9 @@ pub struct Stage {
     /// Whether the blocks have squeeze-excite (inverted residuals only).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub squeeze_excite: bool,
+    /// Kind of the blocks, of those that the program [registers](crate::blocks::register); without one the family's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block: Option<String>,
     /// Elastic numbers of blocks in place of the space's; a single one is never elastic (the last stage of ProxylessNAS
     /// has one block). How training narrows them says [`SearchSpace::narrowed`]. Empty: the space's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -264,6 +269,9 @@ impl SearchSpace {
     }
 
     fn validate_stage_lists(&self, stage: usize) -> Result<()> {
+        if let Some(kind) = &self.stages[stage].block {
+            blocks::find(kind)?;
+        }
         let of_stage = format!(" of stage {}", stage + 1);
         let (depths, kernel_sizes) = (self.stage_depths(stage), self.stage_kernel_sizes(stage));
         let expand_ratios = self.stage_expand_ratios(stage);

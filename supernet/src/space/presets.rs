@@ -4,12 +4,13 @@ use super::{Activation, DEFAULT_EPSILON, Family, FirstBlock, Head, Ratio, Search
 
 /// Names of the presets; `mbv3-wX` and `proxyless-wX` exist for every width multiplier X.
 pub const PRESETS: &[&str] =
-    &["mbv3-w1.0", "mbv3-w1.2", "proxyless-w1.3", "resnet50d", "cifar-mbv3", "tiny", "resnet-tiny"];
+    &["mbv3-w1.0", "mbv3-w1.2", "proxyless-w1.3", "resnet50d", "cifar-mbv3", "tiny", "resnet-tiny", "cifar-k5"];
 
 /// The preset of that name, if there is one.
 pub fn preset(name: &str) -> Option<SearchSpace> {
     match name {
         "cifar-mbv3" => Some(cifar_mbv3()),
+        "cifar-k5" => Some(cifar_k5()),
         "tiny" => Some(tiny()),
         "resnet50d" => Some(resnet50d()),
         "resnet-tiny" => Some(resnet_tiny()),
@@ -95,6 +96,18 @@ fn cifar_mbv3() -> SearchSpace {
     }
 }
 
+/// As `cifar-mbv3`, with wider stages in place of kernels of 7x7, which are a third of its work and cover a map of 8x8
+/// or 4x4 almost entirely.
+fn cifar_k5() -> SearchSpace {
+    use Activation::{HardSwish, Relu};
+    SearchSpace {
+        name: "cifar-k5".into(),
+        kernel_sizes: vec![3, 5],
+        stages: vec![stage(32, 2, Relu, false), stage(64, 2, HardSwish, true), stage(112, 2, HardSwish, true)],
+        ..cifar_mbv3()
+    }
+}
+
 /// For the quickstart: trains in well under a minute on two cores.
 fn tiny() -> SearchSpace {
     use Activation::{HardSwish, Relu};
@@ -159,7 +172,7 @@ fn resnet_tiny() -> SearchSpace {
 /// A stage with the space's depths, kernel sizes and expand ratios.
 fn stage(channels: usize, stride: usize, activation: Activation, squeeze_excite: bool) -> Stage {
     let (depths, kernel_sizes, expand_ratios) = (vec![], vec![], vec![]);
-    Stage { channels, stride, activation, squeeze_excite, depths, kernel_sizes, expand_ratios }
+    Stage { channels, stride, activation, squeeze_excite, block: None, depths, kernel_sizes, expand_ratios }
 }
 
 fn ratios(values: &[f64]) -> Vec<Ratio> {

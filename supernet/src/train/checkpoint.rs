@@ -146,8 +146,16 @@ impl Identity {
         let stage = |config: &serde_json::Map<String, serde_json::Value>, index: usize| {
             config.get("stages").and_then(|stages| stages.get(index)).cloned()
         };
-        match (0..begun).find(|&index| stage(new, index) != stage(old, index)) {
-            Some(index) => fail(format!("stage {} differs, but it has begun", index + 1)),
+        let stages = |config: &serde_json::Map<String, serde_json::Value>| {
+            config.get("stages").and_then(|stages| stages.as_array()).map_or(0, Vec::len)
+        };
+        // The learning rate of every step depends on the steps of all stages.
+        let (fixed, why) = match new.contains_key("schedule") {
+            true => (stages(new).max(stages(old)), "[train.schedule] spans all stages"),
+            false => (begun, "it has begun"),
+        };
+        match (0..fixed).find(|&index| stage(new, index) != stage(old, index)) {
+            Some(index) => fail(format!("stage {} differs, but {why}", index + 1)),
             None => Ok(()),
         }
     }
@@ -161,6 +169,8 @@ const FORMAT: u32 = 2;
 struct Note {
     #[serde(default)]
     format: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    teacher_space: Option<SearchSpace>,
     progress: Progress,
     identity: Identity,
 }
@@ -180,6 +190,8 @@ pub struct Checkpoint {
     pub average: HashMap<String, Tensor>,
     /// The teacher's weights, once it is trained (empty: none).
     pub teacher: HashMap<String, Tensor>,
+    /// The teacher's space, if it is not the run's.
+    pub teacher_space: Option<SearchSpace>,
 }
 
 impl Checkpoint {
@@ -238,8 +250,12 @@ impl Folder {
         for (prefix, part) in PARTS.iter().zip(parts) {
             tensors.extend(part.iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor.clone())));
         }
-        let note =
-            Note { format: FORMAT, progress: checkpoint.progress.clone(), identity: checkpoint.identity.clone() };
+        let note = Note {
+            format: FORMAT,
+            teacher_space: checkpoint.teacher_space.clone(),
+            progress: checkpoint.progress.clone(),
+            identity: checkpoint.identity.clone(),
+        };
         let path = self.checkpoint_path(checkpoint.progress.step);
         tensor_file::write(&path, &tensors, &note)?;
         self.prune(checkpoint.progress.step, checkpoint.progress.best.map(|best| best.step))?;
@@ -262,7 +278,9 @@ impl Folder {
                 ),
             ));
         }
-        note.identity.space.validate().map_err(|e| e.at(path))?;
+        for space in [Some(&note.identity.space), note.teacher_space.as_ref()].into_iter().flatten() {
+            space.validate().map_err(|e| e.at(path))?;
+        }
         let mut parts: [HashMap<String, Tensor>; 4] = Default::default();
         for (name, tensor) in tensors {
             let Some(part) = PARTS.iter().position(|prefix| name.starts_with(prefix)) else {
@@ -271,7 +289,8 @@ impl Folder {
             parts[part].insert(name[PARTS[part].len()..].to_string(), tensor);
         }
         let [weights, momentum, average, teacher] = parts;
-        Ok(Checkpoint { progress: note.progress, identity: note.identity, weights, momentum, average, teacher })
+        let Note { progress, identity, teacher_space, .. } = note;
+        Ok(Checkpoint { progress, identity, weights, momentum, average, teacher, teacher_space })
     }
 
     /// The newest checkpoint that can be read; `None` if there is no checkpoint at all.

@@ -1,5 +1,8 @@
 //! The training configuration: everything that decides the weights, and how often to look and save. Stages are data.
 
+use super::class_balance::ClassBalance;
+use super::optimizer::{Sgd, Undecayed};
+use super::schedule::{Decay, Schedule, learning_rate};
 use super::stage::{StageConfig, fail};
 use crate::data::Augmentation;
 use crate::space::SearchSpace;
@@ -31,6 +34,19 @@ pub struct TrainConfig {
     pub momentum: f64,
     /// Weight decay, not applied to batch norm and biases (default 3e-5).
     pub weight_decay: f64,
+    /// Further weights without decay (default: none).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub undecayed: Vec<Undecayed>,
+    /// Start with residual blocks that are the identity: the scale of their last batch norm is zero (default false).
+    #[serde(skip_serializing_if = "is_false")]
+    pub zero_last_scale: bool,
+    /// Run folder or checkpoint of another supernet, whose largest subnet is the frozen teacher of all stages that have
+    /// one (default: the network itself, as it stands before the first of them).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher_from: Option<String>,
+    /// What makes up for classes with different numbers of images (default: nothing).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class_balance: Option<ClassBalance>,
     /// How far a step moves the running statistics of batch norm (default 0.1).
     pub batch_norm_momentum: f64,
     /// Dropout rate before the classifier (default 0.1).
@@ -57,6 +73,10 @@ pub struct TrainConfig {
     /// Steps of the run that may be left out because their loss or gradient is NaN or infinite, before training stops
     /// with an error (default 0).
     pub skip_nonfinite: usize,
+    /// One learning-rate schedule over all stages, which also keeps momentum and moving average from stage to stage
+    /// (default: each stage has a schedule of its own and starts both anew).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Schedule>,
     /// Random changes of training images.
     pub augmentation: Augmentation,
     /// Validation of fixed subnets during training.
@@ -77,6 +97,10 @@ impl Default for TrainConfig {
             label_smoothing: 0.1,
             momentum: 0.9,
             weight_decay: 3e-5,
+            undecayed: Vec::new(),
+            zero_last_scale: false,
+            teacher_from: None,
+            class_balance: None,
             batch_norm_momentum: 0.1,
             dropout: 0.1,
             ema: None,
@@ -87,6 +111,7 @@ impl Default for TrainConfig {
             checkpoint_steps: None,
             keep_checkpoints: 3,
             skip_nonfinite: 0,
+            schedule: None,
             augmentation: Augmentation::default(),
             probe: ProbeConfig::default(),
             stages: Vec::new(),
@@ -123,8 +148,10 @@ pub struct StagePlan {
     pub steps_per_epoch: usize,
     /// Steps of the stage.
     pub steps: usize,
-    /// Of these, steps of warm-up.
+    /// Of these, steps of warm-up of the stage's own schedule.
     pub warmup_steps: usize,
+    /// Steps in which the loss of taught subnets rises.
+    pub ramp_steps: usize,
     /// Number of the stage's first epoch, counted from the start of training.
     pub first_epoch: usize,
     /// Number of the stage's first step, counted from the start of training.
@@ -140,6 +167,11 @@ impl TrainConfig {
     /// Unknown keys and wrong types, named.
     pub fn from_toml(text: &str) -> Result<Self> {
         crate::files::parse_toml_text(text).map_err(Error::Config)
+    }
+
+    /// A fresh optimizer for `count` parameters.
+    pub fn optimizer(&self, count: usize) -> Sgd {
+        Sgd::new(self.momentum, self.weight_decay, count).without_decay_of(&self.undecayed)
     }
 
     /// What learning rates are multiplied by.
@@ -161,14 +193,42 @@ impl TrainConfig {
                 let batch = (stage.batch.unwrap_or(self.batch) * self.ranks.unwrap_or(1)).clamp(1, images.max(1));
                 let steps_per_epoch = (images / batch).max(1);
                 let steps = ((stage.epochs * steps_per_epoch as f64).round() as usize).max(1);
-                let warmup_steps = ((stage.warmup_epochs * steps_per_epoch as f64).round() as usize).min(steps);
+                let in_steps = |epochs: f64| ((epochs * steps_per_epoch as f64).round() as usize).min(steps);
+                let warmup_steps = in_steps(stage.warmup_epochs.unwrap_or(0.0));
+                let ramp_steps = in_steps(stage.taught.ramp_epochs);
                 let work = stage.relative_cost(space) * batch as f64;
-                let plan = StagePlan { batch, steps_per_epoch, steps, warmup_steps, first_epoch, first_step, work };
+                let plan = StagePlan {
+                    batch,
+                    steps_per_epoch,
+                    steps,
+                    warmup_steps,
+                    ramp_steps,
+                    first_epoch,
+                    first_step,
+                    work,
+                };
                 first_epoch += steps.div_ceil(steps_per_epoch);
                 first_step += steps;
                 plan
             })
             .collect()
+    }
+
+    /// Learning rate of step `stage_step` of stage `stage` of `plan`.
+    pub fn learning_rate(&self, plan: &[StagePlan], stage: usize, stage_step: usize) -> f64 {
+        let here = &plan[stage];
+        match &self.schedule {
+            None => {
+                let peak = self.stages[stage].learning_rate.unwrap_or(0.0) * self.rate_factor();
+                learning_rate(Decay::Cosine, peak, stage_step, here.steps, here.warmup_steps)
+            }
+            Some(schedule) => {
+                let steps = plan.iter().map(|stage| stage.steps).sum();
+                let warmup = (schedule.warmup_epochs * plan[0].steps_per_epoch as f64).round() as usize;
+                let peak = schedule.learning_rate * self.rate_factor();
+                learning_rate(schedule.decay, peak, here.first_step + stage_step, steps, warmup.min(steps))
+            }
+        }
     }
 
     /// Checks every value, also against the space.
@@ -201,6 +261,7 @@ impl TrainConfig {
             return fail(format!("seed = {} must be below 2^63, the largest number TOML can hold", self.seed));
         }
         self.augmentation.check()?;
+        self.class_balance.as_ref().map_or(Ok(()), ClassBalance::validate)?;
         counted("batch", self.batch, 1, 65_536)?;
         counted("ranks", self.ranks.unwrap_or(1), 1, 65_536)?;
         counted("subnets_at_once", self.subnets_at_once, 1, 64)?;
@@ -214,14 +275,43 @@ impl TrainConfig {
         counted("probe.batch", self.probe.batch, 1, 65_536)?;
         if self.stages.is_empty() {
             return fail(
-                "there are no stages; take a preset (imagenet, cifar, tiny) or write [[stages]] tables".into(),
+                "there are no stages; take a preset (cifar, imagenet, progressive, tiny) or write [[stages]] tables"
+                    .into(),
             );
         }
         for (index, stage) in self.stages.iter().enumerate() {
-            stage.validate(index, space)?;
+            stage.validate(index, space, self.teacher_from.is_some())?;
+            self.one_schedule(stage)?;
+        }
+        if let Some(from) = &self.teacher_from
+            && !self.stages.iter().any(StageConfig::has_frozen_teacher)
+        {
+            return fail(format!(
+                "teacher_from = '{from}', but no stage learns from a frozen teacher: set kd_ratio above 0 in a stage with \
+                 teacher = \"frozen\", or leave teacher_from out"
+            ));
+        }
+        if let Some(schedule) = &self.schedule {
+            schedule.validate(self.total_epochs())?;
         }
         self.sorted_in_order("sort_channels", |stage| stage.sort_channels)?;
         self.sorted_in_order("sort_outer_channels", |stage| stage.sort_outer_channels)
+    }
+
+    /// A stage has a schedule of its own exactly if there is none over all stages.
+    fn one_schedule(&self, stage: &StageConfig) -> Result<()> {
+        let rate = stage.learning_rate.map(|_| "learning_rate");
+        match (&self.schedule, rate.or(stage.warmup_epochs.map(|_| "warmup_epochs"))) {
+            (None, Some("learning_rate")) | (Some(_), None) => Ok(()),
+            (None, _) => fail(format!(
+                "stage '{}': learning_rate is missing; give it, or one for all stages in [train.schedule]",
+                stage.name
+            )),
+            (Some(_), Some(key)) => fail(format!(
+                "stage '{}': {key} has no use, since [train.schedule] spans all stages; leave one of them out",
+                stage.name
+            )),
+        }
     }
 
     /// Stages that sort channels must be numbered 1, 2, ...
@@ -268,6 +358,7 @@ fn counted(key: &str, value: usize, low: usize, high: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::super::stage::Teacher;
+    use super::super::stage_images::StageImages;
     use super::*;
     use crate::space::preset;
 
@@ -307,7 +398,7 @@ mod tests {
         check(&|c| c.probe.every_epochs = usize::MAX, &["probe.every_epochs = 18446744073709551615", "at most"]);
         check(&|c| c.probe.recalibration_images = usize::MAX, &["probe.recalibration_images", "at most"]);
         check(&|c| c.keep_checkpoints = usize::MAX, &["keep_checkpoints", "at most"]);
-        check(&|c| c.stages[0].learning_rate = 1e300, &["learning_rate = 1", "at most"]);
+        check(&|c| c.stages[0].learning_rate = Some(1e300), &["learning_rate = 1", "at most"]);
         check(&|c| c.stages[1].kd_ratio = 1e300, &["kd_ratio = 1", "must lie between"]);
         check(&|c| c.clip_norm = Some(0.0), &["clip_norm"]);
         check(&|c| c.seed = u64::MAX, &["seed", "2^63"]);
@@ -315,9 +406,53 @@ mod tests {
         check(&|c| c.stages[1].teacher = Teacher::InPlace, &["kernel", "sandwich"]);
         check(&|c| c.stages[1].narrowing.kernel_sizes.push(9), &["kernel", "holds 9", "3, 5"]);
         check(&|c| c.stages[1].narrowing.kernel_sizes.push(3), &["3 twice"]);
-        check(&|c| c.stages[1].warmup_epochs = 1e3, &["warmup_epochs = 1000"]);
+        check(&|c| c.stages[1].warmup_epochs = Some(1e3), &["warmup_epochs = 1000"]);
+        check(&|c| c.stages[0].taught.labels = 0.0, &["largest", "taught", "kd_ratio"]);
+        check(&|c| c.stages[1].taught.labels = -1.0, &["taught.labels = -1"]);
+        check(&|c| c.stages[1].taught.ramp_epochs = 1e3, &["taught.ramp_epochs = 1000"]);
+        check(&|c| c.stages[1].taught.ramp_epochs = 0.1, &["taught.ramp_epochs", "in_place"]);
+        check(&|c| c.stages[1].label_smoothing = Some(1.0), &["kernel", "label_smoothing = 1"]);
+        let images = |resolutions: &[usize], weights: &[f64]| {
+            Some(StageImages { resolutions: resolutions.to_vec(), weights: weights.to_vec() })
+        };
+        check(&|c| c.stages[0].images = images(&[], &[]), &["largest", "images.resolutions is empty"]);
+        check(&|c| c.stages[0].images = images(&[20, 40], &[]), &["holds 40", "at most the space's 32"]);
+        check(&|c| c.stages[0].images = images(&[20], &[1.0, 1.0]), &["2 numbers for 1"]);
+        check(&|c| c.stages[0].images = images(&[20, 24], &[1.0, 0.0]), &["images.weights holds 0"]);
+        let jitter = Augmentation { colour_jitter: 2.0, ..Augmentation::default() };
+        check(&|c| c.stages[0].augmentation = Some(jitter.clone()), &["largest", "colour_jitter is 2"]);
         check(&|c| c.stages[1].sort_channels = Some(3), &["sort_channels = 3", "2 width stages"]);
         check(&|c| c.stages[0].sort_channels = Some(2), &["must be 1"]);
+    }
+
+    #[test]
+    fn a_stage_has_a_schedule_of_its_own_or_all_share_one() {
+        let (space, mut config) = tiny();
+        config.stages[1].learning_rate = None;
+        let error = config.validate(&space).unwrap_err().to_string();
+        assert!(error.contains("'kernel': learning_rate is missing") && error.contains("[train.schedule]"), "{error}");
+        let schedule = Schedule { learning_rate: 0.4, warmup_epochs: 1.0, decay: Decay::Linear };
+        config.schedule = Some(schedule);
+        let error = config.validate(&space).unwrap_err().to_string();
+        assert!(error.contains("'largest': learning_rate has no use"), "{error}");
+        config.stages.iter_mut().for_each(|stage| stage.learning_rate = None);
+        let error = config.validate(&space).unwrap_err().to_string();
+        assert!(error.contains("'largest': warmup_epochs has no use"), "{error}");
+        config.stages.iter_mut().for_each(|stage| stage.warmup_epochs = None);
+        config.validate(&space).unwrap();
+        // 4 steps an epoch; 2 epochs, then 1.
+        config.stages.truncate(2);
+        (config.batch, config.stages[0].epochs, config.stages[1].epochs) = (10, 2.0, 1.0);
+        let plan = config.plan(&space, 40);
+        let rates = [(0, 0), (0, 3), (0, 4), (0, 7), (1, 0), (1, 2)];
+        let rates = rates.map(|(stage, step)| config.learning_rate(&plan, stage, step));
+        for (rate, expected) in rates.iter().zip([0.1, 0.4, 0.4, 0.25, 0.2, 0.1]) {
+            assert!((rate - expected).abs() < 1e-12, "{rates:?}");
+        }
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(TrainConfig::from_toml(&text).unwrap(), config);
+        let stretched = config.with_epochs(6.0);
+        assert_eq!(stretched.schedule.unwrap().warmup_epochs, 2.0);
     }
 
     #[test]
@@ -325,8 +460,8 @@ mod tests {
         let (space, mut config) = tiny();
         config.batch = 10;
         config.stages.truncate(2);
-        (config.stages[0].epochs, config.stages[0].warmup_epochs) = (1.5, 0.5);
-        (config.stages[1].epochs, config.stages[1].warmup_epochs, config.stages[1].batch) = (2.0, 0.0, Some(500));
+        (config.stages[0].epochs, config.stages[0].warmup_epochs) = (1.5, Some(0.5));
+        (config.stages[1].epochs, config.stages[1].warmup_epochs, config.stages[1].batch) = (2.0, None, Some(500));
         let plan = config.plan(&space, 47);
         let steps = |p: &StagePlan| (p.batch, p.steps_per_epoch, p.steps, p.warmup_steps, p.first_epoch, p.first_step);
         assert_eq!(steps(&plan[0]), (10, 4, 6, 2, 0, 0));

@@ -1,16 +1,17 @@
 //! Fine-tuning one subnet: a few epochs on its own weights, with the supernet's largest subnet as teacher.
 
+use super::class_balance::{class_weights, order};
 use super::config::TrainConfig;
-use super::gradients::{Gradients, clip_factor};
+use super::gradients::{Gradients, clip_factor, norm};
 use super::loss;
-use super::optimizer::Sgd;
 use super::progress::Control;
-use super::schedule::learning_rate;
+use super::schedule::{Decay, learning_rate};
 use super::validation::image_tensor;
-use crate::data::{Dataset, Prefetch, epoch_order};
-use crate::network::{Mode, Supernet};
+use crate::data::{Dataset, Prefetch};
+use crate::network::{Mode, Supernet, Tape};
 use crate::seed::{Stream, generator};
 use crate::{Error, Result, Subnet};
+use candle_core::Var;
 
 /// How long and how fast.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,33 +58,41 @@ pub fn finetune(
             options.epochs, options.learning_rate
         )));
     }
+    let class_weights = class_weights(config.class_balance.as_ref(), data)?;
     let count = data.train.len();
     let batch = config.batch.clamp(1, count.max(1));
     let steps_per_epoch = (count / batch).max(1);
     let steps = ((options.epochs * steps_per_epoch as f64).round() as usize).max(1);
-    let mut optimizer = Sgd::new(config.momentum, config.weight_decay, net.parameters().len());
+    let mut optimizer = config.optimizer(net.parameters().len());
     let batches = {
         let (data, augmentation, seed, resolution) =
             (data.clone(), config.augmentation.clone(), config.seed, subnet.resolution);
         // Epochs beyond those of training, so that orders and augmentations are new.
         let first_epoch = config.total_epochs().ceil() as usize + config.stages.len();
-        let mut order: Option<(u64, Vec<usize>)> = None;
+        let (balance, classes) = (config.class_balance.clone(), net.classes());
+        let mut known: Option<(u64, Vec<usize>)> = None;
         Prefetch::new(steps, 3, move |step| {
             let epoch = (first_epoch + step / steps_per_epoch) as u64;
-            let images = match &order {
+            let images = match &known {
                 Some((of, images)) if *of == epoch => images,
-                _ => &order.insert((epoch, epoch_order(data.train.len(), seed, epoch))).1,
+                _ => &known.insert((epoch, order(balance.as_ref(), &data.train, classes, seed, epoch))).1,
             };
             let first = step % steps_per_epoch * batch;
-            data.training_batch(&images[first..first + batch], resolution, &augmentation, seed, epoch)
+            data.training_batch(&images[first..first + batch], 0..batch, resolution, &augmentation, seed, epoch)
         })
     };
     for (step, loaded) in batches.enumerate() {
         let loaded = loaded?;
+        let (classes, smoothing) = (net.classes(), config.label_smoothing);
+        let targets = match loss::own_targets(&loaded, &class_weights, classes, smoothing, net.device())? {
+            Some(targets) => targets,
+            None => loss::smoothed_targets(&loaded.labels, classes, smoothing, net.device())?,
+        };
         let images = image_tensor(loaded.images, loaded.labels.len(), loaded.resolution, net)?;
-        let targets = loss::smoothed_targets(&loaded.labels, net.classes(), config.label_smoothing, images.device())?;
         let mut rng = generator(config.seed, Stream::FinetuneDropout, &[step as u64]);
-        let logits = net.forward(&images, subnet, Mode::Train { dropout: config.dropout, rng: &mut rng, first: 0 })?;
+        let mut tape = Tape::default();
+        let mode = Mode::Train { dropout: config.dropout, rng: &mut rng, first: 0, tape: &mut tape };
+        let logits = Var::from_tensor(&net.forward(&images, subnet, mode)?)?;
         let log_probabilities = loss::log_softmax(&logits)?;
         let mut total = loss::cross_entropy(&log_probabilities, &targets)?;
         if options.kd_ratio > 0.0 {
@@ -99,9 +108,9 @@ pub fn finetune(
             )));
         }
         let mut gradients = Gradients::none(net.parameters().len());
-        gradients.add(net.parameters(), &mut total.backward()?)?;
-        let scale = clip_factor(gradients.norm()?, config.clip_norm);
-        let rate = learning_rate(options.learning_rate, step, steps, 0);
+        tape.backward(loss::gradient_at(&logits, &total)?, &mut gradients)?;
+        let scale = clip_factor(norm(&gradients)?, config.clip_norm);
+        let rate = learning_rate(Decay::Cosine, options.learning_rate, step, steps, 0);
         optimizer.step(net.parameters(), &gradients, rate, scale)?;
         if observer(FinetuneProgress { step: step + 1, steps, loss: value }) == Control::Stop {
             return Err(Error::Interrupted);

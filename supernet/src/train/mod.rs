@@ -6,8 +6,11 @@
 //! | --- | --- |
 //! | [`config`] | the training configuration: stages as data, presets, checks |
 //! | [`stage`] | one stage of it |
+//! | `stage_images`, `taught` | a stage's resolutions; how subnets with a teacher learn |
 //! | [`schedule`] | learning rate of a step |
-//! | [`loss`] | smoothed cross-entropy and distillation |
+//! | [`loss`] | smoothed cross-entropy, distillation, the loss of a subnet |
+//! | [`class_balance`] | classes with different numbers of images |
+//! | `alone` | one subnet with the schedule of all |
 //! | [`finetune`] | fine-tuning of one subnet |
 //! | [`gradients`] | summing gradients over subnets, their norm, clipping |
 //! | [`optimizer`] | SGD with Nesterov momentum |
@@ -24,8 +27,10 @@
 //! | [`progress`] | what an observer is told, speed and remaining time |
 //! | [`run`] | the loop |
 
+mod alone;
 pub mod average;
 pub mod checkpoint;
+pub mod class_balance;
 pub mod config;
 pub mod finetune;
 pub mod gradients;
@@ -39,15 +44,22 @@ pub mod run;
 pub mod sampling;
 pub mod schedule;
 pub mod stage;
+mod stage_images;
 pub mod step;
 mod step_input;
+mod taught;
 pub mod tensor_file;
 pub mod validation;
 
+pub use class_balance::ClassBalance;
 pub use config::{ProbeConfig, StagePlan, TrainConfig};
 pub use metrics::MetricsLine;
+pub use optimizer::Undecayed;
 pub use progress::{Control, Event, Outcome, ProbeResult, StepEvent};
-pub use run::{is_unbegun, train};
+pub use run::{is_unbegun, train, train_with_teacher};
+pub use schedule::{Decay, Schedule};
 pub use stage::{Sampling, StageConfig, Teacher};
+pub use stage_images::StageImages;
 pub use step::StepReport;
+pub use taught::{Divergence, Taught};
 pub use validation::EvaluationSet;

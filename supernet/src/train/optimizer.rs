@@ -6,6 +6,7 @@ use crate::ops;
 use crate::{Error, Result};
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::HashMap;
 
@@ -20,7 +21,27 @@ const CHUNK: usize = 1 << 15;
 pub struct Sgd {
     momentum: f64,
     weight_decay: f64,
+    undecayed: Vec<Undecayed>,
     buffers: Vec<Option<Buffer>>,
+}
+
+/// Weights without decay, besides batch norm and biases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Undecayed {
+    /// Depthwise kernels: few weights per channel, which decay drives to zero (MobileNet, §3.2).
+    Depthwise,
+    /// Matrices that make smaller kernels of larger ones, which decay draws away from the identity.
+    KernelTransforms,
+}
+
+impl Undecayed {
+    fn has(self, parameter: &str) -> bool {
+        match self {
+            Undecayed::Depthwise => parameter.ends_with(".depthwise.weight"),
+            Undecayed::KernelTransforms => parameter.contains(".transform_"),
+        }
+    }
 }
 
 enum Buffer {
@@ -33,7 +54,12 @@ enum Buffer {
 impl Sgd {
     /// An optimizer without momentum yet for `count` parameters.
     pub fn new(momentum: f64, weight_decay: f64, count: usize) -> Self {
-        Sgd { momentum, weight_decay, buffers: (0..count).map(|_| None).collect() }
+        Sgd { momentum, weight_decay, undecayed: Vec::new(), buffers: (0..count).map(|_| None).collect() }
+    }
+
+    /// The optimizer without decay of the weights `undecayed`.
+    pub fn without_decay_of(self, undecayed: &[Undecayed]) -> Self {
+        Sgd { undecayed: undecayed.to_vec(), ..self }
     }
 
     /// Applies one step with learning rate `rate` to `parameters`; gradients are multiplied by `scale` first
@@ -44,7 +70,8 @@ impl Sgd {
     pub fn step(&mut self, parameters: &[Parameter], gradients: &Gradients, rate: f64, scale: f64) -> Result<()> {
         for ((parameter, gradient), buffer) in parameters.iter().zip(gradients.tensors()).zip(&mut self.buffers) {
             let Some(gradient) = gradient else { continue };
-            let decay = if parameter.decay { self.weight_decay } else { 0.0 };
+            let decays = parameter.decay && !self.undecayed.iter().any(|group| group.has(&parameter.name));
+            let decay = if decays { self.weight_decay } else { 0.0 };
             let weight = parameter.var.as_tensor();
             if is_host(weight) && is_host(gradient) {
                 let first = buffer.is_none();
@@ -244,14 +271,13 @@ mod tests {
         let mut optimizer = Sgd::new(0.9, 0.01, parameters.len());
         for step in 0..STEPS {
             let mut gradients = Gradients::none(parameters.len());
-            for (p, parameter) in parameters.iter().enumerate() {
+            for p in 0..parameters.len() {
                 if p == 1 && (step == 0 || step == 3) {
                     continue;
                 }
                 let wanted: Vec<f64> = (0..start[p].len()).map(|i| gradient_at(p, step, i)).collect();
                 let wanted = Tensor::new(wanted, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
-                let loss = (parameter.var.as_tensor() * wanted).unwrap().sum_all().unwrap();
-                gradients.add(&parameters, &mut loss.backward().unwrap()).unwrap();
+                gradients.add_tensor(p, wanted).unwrap();
             }
             optimizer.step(&parameters, &gradients, RATE, scale).unwrap();
             if step == 2 {
@@ -278,6 +304,38 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn undecayed_weights_are_found_by_kind_in_every_space() {
+        let moved = |space: &str, undecayed: &[Undecayed]| {
+            let net = crate::Supernet::new(&crate::space::preset(space).unwrap(), 10, 1).unwrap();
+            let before = net.state().unwrap();
+            let mut gradients = Gradients::none(net.parameters().len());
+            // Gradients that are too small to move a weight, but are there.
+            for (place, parameter) in net.parameters().iter().enumerate() {
+                let gradient = parameter.var.as_tensor().ones_like().unwrap().affine(1e-30, 0.0).unwrap();
+                gradients.add_tensor(place, gradient).unwrap();
+            }
+            let mut optimizer = Sgd::new(0.9, 0.5, net.parameters().len()).without_decay_of(undecayed);
+            optimizer.step(net.parameters(), &gradients, 0.1, 1.0).unwrap();
+            let differs = |p: &&Parameter| {
+                let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let pairs = values(p.var.as_tensor()).into_iter().zip(values(&before[&p.name]));
+                pairs.into_iter().any(|(now, then)| (now - then).abs() > 1e-20)
+            };
+            net.parameters().iter().filter(differs).map(|p| p.name.clone()).collect::<Vec<_>>()
+        };
+        let all = moved("tiny", &[]);
+        let depthwise = |name: &String| name.ends_with("depthwise.weight");
+        let transform = |name: &String| name.contains("transform_5to3");
+        // The first block and four elastic ones, each with one transform.
+        assert_eq!((all.iter().filter(|n| depthwise(n)).count(), all.iter().filter(|n| transform(n)).count()), (5, 4));
+        let left = moved("tiny", &[Undecayed::Depthwise, Undecayed::KernelTransforms]);
+        assert_eq!(left.len(), all.len() - 9);
+        assert!(!left.iter().any(|name| depthwise(name) || transform(name)), "{left:?}");
+        assert_eq!(moved("tiny", &[Undecayed::KernelTransforms]).len(), all.len() - 4);
+        assert_eq!(moved("resnet-tiny", &[Undecayed::Depthwise]), moved("resnet-tiny", &[]));
     }
 
     #[test]

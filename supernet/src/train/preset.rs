@@ -1,13 +1,17 @@
 //! Training presets: the paper's schedule, and short ones for small images.
 
 use super::config::{ProbeConfig, TrainConfig};
+use super::optimizer::Undecayed;
+use super::schedule::{Decay, Schedule};
 use super::stage::{Sampling, StageConfig, Teacher};
-use crate::data::{Augmentation, Crop};
+use super::stage_images::StageImages;
+use super::taught::Taught;
+use crate::data::{Augmentation, Border, Crop, Flip};
 use crate::space::{Channels, Narrowing, SHRINKING, SearchSpace};
 use crate::{Error, Result};
 
 /// Numbers that differ between presets, a stage kind each.
-struct Schedule {
+struct Rows {
     largest: Row,
     /// A stage that frees all values of a dimension.
     at_once: Row,
@@ -28,7 +32,7 @@ const fn row(epochs: f64, warmup: f64, learning_rate: f64) -> Row {
 }
 
 /// Paper, appendix B and §4.1; learning rates are those of a batch of 64.
-const IMAGENET: Schedule = Schedule {
+const IMAGENET: Rows = Rows {
     largest: row(180.0, 5.0, 0.08),
     at_once: row(120.0, 5.0, 0.03),
     early: row(25.0, 0.0, 0.0025),
@@ -37,7 +41,7 @@ const IMAGENET: Schedule = Schedule {
 
 /// Stages with fewer epochs. The largest network gets a larger share, since it teaches all others and its epochs
 /// are the cheapest; the later stages have too few steps for the paper's small rates.
-const SHORT: Schedule = Schedule {
+const SHORT: Rows = Rows {
     largest: row(24.0, 1.0, 0.1),
     at_once: row(8.0, 0.5, 0.03),
     early: row(3.0, 0.25, 0.01),
@@ -46,24 +50,29 @@ const SHORT: Schedule = Schedule {
 
 impl TrainConfig {
     /// Names of the presets.
-    pub const PRESETS: &'static [&'static str] = &["imagenet", "cifar", "tiny"];
+    pub const PRESETS: &'static [&'static str] = &["imagenet", "progressive", "tiny", "cifar", "transfer"];
 
-    /// A preset with the stages that `space` needs: the largest network, then those of [`SHRINKING`].
+    /// A preset with the stages that `space` needs; [`with_epochs`](Self::with_epochs) stretches any.
     ///
-    /// `imagenet` is the paper's schedule, `cifar` and `tiny` are short ones; [`with_epochs`](Self::with_epochs)
-    /// stretches any.
+    /// `imagenet`, `progressive` and `tiny` train the largest network, then free dimensions one after another
+    /// ([`SHRINKING`]): the paper's schedule, and two short ones. `cifar` and `transfer` free all dimensions at once,
+    /// with one learning-rate schedule.
     ///
     /// # Errors
     /// An unknown name, with the known ones.
     pub fn preset(name: &str, space: &SearchSpace) -> Result<Self> {
         match name {
             "imagenet" => Ok(TrainConfig {
-                augmentation: Augmentation { crop: Crop::Resized { min_area: 0.08 }, flip: true, colour_jitter: 0.4 },
+                augmentation: Augmentation {
+                    crop: Crop::Resized { min_area: 0.08 },
+                    colour_jitter: 0.4,
+                    ..Augmentation::default()
+                },
                 probe: ProbeConfig { recalibration_images: 2000, ..ProbeConfig::default() },
                 stages: stages(&IMAGENET, space),
                 ..TrainConfig::default()
             }),
-            "cifar" => Ok(TrainConfig {
+            "progressive" => Ok(TrainConfig {
                 weight_decay: 1e-4,
                 probe: ProbeConfig { recalibration_images: 1000, ..ProbeConfig::default() },
                 stages: stages(&SHORT, space),
@@ -77,6 +86,8 @@ impl TrainConfig {
                 ..TrainConfig::default()
             }
             .with_epochs(30.0)),
+            "cifar" => Ok(small_images(space)),
+            "transfer" => Ok(transfer(space)),
             _ => Err(Error::Config(format!("no preset is named '{name}'; known are {}", Self::PRESETS.join(", ")))),
         }
     }
@@ -86,28 +97,130 @@ impl TrainConfig {
         let factor = total / self.total_epochs();
         for stage in &mut self.stages {
             stage.epochs *= factor;
-            stage.warmup_epochs *= factor;
+            stage.warmup_epochs.iter_mut().for_each(|epochs| *epochs *= factor);
+            stage.taught.ramp_epochs *= factor;
         }
+        self.schedule.iter_mut().for_each(|schedule| schedule.warmup_epochs *= factor);
         self
     }
 }
 
-fn stages(schedule: &Schedule, space: &SearchSpace) -> Vec<StageConfig> {
-    let stage = |name: String, row: &Row, subnets_per_step, kd_ratio| StageConfig {
+/// Epochs of the preset `cifar`; shares of them are in [`small_images`].
+const SMALL_IMAGES_EPOCHS: f64 = 40.0;
+
+/// For small images: the largest network alone, at first at three quarters of the resolution, then all dimensions at
+/// once, taught by the largest network of the same step.
+fn small_images(space: &SearchSpace) -> TrainConfig {
+    let part = |share: f64| share * SMALL_IMAGES_EPOCHS;
+    let side = space.resolutions[space.resolutions.len() - 1];
+    let images = |resolution| Some(StageImages { resolutions: vec![resolution], weights: Vec::new() });
+    let alone =
+        |name: &str, share, resolution| StageConfig { images: images(resolution), ..without_rate(name, part(share)) };
+    TrainConfig {
+        weight_decay: 4e-4,
+        undecayed: vec![Undecayed::Depthwise, Undecayed::KernelTransforms],
+        zero_last_scale: true,
+        dropout: 0.0,
+        ema: Some(0.999),
+        schedule: Some(Schedule { learning_rate: 0.1, warmup_epochs: part(0.02), decay: Decay::Linear }),
+        augmentation: Augmentation {
+            crop: Crop::Padded { pixels: 4, border: Border::Reflect },
+            flip: Flip::Alternating,
+            cutout: 0.25,
+            ..Augmentation::default()
+        },
+        probe: ProbeConfig { recalibration_images: 1000, ..ProbeConfig::default() },
+        stages: vec![
+            alone("largest-small", 0.4, (side * 3 / 4).max(1)),
+            alone("largest", 0.15, side),
+            StageConfig {
+                label_smoothing: Some(0.05),
+                images: mostly_largest(space),
+                taught: Taught { labels: 0.0, ramp_epochs: part(0.025), ..Taught::default() },
+                ..elastic(space, part(0.45), true)
+            },
+        ],
+        ..TrainConfig::default()
+    }
+}
+
+/// For a supernet that is trained already, on other images: all dimensions at once, at a low rate.
+fn transfer(space: &SearchSpace) -> TrainConfig {
+    let epochs = 20.0;
+    TrainConfig {
+        weight_decay: 1e-4,
+        dropout: 0.0,
+        ema: Some(0.999),
+        schedule: Some(Schedule { learning_rate: 0.02, warmup_epochs: 1.0, decay: Decay::Linear }),
+        probe: ProbeConfig { recalibration_images: 1000, ..ProbeConfig::default() },
+        stages: vec![elastic(space, epochs, false)],
+        ..TrainConfig::default()
+    }
+}
+
+/// A stage that trains the largest subnet alone, with the schedule of all stages.
+fn without_rate(name: &str, epochs: f64) -> StageConfig {
+    let stage = stage(name.into(), &row(epochs, 0.0, 0.0), 1, 0.0);
+    StageConfig { learning_rate: None, warmup_epochs: None, ..stage }
+}
+
+/// A stage that draws from the whole space, with the largest and the smallest subnet in each step.
+fn elastic(space: &SearchSpace, epochs: f64, sorts: bool) -> StageConfig {
+    let mut narrowing = Narrowing::default();
+    let mut sorted = [Channels::Middle, Channels::Outer].map(|_| None);
+    for step in &SHRINKING {
+        let values = space.listed(step.key);
+        if values.len() > 1 {
+            narrowing.set(step.key, &values);
+            if let (Some(channels), true) = (step.sorts, sorts) {
+                sorted[usize::from(channels == Channels::Outer)] = Some(1);
+            }
+        }
+    }
+    let [sort_channels, sort_outer_channels] = sorted;
+    StageConfig {
+        narrowing,
+        subnets_per_step: 3,
+        sampling: Sampling::Sandwich,
+        kd_ratio: 1.0,
+        teacher: Teacher::InPlace,
+        sort_channels,
+        sort_outer_channels,
+        ..without_rate("elastic", epochs)
+    }
+}
+
+/// The space's resolutions, of which the largest is drawn for 60 % of the steps.
+fn mostly_largest(space: &SearchSpace) -> Option<StageImages> {
+    let others = space.resolutions.len() - 1;
+    let weights = (0..others).map(|_| 0.4 / others as f64).chain([0.6]);
+    (others > 0).then(|| StageImages { resolutions: space.resolutions.clone(), weights: weights.collect() })
+}
+
+fn stage(name: String, row: &Row, subnets_per_step: usize, kd_ratio: f64) -> StageConfig {
+    StageConfig {
         name,
         epochs: row.epochs,
-        learning_rate: row.learning_rate,
-        warmup_epochs: row.warmup,
+        learning_rate: Some(row.learning_rate),
+        warmup_epochs: Some(row.warmup),
         batch: None,
+        label_smoothing: None,
         narrowing: Narrowing::default(),
+        subnet: None,
         subnets_per_step,
         sampling: Sampling::Uniform,
         candidates: None,
         kd_ratio,
         teacher: Teacher::Frozen,
+        taught: Taught::default(),
         sort_channels: None,
         sort_outer_channels: None,
-    };
+        images: None,
+        augmentation: None,
+    }
+}
+
+fn stages(schedule: &Rows, space: &SearchSpace) -> Vec<StageConfig> {
     let mut stages = vec![stage("largest".into(), &schedule.largest, 1, 0.0)];
     // What the stages before have freed.
     let mut freed = Narrowing::default();
@@ -143,8 +256,11 @@ mod tests {
         let space = preset("mbv3-w1.0").unwrap();
         let config = TrainConfig::preset("imagenet", &space).unwrap();
         config.validate(&space).unwrap();
-        let found: Vec<_> =
-            config.stages.iter().map(|s| (s.name.as_str(), s.epochs, s.learning_rate, s.subnets_per_step)).collect();
+        let found: Vec<_> = config
+            .stages
+            .iter()
+            .map(|s| (s.name.as_str(), s.epochs, s.learning_rate.unwrap(), s.subnets_per_step))
+            .collect();
         assert_eq!(
             found,
             [
@@ -177,6 +293,6 @@ mod tests {
         let names: Vec<_> = config.stages.iter().map(|s| s.name.as_str()).collect();
         assert_eq!(names, ["largest", "width-1", "width-2"]);
         let error = TrainConfig::preset("mnist", &fixed).unwrap_err().to_string();
-        assert!(error.contains("imagenet, cifar, tiny"), "{error}");
+        assert!(error.contains("imagenet, progressive, tiny, cifar, transfer"), "{error}");
     }
 }

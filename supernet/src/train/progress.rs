@@ -67,7 +67,7 @@ pub enum Event<'a> {
 /// Validation of one probe.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProbeResult {
-    /// `smallest`, `middle` or `largest`.
+    /// `smallest`, `middle` or `largest`; `subnet` where only one is trained.
     pub name: &'static str,
     /// The subnet.
     pub subnet: Subnet,
@@ -169,6 +169,7 @@ mod tests {
             steps_per_epoch: 1,
             steps,
             warmup_steps: 0,
+            ramp_steps: 0,
             first_epoch: 0,
             first_step: 0,
             work,

@@ -10,9 +10,13 @@ const LIKE_WORK: f64 = 0.05;
 /// Draws for each further candidate; the nearest is taken where none is like enough.
 const DRAWS: u64 = 40;
 
-/// The resolution of the batch of step `step`: drawn uniformly, the same for all subnets of the step.
-pub fn resolution_of(choices: &SearchSpace, seed: u64, step: usize) -> usize {
+/// The resolution of the batch of step `step`, the same for all subnets of the step: drawn uniformly from `choices`, or
+/// from the stage's own list.
+pub fn resolution_of(stage: &StageConfig, choices: &SearchSpace, seed: u64, step: usize) -> usize {
     let mut rng = generator(seed, Stream::Resolution, &[step as u64]);
+    if let Some(images) = &stage.images {
+        return images.resolution_at(rng.random());
+    }
     choices.resolutions[rng.random_range(0..choices.resolutions.len())]
 }
 
@@ -26,6 +30,9 @@ pub fn subnet_of(
     index: usize,
     resolution: usize,
 ) -> Subnet {
+    if let Some(subnet) = &stage.subnet {
+        return Subnet { resolution, ..subnet.clone() };
+    }
     let subnet = match stage.role(index) {
         Role::Largest => choices.largest(),
         Role::Smallest => choices.smallest(),
@@ -88,12 +95,12 @@ mod tests {
     #[test]
     fn draws_depend_on_seed_step_and_index_only_and_stay_in_the_stage() {
         let space = preset("cifar-mbv3").unwrap();
-        let config = TrainConfig::preset("cifar", &space).unwrap();
+        let config = TrainConfig::preset("progressive", &space).unwrap();
         for stage in &config.stages {
             let choices = stage.choices(&space);
             let mut seen = std::collections::HashSet::new();
             for step in 0..60 {
-                let resolution = resolution_of(&choices, 1, step);
+                let resolution = resolution_of(stage, &choices, 1, step);
                 for index in 0..stage.subnets_per_step {
                     let subnet = subnet_of(stage, &choices, 1, step, index, resolution);
                     choices.check(&subnet).unwrap();
@@ -113,7 +120,7 @@ mod tests {
     #[test]
     fn a_sandwich_holds_the_largest_and_the_smallest() {
         let space = preset("cifar-mbv3").unwrap();
-        let mut stage = TrainConfig::preset("cifar", &space).unwrap().stages.pop().unwrap();
+        let mut stage = TrainConfig::preset("progressive", &space).unwrap().stages.pop().unwrap();
         let of = |stage: &StageConfig, step, index| subnet_of(stage, &space, 1, step, index, 28);
         let extreme = |subnet: Subnet| Subnet { resolution: 28, ..subnet };
         let uniform: Vec<_> = (0..4).map(|index| of(&stage, 5, index)).collect();
@@ -133,7 +140,7 @@ mod tests {
     #[test]
     fn candidates_are_of_like_work_and_differ() {
         let space = preset("cifar-mbv3").unwrap();
-        let mut stage = TrainConfig::preset("cifar", &space).unwrap().stages.pop().unwrap();
+        let mut stage = TrainConfig::preset("progressive", &space).unwrap().stages.pop().unwrap();
         let cost = stage.relative_cost(&space);
         (stage.sampling, stage.candidates, stage.subnets_per_step) = (Sampling::WorstUp, Some(4), 4);
         let of = |step, index| candidates_of(&stage, &space, 1, step, index, 28).unwrap();

@@ -1,6 +1,12 @@
 //! One stage of the training configuration: how long, what may be drawn, how, and who teaches.
 
-use crate::space::{Channels, DIMENSIONS, Dimension, ExpandRatio, Narrowing, Place, Ratio, SHRINKING, SearchSpace};
+use super::config::TrainConfig;
+use super::stage_images::StageImages;
+use super::taught::Taught;
+use crate::data::Augmentation;
+use crate::space::{
+    Channels, DIMENSIONS, Dimension, ExpandRatio, Narrowing, Place, Ratio, SHRINKING, SearchSpace, Subnet,
+};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -12,16 +18,24 @@ pub struct StageConfig {
     pub name: String,
     /// Length in epochs, warm-up included; fractions are allowed.
     pub epochs: f64,
-    /// Peak learning rate.
-    pub learning_rate: f64,
-    /// Epochs of linear warm-up (default 0).
-    pub warmup_epochs: f64,
+    /// Peak learning rate of the stage's own schedule; absent where the configuration has one over all stages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
+    /// Epochs of linear warm-up of the stage's own schedule (default 0).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_epochs: Option<f64>,
     /// Images a step, if not the configuration's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<usize>,
+    /// Label smoothing, if not the configuration's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label_smoothing: Option<f64>,
     /// What is drawn, a list for each key.
     #[serde(flatten)]
     pub narrowing: Narrowing,
+    /// The only subnet that the stage trains (default: it draws subnets).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<Subnet>,
     /// Subnets whose gradients are summed in a step (default 1).
     pub subnets_per_step: usize,
     /// How the subnets of a step are drawn (default: uniformly).
@@ -33,6 +47,9 @@ pub struct StageConfig {
     pub kd_ratio: f64,
     /// Whose soft labels are distilled (default: the frozen teacher's).
     pub teacher: Teacher,
+    /// How a subnet with a teacher learns from labels and teacher (default: from both, from the first step on).
+    #[serde(skip_serializing_if = "is_default")]
+    pub taught: Taught,
     /// Sorts channels by importance before this stage, as width stage 1, 2, ... (default: not at all).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sort_channels: Option<usize>,
@@ -40,6 +57,12 @@ pub struct StageConfig {
     /// all); ResNets only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sort_outer_channels: Option<usize>,
+    /// Resolutions of the stage's images, in place of those that are drawn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images: Option<StageImages>,
+    /// Random changes of the stage's images, if not the configuration's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub augmentation: Option<Augmentation>,
 }
 
 /// A stage as a file writes it. Reading the lists of a [`Narrowing`] through `flatten` would lose the line of a
@@ -49,10 +72,10 @@ pub struct StageConfig {
 struct StageTable {
     name: String,
     epochs: f64,
-    learning_rate: f64,
-    #[serde(default)]
-    warmup_epochs: f64,
+    learning_rate: Option<f64>,
+    warmup_epochs: Option<f64>,
     batch: Option<usize>,
+    label_smoothing: Option<f64>,
     #[serde(default)]
     resolutions: Vec<usize>,
     #[serde(default)]
@@ -63,6 +86,7 @@ struct StageTable {
     expand_ratios: Vec<ExpandRatio>,
     #[serde(default)]
     width_multipliers: Vec<Ratio>,
+    subnet: Option<Subnet>,
     #[serde(default = "one")]
     subnets_per_step: usize,
     #[serde(default)]
@@ -72,8 +96,12 @@ struct StageTable {
     kd_ratio: f64,
     #[serde(default)]
     teacher: Teacher,
+    #[serde(default)]
+    taught: Taught,
     sort_channels: Option<usize>,
     sort_outer_channels: Option<usize>,
+    images: Option<StageImages>,
+    augmentation: Option<Augmentation>,
 }
 
 impl From<StageTable> for StageConfig {
@@ -83,22 +111,32 @@ impl From<StageTable> for StageConfig {
             name: table.name,
             epochs: table.epochs,
             learning_rate: table.learning_rate,
-            warmup_epochs: table.warmup_epochs,
+            // Of a schedule of its own; written down, so that files say it.
+            warmup_epochs: table.warmup_epochs.or(table.learning_rate.map(|_| 0.0)),
             batch: table.batch,
+            label_smoothing: table.label_smoothing,
             narrowing: Narrowing { resolutions, kernel_sizes, depths, expand_ratios, width_multipliers },
+            subnet: table.subnet,
             subnets_per_step: table.subnets_per_step,
             sampling: table.sampling,
             candidates: table.candidates,
             kd_ratio: table.kd_ratio,
             teacher: table.teacher,
+            taught: table.taught,
             sort_channels: table.sort_channels,
             sort_outer_channels: table.sort_outer_channels,
+            images: table.images,
+            augmentation: table.augmentation,
         }
     }
 }
 
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// Largest factor that is taken for meant; sums with it stay finite in f32.
-const LARGE: f64 = 1e9;
+pub(super) const LARGE: f64 = 1e9;
 
 fn one() -> usize {
     1
@@ -142,9 +180,12 @@ impl StageConfig {
         self.candidates.unwrap_or(CANDIDATES)
     }
 
-    /// `space` narrowed to what this stage may draw.
+    /// `space` narrowed to what this stage may draw; of a stage that trains one subnet, the space with its resolution.
     pub fn choices(&self, space: &SearchSpace) -> SearchSpace {
-        space.narrowed(&self.narrowing)
+        match &self.subnet {
+            Some(subnet) => SearchSpace { resolutions: vec![subnet.resolution], ..space.clone() },
+            None => space.narrowed(&self.narrowing),
+        }
     }
 
     /// Work of one step for one image, in forward passes of the largest subnet. A backward pass counts as two forward
@@ -163,7 +204,21 @@ impl StageConfig {
             }
         };
         let teacher = if self.has_frozen_teacher() { 1.0 } else { 0.0 };
-        teacher + scoring + 3.0 * subnets
+        let images = self.images.as_ref().map_or(1.0, |images| {
+            let drawn = self.choices(space).resolutions;
+            images.pixels() * drawn.len() as f64 / drawn.iter().map(|r| (r * r) as f64).sum::<f64>()
+        });
+        images * (teacher + scoring + 3.0 * subnets)
+    }
+
+    /// Label smoothing of the stage.
+    pub fn smoothing(&self, config: &TrainConfig) -> f64 {
+        self.label_smoothing.unwrap_or(config.label_smoothing)
+    }
+
+    /// Random changes of the stage's images.
+    pub fn augmentation<'a>(&'a self, config: &'a TrainConfig) -> &'a Augmentation {
+        self.augmentation.as_ref().unwrap_or(&config.augmentation)
     }
 
     /// Whether the stage distils from the frozen teacher.
@@ -213,8 +268,9 @@ pub(super) enum Role {
 }
 
 impl StageConfig {
-    /// Checks every value of the stage number `index`, also against the space.
-    pub(super) fn validate(&self, index: usize, space: &SearchSpace) -> Result<()> {
+    /// Checks every value of the stage number `index`, also against the space. Before the first stage only another run
+    /// has a teacher.
+    pub(super) fn validate(&self, index: usize, space: &SearchSpace, has_other_teacher: bool) -> Result<()> {
         let fail = |message: String| fail(format!("stage '{}': {message}", self.name));
         if self.name.trim().is_empty() {
             return Err(Error::Config(format!("stage {} has an empty name", index + 1)));
@@ -222,19 +278,33 @@ impl StageConfig {
         if !(self.epochs > 0.0 && self.epochs <= 1e6) {
             return fail(format!("epochs = {} must be above 0 and at most a million", self.epochs));
         }
-        if !(0.0..=self.epochs).contains(&self.warmup_epochs) {
-            return fail(format!(
-                "warmup_epochs = {} must lie between 0 and epochs = {}",
-                self.warmup_epochs, self.epochs
-            ));
+        if let Some(warmup) = self.warmup_epochs
+            && !(0.0..=self.epochs).contains(&warmup)
+        {
+            return fail(format!("warmup_epochs = {warmup} must lie between 0 and epochs = {}", self.epochs));
         }
-        if !(self.learning_rate > 0.0 && self.learning_rate <= LARGE) {
-            return fail(format!("learning_rate = {} must be above 0 and at most {LARGE}", self.learning_rate));
+        if let Some(rate) = self.learning_rate
+            && !(rate > 0.0 && rate <= LARGE)
+        {
+            return fail(format!("learning_rate = {rate} must be above 0 and at most {LARGE}"));
         }
+        if let Some(smoothing) = self.label_smoothing
+            && !(0.0..1.0).contains(&smoothing)
+        {
+            return fail(format!("label_smoothing = {smoothing} must be at least 0 and below 1"));
+        }
+        if let Some(images) = &self.images {
+            let largest = space.resolutions[space.resolutions.len() - 1];
+            images.validate(largest).or_else(fail)?;
+        }
+        if let Some(augmentation) = &self.augmentation {
+            augmentation.check().or_else(|error| fail(error.to_string()))?;
+        }
+        self.taught.validate(self).or_else(fail)?;
         if !(0.0..=LARGE).contains(&self.kd_ratio) {
             return fail(format!("kd_ratio = {} must lie between 0 and {LARGE}", self.kd_ratio));
         }
-        if index == 0 && self.has_frozen_teacher() {
+        if index == 0 && self.has_frozen_teacher() && !has_other_teacher {
             return fail("the first stage trains the teacher, so its kd_ratio must be 0".into());
         }
         if self.teacher == Teacher::InPlace && (self.sampling == Sampling::Uniform || self.subnets_per_step < 2) {
@@ -244,15 +314,7 @@ impl StageConfig {
                     .into(),
             );
         }
-        match self.sampling {
-            Sampling::Uniform | Sampling::Sandwich if self.candidates.is_some() => {
-                return fail("candidates is for sampling = \"best_up\" and \"worst_up\" alone; leave it out".into());
-            }
-            Sampling::BestUp | Sampling::WorstUp if !(2..=64).contains(&self.candidates()) => {
-                return fail(format!("candidates = {} must lie between 2 and 64", self.candidates()));
-            }
-            _ => {}
-        }
+        self.draws_make_sense(space).or_else(fail)?;
         if !(1..=64).contains(&self.subnets_per_step) {
             return fail(format!("subnets_per_step = {} must lie between 1 and 64", self.subnets_per_step));
         }
@@ -276,6 +338,29 @@ impl StageConfig {
             }
         }
         DIMENSIONS.iter().try_for_each(|dimension| self.known(dimension.key, space))
+    }
+
+    fn draws_make_sense(&self, space: &SearchSpace) -> std::result::Result<(), String> {
+        match self.sampling {
+            Sampling::Uniform | Sampling::Sandwich if self.candidates.is_some() => {
+                return Err("candidates is for sampling = \"best_up\" and \"worst_up\" alone; leave it out".into());
+            }
+            Sampling::BestUp | Sampling::WorstUp if !(2..=64).contains(&self.candidates()) => {
+                return Err(format!("candidates = {} must lie between 2 and 64", self.candidates()));
+            }
+            _ => {}
+        }
+        let Some(subnet) = &self.subnet else { return Ok(()) };
+        space.check(subnet).map_err(|error| error.to_string())?;
+        let draws = self.subnets_per_step > 1 || self.sampling != Sampling::Uniform;
+        match draws || self.narrowing != Narrowing::default() {
+            true => {
+                Err("it trains one subnet and draws none: leave out sampling, subnets_per_step and lists of choices, \
+                         or leave out subnet"
+                    .into())
+            }
+            false => Ok(()),
+        }
     }
 
     /// Checks that the stage draws values of the space, each once.

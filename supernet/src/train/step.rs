@@ -1,24 +1,22 @@
 //! One step of progressive shrinking. A step computes; the caller logs.
 
-use super::gradients::{Gradients, clip_factor};
+use super::gradients::{clip_factor, norm, sum_during, sum_over, values};
 use super::loss;
 use super::optimizer::Sgd;
 use super::passes::{LastPass, Passes, SubnetSums, Sums, scalar};
 use super::sampling::candidates_of;
 use super::stage::{Sampling, Teacher};
 pub use super::step_input::StepInput;
-use crate::network::{Mode, Supernet};
-use crate::network_seam::Trunk;
+use crate::network::{Gradients, Mode, Supernet, Trunk};
 use crate::ranks::Ranks;
 use crate::{Error, Result, Subnet};
 use candle_core::Tensor;
-use candle_core::backprop::GradStore;
 use std::time::Instant;
 
 /// What a step computed; means over its subnets (of the distillation: over those that have a teacher).
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
-    /// `cross_entropy + kd_ratio x distillation`.
+    /// What is minimised ([`loss::of_subnet`]).
     pub loss: f64,
     /// Smoothed cross-entropy with the labels.
     pub cross_entropy: f64,
@@ -39,6 +37,9 @@ pub struct StepReport {
 /// What several ranks exchange in a step: two buckets, of the parameters of the later and of the earlier half of the
 /// network. The gradients of the later half are final when backward of the last subnet is at its middle, and go their
 /// way while it goes on.
+///
+/// More buckets, closed at the borders of blocks, would not be waited for less (docs/distributed.md): the last bucket,
+/// which nothing hides, is small already.
 ///
 /// In one bucket, all after the computation, if batch norm shares its statistics: backward then sums over the ranks
 /// itself, and its many small sums, each of which all wait for, would stand behind a large one.
@@ -78,17 +79,16 @@ fn step_on_this_thread(
     optimizer: &mut Sgd,
     input: &StepInput,
 ) -> Result<StepReport> {
-    let StepInput { config, stage, images, labels, ranks, batch, .. } = *input;
-    let resolution = images.dim(1)?;
+    let StepInput { config, stage, choices, images, labels, ranks, batch, .. } = *input;
+    // Subnets are of the space, whatever the size of the images.
+    let side = images.dim(1)?;
+    let resolution = if choices.resolutions.contains(&side) { side } else { choices.resolutions[0] };
     // What this rank's mean over its images counts in the mean over all.
     let part = labels.len() as f64 / batch as f64;
     let count = stage.subnets_per_step;
     let soft_targets = match (stage.has_frozen_teacher(), teacher) {
         (false, _) => None,
-        (true, Some(teacher)) => {
-            let largest = Subnet { resolution, ..teacher.space().largest() };
-            Some(loss::soft_targets(&teacher.forward(images, &largest, Mode::BatchStatistics)?)?)
-        }
+        (true, Some(teacher)) => Some(soft_targets_of(teacher, images, resolution)?),
         (true, None) => {
             return Err(Error::Internal(format!(
                 "stage '{}' distils (kd_ratio > 0) but there is no teacher",
@@ -96,7 +96,10 @@ fn step_on_this_thread(
             )));
         }
     };
-    let targets = loss::smoothed_targets(labels, net.classes(), config.label_smoothing, images.device())?;
+    let targets = match input.targets {
+        Some(targets) => targets.clone(),
+        None => loss::smoothed_targets(labels, net.classes(), stage.smoothing(config), images.device())?,
+    };
 
     let mut report = StepReport {
         loss: 0.0,
@@ -105,7 +108,7 @@ fn step_on_this_thread(
         accuracy: 0.0,
         gradient_norm: 0.0,
         exchange: Exchange::default(),
-        resolution,
+        resolution: side,
         subnets: Vec::new(),
     };
     let in_place = stage.kd_ratio > 0.0 && stage.teacher == Teacher::InPlace;
@@ -141,13 +144,22 @@ fn step_on_this_thread(
             *report.distillation.get_or_insert(0.0) += distillation / distilled as f64;
         }
     }
-    report.gradient_norm = gradients.norm()?;
+    report.gradient_norm = norm(&gradients)?;
     if !report.gradient_norm.is_finite() {
         return Err(not_finite(input, "the gradient's norm", report.gradient_norm, &report.subnets));
     }
     let scale = clip_factor(report.gradient_norm, config.clip_norm);
     optimizer.step(net.parameters(), &gradients, input.learning_rate, scale)?;
     Ok(report)
+}
+
+/// Soft labels of the largest subnet of `teacher`, whose space need not have the resolution.
+fn soft_targets_of(teacher: &Supernet, images: &Tensor, resolution: usize) -> Result<Tensor> {
+    let mut largest = teacher.space().largest();
+    if teacher.space().resolutions.contains(&resolution) {
+        largest.resolution = resolution;
+    }
+    loss::soft_targets(&teacher.forward(images, &largest, Mode::BatchStatistics)?)
 }
 
 /// The earlier half of the last backward pass, from what the later half found, and the trunk's, to which the other
@@ -157,25 +169,24 @@ fn step_on_this_thread(
 fn finish_backward(
     net: &Supernet,
     gradients: &mut Gradients,
-    LastPass { seam, middle, mut later }: LastPass,
+    LastPass { mut tape, gradient, middle }: LastPass,
     trunk: Option<(Trunk, Tensor)>,
     ranks: &Ranks,
     part: f64,
 ) -> Result<Exchange> {
     let end = net.parameters().len();
-    let backward = || -> Result<Vec<GradStore>> {
-        let gradient = seam.gradient(&mut later)?;
-        let mut earlier = seam.backward(&gradient)?;
-        let Some((trunk, others)) = trunk else { return Ok(vec![earlier]) };
-        let gradient = (others + trunk.seam.gradient(&mut earlier)?)?;
-        Ok(vec![earlier, trunk.seam.backward(&gradient)?])
+    let backward = || -> Result<Gradients> {
+        let mut earlier = Gradients::none(end);
+        let gradient = tape.backward_to(0, gradient, &mut earlier)?;
+        if let (Some((trunk, others)), Some(gradient)) = (trunk, gradient) {
+            trunk.tape.backward((others + gradient)?, &mut earlier)?;
+        }
+        Ok(earlier)
     };
     if net.shares_batch_statistics() {
-        for mut found in backward()? {
-            gradients.add(net.parameters(), &mut found)?;
-        }
-        gradients.sum_over(ranks, 0..end)?;
-        return Ok(Exchange { exposed_values: gradients.values(0..end), ..Exchange::default() });
+        gradients.add(backward()?)?;
+        sum_over(ranks, gradients, 0..end)?;
+        return Ok(Exchange { exposed_values: values(gradients, 0..end), ..Exchange::default() });
     }
     let mut running = if ranks.is_distributed() { net.running_values() } else { Vec::new() };
     running.iter_mut().for_each(|value| *value *= part as f32);
@@ -183,15 +194,13 @@ fn finish_backward(
         let start = Instant::now();
         (backward(), start.elapsed().as_secs_f64())
     };
-    let (earlier, hiding_seconds) = gradients.sum_during(ranks, middle..end, &mut running, earlier_half)?;
-    for mut found in earlier? {
-        gradients.add(net.parameters(), &mut found)?;
-    }
-    gradients.sum_over(ranks, 0..middle)?;
+    let (earlier, hiding_seconds) = sum_during(ranks, gradients, middle..end, &mut running, earlier_half)?;
+    gradients.add(earlier?)?;
+    sum_over(ranks, gradients, 0..middle)?;
     if ranks.is_distributed() {
         net.set_running_values(&running);
     }
-    let (hidden_values, exposed_values) = (gradients.values(middle..end), gradients.values(0..middle));
+    let (hidden_values, exposed_values) = (values(gradients, middle..end), values(gradients, 0..middle));
     Ok(Exchange { hidden_values, hiding_seconds, exposed_values })
 }
 

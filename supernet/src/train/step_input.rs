@@ -16,12 +16,18 @@ pub struct StepInput<'a> {
     pub choices: &'a SearchSpace,
     /// Number of the step since the start of training, from 0; with the seed it decides what is drawn.
     pub step: usize,
+    /// Factor of the losses of taught subnets, which rises from 0 to 1 ([`Taught::ramp_epochs`]).
+    ///
+    /// [`Taught::ramp_epochs`]: super::taught::Taught::ramp_epochs
+    pub ramp: f64,
     /// Learning rate.
     pub learning_rate: f64,
     /// Images of this process `[own, r, r, 3]`: its [part](Ranks::part) of the step's.
     pub images: &'a Tensor,
     /// Class of each image.
     pub labels: &'a [u32],
+    /// Targets of the cross-entropy `[own, classes]`, where they are not the smoothed labels.
+    pub targets: Option<&'a Tensor>,
     /// The processes that do the step together.
     pub ranks: &'a Ranks,
     /// Images of all of them.

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use ofa_supernet::SearchSpace;
 use ofa_supernet::data::{DataOptions, Dataset};
 use ofa_supernet::space::Narrowing;
-use ofa_supernet::train::{MetricsLine, Sampling, StageConfig, Teacher, TrainConfig, metrics};
+use ofa_supernet::train::{MetricsLine, Sampling, StageConfig, Taught, Teacher, TrainConfig, metrics};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -25,17 +25,22 @@ pub fn config() -> TrainConfig {
     let stage = |name: &str, epochs: f64| StageConfig {
         name: name.into(),
         epochs,
-        learning_rate: 0.05,
-        warmup_epochs: 0.5,
+        learning_rate: Some(0.05),
+        warmup_epochs: Some(0.5),
         batch: None,
+        label_smoothing: None,
         narrowing: Narrowing::default(),
+        subnet: None,
         subnets_per_step: 1,
         sampling: Sampling::Uniform,
         candidates: None,
         kd_ratio: 0.0,
         teacher: Teacher::Frozen,
+        taught: Taught::default(),
         sort_channels: None,
         sort_outer_channels: None,
+        images: None,
+        augmentation: None,
     };
     let space = space();
     let (kernel_sizes, depths) = (space.kernel_sizes.clone(), space.depths.clone());

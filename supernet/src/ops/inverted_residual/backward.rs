@@ -5,9 +5,9 @@ use super::expand::NormGradient;
 use super::middle::Middle;
 use super::middle_gradient::MiddleGradient;
 use super::project_backward::ProjectBackward;
-use super::{BlockShape, Parameters, RECOMPUTED, Saved, squeeze_excite};
+use super::{BlockSaved, BlockShape, Parameters, RECOMPUTED, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
-use crate::ops::batch_norm::{Affine, Backward, Normalise, SumOverProcesses, Sums};
+use crate::ops::batch_norm::{Affine, Backward, SumOverProcesses, Sums};
 use crate::ops::buffers::{Aligned, Buffer, written};
 use crate::ops::depthwise;
 use crate::ops::matmul::Packed;
@@ -24,14 +24,13 @@ pub(super) fn backward(
     shape: &BlockShape,
     x: &[f32],
     packed: &[f32],
-    saved: &Saved,
-    normalise: Normalise,
+    saved: &BlockSaved,
     over_processes: Option<SumOverProcesses>,
     g: &[f32],
 ) -> (Vec<f32>, Vec<f32>) {
     let at = Parameters::new(shape);
     let mut gradient = vec![0.0; at.len];
-    let block = Block { shape, at: &at, x, packed, saved, normalise, over_processes };
+    let block = Block { shape, at: &at, x, packed, saved, over_processes };
     let dx = with_activation!(shape.activation, A => {
         let projection = block.project::<A>(g, &mut gradient);
         let (mut dx, of_expand) = match shape.expand {
@@ -50,8 +49,7 @@ struct Block<'a> {
     at: &'a Parameters,
     x: &'a [f32],
     packed: &'a [f32],
-    saved: &'a Saved,
-    normalise: Normalise,
+    saved: &'a BlockSaved,
     over_processes: Option<SumOverProcesses<'a>>,
 }
 
@@ -80,7 +78,7 @@ impl Block<'_> {
     fn norm_backward(&self, index: usize, norm: &[Range<usize>; 2], sums: &Sums, gradient: &mut [f32]) -> Backward {
         let weight = &self.packed[norm[0].clone()];
         let (statistics, eps) = (&self.saved.statistics[index], self.shape.eps);
-        let back = Backward::over(self.over_processes, sums, statistics, weight, eps, self.normalise);
+        let back = Backward::over(self.over_processes, sums, statistics, weight, eps, self.saved.normalise);
         gradient[norm[0].clone()].copy_from_slice(&back.weight_gradient);
         gradient[norm[1].clone()].copy_from_slice(&back.bias_gradient);
         back

@@ -4,9 +4,9 @@ use super::activated::{Activated, Pool};
 use super::depthwise_forward::DepthwiseForward;
 use super::expand::Moments;
 use super::middle::Middle;
-use super::{BlockShape, BlockStatistics, Parameters, RECOMPUTED, Saved, squeeze_excite};
+use super::{BlockSaved, BlockShape, BlockStatistics, Parameters, RECOMPUTED, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
-use crate::ops::batch_norm::{Affine, SumOverProcesses, Sums};
+use crate::ops::batch_norm::{Affine, Normalise, SumOverProcesses, Sums};
 use crate::ops::buffers::{Aligned, Buffer, Unwritten, written};
 use crate::ops::depthwise;
 use crate::ops::matmul::Packed;
@@ -29,7 +29,7 @@ pub(super) fn forward(
     given: Option<&BlockStatistics>,
     over_processes: Option<SumOverProcesses>,
     keep: bool,
-) -> (Vec<f32>, Option<Saved>, BlockStatistics) {
+) -> (Vec<f32>, Option<BlockSaved>, BlockStatistics) {
     let weights = Weights::new(shape, packed);
     let len = shape.out_pixels() * shape.out_channels;
     with_activation!(shape.activation, A => match given {
@@ -103,7 +103,7 @@ fn pass<'o, A: Act>(
     over_processes: Option<SumOverProcesses>,
     keep: bool,
     output: &'o mut Unwritten,
-) -> (&'o mut [f32], Saved) {
+) -> (&'o mut [f32], BlockSaved) {
     let at = Parameters::new(shape);
     let out_pixels = shape.out_pixels();
     let affine = |statistics: &_, norm: &[Range<usize>; 2]| {
@@ -146,7 +146,8 @@ fn pass<'o, A: Act>(
     }
     let residual = shape.residual.then_some(x);
     let output = normalise::<Identity>(&y3, &affine(&statistics[2], &at.norm3), residual, output);
-    (output, Saved { moments, y1, y2, y3, statistics, squeeze_excite })
+    let normalise = if with_sums { Normalise::Batch } else { Normalise::Given };
+    (output, BlockSaved { moments, y1, y2, y3, normalise, statistics, squeeze_excite })
 }
 
 /// Computes `y2 = depthwise(activation(affine(expand(x))))`, or `depthwise(x)` without `affine`, and keeps the raw

@@ -6,6 +6,7 @@ mod steps;
 
 use super::average::Average;
 use super::checkpoint::{Folder, Identity, Latest, Progress, SupernetNote, write_supernet};
+use super::class_balance::class_weights;
 use super::config::{StagePlan, TrainConfig};
 use super::metrics::{self, MetricsFile, MetricsLine};
 use super::optimizer::Sgd;
@@ -42,6 +43,25 @@ pub fn train(
     resume: bool,
     observer: &mut dyn FnMut(&Event) -> Control,
 ) -> Result<Outcome> {
+    train_with_teacher(net, None, data, config, ranks, run_dir, resume, observer)
+}
+
+/// As [`train`], with the weights of another run's network as the frozen teacher
+/// ([`TrainConfig::teacher_from`]). Checkpoints hold them, so that a resumed run takes none.
+///
+/// # Errors
+/// As [`train`]; a teacher where the configuration has none, or the other way round.
+#[allow(clippy::too_many_arguments, reason = "those of `train`, and the teacher")]
+pub fn train_with_teacher(
+    net: &mut Supernet,
+    teacher: Option<&Supernet>,
+    data: &Dataset,
+    config: &TrainConfig,
+    ranks: &Ranks,
+    run_dir: &Path,
+    resume: bool,
+    observer: &mut dyn FnMut(&Event) -> Control,
+) -> Result<Outcome> {
     let space = net.space().clone();
     config.validate(&space)?;
     check_data(net, data)?;
@@ -59,20 +79,14 @@ pub fn train(
         net.share_batch_statistics(ranks)?;
     }
     let plan = config.plan(&space, data.train.len());
-    if let Some(small) = plan.iter().find(|plan| plan.batch < ranks.count()) {
-        return Err(Error::Config(format!(
-            "a step has {} images, too few for {} processes; raise batch, or start fewer",
-            small.batch,
-            ranks.count()
-        )));
-    }
+    check_batches(&plan, ranks)?;
     if ranks.is_first() {
         folder.remove_temporaries();
     }
     let metrics_lines = found.as_ref().map_or(0, |found| found.checkpoint.progress.metrics_lines);
     let probe_images = (config.probe.images > 0).then_some(config.probe.images);
     let mut run = Run {
-        optimizer: Sgd::new(config.momentum, config.weight_decay, net.parameters().len()),
+        optimizer: config.optimizer(net.parameters().len()),
         net,
         data,
         config,
@@ -96,6 +110,7 @@ pub fn train(
             .shared_over(ranks),
         teacher: None,
         average: None,
+        class_weights: class_weights(config.class_balance.as_ref(), data)?,
         progress: Progress::default(),
         probes: Vec::new(),
         stop: false,
@@ -106,10 +121,19 @@ pub fn train(
     };
     match found {
         Some(found) => run.restore(found)?,
-        // So that a run killed early can be resumed like any other.
-        None => drop(run.checkpoint()?),
+        None => run.begin(teacher)?,
     }
     run.stages()
+}
+
+/// Fails where a step has fewer images than there are ranks.
+fn check_batches(plan: &[StagePlan], ranks: &Ranks) -> Result<()> {
+    let Some(small) = plan.iter().find(|plan| plan.batch < ranks.count()) else { return Ok(()) };
+    Err(Error::Config(format!(
+        "a step has {} images, too few for {} processes; raise batch, or start fewer",
+        small.batch,
+        ranks.count()
+    )))
 }
 
 /// Fails where `net` cannot be trained on `data`.
@@ -198,6 +222,7 @@ struct Run<'a> {
     optimizer: Sgd,
     teacher: Option<Supernet>,
     average: Option<Average>,
+    class_weights: Vec<f32>,
     progress: Progress,
     probes: Vec<ProbeResult>,
     stop: bool,
@@ -209,6 +234,21 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// The start of a new run, before its first stage.
+    fn begin(&mut self, teacher: Option<&Supernet>) -> Result<()> {
+        if teacher.is_some() != self.config.teacher_from.is_some() {
+            return Err(Error::Internal("teacher_from and the teacher of another run go together".into()));
+        }
+        if let Some(teacher) = teacher {
+            self.teacher = Some(self.frozen(teacher.space(), &teacher.state()?)?);
+        }
+        if self.config.zero_last_scale {
+            self.net.zero_last_scales()?;
+        }
+        // So that a run killed early can be resumed like any other.
+        self.checkpoint().map(drop)
+    }
+
     fn stages(mut self) -> Result<Outcome> {
         let config = self.config;
         while let Some(stage) = config.stages.get(self.progress.stage) {
@@ -246,12 +286,26 @@ impl Run<'_> {
         Ok(Outcome::Finished { supernet, probes: self.probes, steps, seconds })
     }
 
-    /// What comes before the first step of a stage. Optimizer and moving average start anew: each stage is a training
-    /// of its own that starts from the weights of the one before. The teacher is the network as it stands before the
-    /// first stage that distils from it.
+    /// What comes before the first step of a stage. The teacher is the network as it stands before the first stage that
+    /// distils from it.
+    ///
+    /// Optimizer and moving average start anew: each stage is a training of its own that starts from the weights of the
+    /// one before. With one schedule over all stages both go on, but where channels are sorted: the weights are then
+    /// the average, and momentum, whose channels would be those of before, starts anew.
     fn enter(&mut self, stage: &StageConfig, steps: usize) -> Result<()> {
+        let sorts = stage.sort_channels.is_some() || stage.sort_outer_channels.is_some();
+        let goes_on = self.config.schedule.is_some() && self.progress.stage > 0 && !sorts;
+        let mut updates = 0;
+        if let Some(average) = &self.average {
+            updates = average.updates();
+            if sorts {
+                self.net.load_state(average.state())?;
+            }
+        }
         if stage.has_frozen_teacher() && self.teacher.is_none() {
-            self.teacher = Some(self.frozen(&self.net.state()?)?);
+            let state =
+                self.average.as_ref().map_or_else(|| self.net.state(), |average| Ok(average.state().clone()))?;
+            self.teacher = Some(self.frozen(&self.space, &state)?);
         }
         if let Some(width_stage) = stage.sort_channels {
             self.net.sort_channels(width_stage)?;
@@ -259,11 +313,13 @@ impl Run<'_> {
         if let Some(outer_stage) = stage.sort_outer_channels {
             self.net.sort_outer_channels(outer_stage)?;
         }
-        self.optimizer = Sgd::new(self.config.momentum, self.config.weight_decay, self.net.parameters().len());
-        self.average = match self.config.ema {
-            Some(decay) => Some(Average::new(decay, self.net.state()?, 0)),
-            None => None,
-        };
+        if !goes_on {
+            self.optimizer = self.config.optimizer(self.net.parameters().len());
+            self.average = match self.config.ema {
+                Some(decay) => Some(Average::new(decay, self.net.state()?, updates)),
+                None => None,
+            };
+        }
         self.log(&MetricsLine::Stage {
             step: self.progress.step,
             stage: stage.name.clone(),
@@ -274,15 +330,18 @@ impl Run<'_> {
 
     /// What comes after the last step of a stage.
     fn leave(&mut self, stage: &StageConfig) -> Result<()> {
-        if let Some(average) = self.average.take() {
+        let goes_on = self.config.schedule.is_some() && self.progress.stage + 1 < self.plan.len();
+        if let Some(average) = self.average.take_if(|_| !goes_on) {
             self.net.load_state(average.state())?;
         }
         self.probe(stage)?;
         self.progress.stage += 1;
         self.progress.stage_step = 0;
         self.progress.entered = false;
-        self.progress.average_updates = 0;
-        self.optimizer = Sgd::new(self.config.momentum, self.config.weight_decay, self.net.parameters().len());
+        if !goes_on {
+            self.progress.average_updates = 0;
+            self.optimizer = self.config.optimizer(self.net.parameters().len());
+        }
         self.checkpoint().map(drop)
     }
 

@@ -50,7 +50,12 @@ impl Run<'_> {
     }
 
     pub(super) fn measure_probes(&self) -> Result<Vec<ProbeResult>> {
-        [("smallest", self.space.smallest()), ("middle", self.space.middle()), ("largest", self.space.largest())]
+        let space = &self.space;
+        let probes = match self.config.only_subnet() {
+            Some(subnet) => vec![("subnet", subnet.clone())],
+            None => vec![("smallest", space.smallest()), ("middle", space.middle()), ("largest", space.largest())],
+        };
+        probes
             .into_iter()
             .map(|(name, subnet)| {
                 let statistics = recalibrate_on(self.net, &subnet, &self.recalibration)?;

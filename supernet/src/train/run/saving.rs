@@ -5,7 +5,7 @@ use crate::network::Supernet;
 use crate::train::average::Average;
 use crate::train::checkpoint::{Checkpoint, Latest};
 use crate::train::progress::Event;
-use crate::{Error, Result};
+use crate::{Error, Result, SearchSpace};
 use candle_core::{DType, Tensor};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -47,6 +47,7 @@ impl Run<'_> {
             momentum: self.optimizer.state(self.net.parameters())?,
             average,
             teacher: self.teacher.as_ref().map_or(Ok(HashMap::new()), Supernet::state)?,
+            teacher_space: self.teacher.as_ref().map(Supernet::space).filter(|space| **space != self.space).cloned(),
         };
         self.compare(&checkpoint, "no checkpoint is written; go on from the last one with --resume, and if it happens again look for a machine with faulty memory or another build of the program")?;
         let path = match self.ranks.is_first() {
@@ -72,7 +73,7 @@ impl Run<'_> {
         let Latest { checkpoint, path, damaged } = found;
         let path: &Path = &path;
         self.compare(&checkpoint, "the run folder must be one that all machines share")?;
-        let Checkpoint { progress, weights, momentum, average, teacher, .. } = checkpoint;
+        let Checkpoint { progress, weights, momentum, average, teacher, teacher_space, .. } = checkpoint;
         let fits = progress.stage <= self.plan.len()
             && self.plan.get(progress.stage).is_none_or(|plan| progress.stage_step <= plan.steps);
         if !fits {
@@ -92,7 +93,8 @@ impl Run<'_> {
             self.average = Some(Average::new(decay, average, progress.average_updates));
         }
         if !teacher.is_empty() {
-            self.teacher = Some(self.frozen(&teacher).map_err(|e| e.at(path))?);
+            let space = teacher_space.as_ref().unwrap_or(&self.space);
+            self.teacher = Some(self.frozen(space, &teacher).map_err(|e| e.at(path))?);
         }
         self.saved_step = progress.step;
         self.progress = progress;
@@ -101,10 +103,9 @@ impl Run<'_> {
     }
 
     /// A second network with the given weights.
-    pub(super) fn frozen(&self, state: &HashMap<String, Tensor>) -> Result<Supernet> {
+    pub(super) fn frozen(&self, space: &SearchSpace, state: &HashMap<String, Tensor>) -> Result<Supernet> {
         let dtype = self.net.parameters().first().map_or(DType::F32, |p| p.var.dtype());
-        let mut teacher =
-            Supernet::on_device(&self.space, self.net.classes(), self.config.seed, dtype, self.net.device())?;
+        let mut teacher = Supernet::on_device(space, self.net.classes(), self.config.seed, dtype, self.net.device())?;
         if self.config.sync_batch_norm {
             teacher.share_batch_statistics(self.ranks)?;
         }

@@ -1,12 +1,13 @@
 //! The steps of a stage.
 
 use super::Run;
-use crate::data::{Batch, Prefetch, epoch_order};
+use crate::data::{Batch, Prefetch};
+use crate::train::class_balance::order;
 use crate::train::config::StagePlan;
+use crate::train::loss::own_targets;
 use crate::train::metrics::MetricsLine;
 use crate::train::progress::{Event, Pace, StepEvent};
 use crate::train::sampling::resolution_of;
-use crate::train::schedule::learning_rate;
 use crate::train::stage::StageConfig;
 use crate::train::step::{StepInput, StepReport, train_step};
 use crate::train::validation::image_tensor;
@@ -30,7 +31,7 @@ impl Run<'_> {
         let config = self.config;
         let plan = self.plan[self.progress.stage].clone();
         let choices = stage.choices(&self.space);
-        let mut batches = self.batches(&choices, &plan);
+        let mut batches = self.batches(stage, &choices, &plan);
         let mut pace = Pace::default();
         loop {
             // The first rank's clock decides about checkpoints, a signal to any rank about the end.
@@ -63,17 +64,22 @@ impl Run<'_> {
                     plan.steps, stage.name
                 ))
             })??;
-            let peak = stage.learning_rate * config.rate_factor();
-            let rate = learning_rate(peak, done, plan.steps, plan.warmup_steps);
+            let rate = config.learning_rate(&self.plan, self.progress.stage, done);
+            let ramp = ((done + 1) as f64 / plan.ramp_steps.max(1) as f64).min(1.0);
+            let smoothing = stage.smoothing(config);
+            let classes = self.net.classes();
+            let targets = own_targets(&batch, &self.class_weights, classes, smoothing, self.net.device())?;
             let images = image_tensor(batch.images, batch.labels.len(), batch.resolution, self.net)?;
             let input = StepInput {
                 config,
                 stage,
                 choices: &choices,
                 step: self.progress.step,
+                ramp,
                 learning_rate: rate,
                 images: &images,
                 labels: &batch.labels,
+                targets: targets.as_ref(),
                 ranks: self.ranks,
                 batch: plan.batch,
             };
@@ -145,22 +151,23 @@ impl Run<'_> {
     }
 
     /// The batches of the stage from the next step on, prepared beside the computation.
-    fn batches(&self, choices: &SearchSpace, plan: &StagePlan) -> Prefetch<Batch> {
-        let (data, choices, plan) = (self.data.clone(), choices.clone(), plan.clone());
-        let (seed, augmentation) = (self.config.seed, self.config.augmentation.clone());
+    fn batches(&self, stage: &StageConfig, choices: &SearchSpace, plan: &StagePlan) -> Prefetch<Batch> {
+        let (data, stage, choices, plan) = (self.data.clone(), stage.clone(), choices.clone(), plan.clone());
+        let (seed, augmentation) = (self.config.seed, stage.augmentation(self.config).clone());
         let (start, own) = (self.progress.stage_step, self.ranks.shard(plan.batch));
-        let mut order: Option<(usize, Vec<usize>)> = None;
+        let (balance, classes) = (self.config.class_balance.clone(), self.data.classes.len());
+        let mut known: Option<(usize, Vec<usize>)> = None;
         Prefetch::new(plan.steps - start, AHEAD, move |index| {
             let stage_step = start + index;
             let epoch = plan.first_epoch + stage_step / plan.steps_per_epoch;
-            let images = match &order {
+            let images = match &known {
                 Some((of, images)) if *of == epoch => images,
-                _ => &order.insert((epoch, epoch_order(data.train.len(), seed, epoch as u64))).1,
+                _ => &known.insert((epoch, order(balance.as_ref(), &data.train, classes, seed, epoch as u64))).1,
             };
             let first = stage_step % plan.steps_per_epoch * plan.batch;
-            let resolution = resolution_of(&choices, seed, plan.first_step + stage_step);
-            let images = &images[first..][own.clone()];
-            data.training_batch(images, resolution, &augmentation, seed, epoch as u64)
+            let resolution = resolution_of(&stage, &choices, seed, plan.first_step + stage_step);
+            let images = &images[first..first + plan.batch];
+            data.training_batch(images, own.clone(), resolution, &augmentation, seed, epoch as u64)
         })
     }
 }

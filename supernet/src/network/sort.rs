@@ -14,8 +14,7 @@ impl Supernet {
         let parts = self.parts();
         for (s, blocks) in parts.stages.iter().enumerate() {
             for (b, block) in blocks.iter().enumerate() {
-                let widths = self.space().middle_widths(s, b);
-                block.sort_channels(parts.parameters, &widths[1..stage.clamp(1, widths.len())])?;
+                block.sort_channels(parts.parameters, &self.space().middle_widths(s, b), stage)?;
             }
         }
         Ok(())

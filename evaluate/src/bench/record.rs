@@ -1,0 +1,104 @@
+//! `bench.json` of a model folder: what `ofa bench --update-card` measured, one entry per device.
+
+use super::BenchRow;
+use crate::Result;
+pub use crate::model::BENCH_FILE;
+use crate::model::{self, DeviceFigures};
+use crate::profile::Hardware;
+use ofa_supernet::files;
+use ofa_supernet::lock::{self, Sharing};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Value of the `format` field.
+const FORMAT: &str = "ofa-bench";
+/// Version of the format that this program writes and reads.
+const VERSION: u32 = 1;
+
+/// Content of the file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BenchRecord {
+    format: String,
+    version: u32,
+    /// Measurements, the newest last.
+    pub devices: Vec<DeviceRecord>,
+}
+
+/// Measurements on one device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceRecord {
+    /// The processor.
+    pub cpu: String,
+    /// Vector instruction set that the kernels used.
+    pub instruction_set: String,
+    /// Name of the test images' folder, if accuracy was measured.
+    pub data: Option<String>,
+    /// The figures.
+    pub row: BenchRow,
+}
+
+impl BenchRecord {
+    /// Reads the file of a model folder; empty without one.
+    ///
+    /// # Errors
+    /// A file of another format or version, with its path.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(BENCH_FILE);
+        if !path.exists() {
+            return Ok(BenchRecord { format: FORMAT.into(), version: VERSION, devices: Vec::new() });
+        }
+        let record: BenchRecord = files::read_json(&path)?;
+        if (record.format.as_str(), record.version) != (FORMAT, VERSION) {
+            let found = format!("the format is '{}', version {}", record.format, record.version);
+            let message = format!("{found}; expected '{FORMAT}', version {VERSION}: remove the file and measure again");
+            return Err(ofa_supernet::Error::format(&path, message).into());
+        }
+        Ok(record)
+    }
+
+    /// Replaces the entry of the same device. Without a new accuracy that entry's stays.
+    fn add(&mut self, mut new: DeviceRecord) {
+        let same = |old: &DeviceRecord| (&old.cpu, &old.instruction_set) == (&new.cpu, &new.instruction_set);
+        if let Some(place) = self.devices.iter().position(same) {
+            let old = self.devices.remove(place);
+            if new.row.accuracy.is_none() {
+                (new.row.accuracy, new.data) = (old.row.accuracy, old.data);
+            }
+        }
+        self.devices.push(new);
+    }
+}
+
+/// Adds the figures of this machine to the model folder: `bench.json` and the card. `data` is the name of the test
+/// images.
+///
+/// # Errors
+/// A folder or a record that cannot be read, or a failed write.
+pub fn update_card(folder: &Path, row: &BenchRow, data: Option<&str>) -> Result<()> {
+    let _lock = lock::wait(folder, Sharing::Alone);
+    let mut record = BenchRecord::read(folder)?;
+    let Hardware { cpu, instruction_set, .. } = Hardware::detect(1);
+    record.add(DeviceRecord { cpu, instruction_set, data: data.map(String::from), row: row.clone() });
+    let figures: Vec<DeviceFigures> = record.devices.iter().map(figures).collect();
+    let path = folder.join(BENCH_FILE);
+    let text = files::to_json(&path, &record)?;
+    model::write_figures(folder, &figures, &[(&path, text.as_bytes())])
+}
+
+fn figures(record: &DeviceRecord) -> DeviceFigures {
+    let row = &record.row;
+    let accuracy = row.accuracy.map(|accuracy| {
+        let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+        let (top1, top5) = (percent(accuracy.top1), percent(accuracy.top5));
+        let data = record.data.as_deref().map_or(String::new(), |name| format!(" of {name}"));
+        format!("{top1} top-1, {top5} top-5, on {} test images{data}", accuracy.images)
+    });
+    let latency = |l: &super::Latency| (l.threads, l.batch, l.ms.p50, l.ms.p90, l.images_per_second);
+    DeviceFigures {
+        device: format!("{}, {}", record.cpu, record.instruction_set),
+        accuracy,
+        latencies: row.latencies.iter().map(latency).collect(),
+    }
+}

@@ -1,0 +1,85 @@
+//! Extracted models in the file formats of other engines.
+//!
+//! An exporter is a line of [`FORMATS`]: it turns the configuration and the weights of a model folder into the bytes of
+//! one file. Reading, locking and writing are done here.
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | `onnx` | ONNX, which most engines read or convert |
+
+mod onnx;
+
+pub use onnx::{DEFAULT_OPSET, OPSETS};
+
+use crate::model::{self, ModelConfig};
+use crate::runtime::Weights;
+use crate::{Error, Result};
+use ofa_supernet::files;
+use ofa_supernet::lock::{self, Sharing};
+use std::path::{Path, PathBuf};
+
+/// A file format.
+#[derive(Debug)]
+pub struct Format {
+    /// Name on the command line.
+    pub name: &'static str,
+    /// File inside the model's folder; one of the files that [`model::save`] removes when the model changes.
+    pub file: &'static str,
+    /// Converter from a checked model to the content of the file.
+    pub convert: fn(&ModelConfig, &Weights, &Options) -> Result<Vec<u8>>,
+}
+
+/// Every format.
+pub const FORMATS: &[Format] = &[onnx::FORMAT];
+
+/// The format of this name.
+pub fn format(name: &str) -> Option<&'static Format> {
+    FORMATS.iter().find(|format| format.name == name)
+}
+
+/// Settings of an export.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// Version of ONNX's operators, one of [`OPSETS`].
+    pub opset: usize,
+    /// Images per run.
+    pub batch: Batch,
+    /// Whether probabilities are computed from the logits and returned in their place.
+    pub softmax: bool,
+    /// Whether the input is an image of bytes `[batch, height, width, 3]`, which the model normalises itself.
+    pub preprocessing: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { opset: DEFAULT_OPSET, batch: Batch::Fixed(1), softmax: false, preprocessing: false }
+    }
+}
+
+/// First extent of input and output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Batch {
+    /// A number.
+    Fixed(usize),
+    /// Chosen at each run.
+    Dynamic,
+}
+
+/// Converts the model in `folder`, and writes it to `out` or to the format's file in the folder. Returns the path and
+/// the number of bytes.
+///
+/// # Errors
+/// A folder that is no complete model, options that the format does not have, or a failed write; an old file is then
+/// unchanged.
+pub fn export(folder: &Path, format: &Format, options: &Options, out: Option<&Path>) -> Result<(PathBuf, usize)> {
+    // Held until the file is written, so that no other process replaces the weights in the meantime.
+    let _lock = lock::wait(folder, Sharing::Alone);
+    let (config, weights) = model::read_weights(folder)?;
+    let bytes = (format.convert)(&config, &weights, options)?;
+    let path = out.map_or_else(|| folder.join(format.file), Path::to_path_buf);
+    if [model::CONFIG_FILE, model::WEIGHTS_FILE].iter().any(|file| path == folder.join(file)) {
+        return Err(Error::Export(format!("{}: this file is the model itself; name another one", path.display())));
+    }
+    files::write_atomic(&path, &bytes)?;
+    Ok((path, bytes.len()))
+}

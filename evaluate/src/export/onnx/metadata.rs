@@ -1,0 +1,46 @@
+//! Labels and normalisation as texts in the file. There is no one standard, so that each is written in the forms that
+//! tools read: `names` (a dictionary in Python's and JSON's common syntax but for its keys), OpenVINO's `model_info`,
+//! and the `Image.*` keys of the ONNX specification.
+
+use super::super::Options;
+use super::proto::Entry;
+use crate::model::ModelConfig;
+
+/// All entries.
+pub fn entries(config: &ModelConfig, options: &Options) -> Vec<Entry> {
+    let names = config.labels.iter().enumerate().map(|(class, label)| format!("{class}: {}", quoted(label)));
+    let names = format!("{{{}}}", names.collect::<Vec<_>>().join(", "));
+    // Separated by spaces, which labels must not hold.
+    let words: Vec<String> = config.labels.iter().map(|label| label.replace(char::is_whitespace, "_")).collect();
+    let pixels = |values: [f32; 3]| values.map(|value| (255.0 * f64::from(value)).to_string()).join(" ");
+    let resolution = config.network.resolution;
+    let mut entries = vec![
+        ("names", names),
+        ("imgsz", format!("[{resolution}, {resolution}]")),
+        ("task", "classify".into()),
+        ("ofa.space", config.space.clone()),
+        ("ofa.subnet", config.subnet.to_string()),
+        ("model_info model_type", "Classification".into()),
+        ("model_info labels", words.join(" ")),
+        ("Image.BitmapPixelFormat", "Rgb8".into()),
+        ("Image.ColorSpaceGamma", "SRGB".into()),
+    ];
+    // A model that normalises takes bytes as they are; for all others the caller does.
+    if options.preprocessing {
+        entries.push(("Image.NominalPixelRange", "NominalRange_0_255".into()));
+    } else {
+        let list = |values: [f32; 3]| format!("{values:?}");
+        entries.extend([
+            ("mean", list(config.normalisation.mean)),
+            ("std", list(config.normalisation.std)),
+            ("model_info mean_values", pixels(config.normalisation.mean)),
+            ("model_info scale_values", pixels(config.normalisation.std)),
+        ]);
+    }
+    entries.into_iter().map(|(key, value)| Entry { key: key.into(), value }).collect()
+}
+
+/// A text as JSON and Python write it alike.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}

@@ -1,0 +1,145 @@
+use super::proto::{Extent, Model, Value};
+use super::*;
+use crate::model::{Normalisation, NumberType};
+use crate::runtime::random_weights;
+use ofa_supernet::space::{PRESETS, preset};
+use std::collections::{HashMap, HashSet};
+
+fn example(space: &str, labels: &[&str]) -> (ModelConfig, Weights) {
+    let space = preset(space).unwrap();
+    let subnet = space.middle();
+    let network = space.network(&subnet, labels.len()).unwrap();
+    let weights = random_weights(&network, 5).unwrap();
+    let labels = labels.iter().map(|label| label.to_string()).collect();
+    let normalisation = Normalisation { mean: [0.5, 0.25, 0.125], std: [0.5; 3] };
+    (ModelConfig::new(&space.name, &subnet, network, labels, normalisation, NumberType::F32), weights)
+}
+
+fn exported(space: &str, options: &Options) -> Model {
+    let (config, weights) = example(space, &["cat", "dog"]);
+    Model::decode(&convert(&config, &weights, options).unwrap()[..]).unwrap()
+}
+
+fn shape(value: &Value) -> Vec<String> {
+    let shape = value.r#type.as_ref().unwrap().tensor_type.as_ref().unwrap().shape.as_ref().unwrap();
+    let extent = |dim: &proto::Dimension| match dim.value.as_ref().unwrap() {
+        Extent::Fixed(extent) => extent.to_string(),
+        Extent::Named(name) => name.clone(),
+    };
+    shape.dim.iter().map(extent).collect()
+}
+
+/// Checks what [`super`] promises of every graph.
+fn check(name: &str, model: &Model) {
+    let graph = model.graph.as_ref().unwrap();
+    let constants: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
+    assert_eq!(constants.len(), graph.initializer.len(), "{name}");
+    assert!(graph.input.iter().all(|input| !constants.contains(input.name.as_str())), "{name}");
+    let mut uses: HashMap<&str, usize> = HashMap::new();
+    let mut known: HashSet<&str> = graph.input.iter().map(|input| input.name.as_str()).collect();
+    for node in &graph.node {
+        for input in &node.input {
+            *uses.entry(input).or_default() += 1;
+            assert!(constants.contains(input.as_str()) || known.contains(input.as_str()), "{name}: {input} comes late");
+        }
+        assert!(node.attribute.iter().all(|attribute| attribute.name != "ceil_mode"), "{name}");
+        assert!(node.output.iter().all(|output| known.insert(output)), "{name}: {:?} twice", node.output);
+        assert_ne!(node.op_type, "BatchNormalization", "{name}");
+    }
+    assert!(
+        constants.iter().all(|constant| uses.get(constant) == Some(&1)),
+        "{name}: a constant has other uses than one"
+    );
+    let typed: HashSet<&str> = graph.value_info.iter().chain(&graph.output).map(|value| value.name.as_str()).collect();
+    assert!(graph.node.iter().all(|node| typed.contains(node.output[0].as_str())), "{name}: a value without a shape");
+    let good = |name: &str| {
+        name.starts_with(|c: char| c.is_ascii_alphabetic())
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || "._".contains(c))
+    };
+    assert!(known.iter().chain(&constants).all(|name| good(name)), "{name}");
+}
+
+#[test]
+fn graphs_keep_the_rules_that_engines_depend_on() {
+    for space in PRESETS {
+        for opset in [13, 14, 18, 21] {
+            let options = Options { opset, softmax: opset == 18, preprocessing: opset == 21, ..Options::default() };
+            let model = exported(space, &options);
+            check(&format!("{space}, opset {opset}"), &model);
+            let hard = model.graph.unwrap().node.iter().any(|node| node.op_type.starts_with("Hard"));
+            let (config, _) = example(space, &["cat", "dog"]);
+            assert_eq!(hard, opset > 13 && config.network.hidden_channels.is_some(), "{space}, opset {opset}");
+        }
+    }
+}
+
+#[test]
+fn input_and_output_are_as_asked() {
+    let declared = |options: &Options| {
+        let model = exported("tiny", options);
+        let graph = model.graph.as_ref().unwrap();
+        let [input, output] =
+            [&graph.input[0], &graph.output[0]].map(|value| (value.name.clone(), shape(value).join("x")));
+        (model.ir_version, model.opset_import[0].version, input.0, input.1, output.0, output.1)
+    };
+    let texts = |input: &str, shape: &str, output: &str, classes: &str| {
+        (input.to_string(), shape.to_string(), output.to_string(), classes.to_string())
+    };
+    let default = declared(&Options::default());
+    let resolution = preset("tiny").unwrap().middle().resolution;
+    let map = format!("3x{resolution}x{resolution}");
+    assert_eq!((default.0, default.1), (8, 17));
+    assert_eq!((default.2, default.3, default.4, default.5), texts("input", &format!("1x{map}"), "logits", "1x2"));
+    let fixed = declared(&Options { opset: 19, batch: Batch::Fixed(8), softmax: true, ..Options::default() });
+    assert_eq!((fixed.0, fixed.1), (9, 19));
+    assert_eq!((fixed.2, fixed.3, fixed.4, fixed.5), texts("input", &format!("8x{map}"), "probabilities", "8x2"));
+    let open = declared(&Options { opset: 21, batch: Batch::Dynamic, preprocessing: true, ..Options::default() });
+    let image = format!("batchx{resolution}x{resolution}x3");
+    assert_eq!((open.0, open.1), (10, 21));
+    assert_eq!((open.2, open.3, open.4, open.5), texts("input", &image, "logits", "batchx2"));
+}
+
+#[test]
+fn labels_and_normalisation_are_in_the_metadata() {
+    let (config, weights) = example("tiny", &["it's", "a \"b\" c"]);
+    let model = model(&config, &weights, &Options::default()).unwrap();
+    let entries: HashMap<&str, &str> =
+        model.metadata_props.iter().map(|entry| (entry.key.as_str(), entry.value.as_str())).collect();
+    assert_eq!(entries["names"], r#"{0: "it's", 1: "a \"b\" c"}"#);
+    assert_eq!(entries["model_info labels"], "it's a_\"b\"_c");
+    assert_eq!(entries["mean"], "[0.5, 0.25, 0.125]");
+    assert_eq!(entries["model_info mean_values"], "127.5 63.75 31.875");
+    assert_eq!(entries["Image.BitmapPixelFormat"], "Rgb8");
+    // A caller that normalised as these say would normalise twice.
+    let inside = super::model(&config, &weights, &Options { preprocessing: true, ..Options::default() }).unwrap();
+    assert!(inside.metadata_props.iter().all(|entry| !entry.key.contains("mean") && !entry.key.contains("std")));
+}
+
+#[test]
+fn the_file_is_little_larger_than_the_weights() {
+    for space in ["tiny", "mbv3-w1.0", "resnet50d"] {
+        let (config, weights) = example(space, &["cat", "dog"]);
+        let bytes = convert(&config, &weights, &Options::default()).unwrap().len() as f64;
+        let numbers = crate::cost::parameters(&config.network) as f64;
+        assert!(bytes < 1.03 * 4.0 * numbers + 200e3, "{space}: {bytes} bytes for {numbers} numbers");
+    }
+}
+
+#[test]
+fn files_of_all_formats_go_with_the_model() {
+    for format in crate::export::FORMATS {
+        assert!(crate::model::DERIVED_FILES.contains(&format.file), "{}", format.name);
+    }
+}
+
+#[test]
+fn options_out_of_range_are_refused() {
+    let (config, weights) = example("tiny", &["cat", "dog"]);
+    let refused = |options: Options, part: &str| {
+        let message = convert(&config, &weights, &options).unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+    };
+    refused(Options { opset: 12, ..Options::default() }, "opset 12");
+    refused(Options { opset: 22, ..Options::default() }, "from 13 to 21");
+    refused(Options { batch: Batch::Fixed(0), ..Options::default() }, "batch of 0");
+}

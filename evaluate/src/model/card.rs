@@ -1,0 +1,163 @@
+//! `README.md` of an extracted model: a model card with a head that model hubs read.
+//!
+//! The lines between two marks belong to this program, which writes them anew when the model or its figures change. All
+//! other lines are the user's after the first writing; a file without marks is left alone.
+
+use super::ModelConfig;
+use crate::cost;
+
+const BEGIN: &str = "<!-- ofa: begin. These lines are rewritten by `ofa extract` and `ofa bench --update-card`. -->";
+const END: &str = "<!-- ofa: end -->";
+
+/// Figures of a model on one device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeviceFigures {
+    /// The processor and its instruction set.
+    pub device: String,
+    /// Accuracy, as a line of text.
+    pub accuracy: Option<String>,
+    /// Threads, images per run, median and 90th percentile in milliseconds, images per second.
+    pub latencies: Vec<(usize, usize, f64, f64, f64)>,
+}
+
+/// The card of the model in the folder `name`, whose weights take `bytes`. `old` is the card that is there; `None` if
+/// that one has no marks and stays.
+pub fn text(
+    old: Option<&str>,
+    name: &str,
+    config: &ModelConfig,
+    bytes: usize,
+    figures: &[DeviceFigures],
+) -> Option<String> {
+    let own = format!("{BEGIN}\n{}{END}", body(config, bytes, figures));
+    let Some(old) = old else { return Some(format!("{}\n# {name}\n\n{own}\n", head(config))) };
+    let begin = old.find(BEGIN)?;
+    let end = begin + old[begin..].find(END)? + END.len();
+    Some(format!("{}{own}{}", &old[..begin], &old[end..]))
+}
+
+/// The YAML head.
+fn head(config: &ModelConfig) -> String {
+    format!(
+        "---\nlibrary_name: ofa\npipeline_tag: image-classification\ntags:\n- image-classification\n- once-for-all\n\
+         - {}\nmetrics:\n- accuracy\n# Fill in the licence of these weights, for example apache-2.0.\nlicense:\n---\n",
+        config.space
+    )
+}
+
+fn body(config: &ModelConfig, bytes: usize, figures: &[DeviceFigures]) -> String {
+    let (network, normalisation) = (&config.network, &config.normalisation);
+    let thousands = |number: u64, unit: f64| format!("{:.2}", number as f64 / unit);
+    let accuracy = figures.iter().rev().find_map(|figures| figures.accuracy.clone());
+    let rows = [
+        ("accuracy", accuracy.unwrap_or("not measured yet".into())),
+        ("classes", format!("{}: {}", config.labels.len(), shown_labels(&config.labels))),
+        (
+            "input",
+            format!(
+                "RGB, {r} x {r} pixels, `(pixel / 255 - mean) / std` with mean {:?} and std {:?}",
+                normalisation.mean,
+                normalisation.std,
+                r = network.resolution
+            ),
+        ),
+        ("multiply-accumulates", format!("{} M", thousands(cost::macs(network), 1e6))),
+        ("parameters", format!("{} M", thousands(cost::parameters(network), 1e6))),
+        ("weights", format!("{}, {} kB", config.dtype, thousands(bytes as u64, 1e3))),
+        (
+            "subnet",
+            format!("`{}` of the search space `{}`", config.subnet.to_string().replace('|', "\\|"), config.space),
+        ),
+    ];
+    let mut text = String::from("\n| | |\n| --- | --- |\n");
+    text.extend(rows.iter().map(|(what, value)| format!("| {what} | {value} |\n")));
+    text.push_str("\n## Latency\n\n");
+    if figures.iter().all(|figures| figures.latencies.is_empty()) {
+        text.push_str("Not measured yet: `ofa bench FOLDER --data DIR --update-card`.\n");
+    } else {
+        text.push_str("| device | threads | images per run | median ms | 90 % ms | images/s |\n");
+        text.push_str("| --- | --- | --- | --- | --- | --- |\n");
+        for figures in figures {
+            for (threads, batch, median, most, rate) in &figures.latencies {
+                let device = cell(&figures.device);
+                text.push_str(&format!("| {device} | {threads} | {batch} | {median:.3} | {most:.3} | {rate:.0} |\n"));
+            }
+        }
+        text.push_str("\nMeasured with the inference engine of `ofa bench`, in f32.\n");
+    }
+    text + "\n## Training\n\n" + &training(config) + LOADING
+}
+
+fn training(config: &ModelConfig) -> String {
+    let origin = config.origin.as_deref().unwrap_or("A model of `ofa`; its origin is not recorded.");
+    let finetuned = config.finetuned.map_or(String::new(), |how| {
+        format!(
+            " Then fine-tuned for {} epochs from a learning rate of {}, with the supernet as teacher.",
+            how.epochs, how.learning_rate
+        )
+    });
+    format!("{origin}{finetuned}\n")
+}
+
+const LOADING: &str = "
+## Loading
+
+| runtime | how |
+| --- | --- |
+| ofa | `ofa bench FOLDER --data DIR`; in Rust `ofa_evaluate::Model::load(\"FOLDER\")` |
+| PyTorch | `from load import load; model = load()` in this folder (needs torch and safetensors) |
+| timm | `from load import load_timm; model = load_timm()`, for the MobileNets |
+| ONNX Runtime | `ofa export FOLDER`, then `onnxruntime.InferenceSession(\"model.onnx\")` |
+| OpenVINO | `ofa export FOLDER`, then `openvino.Core().compile_model(\"model.onnx\", \"CPU\")` |
+
+PyTorch and the exported file take `input` `[1, 3, height, width]`, normalised, and return `logits` `[1, classes]`.
+";
+
+/// The labels, or the first of many.
+fn shown_labels(labels: &[String]) -> String {
+    let shown: Vec<String> = labels.iter().take(20).map(|label| cell(label)).collect();
+    let more = if labels.len() > shown.len() { ", ..." } else { "" };
+    format!("{}{more}", shown.join(", "))
+}
+
+/// A text that cannot end a table's cell or row.
+fn cell(text: &str) -> String {
+    text.replace(char::is_control, " ").replace('|', "\\|").replace('<', "&lt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Normalisation, NumberType};
+    use ofa_supernet::space::preset;
+
+    fn config() -> ModelConfig {
+        let space = preset("tiny").unwrap();
+        let subnet = space.smallest();
+        let network = space.network(&subnet, 2).unwrap();
+        let labels = vec!["a|b".to_string(), "new\nline".into()];
+        ModelConfig::new("tiny", &subnet, network, labels, Normalisation::IMAGENET, NumberType::F32)
+    }
+
+    #[test]
+    fn a_card_keeps_what_the_user_wrote() {
+        let config = config();
+        let first = text(None, "phone", &config, 1000, &[]).unwrap();
+        assert!(first.starts_with("---\nlibrary_name: ofa\n") && first.contains("\n# phone\n"), "{first}");
+        assert!(first.contains("not measured yet") && first.contains("| 2: a\\|b, new line |"), "{first}");
+        let edited = first.replace("license:\n", "license: mit\n") + "\nMy own words.\n";
+        let figures = DeviceFigures {
+            device: "Some CPU".into(),
+            accuracy: Some("90.00 % top-1".into()),
+            latencies: vec![(1, 8, 2.0, 2.5, 4000.0)],
+        };
+        let second = text(Some(&edited), "other", &config, 1000, &[figures]).unwrap();
+        for part in ["license: mit\n", "# phone\n", "| accuracy | 90.00 % top-1 |", "| Some CPU | 1 | 8 | 2.000 |"] {
+            assert!(second.contains(part), "'{part}' is not in {second}");
+        }
+        assert!(second.ends_with("\nMy own words.\n") && !second.contains("easured yet"), "{second}");
+        assert_eq!(text(Some(&second), "phone", &config, 1000, &[]).unwrap(), edited);
+        // Somebody's own file.
+        assert_eq!(text(Some("# Mine\n"), "phone", &config, 1000, &[]), None);
+    }
+}

@@ -1,0 +1,62 @@
+//! `ofa export`
+
+use crate::commands::bench::check_folder;
+use crate::{interrupt, numbers};
+use anyhow::{Result, bail};
+use clap::builder::PossibleValuesParser;
+use ofa_evaluate::export::{self, Batch, FORMATS, Options};
+use std::path::PathBuf;
+
+/// Write models in the file formats of other engines, each into its model folder.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Model folders, extracted or imported.
+    #[arg(required = true)]
+    models: Vec<PathBuf>,
+    /// File format.
+    #[arg(long, default_value = "onnx", value_parser = PossibleValuesParser::new(FORMATS.iter().map(|format| format.name)))]
+    format: String,
+    /// File to write, for a single model (default: model.onnx in the model's folder).
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Version of ONNX's operators: 13 to 21. Before 14 hard-swish and hard-sigmoid are written in parts, for parsers
+    /// that do not know them.
+    #[arg(long, default_value_t = export::DEFAULT_OPSET, value_parser = numbers::opset)]
+    opset: usize,
+    /// Images per run.
+    #[arg(long, default_value_t = 1, value_parser = numbers::batch)]
+    batch: usize,
+    /// Leave the number of images per run open.
+    #[arg(long, conflicts_with = "batch")]
+    dynamic_batch: bool,
+    /// Return probabilities in place of logits.
+    #[arg(long)]
+    with_softmax: bool,
+    /// Take images of bytes [batch, height, width, 3] (RGB, at the model's resolution), and normalise them inside.
+    #[arg(long)]
+    with_preprocessing: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    if let (Some(out), [_, _, ..]) = (&args.out, &args.models[..]) {
+        bail!(
+            "--out {} names the file of a single model, and there are {}; leave it out",
+            out.display(),
+            args.models.len()
+        );
+    }
+    let Some(format) = export::format(&args.format) else { bail!("the format '{}' is not known", args.format) };
+    let options = Options {
+        opset: args.opset,
+        batch: if args.dynamic_batch { Batch::Dynamic } else { Batch::Fixed(args.batch) },
+        softmax: args.with_softmax,
+        preprocessing: args.with_preprocessing,
+    };
+    for folder in &args.models {
+        interrupt::check()?;
+        check_folder(folder)?;
+        let (path, bytes) = export::export(folder, format, &options, args.out.as_deref())?;
+        say!("{}: {:.1} kB", path.display(), bytes as f64 / 1e3);
+    }
+    Ok(())
+}
