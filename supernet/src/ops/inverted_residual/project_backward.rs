@@ -108,6 +108,7 @@ impl ImageSums {
 
 /// Processes one pixel of [`ImageSums::set_ungated`].
 #[inline(always)]
+#[allow(clippy::too_many_arguments)] // operands and outputs of one pixel
 fn add_pixel<S: Simd, A: Act>(
     s: S,
     lane: Lane<S>,
