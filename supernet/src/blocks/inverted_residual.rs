@@ -283,3 +283,24 @@ impl InvertedResidual {
         Ok(output)
     }
 }
+
+impl BlockShape {
+    /// The block `spec` for `batch` maps of `height x width`.
+    fn new(spec: &InvertedResidualSpec, batch: usize, height: usize, width: usize, eps: f64) -> Self {
+        BlockShape {
+            batch,
+            height,
+            width,
+            in_channels: spec.in_channels,
+            middle: spec.middle_channels,
+            out_channels: spec.out_channels,
+            kernel: spec.kernel,
+            stride: spec.stride,
+            activation: spec.activation,
+            expand: spec.expand,
+            squeeze_excite: spec.squeeze_excite,
+            residual: spec.residual,
+            eps,
+        }
+    }
+}

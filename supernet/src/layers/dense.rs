@@ -6,7 +6,7 @@ use crate::graph::interpreter::{self, Computed};
 use crate::graph::{Graph, Op, Region};
 use crate::ops::{self, ChannelStatistics, DenseSaved, DenseShape, Windows, contiguous_f32, tensor_values};
 use crate::space::{Activation, ConvSpec};
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 #[derive(Debug)]
@@ -154,9 +154,27 @@ impl CustomOp2 for Traced {
     }
 }
 
-/// Whether the fused CPU kernels take this tensor; other devices and number types get the interpreter.
+impl DenseShape {
+    /// The convolution `spec` for `batch` maps of `height x width`.
+    fn new(spec: &ConvSpec, batch: usize, height: usize, width: usize, pool: bool, eps: f64) -> Self {
+        DenseShape {
+            batch,
+            height,
+            width,
+            in_channels: spec.in_channels,
+            out_channels: spec.out_channels,
+            kernel: spec.kernel,
+            stride: spec.stride,
+            activation: spec.activation,
+            pool,
+            eps,
+        }
+    }
+}
+
+/// Whether the kernels take this tensor.
 pub(crate) fn fused(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32
+    ops::has_kernels(x.device(), x.dtype())
 }
 
 /// The sum of what two branches make of one input, both by kernels, and ReLU of it if `relu`.

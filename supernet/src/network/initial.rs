@@ -33,8 +33,6 @@ fn last_scales(network: &NetworkSpec, has_first_block: bool) -> Vec<String> {
             };
             match block {
                 BlockSpec::InvertedResidual(spec) if !spec.residual => {}
-                // Only the program that registered the kind knows what ends its blocks.
-                BlockSpec::Custom(_) => {}
                 BlockSpec::InvertedResidual(_) => names.push(format!("{name}.project.norm.weight")),
                 BlockSpec::Bottleneck(_) => names.push(format!("{name}.conv3.norm.weight")),
                 BlockSpec::Custom(spec) => names.extend(spec.last_norm().map(|norm| format!("{name}.{norm}.weight"))),

@@ -205,7 +205,7 @@ impl Supernet {
 
     /// Whether its layers run as this crate's own kernels: f32 on the CPU.
     pub(crate) fn has_kernels(&self) -> bool {
-        self.device().is_cpu() && self.parameters.dtype() == DType::F32
+        crate::ops::has_kernels(self.device(), self.parameters.dtype())
     }
 
     /// Whether batch norm uses the statistics of several processes together.

@@ -1,19 +1,19 @@
 //! A dense convolution with batch norm, activation and optional global average pooling, as one kernel.
 
 use super::activation::{Act, with_activation};
-use super::batch_norm::{Affine, Backward, ChannelStatistics, Normalise, SumBlock, Sums};
-use super::buffers::{Aligned, Buffer, uninit_vec};
-use super::columns::{Columns, from_column_order, scatter, to_column_order};
+use super::batch_norm::{Affine, Backward, ChannelStatistics, Normalise, SumOverProcesses, Sums};
+use super::buffers::{Buffer, written};
+use super::columns::{Columns, from_column_order, to_column_order};
+use super::dense_kernels::{ColumnsBackward, Mask};
 use super::dense_shape::DenseShape;
-use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
+use super::matmul::Packed;
 use super::parallel;
-use super::rows::{
-    Left, Nothing, RawGradient, RowSource, normalise, pool, product, product_backward, write_transposed,
-};
-use super::simd::{InstructionSet, Kernel, Simd, dispatch};
+use super::passes::{normalise, pool, product, product_backward};
+use super::rows::{Left, Nothing, RawGradient, write_transposed};
+use super::simd::{InstructionSet, dispatch};
+use super::summing;
 use crate::ranks::Ranks;
 use std::marker::PhantomData;
-use std::ops::Range;
 
 /// Output of the convolution, `[batch, height, width, out]`, or `[batch, out]` when pooled, and the values that the
 /// backward pass reads.
@@ -38,7 +38,10 @@ pub fn dense(
             packed.len()
         );
     }
-    let (output, y, statistics) = with_activation!(shape.activation, A => forward::<A>(shape, x, packed, given, ranks));
+    let sum = summing(ranks);
+    let over_processes = sum.as_ref().map(|sum| sum as SumOverProcesses);
+    let (output, y, statistics) =
+        with_activation!(shape.activation, A => forward::<A>(shape, x, packed, given, over_processes));
     let normalise = if given.is_some() { Normalise::Given } else { Normalise::Batch };
     Ok((output, DenseSaved { y, statistics, normalise }))
 }
@@ -69,8 +72,10 @@ impl DenseSaved {
         with_input: bool,
     ) -> (Option<Vec<f32>>, Vec<f32>) {
         let DenseSaved { y, statistics, normalise } = &self;
+        let sum = summing(ranks);
+        let over_processes = sum.as_ref().map(|sum| sum as SumOverProcesses);
         with_activation!(shape.activation, A =>
-            backward::<A>(shape, x, packed, y, statistics, *normalise, ranks, g, with_input))
+            backward::<A>(shape, x, packed, y, statistics, *normalise, over_processes, g, with_input))
     }
 }
 
@@ -79,7 +84,7 @@ fn forward<A: Act>(
     x: &[f32],
     packed: &[f32],
     given: Option<&ChannelStatistics>,
-    ranks: Option<&Ranks>,
+    over_processes: Option<SumOverProcesses>,
 ) -> (Vec<f32>, Buffer, ChannelStatistics) {
     let (rows, columns, n) = (shape.rows(), shape.columns(), shape.out_channels);
     let (norm_weight, norm_bias, end) = shape.offsets();
@@ -92,15 +97,12 @@ fn forward<A: Act>(
         let weight = Packed::new(&ordered, columns, n, 1, columns);
         product(Left::Made(&Columns { shape, x }), rows, &weight, &mut y, given.is_none())
     };
-    let statistics = given.cloned().unwrap_or_else(|| sums.statistics_over(ranks, rows));
+    let statistics = given.cloned().unwrap_or_else(|| sums.statistics_over(over_processes, rows));
     let affine = Affine::new(&statistics, &packed[norm_weight..norm_bias], &packed[norm_bias..end], shape.eps);
     let output = if shape.pool {
         pool::<A>(&y, &affine, shape.batch)
     } else {
-        // SAFETY: `normalise` writes all `rows` rows of `n` values and reads none of them.
-        let mut output = unsafe { uninit_vec(rows * n) };
-        normalise::<A>(&y, &affine, None, &mut output);
-        output
+        written(rows * n, |output| (normalise::<A>(&y, &affine, None, output), ())).0
     };
     (output, y, statistics)
 }
@@ -113,7 +115,7 @@ fn backward<A: Act>(
     y: &[f32],
     statistics: &ChannelStatistics,
     normalise: Normalise,
-    ranks: Option<&Ranks>,
+    over_processes: Option<SumOverProcesses>,
     g: &[f32],
     with_input: bool,
 ) -> (Option<Vec<f32>>, Vec<f32>) {
@@ -129,24 +131,19 @@ fn backward<A: Act>(
         dispatch(Mask::<A> { g, y: &y[span], affine: &affine, pooled, masked, activation: PhantomData })
     });
     let sums = Sums::total(parts);
-    let back = Backward::over(ranks, &sums, statistics, &packed[norm_weight..norm_bias], shape.eps, normalise);
+    let back = Backward::over(over_processes, &sums, statistics, &packed[norm_weight..norm_bias], shape.eps, normalise);
     let mut gradient = vec![0.0; end];
     gradient[norm_weight..norm_bias].copy_from_slice(&back.weight_gradient);
     gradient[norm_bias..].copy_from_slice(&back.bias_gradient);
     let raw = RawGradient { g: &masked, y, back: &back };
     let stride = n.next_multiple_of(InstructionSet::active().lanes());
-    let mut dx = with_input.then(|| match shape.is_plain_product() {
-        // SAFETY: `dx` exists only together with a weight; `product_backward` below then writes all of it, `columns`
-        // (the input's channels) values per row, and reads none of them.
-        true => unsafe { uninit_vec(x.len()) },
-        false => vec![0.0; x.len()],
-    });
     if shape.is_plain_product() {
-        let weight = dx.is_some().then(|| Packed::new(&packed[..norm_weight], n, columns, columns, 1));
-        let parts = product_backward(raw, x, columns, weight.as_ref(), dx.as_deref_mut().unwrap_or_default());
+        let weight = with_input.then(|| Packed::new(&packed[..norm_weight], n, columns, columns, 1));
+        let (dx, parts) = product_backward(raw, x, columns, weight.as_ref());
         write_transposed(parts, stride, &mut gradient[..norm_weight], columns);
         return (dx, gradient);
     }
+    let mut dx = with_input.then(|| vec![0.0; x.len()]);
     let taps = shape.kernel * shape.kernel;
     let weight = dx.is_some().then(|| {
         let ordered = to_column_order(&packed[..norm_weight], shape.in_channels, taps);
@@ -160,86 +157,4 @@ fn backward<A: Act>(
     write_transposed(parts, stride, &mut ordered, columns);
     gradient[..norm_weight].copy_from_slice(&from_column_order(&ordered, shape.in_channels, taps));
     (dx, gradient)
-}
-
-/// Backward pass of the convolution over whole images, given the raw gradient at its output.
-struct ColumnsBackward<'a> {
-    shape: &'a DenseShape,
-    raw: RawGradient<'a>,
-    x: &'a [f32],
-    /// `[out, k * k * in]`, for the input gradient; `None` if none is needed.
-    weight: Option<&'a Packed>,
-    images: Range<usize>,
-    /// Input gradient of `images`, zeros at the start.
-    dx: &'a mut [f32],
-}
-
-impl Kernel for ColumnsBackward<'_> {
-    /// The transposed weight gradient `[k * k * in, stride]`.
-    type Output = Aligned;
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Aligned {
-        let (n, columns) = (self.shape.out_channels, self.shape.columns());
-        let stride = n.next_multiple_of(S::LANES);
-        let source = Columns { shape: self.shape, x: self.x };
-        let mut gradients = Aligned::zeros(ROW_BLOCK * stride);
-        let mut tile = Aligned::zeros(ROW_BLOCK * columns);
-        let mut weight_gradient = Aligned::zeros(columns * stride);
-        let pixels = self.shape.rows() / self.shape.batch;
-        let end = self.images.end * pixels;
-        let mut first = self.images.start * pixels;
-        while first < end {
-            let rows = ROW_BLOCK.min(end - first);
-            // SAFETY: the CPU has `S` by this function's contract; both tiles have `ROW_BLOCK >= rows` rows.
-            unsafe {
-                self.raw.fill::<S>(first, rows, stride, &mut gradients);
-                source.fill::<S>(first, rows, columns, &mut tile);
-            }
-            accumulate_transposed(&tile, columns, &gradients, stride, rows, columns, n, &mut weight_gradient, stride);
-            if let Some(weight) = self.weight {
-                let tile = &mut tile[..rows * columns];
-                multiply(&gradients, stride, rows, weight, tile, columns);
-                scatter(self.shape, first, self.images.start, tile, self.dx);
-            }
-            first += rows;
-        }
-        weight_gradient
-    }
-}
-
-/// Computes `masked = g * slope` and the sums that batch norm's gradient needs.
-struct Mask<'a, A> {
-    /// Gradient per pixel, or per image when pooled.
-    g: &'a [f32],
-    y: &'a [f32],
-    affine: &'a Affine,
-    pooled: Option<usize>,
-    masked: &'a mut [f32],
-    activation: PhantomData<A>,
-}
-
-impl<A: Act> Kernel for Mask<'_, A> {
-    type Output = Sums;
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Sums {
-        let n = self.affine.scale.len();
-        let (scale, shift) = (&self.affine.scale[..n], &self.affine.shift[..n]);
-        let factor = self.pooled.map_or(1.0, |pixels| 1.0 / pixels as f32);
-        let mut sums = Sums::new(n);
-        let mut block = SumBlock::new(n);
-        let blocks = self.y.chunks(ROW_BLOCK * n).zip(self.masked.chunks_mut(ROW_BLOCK * n));
-        for (number, (y, masked)) in blocks.enumerate() {
-            for (row, (y, out)) in y.chunks_exact(n).zip(masked.chunks_exact_mut(n)).enumerate() {
-                let row = number * ROW_BLOCK + row;
-                let g = &self.g[self.pooled.map_or(row, |pixels| row / pixels) * n..][..n];
-                for c in 0..n {
-                    out[c] = g[c] * factor * A::slope(y[c] * scale[c] + shift[c]);
-                }
-            }
-            // SAFETY: the CPU has `S` by this function's contract.
-            unsafe { block.set_products::<S>(masked, y) };
-            sums.add_block(0, &block.sum, &block.square);
-        }
-        sums
-    }
 }

@@ -1,9 +1,10 @@
 //! A fully connected layer without bias, as one op, because candle's own product does not use the threads of our
 //! kernels.
 
-use super::buffers::{Aligned, uninit_vec};
-use super::matmul::{Packed, accumulate_transposed_together, multiply};
+use super::buffers::{Aligned, written};
+use super::matmul::{Packed, multiply_new};
 use super::parallel;
+use super::passes::accumulate_transposed_together;
 use super::simd::InstructionSet;
 use candle_core::{Result, bail};
 
@@ -38,11 +39,10 @@ const ROWS: usize = 16;
 
 fn times(x: &[f32], rows: usize, weight: &Packed) -> Vec<f32> {
     let (k, n) = (weight.rows(), weight.columns());
-    // SAFETY: the ranges below cover all `rows`, and `multiply` writes all `n` columns of each row and reads none of
-    // them.
-    let mut y = unsafe { uninit_vec(rows * n) };
-    parallel::map_parts(&mut y, n, rows, ROWS, |range, y| {
-        multiply(&x[range.start * k..], k, range.len(), weight, y, n);
+    let (y, _) = written(rows * n, |y| {
+        parallel::write_parts(y, n, rows, ROWS, |range, y| {
+            (multiply_new(&x[range.start * k..], k, range.len(), weight, y), ())
+        })
     });
     y
 }

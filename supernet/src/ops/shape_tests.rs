@@ -10,7 +10,7 @@ use super::tests::{
 };
 use super::*;
 use crate::graph::interpreter;
-use crate::space::Activation;
+use crate::ops::Activation;
 use candle_core::Tensor;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};

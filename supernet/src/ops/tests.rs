@@ -3,7 +3,7 @@
 use super::testing::{assert_close, assert_close_above, interpreted_block, interpreted_dense, values};
 use super::*;
 use crate::graph::interpreter;
-use crate::space::Activation;
+use crate::ops::Activation;
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 fn block(dims: [usize; 3], channels: [usize; 3], kernel: usize, stride: usize) -> BlockShape {

@@ -2,8 +2,9 @@
 
 use super::gradients::Gradients;
 use crate::network::Parameter;
+use crate::ops;
 use crate::{Error, Result};
-use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -158,9 +159,7 @@ impl Sgd {
 
 /// Whether the fused path can take this tensor.
 fn is_host(tensor: &Tensor) -> bool {
-    tensor.dtype() == DType::F32
-        && tensor.is_contiguous()
-        && matches!(&*tensor.storage_and_layout().0, Storage::Cpu(CpuStorage::F32(_)))
+    ops::has_kernels(tensor.device(), tensor.dtype()) && tensor.is_contiguous()
 }
 
 /// The update of one parameter: reads gradient, weight and buffer once, writes weight and buffer once.

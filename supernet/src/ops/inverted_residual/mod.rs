@@ -29,19 +29,23 @@
 //! than memory, and `y1` or the gradient at the projection's input are stored as well. Module `middle` describes their
 //! layout.
 
+mod activated;
 mod backward;
 mod depthwise_backward;
+mod depthwise_forward;
 mod expand;
+mod expand_kernels;
 mod forward;
 mod middle;
+mod middle_gradient;
 mod project_backward;
 mod squeeze_excite;
 
-use super::batch_norm::{ChannelStatistics, Normalise};
+use super::batch_norm::{ChannelStatistics, Normalise, SumOverProcesses};
 use super::buffers::Buffer;
 use super::depthwise;
+use crate::ops::{Activation, summing};
 use crate::ranks::Ranks;
-use crate::space::{Activation, InvertedResidualSpec};
 use std::ops::Range;
 
 /// Number of channels up to which a pointwise convolution is recomputed rather than stored: that many multiply-adds
@@ -80,25 +84,6 @@ pub struct BlockShape {
 }
 
 impl BlockShape {
-    /// The block `spec` for `batch` maps of `height x width`.
-    pub fn new(spec: &InvertedResidualSpec, batch: usize, height: usize, width: usize, eps: f64) -> Self {
-        BlockShape {
-            batch,
-            height,
-            width,
-            in_channels: spec.in_channels,
-            middle: spec.middle_channels,
-            out_channels: spec.out_channels,
-            kernel: spec.kernel,
-            stride: spec.stride,
-            activation: spec.activation,
-            expand: spec.expand,
-            squeeze_excite: spec.squeeze_excite,
-            residual: spec.residual,
-            eps,
-        }
-    }
-
     fn depthwise(&self) -> depthwise::Shape {
         depthwise::Shape {
             channels: self.middle,
@@ -211,7 +196,8 @@ pub fn inverted_residual(
             packed.len()
         );
     }
-    Ok(forward::forward(shape, x, packed, given, ranks, keep))
+    let sum = summing(ranks);
+    Ok(forward::forward(shape, x, packed, given, sum.as_ref().map(|sum| sum as SumOverProcesses), keep))
 }
 
 impl BlockSaved {
@@ -225,6 +211,7 @@ impl BlockSaved {
         ranks: Option<&Ranks>,
         g: &[f32],
     ) -> (Vec<f32>, Vec<f32>) {
-        backward::backward(shape, x, packed, &self, ranks, g)
+        let sum = summing(ranks);
+        backward::backward(shape, x, packed, &self, sum.as_ref().map(|sum| sum as SumOverProcesses), g)
     }
 }
