@@ -45,14 +45,16 @@ def check(folder):
     loader.loader.exec_module(module)
     with torch.no_grad():
         close("PyTorch", module.load(folder)(torch.from_numpy(values)).numpy())
-        if "resnet" in config["space"]:
-            try:
-                module.load_timm(folder)
-                raise AssertionError(f"{folder.name}: timm has no ResNet with this stem")
-            except ValueError:
-                return
-        close("timm", module.load_timm(folder)(torch.from_numpy(values)).numpy())
-        timm_models += 1
+        blocks = [block for stage in config["network"]["stages"] for block in stage]
+        if all(isinstance(block, dict) and "expand" in block for block in blocks):
+            close("timm", module.load_timm(folder)(torch.from_numpy(values)).numpy())
+            timm_models += 1
+            return
+        try:
+            module.load_timm(folder)
+        except ValueError:
+            return
+        raise AssertionError(f"{folder.name}: timm has this architecture")
 
 
 folders = sorted(path.parent for path in Path(sys.argv[1]).glob("*/case.json"))

@@ -314,6 +314,12 @@ fn a_published_specialised_network_becomes_a_model() {
         assert_eq!(names, ["README.md", "config.json", "graph.json", "load.py", "model.safetensors"]);
         assert!(out.contains("10 classes") && out.contains(&format!("ofa bench {name}")), "{out}");
         succeeds(folder, &["bench", name, "--data", "builtin"]);
+        succeeds(folder, &["export", name]);
+        let card = std::fs::read_to_string(folder.join(name).join("README.md")).unwrap();
+        assert!(
+            card.contains("A published network, imported") && folder.join(name).join("model.onnx").exists(),
+            "{card}"
+        );
         fails(folder, &import, &[name, "already exists"]);
 
         // The model computes the same as the supernet's largest subnet.

@@ -24,7 +24,7 @@ pub fn stored_numbers(network: &NetworkSpec) -> u64 {
 ///
 /// Weights and a runtime's own scratch memory are not counted.
 pub fn peak_activation_bytes(network: &NetworkSpec) -> u64 {
-    4 * Graph::of(network).peak_values()
+    Graph::of(network).peak_values().saturating_mul(4)
 }
 
 #[cfg(test)]
@@ -43,6 +43,25 @@ mod tests {
                 assert_eq!(stored_numbers(&network), numbers as u64, "{name}: {subnet}");
             }
         }
+    }
+
+    #[test]
+    fn costs_of_the_largest_extents_that_a_file_can_name_saturate() {
+        let space = preset("tiny").unwrap();
+        let mut network = space.network(&space.largest(), 10).unwrap();
+        let most = ofa_supernet::graph::MAX_CHANNELS;
+        network.set_resolution(ofa_supernet::graph::MAX_SIZE);
+        network.stem[0].out_channels = most;
+        let wide = "wide 2048x2048x1048576: a=conv 1048576 k15 s1; b=norm";
+        let wide: BlockSpec = serde_json::from_value(wide.into()).unwrap();
+        network.stages = vec![vec![wide; 5]];
+        let feature = network.feature.as_mut().unwrap();
+        (feature.in_channels, feature.input_size, feature.out_channels) = (most, 2048, most);
+        crate::model::validate(&network).unwrap();
+        assert_eq!(macs(&network), u64::MAX);
+        // Five blocks of 225 * 2^40 weights, and little besides.
+        assert!(parameters(&network) > 5 * 225 << 40 && parameters(&network) < 5 * 226 << 40);
+        assert_eq!(peak_activation_bytes(&network), 2 * 4 << 42);
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl TrainingMemory {
         validation_images: usize,
     ) -> Result<Self> {
         let largest = space.network(&space.largest(), classes)?;
-        let weights = 4 * Graph::of(&largest).stored_numbers();
+        let weights = Graph::of(&largest).stored_numbers().saturating_mul(4);
         let ema = u64::from(config.ema.is_some());
         let teacher = u64::from(config.stages.iter().any(StageConfig::has_frozen_teacher));
         let at_once = |stage: &StageConfig| config.subnets_at_once.min(stage.subnets_per_step) as u64;
@@ -55,13 +55,13 @@ impl TrainingMemory {
             let batch = stage.batch.unwrap_or(config.batch).min(train_images.max(1)) as u64;
             let choices = stage.choices(space);
             let network = space.network(&choices.largest(), classes)?;
-            activations = activations.max(at_once(stage) * batch * step_bytes(&network));
+            activations = activations.max(step_bytes(&network).saturating_mul(at_once(stage) * batch));
             let side = network.resolution as u64;
             batches = batches.max(BATCHES * batch * side * side * 12);
         }
         let probes: Vec<Subnet> = vec![space.smallest(), space.middle(), space.largest()];
         let probe_batch = config.probe.batch as u64;
-        activations = activations.max(probe_batch * forward_bytes(&largest));
+        activations = activations.max(forward_bytes(&largest).saturating_mul(probe_batch));
         let resolutions: BTreeSet<u64> = probes.iter().map(|probe| probe.resolution as u64).collect();
         let validated = match config.probe.images {
             0 => validation_images,

@@ -27,7 +27,7 @@ proptest! {
         let network = space.network(&subnet, 5).unwrap();
         let square = |size: usize| (size * size) as u64;
         let blocks: Vec<_> = network.stages.iter().enumerate()
-            .flat_map(|(s, blocks)| blocks.iter().enumerate().map(move |(b, block)| (block.prefix(s, b), block)))
+            .flat_map(|(s, blocks)| blocks.iter().enumerate().map(move |(b, block)| (block.prefix(s, b).to_string(), block)))
             .collect();
         // The stem's convolutions come first.
         let mut stem = network.stem.iter();

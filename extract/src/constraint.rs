@@ -286,8 +286,8 @@ impl Measures {
             Metric::Macs => cost::macs(&network) as f64,
             Metric::Parameters => cost::parameters(&network) as f64,
             Metric::Memory => cost::peak_activation_bytes(&network) as f64,
-            Metric::Size => (4 * cost::stored_numbers(&network)) as f64,
-            Metric::SizeF16 => (2 * cost::stored_numbers(&network)) as f64,
+            Metric::Size => 4.0 * cost::stored_numbers(&network) as f64,
+            Metric::SizeF16 => 2.0 * cost::stored_numbers(&network) as f64,
         })
     }
 }

@@ -50,6 +50,15 @@ const SETTINGS: [&str; 4] = [
     "{'d': [2, 0, 1], 'e': [0.25, 0.5, 0.25, 0.5], 'w': [0, 1, 1, 0], 'ks': None}",
 ];
 
+/// Blocks of custom kinds as their texts.
+const BLOCKS: [&str; 3] = [
+    "fused 8x8x8: conv_exp=conv 16 k3 s1; bn1=norm; relu; conv_pwl=conv 8 k1 s1; bn2=norm; add of 5 0",
+    "gated 9x9x8: a=conv 8 k5 s2 g8; b=norm; hard_swish; global_average_pool; c=conv 8 k1 s1 bias; hard_sigmoid; gate of 3 6; \
+     d=conv 16 k3 s1; e=norm",
+    "pooled 8x8x8: a=conv 8 k1 s1; b=norm; relu6; average_pool 2; max_pool of 0; add of 4 5; relu; average_pool 2 of 0; \
+     add of 7 8",
+];
+
 /// Writes a seed.
 type Put<'a> = dyn Fn(&str, &[u8]) -> Result<()> + 'a;
 
@@ -67,6 +76,9 @@ pub fn write(corpus: &Path) -> Result<()> {
     put("subnet/middle", tiny.middle().to_string().as_bytes())?;
     put("subnet/fraction", b"r160 d2,3 k3,5|7,3,3 e0.5,6|3.333,3,4")?;
     put("subnet/resnet", SearchSpace::named("resnet-tiny")?.largest().to_string().as_bytes())?;
+    for (index, block) in BLOCKS.iter().enumerate() {
+        put(&format!("block/{index}"), block.as_bytes())?;
+    }
     put("network-description/mobilenet", MOBILENET.as_bytes())?;
     put("network-description/resnet", RESNET.as_bytes())?;
     for (index, limit) in

@@ -1,12 +1,13 @@
 //! The fuzzed parsers, a function each, called like the commands call them: on files in a separate folder.
 
 use anyhow::anyhow;
-use ofa_evaluate::model::{PublishedNetwork, tensor_shapes};
-use ofa_evaluate::{DeviceProfile, Model, cost};
+use ofa_evaluate::model::{PublishedNetwork, tensor_shapes, validate};
+use ofa_evaluate::{DeviceProfile, Model, StaticNetwork, cost};
 use ofa_extract::predictor::read_samples;
 use ofa_extract::{Constraint, Predictor};
 use ofa_supernet::data::{DataOptions, Dataset};
 use ofa_supernet::import::{CheckpointFile, Setting};
+use ofa_supernet::space::BlockSpec;
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::{TrainConfig, metrics, tensor_file};
 use ofa_supernet::{SearchSpace, Subnet};
@@ -75,9 +76,35 @@ pub const TARGETS: &[Target] = &[
     target("model-config", |work, bytes| model(work, "config.json", bytes)),
     target("model-weights", |work, bytes| model(work, "model.safetensors", bytes)),
     target("published", published),
+    target("block", |_, bytes| block(text(bytes)?)),
     target("network-description", |_, bytes| network_description(text(bytes)?)),
     target("latency-table", latency_table),
 ];
+
+/// A block of a custom kind: what is accepted has costs and a text, and runs.
+fn block(text: &str) -> Outcome {
+    let block: BlockSpec = serde_json::from_value(text.into())?;
+    if serde_json::from_value::<BlockSpec>(block.to_string().into()).ok().as_ref() != Some(&block) {
+        return Err(Fault::Wrong(format!("'{block}' is not read as it was written")));
+    }
+    let space = tiny();
+    let mut network = space.network(&space.smallest(), 4)?;
+    network.stem[0].out_channels = block.in_channels();
+    let feature = network.feature.as_mut().expect("a MobileNet");
+    feature.in_channels = block.out_channels();
+    let size = block.input_size();
+    network.stages = vec![vec![block]];
+    // The stem halves the size.
+    network.set_resolution(2 * size);
+    validate(&network)?;
+    let (macs, numbers) = (cost::macs(&network), cost::stored_numbers(&network));
+    if macs.max(numbers).max(cost::peak_activation_bytes(&network)) > 1 << 22 {
+        return Err(anyhow!("too large to run here").into());
+    }
+    let mut runnable = StaticNetwork::random(&network, 0)?;
+    let logits = runnable.run(&vec![0.5; 4 * size * size * 3], 1)?;
+    if logits.len() == 4 { Ok(()) } else { Err(Fault::Wrong(format!("{} logits", logits.len()))) }
+}
 
 fn network_description(text: &str) -> Outcome {
     let published = PublishedNetwork::new(text, 32)?;

@@ -44,7 +44,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    args.models.iter().try_for_each(|folder| check_folder(folder))?;
+    args.models.iter().try_for_each(|folder| check_folder(folder, "bench"))?;
     if let Some(&threads) = args.model_threads.iter().max() {
         hint_at_cores("--model-threads", threads);
     }
@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Fails for a folder that is no model's but has such folders in it, and says how to name them.
-pub fn check_folder(folder: &Path) -> Result<()> {
+pub fn check_folder(folder: &Path, command: &str) -> Result<()> {
     let is_model = |folder: &Path| folder.join(CONFIG_FILE).is_file();
     if is_model(folder) {
         return Ok(());
@@ -94,7 +94,7 @@ pub fn check_folder(folder: &Path) -> Result<()> {
     models.sort();
     let Some(first) = models.first().and_then(|path| path.file_name()) else { return Ok(()) };
     bail!(
-        "{}: this is no model folder, but it holds {} of them, such as {}; name them all: {}/*",
+        "{}: this is no model folder, but it holds {} of them, such as {}; give them all with: ofa {command} {}/*",
         folder.display(),
         models.len(),
         first.to_string_lossy(),

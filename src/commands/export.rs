@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     for folder in &args.models {
         interrupt::check()?;
-        check_folder(folder)?;
+        check_folder(folder, "export")?;
         let (path, bytes) = export::export(folder, format, &options, args.out.as_deref())?;
         say!("{}: {:.1} kB", path.display(), bytes as f64 / 1e3);
     }

@@ -5,12 +5,12 @@
 //! over the rate of a copy; both rates are measured first, with all threads. Values that are written and read again
 //! later count twice. A kernel whose values are in the caches can be faster than its floor.
 
-use candle_core::{Device, Tensor, Var};
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ofa_supernet::ops::inference::{DenseConv, Depthwise, Pointwise};
 use ofa_supernet::ops::{
-    BlockShape, DenseShape, SparseLayer, SparseRows, average_pool, dense, inverted_residual, max_pool, parameter_count,
+    BlockShape, DenseShape, SparseLayer, SparseRows, Windows, average_pool, dense, inverted_residual, max_pool,
+    parameter_count,
 };
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::Activation;
@@ -74,10 +74,6 @@ impl ValueFormatter for Formatter {
 fn values(count: usize) -> Vec<f32> {
     let mut rng = generator(0, Stream::Weights, &[count as u64]);
     (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
-}
-
-fn tensor(shape: &[usize]) -> Tensor {
-    Tensor::from_vec(values(shape.iter().product()), shape, &Device::Cpu).expect("as many values as the shape has")
 }
 
 /// The best of several repetitions: what the machine can do, not its average.
@@ -215,21 +211,17 @@ fn training(c: &mut Criterion<ShareOfFloor>) {
         // The output's gradient and y3 are read twice, the raw gradient is written and read; y2 is read twice; the
         // input's gradient is written, read with the input and written again.
         let backward = 6 * y3 + 2 * y2 + kept_y1 + 2 * kept_g2 + 5 * x;
-        let input = Var::from_tensor(&tensor(&[BATCH, side, side, channels[0]])).expect("a copy");
-        let packed = Var::from_tensor(&tensor(&[parameter_count(&shape)])).expect("a copy");
+        let (input, packed, gradient) = (values(x), values(parameter_count(&shape)), vec![1.0; y3]);
         let name = format!("{side} px {channels:?} k{kernel} s{stride}{}", if squeeze_excite { " se" } else { "" });
         group.throughput(floor(multiply_adds, forward));
         group.bench_function(BenchmarkId::new("block forward", &name), |b| {
-            let input = || input.as_tensor().clone().into();
-            b.iter(|| inverted_residual(input(), &packed, shape.clone(), None, None, false).expect("fitting shapes"));
+            b.iter(|| inverted_residual(&input, &packed, &shape, None, None, false).expect("fitting shapes"));
         });
         group.throughput(floor(3 * multiply_adds, forward + backward));
         group.bench_function(BenchmarkId::new("block forward and backward", &name), |b| {
             b.iter(|| {
-                let input = input.as_tensor().clone().into();
-                let (output, _) =
-                    inverted_residual(input, &packed, shape.clone(), None, None, true).expect("fitting shapes");
-                output.tracked().and_then(|output| output.sum_all()).and_then(|sum| sum.backward()).expect("a gradient")
+                let passed = inverted_residual(&input, &packed, &shape, None, None, true).expect("fitting shapes");
+                passed.1.expect("saved values").backward(&shape, &input, &packed, None, &gradient)
             });
         });
     }
@@ -247,22 +239,24 @@ fn training(c: &mut Criterion<ShareOfFloor>) {
             eps: 1e-5,
         };
         let rows = BATCH * side * side;
-        let input = Var::from_tensor(&tensor(&[BATCH, side, side, from])).expect("a copy");
-        let packed = Var::from_tensor(&tensor(&[to * from * kernel * kernel + 2 * to])).expect("a copy");
         let (x, y) = (rows * from, rows * to);
+        let (input, packed) = (values(x), values(to * from * kernel * kernel + 2 * to));
+        let gradient = vec![1.0; if pool { BATCH * to } else { y }];
         group.throughput(floor(3 * rows * from * to * kernel * kernel, 3 * x + 5 * y));
         let name = format!("{side} px {from} to {to} k{kernel}{}", if pool { " pooled" } else { "" });
         group.bench_function(BenchmarkId::new("dense forward and backward", name), |b| {
             b.iter(|| {
-                let (output, _) = dense(&input, &packed, shape.clone(), None, None, true).expect("fitting shapes");
-                output.sum_all().and_then(|sum| sum.backward()).expect("a gradient")
+                let (_, saved) = dense(&input, &packed, &shape, None, None).expect("fitting shapes");
+                saved.backward(&shape, &input, &packed, None, &gradient, true)
             });
         });
     }
-    let map = tensor(&[BATCH, 32, 32, 32]);
-    group.throughput(floor(0, map.elem_count() * 5 / 4));
-    group.bench_function("max pool", |b| b.iter(|| max_pool(&map).expect("a map")));
-    group.bench_function("average pool", |b| b.iter(|| average_pool(&map, (2, 2)).expect("a map")));
+    let map = values(BATCH * 32 * 32 * 32);
+    group.throughput(floor(0, map.len() * 5 / 4));
+    group.bench_function("max pool", |b| b.iter(|| max_pool(&Windows::max_pool(32, 32, 32), &map)));
+    group.bench_function("average pool", |b| {
+        b.iter(|| average_pool(&Windows::side_by_side(32, 32, 32, (2, 2), 0), &map));
+    });
     group.finish();
 }
 

@@ -33,14 +33,9 @@ pub mod files;
 pub mod graph;
 pub mod import;
 pub mod layers;
+mod legacy;
 pub mod lock;
 pub mod network;
-mod network_cut;
-mod network_initial;
-mod network_seam;
-mod network_sort;
-mod network_state;
-mod network_statistics;
 // Kernels: SIMD intrinsics, and slices shared between threads.
 #[allow(unsafe_code)]
 pub mod ops;

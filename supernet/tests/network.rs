@@ -1,8 +1,10 @@
 //! The whole network: fused kernels against the f64 composite, elastic slices, channel sorting, state.
 
+mod kinds;
+
 use candle_core::{DType, Device, Tensor};
 use ofa_supernet::data::{DataOptions, Dataset};
-use ofa_supernet::network::{Mode, Statistics, StatisticsCollector};
+use ofa_supernet::network::{Gradients, Mode, Statistics, StatisticsCollector, Tape};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::{Activation, Ratio};
 use ofa_supernet::train::EvaluationSet;
@@ -40,6 +42,26 @@ fn resnet() -> SearchSpace {
 /// Shortcuts of pools and projections, at odd sizes where the images are.
 fn attentive() -> SearchSpace {
     SearchSpace::named("attentive-tiny").unwrap()
+}
+
+/// Blocks of kinds that the crate does not know.
+fn custom() -> SearchSpace {
+    kinds::register();
+    let mut space = space();
+    space.stages[0].block = Some("fused".into());
+    space.stages[1].block = Some("winding".into());
+    space
+}
+
+/// The same between bottlenecks, with elastic widths: some subnets need a projection that the largest lacks.
+fn custom_resnet() -> SearchSpace {
+    let mut space = resnet();
+    // At the largest width the first block of the stage keeps its input's shape.
+    let same = space.stages[0].channels;
+    space.stages.insert(1, space.stages[0].clone());
+    (space.stages[1].channels, space.stages[1].stride, space.stages[1].block) =
+        (same, 1, custom().stages[1].block.clone());
+    space
 }
 
 fn images(batch: usize, size: usize, seed: u64) -> Tensor {
@@ -87,7 +109,7 @@ fn network_on_a_gpu_equals_the_f64_composite_in_value_and_gradient() {
 }
 
 fn equals_exact(device: &Device) {
-    for space in [space(), proxyless(), resnet(), attentive()] {
+    for space in [space(), proxyless(), resnet(), custom(), attentive(), custom_resnet()] {
         space_equals_exact(&space, device);
     }
 }
@@ -107,14 +129,18 @@ fn space_equals_exact(space: &SearchSpace, device: &Device) {
         let run = |net: &Supernet| {
             let mut rng = generator(1, Stream::Dropout, &[]);
             let x = x.to_device(net.device()).unwrap();
-            let logits = net.forward(&x, &subnet, Mode::Train { dropout: 0.2, rng: &mut rng, first: 0 }).unwrap();
-            let gradients = logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            let mut tape = Tape::default();
+            let mode = Mode::Train { dropout: 0.2, rng: &mut rng, first: 0, tape: &mut tape };
+            let logits = net.forward(&x, &subnet, mode).unwrap();
+            let mut gradients = Gradients::none(net.parameters().len());
+            tape.backward((&logits * 2.0).unwrap(), &mut gradients).unwrap();
             (logits, gradients)
         };
         let ((a, fused_gradients), (b, exact_gradients)) = (run(&fused), run(&exact));
         assert!(largest_difference(&a, &b) < 2e-3, "{subnet}: {}", largest_difference(&a, &b));
-        for (f, e) in fused.parameters().iter().zip(exact.parameters()) {
-            match (fused_gradients.get(&f.var), exact_gradients.get(&e.var)) {
+        let both = fused_gradients.tensors().iter().zip(exact_gradients.tensors());
+        for (f, both) in fused.parameters().iter().zip(both) {
+            match both {
                 (Some(g), Some(h)) => {
                     let norm = h.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
                     let difference = (self::exact(g) - h).unwrap();
@@ -138,7 +164,7 @@ fn space_equals_exact(space: &SearchSpace, device: &Device) {
 
 #[test]
 fn every_parameter_of_the_largest_subnet_gets_a_gradient() {
-    for space in [space(), resnet()] {
+    for space in [space(), resnet(), custom()] {
         gradients_everywhere(&space);
     }
 }
@@ -146,16 +172,17 @@ fn every_parameter_of_the_largest_subnet_gets_a_gradient() {
 fn gradients_everywhere(space: &SearchSpace) {
     let net = Supernet::new(space, 5, 1).unwrap();
     let mut rng = generator(1, Stream::Dropout, &[]);
-    let largest = net
-        .forward(&images(2, 16, 1), &space.largest(), Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 })
-        .unwrap();
     let mut narrow = Subnet { resolution: space.resolutions[0], ..space.largest() };
     narrow.stages.iter_mut().flatten().for_each(|block| (block.kernel, block.expand) = (3, space.expand_ratios[0]));
-    let smallest =
-        net.forward(&images(2, 16, 1), &narrow, Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
-    let gradients = (largest.sqr().unwrap() + smallest.sqr().unwrap()).unwrap().sum_all().unwrap().backward().unwrap();
-    for parameter in net.parameters() {
-        let gradient = gradients.get(&parameter.var).unwrap_or_else(|| panic!("{} has no gradient", parameter.name));
+    let mut gradients = Gradients::none(net.parameters().len());
+    for subnet in [space.largest(), narrow] {
+        let mut tape = Tape::default();
+        let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, tape: &mut tape };
+        let logits = net.forward(&images(2, 16, 1), &subnet, mode).unwrap();
+        tape.backward((logits * 2.0).unwrap(), &mut gradients).unwrap();
+    }
+    for (parameter, gradient) in net.parameters().iter().zip(gradients.tensors()) {
+        let gradient = gradient.as_ref().unwrap_or_else(|| panic!("{} has no gradient", parameter.name));
         assert_eq!(gradient.dims(), parameter.var.dims());
         assert!(gradient.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap() > 0.0, "{}", parameter.name);
     }
@@ -163,7 +190,9 @@ fn gradients_everywhere(space: &SearchSpace) {
 
 #[test]
 fn sorting_channels_keeps_the_largest_function() {
-    [space(), attentive()].iter().for_each(sorting_keeps_the_largest_function);
+    for space in [space(), attentive(), custom(), custom_resnet()] {
+        sorting_keeps_the_largest_function(&space);
+    }
 }
 
 fn sorting_keeps_the_largest_function(space: &SearchSpace) {
@@ -173,7 +202,7 @@ fn sorting_keeps_the_largest_function(space: &SearchSpace) {
     let logits = |net: &Supernet, subnet: &Subnet| net.forward(&x, subnet, Mode::BatchStatistics).unwrap();
     let (largest, smallest) = (logits(&net, &space.largest()), logits(&net, &space.smallest()));
     let statistics = net.running_statistics(&space.largest()).unwrap();
-    for stage in [1, 2] {
+    for stage in 1..space.expand_ratios.len() {
         net.sort_channels(stage).unwrap();
         assert!(largest_difference(&largest, &logits(&net, &space.largest())) < 1e-3);
     }
@@ -200,7 +229,8 @@ fn sorting_a_resnet_keeps_the_largest_function_and_puts_what_is_read_most_in_fro
         net.forward(&x, subnet, Mode::Evaluate(&statistics)).unwrap()
     };
     let mut rng = generator(1, Stream::Dropout, &[]);
-    net.forward(&x, &space.largest(), Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
+    let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, tape: &mut Tape::default() };
+    net.forward(&x, &space.largest(), mode).unwrap();
     let (largest, evaluated) = (logits(&space.largest()), running(&space.largest()));
     let share = || {
         let state = net.state().unwrap();
@@ -251,7 +281,7 @@ fn bits(logits: &Tensor) -> Vec<u32> {
 
 #[test]
 fn subnets_together_give_the_bits_of_one_by_one() {
-    for space in [space(), proxyless(), resnet(), attentive()] {
+    for space in [space(), proxyless(), resnet(), custom(), attentive()] {
         let net = Supernet::new(&space, 7, 1).unwrap();
         disturbed(&net);
         let (images, others) = (images(3, 24, 1), images(4, 24, 2));

@@ -2,12 +2,11 @@
 //! its files: weights and images come from a formula that both sides evaluate, and `fixtures/` holds the results of the
 //! published code in f64. This test computes in f64 too; `network.rs` tests f32 against f64.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use ofa_supernet::import::{Setting, published};
-use ofa_supernet::network::Mode;
+use ofa_supernet::network::{Gradients, Mode, Tape};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::Ratio;
-use ofa_supernet::train::gradients::Gradients;
 use ofa_supernet::train::loss;
 use ofa_supernet::{SearchSpace, Subnet, Supernet};
 use serde_json::Value;
@@ -120,11 +119,13 @@ fn step_is_the_published_one(reference: &Reference) {
     for listed in step["subnets"].as_array().unwrap() {
         let subnet = reference.subnet(&listed["setting"], 64);
         let mut rng = generator(0, Stream::Dropout, &[]);
-        let logits = net.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
+        let mut tape = Tape::default();
+        let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, tape: &mut tape };
+        let logits = Var::from_tensor(&net.forward(&images, &subnet, mode).unwrap()).unwrap();
         let loss = loss::cross_entropy(&loss::log_softmax(&logits).unwrap(), &targets).unwrap();
         let (found, expected) = (f64::from(loss.to_scalar::<f32>().unwrap()), listed["loss"].as_f64().unwrap());
         assert!((found - expected).abs() <= 1e-6 * expected, "{subnet}: {found} and {expected}");
-        gradients.add(net.parameters(), &mut loss.backward().unwrap()).unwrap();
+        tape.backward(loss::gradient_at(&logits, &loss).unwrap(), &mut gradients).unwrap();
     }
 
     let mut expected = step["gradients"].as_object().unwrap().clone();

@@ -3,12 +3,11 @@
 
 mod attentive;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use ofa_supernet::import::{Setting, common, published, read_supernet};
-use ofa_supernet::network::{Mode, StatisticsCollector};
+use ofa_supernet::network::{Gradients, Mode, StatisticsCollector, Tape};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::{Activation, BlockSpec, Family, InvertedResidualSpec};
-use ofa_supernet::train::gradients::Gradients;
 use ofa_supernet::train::loss;
 use ofa_supernet::train::optimizer::Sgd;
 use ofa_supernet::{SearchSpace, Subnet, Supernet};
@@ -71,12 +70,14 @@ impl Reference {
         for listed in step["subnets"].as_array().unwrap() {
             let subnet = self.subnet(&listed["setting"], &step["resolution"]);
             let mut rng = generator(0, Stream::Dropout, &[]);
-            let logits = net.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
+            let mut tape = Tape::default();
+            let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, tape: &mut tape };
+            let logits = Var::from_tensor(&net.forward(&images, &subnet, mode).unwrap()).unwrap();
             let log_probabilities = loss::log_softmax(&logits).unwrap();
             let ce = loss::cross_entropy(&log_probabilities, &targets).unwrap();
             let kd = loss::cross_entropy(&log_probabilities, soft).unwrap();
             let total = (ce + (kd * step["kd_ratio"].as_f64().unwrap()).unwrap()).unwrap();
-            gradients.add(net.parameters(), &mut total.backward().unwrap()).unwrap();
+            tape.backward(loss::gradient_at(&logits, &total).unwrap(), &mut gradients).unwrap();
         }
         gradients
     }

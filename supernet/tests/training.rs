@@ -2,9 +2,9 @@
 
 mod small_run;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use ofa_supernet::data::{Augmentation, Flip, Mix, Mixing};
-use ofa_supernet::network::Mode;
+use ofa_supernet::network::{Gradients, Mode, Tape};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::train::StepReport;
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
@@ -349,12 +349,14 @@ fn check_step(mut config: TrainConfig, kind: Teacher) {
     let soft = teacher.unwrap_or(&twin).forward(&images, &largest, Mode::BatchStatistics).unwrap();
     let soft = loss::soft_targets(&soft).unwrap();
     let hard = loss::smoothed_targets(&batch.labels, 10, 0.1, &Device::Cpu).unwrap();
-    let mut sums: Vec<Option<Tensor>> = vec![None; net.parameters().len()];
+    let mut sums = Gradients::none(net.parameters().len());
     for index in 0..stage.subnets_per_step {
         let subnet = subnet_of(stage, &choices, config.seed, step, index, resolution);
         assert_eq!(subnet, report.subnets[index]);
         let mut rng = generator(0, Stream::Dropout, &[]);
-        let logits = twin.forward(&images, &subnet, Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 }).unwrap();
+        let mut tape = Tape::default();
+        let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, tape: &mut tape };
+        let logits = Var::from_tensor(&twin.forward(&images, &subnet, mode).unwrap()).unwrap();
         let log_p = loss::log_softmax(&logits).unwrap();
         let mut total = loss::cross_entropy(&log_p, &hard).unwrap();
         if in_place && index == 0 {
@@ -363,18 +365,10 @@ fn check_step(mut config: TrainConfig, kind: Teacher) {
             let taught = (loss::cross_entropy(&log_p, &soft).unwrap() * 0.5).unwrap();
             total = (((total * labels).unwrap() + taught).unwrap() * ramp).unwrap();
         }
-        let gradients = total.backward().unwrap();
-        for (sum, parameter) in sums.iter_mut().zip(twin.parameters()) {
-            if let Some(gradient) = gradients.get(parameter.var.as_tensor()) {
-                *sum = Some(match sum.take() {
-                    Some(sum) => (sum + gradient).unwrap(),
-                    None => gradient.clone(),
-                });
-            }
-        }
+        tape.backward(loss::gradient_at(&logits, &total).unwrap(), &mut sums).unwrap();
     }
     let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    for ((sum, old), new) in sums.iter().zip(twin.parameters()).zip(net.parameters()) {
+    for ((sum, old), new) in sums.tensors().iter().zip(twin.parameters()).zip(net.parameters()) {
         let (before, after) = (values(old.var.as_tensor()), values(new.var.as_tensor()));
         let Some(sum) = sum else {
             assert_eq!(before, after, "{} took no part", old.name);

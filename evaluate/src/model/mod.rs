@@ -139,8 +139,8 @@ pub(crate) fn read_weights(folder: &Path) -> Result<(ModelConfig, Weights)> {
 /// write one folder, both files are from the last of them.
 ///
 /// # Errors
-/// An invalid configuration or invalid weights, or errors of the operating system. If writing fails, the folder is
-/// unchanged; if renaming fails, the configuration is missing.
+/// An invalid configuration or invalid weights, or errors of the operating system. If writing fails, the model is
+/// unchanged, without the files that were derived from it; if renaming fails, the configuration is missing.
 pub fn save(folder: &Path, config: &ModelConfig, weights: &Weights) -> Result<()> {
     let config_path = folder.join(CONFIG_FILE);
     config.validate().map_err(|message| ofa_supernet::Error::format(&config_path, message))?;

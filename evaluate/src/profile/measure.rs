@@ -243,7 +243,7 @@ impl LayerNetworks {
         let covering = covering_networks(space, options.classes)?;
         let resolutions = covering.len() / space.covering().len();
         let first_of_choice = || covering.iter().step_by(resolutions);
-        let bytes: u64 = first_of_choice().map(|spec| 4 * cost::parameters(spec)).sum();
+        let bytes = weight_bytes(first_of_choice());
         let networks = match bytes <= GROUP_BYTES {
             true => first_of_choice().map(|spec| StaticNetwork::random(spec, options.seed)).collect::<Result<_>>()?,
             false => Vec::new(),
@@ -311,6 +311,11 @@ impl LayerNetworks {
     }
 }
 
+/// Bytes of the weights of several networks together.
+fn weight_bytes<'a>(networks: impl Iterator<Item = &'a NetworkSpec>) -> u64 {
+    networks.map(|network| cost::parameters(network).saturating_mul(4)).fold(0, u64::saturating_add)
+}
+
 /// Median end-to-end times of `subnets`, in milliseconds.
 fn measure_subnets(
     space: &SearchSpace,
@@ -321,7 +326,7 @@ fn measure_subnets(
 ) -> Result<Vec<f64>> {
     let specs = subnets.iter().map(|subnet| space.network(subnet, options.classes));
     let specs: Vec<NetworkSpec> = specs.collect::<ofa_supernet::Result<_>>()?;
-    let bytes: u64 = specs.iter().map(|spec| 4 * cost::parameters(spec)).sum();
+    let bytes = weight_bytes(specs.iter());
     let groups = (bytes.div_ceil(GROUP_BYTES) as usize).clamp(1, subnets.len());
     let mut measured = vec![0.0; subnets.len()];
     for group in 0..groups {

@@ -5,6 +5,8 @@
 
 #[path = "../../src/ops/buffer_pool.rs"]
 mod buffer_pool;
+#[path = "../../src/ops/idle_pools.rs"]
+mod idle_pools;
 #[path = "../../src/ops/ordered.rs"]
 mod ordered;
 #[path = "../../src/ops/sync.rs"]
@@ -13,9 +15,10 @@ mod sync;
 mod worker_pool;
 
 use buffer_pool::BufferPool;
+use idle_pools::IdlePools;
 use loom::model::Builder;
-use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering};
+use loom::sync::{Arc, Mutex};
 use loom::thread;
 use ordered::Ordered;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -104,6 +107,33 @@ fn a_panic_reaches_the_caller_after_the_rest_is_done() {
 }
 
 #[test]
+fn two_callers_never_hold_one_pool_and_pools_beyond_the_limit_end() {
+    explore(1, || {
+        let idle = Arc::new(IdlePools::new());
+        let held = Arc::new(Mutex::new(Vec::new()));
+        let caller = |idle: Arc<IdlePools>, held: Arc<Mutex<Vec<usize>>>| {
+            move || {
+                let pool = idle.take(1, |_| {});
+                let address = &raw const *pool as usize;
+                let mut others = held.lock().unwrap();
+                assert!(!others.contains(&address));
+                others.push(address);
+                drop(others);
+                thread::yield_now();
+                held.lock().unwrap().retain(|&other| other != address);
+                idle.put(pool);
+            }
+        };
+        let other = thread::spawn(caller(idle.clone(), held.clone()));
+        caller(idle.clone(), held)();
+        other.join().unwrap();
+        assert_eq!(idle.len(), 1);
+        // loom reports threads that never end: those of the pool that was not kept too.
+        idle.take(1, |_| {}).end();
+    });
+}
+
+#[test]
 fn two_threads_never_hold_one_buffer() {
     explore(3, || {
         let pool = Arc::new(BufferPool::new());
@@ -128,7 +158,7 @@ fn two_threads_never_hold_one_buffer() {
 #[test]
 fn results_are_taken_once_each_and_in_order() {
     explore(3, || {
-        let taken = Arc::new(loom::sync::Mutex::new(Vec::new()));
+        let taken = Arc::new(Mutex::new(Vec::new()));
         let take = {
             let taken = taken.clone();
             move |result| taken.lock().unwrap().push(result)

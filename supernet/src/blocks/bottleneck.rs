@@ -1,11 +1,12 @@
 //! Bottleneck blocks of ResNet-D: description, graph, and elastic layers, of which each uses the leading input and
 //! output channels of its full weight.
 
-use crate::graph::{Builder, NodeId, Shape};
+use super::BlockSpec;
+use crate::graph::{Builder, NodeId, Prefix, Shape};
 use crate::layers::{
-    BatchNorm, Dense, OuterChannels, ParameterId, Parameters, Pass, Touch, activate, add, average_pool, sort_shared,
+    Active, BatchNorm, Dense, OuterChannels, ParameterId, Parameters, Pass, Touch, activate, average_pool, fused,
+    sort_shared, sum_of_branches,
 };
-use crate::ops::Relay;
 use crate::space::{Activation, ConvSpec};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
@@ -104,8 +105,8 @@ impl BottleneckSpec {
         Ok(())
     }
 
-    pub(super) fn prefix(&self, stage: usize, place: usize) -> String {
-        format!("layer{}.{place}.", stage + 1)
+    pub(super) fn prefix(&self, stage: usize, place: usize) -> Prefix {
+        Prefix::block("layer", stage + 1, place)
     }
 
     pub(super) fn lower(&self, builder: &mut Builder, x: NodeId) -> NodeId {
@@ -157,18 +158,10 @@ impl Bottleneck {
         self.convolutions[0].weight
     }
 
-    pub(super) fn active(
-        &self,
-        parameters: &Parameters,
-        spec: &BottleneckSpec,
-        keep: bool,
-    ) -> Result<Vec<Vec<Tensor>>> {
+    pub(super) fn active(&self, parameters: &Parameters, spec: &BottleneckSpec) -> Vec<Vec<Active>> {
         let convolutions = self.convolutions.iter().zip(spec.convolutions());
-        let mut slots = Vec::with_capacity(8);
-        for (dense, conv) in convolutions.chain(self.shortcut.iter().zip(spec.shortcut())) {
-            slots.extend(dense.active(parameters, &conv, keep)?);
-        }
-        Ok(slots)
+        let all = convolutions.chain(self.shortcut.iter().zip(spec.shortcut()));
+        all.flat_map(|(dense, conv)| dense.active(parameters, &conv)).collect()
     }
 
     pub(super) fn outer_channels(&self) -> Option<OuterChannels<'_>> {
@@ -193,27 +186,32 @@ impl Bottleneck {
     pub(super) fn forward(
         &self,
         parameters: &Parameters,
-        x: Relay,
+        x: &Tensor,
         spec: &BottleneckSpec,
         eps: f64,
         pass: &mut Pass,
-    ) -> Result<Relay> {
-        let x = &x.tracked()?;
-        let mut y = x.clone();
-        for (dense, conv) in self.convolutions.iter().zip(spec.convolutions()) {
-            y = dense.forward(parameters, &y, &conv, eps, pass)?;
+    ) -> Result<Tensor> {
+        if !fused(x) {
+            let graph = BlockSpec::Bottleneck(spec.clone()).graph(eps);
+            return pass.interpret(&graph, x, &self.active(parameters, spec));
         }
-        let shortcut = match (&self.shortcut, spec.shortcut()) {
+        let main = |pass: &mut Pass| {
+            let mut convolutions = self.convolutions.iter().zip(spec.convolutions());
+            convolutions.try_fold(x.clone(), |y, (dense, conv)| dense.forward(parameters, &y, &conv, eps, pass))
+        };
+        let shortcut = |pass: &mut Pass| match (&self.shortcut, spec.shortcut()) {
             (Some(dense), Some(conv)) => {
-                let pooled = if spec.stride > 1 { average_pool(x, (spec.stride, spec.stride))? } else { x.clone() };
-                dense.forward(parameters, &pooled, &conv, eps, pass)?
+                let pooled = match spec.stride {
+                    1 => x.clone(),
+                    stride => average_pool(x, (stride, stride), 0, pass)?,
+                };
+                dense.forward(parameters, &pooled, &conv, eps, pass)
             }
-            _ => x.clone(),
+            _ => Ok(x.clone()),
         };
-        let output = match spec.activation {
-            Activation::Relu => add(&y, &shortcut, true)?,
-            other => activate(&add(&y, &shortcut, false)?, other)?,
-        };
-        Ok(output.into())
+        match spec.activation {
+            Activation::Relu => sum_of_branches(pass, main, shortcut, true),
+            other => activate(&sum_of_branches(pass, main, shortcut, false)?, other, pass),
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Block kinds that are defined outside this crate: their registry, and the description of a block as its own graph.
 
-use crate::graph::{Builder, Fragment, Graph, NodeId, Shape};
+use crate::graph::{Builder, Fragment, Graph, NodeId, Op, Prefix, Shape};
 use crate::space::{Activation, ExpandRatio, make_divisible};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -177,8 +177,8 @@ impl CustomSpec {
         self.fragment.check().map_err(|fault| format!("of kind '{}': {fault}", self.kind))
     }
 
-    pub(super) fn prefix(&self, stage: usize, place: usize) -> String {
-        format!("blocks.{stage}.{place}.")
+    pub(super) fn prefix(&self, stage: usize, place: usize) -> Prefix {
+        Prefix::block("blocks.", stage, place)
     }
 
     /// Kind of the block in regions of a graph.
@@ -188,6 +188,18 @@ impl CustomSpec {
 
     pub(super) fn lower(&self, builder: &mut Builder, x: NodeId) -> NodeId {
         self.fragment.emit(builder, x)
+    }
+
+    /// Name of the norm whose output the shortcut is added to, if the block ends like that.
+    pub(crate) fn last_norm(&self) -> Option<String> {
+        let graph = self.graph();
+        let mut last = graph.node(graph.output());
+        if let (Op::Activation(_), &[input]) = (last.op, last.inputs()) {
+            last = graph.node(input);
+        }
+        let main = *last.inputs().first().filter(|_| last.op == Op::Add)?;
+        let norm = graph.slots().iter().find(|slot| slot.node == main && graph.node(main).op == Op::BatchNorm);
+        norm.map(|slot| slot.name().to_string())
     }
 
     /// The nodes as a graph of its own, with any epsilon.
@@ -231,5 +243,41 @@ impl TryFrom<String> for CustomSpec {
 impl From<CustomSpec> for String {
     fn from(spec: CustomSpec) -> String {
         spec.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_norm_before_a_shortcut_is_found_by_name() {
+        let last_norm = |nodes: &str| format!("fused 8x8x8: {nodes}").parse::<CustomSpec>().unwrap().last_norm();
+        let residual = "a=conv 16 k3 s1; n=norm; relu; b=conv 8 k1 s1; last=norm; add of 5 0";
+        assert_eq!(last_norm(residual).as_deref(), Some("last"));
+        assert_eq!(last_norm(&format!("{residual}; relu")).as_deref(), Some("last"));
+        assert_eq!(last_norm("a=conv 16 k3 s1; n=norm; relu"), None);
+        assert_eq!(last_norm("a=conv 8 k3 s1; n=norm; relu; add of 3 0"), None);
+    }
+
+    #[test]
+    fn names_of_kinds_are_checked_and_unknown_ones_told() {
+        let kind = |name| CustomKind { name, lower: |_, _, _| {} };
+        assert!(register(kind("a b")).unwrap_err().to_string().contains("letters, digits and '_'"));
+        register(kind("nothing")).unwrap();
+        assert!(register(kind("nothing")).unwrap_err().to_string().contains("registered already"));
+        let settings = BlockSettings {
+            in_channels: 8,
+            out_channels: 8,
+            kernel: 3,
+            expand: ExpandRatio::try_from(2.0).unwrap(),
+            stride: 1,
+            activation: Activation::Relu,
+            squeeze_excite: false,
+            input_size: 4,
+        };
+        let error = |name| CustomSpec::new(name, &settings).unwrap_err().to_string();
+        assert!(error("nothing").contains("'nothing': the number of nodes is 0"), "{}", error("nothing"));
+        assert!(error("unknown").contains("nothing"), "{}", error("unknown"));
     }
 }

@@ -6,8 +6,7 @@
 use super::CustomSpec;
 use super::custom_channels::{Axis, Group, groups};
 use crate::graph::{Graph, Op, Slot};
-use crate::layers::{BatchNorm, Initialiser, OuterChannels, ParameterId, Parameters, Pass, channel_sorting};
-use crate::ops::Relay;
+use crate::layers::{Active, BatchNorm, Initialiser, OuterChannels, ParameterId, Parameters, Pass, channel_sorting};
 use candle_core::{Result, Tensor, bail};
 
 /// Elastic layers of the block.
@@ -135,35 +134,35 @@ impl Custom {
         None
     }
 
-    pub(super) fn active(&self, parameters: &Parameters, graph: &Graph, keep: bool) -> Result<Vec<Vec<Tensor>>> {
+    pub(super) fn active(&self, parameters: &Parameters, graph: &Graph) -> Result<Vec<Vec<Active>>> {
         let of_slot = |slot: &Slot| {
             let tensors = graph.tensors(slot);
-            let cut = |id: &ParameterId, shape: &[usize]| cut(parameters.get(*id, keep), shape);
+            let part = |id: &ParameterId, shape: &[usize]| parameters.part(*id, shape);
             match (self.layer(slot.name()), &tensors[..]) {
-                (Some(Layer::Convolution(weight, _)), [(_, shape)]) => Ok(vec![cut(weight, shape)?]),
+                (Some(Layer::Convolution(weight, _)), [(_, shape)]) => Ok(vec![part(weight, shape)]),
                 (Some(Layer::Convolution(weight, Some(bias))), [(_, shape), (_, out)]) => {
-                    Ok(vec![cut(weight, shape)?, cut(bias, out)?])
+                    Ok(vec![part(weight, shape), part(bias, out)])
                 }
-                (Some(Layer::Norm(norm)), [(_, shape), ..]) => Ok(norm.pack(parameters, shape[0], keep)?.to_vec()),
+                (Some(Layer::Norm(norm)), [(_, shape), ..]) => Ok(norm.active(parameters, shape[0])),
                 _ => bail!("the block has no tensors '{}' as this choice needs them", slot.name()),
             }
         };
         graph.slots().iter().map(of_slot).collect()
     }
 
-    pub(super) fn forward(&self, parameters: &Parameters, x: Relay, graph: &Graph, pass: &mut Pass) -> Result<Relay> {
-        let active = self.active(parameters, graph, pass.keep_gradients)?;
-        Ok(pass.interpret(graph, &x.tracked()?, &active)?.into())
-    }
-
-    /// Sorts the channels of each group by the L1 norm of the weights that read them. `trained` picks the widths that
-    /// were trained out of a group's.
-    pub(super) fn sort_channels(
+    pub(super) fn forward(
         &self,
         parameters: &Parameters,
-        trained: &dyn Fn(&[usize]) -> Vec<usize>,
-    ) -> Result<()> {
-        use channel_sorting::{descending, importance, permute, permute_norm};
+        x: &Tensor,
+        graph: &Graph,
+        pass: &mut Pass,
+    ) -> Result<Tensor> {
+        pass.interpret(graph, x, &self.active(parameters, graph)?)
+    }
+
+    /// Sorts the channels of each group by the L1 norm of the weights that read them.
+    pub(super) fn sort_channels(&self, parameters: &Parameters, stage: usize) -> Result<()> {
+        use channel_sorting::{descending, importance, permute, permute_norm, trained};
         for group in &self.groups {
             let mut total: Vec<f32> = Vec::new();
             for (name, axis) in &group.axes {
@@ -173,7 +172,7 @@ impl Custom {
                     total.iter_mut().zip(importance).for_each(|(total, v)| *total += v);
                 }
             }
-            let order = descending(&total, &trained(&group.widths));
+            let order = descending(&total, &trained(&group.widths, stage));
             for (name, axis) in &group.axes {
                 match (axis, self.layer(name)) {
                     (Axis::Input, Some(Layer::Convolution(weight, _))) => permute(parameters, *weight, 1, &order)?,
@@ -188,18 +187,4 @@ impl Custom {
         }
         Ok(())
     }
-}
-
-/// The leading channels of a parameter, and the centre of its kernel.
-fn cut(tensor: Tensor, shape: &[usize]) -> Result<Tensor> {
-    let full = tensor.dims().to_vec();
-    let mut cut = tensor;
-    for (dim, (&extent, &full)) in shape.iter().zip(&full).enumerate() {
-        let Some(outside) = full.checked_sub(extent) else {
-            bail!("a tensor of shape {shape:?} cannot be cut out of a larger one");
-        };
-        let start = if dim < 2 { 0 } else { outside / 2 };
-        cut = cut.narrow(dim, start, extent)?;
-    }
-    Ok(cut)
 }

@@ -1,12 +1,12 @@
 //! Inverted residual blocks of MobileNets: description, graph, and elastic layers with parameters at full size.
 
 use super::BlockSpec;
-use crate::graph::{Builder, NodeId, Shape};
+use crate::graph::{Builder, NodeId, Prefix, Shape};
 use crate::layers::{
-    BatchNorm, ElasticKernel, Initialiser, OuterChannels, ParameterId, Parameters, Pass, add, channel_sorting, fused,
-    linear,
+    Active, BatchNorm, ElasticKernel, Initialiser, OuterChannels, ParameterId, Parameters, Pass, add_packed,
+    average_pool, channel_sorting, fused, linear, pack, sum_of_branches,
 };
-use crate::ops::{self, BlockShape, Relay};
+use crate::ops::{self, BlockShape, tensor_values};
 use crate::space::Activation;
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
@@ -97,8 +97,8 @@ impl InvertedResidualSpec {
         Ok(())
     }
 
-    pub(super) fn prefix(&self, stage: usize, place: usize) -> String {
-        format!("blocks.{stage}.{place}.")
+    pub(super) fn prefix(&self, stage: usize, place: usize) -> Prefix {
+        Prefix::block("blocks.", stage, place)
     }
 
     /// timm's names: a block without expand convolution is its depthwise-separable block, every other its inverted
@@ -257,73 +257,74 @@ impl InvertedResidual {
         permute(parameters, *expand, 0, &order)
     }
 
-    pub(super) fn active(
-        &self,
-        parameters: &Parameters,
-        spec: &InvertedResidualSpec,
-        keep: bool,
-    ) -> Result<Vec<Vec<Tensor>>> {
-        let (m, inputs, outputs) = (spec.middle_channels, spec.in_channels, spec.out_channels);
-        let get = |id| parameters.get(id, keep);
+    pub(super) fn active(&self, parameters: &Parameters, spec: &InvertedResidualSpec) -> Vec<Vec<Active>> {
+        let (p, m, inputs, outputs) = (parameters, spec.middle_channels, spec.in_channels, spec.out_channels);
         let mut slots = Vec::with_capacity(8);
         if let Some((weight, norm)) = &self.expand {
-            slots.push(vec![get(*weight).narrow(0, 0, m)?.narrow(1, 0, inputs)?]);
-            slots.push(norm.pack(parameters, m, keep)?.to_vec());
+            slots.push(vec![p.leading_two(*weight, m, inputs)]);
+            slots.push(norm.active(p, m));
         }
-        slots.push(vec![self.depthwise.pack(parameters, m, spec.kernel, keep)?]);
-        slots.push(self.depthwise_norm.pack(parameters, m, keep)?.to_vec());
+        slots.push(vec![self.depthwise.active(p, m, spec.kernel)]);
+        slots.push(self.depthwise_norm.active(p, m));
         if let (Some((squeeze, excite)), Some(reduced)) = (&self.squeeze_excite, spec.squeeze_excite) {
-            let weight = get(squeeze.weight).narrow(0, 0, reduced)?.narrow(1, 0, m)?;
-            slots.push(vec![weight, get(squeeze.bias).narrow(0, 0, reduced)?]);
-            let weight = get(excite.weight).narrow(0, 0, m)?.narrow(1, 0, reduced)?;
-            slots.push(vec![weight, get(excite.bias).narrow(0, 0, m)?]);
+            slots.push(vec![p.leading_two(squeeze.weight, reduced, m), p.leading(squeeze.bias, reduced)]);
+            slots.push(vec![p.leading_two(excite.weight, m, reduced), p.leading(excite.bias, m)]);
         }
-        slots.push(vec![get(self.project).narrow(0, 0, outputs)?.narrow(1, 0, m)?]);
-        slots.push(self.project_norm.pack(parameters, outputs, keep)?.to_vec());
+        slots.push(vec![p.leading_two(self.project, outputs, m)]);
+        slots.push(self.project_norm.active(p, outputs));
         if let (Some(weight), true) = (self.shortcut, spec.projection) {
-            slots.push(vec![get(weight).narrow(0, 0, outputs)?.narrow(1, 0, inputs)?]);
+            slots.push(vec![p.leading_two(weight, outputs, inputs)]);
         }
-        Ok(slots)
+        slots
     }
 
     pub(super) fn forward(
         &self,
         parameters: &Parameters,
-        x: Relay,
+        x: &Tensor,
         spec: &InvertedResidualSpec,
         eps: f64,
         pass: &mut Pass,
-    ) -> Result<Relay> {
-        let mut active = self.active(parameters, spec, pass.keep_gradients)?;
-        let (batch, height, width, _) = x.value().dims4()?;
-        if !fused(x.value()) {
+    ) -> Result<Tensor> {
+        let mut active = self.active(parameters, spec);
+        let (batch, height, width, _) = x.dims4()?;
+        if !fused(x) {
             // In training the images' size need not be the subnet's, and the shortcut's padding follows the map.
             let here = InvertedResidualSpec { input_size: height, ..spec.clone() };
-            let graph = BlockSpec::InvertedResidual(here).graph(eps);
-            return Ok(pass.interpret(&graph, &x.tracked()?, &active)?.into());
+            return pass.interpret(&BlockSpec::InvertedResidual(here).graph(eps), x, &active);
         }
         let shape = BlockShape::new(spec, batch, height, width, eps);
-        // A shortcut that changes the input is no part of the fused block.
-        let (x, shortcut) = match spec.residual && !shape.residual {
-            true => {
-                let weight = if spec.projection { active.pop().and_then(|mut slot| slot.pop()) } else { None };
-                let x = x.tracked()?;
-                let shortcut = fitted_shortcut(&x, weight.as_ref(), spec.stride)?;
-                (x.into(), Some(shortcut))
-            }
-            false => (x, None),
-        };
-        let flat = active.iter().flatten().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
-        let packed = Tensor::cat(&flat, 0)?;
-        let m = spec.middle_channels;
-        let given = pass.next_given([if spec.expand { m } else { 0 }, m, spec.out_channels])?;
-        let (output, used) = ops::inverted_residual(x, &packed, shape, given, pass.ranks, pass.keep_gradients)?;
-        pass.used.extend(used.into_iter().skip(usize::from(!spec.expand)));
-        match shortcut {
-            Some(shortcut) => Ok(add(&output.tracked()?, &shortcut, false)?.into()),
-            None => Ok(output),
+        if !spec.residual || shape.residual {
+            return fused_block(x, active, shape, pass);
         }
+        // A shortcut that changes the input is no part of the fused block.
+        let weight = if spec.projection { active.pop().and_then(|mut slot| slot.pop()) } else { None };
+        let shortcut = |pass: &mut Pass| fitted_shortcut(x, weight, spec.stride, pass);
+        sum_of_branches(pass, |pass| fused_block(x, active, shape, pass), shortcut, false)
     }
+}
+
+/// The block's kernel.
+fn fused_block(x: &Tensor, active: Vec<Vec<Active>>, shape: BlockShape, pass: &mut Pass) -> Result<Tensor> {
+    let packed = pack(&active)?;
+    let expanded = if shape.expand { shape.middle } else { 0 };
+    let given = pass.next_given([expanded, shape.middle, shape.out_channels])?;
+    let (keep, ranks) = (pass.tape.is_some(), pass.ranks);
+    let (output, saved, used) =
+        tensor_values(x, |x| ops::inverted_residual(x, &packed, &shape, given.as_ref(), ranks, keep))?;
+    pass.used.extend(used.into_iter().skip(usize::from(!shape.expand)));
+    let (height, width) = shape.output_size();
+    let output = Tensor::from_vec(output, (shape.batch, height, width, shape.out_channels), x.device())?;
+    let Some(saved) = saved else { return Ok(output) };
+    let (x, ranks) = (x.clone(), ranks.cloned());
+    pass.record(move |gradient, gradients| {
+        let (dx, dp) = tensor_values(&x, |x| {
+            tensor_values(&gradient, |g| Ok(saved.backward(&shape, x, &packed, ranks.as_ref(), g)))
+        })?;
+        add_packed(&active, &dp, gradients)?;
+        Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+    });
+    Ok(output)
 }
 
 /// Rows and columns of zeros before the map that the windows of a shortcut's pool begin with.
@@ -333,11 +334,34 @@ fn pool_padding(size: usize) -> usize {
 
 /// The block's input averaged over `stride x stride` pixels and projected by `weight` `[out, in, 1, 1]`, as far as the
 /// block needs that.
-fn fitted_shortcut(x: &Tensor, weight: Option<&Tensor>, stride: usize) -> Result<Tensor> {
+fn fitted_shortcut(x: &Tensor, weight: Option<Active>, stride: usize, pass: &mut Pass) -> Result<Tensor> {
     let (_, height, _, channels) = x.dims4()?;
-    let pooled = if stride > 1 { ops::padded_average_pool(x, stride, pool_padding(height))? } else { x.clone() };
+    let pooled = match stride {
+        1 => x.clone(),
+        _ => average_pool(x, (stride, stride), pool_padding(height), pass)?,
+    };
     let Some(weight) = weight else { return Ok(pooled) };
     let (batch, height, width, _) = pooled.dims4()?;
-    let projected = linear(&pooled.reshape(((), channels))?, &weight.flatten_from(1)?)?;
-    projected.reshape((batch, height, width, weight.dim(0)?))
+    linear(&pooled.reshape(((), channels))?, weight, None, pass)?.reshape((batch, height, width, ()))
+}
+
+impl BlockShape {
+    /// The block `spec` for `batch` maps of `height x width`.
+    fn new(spec: &InvertedResidualSpec, batch: usize, height: usize, width: usize, eps: f64) -> Self {
+        BlockShape {
+            batch,
+            height,
+            width,
+            in_channels: spec.in_channels,
+            middle: spec.middle_channels,
+            out_channels: spec.out_channels,
+            kernel: spec.kernel,
+            stride: spec.stride,
+            activation: spec.activation,
+            expand: spec.expand,
+            squeeze_excite: spec.squeeze_excite,
+            residual: spec.residual && !spec.projection && spec.stride == 1,
+            eps,
+        }
+    }
 }

@@ -22,9 +22,9 @@ pub(crate) use custom::find;
 pub(crate) use custom_layers::Custom;
 pub(crate) use inverted_residual::InvertedResidual;
 
-use crate::graph::{Builder, Graph, NodeId, RegionKind, Shape};
-use crate::layers::{BatchNorm, OuterChannels, ParameterId, Parameters, Pass};
-use crate::ops::Relay;
+use crate::graph::{Builder, Graph, NodeId, Prefix, RegionKind, Shape};
+use crate::layers::channel_sorting::trained;
+use crate::layers::{Active, BatchNorm, OuterChannels, ParameterId, Parameters, Pass};
 use candle_core::{Result, Tensor, bail};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
@@ -117,7 +117,7 @@ impl BlockSpec {
     }
 
     /// Prefix of the names of its tensors at place `place` of stage `stage`, with a final dot.
-    pub fn prefix(&self, stage: usize, place: usize) -> String {
+    pub fn prefix(&self, stage: usize, place: usize) -> Prefix {
         for_kind!(BlockSpec, self, block => block.prefix(stage, place))
     }
 
@@ -222,12 +222,12 @@ impl Block {
         }
     }
 
-    /// Active slices of the tensors of each slot of the block's graph, without running statistics.
-    pub(crate) fn active(&self, parameters: &Parameters, spec: &BlockSpec, keep: bool) -> Result<Vec<Vec<Tensor>>> {
+    /// Active parts of the tensors of each slot of the block's graph, without running statistics.
+    pub(crate) fn active(&self, parameters: &Parameters, spec: &BlockSpec) -> Result<Vec<Vec<Active>>> {
         match (self, spec) {
-            (Block::InvertedResidual(block), BlockSpec::InvertedResidual(spec)) => block.active(parameters, spec, keep),
-            (Block::Bottleneck(block), BlockSpec::Bottleneck(spec)) => block.active(parameters, spec, keep),
-            (Block::Custom(block), BlockSpec::Custom(spec)) => block.active(parameters, &spec.graph(), keep),
+            (Block::InvertedResidual(block), BlockSpec::InvertedResidual(spec)) => Ok(block.active(parameters, spec)),
+            (Block::Bottleneck(block), BlockSpec::Bottleneck(spec)) => Ok(block.active(parameters, spec)),
+            (Block::Custom(block), BlockSpec::Custom(spec)) => block.active(parameters, &spec.graph()),
             _ => bail!("a block of one kind was given the description of another"),
         }
     }
@@ -236,11 +236,11 @@ impl Block {
     pub(crate) fn forward(
         &self,
         parameters: &Parameters,
-        x: Relay,
+        x: &Tensor,
         spec: &BlockSpec,
         eps: f64,
         pass: &mut Pass,
-    ) -> Result<Relay> {
+    ) -> Result<Tensor> {
         match (self, spec) {
             (Block::InvertedResidual(block), BlockSpec::InvertedResidual(spec)) => {
                 block.forward(parameters, x, spec, eps, pass)
@@ -256,11 +256,10 @@ impl Block {
     /// `widths` are the block's middle widths, descending. Channels that survived an earlier stage together stay
     /// together in front.
     pub(crate) fn sort_channels(&self, parameters: &Parameters, widths: &[usize], stage: usize) -> Result<()> {
-        let trained = |widths: &[usize]| widths[1.min(widths.len())..stage.clamp(1, widths.len().max(1))].to_vec();
         match self {
-            Block::InvertedResidual(block) => block.sort_channels(parameters, &trained(widths)),
-            Block::Bottleneck(block) => block.sort_channels(parameters, &trained(widths)),
-            Block::Custom(block) => block.sort_channels(parameters, &trained),
+            Block::InvertedResidual(block) => block.sort_channels(parameters, &trained(widths, stage)),
+            Block::Bottleneck(block) => block.sort_channels(parameters, &trained(widths, stage)),
+            Block::Custom(block) => block.sort_channels(parameters, stage),
         }
     }
 

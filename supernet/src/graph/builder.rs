@@ -1,6 +1,6 @@
 //! Emits nodes, and records which of them form a region.
 
-use super::{Graph, Node, NodeId, Op, Region, RegionKind, Shape, Slot};
+use super::{Graph, Node, NodeId, Op, Prefix, Region, RegionKind, Shape, Slot};
 use crate::space::Activation;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -12,6 +12,8 @@ use std::ops::Range;
 #[derive(Debug)]
 pub struct Builder {
     graph: Graph,
+    /// The layer to which nodes belong from here on.
+    layer: Option<u32>,
 }
 
 impl Builder {
@@ -20,12 +22,12 @@ impl Builder {
         let graph = Graph {
             nodes: Vec::with_capacity(256),
             slots: Vec::with_capacity(128),
-            prefixes: vec![String::new()],
+            prefixes: vec![Prefix::default()],
             layers: Vec::new(),
             inner: Vec::new(),
             batch_norm_epsilon,
         };
-        let mut builder = Builder { graph };
+        let mut builder = Builder { graph, layer: None };
         let input = builder.push(Op::Input, &[], input);
         (builder, input)
     }
@@ -36,18 +38,17 @@ impl Builder {
     }
 
     /// Prefix of the names of all slots from here on.
-    pub(crate) fn prefix(&mut self, prefix: String) {
+    pub(crate) fn prefix(&mut self, prefix: Prefix) {
         self.graph.prefixes.push(prefix);
     }
 
     /// Records the nodes that `emit` emits as a layer.
     pub(crate) fn layer<T>(&mut self, kind: RegionKind, emit: impl FnOnce(&mut Self) -> T) -> T {
         let start = self.graph.nodes.len();
+        self.layer = Some(self.graph.layers.len() as u32);
         let out = emit(self);
-        let layer = self.graph.layers.len() as u32;
-        let nodes = start..self.graph.nodes.len();
-        self.graph.nodes[nodes.clone()].iter_mut().for_each(|node| node.layer = Some(layer));
-        self.graph.layers.push(Region { kind, nodes });
+        self.layer = None;
+        self.graph.layers.push(Region { kind, nodes: start..self.graph.nodes.len() });
         out
     }
 
@@ -164,7 +165,7 @@ impl Builder {
         let id = NodeId(self.graph.nodes.len() as u32);
         let mut both = [id; 2];
         both[..inputs.len()].copy_from_slice(inputs);
-        self.graph.nodes.push(Node { op, inputs: both, arity: inputs.len() as u8, shape, layer: None });
+        self.graph.nodes.push(Node { op, inputs: both, arity: inputs.len() as u8, shape, layer: self.layer });
         id
     }
 }

@@ -12,21 +12,27 @@ impl Graph {
     /// The once-for-all code attaches counters to PyTorch's convolution and linear modules; on an extracted network
     /// these see exactly these nodes, so that both counts are equal.
     pub fn macs(&self) -> u64 {
-        self.nodes.iter().map(|node| self.node_macs(node)).sum()
+        self.sum_macs(&self.nodes)
     }
 
     /// Multiply-accumulates of one layer; those of all [`layers`](Self::layers) add up to [`macs`](Self::macs).
     pub fn layer_macs(&self, layer: &Region) -> u64 {
-        self.nodes[layer.nodes.clone()].iter().map(|node| self.node_macs(node)).sum()
+        self.sum_macs(&self.nodes[layer.nodes.clone()])
+    }
+
+    /// All sums of costs saturate: a file can name extents up to [`MAX_CHANNELS`](super::MAX_CHANNELS) and
+    /// [`MAX_SIZE`](super::MAX_SIZE).
+    fn sum_macs(&self, nodes: &[Node]) -> u64 {
+        nodes.iter().map(|node| self.node_macs(node)).fold(0, u64::saturating_add)
     }
 
     fn node_macs(&self, node: &Node) -> u64 {
         match node.op {
             Op::Convolution { kernel, groups, .. } => {
                 let inputs = self.input_channels(node) / groups.max(1) as u64;
-                node.shape.values().saturating_mul(inputs * (kernel * kernel) as u64)
+                node.shape.values().saturating_mul(inputs.saturating_mul((kernel * kernel) as u64))
             }
-            Op::Linear => node.shape.values() * self.input_channels(node),
+            Op::Linear => node.shape.values().saturating_mul(self.input_channels(node)),
             _ => 0,
         }
     }
@@ -50,13 +56,13 @@ impl Graph {
                 _ => 0,
             }
         };
-        self.nodes.iter().map(of_node).sum()
+        self.nodes.iter().map(of_node).fold(0, u64::saturating_add)
     }
 
     /// Numbers in the tensors of the extracted model: its [`parameters`](Self::parameters), and the running mean and
     /// variance of batch norms.
     pub fn stored_numbers(&self) -> u64 {
-        self.parameters() + 2 * self.norm_widths().map(|width| width as u64).sum::<u64>()
+        self.parameters().saturating_add(2 * self.norm_widths().map(|width| width as u64).sum::<u64>())
     }
 
     /// Largest number of activation values of one image that are alive at once, for an engine that runs node by node in
@@ -67,12 +73,12 @@ impl Graph {
     /// it reads, so that map and gate stay alive until then. The maximum belongs to one layer at a time, since a layer
     /// reads only the output of the one before: search adds it up by blocks.
     pub fn peak_values(&self) -> u64 {
-        let mut readers: Vec<usize> = self.consumers().iter().map(Vec::len).collect();
+        let mut readers = self.reader_counts();
         // The storages of each node's output (two for a gate), and how many live nodes hold each storage.
         let mut storages: Vec<[Option<usize>; 2]> = vec![[None; 2]; self.nodes.len()];
         let mut holders: Vec<usize> = Vec::new();
         let mut sizes: Vec<u64> = Vec::new();
-        let (mut alive, mut peak) = (0, 0);
+        let (mut alive, mut peak) = (0u64, 0);
         for id in self.schedule() {
             let node = self.node(id);
             for input in node.inputs() {
@@ -97,7 +103,7 @@ impl Graph {
                 _ => {
                     sizes.push(node.shape.values());
                     holders.push(0);
-                    alive += node.shape.values();
+                    alive = alive.saturating_add(node.shape.values());
                     [Some(sizes.len() - 1), None]
                 }
             };
@@ -107,7 +113,7 @@ impl Graph {
             for input in node.inputs().iter().map(|input| input.index()).filter(|&input| dying(input)) {
                 for storage in std::mem::take(&mut storages[input]).into_iter().flatten() {
                     holders[storage] -= 1;
-                    alive -= if holders[storage] == 0 { sizes[storage] } else { 0 };
+                    alive = alive.saturating_sub(if holders[storage] == 0 { sizes[storage] } else { 0 });
                 }
             }
         }

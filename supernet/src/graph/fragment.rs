@@ -365,3 +365,74 @@ fn element(text: &str, before: usize) -> Option<Element> {
     }
     words.next().is_none().then(|| Element { op, inputs, channels, name: Cow::Owned(name.trim().to_string()) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_of_a_text_is_one_sentence() {
+        let good = "8x8x16: a=conv 32 k3 s2; b=norm; relu; global_average_pool; c=conv 32 k1 s1 bias; hard_sigmoid; gate of 3 6; d=conv 8 k1 s1";
+        let fragment: Fragment = good.parse().unwrap();
+        assert_eq!(fragment.to_string(), good);
+        assert_eq!(fragment.output(), Shape { height: 4, width: 4, channels: 8 });
+        for (old, new, part) in [
+            ("8x8x16", "8x8", "extent"),
+            ("8x8x16", "8x8x16x3", "extent"),
+            ("8x8x16", "0x8x16", "size of the input is 0"),
+            ("8x8x16", "8x4097x16", "size of the input is 4097"),
+            ("8x8x16", "8x8x1048577", "input channels is 1048577"),
+            ("8x8x16", "99999999999999999999x8x16", "extent"),
+            (":", "", "'8x8x16 a=conv"),
+            ("a=conv 32", "a=conv 0", "node 1: the number of channels is 0"),
+            ("a=conv 32", "a=conv 18446744073709551615", "number of channels is 18446744073709551615"),
+            ("a=conv 32", "conv 32", "needs a name"),
+            ("a=conv 32", "a/b=conv 32", "needs a name"),
+            ("relu", "x=relu", "no other node has one"),
+            ("b=norm", "a=norm", "the name 'a' too"),
+            ("k3", "k4", "must be odd"),
+            ("k3", "k17", "kernel is 17"),
+            ("k3", "k18446744073709551615", "kernel is 18446744073709551615"),
+            ("s2", "s3", "stride is 3"),
+            ("s2", "s0", "stride is 0"),
+            ("s2", "s2 g4", "4 groups"),
+            ("s2", "s2 g0", "0 groups"),
+            ("s2", "s2 s2", "is not a node"),
+            ("relu", "identity", "is not a node"),
+            ("relu", "softmax", "is not a node"),
+            ("relu", "average_pool 1", "window is 1"),
+            ("relu", "relu of 5", "node 3: it reads node 5"),
+            ("relu", "relu of 3", "node 3: it reads node 3"),
+            ("relu", "relu of 2 1", "another number of inputs"),
+            ("gate of 3 6", "gate of 3", "another number of inputs"),
+            ("gate of 3 6", "gate of 3 3", "twice"),
+            ("gate of 3 6", "gate of 3 6 1", "is not a node"),
+            ("gate of 3 6", "gate of 6 3", "no factors"),
+            ("gate of 3 6", "add of 3 6", "cannot be added"),
+            ("gate of 3 6", "relu of 3", "node 6: no other node reads it"),
+            ("relu;", "relu of 1;", "only reader of a convolution"),
+            ("d=conv 8 k1 s1", "", "'' is not a node"),
+        ] {
+            assert!(good.contains(old), "{old}");
+            let error = good.replacen(old, new, 1).parse::<Fragment>().expect_err(new);
+            assert!(error.contains(part) && !error.contains('\n'), "{new}: {error}");
+        }
+        let alone = "8x8x16: b=norm; relu".parse::<Fragment>().unwrap_err();
+        assert!(alone.contains("node 1: a norm must be the only reader"), "{alone}");
+        let long = format!("8x8x16:{}", " relu;".repeat(1000));
+        assert!(long.parse::<Fragment>().unwrap_err().contains("more than 256 nodes"));
+    }
+
+    #[test]
+    fn another_size_is_checked_again() {
+        let mut fragment: Fragment = "1x1x8: a=conv 8 k1 s1; gate of 0 1".parse().unwrap();
+        fragment.check().unwrap();
+        fragment.resize(4);
+        assert!(fragment.check().unwrap_err().contains("no factors"));
+        let mut fragment: Fragment = "5x5x8: a=conv 8 k3 s2".parse().unwrap();
+        fragment.resize(9);
+        assert_eq!((fragment.output().height, fragment.check()), (5, Ok(())));
+        fragment.resize(0);
+        assert!(fragment.check().is_err());
+    }
+}

@@ -38,7 +38,7 @@ pub(crate) fn run_with(
     kernel: impl Fn(&Region, &Tensor, &[Vec<Tensor>], Option<&ChannelStatistics>) -> Result<Option<Computed>>,
 ) -> Result<(Tensor, Vec<ChannelStatistics>)> {
     let mut values: Vec<Option<Tensor>> = vec![None; graph.nodes().len()];
-    let mut readers: Vec<usize> = graph.consumers().iter().map(Vec::len).collect();
+    let mut readers = graph.reader_counts();
     let mut slots = parameters.iter();
     let mut used = Vec::new();
     // End of the region that a kernel has computed.

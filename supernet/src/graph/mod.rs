@@ -24,6 +24,7 @@ pub use fragment::{Fragment, MAX_CHANNELS, MAX_KERNEL, MAX_SIZE};
 
 use crate::space::Activation;
 use std::borrow::Cow;
+use std::fmt;
 use std::ops::Range;
 
 /// Index of a node in its graph; inputs of a node have smaller indices.
@@ -141,6 +142,24 @@ impl Slot {
     }
 }
 
+/// Prefix of tensors' names: of a block at its place in a stage, or empty. Written as text only where a name is asked
+/// for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Prefix(Option<(&'static str, usize, usize)>);
+
+impl Prefix {
+    /// The prefix `WORD STAGE.PLACE.`, as in `layer2.0.`.
+    pub fn block(word: &'static str, stage: usize, place: usize) -> Self {
+        Prefix(Some((word, stage, place)))
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |(word, stage, place)| write!(f, "{word}{stage}.{place}."))
+    }
+}
+
 /// Kind of a run of nodes that belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RegionKind {
@@ -177,7 +196,7 @@ impl Region {
 pub struct Graph {
     nodes: Vec<Node>,
     slots: Vec<Slot>,
-    prefixes: Vec<String>,
+    prefixes: Vec<Prefix>,
     /// Top-level regions, in the order of the nodes.
     layers: Vec<Region>,
     /// Regions inside those, in the order in which they end.
@@ -275,6 +294,13 @@ impl Graph {
             }
         }
         order
+    }
+
+    /// Numbers of nodes that read each node's output.
+    pub(crate) fn reader_counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.nodes.len()];
+        self.nodes.iter().flat_map(Node::inputs).for_each(|input| counts[input.index()] += 1);
+        counts
     }
 
     /// Nodes that read each node's output.

@@ -1,6 +1,6 @@
 //! From a network's layers to its graph.
 
-use super::{Builder, Graph, NodeId, RegionKind, Shape};
+use super::{Builder, Graph, NodeId, Prefix, RegionKind, Shape};
 use crate::space::{ConvSpec, NetworkSpec};
 
 impl Graph {
@@ -30,7 +30,7 @@ impl Graph {
                 x = builder.layer(block.region(), |b| block.lower(b, x));
             }
         }
-        builder.prefix(String::new());
+        builder.prefix(Prefix::default());
         builder.layer(RegionKind::Head, |b| head(b, x, network));
         builder.finish()
     }
@@ -41,13 +41,13 @@ fn head(builder: &mut Builder, mut x: NodeId, network: &NetworkSpec) -> NodeId {
     if let Some(feature) = &network.feature {
         let names = match network.hidden_channels {
             Some(_) => {
-                builder.prefix(format!("blocks.{}.0.", network.stages.len()));
+                builder.prefix(Prefix::block("blocks.", network.stages.len(), 0));
                 ("conv", "bn1")
             }
             None => ("conv_head", "bn2"),
         };
         x = feature.lower(builder, x, names);
-        builder.prefix(String::new());
+        builder.prefix(Prefix::default());
     }
     x = builder.global_average_pool(x);
     if let Some(width) = network.hidden_channels {

@@ -1,8 +1,8 @@
 //! Batch norm's parameters and running statistics at full width. The normalisation itself is part of the fused ops.
 
-use super::{Initialiser, ParameterId, Parameters};
+use super::{Active, Initialiser, ParameterId, Parameters};
 use crate::ops::ChannelStatistics;
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 use std::sync::{Mutex, PoisonError};
 
 /// Mean and variance of each channel.
@@ -43,11 +43,8 @@ impl BatchNorm {
     }
 
     /// Active slices of scale and shift.
-    pub(crate) fn pack(&self, parameters: &Parameters, channels: usize, keep: bool) -> Result<[Tensor; 2]> {
-        Ok([
-            parameters.get(self.weight, keep).narrow(0, 0, channels)?,
-            parameters.get(self.bias, keep).narrow(0, 0, channels)?,
-        ])
+    pub(crate) fn active(&self, parameters: &Parameters, channels: usize) -> Vec<Active> {
+        vec![parameters.leading(self.weight, channels), parameters.leading(self.bias, channels)]
     }
 
     /// Moves the running statistics towards a batch's, its variance made unbiased as PyTorch does.

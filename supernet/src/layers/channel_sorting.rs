@@ -24,8 +24,13 @@ pub(crate) enum Touch<'a> {
     Reads(ParameterId),
 }
 
-/// Sorts channels by the L1 norm of all weights that read them. `layers` are all that touch them; `widths` as in
-/// [`Block::sort_channels`](crate::blocks::Block::sort_channels).
+/// Widths that earlier width stages than `stage` (1, 2, ...) have trained beside the largest, of all `widths`, descending.
+pub(crate) fn trained(widths: &[usize], stage: usize) -> Vec<usize> {
+    widths.iter().copied().take(stage).skip(1).collect()
+}
+
+/// Sorts channels by the L1 norm of all weights that read them. `layers` are all that touch them. Channels below a
+/// width of `widths` stay together in front.
 pub(crate) fn sort_shared(parameters: &Parameters, layers: &[Touch], widths: &[usize]) -> Result<()> {
     let mut total: Vec<f32> = Vec::new();
     for layer in layers {
@@ -50,7 +55,7 @@ pub(crate) fn sort_shared(parameters: &Parameters, layers: &[Touch], widths: &[u
 
 /// L1 norm over everything but dimension 1.
 pub(crate) fn importance(parameters: &Parameters, id: ParameterId) -> Result<Vec<f32>> {
-    let weight = parameters.get(id, false);
+    let weight = parameters.get(id);
     let by_channel = weight.abs()?.sum(0)?;
     let by_channel = if by_channel.rank() > 1 { by_channel.flatten_from(1)?.sum(1)? } else { by_channel };
     by_channel.to_dtype(candle_core::DType::F32)?.to_vec1()

@@ -1,8 +1,8 @@
 //! Elastic kernel size: a smaller kernel is the centre of the next larger one times a learned matrix (paper §3.3,
 //! figure 3). Without matrices it is the centre of the largest.
 
-use super::{Initialiser, ParameterId, Parameters};
-use candle_core::{Result, Tensor};
+use super::{Active, Initialiser, ParameterId, Parameters};
+use candle_core::Result;
 
 /// A depthwise weight at the largest kernel size with the matrices to the smaller ones.
 #[derive(Debug)]
@@ -41,27 +41,17 @@ impl ElasticKernel {
     }
 
     /// The weight `[channels, kernel * kernel]` of the leading channels at `kernel`: one of the sizes, or a smaller one.
-    pub(crate) fn pack(&self, parameters: &Parameters, channels: usize, kernel: usize, keep: bool) -> Result<Tensor> {
-        let full = parameters.get(self.weight, keep);
-        let mut size = full.dim(2)?;
-        let mut weight = full.narrow(0, 0, channels)?.reshape((channels, size, size))?;
-        for (index, &smaller) in self.kernel_sizes.iter().enumerate().rev() {
-            if smaller < kernel || smaller >= size {
-                continue;
-            }
-            let start = (size - smaller) / 2;
-            let centre = weight.narrow(1, start, smaller)?.narrow(2, start, smaller)?.contiguous()?;
-            let matrix = parameters.get(self.transforms[index], keep);
-            weight = centre
-                .reshape((channels, smaller * smaller))?
-                .matmul(&matrix.t()?)?
-                .reshape((channels, smaller, smaller))?;
-            size = smaller;
+    pub(crate) fn active(&self, parameters: &Parameters, channels: usize, kernel: usize) -> Active {
+        let smaller = self.kernel_sizes.iter().zip(&self.transforms).rev();
+        let steps = smaller.filter(|(size, _)| **size >= kernel);
+        let mut steps: Vec<_> = steps.map(|(size, matrix)| (*size, Some(parameters.source(*matrix)))).collect();
+        let largest = self.kernel_sizes.last().copied();
+        if steps.last().map(|(size, _)| *size).or(largest).is_some_and(|size| size > kernel) {
+            steps.push((kernel, None));
         }
-        if size > kernel {
-            let start = (size - kernel) / 2;
-            weight = weight.narrow(1, start, kernel)?.narrow(2, start, kernel)?;
+        match steps.is_empty() {
+            true => parameters.leading(self.weight, channels),
+            false => Active::Kernel { weight: parameters.source(self.weight), channels, steps },
         }
-        weight.reshape((channels, kernel * kernel))
     }
 }

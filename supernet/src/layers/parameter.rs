@@ -1,5 +1,6 @@
 //! The list of trainable tensors that all layers of a network share.
 
+use super::{Active, Source};
 use crate::seed::{Stream, generator};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand::Rng;
@@ -92,10 +93,31 @@ impl Parameters {
         Ok(ParameterId(self.list.len() - 1))
     }
 
-    /// The tensor, tracked for gradients or not.
-    pub(crate) fn get(&self, id: ParameterId, keep_gradients: bool) -> Tensor {
-        let tensor = self.list[id.0].var.as_tensor();
-        if keep_gradients { tensor.clone() } else { tensor.detach() }
+    /// The tensor, not tracked for gradients.
+    pub(crate) fn get(&self, id: ParameterId) -> Tensor {
+        self.list[id.0].var.as_detached_tensor()
+    }
+
+    /// The place and variable of a tensor.
+    pub(crate) fn source(&self, id: ParameterId) -> Source {
+        Source { id, variable: self.list[id.0].var.as_tensor().clone() }
+    }
+
+    /// As many of the tensor's values in each dimension as `shape` says ([`Active::Part`]).
+    pub(crate) fn part(&self, id: ParameterId, shape: &[usize]) -> Active {
+        Active::Part { of: self.source(id), shape: shape.to_vec() }
+    }
+
+    /// The leading part of the first dimension.
+    pub(crate) fn leading(&self, id: ParameterId, first: usize) -> Active {
+        let dims = self.list[id.0].var.dims();
+        self.part(id, &[&[first], &dims[1..]].concat())
+    }
+
+    /// The leading part of the first two dimensions.
+    pub(crate) fn leading_two(&self, id: ParameterId, first: usize, second: usize) -> Active {
+        let dims = self.list[id.0].var.dims();
+        self.part(id, &[&[first, second], &dims[2..]].concat())
     }
 
     /// The variable behind an id.

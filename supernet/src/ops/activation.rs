@@ -1,7 +1,36 @@
 //! Activation functions and their derivatives, as types so that each loop is compiled per activation.
 
 use super::simd::Simd;
-use crate::space::Activation;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Activation functions of the supported families.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `x`
+    Identity,
+    /// `max(x, 0)`
+    Relu,
+    /// `min(max(x, 0), 6)`
+    Relu6,
+    /// `x * relu6(x + 3) / 6` (MobileNetV3)
+    HardSwish,
+    /// `x / (1 + exp(-x))` (Ramachandran et al., 2017)
+    Swish,
+}
+
+impl fmt::Display for Activation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Activation::Identity => "identity",
+            Activation::Relu => "relu",
+            Activation::Relu6 => "relu6",
+            Activation::HardSwish => "hswish",
+            Activation::Swish => "swish",
+        })
+    }
+}
 
 /// An activation known at compile time.
 pub(crate) trait Act: Copy + Send + Sync {
@@ -10,15 +39,9 @@ pub(crate) trait Act: Copy + Send + Sync {
     /// The derivative at `x`; at a kink the side that PyTorch takes.
     fn slope(x: f32) -> f32;
     /// The function's values at a vector `x`.
-    ///
-    /// # Safety
-    /// The CPU has `S`.
-    unsafe fn values<S: Simd>(x: S::V) -> S::V;
+    fn values<S: Simd>(s: S, x: S::V) -> S::V;
     /// `g` times the derivative at `x`.
-    ///
-    /// # Safety
-    /// The CPU has `S`.
-    unsafe fn times_slopes<S: Simd>(x: S::V, g: S::V) -> S::V;
+    fn times_slopes<S: Simd>(s: S, x: S::V, g: S::V) -> S::V;
 }
 
 #[derive(Clone, Copy)]
@@ -42,11 +65,11 @@ impl Act for Identity {
         1.0
     }
     #[inline(always)]
-    unsafe fn values<S: Simd>(x: S::V) -> S::V {
+    fn values<S: Simd>(_: S, x: S::V) -> S::V {
         x
     }
     #[inline(always)]
-    unsafe fn times_slopes<S: Simd>(_: S::V, g: S::V) -> S::V {
+    fn times_slopes<S: Simd>(_: S, _: S::V, g: S::V) -> S::V {
         g
     }
 }
@@ -61,14 +84,12 @@ impl Act for Relu {
         if x > 0.0 { 1.0 } else { 0.0 }
     }
     #[inline(always)]
-    unsafe fn values<S: Simd>(x: S::V) -> S::V {
-        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
-        unsafe { S::max(x, S::splat(0.0)) }
+    fn values<S: Simd>(s: S, x: S::V) -> S::V {
+        s.max(x, s.splat(0.0))
     }
     #[inline(always)]
-    unsafe fn times_slopes<S: Simd>(x: S::V, g: S::V) -> S::V {
-        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
-        unsafe { S::where_above(x, S::splat(0.0), g) }
+    fn times_slopes<S: Simd>(s: S, x: S::V, g: S::V) -> S::V {
+        s.where_above(x, s.splat(0.0), g)
     }
 }
 
@@ -82,14 +103,12 @@ impl Act for Relu6 {
         if x > 0.0 && x < 6.0 { 1.0 } else { 0.0 }
     }
     #[inline(always)]
-    unsafe fn values<S: Simd>(x: S::V) -> S::V {
-        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
-        unsafe { S::min(S::max(x, S::splat(0.0)), S::splat(6.0)) }
+    fn values<S: Simd>(s: S, x: S::V) -> S::V {
+        s.min(s.max(x, s.splat(0.0)), s.splat(6.0))
     }
     #[inline(always)]
-    unsafe fn times_slopes<S: Simd>(x: S::V, g: S::V) -> S::V {
-        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
-        unsafe { S::where_above(x, S::splat(0.0), S::where_above(S::splat(6.0), x, g)) }
+    fn times_slopes<S: Simd>(s: S, x: S::V, g: S::V) -> S::V {
+        s.where_above(x, s.splat(0.0), s.where_above(s.splat(6.0), x, g))
     }
 }
 
@@ -105,18 +124,14 @@ impl Act for HardSwish {
         hard_sigmoid(x) + inside
     }
     #[inline(always)]
-    unsafe fn values<S: Simd>(x: S::V) -> S::V {
-        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
-        unsafe { S::mul(x, hard_sigmoids::<S>(x)) }
+    fn values<S: Simd>(s: S, x: S::V) -> S::V {
+        s.mul(x, hard_sigmoids(s, x))
     }
     #[inline(always)]
-    unsafe fn times_slopes<S: Simd>(x: S::V, g: S::V) -> S::V {
-        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
-        unsafe {
-            let sixth = S::mul(x, S::splat(1.0 / 6.0));
-            let inside = S::where_above(x, S::splat(-3.0), S::where_above(S::splat(3.0), x, sixth));
-            S::mul(g, S::add(hard_sigmoids::<S>(x), inside))
-        }
+    fn times_slopes<S: Simd>(s: S, x: S::V, g: S::V) -> S::V {
+        let sixth = s.mul(x, s.splat(1.0 / 6.0));
+        let inside = s.where_above(x, s.splat(-3.0), s.where_above(s.splat(3.0), x, sixth));
+        s.mul(g, s.add(hard_sigmoids(s, x), inside))
     }
 }
 
@@ -131,18 +146,14 @@ impl Act for Swish {
         sigmoid * (1.0 + x * (1.0 - sigmoid))
     }
     #[inline(always)]
-    unsafe fn values<S: Simd>(x: S::V) -> S::V {
-        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
-        unsafe { S::mul(x, sigmoids::<S>(x)) }
+    fn values<S: Simd>(s: S, x: S::V) -> S::V {
+        s.mul(x, sigmoids(s, x))
     }
     #[inline(always)]
-    unsafe fn times_slopes<S: Simd>(x: S::V, g: S::V) -> S::V {
-        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
-        unsafe {
-            let (sigmoid, one) = (sigmoids::<S>(x), S::splat(1.0));
-            let rest = S::mul_add(sigmoid, S::splat(-1.0), one);
-            S::mul(g, S::mul(sigmoid, S::mul_add(x, rest, one)))
-        }
+    fn times_slopes<S: Simd>(s: S, x: S::V, g: S::V) -> S::V {
+        let (sigmoid, one) = (sigmoids(s, x), s.splat(1.0));
+        let rest = s.mul_add(sigmoid, s.splat(-1.0), one);
+        s.mul(g, s.mul(sigmoid, s.mul_add(x, rest, one)))
     }
 }
 
@@ -155,23 +166,24 @@ const SATURATED: f32 = -18.0;
 
 /// [`sigmoid`] of a vector, to 2e-7: 1/2 plus an odd rational function of degrees 9 and 8, whose relative error is least
 /// on both sides of zero up to [`SATURATED`].
-///
-/// # Safety
-/// The CPU has `S`.
 #[inline(always)]
-unsafe fn sigmoids<S: Simd>(x: S::V) -> S::V {
+fn sigmoids<S: Simd>(s: S, x: S::V) -> S::V {
     const ABOVE: [f32; 5] = [1.304_183_1e-11, 8.050_477e-8, 5.461_870_4e-5, 8.363_146e-3, 2.5e-1];
     const BELOW: [f32; 5] = [3.037_747_2e-9, 5.133_826_6e-6, 1.617_313_6e-3, 1.167_858_8e-1, 1.0];
-    // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
-    unsafe {
-        let inside = S::min(S::max(x, S::splat(SATURATED)), S::splat(-SATURATED));
-        let square = S::mul(inside, inside);
-        let polynomial = |[first, rest @ ..]: [f32; 5]| {
-            rest.into_iter().fold(S::splat(first), |sum, term| S::mul_add(sum, square, S::splat(term)))
-        };
-        let odd = S::div(S::mul(inside, polynomial(ABOVE)), polynomial(BELOW));
-        S::where_above(x, S::splat(SATURATED), S::add(odd, S::splat(0.5)))
+    let inside = s.min(s.max(x, s.splat(SATURATED)), s.splat(-SATURATED));
+    let square = s.mul(inside, inside);
+    let odd = s.div(s.mul(inside, polynomial(s, square, ABOVE)), polynomial(s, square, BELOW));
+    s.where_above(x, s.splat(SATURATED), s.add(odd, s.splat(0.5)))
+}
+
+/// A polynomial by its coefficients, that of the highest power first.
+#[inline(always)]
+fn polynomial<S: Simd>(s: S, x: S::V, coefficients: [f32; 5]) -> S::V {
+    let mut sum = s.splat(coefficients[0]);
+    for &term in &coefficients[1..] {
+        sum = s.mul_add(sum, x, s.splat(term));
     }
+    sum
 }
 
 /// `relu6(x + 3) / 6`
@@ -181,16 +193,10 @@ pub(crate) fn hard_sigmoid(x: f32) -> f32 {
 }
 
 /// [`hard_sigmoid`] of a vector.
-///
-/// # Safety
-/// The CPU has `S`.
 #[inline(always)]
-unsafe fn hard_sigmoids<S: Simd>(x: S::V) -> S::V {
-    // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
-    unsafe {
-        let inside = S::min(S::max(S::add(x, S::splat(3.0)), S::splat(0.0)), S::splat(6.0));
-        S::mul(inside, S::splat(1.0 / 6.0))
-    }
+fn hard_sigmoids<S: Simd>(s: S, x: S::V) -> S::V {
+    let inside = s.min(s.max(s.add(x, s.splat(3.0)), s.splat(0.0)), s.splat(6.0));
+    s.mul(inside, s.splat(1.0 / 6.0))
 }
 
 /// The derivative of [`hard_sigmoid`].
@@ -203,23 +209,23 @@ pub(crate) fn hard_sigmoid_slope(x: f32) -> f32 {
 macro_rules! with_activation {
     ($activation:expr, $A:ident => $body:expr) => {
         match $activation {
-            $crate::space::Activation::Identity => {
+            $crate::ops::Activation::Identity => {
                 type $A = $crate::ops::activation::Identity;
                 $body
             }
-            $crate::space::Activation::Relu => {
+            $crate::ops::Activation::Relu => {
                 type $A = $crate::ops::activation::Relu;
                 $body
             }
-            $crate::space::Activation::Relu6 => {
+            $crate::ops::Activation::Relu6 => {
                 type $A = $crate::ops::activation::Relu6;
                 $body
             }
-            $crate::space::Activation::HardSwish => {
+            $crate::ops::Activation::HardSwish => {
                 type $A = $crate::ops::activation::HardSwish;
                 $body
             }
-            $crate::space::Activation::Swish => {
+            $crate::ops::Activation::Swish => {
                 type $A = $crate::ops::activation::Swish;
                 $body
             }
@@ -237,9 +243,8 @@ impl Activation {
 
 #[cfg(test)]
 mod tests {
-    use super::Act;
-    use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch};
-    use crate::space::Activation;
+    use super::{Act, Activation};
+    use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points, vectors};
     use std::marker::PhantomData;
 
     struct Vectors<A> {
@@ -249,17 +254,15 @@ mod tests {
 
     impl<A: Act> Kernel for Vectors<A> {
         type Output = ([f32; 16], [f32; 16]);
+        entry_points!();
+
         #[inline(always)]
-        unsafe fn run<S: Simd>(self) -> Self::Output {
+        fn run<S: Simd>(self, s: S) -> Self::Output {
             let (mut values, mut slopes) = ([0.0; 16], [0.0; 16]);
-            // SAFETY: `LANES` divides 16 and `lane` is a multiple of it, so each vector lies inside its array of 16;
-            // the CPU has `S` by this function's contract.
-            unsafe {
-                for lane in (0..16).step_by(S::LANES) {
-                    let x = S::load(self.x[lane..].as_ptr());
-                    S::store(values[lane..].as_mut_ptr(), A::values::<S>(x));
-                    S::store(slopes[lane..].as_mut_ptr(), A::times_slopes::<S>(x, S::splat(2.0)));
-                }
+            for lanes in vectors(s, 16) {
+                let x = s.read(&self.x[lanes.clone()]);
+                s.write(&mut values[lanes.clone()], A::values(s, x));
+                s.write(&mut slopes[lanes], A::times_slopes(s, x, s.splat(2.0)));
             }
             (values, slopes)
         }

@@ -1,8 +1,10 @@
 //! Batch norm as numbers per channel: statistics, the affine map that they define, and the affine map of the gradient.
 
 use super::buffers::Aligned;
-use super::simd::Simd;
-use crate::ranks::Ranks;
+use super::simd::{Simd, vectors};
+
+/// Adds values over all processes, in place; every process must call it with as many values.
+pub(crate) type SumOverProcesses<'a> = &'a (dyn Fn(&mut [f64]) + Sync);
 
 /// Source of the normalisation's mean and variance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,22 +61,22 @@ impl Sums {
         total
     }
 
-    /// The sums over all ranks, and the total of their counts.
-    pub(crate) fn over(&self, ranks: &Ranks, count: usize) -> (Sums, usize) {
+    /// The sums over all processes, and the total of their counts.
+    fn over(&self, processes: SumOverProcesses, count: usize) -> (Sums, usize) {
         let mut values = [&self.sum[..], &self.square[..], &[count as f64][..]].concat();
-        ranks.sum_f64(&mut values);
+        processes(&mut values);
         let (sum, square) = values[..2 * self.sum.len()].split_at(self.sum.len());
         let sums = Sums { sum: sum.to_vec(), square: square.to_vec() };
         (sums, values[2 * self.sum.len()] as usize)
     }
 
-    /// Mean and biased variance over `count` values per channel, or over the values of all `ranks` if statistics are
+    /// Mean and biased variance over `count` values per channel, or over the values of all processes if statistics are
     /// synchronised.
-    pub(crate) fn statistics_over(&self, ranks: Option<&Ranks>, count: usize) -> ChannelStatistics {
-        match ranks {
+    pub(crate) fn statistics_over(&self, over_processes: Option<SumOverProcesses>, count: usize) -> ChannelStatistics {
+        match over_processes {
             None => self.statistics(count),
-            Some(ranks) => {
-                let (sums, count) = self.over(ranks, count);
+            Some(processes) => {
+                let (sums, count) = self.over(processes, count);
                 sums.statistics(count)
             }
         }
@@ -102,41 +104,26 @@ impl SumBlock {
     }
 
     /// Sets the sums of `rows` and of their squares, per channel.
-    ///
-    /// # Safety
-    /// The CPU has `S`.
     #[inline(always)]
-    pub(crate) unsafe fn set_squares<S: Simd>(&mut self, rows: &[f32]) {
-        // SAFETY: the CPU has `S` by this function's contract; `set_products` asserts the lengths.
-        unsafe { self.set_products::<S>(rows, rows) }
+    pub(crate) fn set_squares<S: Simd>(&mut self, s: S, rows: &[f32]) {
+        self.set_products(s, rows, rows);
     }
 
     /// Sets the sums over rows of `g` and of `g * y`, per channel.
-    ///
-    /// # Safety
-    /// The CPU has `S`.
     #[inline(always)]
-    pub(crate) unsafe fn set_products<S: Simd>(&mut self, g: &[f32], y: &[f32]) {
+    pub(crate) fn set_products<S: Simd>(&mut self, s: S, g: &[f32], y: &[f32]) {
         let n = self.sum.len();
-        assert!(g.len() == y.len() && g.len().is_multiple_of(n) && self.square.len() == n);
-        for c in (0..n).step_by(S::LANES) {
-            let kept = n - c;
-            // SAFETY: `g` and `y` have equal lengths and consist of whole rows of `n` values (asserted above), so at
-            // `offset`, channel `c` of a row, `kept = n - c` values remain in that row, and no more are loaded. `sum`
-            // and `square` hold `n`, hence `kept` from `c` on. The CPU has `S` by this function's contract.
-            unsafe {
-                let mut sums = RunningSums::<S>::new();
-                for rows in (c..g.len()).step_by(TURNS * n) {
-                    let offsets = (rows..g.len()).step_by(n).take(TURNS);
-                    for (turn, offset) in offsets.enumerate() {
-                        let value = S::load_up_to(g.as_ptr().add(offset), kept);
-                        sums.add(turn, value, S::load_up_to(y.as_ptr().add(offset), kept));
-                    }
+        assert!(g.len() == y.len() && g.len().is_multiple_of(n));
+        for channels in vectors(s, n) {
+            let mut sums = RunningSums::new(s);
+            for (g, y) in g.chunks(TURNS * n).zip(y.chunks(TURNS * n)) {
+                for (turn, (g, y)) in g.chunks_exact(n).zip(y.chunks_exact(n)).enumerate() {
+                    sums.add(turn, s.read(&g[channels.clone()]), s.read(&y[channels.clone()]));
                 }
-                let (sum, square) = sums.totals();
-                S::store_up_to(self.sum.as_mut_ptr().add(c), sum, kept);
-                S::store_up_to(self.square.as_mut_ptr().add(c), square, kept);
             }
+            let (sum, square) = sums.totals();
+            s.write(&mut self.sum[channels.clone()], sum);
+            s.write(&mut self.square[channels], square);
         }
     }
 }
@@ -146,44 +133,32 @@ pub(crate) const TURNS: usize = 4;
 
 /// Running sums of a vector of channels: of values, and of their products with other values.
 pub(crate) struct RunningSums<S: Simd> {
+    s: S,
     sums: [S::V; TURNS],
     products: [S::V; TURNS],
 }
 
 impl<S: Simd> RunningSums<S> {
     /// Running sums that start at zero.
-    ///
-    /// # Safety
-    /// The CPU has `S`.
     #[inline(always)]
-    pub(crate) unsafe fn new() -> Self {
-        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
-        let zeros = [unsafe { S::splat(0.0) }; TURNS];
-        RunningSums { sums: zeros, products: zeros }
+    pub(crate) fn new(s: S) -> Self {
+        let zeros = [s.splat(0.0); TURNS];
+        RunningSums { s, sums: zeros, products: zeros }
     }
 
     /// Adds a value, and its product with another, to the sums number `turn`.
-    ///
-    /// # Safety
-    /// The CPU has `S`.
     #[inline(always)]
-    pub(crate) unsafe fn add(&mut self, turn: usize, value: S::V, other: S::V) {
-        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
-        unsafe {
-            self.sums[turn] = S::add(self.sums[turn], value);
-            self.products[turn] = S::mul_add(value, other, self.products[turn]);
-        }
+    pub(crate) fn add(&mut self, turn: usize, value: S::V, other: S::V) {
+        self.sums[turn] = self.s.add(self.sums[turn], value);
+        self.products[turn] = self.s.mul_add(value, other, self.products[turn]);
     }
 
     /// Totals of the values and of the products.
-    ///
-    /// # Safety
-    /// The CPU has `S`.
     #[inline(always)]
-    pub(crate) unsafe fn totals(&self) -> (S::V, S::V) {
-        let [[a, b, c, d], [p, q, r, s]] = [self.sums, self.products];
-        // SAFETY: arithmetic on vectors in registers; the CPU has `S` by this function's contract.
-        unsafe { (S::add(S::add(a, b), S::add(c, d)), S::add(S::add(p, q), S::add(r, s))) }
+    pub(crate) fn totals(&self) -> (S::V, S::V) {
+        let s = self.s;
+        let [[a, b, c, d], [p, q, r, t]] = [self.sums, self.products];
+        (s.add(s.add(a, b), s.add(c, d)), s.add(s.add(p, q), s.add(r, t)))
     }
 }
 
@@ -220,10 +195,10 @@ pub(crate) struct Backward {
 }
 
 impl Backward {
-    /// Gradient where `ranks` synchronised the statistics: the input gradient depends on the sums of all ranks, while
-    /// the gradients of weight and bias are this rank's share, like those of every other parameter.
+    /// Gradient where processes synchronised the statistics: the input gradient depends on the sums of all processes,
+    /// while the gradients of weight and bias are this process's share, like those of every other parameter.
     pub(crate) fn over(
-        ranks: Option<&Ranks>,
+        over_processes: Option<SumOverProcesses>,
         sums: &Sums,
         statistics: &ChannelStatistics,
         weight: &[f32],
@@ -231,9 +206,9 @@ impl Backward {
         normalise: Normalise,
     ) -> Self {
         let own = Self::new(sums, statistics, weight, eps, normalise);
-        let Some(ranks) = ranks.filter(|_| normalise == Normalise::Batch) else { return own };
+        let Some(processes) = over_processes.filter(|_| normalise == Normalise::Batch) else { return own };
         let (weight_gradient, bias_gradient) = (own.weight_gradient, own.bias_gradient);
-        let (all, _) = sums.over(ranks, 0);
+        let (all, _) = sums.over(processes, 0);
         Backward { weight_gradient, bias_gradient, ..Self::new(&all, statistics, weight, eps, normalise) }
     }
 
@@ -275,12 +250,4 @@ impl Backward {
         }
         out
     }
-}
-
-/// The values of one slice of channels, padded with zeros.
-#[inline(always)]
-pub(crate) fn lanes(values: &[f32], first: usize, width: usize) -> super::depthwise::Lanes {
-    let mut lanes = [0.0; super::depthwise::SLICE];
-    lanes[..width].copy_from_slice(&values[first..first + width]);
-    lanes
 }

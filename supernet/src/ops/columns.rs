@@ -18,7 +18,7 @@ pub(crate) struct Columns<'a> {
 
 impl RowSource for Columns<'_> {
     #[inline(always)]
-    unsafe fn fill<S: Simd>(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]) {
+    fn fill<S: Simd>(&self, _: S, first: usize, rows: usize, columns: usize, tile: &mut [f32]) {
         for (row, out) in tile[..rows * columns].chunks_exact_mut(columns).enumerate() {
             runs(self.shape, first + row, |at, run| match run {
                 Some(source) => out[at].copy_from_slice(&self.x[source]),

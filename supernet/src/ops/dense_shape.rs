@@ -1,6 +1,6 @@
 //! Extents of a dense convolution.
 
-use crate::space::{Activation, ConvSpec};
+use super::Activation;
 use candle_core::Shape;
 
 /// Extents and options of a dense convolution.
@@ -29,22 +29,6 @@ pub struct DenseShape {
 }
 
 impl DenseShape {
-    /// The convolution `spec` for `batch` maps of `height x width`.
-    pub fn new(spec: &ConvSpec, batch: usize, height: usize, width: usize, pool: bool, eps: f64) -> Self {
-        DenseShape {
-            batch,
-            height,
-            width,
-            in_channels: spec.in_channels,
-            out_channels: spec.out_channels,
-            kernel: spec.kernel,
-            stride: spec.stride,
-            activation: spec.activation,
-            pool,
-            eps,
-        }
-    }
-
     /// Height and width of the convolution's output map.
     pub fn output_size(&self) -> (usize, usize) {
         (self.height.div_ceil(self.stride), self.width.div_ceil(self.stride))
@@ -70,7 +54,8 @@ impl DenseShape {
         (weight, weight + self.out_channels, weight + 2 * self.out_channels)
     }
 
-    pub(super) fn output_shape(&self) -> Shape {
+    /// Shape of the output.
+    pub fn output_shape(&self) -> Shape {
         let (height, width) = self.output_size();
         match self.pool {
             true => (self.batch, self.out_channels).into(),

@@ -1,65 +1,37 @@
 //! A fully connected layer without bias, as one op, because candle's own product does not use the threads of our
 //! kernels.
 
-use super::buffers::{Aligned, uninit_vec};
-use super::matmul::{Packed, accumulate_transposed_together, multiply};
+use super::buffers::{Aligned, written};
+use super::matmul::{Packed, multiply_new};
 use super::parallel;
+use super::passes::accumulate_transposed_together;
 use super::simd::InstructionSet;
-use super::{contiguous_f32, tensor_values};
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Result, bail};
 
-/// `x weight^T`, `[rows, out]`, for `x` `[rows, in]` and `weight` `[out, in]`, both f32 on the CPU.
+/// `x weight^T`, `[rows, outputs]`, for `x` `[rows, inputs]` and `weight` `[outputs, inputs]`.
 ///
 /// # Errors
-/// Shapes or types do not fit.
-pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let ((rows, inputs), (outputs, columns)) = (x.dims2()?, weight.dims2()?);
-    if inputs != columns || rows * inputs * outputs == 0 {
-        bail!("linear: input {:?} and weight {:?} do not fit", x.dims(), weight.dims());
+/// Values that do not fit the extents.
+pub fn linear(x: &[f32], weight: &[f32], [rows, inputs, outputs]: [usize; 3]) -> Result<Vec<f32>> {
+    if (x.len(), weight.len()) != (rows * inputs, outputs * inputs) || rows * inputs * outputs == 0 {
+        bail!(
+            "linear: input of {} and weight of {} values do not fit {rows} rows, {inputs} inputs and {outputs} outputs",
+            x.len(),
+            weight.len()
+        );
     }
-    x.contiguous()?.apply_op2(&weight.contiguous()?, Linear { rows, inputs, outputs })
+    Ok(times(x, rows, &Packed::new(weight, inputs, outputs, 1, inputs)))
 }
 
-struct Linear {
-    rows: usize,
-    inputs: usize,
-    outputs: usize,
-}
-
-impl CustomOp2 for Linear {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let Linear { rows, inputs, outputs } = *self;
-        let (x, weight) = (contiguous_f32(x, x_layout)?, contiguous_f32(weight, weight_layout)?);
-        let y = times(x, rows, &Packed::new(weight, inputs, outputs, 1, inputs));
-        Ok((CpuStorage::F32(y), (rows, outputs).into()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _: &Tensor,
-        gradient: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let Linear { rows, inputs, outputs } = *self;
-        let (dx, dw) = tensor_values(gradient, |g| {
-            let dx = tensor_values(weight, |w| Ok(times(g, rows, &Packed::new(w, outputs, inputs, inputs, 1))))?;
-            let dw = tensor_values(x, |x| Ok(weight_gradient(g, outputs, x, inputs, rows)))?;
-            Ok((dx, dw))
-        })?;
-        let device = x.device();
-        Ok((Some(Tensor::from_vec(dx, x.shape(), device)?), Some(Tensor::from_vec(dw, weight.shape(), device)?)))
-    }
+/// Gradients at input and weight of [`linear`], given the gradient `g` at its output.
+pub fn linear_backward(
+    x: &[f32],
+    weight: &[f32],
+    [rows, inputs, outputs]: [usize; 3],
+    g: &[f32],
+) -> (Vec<f32>, Vec<f32>) {
+    let dx = times(g, rows, &Packed::new(weight, outputs, inputs, inputs, 1));
+    (dx, weight_gradient(g, outputs, x, inputs, rows))
 }
 
 /// Smallest number of rows per thread: each thread reads the whole weight.
@@ -67,11 +39,10 @@ const ROWS: usize = 16;
 
 fn times(x: &[f32], rows: usize, weight: &Packed) -> Vec<f32> {
     let (k, n) = (weight.rows(), weight.columns());
-    // SAFETY: the ranges below cover all `rows`, and `multiply` writes all `n` columns of each row and reads none of
-    // them.
-    let mut y = unsafe { uninit_vec(rows * n) };
-    parallel::map_parts(&mut y, n, rows, ROWS, |range, y| {
-        multiply(&x[range.start * k..], k, range.len(), weight, y, n);
+    let (y, _) = written(rows * n, |y| {
+        parallel::write_parts(y, n, rows, ROWS, |range, y| {
+            (multiply_new(&x[range.start * k..], k, range.len(), weight, y), ())
+        })
     });
     y
 }

@@ -1,11 +1,13 @@
 //! Work split into contiguous ranges. The split depends only on the number of threads, and results come back in range
 //! order, so that the same number of threads gives the same bits.
 
+use super::buffers::{Unwritten, assume_written};
 use super::ordered::Ordered;
+use super::sync::{Mutex, lock};
 use super::workers;
 use std::cell::Cell;
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::PoisonError;
 
 thread_local! {
     static THREADS: Cell<Option<usize>> = const { Cell::new(None) };
@@ -39,36 +41,103 @@ pub(crate) fn ranges(total: usize, grain: usize) -> Vec<Range<usize>> {
 }
 
 /// Runs `work` on each range of `0..total` in parallel and returns the results in range order.
-pub(crate) fn map<R: Send + Sync>(total: usize, grain: usize, work: impl Fn(Range<usize>) -> R + Sync) -> Vec<R> {
-    let mut ranges = ranges(total, grain);
-    if ranges.len() == 1 {
-        return vec![work(ranges.remove(0))];
-    }
-    let results: Vec<_> = ranges.iter().map(|_| OnceLock::new()).collect();
-    each(ranges.len(), |index| {
-        let first_time = results[index].set(work(ranges[index].clone())).is_ok();
-        debug_assert!(first_time);
-    });
-    results.into_iter().filter_map(OnceLock::into_inner).collect()
+pub(crate) fn map<R: Send>(total: usize, grain: usize, work: impl Fn(Range<usize>) -> R + Sync) -> Vec<R> {
+    map_items(ranges(total, grain), work)
 }
 
 /// Runs `work` on each range of `0..total` in parallel, with the range's part of `output` (`size` values per index),
 /// and returns the results in range order.
-pub(crate) fn map_parts<R: Send + Sync>(
+pub(crate) fn map_parts<R: Send>(
     output: &mut [f32],
     size: usize,
     total: usize,
     grain: usize,
     work: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
 ) -> Vec<R> {
-    assert!(output.len() >= total * size, "{total} parts of {size} do not fit into an output of {}", output.len());
-    let shared = Shared::new(output);
-    map(total, grain, |range| {
-        // SAFETY: `map` passes each of its ranges to one call, and they are disjoint, hence so are the parts of
-        // `output`; `output` stays mutably borrowed until `map` returns.
-        let part = unsafe { shared.slice(range.start * size..range.end * size) };
-        work(range, part)
-    })
+    map_outputs([(output, size)], total, grain, |range, [output]| work(range, output))
+}
+
+/// Runs `work` on each range of `0..total` in parallel, with the range's part of each output, and returns the results
+/// in range order. An output is given with its number of values per index; the last index may have fewer.
+pub(crate) fn map_outputs<const N: usize, R: Send>(
+    outputs: [(&mut [f32], usize); N],
+    total: usize,
+    grain: usize,
+    work: impl Fn(Range<usize>, [&mut [f32]; N]) -> R + Sync,
+) -> Vec<R> {
+    for (output, size) in &outputs {
+        let before_last = total.saturating_sub(1) * size;
+        assert!(
+            total * size == 0 || output.len() > before_last,
+            "{total} parts of {size} do not fit into an output of {}",
+            output.len()
+        );
+    }
+    let mut rest = outputs;
+    let items = ranges(total, grain).into_iter().map(|range| {
+        let parts = rest.each_mut().map(|(rest, size)| {
+            let len = (range.len() * *size).min(rest.len());
+            let (part, others) = std::mem::take(rest).split_at_mut(len);
+            *rest = others;
+            part
+        });
+        (range, parts)
+    });
+    map_items(items.collect(), |(range, parts)| work(range, parts))
+}
+
+/// Runs `work` on each range of `0..total` in parallel, with the range's part of `memory` (`size` values per index; the
+/// last index may have fewer), which `work` returns written. Returns the whole of it, and the results in range order.
+pub(crate) fn write_parts<R: Send>(
+    memory: &mut Unwritten,
+    size: usize,
+    total: usize,
+    grain: usize,
+    work: impl for<'b> Fn(Range<usize>, &'b mut Unwritten) -> (&'b mut [f32], R) + Sync,
+) -> (&mut [f32], Vec<R>) {
+    let len = memory.len();
+    let part = |range: Range<usize>| ((range.end * size).min(len) - (range.start * size).min(len), range);
+    write_items(memory, ranges(total, grain).into_iter().map(part).collect(), work)
+}
+
+/// Runs `work` on each item in parallel, with the item's part of `memory`, which `work` returns written. Items are given
+/// with the length of their parts. Returns the whole memory, and the results in the items' order.
+pub(crate) fn write_items<T: Send, R: Send>(
+    memory: &mut Unwritten,
+    items: Vec<(usize, T)>,
+    work: impl for<'b> Fn(T, &'b mut Unwritten) -> (&'b mut [f32], R) + Sync,
+) -> (&mut [f32], Vec<R>) {
+    let mut rest = &mut *memory;
+    let mut parts = Vec::with_capacity(items.len());
+    for (len, item) in items {
+        let (part, others) = rest.split_at_mut(len);
+        parts.push((item, part));
+        rest = others;
+    }
+    assert!(rest.is_empty(), "{} values belong to no item", rest.len());
+    let results = map_items(parts, |(item, part)| {
+        let place = (part.as_ptr().cast(), part.len());
+        let (floats, result) = work(item, part);
+        assert!((floats.as_ptr(), floats.len()) == place, "other memory was written");
+        result
+    });
+    // SAFETY: the parts cover the memory, and `work` returned each of them as floats.
+    (unsafe { assume_written(memory) }, results)
+}
+
+/// Runs `work` on each item in parallel and returns the results in the items' order; an idle thread takes the next
+/// item.
+pub(crate) fn map_items<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    if items.len() == 1 {
+        return items.into_iter().map(work).collect();
+    }
+    let slots: Vec<_> = items.into_iter().map(|item| Mutex::new((Some(item), None))).collect();
+    each(slots.len(), |index| {
+        let item = lock(&slots[index]).0.take();
+        let result = item.map(&work);
+        lock(&slots[index]).1 = result;
+    });
+    slots.into_iter().filter_map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner).1).collect()
 }
 
 /// Runs `work` on each index below `count` in parallel; an idle thread takes the next index.
@@ -98,36 +167,6 @@ pub(crate) fn map_ordered<R: Send>(
     workers::run_long(at_once, at_once - 1, threads - 1, &|_| with_threads(threads, one_after_another));
 }
 
-/// A pointer to an output, of which threads write disjoint parts.
-#[derive(Clone, Copy)]
-pub(crate) struct Shared(*mut f32, usize);
-
-// SAFETY: `slice` is the only access to the memory, and its contract is that ranges in use at one time are disjoint.
-unsafe impl Send for Shared {}
-// SAFETY: `slice` is the only access through `&Shared`, and its contract is that ranges in use at one time are
-// disjoint.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    /// Shares `output`; the caller keeps it mutably borrowed while parts are in use.
-    pub(crate) fn new(output: &mut [f32]) -> Self {
-        Shared(output.as_mut_ptr(), output.len())
-    }
-
-    /// The part `range` of the output.
-    ///
-    /// # Safety
-    /// No other reference to an overlapping range may exist at the same time, and the shared slice must still be
-    /// borrowed. Bounds are checked here.
-    #[allow(clippy::mut_from_ref)] // disjointness is part of the contract above
-    pub(crate) unsafe fn slice(&self, range: Range<usize>) -> &mut [f32] {
-        assert!(range.start <= range.end && range.end <= self.1, "range {range:?} outside an output of {}", self.1);
-        // SAFETY: `range` lies inside the slice (asserted above), which is still borrowed by the contract; by the
-        // contract no overlapping range is in use, so this is the only reference to it.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #[test]
@@ -155,6 +194,28 @@ mod tests {
             pool.install(|| super::map_ordered(4, at_once, work, |result| taken.push(result)));
             assert_eq!(taken, [0, 1, 2, 3].map(|index| (index, 3, 4950)));
         }
+    }
+
+    #[test]
+    fn each_range_has_its_part_of_every_output_and_the_last_index_may_have_fewer_values() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        pool.install(|| {
+            // Two values per index and three per index, of which the last has one.
+            let (mut a, mut b) = ([0.0; 14], [0.0; 19]);
+            let lengths = super::map_outputs([(&mut a, 2), (&mut b, 3)], 7, 2, |range, [a, b]| {
+                a.fill(range.start as f32);
+                b.fill(range.end as f32);
+                (a.len(), b.len())
+            });
+            assert_eq!(lengths, [(4, 6), (4, 6), (6, 7)]);
+            assert_eq!((a[3], a[4], a[8], b[5], b[6], b[18]), (0.0, 2.0, 4.0, 2.0, 4.0, 7.0));
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "do not fit")]
+    fn an_output_without_a_part_for_the_last_index_is_refused() {
+        super::map_parts(&mut [0.0; 6], 2, 4, 1, |_, _| ());
     }
 
     #[test]

@@ -1,22 +1,17 @@
-//! Passes over rows (pixels) of `[pixels, channels]` tensors: products with statistics, and elementwise maps.
+//! Kernels over rows (pixels) of `[pixels, channels]` tensors: products with statistics, and elementwise maps.
 
 use super::activation::Act;
 use super::batch_norm::{Affine, Backward, SumBlock, Sums};
-use super::buffers::Aligned;
-use super::depthwise::SLICE;
-use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
-use super::parallel;
-use super::simd::{Kernel, Simd, dispatch};
+use super::buffers::{Aligned, Unwritten, assume_written};
+use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply, multiply_new};
+use super::simd::{Kernel, Simd, entry_points, vectors};
 use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Produces the left rows of a product, a block at a time.
 pub(crate) trait RowSource: Sync {
     /// Writes rows `first..first + rows`, of `columns` values each, to `tile`.
-    ///
-    /// # Safety
-    /// The CPU has `S`.
-    unsafe fn fill<S: Simd>(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]);
+    fn fill<S: Simd>(&self, s: S, first: usize, rows: usize, columns: usize, tile: &mut [f32]);
 }
 
 /// The left operand of a product.
@@ -31,37 +26,24 @@ pub(crate) enum Left<'a, R> {
 pub(crate) struct Nothing;
 
 impl RowSource for Nothing {
-    unsafe fn fill<S: Simd>(&self, _: usize, _: usize, _: usize, _: &mut [f32]) {}
+    fn fill<S: Simd>(&self, _: S, _: usize, _: usize, _: usize, _: &mut [f32]) {}
 }
 
-/// `output[row] = left[row] x weight` for `rows` rows; returns the sums per output channel if `with_sums`.
-pub(crate) fn product<R: RowSource>(
-    left: Left<R>,
-    rows: usize,
-    weight: &Packed,
-    output: &mut [f32],
-    with_sums: bool,
-) -> Sums {
-    let columns = weight.columns();
-    assert_eq!(output.len(), rows * columns);
-    let parts = parallel::map_parts(output, columns, rows, ROW_BLOCK, |range, output| {
-        dispatch(Product { left: &left, range, weight, output, with_sums })
-    });
-    Sums::total(parts)
-}
-
-struct Product<'a, R> {
-    left: &'a Left<'a, R>,
-    range: Range<usize>,
-    weight: &'a Packed,
-    output: &'a mut [f32],
-    with_sums: bool,
+/// `output[row] = left[row] x weight` for the rows `range`, with sums per output channel if `with_sums`.
+pub(super) struct Product<'a, R> {
+    pub left: &'a Left<'a, R>,
+    pub range: Range<usize>,
+    pub weight: &'a Packed,
+    pub output: &'a mut [f32],
+    pub with_sums: bool,
 }
 
 impl<R: RowSource> Kernel for Product<'_, R> {
     type Output = Sums;
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Sums {
+    fn run<S: Simd>(self, s: S) -> Sums {
         let (k, n) = (self.weight.rows(), self.weight.columns());
         let mut sums = Sums::new(n);
         let mut block = SumBlock::new(n);
@@ -76,14 +58,12 @@ impl<R: RowSource> Kernel for Product<'_, R> {
             match self.left {
                 Left::Plain(rows_in_memory) => multiply(&rows_in_memory[first * k..], k, rows, self.weight, out, n),
                 Left::Made(source) => {
-                    // SAFETY: the CPU has `S` by this function's contract.
-                    unsafe { source.fill::<S>(first, rows, k, &mut tile) };
+                    source.fill(s, first, rows, k, &mut tile);
                     multiply(&tile, k, rows, self.weight, out, n);
                 }
             }
             if self.with_sums {
-                // SAFETY: the CPU has `S` by this function's contract.
-                unsafe { block.set_squares::<S>(out) };
+                block.set_squares(s, out);
                 sums.add_block(0, &block.sum, &block.square);
             }
             first += rows;
@@ -93,34 +73,21 @@ impl<R: RowSource> Kernel for Product<'_, R> {
 }
 
 /// `output = activation(affine(y)) + residual`, all `[rows, channels]`.
-pub(crate) fn normalise<A: Act>(y: &[f32], affine: &Affine, residual: Option<&[f32]>, output: &mut [f32]) {
-    let channels = affine.scale.len();
-    let rows = output.len() / channels;
-    parallel::map_parts(output, channels, rows, ROW_BLOCK, |range, output| {
-        let span = range.start * channels..range.end * channels;
-        let pass = NormaliseRows::<A> {
-            y: &y[span.clone()],
-            affine,
-            residual: residual.map(|r| &r[span]),
-            output,
-            activation: PhantomData,
-        };
-        dispatch(pass)
-    });
+pub(super) struct NormaliseRows<'a, 'o, A> {
+    pub y: &'a [f32],
+    pub affine: &'a Affine,
+    pub residual: Option<&'a [f32]>,
+    pub output: &'o mut Unwritten,
+    pub activation: PhantomData<A>,
 }
 
-struct NormaliseRows<'a, A> {
-    y: &'a [f32],
-    affine: &'a Affine,
-    residual: Option<&'a [f32]>,
-    output: &'a mut [f32],
-    activation: PhantomData<A>,
-}
+impl<'o, A: Act> Kernel for NormaliseRows<'_, 'o, A> {
+    /// `output`, written.
+    type Output = &'o mut [f32];
+    entry_points!();
 
-impl<A: Act> Kernel for NormaliseRows<'_, A> {
-    type Output = ();
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, s: S) -> Self::Output {
         let n = self.affine.scale.len();
         let (scale, shift) = (&self.affine.scale[..n], &self.affine.shift[..n]);
         assert!(
@@ -129,53 +96,51 @@ impl<A: Act> Kernel for NormaliseRows<'_, A> {
                 && self.residual.is_none_or(|residual| residual.len() == self.y.len())
         );
         for (block, out) in self.output.chunks_mut(ROW_BLOCK * n).enumerate() {
-            let start = block * ROW_BLOCK * n;
-            for c in (0..n).step_by(S::LANES) {
-                // SAFETY: `y`, `output` and `residual` have equal lengths and consist of whole rows of `n` values
-                // (asserted above), so from channel `c` of a row on `n - c` values remain in it; no more are loaded or
-                // stored. `scale` and `shift` hold `n`. The CPU has `S` by this function's contract.
-                unsafe {
-                    let scale = S::load_up_to(scale[c..].as_ptr(), n - c);
-                    let shift = S::load_up_to(shift[c..].as_ptr(), n - c);
-                    for offset in (c..out.len()).step_by(n) {
-                        let y = S::load_up_to(self.y.as_ptr().add(start + offset), n - c);
-                        let mut value = A::values::<S>(S::mul_add(y, scale, shift));
-                        if let Some(residual) = self.residual {
-                            value = S::add(value, S::load_up_to(residual.as_ptr().add(start + offset), n - c));
+            let span = block * ROW_BLOCK * n..block * ROW_BLOCK * n + out.len();
+            let rows = self.y[span.clone()].chunks_exact(n);
+            for channels in vectors(s, n) {
+                let (scale, shift) = (s.read(&scale[channels.clone()]), s.read(&shift[channels.clone()]));
+                let rows = rows.clone().zip(out.chunks_exact_mut(n));
+                // Loops in the function itself: a closure would be compiled without the instruction set if it were not
+                // inlined.
+                match self.residual {
+                    None => {
+                        for (y, out) in rows {
+                            let value = A::values(s, s.mul_add(s.read(&y[channels.clone()]), scale, shift));
+                            s.write_new(&mut out[channels.clone()], value);
                         }
-                        S::store_up_to(out.as_mut_ptr().add(offset), value, n - c);
+                    }
+                    Some(residual) => {
+                        for ((y, out), residual) in rows.zip(residual[span.clone()].chunks_exact(n)) {
+                            let value = A::values(s, s.mul_add(s.read(&y[channels.clone()]), scale, shift));
+                            let sum = s.add(value, s.read(&residual[channels.clone()]));
+                            s.write_new(&mut out[channels.clone()], sum);
+                        }
                     }
                 }
             }
         }
+        // SAFETY: output and `y` are equally many whole rows (asserted above); the loops wrote all channels of each.
+        unsafe { assume_written(self.output) }
     }
 }
 
 /// Mean of `activation(affine(y))` over each image's pixels: `[images, channels]`.
-pub(crate) fn pool<A: Act>(y: &[f32], affine: &Affine, images: usize) -> Vec<f32> {
-    let channels = affine.scale.len();
-    let image = y.len() / images;
-    let mut pooled = vec![0.0; images * channels];
-    parallel::map_parts(&mut pooled, channels, images, 1, |range, pooled| {
-        let y = &y[range.start * image..range.end * image];
-        dispatch(Pool::<A> { y, affine, image, pooled, activation: PhantomData })
-    });
-    pooled
-}
-
-struct Pool<'a, A> {
-    y: &'a [f32],
-    affine: &'a Affine,
+pub(super) struct Pool<'a, A> {
+    pub y: &'a [f32],
+    pub affine: &'a Affine,
     /// Values per image.
-    image: usize,
-    pooled: &'a mut [f32],
-    activation: PhantomData<A>,
+    pub image: usize,
+    pub pooled: &'a mut [f32],
+    pub activation: PhantomData<A>,
 }
 
 impl<A: Act> Kernel for Pool<'_, A> {
     type Output = ();
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, _: S) {
         let n = self.affine.scale.len();
         let (scale, shift) = (&self.affine.scale[..n], &self.affine.shift[..n]);
         let pixels = (self.image / n) as f32;
@@ -192,41 +157,24 @@ impl<A: Act> Kernel for Pool<'_, A> {
     }
 }
 
-/// `total += part`.
-pub(crate) fn accumulate(total: &mut [f32], part: &[f32]) {
-    parallel::map_parts(total, 1, part.len(), SLICE, |range, total| {
-        for (total, v) in total.iter_mut().zip(&part[range]) {
-            *total += v;
-        }
-    });
-}
-
 /// Sums of `g` and of `g * y` over rows, per channel.
-pub(crate) fn gradient_sums(g: &[f32], y: &[f32], channels: usize) -> Sums {
-    let rows = g.len() / channels;
-    let parts = parallel::map(rows, ROW_BLOCK, |range| {
-        let span = range.start * channels..range.end * channels;
-        dispatch(GradientSums { g: &g[span.clone()], y: &y[span], channels })
-    });
-    Sums::total(parts)
-}
-
-struct GradientSums<'a> {
-    g: &'a [f32],
-    y: &'a [f32],
-    channels: usize,
+pub(super) struct GradientSums<'a> {
+    pub g: &'a [f32],
+    pub y: &'a [f32],
+    pub channels: usize,
 }
 
 impl Kernel for GradientSums<'_> {
     type Output = Sums;
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Sums {
+    fn run<S: Simd>(self, s: S) -> Sums {
         let n = self.channels;
         let mut sums = Sums::new(n);
         let mut block = SumBlock::new(n);
         for (g, y) in self.g.chunks(ROW_BLOCK * n).zip(self.y.chunks(ROW_BLOCK * n)) {
-            // SAFETY: the CPU has `S` by this function's contract.
-            unsafe { block.set_products::<S>(g, y) };
+            block.set_products(s, g, y);
             sums.add_block(0, &block.sum, &block.square);
         }
         sums
@@ -267,81 +215,63 @@ pub(crate) struct RawGradient<'a> {
 impl RawGradient<'_> {
     /// Writes `rows` rows from `first` on to `tile`, `stride` apart; `stride` is a multiple of the vector length, and
     /// columns beyond the channels become 0.
-    ///
-    /// # Safety
-    /// The CPU has `S`.
     #[inline(always)]
-    pub(crate) unsafe fn fill<S: Simd>(&self, first: usize, rows: usize, stride: usize, tile: &mut [f32]) {
+    pub(crate) fn fill<S: Simd>(&self, s: S, first: usize, rows: usize, stride: usize, tile: &mut [f32]) {
         let n = self.back.constant.len();
         let (a, b, constant) = (&self.back.by_gradient[..n], &self.back.by_value[..n], &self.back.constant[..n]);
         let (g, y) = (&self.g[first * n..(first + rows) * n], &self.y[first * n..(first + rows) * n]);
-        assert!(stride >= n.next_multiple_of(S::LANES) && tile.len() >= rows * stride);
-        for block in (0..rows).step_by(ROW_BLOCK) {
-            let rows = block..rows.min(block + ROW_BLOCK);
-            for c in (0..n).step_by(S::LANES) {
-                // SAFETY: `g` and `y` are `rows` rows of `n` values, so from channel `c` of a row on `n - c` values
-                // remain in it, and no more are loaded; the three factors hold `n` values too. The tile has `rows` rows
-                // of `stride` values, and `stride` is at least `n` rounded up to whole vectors (asserted above), so the
-                // whole vector at `c` lies inside its row. The CPU has `S` by this function's contract.
-                unsafe {
-                    let (a, b) = (S::load_up_to(a[c..].as_ptr(), n - c), S::load_up_to(b[c..].as_ptr(), n - c));
-                    let constant = S::load_up_to(constant[c..].as_ptr(), n - c);
-                    for row in rows.clone() {
-                        let g = S::load_up_to(g.as_ptr().add(row * n + c), n - c);
-                        let y = S::load_up_to(y.as_ptr().add(row * n + c), n - c);
-                        S::store(tile.as_mut_ptr().add(row * stride + c), S::mul_add(a, g, S::mul_add(b, y, constant)));
-                    }
+        assert!(stride >= n.next_multiple_of(S::LANES));
+        let blocks = g.chunks(ROW_BLOCK * n).zip(y.chunks(ROW_BLOCK * n));
+        for ((g, y), tile) in blocks.zip(tile[..rows * stride].chunks_mut(ROW_BLOCK * stride)) {
+            for channels in vectors(s, n) {
+                let (a, b) = (s.read(&a[channels.clone()]), s.read(&b[channels.clone()]));
+                let constant = s.read(&constant[channels.clone()]);
+                let rows = g.chunks_exact(n).zip(y.chunks_exact(n));
+                for ((g, y), out) in rows.zip(tile.chunks_exact_mut(stride)) {
+                    let (g, y) = (s.read(&g[channels.clone()]), s.read(&y[channels.clone()]));
+                    s.write(&mut out[channels.start..][..S::LANES], s.mul_add(a, g, s.mul_add(b, y, constant)));
                 }
             }
         }
     }
 }
 
-/// Backward pass of `y = x W`, given the raw gradient at `y`. Writes the input gradient to `dx` if there is a `weight`
-/// (`[out, in]`, packed), and returns each thread's transposed weight gradient `[in, stride]`.
-pub(crate) fn product_backward(
-    raw: RawGradient,
-    x: &[f32],
-    in_channels: usize,
-    weight: Option<&Packed>,
-    dx: &mut [f32],
-) -> Vec<Aligned> {
-    let rows = x.len() / in_channels;
-    let size = if weight.is_some() { in_channels } else { 0 };
-    parallel::map_parts(dx, size, rows, ROW_BLOCK, |range, dx| {
-        dispatch(ProductBackward { raw, x, in_channels, weight, dx, range })
-    })
+/// Backward pass of `y = x W` for the rows `range`, given the raw gradient at `y`.
+pub(super) struct ProductBackward<'a, 'o> {
+    pub raw: RawGradient<'a>,
+    pub x: &'a [f32],
+    pub in_channels: usize,
+    pub range: Range<usize>,
+    /// The weight, and the input gradient of the range.
+    pub input: Option<(&'a Packed, &'o mut Unwritten)>,
 }
 
-struct ProductBackward<'a> {
-    raw: RawGradient<'a>,
-    x: &'a [f32],
-    in_channels: usize,
-    weight: Option<&'a Packed>,
-    dx: &'a mut [f32],
-    range: Range<usize>,
-}
+impl<'o> Kernel for ProductBackward<'_, 'o> {
+    /// The input gradient, empty without a weight, and the weight gradient.
+    type Output = (&'o mut [f32], Aligned);
+    entry_points!();
 
-impl Kernel for ProductBackward<'_> {
-    type Output = Aligned;
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Aligned {
+    fn run<S: Simd>(mut self, s: S) -> Self::Output {
         let (n, k) = (self.raw.back.constant.len(), self.in_channels);
         let stride = n.next_multiple_of(S::LANES);
         let mut tile = Aligned::zeros(ROW_BLOCK * stride);
         let mut weight_gradient = Aligned::zeros(k * stride);
-        let mut first = self.range.start;
-        while first < self.range.end {
+        for first in self.range.clone().step_by(ROW_BLOCK) {
             let rows = ROW_BLOCK.min(self.range.end - first);
-            // SAFETY: the CPU has `S` by this function's contract; the tile has `ROW_BLOCK >= rows` rows.
-            unsafe { self.raw.fill::<S>(first, rows, stride, &mut tile) };
+            self.raw.fill(s, first, rows, stride, &mut tile);
             let x = &self.x[first * k..][..rows * k];
             accumulate_transposed(x, k, &tile, stride, rows, k, n, &mut weight_gradient, stride);
-            if let Some(weight) = self.weight {
-                multiply(&tile, stride, rows, weight, &mut self.dx[(first - self.range.start) * k..], k);
+            if let Some((weight, dx)) = &mut self.input {
+                let dx = &mut dx[(first - self.range.start) * k..][..rows * k];
+                multiply_new(&tile, stride, rows, weight, dx);
             }
-            first += rows;
         }
-        weight_gradient
+        let dx = self.input.map(|(_, dx)| {
+            assert_eq!(dx.len(), self.range.len() * k);
+            // SAFETY: the products wrote the rows of the whole range, which are all of `dx` (asserted above).
+            unsafe { assume_written(dx) }
+        });
+        (dx.unwrap_or_default(), weight_gradient)
     }
 }

@@ -1,12 +1,13 @@
 //! Fully connected layers with ReLU for inputs that are mostly zero, such as one-hot features and outputs of ReLU: rows
 //! of the weight whose inputs are all zero are not read.
 
-use super::simd::{Kernel, Simd, dispatch};
+use super::simd::{Kernel, Simd, dispatch, entry_points};
+use super::slice::{Lane, SLICE};
 
 /// Rows per group: each weight that is loaded serves all of them, and inputs that are zero in all of them are skipped.
 const ROWS: usize = 4;
 /// Outputs per panel. Their weights for a few hundred inputs fit into L1 and stay there for all rows.
-const PANEL: usize = 16;
+const PANEL: usize = SLICE;
 
 /// The weights from one input to the outputs of a panel, one cache line.
 #[derive(Debug, Clone, Copy)]
@@ -146,23 +147,20 @@ struct Forward<'a> {
 
 impl Kernel for Forward<'_> {
     type Output = SparseRows;
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> SparseRows {
+    fn run<S: Simd>(self, s: S) -> SparseRows {
         let Forward { layer, rows, mut outputs } = self;
         for (index, (panel, bias)) in layer.weight.chunks_exact(layer.inputs).zip(&layer.bias).enumerate() {
             let first = index * PANEL;
             let width = PANEL.min(layer.outputs - first);
             for group in 0..rows.taken.len() {
                 let entries = rows.group(group);
-                // SAFETY: a panel has one line per input of the layer; columns of the entries are below the width of
-                // the rows, which `forward` asserted to be the number of inputs; `LANES` times `NR` is 16, the floats
-                // of a line. The CPU has `S` by this function's contract.
-                let sums = unsafe {
-                    match S::LANES {
-                        16 => product::<S, 1>(entries, panel, bias),
-                        8 => product::<S, 2>(entries, panel, bias),
-                        _ => product::<S, 4>(entries, panel, bias),
-                    }
+                let sums = match S::LANES {
+                    16 => product::<S, 1>(s, entries, panel, bias),
+                    8 => product::<S, 2>(s, entries, panel, bias),
+                    _ => product::<S, 4>(s, entries, panel, bias),
                 };
                 let mut columns = [[0.0; ROWS]; PANEL];
                 for (row, sums) in sums.iter().enumerate() {
@@ -176,35 +174,26 @@ impl Kernel for Forward<'_> {
 }
 
 /// Product of a group and one panel, `NR` vectors wide, plus the bias.
-///
-/// # Safety
-/// The CPU has `S`, `NR` of its vectors make a [`Line`], and columns of the entries are below the number of the panel's
-/// lines.
 #[inline(always)]
-unsafe fn product<S: Simd, const NR: usize>(entries: &[Entry], panel: &[Line], bias: &Line) -> [Line; ROWS] {
-    // SAFETY: by the contract each entry's column is the index of a line of the panel, and `NR` vectors make a line, so
-    // the vector at `n * LANES` with `n < NR` lies inside its line, of the panel and of the result. The CPU has `S` by
-    // the contract.
-    unsafe {
-        let mut sums = [[S::splat(0.0); NR]; ROWS];
-        for entry in entries {
-            let weight = panel.as_ptr().add(entry.column as usize).cast::<f32>();
-            for n in 0..NR {
-                let weight = S::load(weight.add(n * S::LANES));
-                for (sums, value) in sums.iter_mut().zip(entry.values) {
-                    sums[n] = S::mul_add(S::splat(value), weight, sums[n]);
-                }
+fn product<S: Simd, const NR: usize>(s: S, entries: &[Entry], panel: &[Line], bias: &Line) -> [Line; ROWS] {
+    let mut sums = [[s.splat(0.0); NR]; ROWS];
+    for entry in entries {
+        let weight = &panel[entry.column as usize].0;
+        for (n, lane) in Lane::covering(s, PANEL).enumerate().take(NR) {
+            let weight = lane.load(weight);
+            for (sums, value) in sums.iter_mut().zip(entry.values) {
+                sums[n] = s.mul_add(s.splat(value), weight, sums[n]);
             }
         }
-        let mut result = [*bias; ROWS];
-        for (result, sums) in result.iter_mut().zip(sums) {
-            for (n, sum) in sums.into_iter().enumerate() {
-                let target = result.0.as_mut_ptr().add(n * S::LANES);
-                S::store(target, S::add(S::load(target), sum));
-            }
-        }
-        result
     }
+    let mut result = [*bias; ROWS];
+    for (result, sums) in result.iter_mut().zip(&sums) {
+        for (lane, &sum) in Lane::covering(s, PANEL).zip(sums) {
+            let total = s.add(lane.load(&result.0), sum);
+            lane.store(&mut result.0, total);
+        }
+    }
+    result
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use super::testing::{assert_close, assert_close_above, interpreted_block, interpreted_dense, values};
 use super::*;
 use crate::graph::interpreter;
-use crate::space::Activation;
+use crate::ops::Activation;
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 fn block(dims: [usize; 3], channels: [usize; 3], kernel: usize, stride: usize) -> BlockShape {
@@ -56,23 +56,27 @@ pub(super) struct Found {
     pub dp: Vec<f64>,
 }
 
-pub(super) fn evaluate(
-    x: &[f32],
-    p: &[f32],
-    dims: &[usize],
-    dtype: DType,
-    f: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>,
-) -> Found {
+pub(super) fn evaluate(x: &[f32], p: &[f32], dims: &[usize], f: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>) -> Found {
     let run = || -> Result<Found> {
-        let x = Var::from_tensor(&Tensor::from_slice(x, dims, &Device::Cpu)?.to_dtype(dtype)?)?;
-        let p = Var::from_tensor(&Tensor::from_slice(p, p.len(), &Device::Cpu)?.to_dtype(dtype)?)?;
+        let x = Var::from_tensor(&Tensor::from_slice(x, dims, &Device::Cpu)?.to_dtype(DType::F64)?)?;
+        let p = Var::from_tensor(&Tensor::from_slice(p, p.len(), &Device::Cpu)?.to_dtype(DType::F64)?)?;
         let output = f(&x, &p)?;
         let gradients = (output.clone() * weights(&output)?)?.sum_all()?.backward()?;
-        let list = |t: &Tensor| t.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
+        let list = |t: &Tensor| t.flatten_all()?.to_vec1::<f64>();
         let gradient = |v: &Var| gradients.get(v).map(list).unwrap_or(Ok(Vec::new()));
         Ok(Found { output: list(&output)?, dx: gradient(&x)?, dp: gradient(&p)? })
     };
     run().unwrap()
+}
+
+/// As [`evaluate`], of kernels: their output, and their gradients at input and parameters, given the one at the output.
+pub(super) fn of_kernels(output: Vec<f32>, backward: impl FnOnce(&[f32]) -> (Vec<f32>, Vec<f32>)) -> Found {
+    let (dx, dp) = backward(&values(output.len(), 77));
+    Found { output: wide(&output), dx: wide(&dx), dp: wide(&dp) }
+}
+
+fn wide(v: &[f32]) -> Vec<f64> {
+    v.iter().map(|&v| f64::from(v)).collect()
 }
 
 /// An incoming gradient that is not constant.
@@ -102,22 +106,25 @@ pub(super) fn statistics(shape: &BlockShape) -> BlockStatistics {
     [one(if shape.expand { shape.middle } else { 0 }, 31), one(shape.middle, 33), one(shape.out_channels, 35)]
 }
 
-fn fused_block(
-    x: &Tensor,
-    packed: &Tensor,
-    shape: &BlockShape,
-    given: Option<BlockStatistics>,
-    keep: bool,
-) -> Result<Tensor> {
-    super::inverted_residual(x.clone().into(), packed, shape.clone(), given, None, keep)?.0.tracked()
+fn fused_block(x: &[f32], p: &[f32], shape: &BlockShape, given: Option<&BlockStatistics>) -> Found {
+    let (output, saved, _) = super::inverted_residual(x, p, shape, given, None, true).unwrap();
+    of_kernels(output, |g| saved.unwrap().backward(shape, x, p, None, g))
+}
+
+pub(super) fn fused_dense(x: &[f32], p: &[f32], shape: &DenseShape, given: Option<&ChannelStatistics>) -> Found {
+    let (output, saved) = super::dense(x, p, shape, given, None).unwrap();
+    of_kernels(output, |g| {
+        let (dx, dp) = saved.backward(shape, x, p, None, g, true);
+        (dx.unwrap(), dp)
+    })
 }
 
 pub(super) fn check_block(shape: &BlockShape, given: Option<BlockStatistics>) {
     let dims = [shape.batch, shape.height, shape.width, shape.in_channels];
     let x = values(dims.iter().product(), 5);
     let p = parameters(block_parameters(shape));
-    let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| fused_block(x, p, shape, given.clone(), true));
-    let exact = evaluate(&x, &p, &dims, DType::F64, &|x, p| interpreted_block(x, p, shape, given.as_ref()));
+    let fused = fused_block(&x, &p, shape, given.as_ref());
+    let exact = evaluate(&x, &p, &dims, &|x, p| interpreted_block(x, p, shape, given.as_ref()));
     assert_close(&f32s(&fused.output), &exact.output, 2e-4, &format!("{shape:?} output"));
     assert_close(&f32s(&fused.dx), &exact.dx, 1e-3, &format!("{shape:?} input gradient"));
     assert_close(&f32s(&fused.dp), &exact.dp, 1e-3, &format!("{shape:?} parameter gradient"));
@@ -142,14 +149,10 @@ fn images_in_parts_give_the_same_bits_as_all_at_once() {
     for shape in block_cases() {
         // More images than parts, and not a multiple of them.
         let shape = BlockShape { batch: 8 * rayon::current_num_threads() + 5, ..shape };
-        let dims = (shape.batch, shape.height, shape.width, shape.in_channels);
-        let x = Tensor::from_vec(values(shape.in_pixels() * shape.in_channels, 5), dims, &Device::Cpu).unwrap();
-        let p = Tensor::new(parameters(block_parameters(&shape)), &Device::Cpu).unwrap();
-        let output = |keep| {
-            let given = Some(statistics(&shape));
-            let output = fused_block(&x, &p, &shape, given, keep).unwrap();
-            output.flatten_all().unwrap().to_vec1::<f32>().unwrap()
-        };
+        let x = values(shape.in_pixels() * shape.in_channels, 5);
+        let p = parameters(block_parameters(&shape));
+        let given = statistics(&shape);
+        let output = |keep| super::inverted_residual(&x, &p, &shape, Some(&given), None, keep).unwrap().0;
         assert!(output(false) == output(true), "{shape:?}");
     }
 }
@@ -160,7 +163,7 @@ fn block_gradients_equal_finite_differences() {
     let dims = [shape.batch, shape.height, shape.width, shape.in_channels];
     let x = values(dims.iter().product(), 5);
     let p = parameters(block_parameters(&shape));
-    let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| fused_block(x, p, &shape, None, true));
+    let fused = fused_block(&x, &p, &shape, None);
     let loss = |x: &[f64], p: &[f64]| -> f64 {
         let run = || -> Result<f64> {
             let x = Tensor::from_slice(x, &dims[..], &Device::Cpu)?;
@@ -170,7 +173,6 @@ fn block_gradients_equal_finite_differences() {
         };
         run().unwrap()
     };
-    let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
     let h = 1e-5;
     for (of_x, found) in [(true, &fused.dx), (false, &fused.dp)] {
         for index in (0..found.len()).step_by(7) {
@@ -213,21 +215,19 @@ fn dense_convolutions_equal_the_f64_reference() {
         };
         let x = values(dims.iter().product(), 6);
         let p = parameters(out * dims[3] * kernel * kernel + 2 * out);
-        let fused =
-            evaluate(&x, &p, &dims, DType::F32, &|x, p| Ok(super::dense(x, p, shape.clone(), None, None, true)?.0));
-        let exact = evaluate(&x, &p, &dims, DType::F64, &|x, p| interpreted_dense(x, p, &shape, None));
+        let fused = fused_dense(&x, &p, &shape, None);
+        let exact = evaluate(&x, &p, &dims, &|x, p| interpreted_dense(x, p, &shape, None));
         assert_close(&f32s(&fused.output), &exact.output, 2e-4, "dense output");
         assert_close(&f32s(&fused.dp), &exact.dp, 1e-3, "dense parameter gradient");
         // With two values per channel batch norm yields -1 and 1 for any input: almost all of their gradients cancels.
         let positions = dims[0] * dims[1].div_ceil(stride) * dims[2].div_ceil(stride);
         let least = if positions == 2 { 0.1 } else { 1e-2 };
         assert_close_above(least, &f32s(&fused.dx), &exact.dx, 1e-3, "dense input gradient");
-        // Images are not variables, so no gradient is computed for them.
-        let images = evaluate(&x, &p, &dims, DType::F32, &|x, p| {
-            Ok(super::dense(&x.detach(), p, shape.clone(), None, None, true)?.0)
-        });
-        assert!(images.dx.is_empty());
-        assert_eq!(images.dp, fused.dp);
+        // Images need no gradient.
+        let (output, saved) = super::dense(&x, &p, &shape, None, None).unwrap();
+        let (dx, dp) = saved.backward(&shape, &x, &p, None, &values(output.len(), 77), false);
+        assert!(dx.is_none());
+        assert_eq!(wide(&dp), fused.dp);
     }
 }
 
@@ -249,9 +249,16 @@ fn convolution_and_pool_gradients_equal_finite_differences() {
     };
     let x = values(dims.iter().product(), 5);
     let p = parameters(6 * 5 * 9 + 12);
-    let fused = evaluate(&x, &p, &dims, DType::F32, &|x, p| {
-        let y = super::dense(&super::average_pool(x, (2, 2))?, p, shape.clone(), None, None, true)?.0;
-        super::add(&super::max_pool(&y)?, &super::max_pool(&y)?, true)
+    let (average, max) = (Windows::side_by_side(9, 7, 5, (2, 2), 0), Windows::max_pool(5, 4, 6));
+    let averages = super::average_pool(&average, &x);
+    let (y, saved) = super::dense(&averages, &p, &shape, None, None).unwrap();
+    let largest = super::max_pool(&max, &y);
+    let output = super::add(&largest, &largest, true);
+    let fused = of_kernels(output.clone(), |g| {
+        let g = super::relu_gradient(&output, g);
+        let g = super::max_pool_gradient(&max, &y, &largest, &super::add(&g, &g, false));
+        let (dx, dp) = saved.backward(&shape, &averages, &p, None, &g, true);
+        (super::average_pool_gradient(&average, &dx.unwrap()), dp)
     });
     let loss = |x: &[f64], p: &[f64]| -> f64 {
         let run = || -> Result<f64> {
@@ -263,7 +270,6 @@ fn convolution_and_pool_gradients_equal_finite_differences() {
         };
         run().unwrap()
     };
-    let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
     let h = 1e-6;
     for (of_x, found) in [(true, &fused.dx), (false, &fused.dp)] {
         for index in (0..found.len()).step_by(7) {
@@ -284,26 +290,15 @@ fn pools_and_sums_equal_the_f64_reference() {
     for dims in [[2, 8, 6, 16], [3, 7, 5, 3], [1, 1, 1, 9], [2, 2, 3, 40], [1, 33, 30, 20]] {
         // At exactly zero the slope of ReLU is a convention: 0 here as in PyTorch, 1 in candle.
         let x: Vec<f32> = values(dims.iter().product(), 6).iter().map(|&v| if v == 0.0 { 0.5 } else { v }).collect();
-        let p = values(1, 1);
-        type Op = fn(&Tensor) -> Result<Tensor>;
-        let average = |window: (usize, usize)| {
-            (move |x: &Tensor| super::average_pool(x, window), move |x: &Tensor| interpreter::average_pool(x, window))
+        let check = |fused: Found, exact: &dyn Fn(&Tensor) -> Result<Tensor>, what: &str| {
+            let exact = evaluate(&x, &[], &dims, &|x, _| exact(x));
+            assert_close(&f32s(&fused.output), &exact.output, 1e-6, what);
+            assert_close(&f32s(&fused.dx), &exact.dx, 1e-6, what);
         };
-        let check =
-            |fused: &dyn Fn(&Tensor) -> Result<Tensor>, exact: &dyn Fn(&Tensor) -> Result<Tensor>, what: &str| {
-                let fused = evaluate(&x, &p, &dims, DType::F32, &|x, _| fused(x));
-                let exact = evaluate(&x, &p, &dims, DType::F64, &|x, _| exact(x));
-                assert_close(&f32s(&fused.output), &exact.output, 1e-6, what);
-                assert_close(&f32s(&fused.dx), &exact.dx, 1e-6, what);
-            };
-        check(
-            &(super::max_pool as Op),
-            &((|x: &Tensor| interpreter::max_pool(x, 3, 2, 1)) as Op),
-            &format!("max pool {dims:?}"),
-        );
+        check(fused_max_pool(&x, dims), &|x| interpreter::max_pool(x, 3, 2, 1), &format!("max pool {dims:?}"));
         for window in [(2, 2), (1, 1), (dims[1], dims[2]), (3, 2)] {
-            let (fused, exact) = average(window);
-            check(&fused, &exact, &format!("average pool {dims:?} {window:?}"));
+            let exact = |x: &Tensor| interpreter::average_pool(x, window);
+            check(fused_average_pool(&x, dims, window, 0), &exact, &format!("average pool {dims:?} {window:?}"));
         }
         for relu in [false, true] {
             // The sum has the sign of x, so rounding decides no slope.
@@ -311,9 +306,30 @@ fn pools_and_sums_equal_the_f64_reference() {
                 let sum = (x + (x * 0.5)?)?;
                 if relu { sum.relu() } else { Ok(sum) }
             };
-            check(&|x| super::add(x, &(x * 0.5)?, relu), &exact, "sum");
+            let output = super::add(&x, &x.iter().map(|v| 0.5 * v).collect::<Vec<_>>(), relu);
+            let fused = of_kernels(output.clone(), |g| {
+                let g = if relu { super::relu_gradient(&output, g) } else { g.to_vec() };
+                (g.iter().map(|g| 1.5 * g).collect(), Vec::new())
+            });
+            check(fused, &exact, "sum");
         }
     }
+}
+
+pub(super) fn fused_max_pool(x: &[f32], [_, height, width, channels]: [usize; 4]) -> Found {
+    let windows = Windows::max_pool(height, width, channels);
+    let output = super::max_pool(&windows, x);
+    of_kernels(output.clone(), |g| (super::max_pool_gradient(&windows, x, &output, g), Vec::new()))
+}
+
+pub(super) fn fused_average_pool(
+    x: &[f32],
+    [_, height, width, channels]: [usize; 4],
+    window: (usize, usize),
+    padding: usize,
+) -> Found {
+    let windows = Windows::side_by_side(height, width, channels, window, padding);
+    of_kernels(super::average_pool(&windows, x), |g| (super::average_pool_gradient(&windows, g), Vec::new()))
 }
 
 #[test]
@@ -321,16 +337,15 @@ fn fully_connected_layers_equal_the_f64_reference() {
     for (rows, inputs, outputs) in [(1, 1, 1), (1, 37, 5), (7, 48, 33), (64, 20, 10), (101, 13, 64)] {
         let (x, w) = (values(rows * inputs, 5), values(outputs * inputs, 6));
         let exact = |x: &Tensor, w: &Tensor| x.matmul(&w.reshape((outputs, inputs))?.t()?);
-        let fused = |x: &Tensor, w: &Tensor| super::linear(x, &w.reshape((outputs, inputs))?);
-        let found = evaluate(&x, &w, &[rows, inputs], DType::F32, &fused);
-        let expected = evaluate(&x, &w, &[rows, inputs], DType::F64, &exact);
+        let extents = [rows, inputs, outputs];
+        let found = of_kernels(super::linear(&x, &w, extents).unwrap(), |g| super::linear_backward(&x, &w, extents, g));
+        let expected = evaluate(&x, &w, &[rows, inputs], &exact);
         let what = |part: &str| format!("{rows} x {inputs} x {outputs} {part}");
         assert_close(&f32s(&found.output), &expected.output, 1e-5, &what("output"));
         assert_close(&f32s(&found.dx), &expected.dx, 1e-5, &what("input gradient"));
         assert_close(&f32s(&found.dp), &expected.dp, 1e-5, &what("weight gradient"));
     }
-    let x = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
-    assert!(super::linear(&x, &x.t().unwrap()).unwrap_err().to_string().contains("do not fit"));
+    assert!(super::linear(&[0.0; 6], &[0.0; 6], [2, 3, 3]).unwrap_err().to_string().contains("do not fit"));
 }
 
 #[test]
@@ -341,7 +356,7 @@ fn same_threads_same_bits() {
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let found = evaluate(&x, &p, &[5, 6, 6, 16], DType::F32, &|x, p| fused_block(x, p, &shape, None, true));
+            let found = fused_block(&x, &p, &shape, None);
             (found.output, found.dx, found.dp)
         })
     };
@@ -352,9 +367,8 @@ fn same_threads_same_bits() {
 #[test]
 fn wrong_shapes_are_errors() {
     let shape = block([2, 4, 4], [8, 16, 8], 3, 1);
-    let x = Tensor::zeros((2, 4, 4, 8), DType::F32, &Device::Cpu).unwrap();
-    let p = Tensor::zeros(7, DType::F32, &Device::Cpu).unwrap();
-    let error = fused_block(&x, &p, &shape, None, false).unwrap_err().to_string();
+    let result = super::inverted_residual(&[0.0; 256], &[0.0; 7], &shape, None, None, false);
+    let error = result.err().unwrap().to_string();
     assert!(error.contains("7 parameters"), "{error}");
 }
 

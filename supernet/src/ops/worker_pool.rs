@@ -55,7 +55,6 @@ impl WorkerPool {
         pool
     }
 
-    #[cfg_attr(loom, expect(dead_code, reason = "only the list of idle pools asks"))]
     pub(super) fn workers(&self) -> usize {
         self.workers
     }

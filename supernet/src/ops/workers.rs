@@ -2,17 +2,12 @@
 //! worker fewer than its rayon pool has threads: two networks in two rayon pools neither wait for each other nor share
 //! threads.
 
-use super::sync::lock;
+use super::idle_pools::IdlePools;
 use super::worker_pool::{Work, WorkerPool};
 use std::cell::RefCell;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-/// Idle pools that are kept; several exist only if they were in use at the same time or differ in their number of
-/// workers.
-const KEPT: usize = 8;
-
-/// Idle pools, last used at the end.
-static IDLE: Mutex<Vec<Arc<WorkerPool>>> = Mutex::new(Vec::new());
+static IDLE: IdlePools = IdlePools::new();
 
 thread_local! {
     /// The pool that shares the work on which this thread runs a part.
@@ -50,10 +45,7 @@ struct Lease(Arc<WorkerPool>);
 
 impl Lease {
     fn new(workers: usize) -> Self {
-        let mut idle = lock(&IDLE);
-        let fitting = idle.iter().rposition(|pool| pool.workers() == workers).map(|index| idle.remove(index));
-        drop(idle);
-        let pool = fitting.unwrap_or_else(|| WorkerPool::start(workers, |pool| CURRENT.set(Some(pool.clone()))));
+        let pool = IDLE.take(workers, |pool| CURRENT.set(Some(pool.clone())));
         CURRENT.set(Some(pool.clone()));
         Lease(pool)
     }
@@ -62,18 +54,14 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         CURRENT.set(None);
-        let mut idle = lock(&IDLE);
-        idle.push(self.0.clone());
-        let oldest = (idle.len() > KEPT).then(|| idle.remove(0));
-        drop(idle);
-        if let Some(oldest) = oldest {
-            oldest.end();
-        }
+        IDLE.put(self.0.clone());
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::idle_pools::KEPT;
+    use super::super::sync::{Mutex, lock};
     use super::*;
     use std::collections::HashSet;
     use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -160,7 +148,7 @@ mod tests {
         for workers in 1..=2 * KEPT {
             each_once(workers + 1, workers);
         }
-        assert!(lock(&IDLE).len() <= KEPT);
+        assert!(IDLE.len() <= KEPT);
     }
 
     #[test]

@@ -39,38 +39,11 @@ pub use presets::{PRESETS, preset};
 pub use ratio::{ExpandRatio, Ratio};
 pub use subnet::{BlockChoice, Subnet};
 
+pub use crate::ops::Activation;
+
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::path::Path;
-
-/// Activation functions of the supported families.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// `x`
-    Identity,
-    /// `max(x, 0)`
-    Relu,
-    /// `min(max(x, 0), 6)`
-    Relu6,
-    /// `x * relu6(x + 3) / 6` (MobileNetV3)
-    HardSwish,
-    /// `x / (1 + exp(-x))` (Ramachandran et al., 2017)
-    Swish,
-}
-
-impl fmt::Display for Activation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Activation::Identity => "identity",
-            Activation::Relu => "relu",
-            Activation::Relu6 => "relu6",
-            Activation::HardSwish => "hswish",
-            Activation::Swish => "swish",
-        })
-    }
-}
 
 /// The network family. Families are data plus the layers they need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 use super::{Activation, make_divisible};
 use crate::blocks::BlockSpec;
 use crate::graph::{Graph, RegionKind};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 /// A dense convolution with batch norm and activation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -56,8 +56,8 @@ impl MaxPoolSpec {
 pub struct NetworkSpec {
     /// Height and width of the input image.
     pub resolution: usize,
-    /// First convolution, in ResNet-D two or three of them. (One may stand in a file without brackets.)
-    #[serde(deserialize_with = "one_or_several")]
+    /// First convolution, in ResNet-D two or three of them.
+    #[serde(deserialize_with = "crate::legacy::stem")]
     pub stem: Vec<ConvSpec>,
     /// The pool after the stem, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -157,19 +157,6 @@ impl NetworkSpec {
             feature.input_size = size;
         }
     }
-}
-
-fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ConvSpec>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Stem {
-        One(ConvSpec),
-        Several(Vec<ConvSpec>),
-    }
-    Ok(match Stem::deserialize(deserializer)? {
-        Stem::One(conv) => vec![conv],
-        Stem::Several(list) => list,
-    })
 }
 
 /// Middle channels of a block: `make_divisible(round(channels x ratio))`, of input channels (inverted residuals) or

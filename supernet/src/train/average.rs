@@ -1,7 +1,8 @@
 //! Exponential moving average of weights and running statistics.
 
+use crate::ops;
 use crate::{Error, Result};
-use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Storage, Tensor};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
 use std::collections::HashMap;
 
 /// A network's state averaged over the steps of a stage.
@@ -44,10 +45,8 @@ impl Average {
                     "the averaged weights lack '{name}'; the checkpoint belongs to another network"
                 )));
             };
-            let host = average.dtype() == DType::F32
-                && matches!(&*average.storage_and_layout().0, Storage::Cpu(_))
-                && average.is_contiguous()
-                && new.is_contiguous();
+            let host =
+                ops::has_kernels(average.device(), average.dtype()) && average.is_contiguous() && new.is_contiguous();
             if host {
                 average.inplace_op2(new, &Towards(weight as f32))?;
             } else {
@@ -90,7 +89,7 @@ impl InplaceOp2 for Towards {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use candle_core::{DType, Device};
 
     #[test]
     fn follows_the_recurrence_on_both_paths() {

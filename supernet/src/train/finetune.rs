@@ -2,15 +2,16 @@
 
 use super::class_balance::{class_weights, order};
 use super::config::TrainConfig;
-use super::gradients::{Gradients, clip_factor};
+use super::gradients::{Gradients, clip_factor, norm};
 use super::loss;
 use super::progress::Control;
 use super::schedule::{Decay, learning_rate};
 use super::validation::image_tensor;
 use crate::data::{Dataset, Prefetch};
-use crate::network::{Mode, Supernet};
+use crate::network::{Mode, Supernet, Tape};
 use crate::seed::{Stream, generator};
 use crate::{Error, Result, Subnet};
+use candle_core::Var;
 
 /// How long and how fast.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,7 +90,9 @@ pub fn finetune(
         };
         let images = image_tensor(loaded.images, loaded.labels.len(), loaded.resolution, net)?;
         let mut rng = generator(config.seed, Stream::FinetuneDropout, &[step as u64]);
-        let logits = net.forward(&images, subnet, Mode::Train { dropout: config.dropout, rng: &mut rng, first: 0 })?;
+        let mut tape = Tape::default();
+        let mode = Mode::Train { dropout: config.dropout, rng: &mut rng, first: 0, tape: &mut tape };
+        let logits = Var::from_tensor(&net.forward(&images, subnet, mode)?)?;
         let log_probabilities = loss::log_softmax(&logits)?;
         let mut total = loss::cross_entropy(&log_probabilities, &targets)?;
         if options.kd_ratio > 0.0 {
@@ -105,8 +108,8 @@ pub fn finetune(
             )));
         }
         let mut gradients = Gradients::none(net.parameters().len());
-        gradients.add(net.parameters(), &mut total.backward()?)?;
-        let scale = clip_factor(gradients.norm()?, config.clip_norm);
+        tape.backward(loss::gradient_at(&logits, &total)?, &mut gradients)?;
+        let scale = clip_factor(norm(&gradients)?, config.clip_norm);
         let rate = learning_rate(Decay::Cosine, options.learning_rate, step, steps, 0);
         optimizer.step(net.parameters(), &gradients, rate, scale)?;
         if observer(FinetuneProgress { step: step + 1, steps, loss: value }) == Control::Stop {

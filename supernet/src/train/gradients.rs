@@ -1,114 +1,75 @@
-//! Gradients of one step: summed over subnets, measured, clipped.
+//! Gradients of one step: summed over processes, measured, clipped.
 
 use crate::Result;
-use crate::network::Parameter;
 use crate::ranks::Ranks;
-use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Storage, Tensor};
 use std::ops::Range;
 
-/// One gradient (or none) for every parameter, in the parameters' order.
-pub struct Gradients {
-    tensors: Vec<Option<Tensor>>,
+pub use crate::network::Gradients;
+
+/// Replaces the gradients of the parameters at `places` by their sums over all ranks, as one flat bucket. All ranks must
+/// have gradients for the same parameters; absent ones are not sent.
+pub(super) fn sum_over(ranks: &Ranks, gradients: &mut Gradients, places: Range<usize>) -> Result<()> {
+    if !ranks.is_distributed() {
+        return Ok(());
+    }
+    exchange(gradients, places, &mut [], |bucket| ranks.sum(bucket))
 }
 
-impl Gradients {
-    /// No gradient for any of `count` parameters.
-    pub fn none(count: usize) -> Self {
-        Gradients { tensors: vec![None; count] }
+/// As [`sum_over`], of the values of `others` too, while this thread does `work` ([`Ranks::sum_during`]). That `work`
+/// failed is in what it returns.
+pub(super) fn sum_during<T>(
+    ranks: &Ranks,
+    gradients: &mut Gradients,
+    places: Range<usize>,
+    others: &mut [f32],
+    work: impl FnOnce() -> T,
+) -> Result<T> {
+    if !ranks.is_distributed() {
+        return Ok(work());
     }
+    exchange(gradients, places, others, |bucket| ranks.sum_during(bucket, work))
+}
 
-    /// Adds the gradients that a backward pass found, and takes them out of it. A parameter that took no part in it
-    /// keeps what it has.
-    ///
-    /// # Errors
-    /// A tensor operation failed.
-    pub fn add(&mut self, parameters: &[Parameter], found: &mut GradStore) -> Result<()> {
-        for (sum, parameter) in self.tensors.iter_mut().zip(parameters) {
-            if let Some(gradient) = found.remove(parameter.var.as_tensor()) {
-                *sum = Some(match sum.take() {
-                    Some(sum) => (sum + gradient)?.detach(),
-                    None => gradient.contiguous()?.detach(),
-                });
-            }
-        }
-        Ok(())
+/// Lays the gradients at `places` and `others` side by side for `sum`, and puts back what it makes of them.
+fn exchange<T>(
+    gradients: &mut Gradients,
+    places: Range<usize>,
+    others: &mut [f32],
+    sum: impl FnOnce(&mut [f32]) -> T,
+) -> Result<T> {
+    let gradients = &mut gradients.tensors_mut()[places];
+    let mut bucket = Vec::new();
+    for gradient in gradients.iter().flatten() {
+        bucket.extend(gradient.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?);
     }
+    bucket.extend_from_slice(others);
+    let result = sum(&mut bucket);
+    let mut rest = &bucket[..];
+    for gradient in gradients.iter_mut().flatten() {
+        let (own, after) = rest.split_at(gradient.elem_count());
+        let sum = Tensor::from_slice(own, gradient.dims(), gradient.device())?;
+        (*gradient, rest) = (sum.to_dtype(gradient.dtype())?, after);
+    }
+    others.copy_from_slice(rest);
+    Ok(result)
+}
 
-    /// Replaces the gradients of the parameters at `places` by their sums over all ranks, as one flat bucket. All ranks
-    /// must have gradients for the same parameters; absent ones are not sent.
-    ///
-    /// # Errors
-    /// A tensor operation failed.
-    pub fn sum_over(&mut self, ranks: &Ranks, places: Range<usize>) -> Result<()> {
-        if !ranks.is_distributed() {
-            return Ok(());
-        }
-        self.exchange(places, &mut [], |bucket| ranks.sum(bucket))
-    }
+/// Number of values of the gradients at `places`.
+pub(super) fn values(gradients: &Gradients, places: Range<usize>) -> usize {
+    gradients.tensors()[places].iter().flatten().map(Tensor::elem_count).sum()
+}
 
-    /// As [`sum_over`](Self::sum_over), of the values of `others` too, while this thread does `work`
-    /// ([`Ranks::sum_during`]).
-    ///
-    /// # Errors
-    /// A tensor operation failed; that `work` failed is in what it gives.
-    pub fn sum_during<T>(
-        &mut self,
-        ranks: &Ranks,
-        places: Range<usize>,
-        others: &mut [f32],
-        work: impl FnOnce() -> T,
-    ) -> Result<T> {
-        if !ranks.is_distributed() {
-            return Ok(work());
-        }
-        self.exchange(places, others, |bucket| ranks.sum_during(bucket, work))
+/// Euclidean norm over all gradients together; not finite if any entry is not.
+///
+/// # Errors
+/// A tensor operation failed.
+pub fn norm(gradients: &Gradients) -> Result<f64> {
+    let mut sum = 0.0;
+    for gradient in gradients.tensors().iter().flatten() {
+        sum += sum_of_squares(gradient)?;
     }
-
-    /// Lays the gradients at `places` and `others` side by side for `sum`, and puts back what it makes of them.
-    fn exchange<T>(
-        &mut self,
-        places: Range<usize>,
-        others: &mut [f32],
-        sum: impl FnOnce(&mut [f32]) -> T,
-    ) -> Result<T> {
-        let mut bucket = Vec::new();
-        for gradient in self.tensors[places.clone()].iter().flatten() {
-            bucket.extend(gradient.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?);
-        }
-        bucket.extend_from_slice(others);
-        let result = sum(&mut bucket);
-        let mut rest = &bucket[..];
-        for gradient in self.tensors[places].iter_mut().flatten() {
-            let (own, after) = rest.split_at(gradient.elem_count());
-            let sum = Tensor::from_slice(own, gradient.dims(), gradient.device())?;
-            (*gradient, rest) = (sum.to_dtype(gradient.dtype())?, after);
-        }
-        others.copy_from_slice(rest);
-        Ok(result)
-    }
-
-    /// Number of values of the gradients at `places`.
-    pub fn values(&self, places: Range<usize>) -> usize {
-        self.tensors[places].iter().flatten().map(Tensor::elem_count).sum()
-    }
-
-    /// The gradient of each parameter.
-    pub fn tensors(&self) -> &[Option<Tensor>] {
-        &self.tensors
-    }
-
-    /// Euclidean norm over all gradients together; not finite if any entry is not.
-    ///
-    /// # Errors
-    /// A tensor operation failed.
-    pub fn norm(&self) -> Result<f64> {
-        let mut sum = 0.0;
-        for gradient in self.tensors.iter().flatten() {
-            sum += sum_of_squares(gradient)?;
-        }
-        Ok(sum.sqrt())
-    }
+    Ok(sum.sqrt())
 }
 
 /// The factor that brings gradients of norm `norm` down to `limit`, and leaves smaller ones alone (PyTorch's
@@ -138,25 +99,15 @@ fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Var};
-
-    fn parameter(name: &str, values: &[f32]) -> Parameter {
-        Parameter { name: name.into(), var: Var::new(values, &Device::Cpu).unwrap(), decay: true }
-    }
+    use candle_core::Device;
 
     #[test]
-    fn sums_over_passes_and_keeps_absent_ones_absent() {
-        let parameters = [parameter("a", &[1.0, 2.0, 3.0]), parameter("b", &[1.0; 11]), parameter("unused", &[5.0])];
+    fn the_norm_is_that_of_all_gradients_together() {
         let mut gradients = Gradients::none(3);
-        let a = &parameters[0].var;
-        gradients.add(&parameters, &mut a.sqr().unwrap().sum_all().unwrap().backward().unwrap()).unwrap();
-        let both = (a.sum_all().unwrap() + parameters[1].var.sum_all().unwrap()).unwrap();
-        gradients.add(&parameters, &mut both.backward().unwrap()).unwrap();
-        let sums = gradients.tensors();
-        assert_eq!(sums[0].as_ref().unwrap().to_vec1::<f32>().unwrap(), [3.0, 5.0, 7.0]);
-        assert_eq!(sums[1].as_ref().unwrap().to_vec1::<f32>().unwrap(), [1.0; 11]);
-        assert!(sums[2].is_none());
-        assert!((gradients.norm().unwrap() - (9.0f64 + 25.0 + 49.0 + 11.0).sqrt()).abs() < 1e-12);
+        gradients.add_tensor(0, Tensor::new(&[3f32, 5.0, 7.0], &Device::Cpu).unwrap()).unwrap();
+        gradients.add_tensor(1, Tensor::new(&[1f32; 11], &Device::Cpu).unwrap()).unwrap();
+        assert!((norm(&gradients).unwrap() - (9.0f64 + 25.0 + 49.0 + 11.0).sqrt()).abs() < 1e-12);
+        assert_eq!((values(&gradients, 0..3), values(&gradients, 1..3)), (14, 11));
     }
 
     #[test]

@@ -3,9 +3,9 @@
 
 use super::stage::StageConfig;
 use super::taught::Divergence;
-use crate::Result;
 use crate::data::{Batch, LabelShares};
-use candle_core::{D, DType, Tensor};
+use crate::{Error, Result};
+use candle_core::{D, DType, Tensor, Var};
 
 /// Log-softmax over the last dimension in f32, stable for any finite logits. Gradients flow.
 ///
@@ -105,6 +105,15 @@ pub fn cross_entropy(log_probabilities: &Tensor, targets: &Tensor) -> Result<Ten
     Ok((log_probabilities * targets)?.sum_all()?.affine(-1.0 / batch as f64, 0.0)?)
 }
 
+/// The gradient of `loss` at `logits`, of which it was computed.
+///
+/// # Errors
+/// A loss that does not depend on `logits`, or a failed tensor operation.
+pub fn gradient_at(logits: &Var, loss: &Tensor) -> Result<Tensor> {
+    let gradient = loss.backward()?.remove(logits);
+    gradient.ok_or_else(|| Error::Internal("a loss does not depend on the logits".into())).map(|found| found.detach())
+}
+
 /// Losses of one subnet.
 pub struct SubnetLoss {
     /// What is minimised.
@@ -190,7 +199,7 @@ pub fn correct(logits: &Tensor, labels: &[u32]) -> Result<usize> {
 mod tests {
     use super::super::taught::Taught;
     use super::*;
-    use candle_core::{Device, Var};
+    use candle_core::Device;
 
     const LOGITS: [[f32; 3]; 2] = [[0.3, -1.2, 2.0], [90.0, -40.0, 89.0]];
     const TEACHER: [[f32; 3]; 2] = [[1.0, 0.0, -1.0], [0.5, 0.5, 2.0]];
@@ -211,8 +220,7 @@ mod tests {
         let ce = cross_entropy(&log_p, &smoothed_targets(&LABELS, 3, 0.1, &Device::Cpu).unwrap()).unwrap();
         let kd = cross_entropy(&log_p, &soft_targets(&teacher).unwrap()).unwrap();
         let loss = (&ce + kd.affine(0.7, 0.0).unwrap()).unwrap();
-        let gradients = loss.backward().unwrap();
-        let gradient = gradients.get(logits.as_tensor()).unwrap().to_vec2::<f32>().unwrap();
+        let gradient = gradient_at(&logits, &loss).unwrap().to_vec2::<f32>().unwrap();
 
         let (mut expected_ce, mut expected_kd) = (0.0, 0.0);
         for row in 0..2 {

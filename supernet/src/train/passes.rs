@@ -1,16 +1,13 @@
 //! The forward and backward passes of a step's subnets, several at a time. What comes out does not depend on how many.
 
-use super::gradients::Gradients;
 use super::loss::{self, SubnetLoss};
 use super::step_input::StepInput;
-use crate::network::{Mode, Statistics, Supernet};
-use crate::network_seam::{Seam, Trunk};
+use crate::network::{Gradients, Mode, Statistics, Supernet, Tape, Trunk};
 use crate::ops::{self, ChannelStatistics};
 use crate::ranks::Ranks;
 use crate::seed::{Stream, generator};
-use crate::{Result, Subnet};
-use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor};
+use crate::{Error, Result, Subnet};
+use candle_core::{DType, Tensor, Var};
 
 /// What all passes of a step have in common.
 pub(super) struct Passes<'a> {
@@ -27,7 +24,7 @@ pub(super) struct Passes<'a> {
 /// What they gave, summed in the order of the subnets.
 pub(super) struct Sums {
     pub gradients: Gradients,
-    /// The gradient at the trunk's seam, of all subnets but the last.
+    /// The gradient at the trunk's output, of all subnets but the last.
     pub at_trunk: Option<Tensor>,
     /// Sums of each subnet.
     pub values: Vec<SubnetSums>,
@@ -63,12 +60,12 @@ impl SubnetSums {
 
 /// The backward pass of a step's last subnet, which halts in the middle of the network.
 pub(super) struct LastPass {
-    /// Where it halts.
-    pub seam: Seam,
-    /// Number of the first parameter of the later half.
+    /// Records of the earlier half.
+    pub tape: Tape,
+    /// The gradient at its output.
+    pub gradient: Tensor,
+    /// Place of the first parameter of the later half.
     pub middle: usize,
-    /// What backward to the seam found besides the gradients of parameters.
-    pub later: GradStore,
 }
 
 /// What the passes of one subnet gave.
@@ -77,8 +74,11 @@ struct Trained {
     /// All sums but the statistic.
     sums: SubnetSums,
     used: Vec<ChannelStatistics>,
-    found: GradStore,
-    middle: Option<(Seam, usize)>,
+    gradients: Gradients,
+    /// The gradient at the trunk's output, if there is a trunk, or where the last pass halts.
+    gradient: Option<Tensor>,
+    /// Records that the last pass has not gone back over, and the place of the first parameter behind them.
+    earlier: Option<(Tape, usize)>,
 }
 
 impl Passes<'_> {
@@ -116,39 +116,54 @@ impl Passes<'_> {
     fn train(&self, index: usize, soft_targets: Option<&Tensor>) -> Result<Trained> {
         let StepInput { config, stage, step, ramp, images, labels, ranks, batch, .. } = *self.input;
         let mut rng = generator(config.seed, Stream::Dropout, &[step as u64, index as u64]);
-        let mode = Mode::Train { dropout: config.dropout, rng: &mut rng, first: ranks.shard(batch).start };
-        let is_last = index + 1 == self.subnets.len();
-        let passed = self.net.forward_from(images, self.trunk, &self.subnets[index], mode, is_last)?;
+        let (mut tape, first) = (Tape::default(), ranks.shard(batch).start);
+        let mode = Mode::Train { dropout: config.dropout, rng: &mut rng, first, tape: &mut tape };
+        let subnet = &self.subnets[index];
+        let passed = self.net.forward_from(images, self.trunk, subnet, mode)?;
+        let logits = Var::from_tensor(&passed.logits)?;
         let SubnetLoss { mut total, cross_entropy, distillation } =
-            loss::of_subnet(&passed.logits, self.targets, soft_targets, stage, ramp)?;
+            loss::of_subnet(&logits, self.targets, soft_targets, stage, ramp)?;
         let taught = distillation.as_ref().map_or(Ok(0.0), scalar)?;
         let [value, hard, taught] = [scalar(&total)?, scalar(&cross_entropy)?, taught].map(|value| self.part * value);
         let correct = loss::correct(&passed.logits, labels)? as f64;
         if ranks.is_distributed() {
             total = (total * self.part)?;
         }
+        let mut gradients = Gradients::none(self.net.parameters().len());
+        let mut halt = None;
+        if index + 1 == self.subnets.len() {
+            let middle = self.net.middle_block(subnet)?;
+            let border = passed.borders.into_iter().find(|border| border.block == middle);
+            let Some(border) = border else {
+                return Err(Error::Internal("a network without blocks has no middle".into()));
+            };
+            halt = Some(border);
+        }
+        let records = halt.map_or(0, |border| border.records);
+        let gradient = tape.backward_to(records, loss::gradient_at(&logits, &total)?, &mut gradients)?;
         Ok(Trained {
-            logits: passed.logits.detach(),
+            logits: passed.logits,
             sums: SubnetSums { loss: value, cross_entropy: hard, distillation: taught, correct, statistic: 0.0 },
             used: passed.used,
-            found: total.backward()?,
-            middle: passed.middle,
+            gradients,
+            gradient,
+            earlier: halt.map(|border| (tape, border.parameter)),
         })
     }
 
     fn add(&self, sums: &mut Sums, trained: Trained) -> Result<()> {
-        let Trained { sums: own, used, mut found, middle, .. } = trained;
+        let Trained { sums: own, used, gradients, gradient, earlier, .. } = trained;
         let subnet = &self.subnets[sums.values.len()];
         self.net.move_running_statistics(subnet, &used)?;
         // Activations can overflow and still leave a finite loss: divided by an infinite deviation they are zero.
         let statistic = first_not_finite(&self.net.running_statistics(subnet)?).unwrap_or(0.0);
         sums.values.push(SubnetSums { statistic, ..own });
-        sums.gradients.add(self.net.parameters(), &mut found)?;
-        if let Some((seam, middle)) = middle {
-            sums.last = Some(LastPass { seam, middle, later: found });
-        } else if let Some(trunk) = self.trunk {
-            let own = trunk.seam.gradient(&mut found)?;
-            sums.at_trunk = Some(sums.at_trunk.take().map_or(Ok(own.clone()), |sum| sum + own)?);
+        sums.gradients.add(gradients)?;
+        let Some(gradient) = gradient else { return Ok(()) };
+        if let Some((tape, middle)) = earlier {
+            sums.last = Some(LastPass { tape, gradient, middle });
+        } else {
+            sums.at_trunk = Some(sums.at_trunk.take().map_or(Ok(gradient.clone()), |sum| sum + gradient)?);
         }
         Ok(())
     }

@@ -1,18 +1,16 @@
 //! One step of progressive shrinking. A step computes; the caller logs.
 
-use super::gradients::{Gradients, clip_factor};
+use super::gradients::{clip_factor, norm, sum_during, sum_over, values};
 use super::loss;
 use super::optimizer::Sgd;
 use super::passes::{LastPass, Passes, SubnetSums, Sums, scalar};
 use super::sampling::candidates_of;
 use super::stage::{Sampling, Teacher};
 pub use super::step_input::StepInput;
-use crate::network::{Mode, Supernet};
-use crate::network_seam::Trunk;
+use crate::network::{Gradients, Mode, Supernet, Trunk};
 use crate::ranks::Ranks;
 use crate::{Error, Result, Subnet};
 use candle_core::Tensor;
-use candle_core::backprop::GradStore;
 use std::time::Instant;
 
 /// What a step computed; means over its subnets (of the distillation: over those that have a teacher).
@@ -39,6 +37,9 @@ pub struct StepReport {
 /// What several ranks exchange in a step: two buckets, of the parameters of the later and of the earlier half of the
 /// network. The gradients of the later half are final when backward of the last subnet is at its middle, and go their
 /// way while it goes on.
+///
+/// More buckets, closed at the borders of blocks, would not be waited for less (docs/distributed.md): the last bucket,
+/// which nothing hides, is small already.
 ///
 /// In one bucket, all after the computation, if batch norm shares its statistics: backward then sums over the ranks
 /// itself, and its many small sums, each of which all wait for, would stand behind a large one.
@@ -143,7 +144,7 @@ fn step_on_this_thread(
             *report.distillation.get_or_insert(0.0) += distillation / distilled as f64;
         }
     }
-    report.gradient_norm = gradients.norm()?;
+    report.gradient_norm = norm(&gradients)?;
     if !report.gradient_norm.is_finite() {
         return Err(not_finite(input, "the gradient's norm", report.gradient_norm, &report.subnets));
     }
@@ -168,25 +169,24 @@ fn soft_targets_of(teacher: &Supernet, images: &Tensor, resolution: usize) -> Re
 fn finish_backward(
     net: &Supernet,
     gradients: &mut Gradients,
-    LastPass { seam, middle, mut later }: LastPass,
+    LastPass { mut tape, gradient, middle }: LastPass,
     trunk: Option<(Trunk, Tensor)>,
     ranks: &Ranks,
     part: f64,
 ) -> Result<Exchange> {
     let end = net.parameters().len();
-    let backward = || -> Result<Vec<GradStore>> {
-        let gradient = seam.gradient(&mut later)?;
-        let mut earlier = seam.backward(&gradient)?;
-        let Some((trunk, others)) = trunk else { return Ok(vec![earlier]) };
-        let gradient = (others + trunk.seam.gradient(&mut earlier)?)?;
-        Ok(vec![earlier, trunk.seam.backward(&gradient)?])
+    let backward = || -> Result<Gradients> {
+        let mut earlier = Gradients::none(end);
+        let gradient = tape.backward_to(0, gradient, &mut earlier)?;
+        if let (Some((trunk, others)), Some(gradient)) = (trunk, gradient) {
+            trunk.tape.backward((others + gradient)?, &mut earlier)?;
+        }
+        Ok(earlier)
     };
     if net.shares_batch_statistics() {
-        for mut found in backward()? {
-            gradients.add(net.parameters(), &mut found)?;
-        }
-        gradients.sum_over(ranks, 0..end)?;
-        return Ok(Exchange { exposed_values: gradients.values(0..end), ..Exchange::default() });
+        gradients.add(backward()?)?;
+        sum_over(ranks, gradients, 0..end)?;
+        return Ok(Exchange { exposed_values: values(gradients, 0..end), ..Exchange::default() });
     }
     let mut running = if ranks.is_distributed() { net.running_values() } else { Vec::new() };
     running.iter_mut().for_each(|value| *value *= part as f32);
@@ -194,15 +194,13 @@ fn finish_backward(
         let start = Instant::now();
         (backward(), start.elapsed().as_secs_f64())
     };
-    let (earlier, hiding_seconds) = gradients.sum_during(ranks, middle..end, &mut running, earlier_half)?;
-    for mut found in earlier? {
-        gradients.add(net.parameters(), &mut found)?;
-    }
-    gradients.sum_over(ranks, 0..middle)?;
+    let (earlier, hiding_seconds) = sum_during(ranks, gradients, middle..end, &mut running, earlier_half)?;
+    gradients.add(earlier?)?;
+    sum_over(ranks, gradients, 0..middle)?;
     if ranks.is_distributed() {
         net.set_running_values(&running);
     }
-    let (hidden_values, exposed_values) = (gradients.values(middle..end), gradients.values(0..middle));
+    let (hidden_values, exposed_values) = (values(gradients, middle..end), values(gradients, 0..middle));
     Ok(Exchange { hidden_values, hiding_seconds, exposed_values })
 }
 

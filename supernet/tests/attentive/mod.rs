@@ -2,12 +2,11 @@
 //! in that code's words.
 
 use super::{close, norm, values};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use ofa_supernet::import::{CheckpointFile, Setting, common, published, read_supernet_from};
-use ofa_supernet::network::Mode;
+use ofa_supernet::network::{Gradients, Mode, Tape};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::{ExpandRatio, Stage, preset};
-use ofa_supernet::train::gradients::Gradients;
 use ofa_supernet::train::loss;
 use ofa_supernet::{SearchSpace, Subnet, Supernet};
 use serde_json::Value;
@@ -93,12 +92,14 @@ impl Attentive {
         let mut losses = Vec::new();
         for (index, listed) in step["subnets"].as_array().unwrap().iter().enumerate() {
             let mut rng = generator(0, Stream::Dropout, &[]);
-            let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0 };
+            let mut tape = Tape::default();
+            let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, tape: &mut tape };
             let logits = net.forward(&self.images("step.images"), &self.subnet(&listed["setting"]), mode).unwrap();
+            let logits = Var::from_tensor(&logits).unwrap();
             close(&logits, &self.tensors[&format!("step.logits{index}")], &format!("logits of subnet {index}"));
             let loss = loss::cross_entropy(&loss::log_softmax(&logits).unwrap(), &targets).unwrap();
             losses.push(f64::from(values(&loss)[0]));
-            gradients.add(net.parameters(), &mut loss.backward().unwrap()).unwrap();
+            tape.backward(loss::gradient_at(&logits, &loss).unwrap(), &mut gradients).unwrap();
         }
         (losses, gradients)
     }

@@ -1,14 +1,14 @@
 //! Random search spaces for property tests, small enough to build networks of them; and the tests' settings.
 
-use ofa_supernet::blocks::{self, BlockSettings, CustomKind};
-use ofa_supernet::graph::{Builder, NodeId};
+#[path = "../kinds/mod.rs"]
+mod kinds;
+
 use ofa_supernet::seed::{Stream, generator};
-use ofa_supernet::space::{Activation, Family, FirstBlock, Head, Ratio, Stage, Stem, reduced_channels};
+use ofa_supernet::space::{Activation, Family, FirstBlock, Head, Ratio, Stage, Stem};
 use ofa_supernet::{SearchSpace, Subnet};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use proptest::test_runner::RngSeed;
-use std::sync::Once;
 
 /// The same cases each time, so that a failure is one for everybody.
 pub fn cases(cases: u32) -> ProptestConfig {
@@ -129,73 +129,19 @@ prop_compose! {
     }
 }
 
-/// A convolution that expands, perhaps squeeze-excite, and a projection.
-fn fused(settings: &BlockSettings, b: &mut Builder, x: NodeId) {
-    let (middle, activation) = (settings.middle_channels(), settings.activation);
-    let kernel = (settings.kernel, settings.stride);
-    let mut y = b.convolution_norm_activation(x, ("conv_exp", "bn1"), middle, kernel, 1, activation);
-    if settings.squeeze_excite {
-        let factors = factors(b, y, middle);
-        y = b.gate(y, factors);
-    }
-    let y =
-        b.convolution_norm_activation(y, ("conv_pwl", "bn2"), settings.out_channels, (1, 1), 1, Activation::Identity);
-    if settings.keeps_shape() {
-        b.add(y, x);
-    }
-}
-
-/// Maps that several nodes read, sums and products before a dense convolution, a projection that only some widths need.
-fn winding(settings: &BlockSettings, b: &mut Builder, x: NodeId) {
-    let (middle, out, activation) = (settings.middle_channels(), settings.out_channels, settings.activation);
-    let y = b.convolution_norm_activation(x, ("conv1", "bn1"), middle, (1, 1), 1, activation);
-    let kernel = (settings.kernel, settings.stride);
-    let mut y = b.convolution_norm_activation(y, ("conv2", "bn2"), middle, kernel, middle, Activation::Identity);
-    if settings.squeeze_excite {
-        let factors = factors(b, y, middle);
-        let gated = b.gate(y, factors);
-        y = b.add(gated, y);
-    }
-    y = b.activation(y, Activation::Relu6);
-    y = b.convolution_norm_activation(y, ("conv3", "bn3"), out, (3, 1), 1, activation);
-    let mut shortcut = x;
-    if !settings.keeps_shape() {
-        shortcut = b.average_pool(x, settings.stride, 0);
-        let names = ("downsample.1", "downsample.2");
-        shortcut = b.convolution_norm_activation(shortcut, names, out, (1, 1), 1, Activation::Identity);
-    }
-    let sum = b.add(shortcut, y);
-    b.activation(sum, Activation::HardSwish);
-}
-
-/// Factors of squeeze-excite.
-fn factors(b: &mut Builder, y: NodeId, channels: usize) -> NodeId {
-    let pooled = b.global_average_pool(y);
-    let reduced = b.pointwise(pooled, "se.conv_reduce", reduced_channels(channels), true);
-    let reduced = b.activation(reduced, Activation::Relu);
-    let expanded = b.pointwise(reduced, "se.conv_expand", channels, true);
-    b.hard_sigmoid(expanded)
-}
-
 prop_compose! {
     /// The same spaces with blocks of kinds that the crates do not know.
     fn customs()(
         mut space in prop_oneof![2 => mobilenets(), 1 => resnets()],
         kinds in prop::collection::vec(select(vec![None, Some("fused"), Some("winding")]), 4),
     ) -> SearchSpace {
-        REGISTERED.call_once(|| {
-            for (name, lower) in [("fused", fused as fn(&BlockSettings, &mut Builder, NodeId)), ("winding", winding)] {
-                blocks::register(CustomKind { name, lower }).expect("a free name");
-            }
-        });
+        kinds::register();
         for (stage, kind) in space.stages.iter_mut().zip(kinds) {
             stage.block = kind.map(String::from);
         }
         space
     }
 }
-
-static REGISTERED: Once = Once::new();
 
 /// A valid space of any kind.
 pub fn space() -> impl Strategy<Value = SearchSpace> {

@@ -35,6 +35,7 @@ fn check(name: &str, model: &Model) {
     let constants: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
     assert_eq!(constants.len(), graph.initializer.len(), "{name}");
     assert!(graph.input.iter().all(|input| !constants.contains(input.name.as_str())), "{name}");
+    let mut names: HashSet<&str> = HashSet::new();
     let mut uses: HashMap<&str, usize> = HashMap::new();
     let mut known: HashSet<&str> = graph.input.iter().map(|input| input.name.as_str()).collect();
     for node in &graph.node {
@@ -44,6 +45,7 @@ fn check(name: &str, model: &Model) {
         }
         assert!(node.attribute.iter().all(|attribute| attribute.name != "ceil_mode"), "{name}");
         assert!(node.output.iter().all(|output| known.insert(output)), "{name}: {:?} twice", node.output);
+        assert!(names.insert(node.name.as_str()), "{name}: two nodes {}", node.name);
         assert_ne!(node.op_type, "BatchNormalization", "{name}");
     }
     assert!(
@@ -56,7 +58,9 @@ fn check(name: &str, model: &Model) {
         name.starts_with(|c: char| c.is_ascii_alphabetic())
             && name.chars().all(|c| c.is_ascii_alphanumeric() || "._".contains(c))
     };
-    assert!(known.iter().chain(&constants).all(|name| good(name)), "{name}");
+    assert!(known.iter().chain(&constants).chain(&names).all(|name| good(name)), "{name}");
+    // One table of names holds all of them.
+    assert!(names.is_disjoint(&known) && names.is_disjoint(&constants) && known.is_disjoint(&constants), "{name}");
 }
 
 #[test]

@@ -13,6 +13,9 @@ pub const LOGITS: &str = "logits";
 /// Name of the graph's output after softmax.
 pub const PROBABILITIES: &str = "probabilities";
 
+/// Ending of the names of values: some engines keep the names of nodes and values in one table.
+const VALUE: &str = ".out";
+
 /// A graph that grows.
 pub struct Writer {
     graph: Graph,
@@ -41,7 +44,7 @@ impl Writer {
         self.constant(name, Element::Float, dims, bytes)
     }
 
-    /// Adds a node whose output has the node's name and `shape`, without the batch. Returns the name.
+    /// Adds a node whose output has `shape`, without the batch. Returns the name of the output.
     pub fn node(
         &mut self,
         operator: &str,
@@ -51,16 +54,17 @@ impl Writer {
         shape: &[usize],
     ) -> String {
         let name = self.unique(name);
+        let output = self.unique(&format!("{name}{VALUE}"));
         self.graph.node.push(Node {
             input: inputs.iter().map(|input| input.to_string()).collect(),
-            output: vec![name.clone()],
-            name: name.clone(),
+            output: vec![output.clone()],
+            name,
             op_type: operator.into(),
             attribute: attributes,
         });
-        let value = self.value(&name, Element::Float, shape);
+        let value = self.value(&output, Element::Float, shape);
         self.graph.value_info.push(value);
-        name
+        output
     }
 
     /// Renames the output of the last node, which nothing reads yet.
@@ -85,10 +89,11 @@ impl Writer {
         name
     }
 
-    /// A name that nothing has yet: `wanted`, with other characters than the permitted replaced, and a number where it
-    /// is taken.
+    /// A name that nothing has yet: `wanted`, with other characters than the permitted replaced, a number where it is
+    /// taken, and without the endings of the values that it was made of.
     fn unique(&mut self, wanted: &str) -> String {
         let permitted = |c: char| if c.is_ascii_alphanumeric() || "._".contains(c) { c } else { '_' };
+        let wanted = wanted.replace(&format!("{VALUE}."), ".");
         let mut name: String = wanted.chars().map(permitted).collect();
         if !name.starts_with(|c: char| c.is_ascii_alphabetic()) {
             name.insert_str(0, "node_");

@@ -13,37 +13,8 @@ pub(crate) use weight_gradient::accumulate_weight_gradient;
 
 use super::buffers::{Aligned, Buffer};
 use super::simd::Simd;
+use super::slice::{Lanes, SLICE};
 use std::ops::Range;
-
-/// Channels per slice.
-pub(crate) const SLICE: usize = 16;
-
-/// A value per channel of a slice.
-pub(crate) type Lanes = [f32; SLICE];
-
-/// Loads the vector of channels from `lane` on.
-///
-/// # Safety
-/// The CPU has `S`, and `lane` is a multiple of its vector length, below [`SLICE`].
-#[inline(always)]
-pub(crate) unsafe fn vector<S: Simd>(values: &Lanes, lane: usize) -> S::V {
-    debug_assert!(lane + S::LANES <= SLICE);
-    // SAFETY: the vector length divides `SLICE`, so the vector at a multiple of it below `SLICE` lies inside `values`;
-    // the CPU has `S` by this function's contract.
-    unsafe { S::load(values.as_ptr().add(lane)) }
-}
-
-/// Stores the vector of channels from `lane` on.
-///
-/// # Safety
-/// The CPU has `S`, and `lane` is a multiple of its vector length, below [`SLICE`].
-#[inline(always)]
-pub(crate) unsafe fn set_vector<S: Simd>(values: &mut Lanes, lane: usize, v: S::V) {
-    debug_assert!(lane + S::LANES <= SLICE);
-    // SAFETY: the vector length divides `SLICE`, so the vector at a multiple of it below `SLICE` lies inside `values`;
-    // the CPU has `S` by this function's contract.
-    unsafe { S::store(values.as_mut_ptr().add(lane), v) }
-}
 
 /// Pixels processed at a time: few enough that they and their intermediate values stay in L1.
 pub(crate) const CHUNK: usize = 64;
@@ -68,10 +39,10 @@ impl Prefetch {
 
     /// Prefetches one part of the chunk.
     #[inline(always)]
-    pub(crate) fn issue<S: Simd>(self, part: usize) {
+    pub(crate) fn issue<S: Simd>(self, s: S, part: usize) {
         const PIXELS: usize = CHUNK / Prefetch::PARTS;
         for pixel in part * PIXELS..(part + 1) * PIXELS {
-            S::prefetch(self.0.wrapping_add(pixel * SLICE));
+            s.prefetch(self.0.wrapping_add(pixel * SLICE));
         }
     }
 }
@@ -80,10 +51,10 @@ impl Prefetch {
 /// `slices` that pass over them prefetches its share of the cache lines, because memory delivers too slowly for all of
 /// them at the next group's first slice.
 #[inline(always)]
-pub(crate) fn prefetch_next<S: Simd>(values: &[f32], part: Range<usize>, slice: usize, slices: usize) {
-    let next = values.as_ptr_range().end;
+pub(crate) fn prefetch_next<S: Simd, T>(s: S, values: &[T], part: Range<usize>, slice: usize, slices: usize) {
+    let next: *const f32 = values.as_ptr_range().end.cast();
     for line in (part.start / SLICE + slice..part.end.div_ceil(SLICE)).step_by(slices) {
-        S::prefetch(next.wrapping_add(line * SLICE));
+        s.prefetch(next.wrapping_add(line * SLICE));
     }
 }
 
@@ -224,14 +195,9 @@ impl Frame {
         self.values[start..][..self.map.1 * SLICE].as_chunks_mut().0
     }
 
-    /// Start of row `y`, counted with the border.
-    fn start(&self, y: usize) -> *const f32 {
-        self.values[y * self.row * SLICE..].as_ptr()
-    }
-
-    /// Number of rows, and of pixels per row, border included.
-    fn extents(&self) -> (usize, usize) {
-        (self.values.len() / SLICE / self.row, self.row)
+    /// The pixels from row `y` on, counted with the border.
+    fn rows_from(&self, y: usize) -> &[Lanes] {
+        self.values[y * self.row * SLICE..].as_chunks().0
     }
 
     /// Rows of the map, counted with the border; all other rows are zero.
@@ -243,6 +209,7 @@ impl Frame {
     #[inline(always)]
     pub(crate) fn fill<S: Simd>(
         &mut self,
+        s: S,
         image: &[f32],
         strip: Strip,
         rows: Range<usize>,
@@ -250,15 +217,16 @@ impl Frame {
     ) {
         // Loops of fixed length, except for other numbers of channels than 8 and 16.
         match strip.width {
-            SLICE => self.fill_width::<S, SLICE>(image, strip, rows, value),
-            8 => self.fill_width::<S, 8>(image, strip, rows, value),
-            _ => self.fill_width::<S, 0>(image, strip, rows, value),
+            SLICE => self.fill_width::<S, SLICE>(s, image, strip, rows, value),
+            8 => self.fill_width::<S, 8>(s, image, strip, rows, value),
+            _ => self.fill_width::<S, 0>(s, image, strip, rows, value),
         }
     }
 
     #[inline(always)]
     fn fill_width<S: Simd, const WIDTH: usize>(
         &mut self,
+        s: S,
         image: &[f32],
         strip: Strip,
         rows: Range<usize>,
@@ -274,7 +242,7 @@ impl Frame {
                 for lane in 0..width {
                     target[lane] = value(lane, source[lane]);
                 }
-                S::prefetch(source.as_ptr().wrapping_add(ahead));
+                s.prefetch(source.as_ptr().wrapping_add(ahead));
             }
         }
     }

@@ -1,7 +1,8 @@
 //! The weight gradient of a depthwise convolution, summed over a few rows of one image.
 
-use super::{Frame, SLICE, Shape};
-use crate::ops::simd::{Kernel, Simd, dispatch};
+use super::{Frame, Shape};
+use crate::ops::simd::{Kernel, Simd, dispatch, entry_points};
+use crate::ops::slice::{Lane, Lanes};
 use std::ops::Range;
 
 /// Adds `gradient[ky, kx] += sum over the pixels of the output's rows of input * output gradient` to one packed slice
@@ -14,81 +15,73 @@ pub(crate) fn accumulate_weight_gradient(
     width: usize,
     gradient: &mut [f32],
 ) {
-    let (kernel, stride, columns) = (shape.kernel, shape.stride, shape.out_width());
-    assert!(rows.start < rows.end && rows.end <= output.map.0 && columns == output.map.1 && columns > 0);
-    assert!((rows.end - 1) * stride + kernel <= input.extents().0 && (columns - 1) * stride + kernel <= input.row);
-    assert!(gradient.len() >= shape.taps() * SLICE && width <= SLICE);
-    // SAFETY: the output's map has the rows `rows` and `columns` pixels per row, and the input's frame has the rows and
-    // pixels that their taps read, up to those of the last row and pixel (asserted above). `gradient` holds `kernel *
-    // kernel` slices (asserted above) and is borrowed mutably.
-    unsafe {
-        Gradient {
-            input: input.start(0),
-            input_row: input.row * SLICE,
-            filled: input.filled(),
-            output: output.start(output.border).add(output.border * SLICE),
-            output_row: output.row * SLICE,
-            stride,
-            rows,
-            columns,
-            gradient: gradient.as_mut_ptr(),
-            kernel,
-            lanes: width,
-        }
-        .run()
+    assert!(rows.end <= output.map.0 && shape.out_width() == output.map.1);
+    Gradient {
+        input: input.rows_from(0),
+        input_row: input.row,
+        filled: input.filled(),
+        output: &output.rows_from(output.border)[output.border..],
+        output_row: output.row,
+        stride: shape.stride,
+        rows,
+        columns: shape.out_width(),
+        gradient: gradient.as_chunks_mut().0,
+        kernel: shape.kernel,
+        lanes: width,
     }
+    .run()
 }
 
-#[derive(Clone)]
-struct Gradient {
-    input: *const f32,
-    /// Floats from one input row to the next.
+struct Gradient<'a> {
+    input: &'a [Lanes],
+    /// Pixels from one input row to the next.
     input_row: usize,
     /// Input rows that may be nonzero.
     filled: Range<usize>,
-    output: *const f32,
+    output: &'a [Lanes],
     output_row: usize,
     stride: usize,
     rows: Range<usize>,
     columns: usize,
-    gradient: *mut f32,
+    gradient: &'a mut [Lanes],
     kernel: usize,
     lanes: usize,
 }
 
-/// The gradient specialised to kernel size `K` (0: not specialised), `ROWS` of its rows at a time.
-struct KernelRows<const K: usize, const ROWS: usize>(Gradient);
+/// The gradient specialised to kernel size `K` (0: not specialised), `ROWS` of its rows at a time. Only
+/// [`Gradient::run`] builds one, with `K` equal to the kernel size or 0.
+struct AccumulateKernelRows<'a, const K: usize, const ROWS: usize>(Gradient<'a>);
 
-impl<const K: usize, const ROWS: usize> Kernel for KernelRows<K, ROWS> {
+impl<const K: usize, const ROWS: usize> Kernel for AccumulateKernelRows<'_, K, ROWS> {
     type Output = ();
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        // SAFETY: only `Gradient::run` builds this kernel, with `K` equal to the kernel size or 0, and its contract
-        // gives the extents; the CPU has `S` by this function's contract.
-        unsafe {
-            match K == 0 || S::ACCUMULATORS == 4 {
-                true => self.0.any_kernel::<S>(),
-                false => self.0.kernel_rows::<S, K, ROWS>(),
-            }
+    fn run<S: Simd>(self, s: S) {
+        match K == 0 || S::ACCUMULATORS == 4 {
+            true => self.0.any_kernel(s),
+            false => self.0.kernel_rows::<S, K, ROWS>(s),
         }
     }
 }
 
-impl Gradient {
+impl Gradient<'_> {
     /// Adds the sums of all taps to the gradient.
-    ///
-    /// # Safety
-    /// For each of `rows` and each column below `columns`, the [`SLICE`] output values and the input values at each tap
-    /// must be readable; `kernel * kernel` slices of the gradient must be writable and accessed by no other thread;
-    /// `lanes` is at most [`SLICE`].
-    unsafe fn run(self) {
+    fn run(self) {
+        let Gradient { stride, columns, kernel, .. } = self;
+        assert!(self.rows.start < self.rows.end && columns > 0 && kernel > 0);
+        // `rows_at` relies on these extents.
+        let (last_row, last_column) = ((self.rows.end - 1) * stride + kernel - 1, (columns - 1) * stride + kernel - 1);
+        assert!(self.input.len() > last_row * self.input_row + last_column);
+        assert!(self.output.len() >= (self.rows.end - 1) * self.output_row + columns);
+        assert!(self.gradient.len() >= kernel * kernel);
         match self.kernel {
             // As many kernel rows at once as registers allow: more independent sums (about eight are in flight at a
             // time) and fewer loads of the output gradient.
-            3 => dispatch(KernelRows::<3, 3>(self)),
-            5 => dispatch(KernelRows::<5, 3>(self)),
-            7 => dispatch(KernelRows::<7, 2>(self)),
-            _ => dispatch(KernelRows::<0, 1>(self)),
+            3 => dispatch(AccumulateKernelRows::<3, 3>(self)),
+            5 => dispatch(AccumulateKernelRows::<5, 3>(self)),
+            7 => dispatch(AccumulateKernelRows::<7, 2>(self)),
+            _ => dispatch(AccumulateKernelRows::<0, 1>(self)),
         }
     }
 
@@ -101,27 +94,21 @@ impl Gradient {
     }
 
     /// Adds all taps of a kernel of size `K`, `ROWS` of its rows at a time.
-    ///
-    /// # Safety
-    /// The CPU has `S`, the contract of [`run`](Self::run) holds, and `K` is the kernel's size.
     #[inline(always)]
-    unsafe fn kernel_rows<S: Simd, const K: usize, const ROWS: usize>(self) {
-        let mut lane = 0;
-        // SAFETY: rows of taps end at `K`. `lane` is a multiple of the vector's length below `lanes`, at most `SLICE`,
-        // so the vector at `lane` lies inside a slice.
-        unsafe {
-            while lane < self.lanes {
-                let mut ky = 0;
+    fn kernel_rows<S: Simd, const K: usize, const ROWS: usize>(mut self, s: S) {
+        for lane in Lane::covering(s, self.lanes) {
+            let mut ky = 0;
+            // SAFETY: rows of taps end at `K`, which is the kernel's size, since only `run` builds the kernels.
+            unsafe {
                 while ky + ROWS <= K {
-                    self.rows_at::<S, K, ROWS>(ky, lane);
+                    self.rows_at::<S, K, ROWS>(s, ky, lane);
                     ky += ROWS;
                 }
                 match K - ky {
                     0 => {}
-                    1 => self.rows_at::<S, K, 1>(ky, lane),
-                    _ => self.rows_at::<S, K, 2>(ky, lane),
+                    1 => self.rows_at::<S, K, 1>(s, ky, lane),
+                    _ => self.rows_at::<S, K, 2>(s, ky, lane),
                 }
-                lane += S::LANES;
             }
         }
     }
@@ -129,66 +116,52 @@ impl Gradient {
     /// Adds the `ROWS` rows of taps from `ky` on, for the channels of one vector.
     ///
     /// # Safety
-    /// The CPU has `S`, the contract of [`run`](Self::run) holds, `K` is the kernel's size, `ky + ROWS <= K`, and the
-    /// vector at `lane` lies inside a slice.
+    /// `K` is the kernel's size, and `ky + ROWS <= K`; [`run`](Self::run) checked the extents.
     #[inline(always)]
-    unsafe fn rows_at<S: Simd, const K: usize, const ROWS: usize>(&self, ky: usize, lane: usize) {
-        // SAFETY: `rows_seeing` returns a part of `rows`. By the contract the output slice at (`y`, `x`), the input
-        // slice at each of its taps and the gradient slice of each tap exist, and the vector at `lane` lies inside each
-        // of them.
+    unsafe fn rows_at<S: Simd, const K: usize, const ROWS: usize>(&mut self, s: S, ky: usize, lane: Lane<S>) {
+        let mut sums = [[s.splat(0.0); K]; ROWS];
+        // SAFETY: `rows_seeing` returns a part of `rows`. `run` asserted that the input pixel at the last tap of the
+        // last row and column, the last output pixel and the gradient of each tap exist; by the contract no index below
+        // exceeds theirs.
         unsafe {
-            let mut sums = [[S::splat(0.0); K]; ROWS];
             for y in self.rows_seeing(ky, ROWS) {
-                let output = self.output.add(y * self.output_row + lane);
-                let input = self.input.add((y * self.stride + ky) * self.input_row + lane);
+                let output = self.output.as_ptr().add(y * self.output_row);
+                let input = self.input.as_ptr().add((y * self.stride + ky) * self.input_row);
                 for x in 0..self.columns {
-                    let g = S::load(output.add(x * SLICE));
-                    let input = input.add(x * self.stride * SLICE);
+                    let g = lane.load(&*output.add(x));
+                    let input = input.add(x * self.stride);
                     for (row, sums) in sums.iter_mut().enumerate() {
                         for (kx, sum) in sums.iter_mut().enumerate() {
-                            *sum = S::mul_add(S::load(input.add(row * self.input_row + kx * SLICE)), g, *sum);
+                            *sum = s.mul_add(lane.load(&*input.add(row * self.input_row + kx)), g, *sum);
                         }
                     }
                 }
             }
             for (row, sums) in sums.iter().enumerate() {
                 for (kx, &sum) in sums.iter().enumerate() {
-                    let target = self.gradient.add(((ky + row) * K + kx) * SLICE + lane);
-                    S::store(target, S::add(S::load(target), sum));
+                    let target = self.gradient.get_unchecked_mut((ky + row) * K + kx);
+                    lane.store(target, s.add(lane.load(target), sum));
                 }
             }
         }
     }
 
     /// Adds all taps of a kernel of any size, one at a time.
-    ///
-    /// # Safety
-    /// The CPU has `S`, and the contract of [`run`](Self::run) holds.
     #[inline(always)]
-    unsafe fn any_kernel<S: Simd>(self) {
-        // SAFETY: `rows_seeing` returns a part of `rows`, and `ky` and `kx` are below `kernel`. By the contract the
-        // output slice at (`y`, `x`), the input slice at the tap and the gradient slice of the tap exist. `lane` is a
-        // multiple of the vector's length below `lanes`, at most `SLICE`, so the vector at `lane` lies inside each of
-        // them.
-        unsafe {
-            for ky in 0..self.kernel {
-                for kx in 0..self.kernel {
-                    let mut lane = 0;
-                    while lane < self.lanes {
-                        let mut sum = S::splat(0.0);
-                        for y in self.rows_seeing(ky, 1) {
-                            let output = self.output.add(y * self.output_row + lane);
-                            let input = self.input.add((y * self.stride + ky) * self.input_row + kx * SLICE + lane);
-                            for x in 0..self.columns {
-                                let g = S::load(output.add(x * SLICE));
-                                sum = S::mul_add(S::load(input.add(x * self.stride * SLICE)), g, sum);
-                            }
-                        }
-                        let target = self.gradient.add((ky * self.kernel + kx) * SLICE + lane);
-                        S::store(target, S::add(S::load(target), sum));
-                        lane += S::LANES;
+    fn any_kernel<S: Simd>(self, s: S) {
+        for tap in 0..self.kernel * self.kernel {
+            let (ky, kx) = (tap / self.kernel, tap % self.kernel);
+            for lane in Lane::covering(s, self.lanes) {
+                let mut sum = s.splat(0.0);
+                for y in self.rows_seeing(ky, 1) {
+                    let output = &self.output[y * self.output_row..][..self.columns];
+                    let input = &self.input[(y * self.stride + ky) * self.input_row + kx..];
+                    for (g, x) in output.iter().zip(input.iter().step_by(self.stride)) {
+                        sum = s.mul_add(lane.load(x), lane.load(g), sum);
                     }
                 }
+                let target = &mut self.gradient[tap];
+                lane.store(target, s.add(lane.load(target), sum));
             }
         }
     }

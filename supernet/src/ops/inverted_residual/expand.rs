@@ -5,18 +5,14 @@
 //! sum(x)`, and the sum of squares `w sum(x x') w'` per channel with weights `w`. Likewise the part of batch norm's
 //! gradient that depends on `y` is a small matrix applied to `x`.
 
-use crate::ops::activation::Act;
+use super::expand_kernels::{AddNormGradient, BLOCK, COLUMNS, QuadraticForms, SumMoments};
 use crate::ops::batch_norm::{Backward, Sums};
 use crate::ops::buffers::Aligned;
-use crate::ops::depthwise::{Frame, Lanes, SLICE, set_vector, vector};
-use crate::ops::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply, multiply_add};
+use crate::ops::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
 use crate::ops::parallel;
 use crate::ops::rows::total;
-use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch};
-use std::ops::Range;
-
-/// Rows whose products are summed in f32 before they are added to an f64 total.
-const BLOCK: usize = 4 * ROW_BLOCK;
+use crate::ops::simd::{InstructionSet, dispatch};
+use crate::ops::slice::SLICE;
 
 /// Sums over pixels of the input `[pixels, channels]` and of its products, in f64: statistics are small differences of
 /// these large numbers.
@@ -28,9 +24,6 @@ pub(super) struct Moments {
     /// padding is zero.
     products: Vec<f64>,
 }
-
-/// Columns per group of the products.
-const COLUMNS: usize = 16;
 
 impl Moments {
     pub(super) fn new(x: &[f32], channels: usize) -> Self {
@@ -52,7 +45,7 @@ impl Moments {
         let channels = self.sum.len();
         let parts = parallel::map(weight.len() / channels, 1, |rows| {
             let weight = &weight[rows.start * channels..rows.end * channels];
-            dispatch(QuadraticForms { moments: self, weight })
+            dispatch(QuadraticForms { sum: &self.sum, products: &self.products, weight })
         });
         let mut sums = Sums::new(0);
         for part in parts {
@@ -71,195 +64,6 @@ impl Moments {
         let means = self.means();
         let products = self.products.chunks_exact(means.len().next_multiple_of(COLUMNS)).zip(&self.sum);
         products.flat_map(|(row, sum)| row.iter().zip(&means).map(move |(v, mean)| (v - sum * mean) as f32)).collect()
-    }
-}
-
-struct SumMoments<'a> {
-    x: &'a [f32],
-    channels: usize,
-}
-
-impl Kernel for SumMoments<'_> {
-    type Output = (Vec<f64>, Vec<f64>);
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Self::Output {
-        let n = self.channels;
-        let stride = n.next_multiple_of(S::LANES);
-        let wide = n.next_multiple_of(COLUMNS);
-        let (mut sum, mut products) = (vec![0.0f64; n], vec![0.0f64; n * wide]);
-        // Rows of whole vectors: the input itself, or a padded copy.
-        let mut tile = Aligned::zeros(if stride > n { BLOCK * stride } else { 0 });
-        let mut block = Aligned::zeros(n * stride);
-        let mut block_sum = Aligned::zeros(stride);
-        for x in self.x.chunks(BLOCK * n) {
-            let rows = x.len() / n;
-            for c in (0..n).step_by(S::LANES) {
-                // SAFETY: `x` is `rows` rows of `n` values, so from channel `c` of a row on `n - c` values remain in
-                // it, and no more are loaded. The tile, where it is used, has `BLOCK >= rows` rows of `stride` values,
-                // and `block_sum` has `stride`, which is `n` rounded up to whole vectors, so the whole vector at `c`
-                // lies inside. The CPU has `S` by this function's contract.
-                unsafe {
-                    let mut sum = S::splat(0.0);
-                    for row in 0..rows {
-                        let v = S::load_up_to(x.as_ptr().add(row * n + c), n - c);
-                        if stride > n {
-                            S::store(tile.as_mut_ptr().add(row * stride + c), v);
-                        }
-                        sum = S::add(sum, v);
-                    }
-                    S::store(block_sum.as_mut_ptr().add(c), sum);
-                }
-            }
-            block.fill(0.0);
-            let padded = if stride > n { &tile[..] } else { x };
-            accumulate_transposed(x, n, padded, stride, rows, n, n, &mut block, stride);
-            for (total, &v) in sum.iter_mut().zip(block_sum.iter()) {
-                *total += f64::from(v);
-            }
-            for (totals, block) in products.chunks_exact_mut(wide).zip(block.chunks_exact(stride)) {
-                for (total, &v) in totals[..n].iter_mut().zip(block) {
-                    *total += f64::from(v);
-                }
-            }
-        }
-        (sum, products)
-    }
-}
-
-struct QuadraticForms<'a> {
-    moments: &'a Moments,
-    /// Rows of the weight.
-    weight: &'a [f32],
-}
-
-/// Rows of the weight that are processed together.
-const FORMS: usize = 4;
-
-impl Kernel for QuadraticForms<'_> {
-    type Output = Sums;
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Sums {
-        // The block of columns is chosen so that its sums stay in registers.
-        if S::LANES == COLUMNS { self.by_columns::<COLUMNS>() } else { self.by_columns::<{ COLUMNS / 2 }>() }
-    }
-}
-
-impl QuadraticForms<'_> {
-    /// Sums over blocks of `WIDE` columns.
-    #[inline(always)]
-    fn by_columns<const WIDE: usize>(self) -> Sums {
-        let n = self.moments.sum.len();
-        let stride = n.next_multiple_of(COLUMNS);
-        let mut sums = Sums::new(self.weight.len() / n);
-        // `FORMS` rows of the weight, transposed.
-        let mut rows = vec![[0.0f64; FORMS]; stride];
-        let outputs = sums.sum.chunks_mut(FORMS).zip(sums.square.chunks_mut(FORMS));
-        for (weight, (sum, square)) in self.weight.chunks(FORMS * n).zip(outputs) {
-            rows.fill([0.0; FORMS]);
-            for (form, weight) in weight.chunks_exact(n).enumerate() {
-                for (row, &w) in rows.iter_mut().zip(weight) {
-                    row[form] = f64::from(w);
-                }
-            }
-            let (mut of_sum, mut of_square) = ([0.0; FORMS], [0.0; FORMS]);
-            for (row, total) in rows.iter().zip(&self.moments.sum) {
-                for form in 0..FORMS {
-                    of_sum[form] += row[form] * total;
-                }
-            }
-            for first in (0..n).step_by(WIDE) {
-                // The matrix is symmetric: each block above the diagonal counts twice.
-                let mut totals = [[0.0; WIDE]; FORMS];
-                self.add_products(&rows, first, 0..first, &mut totals);
-                totals.iter_mut().flatten().for_each(|v| *v *= 2.0);
-                self.add_products(&rows, first, first..n.min(first + WIDE), &mut totals);
-                for (column, row) in rows[first..first + WIDE].iter().enumerate() {
-                    for form in 0..FORMS {
-                        of_square[form] += row[form] * totals[form][column];
-                    }
-                }
-            }
-            sum.copy_from_slice(&of_sum[..sum.len()]);
-            square.copy_from_slice(&of_square[..square.len()]);
-        }
-        sums
-    }
-
-    /// Adds the rows `range` of the matrix, each multiplied by its weights, in the `WIDE` columns from `first` on.
-    #[inline(always)]
-    fn add_products<const WIDE: usize>(
-        &self,
-        rows: &[[f64; FORMS]],
-        first: usize,
-        range: Range<usize>,
-        totals: &mut [[f64; WIDE]; FORMS],
-    ) {
-        let stride = rows.len();
-        let mut sums = *totals;
-        for (row, products) in
-            rows[range.clone()].iter().zip(self.moments.products[range.start * stride..].chunks_exact(stride))
-        {
-            if let Some(products) = products[first..].first_chunk::<WIDE>() {
-                for (sums, w) in sums.iter_mut().zip(row) {
-                    for (sum, product) in sums.iter_mut().zip(products) {
-                        *sum += w * product;
-                    }
-                }
-            }
-        }
-        *totals = sums;
-    }
-}
-
-/// A slice of the expand convolution, with the batch norm and activation after it.
-pub(super) struct Slice<'a> {
-    /// `[in, SLICE]`
-    pub weight: &'a Packed,
-    pub scale: Lanes,
-    pub shift: Lanes,
-    /// Number of channels in the slice.
-    pub width: usize,
-}
-
-impl Slice<'_> {
-    /// Computes the rows `rows` of the images `x` `[images, height, width, in]` into `raw` `[images, rows, width,
-    /// SLICE]`; `rows` must be all rows if there are several images.
-    #[inline(always)]
-    pub(super) fn convolve(&self, x: &[f32], width: usize, rows: Range<usize>, images: usize, raw: &mut [f32]) {
-        let inputs = self.weight.rows();
-        multiply(&x[rows.start * width * inputs..], inputs, images * rows.len() * width, self.weight, raw, SLICE);
-    }
-
-    /// Applies batch norm and activation to `raw`, the rows `rows` of each image, and writes them to the images'
-    /// frames.
-    ///
-    /// # Safety
-    /// The CPU has `S`.
-    #[inline(always)]
-    pub(super) unsafe fn activate<S: Simd, A: Act>(
-        &self,
-        raw: &[f32],
-        width: usize,
-        rows: Range<usize>,
-        frames: &mut [Frame],
-    ) {
-        for lane in (0..self.width).step_by(S::LANES) {
-            // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below the slice's width,
-            // so the vector at `lane` lies inside each array of `SLICE` values; the CPU has `S` by this function's
-            // contract.
-            unsafe {
-                let (scale, shift) = (vector::<S>(&self.scale, lane), vector::<S>(&self.shift, lane));
-                let images = raw.as_chunks::<SLICE>().0.chunks_exact((rows.len() * width).max(1));
-                for (frame, raw) in frames.iter_mut().zip(images) {
-                    for (y, raw) in rows.clone().zip(raw.chunks_exact(width)) {
-                        for (out, raw) in frame.row(y).iter_mut().zip(raw) {
-                            let value = S::mul_add(vector::<S>(raw, lane), scale, shift);
-                            set_vector::<S>(out, lane, A::values::<S>(value));
-                        }
-                    }
-                }
-            }
-        }
     }
 }
 
@@ -337,45 +141,7 @@ impl NormGradient {
         parallel::map_parts(dx, n, x.len() / n, ROW_BLOCK, |rows, dx| {
             let span = rows.start * n..rows.end * n;
             let residual = residual.map(|residual| &residual[span.clone()]);
-            dispatch(AddNormGradient { norm: self, x: &x[span], residual, dx })
+            dispatch(AddNormGradient { matrix: &self.matrix, constant: &self.constant, x: &x[span], residual, dx })
         });
-    }
-}
-
-struct AddNormGradient<'a> {
-    norm: &'a NormGradient,
-    x: &'a [f32],
-    residual: Option<&'a [f32]>,
-    dx: &'a mut [f32],
-}
-
-impl Kernel for AddNormGradient<'_> {
-    type Output = ();
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let constant = &self.norm.constant[..];
-        let n = constant.len();
-        assert!(self.dx.len() == self.x.len() && self.residual.is_none_or(|residual| residual.len() == self.x.len()));
-        assert!(self.dx.len().is_multiple_of(n));
-        for (block, dx) in self.dx.chunks_mut(ROW_BLOCK * n).enumerate() {
-            let start = block * ROW_BLOCK * n;
-            multiply_add(&self.x[start..], n, dx.len() / n, &self.norm.matrix, dx, n);
-            for c in (0..n).step_by(S::LANES) {
-                // SAFETY: `dx`, `x` and `residual` have equal lengths and consist of whole rows of `n` values (asserted
-                // above), so from channel `c` of a row on `n - c` values remain in it, and no more are loaded or
-                // stored. `constant` holds `n`. The CPU has `S` by this function's contract.
-                unsafe {
-                    let constant = S::load_up_to(constant[c..].as_ptr(), n - c);
-                    for offset in (c..dx.len()).step_by(n) {
-                        let own = dx.as_mut_ptr().add(offset);
-                        let mut sum = S::add(S::load_up_to(own, n - c), constant);
-                        if let Some(residual) = self.residual {
-                            sum = S::add(sum, S::load_up_to(residual.as_ptr().add(start + offset), n - c));
-                        }
-                        S::store_up_to(own, sum, n - c);
-                    }
-                }
-            }
-        }
     }
 }

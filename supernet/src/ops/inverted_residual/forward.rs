@@ -1,19 +1,19 @@
 //! Forward pass of the inverted residual block.
 
-use super::expand::{self, Moments};
+use super::activated::{Activated, Pool};
+use super::depthwise_forward::DepthwiseForward;
+use super::expand::Moments;
 use super::middle::Middle;
-use super::{BlockShape, BlockStatistics, Parameters, RECOMPUTED, Saved, squeeze_excite};
+use super::{BlockSaved, BlockShape, BlockStatistics, Parameters, RECOMPUTED, squeeze_excite};
 use crate::ops::activation::{Act, Identity, with_activation};
-use crate::ops::batch_norm::{Affine, RunningSums, Sums, TURNS, lanes};
-use crate::ops::buffers::{Aligned, Buffer, uninit_vec};
-use crate::ops::depthwise::{
-    self, Frame, Lanes, Prefetch, SLICE, Strip, chunk_rows, convolve_rows, prefetch_next, set_vector, vector,
-};
-use crate::ops::matmul::{Packed, ROW_BLOCK};
-use crate::ops::parallel::{self, Shared};
-use crate::ops::rows::{Left, RowSource, normalise, product};
-use crate::ops::simd::{Kernel, Simd, dispatch};
-use crate::ranks::Ranks;
+use crate::ops::batch_norm::{Affine, Normalise, SumOverProcesses, Sums};
+use crate::ops::buffers::{Aligned, Buffer, Unwritten, written};
+use crate::ops::depthwise;
+use crate::ops::matmul::Packed;
+use crate::ops::parallel;
+use crate::ops::passes::{normalise, packed_slices, product};
+use crate::ops::rows::Left;
+use crate::ops::simd::dispatch;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -27,20 +27,20 @@ pub(super) fn forward(
     x: &[f32],
     packed: &[f32],
     given: Option<&BlockStatistics>,
-    ranks: Option<&Ranks>,
+    over_processes: Option<SumOverProcesses>,
     keep: bool,
-) -> (Vec<f32>, Option<Saved>, BlockStatistics) {
+) -> (Vec<f32>, Option<BlockSaved>, BlockStatistics) {
     let weights = Weights::new(shape, packed);
-    // SAFETY: each `pass` ends with `normalise`, which writes all output values of the pass's images and reads none of
-    // them; the passes below cover all images.
-    let mut output = unsafe { uninit_vec(shape.out_pixels() * shape.out_channels) };
+    let len = shape.out_pixels() * shape.out_channels;
     with_activation!(shape.activation, A => match given {
         Some(given) if !keep && shape.batch >= 2 * parallel::threads() => {
-            in_parts::<A>(shape, x, packed, &weights, given, &mut output);
+            let (output, ()) = written(len, |output| (in_parts::<A>(shape, x, packed, &weights, given, output), ()));
             (output, None, given.clone())
         }
         _ => {
-            let saved = pass::<A>(shape, x, packed, &weights, given, ranks, keep, &mut output);
+            let (output, saved) = written(len, |output| {
+                pass::<A>(shape, x, packed, &weights, given, over_processes, keep, output)
+            });
             let statistics = saved.statistics.clone();
             (output, keep.then_some(saved), statistics)
         }
@@ -60,7 +60,7 @@ impl Weights {
         let at = Parameters::new(shape);
         let (middle, inputs) = (shape.middle, shape.in_channels);
         let taps = shape.depthwise().taps();
-        let expand = || Packed::slices(&packed[at.expand.clone()], inputs, middle, 1, inputs);
+        let expand = || packed_slices(&packed[at.expand.clone()], inputs, middle, 1, inputs);
         Weights {
             expand: if shape.expand { expand() } else { Vec::new() },
             depthwise: depthwise::pack_weights(&packed[at.depthwise.clone()], middle, taps, false),
@@ -71,41 +71,39 @@ impl Weights {
 
 /// Passes a few images at a time through the whole block, on each thread separately. With given statistics images are
 /// independent, and values between the convolutions never leave the cache.
-fn in_parts<A: Act>(
+fn in_parts<'o, A: Act>(
     shape: &BlockShape,
     x: &[f32],
     packed: &[f32],
     weights: &Weights,
     given: &BlockStatistics,
-    output: &mut [f32],
-) {
+    output: &'o mut Unwritten,
+) -> &'o mut [f32] {
     let (input, out) = (x.len() / shape.batch, output.len() / shape.batch);
     let middle = shape.out_pixels() / shape.batch * shape.middle;
     let images = (PART / middle).clamp(1, shape.batch.div_ceil(2 * parallel::threads()));
-    let output = Shared::new(output);
-    parallel::each(shape.batch.div_ceil(images), |part| {
-        let first = part * images;
-        let shape = BlockShape { batch: images.min(shape.batch - first), ..shape.clone() };
-        // SAFETY: the range covers the images from `first` on, and `each` passes every `part` to one call, so no other
-        // reference covers it; `output` stays borrowed until all calls are done.
-        let output = unsafe { output.slice(first * out..(first + shape.batch) * out) };
-        let x = &x[first * input..][..shape.batch * input];
-        parallel::with_threads(1, || pass::<A>(&shape, x, packed, weights, Some(given), None, false, output));
+    let parts = x.chunks(images * input).map(|x| (x.len() / input * out, x)).collect();
+    let (output, _) = parallel::write_items(output, parts, |x, output| {
+        let shape = BlockShape { batch: x.len() / input, ..shape.clone() };
+        let floats =
+            parallel::with_threads(1, || pass::<A>(&shape, x, packed, weights, Some(given), None, false, output).0);
+        (floats, ())
     });
+    output
 }
 
-/// Passes all images through the block, phase by phase.
+/// Passes all images through the block, phase by phase; returns the output, written, and the saved values.
 #[allow(clippy::too_many_arguments)] // inputs, source of the statistics, and outputs of the block
-fn pass<A: Act>(
+fn pass<'o, A: Act>(
     shape: &BlockShape,
     x: &[f32],
     packed: &[f32],
     weights: &Weights,
     given: Option<&BlockStatistics>,
-    ranks: Option<&Ranks>,
+    over_processes: Option<SumOverProcesses>,
     keep: bool,
-    output: &mut [f32],
-) -> Saved {
+    output: &'o mut Unwritten,
+) -> (&'o mut [f32], BlockSaved) {
     let at = Parameters::new(shape);
     let out_pixels = shape.out_pixels();
     let affine = |statistics: &_, norm: &[Range<usize>; 2]| {
@@ -117,7 +115,7 @@ fn pass<A: Act>(
     // Expand: its statistics.
     let moments = (with_sums && shape.expand).then(|| Moments::new(x, shape.in_channels));
     if let Some(moments) = &moments {
-        statistics[0] = moments.sums(&packed[at.expand.clone()]).statistics_over(ranks, shape.in_pixels());
+        statistics[0] = moments.sums(&packed[at.expand.clone()]).statistics_over(over_processes, shape.in_pixels());
     }
     let affine1 = shape.expand.then(|| affine(&statistics[0], &at.norm1));
 
@@ -128,7 +126,7 @@ fn pass<A: Act>(
     let mut y2 = Buffer::with_arbitrary_contents(layout.len());
     let sums = depthwise_forward::<A>(shape, x, weights, affine1.as_ref(), y1.as_deref_mut(), &mut y2, with_sums);
     if with_sums {
-        statistics[1] = sums.statistics_over(ranks, out_pixels);
+        statistics[1] = sums.statistics_over(over_processes, out_pixels);
     }
     let affine2 = affine(&statistics[1], &at.norm2);
 
@@ -144,10 +142,12 @@ fn pass<A: Act>(
     let source = Activated::<A> { y2: &y2, layout, affine: &affine2, gate, activation: PhantomData };
     let sums = product(Left::Made(&source), out_pixels, &weights.project, &mut y3, with_sums);
     if with_sums {
-        statistics[2] = sums.statistics_over(ranks, out_pixels);
+        statistics[2] = sums.statistics_over(over_processes, out_pixels);
     }
-    normalise::<Identity>(&y3, &affine(&statistics[2], &at.norm3), shape.residual.then_some(x), output);
-    Saved { moments, y1, y2, y3, statistics, squeeze_excite }
+    let residual = shape.residual.then_some(x);
+    let output = normalise::<Identity>(&y3, &affine(&statistics[2], &at.norm3), residual, output);
+    let normalise = if with_sums { Normalise::Batch } else { Normalise::Given };
+    (output, BlockSaved { moments, y1, y2, y3, normalise, statistics, squeeze_excite })
 }
 
 /// Computes `y2 = depthwise(activation(affine(expand(x))))`, or `depthwise(x)` without `affine`, and keeps the raw
@@ -161,15 +161,17 @@ fn depthwise_forward<A: Act>(
     y2: &mut [f32],
     with_sums: bool,
 ) -> Sums {
-    let layout = Middle::of_input(shape);
-    let (y1, y2) = (y1.map(Shared::new), Shared::new(y2));
-    let parts = parallel::map(layout.groups() * layout.slices, 1, |tasks| {
+    let (layout, out_layout) = (Middle::of_input(shape), Middle::of_output(shape));
+    let y1_size = if y1.is_some() { layout.stride() } else { 0 };
+    let outputs = [(y1.unwrap_or_default(), y1_size), (y2, out_layout.stride())];
+    let parts = parallel::map_outputs(outputs, layout.groups() * layout.slices, 1, |tasks, [y1, y2]| {
         dispatch(DepthwiseForward::<A> {
             shape,
             layout,
+            out_layout,
             x,
-            weights,
-            affine,
+            expand: affine.map(|affine| (&weights.expand[..], affine)),
+            weight: &weights.depthwise,
             y1,
             y2,
             with_sums,
@@ -180,181 +182,6 @@ fn depthwise_forward<A: Act>(
     Sums::total(parts)
 }
 
-struct DepthwiseForward<'a, A> {
-    shape: &'a BlockShape,
-    layout: Middle,
-    x: &'a [f32],
-    weights: &'a Weights,
-    /// Batch norm of the expand convolution, if there is one.
-    affine: Option<&'a Affine>,
-    y1: Option<Shared>,
-    y2: Shared,
-    with_sums: bool,
-    /// Pairs (group, slice), the slices of a group in sequence; no concurrent kernel has any of them.
-    tasks: Range<usize>,
-    activation: PhantomData<A>,
-}
-
-impl<A: Act> Kernel for DepthwiseForward<'_, A> {
-    type Output = Sums;
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Sums {
-        let (conv, layout, inputs) = (self.shape.depthwise(), self.layout, self.shape.in_channels);
-        let out_layout = Middle::of_output(self.shape);
-        let taps = conv.taps() * SLICE;
-        let (height, columns) = (conv.out_height(), conv.out_width());
-        let at_a_time = chunk_rows(columns).min(height);
-        let raw_rows = chunk_rows(conv.width).min(conv.height);
-        let mut sums = Sums::new(conv.channels);
-        let mut frames: Vec<Frame> = (0..layout.together).map(|_| Frame::of_input(conv)).collect();
-        let mut tile = Aligned::zeros(layout.together * raw_rows * conv.width * SLICE);
-        for task in self.tasks {
-            let (group, slice) = (task / layout.slices, task % layout.slices);
-            let images = layout.images(group..group + 1);
-            let (first, width) = (slice * SLICE, conv.slice_width(slice));
-            let image_len = layout.pixels * inputs;
-            let x = &self.x[images.start * image_len..images.end * image_len];
-            let frames = &mut frames[..images.len()];
-            let expand = self.affine.map(|affine| expand::Slice {
-                weight: &self.weights.expand[slice],
-                scale: lanes(&affine.scale, first, width),
-                shift: lanes(&affine.shift, first, width),
-                width,
-            });
-            // SAFETY: the ranges are those of this slice of this group, disjoint from those of any other pair, and no
-            // other task has this pair, so no other reference covers them; `depthwise_forward` keeps `y1` and `y2`
-            // borrowed until all tasks are done.
-            let (y1, y2) = unsafe {
-                let y1 = self.y1.as_ref().map(|y1| y1.slice(layout.group(group, slice)));
-                (y1.unwrap_or_default(), self.y2.slice(out_layout.group(group, slice)))
-            };
-            let strip = Strip::new(conv, slice, (conv.height, conv.width));
-            let weights = &self.weights.depthwise[slice * taps..][..taps];
-            let mut made = 0;
-            // Some rows of one image, or all rows of several.
-            for start in (0..height).step_by(at_a_time) {
-                let rows = start..height.min(start + at_a_time);
-                let needed = conv.rows_read(rows.end);
-                let of_image = rows.len() * columns * SLICE;
-                let y2 = &mut y2[start * columns * SLICE..][..images.len() * of_image];
-                let next = Prefetch::after(y2);
-                next.issue::<S>(0);
-                match &expand {
-                    None => {
-                        for (frame, x) in frames.iter_mut().zip(x.chunks_exact(image_len)) {
-                            frame.fill::<S>(x, strip, made..needed, |_, x| x);
-                        }
-                    }
-                    Some(expand) => {
-                        for row in (made..needed).step_by(raw_rows) {
-                            let rows = row..needed.min(row + raw_rows);
-                            let kept = row * conv.width * SLICE;
-                            let raw = if y1.is_empty() { &mut tile[..] } else { &mut y1[kept..] };
-                            expand.convolve(x, conv.width, rows.clone(), images.len(), raw);
-                            // SAFETY: the CPU has `S` by this function's contract.
-                            unsafe { expand.activate::<S, A>(raw, conv.width, rows, frames) };
-                        }
-                    }
-                }
-                let of_x = images.len() * made * conv.width * inputs..images.len() * needed * conv.width * inputs;
-                made = needed;
-                next.issue::<S>(1);
-                prefetch_next::<S>(x, of_x, slice, layout.slices);
-                for (frame, y2) in frames.iter().zip(y2.chunks_exact_mut(of_image)) {
-                    convolve_rows(frame, conv, weights, rows.clone(), width, y2);
-                }
-                (2..Prefetch::PARTS).for_each(|part| next.issue::<S>(part));
-                if !self.with_sums {
-                    continue;
-                }
-                let (mut sum, mut square): (Lanes, Lanes) = ([0.0; SLICE], [0.0; SLICE]);
-                for lane in (0..width).step_by(S::LANES) {
-                    // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below the
-                    // slice's width, so the vector at `lane` lies inside each array of `SLICE` values; the CPU has `S`
-                    // by this function's contract.
-                    unsafe {
-                        let mut running = RunningSums::<S>::new();
-                        let (turns, rest) = y2.as_chunks::<SLICE>().0.as_chunks::<TURNS>();
-                        for y2 in turns {
-                            for (turn, y2) in y2.iter().enumerate() {
-                                running.add(turn, vector::<S>(y2, lane), vector::<S>(y2, lane));
-                            }
-                        }
-                        for y2 in rest {
-                            running.add(0, vector::<S>(y2, lane), vector::<S>(y2, lane));
-                        }
-                        let (sums, squares) = running.totals();
-                        set_vector::<S>(&mut sum, lane, sums);
-                        set_vector::<S>(&mut square, lane, squares);
-                    }
-                }
-                sums.add_block(first, &sum[..width], &square[..width]);
-            }
-        }
-        sums
-    }
-}
-
-/// The row source `activation(affine(y2)) * gate`, for the projection.
-struct Activated<'a, A> {
-    y2: &'a [f32],
-    layout: Middle,
-    affine: &'a Affine,
-    /// `[images, columns]`
-    gate: Option<&'a [f32]>,
-    activation: PhantomData<A>,
-}
-
-impl<A: Act> RowSource for Activated<'_, A> {
-    #[inline(always)]
-    unsafe fn fill<S: Simd>(&self, first: usize, rows: usize, columns: usize, tile: &mut [f32]) {
-        let mut done = 0;
-        while done < rows {
-            let pixels = self.layout.pixels;
-            let (image, pixel) = ((first + done) / pixels, (first + done) % pixels);
-            let run = (pixels - pixel).min(rows - done);
-            // Prefetches the start of the next block: slices are streams far apart, which the hardware prefetcher does
-            // not predict.
-            let next = first + done + rows;
-            let next = self.layout.has(next / pixels).then_some((next / pixels, next % pixels));
-            for slice in 0..columns.div_ceil(SLICE) {
-                let start = slice * SLICE;
-                let width = SLICE.min(columns - start);
-                let (scale, shift) = (lanes(&self.affine.scale, start, width), lanes(&self.affine.shift, start, width));
-                let gate = self.gate.map_or([1.0; SLICE], |gate| lanes(&gate[image * columns..], start, width));
-                let y2 = self.layout.image(self.y2, image, slice);
-                let y2 = &y2[pixel..pixel + run];
-                let ahead =
-                    next.map_or(y2, |(image, pixel)| &self.layout.image(self.y2, image, slice)[pixel..]).as_ptr();
-                let tile = &mut tile[done * columns + start..(done + run) * columns];
-                for lane in (0..width).step_by(S::LANES) {
-                    let kept = S::LANES.min(width - lane);
-                    // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below the
-                    // slice's width, so the vector at `lane` lies inside each array of `SLICE` values. Each row of the
-                    // tile has `kept` values from `lane` on (the slicing checks it), and no more are stored. The CPU
-                    // has `S` by this function's contract.
-                    unsafe {
-                        let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));
-                        let gate = vector::<S>(&gate, lane);
-                        for (pixel, (y2, out)) in y2.iter().zip(tile.chunks_mut(columns)).enumerate() {
-                            if lane == 0 {
-                                S::prefetch(ahead.wrapping_add(pixel).cast());
-                            }
-                            let value = A::values::<S>(S::mul_add(vector::<S>(y2, lane), scale, shift));
-                            let out = out[lane..lane + kept].as_mut_ptr();
-                            match kept == S::LANES {
-                                true => S::store(out, S::mul(value, gate)),
-                                false => S::store_first(out, S::mul(value, gate), kept),
-                            }
-                        }
-                    }
-                }
-            }
-            done += run;
-        }
-    }
-}
-
 /// Mean of `activation(affine(y2))` over each image's pixels: `[images, channels]`.
 fn pool<A: Act>(y2: &[f32], affine: &Affine, layout: Middle, images: usize) -> Vec<f32> {
     let channels = affine.scale.len();
@@ -363,49 +190,4 @@ fn pool<A: Act>(y2: &[f32], affine: &Affine, layout: Middle, images: usize) -> V
         dispatch(Pool::<A> { y2, affine, layout, images, pooled, activation: PhantomData })
     });
     pooled
-}
-
-struct Pool<'a, A> {
-    y2: &'a [f32],
-    affine: &'a Affine,
-    layout: Middle,
-    images: Range<usize>,
-    /// Means of `images`.
-    pooled: &'a mut [f32],
-    activation: PhantomData<A>,
-}
-
-impl<A: Act> Kernel for Pool<'_, A> {
-    type Output = ();
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let channels = self.affine.scale.len();
-        for (image, pooled) in self.images.zip(self.pooled.chunks_exact_mut(channels)) {
-            for (slice, pooled) in pooled.chunks_mut(SLICE).enumerate() {
-                let scale = lanes(&self.affine.scale, slice * SLICE, pooled.len());
-                let shift = lanes(&self.affine.shift, slice * SLICE, pooled.len());
-                let mut total = [0.0; SLICE];
-                for lane in (0..pooled.len()).step_by(S::LANES) {
-                    // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below the
-                    // slice's width, so the vector at `lane` lies inside each array of `SLICE` values; the CPU has `S`
-                    // by this function's contract.
-                    unsafe {
-                        let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));
-                        let mut all = S::splat(0.0);
-                        for y2 in self.layout.image(self.y2, image, slice).chunks(ROW_BLOCK) {
-                            let mut sum = S::splat(0.0);
-                            for y2 in y2 {
-                                sum = S::add(sum, A::values::<S>(S::mul_add(vector::<S>(y2, lane), scale, shift)));
-                            }
-                            all = S::add(all, sum);
-                        }
-                        set_vector::<S>(&mut total, lane, all);
-                    }
-                }
-                for (out, total) in pooled.iter_mut().zip(total) {
-                    *out = total / self.layout.pixels as f32;
-                }
-            }
-        }
-    }
 }

@@ -4,8 +4,9 @@
 //! over the pixels of one would not pay.
 
 use super::BlockShape;
-use crate::ops::depthwise::{CHUNK, Lanes, SLICE};
+use crate::ops::depthwise::CHUNK;
 use crate::ops::parallel;
+use crate::ops::slice::{Lanes, SLICE};
 use std::ops::Range;
 
 /// Extents of a tensor of the middle channels.
@@ -45,11 +46,16 @@ impl Middle {
 
     /// Number of floats of the whole tensor.
     pub(super) fn len(self) -> usize {
-        self.groups() * self.stride() * self.slices
+        self.groups() * self.group_stride()
+    }
+
+    /// Number of floats of a whole group.
+    pub(super) fn group_stride(self) -> usize {
+        self.stride() * self.slices
     }
 
     /// Number of floats of one slice of a whole group.
-    fn stride(self) -> usize {
+    pub(super) fn stride(self) -> usize {
         self.together * self.pixels * SLICE
     }
 

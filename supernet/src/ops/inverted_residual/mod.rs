@@ -1,4 +1,4 @@
-//! The inverted residual block as one op with a gradient: expand, depthwise, squeeze-excite, project and residual, with
+//! The inverted residual block as one kernel with a gradient: expand, depthwise, squeeze-excite, project and residual, with
 //! their batch norms.
 //!
 //! The cost of such a block is the number of passes over middle channels in memory, so there are as few as possible:
@@ -29,21 +29,23 @@
 //! than memory, and `y1` or the gradient at the projection's input are stored as well. Module `middle` describes their
 //! layout.
 
+mod activated;
 mod backward;
 mod depthwise_backward;
+mod depthwise_forward;
 mod expand;
+mod expand_kernels;
 mod forward;
 mod middle;
-mod op;
+mod middle_gradient;
 mod project_backward;
 mod squeeze_excite;
 
-pub use op::inverted_residual;
-
-use super::batch_norm::ChannelStatistics;
+use super::batch_norm::{ChannelStatistics, Normalise, SumOverProcesses};
 use super::buffers::Buffer;
 use super::depthwise;
-use crate::space::{Activation, InvertedResidualSpec};
+use crate::ops::{Activation, summing};
+use crate::ranks::Ranks;
 use std::ops::Range;
 
 /// Number of channels up to which a pointwise convolution is recomputed rather than stored: that many multiply-adds
@@ -75,32 +77,13 @@ pub struct BlockShape {
     pub expand: bool,
     /// Reduced channels of squeeze-excite.
     pub squeeze_excite: Option<usize>,
-    /// Whether the input is added to the output as it is.
+    /// Whether the input is added to the output.
     pub residual: bool,
     /// Batch norm's epsilon.
     pub eps: f64,
 }
 
 impl BlockShape {
-    /// The block `spec` for `batch` maps of `height x width`.
-    pub fn new(spec: &InvertedResidualSpec, batch: usize, height: usize, width: usize, eps: f64) -> Self {
-        BlockShape {
-            batch,
-            height,
-            width,
-            in_channels: spec.in_channels,
-            middle: spec.middle_channels,
-            out_channels: spec.out_channels,
-            kernel: spec.kernel,
-            stride: spec.stride,
-            activation: spec.activation,
-            expand: spec.expand,
-            squeeze_excite: spec.squeeze_excite,
-            residual: spec.residual && !spec.projection && spec.stride == 1,
-            eps,
-        }
-    }
-
     fn depthwise(&self) -> depthwise::Shape {
         depthwise::Shape {
             channels: self.middle,
@@ -165,8 +148,8 @@ impl Parameters {
 /// Statistics of the block's batch norms: expand (empty without expand), depthwise, project.
 pub type BlockStatistics = [ChannelStatistics; 3];
 
-/// Values of the forward pass that the backward pass reads.
-struct Saved {
+/// Values of the forward pass that the backward pass reads, besides input and parameters.
+pub struct BlockSaved {
     /// Present with an expand convolution and batch statistics.
     moments: Option<expand::Moments>,
     /// Present with an expand convolution that is not recomputed.
@@ -174,6 +157,7 @@ struct Saved {
     y2: Buffer,
     /// `[pixels, out]`
     y3: Buffer,
+    normalise: Normalise,
     statistics: BlockStatistics,
     squeeze_excite: Option<squeeze_excite::Saved>,
 }
@@ -181,4 +165,53 @@ struct Saved {
 /// Number of packed parameters of a block.
 pub fn parameter_count(shape: &BlockShape) -> usize {
     Parameters::new(shape).len
+}
+
+/// Output `[batch, height, width, out]` of the block for `x` `[batch, height, width, in]`, the values that the backward
+/// pass reads if `keep`, and the statistics used.
+///
+/// `packed` holds the active slices of all parameters one after the other: expand weight `[middle, in]`, its batch
+/// norm's weight and bias, depthwise weight `[middle, k, k]`, batch norm, squeeze-excite (reduce weight and bias,
+/// expand weight and bias), project weight `[out, middle]`, batch norm; absent layers take no space. Statistics are
+/// `given`, or those of the batch (over all `ranks`, if passed).
+///
+/// # Errors
+/// Values that do not fit the extents.
+pub fn inverted_residual(
+    x: &[f32],
+    packed: &[f32],
+    shape: &BlockShape,
+    given: Option<&BlockStatistics>,
+    ranks: Option<&Ranks>,
+    keep: bool,
+) -> candle_core::Result<(Vec<f32>, Option<BlockSaved>, BlockStatistics)> {
+    let parameters = Parameters::new(shape).len;
+    if (x.len(), packed.len()) != (shape.in_pixels() * shape.in_channels, parameters)
+        || x.is_empty()
+        || (!shape.expand && shape.middle != shape.in_channels)
+    {
+        candle_core::bail!(
+            "inverted residual: input of {} values and {} parameters do not fit {shape:?} with {parameters} parameters",
+            x.len(),
+            packed.len()
+        );
+    }
+    let sum = summing(ranks);
+    Ok(forward::forward(shape, x, packed, given, sum.as_ref().map(|sum| sum as SumOverProcesses), keep))
+}
+
+impl BlockSaved {
+    /// Gradients at the input and at the packed parameters, given the gradient `g` at the output. The other values are
+    /// those of the forward pass.
+    pub fn backward(
+        self,
+        shape: &BlockShape,
+        x: &[f32],
+        packed: &[f32],
+        ranks: Option<&Ranks>,
+        g: &[f32],
+    ) -> (Vec<f32>, Vec<f32>) {
+        let sum = summing(ranks);
+        backward::backward(shape, x, packed, &self, sum.as_ref().map(|sum| sum as SumOverProcesses), g)
+    }
 }

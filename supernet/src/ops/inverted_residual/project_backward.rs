@@ -3,13 +3,13 @@
 
 use super::middle::Middle;
 use crate::ops::activation::Act;
-use crate::ops::batch_norm::{Affine, RunningSums, Sums, TURNS, lanes};
+use crate::ops::batch_norm::{Affine, RunningSums, Sums, TURNS};
 use crate::ops::buffers::Aligned;
-use crate::ops::depthwise::{CHUNK, Lanes, Prefetch, SLICE, set_vector, vector};
+use crate::ops::depthwise::{CHUNK, Prefetch};
 use crate::ops::matmul::{Packed, accumulate_transposed, multiply};
-use crate::ops::parallel::Shared;
 use crate::ops::rows::RawGradient;
-use crate::ops::simd::{Kernel, Simd};
+use crate::ops::simd::{Kernel, Simd, entry_points};
+use crate::ops::slice::{Lane, Lanes, SLICE, lanes};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -30,81 +30,69 @@ impl ImageSums {
 
     /// Sets the sums over pixels of the channels from `lane` on, and writes the projection's input `z`; `affine` is
     /// batch norm's scale and shift.
-    ///
-    /// # Safety
-    /// The CPU has `S`, and `lane` is a multiple of its vector length, below [`SLICE`].
     #[inline(always)]
-    unsafe fn set_ungated<S: Simd, A: Act>(
+    fn set_ungated<S: Simd, A: Act>(
         &mut self,
-        lane: usize,
+        s: S,
+        lane: Lane<S>,
         affine: [S::V; 2],
         y2: &[Lanes],
         g: &[Lanes],
         z: &mut [Lanes],
     ) {
-        // SAFETY: the vector length divides `SLICE`, so by the contract the vector at `lane` lies inside each array of
-        // `SLICE` values; the CPU has `S` by the contract.
-        unsafe {
-            let mut running = RunningSums::<S>::new();
-            let (g, z) = (&g[..y2.len()], &mut z[..y2.len()]);
-            let ((y2, y2_rest), (g, g_rest)) = (y2.as_chunks::<TURNS>(), g.as_chunks::<TURNS>());
-            let (z, z_rest) = z.as_chunks_mut::<TURNS>();
-            for ((y2, g), z) in y2.iter().zip(g).zip(z) {
-                for (turn, ((y2, g), z)) in y2.iter().zip(g).zip(z).enumerate() {
-                    add_pixel::<S, A>(lane, affine, y2, g, z, &mut running, turn);
-                }
+        let mut running = RunningSums::new(s);
+        let (g, z) = (&g[..y2.len()], &mut z[..y2.len()]);
+        let ((y2, y2_rest), (g, g_rest)) = (y2.as_chunks::<TURNS>(), g.as_chunks::<TURNS>());
+        let (z, z_rest) = z.as_chunks_mut::<TURNS>();
+        for ((y2, g), z) in y2.iter().zip(g).zip(z) {
+            for (turn, ((y2, g), z)) in y2.iter().zip(g).zip(z).enumerate() {
+                add_pixel::<S, A>(s, lane, affine, y2, g, z, &mut running, turn);
             }
-            for ((y2, g), z) in y2_rest.iter().zip(g_rest).zip(z_rest) {
-                add_pixel::<S, A>(lane, affine, y2, g, z, &mut running, 0);
-            }
-            let (sums, by_values) = running.totals();
-            let [sum, by_value] = &mut self.by_slope;
-            set_vector::<S>(sum, lane, sums);
-            set_vector::<S>(by_value, lane, by_values);
         }
+        for ((y2, g), z) in y2_rest.iter().zip(g_rest).zip(z_rest) {
+            add_pixel::<S, A>(s, lane, affine, y2, g, z, &mut running, 0);
+        }
+        let (sums, by_values) = running.totals();
+        let [sum, by_value] = &mut self.by_slope;
+        lane.store(sum, sums);
+        lane.store(by_value, by_values);
     }
 
     /// Adds the sums over pixels of the channels from `lane` on, with squeeze-excite, and writes the projection's input
     /// `z`; the third vector is the gate.
-    ///
-    /// # Safety
-    /// The CPU has `S`, and `lane` is a multiple of its vector length, below [`SLICE`].
     #[inline(always)]
-    unsafe fn add_gated<S: Simd, A: Act>(
+    fn add_gated<S: Simd, A: Act>(
         &mut self,
-        lane: usize,
+        s: S,
+        lane: Lane<S>,
         [scale, shift, gate]: [S::V; 3],
         y2: &[Lanes],
         g: &[Lanes],
         z: &mut [Lanes],
     ) {
-        // SAFETY: the vector length divides `SLICE`, so by the contract the vector at `lane` lies inside each array of
-        // `SLICE` values; the CPU has `S` by the contract.
-        unsafe {
-            let [own, own_by_value] = &mut self.by_slope;
-            let (mut sums, mut by_values) = (vector::<S>(own, lane), vector::<S>(own_by_value, lane));
-            let [slope, slope_by_value] = &mut self.slope;
-            let (mut slopes, mut slopes_by_value) = (vector::<S>(slope, lane), vector::<S>(slope_by_value, lane));
-            let mut values = vector::<S>(&self.value, lane);
-            for ((y2, g), z) in y2.iter().zip(g).zip(z) {
-                let (y2, g) = (vector::<S>(y2, lane), vector::<S>(g, lane));
-                let normalised = S::mul_add(y2, scale, shift);
-                let value = A::values::<S>(normalised);
-                set_vector::<S>(z, lane, S::mul(value, gate));
-                let slope = A::times_slopes::<S>(normalised, S::splat(1.0));
-                let by_slope = S::mul(g, slope);
-                sums = S::add(sums, by_slope);
-                by_values = S::mul_add(by_slope, y2, by_values);
-                slopes = S::add(slopes, slope);
-                slopes_by_value = S::mul_add(slope, y2, slopes_by_value);
-                values = S::mul_add(g, value, values);
-            }
-            set_vector::<S>(own, lane, sums);
-            set_vector::<S>(own_by_value, lane, by_values);
-            set_vector::<S>(slope, lane, slopes);
-            set_vector::<S>(slope_by_value, lane, slopes_by_value);
-            set_vector::<S>(&mut self.value, lane, values);
+        let [own, own_by_value] = &mut self.by_slope;
+        let (mut sums, mut by_values) = (lane.load(own), lane.load(own_by_value));
+        let [slope, slope_by_value] = &mut self.slope;
+        let (mut slopes, mut slopes_by_value) = (lane.load(slope), lane.load(slope_by_value));
+        let mut values = lane.load(&self.value);
+        for ((y2, g), z) in y2.iter().zip(g).zip(z) {
+            let (y2, g) = (lane.load(y2), lane.load(g));
+            let normalised = s.mul_add(y2, scale, shift);
+            let value = A::values(s, normalised);
+            lane.store(z, s.mul(value, gate));
+            let slope = A::times_slopes(s, normalised, s.splat(1.0));
+            let by_slope = s.mul(g, slope);
+            sums = s.add(sums, by_slope);
+            by_values = s.mul_add(by_slope, y2, by_values);
+            slopes = s.add(slopes, slope);
+            slopes_by_value = s.mul_add(slope, y2, slopes_by_value);
+            values = s.mul_add(g, value, values);
         }
+        lane.store(own, sums);
+        lane.store(own_by_value, by_values);
+        lane.store(slope, slopes);
+        lane.store(slope_by_value, slopes_by_value);
+        lane.store(&mut self.value, values);
     }
 
     #[inline(always)]
@@ -119,12 +107,11 @@ impl ImageSums {
 }
 
 /// Processes one pixel of [`ImageSums::set_ungated`].
-///
-/// # Safety
-/// The CPU has `S`, and `lane` is a multiple of its vector length, below [`SLICE`].
 #[inline(always)]
-unsafe fn add_pixel<S: Simd, A: Act>(
-    lane: usize,
+#[allow(clippy::too_many_arguments)] // operands and outputs of one pixel
+fn add_pixel<S: Simd, A: Act>(
+    s: S,
+    lane: Lane<S>,
     [scale, shift]: [S::V; 2],
     y2: &Lanes,
     g: &Lanes,
@@ -132,14 +119,10 @@ unsafe fn add_pixel<S: Simd, A: Act>(
     running: &mut RunningSums<S>,
     turn: usize,
 ) {
-    // SAFETY: the vector length divides `SLICE`, so by the contract the vector at `lane` lies inside each array of
-    // `SLICE` values; the CPU has `S` by the contract.
-    unsafe {
-        let y2 = vector::<S>(y2, lane);
-        let normalised = S::mul_add(y2, scale, shift);
-        set_vector::<S>(z, lane, A::values::<S>(normalised));
-        running.add(turn, A::times_slopes::<S>(normalised, vector::<S>(g, lane)), y2);
-    }
+    let y2 = lane.load(y2);
+    let normalised = s.mul_add(y2, scale, shift);
+    lane.store(z, A::values(s, normalised));
+    running.add(turn, A::times_slopes(s, normalised, lane.load(g)), y2);
 }
 
 /// Sums of some images: `[images, slices]`.
@@ -150,6 +133,10 @@ pub(super) struct MiddleSums {
 }
 
 impl MiddleSums {
+    fn of(&mut self, image: usize, slice: usize) -> &mut ImageSums {
+        &mut self.sums[(image - self.first_image) * self.slices + slice]
+    }
+
     /// The gate's gradient `[images, middle]`.
     pub(super) fn gate_gradient(&self, middle: usize) -> Vec<f32> {
         let mut gradient = Vec::with_capacity(self.sums.len() / self.slices * middle);
@@ -201,9 +188,8 @@ pub(super) struct ProjectBackward<'a, A> {
     pub stride: usize,
     /// Output: the gradient at the raw `y3` for the images of `groups`.
     pub g3: &'a mut [f32],
-    /// Output, if kept: the gradient at the projection's input, in the layout of `y2`.
-    pub g2: Option<Shared>,
-    /// Groups that no concurrent kernel has.
+    /// Output for `groups`, if kept, otherwise empty: the gradient at the projection's input, in the layout of `y2`.
+    pub g2: &'a mut [f32],
     pub groups: Range<usize>,
     pub activation: PhantomData<A>,
 }
@@ -211,70 +197,94 @@ pub(super) struct ProjectBackward<'a, A> {
 impl<A: Act> Kernel for ProjectBackward<'_, A> {
     /// The sums, and the transposed weight gradient `[middle, stride]`.
     type Output = (MiddleSums, Aligned);
+    entry_points!();
+
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Self::Output {
-        let (m, n, stride) = (self.affine2.scale.len(), self.raw.back.constant.len(), self.stride);
-        let (layout, pixels) = (self.layout, self.layout.pixels);
+    fn run<S: Simd>(mut self, s: S) -> Self::Output {
+        let (layout, stride, m) = (self.layout, self.stride, self.affine2.scale.len());
+        let pixels = layout.pixels;
         let images = layout.images(self.groups.clone());
-        let first_image = images.start;
-        let mut sums = vec![ImageSums::ZERO; images.len() * layout.slices];
+        let mut totals = Totals {
+            sums: MiddleSums {
+                first_image: images.start,
+                slices: layout.slices,
+                sums: vec![ImageSums::ZERO; images.len() * layout.slices],
+            },
+            weight_gradient: Aligned::zeros(m * stride),
+        };
         let mut tile = Aligned::zeros(CHUNK * SLICE);
         let mut z = Aligned::zeros(CHUNK * SLICE);
-        let mut weight_gradient = Aligned::zeros(m * stride);
-        for (group, g3) in self.groups.zip(self.g3.chunks_mut(layout.together * pixels * stride)) {
+        let (g3, g2) = (std::mem::take(&mut self.g3), std::mem::take(&mut self.g2));
+        let mut g2 = g2.chunks_mut(layout.stride());
+        for (group, g3) in self.groups.clone().zip(g3.chunks_mut(layout.together * pixels * stride)) {
             let images = layout.images(group..group + 1);
-            // SAFETY: the CPU has `S` by this function's contract.
-            unsafe { self.raw.fill::<S>(images.start * pixels, images.len() * pixels, stride, g3) };
-            for (slice, weight) in self.project.iter().enumerate() {
-                let (first, width) = (slice * SLICE, SLICE.min(m - slice * SLICE));
-                let scale = lanes(&self.affine2.scale, first, width);
-                let shift = lanes(&self.affine2.shift, first, width);
-                let weight_gradient = &mut weight_gradient[first * stride..][..width * stride];
-                let range = layout.group(group, slice);
-                let y2 = self.y2[range.clone()].as_chunks::<SLICE>().0;
+            self.raw.fill(s, images.start * pixels, images.len() * pixels, stride, g3);
+            for slice in 0..layout.slices {
+                let y2 = self.y2[layout.group(group, slice)].as_chunks::<SLICE>().0;
+                let mut g2 = g2.next().map(|g2| g2.chunks_mut(CHUNK * SLICE));
                 // All pixels of a group of images, or a part of one image.
-                for (chunk, (y2, g3)) in y2.chunks(CHUNK).zip(g3.chunks(CHUNK * stride)).enumerate() {
-                    let of_chunk = range.start + chunk * CHUNK * SLICE;
-                    let g = match &self.g2 {
+                for (y2, g3) in y2.chunks(CHUNK).zip(g3.chunks(CHUNK * stride)) {
+                    let g = match g2.as_mut().and_then(Iterator::next) {
+                        Some(g2) => &mut g2[..y2.len() * SLICE],
                         None => &mut tile[..y2.len() * SLICE],
-                        // SAFETY: the range is this chunk of this slice of this group. No concurrent kernel has the
-                        // group, so no other reference covers it; the function that built this kernel keeps `g2`
-                        // borrowed until the kernel is done.
-                        Some(g2) => unsafe { g2.slice(of_chunk..of_chunk + y2.len() * SLICE) },
                     };
-                    let next = Prefetch::after(y2);
-                    next.issue::<S>(0);
-                    multiply(g3, stride, y2.len(), weight, g, SLICE);
-                    next.issue::<S>(1);
-                    let part = pixels.min(CHUNK);
-                    let parts = y2.chunks(part).zip(g.as_chunks::<SLICE>().0.chunks(part));
-                    let parts = parts.zip(z.as_chunks_mut::<SLICE>().0.chunks_mut(part)).zip(images.clone());
-                    for (((y2, g), z), image) in parts {
-                        let mut block = ImageSums::ZERO;
-                        let gate = self.gate.map(|gate| lanes(&gate[image * m..], first, width));
-                        for lane in (0..width).step_by(S::LANES) {
-                            // SAFETY: `lane` is a multiple of the vector length, which divides `SLICE`, and is below
-                            // the slice's width, so the vector at `lane` lies inside each array of `SLICE` values; the
-                            // CPU has `S` by this function's contract.
-                            unsafe {
-                                let (scale, shift) = (vector::<S>(&scale, lane), vector::<S>(&shift, lane));
-                                match &gate {
-                                    None => block.set_ungated::<S, A>(lane, [scale, shift], y2, g, z),
-                                    Some(gate) => {
-                                        let gate = vector::<S>(gate, lane);
-                                        block.add_gated::<S, A>(lane, [scale, shift, gate], y2, g, z);
-                                    }
-                                }
-                            }
-                        }
-                        sums[(image - first_image) * layout.slices + slice].add(&block);
-                    }
-                    next.issue::<S>(2);
-                    accumulate_transposed(&z, SLICE, g3, stride, y2.len(), width, n, weight_gradient, stride);
-                    next.issue::<S>(3);
+                    self.chunk(s, images.clone(), slice, y2, g3, g, &mut z, &mut totals);
                 }
             }
         }
-        (MiddleSums { first_image, slices: layout.slices, sums }, weight_gradient)
+        (totals.sums, totals.weight_gradient)
+    }
+}
+
+/// Sums over the groups of a kernel.
+struct Totals {
+    sums: MiddleSums,
+    /// Transposed, `[middle, stride]`.
+    weight_gradient: Aligned,
+}
+
+impl<A: Act> ProjectBackward<'_, A> {
+    /// Processes all pixels of a group of images, or a part of one image, in one slice: writes the gradient at the
+    /// projection's input to `g`, and its input to `z`.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // operands, scratch memory and outputs of one slice
+    fn chunk<S: Simd>(
+        &self,
+        s: S,
+        images: Range<usize>,
+        slice: usize,
+        y2: &[Lanes],
+        g3: &[f32],
+        g: &mut [f32],
+        z: &mut [f32],
+        totals: &mut Totals,
+    ) {
+        let (m, n, stride) = (self.affine2.scale.len(), self.raw.back.constant.len(), self.stride);
+        let (first, width) = (slice * SLICE, SLICE.min(m - slice * SLICE));
+        let scale = lanes(&self.affine2.scale, first, width);
+        let shift = lanes(&self.affine2.shift, first, width);
+        let next = Prefetch::after(y2);
+        next.issue(s, 0);
+        multiply(g3, stride, y2.len(), &self.project[slice], g, SLICE);
+        next.issue(s, 1);
+        let part = self.layout.pixels.min(CHUNK);
+        let parts = y2.chunks(part).zip(g.as_chunks::<SLICE>().0.chunks(part));
+        let parts = parts.zip(z.as_chunks_mut::<SLICE>().0.chunks_mut(part)).zip(images);
+        for (((y2, g), z), image) in parts {
+            let mut block = ImageSums::ZERO;
+            let gate = self.gate.map(|gate| lanes(&gate[image * m..], first, width));
+            for lane in Lane::covering(s, width) {
+                let (scale, shift) = (lane.load(&scale), lane.load(&shift));
+                match &gate {
+                    None => block.set_ungated::<S, A>(s, lane, [scale, shift], y2, g, z),
+                    Some(gate) => block.add_gated::<S, A>(s, lane, [scale, shift, lane.load(gate)], y2, g, z),
+                }
+            }
+            totals.sums.of(image, slice).add(&block);
+        }
+        next.issue(s, 2);
+        let weight_gradient = &mut totals.weight_gradient[first * stride..][..width * stride];
+        accumulate_transposed(z, SLICE, g3, stride, y2.len(), width, n, weight_gradient, stride);
+        next.issue(s, 3);
     }
 }

@@ -3,7 +3,8 @@
 
 use super::{BlockShape, Parameters};
 use crate::ops::activation::{hard_sigmoid, hard_sigmoid_slope};
-use crate::ops::matmul::{Packed, accumulate_transposed_together, multiply_together};
+use crate::ops::matmul::Packed;
+use crate::ops::passes::{accumulate_transposed_together, multiply_together};
 use crate::ops::simd::InstructionSet;
 
 /// Values kept for the gradient, all `[batch, middle]` except `hidden`.

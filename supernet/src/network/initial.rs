@@ -35,7 +35,7 @@ fn last_scales(network: &NetworkSpec, has_first_block: bool) -> Vec<String> {
                 BlockSpec::InvertedResidual(spec) if !spec.residual => {}
                 BlockSpec::InvertedResidual(_) => names.push(format!("{name}.project.norm.weight")),
                 BlockSpec::Bottleneck(_) => names.push(format!("{name}.conv3.norm.weight")),
-                BlockSpec::Custom(_) => {}
+                BlockSpec::Custom(spec) => names.extend(spec.last_norm().map(|norm| format!("{name}.{norm}.weight"))),
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Cutting a subnet's weights out of the supernet.
 
 use crate::graph::{Graph, Op};
-use crate::layers::Moments;
+use crate::layers::{Moments, tensors};
 use crate::network::{Statistics, Supernet};
 use crate::space::Subnet;
 use crate::{Error, Result};
@@ -17,8 +17,8 @@ impl Supernet {
         let network = self.space().network(subnet, self.classes())?;
         let graph = Graph::of(&network);
         let mut statistics = statistics.layers.iter();
-        let mut tensors = Vec::new();
-        for (slot, mut active) in graph.slots().iter().zip(self.active(&network)?) {
+        let mut named = Vec::new();
+        for (slot, mut active) in graph.slots().iter().zip(tensors(&self.active(&network)?, false)?) {
             let name = graph.name(slot);
             let node = graph.node(slot.node);
             if node.op == Op::BatchNorm {
@@ -31,12 +31,12 @@ impl Supernet {
             }
             for ((part, shape), tensor) in graph.tensors(slot).into_iter().zip(active) {
                 let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.reshape(shape)?.contiguous()?;
-                tensors.push((format!("{name}.{part}"), tensor));
+                named.push((format!("{name}.{part}"), tensor));
             }
         }
         if statistics.next().is_some() {
             return Err(Error::Subnet(format!("{subnet}: the statistics belong to a deeper subnet")));
         }
-        Ok(tensors)
+        Ok(named)
     }
 }

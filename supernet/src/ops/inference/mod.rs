@@ -1,0 +1,204 @@
+//! Layers of extracted models: a static network with batch norm folded into weights and biases.
+//!
+//! All layers work on NHWC f32 slices, write every output value, and use the threads of the calling rayon pool.
+
+mod kernels;
+
+use super::activation::with_activation;
+use super::buffers::Aligned;
+use super::columns::{Columns, to_column_order};
+use super::dense_shape::DenseShape;
+use super::depthwise;
+use super::matmul::Packed;
+use super::parallel;
+use super::pools::{Windows, max_windows, mean_windows};
+use super::rows::{Left, Nothing, RowSource};
+use super::simd::dispatch;
+use super::strips::Strips;
+use crate::ops::Activation;
+use kernels::{AveragePool, DepthwiseTasks, Gated, PointwiseRows};
+use std::marker::PhantomData;
+
+/// A 1x1 convolution or fully connected layer with bias.
+#[derive(Debug, Clone)]
+pub struct Pointwise {
+    weight: Packed,
+    bias: Vec<f32>,
+}
+
+impl Pointwise {
+    /// Packs the weight `[out, in]` and bias `[out]`.
+    pub fn new(weight: &[f32], bias: &[f32], in_channels: usize, out_channels: usize) -> Self {
+        assert_eq!((weight.len(), bias.len()), (in_channels * out_channels, out_channels));
+        Pointwise { weight: Packed::new(weight, in_channels, out_channels, 1, in_channels), bias: bias.to_vec() }
+    }
+
+    /// Computes `output[p] = activation(W (input[p] * gate[image of p]) + bias + residual[p])` for `batch *
+    /// pixels_per_image` pixels; `gate` is `[batch, in]`.
+    #[allow(clippy::too_many_arguments)] // the layer's inputs and extents
+    pub fn run(
+        &self,
+        input: &[f32],
+        batch: usize,
+        pixels_per_image: usize,
+        activation: Activation,
+        gate: Option<&[f32]>,
+        residual: Option<&[f32]>,
+        output: &mut [f32],
+    ) {
+        let rows = batch * pixels_per_image;
+        assert_eq!((input.len(), output.len()), (rows * self.weight.rows(), rows * self.bias.len()));
+        match gate {
+            None => self.rows::<Nothing>(Left::Plain(input), rows, activation, residual, output),
+            Some(gate) => {
+                let gated = Gated { input, gate, pixels: pixels_per_image };
+                self.rows(Left::Made(&gated), rows, activation, residual, output);
+            }
+        }
+    }
+
+    fn rows<R: RowSource>(
+        &self,
+        left: Left<R>,
+        rows: usize,
+        activation: Activation,
+        residual: Option<&[f32]>,
+        output: &mut [f32],
+    ) {
+        let n = self.bias.len();
+        // A grain of few rows, so that small maps at batch 1 still spread over threads.
+        parallel::map_parts(output, n, rows, 8, |range, output| {
+            with_activation!(activation, A => dispatch(PointwiseRows::<R, A> {
+                weight: &self.weight, bias: &self.bias, left: &left, range, residual, output, activation: PhantomData,
+            }))
+        });
+    }
+}
+
+/// A depthwise convolution with bias.
+#[derive(Debug, Clone)]
+pub struct Depthwise {
+    weights: Aligned,
+    bias: Vec<f32>,
+    kernel: usize,
+    stride: usize,
+}
+
+impl Depthwise {
+    /// Packs the weight `[channels, k, k]` and bias `[channels]`.
+    pub fn new(weight: &[f32], bias: &[f32], channels: usize, kernel: usize, stride: usize) -> Self {
+        assert_eq!((weight.len(), bias.len()), (channels * kernel * kernel, channels));
+        let weights = depthwise::pack_weights(weight, channels, kernel * kernel, false);
+        Depthwise { weights, bias: bias.to_vec(), kernel, stride }
+    }
+
+    /// Computes `output = activation(depthwise(input) + bias)`, and the spatial means of `output` in `pooled` `[batch,
+    /// channels]`.
+    #[allow(clippy::too_many_arguments)] // the layer's inputs and extents
+    pub fn run(
+        &self,
+        input: &[f32],
+        batch: usize,
+        height: usize,
+        width: usize,
+        activation: Activation,
+        output: &mut [f32],
+        pooled: Option<&mut [f32]>,
+    ) {
+        let channels = self.bias.len();
+        let shape = depthwise::Shape { channels, kernel: self.kernel, stride: self.stride, height, width };
+        assert_eq!(input.len(), batch * shape.in_pixels() * channels);
+        assert_eq!(output.len(), batch * shape.out_pixels() * channels);
+        let mut output = Strips::new(output, shape.out_pixels(), channels);
+        let mut pooled = pooled.map(|pooled| {
+            assert_eq!(pooled.len(), batch * channels);
+            Strips::new(pooled, 1, channels)
+        });
+        let parts = parallel::ranges(batch * shape.slices(), 1).into_iter().map(|tasks| {
+            let count = tasks.len();
+            (tasks, output.split_off(count), pooled.as_mut().map(|pooled| pooled.split_off(count)))
+        });
+        parallel::map_items(parts.collect(), |(tasks, output, pooled)| {
+            with_activation!(activation, A => dispatch(DepthwiseTasks::<A> {
+                weights: &self.weights, bias: &self.bias, shape, input, output, pooled, tasks, activation: PhantomData,
+            }))
+        });
+    }
+}
+
+/// A dense convolution of any kernel size, with bias.
+#[derive(Debug, Clone)]
+pub struct DenseConv {
+    product: Pointwise,
+    in_channels: usize,
+    kernel: usize,
+    stride: usize,
+}
+
+impl DenseConv {
+    /// Packs the weight `[out, in, k, k]` and bias `[out]`.
+    pub fn new(
+        weight: &[f32],
+        bias: &[f32],
+        in_channels: usize,
+        out_channels: usize,
+        kernel: usize,
+        stride: usize,
+    ) -> Self {
+        let ordered = to_column_order(weight, in_channels, kernel * kernel);
+        let product = Pointwise::new(&ordered, bias, in_channels * kernel * kernel, out_channels);
+        DenseConv { product, in_channels, kernel, stride }
+    }
+
+    /// Computes `output = activation(convolution(input) + bias)`.
+    pub fn run(
+        &self,
+        input: &[f32],
+        batch: usize,
+        height: usize,
+        width: usize,
+        activation: Activation,
+        output: &mut [f32],
+    ) {
+        let shape = DenseShape {
+            batch,
+            height,
+            width,
+            in_channels: self.in_channels,
+            out_channels: self.product.bias.len(),
+            kernel: self.kernel,
+            stride: self.stride,
+            activation: Activation::Identity,
+            pool: false,
+            eps: 0.0,
+        };
+        assert_eq!(input.len(), batch * height * width * self.in_channels);
+        let (out_height, out_width) = shape.output_size();
+        let rows = batch * out_height * out_width;
+        assert_eq!(output.len(), rows * self.product.bias.len());
+        self.product.rows(Left::Made(&Columns { shape: &shape, x: input }), rows, activation, None, output);
+    }
+}
+
+/// 3x3 max pool with stride 2 of `input` `[batch, height, width, channels]`.
+pub fn max_pool(input: &[f32], height: usize, width: usize, channels: usize, output: &mut [f32]) {
+    max_windows(&Windows::max_pool(height, width, channels), input, output);
+}
+
+/// Average over adjacent windows of `size x size` pixels of `input` `[batch, height, width, channels]` after `padding`
+/// rows and columns of zeros, which count; windows that cross the right or lower border average their existing pixels.
+pub fn average_windows(
+    input: &[f32],
+    (height, width, channels): (usize, usize, usize),
+    size: usize,
+    padding: usize,
+    output: &mut [f32],
+) {
+    mean_windows(&Windows::side_by_side(height, width, channels, (size, size), padding), input, output);
+}
+
+/// Spatial means `[batch, channels]` of `input` `[batch, pixels, channels]`.
+pub fn average_pool(input: &[f32], batch: usize, pixels: usize, channels: usize, output: &mut [f32]) {
+    assert_eq!((input.len(), output.len()), (batch * pixels * channels, batch * channels));
+    dispatch(AveragePool { input, pixels, channels, output })
+}

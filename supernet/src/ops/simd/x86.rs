@@ -1,0 +1,153 @@
+//! Vectors of x86-64.
+
+use super::{Simd, intrinsics, x86_features};
+use std::arch::x86_64::*;
+
+/// Proves AVX2 with fused multiply-add.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+/// Proves AVX-512 (foundation) and all that [`Avx2`] proves.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+macro_rules! detection {
+    ($token:ident, $entry:ident, $($feature:tt),+) => {
+        impl $token {
+            /// The token, if this CPU has the features.
+            pub(super) fn detect() -> Option<$token> {
+                ($(is_x86_feature_detected!($feature))&&+).then_some($token(()))
+            }
+        }
+    };
+}
+x86_features!(Avx2, detection);
+x86_features!(Avx512, detection);
+
+impl Simd for Avx2 {
+    type V = __m256;
+    const LANES: usize = 8;
+    const ACCUMULATORS: usize = 12;
+    intrinsics! {
+        fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
+        fn add(a: __m256, b: __m256) -> __m256 { _mm256_add_ps(a, b) }
+        fn mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
+        fn div(a: __m256, b: __m256) -> __m256 { _mm256_div_ps(a, b) }
+        fn max(a: __m256, b: __m256) -> __m256 { _mm256_max_ps(a, b) }
+        fn min(a: __m256, b: __m256) -> __m256 { _mm256_min_ps(a, b) }
+        fn where_above(a: __m256, b: __m256, v: __m256) -> __m256 {
+            _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b), v)
+        }
+        fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
+        fn prefetch(p: *const f32) -> () { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+        fn transpose(source: &[f32], source_stride: usize, target: &mut [f32], target_stride: usize) -> () {
+            transpose(source, source_stride, target, target_stride)
+        }
+        pointers:
+        fn load(p: *const f32) -> __m256 { _mm256_loadu_ps(p) }
+        fn store(p: *mut f32, v: __m256) -> () { _mm256_storeu_ps(p, v) }
+        fn load_first(p: *const f32, count: usize) -> __m256 { _mm256_maskload_ps(p, first(count)) }
+        // In halves, 4, 2 and 1 floats for the set bits of `count`: a masked store takes dozens of cycles on some
+        // processors.
+        fn store_first(p: *mut f32, v: __m256, count: usize) -> () {
+            let mut p = p;
+            let mut half = _mm256_castps256_ps128(v);
+            if count & 4 != 0 {
+                _mm_storeu_ps(p, half);
+                p = p.add(4);
+                half = _mm256_extractf128_ps::<1>(v);
+            }
+            if count & 2 != 0 {
+                _mm_storel_pd(p.cast(), _mm_castps_pd(half));
+                p = p.add(2);
+                half = _mm_movehl_ps(half, half);
+            }
+            if count & 1 != 0 {
+                _mm_store_ss(p, half);
+            }
+        }
+    }
+}
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const LANES: usize = 16;
+    const ACCUMULATORS: usize = 24;
+    const SPLATS_FROM_MEMORY: bool = true;
+    intrinsics! {
+        fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
+        fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
+        fn mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
+        fn div(a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
+        fn max(a: __m512, b: __m512) -> __m512 { _mm512_max_ps(a, b) }
+        fn min(a: __m512, b: __m512) -> __m512 { _mm512_min_ps(a, b) }
+        fn where_above(a: __m512, b: __m512, v: __m512) -> __m512 {
+            _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), v)
+        }
+        fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
+        fn prefetch(p: *const f32) -> () { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        fn transpose(source: &[f32], source_stride: usize, target: &mut [f32], target_stride: usize) -> () {
+            transpose(source, source_stride, target, target_stride)
+        }
+        pointers:
+        fn load(p: *const f32) -> __m512 { _mm512_loadu_ps(p) }
+        fn store(p: *mut f32, v: __m512) -> () { _mm512_storeu_ps(p, v) }
+        fn load_first(p: *const f32, count: usize) -> __m512 {
+            match count {
+                8 => _mm512_zextps256_ps512(_mm256_loadu_ps(p)),
+                _ => _mm512_maskz_loadu_ps(((1u32 << count) - 1) as u16, p),
+            }
+        }
+        // Half a vector, the frequent case (channels are multiples of 8), is stored without a mask: a load cannot be
+        // forwarded from a masked store that is still in the store buffer.
+        fn store_first(p: *mut f32, v: __m512, count: usize) -> () {
+            match count {
+                8 => _mm256_storeu_ps(p, _mm512_castps512_ps256(v)),
+                _ => _mm512_mask_storeu_ps(p, ((1u32 << count) - 1) as u16, v),
+            }
+        }
+    }
+}
+
+/// Copies a block of 8 x 8 floats transposed, as [`Simd::transpose`] says.
+#[inline]
+#[target_feature(enable = "avx")]
+fn transpose(source: &[f32], source_stride: usize, target: &mut [f32], target_stride: usize) {
+    assert!(source.len() >= 7 * source_stride + 8 && target.len() >= 7 * target_stride + 8);
+    let (source, target) = (source.as_ptr(), target.as_mut_ptr());
+    // SAFETY: 8 floats from the start of each of 8 rows exist in both slices (asserted above; `target` is mutably
+    // borrowed), and each access covers 8 floats of a row numbered below 8.
+    let load = |row: usize| unsafe { _mm256_loadu_ps(source.add(row * source_stride)) };
+    let mut pairs = [_mm256_setzero_ps(); 8];
+    for two in 0..4 {
+        let (a, b) = (load(2 * two), load(2 * two + 1));
+        pairs[2 * two] = _mm256_unpacklo_ps(a, b);
+        pairs[2 * two + 1] = _mm256_unpackhi_ps(a, b);
+    }
+    // Four rows each, of columns 0 and 4, 1 and 5, 2 and 6, 3 and 7.
+    let mut fours = [[_mm256_setzero_ps(); 4]; 2];
+    for (half, fours) in fours.iter_mut().enumerate() {
+        for which in 0..2 {
+            let (a, b) = (pairs[4 * half + which], pairs[4 * half + 2 + which]);
+            fours[2 * which] = _mm256_shuffle_ps::<0x44>(a, b);
+            fours[2 * which + 1] = _mm256_shuffle_ps::<0xEE>(a, b);
+        }
+    }
+    let [upper, lower] = fours;
+    for (column, (a, b)) in upper.into_iter().zip(lower).enumerate() {
+        // SAFETY: as for `load`: rows `column` and `column + 4` are numbered below 8.
+        unsafe {
+            _mm256_storeu_ps(target.add(column * target_stride), _mm256_permute2f128_ps::<0x20>(a, b));
+            _mm256_storeu_ps(target.add((column + 4) * target_stride), _mm256_permute2f128_ps::<0x31>(a, b));
+        }
+    }
+}
+
+/// A mask of the first `count` of eight lanes.
+#[inline]
+#[target_feature(enable = "avx")]
+fn first(count: usize) -> __m256i {
+    static MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+    // SAFETY: the offset is between 0 and 8, so eight of the sixteen numbers are read.
+    unsafe { _mm256_loadu_si256(MASKS.as_ptr().add(8 - count.min(8)).cast()) }
+}
