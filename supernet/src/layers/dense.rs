@@ -216,18 +216,18 @@ fn on_values(x: &Tensor, y: &Tensor, compute: impl FnOnce(&[f32], &[f32]) -> Vec
     Tensor::from_vec(values, x.shape(), x.device())
 }
 
-/// `[rows, out]` for `x` `[rows, in]`, the active `weight` `[out, in]` and perhaps `bias` `[out]`.
+/// `[rows, out]` for `x` `[rows, in]`, the active `weight` `[out, in]` or `[out, in, 1, 1]` and perhaps `bias` `[out]`.
 pub(crate) fn linear(x: &Tensor, weight: Active, bias: Option<Active>, pass: &mut Pass) -> Result<Tensor> {
     let slot = vec![[weight].into_iter().chain(bias).collect::<Vec<_>>()];
     if !fused(x) {
         return pass.trace(x, &slot, |x, tensors| {
             // Contiguous, as candle's product on GPUs wants it.
-            let y = x.matmul(&tensors[0][0].contiguous()?.t()?)?;
+            let y = x.matmul(&tensors[0][0].flatten_from(1)?.contiguous()?.t()?)?;
             tensors[0].get(1).map_or(Ok(y.clone()), |bias| y.broadcast_add(bias))
         });
     }
     let tensors = tensors(&slot, false)?.concat();
-    let weight = tensors[0].contiguous()?;
+    let weight = tensors[0].flatten_from(1)?.contiguous()?;
     let ((rows, inputs), (outputs, _)) = (x.dims2()?, weight.dims2()?);
     let extents = [rows, inputs, outputs];
     let y = tensor_values(x, |x| tensor_values(&weight, |weight| ops::linear(x, weight, extents)))?;

@@ -172,7 +172,7 @@ fn elastic(space: &SearchSpace, epochs: f64, sorts: bool) -> StageConfig {
         let values = space.listed(step.key);
         if values.len() > 1 {
             narrowing.set(step.key, &values);
-            if let (Some(channels), true) = (step.sorts, sorts) {
+            if let Some(channels) = step.sorts.filter(|&channels| sorts && space.sorts(channels)) {
                 sorted[usize::from(channels == Channels::Outer)] = Some(1);
             }
         }
