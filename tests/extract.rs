@@ -52,7 +52,7 @@ fn subnets_of_a_resnet_are_found_by_text_setting_and_search() {
     let rows: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert!(rows[0]["parameters"].as_f64() < rows[1]["parameters"].as_f64(), "{out}");
     let outside = subnet.replace("w0.5", "w0.7");
-    fails(folder, &["extract", "--run", "run", "--subnet", &outside], &["width multiplier is 0.7", "0.5, 1"]);
+    fails(folder, &["extract", "--run", "run", "--subnet", &outside], &["width is 0.7", "0.5, 1"]);
 }
 
 #[test]

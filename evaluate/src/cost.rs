@@ -60,8 +60,8 @@ mod tests {
         crate::model::validate(&network).unwrap();
         assert_eq!(macs(&network), u64::MAX);
         // Five blocks of 225 * 2^40 weights, and little besides.
-        assert!(parameters(&network) > 5 * 225 << 40 && parameters(&network) < 5 * 226 << 40);
-        assert_eq!(peak_activation_bytes(&network), 2 * 4 << 42);
+        assert!(parameters(&network) > (5 * 225) << 40 && parameters(&network) < (5 * 226) << 40);
+        assert_eq!(peak_activation_bytes(&network), (2 * 4) << 42);
     }
 
     #[test]

@@ -335,14 +335,12 @@ fn pool_padding(size: usize) -> usize {
 /// The block's input averaged over `stride x stride` pixels and projected by `weight` `[out, in, 1, 1]`, as far as the
 /// block needs that.
 fn fitted_shortcut(x: &Tensor, weight: Option<Active>, stride: usize, pass: &mut Pass) -> Result<Tensor> {
-    let (_, height, _, channels) = x.dims4()?;
+    let (_, height, _, _) = x.dims4()?;
     let pooled = match stride {
         1 => x.clone(),
         _ => average_pool(x, (stride, stride), pool_padding(height), pass)?,
     };
-    let Some(weight) = weight else { return Ok(pooled) };
-    let (batch, height, width, _) = pooled.dims4()?;
-    linear(&pooled.reshape(((), channels))?, weight, None, pass)?.reshape((batch, height, width, ()))
+    weight.map_or(Ok(pooled.clone()), |weight| linear(&pooled, weight, None, pass))
 }
 
 impl BlockShape {

@@ -6,7 +6,7 @@ use crate::graph::interpreter::{self, Computed};
 use crate::graph::{Graph, Op, Region};
 use crate::ops::{self, ChannelStatistics, DenseSaved, DenseShape, Windows, contiguous_f32, tensor_values};
 use crate::space::{Activation, ConvSpec};
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 #[derive(Debug)]
@@ -216,22 +216,24 @@ fn on_values(x: &Tensor, y: &Tensor, compute: impl FnOnce(&[f32], &[f32]) -> Vec
     Tensor::from_vec(values, x.shape(), x.device())
 }
 
-/// `[rows, out]` for `x` `[rows, in]`, the active `weight` `[out, in]` or `[out, in, 1, 1]` and perhaps `bias` `[out]`.
+/// `[.., out]` for `x` `[.., in]`, the active `weight` `[out, in]` or `[out, in, 1, 1]` and perhaps `bias` `[out]`.
 pub(crate) fn linear(x: &Tensor, weight: Active, bias: Option<Active>, pass: &mut Pass) -> Result<Tensor> {
     let slot = vec![[weight].into_iter().chain(bias).collect::<Vec<_>>()];
     if !fused(x) {
         return pass.trace(x, &slot, |x, tensors| {
             // Contiguous, as candle's product on GPUs wants it.
-            let y = x.matmul(&tensors[0][0].flatten_from(1)?.contiguous()?.t()?)?;
+            let weight = tensors[0][0].flatten_from(1)?.contiguous()?;
+            let y = x.flatten_to(D::Minus2)?.matmul(&weight.t()?)?.reshape(with_channels(x, weight.dim(0)?))?;
             tensors[0].get(1).map_or(Ok(y.clone()), |bias| y.broadcast_add(bias))
         });
     }
     let tensors = tensors(&slot, false)?.concat();
     let weight = tensors[0].flatten_from(1)?.contiguous()?;
-    let ((rows, inputs), (outputs, _)) = (x.dims2()?, weight.dims2()?);
+    let (outputs, inputs) = weight.dims2()?;
+    let rows = x.elem_count() / inputs.max(1);
     let extents = [rows, inputs, outputs];
     let y = tensor_values(x, |x| tensor_values(&weight, |weight| ops::linear(x, weight, extents)))?;
-    let y = Tensor::from_vec(y, (rows, outputs), x.device())?;
+    let y = Tensor::from_vec(y, with_channels(x, outputs), x.device())?;
     let y = tensors.get(1).map_or(Ok(y.clone()), |bias| y.broadcast_add(bias))?;
     let x = x.clone();
     pass.record(move |gradient, gradients| {
@@ -241,12 +243,18 @@ pub(crate) fn linear(x: &Tensor, weight: Active, bias: Option<Active>, pass: &mu
             })
         })?;
         if tensors.len() > 1 {
-            dp.extend(gradient.sum(0)?.to_vec1::<f32>()?);
+            dp.extend(gradient.reshape((rows, outputs))?.sum(0)?.to_vec1::<f32>()?);
         }
         add_packed(&slot, &dp, gradients)?;
         Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
     });
     Ok(y)
+}
+
+/// The extents of `x` with another number of channels.
+fn with_channels(x: &Tensor, channels: usize) -> Vec<usize> {
+    let others = x.dims().iter().take(x.rank().saturating_sub(1));
+    others.copied().chain([channels]).collect()
 }
 
 /// 3x3 max pool with stride 2 of `[batch, height, width, channels]`.
