@@ -365,7 +365,7 @@ fn a_search_result_of_another_space_is_refused_by_name() {
     fails(
         folder,
         &["extract", "--run", "run", "--search-results"],
-        &["error: run/search/other.json: ", "width multipliers"],
+        &["error: run/search/other.json: ", "widths"],
     );
 }
 
