@@ -362,11 +362,7 @@ fn a_search_result_of_another_space_is_refused_by_name() {
     let mut result: serde_json::Value = serde_json::from_slice(&fs::read(some).unwrap()).unwrap();
     result["best"] = "r24 w0.5,1,1,0.5 s1 d2,1 e0.25,0.5|0.25".into();
     fs::write(&path, result.to_string()).unwrap();
-    fails(
-        folder,
-        &["extract", "--run", "run", "--search-results"],
-        &["error: run/search/other.json: ", "widths"],
-    );
+    fails(folder, &["extract", "--run", "run", "--search-results"], &["error: run/search/other.json: ", "widths"]);
 }
 
 /// Trains on images whose labels come in turn; the same images, sorted, are in `sorted`.
