@@ -1,8 +1,8 @@
 //! A block kind of one's own, with all commands of `ofa`.
 //!
-//! The fused MBConv block of EfficientNetV2 (Tan and Le, ICML 2021) replaces the 1x1 expansion and the depthwise convolution
-//! of an inverted residual by one dense convolution, which is faster where maps are large and channels few. Nothing in the
-//! crates knows it. The space in `fused_mbconv.toml` uses it in its first stage, by name:
+//! The fused MBConv block of EfficientNetV2 (Tan and Le, ICML 2021) replaces the 1x1 expansion and the depthwise
+//! convolution of an inverted residual by one dense convolution, which is faster where maps are large and channels few.
+//! Nothing in the crates knows it. The space in `fused_mbconv.toml` uses it in its first stage, by name:
 //!
 //! ```sh
 //! cargo build --release --example fused_mbconv
@@ -22,8 +22,8 @@ use ofa_supernet::graph::{Builder, NodeId};
 use ofa_supernet::space::{Activation, reduced_channels};
 use std::process::ExitCode;
 
-/// A convolution to the middle channels, squeeze-excite where the stage has it, a projection, and a shortcut where input
-/// and output have one shape. Names are those of timm's `EdgeResidual`.
+/// A convolution to the middle channels, squeeze-excite where the stage has it, a projection, and a shortcut where
+/// input and output have one shape. Names are those of timm's `EdgeResidual`.
 fn fused_mbconv(settings: &BlockSettings, builder: &mut Builder, x: NodeId) {
     let (middle, kernel) = (settings.middle_channels(), (settings.kernel, settings.stride));
     let mut y = builder.convolution_norm_activation(x, ("conv_exp", "bn1"), middle, kernel, 1, settings.activation);

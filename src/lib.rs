@@ -1,7 +1,7 @@
 //! `ofa`: train one weight-sharing network, give every device its own model.
 //!
-//! The program is a library too, so that a program with block kinds of its own (`ofa_supernet::blocks::register`) has all
-//! commands: see `examples/fused_mbconv.rs`.
+//! The program is a library too, so that a program with block kinds of its own (`ofa_supernet::blocks::register`) has
+//! all commands: see `examples/fused_mbconv.rs`.
 
 // Only `allocator` calls a C library.
 #![deny(unsafe_code)]
@@ -44,8 +44,8 @@ use std::process::ExitCode;
 
 /// Runs the command of this process's arguments. Call it once, first in `main`.
 ///
-/// The outcome becomes an exit code: 0 success, 1 error, 2 wrong usage (clap), 128 + signal interrupted. Output that could
-/// not be written makes a success an error, unless its reader closed the pipe.
+/// The outcome becomes an exit code: 0 success, 1 error, 2 wrong usage (clap), 128 + signal interrupted. Output that
+/// could not be written makes a success an error, unless its reader closed the pipe.
 pub fn main() -> ExitCode {
     // Before there is a second thread.
     ofa_supernet::environment::prepare_process();

@@ -1,5 +1,5 @@
-//! A program with a block kind of its own, `examples/fused_mbconv.rs`, from training to models, and the ordinary program
-//! on the model folders.
+//! A program with a block kind of its own, `examples/fused_mbconv.rs`, from training to models, and the ordinary
+//! program on the model folders.
 
 mod common;
 #[path = "../examples/fused_mbconv.rs"]

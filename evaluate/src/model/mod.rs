@@ -132,8 +132,8 @@ pub(crate) fn read_weights(folder: &Path) -> Result<(ModelConfig, Weights)> {
     Ok((config, weights))
 }
 
-/// Writes a model's folder: the weights, converted to `config.dtype`, the configuration, and the files for others. Files
-/// that were derived from another model in the folder are removed first.
+/// Writes a model's folder: the weights, converted to `config.dtype`, the configuration, and the files for others.
+/// Files that were derived from another model in the folder are removed first.
 ///
 /// At every moment the configuration belongs to the weights, or is missing, which loading reports. If several processes
 /// write one folder, both files are from the last of them.

@@ -208,8 +208,8 @@ pub fn memory(space: &SearchSpace, options: &ProfileOptions) -> Result<u64> {
     Ok(bytes.saturating_mul(options.batch as u64))
 }
 
-/// Networks that together hold every distinct layer of the space: those of [`SearchSpace::covering`], each for every size of
-/// the images.
+/// Networks that together hold every distinct layer of the space: those of [`SearchSpace::covering`], each for every
+/// size of the images.
 pub(super) fn covering_networks(space: &SearchSpace, classes: usize) -> Result<Vec<NetworkSpec>> {
     let mut subnets = space.covering();
     for place in space.places().iter().filter(|place| place.at == At::Input) {

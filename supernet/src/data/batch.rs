@@ -26,8 +26,8 @@ pub struct Batch {
 }
 
 impl Dataset {
-    /// Part `own` of a step on the training images `indices` (of [`epoch_order`] or [`balanced_order`]) at `resolution`,
-    /// changed at random by `augmentation`.
+    /// Part `own` of a step on the training images `indices` (of [`epoch_order`] or [`balanced_order`]) at
+    /// `resolution`, changed at random by `augmentation`.
     ///
     /// The values of an image depend only on `(seed, epoch, index)` and the settings: not on the rest of the batch (but
     /// for images that are mixed with others of the step), and not on threads or parts.

@@ -52,8 +52,8 @@ impl Builder {
         out
     }
 
-    /// Convolution without bias, batch norm, activation. The padding is half of the kernel. `groups` is 1, or the number
-    /// of channels (depthwise). Names are the convolution's and the norm's.
+    /// Convolution without bias, batch norm, activation. The padding is half of the kernel. `groups` is 1, or the
+    /// number of channels (depthwise). Names are the convolution's and the norm's.
     pub fn convolution_norm_activation(
         &mut self,
         x: NodeId,

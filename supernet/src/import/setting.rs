@@ -22,8 +22,8 @@ const FORM: &str =
 ///
 /// The published search also prints `"wid": null`, a width that no published space has.
 ///
-/// AttentiveNAS writes the words out: `kernel_size`, `expand_ratio` and `depth` list an entry for each stage, and `width`
-/// the channels of the stem, each stage, and the hidden layer.
+/// AttentiveNAS writes the words out: `kernel_size`, `expand_ratio` and `depth` list an entry for each stage, and
+/// `width` the channels of the stem, each stage, and the hidden layer.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "Value")]
 pub struct Setting {

@@ -56,7 +56,8 @@ impl Active {
         }
     }
 
-    /// The parameter, the number of values that are used of each row of the first dimension, if they lead it, and of all.
+    /// The parameter, the number of values that are used of each row of the first dimension, if they lead it, and of
+    /// all.
     fn rows(&self) -> Option<(&Source, usize, usize)> {
         let Active::Part { of, shape } = self else { return None };
         let dims = of.variable.dims();

@@ -24,7 +24,8 @@ pub(crate) enum Touch<'a> {
     Reads(ParameterId),
 }
 
-/// Widths that earlier width stages than `stage` (1, 2, ...) have trained beside the largest, of all `widths`, descending.
+/// Widths that earlier width stages than `stage` (1, 2, ...) have trained beside the largest, of all `widths`,
+/// descending.
 pub(crate) fn trained(widths: &[usize], stage: usize) -> Vec<usize> {
     widths.iter().copied().take(stage).skip(1).collect()
 }

@@ -277,8 +277,8 @@ pub(crate) fn max_pool(x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
     Ok(y)
 }
 
-/// Average over windows of `(height, width)` pixels side by side after `padding` rows and columns of zeros, at the right
-/// and lower border over what there is, by the kernel.
+/// Average over windows of `(height, width)` pixels side by side after `padding` rows and columns of zeros, at the
+/// right and lower border over what there is, by the kernel.
 pub(crate) fn average_pool(x: &Tensor, window: (usize, usize), padding: usize, pass: &mut Pass) -> Result<Tensor> {
     let (batch, height, width, channels) = x.dims4()?;
     let windows = Windows::side_by_side(height, width, channels, window, padding);

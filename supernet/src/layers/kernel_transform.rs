@@ -40,7 +40,8 @@ impl ElasticKernel {
         Ok(ElasticKernel { weight, kernel_sizes: kernel_sizes.to_vec(), transforms })
     }
 
-    /// The weight `[channels, kernel * kernel]` of the leading channels at `kernel`: one of the sizes, or a smaller one.
+    /// The weight `[channels, kernel * kernel]` of the leading channels at `kernel`: one of the sizes, or a smaller
+    /// one.
     pub(crate) fn active(&self, parameters: &Parameters, channels: usize, kernel: usize) -> Active {
         let smaller = self.kernel_sizes.iter().zip(&self.transforms).rev();
         let steps = smaller.filter(|(size, _)| **size >= kernel);

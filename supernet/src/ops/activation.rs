@@ -164,8 +164,8 @@ fn sigmoid(x: f32) -> f32 {
 /// Input below which [`sigmoids`] gives zero, and above whose negative it stays the same.
 const SATURATED: f32 = -18.0;
 
-/// [`sigmoid`] of a vector, to 2e-7: 1/2 plus an odd rational function of degrees 9 and 8, whose relative error is least
-/// on both sides of zero up to [`SATURATED`].
+/// [`sigmoid`] of a vector, to 2e-7: 1/2 plus an odd rational function of degrees 9 and 8, whose relative error is
+/// least on both sides of zero up to [`SATURATED`].
 #[inline(always)]
 fn sigmoids<S: Simd>(s: S, x: S::V) -> S::V {
     const ABOVE: [f32; 5] = [1.304_183_1e-11, 8.050_477e-8, 5.461_870_4e-5, 8.363_146e-3, 2.5e-1];

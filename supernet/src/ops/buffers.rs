@@ -7,8 +7,8 @@ use std::ops::{Deref, DerefMut};
 
 pub(crate) use super::buffer_pool::Aligned;
 
-/// Floats that may not be written yet: zeroing a tensor would be an extra pass over memory. A kernel takes its output so
-/// and returns it as floats.
+/// Floats that may not be written yet: zeroing a tensor would be an extra pass over memory. A kernel takes its output
+/// so and returns it as floats.
 pub(crate) type Unwritten = [MaybeUninit<f32>];
 
 /// The memory as the floats that it holds.

@@ -100,8 +100,8 @@ pub(crate) fn write_parts<R: Send>(
     write_items(memory, ranges(total, grain).into_iter().map(part).collect(), work)
 }
 
-/// Runs `work` on each item in parallel, with the item's part of `memory`, which `work` returns written. Items are given
-/// with the length of their parts. Returns the whole memory, and the results in the items' order.
+/// Runs `work` on each item in parallel, with the item's part of `memory`, which `work` returns written. Items are
+/// given with the length of their parts. Returns the whole memory, and the results in the items' order.
 pub(crate) fn write_items<T: Send, R: Send>(
     memory: &mut Unwritten,
     items: Vec<(usize, T)>,

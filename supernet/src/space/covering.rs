@@ -5,9 +5,9 @@ use super::{SearchSpace, Subnet};
 
 impl SearchSpace {
     /// Subnets of full depth for the smallest images that together hold every distinct layer: each has one value of a
-    /// dimension in all its blocks, and at the boundaries two that take turns, in all combinations. A block depends on its
-    /// own choices, its stage, the boundaries around it, whether it is the stage's first, and the images; all of these
-    /// combinations occur.
+    /// dimension in all its blocks, and at the boundaries two that take turns, in all combinations. A block depends on
+    /// its own choices, its stage, the boundaries around it, whether it is the stage's first, and the images; all of
+    /// these combinations occur.
     pub fn covering(&self) -> Vec<Subnet> {
         let places = self.places();
         // Places with one counter have their values in common; where a place has fewer, it stays at its last.

@@ -247,7 +247,8 @@ impl SearchSpace {
         })
     }
 
-    /// Channels of the last 1x1 convolution after a last stage of `width` channels, where stages have lists of channels.
+    /// Channels of the last 1x1 convolution after a last stage of `width` channels, where stages have lists of
+    /// channels.
     pub(super) fn feature_channels(&self, width: usize) -> usize {
         let at_largest = self.head.as_ref().map_or(0, |head| head.feature_channels) as f64;
         let largest = self.stages.last().map_or(1, |stage| stage.channels) as f64;

@@ -112,7 +112,8 @@ pub struct Stage {
     /// Whether the blocks have squeeze-excite (inverted residuals only).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub squeeze_excite: bool,
-    /// Kind of the blocks, of those that the program [registers](crate::blocks::register); without one the family's own.
+    /// Kind of the blocks, of those that the program [registers](crate::blocks::register); without one the family's
+    /// own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block: Option<String>,
     /// Elastic numbers of blocks in place of the space's; a single one is never elastic (the last stage of ProxylessNAS

@@ -111,9 +111,9 @@ impl SearchSpace {
 
     /// The space with the values of `narrowing` only.
     ///
-    /// Lists of single stages, of the stem and of the head are narrowed by rank: they keep their largest value where the space's
-    /// list keeps its largest, and so on down. The last value of the shorter list stands for all further ones of the
-    /// longer, so that what is free in the space is free in each stage, and a list of one value stays.
+    /// Lists of single stages, of the stem and of the head are narrowed by rank: they keep their largest value where
+    /// the space's list keeps its largest, and so on down. The last value of the shorter list stands for all further
+    /// ones of the longer, so that what is free in the space is free in each stage, and a list of one value stays.
     pub fn narrowed(&self, narrowing: &Narrowing) -> SearchSpace {
         let ranks = |key: &str| {
             let (listed, wanted) = (self.listed(key), narrowing.values(key));

@@ -217,7 +217,7 @@ fn attentive() -> SearchSpace {
     }
 }
 
-/// The same in small, for trying it out: three stages of 32-pixel images.
+/// A small space of that kind, for trying it out: three stages of 32-pixel images.
 fn attentive_tiny() -> SearchSpace {
     SearchSpace {
         name: "attentive-tiny".into(),

@@ -44,7 +44,8 @@ impl TrainConfig {
     }
 }
 
-/// `space` with the choices of `subnet` only. Where blocks of a stage differ, the stage keeps the choices of all of them.
+/// `space` with the choices of `subnet` only. Where blocks of a stage differ, the stage keeps the choices of all of
+/// them.
 fn space_of(space: &SearchSpace, subnet: &Subnet) -> SearchSpace {
     fn ascending<T: Ord>(values: impl Iterator<Item = T>) -> Vec<T> {
         let mut values: Vec<T> = values.collect();

@@ -7,8 +7,8 @@ use std::ops::Range;
 
 pub use crate::network::Gradients;
 
-/// Replaces the gradients of the parameters at `places` by their sums over all ranks, as one flat bucket. All ranks must
-/// have gradients for the same parameters; absent ones are not sent.
+/// Replaces the gradients of the parameters at `places` by their sums over all ranks, as one flat bucket. All ranks
+/// must have gradients for the same parameters; absent ones are not sent.
 pub(super) fn sum_over(ranks: &Ranks, gradients: &mut Gradients, places: Range<usize>) -> Result<()> {
     if !ranks.is_distributed() {
         return Ok(());

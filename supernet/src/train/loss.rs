@@ -1,5 +1,5 @@
-//! Losses over logits `[batch, classes]`: cross-entropy with label smoothing, distillation from a teacher's softmax, and
-//! what a subnet of a step minimises.
+//! Losses over logits `[batch, classes]`: cross-entropy with label smoothing, distillation from a teacher's softmax,
+//! and what a subnet of a step minimises.
 
 use super::stage::StageConfig;
 use super::taught::Divergence;

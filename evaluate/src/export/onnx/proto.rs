@@ -1,7 +1,7 @@
 //! Messages of the ONNX format, as far as this crate writes them.
 //!
-//! Field numbers, types and packing are those of `onnx.proto`, which is of protobuf's version 2: lists of numbers are not
-//! packed, and some parsers insist on that.
+//! Field numbers, types and packing are those of `onnx.proto`, which is of protobuf's version 2: lists of numbers are
+//! not packed, and some parsers insist on that.
 
 use prost::{Enumeration, Message, Oneof};
 

@@ -94,8 +94,8 @@ fn relative(rows: Range<usize>, start: usize) -> Range<isize> {
     rows.start as isize - start as isize..rows.end as isize - start as isize
 }
 
-/// `output[y, x] = sum over taps of source[y * stride + ky, x * stride + kx] * weights[ky, kx]`, for at least one row and
-/// column.
+/// `output[y, x] = sum over taps of source[y * stride + ky, x * stride + kx] * weights[ky, kx]`, for at least one row
+/// and column.
 struct Convolution<'a> {
     source: &'a [Lanes],
     /// Pixels from one source row to the next.
@@ -178,8 +178,8 @@ impl Convolution<'_> {
         }
     }
 
-    /// Covers the rows from `row` on as far as whole tiles reach, and returns the next row. Tiles must not be wider than
-    /// the map.
+    /// Covers the rows from `row` on as far as whole tiles reach, and returns the next row. Tiles must not be wider
+    /// than the map.
     #[inline(always)]
     fn cover<S: Simd, const STRIDE: usize, const TAPS: usize, const HIGH: usize, const WIDE: usize>(
         &mut self,

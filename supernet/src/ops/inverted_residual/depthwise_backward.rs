@@ -107,8 +107,8 @@ impl<'o, A1: Act, A2: Act> Kernel for DepthwiseBackward<'_, 'o, A1, A2> {
                 self.slice(s, group, slice, dx, &mut scratch, &mut totals);
             }
         }
-        // SAFETY: the range of groups covers `dx`, and the slices of each group wrote all of its pixels: with expand the
-        // product of each slice has all channels, without expand the channels of the slices are those of the input.
+        // SAFETY: the range of groups covers `dx`, and the slices of each group wrote all of its pixels: with expand
+        // the product of each slice has all channels, without expand the channels of the slices are those of the input.
         (unsafe { assume_written(dx) }, totals)
     }
 }
@@ -205,8 +205,8 @@ impl<A1: Act, A2: Act> DepthwiseBackward<'_, '_, A1, A2> {
         }
     }
 
-    /// Gradients at the convolution's input in the rows `rows` of each image, from there to expand's input, and expand's
-    /// weight gradient; all rows if there are several images. `line` has room for the rows.
+    /// Gradients at the convolution's input in the rows `rows` of each image, from there to expand's input, and
+    /// expand's weight gradient; all rows if there are several images. `line` has room for the rows.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)] // operands, scratch memory and outputs of one slice
     fn input_rows<S: Simd>(

@@ -1,5 +1,5 @@
-//! The inverted residual block as one kernel with a gradient: expand, depthwise, squeeze-excite, project and residual, with
-//! their batch norms.
+//! The inverted residual block as one kernel with a gradient: expand, depthwise, squeeze-excite, project and residual,
+//! with their batch norms.
 //!
 //! The cost of such a block is the number of passes over middle channels in memory, so there are as few as possible:
 //! only the raw output of the depthwise convolution (`y2`) and the small one of the projection (`y3`) are stored. Batch
