@@ -1,13 +1,13 @@
 //! Bottleneck blocks of ResNet-D: description, graph, and elastic layers, of which each uses the leading input and
 //! output channels of its full weight.
 
-use super::BlockSpec;
+use super::{BlockSettings, BlockSpec};
 use crate::graph::{Builder, NodeId, Prefix, Shape};
 use crate::layers::{
     Active, BatchNorm, Dense, OuterChannels, ParameterId, Parameters, Pass, Touch, activate, average_pool, fused,
     sort_shared, sum_of_branches,
 };
-use crate::space::{Activation, ConvSpec};
+use crate::space::{Activation, ConvSpec, middle_channels};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -39,6 +39,20 @@ pub struct BottleneckSpec {
 }
 
 impl BottleneckSpec {
+    /// The block for these settings: the expand ratio counts from the output channels.
+    pub(crate) fn of(settings: &BlockSettings, projection: bool) -> Self {
+        BottleneckSpec {
+            in_channels: settings.in_channels,
+            middle_channels: middle_channels(settings.out_channels, settings.expand.value()),
+            out_channels: settings.out_channels,
+            kernel: settings.kernel,
+            stride: settings.stride,
+            activation: settings.activation,
+            projection,
+            input_size: settings.input_size,
+        }
+    }
+
     /// Height and width of the output map.
     pub fn output_size(&self) -> usize {
         self.input_size.div_ceil(self.stride)

@@ -1,7 +1,7 @@
 //! Block kinds that are defined outside this crate: their registry, and the description of a block as its own graph.
 
 use crate::graph::{Builder, Fragment, Graph, NodeId, Op, Prefix, Shape};
-use crate::space::{Activation, ExpandRatio, make_divisible};
+use crate::space::{Activation, ExpandRatio, middle_channels};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -78,7 +78,7 @@ pub struct BlockSettings {
 impl BlockSettings {
     /// The input channels times the expand ratio, by the channel rule of all families.
     pub fn middle_channels(&self) -> usize {
-        make_divisible((self.in_channels as f64 * self.expand.value()).round())
+        middle_channels(self.in_channels, self.expand.value())
     }
 
     /// Whether the output has the shape of the input.

@@ -1,13 +1,13 @@
 //! Inverted residual blocks of MobileNets: description, graph, and elastic layers with parameters at full size.
 
-use super::BlockSpec;
+use super::{BlockSettings, BlockSpec};
 use crate::graph::{Builder, NodeId, Prefix, Shape};
 use crate::layers::{
     Active, BatchNorm, ElasticKernel, Initialiser, OuterChannels, ParameterId, Parameters, Pass, add_packed,
     average_pool, channel_sorting, fused, linear, pack, sum_of_branches,
 };
 use crate::ops::{self, BlockShape, tensor_values};
-use crate::space::Activation;
+use crate::space::{Activation, reduced_channels};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -46,6 +46,24 @@ pub struct InvertedResidualSpec {
 }
 
 impl InvertedResidualSpec {
+    /// The block for these settings; a residual between maps of different widths has a projection.
+    pub(crate) fn of(settings: &BlockSettings, expand: bool, residual: bool) -> Self {
+        let middle_channels = if expand { settings.middle_channels() } else { settings.in_channels };
+        InvertedResidualSpec {
+            in_channels: settings.in_channels,
+            middle_channels,
+            out_channels: settings.out_channels,
+            kernel: settings.kernel,
+            stride: settings.stride,
+            activation: settings.activation,
+            expand,
+            squeeze_excite: settings.squeeze_excite.then(|| reduced_channels(middle_channels)),
+            residual,
+            projection: residual && settings.in_channels != settings.out_channels,
+            input_size: settings.input_size,
+        }
+    }
+
     /// Height and width of the output map.
     pub fn output_size(&self) -> usize {
         self.input_size.div_ceil(self.stride)

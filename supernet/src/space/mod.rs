@@ -34,6 +34,7 @@ mod validation;
 pub use crate::blocks::{BlockSpec, BottleneckSpec, InvertedResidualSpec};
 pub use dimension::{DIMENSIONS, Dimension, Place, Scope, Value};
 pub use narrowing::{Channels, Narrowing, SHRINKING, Shrinking};
+pub(crate) use network_spec::middle_channels;
 pub use network_spec::{ConvSpec, MaxPoolSpec, NetworkSpec, reduced_channels};
 pub use presets::{PRESETS, preset};
 pub use ratio::{ExpandRatio, Ratio};

@@ -161,7 +161,7 @@ impl NetworkSpec {
 
 /// Middle channels of a block: `make_divisible(round(channels x ratio))`, of input channels (inverted residuals) or
 /// output channels (bottlenecks).
-pub(super) fn middle_channels(channels: usize, ratio: f64) -> usize {
+pub(crate) fn middle_channels(channels: usize, ratio: f64) -> usize {
     make_divisible((channels as f64 * ratio).round())
 }
 

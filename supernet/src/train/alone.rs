@@ -1,7 +1,8 @@
 //! One architecture trained alone: the yardstick of what it loses as a part of a supernet.
 
 use super::config::TrainConfig;
-use super::stage::{Sampling, StageConfig, Teacher};
+use super::stage::{Sampling, StageConfig};
+use super::taught::Teacher;
 use super::taught::Taught;
 use crate::space::{Narrowing, SearchSpace, Subnet};
 use crate::{Error, Result};

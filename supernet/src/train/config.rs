@@ -3,7 +3,8 @@
 use super::class_balance::ClassBalance;
 use super::optimizer::{Sgd, Undecayed};
 use super::schedule::{Decay, Schedule, learning_rate};
-use super::stage::{StageConfig, fail};
+use super::checks::fail;
+use super::stage::StageConfig;
 use crate::data::Augmentation;
 use crate::space::SearchSpace;
 use crate::{Error, Result};
@@ -357,7 +358,7 @@ fn counted(key: &str, value: usize, low: usize, high: usize) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::stage::Teacher;
+    use super::super::taught::Teacher;
     use super::super::stage_images::StageImages;
     use super::*;
     use crate::space::preset;

@@ -3,7 +3,8 @@
 use super::config::{ProbeConfig, TrainConfig};
 use super::optimizer::Undecayed;
 use super::schedule::{Decay, Schedule};
-use super::stage::{Sampling, StageConfig, Teacher};
+use super::stage::{Sampling, StageConfig};
+use super::taught::Teacher;
 use super::stage_images::StageImages;
 use super::taught::Taught;
 use crate::data::{Augmentation, Border, Crop, Flip};

@@ -88,7 +88,7 @@ pub fn candidates_of(
 #[cfg(test)]
 mod tests {
     use super::super::config::TrainConfig;
-    use super::super::stage::Teacher;
+    use super::super::taught::Teacher;
     use super::*;
     use crate::space::preset;
 

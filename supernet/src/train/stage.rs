@@ -1,8 +1,8 @@
 //! One stage of the training configuration: how long, what may be drawn, how, and who teaches.
 
-use super::config::TrainConfig;
+use super::checks::{LARGE, fail};
 use super::stage_images::StageImages;
-use super::taught::Taught;
+use super::taught::{Taught, Teacher};
 use crate::data::Augmentation;
 use crate::space::{
     Channels, DIMENSIONS, Dimension, ExpandRatio, Narrowing, Place, SHRINKING, SearchSpace, Subnet, Value,
@@ -135,9 +135,6 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// Largest factor that is taken for meant; sums with it stay finite in f32.
-pub(super) const LARGE: f64 = 1e9;
-
 fn one() -> usize {
     1
 }
@@ -160,18 +157,6 @@ pub enum Sampling {
     BestUp,
     /// The same with the worst of them (AttentiveNAS, §4: WorstUp): what lags behind is trained most.
     WorstUp,
-}
-
-/// Whose soft labels a stage distils.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Teacher {
-    /// The network as it stood before the first stage that distils from it (Once-for-All, §3.3).
-    #[default]
-    Frozen,
-    /// The largest subnet of the same step, which itself learns from the labels alone (BigNAS, §3.1: in-place
-    /// distillation). It costs no forward pass of its own.
-    InPlace,
 }
 
 impl StageConfig {
@@ -209,16 +194,6 @@ impl StageConfig {
             images.pixels() * drawn.len() as f64 / drawn.iter().map(|r| (r * r) as f64).sum::<f64>()
         });
         images * (teacher + scoring + 3.0 * subnets)
-    }
-
-    /// Label smoothing of the stage.
-    pub fn smoothing(&self, config: &TrainConfig) -> f64 {
-        self.label_smoothing.unwrap_or(config.label_smoothing)
-    }
-
-    /// Random changes of the stage's images.
-    pub fn augmentation<'a>(&'a self, config: &'a TrainConfig) -> &'a Augmentation {
-        self.augmentation.as_ref().unwrap_or(&config.augmentation)
     }
 
     /// Whether the stage distils from the frozen teacher.
@@ -300,7 +275,7 @@ impl StageConfig {
         if let Some(augmentation) = &self.augmentation {
             augmentation.check().or_else(|error| fail(error.to_string()))?;
         }
-        self.taught.validate(self).or_else(fail)?;
+        self.taught.validate(self.kd_ratio, self.teacher, self.epochs).or_else(fail)?;
         if !(0.0..=LARGE).contains(&self.kd_ratio) {
             return fail(format!("kd_ratio = {} must lie between 0 and {LARGE}", self.kd_ratio));
         }
@@ -381,11 +356,6 @@ impl StageConfig {
         }
         Ok(())
     }
-}
-
-/// An impossible configuration.
-pub(super) fn fail<T>(message: String) -> Result<T> {
-    Err(Error::Config(message))
 }
 
 #[cfg(test)]

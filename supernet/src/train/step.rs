@@ -5,7 +5,8 @@ use super::loss;
 use super::optimizer::Sgd;
 use super::passes::{LastPass, Passes, SubnetSums, Sums, scalar};
 use super::sampling::candidates_of;
-use super::stage::{Sampling, Teacher};
+use super::stage::Sampling;
+use super::taught::Teacher;
 pub use super::step_input::StepInput;
 use crate::network::{Gradients, Mode, Supernet, Trunk};
 use crate::ranks::Ranks;
@@ -98,7 +99,7 @@ fn step_on_this_thread(
     };
     let targets = match input.targets {
         Some(targets) => targets.clone(),
-        None => loss::smoothed_targets(labels, net.classes(), stage.smoothing(config), images.device())?,
+        None => loss::smoothed_targets(labels, net.classes(), stage.label_smoothing.unwrap_or(config.label_smoothing), images.device())?,
     };
 
     let mut report = StepReport {
