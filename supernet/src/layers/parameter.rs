@@ -66,7 +66,7 @@ impl Parameters {
         self.dtype
     }
 
-    /// Adds a tensor; its values depend on the seed and its place in the list alone.
+    /// Adds a tensor, whose values depend only on the seed and on its place in the list.
     pub(crate) fn add(
         &mut self,
         name: String,

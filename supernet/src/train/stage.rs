@@ -24,7 +24,7 @@ pub struct StageConfig {
     /// Epochs of linear warm-up of the stage's own schedule (default 0).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup_epochs: Option<f64>,
-    /// Images a step, if not the configuration's.
+    /// Images per step, if not the configuration's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<usize>,
     /// Label smoothing, if not the configuration's.
@@ -150,12 +150,12 @@ pub enum Sampling {
     #[default]
     Uniform,
     /// The first is the largest, from three subnets on the second is the smallest, the others are uniform (BigNAS,
-    /// §3.1: the sandwich rule). The largest subnet goes on learning while the others catch up.
+    /// §3.1: the sandwich rule). The largest subnet keeps learning while the others catch up.
     Sandwich,
     /// As a sandwich, but each of the others is the best of `candidates` random subnets of like work, by its loss on
     /// the step's images (AttentiveNAS, §4: BestUp): what may end on the Pareto front is trained most.
     BestUp,
-    /// The same with the worst of them (AttentiveNAS, §4: WorstUp): what lags behind is trained most.
+    /// As `BestUp`, but with the worst of the candidates (AttentiveNAS, §4: WorstUp): what lags behind is trained most.
     WorstUp,
 }
 

@@ -10,7 +10,7 @@ pub enum Teacher {
     /// The network as it stood before the first stage that distils from it (Once-for-All, §3.3).
     #[default]
     Frozen,
-    /// The largest subnet of the same step, which itself learns from the labels alone (BigNAS, §3.1: in-place
+    /// The largest subnet of the same step, which itself learns only from the labels (BigNAS, §3.1: in-place
     /// distillation). It costs no forward pass of its own.
     InPlace,
 }

@@ -130,8 +130,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// One step, or `None` for one that is left out because something was not finite: no weight, momentum or running
-    /// statistic then changes.
+    /// Computes a step; `None` if it is skipped because a value was not finite: then no weight, momentum or running
+    /// statistic changes.
     fn step(&mut self, input: &StepInput) -> Result<Option<StepReport>> {
         let may_skip = self.progress.skipped < self.config.skip_nonfinite;
         // All that changes before a step is found to be not finite: weights and momentum are written at its end, after
