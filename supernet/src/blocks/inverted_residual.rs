@@ -1,7 +1,8 @@
 //! Inverted residual blocks of MobileNets: description, graph, and elastic layers with parameters at full size.
 
 use super::{BlockSettings, BlockSpec};
-use crate::graph::{Builder, NodeId, Prefix, Shape};
+use crate::graph::names::{BlockNames, DEPTHWISE_SEPARABLE, INVERTED_RESIDUAL};
+use crate::graph::{Builder, NodeId, Shape};
 use crate::layers::{
     Active, BatchNorm, ElasticKernel, Initialiser, OuterChannels, ParameterId, Parameters, Pass, add_packed,
     average_pool, channel_sorting, fused, linear, pack, sum_of_branches,
@@ -69,9 +70,9 @@ impl InvertedResidualSpec {
         self.input_size.div_ceil(self.stride)
     }
 
-    /// Kind of the block in regions of a graph.
-    pub(super) fn kind(&self) -> &'static str {
-        "inverted_residual"
+    /// Whether a backward pass recomputes the activations inside the block: its kernels do.
+    pub(super) fn recomputes(&self) -> bool {
+        true
     }
 
     pub(super) fn input(&self) -> Shape {
@@ -115,32 +116,27 @@ impl InvertedResidualSpec {
         Ok(())
     }
 
-    pub(super) fn prefix(&self, stage: usize, place: usize) -> Prefix {
-        Prefix::block("blocks.", stage, place)
+    pub(super) fn names(&self) -> &'static BlockNames {
+        if self.expand { &INVERTED_RESIDUAL } else { &DEPTHWISE_SEPARABLE }
     }
 
-    /// timm's names: a block without expand convolution is its depthwise-separable block, every other its inverted
-    /// residual.
     pub(super) fn lower(&self, builder: &mut Builder, x: NodeId) -> NodeId {
         let (middle, activation) = (self.middle_channels, self.activation);
-        let (depthwise, project) = match self.expand {
-            true => (("conv_dw", "bn2"), ("conv_pwl", "bn3")),
-            false => (("conv_dw", "bn1"), ("conv_pw", "bn2")),
-        };
         let mut y = x;
         if self.expand {
-            y = builder.convolution_norm_activation(y, ("conv_pw", "bn1"), middle, (1, 1), 1, activation);
+            y = builder.convolution_norm_activation(y, ("expand", "expand.norm"), middle, (1, 1), 1, activation);
         }
-        let kernel = (self.kernel, self.stride);
+        let (depthwise, kernel) = (("depthwise", "depthwise.norm"), (self.kernel, self.stride));
         y = builder.convolution_norm_activation(y, depthwise, middle, kernel, middle, activation);
         if let Some(reduced) = self.squeeze_excite {
             let pooled = builder.global_average_pool(y);
-            let squeezed = builder.pointwise(pooled, "se.conv_reduce", reduced, true);
+            let squeezed = builder.pointwise(pooled, "squeeze", reduced, true);
             let squeezed = builder.activation(squeezed, Activation::Relu);
-            let excited = builder.pointwise(squeezed, "se.conv_expand", middle, true);
+            let excited = builder.pointwise(squeezed, "excite", middle, true);
             let factors = builder.hard_sigmoid(excited);
             y = builder.gate(y, factors);
         }
+        let project = ("project", "project.norm");
         y = builder.convolution_norm_activation(y, project, self.out_channels, (1, 1), 1, Activation::Identity);
         if !self.residual {
             return y;
@@ -336,11 +332,11 @@ fn fused_block(x: &Tensor, active: Vec<Vec<Active>>, shape: BlockShape, pass: &m
     let Some(saved) = saved else { return Ok(output) };
     let (x, ranks) = (x.clone(), ranks.cloned());
     pass.record(move |gradient, gradients| {
-        let (dx, dp) = tensor_values(&x, |x| {
+        let computed = tensor_values(&x, |x| {
             tensor_values(&gradient, |g| Ok(saved.backward(&shape, x, &packed, ranks.as_ref(), g)))
         })?;
-        add_packed(&active, &dp, gradients)?;
-        Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+        add_packed(&active, &computed.parameters, gradients)?;
+        computed.input.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()
     });
     Ok(output)
 }

@@ -182,7 +182,8 @@ impl SearchSpace {
         stem.extend(vec![optional; subnet.stem_blocks]);
         stem.push(last);
         let stage_widths = self.stages.iter().zip(&subnet.widths[2..]);
-        let widths: Vec<usize> = stage_widths.map(|(stage, &width)| self.elastic_width(stage.channels, width)).collect();
+        let widths: Vec<usize> =
+            stage_widths.map(|(stage, &width)| self.elastic_width(stage.channels, width)).collect();
         let stages = self.blocks(subnet, (pool.channels, pool.output_size()), &widths, |_, index, settings| {
             BlockSpec::Bottleneck(BottleneckSpec::of(settings, index == 0))
         })?;
@@ -210,6 +211,11 @@ impl SearchSpace {
     /// `base` channels at the width multiplier `ratio` of a subnet.
     pub(crate) fn elastic_width(&self, base: usize, ratio: Value) -> usize {
         make_divisible(base as f64 * self.width_multiplier * ratio.number())
+    }
+
+    /// Width multipliers that the outer stages before outer stage `stage` freed, descending, without the largest.
+    pub(crate) fn outer_ratios(&self, stage: usize) -> impl Iterator<Item = Value> + '_ {
+        self.width_multipliers.iter().rev().take(stage.max(1)).skip(1).map(|&ratio| ratio.into())
     }
 
     /// Channels of the first convolutions of a deep stem: half of its output's at the same width multiplier.

@@ -111,7 +111,7 @@ impl NetworkSpec {
         let (mut before, mut middle) = (0, 0);
         let mut blocks = 0;
         for layer in graph.layers() {
-            if matches!(layer.kind, RegionKind::Block(_)) {
+            if matches!(layer.kind, RegionKind::Block { .. }) {
                 middle = blocks;
                 blocks += 1;
                 if before >= half {

@@ -30,8 +30,8 @@
 
 mod alone;
 pub mod average;
-mod checks;
 pub mod checkpoint;
+mod checks;
 pub mod class_balance;
 pub mod config;
 pub mod finetune;
