@@ -34,7 +34,7 @@ pub(crate) enum Initialiser {
     Normal(f64),
     /// Uniform between plus and minus this bound.
     Uniform(f64),
-    /// Everywhere the same.
+    /// One value everywhere.
     Constant(f32),
     /// The identity matrix.
     Identity,
