@@ -1,0 +1,156 @@
+//! Bytes as numbers: scales, rounding, and the end of a layer.
+
+use super::words;
+use crate::ops::activation::Act;
+use crate::ops::simd::Simd;
+
+/// Map between bytes and numbers: `number = (byte - zero_point) * scale`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Affine {
+    /// Distance of two neighbouring numbers; above 0.
+    pub scale: f32,
+    /// The byte of zero.
+    pub zero_point: u8,
+}
+
+impl Affine {
+    /// Constants of rounding, as vectors.
+    #[inline(always)]
+    pub(super) fn rounding<S: Simd>(self, s: S) -> Rounding<S> {
+        let zero = f32::from(self.zero_point);
+        Rounding {
+            s,
+            reciprocal: s.splat(1.0 / self.scale),
+            least: s.splat(-zero),
+            most: s.splat(255.0 - zero),
+            zero_point: s.splat_i32(self.zero_point.into()),
+        }
+    }
+
+    /// Bytes less the zero point, as floats.
+    #[inline(always)]
+    pub(super) fn centred<S: Simd>(self, s: S, bytes: &[u8]) -> S::V {
+        s.to_floats(s.add_i32(s.read_bytes(bytes), s.splat_i32(-i32::from(self.zero_point))))
+    }
+
+    /// Numbers of bytes.
+    #[inline(always)]
+    pub(super) fn numbers<S: Simd>(self, s: S, bytes: &[u8]) -> S::V {
+        s.mul(self.centred(s, bytes), s.splat(self.scale))
+    }
+}
+
+/// Rounding of vectors to bytes: `round_ties_even(value * (1 / scale)) + zero_point`, at least 0 and at most 255.
+#[derive(Clone, Copy)]
+pub(super) struct Rounding<S: Simd> {
+    s: S,
+    reciprocal: S::V,
+    least: S::V,
+    most: S::V,
+    zero_point: S::I,
+}
+
+impl<S: Simd> Rounding<S> {
+    /// One byte per lane.
+    #[inline(always)]
+    pub(super) fn bytes(self, v: S::V) -> S::I {
+        let s = self.s;
+        // The bounds are integers, so limits before rounding are those after it.
+        let v = s.min(s.max(s.mul(v, self.reciprocal), self.least), self.most);
+        s.add_i32(s.to_nearest(v), self.zero_point)
+    }
+}
+
+/// Memory for a layer's output.
+pub enum Target<'a> {
+    /// Bytes of a scale.
+    Bytes(&'a mut [u8], Affine),
+    /// Numbers.
+    Floats(&'a mut [f32]),
+}
+
+impl Target<'_> {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Target::Bytes(bytes, _) => bytes.len(),
+            Target::Floats(floats) => floats.len(),
+        }
+    }
+}
+
+/// The end of a layer for one vector of channels: from sums in `i32` to the output.
+pub(super) struct Finish<'a, 'o> {
+    /// Factors of the vector's channels, a whole vector.
+    pub multipliers: &'a [f32],
+    /// Added to the product; laid out as the output.
+    pub residual: Option<(&'a [u8], Affine)>,
+    pub target: &'a mut Target<'o>,
+    /// Place of the first pixel's channels in the output and the residual.
+    pub start: usize,
+    /// Distance from one pixel to the next.
+    pub step: usize,
+    /// Channels that exist, at most a whole vector.
+    pub width: usize,
+}
+
+impl Finish<'_, '_> {
+    /// Writes `activation(sum * multiplier + residual)` of the pixels whose sums lie `stride` words apart from the
+    /// start of `sums`.
+    #[inline(always)]
+    pub(super) fn pixels<S: Simd, A: Act>(self, s: S, sums: &[i32], stride: usize, pixels: usize) {
+        let multipliers = s.read(self.multipliers);
+        let Finish { residual, start, step, width, .. } = self;
+        let value = |pixel: usize| {
+            let value = s.mul(s.to_floats(s.read_i32(&sums[pixel * stride..][..S::LANES])), multipliers);
+            let value = match residual {
+                None => value,
+                Some((bytes, affine)) => s.add(value, affine.numbers(s, &bytes[start + pixel * step..][..width])),
+            };
+            A::exact_values(s, value)
+        };
+        match self.target {
+            Target::Bytes(out, affine) => {
+                let rounding = affine.rounding(s);
+                for pixel in 0..pixels {
+                    s.write_bytes(&mut out[start + pixel * step..][..width], rounding.bytes(value(pixel)));
+                }
+            }
+            Target::Floats(out) => {
+                for pixel in 0..pixels {
+                    s.write(&mut out[start + pixel * step..][..width], value(pixel));
+                }
+            }
+        }
+    }
+}
+
+/// Factors and biases of a layer's output channels, padded with zeros to whole vectors.
+#[derive(Debug, Clone)]
+pub(super) struct Channels {
+    bias: crate::ops::buffers::Aligned,
+    pub multipliers: crate::ops::buffers::Aligned,
+}
+
+impl Channels {
+    /// `bias` less what the zero point of the input adds to each sum of the products with `weight` `[channels, ...]`.
+    pub(super) fn new(weight: &[i8], bias: &[i32], multipliers: &[f32], zero_point: u8, lanes: usize) -> Self {
+        let channels = bias.len();
+        assert!(multipliers.len() == channels && channels > 0 && weight.len().is_multiple_of(channels));
+        let padded = channels.next_multiple_of(lanes);
+        let mut all = Channels {
+            bias: crate::ops::buffers::Aligned::zeros(padded),
+            multipliers: crate::ops::buffers::Aligned::zeros(padded),
+        };
+        let filters = weight.chunks_exact(weight.len() / channels);
+        for ((out, &bias), filter) in words::of_mut(&mut all.bias).iter_mut().zip(bias).zip(filters) {
+            let sum: i32 = filter.iter().map(|&weight| i32::from(weight)).sum();
+            *out = bias.wrapping_sub(i32::from(zero_point).wrapping_mul(sum));
+        }
+        all.multipliers[..channels].copy_from_slice(multipliers);
+        all
+    }
+
+    pub(super) fn bias(&self) -> &[i32] {
+        words::of(&self.bias)
+    }
+}
