@@ -41,8 +41,10 @@ pub const CARD_FILE: &str = "README.md";
 pub const BENCH_FILE: &str = "bench.json";
 /// Name of the model in ONNX inside a model's folder.
 pub const ONNX_FILE: &str = "model.onnx";
+/// Name of the images for other engines' quantisers inside a model's folder.
+pub const CALIBRATION_FILE: &str = "calibration.npy";
 /// Files inside a model's folder that other commands make of the model: [`save`] removes those of another model.
-pub(crate) const DERIVED_FILES: [&str; 2] = [ONNX_FILE, BENCH_FILE];
+pub(crate) const DERIVED_FILES: [&str; 3] = [ONNX_FILE, BENCH_FILE, CALIBRATION_FILE];
 /// Name of the network as operations inside a model's folder.
 const GRAPH_FILE: &str = "graph.json";
 /// Name and content of the program that loads a model into PyTorch.

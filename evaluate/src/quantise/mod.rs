@@ -20,18 +20,27 @@
 //! | file | concern |
 //! | --- | --- |
 //! | `arithmetic` | scales, rounding, activations |
+//! | `calibrate` | from an f32 network to integers, on images |
 //! | `check` | checks of a network that was read from a file |
+//! | `forward` | the f32 network node by node |
+//! | `histogram` | distributions of values, and their scales |
 //! | `random` | networks with random weights |
 //! | `reference` | the network computed as plainly as possible |
 //! | `rule` | which layers become integers, which values are rounded |
+//! | `weights` | integers of a layer |
 
 mod arithmetic;
+mod calibrate;
 mod check;
+mod forward;
+mod histogram;
 mod random;
 pub mod reference;
 mod rule;
+mod weights;
 
 pub use arithmetic::{Scale, activate, hard_sigmoid};
+pub use calibrate::{LEAST_IMAGES, Options, Progress, Quantised, quantise};
 pub use rule::Rule;
 
 use ofa_supernet::graph::{Graph, Node, Op};
