@@ -170,7 +170,7 @@ fn write(folder: &Path, config: &ModelConfig, bytes: &[u8]) -> Result<()> {
     let _lock = lock::wait(folder, Sharing::Alone);
     files::remove_all_abandoned(folder);
     let [graph_path, loader_path, card_path] = [GRAPH_FILE, LOADER.0, CARD_FILE].map(|name| folder.join(name));
-    let graph = graph_file::text(&config.network);
+    let graph = graph_file::text(config);
     let mut written: Vec<(&Path, &[u8])> =
         vec![(&path, bytes), (&graph_path, graph.as_bytes()), (&loader_path, LOADER.1.as_bytes())];
     let holds = |path: &Path, new: &[u8]| fs::read(path).is_ok_and(|old| old == new);

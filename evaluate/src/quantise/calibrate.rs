@@ -8,7 +8,7 @@
 use super::forward::{Folded, Kernel, Values};
 use super::histogram::Histogram;
 use super::weights::int8_layer;
-use super::{MAX_WEIGHT, QuantisedLayer, QuantisedNetwork, Rule, Scale, hard_sigmoid};
+use super::{QuantisedLayer, QuantisedNetwork, Rule, Scale, hard_sigmoid, largest_weight};
 use crate::model::{ModelConfig, NumberType, Quantisation};
 use crate::runtime::{Weights, check_weights};
 use crate::{Error, Result};
@@ -219,8 +219,7 @@ impl Calibration<'_, '_, '_> {
     fn layer(&self, index: usize, weight: &[f32], bias: &[f32], input: Option<Scale>) -> (QuantisedLayer, Kernel) {
         match input.filter(|_| self.rule.int8[index]) {
             Some(input) => {
-                let most = if self.options.weight_bits == 7 { MAX_WEIGHT / 2 } else { MAX_WEIGHT };
-                let layer = int8_layer(weight, bias, input.scale, most);
+                let layer = int8_layer(weight, bias, input.scale, largest_weight(self.options.weight_bits));
                 let kernel = self.folded.kernel(index, &layer.dequantised(), &layer.dequantised_bias(input.scale));
                 (QuantisedLayer::Int8(layer), kernel)
             }

@@ -42,6 +42,7 @@ mod weights;
 pub use arithmetic::{Scale, activate, hard_sigmoid};
 pub use calibrate::{LEAST_IMAGES, Options, Progress, Quantised, quantise};
 pub use rule::Rule;
+pub(crate) use {rule::factors, weights::int8_layer};
 
 use ofa_supernet::graph::{Graph, Node, Op};
 use ofa_supernet::space::{Activation, NetworkSpec};
@@ -52,6 +53,11 @@ pub const MAX_WEIGHT: i8 = 127;
 
 /// Largest size of a bias, and of a sum of products: both together fit `i32`.
 pub const MAX_SUM: i64 = 1 << 30;
+
+/// Largest weight of so many bits.
+pub(crate) fn largest_weight(bits: u8) -> i8 {
+    if bits == 7 { MAX_WEIGHT / 2 } else { MAX_WEIGHT }
+}
 
 /// A static network in 8-bit integers.
 #[derive(Debug, Clone, PartialEq)]

@@ -38,8 +38,8 @@ impl Rule {
     }
 }
 
-/// Nodes between an average over all pixels and the factors of a gate, both included.
-fn factors(graph: &Graph) -> Vec<bool> {
+/// Nodes between an average over all pixels and the factors of a gate, both included: squeeze-excite.
+pub(crate) fn factors(graph: &Graph) -> Vec<bool> {
     let mut inside = vec![false; graph.nodes().len()];
     for (index, node) in graph.nodes().iter().enumerate().rev() {
         let (reads_factors, inputs) = (node.op == Op::Gate, node.inputs());

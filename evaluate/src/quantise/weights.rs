@@ -10,7 +10,7 @@ const LEAST: f64 = 1e-12;
 
 /// Rounds a layer's weights: for each channel the scale with the least squared error, enlarged until the bias fits its
 /// integer. `input` is the scale of the layer's input, `most` the largest weight.
-pub(super) fn int8_layer(weight: &[f32], bias: &[f32], input: f32, most: i8) -> Int8Layer {
+pub fn int8_layer(weight: &[f32], bias: &[f32], input: f32, most: i8) -> Int8Layer {
     let per_output = weight.len() / bias.len().max(1);
     let mut layer = Int8Layer { weight: Vec::with_capacity(weight.len()), scales: Vec::new(), bias: Vec::new() };
     for (channel, &bias) in weight.chunks_exact(per_output).zip(bias) {

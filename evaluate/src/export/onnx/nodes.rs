@@ -2,10 +2,10 @@
 
 use super::super::{Engine, Options, Parameters};
 use super::proto::{Attribute, Element};
-use super::rounding::{Grid, grids};
+use super::rounding::{Grid, grids, rounded_layers};
 use super::writer::{LOGITS, PROBABILITIES, Writer, float, int, ints};
 use crate::model::{ModelConfig, Normalisation};
-use crate::quantise::{Int8Layer, QuantisedLayer, node_names};
+use crate::quantise::{Int8Layer, QuantisedLayer, int8_layer, largest_weight, node_names};
 use crate::runtime::Checked;
 use crate::{Error, Result};
 use ofa_supernet::graph::{Graph, Node, NodeId, Op, Shape};
@@ -31,7 +31,11 @@ pub fn write(
         }
         _ => vec![None; values.len()],
     };
-    let mut emitter = Emitter { graph, consumers, names, parameters, values, grids, options, writer };
+    let largest_weight =
+        largest_weight(config.quantisation.as_ref().map_or(8, |quantisation| quantisation.weight_bits));
+    let rounded_layers = rounded_layers(graph, options.engine);
+    let mut emitter =
+        Emitter { graph, consumers, names, parameters, values, grids, rounded_layers, largest_weight, options, writer };
     // In the order of execution, which engines that run a file as it stands need for their memory.
     for id in graph.schedule() {
         let value = match graph.node(id).op {
@@ -61,6 +65,9 @@ struct Emitter<'a> {
     /// Name of the value that holds each node's output: integers for nodes with a grid.
     values: Vec<String>,
     grids: Vec<Option<Grid>>,
+    /// Layers of an int8 model that are f32 there and integers in the file.
+    rounded_layers: Vec<bool>,
+    largest_weight: i8,
     options: &'a Options,
     writer: &'a mut Writer,
 }
@@ -191,6 +198,11 @@ impl Emitter<'_> {
                     self.int8_layer(&name, layer, input, shape)
                 }
                 Some(QuantisedLayer::F32 { weight: values, bias: offsets }) => {
+                    let input = self.grids[self.graph.node(id).inputs()[0].index()];
+                    if let Some(input) = input.filter(|_| self.rounded_layers[id.index()]) {
+                        let layer = int8_layer(values, offsets, input.scale, self.largest_weight);
+                        return self.int8_layer(&name, &layer, input.scale, shape);
+                    }
                     let weight = self.writer.floats(&weight, shape, values);
                     (weight, Some(self.writer.floats(&bias, &shape[..1], offsets)))
                 }

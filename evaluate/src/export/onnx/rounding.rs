@@ -2,12 +2,12 @@
 //!
 //! This runtime rounds the values that it writes to memory. Engines differ in what they fuse: ONNX Runtime computes an
 //! operator in integers only if all its inputs and its output are rounded, so that a convolution before hard-swish or a
-//! sum needs a rounding of its own; OpenVINO fuses sums and activations into the convolution, and rounding in between
+//! sum needs a rounding of its own, and squeeze-excite is faster in integers too; OpenVINO fuses sums and activations into the convolution, and rounding in between
 //! keeps it from that; TensorRT adds in integers if both inputs are rounded.
 
 use super::super::Engine;
 use super::proto::Element;
-use crate::quantise::{QuantisedNetwork, Scale, node_names};
+use crate::quantise::{QuantisedNetwork, Scale, factors, node_names};
 use ofa_supernet::graph::{Graph, Node, Op};
 use ofa_supernet::space::Activation;
 use std::collections::BTreeMap;
@@ -43,7 +43,7 @@ pub fn grids(
     engine_values: &BTreeMap<String, Scale>,
     engine: Engine,
 ) -> Vec<Option<Grid>> {
-    let (names, consumers) = (node_names(graph), graph.consumers());
+    let (names, consumers, squeezed) = (node_names(graph), graph.consumers(), factors(graph));
     let grid = |index: usize| {
         let reader = match consumers[index][..] {
             [reader] => Some(graph.node(reader)),
@@ -51,7 +51,8 @@ pub fn grids(
         };
         let own = network.values.get(&names[index]);
         let scale = own.or_else(|| {
-            let wanted = reader.is_some_and(|reader| is_rounded(engine, &graph.nodes()[index], reader));
+            let wanted =
+                reader.is_some_and(|reader| is_rounded(engine, &graph.nodes()[index], reader, squeezed[index]));
             engine_values.get(&names[index]).filter(|_| wanted)
         });
         scale.map(|scale| Grid::of(*scale, engine))
@@ -59,18 +60,23 @@ pub fn grids(
     (0..names.len()).map(grid).collect()
 }
 
-/// Whether an engine rounds a value that this runtime keeps in f32.
-fn is_rounded(engine: Engine, node: &Node, reader: &Node) -> bool {
-    let convolution_or_sum = matches!(node.op, Op::Convolution { .. } | Op::BatchNorm | Op::Add);
+/// Whether an engine rounds a value that this runtime keeps in f32. `squeezed` values are those of squeeze-excite.
+fn is_rounded(engine: Engine, node: &Node, reader: &Node, squeezed: bool) -> bool {
+    match (engine, reader.op) {
+        // Taken along by the convolution.
+        (Engine::OnnxRuntime, Op::Activation(Activation::Relu | Activation::Relu6)) | (Engine::OpenVino, _) => false,
+        (Engine::OnnxRuntime, Op::Activation(_) | Op::Add) => {
+            squeezed || matches!(node.op, Op::Convolution { .. } | Op::BatchNorm | Op::Add)
+        }
+        (Engine::OnnxRuntime, _) => squeezed,
+        (Engine::TensorRt, reader) => reader == Op::Add,
+    }
+}
+
+/// Whether each layer that stays f32 here is written in integers: those of squeeze-excite, for ONNX Runtime.
+pub fn rounded_layers(graph: &Graph, engine: Engine) -> Vec<bool> {
     match engine {
-        Engine::OnnxRuntime => match reader.op {
-            Op::Activation(Activation::HardSwish | Activation::Swish) | Op::Add => convolution_or_sum,
-            // An average in integers need not convert the whole map.
-            Op::Convolution { .. } => node.op == Op::GlobalAveragePool,
-            Op::Gate => true,
-            _ => false,
-        },
-        Engine::TensorRt => reader.op == Op::Add,
-        Engine::OpenVino => false,
+        Engine::OnnxRuntime => factors(graph),
+        Engine::OpenVino | Engine::TensorRt => vec![false; graph.nodes().len()],
     }
 }
