@@ -4,6 +4,7 @@ use super::compiler::{Layer, LayerKind, Program, Step, Value, Work, compile};
 use super::plan::Plan;
 use super::weights::{Checked, Weights, check_weights, random_weights};
 use crate::latency::milliseconds;
+use crate::quantise::{QuantisedNetwork, reference};
 use crate::{Error, Result};
 use ofa_supernet::graph::Graph;
 use ofa_supernet::ops::inference::{DenseConv, Depthwise, Pointwise, average_pool, average_windows, max_pool};
@@ -31,6 +32,8 @@ pub struct StaticNetwork {
     kernels: Vec<Kernel>,
     program: Program,
     buffers: Buffers,
+    /// A network in integers, computed by its reference, with its last logits.
+    quantised: Option<(QuantisedNetwork, Vec<f32>)>,
 }
 
 /// A layer's weights, laid out for its kernel.
@@ -68,7 +71,19 @@ impl StaticNetwork {
         let program = compile(&Graph::of(spec))?;
         let kernels = program.layers.iter().map(|layer| Kernel::new(layer, &weights)).collect();
         let buffers = Buffers { plan: Plan::of(&program), memory: Vec::new() };
-        Ok(StaticNetwork { spec: spec.clone(), kernels, program, buffers })
+        Ok(StaticNetwork { spec: spec.clone(), kernels, program, buffers, quantised: None })
+    }
+
+    /// Builds a network in integers.
+    ///
+    /// # Errors
+    /// A network that fails [`QuantisedNetwork::check`].
+    pub fn quantised(network: QuantisedNetwork) -> Result<Self> {
+        network.check()?;
+        let spec = network.spec.clone();
+        let program = compile(&Graph::of(&spec))?;
+        let buffers = Buffers { plan: Plan::of(&program), memory: Vec::new() };
+        Ok(StaticNetwork { spec, kernels: Vec::new(), program, buffers, quantised: Some((network, Vec::new())) })
     }
 
     /// The network of `spec` with seeded random weights, for measuring.
@@ -94,6 +109,9 @@ impl StaticNetwork {
         crate::model::validate(&spec)?;
         self.program = compile(&Graph::of(&spec))?;
         self.buffers.plan = Plan::of(&self.program);
+        if let Some((network, _)) = &mut self.quantised {
+            network.spec = spec.clone();
+        }
         self.spec = spec;
         Ok(())
     }
@@ -139,6 +157,9 @@ impl StaticNetwork {
 
     /// The output of the last step.
     fn logits(&self, batch: usize) -> &[f32] {
+        if let Some((_, logits)) = &self.quantised {
+            return logits;
+        }
         self.program.steps.last().map_or(&[], |step| self.buffers.read(&self.program, step.output, batch))
     }
 
@@ -153,6 +174,11 @@ impl StaticNetwork {
                 images.len(),
                 r = spec.resolution
             )));
+        }
+        if let Some((network, logits)) = &mut self.quantised {
+            *logits = reference::run(network, images, batch)?;
+            layer_done();
+            return Ok(());
         }
         self.buffers.reserve(batch);
         let mut steps = self.program.steps.iter().peekable();

@@ -1,0 +1,94 @@
+"""Compares int8 models in other engines, and with the quantisers of those: int8.py FOLDER, with the files of quantise.rs.
+
+Each FOLDER/NAME holds f32.onnx, onnxruntime.onnx, openvino.onnx, calibration.npy, images.bin, labels.bin and the logits
+f32.bin and int8.bin of this program.
+"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy
+import onnx
+import onnxruntime
+import openvino
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+core = openvino.Core()
+# The default of some processors is bf16.
+core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+onnxruntime.set_default_logger_severity(3)
+
+
+class Images(CalibrationDataReader):
+    def __init__(self, images):
+        self.images = iter(images)
+
+    def get_next(self):
+        image = next(self.images, None)
+        return None if image is None else {"input": image[None]}
+
+
+def in_onnx_runtime(path, images):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return numpy.concatenate([session.run(None, {"input": image[None]})[0] for image in images])
+
+
+def in_openvino(path, images):
+    request = core.compile_model(path, "CPU").create_infer_request()
+    return numpy.concatenate([request.infer({0: image[None]})[0].copy() for image in images])
+
+
+def quantised_by_onnx_runtime(folder, calibration):
+    quant_pre_process(folder / "f32.onnx", folder / "prepared.onnx")
+    types = dict(activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+    reader, target = Images(calibration), folder / "by-onnxruntime.onnx"
+    quantize_static(folder / "prepared.onnx", target, reader, quant_format=QuantFormat.QDQ, per_channel=True, **types)
+    return target
+
+
+def quantised_by_nncf(folder, calibration, preset):
+    import nncf
+
+    data = nncf.Dataset([image[None] for image in calibration], lambda image: {"input": image})
+    options = dict(preset=nncf.QuantizationPreset(preset), subset_size=len(calibration))
+    onnx.save(nncf.quantize(onnx.load(folder / "f32.onnx"), data, **options), folder / f"by-nncf-{preset}.onnx")
+    return folder / f"by-nncf-{preset}.onnx"
+
+
+def check(folder):
+    case = json.loads((folder / "case.json").read_text())
+    images = numpy.fromfile(folder / "images.bin", "float32").reshape(-1, 3, case["resolution"], case["resolution"])
+    labels = numpy.fromfile(folder / "labels.bin", "uint32")
+    f32, int8 = (numpy.fromfile(folder / f"{name}.bin", "float32").reshape(len(labels), -1) for name in ("f32", "int8"))
+    calibration = numpy.load(folder / "calibration.npy")
+
+    def row(name, logits):
+        right, same = logits.argmax(1) == labels, logits.argmax(1) == f32.argmax(1)
+        # The standard error of a difference counts the images on which only one of both is right.
+        drop = (f32.argmax(1) == labels).astype(float) - right
+        error = drop.std() / len(drop) ** 0.5
+        figures = f"{100 * right.mean():6.2f} %  drop {100 * drop.mean():5.2f} +- {100 * error:.2f}"
+        print(f"{folder.name:20} {name:24} {figures}  as f32 {100 * same.mean():6.2f} %", flush=True)
+
+    row("f32", f32)
+    row("int8", int8)
+    for engine, run in (("onnxruntime", in_onnx_runtime), ("openvino", in_openvino)):
+        onnx.checker.check_model(onnx.load(folder / f"{engine}.onnx"), full_check=True)
+        logits = run(folder / f"{engine}.onnx", images)
+        row(f"int8 in {engine}", logits)
+        same = (logits.argmax(1) == int8.argmax(1)).mean()
+        print(f"{folder.name:20} {engine} predicts as this program on {100 * same:.2f} %")
+        assert same >= case["agreement"], f"{folder.name}, {engine}: {same}"
+    row("by ONNX Runtime", in_onnx_runtime(quantised_by_onnx_runtime(folder, calibration), images))
+    if importlib.util.find_spec("nncf"):
+        for preset in ("performance", "mixed"):
+            row(f"by nncf, {preset}", in_openvino(quantised_by_nncf(folder, calibration, preset), images))
+
+
+folders = sorted(path.parent for path in Path(sys.argv[1]).glob("*/case.json"))
+for folder in folders:
+    check(folder)
+print(f"{len(folders)} int8 models agree")
