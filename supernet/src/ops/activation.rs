@@ -156,7 +156,7 @@ impl Act for Swish {
     }
     #[inline(always)]
     fn exact_values<S: Simd>(s: S, x: S::V) -> S::V {
-        s.mul(x, sigmoids(s, x, |s, a, b, c| s.add(s.mul(a, b), c)))
+        s.mul(x, sigmoids(s, x, unfused))
     }
     #[inline(always)]
     fn times_slopes<S: Simd>(s: S, x: S::V, g: S::V) -> S::V {
@@ -181,12 +181,25 @@ fn sigmoids<S: Simd>(s: S, x: S::V, mul_add: impl Fn(S, S::V, S::V, S::V) -> S::
     const BELOW: [f32; 5] = [3.037_747_2e-9, 5.133_826_6e-6, 1.617_313_6e-3, 1.167_858_8e-1, 1.0];
     let inside = s.min(s.max(x, s.splat(SATURATED)), s.splat(-SATURATED));
     let square = s.mul(inside, inside);
-    let polynomial = |terms: [f32; 5]| {
-        let [first, rest @ ..] = terms;
-        rest.into_iter().fold(s.splat(first), |sum, term| mul_add(s, sum, square, s.splat(term)))
-    };
-    let odd = s.div(s.mul(inside, polynomial(ABOVE)), polynomial(BELOW));
+    let odd = s.mul(inside, polynomial(s, square, ABOVE, &mul_add));
+    let odd = s.div(odd, polynomial(s, square, BELOW, &mul_add));
     s.where_above(x, s.splat(SATURATED), s.add(odd, s.splat(0.5)))
+}
+
+/// A polynomial by its coefficients, that of the highest power first.
+#[inline(always)]
+fn polynomial<S: Simd>(s: S, x: S::V, coefficients: [f32; 5], mul_add: &impl Fn(S, S::V, S::V, S::V) -> S::V) -> S::V {
+    let mut sum = s.splat(coefficients[0]);
+    for &term in &coefficients[1..] {
+        sum = mul_add(s, sum, x, s.splat(term));
+    }
+    sum
+}
+
+/// `a * b + c` with two roundings.
+#[inline(always)]
+fn unfused<S: Simd>(s: S, a: S::V, b: S::V, c: S::V) -> S::V {
+    s.add(s.mul(a, b), c)
 }
 
 /// `relu6(x + 3) / 6`

@@ -47,7 +47,7 @@ pub(crate) fn scatter(shape: &DenseShape, first: usize, first_image: usize, grad
 /// Calls `visit` with every contiguous run of the columns of output pixel `pixel` and its range in the input (`None`
 /// for padding).
 #[inline(always)]
-pub(crate) fn runs(shape: &DenseShape, pixel: usize, mut visit: impl FnMut(Range<usize>, Option<Range<usize>>)) {
+fn runs(shape: &DenseShape, pixel: usize, mut visit: impl FnMut(Range<usize>, Option<Range<usize>>)) {
     let (out_height, out_width) = shape.output_size();
     let (k, channels) = (shape.kernel, shape.in_channels);
     let (image, y, x) = (pixel / (out_height * out_width), pixel / out_width % out_height, pixel % out_width);

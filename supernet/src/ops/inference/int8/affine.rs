@@ -2,7 +2,9 @@
 
 use super::words;
 use crate::ops::activation::Act;
-use crate::ops::simd::Simd;
+use crate::ops::buffers::Aligned;
+use crate::ops::simd::{Kernel, Simd, entry_points};
+use std::marker::PhantomData;
 
 /// Map between bytes and numbers: `number = (byte - zero_point) * scale`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -78,8 +80,15 @@ impl Target<'_> {
     }
 }
 
-/// The end of a layer for one vector of channels: from sums in `i32` to the output.
-pub(super) struct Finish<'a, 'o> {
+/// The end of a layer for one vector of channels: `activation(sum * multiplier + residual)` of some pixels.
+///
+/// A kernel of its own, so that its constants stay in registers and it is compiled once per activation.
+pub(super) struct Finish<'a, 'o, A> {
+    /// Sums of the first pixel, followed by those of the others.
+    pub sums: &'a [i32],
+    /// Words from one pixel's sums to the next's.
+    pub stride: usize,
+    pub pixels: usize,
     /// Factors of the vector's channels, a whole vector.
     pub multipliers: &'a [f32],
     /// Added to the product; laid out as the output.
@@ -91,33 +100,55 @@ pub(super) struct Finish<'a, 'o> {
     pub step: usize,
     /// Channels that exist, at most a whole vector.
     pub width: usize,
+    pub activation: PhantomData<A>,
 }
 
-impl Finish<'_, '_> {
-    /// Writes `activation(sum * multiplier + residual)` of the pixels whose sums lie `stride` words apart from the
-    /// start of `sums`.
+impl<A: Act> Kernel for Finish<'_, '_, A> {
+    type Output = ();
+    entry_points!();
+
     #[inline(always)]
-    pub(super) fn pixels<S: Simd, A: Act>(self, s: S, sums: &[i32], stride: usize, pixels: usize) {
-        let multipliers = s.read(self.multipliers);
-        let Finish { residual, start, step, width, .. } = self;
-        let value = |pixel: usize| {
-            let value = s.mul(s.to_floats(s.read_i32(&sums[pixel * stride..][..S::LANES])), multipliers);
-            let value = match residual {
-                None => value,
-                Some((bytes, affine)) => s.add(value, affine.numbers(s, &bytes[start + pixel * step..][..width])),
-            };
-            A::exact_values(s, value)
-        };
-        match self.target {
-            Target::Bytes(out, affine) => {
+    fn run<S: Simd>(self, s: S) {
+        // Loops of whole vectors have no case of shorter ones.
+        if self.width == S::LANES {
+            self.vectors(s, S::LANES);
+        } else {
+            let width = self.width;
+            self.vectors(s, width);
+        }
+    }
+}
+
+impl<A: Act> Finish<'_, '_, A> {
+    #[inline(always)]
+    fn vectors<S: Simd>(self, s: S, width: usize) {
+        let Finish { step, start, .. } = self;
+        let multipliers = s.read(&self.multipliers[..S::LANES]);
+        let sums = self.sums.chunks(self.stride).take(self.pixels);
+        match (self.target, self.residual) {
+            (Target::Bytes(out, affine), None) => {
                 let rounding = affine.rounding(s);
-                for pixel in 0..pixels {
-                    s.write_bytes(&mut out[start + pixel * step..][..width], rounding.bytes(value(pixel)));
+                for (sums, out) in sums.zip(out[start..].chunks_mut(step)) {
+                    let value = s.mul(s.to_floats(s.read_i32(&sums[..S::LANES])), multipliers);
+                    s.write_bytes(&mut out[..width], rounding.bytes(A::exact_values(s, value)));
                 }
             }
-            Target::Floats(out) => {
-                for pixel in 0..pixels {
-                    s.write(&mut out[start + pixel * step..][..width], value(pixel));
+            (Target::Bytes(out, affine), Some((residual, from))) => {
+                let rounding = affine.rounding(s);
+                let pixels = out[start..].chunks_mut(step).zip(residual[start..].chunks(step));
+                for (sums, (out, residual)) in sums.zip(pixels) {
+                    let value = s.mul(s.to_floats(s.read_i32(&sums[..S::LANES])), multipliers);
+                    let value = s.add(value, from.numbers(s, &residual[..width]));
+                    s.write_bytes(&mut out[..width], rounding.bytes(A::exact_values(s, value)));
+                }
+            }
+            (Target::Floats(out), residual) => {
+                for (pixel, (sums, out)) in sums.zip(out[start..].chunks_mut(step)).enumerate() {
+                    let mut value = s.mul(s.to_floats(s.read_i32(&sums[..S::LANES])), multipliers);
+                    if let Some((residual, from)) = residual {
+                        value = s.add(value, from.numbers(s, &residual[start + pixel * step..][..width]));
+                    }
+                    s.write(&mut out[..width], A::exact_values(s, value));
                 }
             }
         }
@@ -127,8 +158,8 @@ impl Finish<'_, '_> {
 /// Factors and biases of a layer's output channels, padded with zeros to whole vectors.
 #[derive(Debug, Clone)]
 pub(super) struct Channels {
-    bias: crate::ops::buffers::Aligned,
-    pub multipliers: crate::ops::buffers::Aligned,
+    bias: Aligned,
+    pub multipliers: Aligned,
 }
 
 impl Channels {
@@ -137,10 +168,7 @@ impl Channels {
         let channels = bias.len();
         assert!(multipliers.len() == channels && channels > 0 && weight.len().is_multiple_of(channels));
         let padded = channels.next_multiple_of(lanes);
-        let mut all = Channels {
-            bias: crate::ops::buffers::Aligned::zeros(padded),
-            multipliers: crate::ops::buffers::Aligned::zeros(padded),
-        };
+        let mut all = Channels { bias: Aligned::zeros(padded), multipliers: Aligned::zeros(padded) };
         let filters = weight.chunks_exact(weight.len() / channels);
         for ((out, &bias), filter) in words::of_mut(&mut all.bias).iter_mut().zip(bias).zip(filters) {
             let sum: i32 = filter.iter().map(|&weight| i32::from(weight)).sum();

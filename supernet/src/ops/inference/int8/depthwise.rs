@@ -8,7 +8,7 @@ use super::words;
 use crate::ops::activation::Act;
 use crate::ops::buffers::{Aligned, Buffer};
 use crate::ops::depthwise::Shape;
-use crate::ops::simd::{InstructionSet, Kernel, Simd, entry_points};
+use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -31,8 +31,11 @@ pub(super) fn pack(weight: &[i8], channels: usize, kernel: usize) -> Aligned {
     packed
 }
 
-/// `target = activation(depthwise(input))` for some rows of the output; kernels have `K` rows and columns.
-pub(super) struct DepthwiseRows<'a, 'o, const K: usize, A> {
+/// Output pixels whose sums are computed before they are finished: they stay in L1.
+const CHUNK: usize = 64;
+
+/// A depthwise convolution for some rows of the output.
+pub(super) struct DepthwiseRows<'a, 'o> {
     /// The packed weight.
     pub weight: &'a Aligned,
     pub channels: &'a Channels,
@@ -43,105 +46,146 @@ pub(super) struct DepthwiseRows<'a, 'o, const K: usize, A> {
     pub range: Range<usize>,
     /// Output of the range.
     pub target: Target<'o>,
-    pub activation: PhantomData<A>,
+}
+
+impl DepthwiseRows<'_, '_> {
+    /// Computes `target = activation(depthwise(input))`; kernels have `K` rows and columns.
+    pub(super) fn run<const K: usize, A: Act>(mut self) {
+        let shape = self.shape;
+        assert!(shape.kernel == K && matches!(K, 3 | 5 | 7) && (shape.stride == 1 || shape.stride == 2));
+        let lanes = InstructionSet::active().lanes();
+        let (out_height, out_width) = (shape.out_height(), shape.out_width());
+        let rows_at_a_time = (CHUNK / out_width).clamp(1, out_height);
+        // Words of the frame's rows: one per pixel that starts a group of taps.
+        let pixels = (out_width - 1) * shape.stride + 1 + (K - 1) / 4 * 4;
+        let mut frame = Buffer::with_arbitrary_contents((K + 1) * pixels * lanes);
+        let frame = words::of_mut(&mut frame);
+        // The last row is the border above and below the map.
+        frame[K * pixels * lanes..].fill(i32::from_le_bytes([self.zero_point; 4]));
+        let mut sums = Buffer::with_arbitrary_contents(rows_at_a_time * out_width * lanes);
+        let sums = words::of_mut(&mut sums);
+        for first in (0..shape.channels).step_by(lanes) {
+            let (width, taps) = (lanes.min(shape.channels - first), K * K.div_ceil(4));
+            let mut row = self.range.start;
+            let mut filled = 0;
+            while row < self.range.end {
+                let (image, y) = (row / out_height, row % out_height);
+                let rows = rows_at_a_time.min(self.range.end - row).min(out_height - y);
+                let values = shape.in_pixels() * shape.channels;
+                if y == 0 || row == self.range.start {
+                    filled = (y * shape.stride).saturating_sub(K / 2);
+                }
+                filled = dispatch(Sums::<K> {
+                    weight: &words::of(self.weight)[first * taps..][..taps * lanes],
+                    bias: &self.channels.bias()[first..][..lanes],
+                    shape,
+                    input: &self.input[image * values..][..values],
+                    zero_point: self.zero_point,
+                    channels: first..first + width,
+                    rows: y..y + rows,
+                    pixels,
+                    frame,
+                    filled,
+                    sums,
+                });
+                dispatch(Finish::<A> {
+                    sums,
+                    stride: lanes,
+                    pixels: rows * out_width,
+                    multipliers: &self.channels.multipliers[first..][..lanes],
+                    residual: None,
+                    target: &mut self.target,
+                    start: (row - self.range.start) * out_width * shape.channels + first,
+                    step: shape.channels,
+                    width,
+                    activation: PhantomData,
+                });
+                row += rows;
+            }
+        }
+    }
 }
 
 /// Most sums that are computed at a time.
 const WIDE: usize = 8;
 
-impl<const K: usize, A: Act> Kernel for DepthwiseRows<'_, '_, K, A> {
-    type Output = ();
+/// Sums of one vector of channels of some output rows of an image.
+struct Sums<'a, const K: usize> {
+    /// The vector's words of taps.
+    weight: &'a [i32],
+    bias: &'a [i32],
+    shape: Shape,
+    /// The image.
+    input: &'a [u8],
+    zero_point: u8,
+    channels: Range<usize>,
+    /// Output rows.
+    rows: Range<usize>,
+    /// Words per row of the frame.
+    pixels: usize,
+    /// `K` input rows, row `y` at place `y % K`, and the border.
+    frame: &'a mut [i32],
+    /// Input rows that were filled so far.
+    filled: usize,
+    /// `[rows, out_width]`
+    sums: &'a mut [i32],
+}
+
+impl<const K: usize> Kernel for Sums<'_, K> {
+    /// Input rows that are filled now.
+    type Output = usize;
     entry_points!(dot);
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        let shape = self.shape;
-        assert!(shape.kernel == K && matches!(K, 3 | 5 | 7) && (shape.stride == 1 || shape.stride == 2));
-        let (out_height, out_width) = (shape.out_height(), shape.out_width());
-        // Words of the frame's rows: one per pixel that starts a group of taps.
-        let pixels = (out_width - 1) * shape.stride + 1 + (K - 1) / 4 * 4;
-        let mut frame = Buffer::with_arbitrary_contents((K + 1) * pixels * S::LANES);
-        let frame = words::of_mut(&mut frame);
-        // The last row is the border above and below the map.
-        let border = s.splat_i32(i32::from_le_bytes([self.zero_point; 4]));
-        for words in frame[K * pixels * S::LANES..].chunks_exact_mut(S::LANES) {
-            // SAFETY: the chunk holds `LANES` words.
-            unsafe { s.store_i32(words.as_mut_ptr(), border) };
-        }
-        for first in (0..shape.channels).step_by(S::LANES) {
-            let mut row = self.range.start;
-            while row < self.range.end {
-                let image = row / out_height;
-                let end = self.range.end.min((image + 1) * out_height);
-                self.rows_of_image(s, frame, pixels, first, image, row..end);
-                row = end;
+    fn run<S: Simd>(mut self, s: S) -> usize {
+        let Shape { channels: step, stride, height, width, .. } = self.shape;
+        let (padding, line) = (K / 2, self.pixels * S::LANES);
+        let out_width = self.shape.out_width();
+        // The loads of `tiles` rely on these extents.
+        assert!(self.frame.len() >= (K + 1) * line && self.pixels > (out_width - 1) * stride + (K - 1) / 4 * 4);
+        for row in self.rows.clone() {
+            let y = row * stride;
+            // Input rows that this output row reads first.
+            while self.filled < (y + K - padding).min(height) {
+                let values = &self.input[self.filled * width * step..][..width * step];
+                let words = &mut self.frame[self.filled % K * line..][..line];
+                fill_row(s, values, step, self.channels.clone(), self.zero_point, padding, words);
+                self.filled += 1;
+            }
+            // Place of each row of taps in the frame.
+            let mut lines = [K * line; K];
+            for (ky, place) in lines.iter_mut().enumerate() {
+                if let Some(source) = (y + ky).checked_sub(padding).filter(|&source| source < height) {
+                    *place = source % K * line;
+                }
+            }
+            let start = (row - self.rows.start) * out_width * S::LANES;
+            // SAFETY: `run` asserted the extents of the frame, in which the lines are whole rows.
+            unsafe {
+                match out_width {
+                    8.. => self.tiles::<S, WIDE>(s, lines, start),
+                    4.. => self.tiles::<S, 4>(s, lines, start),
+                    2.. => self.tiles::<S, 2>(s, lines, start),
+                    _ => self.tiles::<S, 1>(s, lines, start),
+                }
             }
         }
+        self.filled
     }
 }
 
-impl<const K: usize, A: Act> DepthwiseRows<'_, '_, K, A> {
-    /// The vector of channels from `first` on of the output rows `rows`, which lie in one image.
-    #[inline(always)]
-    fn rows_of_image<S: Simd>(
-        &mut self,
-        s: S,
-        frame: &mut [i32],
-        pixels: usize,
-        first: usize,
-        image: usize,
-        rows: Range<usize>,
-    ) {
-        let shape = self.shape;
-        let (out_height, out_width, padding) = (shape.out_height(), shape.out_width(), K / 2);
-        let width = S::LANES.min(shape.channels - first);
-        let input = &self.input[image * shape.in_pixels() * shape.channels..][..shape.in_pixels() * shape.channels];
-        let mut filled = ((rows.start % out_height) * shape.stride).saturating_sub(padding);
-        for row in rows {
-            let y = row % out_height * shape.stride;
-            // Input rows that this output row reads first.
-            while filled < (y + K - padding).min(shape.height) {
-                let line = &mut frame[filled % K * pixels * S::LANES..][..pixels * S::LANES];
-                let values = &input[filled * shape.width * shape.channels..][..shape.width * shape.channels];
-                fill_row(s, values, shape.channels, first..first + width, self.zero_point, padding, line);
-                filled += 1;
-            }
-            // Place of each row of taps in the frame.
-            let mut lines = [K * pixels * S::LANES; K];
-            for (ky, line) in lines.iter_mut().enumerate() {
-                if let Some(source) = (y + ky).checked_sub(padding).filter(|&source| source < shape.height) {
-                    *line = source % K * pixels * S::LANES;
-                }
-            }
-            let start = (row - self.range.start) * out_width;
-            match out_width {
-                8.. => self.tiles::<S, WIDE>(s, frame, pixels, lines, first, start),
-                4.. => self.tiles::<S, 4>(s, frame, pixels, lines, first, start),
-                2.. => self.tiles::<S, 2>(s, frame, pixels, lines, first, start),
-                _ => self.tiles::<S, 1>(s, frame, pixels, lines, first, start),
-            }
-        }
-    }
-
+impl<const K: usize> Sums<'_, K> {
     /// An output row, `COUNT` pixels at a time; the last tile overlaps the one before it.
+    ///
+    /// # Safety
+    /// `frame` has a row of `pixels` vectors at each of the `lines`, and `pixels` are as many as `run` asserts. The
+    /// output is at least `COUNT` pixels wide.
     #[inline(always)]
-    fn tiles<S: Simd, const COUNT: usize>(
-        &mut self,
-        s: S,
-        frame: &[i32],
-        pixels: usize,
-        lines: [usize; K],
-        first: usize,
-        start: usize,
-    ) {
-        let Shape { channels, stride, .. } = self.shape;
-        let (out_width, words) = (self.shape.out_width(), K.div_ceil(4));
-        let weight = &words::of(self.weight)[first * K * words..][..K * words * S::LANES];
-        let bias = s.read_i32(&self.channels.bias()[first..][..S::LANES]);
-        // The loads below rely on these extents.
-        assert!(frame.len() >= (K + 1) * pixels * S::LANES && lines.iter().all(|&line| line <= K * pixels * S::LANES));
-        assert!(pixels > (out_width - 1) * stride + (words - 1) * 4 && out_width >= COUNT);
-        let mut sums = [0; WIDE * 16];
+    unsafe fn tiles<S: Simd, const COUNT: usize>(&mut self, s: S, lines: [usize; K], start: usize) {
+        let (out_width, words, stride) = (self.shape.out_width(), K.div_ceil(4), self.shape.stride);
+        let (frame, bias) = (self.frame.as_ptr(), s.read_i32(self.bias));
+        let weight = &self.weight[..K * K.div_ceil(4) * S::LANES];
+        let sums = self.sums[start..][..out_width * S::LANES].as_mut_ptr();
         let mut column = 0;
         while column < out_width {
             column = column.min(out_width - COUNT);
@@ -153,23 +197,14 @@ impl<const K: usize, A: Act> DepthwiseRows<'_, '_, K, A> {
                         let place = line + ((column + x) * stride + 4 * word) * S::LANES;
                         // SAFETY: `column + x < out_width` and `word < words`, so the pixel lies below `pixels`, and
                         // its vector in the row of the frame that starts at `line`.
-                        *sum = s.dot(*sum, unsafe { s.load_i32(frame.as_ptr().add(place)) }, taps);
+                        *sum = s.dot(*sum, unsafe { s.load_i32(frame.add(place)) }, taps);
                     }
                 }
             }
-            for (sum, out) in tile.into_iter().zip(sums.chunks_exact_mut(S::LANES)) {
-                // SAFETY: the chunk holds `LANES` words.
-                unsafe { s.store_i32(out.as_mut_ptr(), sum) };
+            for (x, sum) in tile.into_iter().enumerate() {
+                // SAFETY: `sums` holds `out_width` vectors, and `column + x < out_width`.
+                unsafe { s.store_i32(sums.add((column + x) * S::LANES), sum) };
             }
-            Finish {
-                multipliers: &self.channels.multipliers[first..][..S::LANES],
-                residual: None,
-                target: &mut self.target,
-                start: (start + column) * channels + first,
-                step: channels,
-                width: S::LANES.min(channels - first),
-            }
-            .pixels::<S, A>(s, &sums, S::LANES, COUNT);
             column += COUNT;
         }
     }
@@ -192,11 +227,17 @@ fn fill_row<S: Simd>(
     // The first word is complete with the pixel `3 - padding`.
     let mut pixels = row.chunks_exact(step);
     for _ in padding..3 {
-        let next = pixels.next().map_or(border, |pixel| s.read_bytes(&pixel[channels.clone()]));
+        let next = match pixels.next() {
+            Some(pixel) => s.read_bytes(&pixel[channels.clone()]),
+            None => border,
+        };
         word = s.shift_in(word, next);
     }
     for words in line.chunks_exact_mut(S::LANES) {
-        let next = pixels.next().map_or(border, |pixel| s.read_bytes(&pixel[channels.clone()]));
+        let next = match pixels.next() {
+            Some(pixel) => s.read_bytes(&pixel[channels.clone()]),
+            None => border,
+        };
         word = s.shift_in(word, next);
         // SAFETY: the chunk holds `LANES` words.
         unsafe { s.store_i32(words.as_mut_ptr(), word) };

@@ -198,9 +198,8 @@ impl Depthwise {
         target: Target,
     ) {
         let Depthwise { weight, channels, zero_point, .. } = self;
-        with_activation!(activation, A => dispatch(DepthwiseRows::<K, A> {
-            weight, channels, shape, input, zero_point: *zero_point, range, target, activation: PhantomData,
-        }))
+        let rows = DepthwiseRows { weight, channels, shape, input, zero_point: *zero_point, range, target };
+        with_activation!(activation, A => rows.run::<K, A>());
     }
 }
 
@@ -333,6 +332,17 @@ pub fn average_windows(
 ) {
     let windows = Windows::side_by_side(height, width, channels, (size, size), padding);
     pools::average_windows(&windows, input, affine, output);
+}
+
+/// 3x3 max pool with stride 2 of `input` `[batch, height, width, channels]`.
+pub fn max_pool(input: &[u8], height: usize, width: usize, channels: usize, output: &mut [u8]) {
+    pools::max_windows(&Windows::max_pool(height, width, channels), input, output);
+}
+
+/// Each channel of `input` `[batch, pixels, channels]` multiplied by its factor of `[batch, channels]`.
+pub fn gate(input: &[u8], affine: Affine, factors: &[f32], (pixels, channels): (usize, usize), target: Target) {
+    assert_eq!((target.len(), factors.len() * pixels), (input.len(), input.len()));
+    dispatch(convert::GateMap { input, affine, factors, pixels, channels, target })
 }
 
 /// Rounds each number.

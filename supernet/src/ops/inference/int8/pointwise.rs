@@ -5,10 +5,9 @@ use super::product::{PANEL, Packed};
 use super::words;
 use crate::ops::activation::Act;
 use crate::ops::buffers::Buffer;
-use crate::ops::columns::runs;
 use crate::ops::dense_shape::DenseShape;
 use crate::ops::matmul::ROW_BLOCK;
-use crate::ops::simd::{Kernel, Simd, entry_points, vectors};
+use crate::ops::simd::{Kernel, Simd, dispatch, entry_points, vectors};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -35,25 +34,93 @@ impl Rows<'_> {
     /// Writes `rows` rows of `k` bytes from `first` on to `tile`, `stride` apart; bytes between rows are arbitrary.
     #[inline(always)]
     fn fill<S: Simd>(&self, s: S, first: usize, rows: usize, k: usize, tile: &mut [u8], stride: usize) {
-        for (row, out) in tile.chunks_exact_mut(stride).take(rows).enumerate() {
-            let (row, out) = (first + row, &mut out[..k]);
-            match *self {
-                Rows::Plain(input) => out.copy_from_slice(&input[row * k..][..k]),
-                Rows::Gated { input, from, gate, to, pixels } => {
-                    let (input, gate) = (&input[row * k..][..k], &gate[row / pixels * k..][..k]);
-                    let (rounding, scale) = (to.rounding(s), s.splat(from.scale));
-                    for channels in vectors(s, k) {
-                        let factors = s.mul(scale, s.read(&gate[channels.clone()]));
-                        let value = s.mul(from.centred(s, &input[channels.clone()]), factors);
-                        s.write_bytes(&mut out[channels], rounding.bytes(value));
+        match *self {
+            Rows::Columns { input, shape, zero_point } => {
+                fill_columns(shape, input, zero_point, first..first + rows, tile, stride);
+            }
+            Rows::Plain(input) => {
+                for (row, out) in tile.chunks_exact_mut(stride).take(rows).enumerate() {
+                    out[..k].copy_from_slice(&input[(first + row) * k..][..k]);
+                }
+            }
+            Rows::Gated { input, from, gate, to, pixels } => {
+                let (rounding, scale) = (to.rounding(s), s.splat(from.scale));
+                for channels in vectors(s, k) {
+                    let zero_point = s.splat_i32(-i32::from(from.zero_point));
+                    let mut row = 0;
+                    while row < rows {
+                        let image = (first + row) / pixels;
+                        let end = rows.min((image + 1) * pixels - first);
+                        let factors = s.mul(scale, s.read(&gate[image * k..][channels.clone()]));
+                        for row in row..end {
+                            let bytes = s.read_bytes(&input[(first + row) * k..][channels.clone()]);
+                            let value = s.mul(s.to_floats(s.add_i32(bytes, zero_point)), factors);
+                            s.write_bytes(&mut tile[row * stride..][channels.clone()], rounding.bytes(value));
+                        }
+                        row = end;
                     }
                 }
-                Rows::Columns { input, shape, zero_point } => runs(shape, row, |at, run| match run {
-                    Some(source) => out[at].copy_from_slice(&input[source]),
-                    None => out[at].fill(zero_point),
-                }),
             }
         }
+    }
+}
+
+/// Bytes that are copied at a time.
+const PIECE: usize = 16;
+
+/// Writes the values that the output pixels `pixels` read, `stride` apart.
+fn fill_columns(
+    shape: &DenseShape,
+    input: &[u8],
+    zero_point: u8,
+    pixels: Range<usize>,
+    tile: &mut [u8],
+    stride: usize,
+) {
+    let (out_height, out_width) = shape.output_size();
+    let (k, channels, step, padding) = (shape.kernel, shape.in_channels, shape.stride, shape.kernel / 2);
+    let row = shape.width * channels;
+    let (mut image, mut y, mut x) =
+        (pixels.start / (out_height * out_width), pixels.start / out_width % out_height, pixels.start % out_width);
+    for at in (0..pixels.len()).map(|pixel| pixel * stride) {
+        // Columns of taps whose pixels exist.
+        let left = padding.saturating_sub(x * step).min(k);
+        let right = (shape.width + padding).saturating_sub(x * step).clamp(left, k);
+        for ky in 0..k {
+            let out = at + ky * k * channels;
+            let source = (y * step + ky).checked_sub(padding).filter(|&source| source < shape.height && left < right);
+            let Some(source) = source else {
+                tile[out..][..k * channels].fill(zero_point);
+                continue;
+            };
+            let from = (image * shape.height + source) * row + (x * step + left - padding) * channels;
+            copy(&input[from..], &mut tile[out + left * channels..], (right - left) * channels);
+            if left > 0 || right < k {
+                // After the copy, which may write more than its length.
+                tile[out + right * channels..][..(k - right) * channels].fill(zero_point);
+                tile[out..][..left * channels].fill(zero_point);
+            }
+        }
+        x += 1;
+        if x == out_width {
+            (x, y) = (0, y + 1);
+        }
+        if y == out_height {
+            (y, image) = (0, image + 1);
+        }
+    }
+}
+
+/// Copies `len` bytes in whole pieces where both sides have room. Bytes of the target behind `len` become arbitrary.
+#[inline(always)]
+fn copy(source: &[u8], target: &mut [u8], len: usize) {
+    let mut done = 0;
+    while done < len {
+        match (source[done..].first_chunk::<PIECE>(), target[done..].first_chunk_mut::<PIECE>()) {
+            (Some(source), Some(target)) => *target = *source,
+            _ => return target[done..len].copy_from_slice(&source[done..len]),
+        }
+        done += PIECE;
     }
 }
 
@@ -79,7 +146,7 @@ impl<A: Act> Kernel for ProductRows<'_, '_, A> {
         let Packed { k, n, groups, .. } = *self.weight;
         let in_place = matches!(self.rows, Rows::Plain(_)) && k.is_multiple_of(4);
         let stride = 4 * groups;
-        let mut tile = if in_place { Vec::new() } else { vec![0; ROW_BLOCK.min(self.range.len()) * stride] };
+        let mut tile = if in_place { Vec::new() } else { vec![0; ROW_BLOCK.min(self.range.len()) * stride + PIECE] };
         let mut sums = Buffer::with_arbitrary_contents(ROW_BLOCK * PANEL * S::LANES);
         let sums = words::of_mut(&mut sums);
         for first in self.range.clone().step_by(ROW_BLOCK) {
@@ -95,15 +162,18 @@ impl<A: Act> Kernel for ProductRows<'_, '_, A> {
                 panel.multiply(x, stride, rows, self.channels.bias(), sums);
                 for vector in 0..panel.vectors {
                     let column = panel.column + vector * S::LANES;
-                    Finish {
+                    dispatch(Finish::<A> {
+                        sums: &sums[vector * S::LANES..],
+                        stride: panel.vectors * S::LANES,
+                        pixels: rows,
                         multipliers: &self.channels.multipliers[column..][..S::LANES],
                         residual: self.residual,
                         target: &mut self.target,
                         start: (first - self.range.start) * n + column,
                         step: n,
                         width: S::LANES.min(n - column),
-                    }
-                    .pixels::<S, A>(s, &sums[vector * S::LANES..], panel.vectors * S::LANES, rows);
+                        activation: PhantomData,
+                    });
                 }
             }
         }

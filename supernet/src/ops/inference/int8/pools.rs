@@ -24,9 +24,10 @@ impl Kernel for AveragePool<'_> {
         let zero = s.splat_i32((self.pixels as i32).wrapping_mul(-i32::from(self.affine.zero_point)));
         for (image, out) in self.input.chunks_exact(self.pixels * n).zip(self.output.chunks_exact_mut(n)) {
             for channels in vectors(s, n) {
-                let sum = image
-                    .chunks_exact(n)
-                    .fold(zero, |sum, pixel| s.add_i32(sum, s.read_bytes(&pixel[channels.clone()])));
+                let mut sum = zero;
+                for pixel in image.chunks_exact(n) {
+                    sum = s.add_i32(sum, s.read_bytes(&pixel[channels.clone()]));
+                }
                 s.write(&mut out[channels], s.mul(s.to_floats(sum), factor));
             }
         }
@@ -45,6 +46,21 @@ pub(super) fn average_windows(windows: &Windows, input: &[u8], affine: Affine, o
                 let integer = |offset: usize| i32::from(image[offset + channel]) - i32::from(affine.zero_point);
                 let sum: i32 = windows.offsets(pixel).map(integer).sum();
                 *out = sum as f32 * factor;
+            }
+        }
+    }
+}
+
+/// The largest byte of every window.
+pub(super) fn max_windows(windows: &Windows, input: &[u8], output: &mut [u8]) {
+    let channels = windows.channels;
+    let image_len = windows.height * windows.width * channels;
+    let pixels = windows.output_size.0 * windows.output_size.1;
+    for (image, output) in input.chunks_exact(image_len).zip(output.chunks_exact_mut(pixels * channels)) {
+        for (pixel, out) in output.chunks_exact_mut(channels).enumerate() {
+            out.fill(0);
+            for offset in windows.offsets(pixel) {
+                out.iter_mut().zip(&image[offset..]).for_each(|(largest, &byte)| *largest = byte.max(*largest));
             }
         }
     }

@@ -190,6 +190,17 @@ fn gated_maps_are_rounded_before_the_product() {
             let factor = gate.from.scale * factors[place / (pixels * inputs) * inputs + place % inputs];
             *x = round((i32::from(byte) - i32::from(gate.from.zero_point)) as f32 * factor, gate.to);
         }
+        let product = |(place, &byte): (usize, &u8)| {
+            let factor = gate.from.scale * factors[place / (pixels * inputs) * inputs + place % inputs];
+            (i32::from(byte) - i32::from(gate.from.zero_point)) as f32 * factor
+        };
+        let products: Vec<f32> = map.iter().enumerate().map(product).collect();
+        let mut floats = vec![0.0; map.len()];
+        super::gate(&map, gate.from, &factors, (pixels, inputs), Target::Floats(&mut floats));
+        assert_eq!(floats, products);
+        let mut bytes = vec![0; map.len()];
+        super::gate(&map, gate.from, &factors, (pixels, inputs), Target::Bytes(&mut bytes, gate.to));
+        assert_eq!(bytes, case.x);
         let expected = finished(&case, &sums(&case, batch, (pixels, 1), 1, 1, 1), Activation::Relu, None);
         check(&case, &expected, "gated", |target| {
             layer.run(&map, batch, pixels, Activation::Relu, Some(gate), None, target);
@@ -283,6 +294,17 @@ fn averages_and_conversions_are_those_of_the_integers() {
             let places = inside(row, height).flat_map(|y| inside(column, width).map(move |x| (y, x)));
             let sum: i32 = places.map(|(y, x)| centred(((image * height + y) * width + x) * channels + channel)).sum();
             assert_eq!(*mean, sum as f32 * (affine.scale / (count(row, height) * count(column, width)) as f32));
+        }
+        let (rows, columns) = (height.div_ceil(2), width.div_ceil(2));
+        let mut largest = vec![0; batch * rows * columns * channels];
+        max_pool(&x, height, width, channels, &mut largest);
+        for ((image, row, column, channel), &found) in
+            positions(batch, rows, columns, channels).into_iter().zip(&largest)
+        {
+            let inside = |start: usize, length: usize| (2 * start).saturating_sub(1)..(2 * start + 2).min(length);
+            let places = inside(row, height).flat_map(|y| inside(column, width).map(move |x| (y, x)));
+            let bytes = places.map(|(y, column)| x[((image * height + y) * width + column) * channels + channel]);
+            assert_eq!(Some(found), bytes.max());
         }
         let mut numbers = vec![0.0; x.len()];
         dequantise(&x, affine, &mut numbers);
