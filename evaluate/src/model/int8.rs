@@ -136,7 +136,7 @@ mod tests {
     use super::*;
     use crate::Model;
     use crate::model::{CONFIG_FILE, Normalisation, Quantisation, load_weights};
-    use crate::quantise::{Scale, reference};
+    use crate::quantise::{Engine, Scale, reference};
     use ofa_supernet::space::preset;
     use std::fs;
 
@@ -149,6 +149,7 @@ mod tests {
         let normalisation = Normalisation { mean: [0.5; 3], std: [0.25; 3] };
         let mut config = ModelConfig::new(&space.name, &subnet, spec, labels, normalisation, NumberType::Int8);
         config.quantisation = Some(Quantisation {
+            engine: Engine::Ofa,
             images: 100,
             weight_bits: 8,
             values: network.values.clone(),

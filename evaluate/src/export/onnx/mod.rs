@@ -18,7 +18,7 @@
 //! | `proto` | the messages of the file |
 //! | `writer` | names, constants, nodes, shapes |
 //! | `nodes` | from the nodes of a graph to operators |
-//! | `rounding` | where an int8 model rounds, for each engine |
+//! | `rounding` | where an int8 model is rounded |
 //! | `metadata` | labels and normalisation |
 
 mod metadata;

@@ -1,9 +1,9 @@
 use super::proto::{Extent, Model, Value};
 use super::*;
-use crate::export::{Engine, Parameters};
+use crate::export::Parameters;
 use crate::model::Quantisation;
 use crate::model::{Normalisation, NumberType};
-use crate::quantise::{QuantisedNetwork, Rule, Scale, node_names};
+use crate::quantise::{Engine, QuantisedNetwork, Rule, Scale, node_names};
 use crate::runtime::random_weights;
 use ofa_supernet::space::{PRESETS, preset};
 use std::collections::{HashMap, HashSet};
@@ -32,7 +32,7 @@ fn int8_example(space: &str) -> (ModelConfig, Parameters) {
     let names = node_names(&graph).into_iter().zip(Rule::of(&graph, &Default::default()).rounded);
     let others = names.filter(|(_, rounded)| !rounded).map(|(name, _)| (name, Scale { scale: 0.1, zero_point: 128 }));
     let (values, engine_values) = (network.values.clone(), others.collect());
-    let quantisation = Quantisation { images: 100, weight_bits: 8, values, engine_values };
+    let quantisation = Quantisation { engine: Engine::Ofa, images: 100, weight_bits: 8, values, engine_values };
     let config = ModelConfig { dtype: NumberType::Int8, quantisation: Some(quantisation), ..config };
     (config, Parameters::Int8(network))
 }
