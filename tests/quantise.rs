@@ -49,6 +49,9 @@ fn int8_models_classify_as_their_f32_models_do() {
         assert!(network.layers.values().filter(|layer| matches!(layer, QuantisedLayer::F32 { .. })).count() >= 2);
         let bytes = |folder: &Path| fs::metadata(folder.join("model.safetensors")).unwrap().len();
         assert!(2 * bytes(&int8) < bytes(model), "{} {}", bytes(&int8), bytes(model));
+        // The file adds a header.
+        let tensors = ofa_evaluate::cost::int8_bytes(&config.network);
+        assert!((tensors..tensors + 20_000).contains(&bytes(&int8)), "{} {tensors}", bytes(&int8));
         let same = agreement(model, &int8, 300);
         assert!(same > 0.95, "{name}: {same}");
         let images = images(&int8, 20);

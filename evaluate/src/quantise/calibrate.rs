@@ -12,6 +12,7 @@ use super::{Engine, QuantisedLayer, QuantisedNetwork, Rule, Scale, hard_sigmoid,
 use crate::model::{ModelConfig, NumberType, Quantisation};
 use crate::runtime::{Weights, check_weights};
 use crate::{Error, Result};
+use half::f16;
 use ofa_supernet::graph::Op;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashSet};
@@ -228,8 +229,9 @@ impl Calibration<'_, '_, '_> {
                 (QuantisedLayer::Int8(layer), kernel)
             }
             None => {
-                let layer = QuantisedLayer::F32 { weight: weight.to_vec(), bias: bias.to_vec() };
-                (layer, self.folded.kernel(index, weight, bias))
+                let weight = halves(weight);
+                let kernel = self.folded.kernel(index, &weight, bias);
+                (QuantisedLayer::F32 { weight, bias: bias.to_vec() }, kernel)
             }
         }
     }
@@ -281,6 +283,12 @@ impl Calibration<'_, '_, '_> {
         sensitivity.sort_by(|a, b| b.1.total_cmp(&a.1));
         Ok(sensitivity)
     }
+}
+
+/// The weights of a layer that stays f32, as 2 bytes hold them, unless one is too large.
+fn halves(weight: &[f32]) -> Vec<f32> {
+    let halves: Vec<f32> = weight.iter().map(|&weight| f16::from_f32(weight).to_f32()).collect();
+    if halves.iter().all(|half| half.is_finite()) { halves } else { weight.to_vec() }
 }
 
 /// The values as their integers represent them.
