@@ -113,7 +113,7 @@ fn exports_follow_the_engine_and_come_with_images() {
         let (_, found) = model.run_one(input.into(), None).unwrap().into_shape_vec::<f32, 2>().unwrap();
         let power: f32 = expected.iter().map(|x| x * x).sum();
         let noise: f32 = expected.iter().zip(&found).map(|(x, y)| (x - y) * (x - y)).sum();
-        assert!(noise < 0.02 * power, "{engine}: {noise} of {power}");
+        assert!(noise < 0.1 * power, "{engine}: {noise} of {power}");
     }
     assert!(files[0] != files[1] && files[1] != files[2]);
     let calibration = ["export", "run/models/largest", "--calibration", "40", "--data", "builtin"];
