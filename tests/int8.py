@@ -1,7 +1,7 @@
 """Compares int8 models in other engines, and with the quantisers of those: int8.py FOLDER, with the files of quantise.rs.
 
-Each FOLDER/NAME holds f32.onnx, onnxruntime.onnx, openvino.onnx, calibration.npy, images.bin, labels.bin and the logits
-f32.bin and int8.bin of this program.
+Each FOLDER/NAME holds the f32 model and an int8 model for each engine, as ONNX and as this program's logits (f32.onnx,
+f32.bin, onnxruntime.onnx, ...), images.bin and labels.bin of the test set, and calibration.npy.
 """
 
 import importlib.util
@@ -62,7 +62,8 @@ def check(folder):
     case = json.loads((folder / "case.json").read_text())
     images = numpy.fromfile(folder / "images.bin", "float32").reshape(-1, 3, case["resolution"], case["resolution"])
     labels = numpy.fromfile(folder / "labels.bin", "uint32")
-    f32, int8 = (numpy.fromfile(folder / f"{name}.bin", "float32").reshape(len(labels), -1) for name in ("f32", "int8"))
+    logits = lambda name: numpy.fromfile(folder / f"{name}.bin", "float32").reshape(len(labels), -1)
+    f32 = logits("f32")
     calibration = numpy.load(folder / "calibration.npy")
 
     def row(name, logits):
@@ -74,13 +75,13 @@ def check(folder):
         print(f"{folder.name:20} {name:24} {figures}  as f32 {100 * same.mean():6.2f} %", flush=True)
 
     row("f32", f32)
-    row("int8", int8)
     for engine, run in (("onnxruntime", in_onnx_runtime), ("openvino", in_openvino)):
         onnx.checker.check_model(onnx.load(folder / f"{engine}.onnx"), full_check=True)
-        logits = run(folder / f"{engine}.onnx", images)
-        row(f"int8 in {engine}", logits)
-        same = (logits.argmax(1) == int8.argmax(1)).mean()
-        print(f"{folder.name:20} {engine} predicts as this program on {100 * same:.2f} %")
+        own, found = logits(engine), run(folder / f"{engine}.onnx", images)
+        same = (found.argmax(1) == own.argmax(1)).mean()
+        row(f"int8 for {engine}", own)
+        row(f"its file in {engine}", found)
+        print(f"{folder.name:20} {engine} predicts as this program on {100 * same:.2f} %", flush=True)
         assert same >= case["agreement"], f"{folder.name}, {engine}: {same}"
     row("by ONNX Runtime", in_onnx_runtime(quantised_by_onnx_runtime(folder, calibration), images))
     if importlib.util.find_spec("nncf"):

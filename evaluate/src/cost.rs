@@ -29,7 +29,8 @@ pub fn peak_activation_bytes(network: &NetworkSpec) -> u64 {
 }
 
 /// Bytes of the tensors of the int8 model: a byte per weight of the layers that [`Rule`] rounds, a scale and a bias of 4
-/// bytes each per output channel; 4 bytes per number of all other layers. Batch norm is folded into the layers.
+/// bytes each per output channel; for all other layers 2 bytes per weight and 4 per bias. Batch norm is folded into the
+/// layers.
 pub fn int8_bytes(network: &NetworkSpec) -> u64 {
     let graph = Graph::of(network);
     let rule = Rule::of(&graph, &[].into());
@@ -42,7 +43,11 @@ pub fn int8_bytes(network: &NetworkSpec) -> u64 {
             _ => return 0,
         };
         let (out, per_output) = (node.shape.channels as u64, per_output as u64);
-        out.saturating_mul(if *int8 { per_output.saturating_add(8) } else { (per_output + 1).saturating_mul(4) })
+        out.saturating_mul(if *int8 {
+            per_output.saturating_add(8)
+        } else {
+            per_output.saturating_mul(2).saturating_add(4)
+        })
     };
     rule.int8.iter().enumerate().map(of_node).fold(0, u64::saturating_add)
 }
@@ -79,7 +84,7 @@ mod tests {
             let layers = QuantisedNetwork::random(&network, &[].into(), 1).unwrap().layers;
             let bytes = layers.values().map(|layer| match layer {
                 QuantisedLayer::Int8(layer) => layer.weight.len() + 8 * layer.bias.len(),
-                QuantisedLayer::F32 { weight, bias } => 4 * (weight.len() + bias.len()),
+                QuantisedLayer::F32 { weight, bias } => 2 * weight.len() + 4 * bias.len(),
             });
             assert_eq!(int8_bytes(&network), bytes.sum::<usize>() as u64, "{name}");
             assert!(int8_bytes(&network) < stored_numbers(&network) * 2);

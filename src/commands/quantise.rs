@@ -4,9 +4,10 @@ use crate::commands::bench::check_folder;
 use crate::run_folder::{DataConfig, data_flag};
 use crate::{interrupt, numbers, progress};
 use anyhow::{Result, bail};
+use clap::builder::PossibleValuesParser;
 use ofa_evaluate::Model;
 use ofa_evaluate::model::{ModelConfig, load_weights, save_quantised};
-use ofa_evaluate::quantise::{LEAST_IMAGES, Options, Quantised, quantise};
+use ofa_evaluate::quantise::{Engine, LEAST_IMAGES, Options, Quantised, quantise};
 use ofa_supernet::data::{Dataset, Normalisation};
 use ofa_supernet::seed::{Stream, generator};
 use std::path::{Path, PathBuf};
@@ -38,12 +39,32 @@ pub struct Args {
     /// Training images to calibrate on, at least 32.
     #[arg(long, default_value_t = QuantiseOptions::default().images, value_parser = numbers::images)]
     images: usize,
+    /// Engine that will run the models: each rounds values at other places. The default is this program's runtime, and
+    /// the same as for openvino; for tensorrt, zero is in the middle of the integers. `ofa bench` runs all of them.
+    #[arg(long = "for", default_value = "ofa", value_parser = PossibleValuesParser::new(ENGINES.iter().map(|engine| engine.0)))]
+    engine: String,
     /// Bits of the weights: 8, or 7 for other engines on x86 processors without VNNI, which add products in 16 bits.
     #[arg(long, default_value_t = 8, value_parser = numbers::weight_bits)]
     weight_bits: u8,
     /// Layer that stays in f32, by the name of its tensors (blocks.1.0.conv_dw); may be repeated.
     #[arg(long)]
     keep_f32: Vec<String>,
+}
+
+/// Names of the engines.
+const ENGINES: [(&str, Engine); 4] = [
+    ("ofa", Engine::Ofa),
+    ("onnxruntime", Engine::OnnxRuntime),
+    ("openvino", Engine::OpenVino),
+    ("tensorrt", Engine::TensorRt),
+];
+
+/// The engine of this name.
+pub fn engine(name: &str) -> Result<Engine> {
+    match ENGINES.iter().find(|engine| engine.0 == name) {
+        Some((_, engine)) => Ok(*engine),
+        None => bail!("the engine '{name}' is not known; choose one of {}", ENGINES.map(|engine| engine.0).join(", ")),
+    }
 }
 
 /// Settings of a quantisation.
@@ -56,7 +77,8 @@ pub struct QuantiseOptions {
 
 impl Default for QuantiseOptions {
     fn default() -> Self {
-        QuantiseOptions { images: 512, integers: Options { weight_bits: 8, keep_f32: [].into() } }
+        let integers = Options { engine: Engine::Ofa, weight_bits: 8, keep_f32: [].into() };
+        QuantiseOptions { images: 512, integers }
     }
 }
 
@@ -74,8 +96,8 @@ pub fn run(args: &Args) -> Result<()> {
     args.models.iter().try_for_each(|folder| check_folder(folder, "quantise"))?;
     let data = open_data(&args.data, args.data_seed, args.skip_bad)?;
     let keep_f32 = args.keep_f32.iter().cloned().collect();
-    let options =
-        QuantiseOptions { images: args.images, integers: Options { weight_bits: args.weight_bits, keep_f32 } };
+    let integers = Options { engine: engine(&args.engine)?, weight_bits: args.weight_bits, keep_f32 };
+    let options = QuantiseOptions { images: args.images, integers };
     args.models.iter().try_for_each(|folder| quantise_folder(folder, &data, &options, args.out.as_deref()))
 }
 

@@ -198,7 +198,10 @@ fn row(model: &Model) -> BenchRow {
         macs: cost::macs(&config.network),
         parameters: cost::parameters(&config.network),
         file_bytes: model.file_bytes(),
-        peak_activation_bytes: cost::peak_activation_bytes(&config.network),
+        peak_activation_bytes: match config.dtype {
+            NumberType::Int8 => cost::peak_int8_activation_bytes(&config.network),
+            _ => cost::peak_activation_bytes(&config.network),
+        },
         buffer_bytes: model.buffer_bytes(),
         latencies: Vec::new(),
     }

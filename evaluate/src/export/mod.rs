@@ -15,7 +15,7 @@ mod npy;
 pub use onnx::{DEFAULT_OPSET, OPSETS};
 
 use crate::model::{self, ModelConfig, NumberType};
-use crate::quantise::QuantisedNetwork;
+use crate::quantise::{Engine, QuantisedNetwork};
 use crate::runtime::Weights;
 use crate::{Error, Result};
 use ofa_supernet::files;
@@ -61,24 +61,9 @@ pub struct Options {
     pub softmax: bool,
     /// Whether the input is an image of bytes `[batch, height, width, 3]`, which the model normalises itself.
     pub preprocessing: bool,
-    /// The engine for which values of an int8 model are rounded.
+    /// The engine that an int8 model is written for.
     pub engine: Engine,
 }
-
-/// An engine that reads int8 models: each is fast with another placement of rounding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Engine {
-    /// `uint8` values; rounding directly after each convolution, before hard-swish and sums.
-    OnnxRuntime,
-    /// Rounding only where this runtime rounds: nothing between a convolution, its sum and its activation.
-    OpenVino,
-    /// `int8` values with zero point 0, f32 biases.
-    TensorRt,
-}
-
-/// Names of the engines on the command line.
-pub const ENGINES: &[(&str, Engine)] =
-    &[("onnxruntime", Engine::OnnxRuntime), ("openvino", Engine::OpenVino), ("tensorrt", Engine::TensorRt)];
 
 impl Default for Options {
     fn default() -> Self {

@@ -1,7 +1,7 @@
 //! `config.json` of an extracted model.
 
 use super::validate;
-use crate::quantise::Scale;
+use crate::quantise::{Engine, Scale};
 use ofa_supernet::data::Normalisation;
 use ofa_supernet::space::{NetworkSpec, Subnet};
 use serde::{Deserialize, Serialize};
@@ -48,6 +48,8 @@ pub struct ModelConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quantisation {
+    /// Engine whose rounding the model has.
+    pub engine: Engine,
     /// Training images that scales and biases were calibrated on.
     pub images: usize,
     /// Bits of the weights: 8, or 7 for engines that add products in 16 bits.

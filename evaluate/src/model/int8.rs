@@ -1,12 +1,14 @@
 //! Model folders in int8: the layers' weights in `model.safetensors`, the values' scales in `config.json`.
 //!
 //! An int8 layer NAME has `NAME.weight` (I8, `[out, in / groups, kernel, kernel]`), `NAME.scales` (F32) and `NAME.bias`
-//! (I32); a layer that stays f32 has `NAME.weight` and `NAME.bias` (F32). Batch norm is folded into all of them.
+//! (I32); a layer that stays f32 has `NAME.weight` (F16 if that holds each exactly, otherwise F32) and `NAME.bias` (F32).
+//! Batch norm is folded into all of them.
 
 use super::tensors::serialized;
 use super::{ModelConfig, NumberType, WEIGHTS_FILE, load_config, write};
 use crate::quantise::{Int8Layer, QuantisedLayer, QuantisedNetwork};
 use crate::{Error, Result};
+use half::f16;
 use ofa_supernet::files;
 use ofa_supernet::graph::Graph;
 use ofa_supernet::lock::{self, Sharing};
@@ -64,7 +66,8 @@ fn decode(bytes: &[u8], config: &ModelConfig) -> Result<BTreeMap<String, Quantis
     for slot in graph.slots() {
         let name = graph.name(slot);
         let Some(shape) = shapes.get(&format!("{name}.weight")).filter(|shape| shape.len() > 1) else { continue };
-        let int8 = file.tensor(&format!("{name}.weight")).is_ok_and(|view| view.dtype() == Dtype::I8);
+        let stored = file.tensor(&format!("{name}.weight")).map(|view| view.dtype());
+        let int8 = stored.as_ref().is_ok_and(|dtype| *dtype == Dtype::I8);
         let tensor = |part: &str, dtype: Dtype, shape: &[usize]| {
             let name = format!("{name}.{part}");
             let view = file.tensor(&name).map_err(|_| Error::tensor(&name, "is missing"))?;
@@ -83,7 +86,10 @@ fn decode(bytes: &[u8], config: &ModelConfig) -> Result<BTreeMap<String, Quantis
             })
         } else {
             QuantisedLayer::F32 {
-                weight: floats(tensor("weight", Dtype::F32, shape)?),
+                weight: match stored {
+                    Ok(Dtype::F16) => halves(tensor("weight", Dtype::F16, shape)?),
+                    _ => floats(tensor("weight", Dtype::F32, shape)?),
+                },
                 bias: floats(tensor("bias", Dtype::F32, out)?),
             }
         };
@@ -106,6 +112,10 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
 }
 
+fn halves(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect()
+}
+
 fn encode(network: &QuantisedNetwork) -> Result<Vec<u8>, String> {
     let shapes: HashMap<String, Vec<usize>> = Graph::of(&network.spec).tensor_shapes().into_iter().collect();
     let mut tensors = Vec::with_capacity(3 * network.layers.len());
@@ -123,7 +133,12 @@ fn encode(network: &QuantisedNetwork) -> Result<Vec<u8>, String> {
                 push("bias", Dtype::I32, &out, layer.bias.iter().flat_map(|bias| bias.to_le_bytes()).collect());
             }
             QuantisedLayer::F32 { weight, bias } => {
-                push("weight", Dtype::F32, &shape, bytes(weight));
+                if weight.iter().all(|&weight| f16::from_f32(weight).to_f32() == weight) {
+                    let halves = weight.iter().flat_map(|&weight| f16::from_f32(weight).to_le_bytes());
+                    push("weight", Dtype::F16, &shape, halves.collect());
+                } else {
+                    push("weight", Dtype::F32, &shape, bytes(weight));
+                }
                 push("bias", Dtype::F32, &out, bytes(bias));
             }
         }
@@ -136,7 +151,7 @@ mod tests {
     use super::*;
     use crate::Model;
     use crate::model::{CONFIG_FILE, Normalisation, Quantisation, load_weights};
-    use crate::quantise::{Scale, reference};
+    use crate::quantise::{Engine, Scale, reference};
     use ofa_supernet::space::preset;
     use std::fs;
 
@@ -149,6 +164,7 @@ mod tests {
         let normalisation = Normalisation { mean: [0.5; 3], std: [0.25; 3] };
         let mut config = ModelConfig::new(&space.name, &subnet, spec, labels, normalisation, NumberType::Int8);
         config.quantisation = Some(Quantisation {
+            engine: Engine::Ofa,
             images: 100,
             weight_bits: 8,
             values: network.values.clone(),
@@ -160,7 +176,11 @@ mod tests {
     #[test]
     fn a_saved_folder_loads_and_computes_the_same() {
         let folder = tempfile::tempdir().unwrap();
-        let (config, network) = example();
+        let (config, mut network) = example();
+        // Weights that 2 bytes hold.
+        if let Some(QuantisedLayer::F32 { weight, .. }) = network.layers.get_mut("conv_stem") {
+            weight.iter_mut().for_each(|weight| *weight = f16::from_f32(*weight).to_f32());
+        }
         save_quantised(folder.path(), &config, &network).unwrap();
         assert_eq!(load_quantised(folder.path()).unwrap(), (config, network.clone()));
         let images = vec![0.5; 2 * 16 * 16 * 3];

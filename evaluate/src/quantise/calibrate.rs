@@ -8,10 +8,11 @@
 use super::forward::{Folded, Kernel, Values};
 use super::histogram::Histogram;
 use super::weights::int8_layer;
-use super::{QuantisedLayer, QuantisedNetwork, Rule, Scale, hard_sigmoid, largest_weight};
+use super::{Engine, QuantisedLayer, QuantisedNetwork, Rule, Scale, hard_sigmoid, largest_weight};
 use crate::model::{ModelConfig, NumberType, Quantisation};
 use crate::runtime::{Weights, check_weights};
 use crate::{Error, Result};
+use half::f16;
 use ofa_supernet::graph::Op;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashSet};
@@ -32,6 +33,8 @@ const SENSITIVITY_IMAGES: usize = 16;
 /// Settings of a quantisation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
+    /// Engine that the model is for.
+    pub engine: Engine,
     /// Bits of the weights: 8, or 7 for engines that add products in 16 bits.
     pub weight_bits: u8,
     /// Layers that stay f32 besides those of the rule, by name.
@@ -76,7 +79,7 @@ pub fn quantise(
     }
     let folded = Folded::new(&config.network, weights);
     check_names(&folded, &options.keep_f32)?;
-    let rule = Rule::of(&folded.graph, &options.keep_f32);
+    let rule = Rule::for_engine(&folded.graph, &options.keep_f32, options.engine);
     let layers = rule.int8.iter().filter(|int8| **int8).count();
     let mut steps = Steps { done: 0, all: count.div_ceil(BATCH) + folded.graph.nodes().len() + layers, progress };
     let mut calibration = Calibration { folded: &folded, rule: &rule, options, steps: &mut steps };
@@ -87,6 +90,7 @@ pub fn quantise(
     let engine_values = (0..scales.len()).filter(|&index| !rule.rounded[index]);
     let engine_values = engine_values.filter_map(|index| Some((folded.names[index].clone(), scales[index]?)));
     let quantisation = Quantisation {
+        engine: options.engine,
         images: count,
         weight_bits: options.weight_bits,
         values: values.clone(),
@@ -162,13 +166,14 @@ impl Calibration<'_, '_, '_> {
                 return None;
             }
             let after = match consumers[index][..] {
-                [reader] if !self.rule.rounded[index] => graph.node(reader).op,
+                [reader] => graph.node(reader).op,
                 _ => Op::Add,
             };
+            let symmetric = self.options.engine == Engine::TensorRt;
             Some(match after {
-                Op::Activation(activation) => histograms[index].scale(|x| activation.apply(x)),
-                Op::HardSigmoid => histograms[index].scale(hard_sigmoid),
-                _ => histograms[index].scale(|x| x),
+                Op::Activation(activation) => histograms[index].scale(symmetric, |x| activation.apply(x)),
+                Op::HardSigmoid => histograms[index].scale(symmetric, hard_sigmoid),
+                _ => histograms[index].scale(symmetric, |x| x),
             })
         };
         let mut scales: Vec<Option<Scale>> = (0..histograms.len()).into_par_iter().map(scale).collect();
@@ -224,8 +229,9 @@ impl Calibration<'_, '_, '_> {
                 (QuantisedLayer::Int8(layer), kernel)
             }
             None => {
-                let layer = QuantisedLayer::F32 { weight: weight.to_vec(), bias: bias.to_vec() };
-                (layer, self.folded.kernel(index, weight, bias))
+                let weight = halves(weight);
+                let kernel = self.folded.kernel(index, &weight, bias);
+                (QuantisedLayer::F32 { weight, bias: bias.to_vec() }, kernel)
             }
         }
     }
@@ -277,6 +283,12 @@ impl Calibration<'_, '_, '_> {
         sensitivity.sort_by(|a, b| b.1.total_cmp(&a.1));
         Ok(sensitivity)
     }
+}
+
+/// The weights of a layer that stays f32, as 2 bytes hold them, unless one is too large.
+fn halves(weight: &[f32]) -> Vec<f32> {
+    let halves: Vec<f32> = weight.iter().map(|&weight| f16::from_f32(weight).to_f32()).collect();
+    if halves.iter().all(|half| half.is_finite()) { halves } else { weight.to_vec() }
 }
 
 /// The values as their integers represent them.

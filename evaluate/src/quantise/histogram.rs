@@ -47,8 +47,8 @@ impl Histogram {
 
     /// The scale with the least mean squared error of `after(value)`, where `after` is what follows the rounding: the
     /// part of a value that an activation cuts off needs no integers. Both bounds of the range move towards zero from
-    /// the extremes as long as this pays.
-    pub fn scale(&self, after: impl Fn(f32) -> f32) -> Scale {
+    /// the extremes as long as this pays; those of a `symmetric` scale move together.
+    pub fn scale(&self, symmetric: bool, after: impl Fn(f32) -> f32) -> Scale {
         let width = f64::from(self.range) / HALF as f64;
         let centre = |bin: usize| ((bin as f64 + 0.5 - HALF as f64) * width) as f32;
         let bins = self.bins.iter().enumerate().filter(|(_, count)| **count > 0);
@@ -60,6 +60,7 @@ impl Histogram {
         if low == high {
             return Scale { scale: 1.0 / 255.0, zero_point: 0 };
         }
+        let scale_of = |low: f32, high: f32| if symmetric { middle(low, high) } else { scale_of(low, high) };
         let error = |low: f32, high: f32| {
             let scale = scale_of(low, high);
             let of_bin = |&(centre, count, exact): &(f32, f64, f32)| {
@@ -90,6 +91,11 @@ fn scale_of(low: f32, high: f32) -> Scale {
     Scale { scale, zero_point: (-low / scale).round_ties_even().clamp(0.0, 255.0) as u8 }
 }
 
+/// The scale of a range with its zero in the middle of the integers.
+fn middle(low: f32, high: f32) -> Scale {
+    Scale { scale: (high.max(-low) / 127.0).clamp(1e-12, 1e12), zero_point: 128 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,32 +113,35 @@ mod tests {
         let mut values: Vec<f32> = (0..20_000).map(|_| rng.random_range(-1.0..2.0)).collect();
         let mut histogram = Histogram::new();
         histogram.add(&values);
-        let close = histogram.scale(|x| x);
+        let close = histogram.scale(false, |x| x);
         assert!((close.scale - 3.0 / 255.0).abs() < 1e-3 && (80..90).contains(&close.zero_point), "{close:?}");
         values.push(12.0);
         histogram.add(&values[values.len() - 1..]);
-        let cut = histogram.scale(|x| x);
+        let cut = histogram.scale(false, |x| x);
         assert!(error(&values, cut) < 0.6 * error(&values, scale_of(-1.0, 12.0)), "{cut:?}");
+        let symmetric = histogram.scale(true, |x| x);
+        assert_eq!(symmetric.zero_point, 128);
+        assert!((0.01..0.02).contains(&symmetric.scale), "{symmetric:?}");
         // A few zeros change nothing.
         histogram.add(&[0.0; 100]);
-        assert_eq!(histogram.scale(|x| x), cut);
+        assert_eq!(histogram.scale(false, |x| x), cut);
     }
 
     #[test]
     fn positive_values_have_zero_point_0_and_all_zeros_a_scale() {
         let mut histogram = Histogram::new();
-        assert_eq!(histogram.scale(|x| x).zero_point, 0);
+        assert_eq!(histogram.scale(false, |x| x).zero_point, 0);
         histogram.add(&[0.0; 5]);
-        assert!(histogram.scale(|x| x).scale > 0.0);
+        assert!(histogram.scale(false, |x| x).scale > 0.0);
         histogram.add(&(0..1000).map(|i| i as f32 / 100.0).collect::<Vec<_>>());
-        assert_eq!(histogram.scale(|x| x).zero_point, 0);
+        assert_eq!(histogram.scale(false, |x| x).zero_point, 0);
     }
 
     #[test]
     fn values_that_the_activation_cuts_off_get_no_integers() {
         let mut histogram = Histogram::new();
         histogram.add(&(-2000..1000).map(|i| i as f32 / 100.0).collect::<Vec<_>>());
-        let scale = histogram.scale(|x| Activation::HardSwish.apply(x));
+        let scale = histogram.scale(false, |x| Activation::HardSwish.apply(x));
         let low = scale.dequantise(0);
         assert!((-3.5..-2.5).contains(&low), "{scale:?} begins at {low}");
     }

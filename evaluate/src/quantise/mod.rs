@@ -41,8 +41,8 @@ mod weights;
 
 pub use arithmetic::{Scale, activate, hard_sigmoid};
 pub use calibrate::{LEAST_IMAGES, Options, Progress, Quantised, quantise};
-pub use rule::Rule;
-pub(crate) use {rule::factors, weights::int8_layer};
+pub use rule::{Engine, Rule};
+pub(crate) use weights::int8_layer;
 
 use ofa_supernet::graph::{Graph, Node, Op};
 use ofa_supernet::space::{Activation, NetworkSpec};

@@ -2,7 +2,24 @@
 
 use super::node_names;
 use ofa_supernet::graph::{Graph, Node, NodeId, Op};
+use ofa_supernet::space::Activation;
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
+
+/// An engine that int8 models are made for: each is fast with values rounded at other places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// This program's runtime: rounding where values are written to memory.
+    Ofa,
+    /// The same places, since it fuses the same operations.
+    OpenVino,
+    /// Operators are computed in integers only if all inputs and the output are rounded: directly after each
+    /// convolution, before hard-swish and sums, and in squeeze-excite.
+    OnnxRuntime,
+    /// Both inputs of a sum are rounded, and zero is in the middle of all integers.
+    TensorRt,
+}
 
 /// What a quantised network rounds.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,25 +38,52 @@ impl Rule {
     /// convolution with its batch norm, sum and activation, of a pool, sum or gate, and the images where an int8 layer
     /// reads them. The logits and all values inside squeeze-excite stay f32.
     pub fn of(graph: &Graph, keep_f32: &HashSet<String>) -> Self {
-        let nodes = graph.nodes();
-        let names = node_names(graph);
-        let factors = factors(graph);
+        Rule::for_engine(graph, keep_f32, Engine::Ofa)
+    }
+
+    /// The rule with the values that `engine` rounds besides.
+    pub fn for_engine(graph: &Graph, keep_f32: &HashSet<String>, engine: Engine) -> Self {
+        let (nodes, names, consumers) = (graph.nodes(), node_names(graph), graph.consumers());
+        let (factors, fused) = (factors(graph), fused(graph));
         let is_layer = |node: &Node| matches!(node.op, Op::Convolution { .. } | Op::Linear);
         let int8: Vec<bool> = (0..nodes.len())
-            .map(|index| is_layer(&nodes[index]) && !factors[index] && !keep_f32.contains(&names[index]))
+            .map(|index| {
+                let by_rule = engine == Engine::OnnxRuntime || !factors[index];
+                is_layer(&nodes[index]) && by_rule && !keep_f32.contains(&names[index])
+            })
             .collect();
-        let fused = fused(graph);
-        let images_are_read = graph.consumers()[0].iter().any(|reader| int8[reader.index()]);
-        let rounded = (0..nodes.len()).map(|index| match nodes[index].op {
-            Op::Input => images_are_read,
-            _ => !factors[index] && !fused[index] && index + 1 < nodes.len(),
+        let images_are_read = consumers[0].iter().any(|reader| int8[reader.index()]);
+        let rounded = (0..nodes.len()).map(|index| match (nodes[index].op, &consumers[index][..]) {
+            (Op::Input, _) => images_are_read,
+            (_, []) => false,
+            (_, [reader]) if factors[index] || fused[index] => {
+                engine.rounds(&nodes[index], graph.node(*reader), factors[index])
+            }
+            _ => !factors[index] && !fused[index],
         });
         Rule { rounded: rounded.collect(), int8 }
     }
 }
 
+impl Engine {
+    /// Whether the engine rounds a value that this runtime keeps in f32, with a single reader. `squeezed` values are
+    /// those of squeeze-excite.
+    fn rounds(self, node: &Node, reader: &Node, squeezed: bool) -> bool {
+        match (self, reader.op) {
+            (Engine::Ofa | Engine::OpenVino, _) => false,
+            // Taken along by the convolution.
+            (Engine::OnnxRuntime, Op::Activation(Activation::Relu | Activation::Relu6) | Op::BatchNorm) => false,
+            (Engine::OnnxRuntime, Op::Activation(_) | Op::Add) => {
+                squeezed || matches!(node.op, Op::Convolution { .. } | Op::BatchNorm | Op::Add)
+            }
+            (Engine::OnnxRuntime, _) => squeezed,
+            (Engine::TensorRt, reader) => reader == Op::Add,
+        }
+    }
+}
+
 /// Nodes between an average over all pixels and the factors of a gate, both included: squeeze-excite.
-pub(crate) fn factors(graph: &Graph) -> Vec<bool> {
+pub fn factors(graph: &Graph) -> Vec<bool> {
     let mut inside = vec![false; graph.nodes().len()];
     for (index, node) in graph.nodes().iter().enumerate().rev() {
         let (reads_factors, inputs) = (node.op == Op::Gate, node.inputs());

@@ -9,8 +9,9 @@
 //!   batch.
 //! - Pools name their padding and never use `ceil_mode`, which engines understand differently.
 //! - `HardSigmoid` has its slope written out (ONNX's default is another function).
-//! - Int8 models keep their weights as integers per output channel, with `axis` 0 and zero points written out. Each reader
-//!   of a rounded value has a `DequantizeLinear` of its own; scales of values have no extents.
+//! - Int8 models keep their weights as integers per output channel, with `axis` 0 and zero points written out. Each
+//!   operation of the network that reads a rounded value has a `DequantizeLinear` of its own; scales of values have no
+//!   extents.
 //! - Names begin with a letter and hold letters, digits, dots and underscores only.
 //!
 //! | file | concern |
@@ -18,7 +19,7 @@
 //! | `proto` | the messages of the file |
 //! | `writer` | names, constants, nodes, shapes |
 //! | `nodes` | from the nodes of a graph to operators |
-//! | `rounding` | where an int8 model rounds, for each engine |
+//! | `rounding` | where an int8 model is rounded |
 //! | `metadata` | labels and normalisation |
 
 mod metadata;

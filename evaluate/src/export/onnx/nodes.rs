@@ -2,7 +2,7 @@
 
 use super::super::{Engine, Options, Parameters};
 use super::proto::{Attribute, Element};
-use super::rounding::{Grid, grids, rounded_layers};
+use super::rounding::{Grid, Rounding};
 use super::writer::{LOGITS, PROBABILITIES, Writer, float, int, ints};
 use crate::model::{ModelConfig, Normalisation};
 use crate::quantise::{Int8Layer, QuantisedLayer, int8_layer, largest_weight, node_names};
@@ -25,24 +25,23 @@ pub fn write(
     let consumers = graph.consumers();
     let names = node_names(graph);
     let values = vec![String::new(); graph.nodes().len()];
-    let grids = match (parameters, &config.quantisation) {
+    let rounding = match (parameters, &config.quantisation) {
         (Parameters::Int8(network), Some(quantisation)) => {
-            grids(graph, network, &quantisation.engine_values, options.engine)
+            Rounding::of(graph, network, &quantisation.engine_values, options.engine)
         }
-        _ => vec![None; values.len()],
+        _ => Rounding { grids: vec![None; values.len()], int8: vec![false; values.len()] },
     };
-    let largest_weight =
-        largest_weight(config.quantisation.as_ref().map_or(8, |quantisation| quantisation.weight_bits));
-    let rounded_layers = rounded_layers(graph, options.engine);
+    let bits = config.quantisation.as_ref().map_or(8, |quantisation| quantisation.weight_bits);
+    let largest_weight = largest_weight(bits);
     let mut emitter =
-        Emitter { graph, consumers, names, parameters, values, grids, rounded_layers, largest_weight, options, writer };
+        Emitter { graph, consumers, names, parameters, values, rounding, largest_weight, options, writer };
     // In the order of execution, which engines that run a file as it stands need for their memory.
     for id in graph.schedule() {
         let value = match graph.node(id).op {
             Op::Input => emitter.input(&config.normalisation, graph.node(id).shape),
             _ => emitter.node(id)?,
         };
-        emitter.values[id.index()] = match emitter.grids[id.index()] {
+        emitter.values[id.index()] = match emitter.rounding.grids[id.index()] {
             Some(grid) => emitter.rounded(&value, grid, graph.node(id).shape),
             None => value,
         };
@@ -64,9 +63,8 @@ struct Emitter<'a> {
     parameters: &'a Parameters,
     /// Name of the value that holds each node's output: integers for nodes with a grid.
     values: Vec<String>,
-    grids: Vec<Option<Grid>>,
-    /// Layers of an int8 model that are f32 there and integers in the file.
-    rounded_layers: Vec<bool>,
+    rounding: Rounding,
+    /// Of layers that are f32 in the model and integers in the file.
     largest_weight: i8,
     options: &'a Options,
     writer: &'a mut Writer,
@@ -166,7 +164,7 @@ impl Emitter<'_> {
         let (node, name) = (self.graph.node(id), self.names[id.index()].clone());
         let (out, inputs) = (node.shape.channels, self.graph.node(node.inputs()[0]).shape.channels);
         let (input, axis) = (node.inputs()[0], vec![int("axis", 1)]);
-        let flat = match self.grids[input.index()] {
+        let flat = match self.rounding.grids[input.index()] {
             None => self.writer.node("Flatten", &format!("{x}.flat"), &[x], axis, &[inputs]),
             Some(grid) => {
                 let output = (grid.element, &[inputs][..]);
@@ -198,8 +196,8 @@ impl Emitter<'_> {
                     self.int8_layer(&name, layer, input, shape)
                 }
                 Some(QuantisedLayer::F32 { weight: values, bias: offsets }) => {
-                    let input = self.grids[self.graph.node(id).inputs()[0].index()];
-                    if let Some(input) = input.filter(|_| self.rounded_layers[id.index()]) {
+                    let input = self.rounding.grids[self.graph.node(id).inputs()[0].index()];
+                    if let Some(input) = input.filter(|_| self.rounding.int8[id.index()]) {
                         let layer = int8_layer(values, offsets, input.scale, self.largest_weight);
                         return self.int8_layer(&name, &layer, input.scale, shape);
                     }
@@ -245,7 +243,7 @@ impl Emitter<'_> {
     /// A node's output in f32, for one reader.
     fn real(&mut self, id: NodeId, shape: &[usize]) -> String {
         let x = self.values[id.index()].clone();
-        match self.grids[id.index()] {
+        match self.rounding.grids[id.index()] {
             Some(grid) => self.converted(&x, grid, shape),
             None => x,
         }
