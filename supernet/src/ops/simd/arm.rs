@@ -66,8 +66,8 @@ macro_rules! vectors {
                     vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))))
                 }
                 fn store_bytes(p: *mut u8, v: int32x4_t) -> () {
-                    let halves = vmovn_u32(vreinterpretq_u32_s32(v));
-                    let bytes = vmovn_u16(vcombine_u16(halves, halves));
+                    let halves = vqmovn_s32(v);
+                    let bytes = vqmovun_s16(vcombine_s16(halves, halves));
                     p.cast::<u32>().write_unaligned(vget_lane_u32::<0>(vreinterpret_u32_u8(bytes)))
                 }
             }

@@ -99,6 +99,6 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn store_bytes(self, p: *mut u8, v: [i32; 8]) {
         // SAFETY: 8 bytes are writable at `p` by the trait's contract.
-        unsafe { p.cast::<[u8; 8]>().write(v.map(|lane| lane as u8)) }
+        unsafe { p.cast::<[u8; 8]>().write(v.map(|lane| lane.clamp(0, 255) as u8)) }
     }
 }

@@ -113,7 +113,7 @@ pub(crate) trait Simd: Copy {
     fn shift_in(self, bytes: Self::I, next: Self::I) -> Self::I;
     /// The nearest floats; ties to even.
     fn to_floats(self, x: Self::I) -> Self::V;
-    /// The nearest integers, ties to even, of floats between -2^30 and 2^30.
+    /// The nearest integers, ties to even, of floats below 2^30; the least integer for those below it.
     fn to_nearest(self, x: Self::V) -> Self::I;
     /// Loads a vector of words.
     ///
@@ -130,7 +130,7 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `LANES` bytes must be readable at `p`.
     unsafe fn load_bytes(self, p: *const u8) -> Self::I;
-    /// Stores `LANES` lanes as bytes; each must be between 0 and 255.
+    /// Stores `LANES` lanes as bytes: 0 for negative numbers, 255 for those above.
     ///
     /// # Safety
     /// `LANES` bytes must be writable at `p`.
@@ -166,7 +166,7 @@ pub(crate) trait Simd: Copy {
             self.load_bytes(all.as_ptr())
         }
     }
-    /// Stores the first lanes, each between 0 and 255, as many as `bytes` has room for.
+    /// Stores the first lanes as bytes, as many as `bytes` has room for: 0 for negative numbers, 255 for those above.
     #[inline(always)]
     fn write_bytes(self, bytes: &mut [u8], v: Self::I) {
         // SAFETY: a whole vector is stored where `bytes` has room for it, otherwise to `all`, which holds 16 bytes.

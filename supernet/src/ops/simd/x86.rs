@@ -83,7 +83,7 @@ macro_rules! avx2_vectors {
                 fn store_i32(p: *mut i32, v: __m256i) -> () { _mm256_storeu_si256(p.cast(), v) }
                 fn load_bytes(p: *const u8) -> __m256i { _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())) }
                 fn store_bytes(p: *mut u8, v: __m256i) -> () {
-                    let words = _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+                    let words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
                     _mm_storel_epi64(p.cast(), _mm_packus_epi16(words, words))
                 }
                 fn load(p: *const f32) -> __m256 { _mm256_loadu_ps(p) }
@@ -150,7 +150,9 @@ macro_rules! avx512_vectors {
                 fn load_i32(p: *const i32) -> __m512i { _mm512_loadu_si512(p.cast()) }
                 fn store_i32(p: *mut i32, v: __m512i) -> () { _mm512_storeu_si512(p.cast(), v) }
                 fn load_bytes(p: *const u8) -> __m512i { _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())) }
-                fn store_bytes(p: *mut u8, v: __m512i) -> () { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(v)) }
+                fn store_bytes(p: *mut u8, v: __m512i) -> () {
+                    let v = _mm512_max_epi32(v, _mm512_setzero_si512());
+                    _mm_storeu_si128(p.cast(), _mm512_cvtusepi32_epi8(v)) }
                 fn load(p: *const f32) -> __m512 { _mm512_loadu_ps(p) }
                 fn store(p: *mut f32, v: __m512) -> () { _mm512_storeu_ps(p, v) }
                 fn load_first(p: *const f32, count: usize) -> __m512 {

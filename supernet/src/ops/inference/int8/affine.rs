@@ -23,7 +23,6 @@ impl Affine {
         Rounding {
             s,
             reciprocal: s.splat(1.0 / self.scale),
-            least: s.splat(-zero),
             most: s.splat(255.0 - zero),
             zero_point: s.splat_i32(self.zero_point.into()),
         }
@@ -42,23 +41,23 @@ impl Affine {
     }
 }
 
-/// Rounding of vectors to bytes: `round_ties_even(value * (1 / scale)) + zero_point`, at least 0 and at most 255.
+/// Rounding of vectors to bytes: `round_ties_even(value * (1 / scale)) + zero_point`, at most 255; stores of bytes
+/// replace negative numbers by 0.
 #[derive(Clone, Copy)]
 pub(super) struct Rounding<S: Simd> {
     s: S,
     reciprocal: S::V,
-    least: S::V,
     most: S::V,
     zero_point: S::I,
 }
 
 impl<S: Simd> Rounding<S> {
-    /// One byte per lane.
+    /// One number per lane, negative where the byte is 0, at most 255.
     #[inline(always)]
     pub(super) fn bytes(self, v: S::V) -> S::I {
         let s = self.s;
-        // The bounds are integers, so limits before rounding are those after it.
-        let v = s.min(s.max(s.mul(v, self.reciprocal), self.least), self.most);
+        // The upper bound is an integer, so that it is the same before rounding and after it.
+        let v = s.min(s.mul(v, self.reciprocal), self.most);
         s.add_i32(s.to_nearest(v), self.zero_point)
     }
 }

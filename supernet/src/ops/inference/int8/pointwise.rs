@@ -65,9 +65,6 @@ impl Rows<'_> {
     }
 }
 
-/// Bytes that are copied at a time.
-const PIECE: usize = 16;
-
 /// Writes the values that the output pixels `pixels` read, `stride` apart.
 fn fill_columns(
     shape: &DenseShape,
@@ -80,47 +77,47 @@ fn fill_columns(
     let (out_height, out_width) = shape.output_size();
     let (k, channels, step, padding) = (shape.kernel, shape.in_channels, shape.stride, shape.kernel / 2);
     let row = shape.width * channels;
-    let (mut image, mut y, mut x) =
-        (pixels.start / (out_height * out_width), pixels.start / out_width % out_height, pixels.start % out_width);
-    for at in (0..pixels.len()).map(|pixel| pixel * stride) {
-        // Columns of taps whose pixels exist.
-        let left = padding.saturating_sub(x * step).min(k);
-        let right = (shape.width + padding).saturating_sub(x * step).clamp(left, k);
+    let mut first = pixels.start;
+    while first < pixels.end {
+        // Pixels of one output row.
+        let (image, y, x) = (first / (out_height * out_width), first / out_width % out_height, first % out_width);
+        let columns = x..out_width.min(x + pixels.end - first);
+        let tile = &mut tile[(first - pixels.start) * stride..][..columns.len() * stride];
         for ky in 0..k {
-            let out = at + ky * k * channels;
-            let source = (y * step + ky).checked_sub(padding).filter(|&source| source < shape.height && left < right);
-            let Some(source) = source else {
-                tile[out..][..k * channels].fill(zero_point);
-                continue;
-            };
-            let from = (image * shape.height + source) * row + (x * step + left - padding) * channels;
-            copy(&input[from..], &mut tile[out + left * channels..], (right - left) * channels);
-            if left > 0 || right < k {
-                // After the copy, which may write more than its length.
-                tile[out + right * channels..][..(k - right) * channels].fill(zero_point);
-                tile[out..][..left * channels].fill(zero_point);
+            let source = (y * step + ky).checked_sub(padding).filter(|&source| source < shape.height);
+            let source = source.map(|source| &input[(image * shape.height + source) * row..][..row]);
+            for (x, out) in columns.clone().zip(tile.chunks_exact_mut(stride)) {
+                let out = &mut out[ky * k * channels..][..k * channels];
+                let Some(source) = source else {
+                    out.fill(zero_point);
+                    continue;
+                };
+                if let Some(start) = (x * step).checked_sub(padding).filter(|start| start + k <= shape.width) {
+                    copy(&source[start * channels..][..k * channels], out);
+                    continue;
+                }
+                // Taps whose pixels exist.
+                let left = padding.saturating_sub(x * step).min(k);
+                let right = (shape.width + padding).saturating_sub(x * step).clamp(left, k);
+                out.fill(zero_point);
+                if left < right {
+                    let from = (x * step + left - padding) * channels;
+                    let run = (right - left) * channels;
+                    out[left * channels..][..run].copy_from_slice(&source[from..][..run]);
+                }
             }
         }
-        x += 1;
-        if x == out_width {
-            (x, y) = (0, y + 1);
-        }
-        if y == out_height {
-            (y, image) = (0, image + 1);
-        }
+        first += columns.len();
     }
 }
 
-/// Copies `len` bytes in whole pieces where both sides have room. Bytes of the target behind `len` become arbitrary.
+/// Copies as many bytes; the lengths of a colour image's first convolution without a call.
 #[inline(always)]
-fn copy(source: &[u8], target: &mut [u8], len: usize) {
-    let mut done = 0;
-    while done < len {
-        match (source[done..].first_chunk::<PIECE>(), target[done..].first_chunk_mut::<PIECE>()) {
-            (Some(source), Some(target)) => *target = *source,
-            _ => return target[done..len].copy_from_slice(&source[done..len]),
-        }
-        done += PIECE;
+fn copy(source: &[u8], target: &mut [u8]) {
+    if let (Some(source), Some(target), 9) = (source.first_chunk::<9>(), target.first_chunk_mut::<9>(), source.len()) {
+        *target = *source;
+    } else {
+        target.copy_from_slice(source);
     }
 }
 
@@ -146,7 +143,7 @@ impl<A: Act> Kernel for ProductRows<'_, '_, A> {
         let Packed { k, n, groups, .. } = *self.weight;
         let in_place = matches!(self.rows, Rows::Plain(_)) && k.is_multiple_of(4);
         let stride = 4 * groups;
-        let mut tile = if in_place { Vec::new() } else { vec![0; ROW_BLOCK.min(self.range.len()) * stride + PIECE] };
+        let mut tile = if in_place { Vec::new() } else { vec![0; ROW_BLOCK.min(self.range.len()) * stride] };
         let mut sums = Buffer::with_arbitrary_contents(ROW_BLOCK * PANEL * S::LANES);
         let sums = words::of_mut(&mut sums);
         for first in self.range.clone().step_by(ROW_BLOCK) {
