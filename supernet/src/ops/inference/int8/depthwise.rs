@@ -34,6 +34,9 @@ pub(super) fn pack(weight: &[i8], channels: usize, kernel: usize) -> Aligned {
 /// Output pixels whose sums are computed before they are finished: they stay in L1.
 const CHUNK: usize = 64;
 
+/// Bytes of input that stay in L2.
+const BAND: usize = 128 << 10;
+
 /// A depthwise convolution for some rows of the output.
 pub(super) struct DepthwiseRows<'a, 'o> {
     /// The packed weight.
@@ -51,6 +54,16 @@ pub(super) struct DepthwiseRows<'a, 'o> {
 impl DepthwiseRows<'_, '_> {
     /// Computes `target = activation(depthwise(input))`; kernels have `K` rows and columns.
     pub(super) fn run<const K: usize, A: Act>(mut self) {
+        // All channels of a band before the next one, since a cache line holds several vectors of channels.
+        let row = self.shape.stride * self.shape.width * self.shape.channels;
+        let rows = (BAND / row).max(4 * K);
+        for start in self.range.clone().step_by(rows) {
+            self.band::<K, A>(start..self.range.end.min(start + rows));
+        }
+    }
+
+    /// Computes the output rows `band` of the range.
+    fn band<const K: usize, A: Act>(&mut self, band: Range<usize>) {
         let shape = self.shape;
         assert!(shape.kernel == K && matches!(K, 3 | 5 | 7) && (shape.stride == 1 || shape.stride == 2));
         let lanes = InstructionSet::active().lanes();
@@ -66,13 +79,13 @@ impl DepthwiseRows<'_, '_> {
         let sums = words::of_mut(&mut sums);
         for first in (0..shape.channels).step_by(lanes) {
             let (width, taps) = (lanes.min(shape.channels - first), K * K.div_ceil(4));
-            let mut row = self.range.start;
+            let mut row = band.start;
             let mut filled = 0;
-            while row < self.range.end {
+            while row < band.end {
                 let (image, y) = (row / out_height, row % out_height);
-                let rows = rows_at_a_time.min(self.range.end - row).min(out_height - y);
+                let rows = rows_at_a_time.min(band.end - row).min(out_height - y);
                 let values = shape.in_pixels() * shape.channels;
-                if y == 0 || row == self.range.start {
+                if y == 0 || row == band.start {
                     filled = (y * shape.stride).saturating_sub(K / 2);
                 }
                 filled = dispatch(Sums::<K> {

@@ -274,10 +274,12 @@ impl OrderedConv {
         let (n, area) = (bias.len(), kernel * kernel);
         let inputs = if depthwise { 1 } else { in_channels };
         assert_eq!(weight.len(), n * inputs * area);
-        let mut packed = Aligned::zeros(weight.len());
+        let panel = ordered::panel();
+        let mut packed = Aligned::zeros(n.next_multiple_of(panel) * inputs * area);
         for (place, &weight) in weight.iter().enumerate() {
             let (output, input, tap) = (place / (inputs * area), place / area % inputs, place % area);
-            packed[(tap * inputs + input) * n + output] = weight;
+            let row = (output / panel * area + tap) * inputs + input;
+            packed[row * panel + output % panel] = weight;
         }
         OrderedConv { weight: packed, bias: bias.to_vec(), inputs, depthwise, kernel, stride }
     }
