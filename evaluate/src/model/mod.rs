@@ -70,7 +70,7 @@ impl Model {
         let path = folder.join(WEIGHTS_FILE);
         let (config, network) = if load_config(folder)?.dtype == NumberType::Int8 {
             let (config, network) = read_quantised(folder)?;
-            (config, StaticNetwork::quantised(network))
+            (config, StaticNetwork::quantised(&network))
         } else {
             let (config, weights) = read_weights(folder)?;
             let network = StaticNetwork::new(&config.network, &weights);

@@ -2,6 +2,7 @@
 //!
 //! All layers work on NHWC f32 slices, write every output value, and use the threads of the calling rayon pool.
 
+pub mod int8;
 mod kernels;
 
 use super::activation::with_activation;
