@@ -53,7 +53,7 @@ fn int8_models_classify_as_their_f32_models_do() {
         let tensors = ofa_evaluate::cost::int8_bytes(&config.network);
         assert!((tensors..tensors + 20_000).contains(&bytes(&int8)), "{} {tensors}", bytes(&int8));
         let same = agreement(model, &int8, 300);
-        assert!(same > 0.95, "{name}: {same}");
+        assert!(same > 0.85, "{name}: {same}");
         let images = images(&int8, 20);
         let expected = reference::run(&network, &images, 20).unwrap();
         assert_eq!(Model::load(&int8).unwrap().network().run(&images, 20).unwrap(), expected);
@@ -78,7 +78,7 @@ fn a_resnet_is_quantised_too_and_options_do_what_they_say() {
     let extract = ["extract", "--run", "run", "--subnet", "largest", "--int8", "--recalibration", "50"];
     succeeds(folder, &extract);
     let models = folder.join("run/models");
-    assert!(agreement(&models.join("largest"), &models.join("largest-int8"), 200) > 0.9);
+    assert!(agreement(&models.join("largest"), &models.join("largest-int8"), 200) > 0.85);
     let quantise = ["quantise", "run/models/largest", "--data", "builtin", "--images", "100", "--out", "small/seven"];
     succeeds(folder, &[&quantise[..], &["--weight-bits", "7", "--keep-f32", "fc"]].concat());
     let (config, network) = load_quantised(&folder.join("small/seven")).unwrap();

@@ -224,7 +224,7 @@ mod tests {
             refused(CONFIG_FILE, part);
         }
         fs::write(&config_path, text.replacen("\"blocks.1.0.bn3\"", "\"nothing\"", 1)).unwrap();
-        refused(WEIGHTS_FILE, "nothing");
+        refused(WEIGHTS_FILE, "'blocks.1.0.bn3' has no scale");
         fs::write(&config_path, &text).unwrap();
         for (old, new, part) in [
             ("classifier.scales", "classifier.scalez", "classifier.scales"),

@@ -18,6 +18,9 @@ const INT8: &str = "the model is int8, and f32 weights are needed here; name the
 /// # Errors
 /// One sentence about a broken header, a tensor that the network does not have, or a wrong number type.
 pub fn decode(bytes: &[u8], network: &NetworkSpec, dtype: NumberType) -> Result<Weights, String> {
+    if dtype == NumberType::Int8 {
+        return Err(INT8.into());
+    }
     let file = SafeTensors::deserialize(bytes).map_err(|e| format!("not a valid safetensors file: {e}"))?;
     let known: HashMap<String, Vec<usize>> = tensor_shapes(network).into_iter().collect();
     let mut weights = Weights::with_capacity(known.len());
@@ -34,8 +37,7 @@ pub fn decode(bytes: &[u8], network: &NetworkSpec, dtype: NumberType) -> Result<
         }
         let data = view.data();
         let values = match dtype {
-            NumberType::Int8 => return Err(INT8.into()),
-            NumberType::F32 => data.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+            NumberType::F32 | NumberType::Int8 => data.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
             NumberType::F16 => data.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
             NumberType::Bf16 => data.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
         };

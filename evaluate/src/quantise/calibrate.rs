@@ -267,7 +267,11 @@ impl Calibration<'_, '_, '_> {
             let kernel = folded.kernel(changed, &layer.dequantised(), bias);
             let mut values: Vec<Option<Vec<f32>>> = vec![None; nodes.len()];
             let input = round(exact[input].clone(), Some(scale));
-            values[changed] = Some(folded.output(changed, Some(&kernel), &[&input], SENSITIVITY_IMAGES)?);
+            let mut output = folded.output(changed, Some(&kernel), &[&input], SENSITIVITY_IMAGES)?;
+            // What its own bias takes up.
+            let shift = channel_means(&exact[changed], &output, bias.len());
+            output.iter_mut().zip(shift.iter().cycle()).for_each(|(value, shift)| *value += shift);
+            values[changed] = Some(output);
             for index in changed + 1..nodes.len() {
                 let inputs = nodes[index].inputs();
                 if inputs.iter().any(|input| values[input.index()].is_some()) {

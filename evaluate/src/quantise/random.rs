@@ -29,7 +29,7 @@ impl QuantisedNetwork {
                 let same = input.filter(|_| matches!(node.op, Op::MaxPool { .. })).and_then(|input| values.get(input));
                 let positive = matches!(node.op, Op::Activation(_));
                 let zero_point = if positive { rng.random_range(0..20) } else { rng.random_range(100..150) };
-                let scale = same.copied().unwrap_or(Scale { scale: rng.random_range(0.015..0.025), zero_point });
+                let scale = same.copied().unwrap_or(Scale { scale: rng.random_range(0.02..0.04), zero_point });
                 values.insert(names[index].clone(), scale);
             }
             let per_output = match (node.op, node.inputs().first()) {
@@ -44,7 +44,7 @@ impl QuantisedNetwork {
             let layer = if rule.int8[index] {
                 let input = input.and_then(|input| values.get(input)).map_or(1.0, |scale| scale.scale);
                 let scales: Vec<f32> =
-                    (0..out).map(|_| bound / f32::from(MAX_WEIGHT) * rng.random_range(0.5..1.0)).collect();
+                    (0..out).map(|_| bound / f32::from(MAX_WEIGHT) * rng.random_range(0.8..1.0)).collect();
                 let weight = (0..count).map(|_| rng.random_range(-MAX_WEIGHT..=MAX_WEIGHT)).collect();
                 let bias = scales.iter().map(|scale| (rng.random_range(-0.3..0.3) / (scale * input)) as i32).collect();
                 QuantisedLayer::Int8(Int8Layer { weight, scales, bias })

@@ -303,7 +303,7 @@ mod tests {
                 let expected = real.run(&images, 3).unwrap();
                 let power: f32 = expected.iter().map(|x| x * x).sum();
                 let noise: f32 = expected.iter().zip(&found).map(|(x, y)| (x - y) * (x - y)).sum();
-                assert!(noise > 0.0 && noise < 0.02 * power, "{name}: {noise} of {power}");
+                assert!(noise > 0.0 && noise < 0.1 * power, "{name}: {noise} of {power}");
                 // One image at a time is the same.
                 let alone = run(&network, &images[images.len() / 3..2 * images.len() / 3], 1).unwrap();
                 assert_eq!(found[5..10], alone);

@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn values_in_memory_are_rounded_and_those_of_squeeze_excite_are_not() {
         let (names, layers) = rounded("tiny", &[]);
-        for name in ["input", "bn1.relu", "blocks.0.0.bn2.sum", "blocks.1.0.bn3", "blocks.4.0.bn1.hard_swish"] {
+        for name in ["input", "bn1.hard_swish", "blocks.0.0.bn2.sum", "blocks.1.0.bn3", "blocks.3.0.bn1.hard_swish"] {
             assert!(names.iter().any(|found| found == name), "{name} is not in {names:?}");
         }
         let ends = |part: &str| names.iter().any(|name| name.ends_with(part));
@@ -163,6 +163,30 @@ mod tests {
         let (kept, fewer) = rounded("tiny", &["conv_stem", "classifier"]);
         assert_eq!((fewer, kept.len()), (layers - 2, names.len() - 1));
         assert!(!kept.contains(&"input".to_string()));
+    }
+
+    #[test]
+    fn engines_round_besides() {
+        let space = preset("tiny").unwrap();
+        let graph = Graph::of(&space.network(&space.largest(), 10).unwrap());
+        let (names, keep) = (node_names(&graph), HashSet::new());
+        let own = Rule::of(&graph, &keep);
+        assert_eq!(Rule::for_engine(&graph, &keep, Engine::OpenVino), own);
+        let besides = |engine| {
+            let rule = Rule::for_engine(&graph, &keep, engine);
+            let indices = (0..names.len()).filter(|&index| rule.rounded[index] && !own.rounded[index]);
+            assert!((0..names.len()).all(|index| rule.rounded[index] || !own.rounded[index]));
+            (indices.map(|index| names[index].clone()).collect::<Vec<_>>(), rule.int8 != own.int8)
+        };
+        let (names, squeezed) = besides(Engine::OnnxRuntime);
+        for name in
+            ["bn1", "blocks.0.0.bn2", "blocks.2.0.se.conv_expand", "blocks.2.0.bn2.hard_swish.mean", "conv_head"]
+        {
+            assert!(squeezed && names.iter().any(|found| found == name), "{name} is not in {names:?}");
+        }
+        assert!(!names.iter().any(|name| name == "blocks.1.0.bn1" || name == "blocks.2.0.se.conv_reduce"), "{names:?}");
+        let (names, squeezed) = besides(Engine::TensorRt);
+        assert!(!squeezed && names.iter().all(|name| name.ends_with("bn2") || name.ends_with("bn3")), "{names:?}");
     }
 
     #[test]
