@@ -1,7 +1,7 @@
-"""Compares int8 models in other engines, and with the quantisers of those: int8.py FOLDER, with the files of quantise.rs.
+"""Compares int8 models in other engines, and with the quantisers of those: int8.py FOLDER.
 
-Each FOLDER/NAME holds the f32 model and an int8 model for each engine, as ONNX and as this program's logits (f32.onnx,
-f32.bin, onnxruntime.onnx, ...), images.bin and labels.bin of the test set, and calibration.npy.
+tests/quantise.rs writes FOLDER/NAME: the f32 model and an int8 model for each engine, as ONNX and as this program's
+logits (f32.onnx, f32.bin, onnxruntime.onnx, ...), images.bin and labels.bin of the test set, and calibration.npy.
 """
 
 import importlib.util
