@@ -139,7 +139,7 @@ impl Exported {
         // Rounding errors of all engines grow with the depth, faster with random weights than with trained ones.
         let tolerance = match (space.family, config.network.resolution) {
             (_, 128..) => 5e-4,
-            (Family::ResNetD, _) => 1e-4,
+            (Family::ResNetD | Family::AttentiveNas, _) => 1e-4,
             _ => 1e-5,
         };
         let mut rng = generator(7, Stream::RandomImages, &[]);

@@ -1,7 +1,7 @@
-"""Compares int8 models in other engines, and with the quantisers of those: int8.py FOLDER, with the files of quantise.rs.
+"""Compares int8 models in other engines, and with the quantisers of those: int8.py FOLDER.
 
-Each FOLDER/NAME holds the f32 model and an int8 model for each engine, as ONNX and as this program's logits (f32.onnx,
-f32.bin, onnxruntime.onnx, ...), images.bin and labels.bin of the test set, and calibration.npy.
+tests/quantise.rs writes FOLDER/NAME: the f32 model and an int8 model for each engine, as ONNX and as this program's
+logits (f32.onnx, f32.bin, onnxruntime.onnx, ...), images.bin and labels.bin of the test set, and calibration.npy.
 """
 
 import importlib.util
@@ -13,6 +13,7 @@ import numpy
 import onnx
 import onnxruntime
 import openvino
+import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -39,6 +40,15 @@ def in_onnx_runtime(path, images):
 def in_openvino(path, images):
     request = core.compile_model(path, "CPU").create_infer_request()
     return numpy.concatenate([request.infer({0: image[None]})[0].copy() for image in images])
+
+
+def in_pytorch(folder, images):
+    loader = importlib.util.spec_from_file_location("load", folder / "load.py")
+    module = importlib.util.module_from_spec(loader)
+    loader.loader.exec_module(module)
+    with torch.no_grad():
+        network = module.load(folder)
+        return torch.cat([network(part) for part in torch.from_numpy(images).split(100)]).numpy()
 
 
 def quantised_by_onnx_runtime(folder, calibration):
@@ -83,6 +93,9 @@ def check(folder):
         row(f"its file in {engine}", found)
         print(f"{folder.name:20} {engine} predicts as this program on {100 * same:.2f} %", flush=True)
         assert same >= case["agreement"], f"{folder.name}, {engine}: {same}"
+    loaded = in_pytorch(folder / "openvino", images)
+    row("load.py", loaded)
+    assert (loaded.argmax(1) == logits("openvino").argmax(1)).mean() > 0.9, folder.name
     row("by ONNX Runtime", in_onnx_runtime(quantised_by_onnx_runtime(folder, calibration), images))
     if importlib.util.find_spec("nncf"):
         for preset in ("performance", "mixed"):

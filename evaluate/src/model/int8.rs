@@ -1,8 +1,8 @@
 //! Model folders in int8: the layers' weights in `model.safetensors`, the values' scales in `config.json`.
 //!
 //! An int8 layer NAME has `NAME.weight` (I8, `[out, in / groups, kernel, kernel]`), `NAME.scales` (F32) and `NAME.bias`
-//! (I32); a layer that stays f32 has `NAME.weight` (F16 if that holds each exactly, otherwise F32) and `NAME.bias` (F32).
-//! Batch norm is folded into all of them.
+//! (I32); a layer that stays f32 has `NAME.weight` (F16 if that holds each exactly, otherwise F32) and `NAME.bias`
+//! (F32). Batch norm is folded into all of them.
 
 use super::tensors::serialized;
 use super::{ModelConfig, NumberType, WEIGHTS_FILE, load_config, write};

@@ -4,8 +4,8 @@
 //! point each. [`QuantisedNetwork`] is plain data; [`reference`] computes it, and its results are the definition:
 //!
 //! - A node whose name ([`node_names`]) is in [`QuantisedNetwork::values`] has its output rounded to `u8`
-//!   ([`Scale::quantise`]; [`Rule`] says which). All other nodes give f32, so that additions and activations after a convolution work on
-//!   f32. Readers of a rounded value see `(q - zero_point) * scale` ([`Scale::dequantise`]).
+//!   ([`Scale::quantise`]; [`Rule`] says which). All other nodes give f32, so that additions and activations after a
+//!   convolution work on f32. Readers of a rounded value see `(q - zero_point) * scale` ([`Scale::dequantise`]).
 //! - An int8 layer sums `(q - zero_point) * weight` and its bias in `i32`; pixels of the border add nothing. The sum,
 //!   converted to f32, is multiplied by `multiplier = input scale * weight scale` of the output channel.
 //! - A layer that stays f32 starts with its bias and adds `weight * input` for the rows of the kernel, its columns, and
