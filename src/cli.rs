@@ -1,7 +1,7 @@
 //! The command line: the commands and the global options. The arguments of a command are in its own file.
 
 use crate::commands::{
-    bench, config, export, extract, import, predictor, profile, quickstart, search, speed, train, tune,
+    bench, config, export, extract, import, predictor, profile, quantise, quickstart, search, speed, train, tune,
 };
 use crate::{conditions, interrupt, numbers, processes};
 use anyhow::{Result, ensure};
@@ -43,6 +43,8 @@ enum Command {
     Extract(extract::Args),
     /// Measure accuracy on test images, size and latency of extracted models.
     Bench(bench::Args),
+    /// Make 8-bit integer models of extracted models, calibrated on training images.
+    Quantise(quantise::Args),
     /// Write models in the file formats of other engines: ONNX.
     Export(export::Args),
 }
@@ -88,6 +90,7 @@ impl Cli {
             Command::Search(args) => search::run(&args),
             Command::Extract(args) => extract::run(&args),
             Command::Bench(args) => bench::run(&args),
+            Command::Quantise(args) => quantise::run(&args),
             Command::Export(args) => export::run(&args),
         }
     }

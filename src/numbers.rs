@@ -21,6 +21,11 @@ pub fn opset(text: &str) -> Result<usize, String> {
     whole(text, OPSETS)
 }
 
+/// Bits of quantised weights.
+pub fn weight_bits(text: &str) -> Result<u8, String> {
+    Ok(whole(text, 7..=8)? as u8)
+}
+
 /// Height and width of an image.
 pub fn resolution(text: &str) -> Result<usize, String> {
     whole(text, 1..=4096)

@@ -1,5 +1,6 @@
 //! `ofa extract`
 
+use crate::commands::quantise::{QuantiseOptions, quantise_folder};
 use crate::freshness::warn_of_outdated;
 use crate::run_folder::{RunConfig, RunFolder};
 use crate::{interrupt, names, numbers, progress, shell, table};
@@ -55,6 +56,9 @@ pub struct Args {
     /// Number type of the stored weights: f32, f16 or bf16.
     #[arg(long, default_value = "f32", value_parser = number_type)]
     dtype: NumberType,
+    /// Also make the int8 twin NAME-int8 of each model, as `ofa quantise` does.
+    #[arg(long)]
+    int8: bool,
     /// Training images that recalibrate batch norm.
     #[arg(long, default_value_t = 2000, value_parser = numbers::images)]
     recalibration: usize,
@@ -99,6 +103,9 @@ pub fn run(args: &Args) -> Result<()> {
     let data = folder.data(args.data.as_deref(), args.skip_bad)?;
     let rows = extract_all(&folder, &args.run, &config, &data, &wanted, &options)?;
     print_rows(&rows);
+    if args.int8 {
+        rows.iter().try_for_each(|row| quantise_folder(&row.folder, &data, &QuantiseOptions::default(), None))?;
+    }
     let source = args.data.as_deref().unwrap_or(&config.data.source);
     say!("\nNext: ofa bench {}/models/* --data {}", shell::path(&args.run), shell::quote(source));
     Ok(())

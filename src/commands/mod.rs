@@ -8,6 +8,7 @@ pub mod extract;
 pub mod import;
 pub mod predictor;
 pub mod profile;
+pub mod quantise;
 pub mod quickstart;
 pub mod search;
 pub mod speed;

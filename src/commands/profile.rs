@@ -5,6 +5,7 @@ use crate::run_folder::RunFolder;
 use crate::{interrupt, memory, numbers, progress};
 use anyhow::{Error, Result};
 use ofa_evaluate::DeviceProfile;
+use ofa_evaluate::model::NumberType;
 use ofa_evaluate::profile::{Phase, ProfileOptions, check_name, import, measure, memory as memory_of_profile};
 use ofa_supernet::{SearchSpace, files};
 use std::path::PathBuf;
@@ -30,13 +31,23 @@ pub struct Args {
     /// Random subnets that check the predictions.
     #[arg(long, value_parser = numbers::checked_subnets)]
     check: Option<usize>,
+    /// Number type that models compute in.
+    #[arg(long, default_value = "f32", value_parser = number_type)]
+    number_type: NumberType,
     /// Seed of weights, images and subnets.
     #[arg(long, default_value_t = 0, value_parser = numbers::seed)]
     seed: u64,
     /// Import the latency tables that the authors of once-for-all publish, instead of measuring; one YAML file per
     /// resolution.
-    #[arg(long, num_args = 1.., value_name = "TABLE", conflicts_with_all = ["model_threads", "batch", "rounds", "check", "seed"])]
+    #[arg(long, num_args = 1.., value_name = "TABLE", conflicts_with_all = ["model_threads", "batch", "rounds", "check", "seed", "number_type"])]
     import: Vec<PathBuf>,
+}
+
+fn number_type(text: &str) -> Result<NumberType, String> {
+    [NumberType::F32, NumberType::Int8]
+        .into_iter()
+        .find(|number_type| number_type.to_string() == text)
+        .ok_or_else(|| "models compute in f32 or int8".into())
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -62,6 +73,7 @@ pub fn run(args: &Args) -> Result<()> {
     options.threads = args.model_threads;
     options.batch = args.batch;
     options.seed = args.seed;
+    options.number_type = args.number_type;
     if let Some(rounds) = args.rounds {
         options.rounds = rounds;
     }
@@ -74,11 +86,12 @@ pub fn run(args: &Args) -> Result<()> {
     let profile = profile_device(&folder, net.space(), &options)?;
     if let Some(hardware) = &profile.hardware {
         say!(
-            "device '{}': {} ({} threads, {}){}",
+            "device '{}': {} ({} threads, {}{}){}",
             profile.name,
             hardware.cpu,
             hardware.threads,
             hardware.instruction_set,
+            if profile.number_type == NumberType::Int8 { ", int8" } else { "" },
             if profile.batch > 1 {
                 format!("; latency is for one run of {} images together", profile.batch)
             } else {

@@ -15,13 +15,15 @@ use super::{
     Calibration, Check, CheckedSubnet, DeviceProfile, FORMAT, Hardware, LayerSpec, LayerTime, VERSION, layers,
 };
 use crate::latency::{Budget, SystemClock, measure_interleaved, median};
+use crate::model::NumberType;
+use crate::quantise::QuantisedNetwork;
 use crate::runtime::StaticNetwork;
 use crate::{Error, Result, cost};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::dimension::At;
 use ofa_supernet::space::{NetworkSpec, SearchSpace, Subnet};
 use rand::Rng;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -54,6 +56,8 @@ pub struct ProfileOptions {
     pub budget: Budget,
     /// Seed of weights, images and subnets.
     pub seed: u64,
+    /// Number type that the networks compute in: f32 or int8.
+    pub number_type: NumberType,
 }
 
 impl ProfileOptions {
@@ -70,6 +74,7 @@ impl ProfileOptions {
             check_subnets: 20,
             budget: Budget { min_samples: 30, max_samples: 500, time: Duration::from_millis(400), visit: 3 },
             seed: 0,
+            number_type: NumberType::F32,
         }
     }
 
@@ -87,7 +92,20 @@ impl ProfileOptions {
                 return Err(Error::Measurement(format!("{name} is 0; it must be at least 1")));
             }
         }
+        if !matches!(self.number_type, NumberType::F32 | NumberType::Int8) {
+            let message =
+                format!("networks do not compute in {}; the number type must be f32 or int8", self.number_type);
+            return Err(Error::Measurement(message));
+        }
         Ok(())
+    }
+
+    /// The network of `spec` with random weights.
+    fn network(&self, spec: &NetworkSpec) -> Result<StaticNetwork> {
+        match self.number_type {
+            NumberType::Int8 => StaticNetwork::quantised(&QuantisedNetwork::random(spec, &HashSet::new(), self.seed)?),
+            _ => StaticNetwork::random(spec, self.seed),
+        }
     }
 }
 
@@ -166,6 +184,7 @@ pub fn measure(
             space: space.clone(),
             classes: options.classes,
             batch: options.batch,
+            number_type: options.number_type,
             method: method(options, calibration_subnets.len(), check_subnets.len()),
             table: networks.table(done.layers),
             calibration: Calibration { overhead_ms: 0.0, scale: 1.0 },
@@ -245,7 +264,7 @@ impl LayerNetworks {
         let first_of_choice = || covering.iter().step_by(resolutions);
         let bytes = weight_bytes(first_of_choice());
         let networks = match bytes <= GROUP_BYTES {
-            true => first_of_choice().map(|spec| StaticNetwork::random(spec, options.seed)).collect::<Result<_>>()?,
+            true => first_of_choice().map(|spec| options.network(spec)).collect::<Result<_>>()?,
             false => Vec::new(),
         };
         let mut distinct: Vec<LayerSpec> = Vec::new();
@@ -282,7 +301,7 @@ impl LayerNetworks {
             let mut made = None;
             let network = match self.networks.get_mut(choice) {
                 Some(network) => network,
-                None => made.insert(StaticNetwork::random(&specs[0].0, options.seed)?),
+                None => made.insert(options.network(&specs[0].0)?),
             };
             for (spec, numbers) in specs {
                 network.set_resolution(spec.resolution)?;
@@ -332,7 +351,7 @@ fn measure_subnets(
     for group in 0..groups {
         // Every `groups`-th subnet, so that each group has calibration and check subnets.
         let members: Vec<usize> = (group..subnets.len()).step_by(groups).collect();
-        let networks = members.iter().map(|&member| StaticNetwork::random(&specs[member], options.seed));
+        let networks = members.iter().map(|&member| options.network(&specs[member]));
         let mut networks: Vec<StaticNetwork> = networks.collect::<Result<_>>()?;
         let budget = Budget { time: options.budget.time * members.len() as u32, ..options.budget };
         let start = Instant::now();
