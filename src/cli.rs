@@ -7,6 +7,7 @@ use crate::{conditions, interrupt, numbers, processes};
 use anyhow::{Result, ensure};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use ofa_supernet::Ranks;
+use ofa_supernet::ops::InstructionSet;
 
 /// Once-for-all: train one weight-sharing network, give every device its own model.
 #[derive(Parser)]
@@ -47,6 +48,23 @@ enum Command {
     Export(export::Args),
 }
 
+/// Version, commit, optional features, architecture, and the instruction set in use: what a report of times needs.
+fn version() -> String {
+    let features =
+        [("cuda", cfg!(feature = "cuda")), ("metal", cfg!(feature = "metal")), ("mpi", cfg!(feature = "mpi"))];
+    let features: Vec<&str> = features.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
+    let features = if features.is_empty() { "none".into() } else { features.join(", ") };
+    // A wrong OFA_ISA is reported by every command, but not by this one.
+    let instructions = InstructionSet::from_environment().map_or("unknown", |_| InstructionSet::active().name());
+    format!(
+        "{}\ncommit: {}\nfeatures: {features}\narchitecture: {}-{}\ninstruction set: {instructions}",
+        env!("CARGO_PKG_VERSION"),
+        env!("OFA_COMMIT"),
+        std::env::consts::ARCH,
+        std::env::consts::OS,
+    )
+}
+
 impl Cli {
     /// Reads the command line. A negative number counts as a value, for its range to refuse, not as an unknown flag.
     ///
@@ -57,7 +75,7 @@ impl Cli {
             let takes_values = argument.get_action().takes_values();
             argument.allow_negative_numbers(takes_values)
         };
-        let command = <Cli as CommandFactory>::command().mut_args(negative);
+        let command = <Cli as CommandFactory>::command().long_version(version()).mut_args(negative);
         let mut command = command.mut_subcommands(|subcommand| subcommand.mut_args(negative));
         let matches = command.try_get_matches_from_mut(std::env::args_os())?;
         conditions::check(&mut command, &matches)?;
