@@ -1,7 +1,8 @@
 //! The command line: the commands and the global options. The arguments of a command are in its own file.
 
 use crate::commands::{
-    bench, config, export, extract, import, predictor, profile, quickstart, search, speed, train, tune,
+    bench, completions, config, export, extract, import, predict, predictor, profile, quickstart, search, speed, train,
+    tune,
 };
 use crate::{conditions, interrupt, numbers, processes};
 use anyhow::{Result, ensure};
@@ -46,6 +47,12 @@ enum Command {
     Bench(bench::Args),
     /// Write models in the file formats of other engines: ONNX.
     Export(export::Args),
+    /// Classify images with an extracted model.
+    Predict(predict::Args),
+    /// Print completions for a shell.
+    Completions(completions::CompletionArgs),
+    /// Write man pages.
+    Man(completions::ManArgs),
 }
 
 /// Version, commit, optional features, architecture, and the instruction set in use: what a report of times needs.
@@ -107,6 +114,9 @@ impl Cli {
             Command::Extract(args) => extract::run(&args),
             Command::Bench(args) => bench::run(&args),
             Command::Export(args) => export::run(&args),
+            Command::Predict(args) => predict::run(&args),
+            Command::Completions(args) => completions::completions(&args, <Cli as CommandFactory>::command()),
+            Command::Man(args) => completions::man(&args, <Cli as CommandFactory>::command()),
         }
     }
 }

@@ -3,14 +3,12 @@
 use super::{Calibration, DeviceProfile, FORMAT, LayerSpec, LayerTime, VERSION, layers, measure};
 use crate::Result;
 use ofa_supernet::files::read_text;
-use ofa_supernet::{Error, SearchSpace};
-use serde::Deserialize;
+use ofa_supernet::{Error, SearchSpace, quote};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// A row of the file.
-#[derive(Deserialize)]
 struct Row {
     layer: String,
     ms: Option<f64>,
@@ -48,8 +46,9 @@ pub fn import_csv(space: &SearchSpace, classes: usize, name: &str, files: &[Path
             let fault = |message: String| Error::line(path, line, message);
             let Some(layer) = known.get(row.layer.trim()) else {
                 let message = format!(
-                    "'{}' is no layer of the space '{}' with {classes} classes; `ofa profile --layers` prints all of them",
-                    row.layer, space.name
+                    "{} is no layer of the space '{}' with {classes} classes; `ofa profile --layers` prints all of them",
+                    quote::quoted(&row.layer),
+                    space.name
                 );
                 return Err(fault(message).into());
             };
@@ -98,30 +97,65 @@ fn distinct(space: &SearchSpace, classes: usize) -> Result<Vec<LayerSpec>> {
     Ok(found)
 }
 
-/// The rows of a file with their lines, from 1.
+/// The rows of a file with their lines, from 1. Empty lines and lines that begin with `#` are left out.
 fn rows(path: &Path) -> Result<Vec<(usize, Row)>> {
     let text = read_text(path)?;
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).comment(Some(b'#')).from_reader(text.as_bytes());
-    let headers = reader.headers().map_err(|error| Error::format(path, error.to_string()))?;
-    if !["layer", "ms"].iter().all(|column| headers.iter().any(|header| header == *column)) {
+    let mut lines = text.lines().zip(1..).map(|(line, number)| (number, line.trim()));
+    let mut lines = lines.by_ref().filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+    let header = lines.next().map(|(_, line)| fields(line)).unwrap_or_default();
+    let column = |name: &str| header.iter().position(|column| column == name);
+    let (Some(layer), Some(ms)) = (column("layer"), column("ms")) else {
         let message = "the first line must name the columns layer and ms (and samples and resolution where known)";
         return Err(Error::line(path, 1, message).into());
-    }
-    let mut rows = Vec::new();
-    for row in reader.deserialize() {
-        let line = |position: Option<&csv::Position>| position.map_or(1, |position| position.line() as usize);
-        let row: Row = row.map_err(|error| Error::line(path, line(error.position()), reason(&error)))?;
-        rows.push((rows.len() + 2, row));
-    }
-    Ok(rows)
+    };
+    let (samples, resolution) = (column("samples"), column("resolution"));
+    let row = |(number, line)| {
+        let fields = fields(line);
+        let fault = |message: String| Error::line(path, number, message);
+        if fields.len() != header.len() {
+            return Err(fault(format!("{} fields where the first line names {}", fields.len(), header.len())));
+        }
+        let number_in = |column: usize| match fields[column].as_str() {
+            "" => Ok(None),
+            text => text
+                .parse::<f64>()
+                .map(Some)
+                .map_err(|_| fault(format!("'{}' in the column {} is no number", quote::quoted(text), header[column]))),
+        };
+        let whole = |column: Option<usize>| {
+            let number = column.map_or(Ok(None), number_in)?;
+            match number {
+                Some(value) if value.fract() != 0.0 || !(1.0..1e9).contains(&value) => {
+                    Err(fault(format!("{value} is no positive whole number")))
+                }
+                value => Ok(value.map(|value| value as usize)),
+            }
+        };
+        let row = Row {
+            layer: fields[layer].clone(),
+            ms: number_in(ms)?,
+            samples: whole(samples)?,
+            resolution: whole(resolution)?,
+        };
+        Ok((number, row))
+    };
+    Ok(lines.map(row).collect::<ofa_supernet::Result<_>>()?)
 }
 
-/// An error's reason without its place.
-fn reason(error: &csv::Error) -> String {
-    match error.kind() {
-        csv::ErrorKind::Deserialize { err, .. } => err.to_string(),
-        _ => error.to_string(),
+/// Fields of a line: parted by commas, without spaces around them, in double quotes where a field has a comma.
+fn fields(line: &str) -> Vec<String> {
+    let (mut fields, mut field, mut quoted) = (Vec::new(), String::new(), false);
+    let mut letters = line.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '"' if quoted && letters.next_if_eq(&'"').is_some() => field.push('"'),
+            '"' => quoted = !quoted,
+            ',' if !quoted => fields.push(std::mem::take(&mut field).trim().to_string()),
+            letter => field.push(letter),
+        }
     }
+    fields.push(field.trim().to_string());
+    fields
 }
 
 fn quoted(field: &str) -> String {
@@ -139,6 +173,13 @@ mod tests {
             let layers = distinct(&preset(name).unwrap(), 10).unwrap();
             let texts: HashSet<String> = layers.iter().map(LayerSpec::to_string).collect();
             assert_eq!(texts.len(), layers.len(), "{name}");
+        }
+    }
+
+    #[test]
+    fn fields_are_parted_by_commas_outside_quotes() {
+        for text in ["plain", "a, b", "say \"x\", y", ""] {
+            assert_eq!(fields(&format!(" {} , 2", quoted(text))), [text, "2"]);
         }
     }
 
@@ -163,6 +204,7 @@ mod tests {
             (filled.replacen("0.5", "-1", 1), "is -1; expected positive"),
             (filled.replacen("0.5", "fast", 1), "table.csv:2"),
             (format!("{filled}{second}\n"), "has a second row"),
+            (filled.replacen("0.5", "0.5,7", 1), "3 fields where the first line names 2"),
             (format!("{filled}block 1-2-3,1\n"), "is no layer of the space 'tiny'"),
             (filled.lines().take(3).map(|line| format!("{line}\n")).collect(), "has no time for"),
             ("name,time\n".into(), "must name the columns layer and ms"),
