@@ -39,7 +39,12 @@ pub struct Args {
     seed: u64,
     /// Import the latency tables that the authors of once-for-all publish, instead of measuring; one YAML file per
     /// resolution.
-    #[arg(long, num_args = 1.., value_name = "TABLE", conflicts_with_all = ["model_threads", "batch", "rounds", "check", "seed", "number_type"])]
+    #[arg(
+        long,
+        num_args = 1..,
+        value_name = "TABLE",
+        conflicts_with_all = ["model_threads", "batch", "rounds", "check", "seed", "number_type"]
+    )]
     import: Vec<PathBuf>,
 }
 
