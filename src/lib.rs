@@ -28,6 +28,7 @@ mod processes;
 mod progress;
 mod quickstart_folder;
 mod ranks_model;
+mod remote;
 mod run_folder;
 mod scorer;
 mod shell;

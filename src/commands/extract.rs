@@ -243,6 +243,18 @@ impl Extracted {
     fn is_finetuned(&self) -> bool {
         self.tuned && self.finetuned_accuracy >= self.accuracy
     }
+
+    /// Fails if a model in f32 computes other logits than the supernet.
+    fn check(&self, dtype: NumberType) -> Result<()> {
+        let (difference, largest) = self.difference;
+        if dtype == NumberType::F32 && difference > 1e-3 * largest {
+            bail!(
+                "{}: the model's logits differ from the supernet's by {difference:.2e} (largest logit {largest:.2e}); please report this",
+                self.folder.display(),
+            );
+        }
+        Ok(())
+    }
 }
 
 /// Extracts and checks each subnet.
@@ -263,14 +275,7 @@ pub fn extract_all(
         Ok(net)
     };
     let supernet = copy()?;
-    let trained = match note.steps {
-        0 => "a published, imported supernet".into(),
-        steps => format!("a supernet trained for {steps} steps by progressive shrinking"),
-    };
-    let origin = format!(
-        "Cut out of {trained}, in the search space `{}`. Batch norm was recalibrated on {} training images.",
-        note.space.name, options.recalibration
-    );
+    let origin = origin(note.steps, &note.space.name, options.recalibration);
     let recalibration = EvaluationSet::for_recalibration(data, options.recalibration, BATCH, config.train.seed)?;
     let recalibration = recalibration.with_control(interrupt::control);
     let validation = match data.validation.is_empty() {
@@ -317,21 +322,26 @@ pub fn extract_all(
             }
         }
         let (net, how) = tuned.as_ref().map_or((&supernet, None), |(net, how)| (net, Some(*how)));
-        let origin = Some(origin.clone());
-        extract(net, subnet, &statistics, &data.classes, &data.normalisation, options.dtype, origin, how, &path)?;
+        let (origin, dtype) = (Some(origin.clone()), options.dtype);
+        extract(net, subnet, &statistics, &data.classes, &data.normalisation, dtype, origin, how, &path)?;
         let compared = data.train.draw(COMPARED, &mut generator(config.train.seed, Stream::Compare, &[]));
         let batch = data.evaluation_batch(&data.train, &compared, subnet.resolution)?;
         row.difference = compare(net, subnet, &statistics, &path, &batch.images)?;
-        let (difference, largest) = row.difference;
-        if options.dtype == NumberType::F32 && difference > 1e-3 * largest {
-            bail!(
-                "{}: the model's logits differ from the supernet's by {difference:.2e} (largest logit {largest:.2e}); please report this",
-                path.display(),
-            );
-        }
+        row.check(options.dtype)?;
         rows.push(row);
     }
     Ok(rows)
+}
+
+/// What a model card says about where the weights come from.
+fn origin(steps: usize, space: &str, recalibration: usize) -> String {
+    let trained = match steps {
+        0 => "a published, imported supernet".into(),
+        steps => format!("a supernet trained for {steps} steps by progressive shrinking"),
+    };
+    format!(
+        "Cut out of {trained}, in the search space `{space}`. Batch norm was recalibrated on {recalibration} training images."
+    )
 }
 
 fn finetune_subnet(

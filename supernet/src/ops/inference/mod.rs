@@ -171,6 +171,7 @@ impl DenseConv {
             out_channels: self.product.bias.len(),
             kernel: self.kernel,
             stride: self.stride,
+            depthwise: false,
             activation: Activation::Identity,
             pool: false,
             eps: 0.0,
