@@ -43,10 +43,10 @@ pub fn run(args: &Args) -> Result<()> {
     check_name(&args.name).map_err(Error::msg)?;
     let folder = RunFolder::new(&args.run);
     let _lock = folder.lock_shared()?;
-    let (net, classes) = folder.supernet()?;
+    let (space, classes) = folder.space()?;
     let path = folder.join(&format!("devices/{}.json", args.name));
     if !args.import.is_empty() {
-        let profile = import(net.space(), classes.len(), &args.name, &args.import)?;
+        let profile = import(&space, classes.len(), &args.name, &args.import)?;
         profile.save(&path)?;
         say!(
             "device '{}': {} layers at resolutions {:?} from {} tables",
@@ -69,9 +69,9 @@ pub fn run(args: &Args) -> Result<()> {
         options.check_subnets = check;
     }
     hint_at_cores("--model-threads", args.model_threads);
-    let need = |batch| Ok(memory_of_profile(net.space(), &ProfileOptions { batch, ..options.clone() })?);
+    let need = |batch| Ok(memory_of_profile(&space, &ProfileOptions { batch, ..options.clone() })?);
     memory::check_batch("measuring the space's networks", options.batch, &need, 1)?;
-    let profile = profile_device(&folder, net.space(), &options)?;
+    let profile = profile_device(&folder, &space, &options)?;
     if let Some(hardware) = &profile.hardware {
         say!(
             "device '{}': {} ({} threads, {}){}",
