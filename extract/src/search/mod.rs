@@ -58,11 +58,10 @@ mod variation;
 pub use cheapest::Cheapest;
 pub use hypervolume::hypervolume;
 pub use limit::{Limit, Limits, of_batch};
-pub use linear::Effects;
 pub use optimism::{Optimism, optimism};
 pub use result::{Basis, Candidate, ConstraintValue, FrontPoint, Scoring, SearchResult};
 pub use strategies::*;
-pub use task::{EffectsOf, Generation, Problem, Scorer, Task};
+pub use task::{Effects, EffectsOf, Generation, Problem, Scorer, Task};
 
 use crate::{Error, Result};
 use std::time::Instant;
