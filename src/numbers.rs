@@ -36,6 +36,11 @@ pub fn classes(text: &str) -> Result<usize, String> {
     whole(text, 2..=65_536)
 }
 
+/// Classes that are shown of a prediction.
+pub fn shown_classes(text: &str) -> Result<usize, String> {
+    whole(text, 1..=65_536)
+}
+
 /// Steps, rounds and trials that are measured one after the other.
 pub fn repetitions(text: &str) -> Result<usize, String> {
     whole(text, 1..=100_000)

@@ -9,7 +9,6 @@ mod card;
 mod config;
 mod graph_file;
 mod int8;
-mod names;
 mod published;
 mod tensors;
 mod validate;
@@ -18,7 +17,6 @@ pub use card::DeviceFigures;
 pub use config::{FORMAT, Finetuned, ModelConfig, NumberType, Quantisation, VERSION};
 pub(crate) use int8::read_quantised;
 pub use int8::{load_quantised, save_quantised};
-pub use names::tensor_shapes;
 pub use ofa_supernet::data::Normalisation;
 pub use published::PublishedNetwork;
 pub use validate::validate;
@@ -26,7 +24,9 @@ pub use validate::validate;
 use crate::Result;
 use crate::runtime::{StaticNetwork, Weights, check_weights};
 use ofa_supernet::files;
+use ofa_supernet::graph::Graph;
 use ofa_supernet::lock::{self, Sharing};
+use ofa_supernet::space::NetworkSpec;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -49,6 +49,12 @@ pub(crate) const DERIVED_FILES: [&str; 3] = [ONNX_FILE, BENCH_FILE, CALIBRATION_
 const GRAPH_FILE: &str = "graph.json";
 /// Name and content of the program that loads a model into PyTorch.
 const LOADER: (&str, &str) = ("load.py", include_str!("load.py"));
+
+/// Every tensor of the network's model file with its shape: timm's names, PyTorch's layouts
+/// ([`Graph::tensor_shapes`]).
+pub fn tensor_shapes(network: &NetworkSpec) -> Vec<(String, Vec<usize>)> {
+    Graph::of(network).tensor_shapes()
+}
 
 /// An extracted model, loaded and ready to run.
 pub struct Model {

@@ -7,14 +7,18 @@
 //! 2. *Subnets.* The smallest, the largest and random subnets are run end to end, interleaved. Some fit the
 //!    calibration, the others check it.
 //!
+//! 3. *A fixed network*, the smallest subnet, is timed in each round. Its times say whether the machine changed speed.
+//!
 //! Half of the layer rounds run before the subnets and half after them, and calibration and check subnets alternate, so
 //! that a machine that changes speed meanwhile affects all of them alike.
 
+use super::conditions::Moment;
 use super::unfinished::Unfinished;
 use super::{
-    Calibration, Check, CheckedSubnet, DeviceProfile, FORMAT, Hardware, LayerSpec, LayerTime, VERSION, layers,
+    Calibration, Check, CheckedSubnet, Conditions, DeviceProfile, FORMAT, Hardware, LayerSpec, LayerTime, VERSION,
+    layers,
 };
-use crate::latency::{Budget, SystemClock, measure_interleaved, median};
+use crate::latency::{Budget, SystemClock, measure_interleaved, median, milliseconds};
 use crate::model::NumberType;
 use crate::quantise::QuantisedNetwork;
 use crate::runtime::StaticNetwork;
@@ -32,6 +36,9 @@ use std::time::{Duration, Instant};
 /// Bytes of weights in memory at one time. More subnets are measured in groups, each with subnets of both kinds; more
 /// networks of the layer phase are rebuilt in each round.
 const GROUP_BYTES: u64 = 512 << 20;
+
+/// Timed runs of the fixed network in each round.
+const FIXED_RUNS: usize = 9;
 
 /// Settings of a profile measurement.
 #[derive(Debug, Clone, PartialEq)]
@@ -162,6 +169,9 @@ pub fn measure(
         if let Some(path) = unfinished {
             done = done.or_saved(path, options.rounds, subnets.len());
         }
+        let before = Moment::now();
+        let smallest = space.network(&space.smallest(), options.classes)?;
+        let mut fixed = options.network(&smallest)?;
         let keep = |done: &Unfinished| unfinished.map_or(Ok(()), |path| done.save(path));
         for round in 0..=options.rounds {
             if round == options.rounds.div_ceil(2) && done.subnets.is_none() {
@@ -169,6 +179,7 @@ pub fn measure(
                 keep(&done)?;
             }
             if (done.rounds..options.rounds).contains(&round) {
+                done.fixed.push(time_fixed(&mut fixed, options, &images)?);
                 networks.measure(round, options, &images, &mut done.layers, progress)?;
                 done.rounds = round + 1;
                 keep(&done)?;
@@ -181,6 +192,7 @@ pub fn measure(
             version: VERSION,
             name: options.name.clone(),
             hardware: Some(Hardware::detect(options.threads)),
+            conditions: Some(Conditions::between(&before, &Moment::now(), done.fixed)),
             space: space.clone(),
             classes: options.classes,
             batch: options.batch,
@@ -207,6 +219,20 @@ pub fn measure(
         profile.check = Check::of(checked.collect());
         Ok(profile)
     })
+}
+
+/// Median milliseconds of the fixed network, whose times show whether the machine changes meanwhile.
+fn time_fixed(network: &mut StaticNetwork, options: &ProfileOptions, images: &[f32]) -> Result<f64> {
+    let resolution = network.spec().resolution;
+    let images = &images[..options.batch * resolution * resolution * 3];
+    network.run(images, options.batch)?;
+    let mut times = Vec::with_capacity(FIXED_RUNS);
+    for _ in 0..FIXED_RUNS {
+        let start = Instant::now();
+        network.run(images, options.batch)?;
+        times.push(milliseconds(start.elapsed()));
+    }
+    Ok(median(&times).unwrap_or(0.0))
 }
 
 /// Bytes needed to measure a profile: the images and the activations of all networks that are in memory at one time.

@@ -6,16 +6,20 @@
 //! of its predictions.
 
 mod calibration;
+mod conditions;
 mod hardware;
 mod layer;
+mod layer_times;
 mod measure;
 mod name;
 mod published;
 mod unfinished;
 
 pub use calibration::{Calibration, Check, CheckedSubnet};
+pub use conditions::Conditions;
 pub use hardware::Hardware;
 pub use layer::{ClassifierSpec, HeadSpec, LayerSpec, layers};
+pub use layer_times::{import_csv, layers_csv};
 pub use measure::{Phase, ProfileOptions, ProfileProgress, measure, memory};
 pub use name::{check_name, check_plain};
 pub use published::import;
@@ -47,6 +51,9 @@ pub struct DeviceProfile {
     /// Hardware of the measurement; unknown for imported tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<Hardware>,
+    /// State of the machine meanwhile; unknown for imported tables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditions: Option<Conditions>,
     /// The search space whose layers the table holds.
     pub space: SearchSpace,
     /// Number of classes of the measured networks.
@@ -103,7 +110,15 @@ impl DeviceProfile {
     /// a layer of its space; each with the path.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let profile: DeviceProfile = files::read_json(path)?;
+        Self::from_json(&files::read_text(path)?, path)
+    }
+
+    /// Reads and checks a profile from the text of the file at `path`.
+    ///
+    /// # Errors
+    /// As [`DeviceProfile::load`].
+    pub fn from_json(text: &str, path: &Path) -> Result<Self> {
+        let profile: DeviceProfile = files::parse_json(text, path)?;
         profile.validate().map_err(|message| ofa_supernet::Error::format(path, message))?;
         Ok(profile)
     }
@@ -236,6 +251,7 @@ mod tests {
             version: VERSION,
             name: "example".into(),
             hardware: Some(Hardware { cpu: "cpu".into(), threads: 1, instruction_set: "none".into() }),
+            conditions: None,
             space,
             classes: 4,
             batch: 1,

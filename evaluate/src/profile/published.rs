@@ -81,6 +81,7 @@ pub fn import(space: &SearchSpace, classes: usize, name: &str, files: &[PathBuf]
         version: VERSION,
         name: name.into(),
         hardware: None,
+        conditions: None,
         space,
         classes,
         batch: 1,

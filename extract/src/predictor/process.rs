@@ -13,10 +13,12 @@
 use super::encoding::{Encoding, States};
 use super::likelihood::{self, Feature, Shape};
 use super::{Prediction, Sample};
-use crate::cholesky::Cholesky;
+use crate::cholesky::{Cholesky, dot};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
+use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::{SearchSpace, Subnet};
+use rand::Rng;
 use rayon::prelude::*;
 use std::sync::OnceLock;
 
@@ -244,6 +246,68 @@ impl Process {
             }));
         }
         Ok(predictions)
+    }
+
+    /// By how much each value of each choice raises the accuracy, to first order about `subnet`; an absent choice
+    /// counts 0.
+    ///
+    /// # Errors
+    /// A subnet outside the space.
+    pub(super) fn effects(&self, subnet: &Subnet) -> Result<Vec<Vec<f64>>> {
+        let query = self.query(subnet)?;
+        let count = self.parts.weights.len();
+        let mut pulls = vec![0.0; count];
+        self.write_together(&query, &mut pulls);
+        pulls.iter_mut().zip(&self.parts.weights).for_each(|(k, weight)| *k *= -0.5 * *weight as f32);
+        let mut effects: Vec<Vec<f64>> = self.encoding.no_effects();
+        for table in &self.choices {
+            let in_state = |state: usize| {
+                let distances = &table.distances[state * count..(state + 1) * count];
+                let pull: f32 = pulls.iter().zip(distances).map(|(pull, distance)| pull * distance).sum();
+                table.linear[state] + f64::from(pull)
+            };
+            let absent = in_state(table.linear.len() - 1);
+            for (state, effect) in effects[table.place].iter_mut().enumerate() {
+                *effect += in_state(state) - absent;
+            }
+        }
+        for ((index, total), table) in query.totals.iter().enumerate().zip(&self.totals) {
+            // Derivative of a squared distance.
+            let pull = |(pull, other): (&f32, &f64)| f64::from(*pull) * 2.0 * table.scale * (total - other);
+            let slope = table.slope + pulls.iter().zip(&table.of_samples).map(pull).sum::<f64>();
+            self.encoding.add_total(index, slope / self.parts.totals[index].deviation, &mut effects);
+        }
+        let scale = self.parts.accuracy.deviation;
+        effects.iter_mut().flatten().for_each(|effect| *effect *= scale);
+        Ok(effects)
+    }
+
+    /// Processes of simulated accuracies of the samples: what this process predicts for them, and noise.
+    ///
+    /// # Errors
+    /// A covariance that has no Cholesky factor.
+    pub(super) fn repetitions(&self, count: usize) -> Result<Vec<Process>> {
+        let Parts { shape, states, weights, totals, .. } = &self.parts;
+        let samples = weights.len();
+        let covariance = likelihood::covariance(&features(&self.encoding, states, totals), shape, samples);
+        let fitted: Vec<f64> = covariance.chunks_exact(samples).map(|row| dot(row, weights)).collect();
+        let inverse = self.inverse()?;
+        let repetition = |number: usize| {
+            let mut rng = generator(0, Stream::Samples, &[u64::MAX, number as u64]);
+            let mut noise = || {
+                // Box and Muller.
+                let (radius, angle): (f64, f64) = (rng.random_range(f64::MIN_POSITIVE..1.0), rng.random());
+                (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()
+            };
+            let targets: Vec<f64> = fitted.iter().map(|value| value + shape.noise.sqrt() * noise()).collect();
+            let mut weights = vec![0.0; samples];
+            for row in inverse.chunks_exact(samples) {
+                let solved: f64 = row.iter().zip(&targets).map(|(factor, target)| f64::from(*factor) * target).sum();
+                weights.iter_mut().zip(row).for_each(|(sum, factor)| *sum += f64::from(*factor) * solved);
+            }
+            Process::new(self.encoding.clone(), Parts { weights, ..self.parts.clone() })
+        };
+        Ok((0..count).into_par_iter().map(repetition).collect())
     }
 
     fn query(&self, subnet: &Subnet) -> Result<Query> {

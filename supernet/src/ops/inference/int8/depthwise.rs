@@ -68,13 +68,12 @@ impl DepthwiseRows<'_, '_> {
         assert!(shape.kernel == K && matches!(K, 3 | 5 | 7) && (shape.stride == 1 || shape.stride == 2));
         let lanes = InstructionSet::active().lanes();
         let (out_height, out_width) = (shape.out_height(), shape.out_width());
-        let rows_at_a_time = (CHUNK / out_width).clamp(1, out_height);
-        // Words of the frame's rows: one per pixel that starts a group of taps.
-        let pixels = (out_width - 1) * shape.stride + 1 + (K - 1) / 4 * 4;
-        let mut frame = Buffer::with_arbitrary_contents((K + 1) * pixels * lanes);
+        let rows_at_a_time = (CHUNK / out_width).max(2).min(out_height);
+        let pixels = words_per_row::<K>(shape);
+        let mut frame = Buffer::with_arbitrary_contents((K + 3) * pixels * lanes);
         let frame = words::of_mut(&mut frame);
         // The last row is the border above and below the map.
-        frame[K * pixels * lanes..].fill(i32::from_le_bytes([self.zero_point; 4]));
+        frame[(K + 2) * pixels * lanes..].fill(i32::from_le_bytes([self.zero_point; 4]));
         let mut sums = Buffer::with_arbitrary_contents(rows_at_a_time * out_width * lanes);
         let sums = words::of_mut(&mut sums);
         for first in (0..shape.channels).step_by(lanes) {
@@ -119,9 +118,6 @@ impl DepthwiseRows<'_, '_> {
     }
 }
 
-/// Most sums that are computed at a time.
-const WIDE: usize = 8;
-
 /// Sums of one vector of channels of some output rows of an image.
 struct Sums<'a, const K: usize> {
     /// The vector's words of taps.
@@ -134,9 +130,9 @@ struct Sums<'a, const K: usize> {
     channels: Range<usize>,
     /// Output rows.
     rows: Range<usize>,
-    /// Words per row of the frame.
+    /// Words per row of the frame and channel.
     pixels: usize,
-    /// `K` input rows, row `y` at place `y % K`, and the border.
+    /// `K + 2` input rows, row `y` at place `y % (K + 2)`, and the border.
     frame: &'a mut [i32],
     /// Input rows that were filled so far.
     filled: usize,
@@ -155,78 +151,110 @@ impl<const K: usize> Kernel for Sums<'_, K> {
         let (padding, line) = (K / 2, self.pixels * S::LANES);
         let out_width = self.shape.out_width();
         // The loads of `tiles` rely on these extents.
-        assert!(self.frame.len() >= (K + 1) * line && self.pixels > (out_width - 1) * stride + (K - 1) / 4 * 4);
-        for row in self.rows.clone() {
+        assert!(self.frame.len() >= (K + 3) * line && self.pixels >= words_per_row::<K>(self.shape));
+        let mut row = self.rows.start;
+        while row < self.rows.end {
+            // Rows at stride 2 have few taps in common.
+            let high = if stride == 1 { (self.rows.end - row).min(2) } else { 1 };
             let y = row * stride;
-            // Input rows that this output row reads first.
-            while self.filled < (y + K - padding).min(height) {
+            // Input rows that these output rows read first.
+            while self.filled < (y + (high - 1) * stride + K - padding).min(height) {
                 let values = &self.input[self.filled * width * step..][..width * step];
-                let words = &mut self.frame[self.filled % K * line..][..line];
-                fill_row(s, values, step, self.channels.clone(), self.zero_point, padding, words);
+                let words = &mut self.frame[self.filled % (K + 2) * line..][..line];
+                let channels = self.channels.clone();
+                match stride {
+                    1 => fill_row::<S, 1>(s, values, step, channels, self.zero_point, padding, words),
+                    _ => fill_row::<S, 2>(s, values, step, channels, self.zero_point, padding, words),
+                }
                 self.filled += 1;
             }
             // Place of each row of taps in the frame.
-            let mut lines = [K * line; K];
-            for (ky, place) in lines.iter_mut().enumerate() {
-                if let Some(source) = (y + ky).checked_sub(padding).filter(|&source| source < height) {
-                    *place = source % K * line;
-                }
-            }
+            let place = |ky: usize| match (y + ky).checked_sub(padding).filter(|&source| source < height) {
+                Some(source) => source % (K + 2) * line,
+                None => (K + 2) * line,
+            };
+            let lines: [usize; ROWS] = std::array::from_fn(place);
             let start = (row - self.rows.start) * out_width * S::LANES;
             // SAFETY: `run` asserted the extents of the frame, in which the lines are whole rows.
             unsafe {
-                match out_width {
-                    8.. => self.tiles::<S, WIDE>(s, lines, start),
-                    4.. => self.tiles::<S, 4>(s, lines, start),
-                    2.. => self.tiles::<S, 2>(s, lines, start),
-                    _ => self.tiles::<S, 1>(s, lines, start),
+                match (stride, high, out_width) {
+                    (1, 2, 4..) => self.tiles::<S, 1, 2, 4>(s, lines, start),
+                    (1, 2, 2..) => self.tiles::<S, 1, 2, 2>(s, lines, start),
+                    (1, 2, _) => self.tiles::<S, 1, 2, 1>(s, lines, start),
+                    (1, _, 4..) => self.tiles::<S, 1, 1, 4>(s, lines, start),
+                    (1, ..) => self.tiles::<S, 1, 1, 1>(s, lines, start),
+                    (_, _, 8..) => self.tiles::<S, 2, 1, 8>(s, lines, start),
+                    (_, _, 4..) => self.tiles::<S, 2, 1, 4>(s, lines, start),
+                    _ => self.tiles::<S, 2, 1, 1>(s, lines, start),
                 }
             }
+            row += high;
         }
         self.filled
     }
 }
 
+/// Most rows of taps that two output rows read.
+const ROWS: usize = 9;
+
 impl<const K: usize> Sums<'_, K> {
-    /// An output row, `COUNT` pixels at a time; the last tile overlaps the one before it.
+    /// `HIGH` output rows, `COUNT` pixels of each at a time; the last tile overlaps the one before it. Two rows share
+    /// the loads of the taps that both read.
     ///
     /// # Safety
-    /// `frame` has a row of `pixels` vectors at each of the `lines`, and `pixels` are as many as `run` asserts. The
-    /// output is at least `COUNT` pixels wide.
+    /// `frame` has a row of `pixels` vectors at each of the `lines`, and `pixels` are as many as `run` asserts.
+    /// `STRIDE` is the convolution's, and the output at least `COUNT` pixels wide.
     #[inline(always)]
-    unsafe fn tiles<S: Simd, const COUNT: usize>(&mut self, s: S, lines: [usize; K], start: usize) {
-        let (out_width, words, stride) = (self.shape.out_width(), K.div_ceil(4), self.shape.stride);
+    unsafe fn tiles<S: Simd, const STRIDE: usize, const HIGH: usize, const COUNT: usize>(
+        &mut self,
+        s: S,
+        lines: [usize; ROWS],
+        start: usize,
+    ) {
+        let (out_width, words) = (self.shape.out_width(), K.div_ceil(4));
         let (frame, bias) = (self.frame.as_ptr(), s.read_i32(self.bias));
         let weight = &self.weight[..K * K.div_ceil(4) * S::LANES];
-        let sums = self.sums[start..][..out_width * S::LANES].as_mut_ptr();
+        let sums = self.sums[start..][..HIGH * out_width * S::LANES].as_mut_ptr();
         let mut column = 0;
         while column < out_width {
             column = column.min(out_width - COUNT);
-            let mut tile = [bias; COUNT];
-            for (ky, &line) in lines.iter().enumerate() {
+            let mut tile = [[bias; COUNT]; HIGH];
+            for (ky, &line) in lines.iter().enumerate().take(K + (HIGH - 1) * STRIDE) {
                 for word in 0..words {
-                    let taps = s.read_i32(&weight[(ky * words + word) * S::LANES..][..S::LANES]);
-                    for (x, sum) in tile.iter_mut().enumerate() {
-                        let place = line + ((column + x) * stride + 4 * word) * S::LANES;
-                        // SAFETY: `column + x < out_width` and `word < words`, so the pixel lies below `pixels`, and
+                    for x in 0..COUNT {
+                        let place = line + (column + x + 4 / STRIDE * word) * S::LANES;
+                        // SAFETY: `column + x < out_width` and `word < words`, so the word lies below `pixels`, and
                         // its vector in the row of the frame that starts at `line`.
-                        *sum = s.dot(*sum, unsafe { s.load_i32(frame.add(place)) }, taps);
+                        let pixels = unsafe { s.load_i32(frame.add(place)) };
+                        for (high, sums) in tile.iter_mut().enumerate() {
+                            if let Some(ky) = ky.checked_sub(high * STRIDE).filter(|&ky| ky < K) {
+                                let taps = s.read_i32(&weight[(ky * words + word) * S::LANES..][..S::LANES]);
+                                sums[x] = s.dot(sums[x], pixels, taps);
+                            }
+                        }
                     }
                 }
             }
-            for (x, sum) in tile.into_iter().enumerate() {
-                // SAFETY: `sums` holds `out_width` vectors, and `column + x < out_width`.
-                unsafe { s.store_i32(sums.add((column + x) * S::LANES), sum) };
+            for (high, tile) in tile.into_iter().enumerate() {
+                for (x, sum) in tile.into_iter().enumerate() {
+                    // SAFETY: `sums` holds `HIGH` rows of `out_width` vectors, and `column + x < out_width`.
+                    unsafe { s.store_i32(sums.add((high * out_width + column + x) * S::LANES), sum) };
+                }
             }
             column += COUNT;
         }
     }
 }
 
-/// Fills a row of the frame from the channels `channels` of a row of pixels. Word `p` holds the pixels `p - padding` to
-/// `p - padding + 3`, with a padding of at most 3; those outside the row have the zero point.
+/// Words in a row of the frame, per channel: one for each output pixel, and those of the last pixel's other taps.
+fn words_per_row<const K: usize>(shape: Shape) -> usize {
+    shape.out_width() + (K - 1) / 4 * 4 / shape.stride
+}
+
+/// Fills a row of the frame from the channels `channels` of a row of pixels. Word `p` holds the four pixels from
+/// `p * STRIDE - padding` on, with a padding of at most 3; those outside the row have the zero point.
 #[inline(always)]
-fn fill_row<S: Simd>(
+fn fill_row<S: Simd, const STRIDE: usize>(
     s: S,
     row: &[u8],
     step: usize,
@@ -237,21 +265,18 @@ fn fill_row<S: Simd>(
 ) {
     let border = s.splat_i32(zero_point.into());
     let mut word = s.splat_i32(i32::from_le_bytes([zero_point; 4]));
-    // The first word is complete with the pixel `3 - padding`.
     let mut pixels = row.chunks_exact(step);
-    for _ in padding..3 {
-        let next = match pixels.next() {
-            Some(pixel) => s.read_bytes(&pixel[channels.clone()]),
-            None => border,
-        };
-        word = s.shift_in(word, next);
-    }
+    // The first word begins in the border.
+    let mut new = 4 - padding;
     for words in line.chunks_exact_mut(S::LANES) {
-        let next = match pixels.next() {
-            Some(pixel) => s.read_bytes(&pixel[channels.clone()]),
-            None => border,
-        };
-        word = s.shift_in(word, next);
+        for _ in 0..new {
+            let next = match pixels.next() {
+                Some(pixel) => s.read_bytes(&pixel[channels.clone()]),
+                None => border,
+            };
+            word = s.shift_in(word, next);
+        }
+        new = STRIDE;
         // SAFETY: the chunk holds `LANES` words.
         unsafe { s.store_i32(words.as_mut_ptr(), word) };
     }

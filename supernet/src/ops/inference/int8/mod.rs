@@ -242,6 +242,7 @@ impl DenseConv {
             activation: Activation::Identity,
             pool: false,
             eps: 0.0,
+            depthwise: false,
         };
         assert_eq!(input.len(), batch * height * width * self.in_channels);
         let (out_height, out_width) = shape.output_size();

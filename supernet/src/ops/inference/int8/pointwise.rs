@@ -6,6 +6,7 @@ use super::words;
 use crate::ops::activation::Act;
 use crate::ops::buffers::Buffer;
 use crate::ops::dense_shape::DenseShape;
+use crate::ops::inference::columns::fill_columns;
 use crate::ops::matmul::ROW_BLOCK;
 use crate::ops::simd::{Kernel, Simd, dispatch, entry_points, vectors};
 use std::marker::PhantomData;
@@ -62,62 +63,6 @@ impl Rows<'_> {
                 }
             }
         }
-    }
-}
-
-/// Writes the values that the output pixels `pixels` read, `stride` apart.
-fn fill_columns(
-    shape: &DenseShape,
-    input: &[u8],
-    zero_point: u8,
-    pixels: Range<usize>,
-    tile: &mut [u8],
-    stride: usize,
-) {
-    let (out_height, out_width) = shape.output_size();
-    let (k, channels, step, padding) = (shape.kernel, shape.in_channels, shape.stride, shape.kernel / 2);
-    let row = shape.width * channels;
-    let mut first = pixels.start;
-    while first < pixels.end {
-        // Pixels of one output row.
-        let (image, y, x) = (first / (out_height * out_width), first / out_width % out_height, first % out_width);
-        let columns = x..out_width.min(x + pixels.end - first);
-        let tile = &mut tile[(first - pixels.start) * stride..][..columns.len() * stride];
-        for ky in 0..k {
-            let source = (y * step + ky).checked_sub(padding).filter(|&source| source < shape.height);
-            let source = source.map(|source| &input[(image * shape.height + source) * row..][..row]);
-            for (x, out) in columns.clone().zip(tile.chunks_exact_mut(stride)) {
-                let out = &mut out[ky * k * channels..][..k * channels];
-                let Some(source) = source else {
-                    out.fill(zero_point);
-                    continue;
-                };
-                if let Some(start) = (x * step).checked_sub(padding).filter(|start| start + k <= shape.width) {
-                    copy(&source[start * channels..][..k * channels], out);
-                    continue;
-                }
-                // Taps whose pixels exist.
-                let left = padding.saturating_sub(x * step).min(k);
-                let right = (shape.width + padding).saturating_sub(x * step).clamp(left, k);
-                out.fill(zero_point);
-                if left < right {
-                    let from = (x * step + left - padding) * channels;
-                    let run = (right - left) * channels;
-                    out[left * channels..][..run].copy_from_slice(&source[from..][..run]);
-                }
-            }
-        }
-        first += columns.len();
-    }
-}
-
-/// Copies as many bytes; the lengths of a colour image's first convolution without a call.
-#[inline(always)]
-fn copy(source: &[u8], target: &mut [u8]) {
-    if let (Some(source), Some(target), 9) = (source.first_chunk::<9>(), target.first_chunk_mut::<9>(), source.len()) {
-        *target = *source;
-    } else {
-        target.copy_from_slice(source);
     }
 }
 
