@@ -1,12 +1,14 @@
 //! The command line: the commands and the global options. The arguments of a command are in its own file.
 
 use crate::commands::{
-    bench, config, export, extract, import, predictor, profile, quickstart, search, speed, train, tune,
+    bench, completions, config, export, extract, import, predict, predictor, profile, quantise, quickstart, search,
+    speed, train, tune,
 };
 use crate::{conditions, interrupt, numbers, processes};
 use anyhow::{Result, ensure};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use ofa_supernet::Ranks;
+use ofa_supernet::ops::InstructionSet;
 
 /// Once-for-all: train one weight-sharing network, give every device its own model.
 #[derive(Parser)]
@@ -43,8 +45,33 @@ enum Command {
     Extract(extract::Args),
     /// Measure accuracy on test images, size and latency of extracted models.
     Bench(bench::Args),
+    /// Make 8-bit integer models of extracted models, calibrated on training images.
+    Quantise(quantise::Args),
     /// Write models in the file formats of other engines: ONNX.
     Export(export::Args),
+    /// Classify images with an extracted model.
+    Predict(predict::Args),
+    /// Print completions for a shell.
+    Completions(completions::CompletionArgs),
+    /// Write man pages.
+    Man(completions::ManArgs),
+}
+
+/// Version, commit, optional features, architecture, and the instruction set in use: what a report of times needs.
+fn version() -> String {
+    let features =
+        [("cuda", cfg!(feature = "cuda")), ("metal", cfg!(feature = "metal")), ("mpi", cfg!(feature = "mpi"))];
+    let features: Vec<&str> = features.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
+    let features = if features.is_empty() { "none".into() } else { features.join(", ") };
+    // A wrong OFA_ISA is reported by every command, but not by this one.
+    let instructions = InstructionSet::from_environment().map_or("unknown", |_| InstructionSet::active().name());
+    format!(
+        "{}\ncommit: {}\nfeatures: {features}\narchitecture: {}-{}\ninstruction set: {instructions}",
+        env!("CARGO_PKG_VERSION"),
+        env!("OFA_COMMIT"),
+        std::env::consts::ARCH,
+        std::env::consts::OS,
+    )
 }
 
 impl Cli {
@@ -57,7 +84,7 @@ impl Cli {
             let takes_values = argument.get_action().takes_values();
             argument.allow_negative_numbers(takes_values)
         };
-        let command = <Cli as CommandFactory>::command().mut_args(negative);
+        let command = <Cli as CommandFactory>::command().long_version(version()).mut_args(negative);
         let mut command = command.mut_subcommands(|subcommand| subcommand.mut_args(negative));
         let matches = command.try_get_matches_from_mut(std::env::args_os())?;
         conditions::check(&mut command, &matches)?;
@@ -88,7 +115,11 @@ impl Cli {
             Command::Search(args) => search::run(&args),
             Command::Extract(args) => extract::run(&args),
             Command::Bench(args) => bench::run(&args),
+            Command::Quantise(args) => quantise::run(&args),
             Command::Export(args) => export::run(&args),
+            Command::Predict(args) => predict::run(&args),
+            Command::Completions(args) => completions::completions(&args, <Cli as CommandFactory>::command()),
+            Command::Man(args) => completions::man(&args, <Cli as CommandFactory>::command()),
         }
     }
 }

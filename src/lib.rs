@@ -29,6 +29,7 @@ mod processes;
 mod progress;
 mod quickstart_folder;
 mod ranks_model;
+mod remote;
 mod result_files;
 mod run_folder;
 mod scorer;

@@ -21,6 +21,11 @@ pub fn opset(text: &str) -> Result<usize, String> {
     whole(text, OPSETS)
 }
 
+/// Bits of quantised weights.
+pub fn weight_bits(text: &str) -> Result<u8, String> {
+    Ok(whole(text, 7..=8)? as u8)
+}
+
 /// Height and width of an image.
 pub fn resolution(text: &str) -> Result<usize, String> {
     whole(text, 1..=4096)
@@ -29,6 +34,11 @@ pub fn resolution(text: &str) -> Result<usize, String> {
 /// Classes of a new network.
 pub fn classes(text: &str) -> Result<usize, String> {
     whole(text, 2..=65_536)
+}
+
+/// Classes that are shown of a prediction.
+pub fn shown_classes(text: &str) -> Result<usize, String> {
+    whole(text, 1..=65_536)
 }
 
 /// Steps, rounds and trials that are measured one after the other.

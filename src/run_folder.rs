@@ -224,6 +224,11 @@ impl RunFolder {
         self.take(Sharing::Shared)
     }
 
+    /// Locks the folder together with other readers, for a command that adds device profiles to any folder.
+    pub fn lock_for_devices(&self) -> Result<Lock> {
+        self.take(Sharing::Shared)
+    }
+
     /// Takes the lock and removes temporary files of killed commands. A shared lock suffices: a temporary file in use
     /// is locked by its writer.
     fn take(&self, sharing: Sharing) -> Result<Lock> {

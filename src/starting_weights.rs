@@ -54,8 +54,8 @@ impl StartingWeights {
         Ok(StartingWeights { path, state, space: note.space, classes: note.classes, normalisation })
     }
 
-    /// Puts the weights into `net`, which is for images of `classes`. Its classifier stays as it is, unless the classes
-    /// are the same.
+    /// Loads the weights into `net`, a network for images of `classes`. The classifier's weights are loaded only if the
+    /// classes are equal.
     pub fn load_into(&self, net: &Supernet, classes: &[String]) -> Result<()> {
         // Resolutions have no weights.
         let own = SearchSpace { resolutions: net.space().resolutions.clone(), ..self.space.clone() };
@@ -71,7 +71,7 @@ impl StartingWeights {
         let kept = self.state.iter().filter(|(name, _)| same || !CLASSIFIER.contains(&name.as_str()));
         state.extend(kept.map(|(name, tensor)| (name.clone(), tensor.clone())));
         net.load_state(&state).with_context(|| self.path.display().to_string())?;
-        let classifier = if same { "the same classes" } else { "a new classifier, since the classes are others" };
+        let classifier = if same { "the same classes" } else { "a new classifier, since the classes differ" };
         note(format!("training starts from {}, with {classifier}", self.path.display()));
         Ok(())
     }

@@ -19,6 +19,17 @@ fn models_are_measured_at_each_batch_size() {
 }
 
 #[test]
+fn layers_are_listed_with_their_times() {
+    let temporary = tempfile::tempdir().unwrap();
+    finished_run(temporary.path());
+    let out = succeeds(temporary.path(), &["bench", "run/models/smallest", "--layers"]);
+    let row = |name: &str| out.lines().find(|line| line.trim_start().starts_with(name)).map(str::to_string);
+    assert!(row("conv_stem").is_some_and(|row| row.contains("3x3 stride") && row.contains('%')), "{out}");
+    assert!(row("classifier").is_some() && out.contains("GFLOP/s"), "{out}");
+    fails(temporary.path(), &["bench", "run/models/smallest", "--layers", "--json"], &["--layers"]);
+}
+
+#[test]
 fn a_table_for_spreadsheets_has_a_line_per_model() {
     let temporary = tempfile::tempdir().unwrap();
     finished_run(temporary.path());

@@ -17,6 +17,10 @@ core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 timm_models = 0
 
 
+def in_timm(block):
+    return "expand" in block and not block.get("projection") and not (block["residual"] and block["stride"] > 1)
+
+
 def check(folder):
     global timm_models
     case = json.loads((folder / "case.json").read_text())
@@ -46,7 +50,7 @@ def check(folder):
     with torch.no_grad():
         close("PyTorch", module.load(folder)(torch.from_numpy(values)).numpy())
         blocks = [block for stage in config["network"]["stages"] for block in stage]
-        if all(isinstance(block, dict) and "expand" in block for block in blocks):
+        if all(isinstance(block, dict) and in_timm(block) for block in blocks):
             close("timm", module.load_timm(folder)(torch.from_numpy(values)).numpy())
             timm_models += 1
             return

@@ -77,7 +77,7 @@ fn space(name: &str) -> SearchSpace {
 
 /// Every family and size, odd resolutions, versions of the operators, options.
 fn cases() -> Vec<Case> {
-    let spaces = ["tiny", "resnet-tiny", "cifar-mbv3", "mbv3-w1.0", "proxyless-w1.3", "resnet50d"];
+    let spaces = ["tiny", "resnet-tiny", "attentive-tiny", "cifar-mbv3", "mbv3-w1.0", "proxyless-w1.3", "resnet50d"];
     let sizes = spaces.iter().flat_map(|space| [0, 1, 2].map(|subnet| Case::of(space, subnet)));
     let (mobile, proxyless, resnet) = (Case::of("tiny", 2), Case::of("proxyless-w1.3", 0), Case::of("resnet-tiny", 2));
     sizes
@@ -139,7 +139,7 @@ impl Exported {
         // Rounding errors of all engines grow with the depth, faster with random weights than with trained ones.
         let tolerance = match (space.family, config.network.resolution) {
             (_, 128..) => 5e-4,
-            (Family::ResNetD, _) => 1e-4,
+            (Family::ResNetD | Family::AttentiveNas, _) => 1e-4,
             _ => 1e-5,
         };
         let mut rng = generator(7, Stream::RandomImages, &[]);

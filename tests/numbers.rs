@@ -40,6 +40,8 @@ fn every_numeric_option_refuses_what_is_out_of_range() {
         ),
         (&["search", "--limit", "any:macs=1M", "--compare"], &["--seeds"], &[]),
         (&["extract"], &["--recalibration"], &["--finetune", "--finetune-rate"]),
+        (&["quantise", "m", "--data", "d"], &["--images", "--weight-bits", "--data-seed"], &[]),
+        (&["export", "m", "--data", "d"], &["--calibration"], &[]),
         (&["import", "f", "--network", "n"], &["--resolution"], &[]),
         (
             &["import", "f", "--space", "tiny", "--data", "d"],

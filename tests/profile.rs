@@ -17,6 +17,18 @@ fn a_profile_is_measured_with_a_number_of_threads_and_its_limits_are_searched() 
 }
 
 #[test]
+fn a_profile_in_int8_is_measured_and_its_limits_are_searched() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let profile = ["profile", "--run", "run", "--name", "small", "--number-type"];
+    let out = succeeds(folder, &[&profile[..], &["int8", "--rounds", "3", "--check", "5"]].concat());
+    assert!(out.contains(", int8)"), "{out}");
+    succeeds(folder, &["search", "--run", "run", "--limit", "small:latency=1s", "--generations", "3"]);
+    fails(folder, &[&profile[..], &["f16"]].concat(), &["f16", "f32 or int8"]);
+}
+
+#[test]
 fn a_table_for_another_space_is_refused() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();

@@ -2,7 +2,8 @@
 //!
 //! All are folds over the network's [`Graph`]; nothing runs. Where several are asked for, lower once and ask the graph.
 
-use ofa_supernet::graph::Graph;
+use crate::quantise::Rule;
+use ofa_supernet::graph::{Graph, Op};
 use ofa_supernet::space::NetworkSpec;
 
 /// Multiply-accumulates of one image's forward pass: [`Graph::macs`].
@@ -27,6 +28,35 @@ pub fn peak_activation_bytes(network: &NetworkSpec) -> u64 {
     Graph::of(network).peak_values().saturating_mul(4)
 }
 
+/// Bytes of the tensors of the int8 model: a byte per weight of the layers that [`Rule`] rounds, a scale and a bias of 4
+/// bytes each per output channel; for all other layers 2 bytes per weight and 4 per bias. Batch norm is folded into the
+/// layers.
+pub fn int8_bytes(network: &NetworkSpec) -> u64 {
+    let graph = Graph::of(network);
+    let rule = Rule::of(&graph, &[].into());
+    let of_node = |(index, int8): (usize, &bool)| {
+        let node = graph.nodes()[index];
+        let inputs = node.inputs().first().map_or(0, |input| graph.node(*input).shape.channels);
+        let per_output = match node.op {
+            Op::Convolution { kernel, groups, .. } => inputs / groups.max(1) * kernel * kernel,
+            Op::Linear => inputs,
+            _ => return 0,
+        };
+        let (out, per_output) = (node.shape.channels as u64, per_output as u64);
+        out.saturating_mul(if *int8 {
+            per_output.saturating_add(8)
+        } else {
+            per_output.saturating_mul(2).saturating_add(4)
+        })
+    };
+    rule.int8.iter().enumerate().map(of_node).fold(0, u64::saturating_add)
+}
+
+/// Largest number of bytes of activations alive at once, for one image in int8: [`Graph::peak_values`].
+pub fn peak_int8_activation_bytes(network: &NetworkSpec) -> u64 {
+    Graph::of(network).peak_values()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,6 +72,22 @@ mod tests {
                 let numbers: usize = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
                 assert_eq!(stored_numbers(&network), numbers as u64, "{name}: {subnet}");
             }
+        }
+    }
+
+    #[test]
+    fn int8_bytes_are_those_of_the_layers() {
+        use crate::quantise::{QuantisedLayer, QuantisedNetwork};
+        for name in ["tiny", "resnet-tiny", "attentive-tiny", "mbv3-w1.0"] {
+            let space = preset(name).unwrap();
+            let network = space.network(&space.middle(), 10).unwrap();
+            let layers = QuantisedNetwork::random(&network, &[].into(), 1).unwrap().layers;
+            let bytes = layers.values().map(|layer| match layer {
+                QuantisedLayer::Int8(layer) => layer.weight.len() + 8 * layer.bias.len(),
+                QuantisedLayer::F32 { weight, bias } => 2 * weight.len() + 4 * bias.len(),
+            });
+            assert_eq!(int8_bytes(&network), bytes.sum::<usize>() as u64, "{name}");
+            assert!(int8_bytes(&network) < stored_numbers(&network) * 2);
         }
     }
 

@@ -17,12 +17,12 @@ pub struct Budget {
     pub max_samples: usize,
     /// Time for all subjects together, warm-up excluded; spent before `min_samples` are there, measuring goes on.
     pub time: Duration,
-    /// Measured runs a visit.
+    /// Measured runs per visit.
     pub visit: usize,
 }
 
 impl Default for Budget {
-    /// 50 to 1000 runs, 2 seconds, 5 runs a visit.
+    /// 50 to 1000 runs, 2 seconds, 5 runs per visit.
     fn default() -> Self {
         Budget { min_samples: 50, max_samples: 1000, time: Duration::from_secs(2), visit: 5 }
     }
@@ -60,13 +60,14 @@ impl Clock for SystemClock {
 /// Times of `f` in milliseconds, after `warmup` runs that are not counted.
 ///
 /// # Errors
-/// Those of `f`, and an empty budget.
+/// Errors of `f`, and an empty budget.
 pub fn measure(warmup: usize, budget: &Budget, mut f: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
     let mut times = measure_interleaved(&mut SystemClock::new(), 1, warmup, budget, &mut || Ok(()), |_| f())?;
     Ok(times.pop().expect("one subject was asked for"))
 }
 
-/// Times of `f(0)`, `f(1)`, ..., `f(subjects - 1)` in milliseconds, interleaved, one list a subject, all of one length.
+/// Times of `f(0)`, `f(1)`, ..., `f(subjects - 1)` in milliseconds, interleaved, one list per subject, all of one
+/// length.
 ///
 /// Each subject first runs `warmup` times uncounted; later every visit starts with one uncounted run (see the module's
 /// text). `between` is called before each run and not timed: an error of it ends a measurement whose runs take long.

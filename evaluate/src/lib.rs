@@ -8,6 +8,7 @@
 //! | [`profile`] | a device's latency table: measured on the device, read by the search |
 //! | [`runtime`] | fast inference of a static network |
 //! | [`model`] | the folder of an extracted model: names, configuration, loading, saving |
+//! | [`quantise`] | networks in 8-bit integers: definition, calibration |
 //! | [`export`] | extracted models in the file formats of other engines |
 //! | [`mod@bench`] | accuracy, size and speed of extracted models, as a table |
 //!
@@ -28,6 +29,7 @@ pub mod latency;
 pub mod memory;
 pub mod model;
 pub mod profile;
+pub mod quantise;
 pub mod runtime;
 
 pub use error::{Error, Result};

@@ -1,4 +1,4 @@
-//! Memory that training will take, and memory that there is.
+//! Memory that training needs (an estimate), and memory that the machine has.
 
 use ofa_supernet::Result;
 use ofa_supernet::graph::{Graph, Region, RegionKind};
@@ -11,10 +11,11 @@ use std::path::Path;
 const BATCHES: u64 = 5;
 /// Prepared validation images are kept up to this many bytes.
 const EVALUATION_BUDGET: u64 = 1 << 30;
-/// Work buffers are reused where they fit; subnets and resolutions differ, so a part of them waits unused.
+/// Factor on work buffers: they are reused where they fit, but their sizes differ by subnet and resolution, so some of
+/// them are idle.
 const WORK_BUFFERS: f64 = 1.25;
 
-/// Bytes that training adds at its peak to what the program with its data set takes, by what they hold.
+/// Peak memory of training in bytes, besides that of the program and its data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TrainingMemory {
     /// Weights, gradients, momentum, moving average, teacher, and their copies while a checkpoint is written.
@@ -43,11 +44,10 @@ impl TrainingMemory {
         let ema = u64::from(config.ema.is_some());
         let teacher = u64::from(config.stages.iter().any(StageConfig::has_frozen_teacher));
         let at_once = |stage: &StageConfig| config.subnets_at_once.min(stage.subnets_per_step) as u64;
-        // The weights, their gradient and the parts of it of the passes under way; momentum; the average and the copy
-        // it is moved with.
+        // Weights, the sum of gradients and one gradient per concurrent pass; momentum; the moving average and a copy.
         let passes = config.stages.iter().map(at_once).max().unwrap_or(1);
         let training = 2 + passes + 1 + 2 * ema + teacher;
-        // Each part once as tensors and once as bytes.
+        // While a checkpoint is written, each part exists once as tensors and once as bytes.
         let checkpoint = 2 * (2 + ema + teacher);
 
         let (mut activations, mut batches) = (0, 0);
@@ -78,7 +78,7 @@ impl TrainingMemory {
         })
     }
 
-    /// All of it.
+    /// Sum of all parts.
     pub fn total(&self) -> u64 {
         self.weights.saturating_add(self.activations).saturating_add(self.images)
     }
@@ -93,14 +93,14 @@ fn step_bytes(network: &NetworkSpec) -> u64 {
     kept.saturating_add(body(&graph).map(work).max().unwrap_or(0)).saturating_mul(4)
 }
 
-/// Bytes of one image's forward pass alone: the layer with the largest input and outputs.
+/// Bytes of one image's forward pass without a backward pass: the layer with the largest input and outputs.
 fn forward_bytes(network: &NetworkSpec) -> u64 {
     let graph = Graph::of(network);
     let values = |layer: &Region| graph.layer_input(layer).saturating_add(graph.values_kept_for_backward(layer));
     body(&graph).map(values).max().unwrap_or(0).saturating_mul(4)
 }
 
-/// Layers with maps. A head without a convolution reads the last map only, which its writer counts.
+/// Layers with maps. A head without a convolution only reads the last map, which counts with the layer that wrote it.
 fn body(graph: &Graph) -> impl Iterator<Item = &Region> {
     graph.layers().iter().filter(|layer| {
         layer.kind != RegionKind::Head || graph.inner_regions().iter().any(|inner| layer.contains(inner))

@@ -5,9 +5,17 @@ mod spaces;
 
 use ofa_evaluate::cost::{macs, parameters, peak_activation_bytes};
 use ofa_evaluate::model::{tensor_shapes, validate};
-use ofa_supernet::space::Family;
+use ofa_supernet::space::{BlockSpec, Family};
 use proptest::prelude::*;
 use spaces::{cases, space_and_subnet};
+
+/// What timm's names of a block's tensors begin with.
+fn prefix(block: &BlockSpec, stage: usize, place: usize) -> String {
+    match block {
+        BlockSpec::Bottleneck(_) => format!("layer{}.{place}.", stage + 1),
+        _ => format!("blocks.{stage}.{place}."),
+    }
+}
 
 proptest! {
     #![proptest_config(cases(128))]
@@ -28,7 +36,7 @@ proptest! {
         let network = space.network(&subnet, 5).unwrap();
         let square = |size: usize| (size * size) as u64;
         let blocks: Vec<_> = network.stages.iter().enumerate()
-            .flat_map(|(s, blocks)| blocks.iter().enumerate().map(move |(b, block)| (block.prefix(s, b).to_string(), block)))
+            .flat_map(|(s, blocks)| blocks.iter().enumerate().map(move |(b, block)| (prefix(block, s, b), block)))
             .collect();
         // The stem's convolutions come first.
         let mut stem = network.stem.iter();

@@ -4,9 +4,9 @@
 //! default 0.004: that of ten thousand images at 80 %):
 //! `cargo run --release -p ofa-extract --example active_sampling -- acc_predictor.pth [NOISE [REPETITIONS]]`
 //!
-//! With samples that `ofa predictor` measured: random samples (which also judge: all of them judge chosen samples, and
-//! the remaining ones judge a random draw), and those of runs with `--active deviation`:
-//! `cargo run --release -p ofa-extract --example active_sampling -- SPACE RANDOM.jsonl CHOSEN.jsonl...`
+//! With samples that `ofa predictor` measured: a file of random samples, and files of runs with `--active deviation`.
+//! All random samples judge the chosen ones; a random draw is judged by the random samples that it left: `cargo run
+//! --release -p ofa-extract --example active_sampling -- SPACE RANDOM.jsonl CHOSEN.jsonl...`
 
 use ofa_extract::predictor::active::{Acquisition, next};
 use ofa_extract::predictor::metrics::kendall_tau;
@@ -19,12 +19,12 @@ use rand::seq::SliceRandom;
 use std::error::Error;
 use std::path::Path;
 
-/// Numbers of measurements at which both are compared.
+/// Numbers of measurements at which random and chosen subnets are compared.
 const SIZES: [usize; 7] = [50, 75, 100, 150, 200, 300, 400];
 /// Number of random subnets on which tau is computed.
 const JUDGED: u64 = 1000;
 
-/// Number of draws among measured samples, whose mean is shown.
+/// Number of random draws over which tau is averaged.
 const DRAWS: u64 = 10;
 
 fn main() -> Result<(), Box<dyn Error>> {

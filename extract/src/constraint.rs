@@ -23,14 +23,26 @@ pub enum Metric {
     Size,
     /// Bytes of the extracted model's tensors in f16.
     SizeF16,
+    /// Peak activation memory of the int8 model for one image, in bytes.
+    MemoryInt8,
+    /// Bytes of the int8 model's tensors.
+    SizeInt8,
 }
 
 /// Names of units and their sizes in the metric's base unit; largest first.
 type Units = &'static [(&'static str, f64)];
 
 impl Metric {
-    const ALL: [Metric; 6] =
-        [Metric::Latency, Metric::Macs, Metric::Parameters, Metric::Memory, Metric::Size, Metric::SizeF16];
+    const ALL: [Metric; 8] = [
+        Metric::Latency,
+        Metric::Macs,
+        Metric::Parameters,
+        Metric::Memory,
+        Metric::Size,
+        Metric::SizeF16,
+        Metric::MemoryInt8,
+        Metric::SizeInt8,
+    ];
 
     /// Name in limits.
     pub fn name(self) -> &'static str {
@@ -41,6 +53,8 @@ impl Metric {
             Metric::Memory => "memory",
             Metric::Size => "size",
             Metric::SizeF16 => "size-f16",
+            Metric::MemoryInt8 => "memory-int8",
+            Metric::SizeInt8 => "size-int8",
         }
     }
 
@@ -49,7 +63,7 @@ impl Metric {
         match self {
             Metric::Latency => &[("s", 1e3), ("ms", 1.0), ("us", 1e-3)],
             Metric::Macs | Metric::Parameters => COUNT,
-            Metric::Memory | Metric::Size | Metric::SizeF16 => &[
+            Metric::Memory | Metric::Size | Metric::SizeF16 | Metric::MemoryInt8 | Metric::SizeInt8 => &[
                 ("GiB", 1_073_741_824.0),
                 ("GB", 1e9),
                 ("MiB", 1_048_576.0),
@@ -67,7 +81,9 @@ impl Metric {
             Metric::Latency => "12ms, 800us or 0.5s",
             Metric::Macs => "50M, 1.2G, 800k or 50000000",
             Metric::Parameters => "3.5M, 800k or 3500000",
-            Metric::Memory | Metric::Size | Metric::SizeF16 => "512KB, 1MB (decimal), 2MiB, 512KiB (binary) or 65536B",
+            Metric::Memory | Metric::Size | Metric::SizeF16 | Metric::MemoryInt8 | Metric::SizeInt8 => {
+                "512KB, 1MB (decimal), 2MiB, 512KiB (binary) or 65536B"
+            }
         }
     }
 
@@ -297,6 +313,8 @@ impl Measures {
             Metric::Memory => cost::peak_activation_bytes(&network) as f64,
             Metric::Size => 4.0 * cost::stored_numbers(&network) as f64,
             Metric::SizeF16 => 2.0 * cost::stored_numbers(&network) as f64,
+            Metric::MemoryInt8 => cost::peak_int8_activation_bytes(&network) as f64,
+            Metric::SizeInt8 => cost::int8_bytes(&network) as f64,
         })
     }
 }
@@ -323,6 +341,8 @@ mod tests {
             ("any:memory=1MB", Metric::Memory, 1e6, "any:memory=1MB"),
             ("any:size=1MB", Metric::Size, 1e6, "any:size=1MB"),
             ("any:size-f16=64KiB", Metric::SizeF16, 65536.0, "any:size-f16=64KiB"),
+            ("any:size-int8=64KiB", Metric::SizeInt8, 65536.0, "any:size-int8=64KiB"),
+            ("any:memory-int8=20KB", Metric::MemoryInt8, 20e3, "any:memory-int8=20KB"),
         ] {
             let constraint: Constraint = text.parse().unwrap();
             assert_eq!((constraint.metric, constraint.limit), (metric, limit), "{text}");

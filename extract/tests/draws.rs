@@ -138,12 +138,9 @@ fn stages_of_training_and_their_draws() {
                     (stage.sampling, stage.subnets_per_step) = (sampling, 3);
                     for step in 0..3 {
                         let resolution = resolution_of(&stage, &choices, 5, step);
-                        for index in 0..3 {
-                            writeln!(text, "{}", subnet_of(&stage, &choices, 5, step, index, resolution)).unwrap();
-                        }
-                        for subnet in candidates_of(&stage, &choices, 5, step, 2, resolution).unwrap() {
-                            writeln!(text, "{subnet}").unwrap();
-                        }
+                        let drawn = (0..3).map(|index| subnet_of(&stage, &choices, 5, step, index, resolution));
+                        let candidates = candidates_of(&stage, &choices, 5, step, 2, resolution).unwrap();
+                        drawn.chain(candidates).for_each(|subnet| writeln!(text, "{subnet}").unwrap());
                     }
                 }
             }

@@ -5,7 +5,9 @@ use crate::run_folder::{DataConfig, data_flag};
 use crate::{class_names, interrupt, memory, numbers, progress, shell, table};
 use anyhow::{Result, bail};
 use ofa_evaluate::Model;
-use ofa_evaluate::bench::{BenchOptions, BenchRow, BenchStep, bench, csv, memory as memory_of_bench, update_card};
+use ofa_evaluate::bench::{
+    BenchOptions, BenchRow, BenchStep, LayerTime, bench, csv, layers, memory as memory_of_bench, update_card,
+};
 use ofa_evaluate::model::CONFIG_FILE;
 use ofa_supernet::data::{Dataset, Normalisation, Splits};
 use std::collections::BTreeMap;
@@ -32,6 +34,10 @@ pub struct Args {
     /// Batch sizes to measure with.
     #[arg(long, value_delimiter = ',', default_value = "1", value_parser = numbers::batch)]
     batch: Vec<usize>,
+    /// Also print each layer's time, GFLOP/s and share of the floor, with the first number of threads and batch: the
+    /// floor is the time of its operations in a large product in the caches.
+    #[arg(long, conflicts_with_all = ["json", "csv"])]
+    layers: bool,
     /// Write the figures into each model folder: its card README.md, and bench.json.
     #[arg(long)]
     update_card: bool,
@@ -80,6 +86,30 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         print_rows(&rows);
     }
+    if args.layers {
+        args.models.iter().try_for_each(|folder| print_layers(folder, &options))?;
+    }
+    Ok(())
+}
+
+/// Measures and prints the layers of a model.
+fn print_layers(folder: &Path, options: &BenchOptions) -> Result<()> {
+    let rows = layers(&mut Model::load(folder)?, options)?;
+    let total: f64 = rows.iter().map(|row| row.ms).sum();
+    let line = |row: &LayerTime| {
+        let percent = |part: f64, whole: f64| format!("{:.0} %", 100.0 * part / whole.max(1e-9));
+        let of_products = |text: String| if row.macs > 0 { text } else { "-".into() };
+        vec![
+            row.name.clone(),
+            row.shape.clone(),
+            format!("{:.3}", row.ms),
+            percent(row.ms, total),
+            of_products(format!("{:.0}", 2e-6 * row.macs as f64 / row.ms.max(1e-9))),
+            of_products(percent(row.floor_ms, row.ms)),
+        ]
+    };
+    say!("\n{}", folder.display());
+    table::print(&["layer", "shape", "ms", "of all", "GFLOP/s", "floor"], &rows.iter().map(line).collect::<Vec<_>>());
     Ok(())
 }
 

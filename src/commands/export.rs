@@ -1,10 +1,13 @@
 //! `ofa export`
 
 use crate::commands::bench::check_folder;
+use crate::commands::quantise::{calibration_images, engine, open_data};
 use crate::{interrupt, numbers};
 use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 use ofa_evaluate::export::{self, Batch, FORMATS, Options};
+use ofa_evaluate::model::load_config;
+use ofa_evaluate::quantise::Engine;
 use std::path::PathBuf;
 
 /// Write models in the file formats of other engines, each into its model folder.
@@ -35,6 +38,23 @@ pub struct Args {
     /// Take images of bytes [batch, height, width, 3] (RGB, at the model's resolution), and normalise them inside.
     #[arg(long)]
     with_preprocessing: bool,
+    /// Engine that will run int8 models: each is fast with values rounded at other places. Files of other models are
+    /// the same for all [default: the engine that the model was quantised for, otherwise onnxruntime].
+    #[arg(long = "for", value_parser = PossibleValuesParser::new(["onnxruntime", "openvino", "tensorrt"]))]
+    engine: Option<String>,
+    /// Also write this many preprocessed training images to calibration.npy in the model's folder, f32 [images, 3,
+    /// height, width], for engines that quantise the f32 file by themselves.
+    #[arg(long, value_parser = numbers::images, requires = "data")]
+    calibration: Option<usize>,
+    /// Images for --calibration: a folder or `builtin`.
+    #[arg(long, requires = "calibration")]
+    data: Option<String>,
+    /// Seed of the built-in data, as in training.
+    #[arg(long, default_value_t = 0, value_parser = numbers::seed, requires = "data")]
+    data_seed: u64,
+    /// Skip unreadable images with a count instead of failing.
+    #[arg(long, requires = "data")]
+    skip_bad: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -46,17 +66,29 @@ pub fn run(args: &Args) -> Result<()> {
         );
     }
     let Some(format) = export::format(&args.format) else { bail!("the format '{}' is not known", args.format) };
-    let options = Options {
+    let mut options = Options {
         opset: args.opset,
         batch: if args.dynamic_batch { Batch::Dynamic } else { Batch::Fixed(args.batch) },
         softmax: args.with_softmax,
         preprocessing: args.with_preprocessing,
+        engine: Engine::OnnxRuntime,
     };
+    let data = args.data.as_ref().map(|source| open_data(source, args.data_seed, args.skip_bad)).transpose()?;
     for folder in &args.models {
         interrupt::check()?;
         check_folder(folder, "export")?;
+        let quantisation = load_config(folder)?.quantisation;
+        let own = quantisation.map(|quantisation| quantisation.engine).filter(|engine| *engine != Engine::Ofa);
+        options.engine = match &args.engine {
+            Some(name) => engine(name)?,
+            None => own.unwrap_or(Engine::OnnxRuntime),
+        };
         let (path, bytes) = export::export(folder, format, &options, args.out.as_deref())?;
         say!("{}: {:.1} kB", path.display(), bytes as f64 / 1e3);
+        if let (Some(data), Some(count)) = (&data, args.calibration) {
+            let images = calibration_images(&load_config(folder)?, data, count)?;
+            say!("{}", export::write_calibration(folder, &images)?.display());
+        }
     }
     Ok(())
 }

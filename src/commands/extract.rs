@@ -1,5 +1,6 @@
 //! `ofa extract`
 
+use crate::commands::quantise::{QuantiseOptions, quantise_folder};
 use crate::freshness::{predictor_path, warn_of_outdated};
 use crate::measured::{Images, Measured};
 use crate::run_folder::{RunConfig, RunFolder};
@@ -57,6 +58,9 @@ pub struct Args {
     /// Number type of the stored weights: f32, f16 or bf16.
     #[arg(long, default_value = "f32", value_parser = number_type)]
     dtype: NumberType,
+    /// Also make the int8 twin NAME-int8 of each model, as `ofa quantise` does.
+    #[arg(long)]
+    int8: bool,
     /// Training images that recalibrate batch norm.
     #[arg(long, default_value_t = 2000, value_parser = numbers::images)]
     recalibration: usize,
@@ -131,6 +135,9 @@ pub fn run(args: &Args) -> Result<()> {
     let data = folder.data(args.data.as_deref(), args.skip_bad)?;
     let rows = extract_all(&folder, &args.run, &config, &data, &wanted, &options)?;
     print_rows(&rows);
+    if args.int8 {
+        rows.iter().try_for_each(|row| quantise_folder(&row.folder, &data, &QuantiseOptions::default(), None))?;
+    }
     let source = args.data.as_deref().unwrap_or(&config.data.source);
     say!("\nNext: ofa bench {}/models/* --data {}", shell::path(&args.run), shell::quote(source));
     Ok(())
@@ -276,6 +283,18 @@ impl Extracted {
     fn is_finetuned(&self) -> bool {
         self.tuned && self.finetuned_accuracy >= self.accuracy
     }
+
+    /// Fails if a model in f32 computes other logits than the supernet.
+    fn check(&self, dtype: NumberType) -> Result<()> {
+        let (difference, largest) = self.difference;
+        if dtype == NumberType::F32 && difference > 1e-3 * largest {
+            bail!(
+                "{}: the model's logits differ from the supernet's by {difference:.2e} (largest logit {largest:.2e}); please report this",
+                self.folder.display(),
+            );
+        }
+        Ok(())
+    }
 }
 
 /// Extracts and checks each subnet.
@@ -296,14 +315,7 @@ pub fn extract_all(
         Ok(net)
     };
     let supernet = copy()?;
-    let trained = match note.steps {
-        0 => "a published, imported supernet".into(),
-        steps => format!("a supernet trained for {steps} steps by progressive shrinking"),
-    };
-    let origin = format!(
-        "Cut out of {trained}, in the search space `{}`. Batch norm was recalibrated on {} training images.",
-        note.space.name, options.recalibration
-    );
+    let origin = origin(note.steps, &note.space.name, options.recalibration);
     let recalibration = EvaluationSet::for_recalibration(data, options.recalibration, BATCH, config.train.seed)?;
     let recalibration = recalibration.with_control(interrupt::control);
     let validation = match data.validation.is_empty() {
@@ -360,21 +372,18 @@ pub fn extract_all(
             }
         }
         let (net, how) = tuned.as_ref().map_or((&supernet, None), |(net, how)| (net, Some(*how)));
-        let origin = Some(match search {
-            Some((sentence, _)) => format!("{origin} {sentence}"),
-            None => origin.clone(),
-        });
-        extract(net, subnet, &statistics, &data.classes, &data.normalisation, options.dtype, origin, how, &path)?;
+        let (dtype, origin) = (
+            options.dtype,
+            Some(match search {
+                Some((sentence, _)) => format!("{origin} {sentence}"),
+                None => origin.clone(),
+            }),
+        );
+        extract(net, subnet, &statistics, &data.classes, &data.normalisation, dtype, origin, how, &path)?;
         let compared = data.train.draw(COMPARED, &mut generator(config.train.seed, Stream::Compare, &[]));
         let batch = data.evaluation_batch(&data.train, &compared, subnet.resolution)?;
         row.difference = compare(net, subnet, &statistics, &path, &batch.images)?;
-        let (difference, largest) = row.difference;
-        if options.dtype == NumberType::F32 && difference > 1e-3 * largest {
-            bail!(
-                "{}: the model's logits differ from the supernet's by {difference:.2e} (largest logit {largest:.2e}); please report this",
-                path.display(),
-            );
-        }
+        row.check(options.dtype)?;
         rows.push(row);
     }
     Ok(rows)
@@ -406,6 +415,17 @@ fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, wanted: &[Wanted])
     let accuracies = measured.accuracies(&fresh)?;
     let samples = fresh.into_iter().zip(accuracies).map(|(subnet, accuracy)| Sample { subnet, accuracy });
     kept_samples::keep_samples(folder, space, &measured, &samples.collect::<Vec<_>>())
+}
+
+/// What a model card says about where the weights come from.
+fn origin(steps: usize, space: &str, recalibration: usize) -> String {
+    let trained = match steps {
+        0 => "a published, imported supernet".into(),
+        steps => format!("a supernet trained for {steps} steps by progressive shrinking"),
+    };
+    format!(
+        "Cut out of {trained}, in the search space `{space}`. Batch norm was recalibrated on {recalibration} training images."
+    )
 }
 
 fn finetune_subnet(

@@ -2,12 +2,15 @@
 
 pub mod bench;
 pub mod compare;
+pub mod completions;
 pub mod config;
 pub mod export;
 pub mod extract;
 pub mod import;
+pub mod predict;
 pub mod predictor;
 pub mod profile;
+pub mod quantise;
 pub mod quickstart;
 pub mod search;
 pub mod speed;

@@ -1,13 +1,18 @@
 //! `ofa profile`
 
 use crate::processes::hint_at_cores;
-use crate::run_folder::RunFolder;
+use crate::remote::{Remote, RemoteArgs};
+use crate::run_folder::{RunConfig, RunFolder};
 use crate::{interrupt, memory, numbers, progress};
-use anyhow::{Error, Result};
+use anyhow::{Context, Error, Result, ensure};
 use ofa_evaluate::DeviceProfile;
-use ofa_evaluate::profile::{Phase, ProfileOptions, check_name, import, measure, memory as memory_of_profile};
+use ofa_evaluate::model::NumberType;
+use ofa_evaluate::profile::{
+    Conditions, Phase, ProfileOptions, ProfileProgress, check_name, import, import_csv, layers_csv, measure,
+    memory as memory_of_profile,
+};
 use ofa_supernet::{SearchSpace, files};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Measure this device: a latency table for every block of the space, checked on random subnets.
 #[derive(clap::Args)]
@@ -15,6 +20,15 @@ pub struct Args {
     /// Run folder; the profile is written to its devices/NAME.json.
     #[arg(long, default_value = "run")]
     run: PathBuf,
+    /// Search space, without a trained run: a preset or a .toml file. Weights are random, which times do not depend on.
+    #[arg(long, conflicts_with = "config")]
+    space: Option<String>,
+    /// Search space of this configuration, without a trained run.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Number of classes, with --space or --config.
+    #[arg(long, default_value_t = 1000, value_parser = numbers::classes)]
+    classes: usize,
     /// Name of the device in limits.
     #[arg(long, default_value = "this")]
     name: String,
@@ -30,23 +44,71 @@ pub struct Args {
     /// Random subnets that check the predictions.
     #[arg(long, value_parser = numbers::checked_subnets)]
     check: Option<usize>,
+    /// Number type that models compute in.
+    #[arg(long, default_value = "f32", value_parser = number_type)]
+    number_type: NumberType,
     /// Seed of weights, images and subnets.
     #[arg(long, default_value_t = 0, value_parser = numbers::seed)]
     seed: u64,
-    /// Import the latency tables that the authors of once-for-all publish, instead of measuring; one YAML file per
-    /// resolution.
-    #[arg(long, num_args = 1.., value_name = "TABLE", conflicts_with_all = ["model_threads", "batch", "rounds", "check", "seed"])]
+    /// Import times from elsewhere instead of measuring: a CSV file as --layers prints, or the latency tables that the
+    /// authors of once-for-all publish, one YAML file per resolution.
+    #[arg(long, num_args = 1.., value_name = "TABLE", conflicts_with_all = ["model_threads", "batch", "rounds", "check", "seed", "number_type", "on"])]
     import: Vec<PathBuf>,
+    /// Print a CSV table of the space's layers without times, to fill in for --import.
+    #[arg(long, conflicts_with = "import")]
+    layers: bool,
+    #[command(flatten)]
+    remote: RemoteArgs,
+    /// Print the progress as lines, for the program that started this one.
+    #[arg(long, hide = true)]
+    progress_lines: bool,
+}
+
+impl Args {
+    fn has_own_space(&self) -> bool {
+        self.space.is_some() || self.config.is_some()
+    }
+
+    /// The space to measure and its number of classes.
+    fn space(&self, folder: &RunFolder) -> Result<(SearchSpace, usize)> {
+        if !self.has_own_space() {
+            let (space, classes) = folder.space()?;
+            return Ok((space, classes.len()));
+        }
+        let run = folder.join("config.toml");
+        ensure!(!run.exists(), "{}: the run has a space of its own; leave out --space and --config", run.display());
+        let space = match (&self.space, &self.config) {
+            (Some(space), _) => SearchSpace::named(space)?,
+            (None, config) => RunConfig::read(config.as_deref().unwrap_or(Path::new("config.toml")))?.space,
+        };
+        Ok((space, self.classes))
+    }
+}
+
+fn number_type(text: &str) -> Result<NumberType, String> {
+    [NumberType::F32, NumberType::Int8]
+        .into_iter()
+        .find(|number_type| number_type.to_string() == text)
+        .ok_or_else(|| "models compute in f32 or int8".into())
 }
 
 pub fn run(args: &Args) -> Result<()> {
     check_name(&args.name).map_err(Error::msg)?;
+    let remote = args.remote.machine()?;
     let folder = RunFolder::new(&args.run);
-    let _lock = folder.lock_shared()?;
-    let (space, classes) = folder.space()?;
+    let _lock = if args.has_own_space() { folder.lock_for_devices()? } else { folder.lock_shared()? };
+    let (space, classes) = args.space(&folder)?;
+    if args.layers {
+        say!("{}", layers_csv(&space, classes)?.trim_end());
+        return Ok(());
+    }
     let path = folder.join(&format!("devices/{}.json", args.name));
     if !args.import.is_empty() {
-        let profile = import(&space, classes.len(), &args.name, &args.import)?;
+        let is_csv = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "csv");
+        let of_csv = args.import.iter().filter(|path| is_csv(path)).count();
+        ensure!(of_csv == 0 || of_csv == args.import.len(), "--import takes CSV files or YAML files, not both");
+        let import = if of_csv > 0 { import_csv } else { import };
+        let profile = import(&space, classes, &args.name, &args.import)?;
         profile.save(&path)?;
         say!(
             "device '{}': {} layers at resolutions {:?} from {} tables",
@@ -58,27 +120,39 @@ pub fn run(args: &Args) -> Result<()> {
         say!("{} written", path.display());
         return Ok(());
     }
-    let mut options = ProfileOptions::new(&args.name, classes.len());
+    let mut options = ProfileOptions::new(&args.name, classes);
     options.threads = args.model_threads;
     options.batch = args.batch;
     options.seed = args.seed;
+    options.number_type = args.number_type;
     if let Some(rounds) = args.rounds {
         options.rounds = rounds;
     }
     if let Some(check) = args.check {
         options.check_subnets = check;
     }
-    hint_at_cores("--model-threads", args.model_threads);
-    let need = |batch| Ok(memory_of_profile(&space, &ProfileOptions { batch, ..options.clone() })?);
-    memory::check_batch("measuring the space's networks", options.batch, &need, 1)?;
-    let profile = profile_device(&folder, &space, &options)?;
+    let profile = match &remote {
+        Some(remote) => {
+            let profile = profile_remotely(remote, args, &space, &options)?;
+            profile.save(&path)?;
+            profile
+        }
+        None => {
+            hint_at_cores("--model-threads", args.model_threads);
+            let need = |batch| Ok(memory_of_profile(&space, &ProfileOptions { batch, ..options.clone() })?);
+            memory::check_batch("measuring the space's networks", options.batch, &need, 1)?;
+            let show = if args.progress_lines { Show::Lines } else { Show::Bar };
+            profile_device(&folder, &space, &options, show)?
+        }
+    };
     if let Some(hardware) = &profile.hardware {
         say!(
-            "device '{}': {} ({} threads, {}){}",
+            "device '{}': {} ({} threads, {}{}){}",
             profile.name,
             hardware.cpu,
             hardware.threads,
             hardware.instruction_set,
+            if profile.number_type == NumberType::Int8 { ", int8" } else { "" },
             if profile.batch > 1 {
                 format!("; latency is for one run of {} images together", profile.batch)
             } else {
@@ -92,8 +166,33 @@ pub fn run(args: &Args) -> Result<()> {
             "the median error is above 5 %, perhaps because the machine is busy; measure again when it is quiet, or with more --rounds"
         );
     }
+    if let Some(conditions) = &profile.conditions {
+        complain_of(conditions);
+    }
     say!("{} written", path.display());
     Ok(())
+}
+
+/// Says what in the machine's state makes the times doubtful.
+fn complain_of(conditions: &Conditions) {
+    if let Some(flags) = &conditions.throttled {
+        complain!(
+            "the machine throttles or lacks voltage ({flags}); mend that (power supply, cooling) and measure again"
+        );
+    }
+    let (spread, drift) = (conditions.spread(), conditions.drift());
+    if spread > 0.2 {
+        complain!(
+            "a fixed network's times spread by {:.0} % meanwhile; the machine was busy or changed its clock: measure again when it is quiet",
+            100.0 * spread
+        );
+    } else if drift.abs() > 0.05 {
+        complain!(
+            "a fixed network became {:.0} % {} meanwhile, perhaps from heat; let the machine cool and measure again",
+            100.0 * drift.abs(),
+            if drift > 0.0 { "slower" } else { "faster" }
+        );
+    }
 }
 
 /// Prints the number of layers and the error of predictions.
@@ -109,18 +208,29 @@ pub fn print_check(profile: &DeviceProfile) {
     say!("{} layers{check}", profile.table().len());
 }
 
+/// Form in which progress is shown.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Show {
+    Bar,
+    /// Lines on standard output, which [`parse_progress`] reads.
+    Lines,
+}
+
 /// Measures with a progress bar and writes the profile into the folder. A stopped measurement is resumed.
-pub fn profile_device(folder: &RunFolder, space: &SearchSpace, options: &ProfileOptions) -> Result<DeviceProfile> {
+pub fn profile_device(
+    folder: &RunFolder,
+    space: &SearchSpace,
+    options: &ProfileOptions,
+    show: Show,
+) -> Result<DeviceProfile> {
     let name = &options.name;
     let bar = progress::bar(0, "visits");
     let unfinished = folder.join(&format!("devices/{name}.unfinished"));
-    let profile = measure(space, options, Some(&unfinished), &mut |visits| {
-        bar.set_length(visits.total as u64);
-        bar.set_position(visits.done as u64);
-        bar.set_message(match visits.phase {
-            Phase::Layers => "timing layers",
-            Phase::Subnets => "timing whole subnets",
-        });
+    let profile = measure(space, options, Some(&unfinished), &mut |progress| {
+        match show {
+            Show::Bar => advance(&bar, progress),
+            Show::Lines => say!("{}", progress_line(progress)),
+        }
         interrupt::control()
     });
     if interrupt::requested() && profile.is_err() {
@@ -135,4 +245,93 @@ pub fn profile_device(folder: &RunFolder, space: &SearchSpace, options: &Profile
     profile.save(folder.join(&format!("devices/{name}.json")))?;
     files::remove_file(&unfinished)?;
     Ok(profile)
+}
+
+/// Measures on another machine, by this program there.
+fn profile_remotely(
+    remote: &Remote,
+    args: &Args,
+    space: &SearchSpace,
+    options: &ProfileOptions,
+) -> Result<DeviceProfile> {
+    let text = toml::to_string(space).context("the space has no TOML form")?;
+    let name = &options.name;
+    // Other options are other work, with files of its own.
+    let key = files::checksum(format!("{text}{options:?}").as_bytes());
+    let place = remote.open(&format!("{name}-{key:08x}"))?;
+    place.put("space.toml", text.as_bytes())?;
+    let mut arguments: Vec<String> = ["profile", "--space", "space.toml", "--run", "run", "--progress-lines"]
+        .map(String::from)
+        .into_iter()
+        .chain(["--name".into(), name.clone()])
+        .collect();
+    let numbers = [
+        ("--classes", Some(options.classes as u64)),
+        ("--model-threads", Some(options.threads as u64)),
+        ("--batch", Some(options.batch as u64)),
+        ("--seed", Some(options.seed)),
+        ("--rounds", args.rounds.map(|rounds| rounds as u64)),
+        ("--check", args.check.map(|check| check as u64)),
+    ];
+    for (flag, number) in numbers {
+        number.iter().for_each(|number| arguments.extend([flag.to_string(), number.to_string()]));
+    }
+    arguments.extend(["--number-type".into(), options.number_type.to_string()]);
+    let bar = progress::bar(0, "visits");
+    place.run(&arguments, &mut |line| {
+        if let Some(progress) = parse_progress(line) {
+            advance(&bar, progress);
+        }
+    })?;
+    bar.finish_and_clear();
+    let file = format!("run/devices/{name}.json");
+    let profile = DeviceProfile::from_json(&place.get(&file)?, Path::new(&file))?;
+    ensure!(profile.space == *space && profile.name == *name, "{file} came back for another space or name");
+    place.close()?;
+    Ok(profile)
+}
+
+fn advance(bar: &indicatif::ProgressBar, progress: ProfileProgress) {
+    bar.set_length(progress.total as u64);
+    bar.set_position(progress.done as u64);
+    bar.set_message(match progress.phase {
+        Phase::Layers => "timing layers",
+        Phase::Subnets => "timing whole subnets",
+    });
+}
+
+fn progress_line(progress: ProfileProgress) -> String {
+    let phase = match progress.phase {
+        Phase::Layers => "layers",
+        Phase::Subnets => "subnets",
+    };
+    format!("progress {phase} {} {}", progress.done, progress.total)
+}
+
+/// Reads a line of [`progress_line`].
+fn parse_progress(line: &str) -> Option<ProfileProgress> {
+    let mut words = line.strip_prefix("progress ")?.split(' ');
+    let phase = match words.next()? {
+        "layers" => Phase::Layers,
+        "subnets" => Phase::Subnets,
+        _ => return None,
+    };
+    let mut number = || words.next()?.parse().ok();
+    Some(ProfileProgress { phase, done: number()?, total: number()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_read_as_it_was_written() {
+        for phase in [Phase::Layers, Phase::Subnets] {
+            let progress = ProfileProgress { phase, done: 3, total: 70 };
+            assert_eq!(parse_progress(&progress_line(progress)), Some(progress));
+        }
+        for other in ["", "progress", "progress layers 3", "progress heads 1 2", "device 'x'"] {
+            assert_eq!(parse_progress(other), None);
+        }
+    }
 }

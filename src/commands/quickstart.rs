@@ -3,7 +3,7 @@
 use crate::commands::bench::{bench_models, print_rows};
 use crate::commands::extract::{Options, Wanted, extract_all};
 use crate::commands::predictor::{Sampling, fit_predictor, print_report};
-use crate::commands::profile::{print_check, profile_device};
+use crate::commands::profile::{Show, print_check, profile_device};
 use crate::commands::search::print_results;
 use crate::commands::train::{print_probes, train_run};
 use crate::measured::Images;
@@ -85,7 +85,7 @@ fn all_steps(args: &Args, config: &RunConfig, sampling: &Sampling) -> Result<()>
     say!("\n2. Measure this machine");
     let (net, classes) = folder.supernet()?;
     let options = ProfileOptions::new("this", classes.len());
-    let profile = profile_device(&folder, net.space(), &options)?;
+    let profile = profile_device(&folder, net.space(), &options, Show::Bar)?;
     print_check(&profile);
 
     say!("\n3. Measure {} random subnets and fit the accuracy predictor", args.samples);

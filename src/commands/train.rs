@@ -75,7 +75,7 @@ pub struct Settings {
     /// Total epochs over all stages; the stages keep their shares.
     #[arg(long, value_parser = numbers::epochs)]
     epochs: Option<f64>,
-    /// Images a step, of each process where mpirun starts several.
+    /// Images per step, of each process where mpirun starts several.
     #[arg(long, value_parser = numbers::batch)]
     batch: Option<usize>,
     /// Multiply learning rates by the number of processes that start the run.

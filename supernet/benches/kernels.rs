@@ -234,6 +234,7 @@ fn training(c: &mut Criterion<ShareOfFloor>) {
             out_channels: to,
             kernel,
             stride: 1,
+            depthwise: false,
             activation: Activation::HardSwish,
             pool,
             eps: 1e-5,

@@ -67,7 +67,7 @@ pub enum Error {
     Busy {
         /// The folder.
         path: PathBuf,
-        /// Which process.
+        /// Process id and command of the other process.
         holder: String,
     },
     /// Processes that work together do not agree, or cannot reach one another.

@@ -173,8 +173,15 @@ pub fn to_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<String> {
 /// # Errors
 /// The file is missing, or its text does not fit `T`; the error has the path and position.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = read_text(path)?;
-    serde_json::from_str(&text).map_err(|e| Error::format(path, format!("not the expected JSON: {e}")))
+    parse_json(&read_text(path)?, path)
+}
+
+/// Parses the text of the JSON file at `path`.
+///
+/// # Errors
+/// The text does not fit `T`; the error has the path.
+pub fn parse_json<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
+    serde_json::from_str(text).map_err(|e| Error::format(path, format!("not the expected JSON: {e}")))
 }
 
 /// Reads a TOML file.

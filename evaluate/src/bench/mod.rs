@@ -4,10 +4,12 @@
 //! number of threads and each batch; accuracy is measured on a test set that the caller reads.
 
 mod csv;
+mod layers;
 mod record;
 mod score;
 
 pub use csv::csv;
+pub use layers::{LayerTime, layers};
 pub use record::{BENCH_FILE, BenchRecord, DeviceRecord, update_card};
 pub use score::Score;
 
@@ -196,7 +198,10 @@ fn row(model: &Model) -> BenchRow {
         macs: cost::macs(&config.network),
         parameters: cost::parameters(&config.network),
         file_bytes: model.file_bytes(),
-        peak_activation_bytes: cost::peak_activation_bytes(&config.network),
+        peak_activation_bytes: match config.dtype {
+            NumberType::Int8 => cost::peak_int8_activation_bytes(&config.network),
+            _ => cost::peak_activation_bytes(&config.network),
+        },
         buffer_bytes: model.buffer_bytes(),
         latencies: Vec::new(),
     }
@@ -313,6 +318,19 @@ mod tests {
         // Times may lose their last bit in JSON.
         assert_eq!((read.len(), &read[1].subnet, read[1].accuracy), (2, &rows[1].subnet, rows[1].accuracy));
         assert_eq!(csv(&rows).lines().count(), 1 + 2 * 4);
+    }
+
+    #[test]
+    fn the_layers_times_cover_the_network() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut model = model(folder.path(), true);
+        for batch in [1, 2] {
+            let rows = layers(&mut model, &BenchOptions { batches: vec![batch], ..quick() }).unwrap();
+            let macs: u64 = rows.iter().map(|row| row.macs).sum();
+            assert_eq!(macs, batch as u64 * cost::macs(&model.config().network));
+            assert!(rows.iter().all(|row| row.ms >= 0.0 && row.floor_ms.is_finite() && !row.shape.is_empty()));
+            assert!(rows.iter().any(|row| row.name == "classifier" && row.macs > 0));
+        }
     }
 
     #[test]

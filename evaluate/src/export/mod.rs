@@ -6,12 +6,16 @@
 //! | file | concern |
 //! | --- | --- |
 //! | `onnx` | ONNX, which most engines read or convert |
+//! | `npy` | images for engines that quantise by themselves |
 
 mod onnx;
 
+mod npy;
+
 pub use onnx::{DEFAULT_OPSET, OPSETS};
 
-use crate::model::{self, ModelConfig};
+use crate::model::{self, ModelConfig, NumberType};
+use crate::quantise::{Engine, QuantisedNetwork};
 use crate::runtime::Weights;
 use crate::{Error, Result};
 use ofa_supernet::files;
@@ -26,7 +30,16 @@ pub struct Format {
     /// File inside the model's folder; one of the files that [`model::save`] removes when the model changes.
     pub file: &'static str,
     /// Converter from a checked model to the content of the file.
-    pub convert: fn(&ModelConfig, &Weights, &Options) -> Result<Vec<u8>>,
+    pub convert: fn(&ModelConfig, &Parameters, &Options) -> Result<Vec<u8>>,
+}
+
+/// Numbers of a model.
+#[derive(Debug)]
+pub enum Parameters {
+    /// Tensors of an f32 network.
+    F32(Weights),
+    /// Integers.
+    Int8(QuantisedNetwork),
 }
 
 /// Every format.
@@ -48,11 +61,19 @@ pub struct Options {
     pub softmax: bool,
     /// Whether the input is an image of bytes `[batch, height, width, 3]`, which the model normalises itself.
     pub preprocessing: bool,
+    /// The engine that an int8 model is written for.
+    pub engine: Engine,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { opset: DEFAULT_OPSET, batch: Batch::Fixed(1), softmax: false, preprocessing: false }
+        Options {
+            opset: DEFAULT_OPSET,
+            batch: Batch::Fixed(1),
+            softmax: false,
+            preprocessing: false,
+            engine: Engine::OnnxRuntime,
+        }
     }
 }
 
@@ -74,12 +95,34 @@ pub enum Batch {
 pub fn export(folder: &Path, format: &Format, options: &Options, out: Option<&Path>) -> Result<(PathBuf, usize)> {
     // Held until the file is written, so that no other process replaces the weights in the meantime.
     let _lock = lock::wait(folder, Sharing::Alone);
-    let (config, weights) = model::read_weights(folder)?;
-    let bytes = (format.convert)(&config, &weights, options)?;
+    let (config, parameters) = match model::load_config(folder)?.dtype {
+        NumberType::Int8 => {
+            let (config, network) = model::read_quantised(folder)?;
+            (config, Parameters::Int8(network))
+        }
+        _ => {
+            let (config, weights) = model::read_weights(folder)?;
+            (config, Parameters::F32(weights))
+        }
+    };
+    let bytes = (format.convert)(&config, &parameters, options)?;
     let path = out.map_or_else(|| folder.join(format.file), Path::to_path_buf);
     if [model::CONFIG_FILE, model::WEIGHTS_FILE].iter().any(|file| path == folder.join(file)) {
         return Err(Error::Export(format!("{}: this file is the model itself; name another one", path.display())));
     }
     files::write_atomic(&path, &bytes)?;
     Ok((path, bytes.len()))
+}
+
+/// Writes `images` `[count, height, width, 3]` as `[count, 3, height, width]` in NumPy's format beside the exported
+/// file, for quantisers of other engines. Returns the path.
+///
+/// # Errors
+/// A folder without a valid configuration, a number of values that is not that of whole images, or a failed write.
+pub fn write_calibration(folder: &Path, images: &[f32]) -> Result<PathBuf> {
+    let _lock = lock::wait(folder, Sharing::Alone);
+    let config = model::load_config(folder)?;
+    let path = folder.join(model::CALIBRATION_FILE);
+    files::write_atomic(&path, &npy::images(images, config.network.resolution)?)?;
+    Ok(path)
 }

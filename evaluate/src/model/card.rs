@@ -83,7 +83,8 @@ fn body(config: &ModelConfig, bytes: usize, figures: &[DeviceFigures]) -> String
                 text.push_str(&format!("| {device} | {threads} | {batch} | {median:.3} | {most:.3} | {rate:.0} |\n"));
             }
         }
-        text.push_str("\nMeasured with the inference engine of `ofa bench`, in f32.\n");
+        let computed = if config.quantisation.is_some() { "int8" } else { "f32" };
+        text.push_str(&format!("\nMeasured with the inference engine of `ofa bench`, in {computed}.\n"));
     }
     text + "\n## Training\n\n" + &training(config) + LOADING
 }
@@ -96,7 +97,10 @@ fn training(config: &ModelConfig) -> String {
             how.epochs, how.learning_rate
         )
     });
-    format!("{origin}{finetuned}\n")
+    let quantised = config.quantisation.as_ref().map_or(String::new(), |how| {
+        format!(" Then quantised to int8 after training, calibrated on {} training images.", how.images)
+    });
+    format!("{origin}{finetuned}{quantised}\n")
 }
 
 const LOADING: &str = "

@@ -1,9 +1,11 @@
 //! `config.json` of an extracted model.
 
 use super::validate;
+use crate::quantise::{Engine, Scale};
 use ofa_supernet::data::Normalisation;
 use ofa_supernet::space::{NetworkSpec, Subnet};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Value of the `format` field.
@@ -37,6 +39,26 @@ pub struct ModelConfig {
     /// Fine-tuning after the weights were cut out of the supernet; absent if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finetuned: Option<Finetuned>,
+    /// Scales of an int8 model; absent for all others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantisation: Option<Quantisation>,
+}
+
+/// How a model was quantised, and the scales of its values.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quantisation {
+    /// Engine whose rounding the model has.
+    pub engine: Engine,
+    /// Training images that scales and biases were calibrated on.
+    pub images: usize,
+    /// Bits of the weights: 8, or 7 for engines that add products in 16 bits.
+    pub weight_bits: u8,
+    /// Scales of the rounded values, by the names of the nodes that make them
+    /// ([`node_names`](crate::quantise::node_names)).
+    pub values: BTreeMap<String, Scale>,
+    /// Scales of values that stay f32 here, for engines that round there too.
+    pub engine_values: BTreeMap<String, Scale>,
 }
 
 /// Settings of a fine-tuning: equal settings and the same supernet give the same weights.
@@ -49,7 +71,7 @@ pub struct Finetuned {
     pub learning_rate: f64,
 }
 
-/// Number types in which a model can be stored; computation is always in f32.
+/// Number types in which a model can be stored; computation is in f32 for all but int8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NumberType {
@@ -59,6 +81,8 @@ pub enum NumberType {
     F16,
     /// Upper half of single precision.
     Bf16,
+    /// 8-bit integers with scales.
+    Int8,
 }
 
 impl NumberType {
@@ -67,6 +91,7 @@ impl NumberType {
         match self {
             NumberType::F32 => 4,
             NumberType::F16 | NumberType::Bf16 => 2,
+            NumberType::Int8 => 1,
         }
     }
 }
@@ -77,6 +102,7 @@ impl fmt::Display for NumberType {
             NumberType::F32 => "f32",
             NumberType::F16 => "f16",
             NumberType::Bf16 => "bf16",
+            NumberType::Int8 => "int8",
         })
     }
 }
@@ -102,6 +128,7 @@ impl ModelConfig {
             dtype,
             origin: None,
             finetuned: None,
+            quantisation: None,
         }
     }
 
@@ -123,6 +150,11 @@ impl ModelConfig {
         if self.labels.len() != self.network.classes {
             return Err(format!("{} labels for {} classes", self.labels.len(), self.network.classes));
         }
+        if (self.dtype == NumberType::Int8) != self.quantisation.is_some() {
+            return Err(format!("'quantisation' belongs to int8 models and to no others, and dtype is {}", self.dtype));
+        }
+        let engine_values = self.quantisation.iter().flat_map(|quantisation| &quantisation.engine_values);
+        engine_values.into_iter().try_for_each(|(name, scale)| scale.check(name)).map_err(|e| e.to_string())?;
         self.normalisation.check().map_err(|e| e.to_string())
     }
 }

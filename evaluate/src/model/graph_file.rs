@@ -1,22 +1,37 @@
 //! `graph.json` of an extracted model: the network as primitive operations, which `load.py` turns into torch modules.
 
+use super::ModelConfig;
+use crate::quantise::node_names;
 use ofa_supernet::graph::{Graph, Node, NodeId, Op};
-use ofa_supernet::space::NetworkSpec;
 use serde_json::{Map, Value, json};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// The file's text, a line per node. Inputs are indices of earlier nodes; `name` is that of a node's tensors.
-pub fn text(network: &NetworkSpec) -> String {
-    let graph = Graph::of(network);
-    let names: HashMap<NodeId, String> = graph.slots().iter().map(|slot| (slot.node, graph.name(slot))).collect();
-    let schedule = graph.schedule();
-    let places: HashMap<NodeId, usize> = schedule.iter().enumerate().map(|(place, id)| (*id, place)).collect();
+///
+/// An int8 model has no batch norms, since these are folded into its layers: each layer has a bias, and `input_scale`
+/// where its input is rounded, by which its integers become real numbers.
+pub fn text(config: &ModelConfig) -> String {
+    let graph = Graph::of(&config.network);
+    let names = node_names(&graph);
+    let with_tensors: HashSet<NodeId> = graph.slots().iter().map(|slot| slot.node).collect();
+    let mut schedule = graph.schedule();
+    let folded = |id: &NodeId| config.quantisation.is_some() && graph.node(*id).op == Op::BatchNorm;
+    schedule.retain(|id| !folded(id));
+    let mut places: HashMap<NodeId, usize> = schedule.iter().enumerate().map(|(place, id)| (*id, place)).collect();
+    let norms = graph.slots().iter().map(|slot| slot.node).filter(folded);
+    let convolutions = norms.map(|norm| (norm, places[&graph.node(norm).inputs()[0]])).collect::<Vec<_>>();
+    places.extend(convolutions);
     let line = |id: &NodeId| {
         let node = graph.node(*id);
         let mut fields = operation(&graph, node);
         fields.insert("inputs".into(), node.inputs().iter().map(|input| places[input]).collect());
-        if let Some(name) = names.get(id) {
-            fields.insert("name".into(), name.as_str().into());
+        if with_tensors.contains(id) {
+            fields.insert("name".into(), names[id.index()].as_str().into());
+        }
+        if let (Some(quantisation), Op::Convolution { .. } | Op::Linear) = (&config.quantisation, node.op) {
+            fields.insert("bias".into(), true.into());
+            let scale = node.inputs().first().and_then(|input| quantisation.values.get(&names[input.index()]));
+            scale.map(|scale| fields.insert("input_scale".into(), scale.scale.into()));
         }
         Value::Object(fields).to_string()
     };

@@ -3,11 +3,11 @@
     from load import load
     logits = load()(images)             # float [batch, 3, height, width], RGB
 
-Images are normalised as config.json says: (pixel / 255 - mean) / std.
+Images are normalised as config.json says: (pixel / 255 - mean) / std. Integers of an int8 model become floats.
 """
 
 import json
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -47,10 +47,8 @@ class Network(nn.Module):
             module = _module(node)
             if module is not None:
                 *parents, name = node["module"].split(".")
-                place = self
-                for parent in parents:
-                    place = place._modules.setdefault(parent, nn.Module())
-                place.add_module(name, module)
+                inside = lambda place, parent: place._modules.setdefault(parent, nn.Module())
+                reduce(inside, parents, self).add_module(name, module)
 
     def forward(self, x):
         values = []
@@ -67,7 +65,12 @@ class Network(nn.Module):
 def _with_weights(module, folder):
     """The module with the tensors of model.safetensors, as f32, ready to evaluate."""
     tensors = {name: tensor.float() for name, tensor in load_file(Path(folder) / "model.safetensors").items()}
-    states = (module.state_dict(), tensors)
+    for node in getattr(module, "nodes", ()):
+        if (scales := tensors.pop(f"{node.get('name')}.scales", None)) is not None:
+            weight, bias = (tensors[f"{node['name']}.{part}"] for part in ("weight", "bias"))
+            weight *= scales.view(-1, *[1] * (weight.dim() - 1))
+            bias *= node["input_scale"] * scales
+    states = module.state_dict(), tensors
     shapes = [{k: v.shape for k, v in state.items() if "num_batches" not in k} for state in states]
     if shapes[0] != shapes[1]:
         raise ValueError(f"{folder}: the tensors of model.safetensors are not those of {type(module).__name__}")
@@ -85,8 +88,7 @@ def load_timm(folder="."):
     from timm.models import _efficientnet_blocks as blocks, _efficientnet_builder as builder, efficientnet, mobilenetv3
 
     network = json.loads((Path(folder) / "config.json").read_text())["network"]
-    stem, feature, hidden = network["stem"], network.get("feature"), network.get("hidden_channels")
-    stages = network["stages"]
+    stages, stem, feature, hidden = (network.get(part) for part in ("stages", "stem", "feature", "hidden_channels"))
     code = {"relu": "re", "relu6": "r6", "hard_swish": "hs", "swish": "sw"}
 
     def known(block):
@@ -110,10 +112,8 @@ def load_timm(folder="."):
     options.update(norm_layer=partial(nn.BatchNorm2d, eps=network["batch_norm_epsilon"]))
     if hidden:
         texts.append([f"cn_r1_k1_s1_c{feature['out_channels']}_n{code[feature['activation']]}"])
-        options.update(num_features=hidden, head_bias=False)
-        module = mobilenetv3.MobileNetV3(builder.decode_arch_def(texts), **options)
-    else:
-        options.update(num_features=feature["out_channels"])
-        module = efficientnet.EfficientNet(builder.decode_arch_def(texts), **options)
+    head = dict(num_features=hidden, head_bias=False) if hidden else dict(num_features=feature["out_channels"])
+    kind = mobilenetv3.MobileNetV3 if hidden else efficientnet.EfficientNet
+    module = kind(builder.decode_arch_def(texts), **head, **options)
     module.conv_stem.stride = (stem[0]["stride"],) * 2
     return _with_weights(module, folder)

@@ -8,14 +8,15 @@
 mod card;
 mod config;
 mod graph_file;
-mod names;
+mod int8;
 mod published;
 mod tensors;
 mod validate;
 
 pub use card::DeviceFigures;
-pub use config::{FORMAT, Finetuned, ModelConfig, NumberType, VERSION};
-pub use names::tensor_shapes;
+pub use config::{FORMAT, Finetuned, ModelConfig, NumberType, Quantisation, VERSION};
+pub(crate) use int8::read_quantised;
+pub use int8::{load_quantised, save_quantised};
 pub use ofa_supernet::data::Normalisation;
 pub use published::PublishedNetwork;
 pub use validate::validate;
@@ -23,7 +24,9 @@ pub use validate::validate;
 use crate::Result;
 use crate::runtime::{StaticNetwork, Weights, check_weights};
 use ofa_supernet::files;
+use ofa_supernet::graph::Graph;
 use ofa_supernet::lock::{self, Sharing};
+use ofa_supernet::space::NetworkSpec;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -38,12 +41,20 @@ pub const CARD_FILE: &str = "README.md";
 pub const BENCH_FILE: &str = "bench.json";
 /// Name of the model in ONNX inside a model's folder.
 pub const ONNX_FILE: &str = "model.onnx";
+/// Name of the images for other engines' quantisers inside a model's folder.
+pub const CALIBRATION_FILE: &str = "calibration.npy";
 /// Files inside a model's folder that other commands make of the model: [`save`] removes those of another model.
-pub(crate) const DERIVED_FILES: [&str; 2] = [ONNX_FILE, BENCH_FILE];
+pub(crate) const DERIVED_FILES: [&str; 3] = [ONNX_FILE, BENCH_FILE, CALIBRATION_FILE];
 /// Name of the network as operations inside a model's folder.
 const GRAPH_FILE: &str = "graph.json";
 /// Name and content of the program that loads a model into PyTorch.
 const LOADER: (&str, &str) = ("load.py", include_str!("load.py"));
+
+/// Every tensor of the network's model file with its shape: timm's names, PyTorch's layouts
+/// ([`Graph::tensor_shapes`]).
+pub fn tensor_shapes(network: &NetworkSpec) -> Vec<(String, Vec<usize>)> {
+    Graph::of(network).tensor_shapes()
+}
 
 /// An extracted model, loaded and ready to run.
 pub struct Model {
@@ -61,10 +72,18 @@ impl Model {
     /// path.
     pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
-        let (config, weights) = load_weights(folder)?;
+        let _lock = lock::wait(folder, Sharing::Shared);
         let path = folder.join(WEIGHTS_FILE);
+        let (config, network) = if load_config(folder)?.dtype == NumberType::Int8 {
+            let (config, network) = read_quantised(folder)?;
+            (config, StaticNetwork::quantised(&network))
+        } else {
+            let (config, weights) = read_weights(folder)?;
+            let network = StaticNetwork::new(&config.network, &weights);
+            (config, network)
+        };
+        let network = network.map_err(|e| e.at(&path))?;
         let file_bytes = fs::metadata(&path).map_err(|e| ofa_supernet::Error::file(&path, e))?.len();
-        let network = StaticNetwork::new(&config.network, &weights).map_err(|e| e.at(&path))?;
         Ok(Model { config, network, folder: folder.to_path_buf(), file_bytes })
     }
 
@@ -142,21 +161,26 @@ pub(crate) fn read_weights(folder: &Path) -> Result<(ModelConfig, Weights)> {
 /// An invalid configuration or invalid weights, or errors of the operating system. If writing fails, the model is
 /// unchanged, without the files that were derived from it; if renaming fails, the configuration is missing.
 pub fn save(folder: &Path, config: &ModelConfig, weights: &Weights) -> Result<()> {
-    let config_path = folder.join(CONFIG_FILE);
-    config.validate().map_err(|message| ofa_supernet::Error::format(&config_path, message))?;
     check_weights(&config.network, weights)?;
     let path = folder.join(WEIGHTS_FILE);
     let bytes = tensors::encode(weights, config.dtype).map_err(|m| ofa_supernet::Error::format(&path, m))?;
+    write(folder, config, &bytes)
+}
+
+/// Writes a model's folder as [`save`] does, with `bytes` as its weights.
+fn write(folder: &Path, config: &ModelConfig, bytes: &[u8]) -> Result<()> {
+    let [config_path, path] = [CONFIG_FILE, WEIGHTS_FILE].map(|name| folder.join(name));
+    config.validate().map_err(|message| ofa_supernet::Error::format(&config_path, message))?;
     let text = files::to_json(&config_path, config)?;
     files::make_folder(folder)?;
     let _lock = lock::wait(folder, Sharing::Alone);
     files::remove_all_abandoned(folder);
     let [graph_path, loader_path, card_path] = [GRAPH_FILE, LOADER.0, CARD_FILE].map(|name| folder.join(name));
-    let graph = graph_file::text(&config.network);
+    let graph = graph_file::text(config);
     let mut written: Vec<(&Path, &[u8])> =
-        vec![(&path, &bytes), (&graph_path, graph.as_bytes()), (&loader_path, LOADER.1.as_bytes())];
+        vec![(&path, bytes), (&graph_path, graph.as_bytes()), (&loader_path, LOADER.1.as_bytes())];
     let holds = |path: &Path, new: &[u8]| fs::read(path).is_ok_and(|old| old == new);
-    let unchanged = holds(&path, &bytes) && holds(&config_path, text.as_bytes());
+    let unchanged = holds(&path, bytes) && holds(&config_path, text.as_bytes());
     let card = card::text(read_card(folder)?.as_deref(), &name_of(folder), config, bytes.len(), &[]);
     if !unchanged {
         DERIVED_FILES.iter().try_for_each(|name| files::remove_file(&folder.join(name)))?;

@@ -7,6 +7,9 @@ use ofa_supernet::space::NetworkSpec;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use std::collections::HashMap;
 
+/// Answer to callers that need f32 weights.
+const INT8: &str = "the model is int8, and f32 weights are needed here; name the f32 model that it was made from";
+
 /// The tensors of a file as f32.
 ///
 /// Only names of `network` are converted, so that a file cannot cause larger allocations than the network needs.
@@ -15,6 +18,9 @@ use std::collections::HashMap;
 /// # Errors
 /// One sentence about a broken header, a tensor that the network does not have, or a wrong number type.
 pub fn decode(bytes: &[u8], network: &NetworkSpec, dtype: NumberType) -> Result<Weights, String> {
+    if dtype == NumberType::Int8 {
+        return Err(INT8.into());
+    }
     let file = SafeTensors::deserialize(bytes).map_err(|e| format!("not a valid safetensors file: {e}"))?;
     let known: HashMap<String, Vec<usize>> = tensor_shapes(network).into_iter().collect();
     let mut weights = Weights::with_capacity(known.len());
@@ -31,7 +37,7 @@ pub fn decode(bytes: &[u8], network: &NetworkSpec, dtype: NumberType) -> Result<
         }
         let data = view.data();
         let values = match dtype {
-            NumberType::F32 => data.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+            NumberType::F32 | NumberType::Int8 => data.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
             NumberType::F16 => data.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
             NumberType::Bf16 => data.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
         };
@@ -45,6 +51,9 @@ pub fn decode(bytes: &[u8], network: &NetworkSpec, dtype: NumberType) -> Result<
 /// # Errors
 /// One sentence about a value without a finite counterpart in `dtype` (f16 ends at 65504), with the name of the tensor.
 pub fn encode(weights: &Weights, dtype: NumberType) -> Result<Vec<u8>, String> {
+    if dtype == NumberType::Int8 {
+        return Err(INT8.into());
+    }
     let mut converted = Vec::with_capacity(weights.len());
     for (name, (shape, values)) in weights {
         let finite = |value: f32, stored: f32| {
@@ -56,7 +65,7 @@ pub fn encode(weights: &Weights, dtype: NumberType) -> Result<Vec<u8>, String> {
         let mut bytes = Vec::with_capacity(values.len() * dtype.bytes());
         for &value in values {
             match dtype {
-                NumberType::F32 => bytes.extend_from_slice(&value.to_le_bytes()),
+                NumberType::F32 | NumberType::Int8 => bytes.extend_from_slice(&value.to_le_bytes()),
                 NumberType::F16 => {
                     let half = f16::from_f32(value);
                     finite(value, half.to_f32())?;
@@ -69,14 +78,18 @@ pub fn encode(weights: &Weights, dtype: NumberType) -> Result<Vec<u8>, String> {
                 }
             }
         }
-        converted.push((name, shape, bytes));
+        converted.push((name.clone(), stored(dtype), shape.clone(), bytes));
     }
+    serialized(converted)
+}
+
+/// The bytes of a file with these tensors: name, number type, shape, values in little-endian bytes.
+pub fn serialized(mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)>) -> Result<Vec<u8>, String> {
     // Equal weights give equal files, whatever the order of the map.
-    converted.sort();
-    let mut views = Vec::with_capacity(converted.len());
-    for (name, shape, bytes) in &converted {
-        let view =
-            TensorView::new(stored(dtype), shape.to_vec(), bytes).map_err(|e| format!("tensor '{name}': {e}"))?;
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut views = Vec::with_capacity(tensors.len());
+    for (name, dtype, shape, bytes) in &tensors {
+        let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| format!("tensor '{name}': {e}"))?;
         views.push((name.as_str(), view));
     }
     // Python readers look for `format` to choose a framework.
@@ -89,5 +102,6 @@ fn stored(dtype: NumberType) -> Dtype {
         NumberType::F32 => Dtype::F32,
         NumberType::F16 => Dtype::F16,
         NumberType::Bf16 => Dtype::BF16,
+        NumberType::Int8 => Dtype::I8,
     }
 }

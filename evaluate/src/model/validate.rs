@@ -54,7 +54,7 @@ fn stem(network: &NetworkSpec, map: &mut Map) -> Result<()> {
         map.is_input_of(&name, conv.in_channels, conv.input_size)?;
         within(&format!("number of output channels of {name}"), conv.out_channels, 1, MAX_CHANNELS)?;
         kernel(&name, conv.kernel, conv.stride)?;
-        // The names of the tensors rest on this.
+        // Names of tensors depend on this.
         let inner = network.stem.len() == 3 && index == 1;
         if conv.residual != inner || (inner && (conv.in_channels, conv.stride) != (conv.out_channels, 1)) {
             return Err(Error::Network(format!(

@@ -7,21 +7,27 @@
 //! 2. *Subnets.* The smallest, the largest and random subnets are run end to end, interleaved. Some fit the
 //!    calibration, the others check it.
 //!
+//! 3. *A fixed network*, the smallest subnet, is timed in each round. Its times say whether the machine changed speed.
+//!
 //! Half of the layer rounds run before the subnets and half after them, and calibration and check subnets alternate, so
 //! that a machine that changes speed meanwhile affects all of them alike.
 
+use super::conditions::Moment;
 use super::unfinished::Unfinished;
 use super::{
-    Calibration, Check, CheckedSubnet, DeviceProfile, FORMAT, Hardware, LayerSpec, LayerTime, VERSION, layers,
+    Calibration, Check, CheckedSubnet, Conditions, DeviceProfile, FORMAT, Hardware, LayerSpec, LayerTime, VERSION,
+    layers,
 };
-use crate::latency::{Budget, SystemClock, measure_interleaved, median};
+use crate::latency::{Budget, SystemClock, measure_interleaved, median, milliseconds};
+use crate::model::NumberType;
+use crate::quantise::QuantisedNetwork;
 use crate::runtime::StaticNetwork;
 use crate::{Error, Result, cost};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::dimension::At;
 use ofa_supernet::space::{NetworkSpec, SearchSpace, Subnet};
 use rand::Rng;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -30,6 +36,9 @@ use std::time::{Duration, Instant};
 /// Bytes of weights in memory at one time. More subnets are measured in groups, each with subnets of both kinds; more
 /// networks of the layer phase are rebuilt in each round.
 const GROUP_BYTES: u64 = 512 << 20;
+
+/// Timed runs of the fixed network in each round.
+const FIXED_RUNS: usize = 9;
 
 /// Settings of a profile measurement.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,6 +63,8 @@ pub struct ProfileOptions {
     pub budget: Budget,
     /// Seed of weights, images and subnets.
     pub seed: u64,
+    /// Number type that the networks compute in: f32 or int8.
+    pub number_type: NumberType,
 }
 
 impl ProfileOptions {
@@ -70,6 +81,7 @@ impl ProfileOptions {
             check_subnets: 20,
             budget: Budget { min_samples: 30, max_samples: 500, time: Duration::from_millis(400), visit: 3 },
             seed: 0,
+            number_type: NumberType::F32,
         }
     }
 
@@ -87,7 +99,20 @@ impl ProfileOptions {
                 return Err(Error::Measurement(format!("{name} is 0; it must be at least 1")));
             }
         }
+        if !matches!(self.number_type, NumberType::F32 | NumberType::Int8) {
+            let message =
+                format!("networks do not compute in {}; the number type must be f32 or int8", self.number_type);
+            return Err(Error::Measurement(message));
+        }
         Ok(())
+    }
+
+    /// The network of `spec` with random weights.
+    fn network(&self, spec: &NetworkSpec) -> Result<StaticNetwork> {
+        match self.number_type {
+            NumberType::Int8 => StaticNetwork::quantised(&QuantisedNetwork::random(spec, &HashSet::new(), self.seed)?),
+            _ => StaticNetwork::random(spec, self.seed),
+        }
     }
 }
 
@@ -144,6 +169,9 @@ pub fn measure(
         if let Some(path) = unfinished {
             done = done.or_saved(path, options.rounds, subnets.len());
         }
+        let before = Moment::now();
+        let smallest = space.network(&space.smallest(), options.classes)?;
+        let mut fixed = options.network(&smallest)?;
         let keep = |done: &Unfinished| unfinished.map_or(Ok(()), |path| done.save(path));
         for round in 0..=options.rounds {
             if round == options.rounds.div_ceil(2) && done.subnets.is_none() {
@@ -151,6 +179,7 @@ pub fn measure(
                 keep(&done)?;
             }
             if (done.rounds..options.rounds).contains(&round) {
+                done.fixed.push(time_fixed(&mut fixed, options, &images)?);
                 networks.measure(round, options, &images, &mut done.layers, progress)?;
                 done.rounds = round + 1;
                 keep(&done)?;
@@ -163,9 +192,11 @@ pub fn measure(
             version: VERSION,
             name: options.name.clone(),
             hardware: Some(Hardware::detect(options.threads)),
+            conditions: Some(Conditions::between(&before, &Moment::now(), done.fixed)),
             space: space.clone(),
             classes: options.classes,
             batch: options.batch,
+            number_type: options.number_type,
             method: method(options, calibration_subnets.len(), check_subnets.len()),
             table: networks.table(done.layers),
             calibration: Calibration { overhead_ms: 0.0, scale: 1.0 },
@@ -188,6 +219,20 @@ pub fn measure(
         profile.check = Check::of(checked.collect());
         Ok(profile)
     })
+}
+
+/// Median milliseconds of the fixed network, whose times show whether the machine changes meanwhile.
+fn time_fixed(network: &mut StaticNetwork, options: &ProfileOptions, images: &[f32]) -> Result<f64> {
+    let resolution = network.spec().resolution;
+    let images = &images[..options.batch * resolution * resolution * 3];
+    network.run(images, options.batch)?;
+    let mut times = Vec::with_capacity(FIXED_RUNS);
+    for _ in 0..FIXED_RUNS {
+        let start = Instant::now();
+        network.run(images, options.batch)?;
+        times.push(milliseconds(start.elapsed()));
+    }
+    Ok(median(&times).unwrap_or(0.0))
 }
 
 /// Bytes needed to measure a profile: the images and the activations of all networks that are in memory at one time.
@@ -245,7 +290,7 @@ impl LayerNetworks {
         let first_of_choice = || covering.iter().step_by(resolutions);
         let bytes = weight_bytes(first_of_choice());
         let networks = match bytes <= GROUP_BYTES {
-            true => first_of_choice().map(|spec| StaticNetwork::random(spec, options.seed)).collect::<Result<_>>()?,
+            true => first_of_choice().map(|spec| options.network(spec)).collect::<Result<_>>()?,
             false => Vec::new(),
         };
         let mut distinct: Vec<LayerSpec> = Vec::new();
@@ -282,7 +327,7 @@ impl LayerNetworks {
             let mut made = None;
             let network = match self.networks.get_mut(choice) {
                 Some(network) => network,
-                None => made.insert(StaticNetwork::random(&specs[0].0, options.seed)?),
+                None => made.insert(options.network(&specs[0].0)?),
             };
             for (spec, numbers) in specs {
                 network.set_resolution(spec.resolution)?;
@@ -332,7 +377,7 @@ fn measure_subnets(
     for group in 0..groups {
         // Every `groups`-th subnet, so that each group has calibration and check subnets.
         let members: Vec<usize> = (group..subnets.len()).step_by(groups).collect();
-        let networks = members.iter().map(|&member| StaticNetwork::random(&specs[member], options.seed));
+        let networks = members.iter().map(|&member| options.network(&specs[member]));
         let mut networks: Vec<StaticNetwork> = networks.collect::<Result<_>>()?;
         let budget = Budget { time: options.budget.time * members.len() as u32, ..options.budget };
         let start = Instant::now();

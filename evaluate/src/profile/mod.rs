@@ -6,20 +6,25 @@
 //! of its predictions.
 
 mod calibration;
+mod conditions;
 mod hardware;
 mod layer;
+mod layer_times;
 mod measure;
 mod name;
 mod published;
 mod unfinished;
 
 pub use calibration::{Calibration, Check, CheckedSubnet};
+pub use conditions::Conditions;
 pub use hardware::Hardware;
 pub use layer::{ClassifierSpec, HeadSpec, LayerSpec, layers};
+pub use layer_times::{import_csv, layers_csv};
 pub use measure::{Phase, ProfileOptions, ProfileProgress, measure, memory};
 pub use name::{check_name, check_plain};
 pub use published::import;
 
+use crate::model::NumberType;
 use crate::{Error, Result};
 use ofa_supernet::files;
 use ofa_supernet::space::{NetworkSpec, SearchSpace};
@@ -46,12 +51,18 @@ pub struct DeviceProfile {
     /// Hardware of the measurement; unknown for imported tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<Hardware>,
+    /// State of the machine meanwhile; unknown for imported tables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditions: Option<Conditions>,
     /// The search space whose layers the table holds.
     pub space: SearchSpace,
     /// Number of classes of the measured networks.
     pub classes: usize,
     /// Images per run.
     pub batch: usize,
+    /// Number type that the networks computed in.
+    #[serde(default = "f32_numbers", skip_serializing_if = "is_f32")]
+    pub number_type: NumberType,
     /// Description of the method, for readers.
     pub method: String,
     /// Times of every distinct layer of the space. Private, so that they cannot change under `index`.
@@ -64,6 +75,15 @@ pub struct DeviceProfile {
     /// Times by layer, built at the first look-up.
     #[serde(skip)]
     index: OnceLock<HashMap<(Option<usize>, LayerSpec), f64>>,
+}
+
+fn f32_numbers() -> NumberType {
+    NumberType::F32
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_f32(number_type: &NumberType) -> bool {
+    *number_type == NumberType::F32
 }
 
 /// The time of one layer.
@@ -90,7 +110,15 @@ impl DeviceProfile {
     /// a layer of its space; each with the path.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let profile: DeviceProfile = files::read_json(path)?;
+        Self::from_json(&files::read_text(path)?, path)
+    }
+
+    /// Reads and checks a profile from the text of the file at `path`.
+    ///
+    /// # Errors
+    /// As [`DeviceProfile::load`].
+    pub fn from_json(text: &str, path: &Path) -> Result<Self> {
+        let profile: DeviceProfile = files::parse_json(text, path)?;
         profile.validate().map_err(|message| ofa_supernet::Error::format(path, message))?;
         Ok(profile)
     }
@@ -218,10 +246,12 @@ mod tests {
         let table = found.into_keys().map(|layer| LayerTime { layer, resolution: None, ms: 1.0, samples: 9 }).collect();
         let checked = CheckedSubnet { subnet: space.smallest(), predicted_ms: 5.0, measured_ms: 4.0 };
         DeviceProfile {
+            number_type: NumberType::F32,
             format: FORMAT.into(),
             version: VERSION,
             name: "example".into(),
             hardware: Some(Hardware { cpu: "cpu".into(), threads: 1, instruction_set: "none".into() }),
+            conditions: None,
             space,
             classes: 4,
             batch: 1,
@@ -337,6 +367,21 @@ mod tests {
     }
 
     #[test]
+    fn a_profile_of_integers_says_so() {
+        let space = preset("tiny").unwrap();
+        let options = ProfileOptions { number_type: NumberType::Int8, ..quick() };
+        let profile = measure(&space, &options, None, &mut |_| ControlFlow::Continue(())).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("here.json");
+        profile.save(&path).unwrap();
+        assert_eq!(DeviceProfile::load(&path).unwrap().number_type, NumberType::Int8);
+        // Files of f32 profiles are as they were.
+        example().save(&path).unwrap();
+        assert!(!fs::read_to_string(&path).unwrap().contains("number_type"));
+        assert_eq!(DeviceProfile::load(&path).unwrap().number_type, NumberType::F32);
+    }
+
+    #[test]
     fn a_stopped_measurement_goes_on_after_its_last_whole_round() {
         let space = preset("tiny").unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -380,6 +425,7 @@ mod tests {
             ProfileOptions { threads: 0, ..quick() },
             ProfileOptions { rounds: 0, ..quick() },
             ProfileOptions { check_subnets: 0, ..quick() },
+            ProfileOptions { number_type: NumberType::F16, ..quick() },
         ] {
             assert!(measure(&space, &options, None, &mut |_| ControlFlow::Continue(())).is_err());
         }

@@ -5,6 +5,7 @@
 //! hold one layer with different times, so an imported profile keeps the resolution of each time.
 
 use super::{Calibration, DeviceProfile, FORMAT, HeadSpec, LayerSpec, LayerTime, VERSION, layers, measure};
+use crate::model::NumberType;
 use crate::{Error, Result};
 use ofa_supernet::SearchSpace;
 use ofa_supernet::files::read_text;
@@ -75,10 +76,12 @@ pub fn import(space: &SearchSpace, classes: usize, name: &str, files: &[PathBuf]
     let names: Vec<String> =
         files.iter().filter_map(|f| f.file_name()).map(|name| name.to_string_lossy().into_owned()).collect();
     Ok(DeviceProfile {
+        number_type: NumberType::F32,
         format: FORMAT.into(),
         version: VERSION,
         name: name.into(),
         hardware: None,
+        conditions: None,
         space,
         classes,
         batch: 1,

@@ -19,6 +19,8 @@ pub(super) struct Unfinished {
     pub rounds: usize,
     /// Times in milliseconds of each distinct layer, in the order of the layers' first occurrence.
     pub layers: Vec<Vec<f64>>,
+    /// Median milliseconds of the fixed network in each finished round.
+    pub fixed: Vec<f64>,
     /// Median milliseconds of each subnet, once the subnets are measured.
     pub subnets: Option<Vec<f64>>,
 }
@@ -32,6 +34,7 @@ impl Unfinished {
             options: format!("{options:?}"),
             rounds: 0,
             layers: vec![Vec::new(); layers],
+            fixed: Vec::new(),
             subnets: None,
         }
     }
@@ -44,8 +47,9 @@ impl Unfinished {
             (&saved.hardware, &saved.space, &saved.options) == (&self.hardware, &self.space, &self.options)
                 && saved.rounds <= rounds
                 && saved.layers.len() == self.layers.len()
+                && saved.fixed.len() == saved.rounds
                 && saved.layers.iter().all(|times| times.is_empty() == (saved.rounds == 0))
-                && saved.layers.iter().chain(&saved.subnets).all(positive)
+                && saved.layers.iter().chain(&saved.subnets).chain([&saved.fixed]).all(positive)
                 && saved.subnets.as_ref().is_none_or(|times| times.len() == subnets)
         };
         files::read_json(path).ok().filter(same).unwrap_or(self)

@@ -4,10 +4,15 @@
 //! A convolution takes along the batch norm, the sum with a value that exists already, and the activation after it, as
 //! long as each has no other reader. A gate is applied as its reader loads the map; a global average after a depthwise
 //! convolution is computed with it.
+//!
+//! In a quantised network a value is `u8` where its node is rounded, otherwise f32; a convolution takes nothing along
+//! behind a rounded node. Steps between layers convert where a reader needs the other type.
 
+use crate::quantise::{QuantisedLayer, QuantisedNetwork, Scale, node_names};
 use crate::{Error, Result};
 use ofa_supernet::graph::{Graph, Node, NodeId, Op, Shape, Slot};
 use ofa_supernet::space::Activation;
+use std::collections::{BTreeMap, HashSet};
 
 /// A value that steps write and read: index into [`Program::values`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +30,8 @@ pub(super) struct Layer {
     pub norm: Option<String>,
     pub in_channels: usize,
     pub out_channels: usize,
+    /// Scale of the input of an int8 layer.
+    pub input: Option<Scale>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -78,6 +85,12 @@ pub(super) enum Work {
     Gate(Value),
     /// The input as it is, for work in place on a map that others read too.
     Copy,
+    /// Rounding of f32 values, or of the images, to the output's scale.
+    Quantise,
+    /// The f32 values of rounded ones.
+    Dequantise,
+    /// Each channel of rounded values multiplied by its factor.
+    GateRounded(Value),
 }
 
 impl Step {
@@ -86,7 +99,7 @@ impl Step {
         let more = match self.work {
             Work::Layer { gate, residual, .. } => [gate, residual],
             Work::Add(other) => [other, None],
-            Work::Gate(factors) => [Some(factors), None],
+            Work::Gate(factors) | Work::GateRounded(factors) => [Some(factors), None],
             _ => [None, None],
         };
         [self.input].into_iter().chain(more).flatten()
@@ -104,20 +117,56 @@ impl Step {
 pub(super) struct Program {
     pub layers: Vec<Layer>,
     pub steps: Vec<Step>,
-    /// Numbers per image of each value.
-    pub values: Vec<usize>,
+    pub values: Vec<Stored>,
+    /// Whether the network is quantised, which defines the order of f32 sums.
+    pub quantised: bool,
 }
 
-/// Compiles a graph. Its layers do not depend on the size of the image.
+/// Size and type of a value.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Stored {
+    /// Numbers per image.
+    pub numbers: usize,
+    /// Scale of a `u8` value; `None` for f32.
+    pub scale: Option<Scale>,
+}
+
+impl Stored {
+    /// Bytes per number.
+    pub fn width(self) -> usize {
+        if self.scale.is_some() { 1 } else { 4 }
+    }
+}
+
+/// The parts of a quantised network that a program depends on.
+#[derive(Debug, Clone)]
+pub(super) struct Rounding {
+    values: BTreeMap<String, Scale>,
+    /// Names of the int8 layers.
+    int8: HashSet<String>,
+}
+
+impl Rounding {
+    pub fn of(network: &QuantisedNetwork) -> Self {
+        let int8 = network.layers.iter().filter(|(_, layer)| matches!(layer, QuantisedLayer::Int8(_)));
+        Rounding { values: network.values.clone(), int8: int8.map(|(name, _)| name.clone()).collect() }
+    }
+}
+
+/// Compiles a graph, of a quantised network with its `rounding`. Its layers do not depend on the size of the image.
 ///
 /// # Errors
 /// A node that no kernel computes where it stands.
-pub(super) fn compile(graph: &Graph) -> Result<Program> {
+pub(super) fn compile(graph: &Graph, rounding: Option<&Rounding>) -> Result<Program> {
+    let count = graph.nodes().len();
+    let names = rounding.map_or_else(|| vec![String::new(); count], |_| node_names(graph));
     let mut compiler = Compiler {
         graph,
         consumers: graph.consumers(),
-        found: vec![None; graph.nodes().len()],
-        program: Program { layers: Vec::new(), steps: Vec::new(), values: Vec::new() },
+        found: vec![None; count],
+        scales: names.iter().map(|name| rounding?.values.get(name).copied()).collect(),
+        int8: names.iter().map(|name| rounding.is_some_and(|rounding| rounding.int8.contains(name))).collect(),
+        program: Program { layers: Vec::new(), steps: Vec::new(), values: Vec::new(), quantised: rounding.is_some() },
     };
     for id in graph.schedule() {
         if compiler.found[id.index()].is_none() {
@@ -141,6 +190,10 @@ struct Compiler<'a> {
     consumers: Vec<Vec<NodeId>>,
     /// Outputs of the nodes that are compiled.
     found: Vec<Option<Place>>,
+    /// Scale of each node that is rounded.
+    scales: Vec<Option<Scale>>,
+    /// Whether each node is an int8 layer.
+    int8: Vec<bool>,
     program: Program,
 }
 
@@ -150,26 +203,40 @@ impl Compiler<'_> {
         let place = match node.op {
             Op::Input => Place::Images,
             Op::Convolution { .. } | Op::Linear => return self.layer(id, &node),
-            Op::Gate => match self.consumers[id.index()][..] {
-                [reader] if self.is_pointwise(reader, &node) => {
-                    Place::Gated(self.input(&node, 0)?, self.vector(&node, 1)?)
+            Op::Gate => {
+                let factors = self.factors(&node)?;
+                match (self.consumers[id.index()][..].first(), self.input(&node, 0)?) {
+                    (Some(&reader), map) if self.gates_on_load(id, reader, map) => Place::Gated(map, factors),
+                    (_, Some(map)) if self.scale(map).is_some() => {
+                        let output = self.value(&node, self.scales[id.index()]);
+                        self.step(&node, Work::GateRounded(factors), Some(map), output);
+                        Place::Value(output)
+                    }
+                    _ => self.in_place(&node, Work::Gate(factors))?,
                 }
-                _ => {
-                    let factors = self.vector(&node, 1)?;
-                    self.in_place(&node, Work::Gate(factors))?
-                }
-            },
+            }
             Op::GlobalAveragePool => self.push(&node, Work::GlobalAveragePool)?,
             Op::AveragePool { window, padding } => self.push(&node, Work::AveragePool { window, padding })?,
-            Op::MaxPool { window: 3, stride: 2, padding: 1 } => self.push(&node, Work::MaxPool)?,
+            Op::MaxPool { window: 3, stride: 2, padding: 1 } => {
+                // Rounding keeps the order of values.
+                let input = self.input(&node, 0)?;
+                let scale = input.and_then(|input| self.scale(input));
+                let same = scale.is_some() && scale == self.scales[id.index()];
+                let input = if same { input } else { self.floats(&node, input) };
+                let output = self.value(&node, scale.filter(|_| same));
+                self.step(&node, Work::MaxPool, input, output);
+                Place::Value(output)
+            }
             Op::HardSigmoid => self.in_place(&node, Work::HardSigmoid)?,
             Op::Activation(function) => self.in_place(&node, Work::Activation(function))?,
             Op::Add => {
                 let other = self.input(&node, 1)?;
+                let other = self.floats(&node, other);
                 self.in_place(&node, Work::Add(other))?
             }
             Op::MaxPool { .. } | Op::BatchNorm => return Err(no_kernel(&node)),
         };
+        let place = self.rounded(id, &node, place);
         self.found[id.index()] = Some(place);
         Ok(())
     }
@@ -198,10 +265,12 @@ impl Compiler<'_> {
             Some(Place::Gated(map, factors)) if kind == LayerKind::Pointwise => (map, Some(factors)),
             _ => return Err(no_kernel(node)),
         };
+        let int8 = self.int8[id.index()];
+        let input = if int8 || gate.is_some() { input } else { self.floats(node, input) };
         let (mut last, mut norm, mut residual, mut activation) = (id, None, None, Activation::Identity);
         while let [next] = self.consumers[last.index()][..] {
             let after = self.graph.node(next);
-            if after.layer != node.layer {
+            if after.layer != node.layer || self.scales[last.index()].is_some() {
                 // Each layer has steps of its own, by which it is timed.
                 break;
             }
@@ -210,6 +279,9 @@ impl Compiler<'_> {
                 Op::Add if kind == LayerKind::Pointwise && residual.is_none() => {
                     let other = after.inputs().iter().find(|&&input| input != last);
                     let Some(Some(Place::Value(value))) = other.map(|input| self.found[input.index()]) else { break };
+                    if self.program.quantised && !(int8 && self.scale(value).is_some()) {
+                        break;
+                    }
                     residual = Some(value);
                 }
                 Op::Activation(function) => {
@@ -222,18 +294,21 @@ impl Compiler<'_> {
             last = next;
         }
         let pool = self.consumers[last.index()].iter().copied();
-        let pool = pool.filter(|_| matches!(kind, LayerKind::Depthwise { .. }));
+        let pool = pool.filter(|_| matches!(kind, LayerKind::Depthwise { .. }) && !self.program.quantised);
         let pool = pool.into_iter().find(|&reader| {
             let reader = self.graph.node(reader);
             reader.op == Op::GlobalAveragePool && reader.layer == node.layer
         });
-        let pooled = pool.map(|_| self.value(out_channels));
-        let output = self.value(node.shape.height * node.shape.width * out_channels);
+        let pooled = pool.map(|pool| self.value(self.graph.node(pool), None));
+        let output = self.value(node, self.scales[last.index()].filter(|_| int8));
         let layer = self.program.layers.len();
-        self.program.layers.push(Layer { kind, name: self.name(id), bias, norm, in_channels, out_channels });
+        let scale = self.scales[node.inputs()[0].index()].filter(|_| int8);
+        let name = self.name(id);
+        self.program.layers.push(Layer { kind, name, bias, norm, in_channels, out_channels, input: scale });
         let work = Work::Layer { layer, activation, gate, residual, pooled };
         self.step(node, work, input, output);
-        self.found[last.index()] = Some(Place::Value(output));
+        let place = self.rounded(last, node, Place::Value(output));
+        self.found[last.index()] = Some(place);
         // Nodes on the way there have no other reader.
         let mut inside = id;
         while inside != last {
@@ -249,14 +324,42 @@ impl Compiler<'_> {
     /// A step from the first input of `node` to a new value.
     fn push(&mut self, node: &Node, work: Work) -> Result<Place> {
         let input = self.input(node, 0)?;
-        let output = self.value(node.shape.height * node.shape.width * node.shape.channels);
+        let output = self.value(node, None);
         self.step(node, work, input, output);
         Ok(Place::Value(output))
+    }
+
+    /// The f32 values of `input` of `node`.
+    fn floats(&mut self, node: &Node, input: Option<Value>) -> Option<Value> {
+        let rounded = input.filter(|&input| self.scale(input).is_some());
+        rounded.map_or(input, |rounded| {
+            let numbers = self.program.values[rounded.0].numbers;
+            let output = self.stored(Stored { numbers, scale: None });
+            self.step(node, Work::Dequantise, Some(rounded), output);
+            Some(output)
+        })
+    }
+
+    /// The output of `node` rounded, if it has a scale and is not rounded yet.
+    fn rounded(&mut self, id: NodeId, node: &Node, place: Place) -> Place {
+        let input = match place {
+            Place::Images => None,
+            Place::Value(value) if self.scale(value).is_none() => Some(value),
+            _ => return place,
+        };
+        let Some(scale) = self.scales[id.index()] else { return place };
+        let output = self.value(node, Some(scale));
+        self.step(node, Work::Quantise, input, output);
+        Place::Value(output)
     }
 
     /// A step on the first input of `node`, or on a copy of it if other nodes read it too.
     fn in_place(&mut self, node: &Node, work: Work) -> Result<Place> {
         let input = match self.input(node, 0)? {
+            Some(input) if self.scale(input).is_some() => match self.floats(node, Some(input)) {
+                Some(floats) => floats,
+                None => return Err(no_kernel(node)),
+            },
             Some(input) if self.consumers[node.inputs()[0].index()].len() == 1 => input,
             _ => match self.push(node, Work::Copy)? {
                 Place::Value(copy) => copy,
@@ -275,8 +378,16 @@ impl Compiler<'_> {
         (node.op == convolution || node.op == biased) && node.layer == before.layer
     }
 
+    /// Whether the only reader of the gate `id` multiplies the map `map` as it loads it.
+    fn gates_on_load(&self, id: NodeId, reader: NodeId, map: Option<Value>) -> bool {
+        let integers = (self.scales[id.index()].is_some(), self.int8[reader.index()], map.map(|map| self.scale(map)));
+        self.consumers[id.index()].len() == 1
+            && self.is_pointwise(reader, self.graph.node(id))
+            && (!self.program.quantised || matches!(integers, (true, true, Some(Some(_)))))
+    }
+
     fn step(&mut self, node: &Node, work: Work, input: Option<Value>, output: Value) {
-        let shape = self.graph.node(node.inputs()[0]).shape;
+        let shape = node.inputs().first().map_or(node.shape, |input| self.graph.node(*input).shape);
         self.program.steps.push(Step { work, input, output, shape, layer: node.layer.unwrap_or(0) });
     }
 
@@ -289,13 +400,24 @@ impl Compiler<'_> {
         }
     }
 
-    /// Input `place` of `node`, which is not the images.
-    fn vector(&self, node: &Node, place: usize) -> Result<Value> {
-        self.input(node, place)?.ok_or_else(|| no_kernel(node))
+    /// Factors of the channels of a gate.
+    fn factors(&mut self, node: &Node) -> Result<Value> {
+        let factors = self.input(node, 1)?;
+        self.floats(node, factors).ok_or_else(|| no_kernel(node))
     }
 
-    fn value(&mut self, numbers: usize) -> Value {
-        self.program.values.push(numbers);
+    /// Scale of a rounded value.
+    fn scale(&self, value: Value) -> Option<Scale> {
+        self.program.values[value.0].scale
+    }
+
+    /// A new value for the output of `node`.
+    fn value(&mut self, node: &Node, scale: Option<Scale>) -> Value {
+        self.stored(Stored { numbers: node.shape.values() as usize, scale })
+    }
+
+    fn stored(&mut self, stored: Stored) -> Value {
+        self.program.values.push(stored);
         Value(self.program.values.len() - 1)
     }
 

@@ -1,12 +1,15 @@
 //! The network: kernels built from weights, buffers, and one forward pass.
 
-use super::compiler::{Layer, LayerKind, Program, Step, Value, Work, compile};
+use super::buffers::Buffers;
+use super::compiler::{Program, Rounding, compile};
+use super::describe::StepInfo;
+use super::kernels::Kernel;
 use super::plan::Plan;
 use super::weights::{Checked, Weights, check_weights, random_weights};
 use crate::latency::milliseconds;
+use crate::quantise::QuantisedNetwork;
 use crate::{Error, Result};
 use ofa_supernet::graph::Graph;
-use ofa_supernet::ops::inference::{DenseConv, Depthwise, Pointwise, average_pool, average_windows, max_pool};
 use ofa_supernet::space::NetworkSpec;
 use std::time::Instant;
 
@@ -31,29 +34,8 @@ pub struct StaticNetwork {
     kernels: Vec<Kernel>,
     program: Program,
     buffers: Buffers,
-}
-
-/// A layer's weights, laid out for its kernel.
-enum Kernel {
-    Pointwise(Pointwise),
-    Depthwise(Depthwise),
-    Dense(DenseConv),
-}
-
-impl Kernel {
-    fn new(layer: &Layer, weights: &Checked) -> Self {
-        let (weight, bias) = weights.layer(layer);
-        let (input, output) = (layer.in_channels, layer.out_channels);
-        match layer.kind {
-            LayerKind::Pointwise => Kernel::Pointwise(Pointwise::new(&weight, &bias, input, output)),
-            LayerKind::Depthwise { kernel, stride } => {
-                Kernel::Depthwise(Depthwise::new(&weight, &bias, output, kernel, stride))
-            }
-            LayerKind::Dense { kernel, stride } => {
-                Kernel::Dense(DenseConv::new(&weight, &bias, input, output, kernel, stride))
-            }
-        }
-    }
+    /// Of a network in integers.
+    rounding: Option<Rounding>,
 }
 
 impl StaticNetwork {
@@ -65,10 +47,23 @@ impl StaticNetwork {
     pub fn new(spec: &NetworkSpec, weights: &Weights) -> Result<Self> {
         check_weights(spec, weights)?;
         let weights = Checked { weights, epsilon: spec.batch_norm_epsilon };
-        let program = compile(&Graph::of(spec))?;
+        let program = compile(&Graph::of(spec), None)?;
         let kernels = program.layers.iter().map(|layer| Kernel::new(layer, &weights)).collect();
-        let buffers = Buffers { plan: Plan::of(&program), memory: Vec::new() };
-        Ok(StaticNetwork { spec: spec.clone(), kernels, program, buffers })
+        let buffers = Buffers::new(Plan::of(&program));
+        Ok(StaticNetwork { spec: spec.clone(), kernels, program, buffers, rounding: None })
+    }
+
+    /// Builds a network in integers. Its logits are those of [`reference`](crate::quantise::reference) to the bit.
+    ///
+    /// # Errors
+    /// A network that fails [`QuantisedNetwork::check`], or that no kernels compute.
+    pub fn quantised(network: &QuantisedNetwork) -> Result<Self> {
+        network.check()?;
+        let rounding = Rounding::of(network);
+        let program = compile(&Graph::of(&network.spec), Some(&rounding))?;
+        let kernels = program.layers.iter().map(|layer| Kernel::quantised(layer, network)).collect::<Result<_>>()?;
+        let buffers = Buffers::new(Plan::of(&program));
+        Ok(StaticNetwork { spec: network.spec.clone(), kernels, program, buffers, rounding: Some(rounding) })
     }
 
     /// The network of `spec` with seeded random weights, for measuring.
@@ -92,8 +87,8 @@ impl StaticNetwork {
         let mut spec = self.spec.clone();
         spec.set_resolution(resolution);
         crate::model::validate(&spec)?;
-        self.program = compile(&Graph::of(&spec))?;
-        self.buffers.plan = Plan::of(&self.program);
+        self.program = compile(&Graph::of(&spec), self.rounding.as_ref())?;
+        self.buffers.set_plan(Plan::of(&self.program));
         self.spec = spec;
         Ok(())
     }
@@ -103,7 +98,7 @@ impl StaticNetwork {
     /// # Errors
     /// A number of values that is not that of the batch.
     pub fn run(&mut self, images: &[f32], batch: usize) -> Result<&[f32]> {
-        self.forward(images, batch, &mut || ())?;
+        self.forward(images, batch, &mut |_| ())?;
         Ok(self.logits(batch))
     }
 
@@ -116,17 +111,44 @@ impl StaticNetwork {
     pub fn run_timed(&mut self, images: &[f32], batch: usize, times: &mut Vec<f64>) -> Result<&[f32]> {
         times.clear();
         let mut last = Instant::now();
-        self.forward(images, batch, &mut || {
-            let now = Instant::now();
-            times.push(milliseconds(now - last));
-            last = now;
+        self.forward(images, batch, &mut |layer_done| {
+            if layer_done {
+                let now = Instant::now();
+                times.push(milliseconds(now - last));
+                last = now;
+            }
         })?;
         Ok(self.logits(batch))
     }
 
+    /// Runs the network as [`run`](Self::run) does, and replaces `times` with the time of each of
+    /// [`steps`](Self::steps) in milliseconds.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_steps(&mut self, images: &[f32], batch: usize, times: &mut Vec<f64>) -> Result<()> {
+        times.clear();
+        let mut last = Instant::now();
+        self.forward(images, batch, &mut |_| {
+            let now = Instant::now();
+            times.push(milliseconds(now - last));
+            last = now;
+        })
+    }
+
+    /// Calls of kernels in their order.
+    pub fn steps(&self) -> Vec<StepInfo> {
+        self.program.steps.iter().map(|step| self.program.describe(step)).collect()
+    }
+
+    /// Whether the network computes in integers.
+    pub fn is_quantised(&self) -> bool {
+        self.program.quantised
+    }
+
     /// Bytes of the buffers that one image of a batch takes while it runs.
     pub fn buffer_bytes(&self) -> u64 {
-        self.buffers.plan.bytes()
+        self.buffers.bytes()
     }
 
     /// Bytes of the buffers that one image would take in the network of `spec`.
@@ -134,16 +156,17 @@ impl StaticNetwork {
     /// # Errors
     /// A network that no kernels compute.
     pub fn planned_bytes(spec: &NetworkSpec) -> Result<u64> {
-        Ok(Plan::of(&compile(&Graph::of(spec))?).bytes())
+        Ok(Plan::of(&compile(&Graph::of(spec), None)?).bytes())
     }
 
     /// The output of the last step.
     fn logits(&self, batch: usize) -> &[f32] {
-        self.program.steps.last().map_or(&[], |step| self.buffers.read(&self.program, step.output, batch))
+        self.program.steps.last().map_or(&[], |step| self.buffers.floats(&self.program, step.output, batch))
     }
 
-    /// Fills the logits; calls `layer_done` after each of [`layers`](crate::profile::layers).
-    fn forward(&mut self, images: &[f32], batch: usize, layer_done: &mut impl FnMut()) -> Result<()> {
+    /// Fills the logits; calls `step_done` after each step, with whether it is the last one of its
+    /// [layer](crate::profile::layers).
+    fn forward(&mut self, images: &[f32], batch: usize, step_done: &mut impl FnMut(bool)) -> Result<()> {
         let spec = &self.spec;
         let expected = batch * spec.resolution * spec.resolution * 3;
         if batch == 0 || images.len() != expected {
@@ -158,88 +181,9 @@ impl StaticNetwork {
         let mut steps = self.program.steps.iter().peekable();
         while let Some(step) = steps.next() {
             self.buffers.run(step, &self.program, &self.kernels, images, batch);
-            if steps.peek().is_none_or(|next| next.layer != step.layer) {
-                layer_done();
-            }
+            step_done(steps.peek().is_none_or(|next| next.layer != step.layer));
         }
         Ok(())
-    }
-}
-
-/// Memory of all values, laid out by a plan.
-struct Buffers {
-    plan: Plan,
-    /// Each as large as the largest use of it so far.
-    memory: Vec<Vec<f32>>,
-}
-
-impl Buffers {
-    /// Grows every buffer to what `batch` images need.
-    fn reserve(&mut self, batch: usize) {
-        self.memory.resize_with(self.plan.sizes.len().max(self.memory.len()), Vec::new);
-        for (buffer, numbers) in self.memory.iter_mut().zip(&self.plan.sizes) {
-            if buffer.len() < batch * numbers {
-                buffer.resize(batch * numbers, 0.0);
-            }
-        }
-    }
-
-    fn read(&self, program: &Program, value: Value, batch: usize) -> &[f32] {
-        &self.memory[self.plan.buffer(value)][..batch * program.values[value.0]]
-    }
-
-    /// Takes the buffer of a value out, so that others can be read while it is written.
-    fn take(&mut self, value: Value) -> Vec<f32> {
-        std::mem::take(&mut self.memory[self.plan.buffer(value)])
-    }
-
-    fn put_back(&mut self, value: Value, buffer: Vec<f32>) {
-        self.memory[self.plan.buffer(value)] = buffer;
-    }
-
-    fn run(&mut self, step: &Step, program: &Program, kernels: &[Kernel], images: &[f32], batch: usize) {
-        let numbers = |value: Value| batch * program.values[value.0];
-        let mut buffer = self.take(step.output);
-        let output = &mut buffer[..numbers(step.output)];
-        let (height, width, channels) = (step.shape.height, step.shape.width, step.shape.channels);
-        let pixels = height * width;
-        let read = |value: Option<Value>| value.map_or(images, |value| self.read(program, value, batch));
-        match step.work {
-            Work::Layer { layer, activation, gate, residual, pooled } => match &kernels[layer] {
-                Kernel::Pointwise(kernel) => {
-                    let (gate, residual) = (gate.map(|v| read(Some(v))), residual.map(|v| read(Some(v))));
-                    kernel.run(read(step.input), batch, pixels, activation, gate, residual, output);
-                }
-                Kernel::Depthwise(kernel) => {
-                    let mut means = pooled.map(|value| self.take(value));
-                    let pooled_numbers = pooled.map_or(0, numbers);
-                    let pooled_values = means.as_mut().map(|means| &mut means[..pooled_numbers]);
-                    let input = step.input.map_or(images, |value| self.read(program, value, batch));
-                    kernel.run(input, batch, height, width, activation, output, pooled_values);
-                    if let Some((value, means)) = pooled.zip(means) {
-                        self.put_back(value, means);
-                    }
-                }
-                Kernel::Dense(kernel) => kernel.run(read(step.input), batch, height, width, activation, output),
-            },
-            Work::GlobalAveragePool => average_pool(read(step.input), batch, pixels, channels, output),
-            Work::AveragePool { window, padding } => {
-                average_windows(read(step.input), (height, width, channels), window, padding, output);
-            }
-            Work::MaxPool => max_pool(read(step.input), height, width, channels, output),
-            Work::Add(other) => output.iter_mut().zip(read(other)).for_each(|(sum, x)| *sum += x),
-            Work::Copy => output.copy_from_slice(read(step.input)),
-            Work::Activation(function) => output.iter_mut().for_each(|value| *value = function.apply(*value)),
-            Work::Gate(factors) => {
-                let maps = output.chunks_exact_mut(pixels * channels).zip(read(Some(factors)).chunks_exact(channels));
-                for (map, factors) in maps {
-                    let values = map.chunks_exact_mut(channels).flat_map(|pixel| pixel.iter_mut().zip(factors));
-                    values.for_each(|(value, factor)| *value *= factor);
-                }
-            }
-            Work::HardSigmoid => output.iter_mut().for_each(|value| *value = (*value + 3.0).clamp(0.0, 6.0) / 6.0),
-        }
-        self.put_back(step.output, buffer);
     }
 }
 

@@ -1,14 +1,22 @@
 //! Assignment of a program's values to buffers.
 
-use super::compiler::{Program, Value};
+use super::compiler::{Program, Stored, Value};
 
 /// Buffers shared by values whose lifetimes do not overlap.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Plan {
     /// Buffer of each value.
     buffers: Vec<usize>,
-    /// Numbers per image of each buffer.
-    pub sizes: Vec<usize>,
+    pub sizes: Vec<Size>,
+}
+
+/// Size of a buffer, which holds values of one number type.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Size {
+    /// Numbers per image.
+    pub numbers: usize,
+    /// Bytes per number: 1 for `u8`, 4 for f32.
+    pub width: usize,
 }
 
 impl Plan {
@@ -35,22 +43,25 @@ impl Plan {
         plan
     }
 
-    /// The smallest free buffer that is large enough; otherwise the largest, which grows; otherwise a new one.
-    fn take(&mut self, free: &mut Vec<usize>, numbers: usize) -> usize {
-        let fits = (0..free.len()).filter(|&place| self.sizes[free[place]] >= numbers);
-        let best = fits.min_by_key(|&place| self.sizes[free[place]]);
-        let best = best.or_else(|| (0..free.len()).max_by_key(|&place| self.sizes[free[place]]));
+    /// The smallest free buffer of the value's type that is large enough; otherwise the largest, which grows; otherwise a new one.
+    fn take(&mut self, free: &mut Vec<usize>, value: Stored) -> usize {
+        let (numbers, width) = (value.numbers, value.width());
+        let size = |place: usize| self.sizes[free[place]];
+        let places: Vec<usize> = (0..free.len()).filter(|&place| size(place).width == width).collect();
+        let fits = places.iter().copied().filter(|&place| size(place).numbers >= numbers);
+        let best = fits.min_by_key(|&place| size(place).numbers);
+        let best = best.or_else(|| places.iter().copied().max_by_key(|&place| size(place).numbers));
         let buffer = best.map_or(self.sizes.len(), |place| free.swap_remove(place));
         if buffer == self.sizes.len() {
-            self.sizes.push(0);
+            self.sizes.push(Size { numbers: 0, width });
         }
-        self.sizes[buffer] = self.sizes[buffer].max(numbers);
+        self.sizes[buffer].numbers = self.sizes[buffer].numbers.max(numbers);
         buffer
     }
 
     /// Bytes per image of all buffers.
     pub fn bytes(&self) -> u64 {
-        4 * self.sizes.iter().map(|&numbers| numbers as u64).sum::<u64>()
+        self.sizes.iter().map(|size| (size.numbers * size.width) as u64).sum()
     }
 
     /// Index of the buffer of `value`.
@@ -72,7 +83,7 @@ mod tests {
             let space = preset(name).unwrap();
             for subnet in [space.smallest(), space.middle(), space.largest()] {
                 let network = space.network(&subnet, 10).unwrap();
-                let program = compile(&Graph::of(&network)).unwrap();
+                let program = compile(&Graph::of(&network), None).unwrap();
                 let plan = Plan::of(&program);
                 let mut lives = vec![(usize::MAX, 0); program.values.len()];
                 for (index, step) in program.steps.iter().enumerate() {
@@ -82,7 +93,8 @@ mod tests {
                     }
                 }
                 for (value, &(first, last)) in lives.iter().enumerate() {
-                    assert!(plan.sizes[plan.buffers[value]] >= program.values[value], "{name} {subnet}");
+                    let (size, stored) = (plan.sizes[plan.buffers[value]], program.values[value]);
+                    assert!(size.numbers >= stored.numbers && size.width == stored.width(), "{name} {subnet}");
                     for (other, &(start, end)) in lives.iter().enumerate().skip(value + 1) {
                         let apart = end < first || last < start;
                         assert!(

@@ -12,7 +12,8 @@ use std::collections::{HashMap, HashSet};
 /// Tensors by name: shape and values, with the names and layouts of [`tensor_shapes`].
 pub type Weights = HashMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// Checks that `weights` are exactly the tensors of `network`: every one there, with its shape, finite, none besides.
+/// Checks that `weights` are exactly the tensors of `network`: none missing, none extra, each with its shape and
+/// finite.
 ///
 /// # Errors
 /// An impossible network, or the first tensor that is wrong, by name.
@@ -77,10 +78,10 @@ pub fn random_weights(network: &NetworkSpec, seed: u64) -> Result<Weights> {
     Ok(tensor_shapes(network).into_iter().enumerate().map(tensor).collect())
 }
 
-/// Reads tensors that [`check_weights`] has seen.
+/// Weights that [`check_weights`] has accepted, read by name.
 pub(crate) struct Checked<'a> {
     pub weights: &'a Weights,
-    /// Batch norm's.
+    /// Epsilon of every batch norm.
     pub epsilon: f64,
 }
 

@@ -1,5 +1,5 @@
-//! Active sampling: choice of the subnets to measure next, which lower the deviation of all predictions most or may be
-//! the best.
+//! Active sampling: choice of the subnets to measure next, either those that reduce the deviation of all predictions
+//! most, or those that may be the best.
 
 use super::features::Features;
 use super::linear::{Basis, add_square};
@@ -216,8 +216,8 @@ pub struct CurvePoint {
 
 /// Learning curve: quality of predictors fitted to one to eight eighths of four fifths of the measured `samples`, once
 /// drawn at random and once chosen by `acquisition` from the others (by expected improvement only after the first
-/// eighth), judged on the same held-out fifth; means over `repetitions` splits. Nothing is measured. `progress` gets
-/// fits done and all fits.
+/// eighth), judged on the same held-out fifth; means over `repetitions` splits. Nothing is measured. `progress`
+/// receives the number of finished fits and of all fits.
 ///
 /// # Errors
 /// Errors of [`super::Predictor::fit`]; fewer than [`FEWEST_CURVE_SAMPLES`] samples.

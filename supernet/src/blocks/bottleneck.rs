@@ -1,13 +1,14 @@
 //! Bottleneck blocks of ResNet-D: description, graph, and elastic layers, of which each uses the leading input and
 //! output channels of its full weight.
 
-use super::BlockSpec;
-use crate::graph::{Builder, NodeId, Prefix, Shape};
+use super::{BlockSettings, BlockSpec};
+use crate::graph::names::{BOTTLENECK, BlockNames};
+use crate::graph::{Builder, NodeId, Shape};
 use crate::layers::{
     Active, BatchNorm, Dense, OuterChannels, ParameterId, Parameters, Pass, Touch, activate, average_pool, fused,
     sort_shared, sum_of_branches,
 };
-use crate::space::{Activation, ConvSpec};
+use crate::space::{Activation, ConvSpec, middle_channels};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -39,6 +40,20 @@ pub struct BottleneckSpec {
 }
 
 impl BottleneckSpec {
+    /// The block for these settings: the expand ratio counts from the output channels.
+    pub(crate) fn of(settings: &BlockSettings, projection: bool) -> Self {
+        BottleneckSpec {
+            in_channels: settings.in_channels,
+            middle_channels: middle_channels(settings.out_channels, settings.expand.value()),
+            out_channels: settings.out_channels,
+            kernel: settings.kernel,
+            stride: settings.stride,
+            activation: settings.activation,
+            projection,
+            input_size: settings.input_size,
+        }
+    }
+
     /// Height and width of the output map.
     pub fn output_size(&self) -> usize {
         self.input_size.div_ceil(self.stride)
@@ -69,9 +84,9 @@ impl BottleneckSpec {
         })
     }
 
-    /// Kind of the block in regions of a graph.
-    pub(super) fn kind(&self) -> &'static str {
-        "bottleneck"
+    /// Whether a backward pass recomputes the activations inside the block: each convolution keeps its own.
+    pub(super) fn recomputes(&self) -> bool {
+        false
     }
 
     pub(super) fn input(&self) -> Shape {
@@ -105,20 +120,20 @@ impl BottleneckSpec {
         Ok(())
     }
 
-    pub(super) fn prefix(&self, stage: usize, place: usize) -> Prefix {
-        Prefix::block("layer", stage + 1, place)
+    pub(super) fn names(&self) -> &'static BlockNames {
+        &BOTTLENECK
     }
 
     pub(super) fn lower(&self, builder: &mut Builder, x: NodeId) -> NodeId {
         let mut y = x;
-        let names = [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")];
-        for (conv, names) in self.convolutions().iter().zip(names) {
-            y = conv.lower(builder, y, names);
+        let roles = [("conv1", "conv1.norm"), ("conv2", "conv2.norm"), ("conv3", "conv3.norm")];
+        for (conv, roles) in self.convolutions().iter().zip(roles) {
+            y = conv.lower(builder, y, roles);
         }
         let mut shortcut = x;
         if let Some(conv) = self.shortcut() {
             shortcut = builder.average_pool(x, self.stride, 0);
-            shortcut = conv.lower(builder, shortcut, ("downsample.1", "downsample.2"));
+            shortcut = conv.lower(builder, shortcut, ("shortcut", "shortcut.norm"));
         }
         let sum = builder.add(y, shortcut);
         builder.activation(sum, self.activation)

@@ -1,7 +1,8 @@
 //! Block kinds that are defined outside this crate: their registry, and the description of a block as its own graph.
 
-use crate::graph::{Builder, Fragment, Graph, NodeId, Op, Prefix, Shape};
-use crate::space::{Activation, ExpandRatio, make_divisible};
+use crate::graph::names::{BlockNames, CUSTOM};
+use crate::graph::{Builder, Fragment, Graph, NodeId, Shape};
+use crate::space::{Activation, ExpandRatio, middle_channels};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -78,7 +79,7 @@ pub struct BlockSettings {
 impl BlockSettings {
     /// The input channels times the expand ratio, by the channel rule of all families.
     pub fn middle_channels(&self) -> usize {
-        make_divisible((self.in_channels as f64 * self.expand.value()).round())
+        middle_channels(self.in_channels, self.expand.value())
     }
 
     /// Whether the output has the shape of the input.
@@ -135,8 +136,8 @@ impl CustomSpec {
     /// The block of the registered kind `name` for a settings.
     ///
     /// # Errors
-    /// An unknown kind, and nodes that are no block: an output of another shape than the settings ask for, layers that
-    /// no kernel computes.
+    /// An unknown kind, and nodes that do not form a block: an output of another shape than the settings ask for,
+    /// layers that no kernel computes.
     pub fn new(name: &str, settings: &BlockSettings) -> Result<Self> {
         let kind = find(name)?;
         let fail = |fault: String| Error::Space(format!("the block kind '{}': {fault}", kind.name));
@@ -177,29 +178,17 @@ impl CustomSpec {
         self.fragment.check().map_err(|fault| format!("of kind '{}': {fault}", self.kind))
     }
 
-    pub(super) fn prefix(&self, stage: usize, place: usize) -> Prefix {
-        Prefix::block("blocks.", stage, place)
+    pub(super) fn names(&self) -> &'static BlockNames {
+        &CUSTOM
     }
 
-    /// Kind of the block in regions of a graph.
-    pub(super) fn kind(&self) -> &'static str {
-        "custom"
+    /// Whether a backward pass recomputes the activations inside the block: each node keeps its own.
+    pub(super) fn recomputes(&self) -> bool {
+        false
     }
 
     pub(super) fn lower(&self, builder: &mut Builder, x: NodeId) -> NodeId {
         self.fragment.emit(builder, x)
-    }
-
-    /// Name of the norm whose output the shortcut is added to, if the block ends like that.
-    pub(crate) fn last_norm(&self) -> Option<String> {
-        let graph = self.graph();
-        let mut last = graph.node(graph.output());
-        if let (Op::Activation(_), &[input]) = (last.op, last.inputs()) {
-            last = graph.node(input);
-        }
-        let main = *last.inputs().first().filter(|_| last.op == Op::Add)?;
-        let norm = graph.slots().iter().find(|slot| slot.node == main && graph.node(main).op == Op::BatchNorm);
-        norm.map(|slot| slot.name().to_string())
     }
 
     /// The nodes as a graph of its own, with any epsilon.
@@ -249,16 +238,6 @@ impl From<CustomSpec> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_norm_before_a_shortcut_is_found_by_name() {
-        let last_norm = |nodes: &str| format!("fused 8x8x8: {nodes}").parse::<CustomSpec>().unwrap().last_norm();
-        let residual = "a=conv 16 k3 s1; n=norm; relu; b=conv 8 k1 s1; last=norm; add of 5 0";
-        assert_eq!(last_norm(residual).as_deref(), Some("last"));
-        assert_eq!(last_norm(&format!("{residual}; relu")).as_deref(), Some("last"));
-        assert_eq!(last_norm("a=conv 16 k3 s1; n=norm; relu"), None);
-        assert_eq!(last_norm("a=conv 8 k3 s1; n=norm; relu; add of 3 0"), None);
-    }
 
     #[test]
     fn names_of_kinds_are_checked_and_unknown_ones_told() {

@@ -1,13 +1,14 @@
 //! Inverted residual blocks of MobileNets: description, graph, and elastic layers with parameters at full size.
 
-use super::BlockSpec;
-use crate::graph::{Builder, NodeId, Prefix, Shape};
+use super::{BlockSettings, BlockSpec};
+use crate::graph::names::{BlockNames, DEPTHWISE_SEPARABLE, INVERTED_RESIDUAL};
+use crate::graph::{Builder, NodeId, Shape};
 use crate::layers::{
     Active, BatchNorm, ElasticKernel, Initialiser, OuterChannels, ParameterId, Parameters, Pass, add_packed,
     average_pool, channel_sorting, fused, linear, pack, sum_of_branches,
 };
 use crate::ops::{self, BlockShape, tensor_values};
-use crate::space::Activation;
+use crate::space::{Activation, reduced_channels};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -46,14 +47,32 @@ pub struct InvertedResidualSpec {
 }
 
 impl InvertedResidualSpec {
+    /// The block for these settings; a residual between maps of different widths has a projection.
+    pub(crate) fn of(settings: &BlockSettings, expand: bool, residual: bool) -> Self {
+        let middle_channels = if expand { settings.middle_channels() } else { settings.in_channels };
+        InvertedResidualSpec {
+            in_channels: settings.in_channels,
+            middle_channels,
+            out_channels: settings.out_channels,
+            kernel: settings.kernel,
+            stride: settings.stride,
+            activation: settings.activation,
+            expand,
+            squeeze_excite: settings.squeeze_excite.then(|| reduced_channels(middle_channels)),
+            residual,
+            projection: residual && settings.in_channels != settings.out_channels,
+            input_size: settings.input_size,
+        }
+    }
+
     /// Height and width of the output map.
     pub fn output_size(&self) -> usize {
         self.input_size.div_ceil(self.stride)
     }
 
-    /// Kind of the block in regions of a graph.
-    pub(super) fn kind(&self) -> &'static str {
-        "inverted_residual"
+    /// Whether a backward pass recomputes the activations inside the block: its kernels do.
+    pub(super) fn recomputes(&self) -> bool {
+        true
     }
 
     pub(super) fn input(&self) -> Shape {
@@ -97,32 +116,27 @@ impl InvertedResidualSpec {
         Ok(())
     }
 
-    pub(super) fn prefix(&self, stage: usize, place: usize) -> Prefix {
-        Prefix::block("blocks.", stage, place)
+    pub(super) fn names(&self) -> &'static BlockNames {
+        if self.expand { &INVERTED_RESIDUAL } else { &DEPTHWISE_SEPARABLE }
     }
 
-    /// timm's names: a block without expand convolution is its depthwise-separable block, every other its inverted
-    /// residual.
     pub(super) fn lower(&self, builder: &mut Builder, x: NodeId) -> NodeId {
         let (middle, activation) = (self.middle_channels, self.activation);
-        let (depthwise, project) = match self.expand {
-            true => (("conv_dw", "bn2"), ("conv_pwl", "bn3")),
-            false => (("conv_dw", "bn1"), ("conv_pw", "bn2")),
-        };
         let mut y = x;
         if self.expand {
-            y = builder.convolution_norm_activation(y, ("conv_pw", "bn1"), middle, (1, 1), 1, activation);
+            y = builder.convolution_norm_activation(y, ("expand", "expand.norm"), middle, (1, 1), 1, activation);
         }
-        let kernel = (self.kernel, self.stride);
+        let (depthwise, kernel) = (("depthwise", "depthwise.norm"), (self.kernel, self.stride));
         y = builder.convolution_norm_activation(y, depthwise, middle, kernel, middle, activation);
         if let Some(reduced) = self.squeeze_excite {
             let pooled = builder.global_average_pool(y);
-            let squeezed = builder.pointwise(pooled, "se.conv_reduce", reduced, true);
+            let squeezed = builder.pointwise(pooled, "squeeze", reduced, true);
             let squeezed = builder.activation(squeezed, Activation::Relu);
-            let excited = builder.pointwise(squeezed, "se.conv_expand", middle, true);
+            let excited = builder.pointwise(squeezed, "excite", middle, true);
             let factors = builder.hard_sigmoid(excited);
             y = builder.gate(y, factors);
         }
+        let project = ("project", "project.norm");
         y = builder.convolution_norm_activation(y, project, self.out_channels, (1, 1), 1, Activation::Identity);
         if !self.residual {
             return y;
@@ -318,11 +332,11 @@ fn fused_block(x: &Tensor, active: Vec<Vec<Active>>, shape: BlockShape, pass: &m
     let Some(saved) = saved else { return Ok(output) };
     let (x, ranks) = (x.clone(), ranks.cloned());
     pass.record(move |gradient, gradients| {
-        let (dx, dp) = tensor_values(&x, |x| {
+        let computed = tensor_values(&x, |x| {
             tensor_values(&gradient, |g| Ok(saved.backward(&shape, x, &packed, ranks.as_ref(), g)))
         })?;
-        add_packed(&active, &dp, gradients)?;
-        Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+        add_packed(&active, &computed.parameters, gradients)?;
+        computed.input.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()
     });
     Ok(output)
 }

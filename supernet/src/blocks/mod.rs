@@ -22,7 +22,8 @@ pub(crate) use custom::find;
 pub(crate) use custom_layers::Custom;
 pub(crate) use inverted_residual::InvertedResidual;
 
-use crate::graph::{Builder, Graph, NodeId, Prefix, RegionKind, Shape};
+use crate::graph::names::BlockNames;
+use crate::graph::{Builder, Graph, NodeId, RegionKind, Shape};
 use crate::layers::channel_sorting::trained;
 use crate::layers::{Active, BatchNorm, OuterChannels, ParameterId, Parameters, Pass};
 use candle_core::{Result, Tensor, bail};
@@ -116,13 +117,13 @@ impl BlockSpec {
         for_kind!(BlockSpec, self, block => block.check())
     }
 
-    /// Prefix of the names of its tensors at place `place` of stage `stage`, with a final dot.
-    pub fn prefix(&self, stage: usize, place: usize) -> Prefix {
-        for_kind!(BlockSpec, self, block => block.prefix(stage, place))
+    /// Names of the layers that blocks of the kind can have.
+    pub(crate) fn names(&self) -> &'static BlockNames {
+        for_kind!(BlockSpec, self, block => block.names())
     }
 
     pub(crate) fn region(&self) -> RegionKind {
-        RegionKind::Block(for_kind!(BlockSpec, self, block => block.kind()))
+        RegionKind::Block { recomputes: for_kind!(BlockSpec, self, block => block.recomputes()) }
     }
 
     pub(crate) fn lower(&self, builder: &mut Builder, x: NodeId) -> NodeId {

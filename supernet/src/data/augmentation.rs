@@ -64,7 +64,7 @@ impl Border {
 pub struct Augmentation {
     /// The part of the image that is seen.
     pub crop: Crop,
-    /// Which images are mirrored left to right.
+    /// Choice of the images that are mirrored left to right.
     pub flip: Flip,
     /// Largest relative change `j` of brightness, contrast and saturation, which are scaled in this order by factors
     /// from `1 - j` to `1 + j`; 0 is off.

@@ -1,13 +1,15 @@
 //! Batches: the images of given indices at one resolution.
 
 use super::augmentation::Painter;
-use super::{Augmentation, Dataset, LabelShares, Split};
+use super::decode::decode_checked;
+use super::{Augmentation, Dataset, LabelShares, Normalisation, Split};
 use crate::seed::{Stream, generator};
 use crate::{Error, Result};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rayon::prelude::*;
 use std::ops::Range;
+use std::path::Path;
 
 /// Largest side of a batch's images, in pixels.
 const MAX_RESOLUTION: usize = 4096;
@@ -122,9 +124,7 @@ impl Dataset {
         resolution: usize,
         paint: impl Fn(&mut Painter, usize, &mut [f32]) -> Result<()> + Sync,
     ) -> Result<Batch> {
-        if !(1..=MAX_RESOLUTION).contains(&resolution) {
-            return Err(Error::Data(format!("resolution {resolution} is not between 1 and {MAX_RESOLUTION}")));
-        }
+        check_resolution(resolution)?;
         if let Some(beyond) = indices.iter().find(|&&index| index >= split.len()) {
             return Err(Error::Data(format!("image {beyond} is outside a split of {} images", split.len())));
         }
@@ -137,6 +137,27 @@ impl Dataset {
         let labels = indices.iter().map(|&index| split.label(index)).collect();
         Ok(Batch { images, labels, shares: Vec::new(), resolution })
     }
+}
+
+/// An image file as evaluation sees it: normalised values `[resolution, resolution, 3]` (see
+/// [`Dataset::evaluation_batch`]).
+///
+/// # Errors
+/// The file is missing, no complete JPEG or PNG image, or the resolution is 0 or above 4096; with the path.
+pub fn image_input(path: &Path, resolution: usize, normalisation: &Normalisation) -> Result<Vec<f32>> {
+    normalisation.check()?;
+    check_resolution(resolution)?;
+    let image = decode_checked(&crate::files::read_bytes(path)?).map_err(|reason| Error::format(path, reason))?;
+    let mut out = vec![0.0; resolution * resolution * 3];
+    Painter::new(resolution, normalisation).plain(&image, &mut out);
+    Ok(out)
+}
+
+fn check_resolution(resolution: usize) -> Result<()> {
+    if (1..=MAX_RESOLUTION).contains(&resolution) {
+        return Ok(());
+    }
+    Err(Error::Data(format!("resolution {resolution} is not between 1 and {MAX_RESOLUTION}")))
 }
 
 /// Order in which `len` training images are seen in `epoch`: a permutation of `0..len`.
@@ -274,6 +295,27 @@ mod tests {
         let image = |n| uneven.training_batch(&[n], 0..1, 16, &Augmentation::default(), 1, 0).unwrap();
         let repeated = (9..12).filter(|&n| image(n).images != image(n + 12).images).count();
         assert!(repeated > 0 && image(10).labels == image(22).labels);
+    }
+
+    #[test]
+    fn an_image_file_is_seen_as_in_an_evaluation_batch() {
+        let folder = tempfile::tempdir().unwrap();
+        for split in ["train", "test"] {
+            let class = folder.path().join(split).join("one");
+            std::fs::create_dir_all(&class).unwrap();
+            let picture = image::RgbImage::from_fn(90, 70, |x, y| image::Rgb([x as u8, (3 * y) as u8, (x * y) as u8]));
+            picture.save(class.join("a.png")).unwrap();
+        }
+        let options = DataOptions { normalisation: Some(Normalisation::IMAGENET), ..Default::default() };
+        let source = folder.path().to_str().unwrap();
+        let observer = |_| std::ops::ControlFlow::Continue(());
+        let data = Dataset::open_splits(source, &options, crate::data::Splits::Test, &observer).unwrap();
+        let batch = data.evaluation_batch(&data.test, &[0], 24).unwrap().images;
+        let path = folder.path().join("test/one/a.png");
+        assert_eq!(image_input(&path, 24, &Normalisation::IMAGENET).unwrap(), batch);
+        std::fs::write(&path, "text").unwrap();
+        let message = image_input(&path, 24, &Normalisation::IMAGENET).unwrap_err().to_string();
+        assert!(message.contains("a.png") && message.contains("not an image"), "{message}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
-/// Which training images are mirrored left to right. In files `false`, `true` or `"alternating"`.
+/// Choice of the training images that are mirrored left to right. In files `false`, `true` or `"alternating"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flip {
     /// None.

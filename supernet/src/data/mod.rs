@@ -43,7 +43,7 @@ mod resample;
 mod split;
 
 pub use augmentation::{Augmentation, Border, Crop};
-pub use batch::{Batch, balanced_order, epoch_order};
+pub use batch::{Batch, balanced_order, epoch_order, image_input};
 pub use digest::{DataIdentity, TrainedOn};
 pub use flip::Flip;
 pub use mixing::{LabelShares, Mix, Mixing};

@@ -13,7 +13,7 @@ pub struct OpenProgress {
     pub work: &'static str,
     /// Number of files, images or groups of images done.
     pub done: usize,
-    /// Number of all of them; 0 if it is not known yet.
+    /// Number of files, images or groups of images in all; 0 if it is not known yet.
     pub total: usize,
 }
 

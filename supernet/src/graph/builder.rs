@@ -1,6 +1,7 @@
 //! Emits nodes, and records which of them form a region.
 
-use super::{Graph, Node, NodeId, Op, Prefix, Region, RegionKind, Shape, Slot};
+use super::names::Location;
+use super::{Graph, Node, NodeId, Op, Region, RegionKind, Shape, Slot};
 use crate::space::Activation;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -22,7 +23,7 @@ impl Builder {
         let graph = Graph {
             nodes: Vec::with_capacity(256),
             slots: Vec::with_capacity(128),
-            prefixes: vec![Prefix::default()],
+            locations: vec![Location::default()],
             layers: Vec::new(),
             inner: Vec::new(),
             batch_norm_epsilon,
@@ -37,9 +38,9 @@ impl Builder {
         self.graph
     }
 
-    /// Prefix of the names of all slots from here on.
-    pub(crate) fn prefix(&mut self, prefix: Prefix) {
-        self.graph.prefixes.push(prefix);
+    /// Says which part of the network holds all slots from here on.
+    pub(crate) fn locate(&mut self, location: Location) {
+        self.graph.locations.push(location);
     }
 
     /// Records the nodes that `emit` emits as a layer.
@@ -153,7 +154,7 @@ impl Builder {
 
     /// Gives a node tensors.
     pub(super) fn slot(&mut self, node: NodeId, name: Cow<'static, str>) {
-        self.graph.slots.push(Slot { node, prefix: self.graph.prefixes.len() as u32 - 1, name });
+        self.graph.slots.push(Slot { node, location: self.graph.locations.len() as u32 - 1, name });
     }
 
     /// Extent of a node's output.

@@ -69,9 +69,9 @@ impl Graph {
     /// the order of the [schedule](Self::schedule).
     ///
     /// A node's inputs and output are alive while it runs; a value dies with its last reader. Batch norm and
-    /// activations work in place, a sum goes into its main path. A gate is no map of its own: its reader multiplies as
-    /// it reads, so that map and gate stay alive until then. The maximum belongs to one layer at a time, since a layer
-    /// reads only the output of the one before: search adds it up by blocks.
+    /// activations work in place, a sum goes into its main path. A gate has no map of its own: its reader multiplies as
+    /// it reads, so that map and gate stay alive until then. A layer reads only the output of the layer before it, so
+    /// the peak of a network is the largest of its layers' peaks: search combines them block by block.
     pub fn peak_values(&self) -> u64 {
         let mut readers = self.reader_counts();
         // The storages of each node's output (two for a gate), and how many live nodes hold each storage.
@@ -121,10 +121,10 @@ impl Graph {
     }
 
     /// Values that a backward pass through `layer` needs of its forward pass: raw and activated output of each
-    /// convolution, outputs of pools and sums. An inverted residual recomputes its inner activations, so that of these
-    /// only the raw outputs are kept.
+    /// convolution, outputs of pools and sums. Of a block that recomputes the activations inside it only the raw
+    /// outputs are kept.
     pub fn values_kept_for_backward(&self, layer: &Region) -> u64 {
-        let recomputes = layer.kind == RegionKind::Block("inverted_residual");
+        let recomputes = matches!(layer.kind, RegionKind::Block { recomputes: true });
         let inner = self.inner.iter().filter(|region| layer.contains(region));
         let activated = inner.filter(|_| !recomputes).map(|region| self.nodes[region.nodes.end - 1].shape.values());
         let raw = self.nodes[layer.nodes.clone()].iter().map(|node| match node.op {

@@ -2,7 +2,7 @@
 //!
 //! The text begins with height, width and channels of the input; the nodes follow in order, numbered from 1 (0 is the
 //! input). A node is `NAME=OPERATION ARGUMENTS of NUMBERS`: nodes without tensors have no name, and a node that reads
-//! only the one before it says no numbers. For example, a 3x3 convolution with a shortcut:
+//! only the node before it omits the numbers. For example, a 3x3 convolution with a shortcut:
 //!
 //! ```text
 //! 16x16x24: conv=conv 24 k3 s1; bn=norm; add of 2 0; relu

@@ -39,8 +39,7 @@ pub(crate) fn run_with(
 ) -> Result<(Tensor, Vec<ChannelStatistics>)> {
     let mut values: Vec<Option<Tensor>> = vec![None; graph.nodes().len()];
     let mut readers = graph.reader_counts();
-    let mut slots = parameters.iter();
-    let mut used = Vec::new();
+    let mut operands = Operands { node: 0, slots: parameters.iter(), given, used: Vec::new() };
     // End of the region that a kernel has computed.
     let mut done = 0;
     for (index, node) in graph.nodes().iter().enumerate() {
@@ -57,60 +56,85 @@ pub(crate) fn run_with(
         if let (Some(region), [x]) =
             (graph.inner_regions().iter().find(|region| region.nodes.start == index), &inputs[..])
         {
-            let given = given.and_then(|given| given.get(used.len()));
-            if let Some((output, statistics)) = kernel(region, x, slots.as_slice(), given)? {
-                used.push(statistics);
+            let given = given.and_then(|given| given.get(operands.used.len()));
+            if let Some((output, statistics)) = kernel(region, x, operands.slots.as_slice(), given)? {
+                operands.used.push(statistics);
                 done = region.nodes.end;
                 // The convolution's and the norm's.
-                slots.nth(1);
+                operands.slots.nth(1);
                 values[done - 1] = Some(output);
                 continue;
             }
         }
-        let mut tensors = |count: usize| match slots.next() {
-            Some(tensors) if tensors.len() >= count => Ok(&tensors[..]),
-            _ => bail!("node {index} of the graph has no parameters"),
-        };
-        let output = match (node.op, &inputs[..]) {
-            (Op::Input, _) => input.clone(),
-            (Op::Convolution { kernel, stride, padding, groups, bias }, [x]) => {
-                let tensors = tensors(1 + usize::from(bias))?;
-                let y = convolution(x, &tensors[0], (kernel, stride, padding), groups)?;
-                if bias { y.broadcast_add(&tensors[1])? } else { y }
-            }
-            (Op::BatchNorm, [x]) => {
-                let tensors = tensors(2)?;
-                let given = given.map(|given| given.get(used.len()));
-                let given = match given {
-                    Some(None) => bail!("node {index} of the graph has no statistics"),
-                    given => given.flatten(),
-                };
-                let (y, statistics) = batch_norm(x, &tensors[0], &tensors[1], given, graph.batch_norm_epsilon())?;
-                used.push(statistics);
-                y
-            }
-            (Op::Activation(activation), [x]) => activate(x, activation)?,
-            (Op::HardSigmoid, [x]) => hard_sigmoid(x)?,
-            (Op::GlobalAveragePool, [x]) => x.mean_keepdim(1)?.mean_keepdim(2)?,
-            (Op::AveragePool { window, padding }, [x]) => {
-                let padded = x.pad_with_zeros(1, padding, 0)?.pad_with_zeros(2, padding, 0)?;
-                average_pool(&padded, (window, window))?
-            }
-            (Op::MaxPool { window, stride, padding }, [x]) => max_pool(x, window, stride, padding)?,
-            (Op::Add, [x, y]) => (x + y)?,
-            (Op::Gate, [x, factors]) => x.broadcast_mul(factors)?,
-            (Op::Linear, [x]) => {
-                let tensors = tensors(2)?;
-                let rows = x.reshape((x.dim(0)?, ()))?;
-                rows.matmul(&tensors[0].t()?.contiguous()?)?.broadcast_add(&tensors[1])?
-            }
-            (op, inputs) => bail!("node {index} of the graph, {op:?}, has {} inputs", inputs.len()),
-        };
-        values[index] = Some(output);
+        operands.node = index;
+        values[index] = Some(match node.op {
+            Op::Input => input.clone(),
+            op => compute(op, &inputs, &mut operands, graph.batch_norm_epsilon())?,
+        });
     }
     match values.pop().flatten() {
-        Some(output) => Ok((output, used)),
+        Some(output) => Ok((output, operands.used)),
         None => bail!("the graph is empty"),
+    }
+}
+
+/// What nodes read besides their inputs, taken in the order of the nodes, and the statistics that batch norms used.
+struct Operands<'a> {
+    /// Index of the node, for messages.
+    node: usize,
+    slots: std::slice::Iter<'a, Vec<Tensor>>,
+    given: Option<&'a [ChannelStatistics]>,
+    used: Vec<ChannelStatistics>,
+}
+
+impl<'a> Operands<'a> {
+    /// The tensors of the next slot, of which there must be `count`.
+    fn tensors(&mut self, count: usize) -> Result<&'a [Tensor]> {
+        match self.slots.next() {
+            Some(tensors) if tensors.len() >= count => Ok(&tensors[..]),
+            _ => bail!("node {} of the graph has no parameters", self.node),
+        }
+    }
+
+    /// The given statistics of the next batch norm; none if it takes the batch's.
+    fn statistics(&self) -> Result<Option<&'a ChannelStatistics>> {
+        match self.given.map(|given| given.get(self.used.len())) {
+            Some(None) => bail!("node {} of the graph has no statistics", self.node),
+            given => Ok(given.flatten()),
+        }
+    }
+}
+
+/// Output of one operation.
+fn compute(op: Op, inputs: &[Tensor], operands: &mut Operands, epsilon: f64) -> Result<Tensor> {
+    match (op, inputs) {
+        (Op::Convolution { kernel, stride, padding, groups, bias }, [x]) => {
+            let tensors = operands.tensors(1 + usize::from(bias))?;
+            let y = convolution(x, &tensors[0], (kernel, stride, padding), groups)?;
+            if bias { y.broadcast_add(&tensors[1]) } else { Ok(y) }
+        }
+        (Op::BatchNorm, [x]) => {
+            let tensors = operands.tensors(2)?;
+            let (y, statistics) = batch_norm(x, &tensors[0], &tensors[1], operands.statistics()?, epsilon)?;
+            operands.used.push(statistics);
+            Ok(y)
+        }
+        (Op::Activation(activation), [x]) => activate(x, activation),
+        (Op::HardSigmoid, [x]) => hard_sigmoid(x),
+        (Op::GlobalAveragePool, [x]) => x.mean_keepdim(1)?.mean_keepdim(2),
+        (Op::AveragePool { window, padding }, [x]) => {
+            let padded = x.pad_with_zeros(1, padding, 0)?.pad_with_zeros(2, padding, 0)?;
+            average_pool(&padded, (window, window))
+        }
+        (Op::MaxPool { window, stride, padding }, [x]) => max_pool(x, window, stride, padding),
+        (Op::Add, [x, y]) => x + y,
+        (Op::Gate, [x, factors]) => x.broadcast_mul(factors),
+        (Op::Linear, [x]) => {
+            let tensors = operands.tensors(2)?;
+            let rows = x.reshape((x.dim(0)?, ()))?;
+            rows.matmul(&tensors[0].t()?.contiguous()?)?.broadcast_add(&tensors[1])
+        }
+        _ => bail!("node {} of the graph, {op:?}, has {} inputs", operands.node, inputs.len()),
     }
 }
 

@@ -10,6 +10,7 @@
 //! | `builder` | emits nodes and regions; works out shapes |
 //! | `fragment` | a part of a network as data: checks, and a text that parses |
 //! | `network` | from a network's layers to its graph |
+//! | [`names`] | names of tensors in three schemes |
 //! | `cost` | multiply-accumulates, parameters, memory: folds over nodes |
 //! | `interpreter` | runs a graph in candle's own operations: any device and number type, with gradients |
 
@@ -17,14 +18,15 @@ mod builder;
 mod cost;
 mod fragment;
 pub mod interpreter;
+pub mod names;
 mod network;
 
 pub use builder::Builder;
 pub use fragment::{Fragment, MAX_CHANNELS, MAX_KERNEL, MAX_SIZE};
 
 use crate::space::Activation;
+use names::Location;
 use std::borrow::Cow;
-use std::fmt;
 use std::ops::Range;
 
 /// Index of a node in its graph; inputs of a node have smaller indices.
@@ -126,37 +128,19 @@ impl Node {
     }
 }
 
-/// A node with tensors, and the names of these.
+/// A node with tensors. [`names`] says how these are called.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
     /// The node.
     pub node: NodeId,
-    prefix: u32,
+    location: u32,
     name: Cow<'static, str>,
 }
 
 impl Slot {
-    /// Name inside the layer: `conv_pw`.
+    /// Name inside the layer: `expand`.
     pub fn name(&self) -> &str {
         &self.name
-    }
-}
-
-/// Prefix of tensors' names: of a block at its place in a stage, or empty. Written as text only where a name is asked
-/// for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Prefix(Option<(&'static str, usize, usize)>);
-
-impl Prefix {
-    /// The prefix `WORD STAGE.PLACE.`, as in `layer2.0.`.
-    pub fn block(word: &'static str, stage: usize, place: usize) -> Self {
-        Prefix(Some((word, stage, place)))
-    }
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.map_or(Ok(()), |(word, stage, place)| write!(f, "{word}{stage}.{place}."))
     }
 }
 
@@ -169,8 +153,11 @@ pub enum RegionKind {
     Stem,
     /// The max pool after the stem.
     MaxPool,
-    /// A block of this kind: `inverted_residual`, `bottleneck`, or `custom` for all that are defined elsewhere.
-    Block(&'static str),
+    /// A block of a stage.
+    Block {
+        /// Whether its backward pass recomputes the activations inside it.
+        recomputes: bool,
+    },
     /// All nodes after the last block.
     Head,
 }
@@ -196,7 +183,8 @@ impl Region {
 pub struct Graph {
     nodes: Vec<Node>,
     slots: Vec<Slot>,
-    prefixes: Vec<Prefix>,
+    /// Parts of the network that hold the slots.
+    locations: Vec<Location>,
     /// Top-level regions, in the order of the nodes.
     layers: Vec<Region>,
     /// Regions inside those, in the order in which they end.
@@ -239,11 +227,6 @@ impl Graph {
     /// Epsilon of every batch norm.
     pub fn batch_norm_epsilon(&self) -> f64 {
         self.batch_norm_epsilon
-    }
-
-    /// Name of a slot without the part of its tensors, as timm names it: `blocks.1.0.conv_pw`.
-    pub fn name(&self, slot: &Slot) -> String {
-        format!("{}{}", self.prefixes[slot.prefix as usize], slot.name)
     }
 
     /// Parts and shapes of a slot's tensors in PyTorch's layout: `weight` `[out, in / groups, kernel, kernel]`, `bias`

@@ -66,6 +66,18 @@ impl Active {
         leading.then(|| (of, shape[1..].iter().product(), dims[1..].iter().product()))
     }
 
+    /// Number of values.
+    fn len(&self) -> usize {
+        match self {
+            Active::Part { shape, .. } => shape.iter().product(),
+            Active::Kernel { weight, channels, steps } => {
+                let stored = weight.variable.dims().last().copied().unwrap_or(0);
+                let size = steps.last().map_or(stored, |(size, _)| *size);
+                channels * size * size
+            }
+        }
+    }
+
     /// Appends the values, which must be f32 on the CPU.
     fn pack(&self, packed: &mut Vec<f32>) -> Result<()> {
         let (Some((of, len, stride)), Active::Part { shape, .. }) = (self.rows(), self) else {
@@ -129,7 +141,7 @@ pub(crate) fn tensors(slots: &[Vec<Active>], tracked: bool) -> Result<Vec<Vec<Te
 
 /// The values of all parts one after the other, as kernels read them.
 pub(crate) fn pack(slots: &[Vec<Active>]) -> Result<Vec<f32>> {
-    let mut packed = Vec::new();
+    let mut packed = Vec::with_capacity(slots.iter().flatten().map(Active::len).sum());
     slots.iter().flatten().try_for_each(|part| part.pack(&mut packed))?;
     Ok(packed)
 }

@@ -68,17 +68,17 @@ fn convolve(x: &Tensor, active: Vec<Vec<Active>>, shape: DenseShape, pass: &mut 
     let Some(tape) = &mut pass.tape else { return Ok(output) };
     let (x, with_input, ranks) = (x.clone(), tape.needs_input_gradient(), pass.ranks.cloned());
     tape.push(move |gradient, gradients| {
-        let (dx, dp) = tensor_values(&x, |x| {
+        let computed = tensor_values(&x, |x| {
             tensor_values(&gradient, |g| Ok(saved.backward(&shape, x, &packed, ranks.as_ref(), g, with_input)))
         })?;
-        add_packed(&active, &dp, gradients)?;
-        dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()
+        add_packed(&active, &computed.parameters, gradients)?;
+        computed.input.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()
     });
     Ok(output)
 }
 
-/// Output of a convolution with norm and activation of `graph`, and the statistics used; `None` where no kernel
-/// computes it. The tensors are its weight, and scale and shift.
+/// Output of a convolution with norm and activation of `graph`, dense or depthwise, and the statistics used; `None`
+/// where no kernel computes it. The tensors are its weight, and scale and shift.
 pub(crate) fn region(
     graph: &Graph,
     region: &Region,
@@ -88,7 +88,7 @@ pub(crate) fn region(
 ) -> Result<Option<Computed>> {
     let nodes = &graph.nodes()[region.nodes.clone()];
     let (convolution, last) = (&nodes[0], &nodes[nodes.len() - 1]);
-    let Op::Convolution { kernel, stride, groups: 1, bias: false, .. } = convolution.op else { return Ok(None) };
+    let Op::Convolution { kernel, stride, groups, bias: false, .. } = convolution.op else { return Ok(None) };
     if !fused(x) {
         return Ok(None);
     }
@@ -98,9 +98,23 @@ pub(crate) fn region(
     };
     let (batch, height, width, in_channels) = x.dims4()?;
     let out_channels = convolution.shape.channels;
-    let eps = graph.batch_norm_epsilon();
-    let shape =
-        DenseShape { batch, height, width, in_channels, out_channels, kernel, stride, activation, pool: false, eps };
+    let depthwise = groups > 1 && groups == in_channels && groups == out_channels;
+    if !depthwise && groups != 1 || depthwise && (kernel % 2 == 0 || stride > 2) {
+        return Ok(None);
+    }
+    let shape = DenseShape {
+        batch,
+        height,
+        width,
+        in_channels,
+        out_channels,
+        kernel,
+        stride,
+        depthwise,
+        activation,
+        pool: false,
+        eps: graph.batch_norm_epsilon(),
+    };
     let flat = tensors.iter().take(2).flatten().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
     let saved = Saved::default();
     let op = Traced { shape, given: given.cloned(), saved: saved.clone() };
@@ -144,13 +158,13 @@ impl CustomOp2 for Traced {
         let Some(saved) = lock(&self.saved)?.take() else {
             bail!("dense convolution: its gradient was asked for twice");
         };
-        let (dx, dp) = tensor_values(x, |x| {
+        let computed = tensor_values(x, |x| {
             tensor_values(packed, |packed| {
                 tensor_values(gradient, |g| Ok(saved.backward(&self.shape, x, packed, None, g, true)))
             })
         })?;
-        let dx = dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()?;
-        Ok((dx, Some(Tensor::from_vec(dp, packed.shape(), packed.device())?)))
+        let dx = computed.input.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()?;
+        Ok((dx, Some(Tensor::from_vec(computed.parameters, packed.shape(), packed.device())?)))
     }
 }
 
@@ -165,6 +179,7 @@ impl DenseShape {
             out_channels: spec.out_channels,
             kernel: spec.kernel,
             stride: spec.stride,
+            depthwise: false,
             activation: spec.activation,
             pool,
             eps,
@@ -237,16 +252,16 @@ pub(crate) fn linear(x: &Tensor, weight: Active, bias: Option<Active>, pass: &mu
     let y = tensors.get(1).map_or(Ok(y.clone()), |bias| y.broadcast_add(bias))?;
     let x = x.clone();
     pass.record(move |gradient, gradients| {
-        let (dx, mut dp) = tensor_values(&x, |x| {
+        let mut computed = tensor_values(&x, |x| {
             tensor_values(&weight, |weight| {
                 tensor_values(&gradient, |g| Ok(ops::linear_backward(x, weight, extents, g)))
             })
         })?;
         if tensors.len() > 1 {
-            dp.extend(gradient.reshape((rows, outputs))?.sum(0)?.to_vec1::<f32>()?);
+            computed.parameters.extend(gradient.reshape((rows, outputs))?.sum(0)?.to_vec1::<f32>()?);
         }
-        add_packed(&slot, &dp, gradients)?;
-        Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+        add_packed(&slot, &computed.parameters, gradients)?;
+        computed.input.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()
     });
     Ok(y)
 }

@@ -3,19 +3,19 @@
 use super::ParameterId;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
 
-/// One gradient (or none) for every parameter, in the parameters' order.
+/// The gradient of every parameter, or its absence, in the parameters' order.
 #[derive(Debug)]
 pub struct Gradients {
     tensors: Vec<Option<Tensor>>,
 }
 
 impl Gradients {
-    /// No gradient for any of `count` parameters.
+    /// Gradients of `count` parameters, all absent.
     pub fn none(count: usize) -> Self {
         Gradients { tensors: vec![None; count] }
     }
 
-    /// Adds the gradients of another pass. A parameter that took no part in it keeps what it has.
+    /// Adds the gradients of another pass. A parameter that the pass did not use keeps its gradient.
     ///
     /// # Errors
     /// Gradients of another network.

@@ -50,7 +50,7 @@ pub(crate) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Whether the first layers would use these statistics. The batch's follow from images and layers alone.
+    /// Whether the first layers would use these statistics. A batch's own statistics depend only on images and layers.
     pub(crate) fn would_use(&self, used: &[ChannelStatistics]) -> bool {
         self.given.is_none_or(|given| {
             let same = |(used, given): (&ChannelStatistics, &Moments)| {
@@ -107,8 +107,8 @@ impl Pass<'_> {
         Ok(value)
     }
 
-    /// Output of `graph` for `x`: by the kernel for dense convolutions where there is one, otherwise in candle's own
-    /// operations, which work on any device and in any number type.
+    /// Output of `graph` for `x`: by kernels for dense and depthwise convolutions where there are, otherwise in
+    /// candle's own operations, which work on any device and in any number type.
     pub(crate) fn interpret(&mut self, graph: &Graph, x: &Tensor, active: &[Vec<Active>]) -> Result<Tensor> {
         let given: Option<Vec<ChannelStatistics>> = match self.given {
             Some(_) => {

@@ -34,7 +34,7 @@ pub(crate) enum Initialiser {
     Normal(f64),
     /// Uniform between plus and minus this bound.
     Uniform(f64),
-    /// Everywhere the same.
+    /// One value everywhere.
     Constant(f32),
     /// The identity matrix.
     Identity,
@@ -66,7 +66,7 @@ impl Parameters {
         self.dtype
     }
 
-    /// Adds a tensor; its values depend on the seed and its place in the list alone.
+    /// Adds a tensor, whose values depend only on the seed and on its place in the list.
     pub(crate) fn add(
         &mut self,
         name: String,

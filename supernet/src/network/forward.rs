@@ -248,7 +248,8 @@ impl Supernet {
     }
 }
 
-/// Zeros with probability `rate`, else `1 / (1 - rate)`, for images from place `first` of the batch on.
+/// A mask that is zero with probability `rate` and `1 / (1 - rate)` otherwise, for images from place `first` of the
+/// batch on.
 fn dropout_mask(like: &Tensor, rate: f64, rng: &mut StdRng, first: usize) -> Result<Tensor> {
     let (images, channels) = like.dims2()?;
     let (keep, seed) = (1.0 / (1.0 - rate), rng.random());

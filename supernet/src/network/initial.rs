@@ -1,7 +1,7 @@
 //! Initial weights other than those of [`Supernet::new`].
 
 use crate::Result;
-use crate::blocks::BlockSpec;
+use crate::graph::{Graph, Op, Region, RegionKind, Slot};
 use crate::network::Supernet;
 use crate::space::NetworkSpec;
 
@@ -21,32 +21,29 @@ impl Supernet {
     }
 }
 
-/// Names of the scales of the last batch norms of residual blocks.
+/// Own names of the scales of the last batch norms of residual blocks.
 fn last_scales(network: &NetworkSpec, has_first_block: bool) -> Vec<String> {
-    let mut names = Vec::new();
-    for (s, blocks) in network.stages.iter().enumerate() {
-        for (b, block) in blocks.iter().enumerate() {
-            let name = match (has_first_block, s) {
-                (true, 0) => "first".to_string(),
-                (true, _) => format!("stages.{}.{b}", s - 1),
-                (false, _) => format!("stages.{s}.{b}"),
-            };
-            match block {
-                BlockSpec::InvertedResidual(spec) if !spec.residual => {}
-                BlockSpec::InvertedResidual(_) => names.push(format!("{name}.project.norm.weight")),
-                BlockSpec::Bottleneck(_) => names.push(format!("{name}.conv3.norm.weight")),
-                BlockSpec::Custom(spec) => names.extend(spec.last_norm().map(|norm| format!("{name}.{norm}.weight"))),
-            }
-        }
+    let graph = Graph::of(network);
+    let blocks = graph.layers().iter().filter(|layer| matches!(layer.kind, RegionKind::Block { .. }));
+    let last_norms = blocks.filter_map(|block| last_norm(&graph, block));
+    last_norms.map(|norm| format!("{}.weight", graph.own_name(norm, has_first_block))).collect()
+}
+
+/// The norm whose output the shortcut is added to, if the block ends with that sum or its activation.
+fn last_norm<'a>(graph: &'a Graph, block: &Region) -> Option<&'a Slot> {
+    let mut last = &graph.nodes()[block.nodes.end - 1];
+    if let (Op::Activation(_), &[input]) = (last.op, last.inputs()) {
+        last = graph.node(input);
     }
-    names
+    let main = *last.inputs().first().filter(|_| last.op == Op::Add)?;
+    graph.slots().iter().find(|slot| slot.node == main && graph.node(main).op == Op::BatchNorm)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::network::Mode;
-    use crate::space::preset;
+    use crate::space::{BlockSpec, preset};
     use candle_core::{Device, Tensor};
 
     #[test]
@@ -75,5 +72,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_norm_before_a_shortcut_is_found_by_name() {
+        let last_norm = |nodes: &str| {
+            let block: BlockSpec = serde_json::from_value(format!("fused 8x8x8: {nodes}").into()).unwrap();
+            let graph = block.graph(1e-5);
+            super::last_norm(&graph, &graph.layers()[0]).map(|slot| slot.name().to_string())
+        };
+        let residual = "a=conv 16 k3 s1; n=norm; relu; b=conv 8 k1 s1; last=norm; add of 5 0";
+        assert_eq!(last_norm(residual).as_deref(), Some("last"));
+        assert_eq!(last_norm(&format!("{residual}; relu")).as_deref(), Some("last"));
+        assert_eq!(last_norm("a=conv 16 k3 s1; n=norm; relu"), None);
+        assert_eq!(last_norm("a=conv 8 k3 s1; n=norm; relu; add of 3 0"), None);
     }
 }

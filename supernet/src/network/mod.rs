@@ -22,6 +22,7 @@ mod tree_tests;
 
 use crate::blocks::{Block, BlockSpec};
 use crate::graph::Graph;
+use crate::graph::names::{own_block, own_stem};
 use crate::layers::{Active, BatchNorm, Dense, Initialiser, Moments, ParameterId, Parameters};
 use crate::ranks::Ranks;
 use crate::space::{NetworkSpec, SearchSpace, Subnet};
@@ -42,7 +43,7 @@ pub enum Mode<'a> {
         /// Generator of the dropout masks.
         rng: &'a mut StdRng,
         /// Place of the first image in the step's whole batch, of which other processes may hold parts: an image's mask
-        /// depends on its place alone.
+        /// depends only on its place.
         first: usize,
         /// Receives the record of the pass: [`Tape::backward`] takes the gradient at the logits.
         tape: &'a mut Tape,
@@ -102,17 +103,14 @@ impl Supernet {
         let choices: Vec<NetworkSpec> =
             space.covering().iter().map(|subnet| space.network(subnet, classes)).collect::<Result<_>>()?;
         let mut parameters = Parameters::new(seed, dtype, device);
-        let stem_name = |index: usize| match largest.stem.len() {
-            1 => "stem".to_string(),
-            _ => format!("stem.{index}"),
-        };
+        let stem_name = |index: usize| own_stem(index, largest.stem.len());
         let stem = largest.stem.iter().enumerate();
         let stem = stem.map(|(index, spec)| Dense::new(&mut parameters, &stem_name(index), spec, false));
         let stem = stem.collect::<candle_core::Result<_>>()?;
         let mut first = None;
         if space.first_block.is_some() {
             let spec = &largest.stages.remove(0)[0];
-            first = Some(Block::new(&mut parameters, "first", &[spec], &[3])?);
+            first = Some(Block::new(&mut parameters, &own_block(0, 0, true), &[spec], &[3])?);
         }
         let mut stages = Vec::new();
         for (s, specs) in largest.stages.iter().enumerate() {
@@ -121,7 +119,7 @@ impl Supernet {
                 let others = choices.iter().map(|network| &network.stages[s + usize::from(first.is_some())][b]);
                 let all: Vec<&BlockSpec> = [spec].into_iter().chain(others).collect();
                 let kernel_sizes = space.transformed_kernel_sizes(s);
-                blocks.push(Block::new(&mut parameters, &format!("stages.{s}.{b}"), &all, kernel_sizes)?);
+                blocks.push(Block::new(&mut parameters, &own_block(s, b, false), &all, kernel_sizes)?);
             }
             stages.push(blocks);
         }

@@ -28,11 +28,8 @@ impl Supernet {
     /// None in practice; as every tensor operation.
     pub fn sort_outer_channels(&self, stage: usize) -> Result<()> {
         let (space, parts) = (self.space(), self.parts());
-        let ratios = || space.width_multipliers.iter().rev().take(stage.max(1)).skip(1).map(|&ratio| ratio.into());
+        let ratios = || space.outer_ratios(stage);
         let [first, optional @ .., last] = parts.stem else { return Ok(()) };
-        if space.width_multipliers.is_empty() {
-            return Ok(());
-        }
         let mut middle = vec![Touch::Writes(first), Touch::Reads(last.weight)];
         middle.extend(optional.iter().flat_map(|dense| [Touch::Writes(dense), Touch::Reads(dense.weight)]));
         let widths: Vec<usize> = ratios().map(|ratio| space.stem_middle_width(ratio)).collect();

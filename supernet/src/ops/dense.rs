@@ -1,4 +1,4 @@
-//! A dense convolution with batch norm, activation and optional global average pooling, as one kernel.
+//! A dense or depthwise convolution with batch norm, activation and optional global average pooling, as one kernel.
 
 use super::activation::{Act, with_activation};
 use super::batch_norm::{Affine, Backward, ChannelStatistics, Normalise, SumOverProcesses, Sums};
@@ -6,20 +6,21 @@ use super::buffers::{Buffer, written};
 use super::columns::{Columns, from_column_order, to_column_order};
 use super::dense_kernels::{ColumnsBackward, Mask};
 use super::dense_shape::DenseShape;
+use super::depthwise_maps;
 use super::matmul::Packed;
 use super::parallel;
-use super::passes::{normalise, pool, product, product_backward};
+use super::passes::{gradient_sums, normalise, pool, product, product_backward};
 use super::rows::{Left, Nothing, RawGradient, write_transposed};
 use super::simd::{InstructionSet, dispatch};
-use super::summing;
+use super::{LayerGradients, summing};
 use crate::ranks::Ranks;
 use std::marker::PhantomData;
 
 /// Output of the convolution, `[batch, height, width, out]`, or `[batch, out]` when pooled, and the values that the
 /// backward pass reads.
 ///
-/// `x` is `[batch, height, width, in]`. `packed` holds the weight `[out, in, k, k]`, then batch norm's weight and bias.
-/// Statistics are `given`, or those of the batch (over all `ranks`, if passed).
+/// `x` is `[batch, height, width, in]`. `packed` holds the weight `[out, in, k, k]` (depthwise: `[out, 1, k, k]`), then
+/// batch norm's weight and bias. Statistics are `given`, or those of the batch (over all `ranks`, if passed).
 ///
 /// # Errors
 /// Values that do not fit the extents.
@@ -31,7 +32,9 @@ pub fn dense(
     ranks: Option<&Ranks>,
 ) -> candle_core::Result<(Vec<f32>, DenseSaved)> {
     let inputs = shape.batch * shape.height * shape.width * shape.in_channels;
-    if (x.len(), packed.len()) != (inputs, shape.offsets().2) || x.is_empty() {
+    let supported = !shape.depthwise
+        || (shape.kernel % 2 == 1 && matches!(shape.stride, 1 | 2) && shape.in_channels == shape.out_channels);
+    if (x.len(), packed.len()) != (inputs, shape.offsets().2) || x.is_empty() || !supported {
         candle_core::bail!(
             "dense convolution: input of {} values and {} parameters do not fit {shape:?}",
             x.len(),
@@ -70,7 +73,7 @@ impl DenseSaved {
         ranks: Option<&Ranks>,
         g: &[f32],
         with_input: bool,
-    ) -> (Option<Vec<f32>>, Vec<f32>) {
+    ) -> LayerGradients {
         let DenseSaved { y, statistics, normalise } = &self;
         let sum = summing(ranks);
         let over_processes = sum.as_ref().map(|sum| sum as SumOverProcesses);
@@ -89,7 +92,10 @@ fn forward<A: Act>(
     let (rows, columns, n) = (shape.rows(), shape.columns(), shape.out_channels);
     let (norm_weight, norm_bias, end) = shape.offsets();
     let mut y = Buffer::with_arbitrary_contents(rows * n);
-    let sums = if shape.is_plain_product() {
+    let sums = if let Some(image) = shape.of_image() {
+        depthwise_maps::convolve(image, x, &packed[..norm_weight], &mut y);
+        gradient_sums(&y, &y, n)
+    } else if shape.is_plain_product() {
         let weight = Packed::new(&packed[..norm_weight], columns, n, 1, columns);
         product::<Nothing>(Left::Plain(x), rows, &weight, &mut y, given.is_none())
     } else {
@@ -118,7 +124,7 @@ fn backward<A: Act>(
     over_processes: Option<SumOverProcesses>,
     g: &[f32],
     with_input: bool,
-) -> (Option<Vec<f32>>, Vec<f32>) {
+) -> LayerGradients {
     let (rows, columns, n) = (shape.rows(), shape.columns(), shape.out_channels);
     let (norm_weight, norm_bias, end) = shape.offsets();
     let affine = Affine::new(statistics, &packed[norm_weight..norm_bias], &packed[norm_bias..end], shape.eps);
@@ -137,11 +143,16 @@ fn backward<A: Act>(
     gradient[norm_bias..].copy_from_slice(&back.bias_gradient);
     let raw = RawGradient { g: &masked, y, back: &back };
     let stride = n.next_multiple_of(InstructionSet::active().lanes());
+    if let Some(image) = shape.of_image() {
+        let weight = (&packed[..norm_weight], &mut gradient[..norm_weight]);
+        let dx = depthwise_maps::gradients(image, x, weight, raw);
+        return LayerGradients { input: with_input.then_some(dx), parameters: gradient };
+    }
     if shape.is_plain_product() {
         let weight = with_input.then(|| Packed::new(&packed[..norm_weight], n, columns, columns, 1));
         let (dx, parts) = product_backward(raw, x, columns, weight.as_ref());
         write_transposed(parts, stride, &mut gradient[..norm_weight], columns);
-        return (dx, gradient);
+        return LayerGradients { input: dx, parameters: gradient };
     }
     let mut dx = with_input.then(|| vec![0.0; x.len()]);
     let taps = shape.kernel * shape.kernel;
@@ -156,5 +167,5 @@ fn backward<A: Act>(
     let mut ordered = vec![0.0; norm_weight];
     write_transposed(parts, stride, &mut ordered, columns);
     gradient[..norm_weight].copy_from_slice(&from_column_order(&ordered, shape.in_channels, taps));
-    (dx, gradient)
+    LayerGradients { input: dx, parameters: gradient }
 }

@@ -1,9 +1,9 @@
-//! Extents of a dense convolution.
+//! Extents of a convolution with batch norm and activation.
 
-use super::Activation;
+use super::{Activation, depthwise};
 use candle_core::Shape;
 
-/// Extents and options of a dense convolution.
+/// Extents and options of a dense or depthwise convolution.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DenseShape {
     /// Number of images.
@@ -20,6 +20,9 @@ pub struct DenseShape {
     pub kernel: usize,
     /// Stride.
     pub stride: usize,
+    /// Whether each output channel reads the input channel of its number only. The kernel's size is then odd, the
+    /// stride 1 or 2, and there are as many output as input channels.
+    pub depthwise: bool,
     /// Activation after batch norm.
     pub activation: Activation,
     /// Whether the output is averaged over each image's pixels.
@@ -39,9 +42,16 @@ impl DenseShape {
         self.batch * height * width
     }
 
-    /// Number of input values per output pixel.
+    /// Number of input values per output value.
     pub(crate) fn columns(&self) -> usize {
-        self.in_channels * self.kernel * self.kernel
+        let inputs = if self.depthwise { 1 } else { self.in_channels };
+        inputs * self.kernel * self.kernel
+    }
+
+    /// Extents of one image, of a depthwise convolution.
+    pub(super) fn of_image(&self) -> Option<depthwise::Shape> {
+        let DenseShape { in_channels: channels, kernel, stride, height, width, .. } = *self;
+        self.depthwise.then_some(depthwise::Shape { channels, kernel, stride, height, width })
     }
 
     pub(super) fn is_plain_product(&self) -> bool {

@@ -1,6 +1,7 @@
 //! A fully connected layer without bias, as one op, because candle's own product does not use the threads of our
 //! kernels.
 
+use super::LayerGradients;
 use super::buffers::{Aligned, written};
 use super::matmul::{Packed, multiply_new};
 use super::parallel;
@@ -24,14 +25,9 @@ pub fn linear(x: &[f32], weight: &[f32], [rows, inputs, outputs]: [usize; 3]) ->
 }
 
 /// Gradients at input and weight of [`linear`], given the gradient `g` at its output.
-pub fn linear_backward(
-    x: &[f32],
-    weight: &[f32],
-    [rows, inputs, outputs]: [usize; 3],
-    g: &[f32],
-) -> (Vec<f32>, Vec<f32>) {
+pub fn linear_backward(x: &[f32], weight: &[f32], [rows, inputs, outputs]: [usize; 3], g: &[f32]) -> LayerGradients {
     let dx = times(g, rows, &Packed::new(weight, outputs, inputs, inputs, 1));
-    (dx, weight_gradient(g, outputs, x, inputs, rows))
+    LayerGradients { input: Some(dx), parameters: weight_gradient(g, outputs, x, inputs, rows) }
 }
 
 /// Smallest number of rows per thread: each thread reads the whole weight.

@@ -16,7 +16,7 @@
 //! | `passes` | the same over whole tensors, divided among the threads |
 //! | `depthwise` | depthwise convolution and its gradients, a slice of channels at a time |
 //! | `inverted_residual` | the block as one kernel |
-//! | `dense`, `dense_kernels`, `dense_shape`, `columns` | a dense convolution with batch norm and activation as one kernel |
+//! | `dense`, `dense_kernels`, `dense_shape`, `columns`, `depthwise_maps` | a dense (or depthwise) convolution with batch norm and activation as one kernel |
 //! | `linear` | a fully connected layer |
 //! | `pools` | ResNet's steps between convolutions: sums, max pool, average pool |
 //! | `sparse` | fully connected layers for inputs of which many are zero |
@@ -31,6 +31,7 @@ mod dense;
 mod dense_kernels;
 mod dense_shape;
 mod depthwise;
+mod depthwise_maps;
 mod idle_pools;
 pub mod inference;
 mod inverted_residual;
@@ -74,6 +75,14 @@ use candle_core::{CpuStorage, DType, Device, Layout, Storage, Tensor, bail};
 /// candle's operations. No other place decides between the two.
 pub(crate) fn has_kernels(device: &Device, dtype: DType) -> bool {
     device.is_cpu() && dtype == DType::F32
+}
+
+/// Gradients that a layer's backward kernel computes.
+pub struct LayerGradients {
+    /// At the input, if it was asked for.
+    pub input: Option<Vec<f32>>,
+    /// At the parameters, in the order in which they are packed.
+    pub parameters: Vec<f32>,
 }
 
 /// The sum over all ranks, as kernels call it.

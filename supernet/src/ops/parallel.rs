@@ -47,23 +47,23 @@ pub(crate) fn map<R: Send>(total: usize, grain: usize, work: impl Fn(Range<usize
 
 /// Runs `work` on each range of `0..total` in parallel, with the range's part of `output` (`size` values per index),
 /// and returns the results in range order.
-pub(crate) fn map_parts<R: Send>(
-    output: &mut [f32],
+pub(crate) fn map_parts<T: Send, R: Send>(
+    output: &mut [T],
     size: usize,
     total: usize,
     grain: usize,
-    work: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
+    work: impl Fn(Range<usize>, &mut [T]) -> R + Sync,
 ) -> Vec<R> {
     map_outputs([(output, size)], total, grain, |range, [output]| work(range, output))
 }
 
 /// Runs `work` on each range of `0..total` in parallel, with the range's part of each output, and returns the results
 /// in range order. An output is given with its number of values per index; the last index may have fewer.
-pub(crate) fn map_outputs<const N: usize, R: Send>(
-    outputs: [(&mut [f32], usize); N],
+pub(crate) fn map_outputs<const N: usize, T: Send, R: Send>(
+    outputs: [(&mut [T], usize); N],
     total: usize,
     grain: usize,
-    work: impl Fn(Range<usize>, [&mut [f32]; N]) -> R + Sync,
+    work: impl Fn(Range<usize>, [&mut [T]; N]) -> R + Sync,
 ) -> Vec<R> {
     for (output, size) in &outputs {
         let before_last = total.saturating_sub(1) * size;

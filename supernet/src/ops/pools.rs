@@ -92,16 +92,21 @@ impl Windows {
         )
     }
 
-    /// One over the pixels in the window of output pixel `pixel`, the padding before the map included.
-    fn mean_factor(&self, pixel: usize) -> f32 {
+    /// Number of pixels in the window of output pixel `pixel`, the padding before the map included.
+    pub(crate) fn count(&self, pixel: usize) -> usize {
         let out_width = self.output_size.1;
         let count = |position: usize, size: usize, length: usize| size.min(length + self.padding - position * size);
         let rows = count(pixel / out_width, self.size.0, self.height);
-        1.0 / (rows * count(pixel % out_width, self.size.1, self.width)) as f32
+        rows * count(pixel % out_width, self.size.1, self.width)
+    }
+
+    /// One over [`count`](Self::count).
+    fn mean_factor(&self, pixel: usize) -> f32 {
+        1.0 / self.count(pixel) as f32
     }
 
     /// Offsets, within an image, of the input pixels in the window of output pixel `pixel`.
-    fn offsets(&self, pixel: usize) -> impl Iterator<Item = usize> + use<> {
+    pub(crate) fn offsets(&self, pixel: usize) -> impl Iterator<Item = usize> + use<> {
         let (rows, columns) = self.seen(pixel);
         let (width, channels) = (self.width, self.channels);
         rows.flat_map(move |y| columns.clone().map(move |x| (y * width + x) * channels))

@@ -76,9 +76,12 @@ fn blocks_of_any_shape_equal_the_reference() {
 }
 
 #[test]
-fn dense_convolutions_of_any_shape_equal_the_reference() {
-    let shapes = (maps(), (1..=33usize, 1..=40usize), odd_kernel(), 1..=2usize, smooth(), any::<bool>());
-    for_each_of(60, shapes, |([batch, height, width], (inputs, outputs), kernel, stride, activation, pool)| {
+fn dense_and_depthwise_convolutions_of_any_shape_equal_the_reference() {
+    let kinds = (any::<bool>(), any::<bool>());
+    let shapes = (maps(), (1..=33usize, 1..=40usize), odd_kernel(), 1..=2usize, smooth(), kinds);
+    for_each_of(90, shapes, |([batch, height, width], (inputs, outputs), kernel, stride, activation, kind)| {
+        let (pool, depthwise) = kind;
+        let inputs = if depthwise { outputs } else { inputs };
         let shape = DenseShape {
             batch,
             height,
@@ -87,13 +90,14 @@ fn dense_convolutions_of_any_shape_equal_the_reference() {
             out_channels: outputs,
             kernel,
             stride,
+            depthwise,
             activation,
             pool,
             eps: 1e-5,
         };
         let dims = [batch, height, width, inputs];
         let x = values(dims.iter().product(), 6);
-        let p = parameters(outputs * inputs * kernel * kernel + 2 * outputs);
+        let p = parameters(outputs * shape.columns() + 2 * outputs);
         let given = ChannelStatistics {
             mean: values(outputs, 7),
             variance: values(outputs, 8).iter().map(|v| v * v + 0.3).collect(),

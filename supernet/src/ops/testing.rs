@@ -2,9 +2,9 @@
 //! reference.
 
 use super::{BlockShape, BlockStatistics, ChannelStatistics, DenseShape};
-use crate::graph::{Graph, interpreter};
+use crate::graph::{Builder, Graph, Shape, interpreter};
 use crate::seed::{Stream, generator};
-use crate::space::{BlockSpec, ConvSpec, InvertedResidualSpec};
+use crate::space::{BlockSpec, InvertedResidualSpec};
 use candle_core::{Result, Tensor};
 use rand::Rng;
 
@@ -57,23 +57,20 @@ pub(super) fn interpreted_block(
     Ok(interpreter::run(&graph, x, &unpacked(&graph, packed)?, given)?.0)
 }
 
-/// The dense convolution in candle's operations, from packed parameters.
+/// The dense or depthwise convolution in candle's operations, from packed parameters.
 pub(super) fn interpreted_dense(
     x: &Tensor,
     packed: &Tensor,
     shape: &DenseShape,
     given: Option<&ChannelStatistics>,
 ) -> Result<Tensor> {
-    let spec = ConvSpec {
-        in_channels: shape.in_channels,
-        out_channels: shape.out_channels,
-        kernel: shape.kernel,
-        stride: shape.stride,
-        activation: shape.activation,
-        residual: false,
-        input_size: shape.height,
-    };
-    let graph = spec.graph(shape.eps);
+    let input = Shape { height: shape.height, width: shape.width, channels: shape.in_channels };
+    let (mut builder, image) = Builder::new(input, shape.eps);
+    let groups = if shape.depthwise { shape.in_channels } else { 1 };
+    let kernel = (shape.kernel, shape.stride);
+    let names = ("convolution", "norm");
+    builder.convolution_norm_activation(image, names, shape.out_channels, kernel, groups, shape.activation);
+    let graph = builder.finish();
     let y = interpreter::run(&graph, x, &unpacked(&graph, packed)?, given.map(std::slice::from_ref))?.0;
     if shape.pool { y.mean((1, 2)) } else { Ok(y) }
 }

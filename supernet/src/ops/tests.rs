@@ -70,9 +70,14 @@ pub(super) fn evaluate(x: &[f32], p: &[f32], dims: &[usize], f: &dyn Fn(&Tensor,
 }
 
 /// As [`evaluate`], of kernels: their output, and their gradients at input and parameters, given the one at the output.
-pub(super) fn of_kernels(output: Vec<f32>, backward: impl FnOnce(&[f32]) -> (Vec<f32>, Vec<f32>)) -> Found {
-    let (dx, dp) = backward(&values(output.len(), 77));
-    Found { output: wide(&output), dx: wide(&dx), dp: wide(&dp) }
+pub(super) fn of_kernels(output: Vec<f32>, backward: impl FnOnce(&[f32]) -> LayerGradients) -> Found {
+    let LayerGradients { input, parameters } = backward(&values(output.len(), 77));
+    Found { output: wide(&output), dx: wide(&input.unwrap()), dp: wide(&parameters) }
+}
+
+/// The gradient of an operation without parameters.
+fn of_input(input: Vec<f32>) -> LayerGradients {
+    LayerGradients { input: Some(input), parameters: Vec::new() }
 }
 
 fn wide(v: &[f32]) -> Vec<f64> {
@@ -113,10 +118,7 @@ fn fused_block(x: &[f32], p: &[f32], shape: &BlockShape, given: Option<&BlockSta
 
 pub(super) fn fused_dense(x: &[f32], p: &[f32], shape: &DenseShape, given: Option<&ChannelStatistics>) -> Found {
     let (output, saved) = super::dense(x, p, shape, given, None).unwrap();
-    of_kernels(output, |g| {
-        let (dx, dp) = saved.backward(shape, x, p, None, g, true);
-        (dx.unwrap(), dp)
-    })
+    of_kernels(output, |g| saved.backward(shape, x, p, None, g, true))
 }
 
 pub(super) fn check_block(shape: &BlockShape, given: Option<BlockStatistics>) {
@@ -209,6 +211,7 @@ fn dense_convolutions_equal_the_f64_reference() {
             out_channels: out,
             kernel,
             stride,
+            depthwise: false,
             activation: Activation::HardSwish,
             pool,
             eps: 1e-5,
@@ -225,9 +228,9 @@ fn dense_convolutions_equal_the_f64_reference() {
         assert_close_above(least, &f32s(&fused.dx), &exact.dx, 1e-3, "dense input gradient");
         // Images need no gradient.
         let (output, saved) = super::dense(&x, &p, &shape, None, None).unwrap();
-        let (dx, dp) = saved.backward(&shape, &x, &p, None, &values(output.len(), 77), false);
-        assert!(dx.is_none());
-        assert_eq!(wide(&dp), fused.dp);
+        let computed = saved.backward(&shape, &x, &p, None, &values(output.len(), 77), false);
+        assert!(computed.input.is_none());
+        assert_eq!(wide(&computed.parameters), fused.dp);
     }
 }
 
@@ -243,6 +246,7 @@ fn convolution_and_pool_gradients_equal_finite_differences() {
         out_channels: 6,
         kernel: 3,
         stride: 1,
+        depthwise: false,
         activation: Activation::Relu,
         pool: false,
         eps: 1e-5,
@@ -257,8 +261,8 @@ fn convolution_and_pool_gradients_equal_finite_differences() {
     let fused = of_kernels(output.clone(), |g| {
         let g = super::relu_gradient(&output, g);
         let g = super::max_pool_gradient(&max, &y, &largest, &super::add(&g, &g, false));
-        let (dx, dp) = saved.backward(&shape, &averages, &p, None, &g, true);
-        (super::average_pool_gradient(&average, &dx.unwrap()), dp)
+        let LayerGradients { input, parameters } = saved.backward(&shape, &averages, &p, None, &g, true);
+        LayerGradients { input: input.map(|g| super::average_pool_gradient(&average, &g)), parameters }
     });
     let loss = |x: &[f64], p: &[f64]| -> f64 {
         let run = || -> Result<f64> {
@@ -309,7 +313,7 @@ fn pools_and_sums_equal_the_f64_reference() {
             let output = super::add(&x, &x.iter().map(|v| 0.5 * v).collect::<Vec<_>>(), relu);
             let fused = of_kernels(output.clone(), |g| {
                 let g = if relu { super::relu_gradient(&output, g) } else { g.to_vec() };
-                (g.iter().map(|g| 1.5 * g).collect(), Vec::new())
+                of_input(g.iter().map(|g| 1.5 * g).collect())
             });
             check(fused, &exact, "sum");
         }
@@ -319,7 +323,7 @@ fn pools_and_sums_equal_the_f64_reference() {
 pub(super) fn fused_max_pool(x: &[f32], [_, height, width, channels]: [usize; 4]) -> Found {
     let windows = Windows::max_pool(height, width, channels);
     let output = super::max_pool(&windows, x);
-    of_kernels(output.clone(), |g| (super::max_pool_gradient(&windows, x, &output, g), Vec::new()))
+    of_kernels(output.clone(), |g| of_input(super::max_pool_gradient(&windows, x, &output, g)))
 }
 
 pub(super) fn fused_average_pool(
@@ -329,7 +333,7 @@ pub(super) fn fused_average_pool(
     padding: usize,
 ) -> Found {
     let windows = Windows::side_by_side(height, width, channels, window, padding);
-    of_kernels(super::average_pool(&windows, x), |g| (super::average_pool_gradient(&windows, g), Vec::new()))
+    of_kernels(super::average_pool(&windows, x), |g| of_input(super::average_pool_gradient(&windows, g)))
 }
 
 #[test]

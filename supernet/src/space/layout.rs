@@ -1,12 +1,20 @@
 //! From a space and a subnet to the static network.
 
-use super::network_spec::{middle_channels, reduced_channels};
+use super::network_spec::middle_channels;
 use super::{
-    Activation, BlockChoice, BlockSpec, BottleneckSpec, ConvSpec, Family, FirstBlock, Head, InvertedResidualSpec,
-    MaxPoolSpec, NetworkSpec, SearchSpace, Stage, Subnet, Value, make_divisible,
+    Activation, BlockSpec, BottleneckSpec, ConvSpec, Family, Head, InvertedResidualSpec, MaxPoolSpec, NetworkSpec,
+    SearchSpace, Stage, Subnet, Value, make_divisible,
 };
 use crate::blocks::{BlockSettings, CustomSpec};
 use crate::{Error, Result};
+
+/// Channels of a network of inverted residuals, between its parts.
+struct MobileNetWidths {
+    stem: usize,
+    stages: Vec<usize>,
+    feature: usize,
+    hidden: Option<usize>,
+}
 
 impl SearchSpace {
     /// The static network of `subnet` for `classes` classes.
@@ -18,9 +26,8 @@ impl SearchSpace {
         if classes == 0 {
             return Err(Error::Space("a network needs at least one class".into()));
         }
-        match (self.family, &self.first_block, &self.head) {
-            (Family::AttentiveNas, _, Some(head)) => self.attentive(subnet, head, classes),
-            (_, Some(first), Some(head)) => self.inverted_residuals(subnet, first, head, classes),
+        match &self.head {
+            Some(head) if !self.family.has_bottlenecks() => self.mobile_net(subnet, head, classes),
             _ => self.bottlenecks(subnet, classes),
         }
     }
@@ -32,75 +39,40 @@ impl SearchSpace {
         if self.family == Family::AttentiveNas { &sizes[sizes.len() - 1..] } else { sizes }
     }
 
-    fn inverted_residuals(
-        &self,
-        subnet: &Subnet,
-        first: &FirstBlock,
-        head: &Head,
-        classes: usize,
-    ) -> Result<NetworkSpec> {
-        let stem = ConvSpec {
-            in_channels: 3,
-            out_channels: self.width(self.stem.channels),
-            kernel: 3,
-            stride: self.stem.stride,
-            activation: self.stem.activation,
-            residual: false,
-            input_size: subnet.resolution,
-        };
-        let mut channels = self.width(first.channels);
-        let mut size = stem.output_size();
-        let mut stages = vec![vec![BlockSpec::InvertedResidual(InvertedResidualSpec {
+    /// A network of inverted residuals between convolutions.
+    fn mobile_net(&self, subnet: &Subnet, head: &Head, classes: usize) -> Result<NetworkSpec> {
+        let widths = self.mobile_net_widths(subnet, head);
+        let stem = self.stem_convolution(subnet, widths.stem);
+        let first = self.first_block.as_ref().map(|first| InvertedResidualSpec {
             in_channels: stem.out_channels,
             middle_channels: stem.out_channels,
-            out_channels: channels,
+            out_channels: self.width(first.channels),
             kernel: 3,
             stride: 1,
             activation: first.activation,
             expand: false,
             squeeze_excite: None,
             // The published ProxylessNAS has none here, not even at widths that make both sides equal.
-            residual: self.family == Family::MobileNetV3 && stem.out_channels == channels,
+            residual: self.family == Family::MobileNetV3 && stem.out_channels == self.width(first.channels),
             projection: false,
-            input_size: size,
-        })]];
-        for (stage, choices) in self.stages.iter().zip(&subnet.stages) {
-            let out_channels = self.width(stage.channels);
-            let mut blocks = Vec::with_capacity(choices.len());
-            for (index, choice) in choices.iter().enumerate() {
-                if let Some(block) = custom(stage, choice, index, (channels, out_channels), size)? {
-                    (channels, size) = (out_channels, block.output_size());
-                    blocks.push(block);
-                    continue;
-                }
-                let middle = middle_channels(channels, choice.expand.value());
-                let block = InvertedResidualSpec {
-                    in_channels: channels,
-                    middle_channels: middle,
-                    out_channels,
-                    kernel: choice.kernel,
-                    stride: if index == 0 { stage.stride } else { 1 },
-                    activation: stage.activation,
-                    expand: true,
-                    squeeze_excite: stage.squeeze_excite.then(|| reduced_channels(middle)),
-                    residual: channels == out_channels && (index > 0 || stage.stride == 1),
-                    projection: false,
-                    input_size: size,
-                };
-                size = block.output_size();
-                channels = out_channels;
-                blocks.push(BlockSpec::InvertedResidual(block));
-            }
-            stages.push(blocks);
-        }
+            input_size: stem.output_size(),
+        });
+        let channels = first.as_ref().map_or(stem.out_channels, |first| first.out_channels);
+        let stages = self.blocks(subnet, (channels, stem.output_size()), &widths.stages, |stage, _, settings| {
+            let residual = self.family == Family::AttentiveNas || settings.keeps_shape();
+            BlockSpec::InvertedResidual(InvertedResidualSpec::of(settings, self.expands(stage), residual))
+        })?;
+        let first = first.map(|first| vec![BlockSpec::InvertedResidual(first)]);
+        let stages: Vec<Vec<BlockSpec>> = first.into_iter().chain(stages).collect();
+        let last = stages.iter().flatten().last();
         let feature = ConvSpec {
-            in_channels: channels,
-            out_channels: self.width(head.feature_channels),
+            in_channels: last.map_or(channels, BlockSpec::out_channels),
+            out_channels: widths.feature,
             kernel: 1,
             stride: 1,
             activation: head.activation,
             residual: false,
-            input_size: size,
+            input_size: last.map_or(stem.output_size(), BlockSpec::output_size),
         };
         Ok(NetworkSpec {
             resolution: subnet.resolution,
@@ -108,92 +80,93 @@ impl SearchSpace {
             max_pool: None,
             stages,
             feature: Some(feature),
-            hidden_channels: head.hidden_channels.map(|channels| self.width(channels)),
+            hidden_channels: widths.hidden,
             hidden_activation: head.activation,
             batch_norm_epsilon: self.batch_norm_epsilon,
             classes,
         })
     }
 
-    fn attentive(&self, subnet: &Subnet, head: &Head, classes: usize) -> Result<NetworkSpec> {
-        let mut widths = subnet.widths.iter().map(|width| width.count());
-        let mut next_width = || widths.next().expect("checked: a width for each boundary");
-        let stem = ConvSpec {
+    fn mobile_net_widths(&self, subnet: &Subnet, head: &Head) -> MobileNetWidths {
+        if self.family != Family::AttentiveNas {
+            return MobileNetWidths {
+                stem: self.width(self.stem.channels),
+                stages: self.stages.iter().map(|stage| self.width(stage.channels)).collect(),
+                feature: self.width(head.feature_channels),
+                hidden: head.hidden_channels.map(|channels| self.width(channels)),
+            };
+        }
+        // The subnet was checked: it has a width for each boundary.
+        let width = |boundary: usize| subnet.widths[boundary].count();
+        let stages = self.stages.len();
+        MobileNetWidths {
+            stem: width(0),
+            stages: (1..=stages).map(width).collect(),
+            feature: self.feature_channels(width(stages)),
+            hidden: Some(width(stages + 1)),
+        }
+    }
+
+    /// Whether the blocks of `stage` have expand convolutions: in AttentiveNAS a stage that never expands has none.
+    fn expands(&self, stage: usize) -> bool {
+        let ratios = self.stage_expand_ratios(stage);
+        self.family != Family::AttentiveNas || ratios.iter().any(|ratio| ratio.value() != 1.0)
+    }
+
+    /// The first convolution.
+    fn stem_convolution(&self, subnet: &Subnet, out_channels: usize) -> ConvSpec {
+        ConvSpec {
             in_channels: 3,
-            out_channels: next_width(),
+            out_channels,
             kernel: 3,
             stride: self.stem.stride,
             activation: self.stem.activation,
             residual: false,
             input_size: subnet.resolution,
-        };
-        let (mut channels, mut size) = (stem.out_channels, stem.output_size());
+        }
+    }
+
+    /// The blocks of all stages, which have `widths` channels, after a map of `channels` and `size`.
+    ///
+    /// `family_block` describes a block of the family's own kind by its stage, its index in it, and its settings.
+    fn blocks(
+        &self,
+        subnet: &Subnet,
+        (mut channels, mut size): (usize, usize),
+        widths: &[usize],
+        family_block: impl Fn(usize, usize, &BlockSettings) -> BlockSpec,
+    ) -> Result<Vec<Vec<BlockSpec>>> {
         let mut stages = Vec::with_capacity(self.stages.len());
         for (number, (stage, choices)) in self.stages.iter().zip(&subnet.stages).enumerate() {
-            let out_channels = next_width();
-            // A stage that never expands has no expand convolutions.
-            let expand = self.stage_expand_ratios(number).iter().any(|ratio| ratio.value() != 1.0);
             let mut blocks = Vec::with_capacity(choices.len());
             for (index, choice) in choices.iter().enumerate() {
-                if let Some(block) = custom(stage, choice, index, (channels, out_channels), size)? {
-                    (channels, size) = (out_channels, block.output_size());
-                    blocks.push(block);
-                    continue;
-                }
-                let middle = if expand { middle_channels(channels, choice.expand.value()) } else { channels };
-                let block = InvertedResidualSpec {
+                let settings = BlockSettings {
                     in_channels: channels,
-                    middle_channels: middle,
-                    out_channels,
+                    out_channels: widths[number],
                     kernel: choice.kernel,
+                    expand: choice.expand,
                     stride: if index == 0 { stage.stride } else { 1 },
                     activation: stage.activation,
-                    expand,
-                    squeeze_excite: stage.squeeze_excite.then(|| reduced_channels(middle)),
-                    residual: true,
-                    projection: channels != out_channels,
+                    squeeze_excite: stage.squeeze_excite,
                     input_size: size,
                 };
-                (channels, size) = (out_channels, block.output_size());
-                blocks.push(BlockSpec::InvertedResidual(block));
+                let block = match &stage.block {
+                    Some(kind) => BlockSpec::Custom(CustomSpec::new(kind, &settings)?),
+                    None => family_block(number, index, &settings),
+                };
+                (channels, size) = (block.out_channels(), block.output_size());
+                blocks.push(block);
             }
             stages.push(blocks);
         }
-        let feature = ConvSpec {
-            in_channels: channels,
-            out_channels: self.feature_channels(channels),
-            kernel: 1,
-            stride: 1,
-            activation: head.activation,
-            residual: false,
-            input_size: size,
-        };
-        Ok(NetworkSpec {
-            resolution: subnet.resolution,
-            stem: vec![stem],
-            max_pool: None,
-            stages,
-            feature: Some(feature),
-            hidden_channels: Some(next_width()),
-            hidden_activation: head.activation,
-            batch_norm_epsilon: self.batch_norm_epsilon,
-            classes,
-        })
+        Ok(stages)
     }
 
+    /// A network of bottlenecks after a deep stem.
     fn bottlenecks(&self, subnet: &Subnet, classes: usize) -> Result<NetworkSpec> {
-        let middle = self.stem_middle_width(subnet.widths[0]);
-        let first = ConvSpec {
-            in_channels: 3,
-            out_channels: middle,
-            kernel: 3,
-            stride: self.stem.stride,
-            activation: self.stem.activation,
-            residual: false,
-            input_size: subnet.resolution,
-        };
+        let first = self.stem_convolution(subnet, self.stem_middle_width(subnet.widths[0]));
         let optional = ConvSpec {
-            in_channels: middle,
+            in_channels: first.out_channels,
             stride: 1,
             residual: true,
             input_size: first.output_size(),
@@ -205,35 +178,15 @@ impl SearchSpace {
             ..optional.clone()
         };
         let pool = MaxPoolSpec { channels: last.out_channels, input_size: last.output_size() };
-        let (mut channels, mut size) = (pool.channels, pool.output_size());
         let mut stem = vec![first];
         stem.extend(vec![optional; subnet.stem_blocks]);
         stem.push(last);
-        let mut stages = Vec::with_capacity(self.stages.len());
-        for ((stage, choices), &width) in self.stages.iter().zip(&subnet.stages).zip(&subnet.widths[2..]) {
-            let out_channels = self.elastic_width(stage.channels, width);
-            let mut blocks = Vec::with_capacity(choices.len());
-            for (index, choice) in choices.iter().enumerate() {
-                if let Some(block) = custom(stage, choice, index, (channels, out_channels), size)? {
-                    (channels, size) = (out_channels, block.output_size());
-                    blocks.push(block);
-                    continue;
-                }
-                let block = BottleneckSpec {
-                    in_channels: channels,
-                    middle_channels: middle_channels(out_channels, choice.expand.value()),
-                    out_channels,
-                    kernel: choice.kernel,
-                    stride: if index == 0 { stage.stride } else { 1 },
-                    activation: stage.activation,
-                    projection: index == 0,
-                    input_size: size,
-                };
-                (channels, size) = (out_channels, block.output_size());
-                blocks.push(BlockSpec::Bottleneck(block));
-            }
-            stages.push(blocks);
-        }
+        let stage_widths = self.stages.iter().zip(&subnet.widths[2..]);
+        let widths: Vec<usize> =
+            stage_widths.map(|(stage, &width)| self.elastic_width(stage.channels, width)).collect();
+        let stages = self.blocks(subnet, (pool.channels, pool.output_size()), &widths, |_, index, settings| {
+            BlockSpec::Bottleneck(BottleneckSpec::of(settings, index == 0))
+        })?;
         Ok(NetworkSpec {
             resolution: subnet.resolution,
             stem,
@@ -260,6 +213,11 @@ impl SearchSpace {
         make_divisible(base as f64 * self.width_multiplier * ratio.number())
     }
 
+    /// Width multipliers that the outer stages before outer stage `stage` freed, descending, without the largest.
+    pub(crate) fn outer_ratios(&self, stage: usize) -> impl Iterator<Item = Value> + '_ {
+        self.width_multipliers.iter().rev().take(stage.max(1)).skip(1).map(|&ratio| ratio.into())
+    }
+
     /// Channels of the first convolutions of a deep stem: half of its output's at the same width multiplier.
     pub(crate) fn stem_middle_width(&self, ratio: Value) -> usize {
         make_divisible((self.elastic_width(self.stem.channels, ratio) / 2) as f64)
@@ -281,28 +239,6 @@ impl SearchSpace {
         };
         self.stage_expand_ratios(stage).iter().rev().map(|ratio| middle_channels(channels, ratio.value())).collect()
     }
-}
-
-/// Block `index` of a stage that has a custom kind, from and to these numbers of channels.
-fn custom(
-    stage: &Stage,
-    choice: &BlockChoice,
-    index: usize,
-    (in_channels, out_channels): (usize, usize),
-    input_size: usize,
-) -> Result<Option<BlockSpec>> {
-    let Some(kind) = &stage.block else { return Ok(None) };
-    let settings = BlockSettings {
-        in_channels,
-        out_channels,
-        kernel: choice.kernel,
-        expand: choice.expand,
-        stride: if index == 0 { stage.stride } else { 1 },
-        activation: stage.activation,
-        squeeze_excite: stage.squeeze_excite,
-        input_size,
-    };
-    Ok(Some(BlockSpec::Custom(CustomSpec::new(kind, &settings)?)))
 }
 
 #[cfg(test)]

@@ -34,6 +34,7 @@ mod validation;
 pub use crate::blocks::{BlockSpec, BottleneckSpec, InvertedResidualSpec};
 pub use dimension::{DIMENSIONS, Dimension, Place, Scope, Value};
 pub use narrowing::{Channels, Narrowing, SHRINKING, Shrinking};
+pub(crate) use network_spec::middle_channels;
 pub use network_spec::{ConvSpec, MaxPoolSpec, NetworkSpec, reduced_channels};
 pub use presets::{PRESETS, preset};
 pub use ratio::{ExpandRatio, Ratio};
@@ -117,13 +118,13 @@ pub struct Stage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block: Option<String>,
     /// Elastic numbers of blocks in place of the space's; a single one is never elastic (the last stage of ProxylessNAS
-    /// has one block). How training narrows them says [`SearchSpace::narrowed`]. Empty: the space's.
+    /// has one block). [`SearchSpace::narrowed`] says how training narrows them. Empty: the space's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depths: Vec<usize>,
-    /// Elastic kernel sizes in place of the space's, likewise.
+    /// Elastic kernel sizes in place of the space's. Empty: the space's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kernel_sizes: Vec<usize>,
-    /// Elastic expand ratios in place of the space's, likewise.
+    /// Elastic expand ratios in place of the space's. Empty: the space's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expand_ratios: Vec<ExpandRatio>,
     /// AttentiveNAS: elastic output channels, ascending, `channels` the largest. Empty: `channels` only.
@@ -224,7 +225,7 @@ impl SearchSpace {
     /// path.
     ///
     /// # Errors
-    /// An unknown name (with the known ones) or a file that is no valid space.
+    /// An unknown name (with the known ones) or a file that is not a valid space.
     pub fn named(name: &str) -> Result<Self> {
         if let Some(space) = preset(name) {
             space.validate()?;

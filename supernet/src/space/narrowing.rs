@@ -109,6 +109,32 @@ impl SearchSpace {
         list.values()
     }
 
+    /// The space with the choices of `subnet` only. Where blocks of a stage differ, the stage keeps the choices of all
+    /// of them.
+    pub(crate) fn only(&self, subnet: &Subnet) -> SearchSpace {
+        fn ascending<T: Ord>(values: impl Iterator<Item = T>) -> Vec<T> {
+            let mut values: Vec<T> = values.collect();
+            values.sort_unstable();
+            values.dedup();
+            values
+        }
+        let mut own = self.clone();
+        own.resolutions = vec![subnet.resolution];
+        own.kernel_sizes = ascending(subnet.blocks().map(|block| block.kernel));
+        own.expand_ratios = ascending(subnet.blocks().map(|block| block.expand));
+        own.depths = ascending(subnet.stages.iter().map(Vec::len));
+        own.keep_widths(subnet);
+        if !own.stem.depths.is_empty() {
+            own.stem.depths = vec![subnet.stem_blocks];
+        }
+        for (stage, blocks) in own.stages.iter_mut().zip(&subnet.stages) {
+            stage.depths = vec![blocks.len()];
+            stage.kernel_sizes = ascending(blocks.iter().map(|block| block.kernel));
+            stage.expand_ratios = ascending(blocks.iter().map(|block| block.expand));
+        }
+        own
+    }
+
     /// The space with the values of `narrowing` only.
     ///
     /// Lists of single stages, of the stem and of the head are narrowed by rank: they keep their largest value where

@@ -111,7 +111,7 @@ impl NetworkSpec {
         let (mut before, mut middle) = (0, 0);
         let mut blocks = 0;
         for layer in graph.layers() {
-            if matches!(layer.kind, RegionKind::Block(_)) {
+            if matches!(layer.kind, RegionKind::Block { .. }) {
                 middle = blocks;
                 blocks += 1;
                 if before >= half {
@@ -161,7 +161,7 @@ impl NetworkSpec {
 
 /// Middle channels of a block: `make_divisible(round(channels x ratio))`, of input channels (inverted residuals) or
 /// output channels (bottlenecks).
-pub(super) fn middle_channels(channels: usize, ratio: f64) -> usize {
+pub(crate) fn middle_channels(channels: usize, ratio: f64) -> usize {
     make_divisible((channels as f64 * ratio).round())
 }
 

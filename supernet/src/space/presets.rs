@@ -170,7 +170,7 @@ fn resnet50d() -> SearchSpace {
     }
 }
 
-/// The same in small, for trying it out: two stages of 32-pixel images.
+/// A small space of the ResNet-D family, to try it out: two stages for 32-pixel images.
 fn resnet_tiny() -> SearchSpace {
     use Activation::Relu;
     SearchSpace {

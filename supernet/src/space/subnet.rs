@@ -6,7 +6,8 @@
 //!
 //! With elastic widths it is `r160 w0.65,1,... s1 d2,3,... e0.2,0.35|...`: after the resolution the widths (ResNets:
 //! multipliers of the stem's first convolutions, its last, each stage; AttentiveNAS: channels of the stem, each stage,
-//! the head's hidden layer) and the number of residual convolutions in the stem; kernels are left out where all are 3.
+//! the head's hidden layer) and the number of residual convolutions in the stem; kernel sizes are omitted where all are
+//! 3.
 
 use super::ExpandRatio;
 use super::dimension::{At, DIMENSIONS, Dimension, Scope, Value};

@@ -1,8 +1,8 @@
 //! One architecture trained alone: the yardstick of what it loses as a part of a supernet.
 
 use super::config::TrainConfig;
-use super::stage::{Sampling, StageConfig, Teacher};
-use super::taught::Taught;
+use super::stage::{Sampling, StageConfig};
+use super::taught::{Taught, Teacher};
 use crate::space::{Narrowing, SearchSpace, Subnet};
 use crate::{Error, Result};
 
@@ -34,7 +34,7 @@ impl TrainConfig {
             images: None,
             ..first.clone()
         };
-        Ok((space_of(space, subnet), TrainConfig { stages: vec![stage], ..self.clone() }))
+        Ok((space.only(subnet), TrainConfig { stages: vec![stage], ..self.clone() }))
     }
 
     /// The subnet that all stages train, if they train only one.
@@ -42,32 +42,6 @@ impl TrainConfig {
         let subnet = self.stages.first()?.subnet.as_ref()?;
         self.stages.iter().all(|stage| stage.subnet.as_ref() == Some(subnet)).then_some(subnet)
     }
-}
-
-/// `space` with the choices of `subnet` only. Where blocks of a stage differ, the stage keeps the choices of all of
-/// them.
-fn space_of(space: &SearchSpace, subnet: &Subnet) -> SearchSpace {
-    fn ascending<T: Ord>(values: impl Iterator<Item = T>) -> Vec<T> {
-        let mut values: Vec<T> = values.collect();
-        values.sort_unstable();
-        values.dedup();
-        values
-    }
-    let mut own = space.clone();
-    own.resolutions = vec![subnet.resolution];
-    own.kernel_sizes = ascending(subnet.blocks().map(|block| block.kernel));
-    own.expand_ratios = ascending(subnet.blocks().map(|block| block.expand));
-    own.depths = ascending(subnet.stages.iter().map(Vec::len));
-    own.keep_widths(subnet);
-    if !own.stem.depths.is_empty() {
-        own.stem.depths = vec![subnet.stem_blocks];
-    }
-    for (stage, blocks) in own.stages.iter_mut().zip(&subnet.stages) {
-        stage.depths = vec![blocks.len()];
-        stage.kernel_sizes = ascending(blocks.iter().map(|block| block.kernel));
-        stage.expand_ratios = ascending(blocks.iter().map(|block| block.expand));
-    }
-    own
 }
 
 #[cfg(test)]

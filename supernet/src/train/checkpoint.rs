@@ -38,7 +38,7 @@ pub struct Progress {
     pub average_updates: u64,
     /// Sums for the next step line.
     pub window: Window,
-    /// Steps that were left out because something was not finite.
+    /// Steps that were skipped because a loss or gradient was not finite.
     #[serde(default)]
     pub skipped: usize,
     /// The best checkpoint so far.
@@ -49,7 +49,7 @@ pub struct Progress {
 /// The checkpoint whose probes were best.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Best {
-    /// Its step.
+    /// Steps since the start of training, at the checkpoint.
     pub step: usize,
     /// Mean of the probes' accuracies.
     pub accuracy: f64,
@@ -64,7 +64,7 @@ pub struct Identity {
     pub classes: Vec<String>,
     /// Number of training images.
     pub images: usize,
-    /// Which images, in which splits, with which normalisation.
+    /// Images, their splits and their normalisation.
     #[serde(default)]
     pub data: Option<DataIdentity>,
     /// The training configuration as JSON.
@@ -98,7 +98,7 @@ impl Identity {
         })
     }
 
-    /// Checks that a run with identity `self` may go on from a checkpoint with identity `saved`, in which the first
+    /// Checks that a run with identity `self` may resume from a checkpoint with identity `saved`, in which the first
     /// `begun` stages have begun: later ones may be changed, added or dropped, since nothing done so far depends on
     /// them.
     ///
@@ -161,8 +161,8 @@ impl Identity {
     }
 }
 
-/// Version of checkpoints. Version 2 derives random streams in another way, so that an older run cannot go on as it
-/// began, and knows its images.
+/// Version of checkpoints. Version 2 derives random streams in another way, so that an older run cannot
+/// continue as it began, and records its images.
 const FORMAT: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
@@ -175,7 +175,7 @@ struct Note {
     identity: Identity,
 }
 
-/// All that training needs to go on as if it had not stopped.
+/// All that training needs to resume as if it had not stopped.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     /// Where training stands.

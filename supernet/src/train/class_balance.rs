@@ -1,6 +1,6 @@
 //! Classes with different numbers of images: weights in the loss, or as many draws of each class.
 
-use super::stage::{LARGE, fail};
+use super::checks::{LARGE, fail};
 use crate::Result;
 use crate::data::{Dataset, Split, balanced_order, epoch_order};
 use serde::{Deserialize, Serialize};

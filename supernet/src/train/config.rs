@@ -1,9 +1,10 @@
 //! The training configuration: everything that decides the weights, and how often to look and save. Stages are data.
 
+use super::checks::fail;
 use super::class_balance::ClassBalance;
 use super::optimizer::{Sgd, Undecayed};
 use super::schedule::{Decay, Schedule, learning_rate};
-use super::stage::{StageConfig, fail};
+use super::stage::StageConfig;
 use crate::data::Augmentation;
 use crate::space::SearchSpace;
 use crate::{Error, Result};
@@ -16,10 +17,10 @@ use serde::{Deserialize, Serialize};
 pub struct TrainConfig {
     /// Seed of every random decision (default 0).
     pub seed: u64,
-    /// Images a step (default 64), of each process where there are several. A dataset with fewer images is one batch.
+    /// Images per step (default 64), of each process where there are several. A dataset with fewer images is one batch.
     pub batch: usize,
-    /// Processes that `batch` is meant for: a step is on so many times `batch` images, however many processes share
-    /// them (default: those that start the run).
+    /// Number of processes that `batch` is meant for: a step has `ranks` times `batch` images, however many processes
+    /// share them (default: the number that starts the run).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ranks: Option<usize>,
     /// Multiply learning rates by `ranks` (Goyal et al. 2017, §2.1: the rate grows with the batch; default false).
@@ -65,16 +66,16 @@ pub struct TrainConfig {
     /// Minutes between two checkpoints (default 10), or more where writing one would take over 2 % of the time; one is
     /// written at each stage's end in any case.
     pub checkpoint_minutes: f64,
-    /// Also write a checkpoint every so many steps (default: none).
+    /// Number of steps after which a checkpoint is written besides those by time (default: none).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_steps: Option<usize>,
     /// Newest checkpoints that are kept (default 3), besides the one with the best mean accuracy of the probes.
     pub keep_checkpoints: usize,
-    /// Steps of the run that may be left out because their loss or gradient is NaN or infinite, before training stops
+    /// Steps of the run that may be skipped because their loss or gradient is NaN or infinite, before training stops
     /// with an error (default 0).
     pub skip_nonfinite: usize,
     /// One learning-rate schedule over all stages, which also keeps momentum and moving average from stage to stage
-    /// (default: each stage has a schedule of its own and starts both anew).
+    /// (default: each stage has a schedule of its own and resets both).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule: Option<Schedule>,
     /// Random changes of training images.
@@ -129,7 +130,7 @@ pub struct ProbeConfig {
     pub recalibration_images: usize,
     /// Validation images, drawn by the seed with each class's share; 0: all (default 0).
     pub images: usize,
-    /// Images a batch (default 100).
+    /// Images per batch (default 100).
     pub batch: usize,
 }
 
@@ -142,7 +143,7 @@ impl Default for ProbeConfig {
 /// A stage in steps, for a given number of training images.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StagePlan {
-    /// Images a step, of all processes together.
+    /// Images per step, of all processes together.
     pub batch: usize,
     /// Steps an epoch; images that fill no batch wait for the next epoch's order.
     pub steps_per_epoch: usize,
@@ -360,8 +361,8 @@ fn counted(key: &str, value: usize, low: usize, high: usize) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::stage::Teacher;
     use super::super::stage_images::StageImages;
+    use super::super::taught::Teacher;
     use super::*;
     use crate::space::preset;
 

@@ -35,9 +35,9 @@ pub struct FinetuneProgress {
     pub loss: f64,
 }
 
-/// Trains `net`, a copy of the supernet, on `subnet` alone, at its own resolution; batch, augmentation, momentum,
-/// weight decay, label smoothing, dropout, clipping and seed are those of `config`. Other subnets of the copy are of no
-/// use afterwards.
+/// Trains only `subnet` of `net`, a copy of the supernet, at its own resolution; batch, augmentation, momentum, weight
+/// decay, label smoothing, dropout, clipping and seed are those of `config`. Other subnets of the copy are useless
+/// afterwards.
 ///
 /// # Errors
 /// Impossible options, an interruption by `observer`, a loss that is not finite, images that cannot be read.

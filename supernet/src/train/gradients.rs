@@ -16,8 +16,8 @@ pub(super) fn sum_over(ranks: &Ranks, gradients: &mut Gradients, places: Range<u
     exchange(gradients, places, &mut [], |bucket| ranks.sum(bucket))
 }
 
-/// As [`sum_over`], of the values of `others` too, while this thread does `work` ([`Ranks::sum_during`]). That `work`
-/// failed is in what it returns.
+/// Sums gradients as [`sum_over`] does, and the values of `others` with them, while this thread does `work`
+/// ([`Ranks::sum_during`]). Whether `work` failed is in its result.
 pub(super) fn sum_during<T>(
     ranks: &Ranks,
     gradients: &mut Gradients,
@@ -31,7 +31,7 @@ pub(super) fn sum_during<T>(
     exchange(gradients, places, others, |bucket| ranks.sum_during(bucket, work))
 }
 
-/// Lays the gradients at `places` and `others` side by side for `sum`, and puts back what it makes of them.
+/// Copies the gradients at `places` and `others` into one buffer, calls `sum` on it, and copies the sums back.
 fn exchange<T>(
     gradients: &mut Gradients,
     places: Range<usize>,
@@ -72,8 +72,8 @@ pub fn norm(gradients: &Gradients) -> Result<f64> {
     Ok(sum.sqrt())
 }
 
-/// The factor that brings gradients of norm `norm` down to `limit`, and leaves smaller ones alone (PyTorch's
-/// `clip_grad_norm_`, with its 1e-6 against division by zero).
+/// Factor that scales gradients of norm `norm` down to `limit`; 1 for smaller gradients (PyTorch's `clip_grad_norm_`,
+/// with its 1e-6 against division by zero).
 pub fn clip_factor(norm: f64, limit: Option<f64>) -> f64 {
     limit.map_or(1.0, |limit| (limit / (norm + 1e-6)).min(1.0))
 }

@@ -23,7 +23,7 @@ pub fn log_softmax(logits: &Tensor) -> Result<Tensor> {
 /// classes` elsewhere (Szegedy et al., CVPR 2016, §7; the same as PyTorch's).
 ///
 /// # Errors
-/// A label that is no class.
+/// A label that is not a class.
 pub fn smoothed_targets(
     labels: &[u32],
     classes: usize,
@@ -45,7 +45,7 @@ pub fn smoothed_targets(
 /// weight of its class in `class_weights` (empty: all are 1).
 ///
 /// # Errors
-/// A label that is no class.
+/// A label that is not a class.
 pub fn shared_targets(
     shares: &[LabelShares],
     class_weights: &[f32],
@@ -67,7 +67,7 @@ pub fn shared_targets(
     Ok(Tensor::from_vec(targets, (shares.len(), classes), device)?)
 }
 
-/// Targets of a batch where they are not the smoothed labels alone: its images are mixed, or classes have weights.
+/// Targets of a batch where they are not only the smoothed labels: its images are mixed, or classes have weights.
 pub(super) fn own_targets(
     batch: &Batch,
     class_weights: &[f32],

@@ -7,7 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// One line.
+/// Line of the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum MetricsLine {
@@ -21,18 +21,18 @@ pub enum MetricsLine {
         epoch: f64,
         /// Learning rate of the last of these steps.
         learning_rate: f64,
-        /// Loss a subnet.
+        /// Mean loss of a subnet.
         loss: f64,
-        /// Its cross-entropy part.
+        /// Cross-entropy part of the loss.
         cross_entropy: f64,
-        /// Its distillation part before the stage's weight, if there is a teacher.
+        /// Distillation part of the loss before the stage's weight, if there is a teacher.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         distillation: Option<f64>,
         /// Training accuracy on the batches, 0 to 1.
         accuracy: f64,
         /// Norm of the summed gradient before clipping.
         gradient_norm: f64,
-        /// Training images a second.
+        /// Training images per second.
         images_per_second: f64,
         /// Seconds of training so far.
         seconds: f64,
@@ -58,12 +58,12 @@ pub enum MetricsLine {
         step: usize,
         /// Name of the stage.
         stage: String,
-        /// Its steps.
+        /// Steps of the stage.
         steps: usize,
         /// Seconds of training so far.
         seconds: f64,
     },
-    /// A step whose loss or gradient was not finite was left out (`skip_nonfinite`).
+    /// A step whose loss or gradient was not finite was skipped (`skip_nonfinite`).
     Skipped {
         /// Number of the step, from 0.
         step: usize,
@@ -197,7 +197,7 @@ impl MetricsFile {
     }
 }
 
-/// Reads all lines of a `metrics.jsonl`; a last line that was cut by a kill is left out.
+/// Reads all lines of a `metrics.jsonl`; a last line that was cut by a kill is skipped.
 ///
 /// # Errors
 /// A missing file or a line that is none of [`MetricsLine`], with its number.

@@ -6,7 +6,8 @@
 //! | --- | --- |
 //! | [`config`] | the training configuration: stages as data, presets, checks |
 //! | [`stage`] | one stage of it |
-//! | `stage_images`, `taught` | a stage's resolutions; how subnets with a teacher learn |
+//! | `checks` | what checks of its values have in common |
+//! | `stage_images`, `taught` | a stage's resolutions; who teaches subnets, and how these learn |
 //! | [`schedule`] | learning rate of a step |
 //! | [`loss`] | smoothed cross-entropy, distillation, the loss of a subnet |
 //! | [`class_balance`] | classes with different numbers of images |
@@ -30,6 +31,7 @@
 mod alone;
 pub mod average;
 pub mod checkpoint;
+mod checks;
 pub mod class_balance;
 pub mod config;
 pub mod finetune;
@@ -58,8 +60,8 @@ pub use optimizer::Undecayed;
 pub use progress::{Control, Event, Outcome, ProbeResult, StepEvent};
 pub use run::{is_unbegun, train, train_with_teacher};
 pub use schedule::{Decay, Schedule};
-pub use stage::{Sampling, StageConfig, Teacher};
+pub use stage::{Sampling, StageConfig};
 pub use stage_images::StageImages;
 pub use step::StepReport;
-pub use taught::{Divergence, Taught};
+pub use taught::{Divergence, Taught, Teacher};
 pub use validation::EvaluationSet;

@@ -82,8 +82,8 @@ struct Trained {
 }
 
 impl Passes<'_> {
-    /// The passes of all subnets; the first one is the `in_place` teacher of the others if asked, else those of
-    /// `soft_targets` are taught by them.
+    /// The passes of all subnets. If `in_place`, the first subnet teaches the others; otherwise `soft_targets`, if
+    /// there are any, teach all.
     pub(super) fn sum(&self, soft_targets: Option<Tensor>, in_place: bool) -> Result<Sums> {
         let gradients = Gradients::none(self.net.parameters().len());
         let mut sums = Sums { gradients, at_trunk: None, values: Vec::new(), last: None };
@@ -104,8 +104,8 @@ impl Passes<'_> {
         outcome.map(|()| sums)
     }
 
-    /// One where ranks exchange statistics, which they do in the order of the passes, and where there are no kernels
-    /// whose threads wait for others.
+    /// Number of passes at a time: one where ranks exchange statistics, which they do in the order of the passes, and
+    /// where there are no kernels.
     fn at_once(&self) -> usize {
         match self.net.shares_batch_statistics() || !self.net.has_kernels() {
             true => 1,

@@ -3,9 +3,10 @@
 use super::config::{ProbeConfig, TrainConfig};
 use super::optimizer::Undecayed;
 use super::schedule::{Decay, Schedule};
-use super::stage::{Sampling, StageConfig, Teacher};
+use super::stage::{Sampling, StageConfig};
 use super::stage_images::StageImages;
 use super::taught::Taught;
+use super::taught::Teacher;
 use crate::data::{Augmentation, Border, Crop, Flip};
 use crate::space::{Channels, Narrowing, SHRINKING, SearchSpace};
 use crate::{Error, Result};
@@ -92,7 +93,7 @@ impl TrainConfig {
         }
     }
 
-    /// The same configuration stretched or shrunk to `total` epochs over all stages; warm-ups shrink alike.
+    /// Stretches or shrinks all stages, warm-ups included, to `total` epochs together.
     pub fn with_epochs(mut self, total: f64) -> Self {
         let factor = total / self.total_epochs();
         for stage in &mut self.stages {
@@ -108,7 +109,7 @@ impl TrainConfig {
 /// Epochs of the preset `cifar`; shares of them are in [`small_images`].
 const SMALL_IMAGES_EPOCHS: f64 = 40.0;
 
-/// For small images: the largest network alone, at first at three quarters of the resolution, then all dimensions at
+/// For small images: only the largest network, at first at three quarters of the resolution, then all dimensions at
 /// once, taught by the largest network of the same step.
 fn small_images(space: &SearchSpace) -> TrainConfig {
     let part = |share: f64| share * SMALL_IMAGES_EPOCHS;
@@ -158,7 +159,7 @@ fn transfer(space: &SearchSpace) -> TrainConfig {
     }
 }
 
-/// A stage that trains the largest subnet alone, with the schedule of all stages.
+/// A stage that trains only the largest subnet, with the schedule of all stages.
 fn without_rate(name: &str, epochs: f64) -> StageConfig {
     let stage = stage(name.into(), &row(epochs, 0.0, 0.0), 1, 0.0);
     StageConfig { learning_rate: None, warmup_epochs: None, ..stage }

@@ -14,38 +14,38 @@ pub enum Control {
     Stop,
 }
 
-/// Something that happened.
+/// What an observer of training is told.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// Training goes on from a checkpoint.
+    /// Training resumes from a checkpoint.
     Resumed {
         /// The checkpoint.
         checkpoint: &'a Path,
-        /// Its step.
+        /// Steps since the start of training, at the checkpoint.
         step: usize,
         /// Newer checkpoints that cannot be read: an error message each.
         damaged: &'a [String],
     },
-    /// A stage begins (or goes on after a resume).
+    /// A stage begins (or is resumed).
     Stage {
-        /// Its name.
+        /// Name of the stage.
         name: &'a str,
-        /// Its index.
+        /// Index of the stage, from 0.
         index: usize,
         /// Number of stages.
         stages: usize,
-        /// Its steps.
+        /// Steps of the stage.
         steps: usize,
     },
     /// A step is done.
     Step(StepEvent<'a>),
-    /// A step was left out because something was not finite.
+    /// A step was skipped because a value was not finite.
     Skipped {
         /// What and where.
         reason: &'a str,
-        /// Steps left out so far.
+        /// Steps skipped so far.
         skipped: usize,
-        /// Steps that may be left out.
+        /// Steps that may be skipped.
         allowed: usize,
     },
     /// The probes were validated.
@@ -98,12 +98,12 @@ pub enum Outcome {
     },
 }
 
-/// One step.
+/// A finished step.
 #[derive(Debug)]
 pub struct StepEvent<'a> {
     /// Name of the stage.
     pub stage: &'a str,
-    /// Its index.
+    /// Index of the stage, from 0.
     pub stage_index: usize,
     /// Number of stages.
     pub stages: usize,
@@ -123,7 +123,7 @@ pub struct StepEvent<'a> {
     pub learning_rate: f64,
     /// What the step computed.
     pub report: &'a StepReport,
-    /// Training images a second, smoothed over recent steps.
+    /// Training images per second, smoothed over recent steps.
     pub images_per_second: f64,
     /// Estimated seconds to the end of training, validation and checkpoints not counted.
     pub eta_seconds: f64,
@@ -144,7 +144,7 @@ impl Pace {
         self.seconds_per_step += weight * (seconds - self.seconds_per_step);
     }
 
-    /// Images a second at `batch` images a step.
+    /// Images per second at `batch` images per step.
     pub fn images_per_second(&self, batch: usize) -> f64 {
         batch as f64 / self.seconds_per_step.max(1e-9)
     }

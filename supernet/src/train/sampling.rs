@@ -41,9 +41,9 @@ pub fn subnet_of(
     Subnet { resolution, ..subnet }
 }
 
-/// The subnets among which subnet `index` of step `step` is chosen: that of [`subnet_of`] alone, or with it others of
-/// like work (AttentiveNAS, §4.1: candidates of one target). The work that is aimed at is as random as that of a
-/// uniform draw.
+/// The subnets among which subnet `index` of step `step` is chosen: only that of [`subnet_of`], or with it others of
+/// like work (AttentiveNAS, §4.1: candidates of one target). The target work is as random as that of a uniform
+/// draw.
 ///
 /// # Errors
 /// None in practice: the stage's choices lie in its space.
@@ -88,7 +88,7 @@ pub fn candidates_of(
 #[cfg(test)]
 mod tests {
     use super::super::config::TrainConfig;
-    use super::super::stage::Teacher;
+    use super::super::taught::Teacher;
     use super::*;
     use crate::space::preset;
 

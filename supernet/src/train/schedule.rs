@@ -1,6 +1,6 @@
 //! The learning rate of a step: linear warm-up, then a fall to zero, in each stage or over all stages.
 
-use super::stage::fail;
+use super::checks::{LARGE, fail};
 use crate::Result;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
@@ -34,7 +34,7 @@ impl Schedule {
     /// Checks every value, for a training of `epochs`.
     pub(super) fn validate(&self, epochs: f64) -> Result<()> {
         let Schedule { learning_rate, warmup_epochs, .. } = *self;
-        if !(learning_rate > 0.0 && learning_rate <= super::stage::LARGE) {
+        if !(learning_rate > 0.0 && learning_rate <= LARGE) {
             return fail(format!("schedule.learning_rate = {learning_rate} must be above 0 and at most 1e9"));
         }
         if !(0.0..=epochs).contains(&warmup_epochs) {

@@ -1,8 +1,8 @@
 //! One stage of the training configuration: how long, what may be drawn, how, and who teaches.
 
-use super::config::TrainConfig;
+use super::checks::{LARGE, fail};
 use super::stage_images::StageImages;
-use super::taught::Taught;
+use super::taught::{Taught, Teacher};
 use crate::data::Augmentation;
 use crate::space::{
     Channels, DIMENSIONS, Dimension, ExpandRatio, Narrowing, Place, SHRINKING, SearchSpace, Subnet, Value,
@@ -24,7 +24,7 @@ pub struct StageConfig {
     /// Epochs of linear warm-up of the stage's own schedule (default 0).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup_epochs: Option<f64>,
-    /// Images a step, if not the configuration's.
+    /// Images per step, if not the configuration's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<usize>,
     /// Label smoothing, if not the configuration's.
@@ -135,9 +135,6 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// Largest factor that is taken for meant; sums with it stay finite in f32.
-pub(super) const LARGE: f64 = 1e9;
-
 fn one() -> usize {
     1
 }
@@ -153,25 +150,13 @@ pub enum Sampling {
     #[default]
     Uniform,
     /// The first is the largest, from three subnets on the second is the smallest, the others are uniform (BigNAS,
-    /// §3.1: the sandwich rule). The largest subnet goes on learning while the others catch up.
+    /// §3.1: the sandwich rule). The largest subnet keeps learning while the others catch up.
     Sandwich,
     /// As a sandwich, but each of the others is the best of `candidates` random subnets of like work, by its loss on
     /// the step's images (AttentiveNAS, §4: BestUp): what may end on the Pareto front is trained most.
     BestUp,
-    /// The same with the worst of them (AttentiveNAS, §4: WorstUp): what lags behind is trained most.
+    /// As `BestUp`, but with the worst of the candidates (AttentiveNAS, §4: WorstUp): what lags behind is trained most.
     WorstUp,
-}
-
-/// Whose soft labels a stage distils.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Teacher {
-    /// The network as it stood before the first stage that distils from it (Once-for-All, §3.3).
-    #[default]
-    Frozen,
-    /// The largest subnet of the same step, which itself learns from the labels alone (BigNAS, §3.1: in-place
-    /// distillation). It costs no forward pass of its own.
-    InPlace,
 }
 
 impl StageConfig {
@@ -209,16 +194,6 @@ impl StageConfig {
             images.pixels() * drawn.len() as f64 / drawn.iter().map(|r| (r * r) as f64).sum::<f64>()
         });
         images * (teacher + scoring + 3.0 * subnets)
-    }
-
-    /// Label smoothing of the stage.
-    pub fn smoothing(&self, config: &TrainConfig) -> f64 {
-        self.label_smoothing.unwrap_or(config.label_smoothing)
-    }
-
-    /// Random changes of the stage's images.
-    pub fn augmentation<'a>(&'a self, config: &'a TrainConfig) -> &'a Augmentation {
-        self.augmentation.as_ref().unwrap_or(&config.augmentation)
     }
 
     /// Whether the stage distils from the frozen teacher.
@@ -300,7 +275,7 @@ impl StageConfig {
         if let Some(augmentation) = &self.augmentation {
             augmentation.check().or_else(|error| fail(error.to_string()))?;
         }
-        self.taught.validate(self).or_else(fail)?;
+        self.taught.validate(self.kd_ratio, self.teacher, self.epochs).or_else(fail)?;
         if !(0.0..=LARGE).contains(&self.kd_ratio) {
             return fail(format!("kd_ratio = {} must lie between 0 and {LARGE}", self.kd_ratio));
         }
@@ -381,11 +356,6 @@ impl StageConfig {
         }
         Ok(())
     }
-}
-
-/// An impossible configuration.
-pub(super) fn fail<T>(message: String) -> Result<T> {
-    Err(Error::Config(message))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Resolutions of a stage's images that are not those of its subnets.
 
-use super::stage::LARGE;
+use super::checks::LARGE;
 use serde::{Deserialize, Serialize};
 
 /// Resolutions of a stage's images. They need not be in the space.

@@ -5,8 +5,9 @@ use super::loss;
 use super::optimizer::Sgd;
 use super::passes::{LastPass, Passes, SubnetSums, Sums, scalar};
 use super::sampling::candidates_of;
-use super::stage::{Sampling, Teacher};
+use super::stage::Sampling;
 pub use super::step_input::StepInput;
+use super::taught::Teacher;
 use crate::network::{Gradients, Mode, Supernet, Trunk};
 use crate::ranks::Ranks;
 use crate::{Error, Result, Subnet};
@@ -35,8 +36,8 @@ pub struct StepReport {
 }
 
 /// What several ranks exchange in a step: two buckets, of the parameters of the later and of the earlier half of the
-/// network. The gradients of the later half are final when backward of the last subnet is at its middle, and go their
-/// way while it goes on.
+/// network. The gradients of the later half are final when the last subnet's backward pass is at its middle, and are
+/// exchanged while it continues.
 ///
 /// More buckets, closed at the borders of blocks, would not be waited for less (docs/distributed.md): the last bucket,
 /// which nothing hides, is small already.
@@ -45,7 +46,7 @@ pub struct StepReport {
 /// itself, and its many small sums, each of which all wait for, would stand behind a large one.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Exchange {
-    /// Gradient values that are summed while the computation goes on.
+    /// Gradient values that are summed while the computation continues.
     pub hidden_values: usize,
     /// Seconds of this rank's computation meanwhile.
     pub hiding_seconds: f64,
@@ -96,9 +97,10 @@ fn step_on_this_thread(
             )));
         }
     };
+    let smoothing = stage.label_smoothing.unwrap_or(config.label_smoothing);
     let targets = match input.targets {
         Some(targets) => targets.clone(),
-        None => loss::smoothed_targets(labels, net.classes(), stage.smoothing(config), images.device())?,
+        None => loss::smoothed_targets(labels, net.classes(), smoothing, images.device())?,
     };
 
     let mut report = StepReport {

@@ -30,6 +30,6 @@ pub struct StepInput<'a> {
     pub targets: Option<&'a Tensor>,
     /// The processes that do the step together.
     pub ranks: &'a Ranks,
-    /// Images of all of them.
+    /// Images of all processes together.
     pub batch: usize,
 }

@@ -1,7 +1,19 @@
-//! How subnets with a teacher learn.
+//! Who teaches subnets, and how they learn from a teacher.
 
-use super::stage::{LARGE, StageConfig, Teacher};
+use super::checks::LARGE;
 use serde::{Deserialize, Serialize};
+
+/// Whose soft labels a stage distils.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Teacher {
+    /// The network as it stood before the first stage that distils from it (Once-for-All, §3.3).
+    #[default]
+    Frozen,
+    /// The largest subnet of the same step, which itself learns only from the labels (BigNAS, §3.1: in-place
+    /// distillation). It costs no forward pass of its own.
+    InPlace,
+}
 
 /// How a subnet with a teacher learns: `ramp (labels x cross_entropy + kd_ratio x distillation)`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,19 +46,19 @@ pub enum Divergence {
 }
 
 impl Taught {
-    /// Checks every value against the stage.
-    pub(super) fn validate(&self, stage: &StageConfig) -> Result<(), String> {
+    /// Checks every value for a stage of `epochs` with this weight of distillation and this teacher.
+    pub(super) fn validate(&self, kd_ratio: f64, teacher: Teacher, epochs: f64) -> Result<(), String> {
         let Taught { labels, ramp_epochs, .. } = *self;
-        if stage.kd_ratio == 0.0 && *self != Taught::default() {
+        if kd_ratio == 0.0 && *self != Taught::default() {
             return Err("taught is for subnets with a teacher; set kd_ratio above 0, or leave it out".into());
         }
         if !(0.0..=LARGE).contains(&labels) {
             return Err(format!("taught.labels = {labels} must lie between 0 and {LARGE}"));
         }
-        if !(0.0..=stage.epochs).contains(&ramp_epochs) {
-            return Err(format!("taught.ramp_epochs = {ramp_epochs} must lie between 0 and epochs = {}", stage.epochs));
+        if !(0.0..=epochs).contains(&ramp_epochs) {
+            return Err(format!("taught.ramp_epochs = {ramp_epochs} must lie between 0 and epochs = {epochs}"));
         }
-        if ramp_epochs > 0.0 && stage.teacher == Teacher::Frozen {
+        if ramp_epochs > 0.0 && teacher == Teacher::Frozen {
             return Err(
                 "taught.ramp_epochs needs teacher = \"in_place\": with a frozen teacher all subnets are taught, and the \
                  ramp would only lengthen the warm-up"

@@ -41,7 +41,7 @@ pub fn write<T: Serialize>(path: &Path, tensors: &BTreeMap<String, Tensor>, note
 /// Reads a file of [`write`] onto the CPU and checks it.
 ///
 /// # Errors
-/// A missing file, one that is no such file, or whose content is not what was written.
+/// A missing file, a file of another format, or content that is not what was written.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>, T)> {
     let bytes = files::read_bytes(path)?;
     let broken = |e: &dyn std::fmt::Display| Error::format(path, format!("not a readable safetensors file: {e}"));
@@ -87,7 +87,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>
 /// needs the content checked calls [`read`].
 ///
 /// # Errors
-/// A missing file, one that is no such file.
+/// A missing file, or a file of another format.
 pub fn checksum(path: &Path) -> Result<u32> {
     Ok(read_entry(path)?.checksum)
 }
@@ -95,7 +95,7 @@ pub fn checksum(path: &Path) -> Result<u32> {
 /// The note of a file of [`write`]. Reads the header only: whoever needs the content checked calls [`read`].
 ///
 /// # Errors
-/// A missing file, one that is no such file.
+/// A missing file, or a file of another format.
 pub fn read_note<T: DeserializeOwned>(path: &Path) -> Result<T> {
     parse_note(path, &read_entry(path)?)
 }

@@ -13,8 +13,8 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
-/// Most bytes of prepared images that an [`EvaluationSet`] keeps (1 GiB); a set that does not fit is decoded anew each
-/// time.
+/// Most bytes of prepared images that an [`EvaluationSet`] keeps (1 GiB); a set that does not fit is decoded again
+/// each time.
 const BUDGET: usize = 1 << 30;
 
 /// A batch as the network takes it.
@@ -229,7 +229,7 @@ pub fn accuracy_on(net: &Supernet, subnet: &Subnet, statistics: &Statistics, set
 
 /// Top-1 accuracies (0 to 1) of `subnets` on `validation`, each with its own statistics from `recalibration`: the bits
 /// of [`recalibrate_on`] and [`accuracy_on`]. Layers that subnets have in common from the first on are computed once
-/// ([`Supernet::forward_each`]); `control` is asked before each batch whether to go on.
+/// ([`Supernet::forward_each`]); `control` is asked before each batch whether to continue.
 ///
 /// # Errors
 /// As theirs; [`Error::Interrupted`].

@@ -1,16 +1,16 @@
-//! Labels and normalisation as texts in the file. There is no one standard, so that each is written in the forms that
-//! tools read: `names` (a dictionary in Python's and JSON's common syntax but for its keys), OpenVINO's `model_info`,
-//! and the `Image.*` keys of the ONNX specification.
+//! Labels and normalisation as texts in the file. No standard exists, so each is written in the forms that tools read:
+//! `names` (a Python dictionary from class number to label), OpenVINO's `model_info`, and the `Image.*` keys of the
+//! ONNX specification.
 
 use super::super::Options;
 use super::proto::Entry;
 use crate::model::ModelConfig;
 
-/// All entries.
+/// Metadata of the file.
 pub fn entries(config: &ModelConfig, options: &Options) -> Vec<Entry> {
     let names = config.labels.iter().enumerate().map(|(class, label)| format!("{class}: {}", quoted(label)));
     let names = format!("{{{}}}", names.collect::<Vec<_>>().join(", "));
-    // Separated by spaces, which labels must not hold.
+    // Labels are separated by spaces, so spaces inside a label are replaced.
     let words: Vec<String> = config.labels.iter().map(|label| label.replace(char::is_whitespace, "_")).collect();
     let pixels = |values: [f32; 3]| values.map(|value| (255.0 * f64::from(value)).to_string()).join(" ");
     let resolution = config.network.resolution;
@@ -25,7 +25,7 @@ pub fn entries(config: &ModelConfig, options: &Options) -> Vec<Entry> {
         ("Image.BitmapPixelFormat", "Rgb8".into()),
         ("Image.ColorSpaceGamma", "SRGB".into()),
     ];
-    // A model that normalises takes bytes as they are; for all others the caller does.
+    // A model that normalises takes bytes as they are; for any other model the caller normalises.
     if options.preprocessing {
         entries.push(("Image.NominalPixelRange", "NominalRange_0_255".into()));
     } else {
@@ -40,7 +40,7 @@ pub fn entries(config: &ModelConfig, options: &Options) -> Vec<Entry> {
     entries.into_iter().map(|(key, value)| Entry { key: key.into(), value }).collect()
 }
 
-/// A text as JSON and Python write it alike.
+/// The text in quotes, with escapes that JSON and Python share.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }

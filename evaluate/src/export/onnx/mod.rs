@@ -9,6 +9,9 @@
 //!   batch.
 //! - Pools name their padding and never use `ceil_mode`, which engines understand differently.
 //! - `HardSigmoid` has its slope written out (ONNX's default is another function).
+//! - Int8 models keep their weights as integers per output channel, with `axis` 0 and zero points written out. Each
+//!   operation of the network that reads a rounded value has a `DequantizeLinear` of its own; scales of values have no
+//!   extents.
 //! - Names begin with a letter and hold letters, digits, dots and underscores only.
 //!
 //! | file | concern |
@@ -16,16 +19,17 @@
 //! | `proto` | the messages of the file |
 //! | `writer` | names, constants, nodes, shapes |
 //! | `nodes` | from the nodes of a graph to operators |
+//! | `rounding` | where an int8 model is rounded |
 //! | `metadata` | labels and normalisation |
 
 mod metadata;
 mod nodes;
 mod proto;
+mod rounding;
 mod writer;
 
-use super::{Batch, Format, Options};
+use super::{Batch, Format, Options, Parameters};
 use crate::model::{ModelConfig, ONNX_FILE};
-use crate::runtime::Weights;
 use crate::{Error, Result};
 use ofa_supernet::graph::Graph;
 use prost::Message;
@@ -44,8 +48,8 @@ pub const DEFAULT_OPSET: usize = 17;
 /// Largest message that protobuf's readers accept.
 const MAX_BYTES: usize = i32::MAX as usize;
 
-fn convert(config: &ModelConfig, weights: &Weights, options: &Options) -> Result<Vec<u8>> {
-    let model = model(config, weights, options)?;
+fn convert(config: &ModelConfig, parameters: &Parameters, options: &Options) -> Result<Vec<u8>> {
+    let model = model(config, parameters, options)?;
     let bytes = model.encoded_len();
     if bytes > MAX_BYTES {
         return Err(Error::Export(format!(
@@ -56,7 +60,7 @@ fn convert(config: &ModelConfig, weights: &Weights, options: &Options) -> Result
 }
 
 /// The file's content as a message.
-fn model(config: &ModelConfig, weights: &Weights, options: &Options) -> Result<proto::Model> {
+fn model(config: &ModelConfig, parameters: &Parameters, options: &Options) -> Result<proto::Model> {
     if !OPSETS.contains(&options.opset) {
         let (low, high) = OPSETS.into_inner();
         return Err(Error::Export(format!(
@@ -69,7 +73,7 @@ fn model(config: &ModelConfig, weights: &Weights, options: &Options) -> Result<p
     }
     let graph = Graph::of(&config.network);
     let mut writer = Writer::new(options.batch);
-    nodes::write(&graph, config, weights, options, &mut writer)?;
+    nodes::write(&graph, config, parameters, options, &mut writer)?;
     Ok(proto::Model {
         ir_version: ir_version(options.opset),
         opset_import: vec![proto::OperatorSet { domain: String::new(), version: options.opset as i64 }],

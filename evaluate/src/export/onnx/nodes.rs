@@ -1,14 +1,15 @@
 //! From the nodes of a graph to ONNX operators, one by one.
 
-use super::super::Options;
+use super::super::{Engine, Options, Parameters};
 use super::proto::{Attribute, Element};
+use super::rounding::{Grid, Rounding};
 use super::writer::{LOGITS, PROBABILITIES, Writer, float, int, ints};
 use crate::model::{ModelConfig, Normalisation};
-use crate::runtime::{Checked, Weights};
+use crate::quantise::{Int8Layer, QuantisedLayer, int8_layer, largest_weight, node_names};
+use crate::runtime::Checked;
 use crate::{Error, Result};
 use ofa_supernet::graph::{Graph, Node, NodeId, Op, Shape};
 use ofa_supernet::space::Activation;
-use std::collections::HashMap;
 
 /// Writes all nodes of `graph`, with the nodes that `options` put before and after it.
 ///
@@ -17,22 +18,33 @@ use std::collections::HashMap;
 pub fn write(
     graph: &Graph,
     config: &ModelConfig,
-    weights: &Weights,
+    parameters: &Parameters,
     options: &Options,
     writer: &mut Writer,
 ) -> Result<()> {
-    let weights = Checked { weights, epsilon: graph.batch_norm_epsilon() };
     let consumers = graph.consumers();
-    let names = graph.slots().iter().map(|slot| (slot.node, graph.name(slot))).collect();
+    let names = node_names(graph);
     let values = vec![String::new(); graph.nodes().len()];
-    let mut emitter = Emitter { graph, consumers, names, weights, values, options, writer };
+    let rounding = match (parameters, &config.quantisation) {
+        (Parameters::Int8(network), Some(quantisation)) => {
+            Rounding::of(graph, network, &quantisation.engine_values, options.engine)
+        }
+        _ => Rounding { grids: vec![None; values.len()], int8: vec![false; values.len()] },
+    };
+    let bits = config.quantisation.as_ref().map_or(8, |quantisation| quantisation.weight_bits);
+    let largest_weight = largest_weight(bits);
+    let mut emitter =
+        Emitter { graph, consumers, names, parameters, values, rounding, largest_weight, options, writer };
     // In the order of execution, which engines that run a file as it stands need for their memory.
     for id in graph.schedule() {
         let value = match graph.node(id).op {
             Op::Input => emitter.input(&config.normalisation, graph.node(id).shape),
             _ => emitter.node(id)?,
         };
-        emitter.values[id.index()] = value;
+        emitter.values[id.index()] = match emitter.rounding.grids[id.index()] {
+            Some(grid) => emitter.rounded(&value, grid, graph.node(id).shape),
+            None => value,
+        };
     }
     let logits = writer.rename_last(LOGITS);
     if options.softmax {
@@ -46,11 +58,14 @@ pub fn write(
 struct Emitter<'a> {
     graph: &'a Graph,
     consumers: Vec<Vec<NodeId>>,
-    /// Names of the nodes with tensors.
-    names: HashMap<NodeId, String>,
-    weights: Checked<'a>,
-    /// Name of the value that holds each node's output.
+    /// Names of the nodes; those with tensors have the names of these.
+    names: Vec<String>,
+    parameters: &'a Parameters,
+    /// Name of the value that holds each node's output: integers for nodes with a grid.
     values: Vec<String>,
+    rounding: Rounding,
+    /// Of layers that are f32 in the model and integers in the file.
+    largest_weight: i8,
     options: &'a Options,
     writer: &'a mut Writer,
 }
@@ -81,7 +96,12 @@ impl Emitter<'_> {
     fn node(&mut self, id: NodeId) -> Result<String> {
         let node = self.graph.node(id);
         let [input, other] = [0, 1].map(|place| node.inputs().get(place).copied());
-        let x = input.map_or(String::new(), |input| self.values[input.index()].clone());
+        let x = match (node.op, input) {
+            // Flattened before it is converted.
+            (Op::Linear, Some(input)) => self.values[input.index()].clone(),
+            (_, Some(input)) => self.real(input, &extents(self.graph.node(input).shape)),
+            (_, None) => String::new(),
+        };
         let shape = extents(node.shape);
         let name = |operation: &str| format!("{x}.{operation}");
         Ok(match node.op {
@@ -110,7 +130,8 @@ impl Emitter<'_> {
                 self.writer.node("MaxPool", &name("pool"), &[&x], windows(window, stride, [padding; 4]), &shape)
             }
             Op::Add | Op::Gate => {
-                let other = other.map_or(String::new(), |other| self.values[other.index()].clone());
+                let other = other.map(|other| self.real(other, &extents(self.graph.node(other).shape)));
+                let other = other.unwrap_or_default();
                 let (operator, operation) = if node.op == Op::Add { ("Add", "sum") } else { ("Mul", "gated") };
                 self.writer.node(operator, &name(operation), &[&x, &other], vec![], &shape)
             }
@@ -123,18 +144,16 @@ impl Emitter<'_> {
         let [reader] = self.consumers[id.index()][..] else { return None };
         let convolution = matches!(self.graph.node(id).op, Op::Convolution { .. });
         let norm = convolution && self.graph.node(reader).op == Op::BatchNorm;
-        self.names.get(&reader).filter(|_| norm).map(String::as_str)
+        norm.then(|| self.names[reader.index()].as_str())
     }
 
     fn convolution(&mut self, id: NodeId, x: &str) -> String {
         let node = self.graph.node(id);
         let Op::Convolution { kernel, stride, padding, groups, bias } = node.op else { return x.into() };
-        let name = self.name(id);
+        let name = self.names[id.index()].clone();
         let norm = self.norm_after(id).map(str::to_string);
         let (out, inputs) = (node.shape.channels, self.graph.node(node.inputs()[0]).shape.channels);
-        let (weight, offsets) = self.weights.weight_and_bias(&name, bias, norm.as_deref(), out);
-        let weight = self.writer.floats(&format!("{name}.weight"), &[out, inputs / groups, kernel, kernel], &weight);
-        let offsets = (bias || norm.is_some()).then(|| self.writer.floats(&format!("{name}.bias"), &[out], &offsets));
+        let (weight, offsets) = self.layer(id, &[out, inputs / groups, kernel, kernel], bias, norm.as_deref());
         let inputs: Vec<&str> = [x, &weight].into_iter().chain(offsets.as_deref()).collect();
         let mut attributes = windows(kernel, stride, [padding; 4]);
         attributes.extend([ints("dilations", &[1, 1]), int("group", groups as i64)]);
@@ -142,13 +161,106 @@ impl Emitter<'_> {
     }
 
     fn linear(&mut self, id: NodeId, x: &str) -> String {
-        let (node, name) = (self.graph.node(id), self.name(id));
+        let (node, name) = (self.graph.node(id), self.names[id.index()].clone());
         let (out, inputs) = (node.shape.channels, self.graph.node(node.inputs()[0]).shape.channels);
-        let flat = self.writer.node("Flatten", &format!("{x}.flat"), &[x], vec![int("axis", 1)], &[inputs]);
-        let (weight, bias) = self.weights.weight_and_bias(&name, true, None, out);
-        let weight = self.writer.floats(&format!("{name}.weight"), &[out, inputs], &weight);
-        let bias = self.writer.floats(&format!("{name}.bias"), &[out], &bias);
-        self.writer.node("Gemm", &name, &[&flat, &weight, &bias], vec![int("transB", 1)], &[out])
+        let (input, axis) = (node.inputs()[0], vec![int("axis", 1)]);
+        let flat = match self.rounding.grids[input.index()] {
+            None => self.writer.node("Flatten", &format!("{x}.flat"), &[x], axis, &[inputs]),
+            Some(grid) => {
+                let output = (grid.element, &[inputs][..]);
+                let flat = self.writer.typed_node("Flatten", &format!("{x}.flat"), &[x], axis, output);
+                self.converted(&flat, grid, &[inputs])
+            }
+        };
+        let (weight, bias) = self.layer(id, &[out, inputs], true, None);
+        let inputs: Vec<&str> = [&flat, &weight].into_iter().chain(&bias).map(String::as_str).collect();
+        self.writer.node("Gemm", &name, &inputs, vec![int("transB", 1)], &[out])
+    }
+
+    /// Weight and bias of a layer. A layer without a bias of its own and batch norm has none.
+    fn layer(&mut self, id: NodeId, shape: &[usize], has_bias: bool, norm: Option<&str>) -> (String, Option<String>) {
+        let name = self.names[id.index()].clone();
+        let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
+        match self.parameters {
+            Parameters::F32(weights) => {
+                let weights = Checked { weights, epsilon: self.graph.batch_norm_epsilon() };
+                let (values, offsets) = weights.weight_and_bias(&name, has_bias, norm, shape[0]);
+                let weight = self.writer.floats(&weight, shape, &values);
+                let used = has_bias || norm.is_some();
+                (weight, used.then(|| self.writer.floats(&bias, &shape[..1], &offsets)))
+            }
+            Parameters::Int8(network) => match network.layers.get(&name) {
+                Some(QuantisedLayer::Int8(layer)) => {
+                    let input = &self.names[self.graph.node(id).inputs()[0].index()];
+                    let input = network.values.get(input).map_or(1.0, |scale| scale.scale);
+                    self.int8_layer(&name, layer, input, shape)
+                }
+                Some(QuantisedLayer::F32 { weight: values, bias: offsets }) => {
+                    let input = self.rounding.grids[self.graph.node(id).inputs()[0].index()];
+                    if let Some(input) = input.filter(|_| self.rounding.int8[id.index()]) {
+                        let layer = int8_layer(values, offsets, input.scale, self.largest_weight);
+                        return self.int8_layer(&name, &layer, input.scale, shape);
+                    }
+                    let weight = self.writer.floats(&weight, shape, values);
+                    (weight, Some(self.writer.floats(&bias, &shape[..1], offsets)))
+                }
+                None => (weight, None),
+            },
+        }
+    }
+
+    /// Weight and bias of a layer in integers, converted. `input` is the scale of the layer's input.
+    fn int8_layer(&mut self, name: &str, layer: &Int8Layer, input: f32, shape: &[usize]) -> (String, Option<String>) {
+        let writer = &mut *self.writer;
+        let out = &shape[..1];
+        let bytes = layer.weight.iter().map(|weight| weight.cast_unsigned()).collect();
+        let integers = writer.constant(&format!("{name}.weight"), Element::Int8, shape, bytes);
+        let scales = writer.floats(&format!("{name}.weight.scale"), out, &layer.scales);
+        let zeros = writer.constant(&format!("{name}.weight.zero_point"), Element::Int8, out, vec![0; shape[0]]);
+        let axis = || vec![int("axis", 0)];
+        let inputs = [&integers[..], &scales, &zeros];
+        let weight = writer.constant_node("DequantizeLinear", &format!("{name}.weight.real"), &inputs, axis(), shape);
+        if self.options.engine != Engine::OnnxRuntime {
+            let values = layer.dequantised_bias(input);
+            return (weight, Some(self.writer.floats(&format!("{name}.bias"), out, &values)));
+        }
+        let bytes = layer.bias.iter().flat_map(|bias| bias.to_le_bytes()).collect();
+        let integers = writer.constant(&format!("{name}.bias"), Element::Int32, out, bytes);
+        let products: Vec<f32> = layer.scales.iter().map(|scale| input * scale).collect();
+        let scales = writer.floats(&format!("{name}.bias.scale"), out, &products);
+        let zeros = writer.constant(&format!("{name}.bias.zero_point"), Element::Int32, out, vec![0; 4 * shape[0]]);
+        let inputs = [&integers[..], &scales, &zeros];
+        (weight, Some(writer.constant_node("DequantizeLinear", &format!("{name}.bias.real"), &inputs, axis(), out)))
+    }
+
+    /// The value as integers.
+    fn rounded(&mut self, x: &str, grid: Grid, shape: Shape) -> String {
+        let (scale, zero_point) = self.grid(&format!("{x}.rounded"), grid);
+        let output = (grid.element, &extents(shape)[..]);
+        self.writer.typed_node("QuantizeLinear", &format!("{x}.rounded"), &[x, &scale, &zero_point], vec![], output)
+    }
+
+    /// A node's output in f32, for one reader.
+    fn real(&mut self, id: NodeId, shape: &[usize]) -> String {
+        let x = self.values[id.index()].clone();
+        match self.rounding.grids[id.index()] {
+            Some(grid) => self.converted(&x, grid, shape),
+            None => x,
+        }
+    }
+
+    /// Integers as f32.
+    fn converted(&mut self, x: &str, grid: Grid, shape: &[usize]) -> String {
+        let name = format!("{x}.real");
+        let (scale, zero_point) = self.grid(&name, grid);
+        self.writer.node("DequantizeLinear", &name, &[x, &scale, &zero_point], vec![], shape)
+    }
+
+    /// Constants of a scale without extents, and its zero point.
+    fn grid(&mut self, name: &str, grid: Grid) -> (String, String) {
+        let scale = self.writer.floats(&format!("{name}.scale"), &[], &[grid.scale]);
+        let byte = vec![grid.zero_point.to_le_bytes()[0]];
+        (scale, self.writer.constant(&format!("{name}.zero_point"), grid.element, &[], byte))
     }
 
     fn activation(&mut self, activation: Activation, x: &str, shape: &[usize]) -> String {
@@ -205,11 +317,6 @@ impl Emitter<'_> {
     fn sixth(&mut self, name: &str, x: &str, shape: &[usize]) -> String {
         let six = self.writer.floats(&format!("{name}.six"), &[], &[6.0]);
         self.writer.node("Div", name, &[x, &six], vec![], shape)
-    }
-
-    /// Name of a node with tensors.
-    fn name(&self, id: NodeId) -> String {
-        self.names.get(&id).cloned().unwrap_or_default()
     }
 }
 

@@ -1,23 +1,40 @@
 use super::proto::{Extent, Model, Value};
 use super::*;
+use crate::export::Parameters;
+use crate::model::Quantisation;
 use crate::model::{Normalisation, NumberType};
+use crate::quantise::{Engine, QuantisedNetwork, Rule, Scale, node_names};
 use crate::runtime::random_weights;
 use ofa_supernet::space::{PRESETS, preset};
 use std::collections::{HashMap, HashSet};
 
-fn example(space: &str, labels: &[&str]) -> (ModelConfig, Weights) {
+fn example(space: &str, labels: &[&str]) -> (ModelConfig, Parameters) {
     let space = preset(space).unwrap();
     let subnet = space.middle();
     let network = space.network(&subnet, labels.len()).unwrap();
     let weights = random_weights(&network, 5).unwrap();
     let labels = labels.iter().map(|label| label.to_string()).collect();
     let normalisation = Normalisation { mean: [0.5, 0.25, 0.125], std: [0.5; 3] };
-    (ModelConfig::new(&space.name, &subnet, network, labels, normalisation, NumberType::F32), weights)
+    let config = ModelConfig::new(&space.name, &subnet, network, labels, normalisation, NumberType::F32);
+    (config, Parameters::F32(weights))
 }
 
 fn exported(space: &str, options: &Options) -> Model {
     let (config, weights) = example(space, &["cat", "dog"]);
     Model::decode(&convert(&config, &weights, options).unwrap()[..]).unwrap()
+}
+
+/// An int8 model with scales for all its values.
+fn int8_example(space: &str) -> (ModelConfig, Parameters) {
+    let (config, _) = example(space, &["cat", "dog"]);
+    let network = QuantisedNetwork::random(&config.network, &["classifier".to_string()].into(), 5).unwrap();
+    let graph = Graph::of(&config.network);
+    let names = node_names(&graph).into_iter().zip(Rule::of(&graph, &Default::default()).rounded);
+    let others = names.filter(|(_, rounded)| !rounded).map(|(name, _)| (name, Scale { scale: 0.1, zero_point: 128 }));
+    let (values, engine_values) = (network.values.clone(), others.collect());
+    let quantisation = Quantisation { engine: Engine::Ofa, images: 100, weight_bits: 8, values, engine_values };
+    let config = ModelConfig { dtype: NumberType::Int8, quantisation: Some(quantisation), ..config };
+    (config, Parameters::Int8(network))
 }
 
 fn shape(value: &Value) -> Vec<String> {
@@ -75,6 +92,66 @@ fn graphs_keep_the_rules_that_engines_depend_on() {
             assert_eq!(hard, opset > 13 && config.network.hidden_channels.is_some(), "{space}, opset {opset}");
         }
     }
+}
+
+#[test]
+fn int8_graphs_keep_the_rules_too_and_round_where_their_engine_wants_it() {
+    for space in ["tiny", "resnet-tiny", "attentive-tiny"] {
+        for engine in [Engine::OnnxRuntime, Engine::OpenVino, Engine::TensorRt] {
+            for opset in [13, 17, 21] {
+                let (config, parameters) = int8_example(space);
+                let options = Options { opset, engine, ..Options::default() };
+                let model = Model::decode(&convert(&config, &parameters, &options).unwrap()[..]).unwrap();
+                check(&format!("{space}, {engine:?}, opset {opset}"), &model);
+                check_int8(&format!("{space}, {engine:?}, opset {opset}"), &model.graph.unwrap(), engine);
+            }
+        }
+    }
+}
+
+/// Checks what engines depend on in graphs with integers.
+fn check_int8(name: &str, graph: &proto::Graph, engine: Engine) {
+    let constants: HashMap<&str, &proto::Tensor> =
+        graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let makers: HashMap<&str, &proto::Node> = graph.node.iter().map(|node| (node.output[0].as_str(), node)).collect();
+    let readers = |value: &str| graph.node.iter().filter(|node| node.input.iter().any(|input| input == value)).count();
+    let operator = |value: &str| makers.get(value).map_or("", |node| node.op_type.as_str());
+    let mut convolutions = 0;
+    for node in &graph.node {
+        let axis = node.attribute.iter().find(|attribute| attribute.name == "axis").and_then(|axis| axis.i);
+        match node.op_type.as_str() {
+            "QuantizeLinear" | "DequantizeLinear" => {
+                let [scale, zero] = [1, 2].map(|place| constants[node.input[place].as_str()]);
+                assert_eq!(scale.dims, zero.dims, "{name}: {}", node.name);
+                let of_weights = constants.contains_key(node.input[0].as_str());
+                assert_eq!((axis, scale.dims.len()), if of_weights { (Some(0), 1) } else { (None, 0) }, "{name}");
+                assert!(!of_weights || zero.raw_data.iter().all(|byte| *byte == 0), "{name}: {}", node.name);
+                let int8 = zero.data_type == i32::from(proto::Element::Int8);
+                if engine == Engine::TensorRt {
+                    assert!(int8 && zero.raw_data.iter().all(|byte| *byte == 0), "{name}: {}", node.name);
+                } else if engine == Engine::OnnxRuntime && !of_weights {
+                    assert!(!int8, "{name}: {}", node.name);
+                }
+                // An activation in parts reads its input twice.
+                assert!(node.op_type == "QuantizeLinear" || readers(&node.output[0]) <= 2, "{name}: {}", node.name);
+            }
+            "Conv" if operator(&node.input[1]) == "DequantizeLinear" => {
+                convolutions += 1;
+                assert_eq!(operator(&node.input[0]), "DequantizeLinear", "{name}: {}", node.name);
+                let bias = if engine == Engine::OnnxRuntime { "DequantizeLinear" } else { "" };
+                assert_eq!(operator(&node.input[2]), bias, "{name}: {}", node.name);
+                let next = graph.node.iter().find(|next| next.input.contains(&node.output[0])).unwrap();
+                match (engine, next.op_type.as_str()) {
+                    (_, "QuantizeLinear" | "Relu" | "Clip") => {}
+                    (Engine::OnnxRuntime, other) => panic!("{name}: {other} after {}", node.name),
+                    (_, "HardSwish" | "Sigmoid" | "Add" | "Mul") => {}
+                    (_, other) => panic!("{name}: {other} after {}", node.name),
+                }
+            }
+            _ => {}
+        }
+    }
+    assert!(convolutions > 5, "{name}: {convolutions}");
 }
 
 #[test]

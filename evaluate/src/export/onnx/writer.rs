@@ -33,7 +33,7 @@ impl Writer {
 
     /// Declares the graph's input, `shape` without the batch.
     pub fn input(&mut self, element: Element, shape: &[usize]) -> String {
-        let value = self.value(INPUT, element, shape);
+        let value = value(INPUT, element, std::iter::once(self.batch()).chain(fixed(shape)));
         self.graph.input.push(value);
         INPUT.into()
     }
@@ -53,6 +53,43 @@ impl Writer {
         attributes: Vec<Attribute>,
         shape: &[usize],
     ) -> String {
+        self.typed_node(operator, name, inputs, attributes, (Element::Float, shape))
+    }
+
+    /// [`node`](Self::node) with an output of another type than f32.
+    pub fn typed_node(
+        &mut self,
+        operator: &str,
+        name: &str,
+        inputs: &[&str],
+        attributes: Vec<Attribute>,
+        (element, shape): (Element, &[usize]),
+    ) -> String {
+        let extents = std::iter::once(self.batch()).chain(fixed(shape));
+        self.add(operator, name, inputs, attributes, element, extents)
+    }
+
+    /// [`node`](Self::node) that reads constants only: its output has no batch.
+    pub fn constant_node(
+        &mut self,
+        operator: &str,
+        name: &str,
+        inputs: &[&str],
+        attributes: Vec<Attribute>,
+        shape: &[usize],
+    ) -> String {
+        self.add(operator, name, inputs, attributes, Element::Float, fixed(shape))
+    }
+
+    fn add(
+        &mut self,
+        operator: &str,
+        name: &str,
+        inputs: &[&str],
+        attributes: Vec<Attribute>,
+        element: Element,
+        extents: impl Iterator<Item = Extent>,
+    ) -> String {
         let name = self.unique(name);
         let output = self.unique(&format!("{name}{VALUE}"));
         self.graph.node.push(Node {
@@ -62,8 +99,7 @@ impl Writer {
             op_type: operator.into(),
             attribute: attributes,
         });
-        let value = self.value(&output, Element::Float, shape);
-        self.graph.value_info.push(value);
+        self.graph.value_info.push(value(&output, element, extents));
         output
     }
 
@@ -82,7 +118,8 @@ impl Writer {
         self.graph
     }
 
-    fn constant(&mut self, name: &str, element: Element, dims: &[usize], raw_data: Vec<u8>) -> String {
+    /// A constant of bytes in little-endian order.
+    pub fn constant(&mut self, name: &str, element: Element, dims: &[usize], raw_data: Vec<u8>) -> String {
         let name = self.unique(name);
         let dims = dims.iter().map(|&extent| extent as i64).collect();
         self.graph.initializer.push(Tensor { dims, data_type: element.into(), name: name.clone(), raw_data });
@@ -105,16 +142,23 @@ impl Writer {
         name
     }
 
-    fn value(&self, name: &str, element: Element, shape: &[usize]) -> Value {
-        let batch = match self.batch {
+    /// First extent of all values that depend on the images.
+    fn batch(&self) -> Extent {
+        match self.batch {
             Batch::Fixed(batch) => Extent::Fixed(batch as i64),
             Batch::Dynamic => Extent::Named("batch".into()),
-        };
-        let extents = shape.iter().map(|&extent| Extent::Fixed(extent as i64));
-        let dim = std::iter::once(batch).chain(extents).map(|extent| Dimension { value: Some(extent) }).collect();
-        let tensor_type = Some(TensorType { elem_type: element.into(), shape: Some(Shape { dim }) });
-        Value { name: name.into(), r#type: Some(Type { tensor_type }) }
+        }
     }
+}
+
+fn fixed(shape: &[usize]) -> impl Iterator<Item = Extent> {
+    shape.iter().map(|&extent| Extent::Fixed(extent as i64))
+}
+
+fn value(name: &str, element: Element, extents: impl Iterator<Item = Extent>) -> Value {
+    let dim = extents.map(|extent| Dimension { value: Some(extent) }).collect();
+    let tensor_type = Some(TensorType { elem_type: element.into(), shape: Some(Shape { dim }) });
+    Value { name: name.into(), r#type: Some(Type { tensor_type }) }
 }
 
 /// An attribute that is a real number.

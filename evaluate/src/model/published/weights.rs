@@ -3,9 +3,9 @@
 use super::PublishedNetwork;
 use crate::runtime::{Weights, check_weights};
 use crate::{Error, Result};
-use ofa_supernet::graph::{Graph, Op, RegionKind, Slot};
+use ofa_supernet::graph::{Graph, Slot};
 use ofa_supernet::import::{CheckpointFile, common};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 impl PublishedNetwork {
@@ -32,7 +32,8 @@ impl PublishedNetwork {
             .map(|(name, shape)| (common(name), (name.to_string(), shape.to_vec())))
             .collect();
         let graph = Graph::of(network);
-        let layers = self.layers(&graph);
+        let layer = |slot: &Slot| Some((graph.name(slot), graph.published_name(slot, &self.numbers)?));
+        let layers: HashMap<String, String> = graph.slots().iter().filter_map(layer).collect();
         let mut weights = Weights::new();
         for (name, shape) in graph.tensor_shapes() {
             let (ours, part) = name.rsplit_once('.').unwrap_or((&name, ""));
@@ -59,69 +60,4 @@ impl PublishedNetwork {
             Err(e) => fail(e.to_string()),
         }
     }
-
-    /// The published code's name of each of our layers, in the spelling of [`common`].
-    fn layers(&self, graph: &Graph) -> BTreeMap<String, String> {
-        let network = &self.network;
-        let mut layers = BTreeMap::new();
-        let mut numbers = self.numbers.iter();
-        for (place, layer) in graph.layers().iter().enumerate() {
-            let slots: Vec<&Slot> =
-                graph.slots().iter().filter(|slot| layer.nodes.contains(&slot.node.index())).collect();
-            let theirs: Vec<String> = match layer.kind {
-                RegionKind::Block(kind) => {
-                    let number = numbers.next().copied().unwrap_or_default();
-                    let names = block_layers(kind, graph, &slots).into_iter();
-                    names.map(|name| format!("blocks.{number}.{name}")).collect()
-                }
-                RegionKind::Stem => {
-                    let stem = match (network.max_pool.is_some(), network.stem[place].residual) {
-                        (false, _) => "first_conv".into(),
-                        (true, false) => format!("input_stem.{place}"),
-                        (true, true) => format!("input_stem.{place}.residual"),
-                    };
-                    // The common spelling always treats the second layer as the residual block, which this stem may
-                    // lack.
-                    let convolution =
-                        if stem == "input_stem.1" { "input_stem.1.residual".into() } else { format!("{stem}.conv") };
-                    vec![convolution, format!("{stem}.bn")]
-                }
-                RegionKind::Head => {
-                    let (feature, hidden) = (network.feature.is_some(), network.hidden_channels.is_some());
-                    let convolution = if hidden { "final_expand_layer" } else { "feature_mix_layer" };
-                    let convolution = ["conv", "bn"].map(|part| format!("{convolution}.{part}"));
-                    let hidden = hidden.then(|| "feature_mix_layer.conv".to_string());
-                    let convolution = convolution.into_iter().filter(|_| feature);
-                    convolution.chain(hidden).chain(["classifier.linear".to_string()]).collect()
-                }
-                RegionKind::MaxPool | RegionKind::ConvolutionNormActivation => Vec::new(),
-            };
-            layers.extend(slots.into_iter().map(|slot| graph.name(slot)).zip(theirs));
-        }
-        layers
-    }
-}
-
-/// The published names of a block's layers, in the order of its slots.
-fn block_layers(kind: &str, graph: &Graph, slots: &[&Slot]) -> Vec<String> {
-    let op = |slot: &Slot| graph.node(slot.node).op;
-    let count = slots.iter().filter(|slot| matches!(op(slot), Op::Convolution { bias: false, .. })).count();
-    let names: &[&str] = match kind {
-        "bottleneck" => &["conv1", "conv2", "conv3", "downsample"],
-        // A block without expansion lacks the first.
-        _ => &["conv.inverted_bottleneck", "conv.depth_conv", "conv.point_linear"][3 - count.min(3)..],
-    };
-    let (mut names, mut gate) = (names.iter(), ["reduce", "expand"].iter());
-    let mut current = "";
-    let name = |slot: &&Slot| match op(slot) {
-        Op::Convolution { bias: true, .. } => {
-            format!("conv.depth_conv.se.fc.{}", gate.next().copied().unwrap_or_default())
-        }
-        Op::Convolution { .. } => {
-            current = names.next().copied().unwrap_or_default();
-            format!("{current}.conv")
-        }
-        _ => format!("{current}.bn"),
-    };
-    slots.iter().map(name).collect()
 }

@@ -6,7 +6,7 @@ use crate::ops::depthwise::{self, Frame, Strip, chunk_rows, convolve_rows};
 use crate::ops::matmul::{Packed, ROW_BLOCK, multiply};
 use crate::ops::rows::{Left, RowSource};
 use crate::ops::simd::{Kernel, Simd, entry_points};
-use crate::ops::slice::{SLICE, lanes};
+use crate::ops::slice::{Lane, SLICE, lanes};
 use crate::ops::strips::Strips;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -122,30 +122,28 @@ impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
             let strip = Strip::new(shape, slice, (shape.height, shape.width));
             let bias = lanes(self.bias, first, width);
             let weights = &self.weights[slice * taps..][..taps];
-            let mut sum = [0.0; SLICE];
+            let mut sums = [0.0; SLICE];
             let mut made = 0;
             for start in (0..out_height).step_by(at_a_time) {
                 let rows = start..out_height.min(start + at_a_time);
                 let needed = shape.rows_read(rows.end);
-                frame.fill(s, image_input, strip, made..needed, |_, v| v);
+                frame.copy(s, image_input, strip, made..needed);
                 made = needed;
                 let tile = &mut tile[..rows.len() * columns * SLICE];
                 convolve_rows(&frame, shape, weights, rows, width, tile);
-                for (pixel, values) in tile.as_chunks_mut::<SLICE>().0.iter_mut().enumerate() {
-                    for lane in 0..SLICE {
-                        values[lane] = A::value(values[lane] + bias[lane]);
-                        sum[lane] += values[lane];
+                for lane in Lane::covering(s, width) {
+                    let (bias, mut sum) = (lane.load(&bias), lane.load(&sums));
+                    let kept = lane.start()..width.min(lane.start() + S::LANES);
+                    for (pixel, values) in tile.as_chunks::<SLICE>().0.iter().enumerate() {
+                        let value = A::values(s, s.add(lane.load(values), bias));
+                        sum = s.add(sum, value);
+                        s.write(&mut output.pixel(start * columns + pixel)[kept.clone()], value);
                     }
-                    let out = output.pixel(start * columns + pixel);
-                    if width == SLICE {
-                        out.copy_from_slice(values);
-                    } else {
-                        out.copy_from_slice(&values[..width]);
-                    }
+                    lane.store(&mut sums, sum);
                 }
             }
             if let Some(mut pooled) = pooled.as_mut().and_then(Iterator::next) {
-                for (out, sum) in pooled.pixel(0).iter_mut().zip(sum) {
+                for (out, sum) in pooled.pixel(0).iter_mut().zip(sums) {
                     *out = sum / shape.out_pixels() as f32;
                 }
             }

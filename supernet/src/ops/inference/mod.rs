@@ -2,11 +2,13 @@
 //!
 //! All layers work on NHWC f32 slices, write every output value, and use the threads of the calling rayon pool.
 
+mod columns;
+pub mod int8;
 mod kernels;
 
 use super::activation::with_activation;
 use super::buffers::Aligned;
-use super::columns::{Columns, to_column_order};
+use super::columns::to_column_order;
 use super::dense_shape::DenseShape;
 use super::depthwise;
 use super::matmul::Packed;
@@ -16,6 +18,7 @@ use super::rows::{Left, Nothing, RowSource};
 use super::simd::dispatch;
 use super::strips::Strips;
 use crate::ops::Activation;
+use columns::Columns;
 use kernels::{AveragePool, DepthwiseTasks, Gated, PointwiseRows};
 use std::marker::PhantomData;
 
@@ -168,6 +171,7 @@ impl DenseConv {
             out_channels: self.product.bias.len(),
             kernel: self.kernel,
             stride: self.stride,
+            depthwise: false,
             activation: Activation::Identity,
             pool: false,
             eps: 0.0,
@@ -176,7 +180,7 @@ impl DenseConv {
         let (out_height, out_width) = shape.output_size();
         let rows = batch * out_height * out_width;
         assert_eq!(output.len(), rows * self.product.bias.len());
-        self.product.rows(Left::Made(&Columns { shape: &shape, x: input }), rows, activation, None, output);
+        self.product.rows(Left::Made(&Columns { shape: &shape, input }), rows, activation, None, output);
     }
 }
 

@@ -6,6 +6,7 @@ use super::middle::Middle;
 use super::middle_gradient::MiddleGradient;
 use super::project_backward::ProjectBackward;
 use super::{BlockSaved, BlockShape, Parameters, RECOMPUTED, squeeze_excite};
+use crate::ops::LayerGradients;
 use crate::ops::activation::{Act, Identity, with_activation};
 use crate::ops::batch_norm::{Affine, Backward, SumOverProcesses, Sums};
 use crate::ops::buffers::{Aligned, Buffer, written};
@@ -27,7 +28,7 @@ pub(super) fn backward(
     saved: &BlockSaved,
     over_processes: Option<SumOverProcesses>,
     g: &[f32],
-) -> (Vec<f32>, Vec<f32>) {
+) -> LayerGradients {
     let at = Parameters::new(shape);
     let mut gradient = vec![0.0; at.len];
     let block = Block { shape, at: &at, x, packed, saved, over_processes };
@@ -40,7 +41,7 @@ pub(super) fn backward(
         block.first_norm(g, of_expand, &mut dx, &mut gradient);
         dx
     });
-    (dx, gradient)
+    LayerGradients { input: Some(dx), parameters: gradient }
 }
 
 /// The block with the values of its forward pass.

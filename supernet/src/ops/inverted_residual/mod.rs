@@ -41,6 +41,7 @@ mod middle_gradient;
 mod project_backward;
 mod squeeze_excite;
 
+use super::LayerGradients;
 use super::batch_norm::{ChannelStatistics, Normalise, SumOverProcesses};
 use super::buffers::Buffer;
 use super::depthwise;
@@ -210,7 +211,7 @@ impl BlockSaved {
         packed: &[f32],
         ranks: Option<&Ranks>,
         g: &[f32],
-    ) -> (Vec<f32>, Vec<f32>) {
+    ) -> LayerGradients {
         let sum = summing(ranks);
         backward::backward(shape, x, packed, &self, sum.as_ref().map(|sum| sum as SumOverProcesses), g)
     }

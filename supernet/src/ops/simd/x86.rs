@@ -7,9 +7,31 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
-/// Proves AVX-512 (foundation) and all that [`Avx2`] proves.
+/// Proves AVX2 with dot products of bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2Vnni(());
+
+/// Proves AVX-512 (foundation, bytes and words) and all that [`Avx2`] proves.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
+
+/// Proves AVX-512 with dot products of bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Vnni(());
+
+impl Avx2Vnni {
+    /// The token of the set without dot products.
+    pub(super) fn without_dot(self) -> Avx2 {
+        Avx2(())
+    }
+}
+
+impl Avx512Vnni {
+    /// The token of the set without dot products.
+    pub(super) fn without_dot(self) -> Avx512 {
+        Avx512(())
+    }
+}
 
 macro_rules! detection {
     ($token:ident, $entry:ident, $($feature:tt),+) => {
@@ -22,91 +44,156 @@ macro_rules! detection {
     };
 }
 x86_features!(Avx2, detection);
+x86_features!(Avx2Vnni, detection);
 x86_features!(Avx512, detection);
+x86_features!(Avx512Vnni, detection);
 
-impl Simd for Avx2 {
-    type V = __m256;
-    const LANES: usize = 8;
-    const ACCUMULATORS: usize = 12;
-    intrinsics! {
-        fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
-        fn add(a: __m256, b: __m256) -> __m256 { _mm256_add_ps(a, b) }
-        fn mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
-        fn div(a: __m256, b: __m256) -> __m256 { _mm256_div_ps(a, b) }
-        fn max(a: __m256, b: __m256) -> __m256 { _mm256_max_ps(a, b) }
-        fn min(a: __m256, b: __m256) -> __m256 { _mm256_min_ps(a, b) }
-        fn where_above(a: __m256, b: __m256, v: __m256) -> __m256 {
-            _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b), v)
-        }
-        fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
-        fn prefetch(p: *const f32) -> () { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
-        fn transpose(source: &[f32], source_stride: usize, target: &mut [f32], target_stride: usize) -> () {
-            transpose(source, source_stride, target, target_stride)
-        }
-        pointers:
-        fn load(p: *const f32) -> __m256 { _mm256_loadu_ps(p) }
-        fn store(p: *mut f32, v: __m256) -> () { _mm256_storeu_ps(p, v) }
-        fn load_first(p: *const f32, count: usize) -> __m256 { _mm256_maskload_ps(p, first(count)) }
-        // In halves, 4, 2 and 1 floats for the set bits of `count`: a masked store takes dozens of cycles on some
-        // processors.
-        fn store_first(p: *mut f32, v: __m256, count: usize) -> () {
-            let mut p = p;
-            let mut half = _mm256_castps256_ps128(v);
-            if count & 4 != 0 {
-                _mm_storeu_ps(p, half);
-                p = p.add(4);
-                half = _mm256_extractf128_ps::<1>(v);
+macro_rules! avx2_vectors {
+    ($token:ident, $dot:path) => {
+        impl Simd for $token {
+            type V = __m256;
+            type I = __m256i;
+            const LANES: usize = 8;
+            const ACCUMULATORS: usize = 12;
+            intrinsics! {
+                fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
+                fn add(a: __m256, b: __m256) -> __m256 { _mm256_add_ps(a, b) }
+                fn mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
+                fn div(a: __m256, b: __m256) -> __m256 { _mm256_div_ps(a, b) }
+                fn max(a: __m256, b: __m256) -> __m256 { _mm256_max_ps(a, b) }
+                fn min(a: __m256, b: __m256) -> __m256 { _mm256_min_ps(a, b) }
+                fn where_above(a: __m256, b: __m256, v: __m256) -> __m256 {
+                    _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b), v)
+                }
+                fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
+                fn prefetch(p: *const f32) -> () { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+                fn transpose(source: &[f32], source_stride: usize, target: &mut [f32], target_stride: usize) -> () {
+                    transpose(source, source_stride, target, target_stride)
+                }
+                fn splat_i32(x: i32) -> __m256i { _mm256_set1_epi32(x) }
+                fn add_i32(a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi32(a, b) }
+                fn dot(sum: __m256i, x: __m256i, w: __m256i) -> __m256i { $dot(sum, x, w) }
+                fn shift_in(bytes: __m256i, next: __m256i) -> __m256i {
+                    _mm256_or_si256(_mm256_srli_epi32::<8>(bytes), _mm256_slli_epi32::<24>(next))
+                }
+                fn to_floats(x: __m256i) -> __m256 { _mm256_cvtepi32_ps(x) }
+                fn to_nearest(x: __m256) -> __m256i { _mm256_cvtps_epi32(x) }
+                pointers:
+                fn load_i32(p: *const i32) -> __m256i { _mm256_loadu_si256(p.cast()) }
+                fn store_i32(p: *mut i32, v: __m256i) -> () { _mm256_storeu_si256(p.cast(), v) }
+                fn load_bytes(p: *const u8) -> __m256i { _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())) }
+                fn store_bytes(p: *mut u8, v: __m256i) -> () {
+                    let words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+                    _mm_storel_epi64(p.cast(), _mm_packus_epi16(words, words))
+                }
+                fn load(p: *const f32) -> __m256 { _mm256_loadu_ps(p) }
+                fn store(p: *mut f32, v: __m256) -> () { _mm256_storeu_ps(p, v) }
+                fn load_first(p: *const f32, count: usize) -> __m256 { _mm256_maskload_ps(p, first(count)) }
+                // In halves, 4, 2 and 1 floats for the set bits of `count`: a masked store takes dozens of cycles on some
+                // processors.
+                fn store_first(p: *mut f32, v: __m256, count: usize) -> () {
+                    let mut p = p;
+                    let mut half = _mm256_castps256_ps128(v);
+                    if count & 4 != 0 {
+                        _mm_storeu_ps(p, half);
+                        p = p.add(4);
+                        half = _mm256_extractf128_ps::<1>(v);
+                    }
+                    if count & 2 != 0 {
+                        _mm_storel_pd(p.cast(), _mm_castps_pd(half));
+                        p = p.add(2);
+                        half = _mm_movehl_ps(half, half);
+                    }
+                    if count & 1 != 0 {
+                        _mm_store_ss(p, half);
+                    }
+                }
             }
-            if count & 2 != 0 {
-                _mm_storel_pd(p.cast(), _mm_castps_pd(half));
-                p = p.add(2);
-                half = _mm_movehl_ps(half, half);
-            }
-            if count & 1 != 0 {
-                _mm_store_ss(p, half);
+        }
+    };
+}
+avx2_vectors!(Avx2, widened_dot);
+avx2_vectors!(Avx2Vnni, _mm256_dpbusd_avx_epi32);
+
+macro_rules! avx512_vectors {
+    ($token:ident, $dot:path) => {
+        impl Simd for $token {
+            type V = __m512;
+            type I = __m512i;
+            const LANES: usize = 16;
+            const ACCUMULATORS: usize = 24;
+            const SPLATS_FROM_MEMORY: bool = true;
+            intrinsics! {
+                fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
+                fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
+                fn mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
+                fn div(a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
+                fn max(a: __m512, b: __m512) -> __m512 { _mm512_max_ps(a, b) }
+                fn min(a: __m512, b: __m512) -> __m512 { _mm512_min_ps(a, b) }
+                fn where_above(a: __m512, b: __m512, v: __m512) -> __m512 {
+                    _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), v)
+                }
+                fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
+                fn prefetch(p: *const f32) -> () { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+                fn transpose(source: &[f32], source_stride: usize, target: &mut [f32], target_stride: usize) -> () {
+                    transpose(source, source_stride, target, target_stride)
+                }
+                fn splat_i32(x: i32) -> __m512i { _mm512_set1_epi32(x) }
+                fn add_i32(a: __m512i, b: __m512i) -> __m512i { _mm512_add_epi32(a, b) }
+                fn dot(sum: __m512i, x: __m512i, w: __m512i) -> __m512i { $dot(sum, x, w) }
+                fn shift_in(bytes: __m512i, next: __m512i) -> __m512i {
+                    _mm512_or_si512(_mm512_srli_epi32::<8>(bytes), _mm512_slli_epi32::<24>(next))
+                }
+                fn to_floats(x: __m512i) -> __m512 { _mm512_cvtepi32_ps(x) }
+                fn to_nearest(x: __m512) -> __m512i { _mm512_cvtps_epi32(x) }
+                pointers:
+                fn load_i32(p: *const i32) -> __m512i { _mm512_loadu_si512(p.cast()) }
+                fn store_i32(p: *mut i32, v: __m512i) -> () { _mm512_storeu_si512(p.cast(), v) }
+                fn load_bytes(p: *const u8) -> __m512i { _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())) }
+                fn store_bytes(p: *mut u8, v: __m512i) -> () {
+                    let v = _mm512_max_epi32(v, _mm512_setzero_si512());
+                    _mm_storeu_si128(p.cast(), _mm512_cvtusepi32_epi8(v)) }
+                fn load(p: *const f32) -> __m512 { _mm512_loadu_ps(p) }
+                fn store(p: *mut f32, v: __m512) -> () { _mm512_storeu_ps(p, v) }
+                fn load_first(p: *const f32, count: usize) -> __m512 {
+                    match count {
+                        8 => _mm512_zextps256_ps512(_mm256_loadu_ps(p)),
+                        _ => _mm512_maskz_loadu_ps(((1u32 << count) - 1) as u16, p),
+                    }
+                }
+                // Half a vector, the frequent case (channels are multiples of 8), is stored without a mask: a load cannot be
+                // forwarded from a masked store that is still in the store buffer.
+                fn store_first(p: *mut f32, v: __m512, count: usize) -> () {
+                    match count {
+                        8 => _mm256_storeu_ps(p, _mm512_castps512_ps256(v)),
+                        _ => _mm512_mask_storeu_ps(p, ((1u32 << count) - 1) as u16, v),
+                    }
+                }
             }
         }
-    }
+    };
+}
+avx512_vectors!(Avx512, wide_widened_dot);
+avx512_vectors!(Avx512Vnni, _mm512_dpbusd_epi32);
+
+/// [`Simd::dot`] without an instruction for it: even and odd bytes as words, whose products cannot saturate.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widened_dot(sum: __m256i, x: __m256i, w: __m256i) -> __m256i {
+    let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(w));
+    let even = _mm256_madd_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0xff)), even);
+    let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(x), _mm256_srai_epi16::<8>(w));
+    _mm256_add_epi32(sum, _mm256_add_epi32(even, odd))
 }
 
-impl Simd for Avx512 {
-    type V = __m512;
-    const LANES: usize = 16;
-    const ACCUMULATORS: usize = 24;
-    const SPLATS_FROM_MEMORY: bool = true;
-    intrinsics! {
-        fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
-        fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
-        fn mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
-        fn div(a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
-        fn max(a: __m512, b: __m512) -> __m512 { _mm512_max_ps(a, b) }
-        fn min(a: __m512, b: __m512) -> __m512 { _mm512_min_ps(a, b) }
-        fn where_above(a: __m512, b: __m512, v: __m512) -> __m512 {
-            _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), v)
-        }
-        fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
-        fn prefetch(p: *const f32) -> () { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-        fn transpose(source: &[f32], source_stride: usize, target: &mut [f32], target_stride: usize) -> () {
-            transpose(source, source_stride, target, target_stride)
-        }
-        pointers:
-        fn load(p: *const f32) -> __m512 { _mm512_loadu_ps(p) }
-        fn store(p: *mut f32, v: __m512) -> () { _mm512_storeu_ps(p, v) }
-        fn load_first(p: *const f32, count: usize) -> __m512 {
-            match count {
-                8 => _mm512_zextps256_ps512(_mm256_loadu_ps(p)),
-                _ => _mm512_maskz_loadu_ps(((1u32 << count) - 1) as u16, p),
-            }
-        }
-        // Half a vector, the frequent case (channels are multiples of 8), is stored without a mask: a load cannot be
-        // forwarded from a masked store that is still in the store buffer.
-        fn store_first(p: *mut f32, v: __m512, count: usize) -> () {
-            match count {
-                8 => _mm256_storeu_ps(p, _mm512_castps512_ps256(v)),
-                _ => _mm512_mask_storeu_ps(p, ((1u32 << count) - 1) as u16, v),
-            }
-        }
-    }
+/// [`widened_dot`] of 512 bits.
+#[inline]
+#[target_feature(enable = "avx512bw")]
+fn wide_widened_dot(sum: __m512i, x: __m512i, w: __m512i) -> __m512i {
+    let even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(w));
+    let even = _mm512_madd_epi16(_mm512_and_si512(x, _mm512_set1_epi16(0xff)), even);
+    let odd = _mm512_madd_epi16(_mm512_srli_epi16::<8>(x), _mm512_srai_epi16::<8>(w));
+    _mm512_add_epi32(sum, _mm512_add_epi32(even, odd))
 }
 
 /// Copies a block of 8 x 8 floats transposed, as [`Simd::transpose`] says.

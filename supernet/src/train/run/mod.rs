@@ -22,13 +22,13 @@ use std::time::Instant;
 
 /// Trains `net` on `data` as `config` says, in the run folder `run_dir` (`metrics.jsonl`, `checkpoints/`).
 ///
-/// Several ranks share the images of each step out. The first one writes the files, all read them, and at each
-/// checkpoint all compare what they hold. A run may go on with another number of ranks: the images of a step stay those
-/// of `config.batch` times `config.ranks`.
+/// Several ranks share the images of each step. The first rank writes the files, all read them, and at each checkpoint
+/// all compare their values. A run may resume with another number of ranks: the images of a step stay those of
+/// `config.batch` times `config.ranks`.
 ///
-/// With `resume` it goes on from the newest readable checkpoint and gives, bit for bit, the weights of an uninterrupted
-/// run with the same number of ranks and threads. At the end `net` holds the final weights (the moving average, if
-/// there is one).
+/// With `resume`, training resumes from the newest readable checkpoint and gives, bit for bit, the weights of an
+/// uninterrupted run with the same number of ranks and threads. At the end `net` holds the final weights (the moving
+/// average, if there is one).
 ///
 /// # Errors
 /// An impossible configuration; a run folder that already holds checkpoints without `resume`, or none with it; a
@@ -289,9 +289,9 @@ impl Run<'_> {
     /// What comes before the first step of a stage. The teacher is the network as it stands before the first stage that
     /// distils from it.
     ///
-    /// Optimizer and moving average start anew: each stage is a training of its own that starts from the weights of the
-    /// one before. With one schedule over all stages both go on, but where channels are sorted: the weights are then
-    /// the average, and momentum, whose channels would be those of before, starts anew.
+    /// Optimizer and moving average are reset: each stage is a training of its own that starts from the weights of the
+    /// stage before. With one schedule over all stages both are kept, except where channels are sorted: the average
+    /// then becomes the weights, and momentum, whose channels are in the old order, is reset.
     fn enter(&mut self, stage: &StageConfig, steps: usize) -> Result<()> {
         let sorts = stage.sort_channels.is_some() || stage.sort_outer_channels.is_some();
         let goes_on = self.config.schedule.is_some() && self.progress.stage > 0 && !sorts;

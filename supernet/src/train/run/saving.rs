@@ -60,7 +60,7 @@ impl Run<'_> {
         Ok(path)
     }
 
-    /// Fails on all ranks if one holds anything else than the others.
+    /// Fails on all ranks if one of them holds other values than the rest.
     fn compare(&self, checkpoint: &Checkpoint, advice: &str) -> Result<()> {
         if !self.ranks.is_distributed() {
             return Ok(());

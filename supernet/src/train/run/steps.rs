@@ -66,7 +66,7 @@ impl Run<'_> {
             })??;
             let rate = config.learning_rate(&self.plan, self.progress.stage, done);
             let ramp = ((done + 1) as f64 / plan.ramp_steps.max(1) as f64).min(1.0);
-            let smoothing = stage.smoothing(config);
+            let smoothing = stage.label_smoothing.unwrap_or(config.label_smoothing);
             let classes = self.net.classes();
             let targets = own_targets(&batch, &self.class_weights, classes, smoothing, self.net.device())?;
             let images = image_tensor(batch.images, batch.labels.len(), batch.resolution, self.net)?;
@@ -130,8 +130,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// One step, or `None` for one that is left out because something was not finite: no weight, momentum or running
-    /// statistic then changes.
+    /// Computes a step; `None` if it is skipped because a value was not finite: then no weight, momentum or running
+    /// statistic changes.
     fn step(&mut self, input: &StepInput) -> Result<Option<StepReport>> {
         let may_skip = self.progress.skipped < self.config.skip_nonfinite;
         // All that changes before a step is found to be not finite: weights and momentum are written at its end, after
@@ -153,7 +153,8 @@ impl Run<'_> {
     /// The batches of the stage from the next step on, prepared beside the computation.
     fn batches(&self, stage: &StageConfig, choices: &SearchSpace, plan: &StagePlan) -> Prefetch<Batch> {
         let (data, stage, choices, plan) = (self.data.clone(), stage.clone(), choices.clone(), plan.clone());
-        let (seed, augmentation) = (self.config.seed, stage.augmentation(self.config).clone());
+        let augmentation = stage.augmentation.as_ref().unwrap_or(&self.config.augmentation).clone();
+        let seed = self.config.seed;
         let (start, own) = (self.progress.stage_step, self.ranks.shard(plan.batch));
         let (balance, classes) = (self.config.class_balance.clone(), self.data.classes.len());
         let mut known: Option<(usize, Vec<usize>)> = None;

@@ -1,0 +1,123 @@
+//! Products over pixels, and where their rows come from.
+
+use super::affine::{Affine, Channels, Finish, Target};
+use super::product::{PANEL, Packed};
+use super::words;
+use crate::ops::activation::Act;
+use crate::ops::buffers::Buffer;
+use crate::ops::dense_shape::DenseShape;
+use crate::ops::inference::columns::fill_columns;
+use crate::ops::matmul::ROW_BLOCK;
+use crate::ops::simd::{Kernel, Simd, dispatch, entry_points, vectors};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Rows of bytes.
+#[derive(Clone, Copy)]
+pub(super) enum Rows<'a> {
+    /// As they lie in memory.
+    Plain(&'a [u8]),
+    /// Multiplied by a factor per image and channel, and rounded anew.
+    Gated {
+        input: &'a [u8],
+        from: Affine,
+        /// `[images, channels]`
+        gate: &'a [f32],
+        to: Affine,
+        /// Pixels per image.
+        pixels: usize,
+    },
+    /// Values that each output pixel of a convolution reads, `[ky, kx, channel]`; the border has the zero point.
+    Columns { input: &'a [u8], shape: &'a DenseShape, zero_point: u8 },
+}
+
+impl Rows<'_> {
+    /// Writes `rows` rows of `k` bytes from `first` on to `tile`, `stride` apart; bytes between rows are arbitrary.
+    #[inline(always)]
+    fn fill<S: Simd>(&self, s: S, first: usize, rows: usize, k: usize, tile: &mut [u8], stride: usize) {
+        match *self {
+            Rows::Columns { input, shape, zero_point } => {
+                fill_columns(shape, input, zero_point, first..first + rows, tile, stride);
+            }
+            Rows::Plain(input) => {
+                for (row, out) in tile.chunks_exact_mut(stride).take(rows).enumerate() {
+                    out[..k].copy_from_slice(&input[(first + row) * k..][..k]);
+                }
+            }
+            Rows::Gated { input, from, gate, to, pixels } => {
+                let (rounding, scale) = (to.rounding(s), s.splat(from.scale));
+                for channels in vectors(s, k) {
+                    let zero_point = s.splat_i32(-i32::from(from.zero_point));
+                    let mut row = 0;
+                    while row < rows {
+                        let image = (first + row) / pixels;
+                        let end = rows.min((image + 1) * pixels - first);
+                        let factors = s.mul(scale, s.read(&gate[image * k..][channels.clone()]));
+                        for row in row..end {
+                            let bytes = s.read_bytes(&input[(first + row) * k..][channels.clone()]);
+                            let value = s.mul(s.to_floats(s.add_i32(bytes, zero_point)), factors);
+                            s.write_bytes(&mut tile[row * stride..][channels.clone()], rounding.bytes(value));
+                        }
+                        row = end;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `target = activation(rows x weight + residual)` for the rows `range`.
+pub(super) struct ProductRows<'a, 'o, A> {
+    pub weight: &'a Packed,
+    pub channels: &'a Channels,
+    pub rows: Rows<'a>,
+    pub range: Range<usize>,
+    /// The residual of the range, laid out as the target.
+    pub residual: Option<(&'a [u8], Affine)>,
+    /// Output of the range.
+    pub target: Target<'o>,
+    pub activation: PhantomData<A>,
+}
+
+impl<A: Act> Kernel for ProductRows<'_, '_, A> {
+    type Output = ();
+    entry_points!();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let Packed { k, n, groups, .. } = *self.weight;
+        let in_place = matches!(self.rows, Rows::Plain(_)) && k.is_multiple_of(4);
+        let stride = 4 * groups;
+        let mut tile = if in_place { Vec::new() } else { vec![0; ROW_BLOCK.min(self.range.len()) * stride] };
+        let mut sums = Buffer::with_arbitrary_contents(ROW_BLOCK * PANEL * S::LANES);
+        let sums = words::of_mut(&mut sums);
+        for first in self.range.clone().step_by(ROW_BLOCK) {
+            let rows = ROW_BLOCK.min(self.range.end - first);
+            let x = match self.rows {
+                Rows::Plain(input) if in_place => &input[first * k..][..rows * k],
+                source => {
+                    source.fill(s, first, rows, k, &mut tile, stride);
+                    &tile[..]
+                }
+            };
+            for panel in self.weight.panels() {
+                panel.multiply(x, stride, rows, self.channels.bias(), sums);
+                for vector in 0..panel.vectors {
+                    let column = panel.column + vector * S::LANES;
+                    dispatch(Finish::<A> {
+                        sums: &sums[vector * S::LANES..],
+                        stride: panel.vectors * S::LANES,
+                        pixels: rows,
+                        multipliers: &self.channels.multipliers[column..][..S::LANES],
+                        residual: self.residual,
+                        target: &mut self.target,
+                        start: (first - self.range.start) * n + column,
+                        step: n,
+                        width: S::LANES.min(n - column),
+                        activation: PhantomData,
+                    });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! What kernels compute with: vectors of an instruction set.
+
+use crate::ops::buffers::Unwritten;
+use std::ops::Range;
+
+/// Vectors of f32, and of as many i32. A value is the proof that the CPU has the instruction set.
+pub(crate) trait Simd: Copy {
+    type V: Copy;
+    /// As many i32 as `V` has floats.
+    type I: Copy;
+    const LANES: usize;
+    /// Accumulators of a register tile that leave registers for a few other vectors: 12 of 16, 24 of 32; 4 for the
+    /// portable vectors, whose large unrolled tiles would take minutes to compile and gain little speed.
+    const ACCUMULATORS: usize;
+    /// Whether a multiply-add broadcasts its operand from memory. Loads and registers for addresses are then scarce:
+    /// see [`opaque`].
+    const SPLATS_FROM_MEMORY: bool = false;
+    fn splat(self, x: f32) -> Self::V;
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `v` where `a > b`, otherwise zero.
+    fn where_above(self, a: Self::V, b: Self::V, v: Self::V) -> Self::V;
+    /// `a * b + c`
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Prefetches the cache line at `p`, into L1 where it is large, otherwise into L2. Any address is allowed: a
+    /// prefetch reads nothing and cannot fault.
+    #[inline(always)]
+    fn prefetch(self, _p: *const f32) {}
+
+    /// Loads a vector.
+    ///
+    /// # Safety
+    /// `LANES` floats must be readable at `p`, which may be unaligned.
+    unsafe fn load(self, p: *const f32) -> Self::V;
+    /// Stores a vector.
+    ///
+    /// # Safety
+    /// `LANES` floats must be writable at `p`, which may be unaligned.
+    unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// Loads the first `count` floats at `p`, fewer than a whole vector; the other lanes are zero.
+    ///
+    /// # Safety
+    /// `count < LANES`, and `count` floats must be readable at `p`, which may be unaligned.
+    #[inline(always)]
+    unsafe fn load_first(self, p: *const f32, count: usize) -> Self::V {
+        let mut values = [0.0; 16];
+        // SAFETY: `count < LANES <= 16` floats are readable at `p` by the contract, and `values` holds 16.
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, values.as_mut_ptr(), count);
+            self.load(values.as_ptr())
+        }
+    }
+    /// Stores the first `count` lanes, fewer than a whole vector.
+    ///
+    /// # Safety
+    /// `count < LANES`, and `count` floats must be writable at `p`, which may be unaligned.
+    #[inline(always)]
+    unsafe fn store_first(self, p: *mut f32, v: Self::V, count: usize) {
+        let mut values = [0.0; 16];
+        // SAFETY: `count < LANES <= 16` floats are writable at `p` by the contract, and `values` holds 16.
+        unsafe {
+            self.store(values.as_mut_ptr(), v);
+            std::ptr::copy_nonoverlapping(values.as_ptr(), p, count);
+        }
+    }
+    /// Loads the first `count` floats at `p`, at most a whole vector; the other lanes are zero.
+    ///
+    /// # Safety
+    /// `count` floats, or `LANES` if that is fewer, must be readable at `p`, which may be unaligned.
+    #[inline(always)]
+    unsafe fn load_up_to(self, p: *const f32, count: usize) -> Self::V {
+        // SAFETY: `count` floats are readable at `p` by the contract; a whole vector is loaded only where `count`
+        // covers it.
+        unsafe { if count >= Self::LANES { self.load(p) } else { self.load_first(p, count) } }
+    }
+    /// Stores the first `count` lanes, at most a whole vector.
+    ///
+    /// # Safety
+    /// `count` floats, or `LANES` if that is fewer, must be writable at `p`, which may be unaligned.
+    #[inline(always)]
+    unsafe fn store_up_to(self, p: *mut f32, v: Self::V, count: usize) {
+        // SAFETY: `count` floats are writable at `p` by the contract; a whole vector is stored only where `count`
+        // covers it.
+        unsafe { if count >= Self::LANES { self.store(p, v) } else { self.store_first(p, v, count) } }
+    }
+    /// Loads the first values, at most a whole vector; lanes beyond the values are zero.
+    #[inline(always)]
+    fn read(self, values: &[f32]) -> Self::V {
+        // SAFETY: as many floats as `values` holds are readable.
+        unsafe { self.load_up_to(values.as_ptr(), values.len()) }
+    }
+    /// Stores the first lanes, as many as `values` has room for.
+    #[inline(always)]
+    fn write(self, values: &mut [f32], v: Self::V) {
+        // SAFETY: as many floats as `values` holds are writable, and `values` is mutably borrowed.
+        unsafe { self.store_up_to(values.as_mut_ptr(), v, values.len()) }
+    }
+    /// [`write`](Self::write) to floats that may not be written yet.
+    #[inline(always)]
+    fn write_new(self, values: &mut Unwritten, v: Self::V) {
+        // SAFETY: as many floats as `values` holds are writable, and `values` is mutably borrowed.
+        unsafe { self.store_up_to(values.as_mut_ptr().cast(), v, values.len()) }
+    }
+    fn splat_i32(self, x: i32) -> Self::I;
+    fn add_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Adds to each lane of `sum` the four products of the lane's bytes: unsigned of `x`, signed of `w`. Exact: no
+    /// product or sum of products saturates.
+    fn dot(self, sum: Self::I, x: Self::I, w: Self::I) -> Self::I;
+    /// Drops the lowest byte of each lane and puts the lowest byte of `next` above the other three.
+    fn shift_in(self, bytes: Self::I, next: Self::I) -> Self::I;
+    /// The nearest floats; ties to even.
+    fn to_floats(self, x: Self::I) -> Self::V;
+    /// The nearest integers, ties to even, of floats below 2^30; the least integer for those below it.
+    fn to_nearest(self, x: Self::V) -> Self::I;
+    /// Loads a vector of words.
+    ///
+    /// # Safety
+    /// `LANES` words must be readable at `p`, which may be unaligned.
+    unsafe fn load_i32(self, p: *const i32) -> Self::I;
+    /// Stores a vector of words.
+    ///
+    /// # Safety
+    /// `LANES` words must be writable at `p`, which may be unaligned.
+    unsafe fn store_i32(self, p: *mut i32, v: Self::I);
+    /// Loads `LANES` unsigned bytes, one per lane.
+    ///
+    /// # Safety
+    /// `LANES` bytes must be readable at `p`.
+    unsafe fn load_bytes(self, p: *const u8) -> Self::I;
+    /// Stores `LANES` lanes as bytes: 0 for negative numbers, 255 for those above.
+    ///
+    /// # Safety
+    /// `LANES` bytes must be writable at `p`.
+    unsafe fn store_bytes(self, p: *mut u8, v: Self::I);
+    /// Loads the first words, at most a whole vector; lanes beyond the words are zero.
+    #[inline(always)]
+    fn read_i32(self, words: &[i32]) -> Self::I {
+        // SAFETY: a whole vector is loaded where `words` covers it, otherwise from `all`, which holds 16 words, of
+        // which fewer than `LANES <= 16` are copied.
+        unsafe {
+            if words.len() >= Self::LANES {
+                return self.load_i32(words.as_ptr());
+            }
+            let mut all = [0; 16];
+            all[..words.len()].copy_from_slice(words);
+            self.load_i32(all.as_ptr())
+        }
+    }
+    /// Loads the first bytes, at most a whole vector, one per lane; lanes beyond the bytes are zero.
+    #[inline(always)]
+    fn read_bytes(self, bytes: &[u8]) -> Self::I {
+        // SAFETY: a whole vector is loaded where `bytes` covers it, otherwise from `all`, which holds 16 bytes, of
+        // which fewer than `LANES <= 16` are copied.
+        unsafe {
+            if bytes.len() >= Self::LANES {
+                return self.load_bytes(bytes.as_ptr());
+            }
+            let mut all = [0; 16];
+            match bytes.first_chunk::<8>() {
+                Some(eight) if bytes.len() == 8 => all[..8].copy_from_slice(eight),
+                _ => all[..bytes.len()].copy_from_slice(bytes),
+            }
+            self.load_bytes(all.as_ptr())
+        }
+    }
+    /// Stores the first lanes as bytes, as many as `bytes` has room for: 0 for negative numbers, 255 for those above.
+    #[inline(always)]
+    fn write_bytes(self, bytes: &mut [u8], v: Self::I) {
+        // SAFETY: a whole vector is stored where `bytes` has room for it, otherwise to `all`, which holds 16 bytes.
+        unsafe {
+            if bytes.len() >= Self::LANES {
+                return self.store_bytes(bytes.as_mut_ptr(), v);
+            }
+            let mut all = [0; 16];
+            self.store_bytes(all.as_mut_ptr(), v);
+            let len = bytes.len();
+            match bytes.first_chunk_mut::<8>() {
+                Some(eight) if len == 8 => eight.copy_from_slice(&all[..8]),
+                _ => bytes.copy_from_slice(&all[..len]),
+            }
+        }
+    }
+    /// Copies a block of 8 x 8 floats transposed; rows of `source` are `source_stride` apart, rows of `target`
+    /// `target_stride`.
+    #[inline(always)]
+    fn transpose(self, source: &[f32], source_stride: usize, target: &mut [f32], target_stride: usize) {
+        for row in 0..8 {
+            for column in 0..8 {
+                target[column * target_stride + row] = source[row * source_stride + column];
+            }
+        }
+    }
+}
+
+/// Ranges of `0..n` that a vector of `S` covers; the last may be shorter.
+#[inline(always)]
+pub(crate) fn vectors<S: Simd>(_: S, n: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..n).step_by(S::LANES).map(move |start| start..n.min(start + S::LANES))
+}
+
+/// Hides a pointer's provenance from the compiler, so that neighbouring rows are addressed relative to `p`. Otherwise
+/// LLVM keeps a pointer per row, spills most of them and reloads each at every use.
+#[inline(always)]
+pub(crate) fn opaque(p: *const f32) -> *const f32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let mut p = p;
+        #[allow(clippy::pointers_in_nomem_asm_block)] // nothing is read or written through it here
+        // SAFETY: the assembly is a comment: no instruction reads or writes anything.
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags))
+        };
+        p
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    p
+}

@@ -1,0 +1,187 @@
+//! Work on another machine, through the binary. Scripts stand in for `ssh` and `adb`; the test against a real server is
+//! ignored unless the gate starts one.
+#![cfg(unix)]
+
+mod common;
+
+use common::{fails, misused, ofa, succeeds};
+use std::fs;
+use std::path::Path;
+
+/// A device's login: it greets, and runs the last argument.
+const LOGIN: &str = "for last; do :; done\necho Welcome to the board\nmkdir -p there\nexport TMPDIR=$PWD/there\n";
+
+/// Writes a stand-in for `ssh` whose machine has its own home; returns the value of `--ssh`.
+fn stand_in(folder: &Path, name: &str, script: &str) -> String {
+    fs::write(folder.join(name), script).unwrap();
+    format!("sh {}", folder.join(name).display())
+}
+
+const PROFILE: &[&str] = &["profile", "--space", "tiny", "--classes", "10", "--run", "r", "--name", "board"];
+
+fn profile<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [PROFILE, &["--rounds", "2", "--check", "3"], more].concat()
+}
+
+/// What is left on the machine.
+fn left(folder: &Path) -> usize {
+    fs::read_dir(folder.join("there")).unwrap().count()
+}
+
+#[test]
+fn a_space_is_profiled_without_a_run() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    succeeds(folder, &profile(&[]));
+    let out = succeeds(folder, &["--version"]);
+    assert!(out.contains("instruction set: ") && out.contains("commit: ") && out.lines().count() == 5, "{out}");
+    let here = fs::read_to_string(folder.join("r/devices/board.json")).unwrap();
+    assert!(here.contains("\"classes\": 10"), "{here}");
+    let config = succeeds(folder, &["config", "--preset", "tiny"]);
+    fs::write(folder.join("c.toml"), config).unwrap();
+    succeeds(
+        folder,
+        &["profile", "--config", "c.toml", "--classes", "10", "--run", "r2", "--rounds", "2", "--check", "3"],
+    );
+    assert!(folder.join("r2/devices/this.json").exists());
+    fails(folder, &["profile", "--space", "nothing", "--run", "r3"], &["no preset is named 'nothing'"]);
+    misused(folder, &["profile", "--space", "tiny", "--config", "c.toml"], &["cannot be used with"]);
+}
+
+#[test]
+fn times_from_elsewhere_are_a_profile() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    common::finished_run(folder);
+    let table = succeeds(folder, &["profile", "--run", "run", "--layers"]);
+    fs::write(folder.join("t.csv"), table.replace(",\n", ",0.25\n")).unwrap();
+    let out = succeeds(folder, &["profile", "--run", "run", "--name", "own", "--import", "t.csv"]);
+    assert!(out.contains("device 'own'"), "{out}");
+    succeeds(folder, &["search", "--run", "run", "--limit", "own:latency=3ms", "--generations", "3"]);
+    fs::write(folder.join("t.csv"), table).unwrap();
+    fails(folder, &["profile", "--run", "run", "--name", "own", "--import", "t.csv"], &["t.csv:2", "is missing"]);
+    fails(folder, &["profile", "--run", "run", "--import", "t.csv", "a.yaml"], &["not both"]);
+}
+
+#[test]
+fn a_run_says_its_space_itself() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    common::finished_run(folder);
+    fails(folder, &["profile", "--run", "run", "--space", "tiny"], &["config.toml", "space of its own"]);
+}
+
+#[test]
+fn another_machine_is_profiled_and_left_clean() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let ssh = stand_in(folder, "ssh.sh", &format!("echo \"$@\" >> log\n{LOGIN}exec sh -c \"$last\"\n"));
+    let out =
+        succeeds(folder, &profile(&["--on", "ssh:pi@clean:2222", "--ssh", &ssh, "--name", "clean", "--cores", "0"]));
+    assert!(out.contains("device 'clean'") && out.contains("error on 3 random subnets"), "{out}");
+    let profile = fs::read_to_string(folder.join("r/devices/clean.json")).unwrap();
+    assert!(profile.contains("\"name\": \"clean\""), "{profile}");
+    let log = fs::read_to_string(folder.join("log")).unwrap();
+    assert!(
+        log.contains("-T -p 2222 pi@clean sh -c") && log.contains("taskset 1 ") && log.contains("there/ofa-clean-"),
+        "{log}"
+    );
+    assert_eq!(left(folder), 0);
+}
+
+#[test]
+fn a_lost_connection_is_taken_up_again() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    // The first connection that measures ends after its first line of progress.
+    let ssh = stand_in(
+        folder,
+        "ssh.sh",
+        &format!(
+            "{LOGIN}case \"$last\" in *--progress-lines*) if ! test -f lost; then touch lost; sh -c \"$last\" | \
+             sed '/^progress/q'; exit 255; fi;; esac\nexec sh -c \"$last\"\n"
+        ),
+    );
+    let arguments = profile(&["--on", "ssh:far", "--ssh", &ssh, "--name", "far"]);
+    let output = ofa(folder, &arguments);
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && err.contains("ssh:far: the connection was lost"), "{err}");
+    assert!(folder.join("r/devices/far.json").exists());
+    assert_eq!(left(folder), 0);
+}
+
+#[test]
+fn what_goes_wrong_there_is_one_sentence_here() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let on = |ssh: &str, more: &[&str]| {
+        let mut arguments = profile(&["--on", "ssh:board", "--ssh"]);
+        arguments.push(ssh);
+        arguments.extend(more);
+        arguments.into_iter().map(String::from).collect::<Vec<_>>()
+    };
+    let fails_with = |ssh: &str, more: &[&str], parts: &[&str]| {
+        let arguments = on(ssh, more);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        fails(folder, &arguments, parts);
+        assert!(!folder.join("r/devices/board.json").exists());
+    };
+    let refused =
+        stand_in(folder, "refused.sh", "echo 'ssh: connect to host board port 22: Connection refused' >&2; exit 255\n");
+    fails_with(&refused, &[], &["ssh:board: no connection: ssh: connect to host board port 22", "try it with `sh"]);
+    fails_with("no-such-ssh", &[], &["cannot start `no-such-ssh`"]);
+    let other = "mkdir -p bin\nprintf '#!/bin/sh\\necho sparc\\n' > bin/uname\nchmod +x bin/uname\nexport PATH=$PWD/bin:$PATH\n";
+    let arm = stand_in(folder, "arm.sh", &format!("{LOGIN}{other}exec sh -c \"$last\"\n"));
+    fails_with(&arm, &[], &["the machine is sparc", "--program"]);
+    let login = stand_in(folder, "login.sh", &format!("{LOGIN}exec sh -c \"$last\"\n"));
+    fs::write(folder.join("notes.txt"), "no program").unwrap();
+    fails_with(&login, &["--program", "notes.txt"], &["notes.txt: this is no program"]);
+    fails_with(&login, &["--run-with", "no-such-emulator"], &["failed there with exit code 127"]);
+    fails_with(&login, &["--cores", "9-1"], &["--cores 9-1"]);
+    misused(folder, &["profile", "--ssh", "x"], &["required"]);
+}
+
+#[test]
+fn a_phone_is_reached_by_these_commands() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let data = folder.join("data");
+    // The phone's folder is elsewhere on this machine.
+    let adb = format!(
+        "echo \"$@\" >> log\nshift 2\ncase $1 in\npush) exec cp \"$2\" \"$(echo \"$3\" | sed 's|/data/local/tmp|{data}|')\";;\n\
+         shell) exec sh -c \"$(echo \"$2\" | sed 's|/data/local/tmp|{data}|g')\";;\nesac\n",
+        data = data.display()
+    );
+    let adb = stand_in(folder, "adb.sh", &adb);
+    succeeds(folder, &profile(&["--on", "adb:1a2b", "--adb", &adb, "--name", "phone", "--cores", "0"]));
+    let log = fs::read_to_string(folder.join("log")).unwrap();
+    assert!(log.contains("-s 1a2b push ") && log.contains("-s 1a2b shell sh -c "), "{log}");
+    assert!(log.contains("dumpsys thermalservice") && log.contains("taskset 1 "), "{log}");
+    assert!(folder.join("r/devices/phone.json").exists());
+    assert!(fs::read_dir(data).unwrap().next().is_none());
+}
+
+/// The gate's server, by `OFA_SSH`.
+#[test]
+#[ignore = "needs a server for ssh"]
+fn a_real_server_is_profiled_and_left_clean() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let ssh = std::env::var("OFA_SSH").expect("OFA_SSH is the command for the server `try`");
+    let on = ["--on", "ssh:try", "--ssh", &ssh];
+    let out = succeeds(folder, &profile(&[&on[..], &["--name", "real"]].concat()));
+    assert!(out.contains("device 'real'"), "{out}");
+    // The same measurement by a program for another architecture.
+    if let Ok(program) = std::env::var("OFA_AARCH64") {
+        let emulated = ["--program", &program, "--run-with", "qemu-aarch64-static", "--name", "emulated"];
+        let out = succeeds(folder, &profile(&[&on[..], &emulated].concat()));
+        assert!(out.contains("neon"), "{out}");
+        let wrong = ["--program", &program, "--name", "wrong"];
+        fails(folder, &profile(&[&on[..], &wrong].concat()), &["the machine is x86_64", "is for aarch64"]);
+    }
+    let unknown = profile(&["--on", "ssh:nobody.invalid", "--ssh", &ssh, "--name", "nobody"]);
+    fails(folder, &unknown, &["ssh:nobody.invalid: no connection", "nobody.invalid"]);
+    let left = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
+    let left: Vec<_> = left.filter(|entry| entry.file_name().to_string_lossy().starts_with("ofa-real-")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
