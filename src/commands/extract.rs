@@ -372,13 +372,11 @@ pub fn extract_all(
             }
         }
         let (net, how) = tuned.as_ref().map_or((&supernet, None), |(net, how)| (net, Some(*how)));
-        let (dtype, origin) = (
-            options.dtype,
-            Some(match search {
-                Some((sentence, _)) => format!("{origin} {sentence}"),
-                None => origin.clone(),
-            }),
-        );
+        let origin = Some(match search {
+            Some((sentence, _)) => format!("{origin} {sentence}"),
+            None => origin.clone(),
+        });
+        let dtype = options.dtype;
         extract(net, subnet, &statistics, &data.classes, &data.normalisation, dtype, origin, how, &path)?;
         let compared = data.train.draw(COMPARED, &mut generator(config.train.seed, Stream::Compare, &[]));
         let batch = data.evaluation_batch(&data.train, &compared, subnet.resolution)?;
@@ -387,6 +385,17 @@ pub fn extract_all(
         rows.push(row);
     }
     Ok(rows)
+}
+
+/// What a model card says about where the weights come from.
+fn origin(steps: usize, space: &str, recalibration: usize) -> String {
+    let trained = match steps {
+        0 => "a published, imported supernet".into(),
+        steps => format!("a supernet trained for {steps} steps by progressive shrinking"),
+    };
+    format!(
+        "Cut out of {trained}, in the search space `{space}`. Batch norm was recalibrated on {recalibration} training images."
+    )
 }
 
 /// The run's predictor, if there is one for its space.
@@ -415,17 +424,6 @@ fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, wanted: &[Wanted])
     let accuracies = measured.accuracies(&fresh)?;
     let samples = fresh.into_iter().zip(accuracies).map(|(subnet, accuracy)| Sample { subnet, accuracy });
     kept_samples::keep_samples(folder, space, &measured, &samples.collect::<Vec<_>>())
-}
-
-/// What a model card says about where the weights come from.
-fn origin(steps: usize, space: &str, recalibration: usize) -> String {
-    let trained = match steps {
-        0 => "a published, imported supernet".into(),
-        steps => format!("a supernet trained for {steps} steps by progressive shrinking"),
-    };
-    format!(
-        "Cut out of {trained}, in the search space `{space}`. Batch norm was recalibrated on {recalibration} training images."
-    )
 }
 
 fn finetune_subnet(

@@ -43,7 +43,8 @@ impl Plan {
         plan
     }
 
-    /// The smallest free buffer of the value's type that is large enough; otherwise the largest, which grows; otherwise a new one.
+    /// The smallest free buffer of the value's type that is large enough; otherwise the largest, which grows; otherwise
+    /// a new one.
     fn take(&mut self, free: &mut Vec<usize>, value: Stored) -> usize {
         let (numbers, width) = (value.numbers, value.width());
         let size = |place: usize| self.sizes[free[place]];

@@ -152,15 +152,15 @@ impl Act for Swish {
     }
     #[inline(always)]
     fn values<S: Simd>(s: S, x: S::V) -> S::V {
-        s.mul(x, sigmoids(s, x, S::mul_add))
+        s.mul(x, sigmoids::<S, true>(s, x))
     }
     #[inline(always)]
     fn exact_values<S: Simd>(s: S, x: S::V) -> S::V {
-        s.mul(x, sigmoids(s, x, unfused))
+        s.mul(x, sigmoids::<S, false>(s, x))
     }
     #[inline(always)]
     fn times_slopes<S: Simd>(s: S, x: S::V, g: S::V) -> S::V {
-        let (sigmoid, one) = (sigmoids(s, x, S::mul_add), s.splat(1.0));
+        let (sigmoid, one) = (sigmoids::<S, true>(s, x), s.splat(1.0));
         let rest = s.mul_add(sigmoid, s.splat(-1.0), one);
         s.mul(g, s.mul(sigmoid, s.mul_add(x, rest, one)))
     }
@@ -174,32 +174,27 @@ fn sigmoid(x: f32) -> f32 {
 const SATURATED: f32 = -18.0;
 
 /// [`sigmoid`] of a vector, to 2e-7: 1/2 plus an odd rational function of degrees 9 and 8, whose relative error is
-/// least on both sides of zero up to [`SATURATED`]. `mul_add` is `a * b + c`, fused or not.
+/// least on both sides of zero up to [`SATURATED`]. `FUSED` multiply-adds are faster, but only some sets have them.
 #[inline(always)]
-fn sigmoids<S: Simd>(s: S, x: S::V, mul_add: impl Fn(S, S::V, S::V, S::V) -> S::V) -> S::V {
+fn sigmoids<S: Simd, const FUSED: bool>(s: S, x: S::V) -> S::V {
     const ABOVE: [f32; 5] = [1.304_183_1e-11, 8.050_477e-8, 5.461_870_4e-5, 8.363_146e-3, 2.5e-1];
     const BELOW: [f32; 5] = [3.037_747_2e-9, 5.133_826_6e-6, 1.617_313_6e-3, 1.167_858_8e-1, 1.0];
     let inside = s.min(s.max(x, s.splat(SATURATED)), s.splat(-SATURATED));
     let square = s.mul(inside, inside);
-    let odd = s.mul(inside, polynomial(s, square, ABOVE, &mul_add));
-    let odd = s.div(odd, polynomial(s, square, BELOW, &mul_add));
+    let odd = s.mul(inside, polynomial::<S, FUSED>(s, square, ABOVE));
+    let odd = s.div(odd, polynomial::<S, FUSED>(s, square, BELOW));
     s.where_above(x, s.splat(SATURATED), s.add(odd, s.splat(0.5)))
 }
 
 /// A polynomial by its coefficients, that of the highest power first.
 #[inline(always)]
-fn polynomial<S: Simd>(s: S, x: S::V, coefficients: [f32; 5], mul_add: &impl Fn(S, S::V, S::V, S::V) -> S::V) -> S::V {
+fn polynomial<S: Simd, const FUSED: bool>(s: S, x: S::V, coefficients: [f32; 5]) -> S::V {
     let mut sum = s.splat(coefficients[0]);
     for &term in &coefficients[1..] {
-        sum = mul_add(s, sum, x, s.splat(term));
+        let term = s.splat(term);
+        sum = if FUSED { s.mul_add(sum, x, term) } else { s.add(s.mul(sum, x), term) };
     }
     sum
-}
-
-/// `a * b + c` with two roundings.
-#[inline(always)]
-fn unfused<S: Simd>(s: S, a: S::V, b: S::V, c: S::V) -> S::V {
-    s.add(s.mul(a, b), c)
 }
 
 /// `relu6(x + 3) / 6`

@@ -19,8 +19,8 @@ impl RowSource for Columns<'_> {
     }
 }
 
-/// Writes the input values `[ky, kx, channel]` of the output pixels `pixels` to `tile`, `stride` apart; `border` for those
-/// outside the map.
+/// Writes the input values `[ky, kx, channel]` of the output pixels `pixels` to `tile`, `stride` apart; `border` for
+/// those outside the map.
 pub(super) fn fill_columns<T: Copy>(
     shape: &DenseShape,
     input: &[T],

@@ -89,8 +89,8 @@ macro_rules! avx2_vectors {
                 fn load(p: *const f32) -> __m256 { _mm256_loadu_ps(p) }
                 fn store(p: *mut f32, v: __m256) -> () { _mm256_storeu_ps(p, v) }
                 fn load_first(p: *const f32, count: usize) -> __m256 { _mm256_maskload_ps(p, first(count)) }
-                // In halves, 4, 2 and 1 floats for the set bits of `count`: a masked store takes dozens of cycles on some
-                // processors.
+                // In halves, 4, 2 and 1 floats for the set bits of `count`: a masked store takes dozens of cycles on
+                // some processors.
                 fn store_first(p: *mut f32, v: __m256, count: usize) -> () {
                     let mut p = p;
                     let mut half = _mm256_castps256_ps128(v);
@@ -161,8 +161,8 @@ macro_rules! avx512_vectors {
                         _ => _mm512_maskz_loadu_ps(((1u32 << count) - 1) as u16, p),
                     }
                 }
-                // Half a vector, the frequent case (channels are multiples of 8), is stored without a mask: a load cannot be
-                // forwarded from a masked store that is still in the store buffer.
+                // Half a vector, the frequent case (channels are multiples of 8), is stored without a mask: a load
+                // cannot be forwarded from a masked store that is still in the store buffer.
                 fn store_first(p: *mut f32, v: __m512, count: usize) -> () {
                     match count {
                         8 => _mm256_storeu_ps(p, _mm512_castps512_ps256(v)),
