@@ -9,7 +9,7 @@ use crate::{names, progress, result_files};
 use anyhow::{Result, anyhow};
 use ofa_extract::predictor::{FEWEST_SAMPLES, Prediction, read_samples};
 use ofa_extract::search::cheapest::WARM;
-use ofa_extract::search::{self, Basis, Candidate, Cheapest, EffectsOf, SearchSettings, optimism};
+use ofa_extract::search::{self, Basis, Candidate, Cheapest, EffectsOf, SearchSettings};
 use ofa_extract::{Constraint, Limit, Measures, Predictor, Problem, Sample, SearchResult};
 use ofa_supernet::{Subnet, Supernet};
 
@@ -124,7 +124,7 @@ fn search_group(task: &Task, constraints: &[Constraint], starts: &[Subnet]) -> R
             // The corrected accuracy has to be good enough.
             let mut margin = 0.0;
             for _ in 0..CORRECTIONS {
-                let missing = least - corrected(task, constraints, &result)?.map_or(least, |found| found.accuracy);
+                let missing = least - corrected(scorer, &result)?.map_or(least, |found| found.accuracy);
                 if missing <= CLOSE_ENOUGH {
                     break;
                 }
@@ -152,8 +152,7 @@ fn search_group(task: &Task, constraints: &[Constraint], starts: &[Subnet]) -> R
 }
 
 /// Predicted accuracy of the best subnet, corrected for having been chosen; `None` if it has no deviation.
-fn corrected(task: &Task, constraints: &[Constraint], result: &SearchResult) -> Result<Option<Prediction>> {
-    let Task { folder, measures, scorer, options, .. } = *task;
+fn corrected(scorer: &Scorer, result: &SearchResult) -> Result<Option<Prediction>> {
     let Scorer::Predictor(predictor, _) = scorer else { return Ok(None) };
     if !predictor.has_deviation() {
         return Ok(None);
@@ -163,16 +162,7 @@ fn corrected(task: &Task, constraints: &[Constraint], result: &SearchResult) -> 
     if result.measured_accuracy.is_some() {
         return Ok(Some(prediction));
     }
-    let limits = within(result, limits_of(constraints, measures)?);
-    let space = searched_space(folder, measures, scorer, constraints.iter().chain(&options.against))?;
-    let optimism = optimism(predictor, &space, &limits, &result.elite)?;
-    Ok(Some(optimism.map_or(prediction, |optimism| optimism.correct(prediction))))
-}
-
-/// `limits` with the bounds of the result: that of a cost that was made small follows from the search.
-fn within<'a>(result: &SearchResult, mut limits: Vec<Limit<'a>>) -> Vec<Limit<'a>> {
-    limits.iter_mut().zip(&result.constraints).for_each(|(limit, found)| limit.bound = found.limit);
-    limits
+    Ok(Some(prediction.of_chosen()))
 }
 
 /// Measures the best subnets if that is asked for, corrects the predicted accuracy, and notes how the result was found.
@@ -186,7 +176,7 @@ fn complete(task: &Task, constraints: &[Constraint], result: &mut SearchResult) 
         (None, _) => {}
     }
     result.top.truncate(options.verify);
-    if let (Some(prediction), Scorer::Predictor(_, pessimism)) = (corrected(task, constraints, result)?, scorer) {
+    if let (Some(prediction), Scorer::Predictor(_, pessimism)) = (corrected(scorer, result)?, scorer) {
         result.predicted_accuracy = prediction.accuracy;
         result.predicted_deviation = Some(prediction.deviation);
         result.pessimism = *pessimism;

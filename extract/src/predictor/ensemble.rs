@@ -47,6 +47,7 @@ impl Ensemble {
         let prediction = |subnet| Prediction {
             accuracy: mean(&members, subnet),
             deviation: (variance(&members, subnet) + f64::from(self.noise).powi(2)).sqrt(),
+            doubt: variance(&members, subnet).sqrt(),
         };
         Ok((0..subnets.len()).map(prediction).collect())
     }

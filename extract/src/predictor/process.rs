@@ -13,12 +13,10 @@
 use super::encoding::{Encoding, States};
 use super::likelihood::{self, Feature, Shape};
 use super::{Prediction, Sample};
-use crate::cholesky::{Cholesky, dot};
+use crate::cholesky::Cholesky;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
-use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::{SearchSpace, Subnet};
-use rand::Rng;
 use rayon::prelude::*;
 use std::sync::OnceLock;
 
@@ -240,9 +238,10 @@ impl Process {
             let known = Tensor::from_vec(rows, (BATCH, count), &Device::Cpu)?.matmul(&inverse)?;
             let known = known.sqr()?.sum(1)?.to_vec1::<f32>()?;
             predictions.extend(lines.into_iter().zip(known).map(|((accuracy, prior), known)| {
-                let variance = (prior - f64::from(known)).max(0.0) + self.parts.shape.noise;
-                let deviation = self.parts.widening * self.parts.accuracy.deviation * variance.sqrt();
-                Prediction { accuracy, deviation }
+                let own = (prior - f64::from(known)).max(0.0);
+                let scale = self.parts.widening * self.parts.accuracy.deviation;
+                let deviation = scale * (own + self.parts.shape.noise).sqrt();
+                Prediction { accuracy, deviation, doubt: scale * own.sqrt() }
             }));
         }
         Ok(predictions)
@@ -280,34 +279,6 @@ impl Process {
         let scale = self.parts.accuracy.deviation;
         effects.iter_mut().flatten().for_each(|effect| *effect *= scale);
         Ok(effects)
-    }
-
-    /// Processes of simulated accuracies of the samples: what this process predicts for them, and noise.
-    ///
-    /// # Errors
-    /// A covariance that has no Cholesky factor.
-    pub(super) fn repetitions(&self, count: usize) -> Result<Vec<Process>> {
-        let Parts { shape, states, weights, totals, .. } = &self.parts;
-        let samples = weights.len();
-        let covariance = likelihood::covariance(&features(&self.encoding, states, totals), shape, samples);
-        let fitted: Vec<f64> = covariance.chunks_exact(samples).map(|row| dot(row, weights)).collect();
-        let inverse = self.inverse()?;
-        let repetition = |number: usize| {
-            let mut rng = generator(0, Stream::Samples, &[u64::MAX, number as u64]);
-            let mut noise = || {
-                // Box and Muller.
-                let (radius, angle): (f64, f64) = (rng.random_range(f64::MIN_POSITIVE..1.0), rng.random());
-                (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()
-            };
-            let targets: Vec<f64> = fitted.iter().map(|value| value + shape.noise.sqrt() * noise()).collect();
-            let mut weights = vec![0.0; samples];
-            for row in inverse.chunks_exact(samples) {
-                let solved: f64 = row.iter().zip(&targets).map(|(factor, target)| f64::from(*factor) * target).sum();
-                weights.iter_mut().zip(row).for_each(|(sum, factor)| *sum += f64::from(*factor) * solved);
-            }
-            Process::new(self.encoding.clone(), Parts { weights, ..self.parts.clone() })
-        };
-        Ok((0..count).into_par_iter().map(repetition).collect())
     }
 
     fn query(&self, subnet: &Subnet) -> Result<Query> {

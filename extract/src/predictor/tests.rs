@@ -332,7 +332,7 @@ fn damaged_files_of_a_process_are_refused() {
 }
 
 #[test]
-fn effects_are_nearly_those_of_single_changes_and_repetitions_err() {
+fn effects_are_nearly_those_of_single_changes_and_the_chosen_is_corrected() {
     let space = SearchSpace::named("tiny").unwrap();
     for method in [Method::GaussianProcess, Method::Ensemble] {
         let settings = FitSettings { method, hidden: 60, learning_rate: 3e-3, ..FitSettings::default() };
@@ -356,17 +356,11 @@ fn effects_are_nearly_those_of_single_changes_and_repetitions_err() {
         }
         let correlation = metrics::pearson(&expected, &found).unwrap();
         assert!(correlation > 0.9, "{method:?}: {correlation}");
-        // A simulated predictor differs from its truth by the noise, and equal ones are equal.
-        let subnets: Vec<Subnet> = samples(&space, 30).into_iter().map(|sample| sample.subnet).collect();
-        let means = |predictors: Vec<Predictor>| -> Vec<Vec<f64>> {
-            predictors.iter().map(|predictor| predictor.predict(&subnets).unwrap()).collect()
-        };
-        let repeated = means(predictor.repetitions(3).unwrap());
-        assert_eq!(repeated, means(predictor.repetitions(3).unwrap()));
-        assert_eq!(repeated.len(), if method == Method::Ensemble { 0 } else { 3 });
-        for means in repeated {
-            let error = metrics::rmse(&means, &predictor.predict(&subnets).unwrap()).unwrap();
-            assert!(error > 0.0 && error < 0.05, "{error}");
-        }
+        // A chosen subnet is worth less than it is said to be, by as much as the prediction is unsure.
+        let chosen = predictor.predict_with_deviation(&[space.largest()]).unwrap()[0];
+        assert!(chosen.doubt > 0.0 && chosen.doubt <= chosen.deviation, "{chosen:?}");
+        let corrected = chosen.of_chosen();
+        assert!((chosen.accuracy - corrected.accuracy - 2.75 * chosen.doubt).abs() < 1e-12);
+        assert!(corrected.deviation > chosen.deviation);
     }
 }

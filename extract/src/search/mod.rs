@@ -16,7 +16,6 @@
 //! | [`ppo`] | MnasNet's controller |
 //! | [`gradient`] | ProxylessNAS's gates |
 //! | [`cheapest`] | the other direction: the smallest cost of a score |
-//! | [`mod@optimism`] | by how much the chosen subnet is overrated |
 //! | [`strategies`] | the table of strategies |
 //! | [`result`] | result of a search |
 //! | [`mod@hypervolume`] | how much a front dominates |
@@ -39,7 +38,6 @@ pub mod hypervolume;
 pub mod limit;
 mod linear;
 pub mod memetic;
-pub mod optimism;
 pub mod pareto;
 mod parts;
 pub mod ppo;
@@ -58,7 +56,6 @@ mod variation;
 pub use cheapest::Cheapest;
 pub use hypervolume::hypervolume;
 pub use limit::{Limit, Limits, of_batch};
-pub use optimism::{Optimism, optimism};
 pub use result::{Basis, Candidate, ConstraintValue, FrontPoint, Scoring, SearchResult};
 pub use strategies::*;
 pub use task::{Effects, EffectsOf, Generation, Problem, Scorer, Task};
