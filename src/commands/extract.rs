@@ -284,6 +284,17 @@ impl Extracted {
         self.tuned && self.finetuned_accuracy >= self.accuracy
     }
 
+    /// Says that fine-tuning at this rate did not help.
+    fn warn_of_finetuning(&self, learning_rate: f64) {
+        progress::note(format!(
+            "warning: {}: fine-tuning took validation accuracy from {:.2} to {:.2} %, so the earlier weights are stored; \
+             give a lower --finetune-rate than {learning_rate}",
+            self.folder.display(),
+            100.0 * self.accuracy.unwrap_or_default(),
+            100.0 * self.finetuned_accuracy.unwrap_or_default(),
+        ));
+    }
+
     /// Fails if a model in f32 computes other logits than the supernet.
     fn check(&self, dtype: NumberType) -> Result<()> {
         let (difference, largest) = self.difference;
@@ -318,10 +329,8 @@ pub fn extract_all(
     let origin = origin(note.steps, &note.space.name, options.recalibration);
     let recalibration = EvaluationSet::for_recalibration(data, options.recalibration, BATCH, config.train.seed)?;
     let recalibration = recalibration.with_control(interrupt::control);
-    let validation = match data.validation.is_empty() {
-        true => None,
-        false => Some(EvaluationSet::of_split(data, &data.validation, None, BATCH, config.train.seed)?),
-    };
+    let of_split = || EvaluationSet::of_split(data, &data.validation, None, BATCH, config.train.seed);
+    let validation = (!data.validation.is_empty()).then(of_split).transpose()?;
     let validation = validation.map(|set| set.with_control(interrupt::control));
     let measure = |net: &Supernet, subnet: &Subnet| -> Result<(Statistics, Option<f64>)> {
         let statistics = recalibrate_on(net, subnet, &recalibration)?;
@@ -361,14 +370,7 @@ pub fn extract_all(
                 let how = Finetuned { epochs: options.epochs, learning_rate: options.learning_rate };
                 (tuned, statistics) = (Some((net, how)), tuned_statistics);
             } else {
-                progress::note(format!(
-                    "warning: {}: fine-tuning took validation accuracy from {:.2} to {:.2} %, so the earlier weights are stored; \
-                     give a lower --finetune-rate than {}",
-                    path.display(),
-                    100.0 * accuracy.unwrap_or_default(),
-                    100.0 * finetuned_accuracy.unwrap_or_default(),
-                    options.learning_rate
-                ));
+                row.warn_of_finetuning(options.learning_rate);
             }
         }
         let (net, how) = tuned.as_ref().map_or((&supernet, None), |(net, how)| (net, Some(*how)));

@@ -7,11 +7,8 @@
 
 use super::genome::{Genes, Genome};
 use super::parts::{Part, parts};
-use super::task::Rules;
+use super::task::{Effects, Rules};
 use std::ops::Range;
-
-/// Change of the score by each value of each gene, where a gene that a candidate lacks counts 0.
-pub type Effects = Vec<Vec<f64>>;
 
 /// Penalties on a change, as parts of the mean effect of a choice: a candidate for each.
 const PENALTIES: [f64; 7] = [0.0, 0.25, 0.5, 0.8, 1.2, 1.6, 2.4];

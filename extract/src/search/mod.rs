@@ -56,10 +56,9 @@ mod variation;
 pub use cheapest::Cheapest;
 pub use hypervolume::hypervolume;
 pub use limit::{Limit, Limits, of_batch};
-pub use linear::Effects;
 pub use result::{Basis, Candidate, ConstraintValue, FrontPoint, Scoring, SearchResult};
 pub use strategies::*;
-pub use task::{EffectsOf, Generation, Problem, Scorer, Task};
+pub use task::{Effects, EffectsOf, Generation, Problem, Scorer, Task};
 
 use crate::{Error, Result};
 use std::time::Instant;

@@ -4,7 +4,6 @@ use super::Candidate;
 use super::feasible::{repair, witness};
 use super::genome::{Genes, Genome};
 use super::limit::{Limit, Limits};
-use super::linear::Effects;
 use crate::{Error, Result};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::{SearchSpace, Subnet};
@@ -33,6 +32,9 @@ pub struct Problem<'a> {
     /// Subnets known to be good, from which a search may start; the others are ignored.
     pub starts: &'a [Subnet],
 }
+
+/// Change of the score by each value of each gene, where a gene that a candidate lacks counts 0.
+pub type Effects = Vec<Vec<f64>>;
 
 /// Function that gives, for each subnet, by how much each value of each of the space's
 /// [places](SearchSpace::places) raises the score to first order, where a place that the subnet lacks counts 0.
