@@ -51,12 +51,15 @@ fn logits_are_those_of_the_reference() {
     }
 }
 
+/// Whether a layer, by its name and operation, is of a kind.
+type OfKind<'a> = &'a dyn Fn(&str, Op) -> bool;
+
 #[test]
 fn layers_that_stay_f32_are_computed_in_their_order() {
     for name in ["tiny", "resnet-tiny", "attentive-tiny"] {
         let space = preset(name).unwrap();
         let spec = space.network(&space.middle(), 5).unwrap();
-        let kinds: [(&str, &dyn Fn(&str, Op) -> bool); 4] = [
+        let kinds: [(&str, OfKind); 4] = [
             ("ends", &|name, _| ["conv_stem", "classifier", "fc"].contains(&name)),
             ("depthwise", &|_, op| matches!(op, Op::Convolution { groups, .. } if groups > 1)),
             ("pointwise", &|_, op| matches!(op, Op::Convolution { kernel: 1, groups: 1, .. })),

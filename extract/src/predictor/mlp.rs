@@ -141,7 +141,7 @@ mod tests {
             (output.unwrap()[0], mlp.slopes(&[ones.to_vec(), vec![2, 3]])[..inputs].to_vec())
         };
         let (_, slopes) = at(&layers);
-        for input in 0..inputs {
+        for (input, &slope) in slopes.iter().enumerate() {
             // Moving an input moves the first layer's sums by a row of its weight.
             let moved = |step: f32| {
                 let mut layers = layers.clone();
@@ -149,7 +149,7 @@ mod tests {
                 layers[0].bias.iter_mut().zip(row).for_each(|(bias, weight)| *bias += step * weight);
                 at(&layers).0
             };
-            let found = f64::from(slopes[input]) - 0.1 * input as f64;
+            let found = f64::from(slope) - 0.1 * input as f64;
             let expected = (moved(1e-3) - moved(-1e-3)) / 2e-3;
             assert!((found - expected).abs() < 2e-3, "{input}: {found} for {expected}");
         }
