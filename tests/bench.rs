@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{changed, command, fails, finished_run, ofa, small_configuration, succeeds, write_images};
+use common::{changed, command, fails, finished_run, misused, ofa, small_configuration, succeeds, write_images};
 use std::path::Path;
 
 #[test]
@@ -26,7 +26,7 @@ fn layers_are_listed_with_their_times() {
     let row = |name: &str| out.lines().find(|line| line.trim_start().starts_with(name)).map(str::to_string);
     assert!(row("conv_stem").is_some_and(|row| row.contains("3x3 stride") && row.contains('%')), "{out}");
     assert!(row("classifier").is_some() && out.contains("GFLOP/s"), "{out}");
-    fails(temporary.path(), &["bench", "run/models/smallest", "--layers", "--json"], &["--layers"]);
+    misused(temporary.path(), &["bench", "run/models/smallest", "--layers", "--json"], &["--layers"]);
 }
 
 #[test]
