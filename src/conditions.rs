@@ -4,7 +4,7 @@
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, Error};
-use ofa_extract::search::SearchSettings;
+use ofa_extract::search::{SearchSettings, Strategy};
 
 /// Condition on the options of a command. An option is written as people type it: `--option` holds if it was typed,
 /// `--option value` also if the value is the default.
@@ -39,13 +39,18 @@ fn conditions() -> Vec<Condition> {
         reason,
     };
     let all = SearchSettings::all();
-    let fronts = all.iter().filter(|settings| settings.strategy().draws_front());
-    let fronts: Vec<String> = fronts.map(|settings| format!("--strategy {}", settings.name())).collect();
+    let options = |holds: fn(&dyn Strategy) -> bool| -> Vec<String> {
+        let strategies = all.iter().filter(|settings| holds(settings.strategy()));
+        strategies.map(|settings| format!("--strategy {}", settings.name())).collect()
+    };
+    let fronts = options(|strategy| strategy.draws_front());
     let measuring = ["--score measured", "--verify"];
     let images = "images are for measuring accuracies; the predictor needs none";
     let mut conditions = vec![
         excludes("search", "--verify", &["--score measured"], "its accuracies are measured already"),
         excludes("search", "--pessimism", &["--score measured"], "only predictions have a deviation"),
+        excludes("search", "--at-least", &["--score measured"], "it asks the predictor about many thousand subnets"),
+        excludes("search", "--at-least", &["--verify"], "the measured accuracies would be of other costs"),
         needs("search", "--data", &measuring, images),
         needs("search", "--skip-bad", &measuring, images),
         needs("search", "--recalibration", &measuring, images),
@@ -75,8 +80,8 @@ fn conditions() -> Vec<Condition> {
             "a resumed run takes its settings from config.toml; only --data may be given, for images that have moved",
         ),
     ];
-    for front in &fronts {
-        conditions.push(needs("search", front, &["--against"], "the front is drawn against these costs"));
+    for front in options(|strategy| strategy.needs_costs()) {
+        conditions.push(needs("search", &front, &["--against"], "the front is drawn against these costs"));
     }
     conditions.push(Condition {
         command: "search",

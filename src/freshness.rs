@@ -4,6 +4,7 @@
 use crate::progress;
 use crate::run_folder::RunFolder;
 use anyhow::{Result, bail};
+use ofa_evaluate::DeviceProfile;
 use ofa_extract::predictor::check_space;
 use ofa_extract::search::Basis;
 use ofa_extract::{Constraint, Measures, Metric, Predictor, SearchResult};
@@ -37,7 +38,8 @@ pub fn load_predictor(folder: &RunFolder, space: &SearchSpace) -> Result<Predict
 
 /// Prints the reasons to doubt a search with `predictor`.
 pub fn warn_of_doubts(folder: &RunFolder, predictor: &Predictor) -> Result<()> {
-    for doubt in predictor.doubts(&folder.weights_checksum()?) {
+    // Without a supernet there are no weights that the predictor could be wrong for.
+    for doubt in predictor.doubts(&folder.weights_checksum().unwrap_or_default()) {
         progress::note(format!("warning: {}: {doubt}", predictor_path(folder).display()));
     }
     Ok(())
@@ -89,4 +91,25 @@ pub fn warn_of_outdated(folder: &RunFolder, results: &[(PathBuf, SearchResult)])
 /// Checksums of the weights and the predictor behind the scores, for a search result.
 pub fn basis_of(predictor: &Predictor) -> Result<Basis> {
     Ok(Basis { weights: predictor.weights().map(String::from), predictor: Some(predictor.checksum()?) })
+}
+
+/// A sentence about the errors of a device profile, and what to do.
+pub fn judgement_of_profile(profile: &DeviceProfile) -> String {
+    let name = &profile.name;
+    let Some(check) = &profile.check else {
+        return format!(
+            "device '{name}': its table was imported, so its errors are not known; measure a model on the device"
+        );
+    };
+    let (word, advice) = match check.median_error {
+        error if error <= 0.05 => ("good", "its latencies can be trusted"),
+        error if error <= 0.15 => ("fair", "leave room below the limit, or profile again with more --rounds"),
+        _ => ("weak", "profile again on a quiet machine with more --rounds"),
+    };
+    format!(
+        "device '{name}': latencies of {} random subnets err by {:.1} % (median; {:.1} % at most for 95 % of them): {word}; {advice}",
+        check.subnets.len(),
+        100.0 * check.median_error,
+        100.0 * check.p95_error
+    )
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use ofa_evaluate::DeviceProfile;
 use ofa_extract::{Constraint, Metric};
 use ofa_supernet::data::{DataOptions, Dataset, Normalisation, OpenProgress, Split, Splits};
-use ofa_supernet::files::{list_folder, read_toml, remove_all_abandoned, write_atomic};
+use ofa_supernet::files::{list_folder, read_json, read_toml, remove_all_abandoned, write_atomic, write_json};
 use ofa_supernet::lock::{Lock, Sharing};
 use ofa_supernet::train::TrainConfig;
 use ofa_supernet::train::checkpoint::{Folder, read_supernet, read_supernet_note, supernet_checksum};
@@ -28,6 +28,17 @@ pub struct RunConfig {
     /// Training of the supernet.
     pub train: TrainConfig,
 }
+
+/// Content of `space.json` in a run folder without a supernet, whose accuracies were measured elsewhere.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ForeignSpace {
+    space: SearchSpace,
+    classes: Vec<String>,
+}
+
+/// File of [`ForeignSpace`].
+const FOREIGN_SPACE: &str = "space.json";
 
 /// Source of the images, and how they are split.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -320,8 +331,29 @@ impl RunFolder {
         Ok(data)
     }
 
-    /// The supernet's space and class names.
+    /// Makes a run folder of `space` without a supernet, for accuracies that were measured elsewhere; the same folder
+    /// may be there already.
+    pub fn create_foreign(&self, space: &SearchSpace, classes: usize) -> Result<()> {
+        let data = DataConfig { source: String::new(), ..DataConfig::default() };
+        let config =
+            RunConfig { from: None, data, space: space.clone(), train: TrainConfig::preset("imagenet", space)? };
+        let there = self.join("config.toml").exists();
+        if there && !(self.join(FOREIGN_SPACE).exists() && self.config()?.space == *space) {
+            bail!("{}: already holds another run; name another folder with --out", self.path.display());
+        }
+        let classes = class_names::numbered_classes(classes);
+        write_json(&self.join(FOREIGN_SPACE), &ForeignSpace { space: space.clone(), classes })?;
+        self.write_config(&config)
+    }
+
+    /// The run's space and class names: those of the supernet, or of accuracies measured elsewhere.
     pub fn space(&self) -> Result<(SearchSpace, Vec<String>)> {
+        let foreign = self.join(FOREIGN_SPACE);
+        if !Folder::of_run(&self.path, 1).supernet_path().exists() && foreign.exists() {
+            let ForeignSpace { space, classes } = read_json(&foreign)?;
+            space.validate().map_err(|e| e.at(&foreign))?;
+            return Ok((space, classes));
+        }
         let (_, note) = read_supernet(&self.supernet_path()?)?;
         Ok((note.space, note.classes))
     }
@@ -333,6 +365,12 @@ impl RunFolder {
 
     fn supernet_path(&self) -> Result<PathBuf> {
         let path = Folder::of_run(&self.path, 1).supernet_path();
+        if !path.exists() && self.join(FOREIGN_SPACE).exists() {
+            bail!(
+                "{}: this run has accuracies that were measured elsewhere, and no supernet to measure or to extract from",
+                self.path.display()
+            );
+        }
         if !path.exists() {
             bail!(
                 "{}: the supernet is not trained yet; finish it with `ofa train --out {} --resume`",

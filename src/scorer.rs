@@ -6,6 +6,7 @@ use crate::measured::Measured;
 use crate::run_folder::RunFolder;
 use anyhow::{Result, anyhow, bail};
 use ofa_evaluate::DeviceProfile;
+use ofa_extract::search::Effects;
 use ofa_extract::{Constraint, Limit, Measures, Metric, Predictor};
 use ofa_supernet::{SearchSpace, Subnet};
 use std::path::PathBuf;
@@ -31,6 +32,19 @@ impl Scorer<'_> {
                 Ok(predictions.iter().map(|p| p.accuracy - pessimism * p.deviation).collect())
             }
             Scorer::Measured(measured) => Ok(measured.accuracies(subnets)?),
+        }
+    }
+
+    /// Whether scores have derivatives.
+    pub fn has_effects(&self) -> bool {
+        matches!(self, Scorer::Predictor(..))
+    }
+
+    /// Derivatives of the scores of `subnets`, if these are predictions; the deviations' are left out.
+    pub fn effects(&self, subnets: &[Subnet]) -> ofa_extract::Result<Vec<Effects>> {
+        match self {
+            Scorer::Predictor(predictor, _) => predictor.effects(subnets),
+            Scorer::Measured(_) => Ok(Vec::new()),
         }
     }
 }

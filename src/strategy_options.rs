@@ -19,11 +19,6 @@ pub fn strategy() -> impl TypedValueParser<Value = SearchSettings> {
     PossibleValuesParser::new(names).try_map(|name| SearchSettings::named(&name).ok_or("expected a strategy"))
 }
 
-/// Name of the default strategy.
-pub fn default_strategy() -> &'static str {
-    SearchSettings::all()[0].name()
-}
-
 /// Settings of strategies that were given on the command line.
 #[derive(Clone)]
 pub struct StrategyOptions(ArgMatches);

@@ -438,3 +438,35 @@ fn other_images_are_normalised_as_in_training() {
     }
     assert_eq!(normalisation(&["--data", "sorted"]), own);
 }
+
+#[test]
+fn a_search_result_says_what_was_predicted_and_is_measured_as_a_sample() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    fs::remove_dir_all(folder.join("run/search")).unwrap();
+    let search = |more: &[&str]| {
+        let search = ["search", "--run", "run", "--limit", "any:macs=300k", "--strategy", "random", "--name", "mine"];
+        succeeds(folder, &[&search, more].concat())
+    };
+    let samples = || fs::read_to_string(folder.join("run/predictor/samples.jsonl")).unwrap();
+    let before = samples();
+    search(&["--evaluations", "300"]);
+    succeeds(folder, &["extract", "--run", "run", "--search-results", "--no-sample"]);
+    assert_eq!(samples(), before);
+    let extract = ["extract", "--run", "run", "--search-results", "--recalibration", "20"];
+    let out = succeeds(folder, &extract);
+    assert!(out.contains("predicted") && out.contains("validation"), "{out}");
+    let result: serde_json::Value =
+        serde_json::from_slice(&fs::read(folder.join("run/search/mine.json")).unwrap()).unwrap();
+    let best = result["best"].as_str().unwrap();
+    let added = samples()[before.len()..].to_string();
+    assert!(before.contains(best) || (added.contains(best) && added.contains("measured_with")), "{added}");
+    let config = fs::read_to_string(folder.join("run/models/mine/config.json")).unwrap();
+    assert!(config.contains("Result of the search `mine` (any:macs=300k; random"), "{config}");
+    // Another search of this name does not replace the model.
+    fs::remove_file(folder.join("run/search/mine.json")).unwrap();
+    search(&["--evaluations", "300", "--seed", "7"]);
+    fails(folder, &extract, &["models/mine", "another search", "--overwrite"]);
+    fails(folder, &["extract", "--run", "run", "--subnet", best, "--name", "mine"], &["another search", "--overwrite"]);
+}

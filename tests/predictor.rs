@@ -428,3 +428,44 @@ fn samples_are_chosen_and_the_curve_is_drawn_from_them() {
     let alone = ["predictor", "--run", "run", "--curve", "--active", "improvement", "--members", "1"];
     misused(folder, &alone, &["two members"]);
 }
+
+#[test]
+fn accuracies_measured_elsewhere_make_a_run_without_a_supernet() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let space = SearchSpace::named("tiny").unwrap();
+    let lines: Vec<String> = (0..60)
+        .map(|position| {
+            let subnet = space.sample(&mut generator(5, Stream::Samples, &[position]));
+            let size: f64 = subnet.blocks().map(|block| block.kernel as f64 * block.expand.value()).sum();
+            json!({"subnet": subnet, "accuracy": 50.0 + 0.3 * size, "source": "elsewhere"}).to_string()
+        })
+        .collect();
+    fs::write(folder.join("a.jsonl"), lines.join("\n")).unwrap();
+    let import = ["predictor", "--space", "tiny", "--classes", "10", "--import", "a.jsonl", "--out", "run"];
+    let out = succeeds(folder, &import);
+    assert!(out.contains("60 accuracies imported") && out.contains("Kendall tau"), "{out}");
+    // Repeated, nothing is added.
+    let count = samples(folder).lines().count();
+    succeeds(folder, &import);
+    assert_eq!(samples(folder).lines().count(), count);
+    assert!(samples(folder).lines().all(|line| line.contains(r#""imported_from":"a.jsonl""#)));
+    fs::write(folder.join("b.csv"), "subnet\n\"r24 d1,2 k5|3,5 e2|4,3\"\n\"r32 d2,2 k5,5|5,5 e4,4|4,4\"\n").unwrap();
+    let out = succeeds(folder, &["predictor", "--run", "run", "--predict", "b.csv"]);
+    let rows: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((rows.len(), &rows[0]["subnet"]), (2, &"r24 d1,2 k5|3,5 e2|4,3".into()));
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap();
+    assert!(number(&rows[0], "accuracy") < number(&rows[1], "accuracy"));
+    assert!(number(&rows[0], "low") <= number(&rows[0], "accuracy"));
+    assert!(number(&rows[0], "high") >= number(&rows[0], "accuracy"));
+    let out = succeeds(folder, &search(&[]));
+    let found: Value = serde_json::from_str(&out).unwrap();
+    assert!(found[0]["constraints"][0]["value"].as_f64().unwrap() <= 4e5, "{found}");
+    succeeds(folder, &["profile", "--run", "run", "--name", "this", "--rounds", "2", "--check", "4"]);
+    succeeds(folder, &["search", "--run", "run", "--limit", "this:latency=1s"]);
+    fails(folder, &["extract", "--run", "run", "--search-results"], &["run", "no supernet"]);
+    fails(folder, &["predictor", "--space", "resnet-tiny", "--import", "a.jsonl", "--out", "run"], &["a.jsonl:1"]);
+    fs::write(folder.join("c.jsonl"), "{\"subnet\": \"r24 d1,2 k5|3,5 e2|4,3\"}\n").unwrap();
+    fails(folder, &["predictor", "--run", "run", "--import", "c.jsonl"], &["c.jsonl:1", "accuracy"]);
+    misused(folder, &["predictor", "--space", "tiny", "--import", "a.jsonl"], &["required"]);
+}

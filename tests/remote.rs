@@ -17,10 +17,12 @@ fn stand_in(folder: &Path, name: &str, script: &str) -> String {
     format!("sh {}", folder.join(name).display())
 }
 
-const PROFILE: &[&str] = &["profile", "--space", "tiny", "--classes", "10", "--run", "r", "--name", "board"];
+const PROFILE: &[&str] =
+    &["profile", "--space", "tiny", "--classes", "10", "--run", "r", "--rounds", "2", "--check", "3", "--name"];
 
-fn profile<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    [PROFILE, &["--rounds", "2", "--check", "3"], more].concat()
+/// A short profile of the device `name`.
+fn profile<'a>(name: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [PROFILE, &[name], more].concat()
 }
 
 /// What is left on the machine.
@@ -32,7 +34,7 @@ fn left(folder: &Path) -> usize {
 fn a_space_is_profiled_without_a_run() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
-    succeeds(folder, &profile(&[]));
+    succeeds(folder, &profile("board", &[]));
     let out = succeeds(folder, &["--version"]);
     assert!(out.contains("instruction set: ") && out.contains("commit: ") && out.lines().count() == 5, "{out}");
     let here = fs::read_to_string(folder.join("r/devices/board.json")).unwrap();
@@ -76,8 +78,7 @@ fn another_machine_is_profiled_and_left_clean() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     let ssh = stand_in(folder, "ssh.sh", &format!("echo \"$@\" >> log\n{LOGIN}exec sh -c \"$last\"\n"));
-    let out =
-        succeeds(folder, &profile(&["--on", "ssh:pi@clean:2222", "--ssh", &ssh, "--name", "clean", "--cores", "0"]));
+    let out = succeeds(folder, &profile("clean", &["--on", "ssh:pi@clean:2222", "--ssh", &ssh, "--cores", "0"]));
     assert!(out.contains("device 'clean'") && out.contains("error on 3 random subnets"), "{out}");
     let profile = fs::read_to_string(folder.join("r/devices/clean.json")).unwrap();
     assert!(profile.contains("\"name\": \"clean\""), "{profile}");
@@ -102,7 +103,7 @@ fn a_lost_connection_is_taken_up_again() {
              sed '/^progress/q'; exit 255; fi;; esac\nexec sh -c \"$last\"\n"
         ),
     );
-    let arguments = profile(&["--on", "ssh:far", "--ssh", &ssh, "--name", "far"]);
+    let arguments = profile("far", &["--on", "ssh:far", "--ssh", &ssh]);
     let output = ofa(folder, &arguments);
     let err = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && err.contains("ssh:far: the connection was lost"), "{err}");
@@ -115,7 +116,7 @@ fn what_goes_wrong_there_is_one_sentence_here() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     let on = |ssh: &str, more: &[&str]| {
-        let mut arguments = profile(&["--on", "ssh:board", "--ssh"]);
+        let mut arguments = profile("board", &["--on", "ssh:board", "--ssh"]);
         arguments.push(ssh);
         arguments.extend(more);
         arguments.into_iter().map(String::from).collect::<Vec<_>>()
@@ -153,7 +154,7 @@ fn a_phone_is_reached_by_these_commands() {
         data = data.display()
     );
     let adb = stand_in(folder, "adb.sh", &adb);
-    succeeds(folder, &profile(&["--on", "adb:1a2b", "--adb", &adb, "--name", "phone", "--cores", "0"]));
+    succeeds(folder, &profile("phone", &["--on", "adb:1a2b", "--adb", &adb, "--cores", "0"]));
     let log = fs::read_to_string(folder.join("log")).unwrap();
     assert!(log.contains("-s 1a2b push ") && log.contains("-s 1a2b shell sh -c "), "{log}");
     assert!(log.contains("dumpsys thermalservice") && log.contains("taskset 1 "), "{log}");
@@ -169,17 +170,17 @@ fn a_real_server_is_profiled_and_left_clean() {
     let folder = temporary.path();
     let ssh = std::env::var("OFA_SSH").expect("OFA_SSH is the command for the server `try`");
     let on = ["--on", "ssh:try", "--ssh", &ssh];
-    let out = succeeds(folder, &profile(&[&on[..], &["--name", "real"]].concat()));
+    let out = succeeds(folder, &profile("real", &on));
     assert!(out.contains("device 'real'"), "{out}");
     // The same measurement by a program for another architecture.
     if let Ok(program) = std::env::var("OFA_AARCH64") {
-        let emulated = ["--program", &program, "--run-with", "qemu-aarch64-static", "--name", "emulated"];
-        let out = succeeds(folder, &profile(&[&on[..], &emulated].concat()));
+        let emulated = ["--program", &program, "--run-with", "qemu-aarch64-static"];
+        let out = succeeds(folder, &profile("emulated", &[&on[..], &emulated].concat()));
         assert!(out.contains("neon"), "{out}");
-        let wrong = ["--program", &program, "--name", "wrong"];
-        fails(folder, &profile(&[&on[..], &wrong].concat()), &["the machine is x86_64", "is for aarch64"]);
+        let wrong = ["--program", &program[..]];
+        fails(folder, &profile("wrong", &[&on[..], &wrong].concat()), &["the machine is x86_64", "is for aarch64"]);
     }
-    let unknown = profile(&["--on", "ssh:nobody.invalid", "--ssh", &ssh, "--name", "nobody"]);
+    let unknown = profile("nobody", &["--on", "ssh:nobody.invalid", "--ssh", &ssh]);
     fails(folder, &unknown, &["ssh:nobody.invalid: no connection", "nobody.invalid"]);
     let left = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
     let left: Vec<_> = left.filter(|entry| entry.file_name().to_string_lossy().starts_with("ofa-real-")).collect();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{fails, finished_resnet_run, finished_run, ofa, succeeds};
+use common::{fails, finished_resnet_run, finished_run, misused, ofa, succeeds};
 use ofa_supernet::files::read_json;
 use serde_json::Value;
 use std::fs;
@@ -271,4 +271,96 @@ fn a_profile_of_another_space_is_refused_by_name() {
     for more in [&["--limit", "this:latency=1s"][..], &["--limit", "this:latency=1s", "--compare"]] {
         refuses(folder, more, &["error: run/devices/this.json: ", "'resnet-tiny'", "ofa profile"]);
     }
+}
+
+#[test]
+fn the_cheapest_subnet_that_is_good_enough_is_found() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let best = &search(folder, &["--limit", "any:macs=100M"])[0];
+    let accuracy = best["predicted_accuracy"].as_f64().unwrap();
+    let least = format!("accuracy={}%", 100.0 * (accuracy - 0.02));
+    let cheap = &search(folder, &["--at-least", &least, "--minimise", "any:macs"])[0];
+    let value = |result: &Value| result["constraints"][0]["value"].as_f64().unwrap();
+    assert!(value(cheap) <= value(best), "{cheap}");
+    assert_eq!(cheap["constraints"][0]["constraint"], "any:macs");
+    assert_eq!(cheap["scoring"]["score"], "predictor");
+    // Nothing cheaper is good enough: the search for the best within a smaller limit finds less.
+    let below = format!("any:macs={}", 0.97 * value(cheap));
+    let output = ofa(folder, &["search", "--run", "run", "--json", "--limit", &below]);
+    if output.status.success() {
+        let below: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let found = below[0]["predicted_accuracy"].as_f64().unwrap();
+        // Both are corrected, with an error of their own.
+        assert!(found < accuracy - 0.01, "{found} of {accuracy}");
+    }
+    refuses(folder, &["--at-least", "accuracy=100%", "--minimise", "any:macs"], &["no subnet", "the best has"]);
+    let run = ["search", "--run", "run"];
+    misused(folder, &[&run[..], &["--at-least", "90%", "--minimise", "any:macs"]].concat(), &["accuracy=90%"]);
+    misused(folder, &[&run[..], &["--at-least", "accuracy=90%"]].concat(), &["required"]);
+}
+
+#[test]
+fn no_search_overwrites_another() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let limit = ["--limit", "any:macs=400k", "--strategy", "random", "--evaluations", "50"];
+    let run = |more: &[&str]| search(folder, &[&limit, more].concat());
+    let first = run(&[]);
+    let path = |name: &str| folder.join(format!("run/search/{name}.json"));
+    assert_eq!(read_json::<Value>(&path("any-macs-400k")).unwrap(), first[0]);
+    run(&["--seed", "3"]);
+    assert_eq!(read_json::<Value>(&path("any-macs-400k")).unwrap(), first[0]);
+    assert_eq!(read_json::<Value>(&path("any-macs-400k-2")).unwrap()["seed"], 3);
+    run(&["--seed", "3"]);
+    run(&[]);
+    assert!(!path("any-macs-400k-3").exists());
+    run(&["--name", "mine"]);
+    run(&["--name", "mine"]);
+    let refused = [&limit[..], &["--name", "mine", "--seed", "4"]].concat();
+    refuses(folder, &refused, &["mine.json", "another search", "--name"]);
+    refuses(folder, &[&limit[..], &["--name", "../x"]].concat(), &["--name '../x'"]);
+    // Latencies are written as they were given.
+    let named = search(folder, &["--limit", "this:latency=350000us", "--limit", "this:latency=0.35s"]);
+    assert_eq!(named[0]["constraints"][0]["constraint"], "this:latency=350000us");
+    assert!(path("this-latency-350000us").exists() && path("this-latency-0.35s").exists());
+}
+
+#[test]
+fn fronts_are_written_as_tables_with_their_hypervolume() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let arguments = ["--strategy", "pareto", "--against", "any:macs", "--against", "any:params", "--generations", "5"];
+    let found = &search(folder, &arguments)[0];
+    let volume = found["hypervolume"].as_f64().unwrap();
+    assert!(volume > 0.0 && volume < 1.0, "{volume}");
+    let table = fs::read_to_string(folder.join("run/search/front+any-macs+any-params.csv")).unwrap();
+    assert!(table.starts_with("any:macs,any:params,accuracy,subnet\n"), "{table}");
+    assert_eq!(table.lines().count(), 1 + found["front"].as_array().unwrap().len());
+}
+
+#[test]
+fn few_measurements_are_made_in_rounds() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let images = ["--recalibration", "20", "--images", "20", "--score", "measured", "--evaluations", "30"];
+    let found = &search(folder, &[&images[..], &["--limit", "any:macs=400k"]].concat())[0];
+    assert_eq!((&found["settings"]["strategy"], &found["scoring"]["score"]), (&"rounds".into(), &"measured".into()));
+    assert!(found["scoring"]["measured_with"].is_object() && found["evaluations"].as_u64().unwrap() <= 30);
+    let front = ["--strategy", "rounds", "--against", "any:macs"];
+    let found = &search(folder, &[&images[..], &front].concat())[0];
+    assert!(!found["front"].as_array().unwrap().is_empty() && found["constraints"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn predictor_and_profile_are_judged() {
+    let temporary = tempfile::tempdir().unwrap();
+    finished_run(temporary.path());
+    let out = succeeds(temporary.path(), &["search", "--run", "run", "--limit", "this:latency=1s"]);
+    assert!(out.contains("predictor: Kendall's tau") && out.contains("held-out subnets: "), "{out}");
+    assert!(out.contains("device 'this': latencies of"), "{out}");
 }

@@ -1,18 +1,17 @@
-//! The evolutionary search with the published predictor and Note10 latency tables: predicted accuracies over ten seeds,
+//! The default search with the published predictor and Note10 latency tables: predicted accuracies over ten seeds,
 //! and seconds.
 //!
 //! `cargo run --release -p ofa-extract --example published_search -- FOLDER [MILLISECONDS...]`, where FOLDER holds
 //! `acc_predictor.pth` and `note10_160_lookup_table.yaml` to `note10_224_lookup_table.yaml`.
 
 use ofa_evaluate::profile::import;
-use ofa_extract::search::Evolution;
 use ofa_extract::{Constraint, Limit, Measures, Predictor, Problem, SearchSettings, search};
 use ofa_supernet::{SearchSpace, Subnet};
 use std::path::{Path, PathBuf};
 
 const SEEDS: u64 = 10;
-/// Default limits in milliseconds: those at which the reference's own search was run.
-const LIMITS: [&str; 7] = ["15", "20", "25", "30", "40", "50", "60"];
+/// Default limits in milliseconds.
+const LIMITS: [&str; 12] = ["15", "17", "20", "22", "25", "27", "30", "35", "40", "45", "50", "60"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -26,14 +25,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let table = |resolution| folder.join(format!("note10_{resolution}_lookup_table.yaml"));
     let tables: Vec<PathBuf> = space.resolutions.iter().map(table).collect();
     let measures = Measures::new(&space, 1000, vec![import(&space, 1000, "note10", &tables)?]);
-    let settings = SearchSettings::Evolution(Evolution::default());
+    let settings = SearchSettings::all().swap_remove(0);
     println!("limit     best    median  worst   evaluations  seconds (median, most)");
     for limit in limits {
         let constraint: Constraint = format!("note10:latency={limit}ms").parse()?;
         let limits = [Limit::from_constraint(&constraint, &measures)?];
         let (mut scores, mut seconds, mut evaluations) = (Vec::new(), Vec::new(), 0);
         for seed in 0..SEEDS {
-            let problem = Problem::new(&space, &limits, seed);
+            let effects = |subnets: &[Subnet]| predictor.effects(subnets);
+            let problem = Problem { effects: Some(&effects), ..Problem::new(&space, &limits, seed) };
             let mut scorer = |subnets: &[Subnet]| predictor.predict(subnets);
             let found = search(&problem, &settings, &mut scorer, &mut |_| ())?;
             scores.push(found.predicted_accuracy);

@@ -132,6 +132,8 @@ pub struct Constraint {
     pub metric: Metric,
     /// Largest allowed value: milliseconds, count or bytes.
     pub limit: f64,
+    /// Unit that the limit is written in; `None` for the one with the shortest text.
+    pub unit: Option<&'static str>,
 }
 
 impl Constraint {
@@ -141,7 +143,7 @@ impl Constraint {
     /// A text of another form, with the reason.
     pub fn unlimited(text: &str) -> Result<Self> {
         let (device, metric) = parse_subject(text, text)?;
-        Ok(Constraint { device, metric, limit: f64::INFINITY })
+        Ok(Constraint { device, metric, limit: f64::INFINITY, unit: None })
     }
 
     /// Name for files: `laptop-latency-12ms`.
@@ -152,19 +154,24 @@ impl Constraint {
         format!("{}-{}-{}", self.device, self.metric, self.value_text())
     }
 
-    /// The limit in the unit that gives the shortest text among those that read back exactly.
+    /// The limit in the unit that it was given in, otherwise in the one with the shortest text, among texts that read
+    /// back exactly.
     fn value_text(&self) -> String {
         let units = self.metric.units();
-        let exact = |(name, size): &(&str, f64)| {
+        let in_unit = |(name, size): &(&'static str, f64)| {
             let value = self.limit / size;
-            let text = format!("{value}{name}");
-            (value >= 1.0 && parse_value(self.metric, &text) == Some(self.limit)).then_some(text)
+            // The division's rounding is cut off where the text still reads back.
+            let short = format!("{value:.9}").trim_end_matches('0').trim_end_matches('.').to_string();
+            let texts = [format!("{short}{name}"), format!("{value}{name}")];
+            texts.into_iter().find(|text| parse_value(self.metric, text).map(|value| value.0) == Some(self.limit))
         };
+        let given = units.iter().find(|(name, _)| Some(*name) == self.unit).and_then(in_unit);
+        let shortest = || units.iter().filter(|unit| self.limit >= unit.1).filter_map(in_unit).min_by_key(String::len);
         let plain = || {
             let (name, _) = units.iter().find(|(_, size)| *size == 1.0).expect("every metric has a base unit");
             format!("{}{name}", self.limit)
         };
-        units.iter().filter_map(exact).min_by_key(String::len).unwrap_or_else(plain)
+        given.or_else(shortest).unwrap_or_else(plain)
     }
 }
 
@@ -184,12 +191,13 @@ fn split_value(text: &str) -> (&str, String) {
     (number, unit.trim().replace(['\u{b5}', '\u{3bc}'], "u"))
 }
 
-fn parse_value(metric: Metric, text: &str) -> Option<f64> {
+/// The value of a text, and its unit.
+fn parse_value(metric: Metric, text: &str) -> Option<(f64, &'static str)> {
     let (number, unit) = split_value(text);
-    let (_, size) = metric.units().iter().find(|(name, _)| name.eq_ignore_ascii_case(&unit))?;
+    let (name, size) = metric.units().iter().find(|(name, _)| name.eq_ignore_ascii_case(&unit))?;
     let number: f64 = number.replace('_', "").parse().ok()?;
     let value = number * size;
-    (value > 0.0 && value.is_finite()).then_some(value)
+    (value > 0.0 && value.is_finite()).then_some((value, *name))
 }
 
 /// Whether `text` would be a value of `metric` with a unit after it.
@@ -230,14 +238,15 @@ impl FromStr for Constraint {
         };
         let (device, metric) = parse_subject(text, subject)?;
         let value = value.trim();
-        let Some(limit) = parse_value(metric, value) else {
+        let Some((limit, unit)) = parse_value(metric, value) else {
             let fault = match lacks_unit(metric, value) {
                 true => "has no unit".to_string(),
                 false => format!("is not a value of {metric} above zero"),
             };
             return fail(format!("'{value}' {fault}; expected for example {}", metric.example()));
         };
-        Ok(Constraint { device, metric, limit })
+        // A latency prints as it was given.
+        Ok(Constraint { device, metric, limit, unit: (metric == Metric::Latency).then_some(unit) })
     }
 }
 
@@ -318,7 +327,9 @@ mod tests {
     fn limits_are_read_and_written() {
         for (text, metric, limit, written) in [
             ("laptop:latency=12ms", Metric::Latency, 12.0, "laptop:latency=12ms"),
-            ("laptop:latency=0.8 ms", Metric::Latency, 0.8, "laptop:latency=800us"),
+            ("laptop:latency=0.8 ms", Metric::Latency, 0.8, "laptop:latency=0.8ms"),
+            ("laptop:latency=0.35ms", Metric::Latency, 0.35, "laptop:latency=0.35ms"),
+            ("laptop:latency=350us", Metric::Latency, 350.0 * 1e-3, "laptop:latency=350us"),
             ("pi-4:latency=1.5s", Metric::Latency, 1500.0, "pi-4:latency=1.5s"),
             ("any:MACs=50M", Metric::Macs, 5e7, "any:macs=50M"),
             ("pi:latency=800 µs", Metric::Latency, 0.8, "pi:latency=800us"),
@@ -339,8 +350,8 @@ mod tests {
             assert_eq!(written.parse::<Constraint>().unwrap(), constraint);
         }
         for limit in [1.0 / 3.0, 0.1 + 0.2, 1e-5, 123456.789] {
-            let constraint = Constraint { device: "d".into(), metric: Metric::Latency, limit };
-            assert_eq!(constraint.to_string().parse::<Constraint>().unwrap(), constraint, "{constraint}");
+            let constraint = Constraint { device: "d".into(), metric: Metric::Latency, limit, unit: None };
+            assert_eq!(constraint.to_string().parse::<Constraint>().unwrap().limit, limit, "{constraint}");
         }
         let front = Constraint::unlimited("laptop:latency").unwrap();
         assert_eq!((front.to_string(), front.file_stem()), ("laptop:latency".into(), "laptop-latency".into()));

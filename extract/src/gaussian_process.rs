@@ -4,6 +4,10 @@
 //! The covariance of two points is `exp(-distance / length)`. If the distance is a sum over choices or numbers, the
 //! covariance is a product with one factor for each.
 //!
+//! The predictor's process (`predictor::process`) is another one: it needs the choices of a search space, which `tune`
+//! does not have, and its fit of a weight for each group of choices takes a second, where `bayes` has milliseconds. The
+//! strategy `rounds` uses that one.
+//!
 //! No crate is used for it: egobox-gp 0.37 fits a length for each of a few continuous inputs, and brings 35 more
 //! crates. friedrich 0.6 accepts this covariance, but brings 15 more crates and second versions of rand, rand_core and
 //! rand_distr (`deny.toml` allows one), multiplies the noise's deviation by a variance when it fits, and has the

@@ -187,6 +187,39 @@ fn the_median_search_finds_at_least_the_references_best() {
     }
 }
 
+/// Best known accuracies within limits in milliseconds.
+const BEST_KNOWN: [(&str, f64); 12] = [
+    ("15ms", 0.78800),
+    ("17ms", 0.79631),
+    ("20ms", 0.80789),
+    ("22ms", 0.81370),
+    ("25ms", 0.82200),
+    ("27ms", 0.82576),
+    ("30ms", 0.83187),
+    ("35ms", 0.83682),
+    ("40ms", 0.84230),
+    ("45ms", 0.84825),
+    ("50ms", 0.85154),
+    ("60ms", 0.85397),
+];
+
+#[test]
+#[ignore = "needs the reference data"]
+fn the_default_search_finds_the_best_known_with_every_seed() {
+    let (space, predictor, measures) = published(&reference("official"));
+    let settings = SearchSettings::all().swap_remove(0);
+    assert_eq!(settings.name(), "memetic");
+    let effects = |subnets: &[Subnet]| predictor.effects(subnets);
+    for (limit, best) in BEST_KNOWN {
+        let limits = [Limit::from_constraint(&format!("note10:latency={limit}").parse().unwrap(), &measures).unwrap()];
+        for seed in [0, 1] {
+            let problem = Problem { effects: Some(&effects), ..Problem::new(&space, &limits, seed) };
+            let found = search(&problem, &settings, &mut |s| predictor.predict(s), &mut |_| ()).unwrap();
+            assert!(found.predicted_accuracy > best - 0.0002, "{limit}, seed {seed}: {}", found.predicted_accuracy);
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs the reference data"]
 fn limits_of_several_kinds_hold_at_once() {

@@ -5,7 +5,7 @@ use crate::scorer::{Scorer, limits_of, searched_space};
 use crate::{progress, table};
 use anyhow::Result;
 use ofa_evaluate::latency::median;
-use ofa_extract::search::SearchSettings;
+use ofa_extract::search::{EffectsOf, SearchSettings};
 use ofa_extract::{Constraint, Measures, Problem, search};
 use ofa_supernet::Subnet;
 
@@ -33,14 +33,19 @@ pub fn compare(
     let against = limits_of(&costs, measures)?;
     let space = searched_space(folder, measures, scorer, constraints.iter())?;
     let evaluations = options.evaluations.unwrap_or(EVALUATIONS);
+    let effects = |subnets: &[Subnet]| scorer.effects(subnets);
     let strategies = SearchSettings::all();
     let mut rows = Vec::new();
     let bar = progress::bar(strategies.len() * options.seeds as usize, "searches");
     for settings in &strategies {
         let (mut scores, mut seconds, mut scored) = (Vec::new(), Vec::new(), Vec::new());
         for seed in (0..options.seeds).map(|index| options.seed.wrapping_add(index)) {
-            let problem =
-                Problem { against: &against, evaluations: Some(evaluations), ..Problem::new(&space, &limits, seed) };
+            let problem = Problem {
+                against: &against,
+                evaluations: Some(evaluations),
+                effects: scorer.has_effects().then_some(&effects as &EffectsOf),
+                ..Problem::new(&space, &limits, seed)
+            };
             let mut score = |subnets: &[Subnet]| scorer.score(subnets);
             let result = search(&problem, settings, &mut score, &mut |_| ())?;
             scores.push(result.predicted_accuracy);

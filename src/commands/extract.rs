@@ -1,13 +1,15 @@
 //! `ofa extract`
 
 use crate::commands::quantise::{QuantiseOptions, quantise_folder};
-use crate::freshness::warn_of_outdated;
+use crate::freshness::{predictor_path, warn_of_outdated};
+use crate::measured::{Images, Measured};
 use crate::run_folder::{RunConfig, RunFolder};
-use crate::{interrupt, names, numbers, progress, shell, table};
+use crate::{interrupt, kept_samples, names, numbers, progress, result_files, shell, table};
 use anyhow::{Result, anyhow, bail};
 use ofa_evaluate::model::{CONFIG_FILE, Finetuned, NumberType, load_config};
-use ofa_extract::SearchResult;
+use ofa_extract::predictor::read_samples;
 use ofa_extract::subnet::{compare, extract};
+use ofa_extract::{Predictor, Sample, SearchResult};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::files::read_json;
 use ofa_supernet::import::Setting;
@@ -17,7 +19,7 @@ use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::finetune::{FinetuneOptions, finetune};
 use ofa_supernet::train::validation::{EvaluationSet, accuracy_on, recalibrate_on};
 use ofa_supernet::train::{Control, TrainConfig};
-use ofa_supernet::{Subnet, Supernet};
+use ofa_supernet::{SearchSpace, Subnet, Supernet};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -68,6 +70,9 @@ pub struct Args {
     /// Skip unreadable images with a count instead of failing.
     #[arg(long)]
     skip_bad: bool,
+    /// Do not measure the models as the predictor's samples were measured, and do not keep that as samples.
+    #[arg(long)]
+    no_sample: bool,
 }
 
 fn number_type(text: &str) -> Result<NumberType, String> {
@@ -87,8 +92,29 @@ pub struct Options {
     pub dtype: NumberType,
     /// Training images that recalibrate batch norm.
     pub recalibration: usize,
-    /// Whether fine-tuned models, and models of other subnets, may be replaced.
+    /// Whether fine-tuned models, and models of other subnets or searches, may be replaced.
     pub overwrite: bool,
+    /// Whether each model's subnet is measured as the predictor's samples were, and kept as one.
+    pub sample: bool,
+}
+
+/// A subnet to extract.
+pub struct Wanted {
+    /// Name of its model.
+    pub name: String,
+    pub subnet: Subnet,
+    /// Sentence about the search that found it, and the accuracy that it predicted.
+    pub search: Option<(String, Option<f64>)>,
+}
+
+impl Wanted {
+    /// The result `name` of a search.
+    pub fn of_search(name: String, result: &SearchResult) -> Self {
+        let is_predicted = result.basis.as_ref().is_some_and(|basis| basis.predictor.is_some());
+        let predicted = is_predicted.then_some(result.predicted_accuracy);
+        let search = Some((result_files::sentence(&name, result), predicted));
+        Wanted { name, subnet: result.best.clone(), search }
+    }
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -98,7 +124,13 @@ pub fn run(args: &Args) -> Result<()> {
     let wanted = wanted(args, &folder, &config)?;
     let finetune =
         args.finetune.map(|epochs| FinetuneOptions { epochs, learning_rate: args.finetune_rate, kd_ratio: 1.0 });
-    let options = Options { finetune, dtype: args.dtype, recalibration: args.recalibration, overwrite: args.overwrite };
+    let options = Options {
+        finetune,
+        dtype: args.dtype,
+        recalibration: args.recalibration,
+        overwrite: args.overwrite,
+        sample: !args.no_sample,
+    };
     check_all(&folder, &wanted, &options)?;
     let data = folder.data(args.data.as_deref(), args.skip_bad)?;
     let rows = extract_all(&folder, &args.run, &config, &data, &wanted, &options)?;
@@ -111,8 +143,8 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The subnets to extract, each with its model's name.
-fn wanted(args: &Args, folder: &RunFolder, config: &RunConfig) -> Result<Vec<(String, Subnet)>> {
+/// The subnets to extract.
+fn wanted(args: &Args, folder: &RunFolder, config: &RunConfig) -> Result<Vec<Wanted>> {
     if let Some(name) = &args.name {
         names::check(name).map_err(|reason| anyhow!("--name '{name}': {reason}"))?;
         if args.subnet.len() != 1 {
@@ -122,7 +154,7 @@ fn wanted(args: &Args, folder: &RunFolder, config: &RunConfig) -> Result<Vec<(St
             );
         }
     }
-    let mut wanted: Vec<(String, Subnet)> = Vec::new();
+    let mut wanted: Vec<Wanted> = Vec::new();
     if args.search_results {
         wanted.extend(search_results(folder, &args.run, config)?);
     }
@@ -141,7 +173,7 @@ fn wanted(args: &Args, folder: &RunFolder, config: &RunConfig) -> Result<Vec<(St
             }
         };
         config.space.check(&subnet)?;
-        wanted.push((args.name.clone().unwrap_or(name), subnet));
+        wanted.push(Wanted { name: args.name.clone().unwrap_or(name), subnet, search: None });
     }
     if wanted.is_empty() {
         bail!("nothing to extract: give --search-results or --subnet 'r32 d2,... k... e...' (or smallest, largest)");
@@ -150,22 +182,22 @@ fn wanted(args: &Args, folder: &RunFolder, config: &RunConfig) -> Result<Vec<(St
 }
 
 /// Fails before any work if two models would have the same name, or a model would be lost.
-fn check_all(folder: &RunFolder, wanted: &[(String, Subnet)], options: &Options) -> Result<()> {
+fn check_all(folder: &RunFolder, wanted: &[Wanted], options: &Options) -> Result<()> {
     let mut names: HashMap<&str, &Subnet> = HashMap::new();
-    for (name, subnet) in wanted {
+    for Wanted { name, subnet, search } in wanted {
         if names.insert(name, subnet).is_some_and(|other| other != subnet) {
             bail!("two of the subnets would be the model '{name}'; extract one of them separately, with --name");
         }
         if !options.overwrite {
-            check_replaceable(&model_folder(folder, name), subnet)?;
+            check_replaceable(&model_folder(folder, name), subnet, search.as_ref().map(|(sentence, _)| sentence))?;
         }
     }
     Ok(())
 }
 
-/// Fails if extracting `subnet` to `path` would replace a fine-tuned model or another subnet's. Any other model can be
-/// extracted again at any time.
-fn check_replaceable(path: &Path, subnet: &Subnet) -> Result<()> {
+/// Fails if extracting `subnet` to `path` would replace a fine-tuned model, another subnet's, or another search's. Any
+/// other model can be extracted again at any time.
+fn check_replaceable(path: &Path, subnet: &Subnet, search: Option<&String>) -> Result<()> {
     // Weights without a configuration are what an interrupted extraction left.
     if !path.join(CONFIG_FILE).exists() {
         return Ok(());
@@ -188,6 +220,12 @@ fn check_replaceable(path: &Path, subnet: &Subnet) -> Result<()> {
             path.display()
         );
     }
+    let origin = held.origin.unwrap_or_default();
+    if let (Some((_, found)), false) =
+        (origin.split_once(result_files::SENTENCE), search.is_some_and(|search| origin.contains(search)))
+    {
+        bail!("{}: this folder holds the result of another search, {found} {way_out}", path.display());
+    }
     if held.subnet != *subnet {
         bail!("{}: this folder holds another subnet ('{}'); {way_out}", path.display(), held.subnet);
     }
@@ -199,7 +237,7 @@ fn model_folder(folder: &RunFolder, name: &str) -> PathBuf {
 }
 
 /// Every result of the run folder's `search/`, by file name.
-fn search_results(folder: &RunFolder, run: &Path, config: &RunConfig) -> Result<Vec<(String, Subnet)>> {
+fn search_results(folder: &RunFolder, run: &Path, config: &RunConfig) -> Result<Vec<Wanted>> {
     let files = folder.json_files("search")?;
     if files.is_empty() {
         bail!(
@@ -219,7 +257,7 @@ fn search_results(folder: &RunFolder, run: &Path, config: &RunConfig) -> Result<
         let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         names::check(&name)
             .map_err(|reason| anyhow!("{}: the file's name becomes the model's: {reason}", file.display()))?;
-        Ok((name, result.best))
+        Ok(Wanted::of_search(name, &result))
     };
     results.into_iter().map(named).collect()
 }
@@ -228,6 +266,8 @@ fn search_results(folder: &RunFolder, run: &Path, config: &RunConfig) -> Result<
 pub struct Extracted {
     pub folder: PathBuf,
     pub subnet: Subnet,
+    /// Accuracy that the search or the predictor predicts; `None` if there is none.
+    pub predicted: Option<f64>,
     /// Validation accuracy inside the supernet, before any fine-tuning; `None` without validation images.
     pub accuracy: Option<f64>,
     /// Validation accuracy after fine-tuning; `None` without fine-tuning or validation images.
@@ -242,6 +282,17 @@ impl Extracted {
     /// Whether the fine-tuned weights are stored: the weights with the better accuracy are.
     fn is_finetuned(&self) -> bool {
         self.tuned && self.finetuned_accuracy >= self.accuracy
+    }
+
+    /// Says that fine-tuning at this rate did not help.
+    fn warn_of_finetuning(&self, learning_rate: f64) {
+        progress::note(format!(
+            "warning: {}: fine-tuning took validation accuracy from {:.2} to {:.2} %, so the earlier weights are stored; \
+             give a lower --finetune-rate than {learning_rate}",
+            self.folder.display(),
+            100.0 * self.accuracy.unwrap_or_default(),
+            100.0 * self.finetuned_accuracy.unwrap_or_default(),
+        ));
     }
 
     /// Fails if a model in f32 computes other logits than the supernet.
@@ -263,7 +314,7 @@ pub fn extract_all(
     run: &Path,
     config: &RunConfig,
     data: &Dataset,
-    wanted: &[(String, Subnet)],
+    wanted: &[Wanted],
     options: &Options,
 ) -> Result<Vec<Extracted>> {
     let path = Folder::of_run(run, 1).supernet_path();
@@ -278,24 +329,32 @@ pub fn extract_all(
     let origin = origin(note.steps, &note.space.name, options.recalibration);
     let recalibration = EvaluationSet::for_recalibration(data, options.recalibration, BATCH, config.train.seed)?;
     let recalibration = recalibration.with_control(interrupt::control);
-    let validation = match data.validation.is_empty() {
-        true => None,
-        false => Some(EvaluationSet::of_split(data, &data.validation, None, BATCH, config.train.seed)?),
-    };
+    let of_split = || EvaluationSet::of_split(data, &data.validation, None, BATCH, config.train.seed);
+    let validation = (!data.validation.is_empty()).then(of_split).transpose()?;
     let validation = validation.map(|set| set.with_control(interrupt::control));
     let measure = |net: &Supernet, subnet: &Subnet| -> Result<(Statistics, Option<f64>)> {
         let statistics = recalibrate_on(net, subnet, &recalibration)?;
         let accuracy = validation.as_ref().map(|set| accuracy_on(net, subnet, &statistics, set)).transpose()?;
         Ok((statistics, accuracy))
     };
+    if options.sample && validation.is_some() {
+        sample(folder, &supernet, data, wanted)?;
+    }
+    let predictor = predictor(folder, supernet.space());
     let mut rows = Vec::new();
-    for (name, subnet) in wanted {
+    for Wanted { name, subnet, search } in wanted {
         interrupt::check()?;
         let path = model_folder(folder, name);
+        let predict = |predictor: &Predictor| predictor.predict(std::slice::from_ref(subnet)).ok()?.first().copied();
+        let predicted = match search {
+            Some((_, predicted)) => *predicted,
+            None => predictor.as_ref().and_then(predict),
+        };
         let (mut statistics, accuracy) = measure(&supernet, subnet)?;
         let mut row = Extracted {
             folder: path.clone(),
             subnet: subnet.clone(),
+            predicted,
             accuracy,
             finetuned_accuracy: None,
             tuned: options.finetune.is_some(),
@@ -311,18 +370,15 @@ pub fn extract_all(
                 let how = Finetuned { epochs: options.epochs, learning_rate: options.learning_rate };
                 (tuned, statistics) = (Some((net, how)), tuned_statistics);
             } else {
-                progress::note(format!(
-                    "warning: {}: fine-tuning took validation accuracy from {:.2} to {:.2} %, so the earlier weights are stored; \
-                     give a lower --finetune-rate than {}",
-                    path.display(),
-                    100.0 * accuracy.unwrap_or_default(),
-                    100.0 * finetuned_accuracy.unwrap_or_default(),
-                    options.learning_rate
-                ));
+                row.warn_of_finetuning(options.learning_rate);
             }
         }
         let (net, how) = tuned.as_ref().map_or((&supernet, None), |(net, how)| (net, Some(*how)));
-        let (origin, dtype) = (Some(origin.clone()), options.dtype);
+        let origin = Some(match search {
+            Some((sentence, _)) => format!("{origin} {sentence}"),
+            None => origin.clone(),
+        });
+        let dtype = options.dtype;
         extract(net, subnet, &statistics, &data.classes, &data.normalisation, dtype, origin, how, &path)?;
         let compared = data.train.draw(COMPARED, &mut generator(config.train.seed, Stream::Compare, &[]));
         let batch = data.evaluation_batch(&data.train, &compared, subnet.resolution)?;
@@ -342,6 +398,34 @@ fn origin(steps: usize, space: &str, recalibration: usize) -> String {
     format!(
         "Cut out of {trained}, in the search space `{space}`. Batch norm was recalibrated on {recalibration} training images."
     )
+}
+
+/// The run's predictor, if there is one for its space.
+fn predictor(folder: &RunFolder, space: &SearchSpace) -> Option<Predictor> {
+    let predictor = Predictor::load(&predictor_path(folder)).ok()?;
+    let known = SearchSpace { resolutions: predictor.space().resolutions.clone(), ..space.clone() };
+    predictor.space().difference(&known).is_none().then_some(predictor)
+}
+
+/// Measures the subnets as the predictor's samples were measured, and keeps that as samples: `ofa predictor` then fits
+/// what was chosen, too.
+fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, wanted: &[Wanted]) -> Result<()> {
+    let space = net.space();
+    let Some(conditions) = kept_samples::conditions(folder, space)? else { return Ok(()) };
+    let known = read_samples(&folder.join(kept_samples::SAMPLES), space)?;
+    let mut fresh: Vec<Subnet> = wanted.iter().map(|wanted| wanted.subnet.clone()).collect();
+    fresh.retain(|subnet| known.iter().all(|sample| sample.subnet != *subnet));
+    fresh.sort_unstable();
+    fresh.dedup();
+    let images = Images { recalibration: conditions.recalibration, images: conditions.images };
+    let measured = Measured::new(net, data, &images, conditions.batch, conditions.seed)?;
+    // Other weights or images: the samples are outdated.
+    if fresh.is_empty() || measured.provenance(folder.weights_checksum()?)? != conditions {
+        return Ok(());
+    }
+    let accuracies = measured.accuracies(&fresh)?;
+    let samples = fresh.into_iter().zip(accuracies).map(|(subnet, accuracy)| Sample { subnet, accuracy });
+    kept_samples::keep_samples(folder, space, &measured, &samples.collect::<Vec<_>>())
 }
 
 fn finetune_subnet(
@@ -370,11 +454,14 @@ fn finetune_subnet(
 /// are stored.
 pub fn print_rows(rows: &[Extracted]) {
     let tuning = rows.iter().any(|row| row.tuned);
+    let predicting = rows.iter().any(|row| row.predicted.is_some());
     let percent = |accuracy: Option<f64>| accuracy.map_or("-".into(), |accuracy| format!("{:.2} %", 100.0 * accuracy));
     let cells: Vec<Vec<String>> = rows
         .iter()
         .map(|row| {
-            let mut cells = vec![row.folder.display().to_string(), percent(row.accuracy)];
+            let mut cells = vec![row.folder.display().to_string()];
+            cells.extend(predicting.then(|| percent(row.predicted)));
+            cells.push(percent(row.accuracy));
             if tuning {
                 let stored = if row.is_finetuned() { "fine-tuned" } else { "before" };
                 cells.extend([percent(row.finetuned_accuracy), stored.into()]);
@@ -384,5 +471,6 @@ pub fn print_rows(rows: &[Extracted]) {
         })
         .collect();
     let accuracies: &[&str] = if tuning { &["before", "fine-tuned", "stored"] } else { &["validation"] };
-    table::print(&[&["model"], accuracies, &["largest logit difference", "subnet"]].concat(), &cells);
+    let predicted: &[&str] = if predicting { &["predicted"] } else { &[] };
+    table::print(&[&["model"], predicted, accuracies, &["largest logit difference", "subnet"]].concat(), &cells);
 }

@@ -1,20 +1,23 @@
 //! `ofa predictor`
 
-use crate::freshness::{predictor_path, warn_of_doubts};
+use crate::freshness::{load_predictor, predictor_path, warn_of_doubts};
+use crate::kept_samples::SAMPLES;
 use crate::measured::{Images, Measured};
 use crate::run_folder::RunFolder;
-use crate::{choice, interrupt, numbers, progress, table};
+use crate::{choice, interrupt, numbers, progress, shell, table};
 use anyhow::{Result, bail};
 use ofa_extract::predictor::active::{self, Acquisition, CurvePoint, FEWEST_CURVE_SAMPLES};
 use ofa_extract::predictor::{
-    FEWEST_SAMPLES, Method, SampleWriter, check_space, other_weights, read_provenance, read_samples,
+    FEWEST_SAMPLES, Method, SampleWriter, add_samples, check_space, has_imported, import_accuracies, other_weights,
+    read_provenance, read_samples, read_subnets,
 };
 use ofa_extract::{FitReport, FitSettings, Predictor, Sample};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::{Ranks, SearchSpace, Subnet, Supernet, files};
+use serde::Serialize;
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Measure accuracies of random subnets and fit the accuracy predictor. Measured samples are kept; repeat the command
@@ -36,9 +39,26 @@ pub struct Args {
     /// random, and chosen (--active, by default by deviation).
     #[arg(long, conflicts_with_all = ["discard", "data", "skip_bad", "samples", "recalibration", "images", "batch", "seed"])]
     curve: bool,
-    /// Instead of measuring: the accuracy predictor that the authors of once-for-all published (acc_predictor.pth).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["samples", "recalibration", "images", "batch", "seed", "data", "skip_bad", "members", "method", "active", "discard", "curve"])]
+    /// Instead of measuring: accuracies that were measured elsewhere (.jsonl or .csv, with a subnet and its accuracy per
+    /// line), or the accuracy predictor that the authors of once-for-all published (acc_predictor.pth).
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["samples", "recalibration", "images", "batch", "data", "skip_bad", "active", "discard", "curve"])]
     import: Option<PathBuf>,
+    /// With --import: the search space of the accuracies, for a new run folder without a supernet (--out).
+    #[arg(long, requires_all = ["import", "out"], conflicts_with = "run")]
+    space: Option<String>,
+    /// Run folder to make for --space.
+    #[arg(long, requires = "space")]
+    out: Option<PathBuf>,
+    /// With --space: resolutions to choose from, in place of the space's.
+    #[arg(long, value_delimiter = ',', requires = "space", value_parser = numbers::resolution)]
+    resolutions: Vec<usize>,
+    /// With --space: classes of the networks, for their costs.
+    #[arg(long, requires = "space", default_value_t = 1000, value_parser = numbers::images)]
+    classes: usize,
+    /// Print the predicted accuracy of each subnet of a file as JSON lines: with its standard deviation, and the interval
+    /// that should hold 90 % of measured accuracies.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["import", "samples", "recalibration", "images", "batch", "seed", "data", "skip_bad", "members", "method", "active", "discard", "curve"])]
+    predict: Option<PathBuf>,
 }
 
 /// Settings of sampling and fitting.
@@ -93,41 +113,122 @@ impl Sampling {
 }
 
 pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
-    let folder = RunFolder::new(&args.run);
-    let config = folder.config()?;
-    if !ranks.is_first() && (args.curve || args.import.is_some()) {
+    if !ranks.is_first() && (args.curve || args.import.is_some() || args.predict.is_some()) {
         return Ok(()); // The first rank has all the work.
     }
+    if let Some(file) = &args.import {
+        return import(args, file);
+    }
+    let folder = RunFolder::new(&args.run);
+    if let Some(file) = &args.predict {
+        let _lock = folder.lock_to_read()?;
+        return predict(&folder, file);
+    }
+    let config = folder.config()?;
     if args.curve {
         let _lock = folder.lock_to_read()?;
         return curve(&folder, &folder.space()?.0, &args.sampling);
     }
-    if args.import.is_none() {
-        args.sampling.check(&config.space)?;
-    }
+    args.sampling.check(&config.space)?;
     let _lock = ranks.is_first().then(|| folder.lock()).transpose()?;
     let (net, classes) = folder.supernet()?;
     let path = predictor_path(&folder);
-    if let Some(file) = &args.import {
-        let predictor = Predictor::import(file, net.space())?;
-        replace_predictor(&folder, &predictor, None)?;
-        say!("predictor for resolutions {:?} imported; {} written", predictor.space().resolutions, path.display());
-        return Ok(());
-    }
     let data = folder.data(args.data.as_deref(), args.skip_bad)?;
     let data = folder.in_class_order(&classes, &data)?;
     sample(&folder, &net, &data, &args.sampling, ranks)?;
     if !ranks.is_first() {
         return Ok(());
     }
-    let (predictor, report) = fit(&folder, &net, &args.sampling)?;
+    let (predictor, report) = fit(&folder, net.space(), &args.sampling)?;
     print_report(&report);
     warn_of_doubts(&folder, &predictor)?;
     say!("{} written", path.display());
     Ok(())
 }
 
-const SAMPLES: &str = "predictor/samples.jsonl";
+/// Imports a published predictor, or accuracies that were measured elsewhere and a predictor that is fitted to them.
+fn import(args: &Args, file: &Path) -> Result<()> {
+    let folder = RunFolder::new(args.out.as_deref().unwrap_or(&args.run));
+    if args.space.is_none() {
+        folder.config()?;
+    }
+    let is_accuracies = file.extension().is_some_and(|e| ["jsonl", "json", "csv"].iter().any(|known| e == *known));
+    let named = |name: &String| -> Result<SearchSpace> {
+        let mut space = SearchSpace::named(name)?;
+        if !args.resolutions.is_empty() {
+            space.resolutions = args.resolutions.clone();
+        }
+        space.validate()?;
+        Ok(space)
+    };
+    let space = args.space.as_ref().map(named).transpose()?;
+    // What is imported is read before anything is written.
+    let read = |space: &SearchSpace| is_accuracies.then(|| import_accuracies(file, space)).transpose();
+    let samples = space.as_ref().map(read).transpose()?.flatten();
+    let published = match &space {
+        Some(space) if !is_accuracies => Some(Predictor::import(file, space)?),
+        _ => None,
+    };
+    let _lock = folder.lock()?;
+    if let Some(space) = &space {
+        folder.create_foreign(space, args.classes)?;
+    }
+    let space = folder.space()?.0;
+    let path = predictor_path(&folder);
+    let Some(samples) = samples.map_or_else(|| read(&space), |samples| Ok(Some(samples)))? else {
+        let predictor = published.map_or_else(|| Predictor::import(file, &space), Ok)?;
+        replace_predictor(&folder, &predictor, None)?;
+        say!("predictor for resolutions {:?} imported; {} written", predictor.space().resolutions, path.display());
+        return Ok(());
+    };
+    let source = file.file_name().unwrap_or_default().to_string_lossy();
+    let count = add_samples(&folder.join(SAMPLES), &space, &samples, &source)?;
+    say!("{}: {} accuracies imported; the run has {count} samples", file.display(), samples.len());
+    let (predictor, report) = fit(&folder, &space, &args.sampling)?;
+    print_report(&report);
+    warn_of_doubts(&folder, &predictor)?;
+    say!("{} written", path.display());
+    let run = shell::path(folder.path());
+    say!("Next: ofa search --run {run} --limit any:macs=..., or ofa profile --run {run} --name NAME [--import TABLE]");
+    Ok(())
+}
+
+/// A line that `--predict` prints.
+#[derive(Serialize)]
+struct PredictedLine {
+    subnet: Subnet,
+    accuracy: f64,
+    /// Standard deviation of a measured accuracy about the prediction, and the interval of 90 %; absent if not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deviation: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    low: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    high: Option<f64>,
+}
+
+fn predict(folder: &RunFolder, file: &Path) -> Result<()> {
+    let (space, _) = folder.space()?;
+    let predictor = load_predictor(folder, &space)?;
+    let subnets = read_subnets(file, &space)?;
+    let line = |subnet: Subnet, accuracy: f64, interval: Option<(f64, f64, f64)>| -> Result<()> {
+        let (deviation, low, high) =
+            interval.map_or((None, None, None), |(d, low, high)| (Some(d), Some(low), Some(high)));
+        let line = PredictedLine { subnet, accuracy: accuracy.clamp(0.0, 1.0), deviation, low, high };
+        say!("{}", serde_json::to_string(&line)?);
+        Ok(())
+    };
+    if !predictor.has_deviation() {
+        let accuracies = predictor.predict(&subnets)?;
+        return subnets.into_iter().zip(accuracies).try_for_each(|(subnet, accuracy)| line(subnet, accuracy, None));
+    }
+    let predictions = predictor.predict_with_deviation(&subnets)?;
+    subnets.into_iter().zip(predictions).try_for_each(|(subnet, prediction)| {
+        let (low, high) = prediction.interval();
+        line(subnet, prediction.accuracy, Some((prediction.deviation, low, high)))
+    })
+}
+
 const REPORT: &str = "predictor/fit.json";
 
 /// Random splits over which the learning curve is averaged.
@@ -194,23 +295,26 @@ pub fn print_report(report: &FitReport) {
 /// Measures missing samples, then fits the predictor; both with progress.
 pub fn fit_predictor(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Sampling) -> Result<FitReport> {
     sample(folder, net, data, sampling, &Ranks::alone())?;
-    Ok(fit(folder, net, sampling)?.1)
+    Ok(fit(folder, net.space(), sampling)?.1)
 }
 
-fn fit(folder: &RunFolder, net: &Supernet, sampling: &Sampling) -> Result<(Predictor, FitReport)> {
+fn fit(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result<(Predictor, FitReport)> {
     let path = folder.join(SAMPLES);
-    let samples = read_samples(&path, net.space())?;
+    let samples = read_samples(&path, space)?;
     let bar = progress::bar(0, "steps");
     bar.set_message("fitting");
     let (mut predictor, mut report) =
-        Predictor::fit(net.space(), &samples, &sampling.fit_settings(), sampling.seed, &mut |done, total, rmse| {
+        Predictor::fit(space, &samples, &sampling.fit_settings(), sampling.seed, &mut |done, total, rmse| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
             bar.set_message(format!("fitting, RMSE {:.2} points", 100.0 * rmse));
         })?;
     bar.finish_and_clear();
-    report.measured_with = read_provenance(&path, net.space())?;
+    report.measured_with = read_provenance(&path, space)?;
     predictor.set_provenance(report.measured_with.clone());
+    if has_imported(&path, space)? {
+        predictor.set_imported();
+    }
     replace_predictor(folder, &predictor, Some(&report))?;
     Ok((predictor, report))
 }

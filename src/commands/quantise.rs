@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 /// Images on which the int8 model is compared with the f32 model.
 const COMPARED: usize = 128;
 
-/// Smallest disturbance of the logits by one layer for which an exception is worth its time.
-const WORTH_KEEPING: f64 = 0.005;
+/// Smallest disturbance of the logits by one layer for which an exception is worth its time. A layer that disturbs them
+/// by half of it was kept in f32, and the error of the whole network stayed as it was.
+const WORTH_KEEPING: f64 = 0.02;
 
 /// Make 8-bit integer models of extracted models, calibrated on training images.
 #[derive(clap::Args)]
@@ -175,7 +176,7 @@ fn print_exceptions(quantised: &Quantised) {
     let worth: Vec<String> = worth.map(|(name, share)| format!("{name} {:.1} %", 100.0 * share)).collect();
     if !worth.is_empty() {
         say!(
-            "  squared error of the logits by a layer in int8: {}; leave one in f32 with --keep-f32",
+            "  squared error of the logits by a layer alone in int8: {}; leave one in f32 with --keep-f32",
             worth.join(", ")
         );
     }

@@ -1,14 +1,15 @@
 //! `ofa quickstart`
 
 use crate::commands::bench::{bench_models, print_rows};
-use crate::commands::extract::{Options, extract_all};
+use crate::commands::extract::{Options, Wanted, extract_all};
 use crate::commands::predictor::{Sampling, fit_predictor, print_report};
 use crate::commands::profile::{Show, print_check, profile_device};
-use crate::commands::search::{print_results, search_limits};
+use crate::commands::search::print_results;
 use crate::commands::train::{print_probes, train_run};
 use crate::measured::Images;
 use crate::quickstart_folder::QuickstartFolder;
 use crate::run_folder::{DataConfig, RunConfig, RunFolder};
+use crate::searches::search_limits;
 use crate::{interrupt, numbers, progress};
 use anyhow::Result;
 use candle_core::Device;
@@ -105,10 +106,12 @@ fn all_steps(args: &Args, config: &RunConfig, sampling: &Sampling) -> Result<()>
     print_results(&results);
 
     say!("\n5. Extract the models, and the smallest and the largest subnet");
-    let mut wanted = vec![("smallest".to_string(), space.smallest())];
-    wanted.extend(results.iter().map(|(name, result)| (name.clone(), result.best.clone())));
-    wanted.push(("largest".into(), space.largest()));
-    let options = Options { finetune: None, dtype: NumberType::F32, recalibration: 1000, overwrite: false };
+    let end = |name: &str, subnet| Wanted { name: name.into(), subnet, search: None };
+    let mut wanted = vec![end("smallest", space.smallest())];
+    wanted.extend(results.iter().map(|(name, result)| Wanted::of_search(name.clone(), result)));
+    wanted.push(end("largest", space.largest()));
+    let options =
+        Options { finetune: None, dtype: NumberType::F32, recalibration: 1000, overwrite: false, sample: false };
     let extracted = extract_all(&folder, &args.out, config, &data, &wanted, &options)?;
     let worst = extracted.iter().map(|e| e.difference.0 / e.difference.1).fold(0.0, f64::max);
     say!("{} models; reloaded, their logits equal the supernet's to {worst:.0e}", extracted.len());

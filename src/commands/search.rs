@@ -1,18 +1,17 @@
 //! `ofa search`
 
 use crate::commands::compare::{self, compare};
-use crate::freshness::{basis_of, load_predictor};
+use crate::freshness::{judgement_of_profile, load_predictor};
 use crate::measured::{Images, Measured};
 use crate::run_folder::RunFolder;
-use crate::scorer::{Scorer, limits_of, searched_space};
+use crate::scorer::Scorer;
+use crate::searches::{Options, Task, search_groups};
 use crate::strategy_options::{self, StrategyOptions};
-use crate::{names, numbers, progress, shell, table};
+use crate::{numbers, progress, shell, table};
 use anyhow::{Result, anyhow};
 use clap::ValueEnum;
-use ofa_extract::search::{Basis, SearchSettings, of_batch};
-use ofa_extract::{Constraint, Limit, Measures, Metric, Problem, SearchResult, search};
-use ofa_supernet::files::write_json;
-use ofa_supernet::{Subnet, Supernet};
+use ofa_extract::search::{SearchSettings, of_batch};
+use ofa_extract::{Constraint, Measures, Metric, SearchResult};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -30,14 +29,25 @@ pub struct Args {
     run: PathBuf,
     /// Limit of a cost, DEVICE:METRIC=VALUE: laptop:latency=12ms, any:macs=50M, any:params=3M, any:memory=1MB,
     /// any:size=2MB (weights in f32), any:size-f16=1MB. Each limit is a separate search.
-    #[arg(long = "limit", required_unless_present = "against")]
+    #[arg(long = "limit", required_unless_present_any = ["against", "at_least"])]
     limits: Vec<Constraint>,
+    /// The other direction: the cheapest subnet (--minimise) whose predicted accuracy is at least so good,
+    /// accuracy=VALUE: accuracy=90%, accuracy=0.9. All limits hold together.
+    #[arg(long, value_name = "accuracy=VALUE", requires = "minimise", conflicts_with_all = ["against", "compare", "together"], value_parser = least_accuracy)]
+    at_least: Option<f64>,
+    /// Cost that --at-least makes small, DEVICE:METRIC: phone:latency.
+    #[arg(long, requires = "at_least", value_name = "DEVICE:METRIC", value_parser = Constraint::unlimited)]
+    minimise: Option<Constraint>,
+    /// File name of the result, search/NAME.json, and name of its model (default: made from the limit).
+    #[arg(long, conflicts_with = "compare")]
+    name: Option<String>,
     /// Search for one subnet within all limits together.
     #[arg(long)]
     together: bool,
-    /// Search strategy.
-    #[arg(long, value_parser = strategy_options::strategy(), default_value = strategy_options::default_strategy())]
-    strategy: SearchSettings,
+    /// Search strategy (default: with the predictor memetic, with --score measured rounds; evolution where only that has
+    /// the given settings).
+    #[arg(long, value_parser = strategy_options::strategy())]
+    strategy: Option<SearchSettings>,
     /// Cost of the front that `--strategy pareto` draws, DEVICE:METRIC: laptop:latency; may be repeated.
     #[arg(long, value_parser = Constraint::unlimited)]
     against: Vec<Constraint>,
@@ -97,23 +107,48 @@ enum Score {
 impl Args {
     /// The chosen strategy with the settings that were given.
     fn settings(&self) -> Result<SearchSettings> {
-        let mut settings = self.strategy.clone();
-        self.strategy_options.apply(&mut settings)?;
-        Ok(settings)
+        let defaults = match (&self.strategy, self.scoring.score) {
+            (Some(strategy), _) => vec![strategy.clone()],
+            (None, Score::Predictor) => named(["memetic", "evolution"]),
+            (None, Score::Measured) => named(["rounds", "evolution"]),
+        };
+        let given = |mut settings: SearchSettings| self.strategy_options.apply(&mut settings).map(|()| settings);
+        let mut all = defaults.into_iter().map(given);
+        let first = all.next().ok_or_else(|| anyhow!("there is no strategy"))?;
+        first.or_else(|error| all.next().unwrap_or(Err(error)))
     }
 
     /// All limits, and the costs of fronts.
     fn constraints(&self) -> impl Iterator<Item = &Constraint> {
-        self.limits.iter().chain(&self.against)
+        self.limits.iter().chain(&self.against).chain(&self.minimise)
     }
 
     /// Groups of limits, one search per group.
     fn groups(&self) -> Vec<Vec<Constraint>> {
+        if let Some(minimised) = &self.minimise {
+            return vec![self.limits.iter().chain([minimised]).cloned().collect()];
+        }
         if self.together || self.limits.is_empty() {
             return vec![self.limits.clone()];
         }
         self.limits.iter().map(|limit| vec![limit.clone()]).collect()
     }
+}
+
+fn named<const N: usize>(names: [&str; N]) -> Vec<SearchSettings> {
+    names.into_iter().filter_map(SearchSettings::named).collect()
+}
+
+/// Reads `accuracy=90%` or `accuracy=0.9`.
+fn least_accuracy(text: &str) -> Result<f64, String> {
+    let fail = || format!("'{text}' is not accuracy=VALUE, for example accuracy=90% or accuracy=0.9");
+    let value = text.trim().strip_prefix("accuracy").and_then(|rest| rest.trim_start().strip_prefix('='));
+    let value = value.ok_or_else(fail)?.trim();
+    let accuracy = match value.strip_suffix('%') {
+        Some(percent) => percent.trim().parse::<f64>().map(|percent| percent / 100.0),
+        None => value.parse(),
+    };
+    accuracy.ok().filter(|accuracy| *accuracy > 0.0 && *accuracy <= 1.0).ok_or_else(fail)
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -170,10 +205,13 @@ fn with_scorer(
         settings,
         evaluations,
         against: args.against.clone(),
+        at_least: args.at_least,
+        name: args.name.clone(),
         seed: args.seed,
         verify: args.scoring.verify.unwrap_or(0),
     };
-    let results = search_groups(folder, measures, &args.groups(), scorer, measured, &options)?;
+    let task = Task { folder, measures, scorer, measured, options: &options };
+    let results = search_groups(&task, &args.groups())?;
     if args.json {
         let results: Vec<&SearchResult> = results.iter().map(|(_, result)| result).collect();
         say!("{}", serde_json::to_string_pretty(&results)?);
@@ -181,38 +219,24 @@ fn with_scorer(
     }
     print_results(&results);
     results.iter().for_each(|(_, result)| print_front(result));
+    say!();
+    judge(measures, args.constraints(), scorer)?;
     say!("\nNext: ofa extract --run {} --search-results", shell::path(&args.run));
     Ok(())
 }
 
-/// Settings of [`search_groups`].
-pub struct Options {
-    pub settings: SearchSettings,
-    pub evaluations: Option<usize>,
-    pub against: Vec<Constraint>,
-    pub seed: u64,
-    /// Number of best subnets to measure afterwards.
-    pub verify: usize,
-}
-
-/// Searches with the run's predictor, once per group of limits.
-pub fn search_limits(
-    folder: &RunFolder,
-    net: &Supernet,
-    groups: &[Vec<Constraint>],
-    settings: SearchSettings,
-    seed: u64,
-) -> Result<Vec<(String, SearchResult)>> {
-    let measures = Measures::new(net.space(), net.classes(), folder.devices(groups.iter().flatten())?);
-    let options = Options { settings, evaluations: None, against: Vec::new(), seed, verify: 0 };
-    search_groups(
-        folder,
-        &measures,
-        groups,
-        &Scorer::Predictor(Box::new(load_predictor(folder, net.space())?), 0.0),
-        None,
-        &options,
-    )
+/// Prints a sentence about the predictor, and one about each device of a limit.
+fn judge<'c>(measures: &Measures, constraints: impl Iterator<Item = &'c Constraint>, scorer: &Scorer) -> Result<()> {
+    if let Scorer::Predictor(predictor, _) = scorer
+        && let Some(judgement) = predictor.judgement()
+    {
+        say!("{judgement}");
+    }
+    let latencies = constraints.filter(|constraint| constraint.metric == Metric::Latency);
+    for name in latencies.map(|constraint| constraint.device.as_str()).collect::<BTreeSet<_>>() {
+        say!("{}", judgement_of_profile(measures.device(name)?));
+    }
+    Ok(())
 }
 
 /// Prints a note for each device whose latencies are for several images.
@@ -226,85 +250,6 @@ fn note_batches<'c>(measures: &Measures, constraints: impl Iterator<Item = &'c C
             ));
         }
     }
-    Ok(())
-}
-
-/// Searches each group of limits and writes `search/NAME.json`; returns names and results in the order of the groups.
-fn search_groups(
-    folder: &RunFolder,
-    measures: &Measures,
-    groups: &[Vec<Constraint>],
-    scorer: &Scorer,
-    measured: Option<&Measured>,
-    options: &Options,
-) -> Result<Vec<(String, SearchResult)>> {
-    let against = limits_of(&options.against, measures)?;
-    let strategy = options.settings.strategy();
-    let mut results = Vec::new();
-    for constraints in groups {
-        let name = result_name(&options.against, constraints)?;
-        let limits = limits_of(constraints, measures)?;
-        let space = searched_space(folder, measures, scorer, constraints.iter().chain(&options.against))?;
-        let problem = Problem {
-            against: &against,
-            evaluations: options.evaluations,
-            keep: options.verify,
-            ..Problem::new(&space, &limits, options.seed)
-        };
-        let bar = progress::bar(options.evaluations.unwrap_or(strategy.evaluations()), "evaluations");
-        let mut score = |subnets: &[Subnet]| {
-            let scores = scorer.score(subnets);
-            bar.inc(subnets.len() as u64);
-            scores
-        };
-        let mut result = search(&problem, &options.settings, &mut score, &mut |generation| {
-            bar.set_message(format!("best {:.2} %", 100.0 * generation.score.clamp(0.0, 1.0)));
-        })?;
-        bar.finish_and_clear();
-        if let Some(measured) = measured {
-            match scorer {
-                Scorer::Measured(_) => result.measured_accuracy = Some(result.predicted_accuracy),
-                Scorer::Predictor(..) => verify(&mut result, &limits, measured)?,
-            }
-        }
-        if let Scorer::Predictor(predictor, pessimism) = scorer
-            && predictor.has_deviation()
-        {
-            let predictions = predictor.predict_with_deviation(std::slice::from_ref(&result.best))?;
-            for prediction in predictions {
-                result.predicted_accuracy = prediction.accuracy;
-                result.predicted_deviation = Some(prediction.deviation);
-            }
-            result.pessimism = *pessimism;
-        }
-        result.basis = Some(match scorer {
-            Scorer::Predictor(predictor, _) => basis_of(predictor)?,
-            Scorer::Measured(_) => Basis { weights: Some(folder.weights_checksum()?), predictor: None },
-        });
-        result.limit_predictions();
-        write_json(&folder.join(&format!("search/{name}.json")), &result)?;
-        results.push((name, result));
-    }
-    Ok(results)
-}
-
-/// File name of a result, which also names the extracted model.
-fn result_name(against: &[Constraint], constraints: &[Constraint]) -> Result<String> {
-    let front = (!against.is_empty()).then(|| "front".to_string());
-    let parts = front.into_iter().chain(against.iter().chain(constraints).map(Constraint::file_stem));
-    let name = names::short(&parts.collect::<Vec<_>>().join("+"));
-    names::check(&name).map_err(|reason| anyhow!("search result '{name}': {reason}"))?;
-    Ok(name)
-}
-
-fn verify(result: &mut SearchResult, limits: &[Limit], measured: &Measured) -> Result<()> {
-    let bar = progress::bar(result.top.len(), "subnets");
-    result.verify(limits, &mut |subnet| {
-        let accuracies = measured.accuracies(std::slice::from_ref(subnet))?;
-        bar.inc(1);
-        Ok(accuracies[0])
-    })?;
-    bar.finish_and_clear();
     Ok(())
 }
 
@@ -344,7 +289,8 @@ pub fn print_results(results: &[(String, SearchResult)]) {
 }
 
 fn show_value(value: &ofa_extract::search::ConstraintValue) -> String {
-    match value.constraint.parse::<Constraint>() {
+    // A cost that was made small has no limit.
+    match value.constraint.parse::<Constraint>().or_else(|_| Constraint::unlimited(&value.constraint)) {
         Ok(constraint) => constraint.metric.show(value.value) + &of_batch(value.batch),
         Err(_) => format!("{}", value.value),
     }
@@ -369,6 +315,9 @@ fn print_front(result: &SearchResult) {
         })
         .collect();
     say!();
+    if let Some(volume) = result.hypervolume {
+        say!("hypervolume {volume:.4}: the part of the box of all costs and accuracies that the front dominates");
+    }
     let header: Vec<&str> = result.against.iter().map(String::as_str).chain(["predicted", "subnet"]).collect();
     table::print(&header, &rows);
 }

@@ -225,88 +225,67 @@ fn convolution(
 #[cfg(test)]
 mod tests {
     use super::super::Int8Layer;
+    use super::super::forward::Folded;
     use super::*;
-    use crate::StaticNetwork;
-    use crate::runtime::Weights;
     use ofa_supernet::seed::{Stream, generator};
     use ofa_supernet::space::{NetworkSpec, PRESETS, preset};
     use rand::Rng;
     use std::collections::HashSet;
-
-    /// The same network in f32: batch norms do nothing, since they are folded into the convolutions.
-    fn unrounded(network: &QuantisedNetwork) -> Weights {
-        let graph = Graph::of(&network.spec);
-        let names = node_names(&graph);
-        let identity = (1.0 - network.spec.batch_norm_epsilon) as f32;
-        let mut weights: Weights = crate::model::tensor_shapes(&network.spec)
-            .into_iter()
-            .map(|(name, shape)| {
-                let value = if name.ends_with("running_var") { identity } else { 0.0 };
-                let count = shape.iter().product();
-                (name, (shape, vec![value; count]))
-            })
-            .collect();
-        let mut set = |name: String, values: Vec<f32>| weights.get_mut(&name).unwrap().1 = values;
-        for (index, node) in graph.nodes().iter().enumerate() {
-            let Some(layer) = network.layers.get(&names[index]) else { continue };
-            let (weight, bias) = match layer {
-                QuantisedLayer::F32 { weight, bias } => (weight.clone(), bias.clone()),
-                QuantisedLayer::Int8(Int8Layer { weight, scales, bias }) => {
-                    let input = network.values[&names[node.inputs()[0].index()]].scale;
-                    let each = weight.len() / scales.len();
-                    let weight = weight.iter().enumerate().map(|(i, &w)| f32::from(w) * scales[i / each]);
-                    let bias = bias.iter().zip(scales).map(|(&bias, scale)| bias as f32 * (input * scale));
-                    (weight.collect(), bias.collect())
-                }
-            };
-            let reader = graph
-                .nodes()
-                .iter()
-                .position(|reader| reader.op == Op::BatchNorm && reader.inputs()[0].index() == index);
-            set(format!("{}.weight", names[index]), weight);
-            if let Some(norm) = reader {
-                set(format!("{}.weight", names[norm]), vec![1.0; bias.len()]);
-                set(format!("{}.bias", names[norm]), bias);
-            } else if matches!(node.op, Op::Linear | Op::Convolution { bias: true, .. }) {
-                set(format!("{}.bias", names[index]), bias);
-            }
-        }
-        weights
-    }
 
     fn images(spec: &NetworkSpec, batch: usize) -> Vec<f32> {
         let mut rng = generator(9, Stream::Builtin, &[]);
         (0..batch * spec.resolution * spec.resolution * 3).map(|_| rng.random_range(-2.0..2.0)).collect()
     }
 
+    /// The layers of a network with their integers as real numbers.
+    fn dequantised(network: &QuantisedNetwork) -> Folded {
+        let graph = Graph::of(&network.spec);
+        let names = node_names(&graph);
+        let layer = |(node, name): (&Node, &String)| {
+            Some(match network.layers.get(name)? {
+                QuantisedLayer::F32 { weight, bias } => (weight.clone(), bias.clone()),
+                QuantisedLayer::Int8(layer) => {
+                    let input = network.values[&names[node.inputs()[0].index()]].scale;
+                    (layer.dequantised(), layer.dequantised_bias(input))
+                }
+            })
+        };
+        let layers = graph.nodes().iter().zip(&names).map(layer).collect();
+        Folded { graph, names, layers }
+    }
+
     #[test]
-    fn logits_are_those_of_the_f32_network_but_for_rounding() {
+    fn each_value_is_that_of_the_f32_operation_but_for_rounding() {
         for name in PRESETS.iter().filter(|name| name.contains("tiny")) {
             let space = preset(name).unwrap();
             let spec = space.network(&space.largest(), 5).unwrap();
             for keep in [HashSet::new(), ["conv_stem", "conv1.0", "classifier", "fc"].map(String::from).into()] {
-                let mut network = QuantisedNetwork::random(&spec, &keep, 4).unwrap();
-                // Without a batch norm and a bias of its own, a layer has no place for a bias.
-                if let Some(QuantisedLayer::Int8(layer)) = network.layers.get_mut("conv_head")
-                    && spec.hidden_channels.is_some()
-                {
-                    layer.bias.fill(0);
-                }
-                for (layer, name) in network.layers.iter_mut().map(|(name, layer)| (layer, name)) {
-                    if let (QuantisedLayer::Int8(layer), true) = (layer, name.ends_with("shortcut")) {
-                        layer.bias.fill(0);
+                let network = QuantisedNetwork::random(&spec, &keep, 4).unwrap();
+                let (folded, images) = (dequantised(&network), images(&spec, 3));
+                let image = &images[images.len() / 3..2 * images.len() / 3];
+                let values = values_of_image(&network, &folded.graph, &folded.names, image).unwrap();
+                let kernels = folded.kernels();
+                for index in folded.indices() {
+                    let inputs = folded.graph.nodes()[index].inputs().iter();
+                    let inputs: Vec<Vec<f32>> = inputs.map(|input| values[input.index()].reals()).collect();
+                    let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
+                    let expected = folded.output(index, kernels[index].as_ref(), &inputs, 1).unwrap();
+                    let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+                    for (found, expected) in values[index].reals().iter().zip(expected) {
+                        let (expected, step) = match &values[index] {
+                            Value::Real(_) => (expected, 0.0),
+                            Value::Rounded(_, scale) => {
+                                (expected.clamp(scale.dequantise(0), scale.dequantise(255)), scale.scale)
+                            }
+                        };
+                        let within = 0.5 * step + 1e-4 * largest;
+                        let node = &folded.names[index];
+                        assert!((found - expected).abs() <= within, "{name}, {node}: {found} instead of {expected}");
                     }
                 }
-                let images = images(&spec, 3);
+                // Images do not depend on their batch.
                 let found = run(&network, &images, 3).unwrap();
-                let mut real = StaticNetwork::new(&spec, &unrounded(&network)).unwrap();
-                let expected = real.run(&images, 3).unwrap();
-                let power: f32 = expected.iter().map(|x| x * x).sum();
-                let noise: f32 = expected.iter().zip(&found).map(|(x, y)| (x - y) * (x - y)).sum();
-                assert!(noise > 0.0 && noise < 0.1 * power, "{name}: {noise} of {power}");
-                // One image at a time is the same.
-                let alone = run(&network, &images[images.len() / 3..2 * images.len() / 3], 1).unwrap();
-                assert_eq!(found[5..10], alone);
+                assert_eq!(found[5..10], values.last().unwrap().reals());
             }
         }
     }

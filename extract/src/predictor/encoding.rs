@@ -108,6 +108,18 @@ impl Encoding {
         }
     }
 
+    /// A zero for each value of each choice.
+    pub(super) fn no_effects(&self) -> Vec<Vec<f64>> {
+        self.places.iter().map(|place| vec![0.0; place.values.len().max(1)]).collect()
+    }
+
+    /// Adds what the values of choices add to total `index`, times `slope`.
+    pub(super) fn add_total(&self, index: usize, slope: f64, effects: &mut [Vec<f64>]) {
+        for &place in &self.totals[index].places {
+            effects[place].iter_mut().zip(1..).for_each(|(effect, value)| *effect += slope * f64::from(value));
+        }
+    }
+
     /// The sum of each total.
     pub(super) fn sums(&self, states: &[u8]) -> Vec<f64> {
         let value = |&place: &usize| match usize::from(states[place]) + 1 {

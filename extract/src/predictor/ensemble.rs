@@ -11,6 +11,9 @@ use ofa_supernet::{SearchSpace, Subnet};
 use rayon::prelude::*;
 use std::sync::Mutex;
 
+/// Subnets whose derivatives a thread computes together.
+const SLOPES: usize = 8;
+
 /// Fitted networks, whose mean is the prediction.
 #[derive(Debug, Clone)]
 pub(super) struct Ensemble {
@@ -44,8 +47,29 @@ impl Ensemble {
         let prediction = |subnet| Prediction {
             accuracy: mean(&members, subnet),
             deviation: (variance(&members, subnet) + f64::from(self.noise).powi(2)).sqrt(),
+            doubt: variance(&members, subnet).sqrt(),
         };
         Ok((0..subnets.len()).map(prediction).collect())
+    }
+
+    /// By how much each value of each choice raises the mean, to first order about each subnet; an absent choice counts
+    /// 0.
+    ///
+    /// # Errors
+    /// A subnet outside the space.
+    pub(super) fn effects(&self, space: &SearchSpace, subnets: &[Subnet]) -> Result<Vec<Vec<Vec<f64>>>> {
+        let features = Features::new(space);
+        let batches = subnets.par_chunks(SLOPES).map(|batch| {
+            let ones = batch.iter().map(|subnet| features.of(subnet)).collect::<Result<Vec<_>>>()?;
+            let members: Vec<Vec<f32>> = self.members.iter().map(|member| member.slopes(&ones)).collect();
+            let of_subnet = |subnet: usize| {
+                let slope = |member: &Vec<f32>, input: usize| f64::from(member[subnet * features.count() + input]);
+                let sum = |input| members.iter().map(|member| slope(member, input)).sum::<f64>();
+                features.by_place(|input| sum(input) / members.len() as f64)
+            };
+            Ok((0..batch.len()).map(of_subnet).collect())
+        });
+        Ok(batches.collect::<Result<Vec<Vec<_>>>>()?.concat())
     }
 
     /// Each member's prediction of each subnet.

@@ -14,8 +14,8 @@ use std::ops::Range;
 /// The features of a space.
 pub struct Features {
     space: SearchSpace,
-    /// Every choice, and the start of its one-hot if it has one; ascending.
-    places: Vec<(Place, Option<usize>)>,
+    /// Every choice with its number among all, and the start of its one-hot if it has one; ascending.
+    places: Vec<(usize, Place, Option<usize>)>,
     count: usize,
 }
 
@@ -39,7 +39,7 @@ impl Features {
         for of_slot in [true, false] {
             for (number, place) in all.iter().enumerate().filter(|(_, place)| is_of_slot(place) == of_slot) {
                 let has_features = !place.values.is_empty() && !told_by_slots(number);
-                places.push((place.clone(), has_features.then_some(count)));
+                places.push((number, place.clone(), has_features.then_some(count)));
                 if has_features {
                     count += place.values.len();
                 }
@@ -55,12 +55,22 @@ impl Features {
 
     /// The one-hots, in order.
     pub fn groups(&self) -> Vec<Group> {
-        let group = |(index, (place, start)): (usize, &(Place, Option<usize>))| {
+        let group = |(index, (_, place, start)): (usize, &(usize, Place, Option<usize>))| {
             let start = (*start)?;
-            let is_first = index == 0 || self.places[index - 1].0.at != place.at;
+            let is_first = index == 0 || self.places[index - 1].1.at != place.at;
             Some(Group { features: start..start + place.values.len(), of_slot: is_of_slot(place), is_first })
         };
         self.places.iter().enumerate().filter_map(group).collect()
+    }
+
+    /// The numbers `of_feature` by choice, in the order of [`SearchSpace::places`], and by value; 0 without a feature.
+    pub(super) fn by_place(&self, of_feature: impl Fn(usize) -> f64) -> Vec<Vec<f64>> {
+        let mut numbers: Vec<Vec<f64>> = vec![Vec::new(); self.places.len()];
+        for (number, place, start) in &self.places {
+            let of_value = |value: usize| start.map_or(0.0, |start| of_feature(start + value));
+            numbers[*number] = (0..place.values.len().max(1)).map(of_value).collect();
+        }
+        numbers
     }
 
     /// Positions of the ones in the feature vector of `subnet`, ascending; each is below [`count`](Self::count).
@@ -78,7 +88,7 @@ impl Features {
     /// # Errors
     /// A subnet outside the space.
     pub fn push(&self, subnet: &Subnet, active: &mut Vec<usize>) -> Result<()> {
-        let mut push = |(place, start): &(Place, Option<usize>)| match place.choice(subnet) {
+        let mut push = |(_, place, start): &(usize, Place, Option<usize>)| match place.choice(subnet) {
             Some(choice) => {
                 active.extend(start.map(|start| start + choice));
                 true

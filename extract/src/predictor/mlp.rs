@@ -5,6 +5,7 @@
 
 use ofa_supernet::ops::{SparseLayer, SparseRows};
 use rayon::prelude::*;
+use std::sync::OnceLock;
 
 /// Most subnets per pass on one thread.
 const BATCH: usize = 128;
@@ -26,6 +27,8 @@ pub struct Mlp {
     layers: [Layer; 4],
     linear: Vec<f32>,
     hidden: [SparseLayer; 3],
+    /// Transposed layers for derivatives, made when these are asked for.
+    backward: OnceLock<[SparseLayer; 3]>,
 }
 
 impl Mlp {
@@ -33,7 +36,7 @@ impl Mlp {
     /// linear weights `[inputs]`.
     pub fn new(layers: [Layer; 4], linear: Vec<f32>) -> Self {
         let hidden = [0, 1, 2].map(|index| SparseLayer::new(&layers[index].weight, &layers[index].bias));
-        Mlp { layers, linear, hidden }
+        Mlp { layers, linear, hidden, backward: OnceLock::new() }
     }
 
     /// The layers in order.
@@ -56,6 +59,36 @@ impl Mlp {
         let share = share.next_multiple_of(SparseRows::GROUP);
         let batches = inputs.par_chunks(share).map(|batch| self.forward_batch(batch, &features));
         Ok(batches.collect::<Result<Vec<_>, E>>()?.concat())
+    }
+
+    /// Derivatives of the output by each input, `[subnets, inputs]`, where the inputs at the positions in `ones` are 1
+    /// and the others 0.
+    pub fn slopes(&self, ones: &[Vec<usize>]) -> Vec<f32> {
+        let backward = self.backward.get_or_init(|| {
+            [0, 1, 2].map(|index| {
+                let Layer { weight, bias } = &self.layers[index];
+                let (inputs, outputs) = (weight.len() / bias.len(), bias.len());
+                let transposed = (0..weight.len()).map(|i| weight[i % inputs * outputs + i / inputs]);
+                SparseLayer::new(&transposed.collect::<Vec<_>>(), &vec![0.0; inputs]).without_activation()
+            })
+        });
+        let mut rows = SparseRows::ones(self.hidden[0].inputs(), ones.iter().map(Vec::as_slice));
+        let mut hidden = Vec::with_capacity(3);
+        for layer in &self.hidden {
+            rows = layer.forward(&rows);
+            hidden.push(rows.values());
+        }
+        let mut slopes = self.layers[3].weight.repeat(ones.len());
+        for (layer, outputs) in backward.iter().zip(&hidden).rev() {
+            // A ReLU that is off has no slope.
+            let off = slopes.iter_mut().zip(outputs).filter(|(_, output)| **output == 0.0);
+            off.for_each(|(slope, _)| *slope = 0.0);
+            slopes = layer.forward(&SparseRows::of_values(layer.inputs(), &slopes)).values();
+        }
+        for slopes in slopes.chunks_exact_mut(self.linear.len()) {
+            slopes.iter_mut().zip(&self.linear).for_each(|(slope, linear)| *slope += linear);
+        }
+        slopes
     }
 
     fn forward_batch<T, E>(
@@ -88,6 +121,39 @@ mod tests {
     use super::*;
     use ofa_supernet::seed::{Stream, generator};
     use rand::Rng;
+
+    #[test]
+    fn slopes_are_those_of_finite_differences() {
+        let (inputs, hidden) = (9, 37);
+        let mut rng = generator(2, Stream::Weights, &[]);
+        let mut layer = |inputs: usize, outputs: usize| Layer {
+            weight: (0..inputs * outputs).map(|_| rng.random_range(-0.5..0.5)).collect(),
+            bias: (0..outputs).map(|_| rng.random_range(-0.5..0.5)).collect(),
+        };
+        let layers = [layer(inputs, hidden), layer(hidden, hidden), layer(hidden, hidden), layer(hidden, 1)];
+        let ones = [1, 4, 8];
+        let at = |layers: &[Layer; 4]| {
+            let mlp = Mlp::new(layers.clone(), (0..inputs).map(|i| 0.1 * i as f32).collect());
+            let output = mlp.forward(&[()], |(), active| {
+                active.extend(ones);
+                Ok::<(), ()>(())
+            });
+            (output.unwrap()[0], mlp.slopes(&[ones.to_vec(), vec![2, 3]])[..inputs].to_vec())
+        };
+        let (_, slopes) = at(&layers);
+        for input in 0..inputs {
+            // Moving an input moves the first layer's sums by a row of its weight.
+            let moved = |step: f32| {
+                let mut layers = layers.clone();
+                let row = layers[0].weight[input * hidden..(input + 1) * hidden].to_vec();
+                layers[0].bias.iter_mut().zip(row).for_each(|(bias, weight)| *bias += step * weight);
+                at(&layers).0
+            };
+            let found = f64::from(slopes[input]) - 0.1 * input as f64;
+            let expected = (moved(1e-3) - moved(-1e-3)) / 2e-3;
+            assert!((found - expected).abs() < 2e-3, "{input}: {found} for {expected}");
+        }
+    }
 
     #[test]
     fn forward_equals_the_definition_for_every_batch() {

@@ -238,12 +238,47 @@ impl Process {
             let known = Tensor::from_vec(rows, (BATCH, count), &Device::Cpu)?.matmul(&inverse)?;
             let known = known.sqr()?.sum(1)?.to_vec1::<f32>()?;
             predictions.extend(lines.into_iter().zip(known).map(|((accuracy, prior), known)| {
-                let variance = (prior - f64::from(known)).max(0.0) + self.parts.shape.noise;
-                let deviation = self.parts.widening * self.parts.accuracy.deviation * variance.sqrt();
-                Prediction { accuracy, deviation }
+                let own = (prior - f64::from(known)).max(0.0);
+                let scale = self.parts.widening * self.parts.accuracy.deviation;
+                let deviation = scale * (own + self.parts.shape.noise).sqrt();
+                Prediction { accuracy, deviation, doubt: scale * own.sqrt() }
             }));
         }
         Ok(predictions)
+    }
+
+    /// By how much each value of each choice raises the accuracy, to first order about `subnet`; an absent choice
+    /// counts 0.
+    ///
+    /// # Errors
+    /// A subnet outside the space.
+    pub(super) fn effects(&self, subnet: &Subnet) -> Result<Vec<Vec<f64>>> {
+        let query = self.query(subnet)?;
+        let count = self.parts.weights.len();
+        let mut pulls = vec![0.0; count];
+        self.write_together(&query, &mut pulls);
+        pulls.iter_mut().zip(&self.parts.weights).for_each(|(k, weight)| *k *= -0.5 * *weight as f32);
+        let mut effects: Vec<Vec<f64>> = self.encoding.no_effects();
+        for table in &self.choices {
+            let in_state = |state: usize| {
+                let distances = &table.distances[state * count..(state + 1) * count];
+                let pull: f32 = pulls.iter().zip(distances).map(|(pull, distance)| pull * distance).sum();
+                table.linear[state] + f64::from(pull)
+            };
+            let absent = in_state(table.linear.len() - 1);
+            for (state, effect) in effects[table.place].iter_mut().enumerate() {
+                *effect += in_state(state) - absent;
+            }
+        }
+        for ((index, total), table) in query.totals.iter().enumerate().zip(&self.totals) {
+            // Derivative of a squared distance.
+            let pull = |(pull, other): (&f32, &f64)| f64::from(*pull) * 2.0 * table.scale * (total - other);
+            let slope = table.slope + pulls.iter().zip(&table.of_samples).map(pull).sum::<f64>();
+            self.encoding.add_total(index, slope / self.parts.totals[index].deviation, &mut effects);
+        }
+        let scale = self.parts.accuracy.deviation;
+        effects.iter_mut().flatten().for_each(|effect| *effect *= scale);
+        Ok(effects)
     }
 
     fn query(&self, subnet: &Subnet) -> Result<Query> {

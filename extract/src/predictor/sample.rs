@@ -12,6 +12,7 @@ use super::Provenance;
 use crate::{Error, Result};
 use ofa_supernet::{SearchSpace, Subnet, files};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -37,6 +38,9 @@ struct Line {
         deserialize_with = "Provenance::from_text"
     )]
     measured_with: Option<Provenance>,
+    /// File that an accuracy measured elsewhere was imported from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    imported_from: Option<String>,
     subnet: Subnet,
     accuracy: f64,
 }
@@ -71,6 +75,39 @@ pub fn read_provenance(path: &Path, space: &SearchSpace) -> Result<Option<Proven
     let (lines, _) = parse(path, &bytes, space)?;
     let first = lines.first().and_then(|line| line.measured_with.clone());
     Ok(first.filter(|first| lines.iter().all(|line| line.measured_with.as_ref() == Some(first))))
+}
+
+/// Whether samples of `path` were measured elsewhere.
+///
+/// # Errors
+/// Errors of [`read_samples`].
+pub fn has_imported(path: &Path, space: &SearchSpace) -> Result<bool> {
+    let bytes = files::read_bytes(path)?;
+    Ok(parse(path, &bytes, space)?.0.iter().any(|line| line.imported_from.is_some()))
+}
+
+/// Adds `samples`, which were measured elsewhere, to the file `path`, and notes that they come from `source`. Samples
+/// that the file already holds from there are not added again. Returns the number of samples in the file.
+///
+/// # Errors
+/// Errors of [`read_samples`], and a failed write.
+pub fn add_samples(path: &Path, space: &SearchSpace, samples: &[Sample], source: &str) -> Result<usize> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
+        Err(e) => return Err(Error::file(path, e)),
+    };
+    let mut lines = parse(path, &bytes, space)?.0;
+    for Sample { subnet, accuracy } in samples {
+        check_accuracy(*accuracy).map_err(|message| Error::format(path, message))?;
+        let imported_from = Some(source.to_string());
+        lines.push(Line { measured_with: None, imported_from, subnet: subnet.clone(), accuracy: *accuracy });
+    }
+    let lines = lines.iter().map(|line| line.to_json(path)).collect::<Result<Vec<_>>>()?;
+    let mut seen = HashSet::new();
+    let kept: Vec<Vec<u8>> = lines.into_iter().filter(|line| seen.insert(line.clone())).collect();
+    files::write_atomic(path, &kept.concat())?;
+    Ok(kept.len())
 }
 
 /// Writer that appends samples to a file.
@@ -120,7 +157,7 @@ impl SampleWriter {
             files::write_atomic(path, &bytes)?;
         }
         let file = OpenOptions::new().append(true).open(path).map_err(|e| Error::file(path, e))?;
-        let unattributed = lines.iter().filter(|line| line.measured_with.is_none()).count();
+        let unattributed = lines.iter().filter(|l| l.measured_with.is_none() && l.imported_from.is_none()).count();
         let mut writer = SampleWriter { path: path.to_path_buf(), file, provenance: provenance.clone(), unattributed };
         if whole < bytes.len() {
             writer.file.set_len(whole as u64).map_err(|e| Error::file(path, e))?;
@@ -142,7 +179,8 @@ impl SampleWriter {
     pub fn append(&mut self, sample: &Sample) -> Result<()> {
         check_accuracy(sample.accuracy).map_err(|message| Error::format(&self.path, message))?;
         let Sample { subnet, accuracy } = sample.clone();
-        let line = Line { measured_with: Some(self.provenance.clone()), subnet, accuracy }.to_json(&self.path)?;
+        let line = Line { measured_with: Some(self.provenance.clone()), imported_from: None, subnet, accuracy };
+        let line = line.to_json(&self.path)?;
         self.write(&line)
     }
 
@@ -257,7 +295,7 @@ mod tests {
         let path = folder.path().join("samples.jsonl");
         let line = |measured_with: Option<&Provenance>| {
             let Sample { subnet, accuracy } = sample(0.5);
-            let line = Line { measured_with: measured_with.cloned(), subnet, accuracy };
+            let line = Line { measured_with: measured_with.cloned(), imported_from: None, subnet, accuracy };
             String::from_utf8(line.to_json(&path).unwrap()).unwrap()
         };
         let good = line(Some(&provenance()));

@@ -330,3 +330,37 @@ fn damaged_files_of_a_process_are_refused() {
     std::fs::write(&path, &damaged).unwrap();
     assert!(Predictor::load(&path).unwrap_err().to_string().contains("deviation that is not positive"));
 }
+
+#[test]
+fn effects_are_nearly_those_of_single_changes_and_the_chosen_is_corrected() {
+    let space = SearchSpace::named("tiny").unwrap();
+    for method in [Method::GaussianProcess, Method::Ensemble] {
+        let settings = FitSettings { method, hidden: 60, learning_rate: 3e-3, ..FitSettings::default() };
+        let fitted = Predictor::fit(&space, &samples(&space, 200), &settings, 3, &mut |_, _, _| ());
+        let (predictor, _) = fitted.unwrap();
+        let places = space.places();
+        let (mut expected, mut found) = (Vec::new(), Vec::new());
+        for sample in samples(&space, 12) {
+            let subnet = sample.subnet;
+            let effects = &predictor.effects(std::slice::from_ref(&subnet)).unwrap()[0];
+            let total = |subnet: &Subnet| -> f64 {
+                let effect = |(place, effects): (&ofa_supernet::space::Place, &Vec<f64>)| {
+                    place.choice(subnet).map_or(0.0, |choice| effects[choice])
+                };
+                places.iter().zip(effects).map(effect).sum()
+            };
+            let neighbours = space.neighbours(&subnet);
+            let before = predictor.predict(std::slice::from_ref(&subnet)).unwrap()[0];
+            expected.extend(predictor.predict(&neighbours).unwrap().into_iter().map(|after| after - before));
+            found.extend(neighbours.iter().map(|other| total(other) - total(&subnet)));
+        }
+        let correlation = metrics::pearson(&expected, &found).unwrap();
+        assert!(correlation > 0.9, "{method:?}: {correlation}");
+        // A chosen subnet is worth less than it is said to be, by as much as the prediction is unsure.
+        let chosen = predictor.predict_with_deviation(&[space.largest()]).unwrap()[0];
+        assert!(chosen.doubt > 0.0 && chosen.doubt <= chosen.deviation, "{chosen:?}");
+        let corrected = chosen.of_chosen();
+        assert!((chosen.accuracy - corrected.accuracy - 2.75 * chosen.doubt).abs() < 1e-12);
+        assert!(corrected.deviation > chosen.deviation);
+    }
+}

@@ -10,6 +10,7 @@ use ofa_supernet::space::dimension::{At, assemble};
 use ofa_supernet::space::{Dimension, Place};
 use ofa_supernet::{SearchSpace, Subnet};
 use rand::Rng;
+use std::collections::HashMap;
 use std::ops::Range;
 
 /// Candidate; encoded and decoded by its [`Genome`].
@@ -214,6 +215,24 @@ impl Genome {
         let of_gene =
             |place: usize| (0..self.choices[place]).filter(move |&c| c != genes[place]).map(move |c| (place, c));
         self.active(genes).flat_map(of_gene).collect()
+    }
+
+    /// By how much each single change raises the score, according to the scores in `known`; 0 if one is not known.
+    /// Genes of a block that `genes` lack repeat the effects of the block before.
+    pub(super) fn effects(&self, genes: &Genes, known: &HashMap<Genes, f64>) -> Vec<Vec<f64>> {
+        let mut effects: Vec<Vec<f64>> = self.choices.iter().map(|&count| vec![0.0; usize::from(count)]).collect();
+        let Some(score) = known.get(genes) else { return effects };
+        for (place, choice) in self.changes(genes) {
+            let mut other = genes.clone();
+            self.set(&mut other, place, choice);
+            effects[place][usize::from(choice)] = known.get(&other).map_or(0.0, |other| other - score);
+        }
+        for place in 0..self.size() {
+            if let (false, Some(repeated)) = (self.exists(genes, place), self.places[place].repeats) {
+                effects[place] = effects[repeated].clone();
+            }
+        }
+        effects
     }
 }
 

@@ -9,30 +9,41 @@
 //! | --- | --- |
 //! | [`random`], [`grid`] | baselines |
 //! | [`evolution`] | evolutionary search (paper §3.4) |
+//! | [`memetic`] | evolution of local optima, each the best of a linear model of the score within the limits |
 //! | [`pareto`] | NSGA-II: a whole front in one run |
+//! | [`rounds`] | rounds of scoring, refitting the predictor and searching its predictions |
 //! | [`bayes`] | a Gaussian process of the scores and expected improvement |
 //! | [`ppo`] | MnasNet's controller |
 //! | [`gradient`] | ProxylessNAS's gates |
+//! | [`cheapest`] | the other direction: the smallest cost of a score |
 //! | [`strategies`] | the table of strategies |
 //! | [`result`] | result of a search |
+//! | [`mod@hypervolume`] | how much a front dominates |
 //! | `variation` | mutation and crossover |
 //! | [`climb`] | local search |
 //! | [`task`] | working state of a search: limits, scores, budget, history |
 //! | [`genome`] | a subnet as a row of small numbers |
+//! | `linear`, `parts` | best choices within the limits according to a linear model |
 //! | [`limit`], [`table`], [`feasible`] | limits, their tables, smallest reachable values, repair |
 
 pub mod bayes;
+pub mod cheapest;
 pub mod climb;
 pub mod evolution;
 pub mod feasible;
 pub mod genome;
 pub mod gradient;
 pub mod grid;
+pub mod hypervolume;
 pub mod limit;
+mod linear;
+pub mod memetic;
 pub mod pareto;
+mod parts;
 pub mod ppo;
 pub mod random;
 pub mod result;
+pub mod rounds;
 pub mod strategies;
 pub mod table;
 pub mod task;
@@ -42,10 +53,12 @@ mod testing;
 mod tests;
 mod variation;
 
+pub use cheapest::Cheapest;
+pub use hypervolume::hypervolume;
 pub use limit::{Limit, Limits, of_batch};
-pub use result::{Basis, Candidate, ConstraintValue, FrontPoint, SearchResult};
+pub use result::{Basis, Candidate, ConstraintValue, FrontPoint, Scoring, SearchResult};
 pub use strategies::*;
-pub use task::{Generation, Problem, Scorer, Task};
+pub use task::{Effects, EffectsOf, Generation, Problem, Scorer, Task};
 
 use crate::{Error, Result};
 use std::time::Instant;
@@ -94,7 +107,7 @@ pub fn search<'a>(
     task.evaluate(&[task.rules.witness.clone()])?;
     strategy.run(&mut task)?;
     let top = task.top(problem.keep)?;
-    let Task { rules, known, history, best, front, .. } = task;
+    let Task { rules, known, history, best, front, elite, .. } = task;
     let (score, genes) = best.ok_or_else(|| Error::Internal("no feasible subnet was scored".into()))?;
     let best = rules.genome.decode(&genes);
     let mut constraints = Vec::new();
@@ -113,6 +126,7 @@ pub fn search<'a>(
         let values = problem.against.iter().map(|cost| cost.value(&subnet)).collect::<Result<_>>()?;
         points.push(FrontPoint { subnet, score, values });
     }
+    let hypervolume = (!points.is_empty()).then(|| volume(problem, &points)).transpose()?;
     Ok(SearchResult {
         constraints,
         settings: settings.clone(),
@@ -127,7 +141,23 @@ pub fn search<'a>(
         top,
         against: problem.against.iter().map(|cost| cost.name.clone()).collect(),
         front: points,
+        elite: elite.iter().map(|genes| rules.genome.decode(genes)).collect(),
         basis: None,
+        scoring: None,
+        hypervolume,
         seconds: start.elapsed().as_secs_f64(),
     })
+}
+
+/// Fraction of the box of costs up to those of the largest subnet, and scores from 0 to 1, that a front dominates.
+fn volume(problem: &Problem, front: &[FrontPoint]) -> Result<f64> {
+    let largest = problem.space.largest();
+    let most: Vec<f64> = problem.against.iter().map(|cost| cost.value(&largest)).collect::<Result<_>>()?;
+    let goals = |point: &FrontPoint| -> Vec<f64> {
+        let costs = point.values.iter().zip(&most).map(|(value, most)| value / most);
+        costs.chain([-point.score.min(1.0)]).collect()
+    };
+    let mut reference = vec![1.0; most.len()];
+    reference.push(0.0);
+    Ok(hypervolume::hypervolume(&front.iter().map(goals).collect::<Vec<_>>(), &reference))
 }

@@ -3,7 +3,7 @@
 
 use super::genome::{Genes, Genome};
 use super::strategies::{Setting, SettingValue, Strategy};
-use super::task::{Rules, Task};
+use super::task::{Rules, Scored, Task};
 use super::variation::{cross, mutate};
 use crate::{Error, Result};
 use rand::Rng;
@@ -54,7 +54,7 @@ impl Strategy for Pareto {
         ]
     }
 
-    fn draws_front(&self) -> bool {
+    fn needs_costs(&self) -> bool {
         true
     }
 
@@ -105,11 +105,29 @@ impl Strategy for Pareto {
                 break;
             }
         }
-        let first = fronts(&members).swap_remove(0);
-        task.front = first.into_iter().map(|index| (-members[index].goals[0], members[index].genes.clone())).collect();
-        task.front.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
+        task.front = front_of(&members);
         Ok(())
     }
+}
+
+/// The candidates that no other dominates, by rising score.
+pub(super) fn first_front(rules: &Rules, scored: &[Scored]) -> Result<Vec<Scored>> {
+    let mut members = Vec::with_capacity(scored.len());
+    let mut seen = HashSet::new();
+    for (score, genes) in scored {
+        if seen.insert(genes) && rules.feasible(genes)? {
+            members.push(Member { goals: goals(rules, *score, genes)?, genes: genes.clone() });
+        }
+    }
+    Ok(front_of(&members))
+}
+
+fn front_of(members: &[Member]) -> Vec<Scored> {
+    let first = fronts(members).into_iter().next().unwrap_or_default();
+    let mut front: Vec<Scored> =
+        first.into_iter().map(|index| (-members[index].goals[0], members[index].genes.clone())).collect();
+    front.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
+    front
 }
 
 fn goals(rules: &Rules, score: f64, genes: &Genes) -> Result<Vec<f64>> {

@@ -2,7 +2,7 @@
 
 use super::{Generation, Limit, SearchSettings};
 use crate::Result;
-use crate::predictor::other_weights;
+use crate::predictor::{Provenance, other_weights};
 use ofa_supernet::Subnet;
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,7 @@ pub struct SearchResult {
     /// accuracies.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub pessimism: f64,
-    /// Accuracy on the supernet, if the scorer or a later [`verify`](Self::verify) measured it.
+    /// Accuracy on the supernet, if the scorer or a later measurement of [`top`](Self::top) gave it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured_accuracy: Option<f64>,
     /// Number of distinct subnets that were scored.
@@ -43,12 +43,42 @@ pub struct SearchResult {
     /// Subnets that do not dominate each other, by rising score.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub front: Vec<FrontPoint>,
+    /// Good subnets that differ from one another, best first: starts for a search within another limit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub elite: Vec<Subnet>,
     /// Weights and predictor behind the scores; `None` if not recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub basis: Option<Basis>,
+    /// How subnets were scored; `None` in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scoring: Option<Scoring>,
+    /// Fraction of the box of costs up to those of the largest subnet, and scores from 0 to 1, that the front dominates;
+    /// `None` without a front.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hypervolume: Option<f64>,
     /// Duration of the search in seconds.
     #[serde(skip)]
     pub seconds: f64,
+}
+
+/// How the subnets of a search were scored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scoring {
+    /// Source of accuracies: `predictor` or `measured`.
+    pub score: String,
+    /// Most subnets to score; `None` for the strategy's own number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluations: Option<usize>,
+    /// Number of best subnets that were measured after the search.
+    #[serde(default, skip_serializing_if = "no_subnets")]
+    pub verify: usize,
+    /// Least accuracy, if the last of the limits is the cost that was made small for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_least: Option<f64>,
+    /// Conditions of measured accuracies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_with: Option<Provenance>,
 }
 
 /// Weights and predictor behind the scores of a search. The result is outdated as soon as one of them changes.
@@ -81,6 +111,26 @@ impl Basis {
 }
 
 impl SearchResult {
+    /// Whether both are results of one search: of equal limits and settings, perhaps with another predictor.
+    pub fn is_same_search(&self, other: &SearchResult) -> bool {
+        let problem = |result: &SearchResult| -> (Vec<String>, Vec<String>, u64, f64) {
+            // The limit of a cost that is made small follows from the search.
+            let names = result.constraints.iter().map(|limit| limit.constraint.clone()).collect();
+            (names, result.against.clone(), result.seed, result.pessimism)
+        };
+        problem(self) == problem(other) && self.settings == other.settings && self.scoring == other.scoring
+    }
+
+    /// The front as a table of comma-separated values, with a column for each cost in its base unit (ms, count, bytes).
+    pub fn front_csv(&self) -> String {
+        let mut text = self.against.iter().map(|cost| format!("{cost},")).collect::<String>() + "accuracy,subnet\n";
+        for FrontPoint { subnet, score, values } in &self.front {
+            values.iter().for_each(|value| text += &format!("{value},"));
+            text += &format!("{score},\"{subnet}\"\n");
+        }
+        text
+    }
+
     /// Clamps scores that are predicted accuracies to 0 to 1. The search itself ranks unclamped predictions, since
     /// clamping would make the best candidates equal. Pessimistic scores keep values below 0.
     pub fn limit_predictions(&mut self) {
@@ -92,17 +142,16 @@ impl SearchResult {
         self.predicted_accuracy = self.predicted_accuracy.clamp(0.0, 1.0);
     }
 
-    /// Measures the subnets of [`top`](Self::top) and makes the best measured one the result (among equal ones that
-    /// with the better score).
+    /// Makes the best measured subnet of [`top`](Self::top) the result (among equal ones that with the better score).
     ///
     /// # Errors
-    /// Errors of `measure` and of the limits' measures.
-    pub fn verify(&mut self, limits: &[Limit], measure: &mut dyn FnMut(&Subnet) -> Result<f64>) -> Result<()> {
+    /// Errors of the limits' measures.
+    pub fn choose_measured(&mut self, limits: &[Limit]) -> Result<()> {
         let mut best: Option<(f64, usize)> = None;
-        for (index, candidate) in self.top.iter_mut().enumerate() {
-            let accuracy = measure(&candidate.subnet)?;
-            candidate.measured_accuracy = Some(accuracy);
-            if best.is_none_or(|(highest, _)| accuracy > highest) {
+        for (index, candidate) in self.top.iter().enumerate() {
+            if let Some(accuracy) = candidate.measured_accuracy
+                && best.is_none_or(|(highest, _)| accuracy > highest)
+            {
                 best = Some((accuracy, index));
             }
         }
@@ -161,6 +210,10 @@ fn one() -> usize {
 
 fn is_one(value: &usize) -> bool {
     *value == 1
+}
+
+fn no_subnets(count: &usize) -> bool {
+    *count == 0
 }
 
 fn is_zero(value: &f64) -> bool {

@@ -19,8 +19,13 @@ pub trait Strategy {
     /// Most subnets that are scored if the problem sets no budget.
     fn evaluations(&self) -> usize;
 
-    /// Whether the result is a front, which needs costs to be drawn against.
+    /// Whether the result is a front, if there are costs to draw it against.
     fn draws_front(&self) -> bool {
+        self.needs_costs()
+    }
+
+    /// Whether the strategy can do nothing without costs to draw a front against.
+    fn needs_costs(&self) -> bool {
         false
     }
 
@@ -125,10 +130,12 @@ macro_rules! strategies {
 
 // The first strategy is the default.
 strategies! {
+    "memetic" => memetic::Memetic,
     "evolution" => evolution::Evolution,
     "pareto" => pareto::Pareto,
     "random" => random::Random,
     "grid" => grid::Grid,
+    "rounds" => rounds::Rounds,
     "bayes" => bayes::Bayes,
     "ppo" => ppo::Ppo,
     "gradient" => gradient::Gradient,

@@ -7,10 +7,10 @@
 //! layers; a measure of another form has no table.
 
 use super::genome::{Genes, Genome};
+use super::parts::{Part, parts};
 use crate::Result;
 use ofa_supernet::Subnet;
 use ofa_supernet::seed::{Stream, generator};
-use ofa_supernet::space::dimension::At;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -50,83 +50,16 @@ pub struct Table {
     rows: Vec<Row>,
 }
 
-/// Genes of the stem, of a stage, or of the layers after the last stage.
-#[derive(Debug, Clone, Default)]
-struct Part {
-    /// Genes of the elastic boundaries before and after the part.
-    around: Vec<usize>,
-    /// Number of values of the boundary before the part; 1 if it is not elastic.
-    before: usize,
-    /// Number of values of the boundary after the part; 1 if it is not elastic.
-    after: usize,
-    /// Genes of the part as a whole.
-    own: Range<usize>,
-    /// Genes of each block, and the index of its first entry.
-    blocks: Vec<(Range<usize>, usize)>,
-}
-
 /// Entries of each part, indexed by the number of the genes around the part.
 type Row = Vec<Vec<Entries>>;
 
 /// Contribution of a part between two widths.
 #[derive(Debug, Clone)]
-struct Entries {
+pub(super) struct Entries {
     /// Contribution of the part as a whole, indexed by the number of its own genes.
-    own: Vec<f64>,
+    pub own: Vec<f64>,
     /// Contribution of each block, block after block, indexed by the number of its genes.
-    blocks: Vec<f64>,
-}
-
-/// The parts of a genome: the stem, the stages, and what follows them if it has a boundary of its own.
-fn parts(genome: &Genome) -> Vec<Part> {
-    let mut parts: Vec<Part> = Vec::new();
-    let mut boundaries = Vec::new();
-    for group in genome.groups() {
-        let number = match genome.at(group.start) {
-            At::Input => continue,
-            At::Stem => 0,
-            At::Boundary(number) => {
-                let number = genome.space().part_after(number);
-                boundaries.push((number, group.start));
-                number.saturating_sub(1)
-            }
-            At::Stage(stage) | At::Block { stage, .. } => stage + 1,
-        };
-        parts.resize((number + 1).max(parts.len()), Part { before: 1, after: 1, ..Part::default() });
-        let part = &mut parts[number];
-        match genome.at(group.start) {
-            At::Stem | At::Stage(_) if part.own.is_empty() => part.own = group.clone(),
-            At::Stem | At::Stage(_) => part.own.end = group.end,
-            At::Block { .. } => {
-                let before = |(genes, start): &(Range<usize>, usize)| start + genome.numbers(genes.clone());
-                let start = part.blocks.last().map_or(0, before);
-                part.blocks.push((group.clone(), start));
-            }
-            At::Input | At::Boundary(_) => {}
-        }
-    }
-    for (number, part) in parts.iter_mut().enumerate() {
-        let find = |wanted| boundaries.iter().find(|(boundary, _)| *boundary == wanted).map(|(_, gene)| *gene);
-        for (gene, values) in [(find(number), &mut part.before), (find(number + 1), &mut part.after)] {
-            if let Some(gene) = gene {
-                *values = usize::from(genome.choices(gene));
-                part.around.push(gene);
-            }
-        }
-    }
-    parts
-}
-
-impl Part {
-    /// Blocks of the part that exist in `genes`.
-    fn existing<'a>(&'a self, genome: &'a Genome, genes: &'a [u16]) -> impl Iterator<Item = &'a (Range<usize>, usize)> {
-        self.blocks.iter().take_while(|(block, _)| genome.exists(genes, block.start))
-    }
-
-    /// Genes of the boundaries.
-    fn around(&self) -> impl DoubleEndedIterator<Item = usize> + Clone + '_ {
-        self.around.iter().copied()
-    }
+    pub blocks: Vec<f64>,
 }
 
 impl Table {
@@ -154,6 +87,17 @@ impl Table {
     /// The value of `genes`.
     pub fn value(&self, genome: &Genome, genes: &[u16]) -> f64 {
         value(genome, &self.parts, self.form, &self.rows[genome.number(genes, genome.input())], genes)
+    }
+
+    /// Whether the values of parts and blocks add up; otherwise the largest counts.
+    pub(super) fn is_sum(&self) -> bool {
+        self.form == Form::Sum
+    }
+
+    /// Entries of each part for the images and the widths of `genes`.
+    pub(super) fn entries(&self, genome: &Genome, genes: &[u16]) -> Vec<&Entries> {
+        let row = &self.rows[genome.number(genes, genome.input())];
+        self.parts.iter().zip(row).map(|(part, entries)| &entries[genome.number(genes, part.around())]).collect()
     }
 
     /// Genes of the smallest value. The result is exact, since blocks do not depend on one another, and parts only on

@@ -27,12 +27,23 @@ pub struct Problem<'a> {
     pub seed: u64,
     /// Number of best subnets that the result lists.
     pub keep: usize,
+    /// Derivatives of the scorer, if it has them.
+    pub effects: Option<&'a EffectsOf<'a>>,
+    /// Subnets known to be good, from which a search may start; the others are ignored.
+    pub starts: &'a [Subnet],
 }
+
+/// Change of the score by each value of each gene, where a gene that a candidate lacks counts 0.
+pub type Effects = Vec<Vec<f64>>;
+
+/// Function that gives, for each subnet, by how much each value of each of the space's
+/// [places](SearchSpace::places) raises the score to first order, where a place that the subnet lacks counts 0.
+pub type EffectsOf<'a> = dyn Fn(&[Subnet]) -> Result<Vec<Effects>> + Sync + 'a;
 
 impl<'a> Problem<'a> {
     /// Problem of the best subnet of `space` within `limits`.
     pub fn new(space: &'a SearchSpace, limits: &'a [Limit<'a>], seed: u64) -> Self {
-        Problem { space, limits, against: &[], evaluations: None, seed, keep: 0 }
+        Problem { space, limits, against: &[], evaluations: None, seed, keep: 0, effects: None, starts: &[] }
     }
 }
 
@@ -107,6 +118,11 @@ pub struct Task<'a> {
     pub(super) best: Option<Scored>,
     /// Front, if the strategy draws one.
     pub(super) front: Vec<Scored>,
+    /// Subnets to start from.
+    pub(super) starts: Vec<Genes>,
+    /// Good subnets that differ from one another, best first, if the strategy has some.
+    pub(super) elite: Vec<Genes>,
+    effects: Option<&'a EffectsOf<'a>>,
     budget: usize,
     scorer: &'a mut Scorer<'a>,
     progress: &'a mut dyn FnMut(&Generation),
@@ -125,12 +141,16 @@ impl<'a> Task<'a> {
         let limits = Limits::new(&genome, problem.limits)?;
         let against = Limits::new(&genome, problem.against)?;
         let witness = witness(&genome, &limits)?;
+        let starts = problem.starts.iter().filter_map(|subnet| genome.encode(subnet).ok()).collect();
         Ok(Task {
             rules: Rules { genome, limits, against, witness, seed: problem.seed },
             known: HashMap::new(),
             history: Vec::new(),
             best: None,
             front: Vec::new(),
+            starts,
+            elite: Vec::new(),
+            effects: problem.effects,
             budget,
             scorer,
             progress,
@@ -206,6 +226,30 @@ impl<'a> Task<'a> {
             }
         }
         Ok(())
+    }
+
+    /// By how much each value of each gene raises the score of each candidate, from the scorer's derivatives or else
+    /// from scoring all single changes.
+    ///
+    /// # Errors
+    /// Errors of scorer and measures.
+    pub(super) fn effects(&mut self, candidates: &[Genes]) -> Result<Vec<Effects>> {
+        if let Some(effects) = self.effects {
+            let subnets: Vec<Subnet> = candidates.par_iter().map(|genes| self.rules.genome.decode(genes)).collect();
+            return effects(&subnets);
+        }
+        let genome = &self.rules.genome;
+        let mut neighbours = candidates.to_vec();
+        neighbours.extend(candidates.iter().flat_map(|genes| {
+            genome.changes(genes).into_iter().map(|(place, choice)| {
+                let mut other = genes.clone();
+                genome.set(&mut other, place, choice);
+                other
+            })
+        }));
+        self.evaluate(&neighbours)?;
+        let genome = &self.rules.genome;
+        Ok(candidates.iter().map(|genes| genome.effects(genes, &self.known)).collect())
     }
 
     /// The `count` best feasible candidates, best first.

@@ -78,7 +78,7 @@ fn strategies() -> Vec<SearchSettings> {
     for settings in &mut all {
         for setting in settings.strategy_mut().settings() {
             match (setting.name, setting.value) {
-                ("population" | "initial" | "batch", SettingValue::Whole(value, _)) => *value = 20,
+                ("population" | "optima" | "initial" | "batch", SettingValue::Whole(value, _)) => *value = 20,
                 ("generations", SettingValue::Whole(value, _)) => *value = 10,
                 _ => {}
             }
@@ -129,9 +129,9 @@ fn every_strategy_keeps_limits_budget_and_seed() {
             assert_eq!(written, serde_json::to_string(&run(1, 2)).unwrap(), "{strategy}");
             let read: SearchResult = serde_json::from_str(&written).unwrap();
             assert_eq!(SearchResult { seconds: found.seconds, ..read }, found);
-            if strategy != "grid" {
-                assert_ne!(run(2, 1).history, found.history, "{strategy}");
-            }
+            // Two strategies do not draw from the seed.
+            let depends = !["grid", "memetic"].contains(&strategy);
+            assert_eq!(run(2, 1).history != found.history, depends, "{strategy}");
         }
     }
 }
@@ -231,13 +231,11 @@ fn verifying_prefers_the_best_measured_subnet() {
     let settings = SearchSettings::Random(Random::default());
     let mut found = search(&problem, &settings, &mut score, &mut |_| ()).unwrap();
     let third = found.top[2].clone();
-    let mut asked = 0;
-    let mut measure = |subnet: &Subnet| {
-        asked += 1;
-        Ok(if *subnet == third.subnet { 0.9 } else { 0.8 })
-    };
-    found.verify(&limits, &mut measure).unwrap();
-    assert_eq!((asked, &found.best, found.measured_accuracy), (5, &third.subnet, Some(0.9)));
+    for (index, candidate) in found.top.iter_mut().enumerate() {
+        candidate.measured_accuracy = [Some(0.8), Some(0.8), Some(0.9), Some(0.9), None][index];
+    }
+    found.choose_measured(&limits).unwrap();
+    assert_eq!((&found.best, found.measured_accuracy), (&third.subnet, Some(0.9)));
     assert_eq!((found.predicted_accuracy, found.constraints[0].value), (third.score, macs(&space, &third.subnet)));
 }
 

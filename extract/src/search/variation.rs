@@ -33,3 +33,11 @@ pub(super) fn cross(genome: &Genome, first: &Genes, second: &Genes, rng: &mut im
         if in_first && !(in_second && rng.random()) { first[place] } else { second[place] }
     })
 }
+
+/// Takes each gene from the parent that `from_first` names; genes of a block that only one parent has come from it.
+pub(super) fn cross_by(genome: &Genome, first: &Genes, second: &Genes, from_first: &[bool]) -> Genes {
+    genome.build(|place| {
+        let (in_first, in_second) = (genome.is_active(first, place), genome.is_active(second, place));
+        if in_first && (from_first[place] || !in_second) { first[place] } else { second[place] }
+    })
+}

@@ -7,9 +7,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// The largest batch that training accepts.
-const LARGEST_BATCH: usize = 65_536;
-
 /// A number of the training configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -259,7 +256,7 @@ impl Ranges {
         let around =
             |value: f64| Range::Interval { low: value / 10.0, high: value * 10.0, log: true, steps: Range::STEPS };
         let batch = config.batch.max(2);
-        let batches = [batch / 2, batch, batch * 2].into_iter().filter(|&batch| batch <= LARGEST_BATCH);
+        let batches = [batch / 2, batch, batch * 2].into_iter().filter(|&batch| batch <= TrainConfig::LARGEST_BATCH);
         let mut ranges = BTreeMap::from([(
             Hyperparameter::Batch,
             Range::Values { values: batches.map(|batch| batch as f64).collect() },
@@ -461,7 +458,7 @@ mod tests {
     fn the_largest_batch_is_that_of_training() {
         let space = SearchSpace::named("tiny").unwrap();
         let mut config = TrainConfig::preset("tiny", &space).unwrap();
-        (config.batch, config.weight_decay) = (LARGEST_BATCH, 0.9);
+        (config.batch, config.weight_decay) = (TrainConfig::LARGEST_BATCH, 0.9);
         Ranges::about(&config, &space).unwrap();
         config.batch += 1;
         assert!(config.validate(&space).is_err());

@@ -54,6 +54,37 @@ impl SparseRows {
         sparse
     }
 
+    /// Rows of `width` columns from their values, `[rows, width]`.
+    ///
+    /// # Panics
+    /// The values are no whole number of rows.
+    pub fn of_values(width: usize, values: &[f32]) -> Self {
+        assert!(values.len().is_multiple_of(width));
+        let mut sparse = SparseRows::zeros(width, values.len() / width);
+        for (group, rows) in values.chunks(width * ROWS).enumerate() {
+            let mut dense = vec![[0.0; ROWS]; width];
+            for (row, values) in rows.chunks_exact(width).enumerate() {
+                dense.iter_mut().zip(values).for_each(|(column, value)| column[row] = *value);
+            }
+            sparse.extend(group, 0, &dense);
+        }
+        sparse
+    }
+
+    /// The values, `[rows, width]`.
+    pub fn values(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.taken.len() * ROWS * self.width];
+        for (group, rows) in values.chunks_exact_mut(ROWS * self.width).enumerate() {
+            for entry in self.group(group) {
+                for (row, value) in entry.values.into_iter().enumerate() {
+                    rows[row * self.width + entry.column as usize] = value;
+                }
+            }
+        }
+        values.truncate(self.rows * self.width);
+        values
+    }
+
     fn zeros(width: usize, rows: usize) -> Self {
         let groups = rows.div_ceil(ROWS);
         let entries = vec![Entry { column: 0, values: [0.0; ROWS] }; groups * width];
@@ -94,11 +125,12 @@ impl SparseRows {
     }
 }
 
-/// The layer `y = max(x W + b, 0)`.
+/// The layer `y = max(x W + b, least)`, where `least` is 0 (ReLU) or minus infinity (no activation).
 #[derive(Debug, Clone)]
 pub struct SparseLayer {
     inputs: usize,
     outputs: usize,
+    least: f32,
     /// `[panel, input]`
     weight: Vec<Line>,
     /// `[panel]`
@@ -120,9 +152,15 @@ impl SparseLayer {
         SparseLayer {
             inputs: weight.len() / outputs,
             outputs,
+            least: 0.0,
             weight: panels().flat_map(|start| weight.chunks_exact(outputs).map(move |row| line(row, start))).collect(),
             bias: panels().map(|start| line(bias, start)).collect(),
         }
+    }
+
+    /// The same layer without activation.
+    pub fn without_activation(self) -> Self {
+        SparseLayer { least: f32::NEG_INFINITY, ..self }
     }
 
     /// Number of inputs: the width of its input rows.
@@ -164,7 +202,7 @@ impl Kernel for Forward<'_> {
                 };
                 let mut columns = [[0.0; ROWS]; PANEL];
                 for (row, sums) in sums.iter().enumerate() {
-                    columns.iter_mut().zip(&sums.0).for_each(|(column, sum)| column[row] = sum.max(0.0));
+                    columns.iter_mut().zip(&sums.0).for_each(|(column, sum)| column[row] = sum.max(layer.least));
                 }
                 outputs.extend(group, first, &columns[..width]);
             }

@@ -162,6 +162,9 @@ pub struct StagePlan {
 }
 
 impl TrainConfig {
+    /// Most images per step.
+    pub const LARGEST_BATCH: usize = 65_536;
+
     /// Reads a configuration from TOML (not yet checked against a space: see [`validate`](Self::validate)).
     ///
     /// # Errors
@@ -263,7 +266,7 @@ impl TrainConfig {
         }
         self.augmentation.check()?;
         self.class_balance.as_ref().map_or(Ok(()), ClassBalance::validate)?;
-        counted("batch", self.batch, 1, 65_536)?;
+        counted("batch", self.batch, 1, Self::LARGEST_BATCH)?;
         counted("ranks", self.ranks.unwrap_or(1), 1, 65_536)?;
         counted("subnets_at_once", self.subnets_at_once, 1, 64)?;
         counted("log_every", self.log_every, 1, MANY)?;

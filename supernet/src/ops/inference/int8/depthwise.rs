@@ -227,10 +227,9 @@ impl<const K: usize> Sums<'_, K> {
                         // its vector in the row of the frame that starts at `line`.
                         let pixels = unsafe { s.load_i32(frame.add(place)) };
                         for (high, sums) in tile.iter_mut().enumerate() {
-                            if let Some(ky) = ky.checked_sub(high * STRIDE).filter(|&ky| ky < K) {
-                                let taps = s.read_i32(&weight[(ky * words + word) * S::LANES..][..S::LANES]);
-                                sums[x] = s.dot(sums[x], pixels, taps);
-                            }
+                            let Some(ky) = ky.checked_sub(high * STRIDE).filter(|&ky| ky < K) else { continue };
+                            let taps = s.read_i32(&weight[(ky * words + word) * S::LANES..][..S::LANES]);
+                            sums[x] = s.dot(sums[x], pixels, taps);
                         }
                     }
                 }

@@ -252,12 +252,13 @@ fn f32_layers_sum_in_order() {
             for tap in 0..kernel * kernel {
                 let (row, column) = (y * stride + tap / kernel, column * stride + tap % kernel);
                 let inside = |place: usize, length: usize| (kernel / 2..length + kernel / 2).contains(&place);
-                if inside(row, height) && inside(column, width) {
-                    let pixel = (image * height + row - kernel / 2) * width + column - kernel / 2;
-                    for input in 0..per_output {
-                        let channel = if depthwise { o } else { input };
-                        sum += weight[(o * per_output + input) * kernel * kernel + tap] * x[pixel * inputs + channel];
-                    }
+                if !inside(row, height) || !inside(column, width) {
+                    continue;
+                }
+                let pixel = (image * height + row - kernel / 2) * width + column - kernel / 2;
+                for input in 0..per_output {
+                    let channel = if depthwise { o } else { input };
+                    sum += weight[(o * per_output + input) * kernel * kernel + tap] * x[pixel * inputs + channel];
                 }
             }
             expected.push(Activation::HardSwish.apply(sum));

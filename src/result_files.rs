@@ -1,0 +1,46 @@
+//! Files of search results: no search overwrites the result of another.
+
+use crate::progress;
+use crate::run_folder::RunFolder;
+use anyhow::{Result, bail};
+use ofa_extract::SearchResult;
+use ofa_supernet::files::{read_json, write_atomic, write_json};
+
+/// Writes `result` to `search/NAME.json`, and its front to `search/NAME.csv`; returns the name. The result of the same
+/// search, perhaps with another predictor, is replaced. Where another search has the name, `explicit` refuses it, and
+/// otherwise a number is appended.
+pub fn write(folder: &RunFolder, name: &str, explicit: bool, result: &SearchResult) -> Result<String> {
+    for number in 1.. {
+        let name = if number == 1 { name.to_string() } else { format!("{name}-{number}") };
+        let path = folder.join(&format!("search/{name}.json"));
+        let is_free = !path.exists()
+            || read_json::<SearchResult>(&path)
+                .is_ok_and(|other| other.scoring.is_none() || other.is_same_search(result));
+        if is_free {
+            if number > 1 {
+                progress::note(format!("another search has the name of this one's limits, so it is named '{name}'"));
+            }
+            if !result.front.is_empty() {
+                write_atomic(&folder.join(&format!("search/{name}.csv")), result.front_csv().as_bytes())?;
+            }
+            write_json(&path, result)?;
+            return Ok(name);
+        }
+        if explicit {
+            bail!("{}: holds the result of another search; give another --name", path.display());
+        }
+    }
+    bail!("search/{name}.json: there is no free name")
+}
+
+/// Sentence that tells which search a model comes from.
+pub fn sentence(name: &str, result: &SearchResult) -> String {
+    let limits: Vec<&str> = result.constraints.iter().map(|limit| limit.constraint.as_str()).collect();
+    let limits = if limits.is_empty() { "no limit".to_string() } else { limits.join(", ") };
+    let (strategy, seed) = (result.settings.name(), result.seed);
+    let source = result.scoring.as_ref().map_or("predictor", |scoring| scoring.score.as_str());
+    format!("{SENTENCE}`{name}` ({limits}; {strategy}, accuracies from {source}, seed {seed}).")
+}
+
+/// Start of every [`sentence`].
+pub const SENTENCE: &str = "Result of the search ";

@@ -1,0 +1,256 @@
+//! Searches of groups of limits, with their measurements and their files.
+
+use crate::freshness::{basis_of, load_predictor};
+use crate::kept_samples::{SAMPLES, keep_samples};
+use crate::measured::Measured;
+use crate::run_folder::RunFolder;
+use crate::scorer::{Scorer, limits_of, searched_space};
+use crate::{names, progress, result_files};
+use anyhow::{Result, anyhow};
+use ofa_extract::predictor::{FEWEST_SAMPLES, Prediction, read_samples};
+use ofa_extract::search::cheapest::WARM;
+use ofa_extract::search::{self, Basis, Candidate, Cheapest, EffectsOf, SearchSettings};
+use ofa_extract::{Constraint, Limit, Measures, Predictor, Problem, Sample, SearchResult};
+use ofa_supernet::{Subnet, Supernet};
+
+/// Most corrections of the accuracy that a cheapest subnet is asked for, and the error at which they end.
+const CORRECTIONS: usize = 3;
+const CLOSE_ENOUGH: f64 = 5e-4;
+/// Fewest measurements of the best subnets of which half follow from a new fit.
+const FEWEST_REFIT: usize = 4;
+
+/// Settings of [`search_groups`].
+pub struct Options {
+    pub settings: SearchSettings,
+    pub evaluations: Option<usize>,
+    pub against: Vec<Constraint>,
+    /// Least accuracy for which the last limit is made small.
+    pub at_least: Option<f64>,
+    /// Name of the result, in place of the limits.
+    pub name: Option<String>,
+    pub seed: u64,
+    /// Number of best subnets to measure afterwards.
+    pub verify: usize,
+}
+
+/// Groups of limits that are searched.
+#[derive(Clone, Copy)]
+pub struct Task<'a> {
+    pub folder: &'a RunFolder,
+    pub measures: &'a Measures,
+    pub scorer: &'a Scorer<'a>,
+    /// Measures the best subnets, or gives the scores.
+    pub measured: Option<&'a Measured<'a>>,
+    pub options: &'a Options,
+}
+
+/// Searches with the run's predictor, once per group of limits.
+pub fn search_limits(
+    folder: &RunFolder,
+    net: &Supernet,
+    groups: &[Vec<Constraint>],
+    settings: SearchSettings,
+    seed: u64,
+) -> Result<Vec<(String, SearchResult)>> {
+    let measures = Measures::new(net.space(), net.classes(), folder.devices(groups.iter().flatten())?);
+    let options =
+        Options { settings, evaluations: None, against: Vec::new(), at_least: None, name: None, seed, verify: 0 };
+    let scorer = Scorer::Predictor(Box::new(load_predictor(folder, net.space())?), 0.0);
+    search_groups(&Task { folder, measures: &measures, scorer: &scorer, measured: None, options: &options }, groups)
+}
+
+/// Searches each group of limits and writes `search/NAME.json`; returns names and results in the order of the groups.
+/// Limits of one cost are searched from the largest down, each search starting from the results of the one before.
+pub fn search_groups(task: &Task, groups: &[Vec<Constraint>]) -> Result<Vec<(String, SearchResult)>> {
+    let options = task.options;
+    let subject = |group: &[Constraint]| match group {
+        [one] => Some((one.metric.name(), one.device.clone())),
+        _ => None,
+    };
+    let mut order: Vec<usize> = (0..groups.len()).collect();
+    order.sort_by(|&a, &b| {
+        let bound = |index: usize| groups[index].first().map_or(0.0, |constraint| constraint.limit);
+        subject(&groups[a]).cmp(&subject(&groups[b])).then(bound(b).total_cmp(&bound(a)))
+    });
+    let mut results: Vec<Option<(String, SearchResult)>> = groups.iter().map(|_| None).collect();
+    let mut before: Option<(usize, Vec<Subnet>)> = None;
+    for index in order {
+        let same = |(other, _): &(usize, Vec<Subnet>)| {
+            subject(&groups[*other]).is_some() && subject(&groups[*other]) == subject(&groups[index])
+        };
+        let starts = before.filter(same).map(|(_, elite)| elite).unwrap_or_default();
+        let mut result = search_group(task, &groups[index], &starts)?;
+        let mut name = result_name(&options.against, &groups[index], options.at_least)?;
+        if let Some(given) = &options.name {
+            name = if groups.len() == 1 { given.clone() } else { names::short(&format!("{given}-{name}")) };
+            names::check(&name).map_err(|reason| anyhow!("--name '{given}': {reason}"))?;
+        }
+        complete(task, &groups[index], &mut result)?;
+        before = Some((index, std::mem::take(&mut result.elite)));
+        let name = result_files::write(task.folder, &name, options.name.is_some(), &result)?;
+        results[index] = Some((name, result));
+    }
+    Ok(results.into_iter().flatten().collect())
+}
+
+/// Searches one group of limits.
+fn search_group(task: &Task, constraints: &[Constraint], starts: &[Subnet]) -> Result<SearchResult> {
+    let Task { folder, measures, scorer, options, .. } = *task;
+    let against = limits_of(&options.against, measures)?;
+    let mut limits = limits_of(constraints, measures)?;
+    let space = searched_space(folder, measures, scorer, constraints.iter().chain(&options.against))?;
+    let strategy = options.settings.strategy();
+    let mut evaluations = options.evaluations;
+    if !starts.is_empty() && evaluations.is_none() {
+        evaluations = Some(strategy.evaluations() / WARM);
+    }
+    let effects = |subnets: &[Subnet]| scorer.effects(subnets);
+    let effects = scorer.has_effects().then_some(&effects as &EffectsOf);
+    let keep = options.verify;
+    let bar = progress::bar(evaluations.unwrap_or(strategy.evaluations()), "evaluations");
+    let score = |subnets: &[Subnet]| {
+        let scores = scorer.score(subnets);
+        bar.inc(subnets.len() as u64);
+        scores
+    };
+    let result = match options.at_least {
+        Some(least) => {
+            let cheapest = |least: f64, limits: &mut [Limit]| {
+                let (settings, seed) = (&options.settings, options.seed);
+                Cheapest { space: &space, least, settings, evaluations, seed, keep, effects, score: &score }
+                    .find(limits)
+            };
+            let mut result = cheapest(least, &mut limits)?;
+            // The corrected accuracy has to be good enough.
+            let mut margin = 0.0;
+            for _ in 0..CORRECTIONS {
+                let missing = least - corrected(scorer, &result)?.map_or(least, |found| found.accuracy);
+                if missing <= CLOSE_ENOUGH {
+                    break;
+                }
+                margin += missing;
+                result = cheapest(least + margin, &mut limits)?;
+            }
+            result
+        }
+        None => {
+            let problem = Problem {
+                against: &against,
+                evaluations,
+                keep,
+                effects,
+                starts,
+                ..Problem::new(&space, &limits, options.seed)
+            };
+            search::search(&problem, &options.settings, &mut |subnets| score(subnets), &mut |generation| {
+                bar.set_message(format!("best {:.2} %", 100.0 * generation.score.clamp(0.0, 1.0)));
+            })?
+        }
+    };
+    bar.finish_and_clear();
+    Ok(result)
+}
+
+/// Predicted accuracy of the best subnet, corrected for having been chosen; `None` if it has no deviation.
+fn corrected(scorer: &Scorer, result: &SearchResult) -> Result<Option<Prediction>> {
+    let Scorer::Predictor(predictor, _) = scorer else { return Ok(None) };
+    if !predictor.has_deviation() {
+        return Ok(None);
+    }
+    let prediction = predictor.predict_with_deviation(std::slice::from_ref(&result.best))?[0];
+    // The best of a measured few was not chosen for its prediction.
+    if result.measured_accuracy.is_some() {
+        return Ok(Some(prediction));
+    }
+    Ok(Some(prediction.of_chosen()))
+}
+
+/// Measures the best subnets if that is asked for, corrects the predicted accuracy, and notes how the result was found.
+fn complete(task: &Task, constraints: &[Constraint], result: &mut SearchResult) -> Result<()> {
+    let Task { folder, scorer, measured, options, .. } = *task;
+    match (measured, scorer) {
+        (Some(_), Scorer::Measured(_)) => result.measured_accuracy = Some(result.predicted_accuracy),
+        (Some(measured), Scorer::Predictor(predictor, pessimism)) => {
+            verify(task, constraints, measured, predictor, *pessimism, result)?;
+        }
+        (None, _) => {}
+    }
+    result.top.truncate(options.verify);
+    if let (Some(prediction), Scorer::Predictor(_, pessimism)) = (corrected(scorer, result)?, scorer) {
+        result.predicted_accuracy = prediction.accuracy;
+        result.predicted_deviation = Some(prediction.deviation);
+        result.pessimism = *pessimism;
+    }
+    result.basis = Some(match scorer {
+        Scorer::Predictor(predictor, _) => basis_of(predictor)?,
+        Scorer::Measured(_) => Basis { weights: Some(folder.weights_checksum()?), predictor: None },
+    });
+    result.scoring = Some(search::Scoring {
+        score: if matches!(scorer, Scorer::Measured(_)) { "measured" } else { "predictor" }.into(),
+        evaluations: options.evaluations,
+        verify: options.verify,
+        at_least: options.at_least,
+        measured_with: measured.map(|measured| measured.provenance(folder.weights_checksum()?)).transpose()?,
+    });
+    result.limit_predictions();
+    Ok(())
+}
+
+/// File name of a result, which also names the extracted model.
+fn result_name(against: &[Constraint], constraints: &[Constraint], at_least: Option<f64>) -> Result<String> {
+    let front = (!against.is_empty()).then(|| "front".to_string());
+    let least = at_least.map(|least| format!("accuracy-{}", 100.0 * least));
+    let parts = front.into_iter().chain(least).chain(against.iter().chain(constraints).map(Constraint::file_stem));
+    let name = names::short(&parts.collect::<Vec<_>>().join("+"));
+    names::check(&name).map_err(|reason| anyhow!("search result '{name}': {reason}"))?;
+    Ok(name)
+}
+
+/// Measures the best subnets. After half of them the predictor is fitted again with what was measured, and its search
+/// names the other half. The best measured subnet becomes the result.
+fn verify(
+    task: &Task,
+    constraints: &[Constraint],
+    measured: &Measured,
+    predictor: &Predictor,
+    pessimism: f64,
+    result: &mut SearchResult,
+) -> Result<()> {
+    let Task { folder, measures, options, .. } = task;
+    let path = folder.join(SAMPLES);
+    let known = match path.exists() {
+        true => read_samples(&path, measures.space())?,
+        false => Vec::new(),
+    };
+    let bar = progress::bar(options.verify, "subnets");
+    let measure = |candidates: &mut [Candidate]| -> Result<Vec<Sample>> {
+        let mut samples = Vec::new();
+        for candidate in candidates {
+            let accuracy = measured.accuracies(std::slice::from_ref(&candidate.subnet))?[0];
+            candidate.measured_accuracy = Some(accuracy);
+            samples.push(Sample { subnet: candidate.subnet.clone(), accuracy });
+            bar.inc(1);
+        }
+        Ok(samples)
+    };
+    // A published predictor has no samples to be fitted on again.
+    let refits = options.verify >= FEWEST_REFIT && known.len() >= FEWEST_SAMPLES;
+    let first = if refits { options.verify.div_ceil(2) } else { options.verify };
+    let mut top: Vec<Candidate> = result.top.iter().take(first).cloned().collect();
+    let mut samples = measure(&mut top)?;
+    if refits {
+        let all: Vec<Sample> = known.iter().chain(&samples).cloned().collect();
+        let refitted = predictor.refit(&all, options.seed)?;
+        let scorer = Scorer::Predictor(Box::new(refitted), pessimism);
+        let task = Task { scorer: &scorer, ..*task };
+        let again = search_group(&task, constraints, &result.elite)?;
+        let fresh = |candidate: &Candidate| top.iter().all(|other| other.subnet != candidate.subnet);
+        let mut fresh: Vec<Candidate> = again.top.into_iter().filter(fresh).take(options.verify - first).collect();
+        samples.extend(measure(&mut fresh)?);
+        top.extend(fresh);
+    }
+    bar.finish_and_clear();
+    keep_samples(folder, measures.space(), measured, &samples)?;
+    result.top = top;
+    Ok(result.choose_measured(&limits_of(constraints, measures)?)?)
+}
