@@ -409,10 +409,10 @@ fn samples_are_chosen_and_the_curve_is_drawn_from_them() {
     assert_eq!((&neutral["pessimism"], pessimistic["pessimism"].as_f64()), (&Value::Null, Some(3.0)));
     let number = |result: &Value, key: &str| result[key].as_f64().unwrap();
     assert!(number(&pessimistic, "predicted_deviation") <= number(&neutral, "predicted_deviation"));
-    assert!(number(&pessimistic, "predicted_accuracy") <= number(&neutral, "predicted_accuracy") + 1e-9);
-    let last = pessimistic["history"].as_array().unwrap().last().unwrap()["score"].as_f64().unwrap();
-    let lower = number(&pessimistic, "predicted_accuracy") - 3.0 * number(&pessimistic, "predicted_deviation");
-    assert!((last - lower).abs() < 1e-9, "{last} {lower}");
+    // Scores are of the search; the accuracy beside them is corrected for the choice.
+    let score = |result: &Value| number(result["history"].as_array().unwrap().last().unwrap(), "score");
+    assert!(score(&pessimistic) < score(&neutral));
+    assert!(number(&neutral, "predicted_accuracy") < score(&neutral));
 
     let lines: String = (0..120)
         .map(|i| space.sample(&mut generator(1, Stream::Sampling, &[i])))
