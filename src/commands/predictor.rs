@@ -39,8 +39,8 @@ pub struct Args {
     /// random, and chosen (--active, by default by deviation).
     #[arg(long, conflicts_with_all = ["discard", "data", "skip_bad", "samples", "recalibration", "images", "batch", "seed"])]
     curve: bool,
-    /// Instead of measuring: accuracies that were measured elsewhere (.jsonl or .csv, with a subnet and its accuracy per
-    /// line), or the accuracy predictor that the authors of once-for-all published (acc_predictor.pth).
+    /// Instead of measuring: accuracies that were measured elsewhere (.jsonl or .csv, with a subnet and its accuracy
+    /// per line), or the accuracy predictor that the authors of once-for-all published (acc_predictor.pth).
     #[arg(long, value_name = "FILE", conflicts_with_all = ["samples", "recalibration", "images", "batch", "data", "skip_bad", "active", "discard", "curve"])]
     import: Option<PathBuf>,
     /// With --import: the search space of the accuracies, for a new run folder without a supernet (--out).
@@ -55,8 +55,8 @@ pub struct Args {
     /// With --space: classes of the networks, for their costs.
     #[arg(long, requires = "space", default_value_t = 1000, value_parser = numbers::images)]
     classes: usize,
-    /// Print the predicted accuracy of each subnet of a file as JSON lines: with its standard deviation, and the interval
-    /// that should hold 90 % of measured accuracies.
+    /// Print the predicted accuracy of each subnet of a file as JSON lines: with its standard deviation, and the
+    /// interval that should hold 90 % of measured accuracies.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["import", "samples", "recalibration", "images", "batch", "seed", "data", "skip_bad", "members", "method", "active", "discard", "curve"])]
     predict: Option<PathBuf>,
 }

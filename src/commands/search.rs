@@ -44,8 +44,8 @@ pub struct Args {
     /// Search for one subnet within all limits together.
     #[arg(long)]
     together: bool,
-    /// Search strategy (default: with the predictor memetic, with --score measured rounds; evolution where only that has
-    /// the given settings).
+    /// Search strategy (default: with the predictor memetic, with --score measured rounds; evolution where only that
+    /// has the given settings).
     #[arg(long, value_parser = strategy_options::strategy())]
     strategy: Option<SearchSettings>,
     /// Cost of the front that `--strategy pareto` draws, DEVICE:METRIC: laptop:latency; may be repeated.

@@ -239,6 +239,27 @@ pub fn parse_json_line<T: DeserializeOwned>(line: &str) -> Result<T, String> {
     })
 }
 
+/// Fields of a line of CSV: parted by commas, without spaces around them, in double quotes where a field has a comma.
+pub fn csv_fields(line: &str) -> Vec<String> {
+    let (mut fields, mut field, mut quoted) = (Vec::new(), String::new(), false);
+    let mut letters = line.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '"' if quoted && letters.next_if_eq(&'"').is_some() => field.push('"'),
+            '"' => quoted = !quoted,
+            ',' if !quoted => fields.push(std::mem::take(&mut field).trim().to_string()),
+            letter => field.push(letter),
+        }
+    }
+    fields.push(field.trim().to_string());
+    fields
+}
+
+/// A field as it stands in a line of CSV.
+pub fn csv_field(field: &str) -> String {
+    if field.contains([',', '"', '\n']) { format!("\"{}\"", field.replace('"', "\"\"")) } else { field.into() }
+}
+
 /// Reads a UTF-8 text file without the byte order mark that some editors put at its beginning.
 ///
 /// # Errors
@@ -298,6 +319,13 @@ pub fn list_folder(folder: &Path) -> Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fields_are_parted_by_commas_outside_quotes() {
+        for text in ["plain", "a, b", "say \"x\", y", ""] {
+            assert_eq!(csv_fields(&format!(" {} , 2", csv_field(text))), [text, "2"]);
+        }
+    }
 
     #[test]
     fn replaces_whole_files_and_leaves_no_temporary() {

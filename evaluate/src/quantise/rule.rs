@@ -12,7 +12,7 @@ use std::collections::HashSet;
 pub enum Engine {
     /// This program's runtime: rounding where values are written to memory.
     Ofa,
-    /// The same places, since it fuses the same operations.
+    /// Rounding at the places of this runtime, since it fuses the same operations.
     OpenVino,
     /// Operators are computed in integers only if all inputs and the output are rounded: directly after each
     /// convolution, before hard-swish and sums, and in squeeze-excite.

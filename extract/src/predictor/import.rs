@@ -3,8 +3,9 @@
 
 use super::Sample;
 use crate::{Error, Result};
+use ofa_supernet::files::{csv_fields, read_text};
 use ofa_supernet::import::Setting;
-use ofa_supernet::{SearchSpace, Subnet, files};
+use ofa_supernet::{SearchSpace, Subnet};
 use serde_json::Value;
 use std::path::Path;
 
@@ -58,7 +59,7 @@ pub fn read_subnets(path: &Path, space: &SearchSpace) -> Result<Vec<Subnet>> {
 }
 
 fn rows(path: &Path, space: &SearchSpace) -> Result<Vec<Row>> {
-    let text = files::read_text(path)?;
+    let text = read_text(path)?;
     let text = text.trim_start_matches('\u{feff}');
     let is_csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
     let records = if is_csv { csv(path, text)? } else { json_lines(path, text)? };
@@ -89,9 +90,9 @@ fn json_lines(path: &Path, text: &str) -> Result<Vec<Record>> {
 fn csv(path: &Path, text: &str) -> Result<Vec<Record>> {
     let mut lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
     let Some((header, _)) = lines.next() else { return Ok(Vec::new()) };
-    let names = cells(header);
+    let names = csv_fields(header);
     let record = |(line, number): (&str, usize)| {
-        let values = cells(line);
+        let values = csv_fields(line);
         if values.len() != names.len() {
             let (found, expected) = (values.len(), names.len());
             return Err(Error::line(path, number, format!("has {found} columns, the header {expected}")));
@@ -99,25 +100,6 @@ fn csv(path: &Path, text: &str) -> Result<Vec<Record>> {
         Ok((number, names.iter().cloned().zip(values.into_iter().map(Value::String)).collect()))
     };
     lines.map(record).collect()
-}
-
-/// Cells of a line of CSV: a cell in quotes may hold commas, and quotes that are doubled.
-fn cells(line: &str) -> Vec<String> {
-    let (mut cells, mut quoted) = (vec![String::new()], false);
-    let mut rest = line.chars().peekable();
-    while let Some(c) = rest.next() {
-        let cell = cells.last_mut().expect("there is a cell");
-        match c {
-            '"' if quoted && rest.peek() == Some(&'"') => {
-                rest.next();
-                cell.push('"');
-            }
-            '"' if quoted || cell.is_empty() => quoted = !quoted,
-            ',' if !quoted => cells.push(String::new()),
-            _ => cell.push(c),
-        }
-    }
-    cells
 }
 
 /// A name without case, spaces and signs.

@@ -81,8 +81,8 @@ pub struct Prediction {
 }
 
 /// Optimism of a search per standard deviation of the prediction. Chosen on simulated measurements of ImageNet subnets
-/// (`tests/imagenet.rs`), where winners were overrated by 3.2 to 3.3 deviations on average, with 100 and 200 samples and
-/// two levels of noise; a little less leaves the best coverage of the intervals.
+/// (`tests/imagenet.rs`), where winners were overrated by 3.2 to 3.3 deviations on average, with 100 and 200 samples
+/// and two levels of noise; a little less leaves the best coverage of the intervals.
 const OPTIMISM: f64 = 2.75;
 /// Standard deviation of the optimism, as a fraction of it.
 const OPTIMISM_DEVIATION: f64 = 0.25;
@@ -278,8 +278,8 @@ impl Predictor {
         Ok((Predictor { space: space.clone(), model, origin: None }, unseen))
     }
 
-    /// A Gaussian process of scores of different subnets, which need not be accuracies; `None` for fewer than two, or if
-    /// their covariance is singular.
+    /// A Gaussian process of scores of different subnets, which need not be accuracies; `None` for fewer than two, or
+    /// if their covariance is singular.
     pub(crate) fn of_scores(samples: &[Sample], space: &SearchSpace) -> Result<Option<Predictor>> {
         if samples.len() < 2 {
             return Ok(None);
@@ -365,8 +365,8 @@ impl Predictor {
         }
     }
 
-    /// By how much each value of each of the space's [places](SearchSpace::places) raises the prediction, to first order
-    /// about each subnet; a place that the subnet lacks counts 0.
+    /// By how much each value of each of the space's [places](SearchSpace::places) raises the prediction, to first
+    /// order about each subnet; a place that the subnet lacks counts 0.
     ///
     /// # Errors
     /// A subnet outside the space.

@@ -65,8 +65,8 @@ impl Predictor {
         doubts
     }
 
-    /// A sentence about how well the predictor ranks subnets that it was not fitted on, and what to do; `None` if that is
-    /// not known.
+    /// A sentence about how well the predictor ranks subnets that it was not fitted on, and what to do; `None` if that
+    /// is not known.
     pub fn judgement(&self) -> Option<String> {
         let Some(Origin::Fitted { held_out, kendall_tau, .. }) = &self.origin else { return None };
         let (word, advice) = match kendall_tau {

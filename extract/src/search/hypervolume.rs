@@ -2,7 +2,8 @@
 //! Thiele, IEEE Transactions on Evolutionary Computation 1999).
 
 /// Volume between `points` and `reference`, where smaller goals are better; points that are not below the reference in
-/// every goal count nothing. Exact for any number of goals: slices along the last goal, each a problem of one goal less.
+/// every goal count nothing. Exact for any number of goals: slices along the last goal, each a problem of one goal
+/// less.
 pub fn hypervolume(points: &[Vec<f64>], reference: &[f64]) -> f64 {
     let inside = |point: &&Vec<f64>| point.iter().zip(reference).all(|(value, most)| value < most);
     let mut inside: Vec<&Vec<f64>> = points.iter().filter(inside).collect();

@@ -2,8 +2,8 @@
 //!
 //! A linear model of the score around a candidate and additive costs make a knapsack problem: each block takes one of
 //! its values, and each stage its number of blocks. A multiplier (the price of the costs) separates the blocks, so that
-//! each takes its best value by itself; bisection finds the smallest price at which the limits hold, and what is left of
-//! them is filled greedily. A penalty on every change keeps a candidate close, where the model is right.
+//! each takes its best value by itself; bisection finds the smallest price at which the limits hold, and what is left
+//! of them is filled greedily. A penalty on every change keeps a candidate close, where the model is right.
 
 use super::genome::{Genes, Genome};
 use super::parts::{Part, parts};

@@ -52,8 +52,8 @@ pub struct SearchResult {
     /// How subnets were scored; `None` in files of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scoring: Option<Scoring>,
-    /// Fraction of the box of costs up to those of the largest subnet, and scores from 0 to 1, that the front dominates;
-    /// `None` without a front.
+    /// Fraction of the box of costs up to those of the largest subnet, and scores from 0 to 1, that the front
+    /// dominates; `None` without a front.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hypervolume: Option<f64>,
     /// Duration of the search in seconds.

@@ -158,7 +158,7 @@ impl SparseLayer {
         }
     }
 
-    /// The same layer without activation.
+    /// This layer without activation.
     pub fn without_activation(self) -> Self {
         SparseLayer { least: f32::NEG_INFINITY, ..self }
     }
