@@ -10,9 +10,9 @@ use std::collections::HashSet;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Engine {
-    /// This program's runtime: rounding where values are written to memory.
+    /// The runtime of `ofa`: rounding where values are written to memory.
     Ofa,
-    /// Rounding at the places of this runtime, since it fuses the same operations.
+    /// Rounding at the places of `Ofa`, since OpenVINO fuses the same operations.
     OpenVino,
     /// Operators are computed in integers only if all inputs and the output are rounded: directly after each
     /// convolution, before hard-swish and sums, and in squeeze-excite.

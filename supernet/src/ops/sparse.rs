@@ -158,7 +158,7 @@ impl SparseLayer {
         }
     }
 
-    /// This layer without activation.
+    /// A copy of the layer without activation.
     pub fn without_activation(self) -> Self {
         SparseLayer { least: f32::NEG_INFINITY, ..self }
     }
