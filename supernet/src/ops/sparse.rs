@@ -158,7 +158,7 @@ impl SparseLayer {
         }
     }
 
-    /// A copy of the layer without activation.
+    /// The layer without its activation.
     pub fn without_activation(self) -> Self {
         SparseLayer { least: f32::NEG_INFINITY, ..self }
     }
