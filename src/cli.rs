@@ -1,14 +1,17 @@
 //! The command line: the commands and the global options. The arguments of a command are in its own file.
 
 use crate::commands::{
-    bench, completions, config, export, extract, import, predict, predictor, profile, quantise, quickstart, search,
-    speed, train, tune,
+    bench, completions, config, export, extract, import, predict, predictor, profile, quantise, quickstart, report,
+    search, speed, status, train, tune,
 };
-use crate::{conditions, interrupt, numbers, processes};
+use crate::progress::{counted, duration};
+use crate::{conditions, interrupt, memory, numbers, processes, terminal};
 use anyhow::{Result, ensure};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use ofa_supernet::Ranks;
 use ofa_supernet::ops::InstructionSet;
+use serde_json::Value;
+use std::time::Instant;
 
 /// Once-for-all: train one weight-sharing network, give every device its own model.
 #[derive(Parser)]
@@ -17,6 +20,8 @@ pub struct Cli {
     /// Threads of training, evaluation and search (default: all cores).
     #[arg(long, global = true, value_parser = numbers::threads)]
     threads: Option<usize>,
+    #[command(flatten, next_help_heading = "Output")]
+    output: terminal::Flags,
     #[command(subcommand)]
     command: Command,
 }
@@ -49,6 +54,10 @@ enum Command {
     Quantise(quantise::Args),
     /// Write models in the file formats of other engines: ONNX.
     Export(export::Args),
+    /// Show where a run stands, and what to do next.
+    Status(status::Args),
+    /// Write what a run has as one page: models, devices, predictor, training.
+    Report(report::Args),
     /// Classify images with an extracted model.
     Predict(predict::Args),
     /// Print completions for a shell.
@@ -56,6 +65,9 @@ enum Command {
     /// Write man pages.
     Man(completions::ManArgs),
 }
+
+/// Most columns of help: longer lines are hard to read.
+const HELP_COLUMNS: usize = 100;
 
 /// Version, commit, optional features, architecture, and the instruction set in use: what a report of times needs.
 fn version() -> String {
@@ -85,14 +97,17 @@ impl Cli {
             argument.allow_negative_numbers(takes_values)
         };
         let command = <Cli as CommandFactory>::command().long_version(version()).mut_args(negative);
+        let command = command.term_width(terminal::columns().map_or(HELP_COLUMNS, |columns| columns.min(HELP_COLUMNS)));
         let mut command = command.mut_subcommands(|subcommand| subcommand.mut_args(negative));
         let matches = command.try_get_matches_from_mut(std::env::args_os())?;
         conditions::check(&mut command, &matches)?;
-        Cli::from_arg_matches(&matches)
+        let cli = Cli::from_arg_matches(&matches)?;
+        terminal::set(cli.output);
+        Ok(cli)
     }
 
-    /// Runs the chosen command as one of `ranks`.
-    pub fn run(self, ranks: &Ranks) -> Result<()> {
+    /// Runs the chosen command as one of `ranks`; returns its result for `--json`.
+    pub fn run(self, ranks: &Ranks) -> Result<Value> {
         if let Some(threads) = self.threads.filter(|_| !ranks.is_distributed()) {
             processes::hint_at_cores("--threads", threads);
         }
@@ -103,7 +118,24 @@ impl Cli {
         );
         processes::start_threads(ranks, self.threads)?;
         interrupt::install()?;
-        match self.command {
+        let start = Instant::now();
+        terminal::detail(|| {
+            let (threads, instructions) = (rayon::current_num_threads(), InstructionSet::active().name());
+            let (version, commit) = (env!("CARGO_PKG_VERSION"), env!("OFA_COMMIT"));
+            format!("ofa {version} ({commit}), {}, {instructions}", counted(threads, "thread"))
+        });
+        let done = self.command.run(ranks);
+        terminal::detail(|| {
+            let peak = memory::peak().map_or(String::new(), |peak| format!(", peak memory {}", memory::mib(peak)));
+            format!("took {}{peak}", duration(start.elapsed().as_secs_f64()))
+        });
+        done
+    }
+}
+
+impl Command {
+    fn run(self, ranks: &Ranks) -> Result<Value> {
+        match self {
             Command::Quickstart(args) => quickstart::run(&args),
             Command::Config(args) => config::run(&args),
             Command::Train(args) => train::run(&args, ranks),
@@ -117,6 +149,8 @@ impl Cli {
             Command::Bench(args) => bench::run(&args),
             Command::Quantise(args) => quantise::run(&args),
             Command::Export(args) => export::run(&args),
+            Command::Status(args) => status::run(&args),
+            Command::Report(args) => report::run(&args),
             Command::Predict(args) => predict::run(&args),
             Command::Completions(args) => completions::completions(&args, <Cli as CommandFactory>::command()),
             Command::Man(args) => completions::man(&args, <Cli as CommandFactory>::command()),

@@ -1,10 +1,11 @@
 //! Checks that the files of a run folder still belong together: predictor, device profiles and search results can
 //! outlive the weights and the space that they were made for.
 
-use crate::progress;
 use crate::run_folder::RunFolder;
+use crate::terminal;
 use anyhow::{Result, bail};
 use ofa_evaluate::DeviceProfile;
+use ofa_evaluate::model::NumberType;
 use ofa_extract::predictor::check_space;
 use ofa_extract::search::Basis;
 use ofa_extract::{Constraint, Measures, Metric, Predictor, SearchResult};
@@ -25,8 +26,7 @@ pub fn load_predictor(folder: &RunFolder, space: &SearchSpace) -> Result<Predict
     }
     let predictor = Predictor::load(&path)?;
     // A published predictor may know only some of the resolutions.
-    let searched = SearchSpace { resolutions: predictor.space().resolutions.clone(), ..space.clone() };
-    if let Some(difference) = predictor.space().difference(&searched) {
+    if let Some(difference) = predictor.space().difference_in_weights(space) {
         bail!(
             "{}: the predictor is for another space than this run's: {difference}; fit one for this run with `ofa predictor --discard`",
             path.display()
@@ -40,7 +40,7 @@ pub fn load_predictor(folder: &RunFolder, space: &SearchSpace) -> Result<Predict
 pub fn warn_of_doubts(folder: &RunFolder, predictor: &Predictor) -> Result<()> {
     // Without a supernet there are no weights that the predictor could be wrong for.
     for doubt in predictor.doubts(&folder.weights_checksum().unwrap_or_default()) {
-        progress::note(format!("warning: {}: {doubt}", predictor_path(folder).display()));
+        terminal::warning(format!("{}: {doubt}", predictor_path(folder).display()));
     }
     Ok(())
 }
@@ -54,7 +54,7 @@ pub fn warn_of_outdated(folder: &RunFolder, results: &[(PathBuf, SearchResult)])
         _ => None,
     };
     let warn = |file: &Path, reason: String| {
-        progress::note(format!("warning: {}: {reason}; search again", file.display()));
+        terminal::warning(format!("{}: {reason}; search again", file.display()));
     };
     for (file, result) in results {
         match &result.basis {
@@ -82,6 +82,43 @@ pub fn warn_of_outdated(folder: &RunFolder, results: &[(PathBuf, SearchResult)])
             if value > limit.limit {
                 let metric = limit.metric;
                 warn(file, format!("with the current profile the subnet has {} for {limit}", metric.show_above(value)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether `limit` is one of int8 models (true) or of f32 models (false); `None` if it is of both.
+fn is_of_int8(limit: &Constraint, measures: &Measures) -> Option<bool> {
+    match limit.metric {
+        Metric::Latency => Some(measures.device(&limit.device).ok()?.number_type == NumberType::Int8),
+        Metric::MemoryInt8 | Metric::SizeInt8 => Some(true),
+        _ => None,
+    }
+}
+
+/// Whether one of the limits is of int8 models, so that their results should be extracted as such.
+pub fn is_any_of_int8<'c>(mut limits: impl Iterator<Item = &'c Constraint>, measures: &Measures) -> bool {
+    limits.any(|limit| is_of_int8(limit, measures) == Some(true))
+}
+
+/// Prints a note for each limit of `results` that is of another number type than the models that are extracted: f32
+/// models, and their int8 twins with `int8`.
+pub fn note_number_types(folder: &RunFolder, results: &[(PathBuf, SearchResult)], int8: bool) -> Result<()> {
+    let (space, classes) = folder.space()?;
+    let measures = Measures::new(&space, classes.len(), folder.devices(std::iter::empty())?);
+    for (file, result) in results {
+        let limits = result.constraints.iter().filter_map(|limit| limit.constraint.parse::<Constraint>().ok());
+        for limit in limits {
+            let file = file.display();
+            match (is_of_int8(&limit, &measures), int8) {
+                (Some(true), false) => terminal::warning(format!(
+                    "{file}: the limit {limit} is of int8 models, but this model is extracted in f32; give --int8"
+                )),
+                (Some(false), true) => terminal::note(format!(
+                    "{file}: the limit {limit} is of f32 models; it says nothing about the int8 twin"
+                )),
+                _ => {}
             }
         }
     }

@@ -8,9 +8,9 @@
 // They panic where standard output or error cannot be written: see `output`.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro))]
 
-// Before all others, for its macros.
+// Before all others, for its macro.
 #[macro_use]
-mod output;
+mod terminal;
 
 mod allocator;
 mod choice;
@@ -18,18 +18,25 @@ mod class_names;
 mod cli;
 mod commands;
 mod conditions;
+mod configuration;
+mod engine;
 mod freshness;
 mod interrupt;
 mod kept_samples;
 mod measured;
 mod memory;
+mod model_folders;
+mod model_origin;
 mod names;
+mod new_folder;
 mod numbers;
+mod output;
 mod processes;
 mod progress;
 mod quickstart_folder;
 mod ranks_model;
 mod remote;
+mod report;
 mod result_files;
 mod run_folder;
 mod scorer;
@@ -57,7 +64,7 @@ pub fn main() -> ExitCode {
     let code = run();
     match output::finish() {
         Err(error) if code == ExitCode::SUCCESS => {
-            complain!("error: cannot write the output: {error}");
+            terminal::error(format_args!("cannot write the output: {error}"));
             ExitCode::FAILURE
         }
         _ => code,
@@ -78,22 +85,25 @@ fn run() -> ExitCode {
         }
     };
     if let Err(error) = InstructionSet::from_environment() {
-        complain!("error: {error}");
+        terminal::error(error);
         return ExitCode::FAILURE;
     }
     // Held to the end: MPI ends when it is dropped.
     let ranks = match processes::join() {
         Ok(ranks) => ranks,
         Err(error) => {
-            complain!("error: {}", sentence(&error));
+            terminal::error(sentence(&error));
             return ExitCode::FAILURE;
         }
     };
     match cli.run(&ranks) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(value) => {
+            terminal::value(&value);
+            ExitCode::SUCCESS
+        }
         Err(error) => match interrupt::message(&error) {
             Some(message) => {
-                progress::note(message);
+                terminal::stopped(message);
                 ExitCode::from(interrupt::exit_code())
             }
             None => {
@@ -101,7 +111,7 @@ fn run() -> ExitCode {
                 if ranks.is_distributed() {
                     processes::fail(&ranks, &message);
                 }
-                complain!("error: {message}");
+                terminal::error(message);
                 ExitCode::FAILURE
             }
         },

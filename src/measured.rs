@@ -44,9 +44,9 @@ impl<'a> Measured<'a> {
         Ok(Measured {
             net,
             recalibration: EvaluationSet::for_recalibration(data, images.recalibration, batch, seed)?
-                .with_control(interrupt::control),
+                .with_control(&interrupt::control),
             validation: EvaluationSet::of_split(data, &data.validation, limit, batch, seed)?
-                .with_control(interrupt::control),
+                .with_control(&interrupt::control),
             data,
             batch,
             seed,

@@ -43,7 +43,7 @@ pub fn check_batch(work: &str, batch: usize, need: &dyn Fn(usize) -> Result<u64>
     let (free, most) = (available().map(share), limit().map(|limit| share(limit).saturating_sub(taken)));
     match verdict(work, need, batch, free, most)? {
         Verdict::Fits => {}
-        Verdict::Tight(message) => crate::progress::note(format!("warning: {message}")),
+        Verdict::Tight(message) => crate::terminal::warning(message),
         Verdict::Never(message) => bail!(message),
     }
     Ok(wanted.saturating_add(taken))

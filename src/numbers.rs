@@ -51,6 +51,19 @@ pub fn checked_subnets(text: &str) -> Result<usize, String> {
     whole(text, 1..=1000)
 }
 
+/// Networks from whose times those of layers are solved for.
+pub fn networks(text: &str) -> Result<usize, String> {
+    whole(text, 1..=1000)
+}
+
+/// A part of 1, or a percentage.
+pub fn share(text: &str) -> Result<f64, String> {
+    let expected = || "expected a percentage from 0% to 100%, or a number from 0 to 1".to_string();
+    let (number, unit) = text.strip_suffix('%').map_or((text, 1.0), |percent| (percent, 0.01));
+    let share = number.trim().parse::<f64>().map_err(|_| expected())? * unit;
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err(expected()) }
+}
+
 /// Subnets that are measured one after the other.
 pub fn subnets(text: &str) -> Result<usize, String> {
     whole(text, 1..=1_000_000)
@@ -170,6 +183,8 @@ mod tests {
         for text in ["-0.1", "1.1", "nan", "inf"] {
             assert_eq!(within(text, 0.0..=1.0), Err("expected a number from 0 to 1".into()), "{text}");
         }
+        assert_eq!((share("5%"), share("0.05"), share("100 %")), (Ok(0.05), Ok(0.05), Ok(1.0)));
+        assert!(["-1%", "101%", "2", "nan", "", "%"].iter().all(|text| share(text).is_err()));
         assert_eq!(seed("9223372036854775807"), Ok(i64::MAX as u64));
         assert!(seed("9223372036854775808").unwrap_err().ends_with("to 9223372036854775807"));
     }

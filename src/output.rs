@@ -10,18 +10,6 @@ use std::sync::{Mutex, PoisonError};
 /// The first write to standard output that failed.
 static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
 
-/// Prints a line to standard output; takes the arguments of `println!`.
-macro_rules! say {
-    () => { $crate::output::write(format_args!("\n")) };
-    ($($arguments:tt)*) => { $crate::output::write(format_args!("{}\n", format_args!($($arguments)*))) };
-}
-
-/// Prints a line to standard error; takes the arguments of `eprintln!`. Lines that only the first of several processes
-/// shows go through `progress::note`.
-macro_rules! complain {
-    ($($arguments:tt)*) => { $crate::output::write_error(format_args!("{}\n", format_args!($($arguments)*))) };
-}
-
 /// Writes to standard output.
 pub fn write(text: Arguments) {
     attempt(|| io::stdout().write_fmt(text));

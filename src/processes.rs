@@ -1,7 +1,6 @@
 //! Life of a process among those that a launcher started together: joining, threads and cores, failure.
 
-use crate::interrupt;
-use crate::progress::{be_quiet, note};
+use crate::{interrupt, output, terminal};
 use anyhow::{Context, Result};
 use ofa_supernet::Ranks;
 use ofa_supernet::ranks::{Placement, divide, hints};
@@ -12,12 +11,12 @@ pub fn join() -> Result<Ranks> {
     let ranks = Ranks::join()?;
     if ranks.is_distributed() {
         if !ranks.is_first() {
-            be_quiet();
+            terminal::leave_to_another_process();
         }
         let rank = ranks.rank();
         let report = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            complain!("rank {rank} failed:");
+            output::write_error(format_args!("rank {rank} failed:\n"));
             report(panic);
             // Unwinding would finalise MPI, which waits for the other ranks while they wait for this one. After an
             // abrupt exit the launcher ends them.
@@ -35,7 +34,7 @@ pub fn start_threads(ranks: &Ranks, threads: Option<usize>) -> Result<()> {
         let texts = ranks.gather_text(&Placement::here().map_or(String::new(), |placement| placement.to_string()));
         let placements: Option<Vec<Placement>> = texts.iter().map(|text| Placement::parse(text)).collect();
         if let Some(placements) = placements {
-            hints(&placements, threads).iter().for_each(|hint| note(format!("hint: {hint}")));
+            hints(&placements, threads).iter().for_each(terminal::hint);
             if threads.is_none() {
                 let own = divide(&placements, ranks.rank());
                 if let Some(cores) = &own {
@@ -76,7 +75,7 @@ pub fn fail(ranks: &Ranks, message: &str) -> ! {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
-    complain!("error: rank {} of {}: {message}", ranks.rank(), ranks.count());
+    terminal::error(format_args!("rank {}: {message}", ranks.rank()));
     ranks.abort(1)
 }
 
@@ -85,8 +84,8 @@ pub fn hint_at_cores(option: &str, threads: usize) {
     if let Ok(cores) = std::thread::available_parallelism()
         && threads > cores.get()
     {
-        note(format!(
-            "hint: {option} {threads} on {cores} cores: threads that share a core wait for each other; {cores} are most likely fastest"
+        terminal::hint(format_args!(
+            "{option} {threads} on {cores} cores: threads that share a core wait for each other; {cores} are most likely fastest"
         ));
     }
 }

@@ -119,12 +119,14 @@ fn is_written(name: &str) -> bool {
         ["smallest", "largest"].contains(&name) || limit.is_some_and(|limit| limit.bytes().all(|b| b.is_ascii_digit()))
     };
     match name.split('/').collect::<Vec<_>>()[..] {
-        ["config.toml" | "metrics.jsonl"] | ["checkpoints" | "predictor", _] => true,
+        ["config.toml" | "metrics.jsonl" | "metrics.csv" | "report.html"] | ["checkpoints" | "predictor", _] => true,
         ["devices", "this.json" | "this.unfinished"] => true,
         ["search", file] => file.strip_suffix(".json").is_some_and(model),
-        ["models", folder, "config.json" | "model.safetensors" | "graph.json" | "load.py" | "README.md"] => {
-            model(folder)
-        }
+        [
+            "models",
+            folder,
+            "config.json" | "model.safetensors" | "graph.json" | "load.py" | "README.md" | "bench.json",
+        ] => model(folder),
         _ => false,
     }
 }

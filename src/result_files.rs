@@ -1,7 +1,7 @@
 //! Files of search results: no search overwrites the result of another.
 
-use crate::progress;
 use crate::run_folder::RunFolder;
+use crate::terminal;
 use anyhow::{Result, bail};
 use ofa_extract::SearchResult;
 use ofa_supernet::files::{read_json, write_atomic, write_json};
@@ -18,7 +18,7 @@ pub fn write(folder: &RunFolder, name: &str, explicit: bool, result: &SearchResu
                 .is_ok_and(|other| other.scoring.is_none() || other.is_same_search(result));
         if is_free {
             if number > 1 {
-                progress::note(format!("another search has the name of this one's limits, so it is named '{name}'"));
+                terminal::note(format!("another search has the name of this one's limits, so it is named '{name}'"));
             }
             if !result.front.is_empty() {
                 write_atomic(&folder.join(&format!("search/{name}.csv")), result.front_csv().as_bytes())?;

@@ -1,11 +1,12 @@
 //! The run folder: `config.toml`, `checkpoints/`, `predictor/`, `devices/`, `search/`, `models/`. Each command reads
 //! files that earlier commands wrote.
 
-use crate::{class_names, interrupt, memory, progress, shell};
+use crate::progress::Bar;
+use crate::{class_names, interrupt, memory, shell, terminal};
 use anyhow::{Context, Result, bail};
 use ofa_evaluate::DeviceProfile;
 use ofa_extract::{Constraint, Metric};
-use ofa_supernet::data::{DataOptions, Dataset, Normalisation, OpenProgress, Split, Splits};
+use ofa_supernet::data::{DataOptions, Dataset, Normalisation, OpenProgress, Split, Splits, is_pattern};
 use ofa_supernet::files::{list_folder, read_json, read_toml, remove_all_abandoned, write_atomic, write_json};
 use ofa_supernet::lock::{Lock, Sharing};
 use ofa_supernet::train::TrainConfig;
@@ -44,7 +45,8 @@ const FOREIGN_SPACE: &str = "space.json";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// A folder (ImageFolder, CIFAR binary, IDX) or `builtin`; empty in a run that was imported without images.
+    /// A folder (ImageFolder, tar or Parquet shards, CIFAR binary, IDX), a pattern of shards, or `builtin`; empty in a
+    /// run that was imported without images.
     pub source: String,
     /// Images carved from training for validation; 5000, but at most a fifth, if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -130,26 +132,25 @@ impl DataConfig {
             builtin_train: self.builtin_train,
             builtin_test: self.builtin_test,
         };
-        let bar = progress::plain_bar(0);
+        let bar = Bar::new("reading images", 0, "images");
         let data = Dataset::open_splits(&self.source, &options, splits, &|progress: OpenProgress| {
             // Drawing every count would take longer than some of the counted work.
             if progress.done.is_multiple_of(64) {
-                bar.set_length(progress.total as u64);
-                bar.set_position(progress.done as u64);
-                bar.set_message(progress.work);
+                bar.set(progress.done, progress.total);
+                bar.details([progress.work.to_string()]);
             }
             interrupt::control()
         });
-        bar.finish_and_clear();
+        drop(bar);
         let data = data?;
-        data.notes.iter().for_each(progress::note);
+        data.notes.iter().for_each(terminal::note);
         let streamed = if data.train.in_memory() { "" } else { " (read from files for each batch)" };
         let skipped = if data.skipped > 0 { format!(", {} skipped", data.skipped) } else { String::new() };
         let trained_on = match splits {
             Splits::All => format!("{} training, {} validation, ", data.train.len(), data.validation.len()),
             Splits::Test => String::new(),
         };
-        progress::note(format!(
+        terminal::note(format!(
             "data '{}': {} classes, {trained_on}{} test images{skipped}{streamed}",
             data.name,
             data.classes.len(),
@@ -182,9 +183,10 @@ impl RunConfig {
     /// Fails where trained weights would be lost before the first step.
     pub fn check_start(&self) -> Result<()> {
         match &self.from {
-            Some(from) if self.train.zero_last_scale => bail!(
-                "zero_last_scale is for random weights and would undo those of from = '{from}'; leave one of them out"
-            ),
+            Some(from) if self.train.zero_last_scale || self.train.whitening_stem => {
+                let key = if self.train.zero_last_scale { "zero_last_scale" } else { "whitening_stem" };
+                bail!("{key} is for random weights and would undo those of from = '{from}'; leave one of them out")
+            }
             _ => Ok(()),
         }
     }
@@ -285,7 +287,7 @@ impl RunFolder {
     /// Fails if the source of images in `config.toml` does not exist.
     pub fn check_source(&self, config: &DataConfig) -> Result<()> {
         let source = &config.source;
-        if source.is_empty() || source == BUILTIN || Path::new(source).exists() {
+        if source.is_empty() || source == BUILTIN || is_pattern(source) || Path::new(source).exists() {
             return Ok(());
         }
         bail!(
@@ -308,8 +310,8 @@ impl RunFolder {
         let Some(trained_on) = supernet.trained_on else {
             // An imported supernet was not trained here.
             if supernet.steps > 0 {
-                crate::progress::note(format!(
-                    "warning: {}: this supernet of an earlier version, which drew other validation splits, does not record its training \
+                terminal::warning(format!(
+                    "{}: this supernet of an earlier version, which drew other validation splits, does not record its training \
                      images, so accuracies may be those of training images; name images with an unseen split val/CLASS, or train again",
                     self.supernet_path()?.display()
                 ));
@@ -320,7 +322,7 @@ impl RunFolder {
         let mut data = config.open()?;
         let seen = trained_on.contamination(&data)?;
         if seen > 0 {
-            crate::progress::note(format!(
+            terminal::note(format!(
                 "about {seen} of the {} validation images of '{}' are training images of the supernet, so none of them is used; for \
                  validation accuracies name images with an unseen split val/CLASS",
                 data.validation.len(),
@@ -356,6 +358,11 @@ impl RunFolder {
         }
         let (_, note) = read_supernet(&self.supernet_path()?)?;
         Ok((note.space, note.classes))
+    }
+
+    /// Whether the run has no supernet: its accuracies were measured elsewhere.
+    pub fn is_foreign(&self) -> bool {
+        self.join(FOREIGN_SPACE).exists()
     }
 
     /// Checksum of the supernet's weights, recorded in all files that are made with them.
@@ -404,7 +411,7 @@ impl RunFolder {
         for path in self.json_files("devices")? {
             match DeviceProfile::load(&path) {
                 Ok(profile) if path.file_stem().is_none_or(|stem| stem != profile.name.as_str()) => {
-                    crate::progress::note(format!(
+                    terminal::warning(format!(
                         "skipped {}: the profile in it is named '{}', expected the name of the file",
                         path.display(),
                         profile.name
@@ -414,7 +421,7 @@ impl RunFolder {
                 Err(error) if path.file_stem().is_some_and(|name| needed.iter().any(|device| name == *device)) => {
                     return Err(error.into());
                 }
-                Err(error) => crate::progress::note(format!("skipped a device profile: {error}")),
+                Err(error) => terminal::warning(format!("skipped a device profile: {error}")),
             }
         }
         Ok(profiles)
@@ -449,7 +456,7 @@ pub fn data_flag(source: &str) -> Result<String> {
 }
 
 /// Subfolders of `folder`; none if it cannot be read.
-fn subfolders(folder: &Path) -> Vec<PathBuf> {
+pub fn subfolders(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }

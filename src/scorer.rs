@@ -64,35 +64,36 @@ pub fn searched_space<'c>(
 ) -> Result<SearchSpace> {
     let space = measures.space();
     let mut searched = space.clone();
-    let mut keep = |known: &[usize], file: PathBuf| {
+    let mut keep = |known: &SearchSpace, file: PathBuf| {
         let before = searched.resolutions.clone();
-        searched.resolutions.retain(|resolution| known.contains(resolution));
+        searched.keep_resolutions_of(known);
         if searched.resolutions.is_empty() {
             bail!(
-                "{}: it knows the resolutions {known:?}, but the search needs one of {before:?}; measure or import those",
-                file.display()
+                "{}: it knows the resolutions {:?}, but the search needs one of {before:?}; measure or import those",
+                file.display(),
+                known.resolutions
             );
         }
         Ok(())
     };
     if let Scorer::Predictor(predictor, _) = scorer {
-        keep(&predictor.space().resolutions, predictor_path(folder))?;
+        keep(predictor.space(), predictor_path(folder))?;
     }
     let devices = constraints.filter(|c| c.metric == Metric::Latency).map(|c| measures.device(&c.device));
     let devices = devices.collect::<ofa_extract::Result<Vec<_>>>()?;
     let path = |device: &DeviceProfile| folder.join(&format!("devices/{}.json", device.name));
     for device in &devices {
-        keep(&device.space.resolutions, path(device))?;
+        keep(&device.space, path(device))?;
     }
     for device in &devices {
         let covers = device.check_covers(&searched, measures.classes());
         covers.map_err(|error| anyhow!("{}: {error}", path(device).display()))?;
     }
     if searched.resolutions != space.resolutions {
-        complain!(
-            "note: only the resolutions {:?} are searched, since the predictor or a device knows no others",
+        crate::terminal::note(format_args!(
+            "only the resolutions {:?} are searched, since the predictor or a device knows no others",
             searched.resolutions
-        );
+        ));
     }
     Ok(searched)
 }

@@ -3,9 +3,10 @@
 use crate::freshness::{basis_of, load_predictor};
 use crate::kept_samples::{SAMPLES, keep_samples};
 use crate::measured::Measured;
+use crate::progress::Bar;
 use crate::run_folder::RunFolder;
 use crate::scorer::{Scorer, limits_of, searched_space};
-use crate::{names, progress, result_files};
+use crate::{names, result_files};
 use anyhow::{Result, anyhow};
 use ofa_extract::predictor::{FEWEST_SAMPLES, Prediction, read_samples};
 use ofa_extract::search::cheapest::WARM;
@@ -60,60 +61,66 @@ pub fn search_limits(
 }
 
 /// Searches each group of limits and writes `search/NAME.json`; returns names and results in the order of the groups.
-/// Limits of one cost are searched from the largest down, each search starting from the results of the one before.
+/// Limits of one cost are searched together if the strategy does so; otherwise from the largest down, each search
+/// starting from the results of the one before.
 pub fn search_groups(task: &Task, groups: &[Vec<Constraint>]) -> Result<Vec<(String, SearchResult)>> {
     let options = task.options;
     let subject = |group: &[Constraint]| match group {
         [one] => Some((one.metric.name(), one.device.clone())),
         _ => None,
     };
+    let is_same = |a: usize, b: usize| subject(&groups[a]).is_some() && subject(&groups[a]) == subject(&groups[b]);
     let mut order: Vec<usize> = (0..groups.len()).collect();
     order.sort_by(|&a, &b| {
         let bound = |index: usize| groups[index].first().map_or(0.0, |constraint| constraint.limit);
         subject(&groups[a]).cmp(&subject(&groups[b])).then(bound(b).total_cmp(&bound(a)))
     });
+    let shares = options.settings.strategy().shares_scores();
     let mut results: Vec<Option<(String, SearchResult)>> = groups.iter().map(|_| None).collect();
     let mut before: Option<(usize, Vec<Subnet>)> = None;
-    for index in order {
-        let same = |(other, _): &(usize, Vec<Subnet>)| {
-            subject(&groups[*other]).is_some() && subject(&groups[*other]) == subject(&groups[index])
-        };
-        let starts = before.filter(same).map(|(_, elite)| elite).unwrap_or_default();
-        let mut result = search_group(task, &groups[index], &starts)?;
-        let mut name = result_name(&options.against, &groups[index], options.at_least)?;
-        if let Some(given) = &options.name {
-            name = if groups.len() == 1 { given.clone() } else { names::short(&format!("{given}-{name}")) };
-            names::check(&name).map_err(|reason| anyhow!("--name '{given}': {reason}"))?;
+    for together in order.chunk_by(|&a, &b| shares && is_same(a, b)) {
+        let starts = before.filter(|(other, _)| is_same(*other, together[0])).map(|(_, elite)| elite);
+        let constraints: Vec<&[Constraint]> = together.iter().map(|&index| groups[index].as_slice()).collect();
+        let found = search_group(task, &constraints, &starts.unwrap_or_default())?;
+        before = found.last().map(|result| (together[0], result.elite.clone()));
+        for (&index, mut result) in together.iter().zip(found) {
+            let mut name = result_name(&options.against, &groups[index], options.at_least)?;
+            if let Some(given) = &options.name {
+                name = if groups.len() == 1 { given.clone() } else { names::short(&format!("{given}-{name}")) };
+                names::check(&name).map_err(|reason| anyhow!("--name '{given}': {reason}"))?;
+            }
+            complete(task, &groups[index], &mut result)?;
+            result.elite = Vec::new();
+            let name = result_files::write(task.folder, &name, options.name.is_some(), &result)?;
+            results[index] = Some((name, result));
         }
-        complete(task, &groups[index], &mut result)?;
-        before = Some((index, std::mem::take(&mut result.elite)));
-        let name = result_files::write(task.folder, &name, options.name.is_some(), &result)?;
-        results[index] = Some((name, result));
     }
     Ok(results.into_iter().flatten().collect())
 }
 
-/// Searches one group of limits.
-fn search_group(task: &Task, constraints: &[Constraint], starts: &[Subnet]) -> Result<SearchResult> {
+/// Searches within each of `groups`, which are the same limits with several bounds.
+fn search_group(task: &Task, groups: &[&[Constraint]], starts: &[Subnet]) -> Result<Vec<SearchResult>> {
     let Task { folder, measures, scorer, options, .. } = *task;
     let against = limits_of(&options.against, measures)?;
-    let mut limits = limits_of(constraints, measures)?;
-    let space = searched_space(folder, measures, scorer, constraints.iter().chain(&options.against))?;
+    let mut limits = limits_of(groups[0], measures)?;
+    let others = groups[1..].iter().map(|group| limits_of(group, measures)).collect::<Result<Vec<_>, _>>()?;
+    let space = searched_space(folder, measures, scorer, groups[0].iter().chain(&options.against))?;
     let strategy = options.settings.strategy();
-    let mut evaluations = options.evaluations;
+    let mut evaluations = options.evaluations.map(|evaluations| evaluations * groups.len());
     if !starts.is_empty() && evaluations.is_none() {
         evaluations = Some(strategy.evaluations() / WARM);
     }
     let effects = |subnets: &[Subnet]| scorer.effects(subnets);
     let effects = scorer.has_effects().then_some(&effects as &EffectsOf);
     let keep = options.verify;
-    let bar = progress::bar(evaluations.unwrap_or(strategy.evaluations()), "evaluations");
+    let most = evaluations.unwrap_or_else(|| search::evaluations(strategy, others.len()));
+    let bar = Bar::new(searching(groups), most, "evaluations");
     let score = |subnets: &[Subnet]| {
         let scores = scorer.score(subnets);
-        bar.inc(subnets.len() as u64);
+        bar.add(subnets.len());
         scores
     };
-    let result = match options.at_least {
+    let results = match options.at_least {
         Some(least) => {
             let cheapest = |least: f64, limits: &mut [Limit]| {
                 let (settings, seed) = (&options.settings, options.seed);
@@ -131,7 +138,7 @@ fn search_group(task: &Task, constraints: &[Constraint], starts: &[Subnet]) -> R
                 margin += missing;
                 result = cheapest(least + margin, &mut limits)?;
             }
-            result
+            vec![result]
         }
         None => {
             let problem = Problem {
@@ -140,15 +147,21 @@ fn search_group(task: &Task, constraints: &[Constraint], starts: &[Subnet]) -> R
                 keep,
                 effects,
                 starts,
+                others: &others,
                 ..Problem::new(&space, &limits, options.seed)
             };
-            search::search(&problem, &options.settings, &mut |subnets| score(subnets), &mut |generation| {
-                bar.set_message(format!("best {:.2} %", 100.0 * generation.score.clamp(0.0, 1.0)));
+            search::search_all(&problem, &options.settings, &mut |subnets| score(subnets), &mut |generation| {
+                bar.details([format!("best {:.2} %", 100.0 * generation.score.clamp(0.0, 1.0))]);
             })?
         }
     };
-    bar.finish_and_clear();
-    Ok(result)
+    Ok(results)
+}
+
+/// Name of the work of a search.
+fn searching(groups: &[&[Constraint]]) -> String {
+    let limits: Vec<String> = groups.concat().iter().map(Constraint::to_string).collect();
+    format!("searching {}", limits.join(" ")).trim_end().to_string()
 }
 
 /// Predicted accuracy of the best subnet, corrected for having been chosen; `None` if it has no deviation.
@@ -222,14 +235,14 @@ fn verify(
         true => read_samples(&path, measures.space())?,
         false => Vec::new(),
     };
-    let bar = progress::bar(options.verify, "subnets");
+    let bar = Bar::new("measuring the best subnets", options.verify, "subnets");
     let measure = |candidates: &mut [Candidate]| -> Result<Vec<Sample>> {
         let mut samples = Vec::new();
         for candidate in candidates {
             let accuracy = measured.accuracies(std::slice::from_ref(&candidate.subnet))?[0];
             candidate.measured_accuracy = Some(accuracy);
             samples.push(Sample { subnet: candidate.subnet.clone(), accuracy });
-            bar.inc(1);
+            bar.add(1);
         }
         Ok(samples)
     };
@@ -243,13 +256,13 @@ fn verify(
         let refitted = predictor.refit(&all, options.seed)?;
         let scorer = Scorer::Predictor(Box::new(refitted), pessimism);
         let task = Task { scorer: &scorer, ..*task };
-        let again = search_group(&task, constraints, &result.elite)?;
+        let again = search_group(&task, &[constraints], &result.elite)?.swap_remove(0);
         let fresh = |candidate: &Candidate| top.iter().all(|other| other.subnet != candidate.subnet);
         let mut fresh: Vec<Candidate> = again.top.into_iter().filter(fresh).take(options.verify - first).collect();
         samples.extend(measure(&mut fresh)?);
         top.extend(fresh);
     }
-    bar.finish_and_clear();
+    drop(bar);
     keep_samples(folder, measures.space(), measured, &samples)?;
     result.top = top;
     Ok(result.choose_measured(&limits_of(constraints, measures)?)?)

@@ -1,36 +1,57 @@
-//! Supernets that are trained already: weights that a training starts from, and teachers.
+//! Networks that are trained already: weights that a training starts from, and teachers.
 
-use crate::progress::note;
+use crate::terminal::note;
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
+use ofa_evaluate::model::{CONFIG_FILE, load_weights};
+use ofa_evaluate::runtime::Weights;
 use ofa_supernet::data::Normalisation;
 use ofa_supernet::files::read_toml;
+use ofa_supernet::space::NetworkSpec;
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
-use ofa_supernet::{SearchSpace, Supernet};
+use ofa_supernet::{SearchSpace, Subnet, Supernet};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Tensors that depend on the classes.
 const CLASSIFIER: [&str; 2] = ["classifier.weight", "classifier.bias"];
 
-/// A trained supernet.
+/// A trained supernet, or an extracted model.
 pub struct StartingWeights {
     path: PathBuf,
-    state: HashMap<String, Tensor>,
-    /// The space that it was trained in.
-    pub space: SearchSpace,
+    weights: Trained,
     classes: Vec<String>,
     /// How its images were normalised, if that is known.
     pub normalisation: Option<Normalisation>,
 }
 
+enum Trained {
+    Supernet {
+        space: SearchSpace,
+        state: HashMap<String, Tensor>,
+    },
+    /// The space has this name, which need not be a preset's.
+    Model {
+        space: String,
+        subnet: Subnet,
+        network: NetworkSpec,
+        weights: Weights,
+    },
+}
+
 impl StartingWeights {
-    /// Reads the supernet of a run folder (trained or imported), or a file of its checkpoints.
+    /// Reads the supernet of a run folder (trained or imported), a file of its checkpoints, or a model's folder.
     pub fn read(path: &Path) -> Result<Self> {
+        if path.join(CONFIG_FILE).exists() {
+            return Self::read_model(path);
+        }
         if path.is_dir() {
             let file = Folder::of_run(path, 1).supernet_path();
             if !file.exists() {
-                bail!("{}: there is no supernet; expected a run folder with a trained or imported one", file.display());
+                bail!(
+                    "{}: there is no supernet; expected a run folder with a trained or imported one, or a model's folder",
+                    file.display()
+                );
             }
             let mut weights = Self::read(&file)?;
             if weights.normalisation.is_none() {
@@ -44,35 +65,78 @@ impl StartingWeights {
             let identity = checkpoint.identity;
             let state = if checkpoint.average.is_empty() { checkpoint.weights } else { checkpoint.average };
             let normalisation = identity.data.map(|data| data.normalisation().clone());
-            let (space, classes) = (identity.space, identity.classes);
-            return Ok(StartingWeights { path: path.to_path_buf(), state, space, classes, normalisation });
+            let weights = Trained::Supernet { space: identity.space, state };
+            return Ok(StartingWeights { path: path.to_path_buf(), weights, classes: identity.classes, normalisation });
         }
         let (state, note) = read_supernet(path)
             .with_context(|| format!("{}: expected a run folder or a file of its checkpoints", path.display()))?;
         let normalisation = note.trained_on.map(|trained_on| trained_on.normalisation);
-        let path = path.to_path_buf();
-        Ok(StartingWeights { path, state, space: note.space, classes: note.classes, normalisation })
+        let weights = Trained::Supernet { space: note.space, state };
+        Ok(StartingWeights { path: path.to_path_buf(), weights, classes: note.classes, normalisation })
+    }
+
+    fn read_model(path: &Path) -> Result<Self> {
+        let (config, weights) = load_weights(path)?;
+        let weights = Trained::Model { space: config.space, subnet: config.subnet, network: config.network, weights };
+        let normalisation = Some(config.normalisation);
+        Ok(StartingWeights { path: path.to_path_buf(), weights, classes: config.labels, normalisation })
+    }
+
+    /// The space to train in where none is named.
+    pub fn space(&self) -> Result<SearchSpace> {
+        match &self.weights {
+            Trained::Supernet { space, .. } => Ok(space.clone()),
+            Trained::Model { space, .. } => SearchSpace::named(space)
+                .with_context(|| format!("{}: name the model's space with --space or --config", self.path.display())),
+        }
+    }
+
+    /// The training preset where none is named: a supernet's subnets are trained already, those around a model are not.
+    pub fn preset(&self) -> &'static str {
+        match &self.weights {
+            Trained::Supernet { .. } => "transfer",
+            Trained::Model { .. } => "cifar",
+        }
+    }
+
+    /// Whether they are those of one subnet.
+    pub fn is_model(&self) -> bool {
+        matches!(self.weights, Trained::Model { .. })
     }
 
     /// Loads the weights into `net`, a network for images of `classes`. The classifier's weights are loaded only if the
     /// classes are equal.
     pub fn load_into(&self, net: &Supernet, classes: &[String]) -> Result<()> {
-        // Resolutions have no weights.
-        let own = SearchSpace { resolutions: net.space().resolutions.clone(), ..self.space.clone() };
-        if let Some(difference) = net.space().difference(&own) {
-            bail!(
-                "{}: its supernet is of another space than this training: {difference}; train in the space '{}'",
-                self.path.display(),
-                self.space.name
-            );
-        }
-        let mut state = net.state()?;
+        let path = self.path.display();
         let same = self.classes == classes;
-        let kept = self.state.iter().filter(|(name, _)| same || !CLASSIFIER.contains(&name.as_str()));
-        state.extend(kept.map(|(name, tensor)| (name.clone(), tensor.clone())));
-        net.load_state(&state).with_context(|| self.path.display().to_string())?;
+        match &self.weights {
+            Trained::Supernet { space, state } => {
+                if let Some(difference) = net.space().difference_in_weights(space) {
+                    bail!(
+                        "{path}: its supernet is of another space than this training: {difference}; train in the space '{}'",
+                        space.name
+                    );
+                }
+                let mut all = net.state()?;
+                let kept = state.iter().filter(|(name, _)| same || !CLASSIFIER.contains(&name.as_str()));
+                all.extend(kept.map(|(name, tensor)| (name.clone(), tensor.clone())));
+                net.load_state(&all).with_context(|| path.to_string())?;
+            }
+            Trained::Model { space, subnet, network, weights } => {
+                let own = SearchSpace { resolutions: vec![subnet.resolution], ..net.space().clone() };
+                if !own.network(subnet, self.classes.len()).is_ok_and(|held| held == *network) {
+                    bail!(
+                        "{path}: the space '{}' of this training does not hold the model's network, {subnet} of the space \
+                         '{space}'; train in that space",
+                        net.space().name
+                    );
+                }
+                let held = Subnet { resolution: net.space().resolutions[0], ..subnet.clone() };
+                net.paste(&held, weights, same).with_context(|| path.to_string())?;
+            }
+        }
         let classifier = if same { "the same classes" } else { "a new classifier, since the classes differ" };
-        note(format!("training starts from {}, with {classifier}", self.path.display()));
+        note(format!("training starts from {path}, with {classifier}"));
         Ok(())
     }
 
@@ -87,8 +151,13 @@ impl StartingWeights {
                 "{path}: the teacher was trained on images with another normalisation; set [data] normalisation to that of its run"
             );
         }
-        let net = Supernet::new(&self.space, classes.len(), 0)?;
-        net.load_state(&self.state).with_context(|| path.to_string())?;
+        let Trained::Supernet { space, state } = &self.weights else {
+            bail!(
+                "{path}: this is a model's folder; a teacher is a supernet: give a run folder or a file of its checkpoints"
+            );
+        };
+        let net = Supernet::new(space, classes.len(), 0)?;
+        net.load_state(state).with_context(|| path.to_string())?;
         note(format!("the largest subnet of {path} teaches"));
         Ok(net)
     }

@@ -1,7 +1,7 @@
 //! What a training will do, said before it starts.
 
-use crate::progress::note;
 use crate::run_folder::RunConfig;
+use crate::terminal::{note, warning};
 use anyhow::Result;
 use ofa_evaluate::cost;
 use ofa_supernet::Subnet;
@@ -36,11 +36,12 @@ pub fn print(config: &RunConfig, data: &Dataset) -> Result<()> {
     }
     let stages: Vec<String> =
         train.stages.iter().map(|stage| format!("{} {}", stage.name, rounded(stage.epochs))).collect();
-    note(format!("{} epochs: {}", rounded(train.total_epochs()), stages.join(", ")));
+    let epochs = rounded(train.total_epochs());
+    note(format!("{epochs} epoch{}: {}", if epochs == 1.0 { "" } else { "s" }, stages.join(", ")));
     let largest = space.resolutions[space.resolutions.len() - 1];
     if let Some(side) = usual_side(data).filter(|side| *side >= MUCH_LARGER * largest) {
-        note(format!(
-            "warning: images are about {side} pixels high or wide, and the network sees them at {largest}; details are lost: take a \
+        warning(format!(
+            "images are about {side} pixels high or wide, and the network sees them at {largest}; details are lost: take a \
              space with higher resolutions (--space mbv3-w1.0 --preset imagenet), or crop the images"
         ));
     }

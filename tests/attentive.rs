@@ -36,7 +36,8 @@ fn an_attentive_space_passes_through_all_commands() {
     for strategy in ["random", "grid", "evolution", "bayes", "ppo", "gradient"] {
         let limits = ["--limit", "this:latency=1s", "--limit", "any:macs=1.5M", "--together"];
         let search = ["search", "--run", "run", "--json", "--strategy", strategy, "--evaluations", "40"];
-        let results: Value = serde_json::from_str(&succeeds(folder, &[&search[..], &limits].concat())).unwrap();
+        let out: Value = serde_json::from_str(&succeeds(folder, &[&search[..], &limits].concat())).unwrap();
+        let results = &out["results"];
         for constraint in results[0]["constraints"].as_array().unwrap() {
             let (value, limit) = (&constraint["value"], constraint["limit"].as_f64().unwrap());
             assert!(value.as_f64().unwrap() <= limit, "{strategy}: {constraint}");
@@ -59,7 +60,7 @@ fn an_attentive_space_passes_through_all_commands() {
     fails(folder, &[&extract[..], &[wide]].concat(), &["width is 20; allowed are 16, 24"]);
     let out = succeeds(folder, &["bench", "run/models/mine", "--data", "builtin", "--json"]);
     let rows: Value = serde_json::from_str(&out).unwrap();
-    assert_eq!(rows[0]["model"], "mine");
+    assert_eq!(rows["models"][0]["model"], "mine");
 }
 
 /// The space is TOML: a file with other widths trains as well, and a fault in it is named.

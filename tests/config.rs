@@ -31,18 +31,67 @@ fn the_example_of_one_schedule_is_the_preset() {
 }
 
 #[test]
-fn each_table_is_explained_once_and_the_text_reads_back() {
+fn every_key_and_table_is_explained_once_and_the_text_reads_back() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     let text = succeeds(folder, &["config", "--preset", "cifar"]);
-    for table in ["[data]", "[space]", "[train]", "[train.schedule]", "[[train.stages]]", "[train.stages.taught]"] {
-        let lines: Vec<&str> = text.lines().collect();
-        let places: Vec<usize> = (0..lines.len()).filter(|&n| lines[n] == table).collect();
-        let explained = |&&n: &&usize| n > 0 && lines[n - 1].starts_with("# ");
-        assert!(explained(&&places[0]) && places.iter().filter(explained).count() == 1, "{table}: {text}");
+    let lines: Vec<&str> = text.lines().collect();
+    let mut seen = std::collections::HashSet::new();
+    let mut table = "";
+    for (n, line) in lines.iter().enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
+        let name = if line.starts_with('[') { line } else { line.split(" = ").next().unwrap() };
+        if line.starts_with('[') {
+            table = line;
+        }
+        let first = seen.insert((table, name));
+        assert_eq!(n > 0 && lines[n - 1].starts_with('#'), first, "{line}: {text}");
     }
+    for table in ["[data]", "[space]", "[train]", "[train.schedule]", "[[train.stages]]", "[train.stages.taught]"] {
+        assert!(seen.contains(&(table, table)), "{table}: {text}");
+    }
+    assert!(lines.iter().all(|line| line.len() <= 120 || line.contains(" = ")), "{text}");
     fs::write(folder.join("c.toml"), &text).unwrap();
     assert_eq!(succeeds(folder, &["config", "--config", "c.toml"]), text);
+}
+
+#[test]
+fn figures_are_rounded() {
+    let temporary = tempfile::tempdir().unwrap();
+    for preset in ["cifar", "imagenet", "progressive", "tiny", "transfer"] {
+        let text = succeeds(temporary.path(), &["config", "--preset", preset, "--epochs", "7.3"]);
+        for number in text.split(|c: char| !c.is_ascii_digit() && c != '.').filter(|number| number.contains('.')) {
+            assert!(number.trim_matches(['0', '.']).len() <= 10, "{number}: {text}");
+        }
+    }
+}
+
+#[test]
+fn comments_of_a_file_are_kept() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let example = format!("{}/examples/cifar10-one-schedule.toml", env!("CARGO_MANIFEST_DIR"));
+    let input = fs::read_to_string(&example).unwrap();
+    let out = succeeds(folder, &["config", "--config", &example, "--epochs", "7"]);
+    let comments = input.lines().filter_map(|line| line.split_once('#').map(|(_, comment)| comment.trim()));
+    let comments: Vec<&str> = comments.filter(|comment| !comment.is_empty()).collect();
+    assert!(comments.len() > 3, "{input}");
+    for comment in comments {
+        assert!(out.contains(comment), "'{comment}' is not in: {out}");
+    }
+    let epochs: f64 = toml::from_str::<toml::Table>(&out).unwrap()["train"]["stages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|stage| stage["epochs"].as_float().unwrap())
+        .sum();
+    assert!((epochs - 7.0).abs() < 1e-6, "{out}");
+}
+
+#[test]
+fn the_page_of_all_keys_is_what_the_program_prints() {
+    let temporary = tempfile::tempdir().unwrap();
+    let written = include_str!("../docs/configuration.md");
+    assert_eq!(succeeds(temporary.path(), &["config", "--keys"]), written);
 }
 
 #[test]
@@ -115,8 +164,8 @@ fn every_fault_of_a_configuration_is_one_sentence() {
     fault("\nmomentum = 0.9", "\nmomentum = 0.9\nschedule = { learning_rate = 0.1 }", &["[train.schedule] spans"]);
     fault("learning_rate = 0.1", "# learning_rate = 0.1", &["learning_rate is missing", "[train.schedule]"]);
     fault("learning_rate = 0.1", "subnet = \"r99 d1\"\nlearning_rate = 0.1", &["r99 d1", "words"]);
-    fault("seed = 0\nbatch", "class_balance = \"los\"\nseed = 0\nbatch", &["did you mean `loss`?"]);
-    fault("seed = 0\nbatch", "undecayed = [\"depthwse\"]\nseed = 0\nbatch", &["did you mean `depthwise`?"]);
+    fault("\nbatch = 16", "\nclass_balance = \"los\"\nbatch = 16", &["did you mean `loss`?"]);
+    fault("\nbatch = 16", "\nundecayed = [\"depthwse\"]\nbatch = 16", &["did you mean `depthwise`?"]);
     fault("flip = true", "flip = \"always\"", &["true, false or \"alternating\""]);
     fault("flip = true", "flip = true\ncutout = 1.5", &["cutout is 1.5"]);
     fault("flip = true", "flip = true\nmix = { method = \"ricap\", beta = 0.0 }", &["mix beta is 0"]);

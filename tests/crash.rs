@@ -8,6 +8,7 @@ mod common;
 
 use common::{changed, command, finished_run, small_configuration, succeeds, tuning_configuration};
 use ofa_evaluate::Model;
+use ofa_supernet::files::csv_fields;
 use ofa_supernet::import::published;
 use ofa_supernet::{SearchSpace, Supernet};
 use safetensors::tensor::{Dtype, View};
@@ -120,6 +121,7 @@ fn content(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
             let name = path.file_name().unwrap().to_str().unwrap();
             let bytes = match name {
                 ".lock" => continue,
+                "metrics.csv" => without_columns_of_clocks(&fs::read_to_string(&path).unwrap()),
                 _ if name.ends_with(".jsonl") => without_clocks(&fs::read_to_string(&path).unwrap()),
                 // Checkpoints hold the seconds of training.
                 _ if name.starts_with("step-") => Vec::new(),
@@ -129,6 +131,13 @@ fn content(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         }
     }
     files
+}
+
+fn without_columns_of_clocks(table: &str) -> Vec<u8> {
+    let rows: Vec<Vec<String>> = table.lines().map(csv_fields).collect();
+    let is_kept = |column: &usize| !["seconds", "images_per_second"].contains(&rows[0][*column].as_str());
+    let row = |row: &Vec<String>| (0..row.len()).filter(is_kept).map(|column| row[column].clone() + "\n").collect();
+    rows.iter().map(row).collect::<Vec<String>>().concat().into_bytes()
 }
 
 fn without_clocks(lines: &str) -> Vec<u8> {

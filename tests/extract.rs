@@ -2,9 +2,7 @@
 
 mod common;
 
-use common::{
-    changed, command, fails, finished_resnet_run, finished_run, grey_images, ofa, succeeds, write_two_classes,
-};
+use common::{changed, command, fails, finished_resnet_run, finished_run, ofa, succeeds, write_two_classes};
 use ofa_evaluate::model::load_config;
 use ofa_supernet::train::checkpoint::{read_supernet, write_supernet};
 use std::fs;
@@ -22,6 +20,58 @@ fn a_fine_tuned_model_in_half_precision_is_half_as_large() {
     let bytes =
         |model: &str| fs::metadata(folder.join("run/models").join(model).join("model.safetensors")).unwrap().len();
     assert!((bytes("tuned") as f64) < 0.7 * bytes("smallest") as f64);
+}
+
+#[test]
+fn a_model_folder_tells_its_facts_and_where_it_comes_from() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    succeeds(folder, &["extract", "--run", "run", "--search-results", "--subnet", "smallest", "--overwrite"]);
+    let json = |path: &Path| -> serde_json::Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
+    let config = |model: &str| json(&folder.join("run/models").join(model).join("config.json"));
+    let smallest = config("smallest");
+    assert_eq!(smallest["architecture"]["padding"], "half_kernel");
+    let input = serde_json::json!({ "colours": "rgb", "crop": "central_square", "resize": "antialiased_bilinear" });
+    assert_eq!(smallest["input"], input);
+    let provenance = &smallest["provenance"];
+    assert!(provenance["ofa"].as_str().unwrap().starts_with(concat!(env!("CARGO_PKG_VERSION"), " (")));
+    assert_eq!((&provenance["run"], &provenance["search"]), (&"run".into(), &serde_json::Value::Null));
+    assert!(provenance["predicted_accuracy"].is_f64() && provenance["validation_accuracy"].is_f64());
+    for file in fs::read_dir(folder.join("run/search")).unwrap().map(|entry| entry.unwrap().path()) {
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        if file.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let (result, provenance) = (json(&file), &config(name)["provenance"]);
+        assert_eq!(
+            (provenance["search"].as_str(), &provenance["limits"][0]),
+            (Some(name), &result["constraints"][0]["constraint"])
+        );
+        assert_eq!(provenance["predicted_accuracy"], result["predicted_accuracy"]);
+        // A block of this model has squeeze-excite if its layers say so.
+        let config = config(name);
+        let gated = config["network"].to_string().contains("\"squeeze_excite\":8");
+        let facts = &config["architecture"]["squeeze_excite"];
+        assert!(!gated || (facts["gate"] == "hard_sigmoid" && facts["inner_activation"] == "relu"), "{facts}");
+    }
+    // A folder of an earlier version has none of this; one that says something else is refused.
+    let path = folder.join("run/models/smallest/config.json");
+    let mut old = smallest.clone();
+    ["architecture", "input", "provenance"].iter().for_each(|key| drop(old.as_object_mut().unwrap().remove(*key)));
+    fs::write(&path, old.to_string()).unwrap();
+    succeeds(folder, &["bench", "run/models/smallest"]);
+    for (part, key, value, expected) in [
+        ("input", "crop", "central_square_224_of_256", "'input' is not that of a network for 16 pixels"),
+        ("input", "colours", "bgr", "bgr"),
+        ("architecture", "padding", "none", "none"),
+        ("provenance", "author", "me", "author"),
+    ] {
+        let mut changed = smallest.clone();
+        changed[part][key] = value.into();
+        fs::write(&path, changed.to_string()).unwrap();
+        fails(folder, &["bench", "run/models/smallest"], &["run/models/smallest/config.json", expected]);
+    }
 }
 
 #[test]
@@ -50,7 +100,7 @@ fn subnets_of_a_resnet_are_found_by_text_setting_and_search() {
     assert!(out.contains(subnet), "{out}");
     let out = succeeds(folder, &["bench", "run/models/tuned", "run/models/largest", "--batch", "1,3", "--json"]);
     let rows: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert!(rows[0]["parameters"].as_f64() < rows[1]["parameters"].as_f64(), "{out}");
+    assert!(rows["models"][0]["parameters"].as_f64() < rows["models"][1]["parameters"].as_f64(), "{out}");
     let outside = subnet.replace("w0.5", "w0.7");
     fails(folder, &["extract", "--run", "run", "--subnet", &outside], &["width is 0.7", "0.5, 1"]);
 }
@@ -72,24 +122,6 @@ fn a_setting_is_read_as_the_published_search_prints_it() {
         let arguments = ["extract", "--run", "run", "--recalibration", "20", "--name", &name, "--subnet", setting];
         let out = succeeds(folder, &arguments);
         assert!(out.contains(if number == 1 { "r16 d1,1 k3|3 e2|2" } else { "r32 d2,2 k5,5|5,5 e4,4|4,4" }), "{out}");
-    }
-}
-
-#[test]
-fn a_subnet_that_cannot_be_read_is_refused_in_one_line() {
-    let temporary = tempfile::tempdir().unwrap();
-    let folder = temporary.path();
-    finished_run(folder);
-    let depths = format!("r32 w1 s0 d{} e1", ["4000000000"; 10_000].join(","));
-    for (subnet, reason) in [
-        (depths.as_str(), "expected the form 'r160 d2,3"),
-        ("{'ks': 5, 'e': 4}", "'d', the depths, is missing"),
-        ("{'kernels': 5}", "'kernels' is not known; expected {"),
-        ("{\"ks\": 5,", "cannot be read from column"),
-        ("{'ks': 5, 'e': 4, 'd': [2, 9], 'r': 32}", "'d' asks for 9 blocks in stage 2, which has 2"),
-    ] {
-        let err = fails(folder, &["extract", "--run", "run", "--subnet", subnet], &["error: subnet: ", reason]);
-        assert!(err.lines().count() == 1 && err.len() < 700, "{err}");
     }
 }
 
@@ -363,80 +395,6 @@ fn a_search_result_of_another_space_is_refused_by_name() {
     result["best"] = "r24 w0.5,1,1,0.5 s1 d2,1 e0.25,0.5|0.25".into();
     fs::write(&path, result.to_string()).unwrap();
     fails(folder, &["extract", "--run", "run", "--search-results"], &["error: run/search/other.json: ", "widths"]);
-}
-
-/// Trains on images whose labels come in turn; the same images, sorted, are in `sorted`.
-fn run_of_grey_images(folder: &Path) {
-    grey_images(folder, "mixed", false);
-    grey_images(folder, "sorted", true);
-    let train = ["train", "--preset", "tiny", "--epochs", "12", "--batch", "16", "--data", "mixed", "--out", "run"];
-    succeeds(folder, &train);
-}
-
-#[test]
-fn accuracy_does_not_depend_on_how_images_are_sorted() {
-    let temporary = tempfile::tempdir().unwrap();
-    let folder = temporary.path();
-    run_of_grey_images(folder);
-    let accuracies = |data: &str, recalibration: &str| -> Vec<f64> {
-        let extract = ["extract", "--run", "run", "--subnet", "smallest", "--subnet", "largest", "--data", data];
-        succeeds(folder, &[&extract[..], &["--recalibration", recalibration]].concat());
-        let models = ["run/models/smallest", "run/models/largest"];
-        let out = succeeds(folder, &[&["bench"], &models[..], &["--data", "mixed", "--json"]].concat());
-        let rows: serde_json::Value = serde_json::from_str(&out).unwrap();
-        [0, 1].map(|row| rows[row]["accuracy"]["top1"].as_f64().unwrap()).to_vec()
-    };
-    // One batch, and a batch with one image more than it can hold.
-    for recalibration in ["60", "101"] {
-        let (mixed, sorted) = (accuracies("mixed", recalibration), accuracies("sorted", recalibration));
-        assert!(mixed.iter().chain(&sorted).all(|&accuracy| accuracy > 0.9), "{mixed:?} {sorted:?}");
-    }
-}
-
-#[test]
-fn images_that_were_trained_on_do_not_validate_in_another_order() {
-    let temporary = tempfile::tempdir().unwrap();
-    let folder = temporary.path();
-    run_of_grey_images(folder);
-    let extract = ["extract", "--run", "run", "--subnet", "smallest", "--data"];
-    let row = |out: &std::process::Output| {
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        let shown = String::from_utf8_lossy(&out.stdout).into_owned();
-        shown.lines().find(|line| line.contains("run/models/smallest")).unwrap().to_string()
-    };
-    let other = ofa(folder, &[&extract[..], &["sorted"]].concat());
-    let said = String::from_utf8_lossy(&other.stderr).into_owned();
-    assert!(said.contains("'sorted' are training images of the supernet") && said.contains("val/CLASS"), "{said}");
-    assert!(!row(&other).contains('%') && row(&other).contains(" - "), "{}", row(&other));
-    fails(folder, &["predictor", "--run", "run", "--samples", "10", "--data", "sorted"], &["no validation images"]);
-    let search = ["search", "--run", "run", "--limit", "any:macs=1M", "--score", "measured", "--data", "sorted"];
-    fails(folder, &search, &["no validation images"]);
-
-    // The run's own images in a folder of another name are split as in training.
-    fs::rename(folder.join("mixed"), folder.join("moved")).unwrap();
-    assert!(row(&ofa(folder, &[&extract[..], &["moved"]].concat())).contains('%'));
-}
-
-#[test]
-fn other_images_are_normalised_as_in_training() {
-    let temporary = tempfile::tempdir().unwrap();
-    let folder = temporary.path();
-    run_of_grey_images(folder);
-    let normalisation = |data: &[&str]| {
-        succeeds(folder, &[&["extract", "--run", "run", "--subnet", "smallest"], data].concat());
-        let config = fs::read(folder.join("run/models/smallest/config.json")).unwrap();
-        serde_json::from_slice::<serde_json::Value>(&config).unwrap()["normalisation"].clone()
-    };
-    let own = normalisation(&[]);
-    assert!(own["mean"][0].as_f64().unwrap() > 0.1, "{own}");
-    // Other images: the same classes, but darker.
-    for split in ["train", "t10k"] {
-        let path = folder.join(format!("sorted/{split}-images-idx3-ubyte"));
-        let mut bytes = fs::read(&path).unwrap();
-        bytes[16..].iter_mut().for_each(|byte| *byte /= 2);
-        fs::write(path, bytes).unwrap();
-    }
-    assert_eq!(normalisation(&["--data", "sorted"]), own);
 }
 
 #[test]

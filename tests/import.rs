@@ -213,7 +213,7 @@ fn numbered_outputs_meet_the_class_folders_of_their_numbers() {
             let model = format!("{run}/models/smallest");
             let out = succeeds(folder, &["bench", &model, "--data", data, "--json"]);
             let rows: Value = serde_json::from_str(&out).unwrap();
-            assert_eq!(rows[0]["accuracy"]["top1"].as_f64().unwrap(), 9.0 / 20.0, "{run}");
+            assert_eq!(rows["models"][0]["accuracy"]["top1"].as_f64().unwrap(), 9.0 / 20.0, "{run}");
             // One of twelve validation images.
             let sampling = ["predictor", "--run", &run, "--data", data, "--samples", "10", "--recalibration", "12"];
             let _ = ofa(folder, &sampling);
@@ -396,9 +396,27 @@ fn the_published_predictor_and_tables_are_searched() {
             "--json",
         ],
     );
-    let results: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let results = &serde_json::from_str::<serde_json::Value>(&out).unwrap()["results"];
     let latency = results[0]["constraints"][0]["value"].as_f64().unwrap();
     assert!(latency <= 20.0 && latency > 15.0, "{out}");
     let best = results[0]["best"].as_str().unwrap();
     assert!(["r160 ", "r192 ", "r224 "].iter().any(|r| best.starts_with(r)), "{best}");
+}
+
+#[test]
+fn a_subnet_that_cannot_be_read_is_refused_in_one_line() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let depths = format!("r32 w1 s0 d{} e1", ["4000000000"; 10_000].join(","));
+    for (subnet, reason) in [
+        (depths.as_str(), "expected the form 'r160 d2,3"),
+        ("{'ks': 5, 'e': 4}", "'d', the depths, is missing"),
+        ("{'kernels': 5}", "'kernels' is not known; expected {"),
+        ("{\"ks\": 5,", "cannot be read from column"),
+        ("{'ks': 5, 'e': 4, 'd': [2, 9], 'r': 32}", "'d' asks for 9 blocks in stage 2, which has 2"),
+    ] {
+        let err = fails(folder, &["extract", "--run", "run", "--subnet", subnet], &["error: subnet: ", reason]);
+        assert!(err.lines().count() == 1 && err.len() < 700, "{err}");
+    }
 }

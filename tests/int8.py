@@ -6,6 +6,7 @@ logits (f32.onnx, f32.bin, onnxruntime.onnx, ...), images.bin and labels.bin of 
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -93,8 +94,12 @@ def check(folder):
         row(f"its file in {engine}", found)
         print(f"{folder.name:20} {engine} predicts as this program on {100 * same:.2f} %", flush=True)
         assert same >= case["agreement"], f"{folder.name}, {engine}: {same}"
+    # Beside the f32 model, load.py loads that; alone, the integers as floats.
     loaded = in_pytorch(folder / "openvino", images)
+    assert numpy.abs(loaded - f32).max() < 1e-3 * numpy.abs(f32).max(), folder.name
+    loaded = in_pytorch(shutil.copytree(folder / "openvino", folder / "alone" / "openvino"), images)
     row("load.py", loaded)
+    assert numpy.abs(loaded - f32).max() > 1e-3 * numpy.abs(f32).max(), folder.name
     assert (loaded.argmax(1) == logits("openvino").argmax(1)).mean() > 0.9, folder.name
     row("by ONNX Runtime", in_onnx_runtime(quantised_by_onnx_runtime(folder, calibration), images))
     if importlib.util.find_spec("nncf"):

@@ -84,7 +84,7 @@ fn an_earlier_model_is_benchmarked() {
         let model = format!("{run}/models/any-macs-500k");
         let out = succeeds(folder, &["bench", &model, "--data", "builtin", "--data-seed", "1", "--json"]);
         let rows: Value = serde_json::from_str(&out).unwrap();
-        let accuracy = |part: &str| rows[0]["accuracy"][part].as_f64().unwrap();
+        let accuracy = |part: &str| rows["models"][0]["accuracy"][part].as_f64().unwrap();
         assert!((accuracy("top1") - 0.099).abs() < 0.003 && (accuracy("top5") - 0.539).abs() < 0.003, "{run}: {out}");
     }
 }

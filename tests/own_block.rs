@@ -66,7 +66,7 @@ fn a_block_from_outside_is_trained_searched_and_extracted_and_the_ordinary_progr
     for model in ["here-latency-1s", "any-macs-600k"] {
         let model = format!("run/models/{model}");
         let bench = ["bench", &model, "--data", "builtin", "--json"];
-        let accuracy = |out: String| serde_json::from_str::<Value>(&out).unwrap()[0]["accuracy"].clone();
+        let accuracy = |out: String| serde_json::from_str::<Value>(&out).unwrap()["models"][0]["accuracy"].clone();
         let (ours, theirs) = (accuracy(own(folder, &bench)), accuracy(succeeds(folder, &bench)));
         assert_eq!(ours["top1"], theirs["top1"], "{model}");
         assert!(theirs["top1"].as_f64().unwrap() > 0.0, "{theirs}");

@@ -208,7 +208,7 @@ fn a_space_of_few_subnets_has_no_predictor_and_is_searched_by_every_strategy() {
             let against: &[&str] = if strategy == "pareto" { &["--against", "any:macs"] } else { &[] };
             let more = [&["--strategy", strategy, "--images", "20", "--json"], against].concat();
             let out: Value = serde_json::from_str(&succeeds(folder, &[&measured[..], &more].concat())).unwrap();
-            let most = out[0]["evaluations"].as_u64().unwrap();
+            let most = out["results"][0]["evaluations"].as_u64().unwrap();
             assert!(most == count || strategy == "grid" && most <= count, "{strategy}: {most} of {count}");
         }
     }
@@ -250,7 +250,7 @@ fn predictions_are_at_most_one() {
     fs::write(folder.join("run/predictor/samples.jsonl"), high).unwrap();
     succeeds(folder, &[SAMPLED, &["--samples", "16", "--method", "ensemble"]].concat());
     let path = folder.join("run/predictor/predictor.safetensors");
-    let found: Value = serde_json::from_str(&succeeds(folder, &search(&["--verify", "5"]))).unwrap();
+    let found = &serde_json::from_str::<Value>(&succeeds(folder, &search(&["--verify", "5"]))).unwrap()["results"];
     let best = found[0]["top"][0]["subnet"].as_str().unwrap().parse().unwrap();
     let raw = Predictor::load(&path).unwrap().predict(&[best]).unwrap()[0];
     assert!(raw > 1.0, "{raw}");
@@ -404,7 +404,8 @@ fn samples_are_chosen_and_the_curve_is_drawn_from_them() {
     // A single network cannot be pessimistic; several are, each to the extent of its deviation.
     fails(folder, &search(&["--pessimism", "1"]), &["single network", "ofa predictor"]);
     sample("run", "26");
-    let found = |more: &[&str]| serde_json::from_str::<Value>(&succeeds(folder, &search(more))).unwrap()[0].clone();
+    let found =
+        |more: &[&str]| serde_json::from_str::<Value>(&succeeds(folder, &search(more))).unwrap()["results"][0].clone();
     let (neutral, pessimistic) = (found(&[]), found(&["--pessimism", "3"]));
     assert_eq!((&neutral["pessimism"], pessimistic["pessimism"].as_f64()), (&Value::Null, Some(3.0)));
     let number = |result: &Value, key: &str| result[key].as_f64().unwrap();
@@ -459,10 +460,23 @@ fn accuracies_measured_elsewhere_make_a_run_without_a_supernet() {
     assert!(number(&rows[0], "low") <= number(&rows[0], "accuracy"));
     assert!(number(&rows[0], "high") >= number(&rows[0], "accuracy"));
     let out = succeeds(folder, &search(&[]));
-    let found: Value = serde_json::from_str(&out).unwrap();
+    let found = &serde_json::from_str::<Value>(&out).unwrap()["results"];
     assert!(found[0]["constraints"][0]["value"].as_f64().unwrap() <= 4e5, "{found}");
     succeeds(folder, &["profile", "--run", "run", "--name", "this", "--rounds", "2", "--check", "4"]);
     succeeds(folder, &["search", "--run", "run", "--limit", "this:latency=1s"]);
+    // Latencies can come from elsewhere too.
+    let layers = succeeds(folder, &["profile", "--run", "run", "--layers"]);
+    let timed: Vec<String> = layers.lines().skip(1).map(|layer| format!("{layer}0.125")).collect();
+    fs::write(folder.join("phone.csv"), format!("layer,ms\n{}\n", timed.join("\n"))).unwrap();
+    succeeds(folder, &["profile", "--run", "run", "--name", "phone", "--import", "phone.csv"]);
+    let limits = ["--limit", "phone:latency=1s", "--limit", "phone:latency=1001ms"];
+    succeeds(folder, &[&["search", "--run", "run"][..], &limits].concat());
+    let value = |name: &str| {
+        let found: Value = serde_json::from_slice(&fs::read(folder.join(name)).unwrap()).unwrap();
+        found["constraints"][0]["value"].as_f64().unwrap()
+    };
+    let (first, second) = (value("run/search/phone-latency-1s.json"), value("run/search/phone-latency-1001ms.json"));
+    assert!(first > 0.0 && (first / 0.125).fract() == 0.0 && first == second, "{first} {second}");
     fails(folder, &["extract", "--run", "run", "--search-results"], &["run", "no supernet"]);
     fails(folder, &["predictor", "--space", "resnet-tiny", "--import", "a.jsonl", "--out", "run"], &["a.jsonl:1"]);
     fs::write(folder.join("c.jsonl"), "{\"subnet\": \"r24 d1,2 k5|3,5 e2|4,3\"}\n").unwrap();

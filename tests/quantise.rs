@@ -124,6 +124,94 @@ fn exports_follow_the_engine_and_come_with_images() {
     assert!(bytes.starts_with(b"\x93NUMPY"));
 }
 
+/// The accuracies that fine-tuning prints: in f32, before and after it, and whether the fine-tuned integers are stored.
+fn accuracies(out: &str) -> ([f64; 3], bool) {
+    let line = out.lines().find(|line| line.contains("validation images")).expect(out);
+    let numbers = line.split(" %").take(3).map(|part| part.rsplit(' ').next().unwrap().parse().unwrap());
+    let numbers: Vec<f64> = numbers.collect();
+    (numbers.try_into().unwrap(), line.ends_with("the fine-tuned integers are stored"))
+}
+
+#[test]
+fn fine_tuned_integers_are_stored_if_they_are_as_accurate() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    // Long enough for an accuracy to lose.
+    succeeds(folder, &["quickstart", "--out", "run", "--epochs", "12", "--images", "2000", "--samples", "16"]);
+    let quantise = |model: &str, out: &str, rest: &[&str]| {
+        let harsh = ["--images", "32", "--weight-bits", "7", "--for", "onnxruntime", "--overwrite", "--out", out];
+        let harsh = [&["--data", "builtin"], &harsh[..]].concat();
+        succeeds(folder, &[&["quantise", &format!("run/models/{model}")], &harsh[..], rest].concat())
+    };
+    let files =
+        |name: &str| ["model.safetensors", "config.json"].map(|file| fs::read(folder.join(name).join(file)).unwrap());
+    let tuning = ["--finetune", "1.5", "--finetune-seed", "4"];
+    let mut stored = Vec::new();
+    for (model, rate) in [("largest", "1e-3"), ("smallest", "1e-3"), ("smallest", "3")] {
+        quantise(model, "plain", &[]);
+        let out = quantise(model, "tuned", &[&tuning[..], &["--finetune-rate", rate]].concat());
+        let ([exact, before, after], is_finetuned) = accuracies(&out);
+        assert!(exact > 25.0 && is_finetuned == (after >= before), "{out}");
+        stored.push(is_finetuned);
+        let (config, network) = load_quantised(&folder.join("tuned")).unwrap();
+        let how = config.quantisation.unwrap().finetuned;
+        assert_eq!(how.map(|how| how.epochs), is_finetuned.then_some(1.5));
+        assert_eq!(files("tuned") == files("plain"), !is_finetuned);
+        let card = fs::read_to_string(folder.join("tuned/README.md")).unwrap();
+        let sentence = "fine-tuned with quantisation in the loop for 1.5 epochs";
+        assert_eq!(card.contains(sentence), is_finetuned, "{card}");
+        let images = images(&folder.join("tuned"), 20);
+        let expected = reference::run(&network, &images, 20).unwrap();
+        assert_eq!(Model::load(folder.join("tuned")).unwrap().network().run(&images, 20).unwrap(), expected);
+        assert!(agreement(&folder.join("run/models").join(model), &folder.join("tuned"), 300) > 0.8);
+    }
+    // Steps of three times the size of each weight make nonsense.
+    assert!((stored[0] || stored[1]) && !stored[2], "{stored:?}");
+    for name in ["one", "two"] {
+        quantise("smallest", name, &["--finetune", "0.2", "--finetune-seed", "4"]);
+    }
+    assert!(files("one") == files("two"));
+}
+
+#[test]
+fn an_extraction_fine_tunes_the_int8_twin_too() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let extract = ["extract", "--run", "run", "--subnet", "smallest", "--int8", "--finetune", "0.5", "--overwrite"];
+    let out = succeeds(folder, &extract);
+    let ([_, before, after], is_finetuned) = accuracies(&out);
+    let int8 = folder.join("run/models/smallest-int8");
+    assert_eq!(after >= before, is_finetuned, "{out}");
+    let finetuned = load_config(&int8).unwrap().quantisation.unwrap().finetuned;
+    assert_eq!(finetuned.map(|how| how.epochs), is_finetuned.then_some(0.5));
+}
+
+#[cfg(unix)]
+#[test]
+fn interrupted_fine_tuning_leaves_the_old_folder() {
+    use std::io::{BufRead, BufReader};
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let quantise = ["quantise", "run/models/smallest", "--data", "builtin"];
+    for old in [None, Some(())] {
+        if old.is_some() {
+            succeeds(folder, &quantise);
+        }
+        let models = folder.join("run/models");
+        let before = common::Snapshot::of(&models);
+        let mut child = common::command(folder, &[&quantise[..], &["--finetune", "9000"]].concat()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().contains("fine-tuning the integers of run/models/smallest")));
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        let rest: Vec<String> = lines.map(Result::unwrap).collect();
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
+        assert!(rest.iter().any(|line| line.contains("unfinished work is not written")), "{rest:?}");
+        assert!(common::Snapshot::of(&models) == before);
+    }
+}
+
 /// Runs `tests/int8.py` in the Python that `OFA_PYTHON` names, on the models of the quickstart or on the model folders
 /// that `OFA_INT8_MODELS` lists, separated by commas, with the test images of `OFA_INT8_DATA`.
 #[test]
@@ -158,7 +246,7 @@ fn write_case(folder: &Path, case: &Path, model: &Path, data: &str, images: &Dat
     let path = |name: &str| case.join(name).to_str().unwrap().to_string();
     let copy = case.join("f32");
     fs::create_dir_all(&copy).unwrap();
-    for file in ["config.json", "model.safetensors"] {
+    for file in ["config.json", "graph.json", "model.safetensors"] {
         fs::copy(model.join(file), copy.join(file)).unwrap();
     }
     let export = ["export", &path("f32"), "--calibration", "300", "--data", data, "--out", &path("f32.onnx")];
@@ -213,12 +301,35 @@ fn bad_input_is_one_sentence_and_leaves_the_old_folder() {
     fails(folder, &[&quantise[..], &["--images", "31"]].concat(), &["--images 31", "at least 32"]);
     fails(folder, &[&quantise[..], &["--keep-f32", "conv_x"]].concat(), &["'conv_x': is no layer", "conv_stem"]);
     misused(folder, &[&quantise[..], &["--weight-bits", "4"]].concat(), &["--weight-bits"]);
+    misused(folder, &[&quantise[..], &["--finetune", "0"]].concat(), &["--finetune"]);
+    misused(folder, &[&quantise[..], &["--finetune-rate", "1"]].concat(), &["the following required arguments"]);
+    common::write_two_classes(&folder.join("two"), 50, 1);
+    let others = ["quantise", "run/models/smallest", "--data", "two", "--finetune", "1"];
+    fails(folder, &others, &["run/models/smallest: the model has the classes", "(dark, light)"]);
     let both = ["quantise", "run/models/smallest", "run/models/largest", "--data", "builtin", "--out", "x"];
     fails(folder, &both, &["--out x", "there are 2"]);
     fails(folder, &["quantise", "run/models/smallest-int8", "--data", "builtin"], &["the model is int8"]);
     fails(folder, &["quantise", "none", "--data", "builtin"], &["none/config.json"]);
     common::write_two_classes(&folder.join("few"), 5, 1);
     fails(folder, &["quantise", "run/models/smallest", "--data", "few"], &["8 calibration images", "at least 32"]);
+    // Models that would be lost.
+    let to = |out: &'static str| [&quantise[..], &["--out", out]].concat();
+    fails(folder, &to("run/models/smallest"), &["--out run/models/smallest", "the f32 model itself"]);
+    fails(folder, &to("run/models/largest"), &["run/models/largest: this folder holds an f32 model", "--overwrite"]);
+    let other = ["quantise", "run/models/largest", "--data", "builtin", "--out", "run/models/smallest-int8"];
+    fails(folder, &other, &["smallest-int8: this folder holds the int8 model of another subnet", "--overwrite"]);
+    let config = folder.join("run/models/smallest-int8/config.json");
+    let plain = fs::read_to_string(&config).unwrap();
+    let mut tuned: serde_json::Value = serde_json::from_str(&plain).unwrap();
+    tuned["quantisation"]["finetuned"] = serde_json::json!({ "epochs": 2.0, "learning_rate": 0.001 });
+    fs::write(&config, tuned.to_string()).unwrap();
+    let lost = ["smallest-int8: this folder holds a fine-tuned int8 model (--finetune 2 --finetune-rate 0.001)"];
+    fails(folder, &quantise, &lost);
+    let extract = ["extract", "--run", "run", "--subnet", "smallest", "--int8"];
+    fails(folder, &extract, &lost);
+    fs::write(&config, "{").unwrap();
+    fails(folder, &quantise, &["smallest-int8/config.json", "--overwrite"]);
+    fs::write(&config, &plain).unwrap();
     let weights = folder.join("run/models/smallest/model.safetensors");
     let bytes = fs::read(&weights).unwrap();
     let mut broken = bytes.clone();

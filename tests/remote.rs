@@ -142,24 +142,84 @@ fn what_goes_wrong_there_is_one_sentence_here() {
     misused(folder, &["profile", "--ssh", "x"], &["required"]);
 }
 
-#[test]
-fn a_phone_is_reached_by_these_commands() {
-    let temporary = tempfile::tempdir().unwrap();
-    let folder = temporary.path();
+/// Writes a stand-in for `adb`, whose phone has its folder in `data`; returns the value of `--adb`.
+fn phone(folder: &Path) -> String {
     let data = folder.join("data");
-    // The phone's folder is elsewhere on this machine.
     let adb = format!(
         "echo \"$@\" >> log\nshift 2\ncase $1 in\npush) exec cp \"$2\" \"$(echo \"$3\" | sed 's|/data/local/tmp|{data}|')\";;\n\
          shell) exec sh -c \"$(echo \"$2\" | sed 's|/data/local/tmp|{data}|g')\";;\nesac\n",
         data = data.display()
     );
-    let adb = stand_in(folder, "adb.sh", &adb);
+    stand_in(folder, "adb.sh", &adb)
+}
+
+#[test]
+fn a_phone_is_reached_by_these_commands() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let adb = phone(folder);
+    let log = || fs::read_to_string(folder.join("log")).unwrap();
+    let is_empty = || fs::read_dir(folder.join("data")).unwrap().next().is_none();
     succeeds(folder, &profile("phone", &["--on", "adb:1a2b", "--adb", &adb, "--cores", "0"]));
+    let of_profile = log();
+    assert!(
+        of_profile.contains("-s 1a2b push ")
+            && of_profile.contains("-s 1a2b shell sh -c ")
+            && of_profile.contains("dumpsys thermalservice")
+            && of_profile.contains("taskset 1 "),
+        "{of_profile}"
+    );
+    assert!(folder.join("r/devices/phone.json").exists() && is_empty());
+    // An extracted model is measured in the same way.
+    common::finished_run(folder);
+    let bench = ["bench", "run/models/smallest", "--on", "adb:1a2b", "--adb", &adb, "--cores", "0", "--json"];
+    let rows: serde_json::Value = serde_json::from_str(&succeeds(folder, &bench)).unwrap();
+    assert!(rows["models"][0]["latencies"][0]["ms"]["p50"].as_f64().unwrap() > 0.0, "{rows}");
+    let log = log();
+    let of_bench = &log[of_profile.len()..];
+    assert!(
+        of_bench.contains("-s 1a2b push ") && of_bench.contains("taskset 1 ") && of_bench.contains("--model-threads 1"),
+        "{of_bench}"
+    );
+    assert!(is_empty());
+}
+
+#[test]
+fn models_are_measured_on_another_machine_and_their_accuracy_here() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    common::finished_run(folder);
+    // The first connection that measures is lost.
+    let ssh = stand_in(
+        folder,
+        "ssh.sh",
+        &format!(
+            "echo \"$@\" >> log\n{LOGIN}case \"$last\" in *--update-card*) if ! test -f lost; then touch lost; exit 255; \
+             fi;; esac\nexec sh -c \"$last\"\n"
+        ),
+    );
+    let models = ["bench", "run/models/smallest", "run/models/largest"];
+    let on = ["--on", "ssh:board", "--ssh", &ssh, "--model-threads", "1,2", "--json"];
+    let out = succeeds(folder, &[&models[..], &on, &["--data", "builtin", "--update-card"]].concat());
+    let rows: serde_json::Value = serde_json::from_str(&out).unwrap();
+    for (row, name) in rows["models"].as_array().unwrap().iter().zip(["smallest", "largest"]) {
+        assert_eq!((&row["model"], row["latencies"].as_array().unwrap().len()), (&name.into(), 2));
+        assert!(row["accuracy"]["images"].as_u64().unwrap() > 0);
+        let record = fs::read_to_string(folder.join(format!("run/models/{name}/bench.json"))).unwrap();
+        let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+        assert_eq!(record["devices"][0]["row"]["latencies"], row["latencies"]);
+        assert!(record["devices"][0]["data"] == "builtin", "{record}");
+    }
     let log = fs::read_to_string(folder.join("log")).unwrap();
-    assert!(log.contains("-s 1a2b push ") && log.contains("-s 1a2b shell sh -c "), "{log}");
-    assert!(log.contains("dumpsys thermalservice") && log.contains("taskset 1 "), "{log}");
-    assert!(folder.join("r/devices/phone.json").exists());
-    assert!(fs::read_dir(data).unwrap().next().is_none());
+    assert!(log.contains("--model-threads 1,2 --batch 1 --update-card") && !log.contains("builtin"), "{log}");
+    assert_eq!(left(folder), 0);
+    // What fails there is one sentence here, and nothing is written.
+    let before = fs::read(folder.join("run/models/smallest/bench.json")).unwrap();
+    let arguments =
+        ["bench", "run/models/smallest", "--on", "ssh:board", "--ssh", &ssh, "--run-with", "no-such-emulator"];
+    fails(folder, &arguments, &["ssh:board"]);
+    assert_eq!(fs::read(folder.join("run/models/smallest/bench.json")).unwrap(), before);
+    misused(folder, &["bench", "run/models/smallest", "--on", "ssh:board", "--layers"], &["--layers"]);
 }
 
 /// The gate's server, by `OFA_SSH`.

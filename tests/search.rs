@@ -12,7 +12,7 @@ use std::path::Path;
 #[track_caller]
 fn search(folder: &Path, arguments: &[&str]) -> Value {
     let out = succeeds(folder, &[&["search", "--run", "run", "--json"], arguments].concat());
-    serde_json::from_str(&out).unwrap()
+    serde_json::from_str::<Value>(&out).unwrap()["results"].take()
 }
 
 #[track_caller]
@@ -36,6 +36,39 @@ fn each_limit_gets_a_result_of_its_own() {
     assert_eq!(results.as_array().unwrap().len(), 2);
     assert!(results[1]["constraints"][0]["value"].as_f64().unwrap() <= 0.5e6);
     assert!(folder.join("run/search/any-macs-500k.json").exists());
+}
+
+#[test]
+fn limits_of_one_cost_are_searched_together() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let limits = ["any:macs=400k", "this:latency=1s", "any:macs=0.6M", "any:macs=500k"];
+    let arguments: Vec<&str> = limits.iter().flat_map(|limit| ["--limit", limit]).collect();
+    let results = search(folder, &arguments);
+    let results = results.as_array().unwrap();
+    for (result, limit) in results.iter().zip(limits) {
+        assert_within_limits(result);
+        assert_eq!(result["constraints"][0]["constraint"].as_str().unwrap().replace("600k", "0.6M"), limit);
+    }
+    let number = |index: usize, key: &str| results[index][key].as_f64().unwrap();
+    assert_eq!(number(0, "evaluations"), number(2, "evaluations"));
+    let best = |index: usize| results[index]["history"].as_array().unwrap().last().unwrap()["score"].as_f64().unwrap();
+    assert!(best(0) <= best(3) && best(3) <= best(2));
+    let stored = |name: &str| read_json::<Value>(&folder.join(format!("run/search/{name}.json"))).unwrap();
+    let names = ["any-macs-400k", "this-latency-1s", "any-macs-600k", "any-macs-500k"];
+    for (name, result) in names.into_iter().zip(results) {
+        let mut result = result.clone();
+        // The file's name is its own.
+        assert_eq!(result.as_object_mut().unwrap().remove("name"), Some(name.into()));
+        assert_eq!(stored(name), result);
+    }
+    // The same search finds the same and replaces its files.
+    let again = search(folder, &arguments);
+    for (again, result) in again.as_array().unwrap().iter().zip(results) {
+        assert_eq!((&again["best"], &again["history"]), (&result["best"], &result["history"]));
+    }
+    assert!(!folder.join("run/search/any-macs-400k-2.json").exists());
 }
 
 #[test]
@@ -291,7 +324,7 @@ fn the_cheapest_subnet_that_is_good_enough_is_found() {
     let output = ofa(folder, &["search", "--run", "run", "--json", "--limit", &below]);
     if output.status.success() {
         let below: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let found = below[0]["predicted_accuracy"].as_f64().unwrap();
+        let found = below["results"][0]["predicted_accuracy"].as_f64().unwrap();
         // Both are corrected, with an error of their own.
         assert!(found < accuracy - 0.01, "{found} of {accuracy}");
     }
@@ -308,7 +341,9 @@ fn no_search_overwrites_another() {
     finished_run(folder);
     let limit = ["--limit", "any:macs=400k", "--strategy", "random", "--evaluations", "50"];
     let run = |more: &[&str]| search(folder, &[&limit, more].concat());
-    let first = run(&[]);
+    let mut first = run(&[]);
+    // The file's name is its own.
+    assert_eq!(first[0].as_object_mut().unwrap().remove("name"), Some("any-macs-400k".into()));
     let path = |name: &str| folder.join(format!("run/search/{name}.json"));
     assert_eq!(read_json::<Value>(&path("any-macs-400k")).unwrap(), first[0]);
     run(&["--seed", "3"]);
@@ -363,4 +398,38 @@ fn predictor_and_profile_are_judged() {
     let out = succeeds(temporary.path(), &["search", "--run", "run", "--limit", "this:latency=1s"]);
     assert!(out.contains("predictor: Kendall's tau") && out.contains("held-out subnets: "), "{out}");
     assert!(out.contains("device 'this': latencies of"), "{out}");
+}
+
+#[test]
+fn a_limit_of_another_number_type_than_the_model_is_noted() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let profile =
+        ["profile", "--run", "run", "--name", "phone", "--number-type", "int8", "--rounds", "1", "--check", "2"];
+    succeeds(folder, &profile);
+    for file in fs::read_dir(folder.join("run/search")).unwrap() {
+        fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    let notes = |arguments: &[&str], limit: &str| {
+        let output = common::ofa(folder, arguments);
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{out}\n{err}");
+        let notes = err.lines().filter(|line| line.contains(limit)).map(String::from).collect::<Vec<_>>();
+        (out.into_owned(), notes)
+    };
+    let search = ["search", "--run", "run", "--evaluations", "30", "--limit"];
+    let (out, of_search) = notes(&[&search[..], &["phone:latency=9s"]].concat(), "phone:latency");
+    assert!(out.ends_with("Next: ofa extract --run run --search-results --int8\n"), "{out}");
+    assert!(matches!(&of_search[..], [line] if line.contains("int8 models")), "{of_search:?}");
+    let extract = ["extract", "--run", "run", "--search-results", "--recalibration", "50", "--no-sample"];
+    let (_, found) = notes(&extract, "phone:latency=9s");
+    assert!(matches!(&found[..], [line] if line.contains("extracted in f32; give --int8")), "{found:?}");
+    assert_eq!(notes(&[&extract[..], &["--int8"]].concat(), "phone:latency=9s").1, Vec::<String>::new());
+    fs::remove_file(folder.join("run/search/phone-latency-9s.json")).unwrap();
+    let (out, of_search) = notes(&[&search[..], &["this:latency=9s"]].concat(), "int8");
+    assert!(out.ends_with("--search-results\n") && of_search.is_empty(), "{out} {of_search:?}");
+    assert_eq!(notes(&extract, "this:latency=9s").1, Vec::<String>::new());
+    let (_, found) = notes(&[&extract[..], &["--int8"]].concat(), "this:latency=9s");
+    assert!(matches!(&found[..], [line] if line.contains("is of f32 models")), "{found:?}");
 }

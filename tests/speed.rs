@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::succeeds;
+use common::{changed, misused, succeeds};
 
 #[test]
 fn speed_reports_every_mode() {
@@ -16,12 +16,30 @@ fn speed_reports_every_mode() {
 }
 
 #[test]
-fn speed_estimates_the_time_of_a_schedule() {
+fn speed_estimates_the_time_of_a_schedule_on_its_data_and_its_space() {
     let temporary = tempfile::tempdir().unwrap();
     let config = succeeds(temporary.path(), &["config", "--preset", "tiny", "--epochs", "1", "--batch", "4"]);
+    let config = changed(&config, "builtin_train = 6000", "builtin_train = 120");
+    let config = changed(&config, "builtin_test = 1000", "validation = 20\nbuiltin_test = 20");
     std::fs::write(temporary.path().join("c.toml"), &config).unwrap();
-    let arguments =
-        ["speed", "--space", "tiny", "--batch", "4", "--steps", "1", "--config", "c.toml", "--images", "100"];
+    let arguments = ["speed", "--steps", "1", "--config", "c.toml"];
     let out = succeeds(temporary.path(), &arguments);
-    assert!(out.contains("the schedule takes about"), "{out}");
+    // Both measurements are of the configuration's space.
+    assert!(out.contains("tiny max at 32 px, batch 4") && !out.contains("cifar-mbv3"), "{out}");
+    assert!(out.contains("the schedule takes about") && out.contains("on 100 training images"), "{out}");
+    let report = |more: &[&str]| -> serde_json::Value {
+        let out = succeeds(temporary.path(), &[&arguments[..], &["--json"], more].concat());
+        serde_json::from_str(&out).unwrap()
+    };
+    let own = report(&[]);
+    assert_eq!((&own["training_images"], &own["classes"], &own["space"]), (&100.into(), &10.into(), &"tiny".into()));
+    // 100 images in batches of 4; one epoch over all stages.
+    let steps = |report: &serde_json::Value| -> u64 {
+        report["schedule"].as_array().unwrap().iter().map(|stage| stage["steps"].as_u64().unwrap()).sum()
+    };
+    assert!((24..=28).contains(&steps(&own)), "{own}");
+    let given = report(&["--images", "400", "--classes", "3"]);
+    assert_eq!((&given["training_images"], &given["classes"]), (&400.into(), &3.into()));
+    assert!(steps(&given) > 3 * steps(&own), "{given}");
+    misused(temporary.path(), &[&arguments[..], &["--space", "tiny"]].concat(), &["--space", "--config"]);
 }

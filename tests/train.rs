@@ -1,6 +1,8 @@
 //! `ofa train` through the binary; kills and signals are in `survive.rs`.
 
 mod common;
+#[path = "train/recipe.rs"]
+mod recipe;
 
 use common::{changed, fails, metrics, small_configuration, succeeds, weights, write_two_classes};
 use std::fs;
@@ -33,6 +35,51 @@ fn training_from_an_edited_configuration_on_an_image_folder_resumes() {
     fails(folder, &["predictor", "--run", "nowhere"], &["nowhere"]);
     fs::write(folder.join("images/train/dark/3.png"), b"no image").unwrap();
     fails(folder, &["train", "--preset", "tiny", "--data", "images", "--validation", "8", "--out", "r"], &["3.png"]);
+}
+
+#[test]
+fn a_training_that_fails_before_its_first_step_leaves_nothing() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    small_configuration(folder, "c.toml", "1");
+    let text = fs::read_to_string(folder.join("c.toml")).unwrap();
+    let write = |name: &str, old: &str, new: &str| fs::write(folder.join(name), changed(&text, old, new)).unwrap();
+    write("data.toml", "\"builtin\"", "\"nowhere\"");
+    write("key.toml", "\nmomentum", "\nmomentun");
+    // Known once the classes are counted, when the folder is there.
+    write("weights.toml", "\nbatch = 16", "\nclass_balance = { weights = [1.0, 2.0] }\nbatch = 16");
+    for (config, expected) in [("data.toml", "nowhere"), ("key.toml", "momentun"), ("weights.toml", "2 numbers for 10")]
+    {
+        fails(folder, &["train", "--config", config, "--out", "deep/run"], &[expected]);
+        assert!(!folder.join("deep").exists(), "{config}");
+    }
+    // What was there stays, with the lock file beside it.
+    fs::create_dir(folder.join("mine")).unwrap();
+    fs::write(folder.join("mine/notes.txt"), "x").unwrap();
+    fails(folder, &["train", "--config", "data.toml", "--out", "mine"], &["nowhere"]);
+    assert_eq!(fs::read_to_string(folder.join("mine/notes.txt")).unwrap(), "x");
+    assert!(!folder.join("mine/config.toml").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_training_that_is_stopped_while_it_reads_images_leaves_nothing() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    small_configuration(folder, "c.toml", "1");
+    let text = fs::read_to_string(folder.join("c.toml")).unwrap();
+    // Generating so many to measure their colours takes half a minute.
+    let text = changed(&text, "builtin_train = 120", "cache_mib = 1\nbuiltin_train = 900000");
+    fs::write(folder.join("c.toml"), text).unwrap();
+    let mut child = common::command(folder, &["train", "--config", "c.toml", "--out", "run"]).spawn().unwrap();
+    while !folder.join("run/.lock").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "the command has ended already");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    assert!(!folder.join("run").exists());
 }
 
 #[test]
@@ -198,45 +245,6 @@ fn metrics_with_other_line_ends_stay_valid_on_resuming() {
     fs::write(run.join("metrics.jsonl"), text.replace('\n', "\r\n")).unwrap();
     succeeds(folder, RESUME);
     assert_eq!(metrics(&run), lines);
-}
-
-/// A run with all that a step can be made of, on generated images: one schedule, mixed images, drawn classes.
-fn rich_configuration(folder: &Path) {
-    let preset = ["config", "--preset", "cifar", "--space", "tiny", "--epochs", "2"];
-    let text = succeeds(folder, &[&preset[..], &["--batch", "16", "--validation", "20"]].concat());
-    let text = changed(&text, "builtin_train = 6000", "builtin_train = 120");
-    let text = changed(&text, "builtin_test = 1000", "builtin_test = 20");
-    let text = changed(&text, "recalibration_images = 1000", "recalibration_images = 32");
-    let text = changed(&text, "keep_checkpoints = 3", "keep_checkpoints = 99\ncheckpoint_steps = 1");
-    let text = changed(&text, "log_every = 20", "log_every = 1\nclass_balance = \"sampling\"");
-    let mix = "cutout = 0.25\nmix = { method = \"ricap\", beta = 0.3, probability = 0.7 }";
-    fs::write(folder.join("rich.toml"), changed(&text, "cutout = 0.25", mix)).unwrap();
-}
-
-#[test]
-fn a_run_with_one_schedule_mixed_images_and_drawn_classes_resumes_to_the_bit() {
-    let temporary = tempfile::tempdir().unwrap();
-    let folder = temporary.path();
-    rich_configuration(folder);
-    let summary = common::ofa(folder, &["train", "--config", "rich.toml", "--out", "whole"]);
-    let said = String::from_utf8_lossy(&summary.stderr).into_owned();
-    assert!(summary.status.success(), "{said}");
-    for part in ["space 'tiny': smallest subnet 0.", "M MACs", "at 16 px, largest", "2 epochs: largest-small 0.8"] {
-        assert!(said.contains(part), "'{part}' is not in: {said}");
-    }
-    let (whole, lines) = (weights(&folder.join("whole")), metrics(&folder.join("whole")));
-    let steps = lines.iter().filter(|line| line["type"] == "step").count();
-    for step in [1, 5, 6, 9, steps - 1] {
-        let run = folder.join(format!("from-{step}"));
-        common::Snapshot::of(&folder.join("whole")).write_to(&run);
-        fs::remove_file(run.join("checkpoints/supernet.safetensors")).unwrap();
-        for later in step + 1..=steps {
-            fs::remove_file(run.join(format!("checkpoints/step-{later:08}.safetensors"))).unwrap();
-        }
-        succeeds(folder, &["train", "--out", run.to_str().unwrap(), "--resume"]);
-        assert!(weights(&run) == whole, "resumed at step {step}");
-        assert_eq!(metrics(&run), lines);
-    }
 }
 
 #[test]

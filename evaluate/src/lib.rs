@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`cost`] | multiply-accumulates, parameters, peak activation memory of a [`NetworkSpec`](ofa_supernet::NetworkSpec) |
 //! | [`memory`] | memory that training needs, and memory that the machine has |
+//! | [`cholesky`] | linear equations of fits |
 //! | [`latency`] | measurement of times, and their statistics |
 //! | [`profile`] | a device's latency table: measured on the device, read by the search |
 //! | [`runtime`] | fast inference of a static network |
@@ -22,6 +23,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro))]
 
 pub mod bench;
+pub mod cholesky;
 pub mod cost;
 pub mod error;
 pub mod export;

@@ -3,7 +3,7 @@
 use ofa_supernet::Result;
 use ofa_supernet::graph::{Graph, Region, RegionKind};
 use ofa_supernet::space::{NetworkSpec, SearchSpace, Subnet};
-use ofa_supernet::train::{StageConfig, TrainConfig};
+use ofa_supernet::train::{OptimizerKind, StageConfig, TrainConfig};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -18,7 +18,8 @@ const WORK_BUFFERS: f64 = 1.25;
 /// Peak memory of training in bytes, besides that of the program and its data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TrainingMemory {
-    /// Weights, gradients, momentum, moving average, teacher, and their copies while a checkpoint is written.
+    /// Weights, gradients, the optimizer's moments, moving average, teacher, and their copies while a checkpoint is
+    /// written.
     pub weights: u64,
     /// Values that the backward pass needs of the forward pass, and work buffers.
     pub activations: u64,
@@ -44,11 +45,12 @@ impl TrainingMemory {
         let ema = u64::from(config.ema.is_some());
         let teacher = u64::from(config.stages.iter().any(StageConfig::has_frozen_teacher));
         let at_once = |stage: &StageConfig| config.subnets_at_once.min(stage.subnets_per_step) as u64;
-        // Weights, the sum of gradients and one gradient per concurrent pass; momentum; the moving average and a copy.
+        let moments = if config.optimizer == OptimizerKind::AdamW { 2 } else { 1 };
+        // Weights, the sum of gradients and one gradient per concurrent pass; moments; the moving average and a copy.
         let passes = config.stages.iter().map(at_once).max().unwrap_or(1);
-        let training = 2 + passes + 1 + 2 * ema + teacher;
+        let training = 2 + passes + moments + 2 * ema + teacher;
         // While a checkpoint is written, each part exists once as tensors and once as bytes.
-        let checkpoint = 2 * (2 + ema + teacher);
+        let checkpoint = 2 * (1 + moments + ema + teacher);
 
         let (mut activations, mut batches) = (0, 0);
         for stage in &config.stages {
@@ -164,6 +166,8 @@ mod tests {
         assert!(alone.activations < usual.activations && alone.weights < usual.weights);
         let averaged = estimate(&space, &TrainConfig { ema: Some(0.9), ..config.clone() });
         assert!(averaged.weights > usual.weights);
+        let squares = estimate(&space, &TrainConfig { optimizer: OptimizerKind::AdamW, ..config.clone() });
+        assert!(squares.weights > usual.weights);
         let mut wide = space.clone();
         wide.width_multiplier *= 2.0;
         assert!(estimate(&wide, &config).weights > 3 * usual.weights);

@@ -10,7 +10,6 @@
 //! | [`constraint`] | limits as text, and how subnets are measured |
 //! | [`search`] | the best subnet within limits |
 //! | `gaussian_process` | a surrogate of expensive scores, and expected improvement |
-//! | `cholesky` | linear equations of the Gaussian process and the linear fit |
 //! | [`tune`] | hyperparameter search |
 //! | [`subnet`] | extracting a subnet as a model folder, and checking the model |
 
@@ -18,7 +17,6 @@
 // A library prints nothing: its caller may have no output to print to.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro))]
 
-mod cholesky;
 pub mod constraint;
 pub mod error;
 mod gaussian_process;
@@ -26,6 +24,8 @@ pub mod predictor;
 pub mod search;
 pub mod subnet;
 pub mod tune;
+
+use ofa_evaluate::cholesky;
 
 pub use constraint::{Constraint, Measures, Metric};
 pub use error::{Error, Result};

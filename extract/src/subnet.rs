@@ -3,28 +3,44 @@
 use crate::Result;
 use candle_core::{Device, Tensor};
 use ofa_evaluate::Model;
-use ofa_evaluate::model::{Finetuned, ModelConfig, NumberType, save};
+use ofa_evaluate::model::{Finetuned, ModelConfig, NumberType, Provenance, save};
 use ofa_supernet::data::Normalisation;
 use ofa_supernet::network::{Mode, Statistics};
 use ofa_supernet::{Subnet, Supernet};
 use std::path::Path;
 
+/// What a model folder records beside the network and its weights.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// Number type of the stored weights.
+    pub dtype: NumberType,
+    /// How the supernet was trained, in sentences for the model card.
+    pub origin: Option<String>,
+    /// How it was trained on this subnet after that.
+    pub finetuned: Option<Finetuned>,
+    /// Where the model comes from.
+    pub provenance: Option<Provenance>,
+}
+
+impl Record {
+    /// A record of nothing but the number type.
+    pub fn of(dtype: NumberType) -> Self {
+        Record { dtype, origin: None, finetuned: None, provenance: None }
+    }
+}
+
 /// Writes `model.safetensors` and `config.json` into `folder`: the active weights with the recalibrated statistics.
-/// `origin` tells how `net` was trained, `finetuned` how it was trained on this subnet after that.
 ///
 /// # Errors
 /// A subnet outside the space, statistics of another subnet, a number type that cannot hold the weights, a failed
 /// write.
-#[allow(clippy::too_many_arguments, reason = "every part of a model folder")]
 pub fn extract(
     net: &Supernet,
     subnet: &Subnet,
     statistics: &Statistics,
     labels: &[String],
     normalisation: &Normalisation,
-    dtype: NumberType,
-    origin: Option<String>,
-    finetuned: Option<Finetuned>,
+    record: Record,
     folder: &Path,
 ) -> Result<()> {
     let weights = net
@@ -33,8 +49,10 @@ pub fn extract(
         .map(|(name, tensor)| Ok((name, (tensor.dims().to_vec(), tensor.flatten_all()?.to_vec1()?))))
         .collect::<candle_core::Result<_>>()?;
     let network = net.space().network(subnet, net.classes())?;
-    let config = ModelConfig::new(&net.space().name, subnet, network, labels.to_vec(), normalisation.clone(), dtype);
-    save(folder, &ModelConfig { origin, finetuned, ..config }, &weights)?;
+    let config =
+        ModelConfig::new(&net.space().name, subnet, network, labels.to_vec(), normalisation.clone(), record.dtype);
+    let Record { origin, finetuned, provenance, .. } = record;
+    save(folder, &ModelConfig { origin, finetuned, provenance, ..config }, &weights)?;
     Ok(())
 }
 
@@ -92,7 +110,7 @@ mod tests {
             net.forward(&tensor, &subnet, Mode::Collect(&mut collector)).unwrap();
             let statistics = collector.finish();
             let path = folder.path().join(position.to_string());
-            extract(&net, &subnet, &statistics, &labels, &normalisation, NumberType::F32, None, None, &path).unwrap();
+            extract(&net, &subnet, &statistics, &labels, &normalisation, Record::of(NumberType::F32), &path).unwrap();
             let (difference, largest) = compare(&net, &subnet, &statistics, &path, &images).unwrap();
             assert!(largest > 0.1 && difference <= 1e-4 * largest, "{subnet}: {difference} of {largest}");
         }

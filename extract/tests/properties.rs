@@ -9,7 +9,7 @@ use ofa_evaluate::model::{Normalisation, NumberType};
 use ofa_extract::search::Limits;
 use ofa_extract::search::feasible::{repair, smallest, witness};
 use ofa_extract::search::genome::Genome;
-use ofa_extract::subnet::{compare, extract};
+use ofa_extract::subnet::{Record, compare, extract};
 use ofa_extract::{Constraint, Limit};
 use ofa_supernet::network::{Mode, StatisticsCollector};
 use ofa_supernet::seed::{Stream, generator};
@@ -44,7 +44,7 @@ proptest! {
         let labels: Vec<String> = (0..5).map(|i| i.to_string()).collect();
         let normalisation = Normalisation { mean: [0.5; 3], std: [0.25; 3] };
         let folder = tempfile::tempdir().unwrap();
-        extract(&net, &subnet, &statistics, &labels, &normalisation, NumberType::F32, None, None, folder.path()).unwrap();
+        extract(&net, &subnet, &statistics, &labels, &normalisation, Record::of(NumberType::F32), folder.path()).unwrap();
         let (difference, largest) = compare(&net, &subnet, &statistics, folder.path(), &images).unwrap();
         prop_assert!(difference <= 1e-3 * largest.max(1e-3), "{}: {} of {}", subnet, difference, largest);
     }

@@ -6,8 +6,8 @@ use ofa_evaluate::Model;
 use ofa_evaluate::model::NumberType;
 use ofa_evaluate::profile::import;
 use ofa_extract::predictor::{Prediction, metrics};
-use ofa_extract::search::{Evolution, SearchSettings};
-use ofa_extract::subnet::extract;
+use ofa_extract::search::{Evolution, SearchSettings, search_all};
+use ofa_extract::subnet::{Record, extract};
 use ofa_extract::{Constraint, FitSettings, Limit, Measures, Metric, Predictor, Problem, Sample, search};
 use ofa_supernet::data::Normalisation;
 use ofa_supernet::import::{Setting, read_supernet};
@@ -59,9 +59,7 @@ fn extracted_models_give_the_static_networks_logits() {
                     &statistics,
                     &labels,
                     &Normalisation::IMAGENET,
-                    NumberType::F32,
-                    None,
-                    None,
+                    Record::of(NumberType::F32),
                     &path,
                 )
                 .unwrap();
@@ -187,37 +185,44 @@ fn the_median_search_finds_at_least_the_references_best() {
     }
 }
 
-/// Best known accuracies within limits in milliseconds.
-const BEST_KNOWN: [(&str, f64); 12] = [
-    ("15ms", 0.78800),
-    ("17ms", 0.79631),
-    ("20ms", 0.80789),
-    ("22ms", 0.81370),
-    ("25ms", 0.82200),
-    ("27ms", 0.82576),
-    ("30ms", 0.83187),
-    ("35ms", 0.83682),
-    ("40ms", 0.84230),
-    ("45ms", 0.84825),
-    ("50ms", 0.85154),
-    ("60ms", 0.85397),
+/// Good accuracies within limits in milliseconds, and how far below them the search of each limit may stay.
+const GOOD: [(&str, f64, f64); 12] = [
+    ("15ms", 0.78800, 0.0003),
+    ("17ms", 0.79633, 0.0002),
+    ("20ms", 0.80789, 0.0002),
+    ("22ms", 0.81370, 0.0002),
+    ("25ms", 0.82200, 0.0002),
+    ("27ms", 0.82629, 0.0002),
+    ("30ms", 0.83187, 0.0002),
+    ("35ms", 0.83791, 0.0002),
+    ("40ms", 0.84230, 0.0002),
+    ("45ms", 0.84954, 0.0002),
+    ("50ms", 0.85154, 0.0002),
+    ("60ms", 0.85397, 0.0002),
 ];
 
 #[test]
 #[ignore = "needs the reference data"]
-fn the_default_search_is_near_the_best_known_with_every_seed() {
+fn the_default_search_is_good_with_every_seed_and_with_all_limits_in_one() {
     let (space, predictor, measures) = published(&reference("official"));
     let settings = SearchSettings::all().swap_remove(0);
     assert_eq!(settings.name(), "memetic");
     let effects = |subnets: &[Subnet]| predictor.effects(subnets);
-    for (limit, best) in BEST_KNOWN {
-        let limits = [Limit::from_constraint(&format!("note10:latency={limit}").parse().unwrap(), &measures).unwrap()];
+    let within = |(limit, ..): &(&str, f64, f64)| {
+        vec![Limit::from_constraint(&format!("note10:latency={limit}").parse().unwrap(), &measures).unwrap()]
+    };
+    let groups: Vec<Vec<Limit>> = GOOD.iter().map(within).collect();
+    for ((limit, good, tolerance), limits) in GOOD.iter().zip(&groups) {
         for seed in [0, 1] {
-            let problem = Problem { effects: Some(&effects), ..Problem::new(&space, &limits, seed) };
+            let problem = Problem { effects: Some(&effects), ..Problem::new(&space, limits, seed) };
             let found = search(&problem, &settings, &mut |s| predictor.predict(s), &mut |_| ()).unwrap();
-            // At 35 ms it stays in a local optimum 0.0007 below.
-            assert!(found.predicted_accuracy > best - 0.001, "{limit}, seed {seed}: {}", found.predicted_accuracy);
+            assert!(found.predicted_accuracy > good - tolerance, "{limit}, seed {seed}: {}", found.predicted_accuracy);
         }
+    }
+    let problem = Problem { effects: Some(&effects), others: &groups[1..], ..Problem::new(&space, &groups[0], 0) };
+    let found = search_all(&problem, &settings, &mut |s| predictor.predict(s), &mut |_| ()).unwrap();
+    for ((limit, good, _), found) in GOOD.iter().zip(&found) {
+        assert!(found.predicted_accuracy > good - 0.002, "{limit} among others: {}", found.predicted_accuracy);
     }
 }
 

@@ -6,19 +6,26 @@ mod torch_file;
 use anyhow::Result;
 use image::{ColorType, ImageEncoder};
 use ofa_evaluate::cost;
-use ofa_evaluate::model::{Normalisation, NumberType};
+use ofa_evaluate::model::{Normalisation, NumberType, load_weights, save_quantised};
 use ofa_evaluate::profile::{ProfileOptions, measure};
+use ofa_evaluate::quantise::{Engine, LEAST_IMAGES, Options, quantise};
 use ofa_extract::predictor::Method;
-use ofa_extract::subnet::extract;
+use ofa_extract::subnet::{Record, extract};
 use ofa_extract::{FitSettings, Predictor, Sample};
 use ofa_supernet::data::{DataOptions, Dataset};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::Head;
 use ofa_supernet::train::{Control, TrainConfig, train};
 use ofa_supernet::{Ranks, SearchSpace, Supernet};
+use parquet::basic::Compression;
+use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Static networks in the notation of the published code.
 const MOBILENET: &str = r#"{"name": "MobileNetV3", "bn": {"momentum": 0.1, "eps": 1e-05},
@@ -160,10 +167,18 @@ fn of_a_run(put: &Put, tiny: &SearchSpace) -> Result<()> {
     let statistics = net.running_statistics(&narrow.smallest())?;
     let model = folder.path().join("model");
     let normalisation = Normalisation { mean: [0.5; 3], std: [0.25; 3] };
-    extract(&net, &narrow.smallest(), &statistics, &data.classes, &normalisation, NumberType::F32, None, None, &model)?;
+    extract(&net, &narrow.smallest(), &statistics, &data.classes, &normalisation, Record::of(NumberType::F32), &model)?;
     put("model-config/tiny.json", &fs::read(model.join("config.json"))?)?;
     put("model-weights/tiny", &fs::read(model.join("model.safetensors"))?)?;
     put("published/safetensors", &fs::read(model.join("model.safetensors"))?)?;
+    let (config, weights) = load_weights(&model)?;
+    let resolution = config.network.resolution;
+    let images = data.evaluation_batch(&data.train, &(0..LEAST_IMAGES).collect::<Vec<_>>(), resolution)?.images;
+    let options = Options { engine: Engine::Ofa, weight_bits: 8, keep_f32: ["conv_stem".to_string()].into() };
+    let int8 = quantise(&config, &weights, &images, &options, &mut |_, _| ControlFlow::Continue(()))?;
+    save_quantised(&model, &int8.config, &int8.network)?;
+    put("int8-config/tiny.json", &fs::read(model.join("config.json"))?)?;
+    put("int8-weights/tiny", &fs::read(model.join("model.safetensors"))?)?;
 
     let options =
         ProfileOptions { rounds: 1, calibration_subnets: 2, check_subnets: 2, ..ProfileOptions::new("seed", 3) };
@@ -211,7 +226,42 @@ fn old_torch_file(tensors: &[torch_file::Named]) -> Vec<u8> {
     out
 }
 
-/// IDX, CIFAR, PNG and JPEG.
+/// A tar file of these entries.
+fn tar_file(entries: &[(&str, &[u8])]) -> Result<Vec<u8>> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, bytes) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, *bytes)?;
+    }
+    Ok(builder.into_inner()?)
+}
+
+/// A Parquet file of images with the labels 0, 1, ... in row groups of two.
+fn parquet_file(images: &[&[u8]]) -> Result<Vec<u8>> {
+    let schema = "message rows { optional group image { optional binary bytes; } optional int64 label; }";
+    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+    let schema = Arc::new(parse_message_type(schema)?);
+    let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties))?;
+    for (number, images) in images.chunks(2).enumerate() {
+        let mut group = writer.next_row_group()?;
+        let bytes: Vec<ByteArray> = images.iter().map(|image| image.to_vec().into()).collect();
+        let labels: Vec<i64> = (0..images.len() as i64).map(|label| 2 * number as i64 + label).collect();
+        if let Some(mut column) = group.next_column()? {
+            column.typed::<ByteArrayType>().write_batch(&bytes, Some(&vec![2; images.len()]), None)?;
+            column.close()?;
+        }
+        if let Some(mut column) = group.next_column()? {
+            column.typed::<Int64Type>().write_batch(&labels, Some(&vec![1; images.len()]), None)?;
+            column.close()?;
+        }
+        group.close()?;
+    }
+    Ok(writer.into_inner()?)
+}
+
+/// IDX, CIFAR, PNG, JPEG and shards.
 fn foreign(put: &Put) -> Result<()> {
     let header = |fields: &[u32]| -> Vec<u8> { fields.iter().flat_map(|field| field.to_be_bytes()).collect() };
     let mut images = header(&[0x0803, 6, 3, 2]);
@@ -234,6 +284,15 @@ fn foreign(put: &Put) -> Result<()> {
     put("image/rgb.png", &png(&pixels[..192], 8, ColorType::Rgb8)?)?;
     put("image/grey-alpha.png", &png(&pixels[..128], 8, ColorType::La8)?)?;
     put("image/deep.png", &png(&pixels[..384], 8, ColorType::Rgb16)?)?;
+    let small = png(&pixels[..192], 8, ColorType::Rgb8)?;
+    let json: &[u8] = br#"{"label": 1, "width": 8}"#;
+    put("shard/two", &tar_file(&[("a.png", &small), ("a.cls", b"0"), ("b.png", &small), ("b.json", json)])?)?;
+    put("table/two", &parquet_file(&[&small, &small])?)?;
+    put("table/three", &parquet_file(&[&small, &small, &small])?)?;
+    let long = "folder/".repeat(30) + "name.png";
+    let cls = long.replace("png", "cls");
+    let named = [(long.as_str(), &small[..]), (cls.as_str(), b"one"), ("._x.png", b"x"), ("x.txt", b"text")];
+    put("shard/names", &tar_file(&named)?)?;
     for (name, channels, colour) in [("rgb", 3, ColorType::Rgb8), ("grey", 1, ColorType::L8)] {
         let mut bytes = Vec::new();
         let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 90);

@@ -61,6 +61,8 @@ pub const TARGETS: &[Target] = &[
     target("idx-images", |work, bytes| idx(work, "train-images-idx3-ubyte", bytes)),
     target("idx-labels", |work, bytes| idx(work, "train-labels-idx1-ubyte", bytes)),
     target("cifar", cifar),
+    target("shard", shard),
+    target("table", table),
     target("image", image),
     target("subnet", |_, bytes| subnet(text(bytes)?)),
     target("setting", |_, bytes| setting(text(bytes)?)),
@@ -73,8 +75,10 @@ pub const TARGETS: &[Target] = &[
     target("metrics", metrics_lines),
     target("samples", samples),
     target("predictor", predictor),
-    target("model-config", |work, bytes| model(work, "config.json", bytes)),
-    target("model-weights", |work, bytes| model(work, "model.safetensors", bytes)),
+    target("model-config", |work, bytes| model(work, "model", "config.json", bytes)),
+    target("model-weights", |work, bytes| model(work, "model", "model.safetensors", bytes)),
+    target("int8-config", |work, bytes| model(work, "int8", "config.json", bytes)),
+    target("int8-weights", |work, bytes| model(work, "int8", "model.safetensors", bytes)),
     target("published", published),
     target("block", |_, bytes| block(text(bytes)?)),
     target("network-description", |_, bytes| network_description(text(bytes)?)),
@@ -187,6 +191,18 @@ fn idx(work: &Path, name: &str, bytes: &[u8]) -> Outcome {
 fn cifar(work: &Path, bytes: &[u8]) -> Outcome {
     put_once(work, "test_batch.bin", "cifar/ten")?;
     put(work, "data_batch_1.bin", bytes)?;
+    open(work)
+}
+
+fn shard(work: &Path, bytes: &[u8]) -> Outcome {
+    put_once(work, "test-0.tar", "shard/two")?;
+    put(work, "train-0.tar", bytes)?;
+    open(work)
+}
+
+fn table(work: &Path, bytes: &[u8]) -> Outcome {
+    put_once(work, "test-0.parquet", "table/two")?;
+    put(work, "train-0.parquet", bytes)?;
     open(work)
 }
 
@@ -320,9 +336,10 @@ fn predictor(work: &Path, bytes: &[u8]) -> Outcome {
     if found.len() == 1 { Ok(()) } else { Err(Fault::Wrong(format!("{} predictions", found.len()))) }
 }
 
-fn model(work: &Path, name: &str, bytes: &[u8]) -> Outcome {
-    put_once(work, "config.json", "model-config/tiny.json")?;
-    put_once(work, "model.safetensors", "model-weights/tiny")?;
+/// A model folder of the seeds of `kind` with another file `name`.
+fn model(work: &Path, kind: &str, name: &str, bytes: &[u8]) -> Outcome {
+    put_once(work, "config.json", &format!("{kind}-config/tiny.json"))?;
+    put_once(work, "model.safetensors", &format!("{kind}-weights/tiny"))?;
     put(work, name, bytes)?;
     let mut model = Model::load(work)?;
     let side = model.config().network.resolution;

@@ -1,15 +1,20 @@
 //! `ofa bench`
 
 use crate::processes::hint_at_cores;
+use crate::progress::{self, Bar, counted};
+use crate::remote::{Remote, RemoteArgs};
 use crate::run_folder::{DataConfig, data_flag};
-use crate::{class_names, interrupt, memory, numbers, progress, shell, table};
-use anyhow::{Result, bail};
+use crate::{class_names, interrupt, memory, numbers, shell, table};
+use anyhow::{Context, Result, bail};
 use ofa_evaluate::Model;
 use ofa_evaluate::bench::{
-    BenchOptions, BenchRow, BenchStep, LayerTime, bench, csv, layers, memory as memory_of_bench, update_card,
+    BENCH_FILE, BenchOptions, BenchRecord, BenchRow, BenchStep, Confusion, DeviceRecord, LayerTime, bench, confusions,
+    csv, layers, memory as memory_of_bench, update_card, worst_first,
 };
-use ofa_evaluate::model::CONFIG_FILE;
+use ofa_evaluate::model::{CONFIG_FILE, WEIGHTS_FILE};
 use ofa_supernet::data::{Dataset, Normalisation, Splits};
+use ofa_supernet::files;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -36,22 +41,26 @@ pub struct Args {
     batch: Vec<usize>,
     /// Also print each layer's time, GFLOP/s and share of the floor, with the first number of threads and batch: the
     /// floor is the time of its operations in a large product in the caches.
-    #[arg(long, conflicts_with_all = ["json", "csv"])]
+    #[arg(long, conflicts_with_all = ["json", "csv", "on"])]
     layers: bool,
+    /// Also print the accuracy of every class and the most frequent confusions; with --json the whole confusion matrix,
+    /// which --update-card writes to bench.json too.
+    #[arg(long, requires = "data", conflicts_with = "csv")]
+    per_class: bool,
     /// Write the figures into each model folder: its card README.md, and bench.json.
     #[arg(long)]
     update_card: bool,
-    /// Print JSON.
-    #[arg(long, conflicts_with = "csv")]
-    json: bool,
     /// Print CSV.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "json")]
     csv: bool,
+    #[command(flatten)]
+    remote: RemoteArgs,
 }
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<Value> {
     args.models.iter().try_for_each(|folder| check_folder(folder, "bench"))?;
-    if let Some(&threads) = args.model_threads.iter().max() {
+    let remote = args.remote.machine()?;
+    if let (Some(&threads), None) = (args.model_threads.iter().max(), &remote) {
         hint_at_cores("--model-threads", threads);
     }
     let data = match &args.data {
@@ -70,26 +79,101 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let options =
         BenchOptions { threads: args.model_threads.clone(), batches: args.batch.clone(), ..BenchOptions::default() };
-    let rows = bench_models(&args.models, data.as_ref(), &options)?;
+    // Without the folders that only their owner knows.
+    let name = args.data.as_ref().map(|data| Path::new(data).file_name().unwrap_or(data.as_ref()).to_string_lossy());
+    let records = match &remote {
+        None => {
+            let rows = bench_models(&args.models, data.as_ref(), &options)?.into_iter();
+            rows.map(|row| DeviceRecord::of_this_machine(row, name.as_deref())).collect()
+        }
+        Some(remote) => {
+            // Accuracies are the same everywhere, so that the images stay here.
+            let here = BenchOptions { threads: Vec::new(), ..options.clone() };
+            let rows = bench_models(&args.models, data.as_ref(), &here)?.into_iter();
+            let here = rows.map(|row| DeviceRecord::of_this_machine(row, name.as_deref())).collect();
+            bench_remotely(remote, &args.models, &options, here)?
+        }
+    };
     if args.update_card {
-        // Without the folders that only their owner knows.
-        let name =
-            args.data.as_ref().map(|data| Path::new(data).file_name().unwrap_or(data.as_ref()).to_string_lossy());
-        for (folder, row) in args.models.iter().zip(&rows) {
-            update_card(folder, row, name.as_deref())?;
+        for (folder, record) in args.models.iter().zip(&records) {
+            update_card(folder, record.clone())?;
         }
     }
-    if args.json {
-        say!("{}", serde_json::to_string_pretty(&rows)?);
-    } else if args.csv {
+    let mut rows: Vec<BenchRow> = records.into_iter().map(|record| record.row).collect();
+    if !args.per_class {
+        rows.iter_mut().for_each(|row| row.classes.clear());
+    }
+    if args.csv {
         say!("{}", csv(&rows).trim_end());
     } else {
         print_rows(&rows);
     }
+    if args.per_class {
+        rows.iter().for_each(print_classes);
+    }
     if args.layers {
         args.models.iter().try_for_each(|folder| print_layers(folder, &options))?;
     }
-    Ok(())
+    Ok(json!({ "models": rows }))
+}
+
+/// Measures latencies on another machine, by this program there. Figures that are the same everywhere come from `here`.
+fn bench_remotely(
+    remote: &Remote,
+    folders: &[PathBuf],
+    options: &BenchOptions,
+    here: Vec<DeviceRecord>,
+) -> Result<Vec<DeviceRecord>> {
+    let list = |numbers: &[usize]| numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+    let mut contents = Vec::new();
+    for (index, folder) in folders.iter().enumerate() {
+        for file in [CONFIG_FILE, WEIGHTS_FILE] {
+            contents.push((format!("models/{index}/{file}"), files::read_bytes(&folder.join(file))?));
+        }
+    }
+    let checksums: Vec<u8> = contents.iter().flat_map(|(_, bytes)| files::checksum(bytes).to_le_bytes()).collect();
+    let place = remote.open(&format!("bench-{:08x}", files::checksum(&checksums)))?;
+    for (name, bytes) in &contents {
+        place.put(name, bytes)?;
+    }
+    let models = (0..folders.len()).map(|index| format!("models/{index}"));
+    let settings = ["--model-threads".into(), list(&options.threads), "--batch".into(), list(&options.batches)];
+    let arguments = std::iter::once("bench".to_string()).chain(models).chain(settings);
+    let arguments: Vec<String> = arguments.chain(["--update-card".into()]).collect();
+    place.run(&arguments, &mut |_| {})?;
+    let mut records = Vec::with_capacity(here.len());
+    for (index, mut record) in here.into_iter().enumerate() {
+        let file = format!("models/{index}/{BENCH_FILE}");
+        let there = BenchRecord::from_json(&place.get(&file)?, Path::new(&file))?.devices.pop();
+        let there = there.with_context(|| format!("{file} came back without a measurement"))?;
+        record.row.latencies = there.row.latencies;
+        records.push(DeviceRecord { cpu: there.cpu, instruction_set: there.instruction_set, ..record });
+    }
+    place.close()?;
+    Ok(records)
+}
+
+/// Confusions that are printed for a model.
+const CONFUSIONS: usize = 10;
+
+/// Prints the accuracy of every class of a model, the worst first, and the most frequent confusions.
+fn print_classes(row: &BenchRow) {
+    let share = |part: u64, of: u64| format!("{:.1} %", 100.0 * part as f64 / of.max(1) as f64);
+    let line = |number: usize| {
+        let class = &row.classes[number];
+        vec![class.class.clone(), class.images.to_string(), share(class.right(number), class.images)]
+    };
+    say!("\n{}: accuracy by class, the worst first", row.model);
+    let lines: Vec<Vec<String>> = worst_first(&row.classes).into_iter().map(line).collect();
+    table::print(&["class", "images", "accuracy"], &lines);
+    let wrong = confusions(&row.classes);
+    if wrong.is_empty() {
+        return say!("\n{}: every image is right", row.model);
+    }
+    let shown = &wrong[..wrong.len().min(CONFUSIONS)];
+    say!("\n{}: most frequent confusions ({} of {})", row.model, shown.len(), wrong.len());
+    let line = |c: &Confusion| vec![c.class.into(), c.answer.into(), c.images.to_string(), share(c.images, c.of)];
+    table::print(&["class", "taken for", "images", "of the class"], &shown.iter().map(line).collect::<Vec<_>>());
 }
 
 /// Measures and prints the layers of a model.
@@ -122,7 +206,12 @@ pub fn check_folder(folder: &Path, command: &str) -> Result<()> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut models: Vec<PathBuf> = entries.filter(|path| is_model(path)).collect();
     models.sort();
-    let Some(first) = models.first().and_then(|path| path.file_name()) else { return Ok(()) };
+    let Some(first) = models.first().and_then(|path| path.file_name()) else {
+        bail!(
+            "{}: No such file; expected a model folder, as `ofa extract` writes it to run/models",
+            folder.join(CONFIG_FILE).display()
+        );
+    };
     bail!(
         "{}: this is no model folder, but it holds {} of them, such as {}; give them all with: ofa {command} {}/*",
         folder.display(),
@@ -157,7 +246,7 @@ pub fn bench_models(folders: &[PathBuf], data: Option<&Dataset>, options: &Bench
             }
         }
     }
-    let bar = progress::plain_bar(0);
+    let bar = Bar::new("benchmarking", 0, "");
     let mut test_set = data.map(|data| {
         let ordered = &ordered;
         move |config: &ofa_evaluate::model::ModelConfig, take: &mut ofa_evaluate::bench::TakeBatch| {
@@ -178,12 +267,10 @@ pub fn bench_models(folders: &[PathBuf], data: Option<&Dataset>, options: &Bench
     let rows =
         bench(&mut models, test_set.as_mut().map(|t| t as &mut ofa_evaluate::bench::TestSet), options, &mut |step| {
             if let Some(message) = describe(&step) {
-                bar.set_message(message);
-                bar.tick();
+                bar.details([message]);
             }
             interrupt::control()
         })?;
-    bar.finish_and_clear();
     Ok(rows)
 }
 
@@ -191,10 +278,16 @@ pub fn bench_models(folders: &[PathBuf], data: Option<&Dataset>, options: &Bench
 fn describe(step: &BenchStep) -> Option<String> {
     match step {
         BenchStep::Accuracy { model, images } => Some(format!("model {}: {images} test images", model + 1)),
-        BenchStep::Latency { threads, batch } => Some(format!("latency with {threads} threads at batch {batch}")),
+        BenchStep::Latency { threads, batch } => {
+            Some(format!("latency with {} at batch {batch}", counted(*threads, "thread")))
+        }
         BenchStep::Run => None,
     }
 }
+
+/// Columns of [`print_rows`] in the order in which narrow terminals lose them.
+const DISPENSABLE: &[&str] =
+    &["buffers (kB)", "p99 ms", "memory (kB)", "top-5", "images/s", "p90 ms", "file (kB)", "params (k)"];
 
 /// Prints one line per model, number of threads and batch.
 pub fn print_rows(rows: &[BenchRow]) {
@@ -223,22 +316,20 @@ pub fn print_rows(rows: &[BenchRow]) {
             ]);
         }
     }
-    table::print(
-        &[
-            "model",
-            "top-1",
-            "top-5",
-            "MACs (M)",
-            "params (k)",
-            "file (kB)",
-            "memory (kB)",
-            "buffers (kB)",
-            "threads x batch",
-            "p50 ms",
-            "p90 ms",
-            "p99 ms",
-            "images/s",
-        ],
-        &lines,
-    );
+    let header = &[
+        "model",
+        "top-1",
+        "top-5",
+        "MACs (M)",
+        "params (k)",
+        "file (kB)",
+        "memory (kB)",
+        "buffers (kB)",
+        "threads x batch",
+        "p50 ms",
+        "p90 ms",
+        "p99 ms",
+        "images/s",
+    ];
+    table::print_some(header, &lines, DISPENSABLE);
 }

@@ -1,13 +1,15 @@
 //! `ofa search --compare`: every strategy with the same budget.
 
+use crate::progress::Bar;
 use crate::run_folder::RunFolder;
 use crate::scorer::{Scorer, limits_of, searched_space};
-use crate::{progress, table};
+use crate::table;
 use anyhow::Result;
 use ofa_evaluate::latency::median;
 use ofa_extract::search::{EffectsOf, SearchSettings};
 use ofa_extract::{Constraint, Measures, Problem, search};
 use ofa_supernet::Subnet;
+use serde_json::{Value, json};
 
 /// Default of `--evaluations`.
 const EVALUATIONS: usize = 1000;
@@ -26,7 +28,7 @@ pub fn compare(
     constraints: &[Constraint],
     scorer: &Scorer,
     options: &Options,
-) -> Result<()> {
+) -> Result<Value> {
     let limits = limits_of(constraints, measures)?;
     // The front is drawn against the limited costs.
     let costs: Vec<Constraint> = constraints.iter().map(|c| Constraint { limit: f64::INFINITY, ..c.clone() }).collect();
@@ -36,7 +38,7 @@ pub fn compare(
     let effects = |subnets: &[Subnet]| scorer.effects(subnets);
     let strategies = SearchSettings::all();
     let mut rows = Vec::new();
-    let bar = progress::bar(strategies.len() * options.seeds as usize, "searches");
+    let bar = Bar::new("comparing strategies", strategies.len() * options.seeds as usize, "searches");
     for settings in &strategies {
         let (mut scores, mut seconds, mut scored) = (Vec::new(), Vec::new(), Vec::new());
         for seed in (0..options.seeds).map(|index| options.seed.wrapping_add(index)) {
@@ -51,18 +53,30 @@ pub fn compare(
             scores.push(result.predicted_accuracy);
             seconds.push(result.seconds);
             scored.push(result.evaluations as f64);
-            bar.inc(1);
+            bar.add(1);
         }
         rows.push((settings.name(), scores, seconds, scored));
     }
-    bar.finish_and_clear();
+    drop(bar);
     let middle = |values: &[f64]| median(values).unwrap_or(f64::NAN);
     rows.sort_by(|a, b| middle(&b.1).total_cmp(&middle(&a.1)));
+    let best = |scores: &[f64]| scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let worst = |scores: &[f64]| scores.iter().copied().fold(f64::INFINITY, f64::min);
+    let value = |(name, scores, seconds, scored): &(&str, Vec<f64>, Vec<f64>, Vec<f64>)| {
+        json!({
+            "strategy": name,
+            "best": best(scores),
+            "median": middle(scores),
+            "worst": worst(scores),
+            "seconds": middle(seconds),
+            "evaluations": middle(scored),
+        })
+    };
+    let values: Vec<Value> = rows.iter().map(value).collect();
     let cells: Vec<Vec<String>> = rows
         .into_iter()
         .map(|(name, scores, seconds, scored)| {
-            let best = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let worst = scores.iter().copied().fold(f64::INFINITY, f64::min);
+            let (best, worst) = (best(&scores), worst(&scores));
             // Ranked by unclipped predictions, shown as accuracies from 0 to 1.
             let percent = |value: f64| format!("{:.2} %", 100.0 * value.clamp(0.0, 1.0));
             vec![
@@ -79,5 +93,5 @@ pub fn compare(
     say!("{limit}, {} seeds, at most {evaluations} evaluations each", options.seeds);
     table::print(&["strategy", "best", "median", "spread", "seconds", "evaluations"], &cells);
     say!();
-    Ok(())
+    Ok(json!({ "limits": limit, "seeds": options.seeds, "evaluations": evaluations, "strategies": values }))
 }

@@ -2,12 +2,14 @@
 
 use crate::commands::bench::check_folder;
 use crate::commands::quantise::{calibration_images, engine, open_data};
+use crate::progress::Bar;
 use crate::{interrupt, numbers};
 use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 use ofa_evaluate::export::{self, Batch, FORMATS, Options};
 use ofa_evaluate::model::load_config;
 use ofa_evaluate::quantise::Engine;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 
 /// Write models in the file formats of other engines, each into its model folder.
@@ -57,7 +59,7 @@ pub struct Args {
     skip_bad: bool,
 }
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<Value> {
     if let (Some(out), [_, _, ..]) = (&args.out, &args.models[..]) {
         bail!(
             "--out {} names the file of a single model, and there are {}; leave it out",
@@ -74,6 +76,8 @@ pub fn run(args: &Args) -> Result<()> {
         engine: Engine::OnnxRuntime,
     };
     let data = args.data.as_ref().map(|source| open_data(source, args.data_seed, args.skip_bad)).transpose()?;
+    let bar = Bar::new("exporting", args.models.len(), "models");
+    let mut files = Vec::new();
     for folder in &args.models {
         interrupt::check()?;
         check_folder(folder, "export")?;
@@ -85,10 +89,15 @@ pub fn run(args: &Args) -> Result<()> {
         };
         let (path, bytes) = export::export(folder, format, &options, args.out.as_deref())?;
         say!("{}: {:.1} kB", path.display(), bytes as f64 / 1e3);
+        let mut file = json!({ "model": folder, "file": path, "bytes": bytes });
         if let (Some(data), Some(count)) = (&data, args.calibration) {
             let images = calibration_images(&load_config(folder)?, data, count)?;
-            say!("{}", export::write_calibration(folder, &images)?.display());
+            let path = export::write_calibration(folder, &images)?;
+            say!("{}", path.display());
+            file["calibration"] = json!(path);
         }
+        files.push(file);
+        bar.add(1);
     }
-    Ok(())
+    Ok(json!({ "files": files }))
 }

@@ -1,17 +1,20 @@
 //! `ofa extract`
 
 use crate::commands::quantise::{QuantiseOptions, quantise_folder};
-use crate::freshness::{predictor_path, warn_of_outdated};
+use crate::freshness::predictor_path;
 use crate::measured::{Images, Measured};
+use crate::model_folders::{check_all, check_int8_replaceable, int8_folder, is_current, is_twin_current, model_folder};
+use crate::model_origin::{Wanted, origin, provenance, search_results};
+use crate::progress::Bar;
 use crate::run_folder::{RunConfig, RunFolder};
-use crate::{interrupt, kept_samples, names, numbers, progress, result_files, shell, table};
+use crate::{interrupt, kept_samples, names, numbers, shell, table, terminal};
 use anyhow::{Result, anyhow, bail};
-use ofa_evaluate::model::{CONFIG_FILE, Finetuned, NumberType, load_config};
+use ofa_evaluate::model::{Finetuned, NumberType, load_config};
+use ofa_evaluate::quantise;
 use ofa_extract::predictor::read_samples;
-use ofa_extract::subnet::{compare, extract};
-use ofa_extract::{Predictor, Sample, SearchResult};
+use ofa_extract::subnet::{Record, compare, extract};
+use ofa_extract::{Predictor, Sample};
 use ofa_supernet::data::Dataset;
-use ofa_supernet::files::read_json;
 use ofa_supernet::import::Setting;
 use ofa_supernet::network::Statistics;
 use ofa_supernet::seed::{Stream, generator};
@@ -20,8 +23,9 @@ use ofa_supernet::train::finetune::{FinetuneOptions, finetune};
 use ofa_supernet::train::validation::{EvaluationSet, accuracy_on, recalibrate_on};
 use ofa_supernet::train::{Control, TrainConfig};
 use ofa_supernet::{SearchSpace, Subnet, Supernet};
-use std::collections::HashMap;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Images on which every extracted model is compared with the supernet.
 const COMPARED: usize = 64;
@@ -29,15 +33,19 @@ const COMPARED: usize = 64;
 /// Images per batch when accuracies are measured.
 const BATCH: usize = 100;
 
+/// Subnets that are measured together: layers that they have in common at their beginning are computed once.
+const TOGETHER: usize = 8;
+
 /// Extract subnets from the supernet as stand-alone models, recalibrated and checked.
 #[derive(clap::Args)]
 pub struct Args {
     /// Run folder; models are written to its models/NAME.
     #[arg(long, default_value = "run")]
     run: PathBuf,
-    /// Extract every result in the run folder's search/.
-    #[arg(long)]
-    search_results: bool,
+    /// Extract the results in the run folder's search/ with these names, or all. Models that are up to date are
+    /// skipped.
+    #[arg(long, value_name = "NAME", num_args = 0..)]
+    search_results: Option<Vec<String>>,
     /// Subnet to extract: its text, `smallest`, `largest`, or the published code's form as JSON ({"ks": [...], "e":
     /// [...], "d": [...], "r": 160}); may be repeated.
     #[arg(long)]
@@ -45,11 +53,12 @@ pub struct Args {
     /// Folder name for a single --subnet (default: made from its text).
     #[arg(long)]
     name: Option<String>,
-    /// Replace models that are fine-tuned or of another subnet.
+    /// Replace models that are fine-tuned or of another subnet, and extract again what is up to date.
     #[arg(long)]
     overwrite: bool,
     /// Epochs of fine-tuning on the training images, with the largest subnet as teacher. The weights with the better
-    /// validation accuracy are stored.
+    /// validation accuracy are stored. With --int8 the int8 twin is then fine-tuned as long, with quantisation in the
+    /// loop.
     #[arg(long, value_parser = numbers::epochs)]
     finetune: Option<f64>,
     /// Learning rate of fine-tuning.
@@ -98,26 +107,7 @@ pub struct Options {
     pub sample: bool,
 }
 
-/// A subnet to extract.
-pub struct Wanted {
-    /// Name of its model.
-    pub name: String,
-    pub subnet: Subnet,
-    /// Sentence about the search that found it, and the accuracy that it predicted.
-    pub search: Option<(String, Option<f64>)>,
-}
-
-impl Wanted {
-    /// The result `name` of a search.
-    pub fn of_search(name: String, result: &SearchResult) -> Self {
-        let is_predicted = result.basis.as_ref().is_some_and(|basis| basis.predictor.is_some());
-        let predicted = is_predicted.then_some(result.predicted_accuracy);
-        let search = Some((result_files::sentence(&name, result), predicted));
-        Wanted { name, subnet: result.best.clone(), search }
-    }
-}
-
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<Value> {
     let folder = RunFolder::new(&args.run);
     let _lock = folder.lock_shared()?;
     let config = folder.config()?;
@@ -131,16 +121,77 @@ pub fn run(args: &Args) -> Result<()> {
         overwrite: args.overwrite,
         sample: !args.no_sample,
     };
-    check_all(&folder, &wanted, &options)?;
+    let (current, wanted) = part_current(args, &folder, wanted, &options)?;
+    check_all(&folder, &wanted, options.overwrite)?;
+    let next = || {
+        let source = args.data.as_deref().unwrap_or(&config.data.source);
+        terminal::next([format!("ofa bench {}/models/* --data {}", shell::path(&args.run), shell::quote(source))]);
+    };
+    let of_int8 = |folder: &Path| {
+        args.int8.then(|| int8_folder(folder)).filter(|twin| !is_twin_current(folder, twin, args.finetune))
+    };
+    let stale: Vec<&PathBuf> = current.iter().filter(|folder| of_int8(folder).is_some()).collect();
+    if wanted.is_empty() && stale.is_empty() {
+        next();
+        return Ok(json!({ "models": [], "up_to_date": current, "int8": [] }));
+    }
+    if args.int8 && !args.overwrite {
+        for Wanted { name, subnet, .. } in &wanted {
+            check_int8_replaceable(&int8_folder(&model_folder(&folder, name)), subnet)?;
+        }
+        for folder in &stale {
+            check_int8_replaceable(&int8_folder(folder), &load_config(folder)?.subnet)?;
+        }
+    }
     let data = folder.data(args.data.as_deref(), args.skip_bad)?;
     let rows = extract_all(&folder, &args.run, &config, &data, &wanted, &options)?;
     print_rows(&rows);
+    let mut twins = Vec::new();
     if args.int8 {
-        rows.iter().try_for_each(|row| quantise_folder(&row.folder, &data, &QuantiseOptions::default(), None))?;
+        let finetune = args.finetune.map(|epochs| quantise::FinetuneOptions {
+            epochs,
+            learning_rate: quantise::FinetuneOptions::LEARNING_RATE,
+            augmentation: config.train.augmentation.clone(),
+            seed: config.train.seed,
+        });
+        let options = QuantiseOptions { finetune, ..QuantiseOptions::default() };
+        for folder in stale.into_iter().chain(rows.iter().map(|row| &row.folder)) {
+            twins.push(quantise_folder(folder, &data, &options, None)?);
+        }
     }
-    let source = args.data.as_deref().unwrap_or(&config.data.source);
-    say!("\nNext: ofa bench {}/models/* --data {}", shell::path(&args.run), shell::quote(source));
-    Ok(())
+    next();
+    let models: Vec<Value> = rows.iter().map(Extracted::json).collect();
+    Ok(json!({ "models": models, "up_to_date": current, "int8": twins }))
+}
+
+/// Folders of the search results' models that are up to date, each with a line about it, and what is left to extract.
+/// With other images, or with `--overwrite`, all is extracted.
+fn part_current(
+    args: &Args,
+    folder: &RunFolder,
+    wanted: Vec<Wanted>,
+    options: &Options,
+) -> Result<(Vec<PathBuf>, Vec<Wanted>)> {
+    if args.overwrite || args.data.is_some() {
+        return Ok((Vec::new(), wanted));
+    }
+    let origin = origin(folder, options.recalibration)?;
+    let finetuned = options.finetune.as_ref().map(finetuned);
+    let (mut current, mut left) = (Vec::new(), Vec::new());
+    for wanted in wanted {
+        let path = model_folder(folder, &wanted.name);
+        if wanted.search.is_some() && is_current(&path, &wanted, &origin, finetuned, options.dtype) {
+            say!("{}: up to date, skipped (--overwrite extracts it again)", path.display());
+            current.push(path);
+        } else {
+            left.push(wanted);
+        }
+    }
+    Ok((current, left))
+}
+
+fn finetuned(options: &FinetuneOptions) -> Finetuned {
+    Finetuned { epochs: options.epochs, learning_rate: options.learning_rate }
 }
 
 /// The subnets to extract.
@@ -155,8 +206,8 @@ fn wanted(args: &Args, folder: &RunFolder, config: &RunConfig) -> Result<Vec<Wan
         }
     }
     let mut wanted: Vec<Wanted> = Vec::new();
-    if args.search_results {
-        wanted.extend(search_results(folder, &args.run, config)?);
+    if let Some(names) = &args.search_results {
+        wanted.extend(search_results(folder, &args.run, config, names, args.int8)?);
     }
     for text in &args.subnet {
         let (name, subnet) = match text.as_str() {
@@ -181,87 +232,6 @@ fn wanted(args: &Args, folder: &RunFolder, config: &RunConfig) -> Result<Vec<Wan
     Ok(wanted)
 }
 
-/// Fails before any work if two models would have the same name, or a model would be lost.
-fn check_all(folder: &RunFolder, wanted: &[Wanted], options: &Options) -> Result<()> {
-    let mut names: HashMap<&str, &Subnet> = HashMap::new();
-    for Wanted { name, subnet, search } in wanted {
-        if names.insert(name, subnet).is_some_and(|other| other != subnet) {
-            bail!("two of the subnets would be the model '{name}'; extract one of them separately, with --name");
-        }
-        if !options.overwrite {
-            check_replaceable(&model_folder(folder, name), subnet, search.as_ref().map(|(sentence, _)| sentence))?;
-        }
-    }
-    Ok(())
-}
-
-/// Fails if extracting `subnet` to `path` would replace a fine-tuned model, another subnet's, or another search's. Any
-/// other model can be extracted again at any time.
-fn check_replaceable(path: &Path, subnet: &Subnet, search: Option<&String>) -> Result<()> {
-    // Weights without a configuration are what an interrupted extraction left.
-    if !path.join(CONFIG_FILE).exists() {
-        return Ok(());
-    }
-    let way_out = "give --overwrite to replace it, or extract under another --name";
-    let held = match load_config(path) {
-        Ok(held) => held,
-        // A damaged configuration still shows whether the model was fine-tuned; others can be extracted again.
-        Err(error)
-            if std::fs::read_to_string(path.join(CONFIG_FILE)).is_ok_and(|text| text.contains("\"finetuned\"")) =>
-        {
-            bail!("{error}; {way_out}")
-        }
-        Err(_) => return Ok(()),
-    };
-    if let Some(finetuned) = held.finetuned {
-        let (epochs, rate) = (finetuned.epochs, finetuned.learning_rate);
-        bail!(
-            "{}: this folder holds a fine-tuned model (--finetune {epochs} --finetune-rate {rate}); {way_out}",
-            path.display()
-        );
-    }
-    let origin = held.origin.unwrap_or_default();
-    if let (Some((_, found)), false) =
-        (origin.split_once(result_files::SENTENCE), search.is_some_and(|search| origin.contains(search)))
-    {
-        bail!("{}: this folder holds the result of another search, {found} {way_out}", path.display());
-    }
-    if held.subnet != *subnet {
-        bail!("{}: this folder holds another subnet ('{}'); {way_out}", path.display(), held.subnet);
-    }
-    Ok(())
-}
-
-fn model_folder(folder: &RunFolder, name: &str) -> PathBuf {
-    folder.join(&format!("models/{name}"))
-}
-
-/// Every result of the run folder's `search/`, by file name.
-fn search_results(folder: &RunFolder, run: &Path, config: &RunConfig) -> Result<Vec<Wanted>> {
-    let files = folder.json_files("search")?;
-    if files.is_empty() {
-        bail!(
-            "{}: there are no search results yet; make some with: ofa search --run {} --limit any:macs=50M",
-            folder.join("search").display(),
-            shell::path(run)
-        );
-    }
-    let mut results: Vec<(PathBuf, SearchResult)> = Vec::new();
-    for file in files {
-        let result: SearchResult = read_json(&file)?;
-        config.space.check(&result.best).map_err(|error| error.at(&file))?;
-        results.push((file, result));
-    }
-    warn_of_outdated(folder, &results)?;
-    let named = |(file, result): (PathBuf, SearchResult)| {
-        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        names::check(&name)
-            .map_err(|reason| anyhow!("{}: the file's name becomes the model's: {reason}", file.display()))?;
-        Ok(Wanted::of_search(name, &result))
-    };
-    results.into_iter().map(named).collect()
-}
-
 /// Extracted model with the results of its checks.
 pub struct Extracted {
     pub folder: PathBuf,
@@ -284,15 +254,33 @@ impl Extracted {
         self.tuned && self.finetuned_accuracy >= self.accuracy
     }
 
+    /// Validation accuracy of the stored weights.
+    fn validated(&self) -> Option<f64> {
+        if self.is_finetuned() { self.finetuned_accuracy } else { self.accuracy }
+    }
+
     /// Says that fine-tuning at this rate did not help.
     fn warn_of_finetuning(&self, learning_rate: f64) {
-        progress::note(format!(
-            "warning: {}: fine-tuning took validation accuracy from {:.2} to {:.2} %, so the earlier weights are stored; \
+        terminal::warning(format!(
+            "{}: fine-tuning took validation accuracy from {:.2} to {:.2} %, so the earlier weights are stored; \
              give a lower --finetune-rate than {learning_rate}",
             self.folder.display(),
             100.0 * self.accuracy.unwrap_or_default(),
             100.0 * self.finetuned_accuracy.unwrap_or_default(),
         ));
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "model": self.folder,
+            "subnet": self.subnet,
+            "predicted": self.predicted,
+            "accuracy": self.accuracy,
+            "finetuned_accuracy": self.finetuned_accuracy,
+            "stored": if self.is_finetuned() { "fine-tuned" } else { "extracted" },
+            "logit_difference": self.difference.0,
+            "largest_logit": self.difference.1,
+        })
     }
 
     /// Fails if a model in f32 computes other logits than the supernet.
@@ -326,12 +314,17 @@ pub fn extract_all(
         Ok(net)
     };
     let supernet = copy()?;
-    let origin = origin(note.steps, &note.space.name, options.recalibration);
-    let recalibration = EvaluationSet::for_recalibration(data, options.recalibration, BATCH, config.train.seed)?;
-    let recalibration = recalibration.with_control(interrupt::control);
-    let of_split = || EvaluationSet::of_split(data, &data.validation, None, BATCH, config.train.seed);
-    let validation = (!data.validation.is_empty()).then(of_split).transpose()?;
-    let validation = validation.map(|set| set.with_control(interrupt::control));
+    let origin = origin(folder, options.recalibration)?;
+    let (bar, batches) = (Bar::new("extracting", wanted.len(), "models"), AtomicUsize::new(0));
+    let control = || {
+        let batch = batches.fetch_add(1, Ordering::Relaxed);
+        bar.details(["recalibrating and measuring".into(), format!("batch {batch}")]);
+        interrupt::control()
+    };
+    let (seed, count) = (config.train.seed, options.recalibration);
+    let recalibration = EvaluationSet::for_recalibration(data, count, BATCH, seed)?.with_control(&control);
+    let of_split = || EvaluationSet::of_split(data, &data.validation, None, BATCH, seed);
+    let validation = (!data.validation.is_empty()).then(of_split).transpose()?.map(|set| set.with_control(&control));
     let measure = |net: &Supernet, subnet: &Subnet| -> Result<(Statistics, Option<f64>)> {
         let statistics = recalibrate_on(net, subnet, &recalibration)?;
         let accuracy = validation.as_ref().map(|set| accuracy_on(net, subnet, &statistics, set)).transpose()?;
@@ -340,21 +333,17 @@ pub fn extract_all(
     if options.sample && validation.is_some() {
         sample(folder, &supernet, data, wanted)?;
     }
-    let predictor = predictor(folder, supernet.space());
-    let mut rows = Vec::new();
-    for Wanted { name, subnet, search } in wanted {
+    let (predictor, mut rows) = (predictor(folder, supernet.space()), Vec::new());
+    for one in wanted {
         interrupt::check()?;
+        let Wanted { name, subnet, search } = one;
         let path = model_folder(folder, name);
-        let predict = |predictor: &Predictor| predictor.predict(std::slice::from_ref(subnet)).ok()?.first().copied();
-        let predicted = match search {
-            Some((_, predicted)) => *predicted,
-            None => predictor.as_ref().and_then(predict),
-        };
+        batches.store(0, Ordering::Relaxed);
         let (mut statistics, accuracy) = measure(&supernet, subnet)?;
         let mut row = Extracted {
             folder: path.clone(),
             subnet: subnet.clone(),
-            predicted,
+            predicted: predicted(one, predictor.as_ref()),
             accuracy,
             finetuned_accuracy: None,
             tuned: options.finetune.is_some(),
@@ -367,44 +356,46 @@ pub fn extract_all(
             let (tuned_statistics, finetuned_accuracy) = measure(&net, subnet)?;
             row.finetuned_accuracy = finetuned_accuracy;
             if row.is_finetuned() {
-                let how = Finetuned { epochs: options.epochs, learning_rate: options.learning_rate };
-                (tuned, statistics) = (Some((net, how)), tuned_statistics);
+                (tuned, statistics) = (Some((net, finetuned(options))), tuned_statistics);
             } else {
                 row.warn_of_finetuning(options.learning_rate);
             }
         }
         let (net, how) = tuned.as_ref().map_or((&supernet, None), |(net, how)| (net, Some(*how)));
-        let origin = Some(match search {
-            Some((sentence, _)) => format!("{origin} {sentence}"),
-            None => origin.clone(),
-        });
-        let dtype = options.dtype;
-        extract(net, subnet, &statistics, &data.classes, &data.normalisation, dtype, origin, how, &path)?;
-        let compared = data.train.draw(COMPARED, &mut generator(config.train.seed, Stream::Compare, &[]));
-        let batch = data.evaluation_batch(&data.train, &compared, subnet.resolution)?;
-        row.difference = compare(net, subnet, &statistics, &path, &batch.images)?;
+        let record = Record {
+            dtype: options.dtype,
+            origin: Some(one.origin(&origin)),
+            finetuned: how,
+            provenance: Some(provenance(run, search.as_ref(), row.predicted, row.validated())),
+        };
+        extract(net, subnet, &statistics, &data.classes, &data.normalisation, record, &path)?;
+        let images = compared_images(data, seed, subnet.resolution)?;
+        row.difference = compare(net, subnet, &statistics, &path, &images)?;
         row.check(options.dtype)?;
         rows.push(row);
+        bar.add(1);
     }
     Ok(rows)
 }
 
-/// What a model card says about where the weights come from.
-fn origin(steps: usize, space: &str, recalibration: usize) -> String {
-    let trained = match steps {
-        0 => "a published, imported supernet".into(),
-        steps => format!("a supernet trained for {steps} steps by progressive shrinking"),
-    };
-    format!(
-        "Cut out of {trained}, in the search space `{space}`. Batch norm was recalibrated on {recalibration} training images."
-    )
+/// Images on which a model is compared with the supernet.
+fn compared_images(data: &Dataset, seed: u64, resolution: usize) -> Result<Vec<f32>> {
+    let drawn = data.train.draw(COMPARED, &mut generator(seed, Stream::Compare, &[]));
+    Ok(data.evaluation_batch(&data.train, &drawn, resolution)?.images)
+}
+
+/// Accuracy that the search predicted, or else the predictor.
+fn predicted(wanted: &Wanted, predictor: Option<&Predictor>) -> Option<f64> {
+    match &wanted.search {
+        Some(found) => found.predicted,
+        None => predictor?.predict(std::slice::from_ref(&wanted.subnet)).ok()?.first().copied(),
+    }
 }
 
 /// The run's predictor, if there is one for its space.
 fn predictor(folder: &RunFolder, space: &SearchSpace) -> Option<Predictor> {
     let predictor = Predictor::load(&predictor_path(folder)).ok()?;
-    let known = SearchSpace { resolutions: predictor.space().resolutions.clone(), ..space.clone() };
-    predictor.space().difference(&known).is_none().then_some(predictor)
+    predictor.space().difference_in_weights(space).is_none().then_some(predictor)
 }
 
 /// Measures the subnets as the predictor's samples were measured, and keeps that as samples: `ofa predictor` then fits
@@ -423,9 +414,15 @@ fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, wanted: &[Wanted])
     if fresh.is_empty() || measured.provenance(folder.weights_checksum()?)? != conditions {
         return Ok(());
     }
-    let accuracies = measured.accuracies(&fresh)?;
-    let samples = fresh.into_iter().zip(accuracies).map(|(subnet, accuracy)| Sample { subnet, accuracy });
-    kept_samples::keep_samples(folder, space, &measured, &samples.collect::<Vec<_>>())
+    let bar = Bar::new("measuring the subnets as samples", fresh.len(), "subnets");
+    let mut samples = Vec::new();
+    for subnets in fresh.chunks(TOGETHER) {
+        let accuracies = measured.accuracies(subnets)?;
+        let sample = |(subnet, accuracy): (&Subnet, f64)| Sample { subnet: subnet.clone(), accuracy };
+        samples.extend(subnets.iter().zip(accuracies).map(sample));
+        bar.add(subnets.len());
+    }
+    kept_samples::keep_samples(folder, space, &measured, &samples)
 }
 
 fn finetune_subnet(
@@ -436,23 +433,25 @@ fn finetune_subnet(
     config: &TrainConfig,
     options: &FinetuneOptions,
 ) -> Result<()> {
-    let bar = progress::bar(0, "steps");
+    let bar = Bar::new(format!("fine-tuning '{subnet}'"), 0, "steps");
+    let mut begun = false;
     finetune(net, teacher, subnet, data, config, options, &mut |at| {
-        if bar.length() == Some(0) {
-            bar.suspend(|| progress::note(format!("fine-tuning '{subnet}': {} steps", at.steps)));
+        if !std::mem::replace(&mut begun, true) {
+            terminal::note(format!("fine-tuning '{subnet}': {} steps", at.steps));
         }
-        bar.set_length(at.steps as u64);
-        bar.set_position(at.step as u64);
-        bar.set_message(format!("fine-tuning, loss {:.3}", at.loss));
+        bar.set(at.step, at.steps);
+        bar.details([format!("loss {:.3}", at.loss)]);
         if interrupt::requested() { Control::Stop } else { Control::Continue }
     })?;
-    bar.finish_and_clear();
     Ok(())
 }
 
 /// Prints folder, accuracy and difference of each model; with fine-tuning also the accuracy after it, and which weights
 /// are stored.
 pub fn print_rows(rows: &[Extracted]) {
+    if rows.is_empty() {
+        return;
+    }
     let tuning = rows.iter().any(|row| row.tuned);
     let predicting = rows.iter().any(|row| row.predicted.is_some());
     let percent = |accuracy: Option<f64>| accuracy.map_or("-".into(), |accuracy| format!("{:.2} %", 100.0 * accuracy));
@@ -466,11 +465,14 @@ pub fn print_rows(rows: &[Extracted]) {
                 let stored = if row.is_finetuned() { "fine-tuned" } else { "before" };
                 cells.extend([percent(row.finetuned_accuracy), stored.into()]);
             }
-            cells.extend([format!("{:.1e} of {:.1}", row.difference.0, row.difference.1), row.subnet.to_string()]);
+            let (difference, largest) = row.difference;
+            let share = difference / largest.max(f64::MIN_POSITIVE);
+            cells.extend([format!("{share:.0e}"), row.subnet.to_string()]);
             cells
         })
         .collect();
     let accuracies: &[&str] = if tuning { &["before", "fine-tuned", "stored"] } else { &["validation"] };
     let predicted: &[&str] = if predicting { &["predicted"] } else { &[] };
-    table::print(&[&["model"], predicted, accuracies, &["largest logit difference", "subnet"]].concat(), &cells);
+    let header = [&["model"], predicted, accuracies, &["relative logit error", "subnet"]].concat();
+    table::print_some(&header, &cells, &["relative logit error"]);
 }

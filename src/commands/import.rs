@@ -1,9 +1,10 @@
 //! `ofa import`
 
 use crate::class_names::{numbered_classes, of_numbered_outputs};
-use crate::progress::note;
+use crate::progress::Bar;
 use crate::run_folder::{DataConfig, RunConfig, RunFolder, data_flag};
-use crate::{numbers, shell};
+use crate::terminal::note;
+use crate::{numbers, shell, terminal};
 use anyhow::{Context, Result, bail};
 use ofa_evaluate::cost;
 use ofa_evaluate::model::{ModelConfig, NumberType, PublishedNetwork, is_unfinished, save};
@@ -14,6 +15,7 @@ use ofa_supernet::import::{CheckpointFile, read_supernet_from};
 use ofa_supernet::space::Family;
 use ofa_supernet::train::TrainConfig;
 use ofa_supernet::train::checkpoint::{Folder, SupernetNote, write_supernet};
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// Make a run folder from a published once-for-all supernet, or a model folder from a published specialised network,
@@ -54,7 +56,8 @@ pub struct Args {
     skip_bad: bool,
 }
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<Value> {
+    let _bar = Bar::new(format!("importing {}", args.file.display()), 0, "");
     match (&args.network, args.resolution, &args.space) {
         (Some(network), Some(resolution), _) => specialised(args, network, resolution),
         (_, _, Some(space)) => supernet(args, space),
@@ -62,7 +65,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn specialised(args: &Args, description: &Path, resolution: usize) -> Result<()> {
+fn specialised(args: &Args, description: &Path, resolution: usize) -> Result<Value> {
     if args.out.exists() && !is_unfinished(&args.out) {
         bail!("{}: already exists; name another folder with --out", args.out.display());
     }
@@ -91,8 +94,15 @@ fn specialised(args: &Args, description: &Path, resolution: usize) -> Result<()>
         config.labels.len(),
         args.out.display()
     );
-    say!("Next: ofa bench {} --data DIR", shell::path(&args.out));
-    Ok(())
+    terminal::next([format!("ofa bench {} --data DIR", shell::path(&args.out))]);
+    Ok(json!({
+        "model": args.out,
+        "subnet": config.subnet,
+        "resolution": resolution,
+        "classes": config.labels.len(),
+        "macs": macs,
+        "parameters": parameters,
+    }))
 }
 
 /// A file's name, without the folders that only its owner knows.
@@ -130,7 +140,7 @@ fn class_names(args: &Args, data: &DataConfig, count: usize) -> Result<Vec<Strin
     of_numbered_outputs(count, &data.open()?, &format!("{}: the checkpoint", args.file.display()))
 }
 
-fn supernet(args: &Args, space: &str) -> Result<()> {
+fn supernet(args: &Args, space: &str) -> Result<Value> {
     let folder = RunFolder::new(&args.out);
     let path = Folder::of_run(&args.out, 1).supernet_path();
     let mut space = SearchSpace::named(space)?;
@@ -180,8 +190,15 @@ fn supernet(args: &Args, space: &str) -> Result<()> {
         parameters as f64 / 1e6,
         path.display()
     );
-    say!("Next: ofa profile --run {run} --name this, ofa predictor --run {run}", run = shell::path(&args.out));
-    Ok(())
+    let run = shell::path(&args.out);
+    terminal::next([format!("ofa profile --run {run} --name this"), format!("ofa predictor --run {run}")]);
+    Ok(json!({
+        "run": args.out,
+        "supernet": path,
+        "space": note.space.name,
+        "classes": note.classes.len(),
+        "parameters": parameters,
+    }))
 }
 
 /// Fails if the folder holds a run. The configuration that is to be written may be there without checkpoints: a killed

@@ -3,19 +3,21 @@
 use crate::freshness::{load_predictor, predictor_path, warn_of_doubts};
 use crate::kept_samples::SAMPLES;
 use crate::measured::{Images, Measured};
+use crate::progress::Bar;
 use crate::run_folder::RunFolder;
-use crate::{choice, interrupt, numbers, progress, shell, table};
+use crate::{choice, interrupt, numbers, shell, table, terminal};
 use anyhow::{Result, bail};
 use ofa_extract::predictor::active::{self, Acquisition, CurvePoint, FEWEST_CURVE_SAMPLES};
 use ofa_extract::predictor::{
-    FEWEST_SAMPLES, Method, SampleWriter, add_samples, check_space, has_imported, import_accuracies, other_weights,
-    read_provenance, read_samples, read_subnets,
+    FEWEST_SAMPLES, Method, Prediction, SampleWriter, add_samples, check_space, has_imported, import_accuracies,
+    other_weights, read_provenance, read_samples, read_subnets,
 };
 use ofa_extract::{FitReport, FitSettings, Predictor, Sample};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::{Ranks, SearchSpace, Subnet, Supernet, files};
 use serde::Serialize;
+use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -112,9 +114,9 @@ impl Sampling {
     }
 }
 
-pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
+pub fn run(args: &Args, ranks: &Ranks) -> Result<Value> {
     if !ranks.is_first() && (args.curve || args.import.is_some() || args.predict.is_some()) {
-        return Ok(()); // The first rank has all the work.
+        return Ok(Value::Null); // The first rank has all the work.
     }
     if let Some(file) = &args.import {
         return import(args, file);
@@ -137,17 +139,17 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
     let data = folder.in_class_order(&classes, &data)?;
     sample(&folder, &net, &data, &args.sampling, ranks)?;
     if !ranks.is_first() {
-        return Ok(());
+        return Ok(Value::Null);
     }
     let (predictor, report) = fit(&folder, net.space(), &args.sampling)?;
     print_report(&report);
     warn_of_doubts(&folder, &predictor)?;
     say!("{} written", path.display());
-    Ok(())
+    Ok(json!({ "predictor": path, "fit": report }))
 }
 
 /// Imports a published predictor, or accuracies that were measured elsewhere and a predictor that is fitted to them.
-fn import(args: &Args, file: &Path) -> Result<()> {
+fn import(args: &Args, file: &Path) -> Result<Value> {
     let folder = RunFolder::new(args.out.as_deref().unwrap_or(&args.run));
     if args.space.is_none() {
         folder.config()?;
@@ -179,7 +181,7 @@ fn import(args: &Args, file: &Path) -> Result<()> {
         let predictor = published.map_or_else(|| Predictor::import(file, &space), Ok)?;
         replace_predictor(&folder, &predictor, None)?;
         say!("predictor for resolutions {:?} imported; {} written", predictor.space().resolutions, path.display());
-        return Ok(());
+        return Ok(json!({ "predictor": path, "resolutions": predictor.space().resolutions }));
     };
     let source = file.file_name().unwrap_or_default().to_string_lossy();
     let count = add_samples(&folder.join(SAMPLES), &space, &samples, &source)?;
@@ -189,11 +191,14 @@ fn import(args: &Args, file: &Path) -> Result<()> {
     warn_of_doubts(&folder, &predictor)?;
     say!("{} written", path.display());
     let run = shell::path(folder.path());
-    say!("Next: ofa search --run {run} --limit any:macs=..., or ofa profile --run {run} --name NAME [--import TABLE]");
-    Ok(())
+    terminal::next([
+        format!("ofa search --run {run} --limit any:macs=..."),
+        format!("ofa profile --run {run} --name NAME [--import TABLE]"),
+    ]);
+    Ok(json!({ "predictor": path, "imported": samples.len(), "samples": count, "fit": report }))
 }
 
-/// A line that `--predict` prints.
+/// A prediction, which `--predict` prints as a line of JSON.
 #[derive(Serialize)]
 struct PredictedLine {
     subnet: Subnet,
@@ -207,34 +212,39 @@ struct PredictedLine {
     high: Option<f64>,
 }
 
-fn predict(folder: &RunFolder, file: &Path) -> Result<()> {
+fn predict(folder: &RunFolder, file: &Path) -> Result<Value> {
     let (space, _) = folder.space()?;
     let predictor = load_predictor(folder, &space)?;
     let subnets = read_subnets(file, &space)?;
-    let line = |subnet: Subnet, accuracy: f64, interval: Option<(f64, f64, f64)>| -> Result<()> {
+    let line = |subnet: Subnet, accuracy: f64, interval: Option<(f64, f64, f64)>| {
         let (deviation, low, high) =
             interval.map_or((None, None, None), |(d, low, high)| (Some(d), Some(low), Some(high)));
-        let line = PredictedLine { subnet, accuracy: accuracy.clamp(0.0, 1.0), deviation, low, high };
-        say!("{}", serde_json::to_string(&line)?);
-        Ok(())
+        PredictedLine { subnet, accuracy: accuracy.clamp(0.0, 1.0), deviation, low, high }
     };
-    if !predictor.has_deviation() {
+    let lines: Vec<PredictedLine> = if predictor.has_deviation() {
+        let predictions = predictor.predict_with_deviation(&subnets)?;
+        let with_interval = |(subnet, prediction): (Subnet, Prediction)| {
+            let (low, high) = prediction.interval();
+            line(subnet, prediction.accuracy, Some((prediction.deviation, low, high)))
+        };
+        subnets.into_iter().zip(predictions).map(with_interval).collect()
+    } else {
         let accuracies = predictor.predict(&subnets)?;
-        return subnets.into_iter().zip(accuracies).try_for_each(|(subnet, accuracy)| line(subnet, accuracy, None));
+        subnets.into_iter().zip(accuracies).map(|(subnet, accuracy)| line(subnet, accuracy, None)).collect()
+    };
+    for line in &lines {
+        say!("{}", serde_json::to_string(line)?);
     }
-    let predictions = predictor.predict_with_deviation(&subnets)?;
-    subnets.into_iter().zip(predictions).try_for_each(|(subnet, prediction)| {
-        let (low, high) = prediction.interval();
-        line(subnet, prediction.accuracy, Some((prediction.deviation, low, high)))
-    })
+    Ok(json!({ "predictions": lines }))
 }
 
-const REPORT: &str = "predictor/fit.json";
+/// File of the quality of the fit.
+pub const REPORT: &str = "predictor/fit.json";
 
 /// Random splits over which the learning curve is averaged.
 const CURVE_REPETITIONS: u64 = 3;
 
-fn curve(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result<()> {
+fn curve(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result<Value> {
     let path = folder.join(SAMPLES);
     let samples = read_samples(&path, space)?;
     if space.count() < FEWEST_CURVE_SAMPLES as f64 {
@@ -247,20 +257,20 @@ fn curve(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result
     let weights = folder.weights_checksum()?;
     let other = read_provenance(&path, space)?.and_then(|provenance| other_weights(&provenance.weights, &weights));
     if let Some(other) = other {
-        progress::note(format!("warning: {}: the samples are of {other}", path.display()));
+        terminal::warning(format!("{}: the samples are of {other}", path.display()));
     }
     let acquisition = sampling.active.unwrap_or(Acquisition::Deviation);
-    let bar = progress::bar(0, "fits");
+    let bar = Bar::new("fitting predictors", 0, "fits");
     let settings = sampling.fit_settings();
     let points = active::curve(space, &samples, acquisition, &settings, CURVE_REPETITIONS, &mut |done, total| {
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
+        bar.set(done, total);
     })?;
-    bar.finish_and_clear();
+    drop(bar);
     let row = |p: &CurvePoint| vec![p.samples.to_string(), format!("{:.3}", p.random), format!("{:.3}", p.chosen)];
     let rows: Vec<Vec<String>> = points.iter().map(row).collect();
     table::print(&["samples", "tau, random", "tau, chosen"], &rows);
-    Ok(())
+    let point = |p: &CurvePoint| json!({ "samples": p.samples, "tau_random": p.random, "tau_chosen": p.chosen });
+    Ok(json!({ "curve": points.iter().map(point).collect::<Vec<_>>() }))
 }
 
 /// Prints RMSE, Pearson correlation and Kendall's tau on the held-out fifth and in cross-validation, and the
@@ -301,15 +311,13 @@ pub fn fit_predictor(folder: &RunFolder, net: &Supernet, data: &Dataset, samplin
 fn fit(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result<(Predictor, FitReport)> {
     let path = folder.join(SAMPLES);
     let samples = read_samples(&path, space)?;
-    let bar = progress::bar(0, "steps");
-    bar.set_message("fitting");
+    let bar = Bar::new("fitting the predictor", 0, "steps");
     let (mut predictor, mut report) =
         Predictor::fit(space, &samples, &sampling.fit_settings(), sampling.seed, &mut |done, total, rmse| {
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-            bar.set_message(format!("fitting, RMSE {:.2} points", 100.0 * rmse));
+            bar.set(done, total);
+            bar.details([format!("RMSE {:.2} points", 100.0 * rmse)]);
         })?;
-    bar.finish_and_clear();
+    drop(bar);
     report.measured_with = read_provenance(&path, space)?;
     predictor.set_provenance(report.measured_with.clone());
     if has_imported(&path, space)? {
@@ -400,15 +408,15 @@ fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Samplin
     let mut file = ranks.is_first().then(open).transpose()?;
     let unattributed = file.as_ref().map_or(0, |(writer, _)| writer.unattributed());
     if unattributed > 0 {
-        progress::note(format!(
-            "warning: {}: {unattributed} samples do not record the weights and images they were measured with, and are used \
+        terminal::warning(format!(
+            "{}: {unattributed} samples do not record the weights and images they were measured with, and are used \
              nevertheless; to measure them again, give --discard",
             path.display()
         ));
     }
     let count = (sampling.samples as f64).min(net.space().count()) as usize;
     if ranks.is_first() && count < sampling.samples {
-        progress::note(format!("the space '{}' has only {count} subnets; all of them are measured", net.space().name));
+        terminal::note(format!("the space '{}' has only {count} subnets; all of them are measured", net.space().name));
     }
     let wanted = |file: &Option<(SampleWriter, Vec<Sample>)>| -> Result<Vec<Subnet>> {
         let wanted = match file {
@@ -421,9 +429,8 @@ fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Samplin
     if missing.is_empty() {
         return Ok(());
     }
-    let bar = progress::bar(count, "subnets");
-    bar.set_position(file.as_ref().map_or(0, |(_, known)| known.len() as u64));
-    bar.reset_eta();
+    let bar = Bar::new("measuring subnets", count, "subnets");
+    bar.set(file.as_ref().map_or(0, |(_, known)| known.len()), count);
     while !missing.is_empty() {
         let (mut rest, mut together) = (&missing[..], 1);
         while !rest.is_empty() {
@@ -436,7 +443,6 @@ fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Samplin
             };
             let stopped = ranks.any([of_own.is_none()]);
             let (Some(of_own), [false]) = (of_own, stopped) else {
-                bar.abandon();
                 return Err(interrupt::stopped(format!(
                     "stopped; measured samples are kept in {}; run the same command to resume",
                     path.display()
@@ -454,12 +460,11 @@ fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Samplin
                 let sample = Sample { subnet: subnet.clone(), accuracy };
                 writer.append(&sample)?;
                 known.push(sample);
-                bar.inc(1);
-                bar.set_message(format!("last {:.1} %", 100.0 * accuracy));
+                bar.add(1);
+                bar.details([format!("last accuracy {:.1} %", 100.0 * accuracy)]);
             }
         }
         missing = wanted(&file)?;
     }
-    bar.finish_and_clear();
     Ok(())
 }

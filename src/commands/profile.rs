@@ -1,17 +1,20 @@
 //! `ofa profile`
 
+use crate::engine::EngineArgs;
 use crate::processes::hint_at_cores;
+use crate::progress::{Bar, counted};
 use crate::remote::{Remote, RemoteArgs};
 use crate::run_folder::{RunConfig, RunFolder};
-use crate::{interrupt, memory, numbers, progress};
-use anyhow::{Context, Error, Result, ensure};
+use crate::{interrupt, memory, numbers, terminal};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use ofa_evaluate::DeviceProfile;
 use ofa_evaluate::model::NumberType;
 use ofa_evaluate::profile::{
-    Conditions, Phase, ProfileOptions, ProfileProgress, check_name, import, import_csv, layers_csv, measure,
-    memory as memory_of_profile,
+    Conditions, EngineOptions, Phase, ProfileOptions, ProfileProgress, check_name, import, import_csv, layers_csv,
+    measure, measure_engine, memory as memory_of_profile,
 };
 use ofa_supernet::{SearchSpace, files};
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// Measure this device: a latency table for every block of the space, checked on random subnets.
@@ -38,7 +41,7 @@ pub struct Args {
     /// Images per run; limits on this device's latency are for that many images together.
     #[arg(long, default_value_t = 1, value_parser = numbers::batch)]
     batch: usize,
-    /// Rounds of measurement; each visits every network once.
+    /// Rounds of measurement; each visits every network once [default: 15, with --engine 3].
     #[arg(long, value_parser = numbers::repetitions)]
     rounds: Option<usize>,
     /// Random subnets that check the predictions.
@@ -57,6 +60,8 @@ pub struct Args {
     /// Print a CSV table of the space's layers without times, to fill in for --import.
     #[arg(long, conflicts_with = "import")]
     layers: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
     #[command(flatten)]
     remote: RemoteArgs,
     /// Print the progress as lines, for the program that started this one.
@@ -83,6 +88,25 @@ impl Args {
         };
         Ok((space, self.classes))
     }
+
+    /// Settings of the measurement.
+    fn options(&self, classes: usize, is_engine: bool) -> ProfileOptions {
+        let mut options = ProfileOptions::new(&self.name, classes);
+        options.threads = self.model_threads;
+        options.batch = self.batch;
+        options.seed = self.seed;
+        options.number_type = self.number_type;
+        if is_engine {
+            options.rounds = ENGINE_ROUNDS;
+        }
+        if let Some(rounds) = self.rounds {
+            options.rounds = rounds;
+        }
+        if let Some(check) = self.check {
+            options.check_subnets = check;
+        }
+        options
+    }
 }
 
 fn number_type(text: &str) -> Result<NumberType, String> {
@@ -92,45 +116,26 @@ fn number_type(text: &str) -> Result<NumberType, String> {
         .ok_or_else(|| "models compute in f32 or int8".into())
 }
 
-pub fn run(args: &Args) -> Result<()> {
+/// Rounds in which another engine visits each network.
+const ENGINE_ROUNDS: usize = 3;
+
+pub fn run(args: &Args) -> Result<Value> {
     check_name(&args.name).map_err(Error::msg)?;
     let remote = args.remote.machine()?;
+    let engine = args.engine.options()?;
     let folder = RunFolder::new(&args.run);
     let _lock = if args.has_own_space() { folder.lock_for_devices()? } else { folder.lock_shared()? };
     let (space, classes) = args.space(&folder)?;
     if args.layers {
-        say!("{}", layers_csv(&space, classes)?.trim_end());
-        return Ok(());
+        let table = layers_csv(&space, classes)?;
+        say!("{}", table.trim_end());
+        return Ok(json!({ "csv": table }));
     }
     let path = folder.join(&format!("devices/{}.json", args.name));
     if !args.import.is_empty() {
-        let is_csv = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "csv");
-        let of_csv = args.import.iter().filter(|path| is_csv(path)).count();
-        ensure!(of_csv == 0 || of_csv == args.import.len(), "--import takes CSV files or YAML files, not both");
-        let import = if of_csv > 0 { import_csv } else { import };
-        let profile = import(&space, classes, &args.name, &args.import)?;
-        profile.save(&path)?;
-        say!(
-            "device '{}': {} layers at resolutions {:?} from {} tables",
-            profile.name,
-            profile.table().len(),
-            profile.space.resolutions,
-            args.import.len()
-        );
-        say!("{} written", path.display());
-        return Ok(());
+        return import_tables(args, &space, classes, &path);
     }
-    let mut options = ProfileOptions::new(&args.name, classes);
-    options.threads = args.model_threads;
-    options.batch = args.batch;
-    options.seed = args.seed;
-    options.number_type = args.number_type;
-    if let Some(rounds) = args.rounds {
-        options.rounds = rounds;
-    }
-    if let Some(check) = args.check {
-        options.check_subnets = check;
-    }
+    let options = args.options(classes, engine.is_some());
     let profile = match &remote {
         Some(remote) => {
             let profile = profile_remotely(remote, args, &space, &options)?;
@@ -139,73 +144,133 @@ pub fn run(args: &Args) -> Result<()> {
         }
         None => {
             hint_at_cores("--model-threads", args.model_threads);
-            let need = |batch| Ok(memory_of_profile(&space, &ProfileOptions { batch, ..options.clone() })?);
-            memory::check_batch("measuring the space's networks", options.batch, &need, 1)?;
+            if engine.is_none() {
+                let need = |batch| Ok(memory_of_profile(&space, &ProfileOptions { batch, ..options.clone() })?);
+                memory::check_batch("measuring the space's networks", options.batch, &need, 1)?;
+            }
             let show = if args.progress_lines { Show::Lines } else { Show::Bar };
-            profile_device(&folder, &space, &options, show)?
+            profile_device(&folder, &space, &options, engine.as_ref(), show)?
         }
     };
-    if let Some(hardware) = &profile.hardware {
+    print_profile(&profile);
+    if let Some(engine) = engine.filter(|engine| profile.check.as_ref().is_some_and(|c| c.median_error > engine.error))
+    {
+        terminal::warning(format_args!(
+            "the error is above the {} % of --error with {} networks; --samples allows more",
+            100.0 * engine.error,
+            engine.samples
+        ));
+    }
+    say!("{} written", path.display());
+    Ok(profile_json(&profile, &path))
+}
+
+/// What is measured, and its error.
+pub fn profile_json(profile: &DeviceProfile, path: &Path) -> Value {
+    json!({
+        "device": profile.name,
+        "file": path,
+        "layers": profile.table().len(),
+        "number_type": profile.number_type,
+        "batch": profile.batch,
+        "hardware": profile.hardware,
+        "check": profile.check,
+    })
+}
+
+/// Writes a profile of times from elsewhere.
+fn import_tables(args: &Args, space: &SearchSpace, classes: usize, path: &Path) -> Result<Value> {
+    let is_csv = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "csv");
+    let of_csv = args.import.iter().filter(|path| is_csv(path)).count();
+    ensure!(of_csv == 0 || of_csv == args.import.len(), "--import takes CSV files or YAML files, not both");
+    let import = if of_csv > 0 { import_csv } else { import };
+    let profile = import(space, classes, &args.name, &args.import)?;
+    profile.save(path)?;
+    say!(
+        "device '{}': {} layers at resolutions {:?} from {} tables",
+        profile.name,
+        profile.table().len(),
+        profile.space.resolutions,
+        args.import.len()
+    );
+    say!("{} written", path.display());
+    Ok(profile_json(&profile, path))
+}
+
+/// Prints what was measured and its error, and says what makes it doubtful.
+fn print_profile(profile: &DeviceProfile) {
+    let int8 = if profile.number_type == NumberType::Int8 { ", int8" } else { "" };
+    let together = match profile.batch {
+        0 | 1 => String::new(),
+        batch => format!("; latency is for one run of {batch} images together"),
+    };
+    if let Some(engine) = &profile.engine {
         say!(
-            "device '{}': {} ({} threads, {}{}){}",
+            "device '{}': {}{}, {}{int8}{together}",
+            profile.name,
+            engine.name,
+            engine.version.as_ref().map_or(String::new(), |version| format!(" {version}")),
+            counted(engine.threads, "thread")
+        );
+    } else if let Some(hardware) = &profile.hardware {
+        say!(
+            "device '{}': {} ({}, {}{int8}){together}",
             profile.name,
             hardware.cpu,
-            hardware.threads,
-            hardware.instruction_set,
-            if profile.number_type == NumberType::Int8 { ", int8" } else { "" },
-            if profile.batch > 1 {
-                format!("; latency is for one run of {} images together", profile.batch)
-            } else {
-                String::new()
-            }
+            counted(hardware.threads, "thread"),
+            hardware.instruction_set
         );
     }
-    print_check(&profile);
+    print_check(profile);
     if profile.check.as_ref().is_some_and(|check| check.median_error > 0.05) {
-        complain!(
+        terminal::warning(format_args!(
             "the median error is above 5 %, perhaps because the machine is busy; measure again when it is quiet, or with more --rounds"
-        );
+        ));
     }
     if let Some(conditions) = &profile.conditions {
         complain_of(conditions);
     }
-    say!("{} written", path.display());
-    Ok(())
 }
 
 /// Says what in the machine's state makes the times doubtful.
 fn complain_of(conditions: &Conditions) {
     if let Some(flags) = &conditions.throttled {
-        complain!(
+        terminal::warning(format_args!(
             "the machine throttles or lacks voltage ({flags}); mend that (power supply, cooling) and measure again"
-        );
+        ));
     }
     let (spread, drift) = (conditions.spread(), conditions.drift());
     if spread > 0.2 {
-        complain!(
+        terminal::warning(format_args!(
             "a fixed network's times spread by {:.0} % meanwhile; the machine was busy or changed its clock: measure again when it is quiet",
             100.0 * spread
-        );
+        ));
     } else if drift.abs() > 0.05 {
-        complain!(
+        terminal::warning(format_args!(
             "a fixed network became {:.0} % {} meanwhile, perhaps from heat; let the machine cool and measure again",
             100.0 * drift.abs(),
             if drift > 0.0 { "slower" } else { "faster" }
-        );
+        ));
     }
 }
 
 /// Prints the number of layers and the error of predictions.
 pub fn print_check(profile: &DeviceProfile) {
+    let percent = |share: f64| 100.0 * share;
     let check = profile.check.as_ref().map_or(String::new(), |check| {
+        let within = check.within_5.zip(check.within_10).map_or(String::new(), |(five, ten)| {
+            format!("; {:.0} % of them within 5 %, {:.0} % within 10 %", percent(five), percent(ten))
+        });
         format!(
-            "; error on {} random subnets: median {:.1} %, 95th percentile {:.1} %",
+            "; error on {} random subnets: median {:.1} %, 95th percentile {:.1} %{within}",
             check.subnets.len(),
-            100.0 * check.median_error,
-            100.0 * check.p95_error
+            percent(check.median_error),
+            percent(check.p95_error)
         )
     });
-    say!("{} layers{check}", profile.table().len());
+    let estimated = profile.table().iter().filter(|entry| entry.estimated).count();
+    let estimated = if estimated > 0 { format!(", {estimated} of them estimated") } else { String::new() };
+    say!("{} layers{estimated}{check}", profile.table().len());
 }
 
 /// Form in which progress is shown.
@@ -221,27 +286,39 @@ pub fn profile_device(
     folder: &RunFolder,
     space: &SearchSpace,
     options: &ProfileOptions,
+    engine: Option<&EngineOptions>,
     show: Show,
 ) -> Result<DeviceProfile> {
     let name = &options.name;
-    let bar = progress::bar(0, "visits");
+    let bar = Bar::new(format!("measuring '{name}'"), 0, "visits");
     let unfinished = folder.join(&format!("devices/{name}.unfinished"));
-    let profile = measure(space, options, Some(&unfinished), &mut |progress| {
-        match show {
-            Show::Bar => advance(&bar, progress),
-            Show::Lines => say!("{}", progress_line(progress)),
+    let mut last = None;
+    let mut progress = |progress: ProfileProgress| {
+        // While an engine runs, the same progress is reported many times.
+        if last.replace(progress) != Some(progress) {
+            match show {
+                Show::Bar => advance(&bar, progress),
+                Show::Lines => say!("{}", progress_line(progress)),
+            }
         }
         interrupt::control()
-    });
+    };
+    let profile = match engine {
+        None => measure(space, options, Some(&unfinished), &mut progress),
+        Some(engine) => {
+            let work = folder.join(&format!("devices/{name}.engine"));
+            measure_engine(space, options, engine, (&work, Some(&unfinished)), &mut progress)
+        }
+    };
+    drop(bar);
+    let kept = format!("is kept in {}; run the same command to resume", unfinished.display());
     if interrupt::requested() && profile.is_err() {
-        bar.abandon();
-        return Err(interrupt::stopped(format!(
-            "stopped; complete rounds are kept in {}; run the same command to resume",
-            unfinished.display()
-        )));
+        return Err(interrupt::stopped(format!("stopped; what was measured {kept}")));
     }
-    let profile = profile?;
-    bar.finish_and_clear();
+    let profile = profile.map_err(|error| match engine.is_some() && unfinished.exists() {
+        true => anyhow!("{error}; what was measured until then {kept}"),
+        false => error.into(),
+    })?;
     profile.save(folder.join(&format!("devices/{name}.json")))?;
     files::remove_file(&unfinished)?;
     Ok(profile)
@@ -257,7 +334,7 @@ fn profile_remotely(
     let text = toml::to_string(space).context("the space has no TOML form")?;
     let name = &options.name;
     // Other options are other work, with files of its own.
-    let key = files::checksum(format!("{text}{options:?}").as_bytes());
+    let key = files::checksum(format!("{text}{options:?}{}", args.engine.flags().join(" ")).as_bytes());
     let place = remote.open(&format!("{name}-{key:08x}"))?;
     place.put("space.toml", text.as_bytes())?;
     let mut arguments: Vec<String> = ["profile", "--space", "space.toml", "--run", "run", "--progress-lines"]
@@ -277,13 +354,14 @@ fn profile_remotely(
         number.iter().for_each(|number| arguments.extend([flag.to_string(), number.to_string()]));
     }
     arguments.extend(["--number-type".into(), options.number_type.to_string()]);
-    let bar = progress::bar(0, "visits");
+    arguments.extend(args.engine.flags());
+    let bar = Bar::new(format!("measuring '{name}'"), 0, "visits");
     place.run(&arguments, &mut |line| {
         if let Some(progress) = parse_progress(line) {
             advance(&bar, progress);
         }
     })?;
-    bar.finish_and_clear();
+    drop(bar);
     let file = format!("run/devices/{name}.json");
     let profile = DeviceProfile::from_json(&place.get(&file)?, Path::new(&file))?;
     ensure!(profile.space == *space && profile.name == *name, "{file} came back for another space or name");
@@ -291,13 +369,13 @@ fn profile_remotely(
     Ok(profile)
 }
 
-fn advance(bar: &indicatif::ProgressBar, progress: ProfileProgress) {
-    bar.set_length(progress.total as u64);
-    bar.set_position(progress.done as u64);
-    bar.set_message(match progress.phase {
+fn advance(bar: &Bar, progress: ProfileProgress) {
+    bar.set(progress.done, progress.total);
+    let phase = match progress.phase {
         Phase::Layers => "timing layers",
         Phase::Subnets => "timing whole subnets",
-    });
+    };
+    bar.details([phase.to_string()]);
 }
 
 fn progress_line(progress: ProfileProgress) -> String {

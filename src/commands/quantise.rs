@@ -1,23 +1,35 @@
 //! `ofa quantise`
 
 use crate::commands::bench::check_folder;
+use crate::model_folders::{check_int8_replaceable, int8_folder, name_beside};
+use crate::progress::Bar;
 use crate::run_folder::{DataConfig, data_flag};
-use crate::{interrupt, numbers, progress};
+use crate::{class_names, interrupt, numbers, terminal};
 use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
-use ofa_evaluate::Model;
-use ofa_evaluate::model::{ModelConfig, load_weights, save_quantised};
-use ofa_evaluate::quantise::{Engine, LEAST_IMAGES, Options, Quantised, quantise};
-use ofa_supernet::data::{Dataset, Normalisation};
+use ofa_evaluate::bench::Score;
+use ofa_evaluate::model::{ModelConfig, load_config, load_weights, save_quantised};
+use ofa_evaluate::quantise::{
+    Engine, FinetuneOptions, LEAST_IMAGES, Options, Quantised, QuantisedNetwork, Sensitivity, finetune, quantise,
+};
+use ofa_evaluate::runtime::Weights;
+use ofa_evaluate::{Model, StaticNetwork};
+use ofa_supernet::data::{Augmentation, Dataset, Normalisation};
 use ofa_supernet::seed::{Stream, generator};
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// Images on which the int8 model is compared with the f32 model.
 const COMPARED: usize = 128;
 
-/// Smallest disturbance of the logits by one layer for which an exception is worth its time. A layer that disturbs them
-/// by half of it was kept in f32, and the error of the whole network stayed as it was.
-const WORTH_KEEPING: f64 = 0.02;
+/// Images per batch when accuracies are measured.
+const BATCH: usize = 100;
+
+/// Error of the logits, as a share of their power, below which no exception is worth its time.
+const SMALL_ERROR: f64 = 0.01;
+
+/// Share of the error that must go with the rounding of a single layer, so that this layer is worth an exception.
+const WORTH_KEEPING: f64 = 0.25;
 
 /// Make 8-bit integer models of extracted models, calibrated on training images.
 #[derive(clap::Args)]
@@ -37,6 +49,9 @@ pub struct Args {
     /// Folder to write, for a single model.
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Replace int8 models that are fine-tuned, and models of another subnet or number type.
+    #[arg(long)]
+    overwrite: bool,
     /// Training images to calibrate on, at least 32.
     #[arg(long, default_value_t = QuantiseOptions::default().images, value_parser = numbers::images)]
     images: usize,
@@ -50,6 +65,16 @@ pub struct Args {
     /// Layer that stays in f32, by the name of its tensors (blocks.1.0.conv_dw); may be repeated.
     #[arg(long)]
     keep_f32: Vec<String>,
+    /// Epochs of fine-tuning with quantisation in the loop, on the training images with the f32 model as teacher. The
+    /// integers with the better validation accuracy are stored.
+    #[arg(long, value_name = "EPOCHS", value_parser = numbers::epochs)]
+    finetune: Option<f64>,
+    /// Learning rate of fine-tuning, relative to the size of each weight.
+    #[arg(long, default_value_t = FinetuneOptions::LEARNING_RATE, value_parser = numbers::learning_rate, requires = "finetune")]
+    finetune_rate: f64,
+    /// Seed of the order and the augmentation of the images in fine-tuning.
+    #[arg(long, default_value_t = 0, value_parser = numbers::seed, requires = "finetune")]
+    finetune_seed: u64,
 }
 
 /// Names of the engines.
@@ -74,16 +99,18 @@ pub struct QuantiseOptions {
     pub images: usize,
     /// Settings of the integers.
     pub integers: Options,
+    /// Fine-tuning with quantisation in the loop.
+    pub finetune: Option<FinetuneOptions>,
 }
 
 impl Default for QuantiseOptions {
     fn default() -> Self {
         let integers = Options { engine: Engine::Ofa, weight_bits: 8, keep_f32: [].into() };
-        QuantiseOptions { images: 512, integers }
+        QuantiseOptions { images: 512, integers, finetune: None }
     }
 }
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<Value> {
     if let (Some(out), [_, _, ..]) = (&args.out, &args.models[..]) {
         bail!(
             "--out {} names the folder of a single model, and there are {}; leave it out",
@@ -94,12 +121,28 @@ pub fn run(args: &Args) -> Result<()> {
     if args.images < LEAST_IMAGES {
         bail!("--images {}: calibration needs at least {LEAST_IMAGES} images", args.images);
     }
-    args.models.iter().try_for_each(|folder| check_folder(folder, "quantise"))?;
+    for folder in &args.models {
+        check_folder(folder, "quantise")?;
+        let out = args.out.clone().unwrap_or_else(|| int8_folder(folder));
+        if out.canonicalize().ok().is_some_and(|out| folder.canonicalize().is_ok_and(|folder| folder == out)) {
+            bail!("--out {}: this is the f32 model itself; name another folder", out.display());
+        }
+        if !args.overwrite {
+            check_int8_replaceable(&out, &load_config(folder)?.subnet)?;
+        }
+    }
     let data = open_data(&args.data, args.data_seed, args.skip_bad)?;
     let keep_f32 = args.keep_f32.iter().cloned().collect();
     let integers = Options { engine: engine(&args.engine)?, weight_bits: args.weight_bits, keep_f32 };
-    let options = QuantiseOptions { images: args.images, integers };
-    args.models.iter().try_for_each(|folder| quantise_folder(folder, &data, &options, args.out.as_deref()))
+    let finetune = args.finetune.map(|epochs| FinetuneOptions {
+        epochs,
+        learning_rate: args.finetune_rate,
+        augmentation: Augmentation::default(),
+        seed: args.finetune_seed,
+    });
+    let options = QuantiseOptions { images: args.images, integers, finetune };
+    let models = args.models.iter().map(|folder| quantise_folder(folder, &data, &options, args.out.as_deref()));
+    Ok(json!({ "models": models.collect::<Result<Vec<Value>>>()? }))
 }
 
 /// Opens images whose training split calibrates models, each with its own normalisation.
@@ -116,18 +159,31 @@ pub fn calibration_images(config: &ModelConfig, data: &Dataset, count: usize) ->
 }
 
 /// Quantises the model in `folder` on training images of `data`, and prints how much of it is left.
-pub fn quantise_folder(folder: &Path, data: &Dataset, options: &QuantiseOptions, out: Option<&Path>) -> Result<()> {
+pub fn quantise_folder(folder: &Path, data: &Dataset, options: &QuantiseOptions, out: Option<&Path>) -> Result<Value> {
     interrupt::check()?;
     let (config, weights) = load_weights(folder)?;
     let out = out.map_or_else(|| int8_folder(folder), Path::to_path_buf);
+    let finetuning = options.finetune.as_ref().map(|options| Finetuning::new(folder, &config, data, options));
+    let finetuning = finetuning.transpose()?;
     let images = calibration_images(&config, data, options.images)?;
-    let bar = progress::plain_bar(0);
-    let quantised = quantise(&config, &weights, &images, &options.integers, &mut |done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
+    let bar = Bar::new(format!("quantising {}", folder.display()), 0, "passes");
+    let mut quantised = quantise(&config, &weights, &images, &options.integers, &mut |done, all| {
+        bar.set(done, all);
         interrupt::control()
     })?;
-    bar.finish_and_clear();
+    drop(bar);
+    let mut comparison = None;
+    if let Some(finetuning) = finetuning {
+        let finetuned = finetuning.run(&quantised, &weights, &images)?;
+        let compared = finetuning.compare([&quantised.network, &finetuned.network], &weights)?;
+        if compared.is_finetuned_better() {
+            quantised = finetuned;
+        }
+        comparison = Some(compared);
+    }
+    if let Some(quantisation) = &mut quantised.config.quantisation {
+        quantisation.f32_model = name_beside(folder, &out);
+    }
     save_quantised(&out, &quantised.config, &quantised.network)?;
     let mut models = [Model::load(folder)?, Model::load(&out)?];
     let bytes = models.each_ref().map(|model| model.file_bytes() as f64 / 1e3);
@@ -141,21 +197,113 @@ pub fn quantise_folder(folder: &Path, data: &Dataset, options: &QuantiseOptions,
         bytes[0],
         100.0 * same
     );
-    print_exceptions(&quantised);
-    Ok(())
+    match &comparison {
+        Some(comparison) => comparison.print(),
+        None => print_exceptions(&quantised.sensitivity),
+    }
+    Ok(json!({
+        "model": out,
+        "f32_model": folder,
+        "bytes": models[1].file_bytes(),
+        "f32_bytes": models[0].file_bytes(),
+        "compared_images": compared,
+        "same_class": same,
+        "logits_error": quantised.sensitivity.error,
+        "finetuning": comparison.map(|comparison| comparison.json()),
+    }))
 }
 
-/// The folder NAME-int8 beside `folder`.
-fn int8_folder(folder: &Path) -> PathBuf {
-    let folder = folder.canonicalize().map_or_else(
-        |_| folder.to_path_buf(),
-        |path| {
-            // As it was named, unless the name is in the path only.
-            if folder.file_name().is_some() { folder.to_path_buf() } else { path }
-        },
-    );
-    let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    folder.with_file_name(format!("{name}-int8"))
+/// Fine-tuning of one model, and the images that judge it.
+struct Finetuning<'a> {
+    folder: &'a Path,
+    options: &'a FinetuneOptions,
+    /// The images with the model's normalisation, and its classes in its order.
+    data: Dataset,
+    resolution: usize,
+}
+
+impl<'a> Finetuning<'a> {
+    fn new(folder: &'a Path, config: &ModelConfig, data: &Dataset, options: &'a FinetuneOptions) -> Result<Self> {
+        let data = class_names::in_order_of(&config.labels, data, &format!("{}: the model", folder.display()))?;
+        let data = Dataset { normalisation: config.normalisation.clone(), ..data };
+        Ok(Finetuning { folder, options, data, resolution: config.network.resolution })
+    }
+
+    fn run(&self, start: &Quantised, weights: &Weights, images: &[f32]) -> Result<Quantised> {
+        let bar = Bar::new(format!("fine-tuning the integers of {}", self.folder.display()), 0, "steps");
+        let mut begun = false;
+        let finetuned = finetune(start, weights, images, &self.data, self.options, &mut |at| {
+            if !std::mem::replace(&mut begun, true) {
+                terminal::note(format!("fine-tuning the integers of {}: {} steps", self.folder.display(), at.steps));
+            }
+            bar.set(at.step, at.steps);
+            bar.details([format!("loss {:.4}", at.loss)]);
+            interrupt::control()
+        })?;
+        Ok(finetuned)
+    }
+
+    /// Compares the integers before and after fine-tuning.
+    fn compare(&self, [before, finetuned]: [&QuantisedNetwork; 2], weights: &Weights) -> Result<Comparison> {
+        Ok(Comparison {
+            images: self.data.validation.len(),
+            exact: self.accuracy(StaticNetwork::new(&before.spec, weights)?)?,
+            before: self.accuracy(StaticNetwork::quantised(before)?)?,
+            finetuned: self.accuracy(StaticNetwork::quantised(finetuned)?)?,
+        })
+    }
+
+    /// Validation accuracy, from 0 to 1.
+    fn accuracy(&self, mut network: StaticNetwork) -> Result<f64> {
+        let mut score = Score::new(network.spec().classes);
+        for indices in (0..self.data.validation.len()).collect::<Vec<_>>().chunks(BATCH) {
+            interrupt::check()?;
+            let batch = self.data.evaluation_batch(&self.data.validation, indices, self.resolution)?;
+            score.add(network.run(&batch.images, indices.len())?, &batch.labels)?;
+        }
+        Ok(score.top1())
+    }
+}
+
+/// Validation accuracies of a model.
+struct Comparison {
+    images: usize,
+    exact: f64,
+    before: f64,
+    finetuned: f64,
+}
+
+impl Comparison {
+    /// Also of equals, such as all without validation images.
+    fn is_finetuned_better(&self) -> bool {
+        self.finetuned >= self.before
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "images": self.images,
+            "f32_accuracy": self.exact,
+            "accuracy_before": self.before,
+            "finetuned_accuracy": self.finetuned,
+            "stored": if self.is_finetuned_better() { "fine-tuned" } else { "before" },
+        })
+    }
+
+    fn print(&self) {
+        if self.images == 0 {
+            say!("  there are no validation images to compare on; the fine-tuned integers are stored");
+            return;
+        }
+        let percent = |accuracy: f64| format!("{:.2} %", 100.0 * accuracy);
+        say!(
+            "  accuracy on {} validation images: {} in f32, {} quantised after training, {} fine-tuned; the {} are stored",
+            self.images,
+            percent(self.exact),
+            percent(self.before),
+            percent(self.finetuned),
+            if self.is_finetuned_better() { "fine-tuned integers" } else { "integers from before fine-tuning" }
+        );
+    }
 }
 
 /// Share of the first `count` images to which both models give the same class.
@@ -170,13 +318,18 @@ fn agreement(models: &mut [Model; 2], images: &[f32], count: usize) -> Result<f6
     Ok(exact?.iter().zip(rounded?).filter(|(a, b)| **a == *b).count() as f64 / count as f64)
 }
 
-/// Names the layers that disturb the logits most.
-fn print_exceptions(quantised: &Quantised) {
-    let worth = quantised.sensitivity.iter().filter(|(_, share)| *share > WORTH_KEEPING).take(5);
-    let worth: Vec<String> = worth.map(|(name, share)| format!("{name} {:.1} %", 100.0 * share)).collect();
+/// Names the layers whose rounding causes a large part of the error.
+fn print_exceptions(sensitivity: &Sensitivity) {
+    let Sensitivity { error, without } = sensitivity;
+    if *error < SMALL_ERROR {
+        return;
+    }
+    let worth = without.iter().filter(|(_, left)| *left < (1.0 - WORTH_KEEPING) * error).take(5);
+    let worth: Vec<String> = worth.map(|(name, left)| format!("{:.1} % with {name}", 100.0 * left)).collect();
     if !worth.is_empty() {
         say!(
-            "  squared error of the logits by a layer alone in int8: {}; leave one in f32 with --keep-f32",
+            "  rounding changes the logits by {:.1} % of their power; with one layer in f32 by {}; keep it with --keep-f32",
+            100.0 * error,
             worth.join(", ")
         );
     }

@@ -1,19 +1,21 @@
 //! `ofa quickstart`
 
 use crate::commands::bench::{bench_models, print_rows};
-use crate::commands::extract::{Options, Wanted, extract_all};
+use crate::commands::extract::{Options, extract_all};
 use crate::commands::predictor::{Sampling, fit_predictor, print_report};
-use crate::commands::profile::{Show, print_check, profile_device};
-use crate::commands::search::print_results;
-use crate::commands::train::{print_probes, train_run};
+use crate::commands::profile::{Show, print_check, profile_device, profile_json};
+use crate::commands::search::{named_results, print_results};
+use crate::commands::train::{print_probes, probes_json, train_run};
 use crate::measured::Images;
+use crate::model_origin::Wanted;
 use crate::quickstart_folder::QuickstartFolder;
+use crate::report::{PAGE, Report, page};
 use crate::run_folder::{DataConfig, RunConfig, RunFolder};
 use crate::searches::search_limits;
 use crate::{interrupt, numbers, progress};
 use anyhow::Result;
 use candle_core::Device;
-use ofa_evaluate::bench::BenchOptions;
+use ofa_evaluate::bench::{BenchOptions, DeviceRecord, update_card};
 use ofa_evaluate::model::NumberType;
 use ofa_evaluate::profile::ProfileOptions;
 use ofa_extract::Constraint;
@@ -21,8 +23,10 @@ use ofa_extract::predictor::Method;
 use ofa_extract::search::{Evolution, SearchSettings};
 use ofa_supernet::Ranks;
 use ofa_supernet::SearchSpace;
+use ofa_supernet::files::write_atomic;
 use ofa_supernet::train::{Outcome, TrainConfig};
-use std::path::PathBuf;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Run every step on built-in data: train, profile, predict, search, extract, benchmark.
@@ -49,7 +53,7 @@ pub struct Args {
 /// Positions of the three limits between the smallest and the largest subnet's latency.
 const LIMITS: [f64; 3] = [0.2, 0.45, 0.75];
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<Value> {
     let config = configuration(args)?;
     let sampling = Sampling {
         samples: args.samples,
@@ -69,28 +73,30 @@ pub fn run(args: &Args) -> Result<()> {
     });
     // Listed after a stop or failure too, so that the next quickstart can replace the files.
     let listed = claimed.list();
-    done.and(listed)
+    done.and_then(|value| listed.map(|()| value))
 }
 
-fn all_steps(args: &Args, config: &RunConfig, sampling: &Sampling) -> Result<()> {
+fn all_steps(args: &Args, config: &RunConfig, sampling: &Sampling) -> Result<Value> {
     let start = Instant::now();
     let folder = RunFolder::new(&args.out);
 
     say!("1. Train a supernet ({:.1e} subnets) on generated images by progressive shrinking", config.space.count());
-    match train_run(&folder, config, None, &Ranks::alone(), false, &Device::Cpu, &mut false)? {
-        Outcome::Finished { probes, .. } => print_probes(&probes),
+    let probes = match train_run(&folder, config, None, &Ranks::alone(), false, &Device::Cpu, &mut false)? {
+        Outcome::Finished { probes, .. } => probes,
         Outcome::Interrupted { .. } => return Err(ofa_supernet::Error::Interrupted.into()),
-    }
+    };
+    print_probes(&probes);
 
     say!("\n2. Measure this machine");
     let (net, classes) = folder.supernet()?;
     let options = ProfileOptions::new("this", classes.len());
-    let profile = profile_device(&folder, net.space(), &options, Show::Bar)?;
+    let profile = profile_device(&folder, net.space(), &options, None, Show::Bar)?;
     print_check(&profile);
 
     say!("\n3. Measure {} random subnets and fit the accuracy predictor", args.samples);
     let data = config.data.open()?;
-    print_report(&fit_predictor(&folder, &net, &data, sampling)?);
+    let fit = fit_predictor(&folder, &net, &data, sampling)?;
+    print_report(&fit);
 
     say!("\n4. Search the best subnet for three latency limits of this machine");
     let space = net.space();
@@ -118,20 +124,44 @@ fn all_steps(args: &Args, config: &RunConfig, sampling: &Sampling) -> Result<()>
 
     say!("\n6. Benchmark on unseen test images");
     let folders: Vec<PathBuf> = extracted.into_iter().map(|e| e.folder).collect();
-    print_rows(&bench_models(&folders, Some(&data), &BenchOptions::default())?);
+    let rows = bench_models(&folders, Some(&data), &BenchOptions::default())?;
+    print_rows(&rows);
+    for (folder, row) in folders.iter().zip(&rows) {
+        update_card(folder, DeviceRecord::of_this_machine(row.clone(), Some(&data.name)))?;
+    }
+    let report = Report::gather(&folder)?;
+    write_atomic(&folder.join(PAGE), page(&report)?.as_bytes())?;
+    say!();
+    report.advice().iter().for_each(|sentence| say!("{sentence}"));
 
+    let seconds = start.elapsed().as_secs_f64();
+    print_end(&args.out, seconds);
+    Ok(json!({
+        "run": args.out,
+        "seconds": seconds,
+        "accuracies": probes_json(&probes),
+        "device": profile_json(&profile, &folder.join("devices/this.json")),
+        "fit": fit,
+        "results": named_results(&results),
+        "models": rows,
+        "report": folder.join(PAGE),
+        "advice": report.advice(),
+    }))
+}
+
+/// Says where everything is, and the same way with images of one's own.
+fn print_end(run: &Path, seconds: f64) {
     say!(
-        "\nDone in {}; everything is in {run}/. Next, with your own images (DATA/train/CLASS/*.jpg, DATA/test/CLASS/*.jpg):\n\
+        "\nDone in {}; everything is in {run}/, pictures in {run}/{PAGE}. Next, with your own images (DATA/train/CLASS/*.jpg, DATA/test/CLASS/*.jpg):\n\
          \x20 ofa train --preset cifar --data DATA --out run\n\
          \x20 ofa profile --run run --name this\n\
          \x20 ofa predictor --run run --samples 1000\n\
          \x20 ofa search --run run --limit this:latency=2ms --limit any:macs=10M\n\
          \x20 ofa extract --run run --search-results\n\
          \x20 ofa bench run/models/* --data DATA",
-        progress::duration(start.elapsed().as_secs_f64()),
-        run = args.out.display()
+        progress::duration(seconds),
+        run = run.display()
     );
-    Ok(())
 }
 
 fn configuration(args: &Args) -> Result<RunConfig> {

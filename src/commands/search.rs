@@ -1,17 +1,20 @@
 //! `ofa search`
 
 use crate::commands::compare::{self, compare};
-use crate::freshness::{judgement_of_profile, load_predictor};
+use crate::freshness::{is_any_of_int8, judgement_of_profile, load_predictor};
 use crate::measured::{Images, Measured};
 use crate::run_folder::RunFolder;
 use crate::scorer::Scorer;
 use crate::searches::{Options, Task, search_groups};
 use crate::strategy_options::{self, StrategyOptions};
-use crate::{numbers, progress, shell, table};
+use crate::{numbers, progress, shell, table, terminal};
 use anyhow::{Result, anyhow};
 use clap::ValueEnum;
+use ofa_evaluate::model::NumberType;
 use ofa_extract::search::{SearchSettings, of_batch};
 use ofa_extract::{Constraint, Measures, Metric, SearchResult};
+use serde::Serialize;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -60,7 +63,7 @@ pub struct Args {
     scoring: Scoring,
     /// Run every strategy with its default settings and the same number of evaluations, and print a table instead of
     /// writing results.
-    #[arg(long, conflicts_with_all = ["strategy", "against", strategy_options::GROUP, "verify", "json"])]
+    #[arg(long, conflicts_with_all = ["strategy", "against", strategy_options::GROUP, "verify"])]
     compare: bool,
     /// Runs of each strategy for --compare, each with its own seed.
     #[arg(long, default_value_t = 5, requires = "compare", value_parser = numbers::seeds)]
@@ -68,9 +71,6 @@ pub struct Args {
     /// Seed of the search.
     #[arg(long, default_value_t = 0, value_parser = numbers::seed)]
     seed: u64,
-    /// Print the results as JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 /// Score of a subnet.
@@ -151,7 +151,7 @@ fn least_accuracy(text: &str) -> Result<f64, String> {
     accuracy.ok().filter(|accuracy| *accuracy > 0.0 && *accuracy <= 1.0).ok_or_else(fail)
 }
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<Value> {
     let measuring = args.scoring.score == Score::Measured || args.scoring.verify.is_some();
     // Checked before any file is read.
     let settings = if args.compare { None } else { Some(args.settings()?) };
@@ -188,14 +188,13 @@ fn with_scorer(
     measures: &Measures,
     scorer: &Scorer,
     measured: Option<&Measured>,
-) -> Result<()> {
-    note_batches(measures, args.constraints())?;
+) -> Result<Value> {
+    note_devices(measures, args.constraints())?;
     let Some(settings) = settings else {
         let options = compare::Options { evaluations: args.evaluations, seed: args.seed, seeds: args.seeds };
-        for constraints in args.groups() {
-            compare(folder, measures, &constraints, scorer, &options)?;
-        }
-        return Ok(());
+        let groups = args.groups();
+        let tables = groups.iter().map(|group| compare(folder, measures, group, scorer, &options));
+        return Ok(json!({ "comparisons": tables.collect::<Result<Vec<Value>>>()? }));
     };
     let evaluations = match scorer {
         Scorer::Measured(_) => Some(args.evaluations.unwrap_or(MEASURED_EVALUATIONS)),
@@ -212,41 +211,60 @@ fn with_scorer(
     };
     let task = Task { folder, measures, scorer, measured, options: &options };
     let results = search_groups(&task, &args.groups())?;
-    if args.json {
-        let results: Vec<&SearchResult> = results.iter().map(|(_, result)| result).collect();
-        say!("{}", serde_json::to_string_pretty(&results)?);
-        return Ok(());
-    }
     print_results(&results);
     results.iter().for_each(|(_, result)| print_front(result));
     say!();
-    judge(measures, args.constraints(), scorer)?;
-    say!("\nNext: ofa extract --run {} --search-results", shell::path(&args.run));
-    Ok(())
+    let judgements = judgements(measures, args.constraints(), scorer)?;
+    judgements.iter().for_each(|sentence| say!("{sentence}"));
+    let int8 = if is_any_of_int8(args.constraints(), measures) { " --int8" } else { "" };
+    terminal::next([format!("ofa extract --run {} --search-results{int8}", shell::path(&args.run))]);
+    Ok(json!({ "results": named_results(&results), "judgements": judgements }))
 }
 
-/// Prints a sentence about the predictor, and one about each device of a limit.
-fn judge<'c>(measures: &Measures, constraints: impl Iterator<Item = &'c Constraint>, scorer: &Scorer) -> Result<()> {
-    if let Scorer::Predictor(predictor, _) = scorer
-        && let Some(judgement) = predictor.judgement()
-    {
-        say!("{judgement}");
+/// A result with its name, for JSON.
+#[derive(Serialize)]
+pub struct NamedResult<'a> {
+    name: &'a str,
+    #[serde(flatten)]
+    result: &'a SearchResult,
+}
+
+/// The results with their names.
+pub fn named_results(results: &[(String, SearchResult)]) -> Vec<NamedResult<'_>> {
+    results.iter().map(|(name, result)| NamedResult { name, result }).collect()
+}
+
+/// A sentence about the predictor, and one about each device of a limit.
+fn judgements<'c>(
+    measures: &Measures,
+    constraints: impl Iterator<Item = &'c Constraint>,
+    scorer: &Scorer,
+) -> Result<Vec<String>> {
+    let mut sentences = Vec::new();
+    if let Scorer::Predictor(predictor, _) = scorer {
+        sentences.extend(predictor.judgement());
     }
     let latencies = constraints.filter(|constraint| constraint.metric == Metric::Latency);
     for name in latencies.map(|constraint| constraint.device.as_str()).collect::<BTreeSet<_>>() {
-        say!("{}", judgement_of_profile(measures.device(name)?));
+        sentences.push(judgement_of_profile(measures.device(name)?));
     }
-    Ok(())
+    Ok(sentences)
 }
 
-/// Prints a note for each device whose latencies are for several images.
-fn note_batches<'c>(measures: &Measures, constraints: impl Iterator<Item = &'c Constraint>) -> Result<()> {
+/// Prints a note for each device whose latencies are for several images, or of int8 models.
+fn note_devices<'c>(measures: &Measures, constraints: impl Iterator<Item = &'c Constraint>) -> Result<()> {
     let latencies = constraints.filter(|constraint| constraint.metric == Metric::Latency);
     for name in latencies.map(|constraint| constraint.device.as_str()).collect::<BTreeSet<_>>() {
-        let batch = measures.device(name)?.batch;
-        if batch > 1 {
-            progress::note(format!(
-                "{name}:latency is for one run of {batch} images together, the batch that the profile was measured with"
+        let profile = measures.device(name)?;
+        if profile.batch > 1 {
+            terminal::note(format!(
+                "{name}:latency is for one run of {} images together, the batch that the profile was measured with",
+                profile.batch
+            ));
+        }
+        if profile.number_type == NumberType::Int8 {
+            terminal::note(format!(
+                "{name}:latency is of int8 models, as the profile was measured; extract the result with --int8"
             ));
         }
     }
@@ -285,7 +303,7 @@ pub fn print_results(results: &[(String, SearchResult)]) {
             row
         })
         .collect();
-    table::print(&header, &rows);
+    table::print_some(&header, &rows, &["time", "evaluations"]);
 }
 
 fn show_value(value: &ofa_extract::search::ConstraintValue) -> String {

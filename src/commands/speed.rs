@@ -1,9 +1,10 @@
 //! `ofa speed`
 
 use crate::processes::on_this_machine;
+use crate::progress::{self, Bar, counted};
 use crate::ranks_model::{Network, Prediction, Step, predict};
 use crate::run_folder::RunConfig;
-use crate::{memory, numbers, progress, table};
+use crate::{memory, numbers, table};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use ofa_evaluate::latency::median;
@@ -17,39 +18,40 @@ use ofa_supernet::train::{StageConfig, TrainConfig};
 use ofa_supernet::{Error, Ranks, SearchSpace, Supernet};
 use rand::Rng;
 use serde::Serialize;
+use serde_json::Value;
 use std::path::PathBuf;
 use std::time::Instant;
 
 /// Measure images per second and peak memory of training and evaluation steps on random images.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Search space: a preset or a .toml file.
-    #[arg(long, default_value = "cifar-mbv3")]
-    space: String,
+    /// Search space: a preset or a .toml file (default: cifar-mbv3, or that of --config).
+    #[arg(long, conflicts_with = "config")]
+    space: Option<String>,
     /// Use the strides for small images: 1 in the first convolution and the first stage.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "config")]
     small: bool,
-    /// Height and width of the images.
-    #[arg(long, default_value_t = 32, value_parser = numbers::resolution)]
-    resolution: usize,
-    /// Images per step.
-    #[arg(long, default_value_t = 64, value_parser = numbers::batch)]
-    batch: usize,
-    /// Number of classes.
-    #[arg(long, default_value_t = 10, value_parser = numbers::classes)]
-    classes: usize,
+    /// Height and width of the images (default: 32, or the largest of --config).
+    #[arg(long, value_parser = numbers::resolution)]
+    resolution: Option<usize>,
+    /// Images per step (default: 64, or those of --config).
+    #[arg(long, value_parser = numbers::batch)]
+    batch: Option<usize>,
+    /// Number of classes (default: 10; with --config and without --images that of its data).
+    #[arg(long, value_parser = numbers::classes)]
+    classes: Option<usize>,
     /// max: a step of the largest subnet; elastic: teacher and 4 subnets; eval: forward pass of the largest subnet.
     #[arg(long, default_value = "max", value_parser = ["max", "elastic", "eval"])]
     mode: String,
     /// Steps to measure, after one warm-up step.
     #[arg(long, default_value_t = 6, value_parser = numbers::repetitions)]
     steps: usize,
-    /// Also estimate the time of this configuration's schedule on --images training images.
+    /// Also estimate the time of this configuration's schedule, with its space for both measurements.
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Training images of the schedule of --config.
-    #[arg(long, default_value_t = 50_000, value_parser = numbers::images, requires = "config")]
-    images: usize,
+    /// Training images of the schedule of --config (default: those of its data, which is opened for that).
+    #[arg(long, value_parser = numbers::images, requires = "config")]
+    images: Option<usize>,
     /// Also predict images per second for 1 to 1,024 processes, each as fast as this one.
     #[arg(long)]
     ranks_model: bool,
@@ -59,9 +61,53 @@ pub struct Args {
     /// For --ranks-model: microseconds until a message arrives.
     #[arg(long, default_value_t = 20.0, value_parser = numbers::microseconds, requires = "ranks_model")]
     latency: f64,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
+}
+
+/// What is measured: the arguments, completed from the configuration and its data.
+struct Setting {
+    space: SearchSpace,
+    resolution: usize,
+    batch: usize,
+    classes: usize,
+    mode: String,
+    steps: usize,
+    /// Configuration and training images of the schedule.
+    schedule: Option<(RunConfig, usize)>,
+}
+
+impl Setting {
+    fn of(args: &Args) -> Result<Self> {
+        let config = args.config.as_deref().map(RunConfig::read).transpose()?;
+        let mut space = match (&config, &args.space) {
+            (Some(config), _) => config.space.clone(),
+            (None, name) => SearchSpace::named(name.as_deref().unwrap_or("cifar-mbv3"))?,
+        };
+        if args.small {
+            space.stem.stride = 1;
+            space.stages[0].stride = 1;
+        }
+        let largest = space.resolutions.iter().max().copied();
+        let resolution = args.resolution.or(config.as_ref().and(largest)).unwrap_or(32);
+        space.resolutions = vec![resolution];
+        let mut classes = args.classes;
+        let schedule = match config {
+            Some(config) => {
+                let images = match args.images {
+                    Some(images) => images,
+                    None => {
+                        let data = config.data.open()?;
+                        classes.get_or_insert(data.classes.len());
+                        data.train.len()
+                    }
+                };
+                Some((config, images))
+            }
+            None => None,
+        };
+        let batch = args.batch.or(schedule.as_ref().map(|(config, _)| config.train.batch)).unwrap_or(64);
+        let (mode, steps) = (args.mode.clone(), args.steps);
+        Ok(Setting { space, resolution, batch, classes: classes.unwrap_or(10), mode, steps, schedule })
+    }
 }
 
 #[derive(Serialize)]
@@ -70,6 +116,10 @@ struct Report {
     mode: String,
     resolution: usize,
     batch: usize,
+    classes: usize,
+    /// Training images of the schedule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    training_images: Option<usize>,
     threads: usize,
     instruction_set: &'static str,
     images_per_second: f64,
@@ -117,31 +167,28 @@ pub struct StageTime {
     pub seconds: f64,
 }
 
-pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
-    let mut space = SearchSpace::named(&args.space)?;
-    if args.small {
-        space.stem.stride = 1;
-        space.stages[0].stride = 1;
-    }
-    space.resolutions = vec![args.resolution];
-    let need = |batch| memory_of_step(&space, args, batch);
-    memory::check_batch("this step", args.batch, &need, on_this_machine(ranks))?;
-    let net = Supernet::new(&space, args.classes, 0)?;
-    let Measured { times, exchange: step_exchange, waited } = measure(&net, args, ranks)?;
+pub fn run(args: &Args, ranks: &Ranks) -> Result<Value> {
+    let setting = Setting::of(args)?;
+    let need = |batch| memory_of_step(&setting, batch);
+    memory::check_batch("this step", setting.batch, &need, on_this_machine(ranks))?;
+    let net = Supernet::new(&setting.space, setting.classes, 0)?;
+    let Measured { times, exchange: step_exchange, waited } = measure(&net, &setting, ranks)?;
     let step_seconds = median(&times).context("no step was measured")?;
     let exchange = ranks.is_distributed().then(|| exchange(ranks, waited / times.len() as f64, &step_exchange));
-    let schedule = match &args.config {
-        Some(path) => Some(stage_times(&RunConfig::read(path)?, args.classes, args.images, 1)?),
+    let schedule = match &setting.schedule {
+        Some((config, images)) => Some(stage_times(config, setting.classes, *images, 1)?),
         None => None,
     };
     let report = Report {
-        space: args.space.clone(),
+        space: args.space.clone().unwrap_or_else(|| setting.space.name.clone()),
         mode: args.mode.clone(),
-        resolution: args.resolution,
-        batch: args.batch,
+        resolution: setting.resolution,
+        batch: setting.batch,
+        classes: setting.classes,
+        training_images: setting.schedule.as_ref().map(|(_, images)| *images),
         threads: rayon::current_num_threads(),
         instruction_set: InstructionSet::active().name(),
-        images_per_second: (args.batch * ranks.count()) as f64 / step_seconds,
+        images_per_second: (setting.batch * ranks.count()) as f64 / step_seconds,
         step_seconds,
         spread: [times.iter().copied().fold(f64::MAX, f64::min), times.iter().copied().fold(0.0, f64::max)],
         peak_mib: memory::peak().map(|bytes| bytes as f64 / (1 << 20) as f64),
@@ -149,29 +196,24 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         hidden_megabytes: megabytes(step_exchange.hidden_values),
         hiding_seconds: step_exchange.hiding_seconds,
         ranks: exchange,
-        ranks_model: args.ranks_model.then(|| model(args, step_seconds, &step_exchange)),
+        ranks_model: args.ranks_model.then(|| model(args, setting.batch, step_seconds, &step_exchange)),
         schedule,
     };
-    if !ranks.is_first() {
-        return Ok(());
+    if ranks.is_first() {
+        print_report(args, &report);
     }
-    if args.json {
-        say!("{}", serde_json::to_string(&report)?);
-        return Ok(());
-    }
-    print_report(args, &report);
-    Ok(())
+    Ok(serde_json::to_value(&report)?)
 }
 
 fn print_report(args: &Args, report: &Report) {
     let memory = report.peak_mib.map_or("unknown".into(), |m| format!("{m:.0} MiB"));
     say!(
-        "{} {} at {} px, batch {}, {} threads ({}): {} images/s, {:.4} s per step, peak memory {memory}",
+        "{} {} at {} px, batch {}, {} ({}): {} images/s, {:.4} s per step, peak memory {memory}",
         report.space,
         report.mode,
         report.resolution,
         report.batch,
-        report.threads,
+        counted(report.threads, "thread"),
         report.instruction_set,
         progress::rate(report.images_per_second),
         report.step_seconds
@@ -208,7 +250,11 @@ fn print_report(args: &Args, report: &Report) {
             );
         }
         let total: f64 = stages.iter().map(|s| s.seconds).sum();
-        say!("the schedule takes about {} on {} training images", progress::duration(total), args.images);
+        say!(
+            "the schedule takes about {} on {} training images",
+            progress::duration(total),
+            report.training_images.unwrap_or_default()
+        );
     }
 }
 
@@ -239,10 +285,10 @@ fn exchange(ranks: &Ranks, seconds: f64, step: &Exchange) -> Exchanged {
 const SMALL_SUMS: usize = 2;
 
 /// Predictions for 1, 2, 4, ... 1,024 ranks.
-fn model(args: &Args, step_seconds: f64, exchange: &Exchange) -> Vec<Prediction> {
+fn model(args: &Args, images: usize, step_seconds: f64, exchange: &Exchange) -> Vec<Prediction> {
     let step = Step {
         compute: step_seconds,
-        images: args.batch,
+        images,
         hidden_bytes: 1e6 * megabytes(exchange.hidden_values),
         hiding: exchange.hiding_seconds,
         exposed_bytes: 1e6 * megabytes(exchange.exposed_values),
@@ -304,26 +350,28 @@ fn configuration(space: &SearchSpace, mode: &str) -> Result<(TrainConfig, StageC
 }
 
 /// Bytes that a step of `batch` images takes; an evaluation counts as a training step, which takes more.
-fn memory_of_step(space: &SearchSpace, args: &Args, batch: usize) -> Result<u64> {
-    let (config, stage) = configuration(space, &args.mode)?;
+fn memory_of_step(setting: &Setting, batch: usize) -> Result<u64> {
+    let (space, classes) = (&setting.space, setting.classes);
+    let (config, stage) = configuration(space, &setting.mode)?;
     let mut config = TrainConfig { batch, stages: vec![stage], ..config };
     config.subnets_at_once = config.subnets_at_once.min(rayon::current_num_threads());
     (config.probe.batch, config.probe.recalibration_images) = (1, 1);
-    let step = TrainingMemory::estimate(space, args.classes, &config, batch, 0)?;
-    let logits = 16 * batch as u64 * args.classes as u64;
+    let step = TrainingMemory::estimate(space, classes, &config, batch, 0)?;
+    let logits = 16 * batch as u64 * classes as u64;
     Ok(step.total().saturating_add(logits))
 }
 
-fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<Measured> {
+fn measure(net: &Supernet, setting: &Setting, ranks: &Ranks) -> Result<Measured> {
     let space = net.space();
-    let (images, labels) = random_batch(args.batch, args.resolution, args.classes)?;
-    let (config, stage) = configuration(space, &args.mode)?;
-    let teacher = if args.mode == "elastic" { Some(Supernet::new(space, args.classes, 1)?) } else { None };
+    let (images, labels) = random_batch(setting.batch, setting.resolution, setting.classes)?;
+    let (config, stage) = configuration(space, &setting.mode)?;
+    let teacher = if setting.mode == "elastic" { Some(Supernet::new(space, setting.classes, 1)?) } else { None };
     let statistics = net.running_statistics(&space.largest())?;
-    let mut optimizer = config.optimizer(net.parameters().len());
+    let mut optimizer = config.optimizer(net.parameters());
     let choices = stage.choices(space);
     let (mut times, mut exchanges, mut before) = (Vec::new(), Vec::new(), 0.0);
-    for step in 0..=args.steps {
+    let bar = Bar::new("measuring steps", setting.steps + 1, "steps");
+    for step in 0..=setting.steps {
         if let [true] = ranks.any([crate::interrupt::requested()]) {
             return Err(Error::Interrupted.into());
         }
@@ -331,7 +379,7 @@ fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<Measured> {
             before = ranks.traffic().seconds;
         }
         let start = Instant::now();
-        if args.mode == "eval" {
+        if setting.mode == "eval" {
             net.forward(&images, &space.largest(), Mode::Evaluate(&statistics))?;
         } else {
             let input = StepInput {
@@ -352,6 +400,7 @@ fn measure(net: &Supernet, args: &Args, ranks: &Ranks) -> Result<Measured> {
         if step > 0 {
             times.push(start.elapsed().as_secs_f64());
         }
+        bar.add(1);
     }
     let waited = ranks.traffic().seconds - before;
     Ok(Measured { times, exchange: mean(exchanges.get(1..).unwrap_or_default()), waited })
@@ -375,9 +424,10 @@ pub fn stage_times(config: &RunConfig, classes: usize, images: usize, processes:
     let net = Supernet::new(&config.space, classes, 0)?;
     let teacher = Supernet::new(&config.space, classes, 1)?;
     let mut stages = Vec::new();
+    let bar = Bar::new("measuring the stages", config.train.stages.len(), "stages");
     for (stage, plan) in config.train.stages.iter().zip(config.train.plan(&config.space, images)) {
         let choices = stage.choices(&config.space);
-        let mut optimizer = config.train.optimizer(net.parameters().len());
+        let mut optimizer = config.train.optimizer(net.parameters());
         let mut times = Vec::new();
         let resolutions = stage.images.as_ref().map_or(choices.resolutions.len(), |images| images.resolutions.len());
         for step in 0..=3 * resolutions.min(4) {
@@ -411,6 +461,7 @@ pub fn stage_times(config: &RunConfig, classes: usize, images: usize, processes:
             step_seconds,
             seconds: step_seconds * plan.steps as f64,
         });
+        bar.add(1);
     }
     Ok(stages)
 }

@@ -1,18 +1,22 @@
 //! `ofa train`
 
 use crate::commands::speed::stage_times;
+use crate::new_folder::NewFolder;
 use crate::processes::on_this_machine;
-use crate::progress::{self, note};
+use crate::progress::{self, Bar, counted};
 use crate::run_folder::{DataConfig, RunConfig, RunFolder, absolute, data_flag};
 use crate::starting_weights::StartingWeights;
-use crate::{interrupt, memory, numbers, shell, table, training_summary};
+use crate::terminal::{note, warning};
+use crate::{interrupt, memory, numbers, shell, table, terminal, training_summary};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::train::checkpoint::Folder;
+use ofa_supernet::train::metrics::TENSORBOARD;
 use ofa_supernet::train::progress::StepEvent;
 use ofa_supernet::train::{Control, Event, Outcome, ProbeResult, TrainConfig, is_unbegun, train_with_teacher};
-use ofa_supernet::{Ranks, SearchSpace, Supernet};
+use ofa_supernet::{Ranks, SearchSpace, Supernet, files};
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// Train a supernet by progressive shrinking.
@@ -33,6 +37,9 @@ pub struct Args {
     /// Hours that the training may take: epochs are scaled by a measurement of some steps, with the stages' shares.
     #[arg(long, value_parser = numbers::hours, conflicts_with_all = ["epochs", "resume"])]
     hours: Option<f64>,
+    /// Write event files of TensorBoard too, to the run folder's tensorboard/; a resumed run continues them.
+    #[arg(long)]
+    tensorboard: bool,
     /// Where to compute: cpu, cuda:N or metal.
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -43,20 +50,22 @@ pub struct Args {
 pub struct Settings {
     /// Configuration file with [data], [space] and [train]; `ofa config` prints one.
     #[arg(long, conflicts_with_all = ["space", "preset"])]
-    config: Option<PathBuf>,
-    /// Training preset: cifar, imagenet, progressive, tiny, or transfer (default: cifar; with --from transfer).
+    pub config: Option<PathBuf>,
+    /// Training preset: cifar, imagenet, progressive, tiny, or transfer (default: cifar; with --from of a
+    /// supernet transfer).
     #[arg(long)]
     preset: Option<String>,
     /// Search space: a preset such as cifar-k5, tiny or mbv3-w1.0, or a .toml file (default: the training preset's, or
     /// that of --from).
     #[arg(long)]
     space: Option<String>,
-    /// Images: a folder (ImageFolder, CIFAR binary, IDX) or `builtin`.
+    /// Images: a folder (ImageFolder, tar or Parquet shards, CIFAR binary, IDX), a pattern of shards such as
+    /// 'DIR/train-{000..011}.tar', or `builtin`.
     #[arg(long)]
     data: Option<String>,
-    /// Start from this supernet instead of random weights: a run folder (trained or imported) or a file of its
-    /// checkpoints. Classes may be others.
-    #[arg(long, value_name = "RUN|CHECKPOINT")]
+    /// Start from these weights instead of random ones: a run folder (trained or imported), a file of its checkpoints,
+    /// or the folder of a model that is a subnet of the space. Classes may be others.
+    #[arg(long, value_name = "RUN|CHECKPOINT|MODEL")]
     from: Option<PathBuf>,
     /// Learn from the largest subnet of this other supernet (of the same images, and any space) in all stages without a
     /// teacher of their own: a run folder or a file of its checkpoints.
@@ -96,7 +105,7 @@ impl Settings {
         let mut config = match &self.config {
             Some(path) => RunConfig::read(path)?,
             None => {
-                let preset = self.preset.as_deref().unwrap_or(if self.from.is_some() { "transfer" } else { "cifar" });
+                let preset = self.preset.as_deref().unwrap_or(start.as_ref().map_or("cifar", StartingWeights::preset));
                 let default = match preset {
                     "imagenet" => "mbv3-w1.0",
                     "cifar" => "cifar-k5",
@@ -104,7 +113,7 @@ impl Settings {
                     _ => "tiny",
                 };
                 let space = match (&self.space, &start) {
-                    (None, Some(start)) => start.space.clone(),
+                    (None, Some(start)) => start.space()?,
                     (space, _) => SearchSpace::named(space.as_deref().unwrap_or(default))?,
                 };
                 let train = TrainConfig::preset(preset, &space)?;
@@ -145,7 +154,9 @@ impl Settings {
                 text => text.parse()?,
             };
             (config.space, config.train) = config.train.alone(&config.space, &subnet)?;
-            if let Some(from) = &config.from {
+            if let Some(from) = &config.from
+                && !StartingWeights::read(Path::new(from))?.is_model()
+            {
                 bail!(
                     "--subnet has a space of its own, which the supernet of '{from}' does not fit; leave one of them out"
                 );
@@ -166,7 +177,7 @@ impl Settings {
     }
 }
 
-pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
+pub fn run(args: &Args, ranks: &Ranks) -> Result<Value> {
     let folder = RunFolder::new(&args.out);
     let mut config = if args.resume {
         let mut config = folder.config()?;
@@ -185,6 +196,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
         config.train.skip_nonfinite = steps;
     }
     let device = device(&args.device)?;
+    let made = NewFolder::of(&args.out);
     // One for all ranks.
     let _lock = ranks.is_first().then(|| folder.lock()).transpose()?;
     let checkpoints = Folder::of_run(&args.out, 1);
@@ -194,6 +206,9 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
             bail!("{}", without_checkpoints(&checkpoints, &args.out));
         }
         note(format!("{} holds no checkpoint yet: training starts at its beginning", args.out.display()));
+    }
+    if args.tensorboard && ranks.is_first() {
+        files::make_folder(&folder.join(TENSORBOARD))?;
     }
     let mut begun = false;
     let hours = args.hours;
@@ -205,22 +220,33 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<()> {
             ));
             return Err(error);
         }
-        outcome => outcome?,
+        Err(error) => {
+            if !begun && ranks.is_first() {
+                made.discard();
+            }
+            return Err(error);
+        }
+        Ok(outcome) => outcome,
     };
     match outcome {
-        Outcome::Finished { .. } if !ranks.is_first() => Ok(()),
+        Outcome::Finished { .. } if !ranks.is_first() => Ok(Value::Null),
         Outcome::Finished { supernet, probes, steps, seconds } => {
             print_probes(&probes);
-            if let Some(peak) = memory::peak() {
+            let peak = memory::peak();
+            if let Some(peak) = peak {
                 say!("\npeak memory {}", memory::mib(peak));
             }
-            say!(
-                "\n{} written after {steps} steps in {}. Next: ofa profile --run {run} --name this, ofa predictor --run {run}",
-                supernet.display(),
-                progress::duration(seconds),
-                run = shell::path(&args.out)
-            );
-            Ok(())
+            say!("\n{} written after {steps} steps in {}", supernet.display(), progress::duration(seconds));
+            let run = shell::path(&args.out);
+            terminal::next([format!("ofa profile --run {run} --name this"), format!("ofa predictor --run {run}")]);
+            Ok(json!({
+                "run": args.out,
+                "supernet": supernet,
+                "steps": steps,
+                "seconds": seconds,
+                "peak_memory_bytes": peak,
+                "accuracies": probes_json(&probes),
+            }))
         }
         Outcome::Interrupted { checkpoint, step } => Err(interrupt::stopped(format!(
             "stopped at step {step}, saved {}; resume with: ofa train --out {} --resume",
@@ -275,50 +301,79 @@ pub fn train_run(
     if ranks.is_first() && !resume && is_unbegun(out)? {
         folder.write_config(config)?;
     }
-    let mut steps = 0;
-    let bar = progress::plain_bar(0);
+    let mut watch =
+        Watch { bar: Bar::new("training", 0, "steps"), config, only_largest: false, accuracies: String::new() };
     let outcome =
         train_with_teacher(&mut net, teacher.as_ref(), &data, &config.train, ranks, out, resume, &mut |event| {
             *begun = true;
-            match event {
-                Event::Resumed { checkpoint, step, damaged } => {
-                    for message in *damaged {
-                        bar.suspend(|| note(format!("skipped a checkpoint that cannot be read: {message}")));
-                    }
-                    bar.suspend(|| note(format!("resumed from {} at step {step}", checkpoint.display())));
-                    // The images are known to be the run's by now: later commands find them where they have moved to.
-                    if ranks.is_first()
-                        && let Err(error) = folder.move_source(&config.data.source)
-                    {
-                        bar.suspend(|| note(format!("the images' folder was not written down: {error:#}")));
-                    }
-                }
-                Event::Stage { name, index, stages, steps } => {
-                    bar.suspend(|| note(format!("stage {}/{stages} '{name}': {steps} steps", index + 1)));
-                }
-                Event::Step(step) => {
-                    bar.set_length(step.steps as u64);
-                    bar.set_position(step.step as u64);
-                    steps += 1;
-                    if steps == STEPS_UNTIL_ESTIMATE && step.eta_seconds > 60.0 {
-                        bar.suspend(|| note(format!("about {} to go", progress::duration(step.eta_seconds))));
-                    }
-                    bar.set_message(message(step));
-                }
-                Event::Probes { stage, step, results } => {
-                    let accuracies: Vec<String> =
-                        results.iter().map(|r| format!("{} {:.1} %", r.name, 100.0 * r.accuracy)).collect();
-                    bar.suspend(|| note(format!("step {step} ({stage}): validation {}", accuracies.join(", "))));
-                }
-                Event::Skipped { reason, skipped, allowed } => {
-                    bar.suspend(|| note(format!("left out a step ({skipped} of at most {allowed}): {reason}")));
-                }
-                Event::Checkpoint { .. } => {}
+            watch.show(event);
+            // The images are known to be the run's by now: later commands find them where they have moved to.
+            if matches!(event, Event::Resumed { .. })
+                && ranks.is_first()
+                && let Err(error) = folder.move_source(&config.data.source)
+            {
+                warning(format!("the images' folder was not written down: {error:#}"));
             }
             if interrupt::requested() { Control::Stop } else { Control::Continue }
         })?;
-    bar.finish_and_clear();
     Ok(outcome)
+}
+
+/// Shows how the training proceeds.
+struct Watch<'a> {
+    bar: Bar,
+    config: &'a RunConfig,
+    /// Whether the stage trains only the largest subnet. Accuracies of others say nothing then.
+    only_largest: bool,
+    /// The last validation.
+    accuracies: String,
+}
+
+impl Watch<'_> {
+    fn show(&mut self, event: &Event) {
+        match event {
+            Event::Resumed { checkpoint, step, damaged } => {
+                damaged
+                    .iter()
+                    .for_each(|reason| warning(format!("skipped a checkpoint that cannot be read: {reason}")));
+                note(format!("resumed from {} at step {step}", checkpoint.display()));
+            }
+            Event::Stage { name, index, stages, steps } => {
+                self.only_largest = trains_only_largest(self.config, *index);
+                note(format!("stage {} of {stages} '{name}': {}", index + 1, counted(*steps, "step")));
+            }
+            Event::Step(step) => {
+                self.bar.pace(format!("{} images/s", progress::rate(step.images_per_second)), step.eta_seconds);
+                self.bar.details(details(step, &self.accuracies));
+                self.bar.set(step.step, step.steps);
+            }
+            Event::Probes { stage, step, results } => {
+                let shown = results.iter().filter(|result| !self.only_largest || result.name == "largest");
+                let shown: Vec<String> =
+                    shown.map(|result| format!("{} {:.1} %", result.name, 100.0 * result.accuracy)).collect();
+                self.accuracies = format!("validation {}", shown.join(", "));
+                note(format!("step {step} ({stage}): {}", self.accuracies));
+            }
+            Event::Skipped { reason, skipped, allowed } => {
+                warning(format!("skipped a step ({skipped} of at most {allowed}): {reason}"));
+            }
+            Event::Checkpoint { path } => terminal::detail(|| format!("{} written", path.display())),
+        }
+    }
+}
+
+/// Whether stage `index` trains only the largest subnet, perhaps at several resolutions.
+fn trains_only_largest(config: &RunConfig, index: usize) -> bool {
+    let Some(stage) = config.train.stages.get(index) else { return false };
+    let choices = stage.choices(&config.space);
+    let one_resolution = SearchSpace { resolutions: choices.resolutions[..1].to_vec(), ..choices };
+    stage.subnet.is_none() && one_resolution.count() == 1.0
+}
+
+/// The probes as JSON.
+pub fn probes_json(probes: &[ProbeResult]) -> Vec<Value> {
+    let probe = |p: &ProbeResult| json!({ "name": p.name, "subnet": p.subnet, "accuracy": p.accuracy });
+    probes.iter().map(probe).collect()
 }
 
 /// Puts the weights that training starts from into `net`, if it starts from any; the network of another run that
@@ -331,24 +386,17 @@ fn from_other_runs(config: &RunConfig, data: &Dataset, net: &Supernet) -> Result
     StartingWeights::read(Path::new(from))?.teacher(&data.classes, &data.normalisation).map(Some)
 }
 
-/// What the progress bar shows of a step.
-fn message(step: &StepEvent) -> String {
-    let distillation = step.report.distillation.map(|d| format!(" kd {d:.3}")).unwrap_or_default();
-    format!(
-        "{} {:.1}/{:.1}  loss {:.3}{distillation}  acc {:.1} %  lr {:.4}  {} img/s  ETA {}",
-        step.stage,
-        step.epoch,
-        step.epochs,
-        step.report.loss,
-        100.0 * step.report.accuracy,
-        step.learning_rate,
-        progress::rate(step.images_per_second),
-        progress::duration(step.eta_seconds)
-    )
+/// What is shown of a step, the most important part first.
+fn details(step: &StepEvent, accuracies: &str) -> [String; 6] {
+    [
+        format!("loss {:.3}", step.report.loss),
+        format!("accuracy {:.1} %", 100.0 * step.report.accuracy),
+        accuracies.to_string(),
+        format!("{} epoch {:.1} of {:.1}", step.stage, step.epoch, step.epochs),
+        format!("learning rate {:.4}", step.learning_rate),
+        step.report.distillation.map(|distillation| format!("distillation {distillation:.3}")).unwrap_or_default(),
+    ]
 }
-
-/// Steps of which the remaining time is told.
-const STEPS_UNTIL_ESTIMATE: usize = 30;
 
 /// The configuration with as many epochs as `hours` have room for, by steps that are measured now.
 fn within_hours(config: &RunConfig, data: &Dataset, hours: f64, ranks: &Ranks) -> Result<RunConfig> {

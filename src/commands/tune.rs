@@ -1,10 +1,10 @@
 //! `ofa tune`
 
 use super::train::Settings;
+use crate::progress::{self, Bar};
 use crate::run_folder::{RunConfig, RunFolder};
-use crate::{choice, interrupt, numbers, progress, shell, table};
+use crate::{choice, interrupt, numbers, shell, table, terminal};
 use anyhow::{Context, Result, bail};
-use indicatif::ProgressBar;
 use ofa_extract::tune::{
     self, Outcome, Point, Ranges, Trial, TrialStrategy, TrialWriter, Values, read_trials, suggest,
 };
@@ -14,6 +14,7 @@ use ofa_supernet::train::checkpoint::Folder;
 use ofa_supernet::train::{Control, Event, MetricsLine, metrics, train};
 use ofa_supernet::{Error, Ranks, Supernet};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -44,7 +45,7 @@ pub struct Args {
     out: PathBuf,
 }
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<Value> {
     let config = args.settings.resolve()?;
     if let Some(from) = config.from.as_ref().or(config.train.teacher_from.as_ref()) {
         bail!("'{from}': trials start from random weights and without a teacher of another run; leave it out");
@@ -66,34 +67,25 @@ pub fn run(args: &Args) -> Result<()> {
     let data = config.data.open()?;
     write_or_compare_data(&folder, &data, &config.data.source)?;
     let strategy = args.strategy;
-    let bar = progress::plain_bar(0);
+    let bar = Bar::new("tuning", 0, "steps");
     while trials.len() < args.trials {
         // An unfinished trial is finished first, whatever this command's strategy would suggest.
         let unfinished = unfinished_values(&folder, trials.len(), &ranges)?;
         let Some(values) = unfinished.or_else(|| suggest(strategy, &ranges, &trials, config.train.seed)) else {
             let of = if strategy == TrialStrategy::Grid { "the grid" } else { "the ranges" };
-            complain!("every combination of {of} has been tried");
+            terminal::note(format_args!("every combination of {of} has been tried"));
             break;
         };
         let earlier = if args.no_pruning { &[][..] } else { &trials[..] };
         let trial =
             Run { config: &shortened, ranges: &ranges, data: &data, folder: &folder, bar: &bar, trials: args.trials }
                 .trial(trials.len(), values, earlier)?;
-        bar.suspend(|| {
-            let done = trial.curve.last().map_or(0.0, |point| point.progress);
-            let described = describe(&trial.values);
-            complain!(
-                "trial {}: {described}: {:.1} % after {:.0} %",
-                trial.trial,
-                100.0 * trial.objective,
-                100.0 * done
-            );
-        });
+        terminal::note(outcome_sentence(&trial));
         trials.push(trial);
         TrialWriter::new(&path).write(&trials, &ranges)?;
         files::remove_folder(&trial_folder(&folder, trials.len() - 1))?;
     }
-    bar.finish_and_clear();
+    drop(bar);
     let (header, rows) = tune::table(&trials, &ranges);
     table::print(&header.iter().map(String::as_str).collect::<Vec<_>>(), &rows);
     let Some(best) = tune::best(&trials) else {
@@ -109,15 +101,30 @@ pub fn run(args: &Args) -> Result<()> {
     let text = chosen.to_toml()?;
     let written = folder.join("best.toml");
     files::write_atomic(&written, text.as_bytes())?;
-    say!("\nbest: trial {}, {}", best.trial, describe(&best.values));
+    say!("\nbest: {}, {}", tune::name(best.trial), describe(&best.values));
     say!(
-        "{} written, with all {} epochs; every validation is in {}. Next: ofa train --config {} --out run",
+        "{} written, with all {} epochs; every validation is in {}",
         written.display(),
         tune::significant(chosen.train.total_epochs()),
-        folder.join("trials.csv").display(),
-        shell::path(&written)
+        folder.join("trials.csv").display()
     );
-    Ok(())
+    terminal::next([format!("ofa train --config {} --out run", shell::path(&written))]);
+    Ok(json!({ "trials": trials, "best": best.trial, "config": written }))
+}
+
+/// Says how a trial ended.
+fn outcome_sentence(trial: &Trial) -> String {
+    let (name, values) = (tune::name(trial.trial), describe(&trial.values));
+    let accuracy = format!("accuracy {:.1} %", 100.0 * trial.objective);
+    let steps = |point: &Point| format!("{:.0} % of its steps", 100.0 * point.progress);
+    match trial.outcome {
+        Outcome::Finished => format!("{name} finished: {values}: {accuracy}"),
+        Outcome::Stopped => {
+            let done = trial.curve.last().map_or("some steps".into(), steps);
+            format!("{name} stopped early, after {done}: {values}: {accuracy}")
+        }
+        Outcome::Diverged => format!("{name} diverged: {values}"),
+    }
 }
 
 fn describe(values: &Values) -> String {
@@ -175,7 +182,7 @@ struct TrialData {
 
 /// Folder of an unfinished trial, with its checkpoints and metrics.
 fn trial_folder(folder: &RunFolder, number: usize) -> PathBuf {
-    folder.join(&format!("trial-{number:03}"))
+    folder.join(&tune::name(number))
 }
 
 /// File with the hyperparameters of a trial, in the trial's folder.
@@ -203,7 +210,7 @@ struct Run<'a> {
     ranges: &'a Ranges,
     data: &'a Dataset,
     folder: &'a RunFolder,
-    bar: &'a ProgressBar,
+    bar: &'a Bar,
     trials: usize,
 }
 
@@ -220,7 +227,7 @@ impl Run<'_> {
         let mut net = Supernet::new(space, classes, config.seed)?;
         let (mut curve, mut pruned, mut unreadable) = (Vec::new(), false, None);
         let begun = Instant::now();
-        let name = format!("trial {number} of {}: {}", self.trials, describe(&values));
+        let name = format!("{} ({} of {}): {}", tune::name(number), number + 1, self.trials, describe(&values));
         let trained = train(&mut net, self.data, &config, &Ranks::alone(), &folder, resume, &mut |event| {
             match event {
                 Event::Resumed { step, .. } => match points_of(&folder, *step, steps) {
@@ -237,15 +244,10 @@ impl Run<'_> {
                     pruned = *step < steps && tune::should_prune(&curve, earlier);
                 }
                 Event::Step(step) => {
-                    self.bar.set_length(step.steps as u64);
-                    self.bar.set_position(step.step as u64);
-                    self.bar.set_message(format!(
-                        "{name}  {}  loss {:.3}  {} img/s  ETA {}",
-                        step.stage,
-                        step.report.loss,
-                        progress::rate(step.images_per_second),
-                        progress::duration(step.eta_seconds)
-                    ));
+                    self.bar.pace(format!("{} images/s", progress::rate(step.images_per_second)), step.eta_seconds);
+                    let loss = format!("loss {:.3}", step.report.loss);
+                    self.bar.details([name.clone(), loss, step.stage.to_string()]);
+                    self.bar.set(step.step, step.steps);
                 }
                 _ => {}
             }
@@ -260,8 +262,8 @@ impl Run<'_> {
             Ok(_) if pruned => Outcome::Stopped,
             Ok(ofa_supernet::train::Outcome::Finished { .. }) => Outcome::Finished,
             Ok(ofa_supernet::train::Outcome::Interrupted { .. }) => {
-                self.bar.abandon();
-                let message = format!("stopped in trial {number}, which is saved; run the same command to resume");
+                let message =
+                    format!("stopped in {}, which is saved; run the same command to resume", tune::name(number));
                 return Err(interrupt::stopped(message));
             }
         };

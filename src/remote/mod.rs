@@ -10,7 +10,7 @@ mod program;
 mod transport;
 
 use crate::shell::quote;
-use crate::{interrupt, progress};
+use crate::{interrupt, terminal};
 use anyhow::{Context, Result, anyhow, bail};
 use program::Program;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -108,7 +108,7 @@ impl Remote {
         let (length, file) = (program.bytes().len(), quote(&place.program));
         let there = format!("test -x {file} && test $(wc -c < {file}) -eq {length}");
         if !self.answers(&there)? {
-            progress::note(format!("copying the program to {} ({:.1} MB)", self.name, length as f64 / 1e6));
+            terminal::note(format!("copying the program to {} ({:.1} MB)", self.name, length as f64 / 1e6));
             match self.transport.push(program.path(), &place.program) {
                 Some(command) => self.pushed(command)?,
                 None => place.write(&place.program, program.bytes())?,
@@ -268,7 +268,7 @@ impl Workplace<'_> {
                 }
                 Outcome::Lost(words) => {
                     lost += 1;
-                    progress::note(format!("{name}: the connection was lost ({words}); connecting again"));
+                    terminal::note(format!("{name}: the connection was lost ({words}); connecting again"));
                     let pause = Duration::from_secs(1 << lost);
                     let start = Instant::now();
                     while start.elapsed() < pause {

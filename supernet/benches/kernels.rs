@@ -148,7 +148,7 @@ fn inference(c: &mut Criterion<ShareOfFloor>) {
         let (input, mut output) = (values(BATCH * side * side * channels), vec![0.0; out]);
         group.throughput(floor(out * kernel * kernel, input.len() + out));
         group.bench_function(BenchmarkId::new("depthwise", format!("{side} px {channels} k{kernel} s{stride}")), |b| {
-            b.iter(|| layer.run(&input, BATCH, side, side, Activation::Relu, black_box(&mut output), None));
+            b.iter(|| layer.run(&input, None, BATCH, side, side, Activation::Relu, black_box(&mut output), None));
         });
     }
     for (side, from, to, stride) in [(32, 3, 8, 1), (64, 3, 16, 2), (16, 64, 64, 1)] {

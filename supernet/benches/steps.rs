@@ -4,23 +4,28 @@
 use candle_core::{Device, Tensor};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ofa_supernet::network::Mode;
-use ofa_supernet::train::optimizer::Sgd;
+use ofa_supernet::seed::{Stream, generator};
+use ofa_supernet::train::optimizer::Optimizer;
 use ofa_supernet::train::step::{StepInput, train_step};
 use ofa_supernet::train::{StageConfig, TrainConfig};
 use ofa_supernet::{Ranks, SearchSpace, Supernet};
+use rand::Rng;
 
 fn steps(c: &mut Criterion) {
     for (name, resolution, batch) in [("cifar-mbv3", 32, 64), ("mbv3-w1.0", 128, 32)] {
         let mut space = SearchSpace::named(name).expect("a preset");
         space.resolutions = vec![resolution];
-        let images = Tensor::randn(0.0f32, 1.0, (batch, resolution, resolution, 3), &Device::Cpu).expect("images");
+        let shape = (batch, resolution, resolution, 3);
+        let mut rng = generator(0, Stream::Builtin, &[]);
+        let values = (0..batch * resolution * resolution * 3).map(|_| rng.random_range(-1.0f32..1.0)).collect();
+        let images = Tensor::from_vec(values, shape, &Device::Cpu).expect("images");
         let labels: Vec<u32> = (0..batch as u32).map(|i| i % 10).collect();
         let net = Supernet::new(&space, 10, 0).expect("a network");
         let teacher = Supernet::new(&space, 10, 1).expect("a network");
         let config = TrainConfig::preset("progressive", &space).expect("a preset");
         let (first, last) = (&config.stages[0], &config.stages[config.stages.len() - 1]);
         let elastic = StageConfig { subnets_per_step: 4, kd_ratio: 1.0, ..last.clone() };
-        let mut optimizer = Sgd::new(config.momentum, config.weight_decay, net.parameters().len());
+        let mut optimizer = Optimizer::sgd(config.momentum, config.weight_decay, net.parameters().len());
         let mut group = c.benchmark_group(format!("{name} {resolution} px"));
         group.sample_size(10).throughput(Throughput::Elements(batch as u64));
         for (kind, stage) in [("step of the largest", first), ("teacher and 4 subnets", &elastic)] {

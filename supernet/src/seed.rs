@@ -77,6 +77,12 @@ pub enum Stream {
     Mixing = 33,
     /// Order of training images in an epoch that shows all classes alike.
     BalancedOrder = 34,
+    /// Order of the networks of a profile in a round.
+    ProfileOrder = 35,
+    /// Choice of the training images whose patches the first convolution whitens.
+    Whitening = 36,
+    /// Images that skip a block in a training step.
+    DropPath = 37,
 }
 
 /// The generator of `stream` at `position` (epoch, step, image index, ..., as the stream requires).

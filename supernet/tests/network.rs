@@ -130,7 +130,7 @@ fn space_equals_exact(space: &SearchSpace, device: &Device) {
             let mut rng = generator(1, Stream::Dropout, &[]);
             let x = x.to_device(net.device()).unwrap();
             let mut tape = Tape::default();
-            let mode = Mode::Train { dropout: 0.2, rng: &mut rng, first: 0, tape: &mut tape };
+            let mode = Mode::Train { dropout: 0.2, rng: &mut rng, first: 0, drop_path: None, tape: &mut tape };
             let logits = net.forward(&x, &subnet, mode).unwrap();
             let mut gradients = Gradients::none(net.parameters().len());
             tape.backward((&logits * 2.0).unwrap(), &mut gradients).unwrap();
@@ -177,7 +177,7 @@ fn gradients_everywhere(space: &SearchSpace) {
     let mut gradients = Gradients::none(net.parameters().len());
     for subnet in [space.largest(), narrow] {
         let mut tape = Tape::default();
-        let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, tape: &mut tape };
+        let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, drop_path: None, tape: &mut tape };
         let logits = net.forward(&images(2, 16, 1), &subnet, mode).unwrap();
         tape.backward((logits * 2.0).unwrap(), &mut gradients).unwrap();
     }
@@ -229,7 +229,7 @@ fn sorting_a_resnet_keeps_the_largest_function_and_puts_what_is_read_most_in_fro
         net.forward(&x, subnet, Mode::Evaluate(&statistics)).unwrap()
     };
     let mut rng = generator(1, Stream::Dropout, &[]);
-    let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, tape: &mut Tape::default() };
+    let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, drop_path: None, tape: &mut Tape::default() };
     net.forward(&x, &space.largest(), mode).unwrap();
     let (largest, evaluated) = (logits(&space.largest()), running(&space.largest()));
     let share = || {

@@ -120,7 +120,7 @@ fn step_is_the_published_one(reference: &Reference) {
         let subnet = reference.subnet(&listed["setting"], 64);
         let mut rng = generator(0, Stream::Dropout, &[]);
         let mut tape = Tape::default();
-        let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, tape: &mut tape };
+        let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, drop_path: None, tape: &mut tape };
         let logits = Var::from_tensor(&net.forward(&images, &subnet, mode).unwrap()).unwrap();
         let loss = loss::cross_entropy(&loss::log_softmax(&logits).unwrap(), &targets).unwrap();
         let (found, expected) = (f64::from(loss.to_scalar::<f32>().unwrap()), listed["loss"].as_f64().unwrap());

@@ -9,7 +9,7 @@ use ofa_supernet::network::{Gradients, Mode, StatisticsCollector, Tape};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::{Activation, BlockSpec, Family, InvertedResidualSpec};
 use ofa_supernet::train::loss;
-use ofa_supernet::train::optimizer::Sgd;
+use ofa_supernet::train::optimizer::Optimizer;
 use ofa_supernet::{SearchSpace, Subnet, Supernet};
 use rand::Rng;
 use serde_json::Value;
@@ -71,7 +71,7 @@ impl Reference {
             let subnet = self.subnet(&listed["setting"], &step["resolution"]);
             let mut rng = generator(0, Stream::Dropout, &[]);
             let mut tape = Tape::default();
-            let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, tape: &mut tape };
+            let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, drop_path: None, tape: &mut tape };
             let logits = Var::from_tensor(&net.forward(&images, &subnet, mode).unwrap()).unwrap();
             let log_probabilities = loss::log_softmax(&logits).unwrap();
             let ce = loss::cross_entropy(&log_probabilities, &targets).unwrap();
@@ -276,8 +276,8 @@ fn check_weights_after_a_step(
 ) {
     let Reference { net, cases, .. } = reference;
     let number = |key: &str| cases["step"][key].as_f64().unwrap();
-    let mut optimizer = Sgd::new(number("momentum"), number("weight_decay"), net.parameters().len());
-    optimizer.step(net.parameters(), gradients, number("lr"), 1.0).unwrap();
+    let mut optimizer = Optimizer::sgd(number("momentum"), number("weight_decay"), net.parameters().len());
+    optimizer.step(net.parameters(), gradients, number("lr"), 1.0, &ofa_supernet::Ranks::alone()).unwrap();
     let (after, expected) = (net.state().unwrap(), reference.state("after_step.safetensors"));
     for (name, tensor) in &after {
         let (before, found, expected) = (values(&before[name]), values(tensor), values(&expected[name]));

@@ -8,7 +8,7 @@ use ofa_supernet::network::{Gradients, Mode, Tape};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::train::StepReport;
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
-use ofa_supernet::train::optimizer::Sgd;
+use ofa_supernet::train::optimizer::Optimizer;
 use ofa_supernet::train::sampling::{candidates_of, resolution_of, subnet_of};
 use ofa_supernet::train::step::{StepInput, train_step};
 use ofa_supernet::train::{
@@ -218,7 +218,7 @@ fn a_step_has_the_same_bits_however_many_subnets_are_computed_at_one_time() {
         let steps = |subnets_at_once: usize| {
             let config = TrainConfig { subnets_at_once, ..config.clone() };
             let (net, teacher) = (Supernet::new(&space, 10, 1).unwrap(), Supernet::new(&space, 10, 2).unwrap());
-            let mut optimizer = Sgd::new(config.momentum, config.weight_decay, net.parameters().len());
+            let mut optimizer = Optimizer::sgd(config.momentum, config.weight_decay, net.parameters().len());
             let (stage, choices) = (&config.stages[2], config.stages[2].choices(&space));
             let mut reports = Vec::new();
             for step in 0..4 {
@@ -278,7 +278,7 @@ fn attentive_sampling_trains_the_best_or_the_worst_candidate() {
             let losses: Vec<f32> = losses.collect();
             let least = losses.iter().copied().fold(f32::INFINITY, f32::min);
             let expected = &candidates[losses.iter().position(|&loss| loss == least).unwrap()];
-            let mut optimizer = Sgd::new(config.momentum, config.weight_decay, net.parameters().len());
+            let mut optimizer = Optimizer::sgd(config.momentum, config.weight_decay, net.parameters().len());
             let (labels, images) = (&batch.labels[..], &images);
             let input = StepInput {
                 config: &config,
@@ -322,7 +322,7 @@ fn check_step(mut config: TrainConfig, kind: Teacher) {
     let resolution = resolution_of(stage, &choices, config.seed, step);
     let batch = data.evaluation_batch(&data.train, &(0..16).collect::<Vec<_>>(), resolution).unwrap();
     let images = Tensor::from_vec(batch.images, (16, resolution, resolution, 3), &Device::Cpu).unwrap();
-    let mut optimizer = Sgd::new(config.momentum, config.weight_decay, net.parameters().len());
+    let mut optimizer = Optimizer::sgd(config.momentum, config.weight_decay, net.parameters().len());
     let input = StepInput {
         config: &config,
         stage,
@@ -355,7 +355,7 @@ fn check_step(mut config: TrainConfig, kind: Teacher) {
         assert_eq!(subnet, report.subnets[index]);
         let mut rng = generator(0, Stream::Dropout, &[]);
         let mut tape = Tape::default();
-        let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, tape: &mut tape };
+        let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, drop_path: None, tape: &mut tape };
         let logits = Var::from_tensor(&twin.forward(&images, &subnet, mode).unwrap()).unwrap();
         let log_p = loss::log_softmax(&logits).unwrap();
         let mut total = loss::cross_entropy(&log_p, &hard).unwrap();

@@ -12,7 +12,13 @@ pub const QUICKSTART: &[&str] = &["--epochs", "3", "--images", "400", "--samples
 /// The command, not started yet.
 pub fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ofa"));
-    command.current_dir(folder).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .env_remove("COLUMNS")
+        .current_dir(folder)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command
 }
 
@@ -98,6 +104,7 @@ pub fn write_two_classes(root: &Path, train: u32, test: u32) {
 }
 
 /// The files of a folder, by path relative to it.
+#[derive(PartialEq)]
 pub struct Snapshot(Vec<(PathBuf, Vec<u8>)>);
 
 impl Snapshot {
@@ -113,6 +120,7 @@ impl Snapshot {
                 }
             }
         }
+        files.sort();
         Snapshot(files)
     }
 

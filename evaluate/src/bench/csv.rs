@@ -67,6 +67,7 @@ mod tests {
             resolution: 16,
             dtype: NumberType::F16,
             accuracy: Some(TestAccuracy { images: 10, top1: 0.5, top5: 1.0 }),
+            classes: Vec::new(),
             macs: 1,
             parameters: 2,
             file_bytes: 3,

@@ -11,7 +11,7 @@ mod score;
 pub use csv::csv;
 pub use layers::{LayerTime, layers};
 pub use record::{BENCH_FILE, BenchRecord, DeviceRecord, update_card};
-pub use score::Score;
+pub use score::{Answer, ClassAnswers, Confusion, Score, confusions, worst_first};
 
 use crate::latency::{Budget, Percentiles, SystemClock, measure_interleaved};
 use crate::model::{Model, ModelConfig, NumberType};
@@ -58,6 +58,10 @@ pub struct BenchRow {
     pub dtype: NumberType,
     /// Accuracy on the test images, if a test set was given.
     pub accuracy: Option<TestAccuracy>,
+    /// The confusion matrix of the test images, a row per class in the order of the model's classes; empty without a
+    /// test set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<ClassAnswers>,
     /// Multiply-accumulates per image ([`cost::macs`]).
     pub macs: u64,
     /// Number of trainable parameters ([`cost::parameters`]).
@@ -66,8 +70,7 @@ pub struct BenchRow {
     pub file_bytes: u64,
     /// Peak activation memory in bytes ([`cost::peak_activation_bytes`]).
     pub peak_activation_bytes: u64,
-    /// Bytes of the buffers that this runtime plans for the activations of one image: at least the peak, without the
-    /// images.
+    /// Bytes of the buffers that this runtime plans for the activations of one image, without the images.
     #[serde(default)]
     pub buffer_bytes: u64,
     /// Latencies for each number of threads and batch, in the order of the options.
@@ -152,7 +155,9 @@ pub fn bench(
     let mut rows = rows_of(models);
     if let Some(test) = test {
         for (index, (model, row)) in models.iter_mut().zip(&mut rows).enumerate() {
-            row.accuracy = Some(test_accuracy(index, model, test, progress)?);
+            let score = score(index, model, test, progress)?;
+            row.accuracy = Some(TestAccuracy { images: score.images, top1: score.top1(), top5: score.top5() });
+            row.classes = score.by_class(&model.config().labels);
         }
     }
     for &threads in &options.threads {
@@ -195,6 +200,7 @@ fn row(model: &Model) -> BenchRow {
         resolution: config.network.resolution,
         dtype: config.dtype,
         accuracy: None,
+        classes: Vec::new(),
         macs: cost::macs(&config.network),
         parameters: cost::parameters(&config.network),
         file_bytes: model.file_bytes(),
@@ -207,18 +213,18 @@ fn row(model: &Model) -> BenchRow {
     }
 }
 
-fn test_accuracy(index: usize, model: &mut Model, test: &mut TestSet, progress: &mut Progress) -> Result<TestAccuracy> {
+fn score(index: usize, model: &mut Model, test: &mut TestSet, progress: &mut Progress) -> Result<Score> {
     let config = model.config().clone();
-    let mut score = Score::default();
+    let mut score = Score::new(config.network.classes);
     test(&config, &mut |images, labels| {
         let logits = model.network().run(images, labels.len())?;
-        score.add(logits, labels, config.network.classes)?;
+        score.add(logits, labels)?;
         report(progress, BenchStep::Accuracy { model: index, images: score.images })
     })?;
     if score.images == 0 {
         return Err(Error::Input("the test set has no images".into()));
     }
-    Ok(TestAccuracy { images: score.images, top1: score.top1(), top5: score.top5() })
+    Ok(score)
 }
 
 /// Bytes needed to measure the models at `batch`: the images and the activations of all models.
@@ -306,6 +312,10 @@ mod tests {
         let accuracy = rows[0].accuracy.unwrap();
         assert_eq!((accuracy.images, accuracy.top5), (6, 1.0));
         assert!((accuracy.top1 - 5.0 / 6.0).abs() < 1e-12);
+        let classes = &rows[0].classes;
+        assert_eq!(classes.iter().map(|class| class.class.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(classes.iter().map(|class| class.images).sum::<u64>(), 6);
+        assert_eq!(confusions(classes).iter().map(|confusion| confusion.images).sum::<u64>(), 1);
         assert_eq!((rows[0].model.as_str(), rows[1].model.as_str()), ("small", "large"));
         for row in &rows {
             let settings: Vec<_> = row.latencies.iter().map(|l| (l.threads, l.batch, l.samples)).collect();

@@ -49,11 +49,19 @@ impl BenchRecord {
         if !path.exists() {
             return Ok(BenchRecord { format: FORMAT.into(), version: VERSION, devices: Vec::new() });
         }
-        let record: BenchRecord = files::read_json(&path)?;
+        Self::from_json(&files::read_text(&path)?, &path)
+    }
+
+    /// Reads the content of the file at `path`.
+    ///
+    /// # Errors
+    /// As [`BenchRecord::read`].
+    pub fn from_json(text: &str, path: &Path) -> Result<Self> {
+        let record: BenchRecord = files::parse_json(text, path)?;
         if (record.format.as_str(), record.version) != (FORMAT, VERSION) {
             let found = format!("the format is '{}', version {}", record.format, record.version);
             let message = format!("{found}; expected '{FORMAT}', version {VERSION}: remove the file and measure again");
-            return Err(ofa_supernet::Error::format(&path, message).into());
+            return Err(ofa_supernet::Error::format(path, message).into());
         }
         Ok(record)
     }
@@ -64,30 +72,36 @@ impl BenchRecord {
         if let Some(place) = self.devices.iter().position(same) {
             let old = self.devices.remove(place);
             if new.row.accuracy.is_none() {
-                (new.row.accuracy, new.data) = (old.row.accuracy, old.data);
+                (new.row.accuracy, new.row.classes, new.data) = (old.row.accuracy, old.row.classes, old.data);
             }
         }
         self.devices.push(new);
     }
 }
 
-/// Adds the figures of this machine to the model folder: `bench.json` and the card. `data` is the name of the test
-/// images.
+impl DeviceRecord {
+    /// Figures of this machine. `data` is the name of the test images.
+    pub fn of_this_machine(row: BenchRow, data: Option<&str>) -> Self {
+        let Hardware { cpu, instruction_set, .. } = Hardware::detect(1);
+        DeviceRecord { cpu, instruction_set, data: data.map(String::from), row }
+    }
+}
+
+/// Adds figures to the model folder: `bench.json` and the card.
 ///
 /// # Errors
 /// A folder or a record that cannot be read, or a failed write.
-pub fn update_card(folder: &Path, row: &BenchRow, data: Option<&str>) -> Result<()> {
+pub fn update_card(folder: &Path, figures: DeviceRecord) -> Result<()> {
     let _lock = lock::wait(folder, Sharing::Alone);
     let mut record = BenchRecord::read(folder)?;
-    let Hardware { cpu, instruction_set, .. } = Hardware::detect(1);
-    record.add(DeviceRecord { cpu, instruction_set, data: data.map(String::from), row: row.clone() });
-    let figures: Vec<DeviceFigures> = record.devices.iter().map(figures).collect();
+    record.add(figures);
+    let figures: Vec<DeviceFigures> = record.devices.iter().map(figures_of).collect();
     let path = folder.join(BENCH_FILE);
     let text = files::to_json(&path, &record)?;
     model::write_figures(folder, &figures, &[(&path, text.as_bytes())])
 }
 
-fn figures(record: &DeviceRecord) -> DeviceFigures {
+fn figures_of(record: &DeviceRecord) -> DeviceFigures {
     let row = &record.row;
     let accuracy = row.accuracy.map(|accuracy| {
         let percent = |share: f64| format!("{:.2} %", 100.0 * share);

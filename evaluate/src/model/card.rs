@@ -86,7 +86,7 @@ fn body(config: &ModelConfig, bytes: usize, figures: &[DeviceFigures]) -> String
         let computed = if config.quantisation.is_some() { "int8" } else { "f32" };
         text.push_str(&format!("\nMeasured with the inference engine of `ofa bench`, in {computed}.\n"));
     }
-    text + "\n## Training\n\n" + &training(config) + LOADING
+    text + "\n## Training\n\n" + &training(config) + LOADING + &loading_of_int8(config)
 }
 
 fn training(config: &ModelConfig) -> String {
@@ -98,7 +98,16 @@ fn training(config: &ModelConfig) -> String {
         )
     });
     let quantised = config.quantisation.as_ref().map_or(String::new(), |how| {
-        format!(" Then quantised to int8 after training, calibrated on {} training images.", how.images)
+        let calibrated =
+            format!(" Then quantised to int8 after training, calibrated on {} training images.", how.images);
+        let tuned = how.finetuned.map_or(String::new(), |how| {
+            format!(
+                " The integers were fine-tuned with quantisation in the loop for {} epochs from a learning rate of {}, \
+                 with the f32 model as teacher.",
+                how.epochs, how.learning_rate
+            )
+        });
+        calibrated + &tuned
     });
     format!("{origin}{finetuned}{quantised}\n")
 }
@@ -116,6 +125,19 @@ const LOADING: &str = "
 
 PyTorch and the exported file take `input` `[1, 3, height, width]`, normalised, and return `logits` `[1, classes]`.
 ";
+
+/// The model that `load.py` loads for an int8 folder.
+fn loading_of_int8(config: &ModelConfig) -> String {
+    let Some(quantisation) = &config.quantisation else { return String::new() };
+    let integers = "the integers as real numbers, without the rounding of values between layers";
+    match &quantisation.f32_model {
+        Some(name) => format!(
+            "\nIn PyTorch and timm, `load.py` loads the f32 model of the folder `../{name}` where that is there, otherwise \
+             (PyTorch only) {integers}.\n"
+        ),
+        None => format!("\nIn PyTorch, `load.py` loads {integers}; `load_timm` needs an f32 model.\n"),
+    }
+}
 
 /// The labels, or the first of many.
 fn shown_labels(labels: &[String]) -> String {

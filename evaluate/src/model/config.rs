@@ -1,6 +1,6 @@
 //! `config.json` of an extracted model.
 
-use super::validate;
+use super::{Architecture, Input, validate};
 use crate::quantise::{Engine, Scale};
 use ofa_supernet::data::Normalisation;
 use ofa_supernet::space::{NetworkSpec, Subnet};
@@ -33,6 +33,15 @@ pub struct ModelConfig {
     pub normalisation: Normalisation,
     /// Number type of the tensors in the file.
     pub dtype: NumberType,
+    /// What the network's layers leave open; absent in folders of earlier versions, which had the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<Architecture>,
+    /// How an image becomes the network's input; absent in folders of earlier versions, which had the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<Input>,
+    /// Where the model comes from; absent in folders of earlier versions and of imported networks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<Provenance>,
     /// How the weights came about before any fine-tuning, in sentences for the model card.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
@@ -42,6 +51,29 @@ pub struct ModelConfig {
     /// Scales of an int8 model; absent for all others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantisation: Option<Quantisation>,
+}
+
+/// Where a model comes from. Paths are left out: a run is named by its folder.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provenance {
+    /// Version of the program that extracted the model, with its commit.
+    pub ofa: String,
+    /// Name of the run folder.
+    pub run: String,
+    /// Name of the search that found the subnet; absent if it was named otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search: Option<String>,
+    /// Limits of that search, such as `phone:latency=12ms`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<String>,
+    /// Accuracy that the search or the predictor predicted, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicted_accuracy: Option<f64>,
+    /// Accuracy of the f32 weights on validation images, 0 to 1, after fine-tuning if that was kept; an int8 model has
+    /// that of the model it was made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_accuracy: Option<f64>,
 }
 
 /// How a model was quantised, and the scales of its values.
@@ -54,6 +86,13 @@ pub struct Quantisation {
     pub images: usize,
     /// Bits of the weights: 8, or 7 for engines that add products in 16 bits.
     pub weight_bits: u8,
+    /// Name of the folder of the f32 model that it was made of, beside that of the int8 model; absent if it is
+    /// elsewhere. `load.py` reads it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f32_model: Option<String>,
+    /// Fine-tuning with quantisation in the loop; absent if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finetuned: Option<Finetuned>,
     /// Scales of the rounded values, by the names of the nodes that make them
     /// ([`node_names`](crate::quantise::node_names)).
     pub values: BTreeMap<String, Scale>,
@@ -122,10 +161,13 @@ impl ModelConfig {
             version: VERSION,
             space: space.into(),
             subnet: subnet.clone(),
+            architecture: Some(Architecture::of(&network)),
+            input: Some(Input::at(network.resolution)),
             network,
             labels,
             normalisation,
             dtype,
+            provenance: None,
             origin: None,
             finetuned: None,
             quantisation: None,
@@ -152,6 +194,16 @@ impl ModelConfig {
         }
         if (self.dtype == NumberType::Int8) != self.quantisation.is_some() {
             return Err(format!("'quantisation' belongs to int8 models and to no others, and dtype is {}", self.dtype));
+        }
+        // Both are written for readers; this program would not act on other values.
+        if self.architecture.as_ref().is_some_and(|facts| *facts != Architecture::of(&self.network)) {
+            return Err("'architecture' is not that of the network; extract the model again".into());
+        }
+        if self.input.as_ref().is_some_and(|input| *input != Input::at(self.network.resolution)) {
+            return Err(format!(
+                "'input' is not that of a network for {} pixels; extract the model again",
+                self.network.resolution
+            ));
         }
         let engine_values = self.quantisation.iter().flat_map(|quantisation| &quantisation.engine_values);
         engine_values.into_iter().try_for_each(|(name, scale)| scale.check(name)).map_err(|e| e.to_string())?;

@@ -167,6 +167,8 @@ mod tests {
             engine: Engine::Ofa,
             images: 100,
             weight_bits: 8,
+            f32_model: None,
+            finetuned: None,
             values: network.values.clone(),
             engine_values: BTreeMap::from([("blocks.1.0.bn1".to_string(), Scale { scale: 0.1, zero_point: 3 })]),
         });

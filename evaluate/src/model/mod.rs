@@ -7,6 +7,7 @@
 
 mod card;
 mod config;
+mod facts;
 mod graph_file;
 mod int8;
 mod published;
@@ -14,7 +15,10 @@ mod tensors;
 mod validate;
 
 pub use card::DeviceFigures;
-pub use config::{FORMAT, Finetuned, ModelConfig, NumberType, Quantisation, VERSION};
+pub use config::{FORMAT, Finetuned, ModelConfig, NumberType, Provenance, Quantisation, VERSION};
+pub use facts::{
+    Architecture, Colours, GateFunction, InnerActivation, Input, InputCrop, Padding, Resize, SqueezeExcite,
+};
 pub(crate) use int8::read_quantised;
 pub use int8::{load_quantised, save_quantised};
 pub use ofa_supernet::data::Normalisation;
@@ -23,6 +27,7 @@ pub use validate::validate;
 
 use crate::Result;
 use crate::runtime::{StaticNetwork, Weights, check_weights};
+use ofa_supernet::data::{image_input, pixels_input};
 use ofa_supernet::files;
 use ofa_supernet::graph::Graph;
 use ofa_supernet::lock::{self, Sharing};
@@ -56,7 +61,37 @@ pub fn tensor_shapes(network: &NetworkSpec) -> Vec<(String, Vec<usize>)> {
     Graph::of(network).tensor_shapes()
 }
 
-/// An extracted model, loaded and ready to run.
+/// An extracted model, loaded and ready to run: f32 or int8, as its folder is.
+///
+/// ```
+/// use ofa_evaluate::{Model, runtime};
+/// use std::path::Path;
+///
+/// /// The most probable class of an image, and its probability.
+/// fn classify(model: &mut Model, image: &Path) -> ofa_evaluate::Result<(String, f64)> {
+///     let input = model.read_image(image)?;
+///     let probabilities = runtime::softmax(model.network().run(&input, 1)?);
+///     let class = (0..probabilities.len()).max_by(|&a, &b| probabilities[a].total_cmp(&probabilities[b])).unwrap();
+///     Ok((model.config().labels[class].clone(), probabilities[class]))
+/// }
+/// # use ofa_evaluate::model::{ModelConfig, Normalisation, NumberType, save};
+/// # let temporary = tempfile::tempdir()?;
+/// # let (folder, image) = (temporary.path().join("model"), temporary.path().join("cat.png"));
+/// # let space = ofa_supernet::SearchSpace::named("tiny")?;
+/// # let network = space.network(&space.smallest(), 2)?;
+/// # let weights = runtime::random_weights(&network, 0)?;
+/// # let labels = vec!["cat".into(), "dog".into()];
+/// # let normalisation = Normalisation::IMAGENET;
+/// # let config = ModelConfig::new("tiny", &space.smallest(), network, labels, normalisation, NumberType::F32);
+/// # save(&folder, &config, &weights)?;
+/// # image::RgbImage::new(40, 30).save(&image)?;
+///
+/// let mut model = Model::load(&folder)?;
+/// let (class, probability) = classify(&mut model, &image)?;
+/// println!("{class} {probability:.3}");
+/// # assert!(["cat", "dog"].contains(&class.as_str()) && (0.5..=1.0).contains(&probability));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Model {
     config: ModelConfig,
     network: StaticNetwork,
@@ -90,6 +125,24 @@ impl Model {
     /// The content of `config.json`.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// An image file as input of the network, exactly as benchmark and prediction read it.
+    ///
+    /// # Errors
+    /// The file is missing, or no complete JPEG or PNG image; with the path.
+    pub fn read_image(&self, path: impl AsRef<Path>) -> Result<Vec<f32>> {
+        Ok(image_input(path.as_ref(), self.network.spec().resolution, &self.config.normalisation)?)
+    }
+
+    /// RGB pixels `[height, width, 3]` as input of the network, as [`read_image`](Self::read_image) reads those of a
+    /// file.
+    ///
+    /// # Errors
+    /// A number of bytes that is not that of the image, or an impossible size.
+    pub fn read_pixels(&self, pixels: &[u8], width: usize, height: usize) -> Result<Vec<f32>> {
+        let resolution = self.network.spec().resolution;
+        Ok(pixels_input(pixels, width, height, resolution, &self.config.normalisation)?)
     }
 
     /// The network, ready to run.

@@ -73,11 +73,12 @@ fn stem(network: &NetworkSpec, map: &mut Map) -> Result<()> {
 
 fn block(name: &str, block: &BlockSpec, map: &mut Map) -> Result<()> {
     map.is_input_of(name, block.in_channels(), block.input_size())?;
-    for (what, count) in block.inner_channels().into_iter().chain([("output", block.out_channels())]) {
-        within(&format!("number of {what} channels of {name}"), count, 1, MAX_CHANNELS)?;
-    }
+    // Before the output, whose extent is divided by the stride.
     if let Some((size, stride)) = block.window() {
         kernel(name, size, stride)?;
+    }
+    for (what, count) in block.inner_channels().into_iter().chain([("output", block.out_channels())]) {
+        within(&format!("number of {what} channels of {name}"), count, 1, MAX_CHANNELS)?;
     }
     block.check().map_err(|fault| Error::Network(format!("{name} {fault}")))?;
     *map = Map { channels: block.out_channels(), size: block.output_size() };
@@ -154,6 +155,7 @@ mod tests {
         }
         broken(|n| block(n, 1, 1).in_channels += 1, "input channels of block 1.1");
         broken(|n| block(n, 1, 0).kernel = 4, "odd");
+        broken(|n| block(n, 1, 0).stride = 0, "stride of block 1.0");
         broken(|n| block(n, 1, 0).residual = true, "residual");
         broken(|n| block(n, 0, 0).middle_channels = 16, "no expand");
         broken(|n| block(n, 2, 0).middle_channels = usize::MAX, "middle channels of block 2.0");

@@ -78,6 +78,12 @@ pub struct Check {
     pub median_error: f64,
     /// 95th percentile of `|predicted - measured| / measured`.
     pub p95_error: f64,
+    /// Share of the subnets whose prediction is within 5 % of the measurement; older files have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within_5: Option<f64>,
+    /// Share of the subnets whose prediction is within 10 % of the measurement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within_10: Option<f64>,
 }
 
 impl Check {
@@ -85,7 +91,17 @@ impl Check {
     pub fn of(subnets: Vec<CheckedSubnet>) -> Option<Self> {
         let errors: Vec<f64> =
             subnets.iter().map(|s| ((s.predicted_ms - s.measured_ms) / s.measured_ms).abs()).collect();
-        Some(Check { median_error: median(&errors)?, p95_error: quantile(&errors, 0.95)?, subnets })
+        let within = |most: f64| {
+            let share = errors.iter().filter(|error| **error <= most).count() as f64 / errors.len() as f64;
+            Some(share)
+        };
+        Some(Check {
+            median_error: median(&errors)?,
+            p95_error: quantile(&errors, 0.95)?,
+            within_5: within(0.05),
+            within_10: within(0.1),
+            subnets,
+        })
     }
 }
 
@@ -118,5 +134,6 @@ mod tests {
         let check = Check::of(vec![checked(1.1, 1.0), checked(4.0, 5.0), checked(2.0, 2.0)]).unwrap();
         assert!((check.median_error - 0.1).abs() < 1e-12);
         assert!((check.p95_error - 0.19).abs() < 1e-12);
+        assert_eq!((check.within_5, check.within_10), (Some(1.0 / 3.0), Some(1.0 / 3.0)));
     }
 }

@@ -65,7 +65,7 @@ pub fn import_csv(space: &SearchSpace, classes: usize, name: &str, files: &[Path
                 return Err(fault(format!("'{layer}' has a second row; keep one of them")).into());
             }
             let samples = row.samples.unwrap_or(1);
-            table.push(LayerTime { layer: layer.clone(), resolution: row.resolution, ms, samples });
+            table.push(LayerTime { layer: layer.clone(), resolution: row.resolution, ms, samples, estimated: false });
         }
     }
     let names: Vec<String> =
@@ -75,6 +75,7 @@ pub fn import_csv(space: &SearchSpace, classes: usize, name: &str, files: &[Path
         version: VERSION,
         name: name.into(),
         hardware: None,
+        engine: None,
         conditions: None,
         space: space.clone(),
         classes,

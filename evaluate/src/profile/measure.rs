@@ -85,7 +85,7 @@ impl ProfileOptions {
         }
     }
 
-    fn validate(&self) -> Result<()> {
+    pub(super) fn validate(&self) -> Result<()> {
         for (name, value) in [
             ("classes", self.classes),
             ("threads", self.threads),
@@ -192,6 +192,7 @@ pub fn measure(
             version: VERSION,
             name: options.name.clone(),
             hardware: Some(Hardware::detect(options.threads)),
+            engine: None,
             conditions: Some(Conditions::between(&before, &Moment::now(), done.fixed)),
             space: space.clone(),
             classes: options.classes,
@@ -253,9 +254,14 @@ pub fn memory(space: &SearchSpace, options: &ProfileOptions) -> Result<u64> {
     Ok(bytes.saturating_mul(options.batch as u64))
 }
 
-/// Networks that together hold every distinct layer of the space: those of [`SearchSpace::covering`], each for every
-/// size of the images.
+/// Networks that together hold every distinct layer of the space: those of [`covering_subnets`].
 pub(super) fn covering_networks(space: &SearchSpace, classes: usize) -> Result<Vec<NetworkSpec>> {
+    let subnets = covering_subnets(space);
+    Ok(subnets.iter().map(|subnet| space.network(subnet, classes)).collect::<ofa_supernet::Result<_>>()?)
+}
+
+/// The subnets of [`SearchSpace::covering`], each for every size of the images.
+pub(super) fn covering_subnets(space: &SearchSpace) -> Vec<Subnet> {
     let mut subnets = space.covering();
     for place in space.places().iter().filter(|place| place.at == At::Input) {
         let with_choices = |subnet: Subnet| {
@@ -267,7 +273,7 @@ pub(super) fn covering_networks(space: &SearchSpace, classes: usize) -> Result<V
         };
         subnets = subnets.into_iter().flat_map(with_choices).collect();
     }
-    Ok(subnets.iter().map(|subnet| space.network(subnet, classes)).collect::<ofa_supernet::Result<_>>()?)
+    subnets
 }
 
 /// Networks of the layer phase.
@@ -350,7 +356,7 @@ impl LayerNetworks {
         let entry = |(layer, samples): (LayerSpec, Vec<f64>)| {
             // A clock coarser than the layer may measure zero; times in a table must be positive.
             let ms = median(&samples).unwrap_or(0.0).max(1e-6);
-            LayerTime { layer, resolution: None, ms, samples: samples.len() }
+            LayerTime { layer, resolution: None, ms, samples: samples.len(), estimated: false }
         };
         self.layers.into_iter().zip(samples).map(entry).collect()
     }
@@ -435,7 +441,8 @@ fn random_images(space: &SearchSpace, options: &ProfileOptions) -> Vec<f32> {
     (0..options.batch * resolution * resolution * 3).map(|_| rng.random_range(-2.0..2.0)).collect()
 }
 
-fn report(progress: &mut Progress, phase: Phase, done: usize, total: usize) -> Result<()> {
+/// Reports progress; a request to stop is an error.
+pub(super) fn report(progress: &mut Progress, phase: Phase, done: usize, total: usize) -> Result<()> {
     match progress(ProfileProgress { phase, done, total }) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(ofa_supernet::Error::Interrupted.into()),

@@ -3,10 +3,11 @@
 //! A network's latency is predicted as `overhead + scale * sum of its layers' times` ([`Calibration`]). Layers are
 //! measured inside running networks ([`measure`]) rather than separately, so that each finds the caches as its
 //! neighbours leave them. A profile is one JSON file that records the results, the method, the hardware, and the error
-//! of its predictions.
+//! of its predictions. Profiles of other engines ([`measure_engine`]) come from times of whole networks.
 
 mod calibration;
 mod conditions;
+mod engine;
 mod hardware;
 mod layer;
 mod layer_times;
@@ -17,6 +18,7 @@ mod unfinished;
 
 pub use calibration::{Calibration, Check, CheckedSubnet};
 pub use conditions::Conditions;
+pub use engine::{EngineCommand, EngineOptions, EngineRecord, PRESETS, Preset, Reader, Unit, measure_engine};
 pub use hardware::Hardware;
 pub use layer::{ClassifierSpec, HeadSpec, LayerSpec, layers};
 pub use layer_times::{import_csv, layers_csv};
@@ -51,6 +53,9 @@ pub struct DeviceProfile {
     /// Hardware of the measurement; unknown for imported tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<Hardware>,
+    /// The engine that was measured, where it is not the runtime of `ofa`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineRecord>,
     /// State of the machine meanwhile; unknown for imported tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conditions: Option<Conditions>,
@@ -96,10 +101,14 @@ pub struct LayerTime {
     /// layer in any network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolution: Option<usize>,
-    /// Median of the measured times in milliseconds.
+    /// Median of the measured times in milliseconds; where whole networks were measured, the time that follows from
+    /// them, which may be zero.
     pub ms: f64,
-    /// Number of measured times.
+    /// Number of measured times, or of measured networks with the layer.
     pub samples: usize,
+    /// Whether the time was estimated from those of other layers, since no measured network has the layer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub estimated: bool,
 }
 
 impl DeviceProfile {
@@ -191,7 +200,8 @@ impl DeviceProfile {
         }
         let mut layers_seen = HashMap::with_capacity(self.table.len());
         for LayerTime { layer, resolution, ms, .. } in &self.table {
-            positive(&format!("time of '{layer}'"), *ms)?;
+            let check = if self.engine.is_some() { not_negative } else { positive };
+            check(&format!("time of '{layer}'"), *ms)?;
             if layers_seen.insert((*resolution, layer), ms).is_some() {
                 return Err(format!("the layer '{layer}' is in the table twice"));
             }
@@ -216,7 +226,9 @@ impl DeviceProfile {
             positive("a checked subnet's measured_ms", checked.measured_ms)?;
         }
         not_negative("check median_error", check.median_error)?;
-        not_negative("check p95_error", check.p95_error)
+        not_negative("check p95_error", check.p95_error)?;
+        let shares = [("check within_5", check.within_5), ("check within_10", check.within_10)];
+        shares.into_iter().try_for_each(|(name, share)| share.map_or(Ok(()), |share| not_negative(name, share)))
     }
 }
 
@@ -243,7 +255,10 @@ mod tests {
         for network in measure::covering_networks(&space, 4).unwrap() {
             found.extend(layers(&network).map(|layer| (layer, ())));
         }
-        let table = found.into_keys().map(|layer| LayerTime { layer, resolution: None, ms: 1.0, samples: 9 }).collect();
+        let table = found
+            .into_keys()
+            .map(|layer| LayerTime { layer, resolution: None, ms: 1.0, samples: 9, estimated: false })
+            .collect();
         let checked = CheckedSubnet { subnet: space.smallest(), predicted_ms: 5.0, measured_ms: 4.0 };
         DeviceProfile {
             number_type: NumberType::F32,
@@ -251,6 +266,7 @@ mod tests {
             version: VERSION,
             name: "example".into(),
             hardware: Some(Hardware { cpu: "cpu".into(), threads: 1, instruction_set: "none".into() }),
+            engine: None,
             conditions: None,
             space,
             classes: 4,

@@ -70,7 +70,7 @@ pub fn import(space: &SearchSpace, classes: usize, name: &str, files: &[PathBuf]
                 ms += mean;
                 samples = samples.min(count);
             }
-            table.push(LayerTime { layer, resolution: Some(network.resolution), ms, samples });
+            table.push(LayerTime { layer, resolution: Some(network.resolution), ms, samples, estimated: false });
         }
     }
     let names: Vec<String> =
@@ -81,6 +81,7 @@ pub fn import(space: &SearchSpace, classes: usize, name: &str, files: &[PathBuf]
         version: VERSION,
         name: name.into(),
         hardware: None,
+        engine: None,
         conditions: None,
         space,
         classes,

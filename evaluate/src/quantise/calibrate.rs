@@ -3,10 +3,11 @@
 //! 1. The f32 network runs on all images, and a histogram of each value gives its scale ([`Histogram`]).
 //! 2. Both networks run side by side, layer by layer: each layer's bias takes up what rounding, up to there, shifts the
 //!    mean of its output channels by.
-//! 3. For each layer, the network with that layer alone in integers tells how much its rounding disturbs the logits.
+//! 3. For each layer, the network with that layer alone in f32 tells what its rounding costs ([`Sensitivity`]).
 
-use super::forward::{Folded, Kernel, Values};
+use super::forward::{Folded, Kernel, Values, round};
 use super::histogram::Histogram;
+use super::sensitivity::{IMAGES, Sensitivity, sensitivity};
 use super::weights::int8_layer;
 use super::{Engine, QuantisedLayer, QuantisedNetwork, Rule, Scale, hard_sigmoid, largest_weight};
 use crate::model::{ModelConfig, NumberType, Quantisation};
@@ -26,9 +27,6 @@ const BATCH: usize = 16;
 
 /// Bytes of values that the second pass may keep.
 const BYTES: u64 = 1 << 30;
-
-/// Images of the third pass.
-const SENSITIVITY_IMAGES: usize = 16;
 
 /// Settings of a quantisation.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,9 +49,8 @@ pub struct Quantised {
     pub config: ModelConfig,
     /// The network.
     pub network: QuantisedNetwork,
-    /// Share of each int8 layer in the disturbance of the logits, largest first: squared error with that layer alone in
-    /// integers over the squares of the logits about their mean.
-    pub sensitivity: Vec<(String, f64)>,
+    /// Cost of rounding each layer, before any fine-tuning.
+    pub sensitivity: Sensitivity,
 }
 
 /// Quantises a model on `images` `[count, resolution, resolution, 3]`, normalised as its configuration says.
@@ -82,22 +79,22 @@ pub fn quantise(
     let rule = Rule::for_engine(&folded.graph, &options.keep_f32, options.engine);
     let layers = rule.int8.iter().filter(|int8| **int8).count();
     let mut steps = Steps { done: 0, all: count.div_ceil(BATCH) + folded.graph.nodes().len() + layers, progress };
-    let mut calibration = Calibration { folded: &folded, rule: &rule, options, steps: &mut steps };
-    let scales = calibration.scales(images, size)?;
+    let scales = value_scales(&folded, images, options.engine, &mut || steps.step())?;
     let at_once = (BYTES / (8 * folded.graph.peak_values()).max(1)).max(LEAST_IMAGES as u64) as usize;
+    let mut calibration = Calibration { folded: &folded, rule: &rule, options, steps: &mut steps };
     let (layers, values) = calibration.layers(&images[..size * count.min(at_once)], count.min(at_once), &scales)?;
-    let sensitivity = calibration.sensitivity(&images[..size * SENSITIVITY_IMAGES], &layers, &scales)?;
-    let engine_values = (0..scales.len()).filter(|&index| !rule.rounded[index]);
-    let engine_values = engine_values.filter_map(|index| Some((folded.names[index].clone(), scales[index]?)));
+    let network = QuantisedNetwork { spec: config.network.clone(), layers, values };
+    network.check()?;
+    let sensitivity = sensitivity(&folded, &network, &images[..size * IMAGES], &mut || steps.step())?;
     let quantisation = Quantisation {
         engine: options.engine,
         images: count,
         weight_bits: options.weight_bits,
-        values: values.clone(),
-        engine_values: engine_values.collect(),
+        f32_model: None,
+        finetuned: None,
+        values: network.values.clone(),
+        engine_values: others(&folded, &scales, &network.values),
     };
-    let network = QuantisedNetwork { spec: config.network.clone(), layers, values };
-    network.check()?;
     let config = ModelConfig { dtype: NumberType::Int8, quantisation: Some(quantisation), ..config.clone() };
     Ok(Quantised { config, network, sensitivity })
 }
@@ -141,51 +138,72 @@ struct Calibration<'a, 'b, 'c> {
     steps: &'a mut Steps<'b, 'c>,
 }
 
-impl Calibration<'_, '_, '_> {
-    /// Scales of all values that this or another engine rounds.
-    fn scales(&mut self, images: &[f32], size: usize) -> Result<Vec<Option<Scale>>> {
-        let (folded, graph) = (self.folded, &self.folded.graph);
-        let kernels = folded.kernels();
-        let mut histograms = vec![Histogram::new(); graph.nodes().len()];
-        for batch in images.chunks(BATCH * size) {
-            self.steps.step()?;
-            let mut values = Values::new(graph, batch.to_vec());
-            histograms[0].add(batch);
-            for index in folded.indices() {
-                let inputs = values.inputs(index);
-                let output = folded.output(index, kernels[index].as_ref(), &inputs, batch.len() / size)?;
-                histograms[index].add(&output);
-                values.store(index, output);
-            }
-        }
-        let consumers = graph.consumers();
-        let scale = |index: usize| {
-            // Batch norm is a part of the convolution before it.
-            let part = matches!(consumers[index][..], [reader] if graph.node(reader).op == Op::BatchNorm);
-            if part || index + 1 == graph.nodes().len() {
-                return None;
-            }
-            let after = match consumers[index][..] {
-                [reader] => graph.node(reader).op,
-                _ => Op::Add,
-            };
-            let symmetric = self.options.engine == Engine::TensorRt;
-            Some(match after {
-                Op::Activation(activation) => histograms[index].scale(symmetric, |x| activation.apply(x)),
-                Op::HardSigmoid => histograms[index].scale(symmetric, hard_sigmoid),
-                _ => histograms[index].scale(symmetric, |x| x),
-            })
-        };
-        let mut scales: Vec<Option<Scale>> = (0..histograms.len()).into_par_iter().map(scale).collect();
+/// Scales of all values that this or another engine rounds; `step` is called once per [`BATCH`] images.
+fn value_scales(
+    folded: &Folded,
+    images: &[f32],
+    engine: Engine,
+    step: &mut dyn FnMut() -> Result<()>,
+) -> Result<Vec<Option<Scale>>> {
+    let (graph, kernels) = (&folded.graph, folded.kernels());
+    let size = graph.nodes()[0].shape.values() as usize;
+    let mut histograms = vec![Histogram::new(); graph.nodes().len()];
+    for batch in images.chunks(BATCH * size) {
+        step()?;
+        let mut values = Values::new(graph, batch.to_vec());
+        histograms[0].add(batch);
         for index in folded.indices() {
-            // The largest of several integers is one of them.
-            if let Op::MaxPool { .. } = graph.nodes()[index].op {
-                scales[index] = scales[graph.nodes()[index].inputs()[0].index()];
-            }
+            let inputs = values.inputs(index);
+            let output = folded.output(index, kernels[index].as_ref(), &inputs, batch.len() / size)?;
+            histograms[index].add(&output);
+            values.store(index, output);
         }
-        Ok(scales)
     }
+    let consumers = graph.consumers();
+    let scale = |index: usize| {
+        // Batch norm is a part of the convolution before it.
+        let part = matches!(consumers[index][..], [reader] if graph.node(reader).op == Op::BatchNorm);
+        if part || index + 1 == graph.nodes().len() {
+            return None;
+        }
+        let after = match consumers[index][..] {
+            [reader] => graph.node(reader).op,
+            _ => Op::Add,
+        };
+        let symmetric = engine == Engine::TensorRt;
+        Some(match after {
+            Op::Activation(activation) => histograms[index].scale(symmetric, |x| activation.apply(x)),
+            Op::HardSigmoid => histograms[index].scale(symmetric, hard_sigmoid),
+            _ => histograms[index].scale(symmetric, |x| x),
+        })
+    };
+    let mut scales: Vec<Option<Scale>> = (0..histograms.len()).into_par_iter().map(scale).collect();
+    for index in folded.indices() {
+        // The largest of several integers is one of them.
+        if let Op::MaxPool { .. } = graph.nodes()[index].op {
+            scales[index] = scales[graph.nodes()[index].inputs()[0].index()];
+        }
+    }
+    Ok(scales)
+}
 
+/// The scales by name of all values but those in `rounded`.
+fn others(folded: &Folded, scales: &[Option<Scale>], rounded: &BTreeMap<String, Scale>) -> BTreeMap<String, Scale> {
+    let names = folded.names.iter().zip(scales).filter(|(name, _)| !rounded.contains_key(*name));
+    names.filter_map(|(name, scale)| Some((name.clone(), (*scale)?))).collect()
+}
+
+/// Scales of the values that other engines round besides those in `rounded`, on the calibration images.
+pub(super) fn engine_values(
+    folded: &Folded,
+    images: &[f32],
+    rounded: &BTreeMap<String, Scale>,
+    engine: Engine,
+) -> Result<BTreeMap<String, Scale>> {
+    Ok(others(folded, &value_scales(folded, images, engine, &mut || Ok(()))?, rounded))
+}
+
+impl Calibration<'_, '_, '_> {
     /// Integers of all layers with corrected biases, and the scales of the rounded values.
     fn layers(&mut self, images: &[f32], count: usize, scales: &[Option<Scale>]) -> Result<Layers> {
         let (folded, rule) = (self.folded, self.rule);
@@ -235,72 +253,12 @@ impl Calibration<'_, '_, '_> {
             }
         }
     }
-
-    /// [`Quantised::sensitivity`].
-    fn sensitivity(
-        &mut self,
-        images: &[f32],
-        layers: &BTreeMap<String, QuantisedLayer>,
-        scales: &[Option<Scale>],
-    ) -> Result<Vec<(String, f64)>> {
-        let folded = self.folded;
-        let kernels = folded.kernels();
-        let nodes = folded.graph.nodes();
-        // Outputs of all nodes: a changed layer leaves those before it as they are.
-        let mut exact: Vec<Vec<f32>> = vec![images.to_vec()];
-        for index in folded.indices() {
-            let inputs: Vec<&[f32]> = nodes[index].inputs().iter().map(|input| &exact[input.index()][..]).collect();
-            exact.push(folded.output(index, kernels[index].as_ref(), &inputs, SENSITIVITY_IMAGES)?);
-        }
-        let logits = exact.last().cloned().unwrap_or_default();
-        let mean = logits.iter().sum::<f32>() / logits.len() as f32;
-        let power: f64 = logits.iter().map(|logit| f64::from(logit - mean).powi(2)).sum();
-        let mut sensitivity = Vec::new();
-        for changed in folded.indices().filter(|&index| self.rule.int8[index]) {
-            self.steps.step()?;
-            let input = nodes[changed].inputs()[0].index();
-            let (Some(QuantisedLayer::Int8(layer)), Some(scale)) = (layers.get(&folded.names[changed]), scales[input])
-            else {
-                continue;
-            };
-            let Some((_, bias)) = &folded.layers[changed] else { continue };
-            let kernel = folded.kernel(changed, &layer.dequantised(), bias);
-            let mut values: Vec<Option<Vec<f32>>> = vec![None; nodes.len()];
-            let input = round(exact[input].clone(), Some(scale));
-            let mut output = folded.output(changed, Some(&kernel), &[&input], SENSITIVITY_IMAGES)?;
-            // What its own bias takes up.
-            let shift = channel_means(&exact[changed], &output, bias.len());
-            output.iter_mut().zip(shift.iter().cycle()).for_each(|(value, shift)| *value += shift);
-            values[changed] = Some(output);
-            for index in changed + 1..nodes.len() {
-                let inputs = nodes[index].inputs();
-                if inputs.iter().any(|input| values[input.index()].is_some()) {
-                    let value = |input: usize| values[input].as_ref().unwrap_or(&exact[input]).as_slice();
-                    let inputs: Vec<&[f32]> = inputs.iter().map(|input| value(input.index())).collect();
-                    values[index] = Some(folded.output(index, kernels[index].as_ref(), &inputs, SENSITIVITY_IMAGES)?);
-                }
-            }
-            let found = values.pop().flatten().unwrap_or_default();
-            let noise: f64 = found.iter().zip(&logits).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-            sensitivity.push((folded.names[changed].clone(), noise / power.max(f64::MIN_POSITIVE)));
-        }
-        sensitivity.sort_by(|a, b| b.1.total_cmp(&a.1));
-        Ok(sensitivity)
-    }
 }
 
 /// The weights of a layer that stays f32, as 2 bytes hold them, unless one is too large.
-fn halves(weight: &[f32]) -> Vec<f32> {
+pub(super) fn halves(weight: &[f32]) -> Vec<f32> {
     let halves: Vec<f32> = weight.iter().map(|&weight| f16::from_f32(weight).to_f32()).collect();
     if halves.iter().all(|half| half.is_finite()) { halves } else { weight.to_vec() }
-}
-
-/// The values as their integers represent them.
-fn round(mut values: Vec<f32>, scale: Option<Scale>) -> Vec<f32> {
-    if let Some(scale) = scale {
-        values.par_iter_mut().for_each(|value| *value = scale.dequantise(scale.quantise(*value)));
-    }
-    values
 }
 
 /// Mean of `exact - found` in each channel.

@@ -1,11 +1,12 @@
 //! The f32 network node by node, with batch norm folded in: what calibration looks at.
 
-use super::node_names;
+use super::{Scale, node_names};
 use crate::runtime::{Checked, Weights};
 use crate::{Error, Result};
 use ofa_supernet::graph::{Graph, NodeId, Op};
 use ofa_supernet::ops::inference::{DenseConv, Depthwise, Pointwise, average_pool, average_windows, max_pool};
 use ofa_supernet::space::{Activation, NetworkSpec};
+use rayon::prelude::*;
 
 /// A graph with the weights of its layers.
 pub(super) struct Folded {
@@ -84,7 +85,7 @@ impl Folded {
                 kernel.run(x, batch, height * width, Activation::Identity, None, None, &mut output);
             }
             (_, Some(Kernel::Depthwise(kernel))) => {
-                kernel.run(x, batch, height, width, Activation::Identity, &mut output, None);
+                kernel.run(x, None, batch, height, width, Activation::Identity, &mut output, None);
             }
             (_, Some(Kernel::Dense(kernel))) => {
                 kernel.run(x, batch, height, width, Activation::Identity, &mut output);
@@ -152,4 +153,12 @@ impl<'a> Values<'a> {
         }
         self.values[index] = output;
     }
+}
+
+/// The values as their integers represent them.
+pub(super) fn round(mut values: Vec<f32>, scale: Option<Scale>) -> Vec<f32> {
+    if let Some(scale) = scale {
+        values.par_iter_mut().for_each(|value| *value = scale.dequantise(scale.quantise(*value)));
+    }
+    values
 }

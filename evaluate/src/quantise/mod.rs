@@ -22,26 +22,32 @@
 //! | `arithmetic` | scales, rounding, activations |
 //! | `calibrate` | from an f32 network to integers, on images |
 //! | `check` | checks of a network that was read from a file |
+//! | `finetune` | training of a network that is rounded as the integers will be |
 //! | `forward` | the f32 network node by node |
 //! | `histogram` | distributions of values, and their scales |
 //! | `random` | networks with random weights |
 //! | `reference` | the network computed as plainly as possible |
 //! | `rule` | which layers become integers, which values are rounded |
+//! | `sensitivity` | what the rounding of each layer costs |
 //! | `weights` | integers of a layer |
 
 mod arithmetic;
 mod calibrate;
 mod check;
+mod finetune;
 mod forward;
 mod histogram;
 mod random;
 pub mod reference;
 mod rule;
+mod sensitivity;
 mod weights;
 
 pub use arithmetic::{Scale, activate, hard_sigmoid};
 pub use calibrate::{LEAST_IMAGES, Options, Progress, Quantised, quantise};
+pub use finetune::{FinetuneOptions, finetune};
 pub use rule::{Engine, Rule};
+pub use sensitivity::Sensitivity;
 pub(crate) use weights::int8_layer;
 
 use ofa_supernet::graph::{Graph, Node, Op};

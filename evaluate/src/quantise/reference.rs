@@ -270,23 +270,25 @@ mod tests {
                     let inputs: Vec<Vec<f32>> = inputs.map(|input| values[input.index()].reals()).collect();
                     let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
                     let expected = folded.output(index, kernels[index].as_ref(), &inputs, 1).unwrap();
-                    let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-                    for (found, expected) in values[index].reals().iter().zip(expected) {
-                        let (expected, step) = match &values[index] {
-                            Value::Real(_) => (expected, 0.0),
-                            Value::Rounded(_, scale) => {
-                                (expected.clamp(scale.dequantise(0), scale.dequantise(255)), scale.scale)
-                            }
-                        };
-                        let within = 0.5 * step + 1e-4 * largest;
-                        let node = &folded.names[index];
-                        assert!((found - expected).abs() <= within, "{name}, {node}: {found} instead of {expected}");
-                    }
+                    assert_rounded(&values[index], &expected, &format!("{name}, {}", folded.names[index]));
                 }
                 // Images do not depend on their batch.
                 let found = run(&network, &images, 3).unwrap();
                 assert_eq!(found[5..10], values.last().unwrap().reals());
             }
+        }
+    }
+
+    /// Asserts that `value` is `expected` but for its rounding.
+    fn assert_rounded(value: &Value, expected: &[f32], what: &str) {
+        let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+        for (found, &expected) in value.reals().iter().zip(expected) {
+            let (expected, step) = match value {
+                Value::Real(_) => (expected, 0.0),
+                Value::Rounded(_, scale) => (expected.clamp(scale.dequantise(0), scale.dequantise(255)), scale.scale),
+            };
+            let within = 0.5 * step + 1e-4 * largest;
+            assert!((found - expected).abs() <= within, "{what}: {found} instead of {expected}");
         }
     }
 

@@ -11,12 +11,19 @@ const LEAST: f64 = 1e-12;
 /// Rounds a layer's weights: for each channel the scale with the least squared error, enlarged until the bias fits its
 /// integer. `input` is the scale of the layer's input, `most` the largest weight.
 pub fn int8_layer(weight: &[f32], bias: &[f32], input: f32, most: i8) -> Int8Layer {
+    let channels = weight.chunks_exact(weight.len() / bias.len().max(1));
+    let scales: Vec<f32> = channels.map(|channel| best_scale(channel, most)).collect();
+    with_scales(weight, bias, &scales, input, most)
+}
+
+/// [`int8_layer`] with given `scales`, which are enlarged only where the bias needs it.
+pub fn with_scales(weight: &[f32], bias: &[f32], scales: &[f32], input: f32, most: i8) -> Int8Layer {
     let per_output = weight.len() / bias.len().max(1);
     let mut layer = Int8Layer { weight: Vec::with_capacity(weight.len()), scales: Vec::new(), bias: Vec::new() };
-    for (channel, &bias) in weight.chunks_exact(per_output).zip(bias) {
+    for ((channel, &bias), scale) in weight.chunks_exact(per_output).zip(bias).zip(scales) {
         // A little more, so that rounding to f32 keeps the bias in its range.
         let least = (f64::from(bias.abs()) / (f64::from(input) * MAX_SUM as f64) * 1.000_001).max(LEAST);
-        let scale = best_scale(channel, most).max(least as f32);
+        let scale = scale.max(least as f32);
         let rounded = |weight: &f32| (weight / scale).round_ties_even().clamp(-f32::from(most), f32::from(most)) as i8;
         layer.weight.extend(channel.iter().map(rounded));
         layer.bias.push((f64::from(bias) / (f64::from(input) * f64::from(scale))).round_ties_even() as i32);

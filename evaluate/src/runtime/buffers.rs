@@ -106,26 +106,33 @@ impl Buffers {
         let mut buffer = self.take(step.output);
         let target = buffer.target(program.values[step.output.0], batch);
         match step.work {
-            Work::Layer { layer, pooled: Some(means), activation, .. } => {
+            Work::Layer { pooled, .. } => {
                 // The means are a second output.
-                let mut memory = self.take(means);
-                let means_target = floats(memory.target(program.values[means.0], batch));
-                let input = step.input.map_or(images, |value| self.floats(program, value, batch));
-                if let Kernel::Depthwise(kernel) = &kernels[layer] {
-                    let (height, width) = (step.shape.height, step.shape.width);
-                    kernel.run(input, batch, height, width, activation, floats(target), Some(means_target));
+                let mut memory = pooled.map(|means| (means, self.take(means)));
+                let means = memory.as_mut().map(|(means, memory)| memory.target(program.values[means.0], batch));
+                self.layer(step, program, kernels, images, batch, target, means.map(floats));
+                if let Some((means, memory)) = memory {
+                    self.put_back(means, memory);
                 }
-                self.put_back(means, memory);
             }
-            Work::Layer { .. } => self.layer(step, program, kernels, images, batch, target),
             _ => self.between(step, program, images, batch, target),
         }
         self.put_back(step.output, buffer);
     }
 
-    /// Computes a layer.
-    fn layer(&self, step: &Step, program: &Program, kernels: &[Kernel], images: &[f32], batch: usize, target: Target) {
-        let Work::Layer { layer, activation, gate, residual, .. } = step.work else { return };
+    /// Computes a layer, and the means of its output in `means`.
+    #[allow(clippy::too_many_arguments)] // those of `run`, and the two outputs
+    fn layer(
+        &self,
+        step: &Step,
+        program: &Program,
+        kernels: &[Kernel],
+        images: &[f32],
+        batch: usize,
+        target: Target,
+        means: Option<&mut [f32]>,
+    ) {
+        let Work::Layer { layer, expand, activation, gate, residual, .. } = step.work else { return };
         let (height, width) = (step.shape.height, step.shape.width);
         let read = |value: Option<Value>| value.map_or(images, |value| self.floats(program, value, batch));
         let rounded = |value: Option<Value>| value.and_then(|value| self.bytes_of(program, value, batch));
@@ -136,7 +143,11 @@ impl Buffers {
                 kernel.run(read(step.input), batch, height * width, activation, gate, residual, floats(target));
             }
             Kernel::Depthwise(kernel) => {
-                kernel.run(read(step.input), batch, height, width, activation, floats(target), None);
+                let expand = expand.and_then(|(expand, activation)| match &kernels[expand] {
+                    Kernel::Pointwise(expand) => Some((expand, activation)),
+                    _ => None,
+                });
+                kernel.run(read(step.input), expand, batch, height, width, activation, floats(target), means);
             }
             Kernel::Dense(kernel) => kernel.run(read(step.input), batch, height, width, activation, floats(target)),
             Kernel::Ordered(kernel) => kernel.run(read(step.input), batch, height, width, activation, floats(target)),

@@ -3,7 +3,8 @@
 //!
 //! A convolution takes along the batch norm, the sum with a value that exists already, and the activation after it, as
 //! long as each has no other reader. A gate is applied as its reader loads the map; a global average after a depthwise
-//! convolution is computed with it.
+//! convolution is computed with it. A depthwise convolution takes along the 1x1 convolution before it, if no other node
+//! reads that: the map between the two never exists.
 //!
 //! In a quantised network a value is `u8` where its node is rounded, otherwise f32; a convolution takes nothing along
 //! behind a rounded node. Steps between layers convert where a reader needs the other type.
@@ -61,6 +62,8 @@ pub(super) enum Work {
     Layer {
         /// Index into [`Program::layers`].
         layer: usize,
+        /// The 1x1 convolution before it, and the activation between the two; depthwise only.
+        expand: Option<(usize, Activation)>,
         activation: Activation,
         /// Factors of the input's channels; pointwise only.
         gate: Option<Value>,
@@ -293,19 +296,19 @@ impl Compiler<'_> {
             }
             last = next;
         }
-        let pool = self.consumers[last.index()].iter().copied();
-        let pool = pool.filter(|_| matches!(kind, LayerKind::Depthwise { .. }) && !self.program.quantised);
-        let pool = pool.into_iter().find(|&reader| {
-            let reader = self.graph.node(reader);
-            reader.op == Op::GlobalAveragePool && reader.layer == node.layer
-        });
+        let pool = self.pool_after(last, node, kind);
+        let before = match kind {
+            LayerKind::Depthwise { .. } => self.expand_before(node, input),
+            _ => None,
+        };
+        let (expand, input) = before.map_or((None, input), |(expand, input)| (Some(expand), input));
         let pooled = pool.map(|pool| self.value(self.graph.node(pool), None));
         let output = self.value(node, self.scales[last.index()].filter(|_| int8));
         let layer = self.program.layers.len();
         let scale = self.scales[node.inputs()[0].index()].filter(|_| int8);
         let name = self.name(id);
         self.program.layers.push(Layer { kind, name, bias, norm, in_channels, out_channels, input: scale });
-        let work = Work::Layer { layer, activation, gate, residual, pooled };
+        let work = Work::Layer { layer, expand, activation, gate, residual, pooled };
         self.step(node, work, input, output);
         let place = self.rounded(last, node, Place::Value(output));
         self.found[last.index()] = Some(place);
@@ -319,6 +322,34 @@ impl Compiler<'_> {
             self.found[pool.index()] = Some(Place::Value(pooled));
         }
         Ok(())
+    }
+
+    /// The global average pool of a depthwise convolution's values, which its step computes, too. `last` is the step's
+    /// last node.
+    fn pool_after(&self, last: NodeId, node: &Node, kind: LayerKind) -> Option<NodeId> {
+        if !matches!(kind, LayerKind::Depthwise { .. }) || self.program.quantised {
+            return None;
+        }
+        let is_pool = |reader: &Node| reader.op == Op::GlobalAveragePool && reader.layer == node.layer;
+        self.consumers[last.index()].iter().copied().find(|&reader| is_pool(self.graph.node(reader)))
+    }
+
+    /// Takes back the last step, if it is a 1x1 convolution that the depthwise convolution `node` can take along: its
+    /// layer and its input.
+    fn expand_before(&mut self, node: &Node, input: Option<Value>) -> Option<((usize, Activation), Option<Value>)> {
+        let step = self.program.steps.last()?;
+        let Work::Layer { layer, activation, gate: None, residual: None, .. } = step.work else { return None };
+        let only_reader = self.consumers[node.inputs()[0].index()].len() == 1;
+        let newest = Some(step.output) == input && step.output.0 + 1 == self.program.values.len();
+        let same_layer = Some(step.layer) == node.layer;
+        let pointwise = self.program.layers[layer].kind == LayerKind::Pointwise;
+        if self.program.quantised || !(only_reader && newest && same_layer && pointwise) {
+            return None;
+        }
+        let before = step.input;
+        self.program.steps.pop();
+        self.program.values.pop();
+        Some(((layer, activation), before))
     }
 
     /// A step from the first input of `node` to a new value.

@@ -18,7 +18,7 @@ impl Program {
     pub(super) fn describe(&self, step: &Step) -> StepInfo {
         let (height, width) = (step.shape.height, step.shape.width);
         let at = format!("at {height}x{width}");
-        let Work::Layer { layer, gate, .. } = step.work else {
+        let Work::Layer { layer, expand, gate, .. } = step.work else {
             let channels = step.shape.channels;
             return StepInfo { name: operation(&step.work).into(), shape: format!("{channels} {at}"), macs: 0 };
         };
@@ -35,8 +35,13 @@ impl Program {
             false => format!("{inputs}-{outputs} {at}{}", if gate.is_some() { ", gated" } else { "" }),
         };
         let per_pixel = kernel * kernel * if depthwise { outputs } else { inputs * outputs };
-        let macs = (height.div_ceil(stride) * width.div_ceil(stride) * per_pixel) as u64;
-        StepInfo { name: layer.name.clone(), shape, macs }
+        let macs = height.div_ceil(stride) * width.div_ceil(stride) * per_pixel;
+        let Some(expand) = expand.map(|(expand, _)| &self.layers[expand]) else {
+            return StepInfo { name: layer.name.clone(), shape, macs: macs as u64 };
+        };
+        let macs = macs + height * width * expand.in_channels * expand.out_channels;
+        let shape = format!("{}-{}, {shape}", expand.in_channels, expand.out_channels);
+        StepInfo { name: format!("{} and {}", expand.name, layer.name), shape, macs: macs as u64 }
     }
 }
 

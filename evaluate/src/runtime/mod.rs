@@ -2,7 +2,7 @@
 //!
 //! Batch norm is folded into the convolutions when the network is built. Tensors are NHWC, f32 or `u8`, in buffers that
 //! belong to the network and only grow, so a run allocates no activations once it has seen its batch size. The kernels
-//! use the threads of the rayon pool that the caller is in (`ThreadPool::install`).
+//! use as many threads as [`with_threads`] says around the call, otherwise as the rayon pool that the caller is in has.
 //!
 //! | file | concern |
 //! | --- | --- |
@@ -25,6 +25,7 @@ mod plan;
 mod weights;
 
 pub use describe::StepInfo;
-pub use network::StaticNetwork;
+pub use network::{StaticNetwork, softmax};
+pub use ofa_supernet::ops::with_threads;
 pub(crate) use weights::Checked;
 pub use weights::{Weights, check_weights, random_weights};

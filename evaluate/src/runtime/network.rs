@@ -187,6 +187,14 @@ impl StaticNetwork {
     }
 }
 
+/// Probabilities of the classes, from the logits of one image.
+pub fn softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exponentials: Vec<f64> = logits.iter().map(|&logit| f64::from(logit - largest).exp()).collect();
+    let sum: f64 = exponentials.iter().sum();
+    exponentials.into_iter().map(|value| value / sum).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -326,5 +334,12 @@ mod tests {
         refused(&|w| w.get_mut(name).unwrap().1[3] = f32::NAN, name, "value 3 is NaN");
         refused(&|w| w.get_mut("bn1.running_var").unwrap().1[0] = -1.0, "bn1.running_var", "negative");
         refused(&|w| drop(w.insert("extra".into(), (vec![1], vec![0.0]))), "extra", "does not belong");
+    }
+
+    #[test]
+    fn probabilities_add_up_and_do_not_overflow() {
+        let found = softmax(&[1000.0, 1000.0 - 2f32.ln(), -1000.0]);
+        let expected = [2.0 / 3.0, 1.0 / 3.0, 0.0];
+        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{found:?}");
     }
 }

@@ -20,15 +20,21 @@ pub(super) struct Ensemble {
     pub members: Vec<Mlp>,
     /// Standard deviation of measured accuracies about what the members agree on.
     pub noise: f32,
+    features: Features,
 }
 
 impl Ensemble {
+    /// An ensemble of networks whose inputs are the features of `space`.
+    pub(super) fn new(space: &SearchSpace, members: Vec<Mlp>, noise: f32) -> Self {
+        Ensemble { members, noise, features: Features::new(space) }
+    }
+
     /// Predicted accuracy of each subnet.
     ///
     /// # Errors
     /// A subnet outside the space.
-    pub(super) fn predict(&self, space: &SearchSpace, subnets: &[Subnet]) -> Result<Vec<f64>> {
-        let members = self.by_member(space, subnets)?;
+    pub(super) fn predict(&self, subnets: &[Subnet]) -> Result<Vec<f64>> {
+        let members = self.by_member(subnets)?;
         Ok((0..subnets.len()).map(|subnet| mean(&members, subnet)).collect())
     }
 
@@ -36,14 +42,14 @@ impl Ensemble {
     ///
     /// # Errors
     /// A subnet outside the space; a single member.
-    pub(super) fn predict_with_deviation(&self, space: &SearchSpace, subnets: &[Subnet]) -> Result<Vec<Prediction>> {
+    pub(super) fn predict_with_deviation(&self, subnets: &[Subnet]) -> Result<Vec<Prediction>> {
         if self.members.len() < 2 {
             return Err(Error::Predictor(
                 "it is a single network, which does not know how sure it is; fit another one with `ofa predictor`"
                     .into(),
             ));
         }
-        let members = self.by_member(space, subnets)?;
+        let members = self.by_member(subnets)?;
         let prediction = |subnet| Prediction {
             accuracy: mean(&members, subnet),
             deviation: (variance(&members, subnet) + f64::from(self.noise).powi(2)).sqrt(),
@@ -57,8 +63,8 @@ impl Ensemble {
     ///
     /// # Errors
     /// A subnet outside the space.
-    pub(super) fn effects(&self, space: &SearchSpace, subnets: &[Subnet]) -> Result<Vec<Vec<Vec<f64>>>> {
-        let features = Features::new(space);
+    pub(super) fn effects(&self, subnets: &[Subnet]) -> Result<Vec<Vec<Vec<f64>>>> {
+        let features = &self.features;
         let batches = subnets.par_chunks(SLOPES).map(|batch| {
             let ones = batch.iter().map(|subnet| features.of(subnet)).collect::<Result<Vec<_>>>()?;
             let members: Vec<Vec<f32>> = self.members.iter().map(|member| member.slopes(&ones)).collect();
@@ -73,9 +79,8 @@ impl Ensemble {
     }
 
     /// Each member's prediction of each subnet.
-    fn by_member(&self, space: &SearchSpace, subnets: &[Subnet]) -> Result<Vec<Vec<f64>>> {
-        let features = Features::new(space);
-        let push = |subnet: &Subnet, active: &mut Vec<usize>| features.push(subnet, active);
+    fn by_member(&self, subnets: &[Subnet]) -> Result<Vec<Vec<f64>>> {
+        let push = |subnet: &Subnet, active: &mut Vec<usize>| self.features.push(subnet, active);
         self.members.iter().map(|member| member.forward(subnets, push)).collect()
     }
 }
@@ -126,12 +131,12 @@ pub(super) fn fit(
             })
         })
         .collect::<Result<Vec<Mlp>>>()?;
-    let mut ensemble = Ensemble { members, noise: 0.0 };
+    let mut ensemble = Ensemble::new(space, members, 0.0);
     if folds == 1 {
         return Ok((ensemble, None));
     }
     let subnets: Vec<Subnet> = samples.iter().map(|s| s.subnet.clone()).collect();
-    let predictions = ensemble.by_member(space, &subnets)?;
+    let predictions = ensemble.by_member(&subnets)?;
     let unseen: Vec<f64> = (0..samples.len()).map(|index| predictions[index % folds][index]).collect();
     let squares = samples.iter().zip(&unseen).map(|(sample, p)| (sample.accuracy - p).powi(2));
     let variances = (0..samples.len()).map(|index| variance(&predictions, index));

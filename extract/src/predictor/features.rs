@@ -12,6 +12,7 @@ use ofa_supernet::{SearchSpace, Subnet};
 use std::ops::Range;
 
 /// The features of a space.
+#[derive(Debug, Clone)]
 pub struct Features {
     space: SearchSpace,
     /// Every choice with its number among all, and the start of its one-hot if it has one; ascending.

@@ -14,6 +14,7 @@
 //! | `linear`, `fit`, `mlp` | what each choice adds by itself, fitting one network, its fast forward pass |
 //! | `store` | the file |
 //! | [`active`] | which subnets to measure next |
+//! | `growth` | quality by number of samples |
 //! | `published` | importing the predictor that the authors published |
 
 pub mod active;
@@ -21,6 +22,7 @@ mod encoding;
 mod ensemble;
 pub mod features;
 mod fit;
+mod growth;
 mod import;
 mod likelihood;
 mod linear;
@@ -36,6 +38,7 @@ mod store;
 mod tests;
 
 pub use fit::{FitSettings, Method};
+pub use growth::{GrowthPoint, growth};
 pub use import::{import_accuracies, read_subnets};
 pub use origin::Origin;
 pub use provenance::{Provenance, other_weights};
@@ -66,7 +69,7 @@ pub struct Predictor {
 #[derive(Debug, Clone)]
 enum Model {
     Process(Box<Process>),
-    Ensemble(Ensemble),
+    Ensemble(Box<Ensemble>),
 }
 
 /// Predicted accuracy with its deviation.
@@ -273,7 +276,7 @@ impl Predictor {
             (Model::Process(Box::new(process)), Some(unseen))
         } else {
             let (ensemble, unseen) = ensemble::fit(space, samples, settings, seed, progress)?;
-            (Model::Ensemble(ensemble), unseen)
+            (Model::Ensemble(Box::new(ensemble)), unseen)
         };
         Ok((Predictor { space: space.clone(), model, origin: None }, unseen))
     }
@@ -361,7 +364,7 @@ impl Predictor {
     pub fn predict(&self, subnets: &[Subnet]) -> Result<Vec<f64>> {
         match &self.model {
             Model::Process(process) => process.predict(subnets),
-            Model::Ensemble(ensemble) => ensemble.predict(&self.space, subnets),
+            Model::Ensemble(ensemble) => ensemble.predict(subnets),
         }
     }
 
@@ -373,7 +376,7 @@ impl Predictor {
     pub fn effects(&self, subnets: &[Subnet]) -> Result<Vec<Vec<Vec<f64>>>> {
         match &self.model {
             Model::Process(process) => subnets.par_iter().map(|subnet| process.effects(subnet)).collect(),
-            Model::Ensemble(ensemble) => ensemble.effects(&self.space, subnets),
+            Model::Ensemble(ensemble) => ensemble.effects(subnets),
         }
     }
 
@@ -384,7 +387,7 @@ impl Predictor {
     pub fn predict_with_deviation(&self, subnets: &[Subnet]) -> Result<Vec<Prediction>> {
         match &self.model {
             Model::Process(process) => process.predict_with_deviation(subnets),
-            Model::Ensemble(ensemble) => ensemble.predict_with_deviation(&self.space, subnets),
+            Model::Ensemble(ensemble) => ensemble.predict_with_deviation(subnets),
         }
     }
 }

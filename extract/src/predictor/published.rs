@@ -95,7 +95,7 @@ impl Predictor {
         first.weight = rows.iter().flat_map(|row| &first.weight[row * hidden..][..hidden]).copied().collect();
         let no_linear = vec![0.0; rows.len()];
         let members = vec![Mlp::new([first, second, third, last], no_linear)];
-        let model = Model::Ensemble(Ensemble { members, noise: 0.0 });
+        let model = Model::Ensemble(Box::new(Ensemble::new(&narrowed, members, 0.0)));
         Ok(Predictor { space: narrowed, model, origin: Some(Origin::Published) })
     }
 }

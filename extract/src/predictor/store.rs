@@ -107,7 +107,7 @@ impl Predictor {
         entry.space.validate().map_err(|e| e.at(path))?;
         let tensors = Tensors(SafeTensors::deserialize(&file).map_err(|e| foreign(e.to_string()))?);
         let model = match entry.version {
-            ENSEMBLE => tensors.ensemble(&entry).map(Model::Ensemble),
+            ENSEMBLE => tensors.ensemble(&entry).map(|ensemble| Model::Ensemble(Box::new(ensemble))),
             PROCESS => tensors.process(&entry.space).map(|process| Model::Process(Box::new(process))),
             version => Err(format!("its version is {version}, expected {ENSEMBLE} or {PROCESS}; fit it anew")),
         };
@@ -212,7 +212,7 @@ impl Tensors<'_> {
             ];
             Ok(Mlp::new(layers, self.f32(&format!("member{member}.linear"), &[inputs])?))
         };
-        Ok(Ensemble { members: (0..*members).map(member).collect::<Read<_>>()?, noise: *noise })
+        Ok(Ensemble::new(space, (0..*members).map(member).collect::<Read<_>>()?, *noise))
     }
 
     fn process(&self, space: &SearchSpace) -> Read<Process> {

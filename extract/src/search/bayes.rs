@@ -57,7 +57,7 @@ impl Strategy for Bayes {
     }
 
     fn run(&self, task: &mut Task) -> Result<()> {
-        let rules = &task.rules;
+        let rules = task.rules();
         let draw = |index| {
             let mut rng = rules.rng(&[0, index]);
             rules.repair(rules.genome.sample(&mut rng), &mut rng)
@@ -114,7 +114,7 @@ fn distinct(scored: &mut Vec<Scored>) {
 
 /// Feasible candidates that are not scored yet: random ones, and mutations of the best.
 fn pool(task: &Task, best: &[Scored], round: u64) -> Result<Vec<Genes>> {
-    let rules = &task.rules;
+    let rules = task.rules();
     let draw = |index: usize| {
         let mut rng = rules.rng(&[round, index as u64]);
         let drawn = if index.is_multiple_of(4) {

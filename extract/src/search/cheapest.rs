@@ -47,7 +47,7 @@ impl Cheapest<'_> {
         let (best, mut evaluations) = (found.predicted_accuracy, found.evaluations);
         if best < self.least {
             return Err(Error::Impossible(format!(
-                "no subnet of '{}' within the other limits was found with a score of {}: the best has {best:.4} ('{}')",
+                "no subnet of '{}' within the other limits was found with a score of {:.4}: the best has {best:.4} ('{}')",
                 self.space.name, self.least, found.best
             )));
         }

@@ -12,29 +12,29 @@ use rayon::prelude::*;
 /// Pairs scored per step.
 const PAIRS: usize = 64;
 
-/// Climbs from each of `starts`, changing up to `reach` genes (1 or 2) at a time, and returns the local optima. Scores
-/// rise strictly, so the climb ends. All climbers advance together: one large batch is scored faster than several small
-/// ones.
+/// Climbs from each of `starts` within the limits of a level, changing up to `reach` genes (1 or 2) at a time, and
+/// returns the local optima. Scores rise strictly, so the climb ends. All climbers advance together: one large batch is
+/// scored faster than several small ones.
 ///
 /// # Errors
 /// Errors of scorer and measures.
-pub fn climb(task: &mut Task, starts: Vec<Scored>, reach: usize) -> Result<Vec<Scored>> {
+pub fn climb(task: &mut Task, level: usize, starts: Vec<Scored>, reach: usize) -> Result<Vec<Scored>> {
     let mut climbers = starts;
     let mut tops = Vec::new();
     while !climbers.is_empty() {
-        let genome = &task.rules.genome;
+        let genome = &task.levels[level].rules.genome;
         let neighbours: Vec<Vec<Genes>> = climbers.par_iter().map(|(_, genes)| singles(genome, genes)).collect();
-        task.evaluate(&neighbours.concat())?;
+        task.evaluate(neighbours.iter().flatten())?;
         let mut pairs: Vec<Vec<Genes>> = vec![Vec::new(); climbers.len()];
         if reach > 1 {
             let gains = |((score, _), singles): (&Scored, &Vec<Genes>)| -> Vec<f64> {
                 task.scored(singles.iter().cloned()).map(|(other, _)| other - score).collect()
             };
             let gains: Vec<Vec<f64>> = climbers.iter().zip(&neighbours).map(gains).collect();
-            let rules = &task.rules;
+            let rules = &task.levels[level].rules;
             let found = climbers.par_iter().zip(&gains).map(|((_, genes), gains)| promising(rules, genes, gains));
             pairs = found.collect::<Result<_>>()?;
-            task.evaluate(&pairs.concat())?;
+            task.evaluate(pairs.iter().flatten())?;
         }
         let mut higher = Vec::new();
         for (climber, (pairs, singles)) in climbers.into_iter().zip(pairs.into_iter().zip(neighbours)) {
@@ -43,7 +43,7 @@ pub fn climb(task: &mut Task, starts: Vec<Scored>, reach: usize) -> Result<Vec<S
             rank(&mut candidates);
             let mut next = None;
             for candidate in candidates {
-                if task.rules.feasible(&candidate.1)? {
+                if task.levels[level].rules.feasible(&candidate.1)? {
                     next = Some(candidate);
                     break;
                 }

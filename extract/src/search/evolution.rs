@@ -162,17 +162,17 @@ impl Evolution {
             if stagnates || (apart && *generation - start >= islands * term) {
                 let share = parent_count.div_ceil(parents.len());
                 let best: Vec<Scored> = parents.into_iter().flat_map(|island| island.into_iter().take(share)).collect();
-                let before = task.best.as_ref().map(|best| best.0);
+                let before = task.best().map(|best| best.0);
                 let mut best = self.climbed(task, best)?;
                 best.truncate(parent_count);
-                let gains = task.best.as_ref().map(|best| best.0) > before;
+                let gains = task.best().map(|best| best.0) > before;
                 parents = vec![best];
                 rounds_without_gain = 0;
                 if !apart && !gains {
                     break;
                 }
             }
-            let rules = &task.rules;
+            let rules = task.rules();
             let children = (0..parents.len() * population).into_par_iter().map(|index| {
                 let mut rng = rules.rng(&[*generation as u64, index as u64]);
                 let island = &parents[index / population];
@@ -215,7 +215,7 @@ impl Evolution {
         rank(&mut scored);
         if self.local_search > 0 {
             let starts = (task.remaining() / CLIMB).max(1).min(scored.len());
-            scored.extend(climb(task, scored[..starts].to_vec(), self.local_search)?);
+            scored.extend(climb(task, 0, scored[..starts].to_vec(), self.local_search)?);
             rank(&mut scored);
         }
         scored.dedup();

@@ -54,11 +54,11 @@ impl Strategy for Gradient {
     }
 
     fn run(&self, task: &mut Task) -> Result<()> {
-        let count = task.rules.genome.size();
-        let choices = |place| usize::from(task.rules.genome.choices(place));
+        let count = task.rules().genome.size();
+        let choices = |place| usize::from(task.rules().genome.choices(place));
         let mut gates: Vec<Vec<f64>> = (0..count).map(|place| vec![0.0; choices(place)]).collect();
         // Price of a limit's relative excess, in deviations of the score.
-        let mut prices = vec![1.0; task.rules.limits.limits().len()];
+        let mut prices = vec![1.0; task.rules().limits.limits().len()];
         // Settled gates draw subnets that are scored already, which costs no budget, so the number of steps is bounded
         // too.
         let steps = task.remaining().div_ceil(self.batch).saturating_mul(4);
@@ -66,7 +66,7 @@ impl Strategy for Gradient {
             if task.is_over() {
                 break;
             }
-            let rules = &task.rules;
+            let rules = task.rules();
             let probabilities: Vec<Vec<f64>> = gates.iter().map(|gates| softmax(gates)).collect();
             let mut rng = rules.rng(&[step]);
             let drawn: Vec<Genes> = (0..self.batch).map(|_| draw(&rules.genome, &probabilities, &mut rng)).collect();
@@ -79,7 +79,7 @@ impl Strategy for Gradient {
             if scored.len() < self.batch {
                 break;
             }
-            let rules = &task.rules;
+            let rules = task.rules();
             let scores: Vec<f64> = scored.iter().map(|(score, _)| *score).collect();
             let genes: Vec<Genes> = scored.into_iter().map(|(_, genes)| genes).collect();
             let mut slope = reinforce(&rules.genome, &probabilities, &genes, &scores);

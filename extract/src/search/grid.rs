@@ -21,7 +21,7 @@ impl Strategy for Grid {
     }
 
     fn run(&self, task: &mut Task) -> Result<()> {
-        let genome = &task.rules.genome;
+        let genome = &task.rules().genome;
         let mut settings = vec![[0u16; DIMENSIONS.len()]];
         for dimension in 0..DIMENSIONS.len() {
             let places = (0..genome.size()).filter(|&place| genome.dimension(place).index() == dimension);
@@ -39,7 +39,7 @@ impl Strategy for Grid {
         for setting in settings {
             // A gene with fewer choices, such as the depth of a stage that has only one, takes its last.
             let genes = genome.build(|place| setting[genome.dimension(place).index()].min(genome.choices(place) - 1));
-            if task.rules.feasible(&genes)? {
+            if task.rules().feasible(&genes)? {
                 feasible.push(genes);
             }
         }

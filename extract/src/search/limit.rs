@@ -71,6 +71,7 @@ pub fn of_batch(batch: usize) -> String {
 }
 
 /// Limits of one search, each with a table if its measure has one.
+#[derive(Clone)]
 pub struct Limits<'a> {
     limits: &'a [Limit<'a>],
     tables: Vec<Option<Table>>,
@@ -84,6 +85,18 @@ impl<'a> Limits<'a> {
     pub fn new(genome: &Genome, limits: &'a [Limit<'a>]) -> Result<Self> {
         let tables = limits.iter().map(|limit| Table::of(genome, &|s| limit.value(s))).collect::<Result<_>>()?;
         Ok(Limits { limits, tables })
+    }
+
+    /// The same measures, and so the same tables, with the bounds of `limits`.
+    ///
+    /// # Errors
+    /// Another number of limits.
+    pub(super) fn with_bounds(&self, limits: &'a [Limit<'a>]) -> Result<Self> {
+        if limits.len() != self.limits.len() {
+            let (given, expected) = (limits.len(), self.limits.len());
+            return Err(Error::Search(format!("{given} other bounds; expected one for each of {expected} limits")));
+        }
+        Ok(Limits { limits, tables: self.tables.clone() })
     }
 
     /// The limits.

@@ -17,11 +17,15 @@ const STEPS: usize = 40;
 /// Relative precision of the price: what the limits leave is filled.
 const PRECISION: f64 = 0.02;
 
-/// Parts of a genome as slots, each of which takes one of its numbers: a part's own genes, then those of each block.
+/// Parts of a genome as slots, each of which takes one of its options: a part's own genes, then those of each block.
 pub(super) struct Structure {
     pub parts: Vec<Part>,
-    /// Options of each slot, part by part, among all options.
-    slots: Vec<Vec<Range<usize>>>,
+    /// Options of each slot, part by part, numbered over all slots.
+    slots: Vec<Range<usize>>,
+    /// Slot of each part's own genes; those of its blocks follow.
+    own: Vec<usize>,
+    /// Whether each slot is one of a part's own genes.
+    is_own: Vec<bool>,
     /// Number of blocks of each part, by the number of its own genes.
     depths: Vec<Vec<usize>>,
 }
@@ -37,23 +41,34 @@ impl Structure {
             };
             (0..genome.numbers(part.own.clone())).map(depth).collect()
         };
-        let mut end = 0;
-        let mut slot = |places: Range<usize>| {
-            let start = end;
-            end += genome.numbers(places);
-            start..end
-        };
-        let mut slots = Vec::new();
+        let (mut slots, mut own, mut is_own, mut end) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for part in &parts {
-            let own = [slot(part.own.clone())];
-            slots.push(own.into_iter().chain(part.blocks.iter().map(|(places, _)| slot(places.clone()))).collect());
+            own.push(slots.len());
+            for places in places_of(part) {
+                let start = end;
+                end += genome.numbers(places.clone());
+                is_own.push(slots.len() == own[own.len() - 1]);
+                slots.push(start..end);
+            }
         }
-        Structure { depths: parts.iter().map(depths_of).collect(), slots, parts }
+        Structure { depths: parts.iter().map(depths_of).collect(), slots, own, is_own, parts }
+    }
+
+    /// Slots of each part that are used with `choices`: its own, and those of the blocks that it has.
+    fn used<'c>(&'c self, choices: &'c [usize]) -> impl Iterator<Item = usize> + 'c {
+        let of_part =
+            |(&own, depths): (&usize, &Vec<usize>)| own..own + 1 + depths[choices[own] - self.slots[own].start];
+        self.own.iter().zip(&self.depths).flat_map(of_part)
     }
 }
 
-/// The option that each slot takes, part by part; slots of blocks that a part does not have are unused.
-type Choices = Vec<Vec<usize>>;
+/// Genes of a part's slots.
+fn places_of(part: &Part) -> impl Iterator<Item = &Range<usize>> {
+    std::iter::once(&part.own).chain(part.blocks.iter().map(|(places, _)| places))
+}
+
+/// The option that each slot takes; slots of blocks that a part does not have are unused.
+type Choices = Vec<usize>;
 
 /// A knapsack problem around a candidate. Numbers of options are in the order of all slots.
 pub(super) struct Linear<'a> {
@@ -71,12 +86,21 @@ pub(super) struct Linear<'a> {
     scale: f64,
 }
 
+/// Memory for the choices at one penalty.
+struct Scratch {
+    /// Penalty of each option.
+    penalties: Vec<f64>,
+    /// Value of each option at a price.
+    values: Vec<f64>,
+    choices: Choices,
+}
+
 impl<'a> Linear<'a> {
     pub(super) fn new(rules: &'a Rules, structure: &'a Structure, origin: &'a Genes, effects: &Effects) -> Self {
         let genome = &rules.genome;
         let (mut gains, mut changed) = (Vec::new(), Vec::new());
         for part in &structure.parts {
-            for places in [&part.own].into_iter().chain(part.blocks.iter().map(|(places, _)| places)) {
+            for places in places_of(part) {
                 let now = genome.number(origin, places.clone());
                 let exists = places.is_empty() || genome.exists(origin, places.start);
                 for number in 0..genome.numbers(places.clone()) {
@@ -112,21 +136,24 @@ impl<'a> Linear<'a> {
 
     /// Candidates at several distances from the origin, which meet every limit that has a table.
     pub(super) fn candidates(&self) -> Vec<Genes> {
+        let options = self.gains.len();
+        let (penalties, values) = (vec![0.0; options], vec![0.0; options]);
+        let mut scratch = Scratch { penalties, values, choices: vec![0; self.structure.slots.len()] };
         let mut price = self.scale.max(f64::MIN_POSITIVE);
-        let best = PENALTIES.iter().filter_map(|penalty| self.best(penalty * self.scale, &mut price));
+        let best = PENALTIES.iter().filter_map(|penalty| self.best(penalty * self.scale, &mut price, &mut scratch));
         let mut candidates: Vec<Genes> = best.map(|choices| self.genes(&choices)).collect();
         candidates.sort_unstable();
         candidates.dedup();
         candidates
     }
 
-    fn genes(&self, choices: &Choices) -> Genes {
+    fn genes(&self, choices: &[usize]) -> Genes {
         let mut genes = self.origin.clone();
-        for ((part, slots), choices) in self.structure.parts.iter().zip(&self.structure.slots).zip(choices) {
-            self.genome.set_number(&mut genes, part.own.clone(), choices[0] - slots[0].start);
-            for ((places, _), (slot, choice)) in part.blocks.iter().zip(slots[1..].iter().zip(&choices[1..])) {
-                if self.genome.exists(&genes, places.start) {
-                    self.genome.set_number(&mut genes, places.clone(), choice - slot.start);
+        for (part, &own) in self.structure.parts.iter().zip(&self.structure.own) {
+            for (slot, places) in (own..).zip(places_of(part)) {
+                if slot == own || self.genome.exists(&genes, places.start) {
+                    let number = choices[slot] - self.structure.slots[slot].start;
+                    self.genome.set_number(&mut genes, places.clone(), number);
                 }
             }
         }
@@ -135,22 +162,22 @@ impl<'a> Linear<'a> {
 
     /// The best choices within the limits, less `penalty` for each change; `None` if no price meets the limits. The
     /// search for the smallest price starts at `price` and leaves what it found there.
-    fn best(&self, penalty: f64, price: &mut f64) -> Option<Choices> {
-        let mut choices: Choices = self.structure.slots.iter().map(|slots| vec![0; slots.len()]).collect();
-        let mut values = Vec::with_capacity(self.gains.len());
-        self.choose(0.0, penalty, &mut values, &mut choices);
-        if self.holds(&choices) {
-            return Some(choices);
+    fn best(&self, penalty: f64, price: &mut f64, scratch: &mut Scratch) -> Option<Choices> {
+        scratch.penalties.iter_mut().zip(&self.changed).for_each(|(option, changed)| *option = penalty * changed);
+        self.choose(0.0, scratch);
+        if self.holds(&scratch.choices) {
+            return Some(scratch.choices.clone());
         }
         let (mut low, mut high) = (0.0, *price);
         let mut best: Option<Choices> = None;
         for _ in 0..STEPS {
             let middle = if best.is_none() { high } else { 0.5 * (low + high) };
-            self.choose(middle, penalty, &mut values, &mut choices);
-            if self.holds(&choices) {
+            self.choose(middle, scratch);
+            if self.holds(&scratch.choices) {
                 // From a price of another penalty, the smallest one is not far.
                 low = if best.is_none() { low.max(0.5 * middle) } else { low };
-                (best, high) = (Some(choices.clone()), middle);
+                best.get_or_insert_default().clone_from(&scratch.choices);
+                high = middle;
             } else if best.is_none() {
                 (low, high) = (middle, 2.0 * high);
             } else {
@@ -162,66 +189,58 @@ impl<'a> Linear<'a> {
         }
         *price = high;
         let mut best = best?;
-        self.fill(&mut best, penalty);
+        self.fill(&mut best, &scratch.penalties);
         Some(best)
     }
 
-    /// Takes the options with the largest gain less `price` times cost and less `penalty` for each change.
-    fn choose(&self, price: f64, penalty: f64, values: &mut Vec<f64>, choices: &mut Choices) {
-        let options = self.gains.iter().zip(&self.costs).zip(&self.changed);
-        values.clear();
-        values.extend(options.map(|((gain, cost), changed)| gain - price * cost - penalty * changed));
-        for ((slots, depths), choices) in self.structure.slots.iter().zip(&self.structure.depths).zip(choices) {
-            for (choice, slot) in choices[1..].iter_mut().zip(&slots[1..]) {
+    /// Takes the options with the largest gain less `price` times cost and less the penalty.
+    fn choose(&self, price: f64, scratch: &mut Scratch) {
+        let Scratch { penalties, values, choices } = scratch;
+        let options = self.gains.iter().zip(&self.costs).zip(penalties);
+        for (value, ((gain, cost), penalty)) in values.iter_mut().zip(options) {
+            *value = gain - price * cost - *penalty;
+        }
+        let Structure { slots, own, depths, .. } = self.structure;
+        for ((choice, slot), is_own) in choices.iter_mut().zip(slots).zip(&self.structure.is_own) {
+            if !is_own {
                 *choice = largest(slot.clone(), values);
             }
-            for (option, depth) in slots[0].clone().zip(depths) {
-                values[option] += choices[1..=*depth].iter().map(|&choice| values[choice]).sum::<f64>();
+        }
+        for (&own, depths) in own.iter().zip(depths) {
+            for (option, depth) in slots[own].clone().zip(depths) {
+                values[option] += choices[own + 1..][..*depth].iter().map(|&choice| values[choice]).sum::<f64>();
             }
-            choices[0] = largest(slots[0].clone(), values);
+            choices[own] = largest(slots[own].clone(), values);
         }
     }
 
-    /// Slots that are used, each with its choice.
-    fn used<'c>(&'c self, choices: &'c Choices) -> impl Iterator<Item = (&'c Range<usize>, usize)> + 'c {
-        let parts = self.structure.slots.iter().zip(&self.structure.depths).zip(choices);
-        parts.flat_map(|((slots, depths), choices)| {
-            let depth = depths[choices[0] - slots[0].start];
-            slots.iter().zip(choices.iter().copied()).take(depth + 1)
-        })
+    /// What `choices` cost.
+    fn cost(&self, choices: &[usize], values: &[f64]) -> f64 {
+        self.structure.used(choices).map(|slot| values[choices[slot]]).sum()
     }
 
-    fn holds(&self, choices: &Choices) -> bool {
-        let cost = |values: &[f64]| self.used(choices).map(|(_, option)| values[option]).sum::<f64>();
-        self.limits.iter().all(|(bound, values)| cost(values) <= *bound)
+    fn holds(&self, choices: &[usize]) -> bool {
+        self.limits.iter().all(|(bound, values)| self.cost(choices, values) <= *bound)
     }
 
     /// Changes blocks as long as the limits leave room for a gain.
-    fn fill(&self, choices: &mut Choices, penalty: f64) {
+    fn fill(&self, choices: &mut Choices, penalties: &[f64]) {
         loop {
-            let cost = |values: &[f64]| self.used(choices).map(|(_, option)| values[option]).sum::<f64>();
-            let room: Vec<f64> = self.limits.iter().map(|(bound, values)| bound - cost(values)).collect();
-            let mut best = (1e-3 * self.scale, 0, 0);
-            for (slot, now) in self.used(choices).filter(|(slot, _)| !self.is_own(slot)) {
-                for option in slot.clone() {
-                    let gain =
-                        self.gains[option] - self.gains[now] - penalty * (self.changed[option] - self.changed[now]);
+            let room: Vec<f64> = self.limits.iter().map(|(bound, values)| bound - self.cost(choices, values)).collect();
+            let mut best = (1e-3 * self.scale, None);
+            for slot in self.structure.used(choices).filter(|&slot| !self.structure.is_own[slot]) {
+                let now = choices[slot];
+                for option in self.structure.slots[slot].clone() {
+                    let gain = self.gains[option] - self.gains[now] - (penalties[option] - penalties[now]);
                     let fits = || self.limits.iter().zip(&room).all(|((_, v), room)| v[option] - v[now] <= *room);
                     if gain > best.0 && fits() {
-                        best = (gain, now, option);
+                        best = (gain, Some((slot, option)));
                     }
                 }
             }
-            let (_, now, option) = best;
-            if now == option {
-                return;
-            }
-            choices.iter_mut().flatten().filter(|choice| **choice == now).for_each(|choice| *choice = option);
+            let Some((slot, option)) = best.1 else { return };
+            choices[slot] = option;
         }
-    }
-
-    fn is_own(&self, slot: &Range<usize>) -> bool {
-        self.structure.slots.iter().any(|slots| slots[0] == *slot)
     }
 }
 
@@ -238,11 +257,10 @@ fn effect(genome: &Genome, effects: &Effects, places: Range<usize>, number: usiz
 
 /// The option with the largest value, the first if several are equal.
 fn largest(slot: Range<usize>, values: &[f64]) -> usize {
-    let mut best = slot.start;
-    for option in slot {
-        if values[option] > values[best] {
-            best = option;
-        }
+    let mut best = (slot.start, values[slot.start]);
+    for (option, &value) in slot.clone().zip(&values[slot]) {
+        // Without a branch, which would often be mispredicted.
+        best = if value > best.1 { (option, value) } else { best };
     }
-    best
+    best.0
 }

@@ -6,13 +6,16 @@
 //! it has them ([`Problem::effects`](super::Problem::effects)), otherwise from scoring each single change. Children of
 //! local optima take parts from both parents; they may break the limits, since the local search returns to them.
 //!
+//! Levels (the same limits with several bounds) are searched together, each with local optima of its own. A good one is
+//! also a start for both neighbouring levels, and some children take parts from a neighbouring level.
+//!
 //! The draws do not depend on the seed: several seeds would be several answers. More evaluations give a better one.
 
 use super::climb::climb;
 use super::genome::{Genes, Genome};
 use super::linear::{Linear, Structure};
 use super::strategies::{Setting, SettingValue, Strategy};
-use super::task::{Scored, Task, rank};
+use super::task::{Effects, Scored, Task, rank};
 use super::variation::{cross_by, mutate};
 use crate::Result;
 use ofa_supernet::seed::{Stream, generator};
@@ -21,9 +24,12 @@ use rand::rngs::StdRng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
+use std::ops::Range;
 
-/// Local searches from random candidates at the start.
-const STARTS: usize = 10;
+/// Local searches from random candidates at the start: within one group of limits, and at least as many within several,
+/// which share what they find.
+const STARTS: usize = 20;
+const SHARED_STARTS: usize = 10;
 /// Probability that a child is mutated after its crossover.
 const MUTATED: f64 = 0.3;
 /// Probabilities of a mutation of each gene, and of the images' genes.
@@ -35,6 +41,23 @@ const CLOSENESS: usize = 6;
 const POLISHED: usize = 4;
 /// Divisor of the budget that remains for this.
 const RESERVE: usize = 8;
+
+/// Levels that each start is used in.
+const LEVELS_PER_START: usize = 4;
+/// Fewest children per level and selection.
+const FEWEST_CHILDREN: usize = 3;
+/// Divisor of the number of optima that is kept per level, since levels share what they find.
+const PARTS: usize = 2;
+/// Probability that the parents of a child come from two levels.
+const NEIGHBOURS: f64 = 0.3;
+/// Members of each of several levels that are polished.
+const POLISHED_OF_LEVEL: usize = 2;
+
+/// A candidate to climb from, and the level whose limits count.
+type Climber = (Genes, usize);
+
+/// Local optima of a level, best first.
+type Population = Vec<Scored>;
 
 /// Settings of the memetic search.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -76,61 +99,99 @@ impl Strategy for Memetic {
         15_000
     }
 
+    fn shares_scores(&self) -> bool {
+        true
+    }
+
     fn run(&self, task: &mut Task) -> Result<()> {
-        let structure = Structure::new(&task.rules.genome);
+        let levels = task.levels.len();
+        let structure = Structure::new(&task.rules().genome);
         let mut visited = HashSet::new();
         let reserve = task.remaining() / RESERVE;
-        let starts = match task.starts.is_empty() {
-            true => (0..STARTS).map(|index| random(&task.rules.genome, index)).collect(),
-            false => task.starts.clone(),
-        };
-        let optima = ascend(task, &structure, starts, &mut visited, &mut draws(&[0]))?;
-        let mut members = self.select(&task.rules.genome, optima);
-        let (mut round, mut rounds_without_gain) = (0u64, 0);
+        let mut populations = vec![Vec::new(); levels];
+        let first = ascend(task, &structure, starts(task), &mut visited, &mut draws(&[0]))?;
+        let mut handed_on = self.add(&task.rules().genome, &mut populations, first);
+        let (mut round, mut idle) = (0u64, vec![0; levels]);
         while task.remaining() > reserve && !task.is_over() {
-            round += 1;
-            let mut rng = draws(&[1, round]);
-            let children = (0..self.children).map(|_| child(&task.rules.genome, &structure, &members, &mut rng));
-            let children = children.collect();
-            let before = task.best.as_ref().map(|best| best.0);
-            members.extend(ascend(task, &structure, children, &mut visited, &mut rng)?);
-            members = self.select(&task.rules.genome, members);
-            task.record();
-            rounds_without_gain += 1;
-            if task.best.as_ref().map(|best| best.0) > before {
-                rounds_without_gain = 0;
-            }
-            if self.patience > 0 && rounds_without_gain >= self.patience {
+            let active = |&level: &usize| self.patience == 0 || idle[level] < self.patience;
+            let active: Vec<usize> = (0..levels).filter(active).collect();
+            if active.is_empty() {
                 break;
             }
+            round += 1;
+            let mut rng = draws(&[1, round]);
+            let count = self.children.max(FEWEST_CHILDREN * levels);
+            let mut climbers = handed_on;
+            for number in 0..count {
+                let level = active[(round as usize * count + number) % active.len()];
+                let parents = parents(&populations, level, &mut rng);
+                climbers.push((child(&task.rules().genome, &structure, &parents, &mut rng), level));
+            }
+            let before = scores(task);
+            let optima = ascend(task, &structure, climbers, &mut visited, &mut rng)?;
+            handed_on = self.add(&task.rules().genome, &mut populations, optima);
+            task.record();
+            for (idle, (before, after)) in idle.iter_mut().zip(before.into_iter().zip(scores(task))) {
+                *idle = if after > before { 0 } else { *idle + 1 };
+            }
         }
-        let polished = climb(task, members.iter().take(POLISHED).cloned().collect(), 2)?;
-        members.extend(polished);
-        task.elite = self.select(&task.rules.genome, members).into_iter().map(|(_, genes)| genes).collect();
+        for (level, mut members) in populations.into_iter().enumerate() {
+            let best = members.iter().take(if levels > 1 { POLISHED_OF_LEVEL } else { POLISHED });
+            let polished = climb(task, level, best.cloned().collect(), 2)?;
+            members.extend(polished);
+            let elite = self.select(&task.rules().genome, members, self.optima);
+            task.levels[level].elite = elite.into_iter().map(|(_, genes)| genes).collect();
+        }
         task.record();
         Ok(())
     }
 }
 
 impl Memetic {
-    /// The best members, of which no two are close.
-    fn select(&self, genome: &Genome, mut members: Vec<Scored>) -> Vec<Scored> {
+    /// Adds local optima to the populations of their levels. Those that are kept are starts for both neighbours.
+    fn add(&self, genome: &Genome, populations: &mut [Population], optima: Vec<(usize, Scored)>) -> Vec<Climber> {
+        let levels = populations.len();
+        let kept = if levels > 1 { self.optima.div_ceil(PARTS) } else { self.optima };
+        for (level, population) in populations.iter_mut().enumerate() {
+            let fresh = optima.iter().filter(|(of, _)| *of == level).map(|(_, optimum)| optimum.clone());
+            let before = population.len();
+            population.extend(fresh);
+            if population.len() > before {
+                *population = self.select(genome, std::mem::take(population), kept);
+            }
+        }
+        let is_kept = |(level, optimum): &(usize, Scored)| populations[*level].contains(optimum);
+        let neighbours = |(level, (_, genes)): (usize, Scored)| {
+            let neighbours = [level.checked_sub(1), Some(level + 1).filter(|next| *next < levels)];
+            neighbours.into_iter().flatten().map(move |level| (genes.clone(), level))
+        };
+        optima.into_iter().filter(is_kept).flat_map(neighbours).collect()
+    }
+
+    /// The best `count` members, of which no two are close.
+    fn select(&self, genome: &Genome, mut members: Vec<Scored>, count: usize) -> Population {
         rank(&mut members);
         let closest = genome.groups().len() / CLOSENESS;
-        let mut kept: Vec<Scored> = Vec::new();
+        let mut kept: Population = Vec::new();
         for member in members {
-            let distance = |(_, other): &Scored| {
-                genome.groups().iter().filter(|group| other[(*group).clone()] != member.1[(*group).clone()]).count()
+            let is_far = |(_, other): &Scored| {
+                let differs = |group: &&Range<usize>| other[(*group).clone()] != member.1[(*group).clone()];
+                genome.groups().iter().filter(differs).nth(closest).is_some()
             };
-            if kept.iter().all(|other| distance(other) > closest) {
+            if kept.iter().all(is_far) {
                 kept.push(member);
-                if kept.len() == self.optima {
+                if kept.len() == count {
                     break;
                 }
             }
         }
         kept
     }
+}
+
+/// The best score of each level.
+fn scores(task: &Task) -> Vec<Option<f64>> {
+    task.levels.iter().map(|level| level.best.as_ref().map(|best| best.0)).collect()
 }
 
 /// Random generator that does not depend on the search's seed.
@@ -145,8 +206,37 @@ fn random(genome: &Genome, index: usize) -> Genes {
     genes
 }
 
+/// The first climbers: the task's starts; or random ones, each in some of the levels, so that each level has some of
+/// each size of images.
+fn starts(task: &Task) -> Vec<Climber> {
+    let levels = task.levels.len();
+    if !task.starts.is_empty() {
+        return task.starts.iter().flat_map(|genes| (0..levels).map(|level| (genes.clone(), level))).collect();
+    }
+    let genome = &task.rules().genome;
+    let together = genome.numbers(genome.input()).min(SHARED_STARTS);
+    let stride = levels.div_ceil(LEVELS_PER_START);
+    let climbers = |index: usize| {
+        let genes = random(genome, index);
+        let of_start = move |level: &usize| (index / together + level).is_multiple_of(stride);
+        (0..levels).filter(of_start).map(move |level| (genes.clone(), level))
+    };
+    let count = if levels > 1 { SHARED_STARTS.max(together * stride) } else { STARTS };
+    (0..count).flat_map(climbers).collect()
+}
+
+/// Members from which the parents of a child are drawn: those of its level, sometimes also those of a neighbour.
+fn parents<'p>(populations: &'p [Population], level: usize, rng: &mut StdRng) -> Vec<&'p Scored> {
+    let mut members: Vec<&Scored> = populations[level].iter().collect();
+    if populations.len() > 1 && (members.is_empty() || rng.random_bool(NEIGHBOURS)) {
+        let is_below = level > 0 && (level + 1 == populations.len() || rng.random());
+        members.extend(&populations[if is_below { level - 1 } else { level + 1 }]);
+    }
+    members
+}
+
 /// A child of two members, which may break the limits.
-fn child(genome: &Genome, structure: &Structure, members: &[Scored], rng: &mut StdRng) -> Genes {
+fn child(genome: &Genome, structure: &Structure, members: &[&Scored], rng: &mut StdRng) -> Genes {
     let mut member = || &members[rng.random_range(0..members.len())].1;
     let (first, second) = (member(), member());
     // Whole parts come from one parent, or each block from either.
@@ -169,28 +259,25 @@ fn child(genome: &Genome, structure: &Structure, members: &[Scored], rng: &mut S
     crossed
 }
 
-/// Local searches from `starts`, which advance together. The results meet the limits.
+/// Local searches from `climbers`, which advance together. The results, with their levels, meet the limits.
 fn ascend(
     task: &mut Task,
     structure: &Structure,
-    starts: Vec<Genes>,
-    visited: &mut HashSet<Genes>,
+    mut climbers: Vec<Climber>,
+    visited: &mut HashSet<Climber>,
     rng: &mut StdRng,
-) -> Result<Vec<Scored>> {
-    let mut climbers = starts;
+) -> Result<Vec<(usize, Scored)>> {
     let mut optima = Vec::new();
     loop {
         climbers.sort_unstable();
         climbers.dedup();
-        climbers.retain(|genes| visited.insert(genes.clone()));
+        climbers.retain(|climber| visited.insert(climber.clone()));
         if climbers.is_empty() || task.remaining() == 0 {
             return Ok(optima);
         }
-        let effects = task.effects(&climbers)?;
-        let rules = &task.rules;
-        let candidates = |(genes, effects): (&Genes, &_)| Linear::new(rules, structure, genes, effects).candidates();
-        let mut candidates: Vec<Vec<Genes>> = climbers.par_iter().zip(&effects).map(candidates).collect();
-        for (climber, candidates) in climbers.iter().zip(&mut candidates) {
+        let mut candidates = candidates(task, structure, &climbers)?;
+        for ((climber, level), candidates) in climbers.iter().zip(&mut candidates) {
+            let rules = &task.levels[*level].rules;
             candidates.push(climber.clone());
             for genes in candidates.iter_mut() {
                 // Measures without a table.
@@ -199,17 +286,35 @@ fn ascend(
                 }
             }
         }
-        task.evaluate(&candidates.concat())?;
+        task.evaluate(candidates.iter().flatten())?;
         let mut higher = Vec::new();
-        for (climber, candidates) in climbers.into_iter().zip(candidates) {
+        for ((climber, level), candidates) in climbers.into_iter().zip(candidates) {
             let mut scored: Vec<Scored> = task.scored(candidates).collect();
             rank(&mut scored);
             match scored.into_iter().next() {
-                Some(best) if best.1 == climber => optima.push(best),
-                Some(best) => higher.push(best.1),
+                Some(best) if best.1 == climber => optima.push((level, best)),
+                Some(best) => higher.push((best.1, level)),
                 None => {}
             }
         }
         climbers = higher;
     }
+}
+
+/// Candidates around each climber, according to the linear model. Equal genes, which come one after the other, share
+/// their derivatives.
+fn candidates(task: &mut Task, structure: &Structure, climbers: &[Climber]) -> Result<Vec<Vec<Genes>>> {
+    let of_genes: Vec<&[Climber]> = climbers.chunk_by(|a, b| a.0 == b.0).collect();
+    let genes: Vec<Genes> = of_genes.iter().map(|climbers| climbers[0].0.clone()).collect();
+    let effects = task.effects(&genes)?;
+    let levels = &task.levels;
+    let models: Vec<(&Climber, &Effects)> = of_genes
+        .iter()
+        .zip(&effects)
+        .flat_map(|(climbers, effects)| climbers.iter().map(move |climber| (climber, effects)))
+        .collect();
+    let candidates = |((genes, level), effects): &(&Climber, &Effects)| {
+        Linear::new(&levels[*level].rules, structure, genes, effects).candidates()
+    };
+    Ok(models.par_iter().map(candidates).collect())
 }

@@ -61,7 +61,12 @@ pub use strategies::*;
 pub use task::{Effects, EffectsOf, Generation, Problem, Scorer, Task};
 
 use crate::{Error, Result};
+use genome::Genes;
 use std::time::Instant;
+use task::Level;
+
+/// Divisor of a strategy's own number of evaluations for each group of limits after the first of one search.
+const SHARED: usize = 4;
 
 /// Finds the subnet with the largest score among those that meet all limits.
 ///
@@ -95,58 +100,83 @@ pub fn search<'a>(
     scorer: &'a mut Scorer<'a>,
     progress: &'a mut dyn FnMut(&Generation),
 ) -> Result<SearchResult> {
+    Ok(search_all(problem, settings, scorer, progress)?.swap_remove(0))
+}
+
+/// Finds the best subnet within the problem's limits, and within each of its [other bounds](Problem::others), in one
+/// search: every score counts for all of them. The results are in the same order; each has the evaluations and the
+/// seconds of the whole search.
+///
+/// # Errors
+/// As [`search`]; also a [strategy](Strategy::shares_scores) that searches one group of limits at a time.
+pub fn search_all<'a>(
+    problem: &Problem<'a>,
+    settings: &SearchSettings,
+    scorer: &'a mut Scorer<'a>,
+    progress: &'a mut dyn FnMut(&Generation),
+) -> Result<Vec<SearchResult>> {
     let start = Instant::now();
     let strategy = settings.strategy();
     settings.validate()?;
-    let budget = problem.evaluations.unwrap_or(strategy.evaluations());
-    if budget == 0 {
-        return Err(Error::Search("evaluations must be at least 1".into()));
+    let others = problem.others.len();
+    if others > 0 && !strategy.shares_scores() {
+        return Err(Error::Search(format!("'{}' searches one group of limits at a time", settings.name())));
+    }
+    let budget = problem.evaluations.unwrap_or_else(|| evaluations(strategy, others));
+    if budget <= others {
+        return Err(Error::Search(format!("evaluations must be at least {}", others + 1)));
     }
     let mut task = Task::new(problem, budget, scorer, progress)?;
-    // The witness meets the limits, so no strategy can end without an answer.
-    task.evaluate(&[task.rules.witness.clone()])?;
+    // A witness meets the limits, so no strategy can end without an answer.
+    let witnesses: Vec<Genes> = task.levels.iter().map(|level| level.rules.witness.clone()).collect();
+    task.evaluate(&witnesses)?;
     strategy.run(&mut task)?;
     let top = task.top(problem.keep)?;
-    let Task { rules, known, history, best, front, elite, .. } = task;
-    let (score, genes) = best.ok_or_else(|| Error::Internal("no feasible subnet was scored".into()))?;
-    let best = rules.genome.decode(&genes);
-    let mut constraints = Vec::new();
-    for limit in problem.limits {
-        let value = limit.value(&best)?;
-        constraints.push(ConstraintValue {
-            constraint: limit.name.clone(),
-            limit: limit.bound,
-            value,
-            batch: limit.batch,
-        });
-    }
+    let Task { levels, known, front, .. } = task;
     let mut points = Vec::with_capacity(front.len());
     for (score, genes) in front {
-        let subnet = rules.genome.decode(&genes);
+        let subnet = levels[0].rules.genome.decode(&genes);
         let values = problem.against.iter().map(|cost| cost.value(&subnet)).collect::<Result<_>>()?;
         points.push(FrontPoint { subnet, score, values });
     }
     let hypervolume = (!points.is_empty()).then(|| volume(problem, &points)).transpose()?;
-    Ok(SearchResult {
-        constraints,
-        settings: settings.clone(),
-        seed: problem.seed,
-        best,
-        predicted_accuracy: score,
-        predicted_deviation: None,
-        pessimism: 0.0,
-        measured_accuracy: None,
-        evaluations: known.len(),
-        history,
-        top,
-        against: problem.against.iter().map(|cost| cost.name.clone()).collect(),
-        front: points,
-        elite: elite.iter().map(|genes| rules.genome.decode(genes)).collect(),
-        basis: None,
-        scoring: None,
-        hypervolume,
-        seconds: start.elapsed().as_secs_f64(),
-    })
+    let result = |(level, top): (Level, Vec<Candidate>)| {
+        let Level { rules, best, history, elite } = level;
+        let (score, genes) = best.ok_or_else(|| Error::Internal("no feasible subnet was scored".into()))?;
+        let best = rules.genome.decode(&genes);
+        let value = |limit: &Limit| {
+            let (constraint, value) = (limit.name.clone(), limit.value(&best)?);
+            Ok(ConstraintValue { constraint, limit: limit.bound, value, batch: limit.batch })
+        };
+        Ok(SearchResult {
+            constraints: rules.limits.limits().iter().map(value).collect::<Result<_>>()?,
+            settings: settings.clone(),
+            seed: problem.seed,
+            best,
+            predicted_accuracy: score,
+            predicted_deviation: None,
+            pessimism: 0.0,
+            measured_accuracy: None,
+            evaluations: known.len(),
+            history,
+            top,
+            against: problem.against.iter().map(|cost| cost.name.clone()).collect(),
+            front: points.clone(),
+            elite: elite.iter().map(|genes| rules.genome.decode(genes)).collect(),
+            basis: None,
+            scoring: None,
+            hypervolume,
+            seconds: start.elapsed().as_secs_f64(),
+        })
+    };
+    levels.into_iter().zip(top).map(result).collect()
+}
+
+/// Most subnets that a strategy scores for one group of limits and `others` that share its scores, if the problem sets
+/// no budget.
+pub fn evaluations(strategy: &dyn Strategy, others: usize) -> usize {
+    let own = strategy.evaluations();
+    own + others * own / SHARED
 }
 
 /// Fraction of the box of costs up to those of the largest subnet, and scores from 0 to 1, that a front dominates.

@@ -63,12 +63,12 @@ impl Strategy for Pareto {
     }
 
     fn run(&self, task: &mut Task) -> Result<()> {
-        if task.rules.against.limits().is_empty() {
+        if task.rules().against.limits().is_empty() {
             return Err(Error::Search("pareto needs a cost to draw the front against".into()));
         }
         let mut members: Vec<Member> = Vec::new();
         for generation in 0..=self.generations {
-            let rules = &task.rules;
+            let rules = task.rules();
             let child = |index: usize| {
                 let mut rng = rules.rng(&[generation as u64, index as u64]);
                 // Members are in the order of selection, so the winner of a tournament is the earlier one.
@@ -95,7 +95,7 @@ impl Strategy for Pareto {
                 children.push(rules.witness.clone());
             }
             for (score, genes) in task.score(children)? {
-                members.push(Member { goals: goals(&task.rules, score, &genes)?, genes });
+                members.push(Member { goals: goals(task.rules(), score, &genes)?, genes });
             }
             let mut seen = HashSet::new();
             members.retain(|member| seen.insert(member.genes.clone()));

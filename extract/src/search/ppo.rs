@@ -70,11 +70,11 @@ impl Strategy for Ppo {
 
     fn run(&self, task: &mut Task) -> Result<()> {
         // A space of one subnet leaves the controller nothing to choose; the task has scored the subnet.
-        if task.rules.genome.searched().next().is_none() {
+        if task.rules().genome.searched().next().is_none() {
             task.record();
             return Ok(());
         }
-        let policy = Policy::new(&task.rules)?;
+        let policy = Policy::new(task.rules())?;
         let parameters = ParamsAdamW { lr: self.learning_rate, weight_decay: 0.0, ..ParamsAdamW::default() };
         let mut optimizer = AdamW::new(policy.variables.clone(), parameters)?;
         // A converged policy emits subnets that are scored already, which costs no budget, so the number of batches is
@@ -84,18 +84,18 @@ impl Strategy for Ppo {
             if task.is_over() {
                 break;
             }
-            let written = policy.write(&task.rules, self.batch, &mut task.rules.rng(&[batch]))?;
+            let written = policy.write(task.rules(), self.batch, &mut task.rules().rng(&[batch]))?;
             let scored = task.score(written)?;
             task.record();
             if scored.len() < 2 {
                 break;
             }
-            let rewards = scored.iter().map(|(score, genes)| self.reward(&task.rules, *score, genes));
+            let rewards = scored.iter().map(|(score, genes)| self.reward(task.rules(), *score, genes));
             let advantages = advantages(&rewards.collect::<Result<Vec<f64>>>()?);
             let genes: Vec<Genes> = scored.into_iter().map(|(_, genes)| genes).collect();
-            let before = policy.probabilities(&task.rules.genome, &genes)?.0.detach();
+            let before = policy.probabilities(&task.rules().genome, &genes)?.0.detach();
             for _ in 0..PASSES {
-                let loss = policy.loss(&task.rules.genome, &genes, &before, &advantages)?;
+                let loss = policy.loss(&task.rules().genome, &genes, &before, &advantages)?;
                 optimizer.backward_step(&loss)?;
             }
         }

@@ -27,7 +27,7 @@ impl Strategy for Random {
     fn run(&self, task: &mut Task) -> Result<()> {
         for batch in 0u64.. {
             let before = task.remaining();
-            let rules = &task.rules;
+            let rules = task.rules();
             let draw = |index| {
                 let mut rng = rules.rng(&[batch, index]);
                 let drawn = rules.genome.sample(&mut rng);

@@ -76,7 +76,7 @@ impl Strategy for Rounds {
                 break;
             }
             let before = task.remaining();
-            let wanted = match Predictor::of_scores(&samples(task, &scored), task.rules.genome.space())? {
+            let wanted = match Predictor::of_scores(&samples(task, &scored), task.rules().genome.space())? {
                 // Many scores change little by a few more.
                 Some(predictor) => self.proposals(task, &predictor, batch.max(scored.len() / GROWTH), round)?,
                 None => Vec::new(),
@@ -91,8 +91,8 @@ impl Strategy for Rounds {
                 break;
             }
         }
-        if !task.rules.against.limits().is_empty() {
-            task.front = first_front(&task.rules, &scored)?;
+        if !task.rules().against.limits().is_empty() {
+            task.front = first_front(task.rules(), &scored)?;
         }
         Ok(())
     }
@@ -100,7 +100,7 @@ impl Strategy for Rounds {
 
 /// Random candidates that meet the limits.
 fn random(task: &Task, round: u64, count: usize) -> Result<Vec<Genes>> {
-    let rules = &task.rules;
+    let rules = task.rules();
     let draw = |index: u64| {
         let mut rng = rules.rng(&[round, index]);
         rules.repair(rules.genome.sample(&mut rng), &mut rng)
@@ -111,13 +111,13 @@ fn random(task: &Task, round: u64, count: usize) -> Result<Vec<Genes>> {
 fn samples(task: &Task, scored: &[Scored]) -> Vec<Sample> {
     let mut seen = HashSet::new();
     let fresh = scored.iter().filter(|(_, genes)| seen.insert(genes));
-    fresh.map(|(score, genes)| Sample { subnet: task.rules.genome.decode(genes), accuracy: *score }).collect()
+    fresh.map(|(score, genes)| Sample { subnet: task.rules().genome.decode(genes), accuracy: *score }).collect()
 }
 
 impl Rounds {
     /// Subnets to score next.
     fn proposals(&self, task: &Task, predictor: &Predictor, count: usize, round: u64) -> Result<Vec<Genes>> {
-        let rules = &task.rules;
+        let rules = task.rules();
         let effects = |subnets: &[Subnet]| predictor.effects(subnets);
         let problem = Problem {
             against: rules.against.limits(),
@@ -149,7 +149,7 @@ impl Rounds {
             let kept = count.min(fresh.len());
             return Ok((0..kept).map(|index| fresh[index * fresh.len() / kept].1.clone()).collect());
         }
-        let best = task.best.as_ref().map_or(f64::NEG_INFINITY, |best| best.0);
+        let best = task.best().map_or(f64::NEG_INFINITY, |best| best.0);
         let (subnets, genes): (Vec<Subnet>, Vec<Genes>) = fresh.into_iter().unzip();
         let predictions = predictor.predict_with_deviation(&subnets)?;
         let improvement = predictions.iter().map(|p| expected_improvement(p.accuracy, p.deviation, best));

@@ -29,6 +29,11 @@ pub trait Strategy {
         false
     }
 
+    /// Whether the levels of a task are searched together, each score counting for all of them.
+    fn shares_scores(&self) -> bool {
+        false
+    }
+
     /// Scores candidates until the budget is spent or nothing is left to try; the task keeps the best feasible
     /// candidate.
     ///

@@ -21,7 +21,7 @@ pub struct Problem<'a> {
     pub limits: &'a [Limit<'a>],
     /// Costs that a front is drawn against (their bounds do not count); only strategies that draw a front read them.
     pub against: &'a [Limit<'a>],
-    /// Most subnets to score; `None` for the strategy's own number.
+    /// Most subnets to score, in all; `None` for the strategy's own number.
     pub evaluations: Option<usize>,
     /// Seed.
     pub seed: u64,
@@ -31,6 +31,9 @@ pub struct Problem<'a> {
     pub effects: Option<&'a EffectsOf<'a>>,
     /// Subnets known to be good, from which a search may start; the others are ignored.
     pub starts: &'a [Subnet],
+    /// The same limits with other bounds, in ascending or descending order with `limits` first, which a
+    /// [strategy](super::Strategy::shares_scores) searches at the same time.
+    pub others: &'a [Vec<Limit<'a>>],
 }
 
 /// Change of the score by each value of each gene, where a gene that a candidate lacks counts 0.
@@ -43,7 +46,17 @@ pub type EffectsOf<'a> = dyn Fn(&[Subnet]) -> Result<Vec<Effects>> + Sync + 'a;
 impl<'a> Problem<'a> {
     /// Problem of the best subnet of `space` within `limits`.
     pub fn new(space: &'a SearchSpace, limits: &'a [Limit<'a>], seed: u64) -> Self {
-        Problem { space, limits, against: &[], evaluations: None, seed, keep: 0, effects: None, starts: &[] }
+        Problem {
+            space,
+            limits,
+            against: &[],
+            evaluations: None,
+            seed,
+            keep: 0,
+            effects: None,
+            starts: &[],
+            others: &[],
+        }
     }
 }
 
@@ -85,7 +98,15 @@ pub struct Rules<'a> {
     pub seed: u64,
 }
 
-impl Rules<'_> {
+impl<'a> Rules<'a> {
+    /// The rules for other bounds of the limits.
+    fn with_bounds(&self, limits: &'a [Limit<'a>]) -> Result<Self> {
+        let (genome, against) = (self.genome.clone(), self.against.clone());
+        let limits = self.limits.with_bounds(limits)?;
+        let witness = witness(&genome, &limits)?;
+        Ok(Rules { genome, limits, against, witness, seed: self.seed })
+    }
+
     /// Random generator for a position of this search.
     pub fn rng(&self, position: &[u64]) -> StdRng {
         generator(self.seed, Stream::Search, position)
@@ -108,20 +129,41 @@ impl Rules<'_> {
     }
 }
 
-/// State of the search while a strategy works on it.
-pub struct Task<'a> {
+/// State of the search within one group of limits.
+pub struct Level<'a> {
     /// Genome and limits of candidates.
     pub rules: Rules<'a>,
+    pub(super) best: Option<Scored>,
+    pub(super) history: Vec<Generation>,
+    /// Good subnets that differ from one another, best first, if the strategy has some.
+    pub(super) elite: Vec<Genes>,
+}
+
+impl<'a> Level<'a> {
+    fn new(rules: Rules<'a>) -> Self {
+        Level { rules, best: None, history: Vec::new(), elite: Vec::new() }
+    }
+
+    /// Keeps a candidate if it is the best so far that meets the limits.
+    fn offer(&mut self, score: f64, genes: &Genes) -> Result<()> {
+        let better = |(best, holder): &Scored| score > *best || (score == *best && genes < holder);
+        if self.best.as_ref().is_none_or(better) && self.rules.feasible(genes)? {
+            self.best = Some((score, genes.clone()));
+        }
+        Ok(())
+    }
+}
+
+/// State of the search while a strategy works on it.
+pub struct Task<'a> {
+    /// One level for each group of limits, in the order of the problem.
+    pub levels: Vec<Level<'a>>,
     /// Scores of all candidates so far.
     pub(super) known: HashMap<Genes, f64>,
-    pub(super) history: Vec<Generation>,
-    pub(super) best: Option<Scored>,
     /// Front, if the strategy draws one.
     pub(super) front: Vec<Scored>,
     /// Subnets to start from.
     pub(super) starts: Vec<Genes>,
-    /// Good subnets that differ from one another, best first, if the strategy has some.
-    pub(super) elite: Vec<Genes>,
     effects: Option<&'a EffectsOf<'a>>,
     budget: usize,
     scorer: &'a mut Scorer<'a>,
@@ -142,19 +184,28 @@ impl<'a> Task<'a> {
         let against = Limits::new(&genome, problem.against)?;
         let witness = witness(&genome, &limits)?;
         let starts = problem.starts.iter().filter_map(|subnet| genome.encode(subnet).ok()).collect();
+        let rules = Rules { genome, limits, against, witness, seed: problem.seed };
+        let others = problem.others.iter().map(|limits| rules.with_bounds(limits)).collect::<Result<Vec<_>>>()?;
         Ok(Task {
-            rules: Rules { genome, limits, against, witness, seed: problem.seed },
+            levels: std::iter::once(rules).chain(others).map(Level::new).collect(),
             known: HashMap::new(),
-            history: Vec::new(),
-            best: None,
             front: Vec::new(),
             starts,
-            elite: Vec::new(),
             effects: problem.effects,
             budget,
             scorer,
             progress,
         })
+    }
+
+    /// Genome and limits of candidates, for strategies that search one group of limits at a time.
+    pub fn rules(&self) -> &Rules<'a> {
+        &self.levels[0].rules
+    }
+
+    /// The best feasible candidate so far, for such strategies.
+    pub fn best(&self) -> Option<&Scored> {
+        self.levels[0].best.as_ref()
     }
 
     /// Number of subnets that may be scored in all.
@@ -169,7 +220,7 @@ impl<'a> Task<'a> {
 
     /// Whether nothing is left to score: the budget is spent, or the space has no other subnets.
     pub fn is_over(&self) -> bool {
-        self.remaining() == 0 || self.known.len() as f64 >= self.rules.genome.space().count()
+        self.remaining() == 0 || self.known.len() as f64 >= self.rules().genome.space().count()
     }
 
     /// Scores `candidates` and returns them with their scores, without those that exceed the budget.
@@ -187,42 +238,41 @@ impl<'a> Task<'a> {
     }
 
     /// Scores `candidates`. A candidate may occur several times or have been scored before: that costs nothing, and no
-    /// subnet reaches the scorer twice. Candidates beyond the budget are skipped. The best feasible candidate is kept.
+    /// subnet reaches the scorer twice. Candidates beyond the budget are skipped. Each level keeps its best.
     ///
     /// # Errors
     /// Errors of scorer and measures, and scores that are not finite.
-    pub fn evaluate(&mut self, candidates: &[Genes]) -> Result<()> {
+    pub fn evaluate<'g>(&mut self, candidates: impl IntoIterator<Item = &'g Genes>) -> Result<()> {
         let mut fresh = Vec::new();
-        for (index, genes) in candidates.iter().enumerate() {
+        for genes in candidates {
             if self.budget <= self.known.len() {
                 break;
             }
             if !self.known.contains_key(genes) {
                 // Reserves the entry, so that a second occurrence is not scored.
                 self.known.insert(genes.clone(), f64::NAN);
-                fresh.push(index);
+                fresh.push(genes);
             }
         }
-        if !fresh.is_empty() {
-            let genome = &self.rules.genome;
-            let subnets: Vec<Subnet> = fresh.par_iter().map(|&index| genome.decode(&candidates[index])).collect();
-            let scores = (self.scorer)(&subnets)?;
-            if scores.len() != fresh.len() {
-                let (given, asked) = (scores.len(), fresh.len());
-                return Err(Error::Internal(format!("the scorer gave {given} scores for {asked} subnets")));
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        let genome = &self.levels[0].rules.genome;
+        let subnets: Vec<Subnet> = fresh.par_iter().map(|genes| genome.decode(genes)).collect();
+        let scores = (self.scorer)(&subnets)?;
+        if scores.len() != fresh.len() {
+            let (given, asked) = (scores.len(), fresh.len());
+            return Err(Error::Internal(format!("the scorer gave {given} scores for {asked} subnets")));
+        }
+        for ((genes, score), subnet) in fresh.into_iter().zip(scores).zip(&subnets) {
+            if !score.is_finite() {
+                return Err(Error::Search(format!("the scorer gave {score} for '{subnet}'; expected a number")));
             }
-            for ((index, score), subnet) in fresh.into_iter().zip(scores).zip(&subnets) {
-                if !score.is_finite() {
-                    return Err(Error::Search(format!("the scorer gave {score} for '{subnet}'; expected a number")));
-                }
-                let genes = &candidates[index];
-                let better = |(best, holder): &Scored| score > *best || (score == *best && genes < holder);
-                if self.best.as_ref().is_none_or(better) && self.rules.feasible(genes)? {
-                    self.best = Some((score, genes.clone()));
-                }
-                if let Some(known) = self.known.get_mut(genes) {
-                    *known = score;
-                }
+            for level in &mut self.levels {
+                level.offer(score, genes)?;
+            }
+            if let Some(known) = self.known.get_mut(genes) {
+                *known = score;
             }
         }
         Ok(())
@@ -235,10 +285,11 @@ impl<'a> Task<'a> {
     /// Errors of scorer and measures.
     pub(super) fn effects(&mut self, candidates: &[Genes]) -> Result<Vec<Effects>> {
         if let Some(effects) = self.effects {
-            let subnets: Vec<Subnet> = candidates.par_iter().map(|genes| self.rules.genome.decode(genes)).collect();
+            let genome = &self.rules().genome;
+            let subnets: Vec<Subnet> = candidates.par_iter().map(|genes| genome.decode(genes)).collect();
             return effects(&subnets);
         }
-        let genome = &self.rules.genome;
+        let genome = &self.rules().genome;
         let mut neighbours = candidates.to_vec();
         neighbours.extend(candidates.iter().flat_map(|genes| {
             genome.changes(genes).into_iter().map(|(place, choice)| {
@@ -248,41 +299,47 @@ impl<'a> Task<'a> {
             })
         }));
         self.evaluate(&neighbours)?;
-        let genome = &self.rules.genome;
+        let genome = &self.rules().genome;
         Ok(candidates.iter().map(|genes| genome.effects(genes, &self.known)).collect())
     }
 
-    /// The `count` best feasible candidates, best first.
-    pub(super) fn top(&self, count: usize) -> Result<Vec<Candidate>> {
+    /// The `count` best feasible candidates of each level, best first.
+    pub(super) fn top(&self, count: usize) -> Result<Vec<Vec<Candidate>>> {
         if count == 0 {
-            return Ok(Vec::new());
+            return Ok(vec![Vec::new(); self.levels.len()]);
         }
         let mut all: Vec<Scored> = self.known.iter().map(|(genes, &score)| (score, genes.clone())).collect();
         rank(&mut all);
-        let mut top = Vec::with_capacity(count.min(all.len()));
-        for (score, genes) in all {
-            if self.rules.feasible(&genes)? {
-                let subnet = self.rules.genome.decode(&genes);
-                top.push(Candidate { subnet, score, measured_accuracy: None });
-                if top.len() == count {
-                    break;
+        let of_level = |level: &Level| {
+            let mut top = Vec::with_capacity(count.min(all.len()));
+            for (score, genes) in &all {
+                if level.rules.feasible(genes)? {
+                    let subnet = level.rules.genome.decode(genes);
+                    top.push(Candidate { subnet, score: *score, measured_accuracy: None });
+                    if top.len() == count {
+                        break;
+                    }
                 }
             }
-        }
-        Ok(top)
+            Ok(top)
+        };
+        self.levels.iter().map(of_level).collect()
     }
 
-    /// Ends a generation: records the best subnet so far.
+    /// Ends a generation: records the best subnet so far of each level, and reports that of the first.
     pub fn record(&mut self) {
-        if let Some((score, genes)) = &self.best {
+        for (number, level) in self.levels.iter_mut().enumerate() {
+            let Some((score, genes)) = &level.best else { continue };
             let entry = Generation {
-                generation: self.history.len(),
+                generation: level.history.len(),
                 evaluations: self.known.len(),
-                best: self.rules.genome.decode(genes),
+                best: level.rules.genome.decode(genes),
                 score: *score,
             };
-            (self.progress)(&entry);
-            self.history.push(entry);
+            if number == 0 {
+                (self.progress)(&entry);
+            }
+            level.history.push(entry);
         }
     }
 }
@@ -305,14 +362,14 @@ mod tests {
         let mut task = Task::new(&problem, 3, &mut scorer, &mut nothing).unwrap();
         let genes: Vec<Genes> =
             ["r16 d1,1 k3|3 e2|2", "r32 d1,1 k3|3 e2|2", "r24 d1,1 k3|3 e2|2", "r24 d1,1 k5|3 e2|2"]
-                .map(|text| task.rules.genome.encode(&text.parse().unwrap()).unwrap())
+                .map(|text| task.rules().genome.encode(&text.parse().unwrap()).unwrap())
                 .to_vec();
         let scores = |scored: Vec<Scored>| scored.into_iter().map(|s| s.0).collect::<Vec<_>>();
         let twice = vec![genes[0].clone(), genes[1].clone(), genes[0].clone()];
         assert_eq!(scores(task.score(twice).unwrap()), [16.0, 32.0, 16.0]);
-        assert_eq!(task.best.as_ref().unwrap().0, 16.0, "the best must meet the limit");
+        assert_eq!(task.best().unwrap().0, 16.0, "the best must meet the limit");
         assert_eq!(scores(task.score(genes).unwrap()), [16.0, 32.0, 24.0]);
-        assert_eq!((task.remaining(), task.best.as_ref().unwrap().0), (0, 24.0));
+        assert_eq!((task.remaining(), task.best().unwrap().0), (0, 24.0));
         drop(task);
         assert_eq!(seen.len(), 3);
     }
@@ -325,7 +382,7 @@ mod tests {
             let mut scorer = |_: &[Subnet]| Ok(bad.clone());
             let mut nothing = |_: &Generation| ();
             let mut task = Task::new(&problem, 3, &mut scorer, &mut nothing).unwrap();
-            assert!(task.score(vec![task.rules.witness.clone()]).is_err());
+            assert!(task.score(vec![task.rules().witness.clone()]).is_err());
         }
     }
 }

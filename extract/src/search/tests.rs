@@ -39,6 +39,48 @@ fn every_strategy_works_on_a_space_of_one_or_a_few_subnets() {
 }
 
 #[test]
+fn one_search_finds_the_best_within_each_of_several_bounds() {
+    let space = SearchSpace::named("tiny").unwrap();
+    let all: Vec<(f64, f64)> = everything(&space).iter().map(|s| (worth(s), macs(&space, s))).collect();
+    let (least, most) = (macs(&space, &space.smallest()), macs(&space, &space.largest()));
+    let bounds: Vec<f64> = (1..=14).map(|part| least + f64::from(part) / 14.0 * (most - least)).collect();
+    let limit = |bound: &f64| vec![Limit::new(format!("macs={bound}"), *bound, |s| Ok(macs(&space, s)))];
+    let groups: Vec<Vec<Limit>> = bounds.iter().map(limit).collect();
+    let memetic = SearchSettings::named("memetic").unwrap();
+    let run = |threads: usize| {
+        let mut seen = HashSet::new();
+        let mut scorer = |subnets: &[Subnet]| {
+            assert!(subnets.iter().all(|s| seen.insert(s.clone())), "a subnet is scored twice");
+            score(subnets)
+        };
+        let problem = Problem { others: &groups[1..], keep: 2, ..Problem::new(&space, &groups[0], 0) };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut found = pool.install(|| search_all(&problem, &memetic, &mut scorer, &mut |_| ())).unwrap();
+        found.iter_mut().for_each(|result| result.seconds = 0.0);
+        assert!(found.iter().all(|result| result.evaluations == seen.len()));
+        found
+    };
+    let found = run(1);
+    assert_eq!(found.len(), bounds.len());
+    for (result, bound) in found.iter().zip(&bounds) {
+        let within = all.iter().filter(|pair| pair.1 <= *bound).map(|pair| pair.0);
+        assert_eq!(result.predicted_accuracy, within.fold(0.0, f64::max), "{bound}");
+        assert_eq!(result.constraints[0].constraint, format!("macs={bound}"));
+        assert!(result.constraints[0].value <= *bound && result.top[0].subnet == result.best);
+        assert!(result.top.iter().all(|other| macs(&space, &other.subnet) <= *bound));
+    }
+    assert_eq!(run(3), found);
+    let mut scorer = score;
+    let fail = |settings: &SearchSettings, evaluations, scorer: &mut Scorer| {
+        let problem = Problem { others: &groups[1..], evaluations, ..Problem::new(&space, &groups[0], 0) };
+        search_all(&problem, settings, &mut |subnets| scorer(subnets), &mut |_| ()).unwrap_err().to_string()
+    };
+    let random = SearchSettings::named("random").unwrap();
+    assert!(fail(&random, None, &mut scorer).contains("one group of limits at a time"));
+    assert!(fail(&memetic, Some(13), &mut scorer).contains("at least 14"));
+}
+
+#[test]
 fn predictions_above_one_are_ranked_unclamped_and_shown_as_one() {
     let space = SearchSpace::named("tiny").unwrap();
     let blocks = |subnet: &Subnet| subnet.blocks().count() as f64;

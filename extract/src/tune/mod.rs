@@ -14,4 +14,4 @@ mod trials;
 
 pub use ranges::{Hyperparameter, Range, Ranges, Values};
 pub use suggest::{TrialStrategy, suggest};
-pub use trials::{Outcome, Point, Trial, TrialWriter, best, read_trials, should_prune, significant, table};
+pub use trials::{Outcome, Point, Trial, TrialWriter, best, name, read_trials, should_prune, significant, table};

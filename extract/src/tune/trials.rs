@@ -158,16 +158,21 @@ fn outcome(outcome: Outcome) -> &'static str {
     }
 }
 
+/// Name of trial `number`, also that of its folder while it runs.
+pub fn name(number: usize) -> String {
+    format!("trial-{number:03}")
+}
+
 /// Header and rows of a table of all trials, best first.
 pub fn table(trials: &[Trial], ranges: &Ranges) -> (Vec<String>, Vec<Vec<String>>) {
     let mut header = vec!["trial".to_string()];
     header.extend(ranges.names().map(|name| name.to_string()));
-    header.extend(["accuracy", "done", "outcome", "seconds"].map(String::from));
+    header.extend(["accuracy", "steps done", "outcome", "seconds"].map(String::from));
     let mut order: Vec<&Trial> = trials.iter().collect();
     let finished = |trial: &Trial| trial.outcome == Outcome::Finished;
     order.sort_by(|a, b| finished(b).cmp(&finished(a)).then(b.objective.total_cmp(&a.objective)));
     let row = |trial: &Trial| {
-        let mut row = vec![trial.trial.to_string()];
+        let mut row = vec![name(trial.trial)];
         row.extend(trial.values.values().map(|value| significant(*value)));
         row.push(format!("{:.1} %", 100.0 * trial.objective));
         row.push(format!("{:.0} %", 100.0 * trial.curve.last().map_or(0.0, |point| point.progress)));
@@ -269,7 +274,7 @@ mod tests {
         assert_eq!(best(&[trial(0, &[0.5], Outcome::Diverged)]), None);
         let (header, rows) = table(&trials, &ranges());
         assert_eq!(header[..2], ["trial", "learning_rate"]);
-        assert_eq!(rows.iter().map(|row| row[0].as_str()).collect::<Vec<_>>(), ["2", "0", "1"]);
+        assert_eq!(rows.iter().map(|row| row[0].as_str()).collect::<Vec<_>>(), ["trial-002", "trial-000", "trial-001"]);
         assert_eq!(rows[0][1], "0.0123");
         assert_eq!([1e30, 128.0, 0.0, 1e-6].map(significant), ["1.00e30", "128", "0", "0.00000100"]);
     }

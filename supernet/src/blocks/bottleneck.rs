@@ -212,7 +212,9 @@ impl Bottleneck {
         }
         let main = |pass: &mut Pass| {
             let mut convolutions = self.convolutions.iter().zip(spec.convolutions());
-            convolutions.try_fold(x.clone(), |y, (dense, conv)| dense.forward(parameters, &y, &conv, eps, pass))
+            pass.dropped(|pass| {
+                convolutions.try_fold(x.clone(), |y, (dense, conv)| dense.forward(parameters, &y, &conv, eps, pass))
+            })
         };
         let shortcut = |pass: &mut Pass| match (&self.shortcut, spec.shortcut()) {
             (Some(dense), Some(conv)) => {

@@ -307,14 +307,17 @@ impl InvertedResidual {
             let here = InvertedResidualSpec { input_size: height, ..spec.clone() };
             return pass.interpret(&BlockSpec::InvertedResidual(here).graph(eps), x, &active);
         }
-        let shape = BlockShape::new(spec, batch, height, width, eps);
+        let mut shape = BlockShape::new(spec, batch, height, width, eps);
+        // The fused shortcut cannot stay where its branch is skipped.
+        shape.residual &= pass.drops.is_none();
         if !spec.residual || shape.residual {
             return fused_block(x, active, shape, pass);
         }
         // A shortcut that changes the input is no part of the fused block.
         let weight = if spec.projection { active.pop().and_then(|mut slot| slot.pop()) } else { None };
         let shortcut = |pass: &mut Pass| fitted_shortcut(x, weight, spec.stride, pass);
-        sum_of_branches(pass, |pass| fused_block(x, active, shape, pass), shortcut, false)
+        let main = |pass: &mut Pass| pass.dropped(|pass| fused_block(x, active, shape, pass));
+        sum_of_branches(pass, main, shortcut, false)
     }
 }
 

@@ -1,13 +1,14 @@
 //! Batches: the images of given indices at one resolution.
 
-use super::augmentation::Painter;
-use super::decode::decode_checked;
-use super::{Augmentation, Dataset, LabelShares, Normalisation, Split};
+use super::decode::{check_size, decode_checked};
+use super::painter::Painter;
+use super::{Augmentation, Dataset, Image, LabelShares, Normalisation, Split};
 use crate::seed::{Stream, generator};
 use crate::{Error, Result};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 
@@ -145,11 +146,38 @@ impl Dataset {
 /// # Errors
 /// The file is missing, no complete JPEG or PNG image, or the resolution is 0 or above 4096; with the path.
 pub fn image_input(path: &Path, resolution: usize, normalisation: &Normalisation) -> Result<Vec<f32>> {
+    let image = decode_checked(&crate::files::read_bytes(path)?).map_err(|reason| Error::format(path, reason))?;
+    input_of(&image, resolution, normalisation)
+}
+
+/// RGB pixels `[height, width, 3]` as evaluation sees the image in a file: see [`image_input`].
+///
+/// # Errors
+/// Another number of bytes, an image without pixels or of more than a file may have, or a resolution that is 0 or above
+/// 4096.
+pub fn pixels_input(
+    pixels: &[u8],
+    width: usize,
+    height: usize,
+    resolution: usize,
+    normalisation: &Normalisation,
+) -> Result<Vec<f32>> {
+    let [columns, rows] = [width, height].map(|side| u32::try_from(side).unwrap_or(u32::MAX));
+    check_size(columns, rows).map_err(|reason| Error::Data(format!("the image {reason}")))?;
+    if pixels.len() != width * height * 3 {
+        let (found, expected) = (pixels.len(), width * height * 3);
+        let message =
+            format!("{found} bytes are not the pixels of an RGB image of {width}x{height}, which has {expected} bytes");
+        return Err(Error::Data(message));
+    }
+    input_of(&Image { width, height, pixels: Cow::Borrowed(pixels) }, resolution, normalisation)
+}
+
+fn input_of(image: &Image, resolution: usize, normalisation: &Normalisation) -> Result<Vec<f32>> {
     normalisation.check()?;
     check_resolution(resolution)?;
-    let image = decode_checked(&crate::files::read_bytes(path)?).map_err(|reason| Error::format(path, reason))?;
     let mut out = vec![0.0; resolution * resolution * 3];
-    Painter::new(resolution, normalisation).plain(&image, &mut out);
+    Painter::new(resolution, normalisation).plain(image, &mut out);
     Ok(out)
 }
 
@@ -313,6 +341,12 @@ mod tests {
         let batch = data.evaluation_batch(&data.test, &[0], 24).unwrap().images;
         let path = folder.path().join("test/one/a.png");
         assert_eq!(image_input(&path, 24, &Normalisation::IMAGENET).unwrap(), batch);
+        let pixels = image::open(&path).unwrap().into_rgb8().into_raw();
+        assert_eq!(pixels_input(&pixels, 90, 70, 24, &Normalisation::IMAGENET).unwrap(), batch);
+        for (width, height, expected) in [(70, 91, "70x91"), (0, 70, "0x70"), (1 << 40, 70, "limits")] {
+            let message = pixels_input(&pixels, width, height, 24, &Normalisation::IMAGENET).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
         std::fs::write(&path, "text").unwrap();
         let message = image_input(&path, 24, &Normalisation::IMAGENET).unwrap_err().to_string();
         assert!(message.contains("a.png") && message.contains("not an image"), "{message}");

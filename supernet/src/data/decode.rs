@@ -54,6 +54,19 @@ pub(super) fn probe(path: &Path) -> Result<usize, String> {
     Ok(width as usize * height as usize * 3)
 }
 
+/// Checks the type, the dimensions and the end mark of an image without decoding it, and returns its decoded size in
+/// bytes.
+pub(super) fn probe_bytes(bytes: &[u8]) -> Result<usize, String> {
+    let format = format(bytes)?;
+    if !is_complete(bytes, format) {
+        return Err(truncated(format));
+    }
+    let size = dimensions(bytes, format);
+    let (width, height) = size.ok_or_else(|| format!("the {} header has no dimensions", name(format)))?;
+    check_size(width, height)?;
+    Ok(width as usize * height as usize * 3)
+}
+
 /// Like [`decode`], but also refuses JPEG files whose picture data is recognisably truncated or damaged. The check
 /// repeats part of the decoding, so it is only for opening a dataset.
 pub(super) fn decode_checked(bytes: &[u8]) -> Result<Image<'static>, String> {
@@ -113,7 +126,8 @@ fn truncated(format: ImageFormat) -> String {
     format!("is a truncated {} image: its end mark is missing", name(format))
 }
 
-fn check_size(width: u32, height: u32) -> Result<(), String> {
+/// Bounds of an image's size in pixels.
+pub(super) fn check_size(width: u32, height: u32) -> Result<(), String> {
     if width == 0 || height == 0 {
         return Err(format!("has {width}x{height} pixels; an image needs at least one"));
     }

@@ -1,5 +1,6 @@
 //! Digests that tell whether two datasets hold the same images, in the same splits.
 
+use super::source::Source;
 use super::split::{Pixels, Split, Store};
 use super::{Dataset, Image, Normalisation};
 use crate::seed::{Stream, generator, mix};
@@ -7,8 +8,7 @@ use crate::{Error, Result};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
-use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 use std::sync::Arc;
 
 /// Largest number of training images whose content a supernet stores.
@@ -212,8 +212,8 @@ impl Store {
             (None, Pixels::Decoded(images)) => images.iter().for_each(|image| {
                 digest.word(image.width as u64).word(image.height as u64).bytes(&image.pixels);
             }),
-            (None, Pixels::Files(paths)) => {
-                paths.iter().for_each(|path| digest.bytes(path.as_os_str().as_encoded_bytes()))
+            (None, Pixels::Files(sources)) => {
+                sources.iter().for_each(|source| digest.bytes(source.place().as_os_str().as_encoded_bytes()));
             }
             (None, Pixels::Builtin { seed, first }) => {
                 digest.word(*seed).word(*first);
@@ -227,17 +227,18 @@ impl Store {
 ///
 /// # Errors
 /// The length of a file cannot be read.
-pub(super) fn of_files(root: &Path, files: &[(PathBuf, u32)]) -> Result<u64> {
+pub(super) fn of_files(root: &Path, files: &[(Source, u32)]) -> Result<u64> {
     let each: Vec<u64> = files
         .par_iter()
-        .map(|(path, _)| {
+        .map(|(source, _)| {
+            let path = source.place();
             let mut digest = Digest::new();
-            for component in path.strip_prefix(root).unwrap_or(path).components() {
+            for component in path.strip_prefix(root).unwrap_or(&path).components() {
                 if let Component::Normal(name) = component {
                     digest.bytes(name.as_encoded_bytes());
                 }
             }
-            digest.word(fs::metadata(path).map_err(|e| Error::file(path, e))?.len());
+            digest.word(source.length().map_err(|e| Error::file(&path, e))?);
             Ok(digest.finish())
         })
         .collect::<Result<_>>()?;
@@ -294,6 +295,7 @@ mod tests {
     use crate::data::DataOptions;
     use crate::data::decode::tests::png;
     use image::ColorType;
+    use std::fs;
 
     fn put(root: &Path, path: &str, level: u8) {
         let path = root.join(path);

@@ -5,13 +5,14 @@
 
 use super::listing::Listing;
 use super::opening::{Opening, Splits};
+use super::source::Source;
 use super::split::{Pixels, Store};
-use super::{Loaded, decode, digest, no_images, regular};
+use super::{Loaded, decode, digest, no_images};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
 /// Accepted names of the validation folder.
-const VALIDATION: [&str; 3] = ["val", "valid", "validation"];
+pub(super) const VALIDATION: [&str; 3] = ["val", "valid", "validation"];
 
 /// Whether `root` is an image folder from which `splits` can be opened.
 pub(super) fn is_image_folder(root: &Path, splits: Splits) -> bool {
@@ -74,21 +75,21 @@ pub(super) fn open(root: &Path, opening: &Opening) -> Result<Loaded> {
 }
 
 /// Images of each listing, decoded if all of them fit into the cache, and the number of bad images skipped.
-fn read(root: &Path, listings: &mut [Listing], opening: &Opening) -> Result<(Vec<Store>, usize)> {
+pub(super) fn read(root: &Path, listings: &mut [Listing], opening: &Opening) -> Result<(Vec<Store>, usize)> {
     let skip_bad = opening.options.skip_bad;
     let (mut bytes, mut skipped) = (0, 0);
     for listing in listings.iter_mut() {
-        let probed = opening.map("looking at images", &listing.files, |(path, _)| decode::probe(path))?;
+        let probed = opening.map("looking at images", &listing.files, |(source, _)| source.probe())?;
         let (sizes, bad) = listing.keep_good(probed, skip_bad)?;
         bytes += sizes.iter().sum::<usize>();
         skipped += bad;
     }
     let cached = bytes <= opening.options.cache_bytes;
-    let decode = |path: &Path| decode::decode_checked(&regular::read(path)?);
+    let decode = |source: &Source| decode::decode_checked(&source.read()?);
     let mut stores = Vec::with_capacity(listings.len());
     for listing in listings {
         let pixels = if cached {
-            let decoded = opening.map("reading images", &listing.files, |(path, _)| decode(path))?;
+            let decoded = opening.map("reading images", &listing.files, |(source, _)| decode(source))?;
             let (images, bad) = listing.keep_good(decoded, skip_bad)?;
             skipped += bad;
             Pixels::Decoded(images)
@@ -96,13 +97,13 @@ fn read(root: &Path, listings: &mut [Listing], opening: &Opening) -> Result<(Vec
             if skip_bad {
                 // Damage inside a file shows only when it is decoded. It must not stop a training later, and which
                 // images are skipped must not depend on the cache.
-                let decodes = |(path, _): &(PathBuf, u32)| decode(path).map(drop);
+                let decodes = |(source, _): &(Source, u32)| decode(source).map(drop);
                 let decoded = opening.map("looking for damaged images", &listing.files, decodes)?;
                 skipped += listing.keep_good(decoded, skip_bad)?.1;
             }
-            Pixels::Files(listing.files.iter().map(|(path, _)| path.clone()).collect())
+            Pixels::Files(listing.files.iter().map(|(source, _)| source.clone()).collect())
         };
-        let labels = listing.files.iter().map(|&(_, label)| label).collect();
+        let labels = listing.files.iter().map(|(_, label)| *label).collect();
         let origin = Some(digest::of_files(root, &listing.files)?);
         stores.push(Store { labels, pixels, origin });
     }

@@ -2,6 +2,7 @@
 
 use super::opening::Opening;
 use super::regular;
+use super::source::Source;
 use crate::{Error, Result};
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -32,7 +33,7 @@ const IMAGES: &[&str] = &["jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "ti
 pub(super) struct Listing {
     pub folder: PathBuf,
     pub classes: Vec<String>,
-    pub files: Vec<(PathBuf, u32)>,
+    pub files: Vec<(Source, u32)>,
     /// Files that are not images and do not look like images.
     pub ignored: Vec<PathBuf>,
 }
@@ -99,7 +100,7 @@ impl Listing {
             } else if has_extension(&path, ANNOTATIONS) {
                 self.ignored.push(path);
             } else {
-                self.files.push((path, label));
+                self.files.push((Source::File(path), label));
             }
         }
         Ok(())
@@ -120,6 +121,7 @@ impl Listing {
     /// `skip_bad` the first error is returned; so is a class of which nothing is left.
     pub fn keep_good<T>(&mut self, results: Vec<Result<T, String>>, skip_bad: bool) -> Result<(Vec<T>, usize)> {
         let bad = results.iter().filter(|result| result.is_err()).count();
+        let present = self.present();
         let mut good = Vec::with_capacity(results.len() - bad);
         let mut files = Vec::with_capacity(results.len() - bad);
         for (file, result) in std::mem::take(&mut self.files).into_iter().zip(results) {
@@ -135,19 +137,28 @@ impl Listing {
                         2 => "; 1 other file is unreadable too".into(),
                         _ => format!("; {} other files are unreadable too", bad - 1),
                     };
-                    return Err(Error::format(file.0, format!("{reason}{others} ({})", super::decode::WAY_OUT)));
+                    return Err(Error::format(
+                        file.0.place(),
+                        format!("{reason}{others} ({})", super::decode::WAY_OUT),
+                    ));
                 }
             }
         }
         self.files = files;
         if bad > 0 {
-            let mut left = vec![false; self.classes.len()];
-            self.files.iter().for_each(|&(_, label)| left[label as usize] = true);
-            if let Some(empty) = left.iter().position(|left| !left) {
+            let left = self.present();
+            if let Some(empty) = (0..left.len()).find(|&class| present[class] && !left[class]) {
                 return Err(empty_class(&self.folder.join(&self.classes[empty])));
             }
         }
         Ok((good, bad))
+    }
+
+    /// Whether each class has files.
+    fn present(&self) -> Vec<bool> {
+        let mut present = vec![false; self.classes.len()];
+        self.files.iter().for_each(|(_, label)| present[*label as usize] = true);
+        present
     }
 
     /// Refuses class names that differ from those of the training split `train`.

@@ -5,14 +5,20 @@
 //! | [`mod@self`] | [`Dataset::open`]: detection of a folder's layout |
 //! | `opening` | progress and interruption of opening, selection of splits |
 //! | `folder`, `cifar`, `idx`, `builtin` | one layout each |
+//! | `shards` | tar files in the layout of WebDataset, and Parquet files |
+//! | `tar_shard`, `table` | one tar file, one Parquet file |
+//! | `pattern` | patterns of shards |
 //! | `listing` | class folders and their files |
+//! | `source` | where the bytes of an image are |
 //! | `carve` | the validation split carved from the training images |
 //! | `regular` | only regular files are read |
 //! | `decode` | JPEG and PNG bytes to RGB, and whether they are complete |
 //! | `digest` | whether two datasets hold the same images |
 //! | `jpeg_scan` | whether a JPEG's picture data reaches its end |
 //! | `split` | images and labels of one split, cached or read on demand |
-//! | `resample`, `flip`, `augmentation`, `mixing`, `batch` | from stored pixels to a normalised `[n, r, r, 3]` batch |
+//! | `augmentation` | random changes of training images, as a configuration has them |
+//! | `resample`, `flip`, `painter`, `rand_augment`, `erasing` | from stored pixels to a normalised image |
+//! | `mixing`, `batch` | from images to a `[n, r, r, 3]` batch |
 //! | `normalisation` | channel means and deviations |
 //! | `prefetch` | batches produced while the network computes |
 //!
@@ -27,6 +33,7 @@ mod cifar;
 mod decode;
 mod digest;
 mod drawing;
+mod erasing;
 mod flip;
 mod folder;
 mod idx;
@@ -36,21 +43,32 @@ mod listing;
 mod mixing;
 mod normalisation;
 mod opening;
+mod painter;
+mod pattern;
 mod pixels;
 mod prefetch;
+mod rand_augment;
 mod regular;
 mod resample;
+mod shards;
+mod source;
 mod split;
+mod table;
+mod tar_shard;
 
 pub use augmentation::{Augmentation, Border, Crop};
-pub use batch::{Batch, balanced_order, epoch_order, image_input};
+pub use batch::{Batch, balanced_order, epoch_order, image_input, pixels_input};
 pub use digest::{DataIdentity, TrainedOn};
+pub use erasing::RandomErasing;
 pub use flip::Flip;
 pub use mixing::{LabelShares, Mix, Mixing};
 pub use normalisation::Normalisation;
 pub use opening::{OpenObserver, OpenProgress, Splits};
+pub use painter::CENTRAL_FROM;
+pub use pattern::is_pattern;
 pub use pixels::Image;
 pub use prefetch::Prefetch;
+pub use rand_augment::RandAugment;
 pub use split::Split;
 
 use crate::{Error, Result};
@@ -64,7 +82,8 @@ use std::sync::Arc;
 const MOST_BY_DEFAULT: usize = 5000;
 
 /// Description of the supported layouts, for errors about folders that have none of them.
-const LAYOUTS: &str = "expected one of: an image folder (train/CLASS/*.jpg|png with test/CLASS/* or val/CLASS/*), CIFAR-10 binary \
+const LAYOUTS: &str = "expected one of: an image folder (train/CLASS/*.jpg|png with test/CLASS/* or val/CLASS/*), tar shards (train-*.tar with \
+test-*.tar; NAME.jpg with NAME.cls), Parquet files (train-*.parquet with test-*.parquet), CIFAR-10 binary \
 (data_batch_*.bin, test_batch.bin), CIFAR-100 binary (train.bin, test.bin), IDX (train-images-idx3-ubyte[.gz], \
 train-labels-idx1-ubyte[.gz] and the same with t10k), or the word `builtin`";
 
@@ -220,6 +239,9 @@ impl Dataset {
 }
 
 fn open_folder(root: &Path, opening: &Opening) -> Result<Loaded> {
+    if let Some(pattern) = root.to_str().filter(|source| is_pattern(source)) {
+        return shards::Layout::of_pattern(pattern)?.open(opening);
+    }
     if let Some(reason) = regular::dangling(root) {
         return Err(Error::format(root, format!("{reason}; {LAYOUTS}")));
     }
@@ -229,7 +251,9 @@ fn open_folder(root: &Path, opening: &Opening) -> Result<Loaded> {
     if !root.is_dir() {
         return Err(Error::format(root, format!("is not a folder; {LAYOUTS}")));
     }
-    if folder::is_image_folder(root, opening.splits) {
+    if let Some(shards) = shards::Layout::of(root)? {
+        shards.open(opening)
+    } else if folder::is_image_folder(root, opening.splits) {
         folder::open(root, opening)
     } else if let Some(cifar) = cifar::Layout::of(root)? {
         cifar.open(opening)

@@ -1,12 +1,12 @@
 //! Images and labels of one split, held in memory or read on demand.
 
 use super::pixels::Image;
-use super::{decode, drawing, regular};
+use super::source::Source;
+use super::{decode, drawing};
 use crate::{Error, Result};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use std::borrow::Cow;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Source of the images.
@@ -15,8 +15,8 @@ pub(super) enum Pixels {
     Uniform { width: usize, height: usize, bytes: Vec<u8> },
     /// Decoded files.
     Decoded(Vec<Image<'static>>),
-    /// Files that are decoded each time they are read.
-    Files(Vec<PathBuf>),
+    /// Files, or parts of files, that are decoded each time they are read.
+    Files(Vec<Source>),
     /// Built-in images number `first`, `first + 1`, ..., generated each time they are read.
     Builtin { seed: u64, first: u64 },
 }
@@ -149,10 +149,10 @@ impl Split {
                 let Image { width, height, pixels } = &images[at];
                 Ok(Image { width: *width, height: *height, pixels: Cow::Borrowed(pixels) })
             }
-            Pixels::Files(paths) => {
-                let path = &paths[at];
-                let image = regular::read(path).and_then(|bytes| decode::decode(&bytes));
-                image.map_err(|reason| Error::format(path, format!("{reason} ({})", decode::WAY_OUT)))
+            Pixels::Files(sources) => {
+                let source = &sources[at];
+                let image = source.read().and_then(|bytes| decode::decode(&bytes));
+                image.map_err(|reason| Error::format(source.place(), format!("{reason} ({})", decode::WAY_OUT)))
             }
             Pixels::Builtin { seed, first } => Ok(drawing::image(*seed, first + at as u64)),
         }

@@ -56,6 +56,38 @@ impl Active {
         }
     }
 
+    /// Replaces the part by `values` in the parameters, of which `whole` holds all, by place. Of a depthwise weight that
+    /// is made smaller the rest becomes zero, and the matrices the identity, so that the part has these values.
+    pub(crate) fn put(&self, values: &Tensor, whole: &mut [Tensor]) -> Result<()> {
+        match self {
+            Active::Part { of, shape } => {
+                let whole = &mut whole[of.id.place()];
+                let within = |(dim, (&all, &own)): (usize, (&usize, &usize))| {
+                    let start = if dim < 2 { 0 } else { (all - own) / 2 };
+                    start..start + own
+                };
+                let ranges: Vec<_> = whole.dims().iter().zip(shape).enumerate().map(within).collect();
+                *whole = whole.slice_assign(&ranges, &values.reshape(shape.as_slice())?)?;
+            }
+            Active::Kernel { weight, channels, steps } => {
+                let whole_weight = &mut whole[weight.id.place()];
+                let size = whole_weight.dim(2)?;
+                let kernel = steps.last().map_or(size, |(size, _)| *size);
+                let (start, rows) = ((size - kernel) / 2, 0..*channels);
+                let zeros = Tensor::zeros((*channels, 1, size, size), values.dtype(), values.device())?;
+                let centre = [rows.clone(), 0..1, start..start + kernel, start..start + kernel];
+                let kernels = zeros.slice_assign(&centre, &values.reshape((*channels, 1, kernel, kernel))?)?;
+                *whole_weight = whole_weight.slice_assign(&[rows, 0..1, 0..size, 0..size], &kernels)?;
+                for (size, matrix) in steps {
+                    if let Some(matrix) = matrix {
+                        whole[matrix.id.place()] = Tensor::eye(size * size, values.dtype(), values.device())?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The parameter, the number of values that are used of each row of the first dimension, if they lead it, and of
     /// all.
     fn rows(&self) -> Option<(&Source, usize, usize)> {

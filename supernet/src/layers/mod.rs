@@ -7,6 +7,7 @@
 //! | `parameter`, `gradients` | the lists of trainable tensors and of their gradients |
 //! | `active` | the parts of parameters that a subnet uses |
 //! | `batch_norm` | scale, shift and running statistics |
+//! | `drop_path` | images that skip blocks in training |
 //! | `kernel_transform` | elastic kernel size |
 //! | `dense` | a dense convolution, as a layer and in a graph, and the plain steps between: sum, pools |
 //! | `channel_sorting` | the order of channels before a width stage |
@@ -15,6 +16,7 @@ mod active;
 mod batch_norm;
 pub(crate) mod channel_sorting;
 mod dense;
+mod drop_path;
 mod gradients;
 mod kernel_transform;
 mod parameter;
@@ -26,6 +28,8 @@ pub(crate) use batch_norm::BatchNorm;
 pub use batch_norm::Moments;
 pub(crate) use channel_sorting::{OuterChannels, Touch, sort_shared};
 pub(crate) use dense::{Dense, activate, average_pool, fused, global_average_pool, linear, max_pool, sum_of_branches};
+pub(crate) use drop_path::BlockDrops;
+pub use drop_path::DropPath;
 pub use gradients::Gradients;
 pub(crate) use kernel_transform::ElasticKernel;
 pub use parameter::Parameter;
@@ -45,6 +49,8 @@ pub(crate) struct Pass<'a> {
     pub given: Option<&'a [Moments]>,
     /// The processes whose batches' statistics are used together.
     pub ranks: Option<&'a Ranks>,
+    /// The images that skip the block under way.
+    pub drops: Option<BlockDrops>,
     /// Statistics used so far, in layer order.
     pub used: Vec<ChannelStatistics>,
 }

@@ -1,7 +1,7 @@
 //! Forward passes: of one subnet, of several, of the layers that several have in common.
 
 use super::{Mode, Supernet};
-use crate::layers::{Pass, Tape, activate, global_average_pool, linear, max_pool};
+use crate::layers::{DropPath, Pass, Tape, activate, global_average_pool, linear, max_pool};
 use crate::ops::ChannelStatistics;
 use crate::seed::{Stream, generator};
 use crate::space::{NetworkSpec, Subnet};
@@ -63,7 +63,12 @@ impl Supernet {
     /// The layers that all of `subnets` have in common from the first on, if there are several subnets and such layers:
     /// a training step computes them once. They end in the middle of the last subnet at the latest, where its backward
     /// pass halts.
-    pub(crate) fn trunk(&self, images: &Tensor, subnets: &[Subnet]) -> Result<Option<Trunk>> {
+    pub(crate) fn trunk(
+        &self,
+        images: &Tensor,
+        subnets: &[Subnet],
+        drop_path: Option<DropPath>,
+    ) -> Result<Option<Trunk>> {
         let networks = subnets.iter().map(|subnet| self.space.network(subnet, self.classes));
         let networks: Vec<NetworkSpec> = networks.collect::<Result<_>>()?;
         let [first, .., last] = &networks[..] else { return Ok(None) };
@@ -73,9 +78,10 @@ impl Supernet {
             return Ok(None);
         }
         let tape = Some(Tape::from_images());
-        let mut pass = Pass { tape, ranks: self.ranks.as_ref(), given: None, used: Vec::new() };
+        let mut pass = Pass { tape, ranks: self.ranks.as_ref(), given: None, drops: None, used: Vec::new() };
         let mut x = self.stem(images, first, &mut pass)?;
         for (block, spec) in self.active_blocks(first).zip(first.blocks()).take(layers - 1) {
+            self.begin_block(block, drop_path, &mut pass);
             x = block.forward(&self.parameters, &x, spec, first.batch_norm_epsilon, &mut pass)?;
         }
         Ok(Some(Trunk { output: x, tape: pass.tape.unwrap_or_default(), used: pass.used, layers }))
@@ -172,6 +178,10 @@ impl Supernet {
     ) -> Result<Passed> {
         let mut pass = self.pass(&mode);
         let mut borders = Vec::new();
+        let drop_path = match &mode {
+            Mode::Train { drop_path, .. } => *drop_path,
+            _ => None,
+        };
         let (mut x, blocks_done) = match trunk {
             Some(trunk) => {
                 pass.tape = Some(Tape::default());
@@ -184,6 +194,7 @@ impl Supernet {
         for (index, (block, spec)) in blocks.skip(blocks_done) {
             let records = pass.tape.as_ref().map_or(0, Tape::len);
             borders.push(Border { block: index, records, parameter: block.first_parameter().place() });
+            self.begin_block(block, drop_path, &mut pass);
             x = block.forward(&self.parameters, &x, spec, network.batch_norm_epsilon, &mut pass)?;
         }
         let logits = self.head(x, network, mode, &mut pass)?;
@@ -202,6 +213,7 @@ impl Supernet {
                 Mode::Evaluate(statistics) => Some(&statistics.layers),
                 _ => None,
             },
+            drops: None,
             used: Vec::new(),
         }
     }
@@ -228,7 +240,7 @@ impl Supernet {
         };
         let mut recorded = None;
         match mode {
-            Mode::Train { dropout, rng, first, tape } => {
+            Mode::Train { dropout, rng, first, tape, .. } => {
                 if dropout > 0.0 {
                     let mask = dropout_mask(&hidden, dropout, rng, first)?;
                     hidden = (&hidden * &mask)?;

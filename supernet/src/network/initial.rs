@@ -1,9 +1,10 @@
 //! Initial weights other than those of [`Supernet::new`].
 
-use crate::Result;
 use crate::graph::{Graph, Op, Region, RegionKind, Slot};
 use crate::network::Supernet;
 use crate::space::NetworkSpec;
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
 
 impl Supernet {
     /// Sets the scale of the last batch norm of each residual block to zero: every block is the identity at first, so
@@ -18,6 +19,25 @@ impl Supernet {
             parameter.var.set(&parameter.var.as_detached_tensor().zeros_like()?)?;
         }
         Ok(())
+    }
+
+    /// Sets the first filters of the first convolution, as many as it has channels for; further channels keep theirs.
+    ///
+    /// # Errors
+    /// A filter of another length than `[colour, row, column]` of the convolution, or a failed tensor operation.
+    pub(crate) fn set_stem_filters(&self, filters: &[Vec<f32>]) -> Result<()> {
+        let Some(stem) = self.stem.first() else { return Ok(()) };
+        let var = self.parameters.var(stem.weight);
+        let mut values = var.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+        let length = values.len() / var.dims()[0];
+        if filters.iter().any(|filter| filter.len() != length) {
+            return Err(Error::Internal(format!("a filter of the first convolution has {length} values")));
+        }
+        for (to, filter) in values.chunks_exact_mut(length).zip(filters) {
+            to.copy_from_slice(filter);
+        }
+        let values = Tensor::from_vec(values, var.shape(), &Device::Cpu)?;
+        Ok(var.set(&values.to_dtype(var.dtype())?.to_device(var.device())?)?)
     }
 }
 
@@ -43,8 +63,8 @@ fn last_norm<'a>(graph: &'a Graph, block: &Region) -> Option<&'a Slot> {
 mod tests {
     use super::*;
     use crate::network::Mode;
+    use crate::ops::testing;
     use crate::space::{BlockSpec, preset};
-    use candle_core::{Device, Tensor};
 
     #[test]
     fn residual_blocks_start_as_the_identity() {
@@ -59,7 +79,7 @@ mod tests {
             let names: Vec<&str> = net.parameters().iter().filter(zero).map(|p| p.name.as_str()).collect();
             assert_eq!(names.len(), count, "{names:?}");
             // A deeper stage then computes what its first block does.
-            let images = Tensor::randn(0f32, 1.0, (4, 32, 32, 3), &Device::Cpu).unwrap();
+            let images = testing::tensor((4, 32, 32, 3), 0);
             let logits = |subnet| {
                 let logits = net.forward(&images, &subnet, Mode::BatchStatistics).unwrap();
                 logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()

@@ -6,6 +6,7 @@
 //! | `statistics` | batch norm's statistics for one subnet, and recalibration |
 //! | `state` | parameters and running statistics as named tensors |
 //! | `cut` | a subnet's weights as a static network |
+//! | `paste` | a static network's weights as those of a subnet |
 //! | `sort` | sorting channels by importance |
 //! | `initial` | weights to start from |
 //!
@@ -14,6 +15,7 @@
 mod cut;
 mod forward;
 mod initial;
+mod paste;
 mod sort;
 mod state;
 mod statistics;
@@ -23,15 +25,16 @@ mod tree_tests;
 use crate::blocks::{Block, BlockSpec};
 use crate::graph::Graph;
 use crate::graph::names::{own_block, own_stem};
-use crate::layers::{Active, BatchNorm, Dense, Initialiser, Moments, ParameterId, Parameters};
+use crate::layers::{Active, BatchNorm, Dense, Initialiser, Moments, ParameterId, Parameters, Pass};
 use crate::ranks::Ranks;
 use crate::space::{NetworkSpec, SearchSpace, Subnet};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use rand::rngs::StdRng;
 
-pub use crate::layers::{Gradients, Parameter, Tape};
+pub use crate::layers::{DropPath, Gradients, Parameter, Tape};
 pub(crate) use forward::Trunk;
+pub use paste::Values;
 pub use statistics::{Statistics, StatisticsCollector};
 
 /// Behaviour of batch norm and dropout in a forward pass.
@@ -45,6 +48,8 @@ pub enum Mode<'a> {
         /// Place of the first image in the step's whole batch, of which other processes may hold parts: an image's mask
         /// depends only on its place.
         first: usize,
+        /// Images that skip blocks, if there are any.
+        drop_path: Option<DropPath>,
         /// Receives the record of the pass: [`Tape::backward`] takes the gradient at the logits.
         tape: &'a mut Tape,
     },
@@ -223,6 +228,16 @@ impl Supernet {
         self.first
             .iter()
             .chain(self.stages.iter().zip(specs).flat_map(|(blocks, specs)| blocks.iter().take(specs.len())))
+    }
+
+    /// Tells `pass` which images skip the block that comes next.
+    fn begin_block(&self, block: &Block, drop_path: Option<DropPath>, pass: &mut Pass) {
+        pass.drops = drop_path.and_then(|drop_path| {
+            let mut all = self.first.iter().chain(self.stages.iter().flatten());
+            let blocks = all.clone().count();
+            let place = all.position(|other| other.first_parameter() == block.first_parameter())?;
+            Some(drop_path.of_block(place, blocks))
+        });
     }
 
     /// Active parts of the tensors of each slot of the graph of `network`, without running statistics.

@@ -250,6 +250,11 @@ impl Activation {
     pub fn apply(self, x: f32) -> f32 {
         with_activation!(self, A => A::value(x))
     }
+
+    /// The derivative at `x`; at a kink the side that PyTorch takes.
+    pub fn slope(self, x: f32) -> f32 {
+        with_activation!(self, A => A::slope(x))
+    }
 }
 
 #[cfg(test)]

@@ -72,6 +72,10 @@ impl DerefMut for Aligned {
 /// Largest number of free buffers, whatever their size: the search for one is linear.
 const KEPT: usize = 256;
 
+/// Floats of half the largest buffer that serves any request: windows of a network's layers differ in size, and each
+/// would stay allocated.
+const SMALL: usize = 32 << 10;
+
 /// Bytes of free buffers that are always allowed.
 const KEPT_BYTES: usize = 16 << 20;
 
@@ -107,7 +111,7 @@ impl BufferPool {
     /// Memory of `len` floats with arbitrary (but initialised) contents.
     pub(super) fn take(&self, len: usize) -> Aligned {
         let mut kept = lock(&self.0);
-        let fits = |floats: &Aligned| floats.capacity() >= len && floats.capacity() <= 2 * len.max(1024);
+        let fits = |floats: &Aligned| floats.capacity() >= len && floats.capacity() <= 2 * len.max(SMALL);
         // The last returned of the smallest: most of it may still be in a cache.
         let best = (0..kept.free.len()).rev().filter(|&i| fits(&kept.free[i])).min_by_key(|&i| kept.free[i].capacity());
         let found = best.map(|index| kept.free.remove(index));

@@ -9,9 +9,10 @@ use super::dense_shape::DenseShape;
 use super::depthwise_maps;
 use super::matmul::Packed;
 use super::parallel;
-use super::passes::{gradient_sums, normalise, pool, product, product_backward};
-use super::rows::{Left, Nothing, RawGradient, write_transposed};
+use super::passes::{gradient_sums, normalise, packed_together, pool, product, product_backward};
+use super::rows::{Left, Nothing, RawGradient};
 use super::simd::{InstructionSet, dispatch};
+use super::transposed::TransposedParts;
 use super::{LayerGradients, summing};
 use crate::ranks::Ranks;
 use std::marker::PhantomData;
@@ -96,7 +97,7 @@ fn forward<A: Act>(
         depthwise_maps::convolve(image, x, &packed[..norm_weight], &mut y);
         gradient_sums(&y, &y, n)
     } else if shape.is_plain_product() {
-        let weight = Packed::new(&packed[..norm_weight], columns, n, 1, columns);
+        let weight = packed_together(&packed[..norm_weight], columns, n, 1, columns);
         product::<Nothing>(Left::Plain(x), rows, &weight, &mut y, given.is_none())
     } else {
         let ordered = to_column_order(&packed[..norm_weight], shape.in_channels, shape.kernel * shape.kernel);
@@ -149,9 +150,9 @@ fn backward<A: Act>(
         return LayerGradients { input: with_input.then_some(dx), parameters: gradient };
     }
     if shape.is_plain_product() {
-        let weight = with_input.then(|| Packed::new(&packed[..norm_weight], n, columns, columns, 1));
+        let weight = with_input.then(|| packed_together(&packed[..norm_weight], n, columns, columns, 1));
         let (dx, parts) = product_backward(raw, x, columns, weight.as_ref());
-        write_transposed(parts, stride, &mut gradient[..norm_weight], columns);
+        TransposedParts::in_rows(parts, stride).write(&mut gradient[..norm_weight], columns, None);
         return LayerGradients { input: dx, parameters: gradient };
     }
     let mut dx = with_input.then(|| vec![0.0; x.len()]);
@@ -165,7 +166,7 @@ fn backward<A: Act>(
         dispatch(ColumnsBackward { shape, raw, x, weight: weight.as_ref(), images, dx })
     });
     let mut ordered = vec![0.0; norm_weight];
-    write_transposed(parts, stride, &mut ordered, columns);
+    TransposedParts::in_rows(parts, stride).write(&mut ordered, columns, None);
     gradient[..norm_weight].copy_from_slice(&from_column_order(&ordered, shape.in_channels, taps));
     LayerGradients { input: dx, parameters: gradient }
 }

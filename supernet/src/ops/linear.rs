@@ -5,7 +5,7 @@ use super::LayerGradients;
 use super::buffers::{Aligned, written};
 use super::matmul::{Packed, multiply_new};
 use super::parallel;
-use super::passes::accumulate_transposed_together;
+use super::passes::{accumulate_transposed_together, packed_together};
 use super::simd::InstructionSet;
 use candle_core::{Result, bail};
 
@@ -21,12 +21,12 @@ pub fn linear(x: &[f32], weight: &[f32], [rows, inputs, outputs]: [usize; 3]) ->
             weight.len()
         );
     }
-    Ok(times(x, rows, &Packed::new(weight, inputs, outputs, 1, inputs)))
+    Ok(times(x, rows, &packed_together(weight, inputs, outputs, 1, inputs)))
 }
 
 /// Gradients at input and weight of [`linear`], given the gradient `g` at its output.
 pub fn linear_backward(x: &[f32], weight: &[f32], [rows, inputs, outputs]: [usize; 3], g: &[f32]) -> LayerGradients {
-    let dx = times(g, rows, &Packed::new(weight, outputs, inputs, inputs, 1));
+    let dx = times(g, rows, &packed_together(weight, outputs, inputs, inputs, 1));
     LayerGradients { input: Some(dx), parameters: weight_gradient(g, outputs, x, inputs, rows) }
 }
 

@@ -13,7 +13,9 @@
 //! | `sync` | locks, atomics and threads, of the standard library or of loom |
 //! | `activation`, `batch_norm` | the per-value and per-channel arithmetic |
 //! | `matmul`, `rows` | products of pointwise convolutions and the loops over pixels around them |
+//! | `orthogonal` | the nearest matrix with orthonormal rows, for an optimizer |
 //! | `passes` | the same over whole tensors, divided among the threads |
+//! | `transposed` | weight gradients from the layout of their sums to the layout of the weight |
 //! | `depthwise` | depthwise convolution and its gradients, a slice of channels at a time |
 //! | `inverted_residual` | the block as one kernel |
 //! | `dense`, `dense_kernels`, `dense_shape`, `columns`, `depthwise_maps` | a dense (or depthwise) convolution with batch norm and activation as one kernel |
@@ -38,6 +40,7 @@ mod inverted_residual;
 mod linear;
 mod matmul;
 mod ordered;
+mod orthogonal;
 mod parallel;
 mod passes;
 mod pools;
@@ -50,12 +53,14 @@ mod sparse;
 mod strips;
 mod sync;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod transposed;
 mod worker_pool;
 mod workers;
 
+pub(crate) use orthogonal::orthogonalised;
 pub(crate) use parallel::map_ordered;
 
 pub use activation::Activation;
@@ -64,6 +69,7 @@ pub use dense::{DenseSaved, dense};
 pub use dense_shape::DenseShape;
 pub use inverted_residual::{BlockSaved, BlockShape, BlockStatistics, inverted_residual, parameter_count};
 pub use linear::{linear, linear_backward};
+pub use parallel::with_threads;
 pub use pools::{Windows, add, average_pool, average_pool_gradient, max_pool, max_pool_gradient, relu_gradient};
 pub use simd::{InstructionSet, UnknownInstructionSet};
 pub use sparse::{SparseLayer, SparseRows};

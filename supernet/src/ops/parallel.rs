@@ -18,15 +18,16 @@ pub(crate) fn threads() -> usize {
     THREADS.get().unwrap_or_else(rayon::current_num_threads)
 }
 
-/// Runs `work` as if there were `threads` threads: 1 for a thread with work of its own while others have theirs.
-pub(crate) fn with_threads<R>(threads: usize, work: impl FnOnce() -> R) -> R {
+/// Runs `work` on this thread, with kernels that share their work among `threads` threads (at least 1), whatever rayon
+/// pool the caller is in.
+pub fn with_threads<R>(threads: usize, work: impl FnOnce() -> R) -> R {
     struct Before(Option<usize>);
     impl Drop for Before {
         fn drop(&mut self) {
             THREADS.set(self.0);
         }
     }
-    let _before = Before(THREADS.replace(Some(threads)));
+    let _before = Before(THREADS.replace(Some(threads.max(1))));
     work()
 }
 

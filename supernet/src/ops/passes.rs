@@ -3,13 +3,16 @@
 use super::activation::Act;
 use super::batch_norm::{Affine, Sums};
 use super::buffers::{Aligned, Unwritten, written};
-use super::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
+use super::matmul::{Packed, Panel, ROW_BLOCK, accumulate_transposed, multiply};
 use super::parallel;
 use super::rows::{GradientSums, Left, NormaliseRows, Pool, Product, ProductBackward, RawGradient, RowSource};
 use super::simd::{InstructionSet, dispatch};
 use super::slice::SLICE;
 use std::marker::PhantomData;
 use std::ops::Range;
+
+/// Values of a matrix below which another thread does not pay for packing.
+const PACKED_ALONE: usize = 1 << 14;
 
 /// Packs a matrix in slices of [`SLICE`] columns; the last slice is padded with zero columns to whole vectors. The
 /// element `(row, column)` is `source[row * row_stride + column * column_stride]`.
@@ -28,6 +31,19 @@ pub(crate) fn packed_slices(
     };
     let slices = |range: Range<usize>| range.map(|number| slice(number * SLICE)).collect::<Vec<_>>();
     parallel::map(n.div_ceil(SLICE), 1, slices).into_iter().flatten().collect()
+}
+
+/// [`Packed::new`] with the panels divided among the threads.
+pub(crate) fn packed_together(source: &[f32], k: usize, n: usize, row_stride: usize, column_stride: usize) -> Packed {
+    let mut packed = Packed::zeros(k, n);
+    let panels = packed.panels(n);
+    let fill = |panel: Panel| panel.fill(source, row_stride, column_stride);
+    if k * n < PACKED_ALONE {
+        panels.into_iter().for_each(fill);
+    } else {
+        parallel::map_items(panels, fill);
+    }
+    packed
 }
 
 /// Computes [`multiply`] with the rows divided among the threads.

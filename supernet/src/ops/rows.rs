@@ -181,16 +181,6 @@ impl Kernel for GradientSums<'_> {
     }
 }
 
-/// Writes the sum of the parts `[columns, stride]`, added in their order, to `gradient` `[rows, columns]`, transposed.
-pub(crate) fn write_transposed(parts: Vec<Aligned>, stride: usize, gradient: &mut [f32], columns: usize) {
-    let total = total(parts);
-    for (row, out) in gradient.chunks_exact_mut(columns).enumerate() {
-        for (column, out) in out.iter_mut().enumerate() {
-            *out = total[column * stride + row];
-        }
-    }
-}
-
 /// The sum of the parts, added in their order.
 pub(crate) fn total(parts: Vec<Aligned>) -> Aligned {
     let mut parts = parts.into_iter();

@@ -240,6 +240,7 @@ fn inference_layers_of_any_shape_equal_their_definitions() {
         let (mut found, mut pooled) = (vec![7.0; batch * pixels * inputs], vec![7.0; batch * inputs]);
         Depthwise::new(&weight, &bias, inputs, kernel, stride).run(
             &x,
+            None,
             batch,
             height,
             width,
@@ -254,6 +255,18 @@ fn inference_layers_of_any_shape_equal_their_definitions() {
             image.iter().skip(index % inputs).step_by(inputs).sum::<f64>() / pixels as f64
         };
         assert_close(&pooled, &(0..batch * inputs).map(mean).collect::<Vec<_>>(), 1e-4, "pooled");
+
+        let (expand, own) = (values(inputs * outputs, 6), values(outputs, 7));
+        let (weight, bias) = (values(outputs * taps, 4), values(outputs, 5));
+        let of = |out: usize, i: usize, _: usize| f64::from(expand[out * inputs + i]);
+        let map = activated(&convolution(&x, maps, (inputs, outputs), (1, 1), of), &own, activation);
+        let map: Vec<f32> = map.into_iter().map(|value| value as f32).collect();
+        let of = |out: usize, i: usize, tap: usize| if out == i { f64::from(weight[i * taps + tap]) } else { 0.0 };
+        let expected = convolution(&map, maps, (outputs, outputs), (kernel, stride), of);
+        let (mut found, layer) = (vec![7.0; expected.len()], Depthwise::new(&weight, &bias, outputs, kernel, stride));
+        let expand = Pointwise::new(&expand, &own, inputs, outputs);
+        layer.run(&x, Some((&expand, activation)), batch, height, width, activation, &mut found, None);
+        assert_close(&found, &activated(&expected, &bias, activation), 1e-4, "expanded depthwise");
 
         let (weight, bias) = (values(outputs * inputs, 6), values(outputs, 7));
         let (gate, residual) = (values(batch * inputs, 8), values(batch * height * width * outputs, 9));
@@ -273,5 +286,5 @@ fn inference_layers_of_any_shape_equal_their_definitions() {
 #[should_panic(expected = "stride")]
 fn a_stride_that_no_kernel_is_made_for_is_refused() {
     let layer = Depthwise::new(&[1.0; 9], &[0.0], 1, 3, 3);
-    layer.run(&[0.0; 36], 1, 6, 6, Activation::Identity, &mut [0.0; 4], None);
+    layer.run(&[0.0; 36], None, 1, 6, 6, Activation::Identity, &mut [0.0; 4], None);
 }

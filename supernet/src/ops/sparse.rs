@@ -190,48 +190,74 @@ impl Kernel for Forward<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> SparseRows {
         let Forward { layer, rows, mut outputs } = self;
-        for (index, (panel, bias)) in layer.weight.chunks_exact(layer.inputs).zip(&layer.bias).enumerate() {
-            let first = index * PANEL;
-            let width = PANEL.min(layer.outputs - first);
-            for group in 0..rows.taken.len() {
-                let entries = rows.group(group);
-                let sums = match S::LANES {
-                    16 => product::<S, 1>(s, entries, panel, bias),
-                    8 => product::<S, 2>(s, entries, panel, bias),
-                    _ => product::<S, 4>(s, entries, panel, bias),
-                };
-                let mut columns = [[0.0; ROWS]; PANEL];
-                for (row, sums) in sums.iter().enumerate() {
-                    columns.iter_mut().zip(&sums.0).for_each(|(column, sum)| column[row] = sum.max(layer.least));
-                }
-                outputs.extend(group, first, &columns[..width]);
-            }
+        let panels = layer.bias.len();
+        let mut first = 0;
+        while first < panels {
+            // One panel has too few sums to hide the latency of 512-bit multiply-adds.
+            first += match S::LANES {
+                16 if first + 1 < panels => layer.panels::<S, 1, 2>(s, first, rows, &mut outputs),
+                16 => layer.panels::<S, 1, 1>(s, first, rows, &mut outputs),
+                8 => layer.panels::<S, 2, 1>(s, first, rows, &mut outputs),
+                _ => layer.panels::<S, 4, 1>(s, first, rows, &mut outputs),
+            };
         }
         outputs
     }
 }
 
-/// Product of a group and one panel, `NR` vectors wide, plus the bias.
+impl SparseLayer {
+    /// Computes the outputs of `P` panels from number `first` on, each `NR` vectors wide, and returns `P`.
+    #[inline(always)]
+    fn panels<S: Simd, const NR: usize, const P: usize>(
+        &self,
+        s: S,
+        first: usize,
+        rows: &SparseRows,
+        outputs: &mut SparseRows,
+    ) -> usize {
+        let panels: [&[Line]; P] = std::array::from_fn(|p| &self.weight[(first + p) * self.inputs..][..self.inputs]);
+        for group in 0..rows.taken.len() {
+            let sums = product::<S, NR, P>(s, rows.group(group), panels);
+            for (p, sums) in sums.iter().enumerate() {
+                let index = first + p;
+                let column = index * PANEL;
+                let mut columns = [[0.0; ROWS]; PANEL];
+                for (row, sums) in sums.iter().enumerate() {
+                    let mut totals = self.bias[index];
+                    for (lane, &sum) in Lane::covering(s, PANEL).zip(sums) {
+                        let total = s.add(lane.load(&totals.0), sum);
+                        lane.store(&mut totals.0, total);
+                    }
+                    columns.iter_mut().zip(&totals.0).for_each(|(column, sum)| column[row] = sum.max(self.least));
+                }
+                outputs.extend(group, column, &columns[..PANEL.min(self.outputs - column)]);
+            }
+        }
+        P
+    }
+}
+
+/// Product of a group and `P` panels, each `NR` vectors wide.
 #[inline(always)]
-fn product<S: Simd, const NR: usize>(s: S, entries: &[Entry], panel: &[Line], bias: &Line) -> [Line; ROWS] {
-    let mut sums = [[s.splat(0.0); NR]; ROWS];
+fn product<S: Simd, const NR: usize, const P: usize>(
+    s: S,
+    entries: &[Entry],
+    panels: [&[Line]; P],
+) -> [[[S::V; NR]; ROWS]; P] {
+    let mut sums = [[[s.splat(0.0); NR]; ROWS]; P];
     for entry in entries {
-        let weight = &panel[entry.column as usize].0;
-        for (n, lane) in Lane::covering(s, PANEL).enumerate().take(NR) {
-            let weight = lane.load(weight);
-            for (sums, value) in sums.iter_mut().zip(entry.values) {
-                sums[n] = s.mul_add(s.splat(value), weight, sums[n]);
+        let values = entry.values.map(|value| s.splat(value));
+        for (sums, panel) in sums.iter_mut().zip(panels) {
+            let weight = &panel[entry.column as usize].0;
+            for (n, lane) in Lane::covering(s, PANEL).enumerate().take(NR) {
+                let weight = lane.load(weight);
+                for (sums, value) in sums.iter_mut().zip(values) {
+                    sums[n] = s.mul_add(value, weight, sums[n]);
+                }
             }
         }
     }
-    let mut result = [*bias; ROWS];
-    for (result, sums) in result.iter_mut().zip(&sums) {
-        for (lane, &sum) in Lane::covering(s, PANEL).zip(sums) {
-            let total = s.add(lane.load(&result.0), sum);
-            lane.store(&mut result.0, total);
-        }
-    }
-    result
+    sums
 }
 
 #[cfg(test)]

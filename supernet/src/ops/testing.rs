@@ -5,13 +5,19 @@ use super::{BlockShape, BlockStatistics, ChannelStatistics, DenseShape};
 use crate::graph::{Builder, Graph, Shape, interpreter};
 use crate::seed::{Stream, generator};
 use crate::space::{BlockSpec, InvertedResidualSpec};
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Shape as TensorShape, Tensor};
 use rand::Rng;
 
 /// `len` values in -1..1, a different sequence for each `stream`.
 pub(crate) fn values(len: usize, stream: u64) -> Vec<f32> {
     let mut rng = generator(99, Stream::Weights, &[stream]);
     (0..len).map(|_| rng.random_range(-1.0f32..1.0)).collect()
+}
+
+/// A tensor of [`values`].
+pub(crate) fn tensor(shape: impl Into<TensorShape>, stream: u64) -> Tensor {
+    let shape = shape.into();
+    Tensor::from_vec(values(shape.elem_count(), stream), shape, &Device::Cpu).expect("as many values as elements")
 }
 
 /// Asserts that `found` is within `tolerance` times the largest expected magnitude (at least 1e-2) of `expected`.

@@ -13,6 +13,7 @@
 //! | `choices` | subnets of a space: extremes, samples, neighbours, their number, membership |
 //! | `covering` | few subnets that hold every distinct block |
 //! | `narrowing` | a space with some of its values, and how training frees them |
+//! | `keys` | descriptions of the keys that define or narrow a space |
 //! | `network_spec` | a static network, layer by layer |
 //! | `validation` | whether the values of a space are usable |
 //! | `layout` | from space and subnet to the static network |
@@ -23,6 +24,7 @@ mod choices;
 mod covering;
 mod difference;
 pub mod dimension;
+mod keys;
 mod layout;
 mod narrowing;
 mod network_spec;
@@ -33,6 +35,8 @@ mod validation;
 
 pub use crate::blocks::{BlockSpec, BottleneckSpec, InvertedResidualSpec};
 pub use dimension::{DIMENSIONS, Dimension, Place, Scope, Value};
+pub use keys::{Key, NARROWING_KEYS, SPACE_KEYS, SPACE_TABLES};
+pub(crate) use narrowing::table_with_narrowing;
 pub use narrowing::{Channels, Narrowing, SHRINKING, Shrinking};
 pub(crate) use network_spec::middle_channels;
 pub use network_spec::{ConvSpec, MaxPoolSpec, NetworkSpec, reduced_channels};

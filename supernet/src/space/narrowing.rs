@@ -26,6 +26,42 @@ pub struct Narrowing {
     pub width_multipliers: Vec<Value>,
 }
 
+/// A struct that reads a table of a file in which the lists of a [`Narrowing`] are keys among others. Reading them
+/// through serde's `flatten` would lose the line of a mistyped key and the keys to suggest.
+macro_rules! table_with_narrowing {
+    ($(#[$attribute:meta])* struct $name:ident { $($fields:tt)* }) => {
+        $(#[$attribute])*
+        struct $name {
+            $($fields)*
+            #[serde(default)]
+            resolutions: Vec<usize>,
+            #[serde(default)]
+            kernel_sizes: Vec<usize>,
+            #[serde(default)]
+            depths: Vec<usize>,
+            #[serde(default)]
+            expand_ratios: Vec<$crate::space::ExpandRatio>,
+            #[serde(default)]
+            width_multipliers: Vec<$crate::space::Value>,
+        }
+
+        impl $name {
+            /// The lists, which are empty afterwards.
+            fn take_narrowing(&mut self) -> $crate::space::Narrowing {
+                use std::mem::take;
+                $crate::space::Narrowing {
+                    resolutions: take(&mut self.resolutions),
+                    kernel_sizes: take(&mut self.kernel_sizes),
+                    depths: take(&mut self.depths),
+                    expand_ratios: take(&mut self.expand_ratios),
+                    width_multipliers: take(&mut self.width_multipliers),
+                }
+            }
+        }
+    };
+}
+pub(crate) use table_with_narrowing;
+
 /// How progressive shrinking frees the values of a key (paper §3.3). The presets' stages follow one another in this
 /// order.
 #[derive(Debug)]

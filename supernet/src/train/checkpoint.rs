@@ -184,7 +184,7 @@ pub struct Checkpoint {
     pub identity: Identity,
     /// Parameters and running statistics.
     pub weights: HashMap<String, Tensor>,
-    /// The optimizer's momentum buffers.
+    /// What the optimizer keeps of each parameter: momentum and the like.
     pub momentum: HashMap<String, Tensor>,
     /// The moving average, if there is one (empty: none).
     pub average: HashMap<String, Tensor>,
@@ -367,6 +367,15 @@ impl Folder {
     pub fn supernet_path(&self) -> PathBuf {
         self.path.join("supernet.safetensors")
     }
+}
+
+/// Where training stands at a checkpoint, and the number of its training images. Reads the header only.
+///
+/// # Errors
+/// A missing or damaged file, named.
+pub fn read_position(path: &Path) -> Result<(Progress, usize)> {
+    let note: Note = tensor_file::read_note(path)?;
+    Ok((note.progress, note.identity.images))
 }
 
 /// What a trained supernet's file says of it.

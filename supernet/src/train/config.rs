@@ -2,10 +2,12 @@
 
 use super::checks::fail;
 use super::class_balance::ClassBalance;
-use super::optimizer::{Sgd, Undecayed};
+use super::optimizer::{AdamW, Muon, Optimizer, OptimizerKind, Undecayed};
 use super::schedule::{Decay, Schedule, learning_rate};
 use super::stage::StageConfig;
+use super::whitening;
 use crate::data::Augmentation;
+use crate::network::Parameter;
 use crate::space::SearchSpace;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -31,7 +33,16 @@ pub struct TrainConfig {
     pub sync_batch_norm: bool,
     /// Label smoothing of the cross-entropy, 0 up to 1 (default 0.1).
     pub label_smoothing: f64,
-    /// Nesterov momentum (default 0.9).
+    /// Rule by which weights are updated (default: SGD with Nesterov momentum).
+    #[serde(skip_serializing_if = "is_sgd")]
+    pub optimizer: OptimizerKind,
+    /// Settings of `optimizer = "muon"` (default: its own).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub muon: Option<Muon>,
+    /// Settings of `optimizer = "adamw"` (default: its own).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adamw: Option<AdamW>,
+    /// Nesterov momentum (default 0.9); AdamW has none.
     pub momentum: f64,
     /// Weight decay, not applied to batch norm and biases (default 3e-5).
     pub weight_decay: f64,
@@ -41,6 +52,9 @@ pub struct TrainConfig {
     /// Start with residual blocks that are the identity: the scale of their last batch norm is zero (default false).
     #[serde(skip_serializing_if = "is_false")]
     pub zero_last_scale: bool,
+    /// Start with a first convolution that whitens patches of training images (default false).
+    #[serde(skip_serializing_if = "is_false")]
+    pub whitening_stem: bool,
     /// Run folder or checkpoint of another supernet, whose largest subnet is the frozen teacher of all stages that have
     /// one (default: the network itself, as it stands before the first of them).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -52,6 +66,10 @@ pub struct TrainConfig {
     pub batch_norm_momentum: f64,
     /// Dropout rate before the classifier (default 0.1).
     pub dropout: f64,
+    /// Probability that an image skips the last block in training; it rises linearly from the first block on, for blocks
+    /// with a shortcut (default 0).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub drop_path: f64,
     /// Decay of a moving average of the weights, e.g. 0.999; each stage hands its average on (default: none).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema: Option<f64>,
@@ -96,14 +114,19 @@ impl Default for TrainConfig {
             scale_learning_rate: false,
             sync_batch_norm: false,
             label_smoothing: 0.1,
+            optimizer: OptimizerKind::Sgd,
+            muon: None,
+            adamw: None,
             momentum: 0.9,
             weight_decay: 3e-5,
             undecayed: Vec::new(),
             zero_last_scale: false,
+            whitening_stem: false,
             teacher_from: None,
             class_balance: None,
             batch_norm_momentum: 0.1,
             dropout: 0.1,
+            drop_path: 0.0,
             ema: None,
             clip_norm: None,
             subnets_at_once: 2,
@@ -173,9 +196,14 @@ impl TrainConfig {
         crate::files::parse_toml_text(text).map_err(Error::Config)
     }
 
-    /// A fresh optimizer for `count` parameters.
-    pub fn optimizer(&self, count: usize) -> Sgd {
-        Sgd::new(self.momentum, self.weight_decay, count).without_decay_of(&self.undecayed)
+    /// A fresh optimizer for `parameters`.
+    pub fn optimizer(&self, parameters: &[Parameter]) -> Optimizer {
+        let sgd = Optimizer::sgd(self.momentum, self.weight_decay, parameters.len()).without_decay_of(&self.undecayed);
+        match self.optimizer {
+            OptimizerKind::Sgd => sgd,
+            OptimizerKind::Muon => sgd.with_muon(&self.muon.clone().unwrap_or_default(), parameters),
+            OptimizerKind::AdamW => sgd.with_adamw(&self.adamw.clone().unwrap_or_default()),
+        }
     }
 
     /// What learning rates are multiplied by.
@@ -244,6 +272,8 @@ impl TrainConfig {
         within("momentum", self.momentum, 0.0, 1.0)?;
         within("weight_decay", self.weight_decay, 0.0, 1.0)?;
         within("dropout", self.dropout, 0.0, 1.0)?;
+        within("drop_path", self.drop_path, 0.0, 1.0)?;
+        self.can_drop_blocks(space)?;
         if !(self.batch_norm_momentum > 0.0 && self.batch_norm_momentum <= 1.0) {
             return fail(format!("batch_norm_momentum = {} must be above 0 and at most 1", self.batch_norm_momentum));
         }
@@ -263,6 +293,10 @@ impl TrainConfig {
         }
         if i64::try_from(self.seed).is_err() {
             return fail(format!("seed = {} must be below 2^63, the largest number TOML can hold", self.seed));
+        }
+        self.optimizer_settings()?;
+        if self.whitening_stem {
+            whitening::check(space)?;
         }
         self.augmentation.check()?;
         self.class_balance.as_ref().map_or(Ok(()), ClassBalance::validate)?;
@@ -302,6 +336,32 @@ impl TrainConfig {
         self.sorted_in_order("sort_outer_channels", |stage| stage.sort_outer_channels)
     }
 
+    /// Blocks of a custom kind are one layer to the network, whose branch cannot be skipped.
+    fn can_drop_blocks(&self, space: &SearchSpace) -> Result<()> {
+        match space.stages.iter().find_map(|stage| stage.block.as_ref()) {
+            Some(kind) if self.drop_path > 0.0 => fail(format!(
+                "drop_path = {}: blocks of the kind '{kind}' cannot be skipped; leave drop_path out",
+                self.drop_path
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Settings of an optimizer are for that optimizer.
+    fn optimizer_settings(&self) -> Result<()> {
+        for (table, kind, is_there) in
+            [("muon", OptimizerKind::Muon, self.muon.is_some()), ("adamw", OptimizerKind::AdamW, self.adamw.is_some())]
+        {
+            if is_there && self.optimizer != kind {
+                return fail(format!(
+                    "[train.{table}] is for optimizer = \"{table}\"; set that, or leave the table out"
+                ));
+            }
+        }
+        self.muon.as_ref().map_or(Ok(()), Muon::validate)?;
+        self.adamw.as_ref().map_or(Ok(()), AdamW::validate)
+    }
+
     /// A stage has a schedule of its own exactly if there is none over all stages.
     fn one_schedule(&self, stage: &StageConfig) -> Result<()> {
         let rate = stage.learning_rate.map(|_| "learning_rate");
@@ -337,6 +397,14 @@ impl TrainConfig {
     }
 }
 
+fn is_sgd(kind: &OptimizerKind) -> bool {
+    *kind == OptimizerKind::Sgd
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
 fn is_false(value: &bool) -> bool {
     !value
 }
@@ -360,118 +428,4 @@ fn counted(key: &str, value: usize, low: usize, high: usize) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::stage_images::StageImages;
-    use super::super::taught::Teacher;
-    use super::*;
-    use crate::space::preset;
-
-    fn tiny() -> (SearchSpace, TrainConfig) {
-        let space = preset("tiny").unwrap();
-        let config = TrainConfig::preset("tiny", &space).unwrap();
-        (space, config)
-    }
-
-    #[test]
-    fn survives_toml_and_names_unknown_keys() {
-        let (_, mut config) = tiny();
-        config.ema = Some(0.99);
-        let text = toml::to_string(&config).unwrap();
-        assert_eq!(TrainConfig::from_toml(&text).unwrap(), config);
-        let error = TrainConfig::from_toml("momentun = 0.9").unwrap_err().to_string();
-        assert!(error.contains("momentun"), "{error}");
-        let error =
-            TrainConfig::from_toml("[[stages]]\nname='a'\nepochs=1\nlearning_rate=1.0\nkernels=[3]").unwrap_err();
-        assert!(error.to_string().contains("kernels"), "{error}");
-    }
-
-    #[test]
-    fn faults_are_named_with_key_and_allowed_values() {
-        let (space, good) = tiny();
-        good.validate(&space).unwrap();
-        let check = |change: &dyn Fn(&mut TrainConfig), expected: &[&str]| {
-            let mut config = good.clone();
-            change(&mut config);
-            let error = config.validate(&space).unwrap_err().to_string();
-            assert!(expected.iter().all(|part| error.contains(part)), "{error}");
-        };
-        check(&|c| c.stages.clear(), &["no stages", "preset"]);
-        check(&|c| c.momentum = 1.0, &["momentum = 1", "below 1"]);
-        check(&|c| c.dropout = f64::NAN, &["dropout"]);
-        check(&|c| c.batch = 0, &["batch = 0"]);
-        check(&|c| c.probe.every_epochs = usize::MAX, &["probe.every_epochs = 18446744073709551615", "at most"]);
-        check(&|c| c.probe.recalibration_images = usize::MAX, &["probe.recalibration_images", "at most"]);
-        check(&|c| c.keep_checkpoints = usize::MAX, &["keep_checkpoints", "at most"]);
-        check(&|c| c.stages[0].learning_rate = Some(1e300), &["learning_rate = 1", "at most"]);
-        check(&|c| c.stages[1].kd_ratio = 1e300, &["kd_ratio = 1", "must lie between"]);
-        check(&|c| c.clip_norm = Some(0.0), &["clip_norm"]);
-        check(&|c| c.seed = u64::MAX, &["seed", "2^63"]);
-        check(&|c| c.stages[0].kd_ratio = 1.0, &["largest", "kd_ratio must be 0"]);
-        check(&|c| c.stages[1].teacher = Teacher::InPlace, &["kernel", "sandwich"]);
-        check(&|c| c.stages[1].narrowing.kernel_sizes.push(9), &["kernel", "holds 9", "3, 5"]);
-        check(&|c| c.stages[1].narrowing.kernel_sizes.push(3), &["3 twice"]);
-        check(&|c| c.stages[1].warmup_epochs = Some(1e3), &["warmup_epochs = 1000"]);
-        check(&|c| c.stages[0].taught.labels = 0.0, &["largest", "taught", "kd_ratio"]);
-        check(&|c| c.stages[1].taught.labels = -1.0, &["taught.labels = -1"]);
-        check(&|c| c.stages[1].taught.ramp_epochs = 1e3, &["taught.ramp_epochs = 1000"]);
-        check(&|c| c.stages[1].taught.ramp_epochs = 0.1, &["taught.ramp_epochs", "in_place"]);
-        check(&|c| c.stages[1].label_smoothing = Some(1.0), &["kernel", "label_smoothing = 1"]);
-        let images = |resolutions: &[usize], weights: &[f64]| {
-            Some(StageImages { resolutions: resolutions.to_vec(), weights: weights.to_vec() })
-        };
-        check(&|c| c.stages[0].images = images(&[], &[]), &["largest", "images.resolutions is empty"]);
-        check(&|c| c.stages[0].images = images(&[20, 40], &[]), &["holds 40", "at most the space's 32"]);
-        check(&|c| c.stages[0].images = images(&[20], &[1.0, 1.0]), &["2 numbers for 1"]);
-        check(&|c| c.stages[0].images = images(&[20, 24], &[1.0, 0.0]), &["images.weights holds 0"]);
-        let jitter = Augmentation { colour_jitter: 2.0, ..Augmentation::default() };
-        check(&|c| c.stages[0].augmentation = Some(jitter.clone()), &["largest", "colour_jitter is 2"]);
-        check(&|c| c.stages[1].sort_channels = Some(3), &["sort_channels = 3", "2 width stages"]);
-        check(&|c| c.stages[0].sort_channels = Some(2), &["must be 1"]);
-    }
-
-    #[test]
-    fn a_stage_has_a_schedule_of_its_own_or_all_share_one() {
-        let (space, mut config) = tiny();
-        config.stages[1].learning_rate = None;
-        let error = config.validate(&space).unwrap_err().to_string();
-        assert!(error.contains("'kernel': learning_rate is missing") && error.contains("[train.schedule]"), "{error}");
-        let schedule = Schedule { learning_rate: 0.4, warmup_epochs: 1.0, decay: Decay::Linear };
-        config.schedule = Some(schedule);
-        let error = config.validate(&space).unwrap_err().to_string();
-        assert!(error.contains("'largest': learning_rate has no use"), "{error}");
-        config.stages.iter_mut().for_each(|stage| stage.learning_rate = None);
-        let error = config.validate(&space).unwrap_err().to_string();
-        assert!(error.contains("'largest': warmup_epochs has no use"), "{error}");
-        config.stages.iter_mut().for_each(|stage| stage.warmup_epochs = None);
-        config.validate(&space).unwrap();
-        // 4 steps an epoch; 2 epochs, then 1.
-        config.stages.truncate(2);
-        (config.batch, config.stages[0].epochs, config.stages[1].epochs) = (10, 2.0, 1.0);
-        let plan = config.plan(&space, 40);
-        let rates = [(0, 0), (0, 3), (0, 4), (0, 7), (1, 0), (1, 2)];
-        let rates = rates.map(|(stage, step)| config.learning_rate(&plan, stage, step));
-        for (rate, expected) in rates.iter().zip([0.1, 0.4, 0.4, 0.25, 0.2, 0.1]) {
-            assert!((rate - expected).abs() < 1e-12, "{rates:?}");
-        }
-        let text = toml::to_string(&config).unwrap();
-        assert_eq!(TrainConfig::from_toml(&text).unwrap(), config);
-        let stretched = config.with_epochs(6.0);
-        assert_eq!(stretched.schedule.unwrap().warmup_epochs, 2.0);
-    }
-
-    #[test]
-    fn plans_steps_epochs_and_warm_up() {
-        let (space, mut config) = tiny();
-        config.batch = 10;
-        config.stages.truncate(2);
-        (config.stages[0].epochs, config.stages[0].warmup_epochs) = (1.5, Some(0.5));
-        (config.stages[1].epochs, config.stages[1].warmup_epochs, config.stages[1].batch) = (2.0, None, Some(500));
-        let plan = config.plan(&space, 47);
-        let steps = |p: &StagePlan| (p.batch, p.steps_per_epoch, p.steps, p.warmup_steps, p.first_epoch, p.first_step);
-        assert_eq!(steps(&plan[0]), (10, 4, 6, 2, 0, 0));
-        // Fewer images than a batch: all of them are the batch.
-        assert_eq!(steps(&plan[1]), (47, 1, 2, 0, 2, 6));
-        assert_eq!(plan[0].work, 30.0);
-        assert_eq!(plan[1].work, 4.0 * 47.0);
-    }
-}
+mod tests;

@@ -9,6 +9,7 @@ use super::schedule::{Decay, learning_rate};
 use super::validation::image_tensor;
 use crate::data::{Dataset, Prefetch};
 use crate::network::{Mode, Supernet, Tape};
+use crate::ranks::Ranks;
 use crate::seed::{Stream, generator};
 use crate::{Error, Result, Subnet};
 use candle_core::Var;
@@ -63,7 +64,7 @@ pub fn finetune(
     let batch = config.batch.clamp(1, count.max(1));
     let steps_per_epoch = (count / batch).max(1);
     let steps = ((options.epochs * steps_per_epoch as f64).round() as usize).max(1);
-    let mut optimizer = config.optimizer(net.parameters().len());
+    let mut optimizer = config.optimizer(net.parameters());
     let batches = {
         let (data, augmentation, seed, resolution) =
             (data.clone(), config.augmentation.clone(), config.seed, subnet.resolution);
@@ -91,7 +92,7 @@ pub fn finetune(
         let images = image_tensor(loaded.images, loaded.labels.len(), loaded.resolution, net)?;
         let mut rng = generator(config.seed, Stream::FinetuneDropout, &[step as u64]);
         let mut tape = Tape::default();
-        let mode = Mode::Train { dropout: config.dropout, rng: &mut rng, first: 0, tape: &mut tape };
+        let mode = Mode::Train { dropout: config.dropout, rng: &mut rng, first: 0, drop_path: None, tape: &mut tape };
         let logits = Var::from_tensor(&net.forward(&images, subnet, mode)?)?;
         let log_probabilities = loss::log_softmax(&logits)?;
         let mut total = loss::cross_entropy(&log_probabilities, &targets)?;
@@ -111,7 +112,7 @@ pub fn finetune(
         tape.backward(loss::gradient_at(&logits, &total)?, &mut gradients)?;
         let scale = clip_factor(norm(&gradients)?, config.clip_norm);
         let rate = learning_rate(Decay::Cosine, options.learning_rate, step, steps, 0);
-        optimizer.step(net.parameters(), &gradients, rate, scale)?;
+        optimizer.step(net.parameters(), &gradients, rate, scale, &Ranks::alone())?;
         if observer(FinetuneProgress { step: step + 1, steps, loss: value }) == Control::Stop {
             return Err(Error::Interrupted);
         }

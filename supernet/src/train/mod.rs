@@ -14,17 +14,18 @@
 //! | `alone` | one subnet with the schedule of all |
 //! | [`finetune`] | fine-tuning of one subnet |
 //! | [`gradients`] | summing gradients over subnets, their norm, clipping |
-//! | [`optimizer`] | SGD with Nesterov momentum |
+//! | [`optimizer`] | SGD with Nesterov momentum, Muon, AdamW |
 //! | [`average`] | moving average of the weights |
 //! | [`sampling`] | what a step draws |
 //! | [`step`] | one progressive-shrinking step |
 //! | `step_input` | what a step starts from |
 //! | `passes` | the passes of its subnets |
 //! | `preset` | training presets |
+//! | `whitening` | first convolutions that whiten image patches |
 //! | [`validation`] | batch-norm recalibration and accuracy of a subnet |
 //! | [`tensor_file`] | named tensors and a JSON note in one checked file |
 //! | [`checkpoint`] | what a checkpoint holds, which are kept, which one to resume from |
-//! | [`metrics`] | the lines of `metrics.jsonl` |
+//! | [`metrics`] | the lines of `metrics.jsonl`, `metrics.csv` and TensorBoard's event files |
 //! | [`progress`] | what an observer is told, speed and remaining time |
 //! | [`run`] | the loop |
 
@@ -52,11 +53,12 @@ mod step_input;
 mod taught;
 pub mod tensor_file;
 pub mod validation;
+mod whitening;
 
 pub use class_balance::ClassBalance;
 pub use config::{ProbeConfig, StagePlan, TrainConfig};
 pub use metrics::MetricsLine;
-pub use optimizer::Undecayed;
+pub use optimizer::{AdamW, Muon, OptimizerKind, Undecayed};
 pub use progress::{Control, Event, Outcome, ProbeResult, StepEvent};
 pub use run::{is_unbegun, train, train_with_teacher};
 pub use schedule::{Decay, Schedule};

@@ -117,7 +117,13 @@ impl Passes<'_> {
         let StepInput { config, stage, step, ramp, images, labels, ranks, batch, .. } = *self.input;
         let mut rng = generator(config.seed, Stream::Dropout, &[step as u64, index as u64]);
         let (mut tape, first) = (Tape::default(), ranks.shard(batch).start);
-        let mode = Mode::Train { dropout: config.dropout, rng: &mut rng, first, tape: &mut tape };
+        let mode = Mode::Train {
+            dropout: config.dropout,
+            rng: &mut rng,
+            first,
+            drop_path: self.input.drop_path(),
+            tape: &mut tape,
+        };
         let subnet = &self.subnets[index];
         let passed = self.net.forward_from(images, self.trunk, subnet, mode)?;
         let logits = Var::from_tensor(&passed.logits)?;

@@ -5,7 +5,7 @@ use super::stage_images::StageImages;
 use super::taught::{Taught, Teacher};
 use crate::data::Augmentation;
 use crate::space::{
-    Channels, DIMENSIONS, Dimension, ExpandRatio, Narrowing, Place, SHRINKING, SearchSpace, Subnet, Value,
+    Channels, DIMENSIONS, Dimension, Narrowing, Place, SHRINKING, SearchSpace, Subnet, table_with_narrowing,
 };
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -65,48 +65,39 @@ pub struct StageConfig {
     pub augmentation: Option<Augmentation>,
 }
 
-/// A stage as a file writes it. Reading the lists of a [`Narrowing`] through `flatten` would lose the line of a
-/// mistyped key and the keys to suggest, so that they are fields here.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StageTable {
-    name: String,
-    epochs: f64,
-    learning_rate: Option<f64>,
-    warmup_epochs: Option<f64>,
-    batch: Option<usize>,
-    label_smoothing: Option<f64>,
-    #[serde(default)]
-    resolutions: Vec<usize>,
-    #[serde(default)]
-    kernel_sizes: Vec<usize>,
-    #[serde(default)]
-    depths: Vec<usize>,
-    #[serde(default)]
-    expand_ratios: Vec<ExpandRatio>,
-    #[serde(default)]
-    width_multipliers: Vec<Value>,
-    subnet: Option<Subnet>,
-    #[serde(default = "one")]
-    subnets_per_step: usize,
-    #[serde(default)]
-    sampling: Sampling,
-    candidates: Option<usize>,
-    #[serde(default)]
-    kd_ratio: f64,
-    #[serde(default)]
-    teacher: Teacher,
-    #[serde(default)]
-    taught: Taught,
-    sort_channels: Option<usize>,
-    sort_outer_channels: Option<usize>,
-    images: Option<StageImages>,
-    augmentation: Option<Augmentation>,
+table_with_narrowing! {
+    /// A stage as a file writes it.
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct StageTable {
+        name: String,
+        epochs: f64,
+        learning_rate: Option<f64>,
+        warmup_epochs: Option<f64>,
+        batch: Option<usize>,
+        label_smoothing: Option<f64>,
+        subnet: Option<Subnet>,
+        #[serde(default = "one")]
+        subnets_per_step: usize,
+        #[serde(default)]
+        sampling: Sampling,
+        candidates: Option<usize>,
+        #[serde(default)]
+        kd_ratio: f64,
+        #[serde(default)]
+        teacher: Teacher,
+        #[serde(default)]
+        taught: Taught,
+        sort_channels: Option<usize>,
+        sort_outer_channels: Option<usize>,
+        images: Option<StageImages>,
+        augmentation: Option<Augmentation>,
+    }
 }
 
 impl From<StageTable> for StageConfig {
-    fn from(table: StageTable) -> Self {
-        let StageTable { resolutions, kernel_sizes, depths, expand_ratios, width_multipliers, .. } = table;
+    fn from(mut table: StageTable) -> Self {
+        let narrowing = table.take_narrowing();
         StageConfig {
             name: table.name,
             epochs: table.epochs,
@@ -115,7 +106,7 @@ impl From<StageTable> for StageConfig {
             warmup_epochs: table.warmup_epochs.or(table.learning_rate.map(|_| 0.0)),
             batch: table.batch,
             label_smoothing: table.label_smoothing,
-            narrowing: Narrowing { resolutions, kernel_sizes, depths, expand_ratios, width_multipliers },
+            narrowing,
             subnet: table.subnet,
             subnets_per_step: table.subnets_per_step,
             sampling: table.sampling,

@@ -2,7 +2,7 @@
 
 use super::gradients::{clip_factor, norm, sum_during, sum_over, values};
 use super::loss;
-use super::optimizer::Sgd;
+use super::optimizer::Optimizer;
 use super::passes::{LastPass, Passes, SubnetSums, Sums, scalar};
 use super::sampling::candidates_of;
 use super::stage::Sampling;
@@ -67,7 +67,7 @@ pub struct Exchange {
 pub fn train_step(
     net: &Supernet,
     teacher: Option<&Supernet>,
-    optimizer: &mut Sgd,
+    optimizer: &mut Optimizer,
     input: &StepInput,
 ) -> Result<StepReport> {
     // On one of rayon's threads, as a forward pass is: the backward passes have as many of candle's operations.
@@ -77,7 +77,7 @@ pub fn train_step(
 fn step_on_this_thread(
     net: &Supernet,
     teacher: Option<&Supernet>,
-    optimizer: &mut Sgd,
+    optimizer: &mut Optimizer,
     input: &StepInput,
 ) -> Result<StepReport> {
     let StepInput { config, stage, choices, images, labels, ranks, batch, .. } = *input;
@@ -117,7 +117,7 @@ fn step_on_this_thread(
     let distilled = if in_place { count - 1 } else { count };
     let subnets = (0..count).map(|index| chosen(net, input, &targets, index, resolution));
     report.subnets = subnets.collect::<Result<_>>()?;
-    let trunk = net.trunk(images, &report.subnets)?;
+    let trunk = net.trunk(images, &report.subnets, input.drop_path())?;
     let passes = Passes { net, input, subnets: &report.subnets, trunk: trunk.as_ref(), targets: &targets, part };
     let is_distilled = soft_targets.is_some() || (in_place && count > 1);
     let Sums { mut gradients, at_trunk, mut values, last } = passes.sum(soft_targets, in_place)?;
@@ -151,7 +151,7 @@ fn step_on_this_thread(
         return Err(not_finite(input, "the gradient's norm", report.gradient_norm, &report.subnets));
     }
     let scale = clip_factor(report.gradient_norm, config.clip_norm);
-    optimizer.step(net.parameters(), &gradients, input.learning_rate, scale)?;
+    optimizer.step(net.parameters(), &gradients, input.learning_rate, scale, ranks)?;
     Ok(report)
 }
 

@@ -3,6 +3,7 @@
 use super::config::TrainConfig;
 use super::stage::StageConfig;
 use crate::SearchSpace;
+use crate::network::DropPath;
 use crate::ranks::Ranks;
 use candle_core::Tensor;
 
@@ -32,4 +33,13 @@ pub struct StepInput<'a> {
     pub ranks: &'a Ranks,
     /// Images of all processes together.
     pub batch: usize,
+}
+
+impl StepInput<'_> {
+    /// The images that skip blocks, if there are any.
+    pub(super) fn drop_path(&self) -> Option<DropPath> {
+        let TrainConfig { drop_path: rate, seed, .. } = *self.config;
+        let first = self.ranks.shard(self.batch).start;
+        (rate > 0.0).then_some(DropPath { rate, seed, step: self.step, first })
+    }
 }

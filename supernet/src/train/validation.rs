@@ -57,7 +57,7 @@ pub struct EvaluationSet<'a> {
     /// The processes that share the images out, and the number of all images.
     ranks: Ranks,
     len: usize,
-    control: fn() -> ControlFlow<()>,
+    control: &'a (dyn Fn() -> ControlFlow<()> + Sync),
     prepared: Mutex<HashMap<usize, Arc<Vec<EvaluationBatch>>>>,
 }
 
@@ -83,7 +83,7 @@ impl<'a> EvaluationSet<'a> {
             batches,
             ranks,
             len,
-            control: || ControlFlow::Continue(()),
+            control: &|| ControlFlow::Continue(()),
             prepared: Mutex::default(),
         })
     }
@@ -130,7 +130,7 @@ impl<'a> EvaluationSet<'a> {
 
     /// Asks `control` before each batch whether to continue; [`for_each`](Self::for_each) ends with
     /// [`Error::Interrupted`] otherwise.
-    pub fn with_control(mut self, control: fn() -> ControlFlow<()>) -> Self {
+    pub fn with_control(mut self, control: &'a (dyn Fn() -> ControlFlow<()> + Sync)) -> Self {
         self.control = control;
         self
     }

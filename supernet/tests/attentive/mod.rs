@@ -93,7 +93,7 @@ impl Attentive {
         for (index, listed) in step["subnets"].as_array().unwrap().iter().enumerate() {
             let mut rng = generator(0, Stream::Dropout, &[]);
             let mut tape = Tape::default();
-            let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, tape: &mut tape };
+            let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, drop_path: None, tape: &mut tape };
             let logits = net.forward(&self.images("step.images"), &self.subnet(&listed["setting"]), mode).unwrap();
             let logits = Var::from_tensor(&logits).unwrap();
             close(&logits, &self.tensors[&format!("step.logits{index}")], &format!("logits of subnet {index}"));

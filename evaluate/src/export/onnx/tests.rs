@@ -32,7 +32,15 @@ fn int8_example(space: &str) -> (ModelConfig, Parameters) {
     let names = node_names(&graph).into_iter().zip(Rule::of(&graph, &Default::default()).rounded);
     let others = names.filter(|(_, rounded)| !rounded).map(|(name, _)| (name, Scale { scale: 0.1, zero_point: 128 }));
     let (values, engine_values) = (network.values.clone(), others.collect());
-    let quantisation = Quantisation { engine: Engine::Ofa, images: 100, weight_bits: 8, values, engine_values };
+    let quantisation = Quantisation {
+        engine: Engine::Ofa,
+        images: 100,
+        weight_bits: 8,
+        f32_model: None,
+        finetuned: None,
+        values,
+        engine_values,
+    };
     let config = ModelConfig { dtype: NumberType::Int8, quantisation: Some(quantisation), ..config };
     (config, Parameters::Int8(network))
 }

@@ -18,19 +18,35 @@ pub(crate) fn convolve_rows(
     width: usize,
     output: &mut [f32],
 ) {
+    let start = rows.start * shape.stride;
+    convolve_window(input.rows_from(start), input.row, start, shape, weights, rows.len(), width, output);
+}
+
+/// [`convolve_rows`] of `rows` output rows from a source that starts with row `start` of the map, counted with the
+/// border of zeros, and has `source_row` pixels per row.
+#[allow(clippy::too_many_arguments)] // the source with its extents, the weights, and the output with its extents
+pub(crate) fn convolve_window(
+    source: &[Lanes],
+    source_row: usize,
+    start: usize,
+    shape: Shape,
+    weights: &[f32],
+    rows: usize,
+    width: usize,
+    output: &mut [f32],
+) {
     let (kernel, stride, columns) = (shape.kernel, shape.stride, shape.out_width());
-    let start = rows.start * stride;
     Convolution {
-        source: input.rows_from(start),
-        source_row: input.row,
+        source,
+        source_row,
         stride,
-        filled: relative(input.filled(), start),
+        filled: relative(shape.padding()..shape.padding() + shape.height, start),
         weights: weights.as_chunks().0,
         weight_steps: (kernel, 1),
         taps: (kernel, kernel),
         output: output.as_chunks_mut().0,
         output_steps: (columns, 1),
-        rows: rows.len(),
+        rows,
         columns,
         lanes: width,
     }
@@ -93,6 +109,9 @@ pub(crate) fn input_gradient_rows(
 fn relative(rows: Range<usize>, start: usize) -> Range<isize> {
     rows.start as isize - start as isize..rows.end as isize - start as isize
 }
+
+/// Pixels of a row that a tile of eight pixels reads with 7 taps at stride 2.
+const MOST_PIXELS: usize = 7 * 2 + 7;
 
 /// `output[y, x] = sum over taps of source[y * stride + ky, x * stride + kx] * weights[ky, kx]`, for at least one row
 /// and column.
@@ -232,6 +251,21 @@ impl Convolution<'_> {
             for ky in ky {
                 let source = self.source.as_ptr().add((row * STRIDE + ky) * self.source_row + column * STRIDE);
                 let weights = self.weights.as_ptr().add(ky * self.weight_steps.0);
+                if TAPS > 0 && S::ACCUMULATORS == 24 {
+                    // With many registers each pixel is loaded once for all taps of the row that meet it.
+                    for (y, sums) in sums.iter_mut().enumerate() {
+                        let source = source.add(y * STRIDE * self.source_row);
+                        let mut pixels = [s.splat(0.0); MOST_PIXELS];
+                        for (x, pixel) in pixels.iter_mut().enumerate().take((WIDE - 1) * STRIDE + TAPS) {
+                            *pixel = lane.load(&*source.add(x));
+                        }
+                        for kx in 0..TAPS {
+                            let weight = lane.load(&*weights.add(kx * self.weight_steps.1));
+                            add_tap::<S, STRIDE, WIDE>(s, sums, &pixels, kx, weight);
+                        }
+                    }
+                    continue;
+                }
                 for kx in 0..taps {
                     let weight = lane.load(&*weights.add(kx * self.weight_steps.1));
                     for (y, sums) in sums.iter_mut().enumerate() {
@@ -250,5 +284,19 @@ impl Convolution<'_> {
                 }
             }
         }
+    }
+}
+
+/// Adds the products of a tap with the pixels that it meets, of those of its row.
+#[inline(always)]
+fn add_tap<S: Simd, const STRIDE: usize, const WIDE: usize>(
+    s: S,
+    sums: &mut [S::V; WIDE],
+    pixels: &[S::V; MOST_PIXELS],
+    kx: usize,
+    weight: S::V,
+) {
+    for (x, sum) in sums.iter_mut().enumerate() {
+        *sum = s.mul_add(pixels[x * STRIDE + kx], weight, *sum);
     }
 }

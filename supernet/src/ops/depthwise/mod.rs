@@ -8,11 +8,11 @@
 mod convolution;
 mod weight_gradient;
 
-pub(crate) use convolution::{convolve_rows, input_gradient_rows};
+pub(crate) use convolution::{convolve_rows, convolve_window, input_gradient_rows};
 pub(crate) use weight_gradient::accumulate_weight_gradient;
 
 use super::buffers::{Aligned, Buffer};
-use super::simd::{Simd, vectors};
+use super::simd::Simd;
 use super::slice::{Lanes, SLICE};
 use std::ops::Range;
 
@@ -103,7 +103,7 @@ impl Shape {
         self.kernel * self.kernel
     }
 
-    fn padding(self) -> usize {
+    pub(crate) fn padding(self) -> usize {
         self.kernel / 2
     }
 
@@ -203,23 +203,6 @@ impl Frame {
     /// Rows of the map, counted with the border; all other rows are zero.
     fn filled(&self) -> Range<usize> {
         self.border..self.border + self.map.0
-    }
-
-    /// Copies the map's rows `rows` from a strip of an image.
-    #[inline(always)]
-    pub(crate) fn copy<S: Simd>(&mut self, s: S, image: &[f32], strip: Strip, rows: Range<usize>) {
-        let Strip { channels, first, width, pixels: (_, columns) } = strip;
-        let (row, ahead) = (columns * channels, strip.ahead());
-        for y in rows {
-            let pixels = image[y * row..][..row].chunks_exact(channels);
-            for (source, target) in pixels.zip(self.row(y)) {
-                let source = &source[first..][..width];
-                for lanes in vectors(s, width) {
-                    s.write(&mut target[lanes.start..][..S::LANES], s.read(&source[lanes]));
-                }
-                s.prefetch(source.as_ptr().wrapping_add(ahead));
-            }
-        }
     }
 
     /// Fills the map's rows `rows` from a strip of an image, mapping each value by `value(lane, x)`.

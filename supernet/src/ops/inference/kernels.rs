@@ -1,14 +1,13 @@
 //! Kernels of the layers of extracted models.
 
+use super::product::{Product, Slices, group};
+use crate::ops::Activation;
 use crate::ops::activation::{Act, Identity};
-use crate::ops::buffers::{Aligned, Buffer};
-use crate::ops::depthwise::{self, Frame, Strip, chunk_rows, convolve_rows};
-use crate::ops::matmul::{Packed, ROW_BLOCK, multiply};
+use crate::ops::buffers::Buffer;
+use crate::ops::matmul::ROW_BLOCK;
 use crate::ops::rows::{Left, RowSource};
-use crate::ops::simd::{Kernel, Simd, entry_points};
-use crate::ops::slice::{Lane, SLICE, lanes};
-use crate::ops::strips::Strips;
-use std::marker::PhantomData;
+use crate::ops::simd::{Kernel, Simd, dispatch, entry_points};
+use crate::ops::slice::SLICE;
 use std::ops::Range;
 
 /// Rows multiplied by a gate per image.
@@ -33,119 +32,54 @@ impl RowSource for Gated<'_> {
 }
 
 /// `output = activation(left x weight + bias + residual)` for the rows `range`.
-pub(super) struct PointwiseRows<'a, R, A> {
-    pub weight: &'a Packed,
-    pub bias: &'a [f32],
+pub(super) struct PointwiseRows<'a, R> {
+    pub weight: &'a Slices,
     pub left: &'a Left<'a, R>,
     pub range: Range<usize>,
+    pub activation: Activation,
     pub residual: Option<&'a [f32]>,
     pub output: &'a mut [f32],
-    pub activation: PhantomData<A>,
 }
 
-impl<R: RowSource, A: Act> Kernel for PointwiseRows<'_, R, A> {
+impl<R: RowSource> Kernel for PointwiseRows<'_, R> {
     type Output = ();
     entry_points!();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (k, n) = (self.weight.rows(), self.weight.columns());
-        let bias = &self.bias[..n];
+        let (k, n) = (self.weight.inputs, self.weight.outputs);
         let mut tile = match self.left {
-            Left::Plain(_) => Aligned::default(),
-            Left::Made(_) => Aligned::zeros(ROW_BLOCK * k),
+            Left::Plain(_) => Buffer::default(),
+            Left::Made(_) => Buffer::with_arbitrary_contents(ROW_BLOCK.min(self.range.len()) * k),
         };
-        let mut first = self.range.start;
-        while first < self.range.end {
+        for first in self.range.clone().step_by(ROW_BLOCK) {
             let rows = ROW_BLOCK.min(self.range.end - first);
-            let out = &mut self.output[(first - self.range.start) * n..][..rows * n];
-            match self.left {
-                Left::Plain(input) => multiply(&input[first * k..], k, rows, self.weight, out, n),
+            let output = &mut self.output[(first - self.range.start) * n..][..rows * n];
+            let residual = self.residual.map(|residual| &residual[first * n..][..rows * n]);
+            let left = match self.left {
+                Left::Plain(input) => &input[first * k..][..rows * k],
                 Left::Made(source) => {
                     source.fill(s, first, rows, k, &mut tile);
-                    multiply(&tile, k, rows, self.weight, out, n);
+                    &tile[..rows * k]
                 }
-            }
-            for (row, out) in out.chunks_exact_mut(n).enumerate() {
-                match self.residual {
-                    None => {
-                        for c in 0..n {
-                            out[c] = A::value(out[c] + bias[c]);
-                        }
-                    }
-                    Some(residual) => {
-                        let residual = &residual[(first + row) * n..][..n];
-                        for c in 0..n {
-                            out[c] = A::value(out[c] + bias[c] + residual[c]);
-                        }
-                    }
-                }
-            }
-            first += rows;
-        }
-    }
-}
-
-/// `output = activation(depthwise(input) + bias)` for some slices of channels of images, with the means over pixels in
-/// `pooled`.
-pub(super) struct DepthwiseTasks<'a, A> {
-    /// The weight, packed.
-    pub weights: &'a [f32],
-    pub bias: &'a [f32],
-    pub shape: depthwise::Shape,
-    pub input: &'a [f32],
-    pub output: Strips<'a>,
-    pub pooled: Option<Strips<'a>>,
-    /// Pairs (image, slice), of which `output` and `pooled` hold the strips.
-    pub tasks: Range<usize>,
-    pub activation: PhantomData<A>,
-}
-
-impl<A: Act> Kernel for DepthwiseTasks<'_, A> {
-    type Output = ();
-    entry_points!();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let shape = self.shape;
-        let channels = shape.channels;
-        let taps = shape.taps() * SLICE;
-        let (out_height, columns) = (shape.out_height(), shape.out_width());
-        let at_a_time = chunk_rows(columns).min(out_height);
-        let mut frame = Frame::of_input(shape);
-        let mut tile = Buffer::with_arbitrary_contents(at_a_time * columns * SLICE);
-        let mut pooled = self.pooled;
-        for (task, mut output) in self.tasks.zip(self.output) {
-            let (image, slice) = (task / shape.slices(), task % shape.slices());
-            let (first, width) = (slice * SLICE, shape.slice_width(slice));
-            let image_input = &self.input[image * shape.in_pixels() * channels..];
-            let strip = Strip::new(shape, slice, (shape.height, shape.width));
-            let bias = lanes(self.bias, first, width);
-            let weights = &self.weights[slice * taps..][..taps];
-            let mut sums = [0.0; SLICE];
-            let mut made = 0;
-            for start in (0..out_height).step_by(at_a_time) {
-                let rows = start..out_height.min(start + at_a_time);
-                let needed = shape.rows_read(rows.end);
-                frame.copy(s, image_input, strip, made..needed);
-                made = needed;
-                let tile = &mut tile[..rows.len() * columns * SLICE];
-                convolve_rows(&frame, shape, weights, rows, width, tile);
-                for lane in Lane::covering(s, width) {
-                    let (bias, mut sum) = (lane.load(&bias), lane.load(&sums));
-                    let kept = lane.start()..width.min(lane.start() + S::LANES);
-                    for (pixel, values) in tile.as_chunks::<SLICE>().0.iter().enumerate() {
-                        let value = A::values(s, s.add(lane.load(values), bias));
-                        sum = s.add(sum, value);
-                        s.write(&mut output.pixel(start * columns + pixel)[kept.clone()], value);
-                    }
-                    lane.store(&mut sums, sum);
-                }
-            }
-            if let Some(mut pooled) = pooled.as_mut().and_then(Iterator::next) {
-                for (out, sum) in pooled.pixel(0).iter_mut().zip(sums) {
-                    *out = sum / shape.out_pixels() as f32;
-                }
+            };
+            let mut slice = 0;
+            while slice < self.weight.count() {
+                let group = group(self.weight.count() - slice);
+                let channel = slice * SLICE;
+                dispatch(Product {
+                    left,
+                    rows,
+                    weight: self.weight,
+                    first: slice,
+                    group,
+                    activation: self.activation,
+                    residual: residual.map(|residual| &residual[channel..]),
+                    output: &mut output[channel..],
+                    steps: (n, SLICE),
+                    width: (n - channel).min(group * SLICE),
+                });
+                slice += group;
             }
         }
     }

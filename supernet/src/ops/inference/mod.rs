@@ -3,15 +3,16 @@
 //! All layers work on NHWC f32 slices, write every output value, and use the threads of the calling rayon pool.
 
 mod columns;
+mod depthwise;
 pub mod int8;
 mod kernels;
+mod product;
 
 use super::activation::with_activation;
 use super::buffers::Aligned;
 use super::columns::to_column_order;
 use super::dense_shape::DenseShape;
-use super::depthwise;
-use super::matmul::Packed;
+use super::depthwise::{Shape, pack_weights};
 use super::parallel;
 use super::pools::{Windows, max_windows, mean_windows};
 use super::rows::{Left, Nothing, RowSource};
@@ -19,21 +20,21 @@ use super::simd::dispatch;
 use super::strips::Strips;
 use crate::ops::Activation;
 use columns::Columns;
-use kernels::{AveragePool, DepthwiseTasks, Gated, PointwiseRows};
+use depthwise::{DepthwiseTasks, Source};
+use kernels::{AveragePool, Gated, PointwiseRows};
+use product::Slices;
 use std::marker::PhantomData;
 
 /// A 1x1 convolution or fully connected layer with bias.
 #[derive(Debug, Clone)]
 pub struct Pointwise {
-    weight: Packed,
-    bias: Vec<f32>,
+    weight: Slices,
 }
 
 impl Pointwise {
     /// Packs the weight `[out, in]` and bias `[out]`.
     pub fn new(weight: &[f32], bias: &[f32], in_channels: usize, out_channels: usize) -> Self {
-        assert_eq!((weight.len(), bias.len()), (in_channels * out_channels, out_channels));
-        Pointwise { weight: Packed::new(weight, in_channels, out_channels, 1, in_channels), bias: bias.to_vec() }
+        Pointwise { weight: Slices::new(weight, bias, in_channels, out_channels) }
     }
 
     /// Computes `output[p] = activation(W (input[p] * gate[image of p]) + bias + residual[p])` for `batch *
@@ -50,7 +51,7 @@ impl Pointwise {
         output: &mut [f32],
     ) {
         let rows = batch * pixels_per_image;
-        assert_eq!((input.len(), output.len()), (rows * self.weight.rows(), rows * self.bias.len()));
+        assert_eq!((input.len(), output.len()), (rows * self.weight.inputs, rows * self.weight.outputs));
         match gate {
             None => self.rows::<Nothing>(Left::Plain(input), rows, activation, residual, output),
             Some(gate) => {
@@ -68,12 +69,10 @@ impl Pointwise {
         residual: Option<&[f32]>,
         output: &mut [f32],
     ) {
-        let n = self.bias.len();
+        let n = self.weight.outputs;
         // A grain of few rows, so that small maps at batch 1 still spread over threads.
         parallel::map_parts(output, n, rows, 8, |range, output| {
-            with_activation!(activation, A => dispatch(PointwiseRows::<R, A> {
-                weight: &self.weight, bias: &self.bias, left: &left, range, residual, output, activation: PhantomData,
-            }))
+            dispatch(PointwiseRows { weight: &self.weight, left: &left, range, activation, residual, output })
         });
     }
 }
@@ -91,16 +90,18 @@ impl Depthwise {
     /// Packs the weight `[channels, k, k]` and bias `[channels]`.
     pub fn new(weight: &[f32], bias: &[f32], channels: usize, kernel: usize, stride: usize) -> Self {
         assert_eq!((weight.len(), bias.len()), (channels * kernel * kernel, channels));
-        let weights = depthwise::pack_weights(weight, channels, kernel * kernel, false);
+        let weights = pack_weights(weight, channels, kernel * kernel, false);
         Depthwise { weights, bias: bias.to_vec(), kernel, stride }
     }
 
-    /// Computes `output = activation(depthwise(input) + bias)`, and the spatial means of `output` in `pooled` `[batch,
-    /// channels]`.
+    /// Computes `output = activation(depthwise(map) + bias)`, and the spatial means of `output` in `pooled` `[batch,
+    /// channels]`. The map is `input`, or with `expand` a 1x1 convolution of it and an activation, which are computed a
+    /// few rows ahead and never stored as a whole.
     #[allow(clippy::too_many_arguments)] // the layer's inputs and extents
     pub fn run(
         &self,
         input: &[f32],
+        expand: Option<(&Pointwise, Activation)>,
         batch: usize,
         height: usize,
         width: usize,
@@ -109,9 +110,17 @@ impl Depthwise {
         pooled: Option<&mut [f32]>,
     ) {
         let channels = self.bias.len();
-        let shape = depthwise::Shape { channels, kernel: self.kernel, stride: self.stride, height, width };
-        assert_eq!(input.len(), batch * shape.in_pixels() * channels);
+        let shape = Shape { channels, kernel: self.kernel, stride: self.stride, height, width };
+        let in_channels = expand.map_or(channels, |(expand, _)| expand.weight.inputs);
+        assert_eq!(input.len(), batch * shape.in_pixels() * in_channels);
         assert_eq!(output.len(), batch * shape.out_pixels() * channels);
+        let source = match expand {
+            None => Source::Map(input),
+            Some((expand, activation)) => {
+                assert_eq!(expand.weight.outputs, channels);
+                Source::Expanded(input, &expand.weight, activation)
+            }
+        };
         let mut output = Strips::new(output, shape.out_pixels(), channels);
         let mut pooled = pooled.map(|pooled| {
             assert_eq!(pooled.len(), batch * channels);
@@ -123,7 +132,7 @@ impl Depthwise {
         });
         parallel::map_items(parts.collect(), |(tasks, output, pooled)| {
             with_activation!(activation, A => dispatch(DepthwiseTasks::<A> {
-                weights: &self.weights, bias: &self.bias, shape, input, output, pooled, tasks, activation: PhantomData,
+                source, weights: &self.weights, bias: &self.bias, shape, output, pooled, tasks, activation: PhantomData,
             }))
         });
     }
@@ -168,7 +177,7 @@ impl DenseConv {
             height,
             width,
             in_channels: self.in_channels,
-            out_channels: self.product.bias.len(),
+            out_channels: self.product.weight.outputs,
             kernel: self.kernel,
             stride: self.stride,
             depthwise: false,
@@ -179,7 +188,7 @@ impl DenseConv {
         assert_eq!(input.len(), batch * height * width * self.in_channels);
         let (out_height, out_width) = shape.output_size();
         let rows = batch * out_height * out_width;
-        assert_eq!(output.len(), rows * self.product.bias.len());
+        assert_eq!(output.len(), rows * self.product.weight.outputs);
         self.product.rows(Left::Made(&Columns { shape: &shape, input }), rows, activation, None, output);
     }
 }

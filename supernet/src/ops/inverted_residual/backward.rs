@@ -9,14 +9,14 @@ use super::{BlockSaved, BlockShape, Parameters, RECOMPUTED, squeeze_excite};
 use crate::ops::LayerGradients;
 use crate::ops::activation::{Act, Identity, with_activation};
 use crate::ops::batch_norm::{Affine, Backward, SumOverProcesses, Sums};
-use crate::ops::buffers::{Aligned, Buffer, written};
+use crate::ops::buffers::{Buffer, written};
 use crate::ops::depthwise;
 use crate::ops::matmul::Packed;
 use crate::ops::parallel;
 use crate::ops::passes::{accumulate, gradient_sums, packed_slices};
-use crate::ops::rows::{RawGradient, total, write_transposed};
+use crate::ops::rows::{RawGradient, total};
 use crate::ops::simd::{InstructionSet, dispatch};
-use crate::ops::slice::SLICE;
+use crate::ops::transposed::TransposedParts;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -119,7 +119,7 @@ impl Block<'_> {
             })
         });
         let (parts, weight_parts): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-        write_transposed(weight_parts, stride, &mut gradient[at.project.clone()], middle);
+        TransposedParts::in_rows(weight_parts, stride).write(&mut gradient[at.project.clone()], middle, None);
         let pooled = saved.squeeze_excite.as_ref().zip(shape.squeeze_excite).map(|(se, reduced)| {
             let gate_gradient = parts.iter().map(|part| part.gate_gradient(middle)).collect::<Vec<_>>().concat();
             let mut pooled = squeeze_excite::backward(shape, reduced, self.packed, at, se, gate_gradient, gradient);
@@ -141,7 +141,7 @@ impl Block<'_> {
         &self,
         projection: &Projection,
         gradient: &mut [f32],
-    ) -> (Vec<f32>, (Sums, Aligned)) {
+    ) -> (Vec<f32>, (Sums, TransposedParts)) {
         let Block { shape, at, x, saved, .. } = *self;
         let (conv, inputs, middle) = (shape.depthwise(), shape.in_channels, shape.middle);
         let (layout, out_layout) = (Middle::of_input(shape), Middle::of_output(shape));
@@ -188,28 +188,21 @@ impl Block<'_> {
             expand_parts.push(totals.products);
         }
         depthwise::unpack_weights(&total(depthwise_parts), middle, conv.taps(), &mut gradient[at.depthwise.clone()]);
-        (dx, (Sums::total(sums), total(expand_parts)))
+        (dx, (Sums::total(sums), TransposedParts::in_slices(expand_parts, inputs)))
     }
 
     /// The first batch norm, the rest of expand, and the gradient of the shortcut.
-    fn first_norm(&self, g: &[f32], (sums, products): (Sums, Aligned), dx: &mut [f32], gradient: &mut [f32]) {
+    fn first_norm(&self, g: &[f32], (sums, products): (Sums, TransposedParts), dx: &mut [f32], gradient: &mut [f32]) {
         let Block { shape, at, x, saved, .. } = *self;
         let inputs = shape.in_channels;
         let mut residual = shape.residual.then_some(g);
         if shape.expand {
             let back1 = self.norm_backward(0, &at.norm1, &sums, gradient);
-            for (channel, out) in gradient[at.expand.clone()].chunks_exact_mut(inputs).enumerate() {
-                let slice = &products[channel / SLICE * inputs * SLICE..];
-                for (input, out) in out.iter_mut().enumerate() {
-                    *out = back1.by_gradient[channel] * slice[input * SLICE + channel % SLICE];
-                }
-            }
+            products.write(&mut gradient[at.expand.clone()], inputs, Some(&back1.by_gradient));
             if let Some(moments) = &saved.moments {
-                let norm = NormGradient::new(moments, &self.packed[at.expand.clone()], &back1);
+                let weight = &self.packed[at.expand.clone()];
+                let norm = NormGradient::new(moments, weight, &back1, &mut gradient[at.expand.clone()]);
                 norm.add_to(x, residual.take(), dx);
-                for (out, v) in gradient[at.expand.clone()].iter_mut().zip(&norm.weight) {
-                    *out += v;
-                }
             }
         }
         if let Some(residual) = residual {

@@ -12,6 +12,7 @@ use crate::ops::depthwise::{
     Frame, Prefetch, Strip, accumulate_weight_gradient, chunk_rows, input_gradient_rows, prefetch_next,
 };
 use crate::ops::matmul::{Packed, accumulate_transposed, multiply_add, multiply_new};
+use crate::ops::parallel;
 use crate::ops::simd::{Kernel, Simd, entry_points};
 use crate::ops::slice::{Lane, Lanes, SLICE, lanes};
 use std::marker::PhantomData;
@@ -30,9 +31,16 @@ pub(super) struct Expand<'a> {
 
 /// `weight` `[out, in]` with each row multiplied by its factor, packed in slices of [`SLICE`] rows.
 pub(super) fn scaled_slices(weight: &[f32], inputs: usize, factors: &[f32]) -> Vec<Packed> {
-    let rows = weight.chunks_exact(inputs).zip(factors);
-    let scaled: Vec<f32> = rows.flat_map(|(row, factor)| row.iter().map(move |w| w * factor)).collect();
-    scaled.chunks(SLICE * inputs).map(|slice| Packed::new(slice, slice.len() / inputs, inputs, inputs, 1)).collect()
+    let slice = |(weight, factors): (&[f32], &[f32])| {
+        let rows = weight.chunks_exact(inputs).zip(factors);
+        let scaled: Vec<f32> = rows.flat_map(|(row, factor)| row.iter().map(move |w| w * factor)).collect();
+        Packed::new(&scaled, factors.len(), inputs, inputs, 1)
+    };
+    let slices = |range: Range<usize>| {
+        let of_slices = weight.chunks(SLICE * inputs).zip(factors.chunks(SLICE));
+        of_slices.take(range.end).skip(range.start).map(slice).collect::<Vec<_>>()
+    };
+    parallel::map(factors.len().div_ceil(SLICE), 1, slices).into_iter().flatten().collect()
 }
 
 /// Backward pass over whole groups of images, a slice of channels at a time. `A1` is the activation before the

@@ -5,65 +5,61 @@
 //! sum(x)`, and the sum of squares `w sum(x x') w'` per channel with weights `w`. Likewise the part of batch norm's
 //! gradient that depends on `y` is a small matrix applied to `x`.
 
-use super::expand_kernels::{AddNormGradient, BLOCK, COLUMNS, QuadraticForms, SumMoments};
+use super::expand_kernels::{AddNormGradient, BLOCK, SumMoments, WeightDeviations};
 use crate::ops::batch_norm::{Backward, Sums};
-use crate::ops::buffers::Aligned;
-use crate::ops::matmul::{Packed, ROW_BLOCK, accumulate_transposed, multiply};
+use crate::ops::buffers::{Aligned, Buffer};
+use crate::ops::matmul::{Packed, ROW_BLOCK, accumulate_transposed};
 use crate::ops::parallel;
 use crate::ops::rows::total;
 use crate::ops::simd::{InstructionSet, dispatch};
 use crate::ops::slice::SLICE;
 
-/// Sums over pixels of the input `[pixels, channels]` and of its products, in f64: statistics are small differences of
-/// these large numbers.
+/// Sums over pixels of the input `[pixels, channels]`, and of the products of its deviations from the means, weighted
+/// by the convolution's weight.
+///
+/// The sums of products are taken in f64, since the deviations' are small differences of these large numbers. What
+/// remains has no such differences, and f32 is enough.
 pub(super) struct Moments {
     pixels: usize,
     /// `[channels]`
     sum: Vec<f64>,
-    /// `[channels, stride]`, where `stride` is the number of channels rounded up to a multiple of [`COLUMNS`]; the
-    /// padding is zero.
-    products: Vec<f64>,
+    /// `W D` `[out, channels]` for the weight `W` and the sums `D` of the products of deviations.
+    weighted: Buffer,
 }
 
 impl Moments {
-    pub(super) fn new(x: &[f32], channels: usize) -> Self {
+    /// The moments of `x` for `weight` `[out, channels]`, and the sums over pixels of `y = W x` and of its squares.
+    pub(super) fn new(x: &[f32], weight: &[f32], channels: usize) -> (Self, Sums) {
         let pixels = x.len() / channels;
         let parts = parallel::map(pixels, BLOCK, |rows| {
             dispatch(SumMoments { x: &x[rows.start * channels..rows.end * channels], channels })
         });
-        let stride = channels.next_multiple_of(COLUMNS);
-        let mut moments = Moments { pixels, sum: vec![0.0; channels], products: vec![0.0; channels * stride] };
-        for (sum, products) in parts {
-            moments.sum.iter_mut().zip(sum).for_each(|(total, v)| *total += v);
-            moments.products.iter_mut().zip(products).for_each(|(total, v)| *total += v);
+        let (mut sum, mut products) = (vec![0.0; channels], vec![0.0; channels * channels]);
+        for (part, of_products) in parts {
+            sum.iter_mut().zip(part).for_each(|(total, v)| *total += v);
+            products.iter_mut().zip(of_products).for_each(|(total, v)| *total += v);
         }
-        moments
-    }
-
-    /// Sums over pixels of `y = W x` and of its squares, for `weight` `[out, channels]`.
-    pub(super) fn sums(&self, weight: &[f32]) -> Sums {
-        let channels = self.sum.len();
-        let parts = parallel::map(weight.len() / channels, 1, |rows| {
+        let mut moments = Moments { pixels, sum, weighted: Buffer::with_arbitrary_contents(weight.len()) };
+        let means = moments.means();
+        let rows = products.chunks_exact(channels).zip(&moments.sum);
+        let deviations: Vec<f32> =
+            rows.flat_map(|(row, sum)| row.iter().zip(&means).map(move |(v, mean)| (v - sum * mean) as f32)).collect();
+        let deviations = Packed::new(&deviations, channels, channels, channels, 1);
+        let (sum, out) = (&moments.sum, weight.len() / channels);
+        let parts = parallel::map_parts(&mut moments.weighted, channels, out, ROW_BLOCK, |rows, weighted| {
             let weight = &weight[rows.start * channels..rows.end * channels];
-            dispatch(QuadraticForms { sum: &self.sum, products: &self.products, weight })
+            dispatch(WeightDeviations { weight, deviations: &deviations, sum, pixels, weighted })
         });
         let mut sums = Sums::new(0);
         for part in parts {
             sums.sum.extend(part.sum);
             sums.square.extend(part.square);
         }
-        sums
+        (moments, sums)
     }
 
     fn means(&self) -> Vec<f64> {
         self.sum.iter().map(|sum| sum / self.pixels as f64).collect()
-    }
-
-    /// Sums of the products of deviations from the means.
-    fn deviations(&self) -> Vec<f32> {
-        let means = self.means();
-        let products = self.products.chunks_exact(means.len().next_multiple_of(COLUMNS)).zip(&self.sum);
-        products.flat_map(|(row, sum)| row.iter().zip(&means).map(move |(v, mean)| (v - sum * mean) as f32)).collect()
     }
 }
 
@@ -76,13 +72,12 @@ pub(super) struct NormGradient {
     matrix: Packed,
     /// Vector `[in]`, added to each pixel.
     constant: Vec<f32>,
-    /// Matrix `[out, in]`, added to the weight's gradient.
-    pub weight: Vec<f32>,
 }
 
 impl NormGradient {
-    /// The contribution for the convolution's `weight` `[out, in]`.
-    pub(super) fn new(moments: &Moments, weight: &[f32], back: &Backward) -> Self {
+    /// The contribution for the convolution's `weight` `[out, in]`; that to the weight's gradient is added to
+    /// `weight_gradient`.
+    pub(super) fn new(moments: &Moments, weight: &[f32], back: &Backward, weight_gradient: &mut [f32]) -> Self {
         let (n, m) = (moments.sum.len(), back.constant.len());
         let means = moments.means();
         // by_value * y + constant = by_value * W (x - mean) + rest
@@ -117,20 +112,17 @@ impl NormGradient {
         for (row, mean) in matrix.chunks_exact(stride).zip(&means) {
             constant.iter_mut().zip(row).for_each(|(total, &v)| *total -= mean * f64::from(v));
         }
-        let deviations = Packed::new(&moments.deviations(), n, n, n, 1);
-        let mut weight_gradient = vec![0.0; weight.len()];
-        parallel::map_parts(&mut weight_gradient, n, m, ROW_BLOCK, |rows, out| {
-            multiply(&weight[rows.start * n..], n, rows.len(), &deviations, out, n);
-            for (row, out) in rows.zip(out.chunks_exact_mut(n)) {
-                for (out, &sum) in out.iter_mut().zip(&moments.sum) {
-                    *out = back.by_value[row] * *out + (rest[row] * sum) as f32;
+        parallel::map_parts(weight_gradient, n, m, ROW_BLOCK, |rows, out| {
+            let weighted = moments.weighted[rows.start * n..rows.end * n].chunks_exact(n);
+            for ((row, weighted), out) in rows.zip(weighted).zip(out.chunks_exact_mut(n)) {
+                for ((out, weighted), &sum) in out.iter_mut().zip(weighted).zip(&moments.sum) {
+                    *out += back.by_value[row] * weighted + (rest[row] * sum) as f32;
                 }
             }
         });
         NormGradient {
             matrix: Packed::new(&matrix, n, n, stride, 1),
             constant: constant.into_iter().map(|v| v as f32).collect(),
-            weight: weight_gradient,
         }
     }
 

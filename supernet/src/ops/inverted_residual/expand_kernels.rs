@@ -13,10 +13,7 @@ use std::ops::Range;
 /// Rows whose products are summed in f32 before they are added to an f64 total.
 pub(super) const BLOCK: usize = 4 * ROW_BLOCK;
 
-/// Columns per group of the products.
-pub(super) const COLUMNS: usize = 16;
-
-/// Sums over pixels of the input and of its products, in f64: `[channels]` and `[channels, stride]`.
+/// Sums over pixels of the input and of its products, in f64: `[channels]` and `[channels, channels]`.
 pub(super) struct SumMoments<'a> {
     /// `[pixels, channels]`
     pub x: &'a [f32],
@@ -31,8 +28,7 @@ impl Kernel for SumMoments<'_> {
     fn run<S: Simd>(self, s: S) -> Self::Output {
         let n = self.channels;
         let stride = n.next_multiple_of(S::LANES);
-        let wide = n.next_multiple_of(COLUMNS);
-        let (mut sum, mut products) = (vec![0.0f64; n], vec![0.0f64; n * wide]);
+        let (mut sum, mut products) = (vec![0.0f64; n], vec![0.0f64; n * n]);
         // Rows of whole vectors: the input itself, or a padded copy.
         let mut tile = Aligned::zeros(if stride > n { BLOCK * stride } else { 0 });
         let mut block = Aligned::zeros(n * stride);
@@ -57,8 +53,8 @@ impl Kernel for SumMoments<'_> {
             for (total, &v) in sum.iter_mut().zip(block_sum.iter()) {
                 *total += f64::from(v);
             }
-            for (totals, block) in products.chunks_exact_mut(wide).zip(block.chunks_exact(stride)) {
-                for (total, &v) in totals[..n].iter_mut().zip(block) {
+            for (totals, block) in products.chunks_exact_mut(n).zip(block.chunks_exact(stride)) {
+                for (total, &v) in totals.iter_mut().zip(block) {
                     *total += f64::from(v);
                 }
             }
@@ -67,92 +63,50 @@ impl Kernel for SumMoments<'_> {
     }
 }
 
-/// Sums over pixels of `y = W x` and of its squares, for some rows of the weight `W`, from the sums of [`SumMoments`].
-pub(super) struct QuadraticForms<'a> {
-    pub sum: &'a [f64],
-    pub products: &'a [f64],
+/// `W D` for some rows of the weight `W` `[out, channels]`, and the sums over pixels of `y = W x` and of its squares.
+///
+/// The sum is `W sum(x)`. The sum of squares of a row `w` is `w D w'` plus the square of its sum divided by the number
+/// of pixels.
+pub(super) struct WeightDeviations<'a> {
     /// Rows of the weight.
     pub weight: &'a [f32],
+    /// Sums over pixels of the products of the input's deviations from its means, `[channels, channels]`.
+    pub deviations: &'a Packed,
+    /// Sums over pixels of the input.
+    pub sum: &'a [f64],
+    pub pixels: usize,
+    /// The rows of `W D`.
+    pub weighted: &'a mut [f32],
 }
 
-/// Rows of the weight that are processed together.
-const FORMS: usize = 4;
+/// Sums that are added side by side, as vectors hold them.
+const BESIDE: usize = 16;
 
-impl Kernel for QuadraticForms<'_> {
+impl Kernel for WeightDeviations<'_> {
     type Output = Sums;
     entry_points!();
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> Sums {
-        // The block of columns is chosen so that its sums stay in registers.
-        if S::LANES == COLUMNS { self.by_columns::<COLUMNS>() } else { self.by_columns::<{ COLUMNS / 2 }>() }
-    }
-}
-
-impl QuadraticForms<'_> {
-    /// Sums over blocks of `WIDE` columns.
-    #[inline(always)]
-    fn by_columns<const WIDE: usize>(self) -> Sums {
-        let n = self.sum.len();
-        let stride = n.next_multiple_of(COLUMNS);
-        let mut sums = Sums::new(self.weight.len() / n);
-        // `FORMS` rows of the weight, transposed.
-        let mut rows = vec![[0.0f64; FORMS]; stride];
-        let outputs = sums.sum.chunks_mut(FORMS).zip(sums.square.chunks_mut(FORMS));
-        for (weight, (sum, square)) in self.weight.chunks(FORMS * n).zip(outputs) {
-            rows.fill([0.0; FORMS]);
-            for (form, weight) in weight.chunks_exact(n).enumerate() {
-                for (row, &w) in rows.iter_mut().zip(weight) {
-                    row[form] = f64::from(w);
+        let WeightDeviations { weight, deviations, sum, pixels, weighted } = self;
+        let n = sum.len();
+        multiply(weight, n, weight.len() / n, deviations, weighted, n);
+        let mut sums = Sums::new(weight.len() / n);
+        let outputs = sums.sum.iter_mut().zip(&mut sums.square);
+        for ((weight, weighted), outputs) in weight.chunks_exact(n).zip(weighted.chunks_exact(n)).zip(outputs) {
+            let (mut of_sum, mut of_square) = ([0.0; BESIDE], [0.0; BESIDE]);
+            let parts = weight.chunks(BESIDE).zip(weighted.chunks(BESIDE)).zip(sum.chunks(BESIDE));
+            for ((weight, weighted), sum) in parts {
+                for (index, ((&w, &d), sum)) in weight.iter().zip(weighted).zip(sum).enumerate() {
+                    of_sum[index] += f64::from(w) * sum;
+                    of_square[index] += f64::from(w) * f64::from(d);
                 }
             }
-            let (mut of_sum, mut of_square) = ([0.0; FORMS], [0.0; FORMS]);
-            for (row, total) in rows.iter().zip(self.sum) {
-                for form in 0..FORMS {
-                    of_sum[form] += row[form] * total;
-                }
-            }
-            for first in (0..n).step_by(WIDE) {
-                // The matrix is symmetric: each block above the diagonal counts twice.
-                let mut totals = [[0.0; WIDE]; FORMS];
-                self.add_products(&rows, first, 0..first, &mut totals);
-                totals.iter_mut().flatten().for_each(|v| *v *= 2.0);
-                self.add_products(&rows, first, first..n.min(first + WIDE), &mut totals);
-                for (column, row) in rows[first..first + WIDE].iter().enumerate() {
-                    for form in 0..FORMS {
-                        of_square[form] += row[form] * totals[form][column];
-                    }
-                }
-            }
-            sum.copy_from_slice(&of_sum[..sum.len()]);
-            square.copy_from_slice(&of_square[..square.len()]);
+            let total: f64 = of_sum.iter().sum();
+            *outputs.0 = total;
+            *outputs.1 = of_square.iter().sum::<f64>() + total * total / pixels as f64;
         }
         sums
-    }
-
-    /// Adds the rows `range` of the matrix, each multiplied by its weights, in the `WIDE` columns from `first` on.
-    #[inline(always)]
-    fn add_products<const WIDE: usize>(
-        &self,
-        rows: &[[f64; FORMS]],
-        first: usize,
-        range: Range<usize>,
-        totals: &mut [[f64; WIDE]; FORMS],
-    ) {
-        let stride = rows.len();
-        let mut sums = *totals;
-        for (row, products) in
-            rows[range.clone()].iter().zip(self.products[range.start * stride..].chunks_exact(stride))
-        {
-            if let Some(products) = products[first..].first_chunk::<WIDE>() {
-                for (sums, w) in sums.iter_mut().zip(row) {
-                    for (sum, product) in sums.iter_mut().zip(products) {
-                        *sum += w * product;
-                    }
-                }
-            }
-        }
-        *totals = sums;
     }
 }
 

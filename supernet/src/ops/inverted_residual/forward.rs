@@ -11,7 +11,7 @@ use crate::ops::buffers::{Aligned, Buffer, Unwritten, written};
 use crate::ops::depthwise;
 use crate::ops::matmul::Packed;
 use crate::ops::parallel;
-use crate::ops::passes::{normalise, packed_slices, product};
+use crate::ops::passes::{normalise, packed_slices, packed_together, product};
 use crate::ops::rows::Left;
 use crate::ops::simd::dispatch;
 use std::marker::PhantomData;
@@ -64,7 +64,7 @@ impl Weights {
         Weights {
             expand: if shape.expand { expand() } else { Vec::new() },
             depthwise: depthwise::pack_weights(&packed[at.depthwise.clone()], middle, taps, false),
-            project: Packed::new(&packed[at.project.clone()], middle, shape.out_channels, 1, middle),
+            project: packed_together(&packed[at.project.clone()], middle, shape.out_channels, 1, middle),
         }
     }
 }
@@ -113,10 +113,11 @@ fn pass<'o, A: Act>(
     let with_sums = given.is_none();
 
     // Expand: its statistics.
-    let moments = (with_sums && shape.expand).then(|| Moments::new(x, shape.in_channels));
-    if let Some(moments) = &moments {
-        statistics[0] = moments.sums(&packed[at.expand.clone()]).statistics_over(over_processes, shape.in_pixels());
-    }
+    let moments = (with_sums && shape.expand).then(|| {
+        let (moments, sums) = Moments::new(x, &packed[at.expand.clone()], shape.in_channels);
+        statistics[0] = sums.statistics_over(over_processes, shape.in_pixels());
+        moments
+    });
     let affine1 = shape.expand.then(|| affine(&statistics[0], &at.norm1));
 
     // Depthwise.

@@ -7,7 +7,7 @@
 mod packed;
 mod tiles;
 
-pub(crate) use packed::Packed;
+pub(crate) use packed::{Packed, Panel};
 
 use super::buffers::{Unwritten, assume_written};
 use super::simd::InstructionSet;

@@ -35,24 +35,32 @@ impl Packed {
         row_stride: usize,
         column_stride: usize,
     ) -> Self {
-        assert!(k == 0 || existing == 0 || source.len() > (k - 1) * row_stride + (existing - 1) * column_stride);
+        let mut packed = Packed::zeros(k, n);
+        packed.panels(existing).into_iter().for_each(|panel| panel.fill(source, row_stride, column_stride));
+        packed
+    }
+
+    /// A matrix of zeros.
+    pub(crate) fn zeros(k: usize, n: usize) -> Self {
         let lanes = InstructionSet::active().lanes();
-        let vectors = n.div_ceil(lanes);
-        let mut data = Aligned::zeros(vectors * lanes * k);
-        let (mut done, mut offset) = (0, 0);
+        Packed { data: Aligned::zeros(n.next_multiple_of(lanes) * k), k, n }
+    }
+
+    /// The panels of the matrix, of which `existing` columns will be filled.
+    pub(crate) fn panels(&mut self, existing: usize) -> Vec<Panel<'_>> {
+        let lanes = InstructionSet::active().lanes();
+        let vectors = self.n.div_ceil(lanes);
+        let (mut done, mut rest) = (0, &mut self.data[..]);
+        let mut panels = Vec::new();
         while done < vectors {
             let nr = panel_vectors(vectors, done);
             let (start, width) = (done * lanes, nr * lanes);
-            let columns = width.min(existing.saturating_sub(start));
-            let panel = &mut data[offset..offset + k * width];
-            if columns > 0 {
-                let source = &source[start * column_stride..];
-                dispatch(PackPanel { source, row_stride, column_stride, columns, panel, width });
-            }
-            offset += k * width;
+            let (values, others) = rest.split_at_mut(self.k * width);
+            panels.push(Panel { values, width, start, columns: width.min(existing.saturating_sub(start)) });
+            rest = others;
             done += nr;
         }
-        Packed { data, k, n }
+        panels
     }
 
     /// Number of columns.
@@ -63,6 +71,30 @@ impl Packed {
     /// Number of rows.
     pub(crate) fn rows(&self) -> usize {
         self.k
+    }
+}
+
+/// A panel to be filled.
+pub(crate) struct Panel<'a> {
+    /// `[k, width]`
+    values: &'a mut [f32],
+    width: usize,
+    /// First column of the matrix.
+    start: usize,
+    /// Columns that exist.
+    columns: usize,
+}
+
+impl Panel<'_> {
+    /// Fills the panel from the matrix whose element `(row, column)` is `source[row * row_stride + column *
+    /// column_stride]`.
+    pub(crate) fn fill(self, source: &[f32], row_stride: usize, column_stride: usize) {
+        let Panel { values: panel, width, start, columns } = self;
+        if columns > 0 && !panel.is_empty() {
+            let source = &source[start * column_stride..];
+            assert!(source.len() > (panel.len() / width - 1) * row_stride + (columns - 1) * column_stride);
+            dispatch(PackPanel { source, row_stride, column_stride, columns, panel, width });
+        }
     }
 }
 

@@ -78,8 +78,11 @@ vectors!(Neon, widened_dot);
 vectors!(NeonDot, dot);
 
 /// [`Simd::dot`] without an instruction for it.
+///
+/// # Safety
+/// Every 64-bit Arm CPU has Neon, so that nothing is left to promise; the signature is that of the intrinsics.
 #[inline(always)]
-fn widened_dot(sum: int32x4_t, x: int32x4_t, w: int32x4_t) -> int32x4_t {
+unsafe fn widened_dot(sum: int32x4_t, x: int32x4_t, w: int32x4_t) -> int32x4_t {
     // SAFETY: Neon is part of every 64-bit Arm CPU.
     unsafe {
         let (x, w) = (vreinterpretq_u8_s32(x), vreinterpretq_s8_s32(w));
@@ -95,9 +98,12 @@ fn widened_dot(sum: int32x4_t, x: int32x4_t, w: int32x4_t) -> int32x4_t {
 
 /// [`Simd::dot`] by the instruction for signed bytes: `x w = (x - 128) w + 128 w`. The last term depends on the weights
 /// only, so it is computed once for all rows of a tile.
+///
+/// # Safety
+/// The CPU must have dot products.
 #[inline(always)]
-fn dot(sum: int32x4_t, x: int32x4_t, w: int32x4_t) -> int32x4_t {
-    // SAFETY: Neon is part of every 64-bit Arm CPU, and only `NeonDot` calls this, which proves dot products.
+unsafe fn dot(sum: int32x4_t, x: int32x4_t, w: int32x4_t) -> int32x4_t {
+    // SAFETY: Neon is part of every 64-bit Arm CPU, and the caller proves dot products.
     unsafe {
         let half = signed_dot(vdupq_n_s32(0), vdupq_n_s32(0x4040_4040), w);
         let flipped = veorq_s32(x, vdupq_n_s32(0x8080_8080_u32 as i32));

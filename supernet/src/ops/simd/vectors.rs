@@ -149,6 +149,13 @@ pub(crate) trait Simd: Copy {
             self.load_i32(all.as_ptr())
         }
     }
+    /// Stores a whole vector to the first words.
+    #[inline(always)]
+    fn write_i32(self, words: &mut [i32], v: Self::I) {
+        assert!(words.len() >= Self::LANES);
+        // SAFETY: just asserted.
+        unsafe { self.store_i32(words.as_mut_ptr(), v) }
+    }
     /// Loads the first bytes, at most a whole vector, one per lane; lanes beyond the bytes are zero.
     #[inline(always)]
     fn read_bytes(self, bytes: &[u8]) -> Self::I {

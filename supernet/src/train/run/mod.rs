@@ -9,10 +9,11 @@ use super::checkpoint::{Folder, Identity, Latest, Progress, SupernetNote, write_
 use super::class_balance::class_weights;
 use super::config::{StagePlan, TrainConfig};
 use super::metrics::{self, MetricsFile, MetricsLine};
-use super::optimizer::Sgd;
+use super::optimizer::Optimizer;
 use super::progress::{Control, Event, Outcome, ProbeResult};
 use super::stage::StageConfig;
 use super::validation::EvaluationSet;
+use super::whitening;
 use crate::data::{Dataset, TrainedOn};
 use crate::network::Supernet;
 use crate::ranks::Ranks;
@@ -78,6 +79,9 @@ pub fn train_with_teacher(
     if config.sync_batch_norm {
         net.share_batch_statistics(ranks)?;
     }
+    if config.drop_path > 0.0 && !net.has_kernels() {
+        return Err(Error::Config("drop_path works on the CPU only; use --device cpu, or leave drop_path out".into()));
+    }
     let plan = config.plan(&space, data.train.len());
     check_batches(&plan, ranks)?;
     if ranks.is_first() {
@@ -86,7 +90,7 @@ pub fn train_with_teacher(
     let metrics_lines = found.as_ref().map_or(0, |found| found.checkpoint.progress.metrics_lines);
     let probe_images = (config.probe.images > 0).then_some(config.probe.images);
     let mut run = Run {
-        optimizer: config.optimizer(net.parameters().len()),
+        optimizer: config.optimizer(net.parameters()),
         net,
         data,
         config,
@@ -219,7 +223,7 @@ struct Run<'a> {
     metrics: Option<MetricsFile>,
     recalibration: EvaluationSet<'a>,
     validation: EvaluationSet<'a>,
-    optimizer: Sgd,
+    optimizer: Optimizer,
     teacher: Option<Supernet>,
     average: Option<Average>,
     class_weights: Vec<f32>,
@@ -244,6 +248,9 @@ impl Run<'_> {
         }
         if self.config.zero_last_scale {
             self.net.zero_last_scales()?;
+        }
+        if self.config.whitening_stem {
+            self.net.set_stem_filters(&whitening::filters(self.data, &self.space, self.config.seed)?)?;
         }
         // So that a run killed early can be resumed like any other.
         self.checkpoint().map(drop)
@@ -314,7 +321,7 @@ impl Run<'_> {
             self.net.sort_outer_channels(outer_stage)?;
         }
         if !goes_on {
-            self.optimizer = self.config.optimizer(self.net.parameters().len());
+            self.optimizer = self.config.optimizer(self.net.parameters());
             self.average = match self.config.ema {
                 Some(decay) => Some(Average::new(decay, self.net.state()?, updates)),
                 None => None,
@@ -340,7 +347,7 @@ impl Run<'_> {
         self.progress.entered = false;
         if !goes_on {
             self.progress.average_updates = 0;
-            self.optimizer = self.config.optimizer(self.net.parameters().len());
+            self.optimizer = self.config.optimizer(self.net.parameters());
         }
         self.checkpoint().map(drop)
     }

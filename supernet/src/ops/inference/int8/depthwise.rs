@@ -214,33 +214,51 @@ impl<const K: usize> Sums<'_, K> {
         let (out_width, words) = (self.shape.out_width(), K.div_ceil(4));
         let (frame, bias) = (self.frame.as_ptr(), s.read_i32(self.bias));
         let weight = &self.weight[..K * K.div_ceil(4) * S::LANES];
-        let sums = self.sums[start..][..HIGH * out_width * S::LANES].as_mut_ptr();
+        let sums = &mut self.sums[start..][..HIGH * out_width * S::LANES];
         let mut column = 0;
         while column < out_width {
             column = column.min(out_width - COUNT);
             let mut tile = [[bias; COUNT]; HIGH];
             for (ky, &line) in lines.iter().enumerate().take(K + (HIGH - 1) * STRIDE) {
                 for word in 0..words {
-                    for x in 0..COUNT {
-                        let place = line + (column + x + 4 / STRIDE * word) * S::LANES;
-                        // SAFETY: `column + x < out_width` and `word < words`, so the word lies below `pixels`, and
-                        // its vector in the row of the frame that starts at `line`.
-                        let pixels = unsafe { s.load_i32(frame.add(place)) };
-                        for (high, sums) in tile.iter_mut().enumerate() {
-                            let Some(ky) = ky.checked_sub(high * STRIDE).filter(|&ky| ky < K) else { continue };
-                            let taps = s.read_i32(&weight[(ky * words + word) * S::LANES..][..S::LANES]);
-                            sums[x] = s.dot(sums[x], pixels, taps);
-                        }
-                    }
+                    let place = line + (column + 4 / STRIDE * word) * S::LANES;
+                    // SAFETY: `column + x < out_width` for all `x < COUNT`, and `word < words`, so the words lie below
+                    // `pixels`, and their vectors in the row of the frame that starts at `line`.
+                    unsafe {
+                        add_word::<S, K, STRIDE, HIGH, COUNT>(s, &mut tile, weight, (ky, word), frame.add(place))
+                    };
                 }
             }
             for (high, tile) in tile.into_iter().enumerate() {
                 for (x, sum) in tile.into_iter().enumerate() {
-                    // SAFETY: `sums` holds `HIGH` rows of `out_width` vectors, and `column + x < out_width`.
-                    unsafe { s.store_i32(sums.add((high * out_width + column + x) * S::LANES), sum) };
+                    s.write_i32(&mut sums[(high * out_width + column + x) * S::LANES..], sum);
                 }
             }
             column += COUNT;
+        }
+    }
+}
+
+/// Adds the products of `COUNT` vectors of pixels with word `word` of the taps of row `ky` to the sums of those output
+/// rows that read it.
+///
+/// # Safety
+/// `pixels` points to `COUNT` vectors.
+#[inline(always)]
+unsafe fn add_word<S: Simd, const K: usize, const STRIDE: usize, const HIGH: usize, const COUNT: usize>(
+    s: S,
+    tile: &mut [[S::I; COUNT]; HIGH],
+    weight: &[i32],
+    (ky, word): (usize, usize),
+    pixels: *const i32,
+) {
+    for x in 0..COUNT {
+        // SAFETY: `x < COUNT`.
+        let pixels = unsafe { s.load_i32(pixels.add(x * S::LANES)) };
+        for (high, sums) in tile.iter_mut().enumerate() {
+            let Some(ky) = ky.checked_sub(high * STRIDE).filter(|&ky| ky < K) else { continue };
+            let taps = s.read_i32(&weight[(ky * K.div_ceil(4) + word) * S::LANES..][..S::LANES]);
+            sums[x] = s.dot(sums[x], pixels, taps);
         }
     }
 }
@@ -276,7 +294,6 @@ fn fill_row<S: Simd, const STRIDE: usize>(
             word = s.shift_in(word, next);
         }
         new = STRIDE;
-        // SAFETY: the chunk holds `LANES` words.
-        unsafe { s.store_i32(words.as_mut_ptr(), word) };
+        s.write_i32(words, word);
     }
 }

@@ -1,11 +1,19 @@
-//! The lines of `metrics.jsonl`, one JSON object each.
+//! The lines of `metrics.jsonl`, one JSON object each, and the other files that hold them.
+
+mod csv;
+mod tensorboard;
 
 use super::step::StepReport;
 use crate::{Error, Result, Subnet};
+use csv::CsvFile;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use tensorboard::EventFile;
+
+/// Folder beside `metrics.jsonl` for event files of TensorBoard; they are written where it exists.
+pub const TENSORBOARD: &str = "tensorboard";
 
 /// Line of the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -136,11 +144,13 @@ impl Window {
     }
 }
 
-/// Appends lines to a file.
+/// Appends lines to a file, and the same to `metrics.csv` and TensorBoard's event file beside it.
 pub struct MetricsFile {
     path: PathBuf,
     file: File,
     lines: u64,
+    csv: CsvFile,
+    events: Option<EventFile>,
 }
 
 impl MetricsFile {
@@ -159,7 +169,7 @@ impl MetricsFile {
         if let Some(folder) = path.parent() {
             crate::files::sync_folder(folder);
         }
-        let (mut kept, mut length, mut line) = (0, 0, Vec::new());
+        let (mut kept, mut length, mut line, mut parsed) = (0, 0, Vec::new(), Vec::new());
         let mut reader = BufReader::new(&file);
         while kept < lines {
             line.clear();
@@ -169,10 +179,15 @@ impl MetricsFile {
             }
             kept += 1;
             length += line.len() as u64;
+            // A line that somebody damaged stays in this file and is in no other.
+            parsed.extend(serde_json::from_slice::<MetricsLine>(&line));
         }
         file.set_len(length).map_err(fail)?;
         (&file).seek(SeekFrom::End(0)).map_err(fail)?;
-        Ok(MetricsFile { path: path.to_path_buf(), file, lines: kept })
+        let csv = CsvFile::create(&path.with_extension("csv"), &parsed)?;
+        let folder = path.with_file_name(TENSORBOARD);
+        let events = folder.is_dir().then(|| EventFile::create(&folder, &parsed)).transpose()?;
+        Ok(MetricsFile { path: path.to_path_buf(), file, lines: kept, csv, events })
     }
 
     /// Appends a line.
@@ -184,7 +199,8 @@ impl MetricsFile {
         text.push('\n');
         self.file.write_all(text.as_bytes()).map_err(|e| Error::file(&self.path, e))?;
         self.lines += 1;
-        Ok(())
+        self.csv.write(line)?;
+        self.events.as_mut().map_or(Ok(()), |events| events.write(line))
     }
 
     /// Makes all lines durable and returns their number.
@@ -193,6 +209,8 @@ impl MetricsFile {
     /// The operating system's error with the path.
     pub fn sync(&mut self) -> Result<u64> {
         self.file.sync_data().map_err(|e| Error::file(&self.path, e))?;
+        self.csv.sync()?;
+        self.events.as_ref().map_or(Ok(()), EventFile::sync)?;
         Ok(self.lines)
     }
 }

@@ -1,0 +1,33 @@
+//! Memory that the first run of a network takes.
+//!
+//! Counted by the allocator. What the system calls resident also holds pages of the program, which depend on what else
+//! it has cached, and misses buffers that take the place of freed memory.
+
+use ofa_evaluate::StaticNetwork;
+use ofa_evaluate::runtime::with_threads;
+use ofa_supernet::SearchSpace;
+use peak_alloc::PeakAlloc;
+
+#[global_allocator]
+static HEAP: PeakAlloc = PeakAlloc;
+
+#[test]
+fn a_run_takes_the_planned_buffers_and_little_more() {
+    let space = SearchSpace::named("mbv3-w1.0").unwrap();
+    for subnet in [space.smallest(), space.middle(), space.largest()] {
+        let spec = space.network(&subnet, 1000).unwrap();
+        let mut network = StaticNetwork::random(&spec, 0).unwrap();
+        let images = vec![0.5; spec.resolution * spec.resolution * 3];
+        let planned = network.buffer_bytes() as usize;
+        let mut taken = || {
+            let before = HEAP.current_usage();
+            HEAP.reset_peak_usage();
+            with_threads(2, || network.run(&images, 1).map(<[f32]>::len)).unwrap();
+            HEAP.peak_usage() - before
+        };
+        let (first, second) = (taken(), taken());
+        println!("{subnet}: {first} bytes taken by the first run, {second} by the second; {planned} planned");
+        assert!((planned..=planned + (1 << 20)).contains(&first), "{subnet}: {first} bytes, {planned} of them planned");
+        assert!(second <= 1 << 20, "{subnet}: {second} bytes are taken by each run");
+    }
+}

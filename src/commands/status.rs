@@ -1,0 +1,324 @@
+//! `ofa status`
+
+use crate::commands::predictor::REPORT as FIT;
+use crate::progress;
+use crate::run_folder::{RunConfig, RunFolder, subfolders};
+use crate::{shell, terminal};
+use anyhow::{Result, bail};
+use ofa_evaluate::bench::BENCH_FILE;
+use ofa_evaluate::model::CONFIG_FILE;
+use ofa_extract::FitReport;
+use ofa_supernet::Error;
+use ofa_supernet::files::read_json;
+use ofa_supernet::train::checkpoint::{Folder, read_position};
+use ofa_supernet::train::metrics::{self, MetricsLine};
+use ofa_supernet::train::progress::Pace;
+use serde::Serialize;
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// Show where a run stands: stage, step, time left, accuracies, what its folder holds, and what to do next.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Run folder.
+    #[arg(default_value = "run")]
+    run: PathBuf,
+    /// Run folder, as other commands take it.
+    #[arg(long = "run", id = "RUN", value_name = "RUN", conflicts_with = "run")]
+    named: Option<PathBuf>,
+}
+
+/// Everything that is shown.
+#[derive(Serialize)]
+struct Status {
+    run: PathBuf,
+    space: String,
+    data: String,
+    state: State,
+    /// The command that works on the run alone, with its process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<String>,
+    training: Option<Training>,
+    /// Steps of the checkpoints from which training can resume.
+    checkpoints: Vec<usize>,
+    predictor: Option<FitReport>,
+    /// Names of device profiles.
+    devices: Vec<String>,
+    /// Names of search results.
+    searches: Vec<String>,
+    /// Names of model folders.
+    models: Vec<String>,
+    /// Commands to run next.
+    next: Vec<String>,
+}
+
+/// State of the supernet.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    /// No step is done.
+    NotBegun,
+    /// A process trains it.
+    Training,
+    /// Training was stopped or killed.
+    Stopped,
+    /// Training is done.
+    Trained,
+    /// The weights come from elsewhere.
+    Imported,
+    /// There is no supernet: accuracies were measured elsewhere.
+    WithoutSupernet,
+}
+
+/// Position of the training.
+#[derive(Serialize)]
+struct Training {
+    stage: String,
+    /// Number of the stage, from 1.
+    stage_number: usize,
+    stages: usize,
+    stage_step: usize,
+    stage_steps: usize,
+    step: usize,
+    steps: usize,
+    /// Seconds of training so far.
+    seconds: f64,
+    /// Estimated seconds to the end, by the last steps that were recorded.
+    seconds_left: Option<f64>,
+    /// Mean loss and training accuracy over the last steps that were recorded.
+    loss: Option<f64>,
+    accuracy: Option<f64>,
+    /// The last validation.
+    validation: Vec<Validation>,
+}
+
+/// Validation accuracy of a fixed subnet.
+#[derive(Serialize)]
+struct Validation {
+    step: usize,
+    name: String,
+    subnet: ofa_supernet::Subnet,
+    accuracy: f64,
+}
+
+pub fn run(args: &Args) -> Result<Value> {
+    let status = Status::gather(&RunFolder::new(args.named.as_ref().unwrap_or(&args.run)))?;
+    status.print();
+    terminal::next(status.next.iter().cloned());
+    Ok(serde_json::to_value(&status)?)
+}
+
+impl Status {
+    fn gather(folder: &RunFolder) -> Result<Self> {
+        let config = folder.config()?;
+        let trials = folder.join("trials.jsonl");
+        if trials.exists() {
+            bail!(
+                "{}: this folder holds trials of `ofa tune`, not a run; trials.csv beside it lists them",
+                trials.display()
+            );
+        }
+        // A command that trains or measures holds the lock alone; its files may be read all the same.
+        let (command, _lock) = match folder.lock_to_read() {
+            Ok(lock) => (None, lock),
+            Err(error) => match error.downcast::<Error>() {
+                Ok(Error::Busy { holder, .. }) => (Some(holder), None),
+                Ok(error) => return Err(error.into()),
+                Err(error) => return Err(error),
+            },
+        };
+        let checkpoints = Folder::of_run(folder.path(), 1);
+        let lines = match folder.join("metrics.jsonl") {
+            path if path.exists() => metrics::read(&path)?,
+            _ => Vec::new(),
+        };
+        let has_supernet = checkpoints.supernet_path().exists();
+        let state = match (&command, has_supernet, checkpoints.list()?.len()) {
+            (_, true, _) if lines.is_empty() => State::Imported,
+            (_, true, _) => State::Trained,
+            (_, false, 0) if folder.is_foreign() => State::WithoutSupernet,
+            (Some(_), false, _) => State::Training,
+            (None, false, 0) => State::NotBegun,
+            (None, false, _) => State::Stopped,
+        };
+        let fit = folder.join(FIT);
+        let names = |paths: Vec<PathBuf>| -> Vec<String> {
+            let name = |path: &PathBuf| Some(path.file_stem()?.to_string_lossy().into_owned());
+            paths.iter().filter_map(name).collect()
+        };
+        let models = subfolders(&folder.join("models")).into_iter().filter(|path| path.join(CONFIG_FILE).is_file());
+        let mut models: Vec<String> =
+            models.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect();
+        models.sort();
+        let mut status = Status {
+            run: folder.path().to_path_buf(),
+            space: config.space.name.clone(),
+            data: config.data.source.clone(),
+            state,
+            command,
+            training: training(&config, &checkpoints, &lines, state)?,
+            checkpoints: checkpoints.list()?.into_iter().map(|(step, _)| step).collect(),
+            predictor: if fit.exists() { Some(read_json(&fit)?) } else { None },
+            devices: names(folder.json_files("devices")?),
+            searches: names(folder.json_files("search")?),
+            models,
+            next: Vec::new(),
+        };
+        status.next = status.next(folder);
+        Ok(status)
+    }
+
+    /// The commands to run next.
+    fn next(&self, folder: &RunFolder) -> Vec<String> {
+        let run = shell::path(&self.run);
+        if self.command.is_some() {
+            return Vec::new();
+        }
+        if matches!(self.state, State::NotBegun | State::Stopped) {
+            return vec![format!("ofa train --out {run} --resume")];
+        }
+        let has_predictor = folder.join("predictor/predictor.safetensors").exists();
+        let mut next = Vec::new();
+        if self.devices.is_empty() {
+            next.push(format!("ofa profile --run {run} --name this"));
+        }
+        if !has_predictor && self.state != State::WithoutSupernet {
+            next.push(format!("ofa predictor --run {run}"));
+        }
+        if has_predictor && self.searches.is_empty() {
+            let limit = self.devices.first().map_or("any:macs=50M".into(), |device| format!("{device}:latency=10ms"));
+            next.push(format!("ofa search --run {run} --limit {}", shell::quote(&limit)));
+        }
+        let is_missing = |name: &String| !self.models.contains(name);
+        if self.state != State::WithoutSupernet && self.searches.iter().any(is_missing) {
+            next.push(format!("ofa extract --run {run} --search-results"));
+        }
+        let is_measured = |name: &String| folder.join(&format!("models/{name}/{BENCH_FILE}")).exists();
+        if !self.models.iter().all(is_measured) {
+            let data = if self.data.is_empty() { "DIR".into() } else { shell::quote(&self.data) };
+            next.push(format!("ofa bench {run}/models/* --data {data} --update-card"));
+        } else if !self.models.is_empty() {
+            next.push(format!("ofa report --run {run}"));
+        }
+        next
+    }
+
+    fn print(&self) {
+        let line = |name: &str, text: String| say!("{name:<12}{text}");
+        let list = |names: &[String]| if names.is_empty() { "none".into() } else { names.join(", ") };
+        line("run", format!("{}, space '{}', data '{}'", self.run.display(), self.space, self.data));
+        if let Some(command) = &self.command {
+            line("at work", command.clone());
+        }
+        line("supernet", self.supernet());
+        if let Some(training) = self.training.as_ref().filter(|_| self.state != State::Trained) {
+            training.print();
+        }
+        if let Some(training) = &self.training {
+            let accuracy = |v: &Validation| format!("{} {:.1} %", v.name, 100.0 * v.accuracy);
+            let accuracies: Vec<String> = training.validation.iter().map(accuracy).collect();
+            let at = training.validation.first().map_or(String::new(), |v| format!(" (validation at step {})", v.step));
+            line("accuracies", list(&accuracies) + &at);
+        }
+        let steps: Vec<String> = self.checkpoints.iter().map(|step| format!("step {step}")).collect();
+        line("checkpoints", list(&steps));
+        let tau = |fit: &FitReport| fit.kendall_tau.map_or(String::new(), |tau| format!(", Kendall tau {tau:.3}"));
+        let fit = |fit: &FitReport| format!("{} subnets, RMSE {:.2} points{}", fit.samples, 100.0 * fit.rmse, tau(fit));
+        line("predictor", self.predictor.as_ref().map_or("none".into(), fit));
+        line("devices", list(&self.devices));
+        line("searches", list(&self.searches));
+        line("models", list(&self.models));
+    }
+
+    fn supernet(&self) -> String {
+        match (self.state, &self.training) {
+            (State::NotBegun, _) => "training has not begun".into(),
+            (State::Training, _) => "training".into(),
+            (State::Stopped, _) => "training is stopped and can be resumed".into(),
+            (State::Trained, Some(training)) => {
+                format!("trained, {} steps in {}", training.step, progress::duration(training.seconds))
+            }
+            (State::Trained, None) => "trained".into(),
+            (State::Imported, _) => "imported".into(),
+            (State::WithoutSupernet, _) => "none, accuracies were measured elsewhere".into(),
+        }
+    }
+}
+
+impl Training {
+    fn print(&self) {
+        let line = |name: &str, text: String| say!("{name:<12}{text}");
+        line("stage", format!("{} of {}, '{}'", self.stage_number, self.stages, self.stage));
+        line(
+            "step",
+            format!("{} of {} ({} of {} in this stage)", self.step, self.steps, self.stage_step, self.stage_steps),
+        );
+        line("time so far", progress::duration(self.seconds));
+        if let Some(left) = self.seconds_left {
+            line("time left", format!("about {}", progress::duration(left)));
+        }
+        if let (Some(loss), Some(accuracy)) = (self.loss, self.accuracy) {
+            line("loss", format!("{loss:.3}, training accuracy {:.1} %", 100.0 * accuracy));
+        }
+    }
+}
+
+/// Position of the training: where it is if a process works on it, otherwise where the newest checkpoint is.
+fn training(config: &RunConfig, folder: &Folder, lines: &[MetricsLine], state: State) -> Result<Option<Training>> {
+    let Some((_, newest)) = folder.list()?.pop() else { return Ok(None) };
+    let (position, images) = read_position(&newest)?;
+    let plan = config.train.plan(&config.space, images);
+    let steps: usize = plan.iter().map(|stage| stage.steps).sum();
+    // Lines after the checkpoint are written again when training resumes.
+    let known = match state {
+        State::Training => lines,
+        _ => &lines[..lines.len().min(position.metrics_lines as usize)],
+    };
+    let mut training = Training {
+        stage: String::new(),
+        stage_number: 0,
+        stages: plan.len(),
+        stage_step: 0,
+        stage_steps: 0,
+        step: if state == State::Trained { steps } else { position.step },
+        steps,
+        seconds: position.seconds,
+        seconds_left: None,
+        loss: None,
+        accuracy: None,
+        validation: Vec::new(),
+    };
+    let (mut before, mut last) = (None, None);
+    for line in if state == State::Trained { lines } else { known } {
+        match line {
+            MetricsLine::Step { step, loss, accuracy, seconds, .. } => {
+                (before, last) = (last.or(Some((0, 0.0))), Some((*step, *seconds)));
+                (training.loss, training.accuracy) = (Some(*loss), Some(*accuracy));
+                (training.step, training.seconds) = (training.step.max(*step), training.seconds.max(*seconds));
+            }
+            MetricsLine::Probe { step, probe, subnet, accuracy, .. } => {
+                training.validation.retain(|other| other.step == *step);
+                let (name, subnet) = (probe.clone(), subnet.clone());
+                training.validation.push(Validation { step: *step, name, subnet, accuracy: *accuracy });
+            }
+            MetricsLine::Stage { seconds, .. }
+            | MetricsLine::Skipped { seconds, .. }
+            | MetricsLine::Finished { seconds, .. } => training.seconds = training.seconds.max(*seconds),
+        }
+    }
+    let is_here = |stage: &ofa_supernet::train::StagePlan| training.step < stage.first_step + stage.steps;
+    let index = plan.iter().position(is_here).unwrap_or(plan.len() - 1);
+    training.stage = config.train.stages[index].name.clone();
+    training.stage_number = index + 1;
+    training.stage_steps = plan[index].steps;
+    training.stage_step = (training.step - plan[index].first_step.min(training.step)).min(plan[index].steps);
+    if let (Some((from, begun)), Some((to, now))) = (before, last)
+        && to > from
+        && state != State::Trained
+    {
+        let mut pace = Pace::default();
+        pace.add((now - begun) / (to - from) as f64);
+        training.seconds_left = Some(pace.remaining(&plan, index, training.stage_step));
+    }
+    Ok(Some(training))
+}

@@ -1,0 +1,69 @@
+//! A run folder that a failed command made: it goes again.
+
+use ofa_supernet::lock::LOCK_FILE;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Files and folders that a training makes before its first step.
+const FIRST_FILES: [&str; 5] = [LOCK_FILE, "config.toml", "metrics.jsonl", "metrics.csv", "tensorboard"];
+
+/// What a command adds to the file system for its run folder.
+pub struct NewFolder {
+    /// Folders that were missing, the innermost first.
+    missing: Vec<PathBuf>,
+}
+
+impl NewFolder {
+    /// Notes, before anything is written, which of the folders of `path` are missing.
+    pub fn of(path: &Path) -> Self {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+        let missing = path.ancestors().take_while(|folder| !folder.exists()).map(Path::to_path_buf).collect();
+        NewFolder { missing }
+    }
+
+    /// Removes the folders that were missing and the first files in them. A folder that was there, or that holds
+    /// anything else by now, stays.
+    pub fn discard(&self) {
+        let Some(run) = self.missing.first() else { return };
+        let first = |name: &std::ffi::OsStr| FIRST_FILES.iter().any(|file| *file == name);
+        let names = || fs::read_dir(run).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let checkpoints = run.join("checkpoints");
+        // Only an empty folder can be removed.
+        let _ = fs::remove_dir(&checkpoints);
+        if names().all(|name| first(&name)) {
+            names().map(|name| run.join(name)).for_each(|path| {
+                let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+            });
+            self.missing.iter().for_each(|folder| drop(fs::remove_dir(folder)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_made_goes_and_only_without_results() {
+        let temporary = tempfile::tempdir().unwrap();
+        let root = temporary.path();
+        let run = root.join("a/b/run");
+        let fill = |others: &[&str]| {
+            fs::create_dir_all(run.join("checkpoints")).unwrap();
+            FIRST_FILES.iter().chain(others).for_each(|name| fs::write(run.join(name), "").unwrap());
+        };
+        let made = NewFolder::of(&run);
+        fill(&[]);
+        made.discard();
+        assert!(root.exists() && !root.join("a").exists());
+        for kept in ["notes.txt", "checkpoints/step-00000001.safetensors"] {
+            fill(&[kept]);
+            made.discard();
+            assert!(run.join(kept).exists() && run.join("config.toml").exists());
+            fs::remove_dir_all(root.join("a")).unwrap();
+        }
+        fill(&[]);
+        NewFolder::of(&run).discard();
+        assert!(run.join("config.toml").exists());
+    }
+}

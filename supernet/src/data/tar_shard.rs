@@ -1,0 +1,123 @@
+//! A tar file in the layout of WebDataset: images with their labels beside them.
+
+use super::regular;
+use super::source::{Label, Labelled, Source};
+use crate::quote::visible;
+use crate::{Error, Result};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Keys of a label in `NAME.json`.
+const JSON_KEYS: [&str; 5] = ["cls", "label", "class", "class_name", "label_name"];
+/// Most bytes of a label's file.
+const MAX_LABEL: u64 = 1 << 20;
+/// Bytes of a tar file's blocks.
+const BLOCK: u64 = 512;
+
+/// A sample while its shard is read.
+#[derive(Default)]
+struct Sample {
+    image: Option<Source>,
+    label: Option<Label>,
+    /// Whether the label is that of `NAME.cls`, which precedes `NAME.json`.
+    of_cls: bool,
+}
+
+/// Lists the images of a tar file, in order, with their labels.
+///
+/// # Errors
+/// A damaged file, an image without a label, or two images of one name.
+pub fn scan(path: &Path) -> Result<Vec<Labelled>> {
+    let fault = |reason: String| Error::format(path, reason);
+    let length = regular::length(path).map_err(fault)?;
+    let file = File::open(path).map_err(|e| Error::file(path, e))?;
+    let shard: Arc<Path> = path.into();
+    let broken =
+        |e: std::io::Error| fault(format!("is not a whole tar file: {}; fetch it again", visible(&e.to_string())));
+    let (mut samples, mut order, mut end) = (HashMap::<String, Sample>::new(), Vec::new(), 0u64);
+    for entry in tar::Archive::new(file).entries_with_seek().map_err(broken)? {
+        let mut entry = entry.map_err(broken)?;
+        // Names are shown and compared, never opened.
+        let name = visible(&String::from_utf8_lossy(&entry.path_bytes()));
+        let (offset, size) = (entry.raw_file_position(), entry.size());
+        let last = offset.saturating_add(size);
+        if last > length {
+            return Err(fault(format!(
+                "is truncated: '{}' ends at byte {last}, but the file has {length} bytes; fetch it again",
+                name
+            )));
+        }
+        end = end.max(last.div_ceil(BLOCK) * BLOCK);
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let Some((key, extension)) = parts(&name) else { continue };
+        let is_image = ["jpg", "jpeg", "png"].contains(&extension.as_str());
+        if !is_image && extension != "cls" && extension != "json" {
+            continue;
+        }
+        let sample = samples.entry(key.clone()).or_insert_with(|| {
+            order.push(key);
+            Sample::default()
+        });
+        if is_image {
+            let part = Source::Part { shard: shard.clone(), name: name.clone(), offset, length: size };
+            if sample.image.replace(part).is_some() {
+                return Err(Error::format(path.join(&name), "is the second image of its name in the shard; keep one"));
+            }
+        } else if extension == "cls" || !sample.of_cls {
+            let mut text = String::new();
+            (&mut entry).take(MAX_LABEL).read_to_string(&mut text).map_err(|e| Error::file(path.join(&name), e))?;
+            (sample.of_cls, sample.label) = match extension.as_str() {
+                "cls" => (true, of_text(&text)),
+                _ => (false, of_json(&text)),
+            };
+        }
+    }
+    if length < end + BLOCK {
+        return Err(fault("is truncated: the end mark of a tar file is missing; fetch it again".into()));
+    }
+    let mut images = Vec::with_capacity(order.len());
+    for key in order {
+        match samples.remove(&key).unwrap_or_default() {
+            Sample { image: Some(source), label: Some(label), .. } => images.push((source, label)),
+            Sample { image: Some(source), label: None, .. } => {
+                let base = key.rsplit('/').next().unwrap_or(&key);
+                let reason = format!(
+                    "has no label; expected {base}.cls with the class, or {base}.json with \"label\" or \"cls\", in the shard"
+                );
+                return Err(Error::format(source.place(), reason));
+            }
+            _ => {}
+        }
+    }
+    Ok(images)
+}
+
+/// Key and extension of an entry's name: the base name is cut at its first dot. `None` for hidden files.
+fn parts(name: &str) -> Option<(String, String)> {
+    let start = name.rfind('/').map_or(0, |slash| slash + 1);
+    let dot = name[start..].find('.').filter(|&dot| dot > 0)?;
+    Some((name[..start + dot].to_string(), name[start + dot + 1..].to_lowercase()))
+}
+
+fn of_text(text: &str) -> Option<Label> {
+    let text = text.trim();
+    match text.parse() {
+        Ok(number) => Some(Label::Number(number)),
+        Err(_) if text.is_empty() => None,
+        Err(_) => Some(Label::Name(text.to_string())),
+    }
+}
+
+fn of_json(text: &str) -> Option<Label> {
+    let value: serde_json::Value = serde_json::from_str(text).ok()?;
+    let label = JSON_KEYS.iter().find_map(|key| value.get(key))?;
+    match label {
+        serde_json::Value::String(text) => of_text(text),
+        label => Some(Label::Number(usize::try_from(label.as_u64()?).ok()?)),
+    }
+}
