@@ -34,7 +34,8 @@ pub struct EngineArgs {
     /// Networks to measure at most with another engine, without those of the check.
     #[arg(long, default_value_t = 120, requires = "engine", value_parser = crate::numbers::networks)]
     samples: usize,
-    /// Median error of predictions at which the measurement of another engine ends.
+    /// Median error of predictions at which the measurement of another engine ends; that of one network in twenty may
+    /// be 2.5 times as large.
     #[arg(long, default_value = "3%", requires = "engine", value_parser = crate::numbers::share)]
     error: f64,
 }

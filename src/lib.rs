@@ -44,6 +44,7 @@ mod searches;
 mod shell;
 mod starting_weights;
 mod strategy_options;
+mod subnet_text;
 mod suggestion;
 mod table;
 mod training_summary;

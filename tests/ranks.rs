@@ -108,13 +108,27 @@ fn smooth_configuration(folder: &Path) {
     fs::write(folder.join("c.toml"), smooth).unwrap();
 }
 
+/// Writes [`smooth_configuration`] with what else a step can be made of: Muon, skipped blocks, a first convolution that
+/// starts from the images, and drawn operations on images.
+fn recipe_configuration(folder: &Path) {
+    smooth_configuration(folder);
+    let text = fs::read_to_string(folder.join("c.toml")).unwrap();
+    let (space, rest) = text.split_once("\n[space.stem]\n").unwrap();
+    let text = format!("{space}\n[space.stem]\n{}", rest.replacen("channels = 8", "channels = 16", 1));
+    let keys = "optimizer = \"muon\"\nwhitening_stem = true\ndrop_path = 0.3";
+    let text = changed(&text, "\nmomentum = ", &format!("\n{keys}\nmomentum = "));
+    let (train, augmentation) = text.split_once("\n[train.augmentation]\n").unwrap();
+    let drawn = "rand_augment = { operations = 2, magnitude = 3.0 }\nrandom_erasing = { probability = 0.5, area = [0.05, 0.2] }";
+    fs::write(folder.join("c.toml"), format!("{train}\n[train.augmentation]\n{drawn}\n{augmentation}")).unwrap();
+}
+
 const ONE: [&str; 9] = ["train", "--config", "c.toml", "--out", "one", "--batch", "32", "--threads", "1"];
 
 #[test]
 #[cfg_attr(not(feature = "mpi"), ignore = "needs MPI")]
 fn two_ranks_with_synchronised_batch_norm_equal_one_with_the_double_batch() {
     let _turn = turn();
-    for configuration in [configuration, smooth_configuration] {
+    for configuration in [configuration, smooth_configuration, recipe_configuration] {
         equal_one_with_the_double_batch(configuration);
     }
 }

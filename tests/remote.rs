@@ -6,6 +6,7 @@ mod common;
 
 use common::{fails, misused, ofa, succeeds};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// A device's login: it greets, and runs the last argument.
@@ -147,9 +148,14 @@ fn phone(folder: &Path) -> String {
     let data = folder.join("data");
     let adb = format!(
         "echo \"$@\" >> log\nshift 2\ncase $1 in\npush) exec cp \"$2\" \"$(echo \"$3\" | sed 's|/data/local/tmp|{data}|')\";;\n\
-         shell) exec sh -c \"$(echo \"$2\" | sed 's|/data/local/tmp|{data}|g')\";;\nesac\n",
-        data = data.display()
+         shell) PATH={bin}:$PATH; exec sh -c \"$(echo \"$2\" | sed 's|/data/local/tmp|{data}|g')\";;\nesac\n",
+        data = data.display(),
+        bin = folder.join("bin").display()
     );
+    // The phone's own commands.
+    fs::create_dir_all(folder.join("bin")).unwrap();
+    stand_in(folder, "bin/cmd", &format!("#!/bin/sh\necho \"$@\" >> {}\n", folder.join("power").display()));
+    fs::set_permissions(folder.join("bin/cmd"), fs::Permissions::from_mode(0o755)).unwrap();
     stand_in(folder, "adb.sh", &adb)
 }
 
@@ -166,10 +172,13 @@ fn a_phone_is_reached_by_these_commands() {
         of_profile.contains("-s 1a2b push ")
             && of_profile.contains("-s 1a2b shell sh -c ")
             && of_profile.contains("dumpsys thermalservice")
+            && of_profile.contains("set-fixed-performance-mode-enabled $1")
             && of_profile.contains("taskset 1 "),
         "{of_profile}"
     );
     assert!(folder.join("r/devices/phone.json").exists() && is_empty());
+    let modes = ["true", "false"].map(|mode| format!("power set-fixed-performance-mode-enabled {mode}\n")).concat();
+    assert_eq!(fs::read_to_string(folder.join("power")).unwrap(), modes, "the clock is free again");
     // An extracted model is measured in the same way.
     common::finished_run(folder);
     let bench = ["bench", "run/models/smallest", "--on", "adb:1a2b", "--adb", &adb, "--cores", "0", "--json"];

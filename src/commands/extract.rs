@@ -7,7 +7,7 @@ use crate::model_folders::{check_all, check_int8_replaceable, int8_folder, is_cu
 use crate::model_origin::{Wanted, origin, provenance, search_results};
 use crate::progress::Bar;
 use crate::run_folder::{RunConfig, RunFolder};
-use crate::{interrupt, kept_samples, names, numbers, shell, table, terminal};
+use crate::{interrupt, kept_samples, names, numbers, shell, subnet_text, table, terminal};
 use anyhow::{Result, anyhow, bail};
 use ofa_evaluate::model::{Finetuned, NumberType, load_config};
 use ofa_evaluate::quantise;
@@ -15,7 +15,6 @@ use ofa_extract::predictor::read_samples;
 use ofa_extract::subnet::{Record, compare, extract};
 use ofa_extract::{Predictor, Sample};
 use ofa_supernet::data::Dataset;
-use ofa_supernet::import::Setting;
 use ofa_supernet::network::Statistics;
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
@@ -46,7 +45,7 @@ pub struct Args {
     /// skipped.
     #[arg(long, value_name = "NAME", num_args = 0..)]
     search_results: Option<Vec<String>>,
-    /// Subnet to extract: its text, `smallest`, `largest`, or the published code's form as JSON ({"ks": [...], "e":
+    /// Subnet to extract: its text, smallest, middle or largest, or once-for-all's form as JSON ({"ks": [...], "e":
     /// [...], "d": [...], "r": 160}); may be repeated.
     #[arg(long)]
     subnet: Vec<String>,
@@ -210,24 +209,17 @@ fn wanted(args: &Args, folder: &RunFolder, config: &RunConfig) -> Result<Vec<Wan
         wanted.extend(search_results(folder, &args.run, config, names, args.int8)?);
     }
     for text in &args.subnet {
-        let (name, subnet) = match text.as_str() {
-            "smallest" => (text.clone(), config.space.smallest()),
-            "largest" => (text.clone(), config.space.largest()),
-            _ => {
-                let subnet = if text.trim_start().starts_with('{') {
-                    let setting: Setting = text.parse()?;
-                    setting.subnet(&config.space, setting.resolution()?)?
-                } else {
-                    text.parse()?
-                };
-                (names::short(&subnet.to_string().replace([' ', ',', '|'], "-")), subnet)
-            }
+        let subnet = subnet_text::read(&config.space, text)?;
+        let name = match subnet_text::named(&config.space, text) {
+            Some(_) => text.clone(),
+            None => names::short(&subnet.to_string().replace([' ', ',', '|'], "-")),
         };
-        config.space.check(&subnet)?;
         wanted.push(Wanted { name: args.name.clone().unwrap_or(name), subnet, search: None });
     }
     if wanted.is_empty() {
-        bail!("nothing to extract: give --search-results or --subnet 'r32 d2,... k... e...' (or smallest, largest)");
+        bail!(
+            "nothing to extract: give --search-results or --subnet 'r32 d2,... k... e...' (or smallest, middle, largest)"
+        );
     }
     Ok(wanted)
 }

@@ -7,7 +7,7 @@ use crate::progress::{self, Bar, counted};
 use crate::run_folder::{DataConfig, RunConfig, RunFolder, absolute, data_flag};
 use crate::starting_weights::StartingWeights;
 use crate::terminal::{note, warning};
-use crate::{interrupt, memory, numbers, shell, table, terminal, training_summary};
+use crate::{interrupt, memory, numbers, shell, subnet_text, table, terminal, training_summary};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use ofa_supernet::data::Dataset;
@@ -71,8 +71,8 @@ pub struct Settings {
     /// teacher of their own: a run folder or a file of its checkpoints.
     #[arg(long, value_name = "RUN|CHECKPOINT")]
     teacher: Option<PathBuf>,
-    /// Train only this subnet, for as many epochs as all stages have: its text, smallest, middle or largest. What it
-    /// reaches alone is the yardstick for what it reaches in the supernet.
+    /// Train only this subnet, for as many epochs as all stages have: its text, smallest, middle or largest, or
+    /// once-for-all's form as JSON. What it reaches alone is the yardstick for what it reaches in the supernet.
     #[arg(long, value_name = "TEXT")]
     subnet: Option<String>,
     /// Images carved from the training images for validation.
@@ -147,12 +147,7 @@ impl Settings {
         }
         config.space.validate()?;
         if let Some(text) = &self.subnet {
-            let subnet = match text.as_str() {
-                "smallest" => config.space.smallest(),
-                "middle" => config.space.middle(),
-                "largest" => config.space.largest(),
-                text => text.parse()?,
-            };
+            let subnet = subnet_text::read(&config.space, text)?;
             (config.space, config.train) = config.train.alone(&config.space, &subnet)?;
             if let Some(from) = &config.from
                 && !StartingWeights::read(Path::new(from))?.is_model()

@@ -288,7 +288,7 @@ impl Workplace<'_> {
             "cd {folder} || exit 1\n\
              export LC_ALL=C\n\
              if test -f pid; then kill -TERM $(cat pid) 2>/dev/null; for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 $(cat pid) 2>/dev/null || break; sleep 1; done; fi\n\
-             {cool}exec 3<&0\n\
+             {prepare}exec 3<&0\n\
              {line} </dev/null 2>errors &\n\
              p=$!\n\
              echo $p > pid\n\
@@ -300,7 +300,7 @@ impl Workplace<'_> {
              kill $w 2>/dev/null\n\
              exit $c",
             folder = quote(&self.folder),
-            cool = self.remote.transport.wait_until_cool(),
+            prepare = self.remote.transport.prepare(),
         )
     }
 

@@ -99,12 +99,18 @@ impl Transport {
         }
     }
 
-    /// Lines of a script that wait, at most five minutes, until the machine no longer throttles for heat.
-    pub fn wait_until_cool(&self) -> &'static str {
+    /// Lines of a script before a measurement. A phone keeps one clock meanwhile, where it can, and waits at most five
+    /// minutes until it no longer throttles for heat.
+    pub fn prepare(&self) -> &'static str {
         match self {
             Transport::Ssh { .. } => "",
             Transport::Adb { .. } => {
-                "i=0; while test $i -lt 60 && dumpsys thermalservice 2>/dev/null | grep -q '^Thermal Status: [1-9]'; do sleep 5; i=$((i+1)); done\n"
+                "f() { cmd power set-fixed-performance-mode-enabled $1 >/dev/null 2>&1; }\n\
+                 f true\n\
+                 trap 'f false' EXIT\n\
+                 trap 'exit 129' HUP\n\
+                 trap 'exit 143' TERM\n\
+                 i=0; while test $i -lt 60 && dumpsys thermalservice 2>/dev/null | grep -q '^Thermal Status: [1-9]'; do sleep 5; i=$((i+1)); done\n"
             }
         }
     }

@@ -15,6 +15,9 @@ pub struct Conditions {
     /// Clock of the first core in MHz before and after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_mhz: Option<[f64; 2]>,
+    /// Cores that the program might run on, such as `4-7`: the system may allow fewer than were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cores: Option<String>,
     /// Flags of a Raspberry Pi that throttled or lacked voltage, in hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub throttled: Option<String>,
@@ -43,7 +46,14 @@ impl Moment {
 impl Conditions {
     pub(super) fn between(before: &Moment, after: &Moment, fixed_ms: Vec<f64>) -> Self {
         let clock_mhz = before.clock_mhz.zip(after.clock_mhz).map(|(before, after)| [before, after]);
-        Conditions { governor: after.governor.clone(), clock_mhz, throttled: throttled(), fixed_ms }
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        Conditions {
+            governor: after.governor.clone(),
+            clock_mhz,
+            cores: allowed_cores(&status),
+            throttled: throttled(),
+            fixed_ms,
+        }
     }
 
     /// Spread of the fixed network's times: the difference between their 90th and 10th percentile as a part of their
@@ -65,6 +75,11 @@ impl Conditions {
         let last = median(&self.fixed_ms[self.fixed_ms.len() - third..]);
         first.zip(last).filter(|(first, _)| *first > 0.0).map_or(0.0, |(first, last)| last / first - 1.0)
     }
+}
+
+/// The cores that Linux lets a process run on, from its `/proc/PID/status`.
+fn allowed_cores(status: &str) -> Option<String> {
+    status.lines().find_map(|line| Some(line.strip_prefix("Cpus_allowed_list:")?.trim().to_string()))
 }
 
 /// What the tool of a Raspberry Pi says of throttling, if it is not nothing.
@@ -93,6 +108,12 @@ mod tests {
         let hot = with(&[1.0, 1.0, 1.2, 1.3, 1.5, 1.5]);
         assert!((hot.drift() - 0.5).abs() < 1e-12 && (hot.spread() - 0.4).abs() < 1e-9, "{}", hot.spread());
         assert_eq!((with(&[]).spread(), with(&[]).drift(), with(&[3.0]).drift()), (0.0, 0.0, 0.0));
+    }
+
+    #[test]
+    fn cores_are_those_of_the_process() {
+        assert_eq!(allowed_cores("Name:\tofa\nCpus_allowed:\tf0\nCpus_allowed_list:\t4-7\n").as_deref(), Some("4-7"));
+        assert_eq!(allowed_cores("Name:\tofa\n"), None);
     }
 
     #[test]

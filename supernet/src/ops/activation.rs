@@ -34,6 +34,8 @@ impl fmt::Display for Activation {
 
 /// An activation known at compile time.
 pub(crate) trait Act: Copy + Send + Sync {
+    /// Whether no value is below zero.
+    const NEVER_NEGATIVE: bool = false;
     /// The function's value at `x`.
     fn value(x: f32) -> f32;
     /// The derivative at `x`; at a kink the side that PyTorch takes.
@@ -80,6 +82,7 @@ impl Act for Identity {
 }
 
 impl Act for Relu {
+    const NEVER_NEGATIVE: bool = true;
     #[inline(always)]
     fn value(x: f32) -> f32 {
         x.max(0.0)
@@ -99,6 +102,7 @@ impl Act for Relu {
 }
 
 impl Act for Relu6 {
+    const NEVER_NEGATIVE: bool = true;
     #[inline(always)]
     fn value(x: f32) -> f32 {
         x.clamp(0.0, 6.0)

@@ -1,6 +1,7 @@
 //! Ops of ResNets between the convolutions: the sum of a block and its shortcut, max pool, average pool.
 
 use super::parallel;
+use super::simd::{Kernel, Simd, dispatch, entry_points, vectors};
 use std::ops::Range;
 
 /// `x + y` for as many values, followed by ReLU if `relu`.
@@ -74,8 +75,14 @@ impl Windows {
         self.height * self.width * self.channels
     }
 
+    /// The image of output pixel `number`, counted over all images of `input`, and the pixel's number in the image.
+    pub(crate) fn image<'a, T>(&self, input: &'a [T], number: usize) -> (&'a [T], usize) {
+        let pixels = self.out_pixels();
+        (&input[number / pixels * self.in_values()..][..self.in_values()], number % pixels)
+    }
+
     /// Output values for `len` input values.
-    fn out_values(&self, len: usize) -> usize {
+    pub(crate) fn out_values(&self, len: usize) -> usize {
         len / self.in_values() * self.out_pixels() * self.channels
     }
 
@@ -115,47 +122,81 @@ impl Windows {
 
 /// Writes the largest value of every window of `input` `[batch, height, width, channels]`.
 pub(crate) fn max_windows(windows: &Windows, input: &[f32], output: &mut [f32]) {
-    pool_windows(windows, input, output, |out, position, values| {
-        if position == 0 {
-            out.copy_from_slice(values);
-        } else {
-            out.iter_mut().zip(values).for_each(|(out, &v)| *out = out.max(v));
-        }
-    });
+    pool_windows(windows, input, output, |pixels| dispatch(Largest(pixels)));
 }
 
 /// Writes the mean of every window of `input` `[batch, height, width, channels]`: padding before the map counts as
 /// zeros, pixels beyond its end do not count.
 pub(crate) fn mean_windows(windows: &Windows, input: &[f32], output: &mut [f32]) {
-    pool_windows(windows, input, output, |out, position, values| {
-        if position == 0 {
-            out.copy_from_slice(values);
-        } else {
-            out.iter_mut().zip(values).for_each(|(out, &v)| *out += v);
-        }
-    });
-    let (channels, pixels) = (windows.channels, windows.out_pixels());
-    in_parallel(output, channels, |range, output| {
-        for (pixel, out) in output.chunks_exact_mut(channels).enumerate() {
-            let factor = windows.mean_factor((range.start / channels + pixel) % pixels);
-            out.iter_mut().for_each(|v| *v *= factor);
-        }
+    pool_windows(windows, input, output, |pixels| dispatch(Means(pixels)));
+}
+
+/// Some output pixels of a pool.
+struct OutPixels<'a> {
+    windows: &'a Windows,
+    input: &'a [f32],
+    /// The first pixel, counted over all images.
+    first: usize,
+    output: &'a mut [f32],
+}
+
+/// Calls `pool` for all output pixels, some at a time.
+fn pool_windows(windows: &Windows, input: &[f32], output: &mut [f32], pool: impl Fn(OutPixels) + Sync) {
+    assert_eq!(windows.out_values(input.len()), output.len());
+    in_parallel(output, windows.channels, |range, output| {
+        pool(OutPixels { windows, input, first: range.start / windows.channels, output });
     });
 }
 
-/// Calls `add(output channels, number of the pixel in its window, input channels)` for all pixels of all windows.
-fn pool_windows(windows: &Windows, input: &[f32], output: &mut [f32], add: impl Fn(&mut [f32], usize, &[f32]) + Sync) {
-    let (channels, pixels) = (windows.channels, windows.out_pixels());
-    assert_eq!(windows.out_values(input.len()), output.len());
-    in_parallel(output, channels, |range, output| {
-        for (index, out) in output.chunks_exact_mut(channels).enumerate() {
-            let pixel = range.start / channels + index;
-            let image = &input[pixel / pixels * windows.in_values()..][..windows.in_values()];
-            for (position, start) in windows.offsets(pixel % pixels).enumerate() {
-                add(out, position, &image[start..start + channels]);
+/// The largest value of each window.
+struct Largest<'a>(OutPixels<'a>);
+
+impl Kernel for Largest<'_> {
+    type Output = ();
+    entry_points!();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let OutPixels { windows, input, first, output } = self.0;
+        for (number, out) in (first..).zip(output.chunks_exact_mut(windows.channels)) {
+            let (image, pixel) = windows.image(input, number);
+            for (position, start) in windows.offsets(pixel).enumerate() {
+                let values = &image[start..][..windows.channels];
+                if position == 0 {
+                    out.copy_from_slice(values);
+                } else {
+                    out.iter_mut().zip(values).for_each(|(out, &v)| *out = out.max(v));
+                }
             }
         }
-    });
+    }
+}
+
+/// The mean of each window.
+struct Means<'a>(OutPixels<'a>);
+
+impl Kernel for Means<'_> {
+    type Output = ();
+    entry_points!();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let OutPixels { windows, input, first, output } = self.0;
+        let mut seen = Vec::new();
+        for (number, out) in (first..).zip(output.chunks_exact_mut(windows.channels)) {
+            let (image, pixel) = windows.image(input, number);
+            seen.clear();
+            seen.extend(windows.offsets(pixel));
+            let factor = s.splat(windows.mean_factor(pixel));
+            for channels in vectors(s, windows.channels) {
+                let mut sum = s.splat(0.0);
+                for &start in &seen {
+                    sum = s.add(sum, s.read(&image[start..][channels.clone()]));
+                }
+                s.write(&mut out[channels], s.mul(sum, factor));
+            }
+        }
+    }
 }
 
 /// The largest value of every window of `x` `[batch, height, width, channels]`.

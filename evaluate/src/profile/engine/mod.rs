@@ -63,12 +63,16 @@ const BETWEEN_FIXED: usize = 12;
 /// Relative difference of the two smallest times of a network up to which they agree.
 const AGREEMENT: f64 = 0.04;
 
+/// Most that the 95th percentile of the errors may be at the end, as a multiple of the median: of normal errors it is
+/// 2.9 times as large. A median alone is small long before rare layers are known.
+const TAIL: f64 = 2.5;
+
 /// Engine and duration of a measurement.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
     /// The engine.
     pub command: EngineCommand,
-    /// Median relative error of predictions at which to stop.
+    /// Median relative error of predictions at which to stop, if the 95th percentile is at most 2.5 times as large.
     pub error: f64,
     /// Networks to measure at most, without those of the check.
     pub samples: usize,
@@ -159,7 +163,8 @@ fn measure_with(
         visits.measure(&space.smallest(), time, progress)?;
         start = end;
         let profile = profile_of(space, options, engine, &layers, (&done, checks, end), &before)?;
-        if end == all || profile.check.as_ref().is_some_and(|check| check.median_error <= engine.error) {
+        let is_good = |check: &Check| check.median_error <= engine.error && check.p95_error <= TAIL * engine.error;
+        if end == all || profile.check.as_ref().is_some_and(is_good) {
             return Ok(profile);
         }
     }

@@ -130,7 +130,7 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `LANES` bytes must be readable at `p`.
     unsafe fn load_bytes(self, p: *const u8) -> Self::I;
-    /// Stores `LANES` lanes as bytes: 0 for negative numbers, 255 for those above.
+    /// Stores `LANES` lanes, each from 0 to 255, as bytes.
     ///
     /// # Safety
     /// `LANES` bytes must be writable at `p`.
@@ -156,39 +156,45 @@ pub(crate) trait Simd: Copy {
         // SAFETY: just asserted.
         unsafe { self.store_i32(words.as_mut_ptr(), v) }
     }
-    /// Loads the first bytes, at most a whole vector, one per lane; lanes beyond the bytes are zero.
+    /// Loads the first `count` bytes at `p`, fewer than a whole vector, one per lane; the other lanes are zero.
+    ///
+    /// # Safety
+    /// `count < LANES`, and `count` bytes must be readable at `p`.
     #[inline(always)]
-    fn read_bytes(self, bytes: &[u8]) -> Self::I {
-        // SAFETY: a whole vector is loaded where `bytes` covers it, otherwise from `all`, which holds 16 bytes, of
-        // which fewer than `LANES <= 16` are copied.
+    unsafe fn load_first_bytes(self, p: *const u8, count: usize) -> Self::I {
+        let mut all = [0; 16];
+        // SAFETY: `count < LANES <= 16` bytes are readable at `p` by the contract, and `all` holds 16.
         unsafe {
-            if bytes.len() >= Self::LANES {
-                return self.load_bytes(bytes.as_ptr());
-            }
-            let mut all = [0; 16];
-            match bytes.first_chunk::<8>() {
-                Some(eight) if bytes.len() == 8 => all[..8].copy_from_slice(eight),
-                _ => all[..bytes.len()].copy_from_slice(bytes),
-            }
+            std::ptr::copy_nonoverlapping(p, all.as_mut_ptr(), count);
             self.load_bytes(all.as_ptr())
         }
     }
-    /// Stores the first lanes as bytes, as many as `bytes` has room for: 0 for negative numbers, 255 for those above.
+    /// Stores the first `count` lanes, fewer than a whole vector, as [`store_bytes`](Self::store_bytes) does.
+    ///
+    /// # Safety
+    /// `count < LANES`, and `count` bytes must be writable at `p`.
+    #[inline(always)]
+    unsafe fn store_first_bytes(self, p: *mut u8, v: Self::I, count: usize) {
+        let mut all = [0; 16];
+        // SAFETY: `count < LANES <= 16` bytes are writable at `p` by the contract, and `all` holds 16.
+        unsafe {
+            self.store_bytes(all.as_mut_ptr(), v);
+            std::ptr::copy_nonoverlapping(all.as_ptr(), p, count);
+        }
+    }
+    /// Loads the first bytes, at most a whole vector, one per lane; lanes beyond the bytes are zero.
+    #[inline(always)]
+    fn read_bytes(self, bytes: &[u8]) -> Self::I {
+        let (p, count) = (bytes.as_ptr(), bytes.len());
+        // SAFETY: as many bytes as `bytes` holds are readable.
+        unsafe { if count >= Self::LANES { self.load_bytes(p) } else { self.load_first_bytes(p, count) } }
+    }
+    /// Stores the first lanes as [`store_bytes`](Self::store_bytes) does, as many as `bytes` has room for.
     #[inline(always)]
     fn write_bytes(self, bytes: &mut [u8], v: Self::I) {
-        // SAFETY: a whole vector is stored where `bytes` has room for it, otherwise to `all`, which holds 16 bytes.
-        unsafe {
-            if bytes.len() >= Self::LANES {
-                return self.store_bytes(bytes.as_mut_ptr(), v);
-            }
-            let mut all = [0; 16];
-            self.store_bytes(all.as_mut_ptr(), v);
-            let len = bytes.len();
-            match bytes.first_chunk_mut::<8>() {
-                Some(eight) if len == 8 => eight.copy_from_slice(&all[..8]),
-                _ => bytes.copy_from_slice(&all[..len]),
-            }
-        }
+        let (p, count) = (bytes.as_mut_ptr(), bytes.len());
+        // SAFETY: as many bytes as `bytes` holds are writable, and `bytes` is mutably borrowed.
+        unsafe { if count >= Self::LANES { self.store_bytes(p, v) } else { self.store_first_bytes(p, v, count) } }
     }
     /// Copies a block of 8 x 8 floats transposed; rows of `source` are `source_stride` apart, rows of `target`
     /// `target_stride`.

@@ -151,8 +151,22 @@ macro_rules! avx512_vectors {
                 fn store_i32(p: *mut i32, v: __m512i) -> () { _mm512_storeu_si512(p.cast(), v) }
                 fn load_bytes(p: *const u8) -> __m512i { _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())) }
                 fn store_bytes(p: *mut u8, v: __m512i) -> () {
-                    let v = _mm512_max_epi32(v, _mm512_setzero_si512());
-                    _mm_storeu_si128(p.cast(), _mm512_cvtusepi32_epi8(v)) }
+                    _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(v))
+                }
+                // As for floats, half a vector is the frequent case.
+                fn load_first_bytes(p: *const u8, count: usize) -> __m512i {
+                    _mm512_cvtepu8_epi32(match count {
+                        8 => _mm_loadl_epi64(p.cast()),
+                        _ => _mm512_castsi512_si128(_mm512_maskz_loadu_epi8((1 << count) - 1, p.cast())),
+                    })
+                }
+                fn store_first_bytes(p: *mut u8, v: __m512i, count: usize) -> () {
+                    let bytes = _mm512_cvtepi32_epi8(v);
+                    match count {
+                        8 => _mm_storel_epi64(p.cast(), bytes),
+                        _ => _mm512_mask_storeu_epi8(p.cast(), (1 << count) - 1, _mm512_castsi128_si512(bytes)),
+                    }
+                }
                 fn load(p: *const f32) -> __m512 { _mm512_loadu_ps(p) }
                 fn store(p: *mut f32, v: __m512) -> () { _mm512_storeu_ps(p, v) }
                 fn load_first(p: *const f32, count: usize) -> __m512 {

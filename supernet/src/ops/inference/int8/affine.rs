@@ -1,9 +1,9 @@
 //! Bytes as numbers: scales, rounding, and the end of a layer.
 
-use super::words;
 use crate::ops::activation::Act;
 use crate::ops::buffers::Aligned;
 use crate::ops::simd::{Kernel, Simd, entry_points};
+use bytemuck::{cast_slice, cast_slice_mut};
 use std::marker::PhantomData;
 
 /// Map between bytes and numbers: `number = (byte - zero_point) * scale`.
@@ -23,6 +23,7 @@ impl Affine {
         Rounding {
             s,
             reciprocal: s.splat(1.0 / self.scale),
+            least: s.splat(-zero),
             most: s.splat(255.0 - zero),
             zero_point: s.splat_i32(self.zero_point.into()),
         }
@@ -41,22 +42,33 @@ impl Affine {
     }
 }
 
-/// Rounding of vectors to bytes: `round_ties_even(value * (1 / scale)) + zero_point`, at most 255; stores of bytes
-/// replace negative numbers by 0.
+/// Rounding of vectors to bytes: `round_ties_even(value * (1 / scale)) + zero_point`, from 0 to 255.
 #[derive(Clone, Copy)]
 pub(super) struct Rounding<S: Simd> {
     s: S,
     reciprocal: S::V,
+    least: S::V,
     most: S::V,
     zero_point: S::I,
 }
 
 impl<S: Simd> Rounding<S> {
-    /// One number per lane, negative where the byte is 0, at most 255.
+    /// The byte of each number.
     #[inline(always)]
     pub(super) fn bytes(self, v: S::V) -> S::I {
         let s = self.s;
-        // The upper bound is an integer, so that it is the same before rounding and after it.
+        // The bounds are integers, so that they are the same before rounding and after it.
+        let v = s.min(s.max(s.mul(v, self.reciprocal), self.least), self.most);
+        s.add_i32(s.to_nearest(v), self.zero_point)
+    }
+
+    /// The byte of each output of an activation.
+    #[inline(always)]
+    fn activated<A: Act>(self, v: S::V) -> S::I {
+        if !A::NEVER_NEGATIVE {
+            return self.bytes(v);
+        }
+        let s = self.s;
         let v = s.min(s.mul(v, self.reciprocal), self.most);
         s.add_i32(s.to_nearest(v), self.zero_point)
     }
@@ -79,16 +91,13 @@ impl Target<'_> {
     }
 }
 
-/// The end of a layer for one vector of channels: `activation(sum * multiplier + residual)` of some pixels.
+/// The end of a layer for some vectors of channels: `activation(sum * multiplier + residual)` of some pixels.
 ///
 /// A kernel of its own, so that its constants stay in registers and it is compiled once per activation.
 pub(super) struct Finish<'a, 'o, A> {
-    /// Sums of the first pixel, followed by those of the others.
+    /// Sums `[pixels, channels]`, whole vectors of channels.
     pub sums: &'a [i32],
-    /// Words from one pixel's sums to the next's.
-    pub stride: usize,
-    pub pixels: usize,
-    /// Factors of the vector's channels, a whole vector.
+    /// Factors of the channels, as many as a pixel has sums.
     pub multipliers: &'a [f32],
     /// Added to the product; laid out as the output.
     pub residual: Option<(&'a [u8], Affine)>,
@@ -97,7 +106,7 @@ pub(super) struct Finish<'a, 'o, A> {
     pub start: usize,
     /// Distance from one pixel to the next.
     pub step: usize,
-    /// Channels that exist, at most a whole vector.
+    /// Channels that exist: more than all vectors but the last hold.
     pub width: usize,
     pub activation: PhantomData<A>,
 }
@@ -108,46 +117,66 @@ impl<A: Act> Kernel for Finish<'_, '_, A> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // Loops of whole vectors have no case of shorter ones.
-        if self.width == S::LANES {
-            self.vectors(s, S::LANES);
-        } else {
-            let width = self.width;
-            self.vectors(s, width);
+        match self.multipliers.len() / S::LANES {
+            1 => self.vectors::<S, 1>(s),
+            2 => self.vectors::<S, 2>(s),
+            _ => self.vectors::<S, 3>(s),
         }
     }
 }
 
 impl<A: Act> Finish<'_, '_, A> {
+    /// `N` vectors of each pixel.
     #[inline(always)]
-    fn vectors<S: Simd>(self, s: S, width: usize) {
-        let Finish { step, start, .. } = self;
-        let multipliers = s.read(&self.multipliers[..S::LANES]);
-        let sums = self.sums.chunks(self.stride).take(self.pixels);
+    fn vectors<S: Simd, const N: usize>(self, s: S) {
+        assert!(self.multipliers.len() == N * S::LANES && self.width > (N - 1) * S::LANES);
+        // Loops of whole vectors have no case of shorter ones.
+        if self.width >= N * S::LANES {
+            self.pixels::<S, N>(s, N * S::LANES);
+        } else {
+            let width = self.width;
+            self.pixels::<S, N>(s, width);
+        }
+    }
+
+    #[inline(always)]
+    fn pixels<S: Simd, const N: usize>(self, s: S, width: usize) {
+        let Finish { start, step, .. } = self;
+        let part = |n: usize| n * S::LANES..width.min((n + 1) * S::LANES);
+        let multipliers: [S::V; N] = std::array::from_fn(|n| s.read(&self.multipliers[n * S::LANES..][..S::LANES]));
+        let product = |sums: &[i32], n: usize| s.mul(s.to_floats(s.read_i32(&sums[n * S::LANES..])), multipliers[n]);
+        let sums = self.sums.chunks_exact(N * S::LANES);
         match (self.target, self.residual) {
             (Target::Bytes(out, affine), None) => {
                 let rounding = affine.rounding(s);
                 for (sums, out) in sums.zip(out[start..].chunks_mut(step)) {
-                    let value = s.mul(s.to_floats(s.read_i32(&sums[..S::LANES])), multipliers);
-                    s.write_bytes(&mut out[..width], rounding.bytes(A::exact_values(s, value)));
+                    let out = &mut out[..width];
+                    for n in 0..N {
+                        let value = A::exact_values(s, product(sums, n));
+                        s.write_bytes(&mut out[part(n)], rounding.activated::<A>(value));
+                    }
                 }
             }
             (Target::Bytes(out, affine), Some((residual, from))) => {
                 let rounding = affine.rounding(s);
                 let pixels = out[start..].chunks_mut(step).zip(residual[start..].chunks(step));
                 for (sums, (out, residual)) in sums.zip(pixels) {
-                    let value = s.mul(s.to_floats(s.read_i32(&sums[..S::LANES])), multipliers);
-                    let value = s.add(value, from.numbers(s, &residual[..width]));
-                    s.write_bytes(&mut out[..width], rounding.bytes(A::exact_values(s, value)));
+                    let (out, residual) = (&mut out[..width], &residual[..width]);
+                    for n in 0..N {
+                        let value = s.add(product(sums, n), from.numbers(s, &residual[part(n)]));
+                        s.write_bytes(&mut out[part(n)], rounding.activated::<A>(A::exact_values(s, value)));
+                    }
                 }
             }
             (Target::Floats(out), residual) => {
                 for (pixel, (sums, out)) in sums.zip(out[start..].chunks_mut(step)).enumerate() {
-                    let mut value = s.mul(s.to_floats(s.read_i32(&sums[..S::LANES])), multipliers);
-                    if let Some((residual, from)) = residual {
-                        value = s.add(value, from.numbers(s, &residual[start + pixel * step..][..width]));
+                    for n in 0..N {
+                        let mut value = product(sums, n);
+                        if let Some((residual, from)) = residual {
+                            value = s.add(value, from.numbers(s, &residual[start + pixel * step..][part(n)]));
+                        }
+                        s.write(&mut out[part(n)], A::exact_values(s, value));
                     }
-                    s.write(&mut out[..width], A::exact_values(s, value));
                 }
             }
         }
@@ -169,7 +198,7 @@ impl Channels {
         let padded = channels.next_multiple_of(lanes);
         let mut all = Channels { bias: Aligned::zeros(padded), multipliers: Aligned::zeros(padded) };
         let filters = weight.chunks_exact(weight.len() / channels);
-        for ((out, &bias), filter) in words::of_mut(&mut all.bias).iter_mut().zip(bias).zip(filters) {
+        for ((out, &bias), filter) in cast_slice_mut::<f32, i32>(&mut all.bias).iter_mut().zip(bias).zip(filters) {
             let sum: i32 = filter.iter().map(|&weight| i32::from(weight)).sum();
             *out = bias.wrapping_sub(i32::from(zero_point).wrapping_mul(sum));
         }
@@ -178,6 +207,6 @@ impl Channels {
     }
 
     pub(super) fn bias(&self) -> &[i32] {
-        words::of(&self.bias)
+        cast_slice(&self.bias)
     }
 }

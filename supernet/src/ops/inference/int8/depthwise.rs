@@ -4,11 +4,11 @@
 //! of a row. The frame has the rows that one output row reads; input rows replace each other in it.
 
 use super::affine::{Channels, Finish, Target};
-use super::words;
 use crate::ops::activation::Act;
 use crate::ops::buffers::{Aligned, Buffer};
 use crate::ops::depthwise::Shape;
 use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points};
+use bytemuck::{cast_slice, cast_slice_mut};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -18,7 +18,7 @@ pub(super) fn pack(weight: &[i8], channels: usize, kernel: usize) -> Aligned {
     let words = kernel.div_ceil(4);
     let per_vector = kernel * words * lanes;
     let mut packed = Aligned::zeros(channels.div_ceil(lanes) * per_vector);
-    let out = words::of_mut(&mut packed);
+    let out = cast_slice_mut::<f32, i32>(&mut packed);
     for (channel, filter) in weight.chunks_exact(kernel * kernel).enumerate() {
         for (row, taps) in filter.chunks_exact(kernel).enumerate() {
             for (word, taps) in taps.chunks(4).enumerate() {
@@ -71,11 +71,11 @@ impl DepthwiseRows<'_, '_> {
         let rows_at_a_time = (CHUNK / out_width).max(2).min(out_height);
         let pixels = words_per_row::<K>(shape);
         let mut frame = Buffer::with_arbitrary_contents((K + 3) * pixels * lanes);
-        let frame = words::of_mut(&mut frame);
+        let frame = cast_slice_mut::<f32, i32>(&mut frame);
         // The last row is the border above and below the map.
         frame[(K + 2) * pixels * lanes..].fill(i32::from_le_bytes([self.zero_point; 4]));
         let mut sums = Buffer::with_arbitrary_contents(rows_at_a_time * out_width * lanes);
-        let sums = words::of_mut(&mut sums);
+        let sums = cast_slice_mut::<f32, i32>(&mut sums);
         for first in (0..shape.channels).step_by(lanes) {
             let (width, taps) = (lanes.min(shape.channels - first), K * K.div_ceil(4));
             let mut row = band.start;
@@ -88,7 +88,7 @@ impl DepthwiseRows<'_, '_> {
                     filled = (y * shape.stride).saturating_sub(K / 2);
                 }
                 filled = dispatch(Sums::<K> {
-                    weight: &words::of(self.weight)[first * taps..][..taps * lanes],
+                    weight: &cast_slice::<f32, i32>(self.weight)[first * taps..][..taps * lanes],
                     bias: &self.channels.bias()[first..][..lanes],
                     shape,
                     input: &self.input[image * values..][..values],
@@ -101,9 +101,7 @@ impl DepthwiseRows<'_, '_> {
                     sums,
                 });
                 dispatch(Finish::<A> {
-                    sums,
-                    stride: lanes,
-                    pixels: rows * out_width,
+                    sums: &sums[..rows * out_width * lanes],
                     multipliers: &self.channels.multipliers[first..][..lanes],
                     residual: None,
                     target: &mut self.target,

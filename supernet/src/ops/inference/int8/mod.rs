@@ -13,7 +13,6 @@
 //! | `depthwise` | depthwise convolution |
 //! | `pools`, `convert` | averages; rounding and its inverse |
 //! | `ordered` | layers that stay f32 |
-//! | `words` | memory of floats used for words |
 
 mod affine;
 mod convert;
@@ -24,7 +23,6 @@ mod pools;
 mod product;
 #[cfg(test)]
 mod tests;
-mod words;
 
 pub use affine::{Affine, Target};
 
@@ -334,12 +332,24 @@ pub fn average_windows(
     output: &mut [f32],
 ) {
     let windows = Windows::side_by_side(height, width, channels, (size, size), padding);
-    pools::average_windows(&windows, input, affine, output);
+    assert_eq!(windows.out_values(input.len()), output.len());
+    parallel::map_parts(output, channels, output.len() / channels, pool_grain(channels), |range, output| {
+        dispatch(pools::AverageWindows { windows: &windows, input, affine, first: range.start, output })
+    });
 }
 
 /// 3x3 max pool with stride 2 of `input` `[batch, height, width, channels]`.
 pub fn max_pool(input: &[u8], height: usize, width: usize, channels: usize, output: &mut [u8]) {
-    pools::max_windows(&Windows::max_pool(height, width, channels), input, output);
+    let windows = Windows::max_pool(height, width, channels);
+    assert_eq!(windows.out_values(input.len()), output.len());
+    parallel::map_parts(output, channels, output.len() / channels, pool_grain(channels), |range, output| {
+        dispatch(pools::MaxWindows { windows: &windows, input, first: range.start, output })
+    });
+}
+
+/// Fewest output pixels of a pool for a thread: some thousand values.
+fn pool_grain(channels: usize) -> usize {
+    4096_usize.div_ceil(channels)
 }
 
 /// Each channel of `input` `[batch, pixels, channels]` multiplied by its factor of `[batch, channels]`.

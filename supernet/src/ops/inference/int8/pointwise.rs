@@ -2,13 +2,13 @@
 
 use super::affine::{Affine, Channels, Finish, Target};
 use super::product::{PANEL, Packed};
-use super::words;
 use crate::ops::activation::Act;
 use crate::ops::buffers::Buffer;
 use crate::ops::dense_shape::DenseShape;
 use crate::ops::inference::columns::fill_columns;
 use crate::ops::matmul::ROW_BLOCK;
 use crate::ops::simd::{Kernel, Simd, dispatch, entry_points, vectors};
+use bytemuck::cast_slice_mut;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -88,35 +88,34 @@ impl<A: Act> Kernel for ProductRows<'_, '_, A> {
         let Packed { k, n, groups, .. } = *self.weight;
         let in_place = matches!(self.rows, Rows::Plain(_)) && k.is_multiple_of(4);
         let stride = 4 * groups;
-        let mut tile = if in_place { Vec::new() } else { vec![0; ROW_BLOCK.min(self.range.len()) * stride] };
+        // Rows of bytes, four to a float.
+        let bytes = if in_place { 0 } else { ROW_BLOCK.min(self.range.len()) * stride };
+        let mut tile = Buffer::with_arbitrary_contents(bytes / 4);
+        let tile = cast_slice_mut::<f32, u8>(&mut tile);
         let mut sums = Buffer::with_arbitrary_contents(ROW_BLOCK * PANEL * S::LANES);
-        let sums = words::of_mut(&mut sums);
+        let sums = cast_slice_mut::<f32, i32>(&mut sums);
         for first in self.range.clone().step_by(ROW_BLOCK) {
             let rows = ROW_BLOCK.min(self.range.end - first);
             let x = match self.rows {
                 Rows::Plain(input) if in_place => &input[first * k..][..rows * k],
                 source => {
-                    source.fill(s, first, rows, k, &mut tile, stride);
-                    &tile[..]
+                    source.fill(s, first, rows, k, tile, stride);
+                    &*tile
                 }
             };
             for panel in self.weight.panels() {
                 panel.multiply(x, stride, rows, self.channels.bias(), sums);
-                for vector in 0..panel.vectors {
-                    let column = panel.column + vector * S::LANES;
-                    dispatch(Finish::<A> {
-                        sums: &sums[vector * S::LANES..],
-                        stride: panel.vectors * S::LANES,
-                        pixels: rows,
-                        multipliers: &self.channels.multipliers[column..][..S::LANES],
-                        residual: self.residual,
-                        target: &mut self.target,
-                        start: (first - self.range.start) * n + column,
-                        step: n,
-                        width: S::LANES.min(n - column),
-                        activation: PhantomData,
-                    });
-                }
+                let (column, width) = (panel.column, panel.vectors * S::LANES);
+                dispatch(Finish::<A> {
+                    sums: &sums[..rows * width],
+                    multipliers: &self.channels.multipliers[column..][..width],
+                    residual: self.residual,
+                    target: &mut self.target,
+                    start: (first - self.range.start) * n + column,
+                    step: n,
+                    width: width.min(n - column),
+                    activation: PhantomData,
+                });
             }
         }
     }

@@ -34,33 +34,64 @@ impl Kernel for AveragePool<'_> {
     }
 }
 
-/// Averages over windows: the sum of the integers as f32, times `scale / count`.
-pub(super) fn average_windows(windows: &Windows, input: &[u8], affine: Affine, output: &mut [f32]) {
-    let channels = windows.channels;
-    let image_len = windows.height * windows.width * channels;
-    let pixels = windows.output_size.0 * windows.output_size.1;
-    for (image, output) in input.chunks_exact(image_len).zip(output.chunks_exact_mut(pixels * channels)) {
-        for (pixel, out) in output.chunks_exact_mut(channels).enumerate() {
-            let factor = affine.scale / windows.count(pixel) as f32;
-            for (channel, out) in out.iter_mut().enumerate() {
-                let integer = |offset: usize| i32::from(image[offset + channel]) - i32::from(affine.zero_point);
-                let sum: i32 = windows.offsets(pixel).map(integer).sum();
-                *out = sum as f32 * factor;
+/// Averages over windows: the sum of the integers as f32, times `scale / count`, of some output pixels.
+pub(super) struct AverageWindows<'a> {
+    pub windows: &'a Windows,
+    pub input: &'a [u8],
+    pub affine: Affine,
+    /// The first output pixel, counted over all images.
+    pub first: usize,
+    pub output: &'a mut [f32],
+}
+
+impl Kernel for AverageWindows<'_> {
+    type Output = ();
+    entry_points!();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let AverageWindows { windows, affine, first, .. } = self;
+        let pixels = self.output.chunks_exact_mut(windows.channels);
+        let mut seen = Vec::new();
+        for (number, out) in (first..).zip(pixels) {
+            let (image, pixel) = windows.image(self.input, number);
+            seen.clear();
+            seen.extend(windows.offsets(pixel));
+            let factor = s.splat(affine.scale / windows.count(pixel) as f32);
+            let zero = s.splat_i32((seen.len() as i32).wrapping_mul(-i32::from(affine.zero_point)));
+            for channels in vectors(s, windows.channels) {
+                let mut sum = zero;
+                for &offset in &seen {
+                    sum = s.add_i32(sum, s.read_bytes(&image[offset..][channels.clone()]));
+                }
+                s.write(&mut out[channels], s.mul(s.to_floats(sum), factor));
             }
         }
     }
 }
 
-/// The largest byte of every window.
-pub(super) fn max_windows(windows: &Windows, input: &[u8], output: &mut [u8]) {
-    let channels = windows.channels;
-    let image_len = windows.height * windows.width * channels;
-    let pixels = windows.output_size.0 * windows.output_size.1;
-    for (image, output) in input.chunks_exact(image_len).zip(output.chunks_exact_mut(pixels * channels)) {
-        for (pixel, out) in output.chunks_exact_mut(channels).enumerate() {
+/// The largest byte of every window, of some output pixels.
+pub(super) struct MaxWindows<'a> {
+    pub windows: &'a Windows,
+    pub input: &'a [u8],
+    /// The first output pixel, counted over all images.
+    pub first: usize,
+    pub output: &'a mut [u8],
+}
+
+impl Kernel for MaxWindows<'_> {
+    type Output = ();
+    entry_points!();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let MaxWindows { windows, first, .. } = self;
+        for (number, out) in (first..).zip(self.output.chunks_exact_mut(windows.channels)) {
+            let (image, pixel) = windows.image(self.input, number);
             out.fill(0);
             for offset in windows.offsets(pixel) {
-                out.iter_mut().zip(&image[offset..]).for_each(|(largest, &byte)| *largest = byte.max(*largest));
+                let bytes = &image[offset..][..windows.channels];
+                out.iter_mut().zip(bytes).for_each(|(largest, &byte)| *largest = byte.max(*largest));
             }
         }
     }

@@ -3,9 +3,9 @@
 //! Four input channels make a group: a word of the input holds the bytes of one pixel, a word of the weight those of
 //! one output channel. Words of the weight are packed in panels of one to three vectors of output channels.
 
-use super::words;
 use crate::ops::buffers::Aligned;
 use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points, opaque};
+use bytemuck::{cast_slice, cast_slice_mut};
 
 /// Largest number of vectors of a panel.
 pub(super) const PANEL: usize = 3;
@@ -48,7 +48,7 @@ impl Packed {
         let mut packed = Packed { words: Aligned::zeros(n.div_ceil(lanes) * lanes * groups), k, n, groups };
         let panels: Vec<_> = packed.panels().map(|panel| (panel.column, panel.vectors * lanes)).collect();
         for (column, width) in panels {
-            let words = &mut words::of_mut(&mut packed.words)[column * groups..][..width * groups];
+            let words = &mut cast_slice_mut::<f32, i32>(&mut packed.words)[column * groups..][..width * groups];
             for (group, row) in words.chunks_exact_mut(width).enumerate() {
                 for (word, filter) in row.iter_mut().zip(weight[column * k..].chunks_exact(k)) {
                     let byte = |i: usize| filter.get(4 * group + i).copied().unwrap_or(0) as u8;
@@ -66,7 +66,8 @@ impl Packed {
         std::iter::from_fn(move || {
             (left > 0).then(|| {
                 let vectors = panel_vectors(left, lanes);
-                let words = &words::of(&self.words)[column * self.groups..][..vectors * lanes * self.groups];
+                let words =
+                    &cast_slice::<f32, i32>(&self.words)[column * self.groups..][..vectors * lanes * self.groups];
                 let panel = Panel { words, column, vectors };
                 left -= vectors;
                 column += vectors * lanes;
