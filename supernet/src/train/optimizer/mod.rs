@@ -360,7 +360,7 @@ mod tests {
     #[test]
     fn muon_follows_the_f64_reference_for_wide_and_tall_matrices() {
         let muon = |parameters: &[Parameter]| {
-            Optimizer::sgd(0.9, 0.01, parameters.len()).with_muon(&Muon::default(), parameters)
+            Optimizer::sgd(0.9, 0.01, parameters.len()).with_muon(&Muon { rate_factor: 2.4, momentum: 0.6 }, parameters)
         };
         for (rows, columns, scale, dtype) in
             [(5, 40, 1.0, DType::F32), (24, 16, 0.3, DType::F32), (19, 19, 1.0, DType::F64)]
