@@ -6,7 +6,7 @@ use crate::measured::Measured;
 use crate::run_folder::RunFolder;
 use anyhow::{Result, anyhow, bail};
 use ofa_evaluate::DeviceProfile;
-use ofa_extract::search::Effects;
+use ofa_extract::effects::Effects;
 use ofa_extract::{Constraint, Limit, Measures, Metric, Predictor};
 use ofa_supernet::{SearchSpace, Subnet};
 use std::path::PathBuf;

@@ -8,9 +8,10 @@ use crate::run_folder::RunFolder;
 use crate::scorer::{Scorer, limits_of, searched_space};
 use crate::{names, result_files};
 use anyhow::{Result, anyhow};
+use ofa_extract::effects::EffectsOf;
 use ofa_extract::predictor::{FEWEST_SAMPLES, Prediction, read_samples};
 use ofa_extract::search::cheapest::WARM;
-use ofa_extract::search::{self, Basis, Candidate, Cheapest, EffectsOf, SearchSettings};
+use ofa_extract::search::{self, Basis, Candidate, Cheapest, SearchSettings};
 use ofa_extract::{Constraint, Limit, Measures, Predictor, Problem, Sample, SearchResult};
 use ofa_supernet::{Subnet, Supernet};
 

@@ -11,6 +11,10 @@ use ofa_supernet::{SearchSpace, Subnet};
 use std::path::{Path, PathBuf};
 
 const SEEDS: u64 = 10;
+/// The program's allocator, for the same times.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Default limits in milliseconds.
 const LIMITS: [&str; 12] = ["15", "17", "20", "22", "25", "27", "30", "35", "40", "45", "50", "60"];
 

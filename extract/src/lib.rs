@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`predictor`] | accuracy samples, and the network that predicts accuracy from a subnet's choices |
 //! | [`constraint`] | limits as text, and how subnets are measured |
+//! | [`effects`] | what each choice adds to a score |
 //! | [`search`] | the best subnet within limits |
 //! | `gaussian_process` | a surrogate of expensive scores, and expected improvement |
 //! | [`tune`] | hyperparameter search |
@@ -18,6 +19,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro))]
 
 pub mod constraint;
+pub mod effects;
 pub mod error;
 mod gaussian_process;
 pub mod predictor;

@@ -6,9 +6,11 @@
 //! choices. Columns that are expected to count alike (one dimension within one stage) form a group.
 
 use crate::Result;
+use crate::effects::{Effects, ranges};
 use ofa_supernet::space::Place;
 use ofa_supernet::{SearchSpace, Subnet};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// The numbers that stand for the subnets of a space.
 #[derive(Debug, Clone)]
@@ -19,6 +21,8 @@ pub(super) struct Encoding {
     pub totals: Vec<Total>,
     /// Number of groups; each column and total belongs to one.
     pub groups: usize,
+    /// Positions of the values of each choice in [`Effects`].
+    values: Vec<Range<usize>>,
 }
 
 /// A number that follows from the state of one choice.
@@ -73,7 +77,8 @@ impl Encoding {
         }
         let several = by_dimension.into_iter().filter(|(_, places)| places.len() > 1);
         let totals = several.map(|(dimension, places)| Total { group: group(2, dimension, None), places }).collect();
-        Encoding { space: space.clone(), places, columns, totals, groups: groups.len() }
+        let values = ranges(&places);
+        Encoding { space: space.clone(), places, columns, totals, groups: groups.len(), values }
     }
 
     /// Number of choices, each with a state.
@@ -109,14 +114,22 @@ impl Encoding {
     }
 
     /// A zero for each value of each choice.
-    pub(super) fn no_effects(&self) -> Vec<Vec<f64>> {
-        self.places.iter().map(|place| vec![0.0; place.values.len().max(1)]).collect()
+    pub(super) fn no_effects(&self) -> Effects {
+        vec![0.0; self.values.last().map_or(0, |values| values.end)]
+    }
+
+    /// Positions of the values of choice `place` in [`Effects`].
+    pub(super) fn values(&self, place: usize) -> Range<usize> {
+        self.values[place].clone()
     }
 
     /// Adds what the values of choices add to total `index`, times `slope`.
-    pub(super) fn add_total(&self, index: usize, slope: f64, effects: &mut [Vec<f64>]) {
+    pub(super) fn add_total(&self, index: usize, slope: f64, effects: &mut Effects) {
         for &place in &self.totals[index].places {
-            effects[place].iter_mut().zip(1..).for_each(|(effect, value)| *effect += slope * f64::from(value));
+            effects[self.values(place)]
+                .iter_mut()
+                .zip(1..)
+                .for_each(|(effect, value)| *effect += slope * f64::from(value));
         }
     }
 

@@ -6,6 +6,7 @@ use super::fit::{FitSettings, Table, fit_network};
 use super::linear::Basis;
 use super::mlp::Mlp;
 use super::{Prediction, Sample};
+use crate::effects::Effects;
 use crate::{Error, Result};
 use ofa_supernet::{SearchSpace, Subnet};
 use rayon::prelude::*;
@@ -63,7 +64,7 @@ impl Ensemble {
     ///
     /// # Errors
     /// A subnet outside the space.
-    pub(super) fn effects(&self, subnets: &[Subnet]) -> Result<Vec<Vec<Vec<f64>>>> {
+    pub(super) fn effects(&self, subnets: &[Subnet]) -> Result<Vec<Effects>> {
         let features = &self.features;
         let batches = subnets.par_chunks(SLOPES).map(|batch| {
             let ones = batch.iter().map(|subnet| features.of(subnet)).collect::<Result<Vec<_>>>()?;
@@ -71,11 +72,11 @@ impl Ensemble {
             let of_subnet = |subnet: usize| {
                 let slope = |member: &Vec<f32>, input: usize| f64::from(member[subnet * features.count() + input]);
                 let sum = |input| members.iter().map(|member| slope(member, input)).sum::<f64>();
-                features.by_place(|input| sum(input) / members.len() as f64)
+                features.effects(|input| sum(input) / members.len() as f64)
             };
             Ok((0..batch.len()).map(of_subnet).collect())
         });
-        Ok(batches.collect::<Result<Vec<Vec<_>>>>()?.concat())
+        Ok(batches.collect::<Result<Vec<Vec<_>>>>()?.into_iter().flatten().collect())
     }
 
     /// Each member's prediction of each subnet.

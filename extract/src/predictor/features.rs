@@ -6,6 +6,7 @@
 //! [`SearchSpace::places`]. A depth that the slots imply has no one-hot. Only the positions of the ones are kept.
 
 use crate::Result;
+use crate::effects::{Effects, ranges};
 use ofa_supernet::space::Place;
 use ofa_supernet::space::dimension::At;
 use ofa_supernet::{SearchSpace, Subnet};
@@ -18,6 +19,8 @@ pub struct Features {
     /// Every choice with its number among all, and the start of its one-hot if it has one; ascending.
     places: Vec<(usize, Place, Option<usize>)>,
     count: usize,
+    /// Positions of the values of each place in [`Effects`].
+    values: Vec<Range<usize>>,
 }
 
 /// A one-hot, as a range of features.
@@ -46,7 +49,7 @@ impl Features {
                 }
             }
         }
-        Features { space: space.clone(), places, count }
+        Features { space: space.clone(), places, count, values: ranges(&all) }
     }
 
     /// Number of features.
@@ -64,14 +67,16 @@ impl Features {
         self.places.iter().enumerate().filter_map(group).collect()
     }
 
-    /// The numbers `of_feature` by choice, in the order of [`SearchSpace::places`], and by value; 0 without a feature.
-    pub(super) fn by_place(&self, of_feature: impl Fn(usize) -> f64) -> Vec<Vec<f64>> {
-        let mut numbers: Vec<Vec<f64>> = vec![Vec::new(); self.places.len()];
-        for (number, place, start) in &self.places {
-            let of_value = |value: usize| start.map_or(0.0, |start| of_feature(start + value));
-            numbers[*number] = (0..place.values.len().max(1)).map(of_value).collect();
+    /// The effects of values that are `of_feature`; 0 without a feature.
+    pub(super) fn effects(&self, of_feature: impl Fn(usize) -> f64) -> Effects {
+        let mut effects = vec![0.0; self.values.last().map_or(0, |values| values.end)];
+        for (number, _, start) in &self.places {
+            if let Some(start) = start {
+                let values = &mut effects[self.values[*number].clone()];
+                values.iter_mut().zip(*start..).for_each(|(effect, feature)| *effect = of_feature(feature));
+            }
         }
-        numbers
+        effects
     }
 
     /// Positions of the ones in the feature vector of `subnet`, ascending; each is below [`count`](Self::count).

@@ -44,6 +44,7 @@ pub use origin::Origin;
 pub use provenance::{Provenance, other_weights};
 pub use sample::{Sample, SampleWriter, add_samples, has_imported, read_provenance, read_samples};
 
+use crate::effects::Effects;
 use crate::{Error, Result};
 use ensemble::Ensemble;
 use ofa_supernet::seed::{Stream, generator};
@@ -373,7 +374,7 @@ impl Predictor {
     ///
     /// # Errors
     /// A subnet outside the space.
-    pub fn effects(&self, subnets: &[Subnet]) -> Result<Vec<Vec<Vec<f64>>>> {
+    pub fn effects(&self, subnets: &[Subnet]) -> Result<Vec<Effects>> {
         match &self.model {
             Model::Process(process) => subnets.par_iter().map(|subnet| process.effects(subnet)).collect(),
             Model::Ensemble(ensemble) => ensemble.effects(subnets),

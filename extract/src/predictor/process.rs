@@ -14,6 +14,7 @@ use super::encoding::{Encoding, States};
 use super::likelihood::{self, Feature, Shape};
 use super::{Prediction, Sample};
 use crate::cholesky::Cholesky;
+use crate::effects::Effects;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use ofa_supernet::{SearchSpace, Subnet};
@@ -252,13 +253,13 @@ impl Process {
     ///
     /// # Errors
     /// A subnet outside the space.
-    pub(super) fn effects(&self, subnet: &Subnet) -> Result<Vec<Vec<f64>>> {
+    pub(super) fn effects(&self, subnet: &Subnet) -> Result<Effects> {
         let query = self.query(subnet)?;
         let count = self.parts.weights.len();
         let mut pulls = vec![0.0; count];
         self.write_together(&query, &mut pulls);
         pulls.iter_mut().zip(&self.parts.weights).for_each(|(k, weight)| *k *= -0.5 * *weight as f32);
-        let mut effects: Vec<Vec<f64>> = self.encoding.no_effects();
+        let mut effects = self.encoding.no_effects();
         for table in &self.choices {
             let in_state = |state: usize| {
                 let distances = &table.distances[state * count..(state + 1) * count];
@@ -266,7 +267,7 @@ impl Process {
                 table.linear[state] + f64::from(pull)
             };
             let absent = in_state(table.linear.len() - 1);
-            for (state, effect) in effects[table.place].iter_mut().enumerate() {
+            for (state, effect) in effects[self.encoding.values(table.place)].iter_mut().enumerate() {
                 *effect += in_state(state) - absent;
             }
         }
@@ -277,7 +278,7 @@ impl Process {
             self.encoding.add_total(index, slope / self.parts.totals[index].deviation, &mut effects);
         }
         let scale = self.parts.accuracy.deviation;
-        effects.iter_mut().flatten().for_each(|effect| *effect *= scale);
+        effects.iter_mut().for_each(|effect| *effect *= scale);
         Ok(effects)
     }
 

@@ -339,15 +339,16 @@ fn effects_are_nearly_those_of_single_changes_and_the_chosen_is_corrected() {
         let fitted = Predictor::fit(&space, &samples(&space, 200), &settings, 3, &mut |_, _, _| ());
         let (predictor, _) = fitted.unwrap();
         let places = space.places();
+        let ranges = crate::effects::ranges(&places);
         let (mut expected, mut found) = (Vec::new(), Vec::new());
         for sample in samples(&space, 12) {
             let subnet = sample.subnet;
             let effects = &predictor.effects(std::slice::from_ref(&subnet)).unwrap()[0];
             let total = |subnet: &Subnet| -> f64 {
-                let effect = |(place, effects): (&ofa_supernet::space::Place, &Vec<f64>)| {
-                    place.choice(subnet).map_or(0.0, |choice| effects[choice])
+                let effect = |(place, range): (&ofa_supernet::space::Place, &std::ops::Range<usize>)| {
+                    place.choice(subnet).map_or(0.0, |choice| effects[range.start + choice])
                 };
-                places.iter().zip(effects).map(effect).sum()
+                places.iter().zip(&ranges).map(effect).sum()
             };
             let neighbours = space.neighbours(&subnet);
             let before = predictor.predict(std::slice::from_ref(&subnet)).unwrap()[0];

@@ -3,7 +3,8 @@
 use super::feasible::smallest;
 use super::genome::Genome;
 use super::limit::{Limit, Limits};
-use super::{EffectsOf, Problem, SearchResult, SearchSettings, search};
+use super::{Problem, SearchResult, SearchSettings, search};
+use crate::effects::EffectsOf;
 use crate::{Error, Result};
 use ofa_supernet::{SearchSpace, Subnet};
 
@@ -33,7 +34,7 @@ pub struct Cheapest<'a> {
     /// Derivatives of the scorer, if it has them.
     pub effects: Option<&'a EffectsOf<'a>>,
     /// Score of subnets, larger being better.
-    pub score: &'a dyn Fn(&[Subnet]) -> Result<Vec<f64>>,
+    pub score: &'a (dyn Fn(&[Subnet]) -> Result<Vec<f64>> + Sync),
 }
 
 impl Cheapest<'_> {

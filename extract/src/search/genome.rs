@@ -5,6 +5,7 @@
 //! are always zero and never searched, so that equal networks have equal [`Genes`]. Genes with a single choice are not
 //! searched either.
 
+use crate::effects::{Effects, ranges};
 use crate::{Error, Result};
 use ofa_supernet::space::dimension::{At, assemble};
 use ofa_supernet::space::{Dimension, Place};
@@ -31,6 +32,8 @@ pub struct Genome {
     groups: Vec<Range<usize>>,
     /// Genes of the input images.
     input: Range<usize>,
+    /// Positions of each gene's choices among those of all.
+    values: Vec<Range<usize>>,
 }
 
 impl Genome {
@@ -64,7 +67,8 @@ impl Genome {
             }
         }
         let input = 0..places.iter().take_while(|place| place.at == At::Input).count();
-        Ok(Genome { space: space.clone(), places, choices, needs, needing, groups, input })
+        let values = ranges(&places);
+        Ok(Genome { space: space.clone(), places, choices, needs, needing, groups, input, values })
     }
 
     /// The space.
@@ -80,6 +84,11 @@ impl Genome {
     /// Number of choices of the gene at `place`.
     pub fn choices(&self, place: usize) -> u16 {
         self.choices[place]
+    }
+
+    /// Positions of the choices of the gene at `place` in [`Effects`].
+    pub(super) fn values(&self, place: usize) -> Range<usize> {
+        self.values[place].clone()
     }
 
     /// Dimension that the gene at `place` chooses.
@@ -219,17 +228,18 @@ impl Genome {
 
     /// By how much each single change raises the score, according to the scores in `known`; 0 if one is not known.
     /// Genes of a block that `genes` lack repeat the effects of the block before.
-    pub(super) fn effects(&self, genes: &Genes, known: &HashMap<Genes, f64>) -> Vec<Vec<f64>> {
-        let mut effects: Vec<Vec<f64>> = self.choices.iter().map(|&count| vec![0.0; usize::from(count)]).collect();
+    pub(super) fn effects(&self, genes: &Genes, known: &HashMap<Genes, f64>) -> Effects {
+        let mut effects = vec![0.0; self.values.last().map_or(0, |values| values.end)];
         let Some(score) = known.get(genes) else { return effects };
         for (place, choice) in self.changes(genes) {
             let mut other = genes.clone();
             self.set(&mut other, place, choice);
-            effects[place][usize::from(choice)] = known.get(&other).map_or(0.0, |other| other - score);
+            effects[self.values[place].start + usize::from(choice)] =
+                known.get(&other).map_or(0.0, |other| other - score);
         }
         for place in 0..self.size() {
             if let (false, Some(repeated)) = (self.exists(genes, place), self.places[place].repeats) {
-                effects[place] = effects[repeated].clone();
+                effects.copy_within(self.values(repeated), self.values[place].start);
             }
         }
         effects

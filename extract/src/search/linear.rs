@@ -7,11 +7,15 @@
 
 use super::genome::{Genes, Genome};
 use super::parts::{Part, parts};
-use super::task::{Effects, Rules};
+use super::task::Rules;
+use crate::effects::Effects;
 use std::ops::Range;
 
-/// Penalties on a change, as parts of the mean effect of a choice: a candidate for each.
+/// Penalties on a change, as parts of the mean effect of a choice: a candidate for each, at the distance of that number.
 const PENALTIES: [f64; 7] = [0.0, 0.25, 0.5, 0.8, 1.2, 1.6, 2.4];
+/// Distances near another one: so many that are farther from the origin, and closer to it.
+const FARTHER: usize = 1;
+const CLOSER: usize = 2;
 /// Most prices that are tried: doublings until the limits hold, then bisection.
 const STEPS: usize = 40;
 /// Relative precision of the price: what the limits leave is filled.
@@ -126,24 +130,31 @@ impl<'a> Linear<'a> {
         }
         let (mut sum, mut count) = (0.0, 0.0);
         for place in genome.active(origin) {
-            let now = effects[place][usize::from(origin[place])];
-            sum += effects[place].iter().map(|effect| (effect - now).abs()).sum::<f64>();
-            count += effects[place].len() as f64;
+            let effects = &effects[genome.values(place)];
+            let now = effects[usize::from(origin[place])];
+            sum += effects.iter().map(|effect| (effect - now).abs()).sum::<f64>();
+            count += effects.len() as f64;
         }
         let scale = if count > 0.0 { sum / count } else { 0.0 };
         Linear { genome, structure, origin, changed, gains, limits, costs, scale }
     }
 
-    /// Candidates at several distances from the origin, which meet every limit that has a table.
-    pub(super) fn candidates(&self) -> Vec<Genes> {
+    /// Candidates that meet every limit that has a table, with the numbers of their distances from the origin: near
+    /// distance number `near`, or at all distances.
+    pub(super) fn candidates(&self, near: Option<usize>) -> Vec<(Genes, usize)> {
+        let all = PENALTIES.len();
+        let distances = near.map_or(0..all, |near| near.saturating_sub(FARTHER)..all.min(near + CLOSER + 1));
         let options = self.gains.len();
         let (penalties, values) = (vec![0.0; options], vec![0.0; options]);
         let mut scratch = Scratch { penalties, values, choices: vec![0; self.structure.slots.len()] };
         let mut price = self.scale.max(f64::MIN_POSITIVE);
-        let best = PENALTIES.iter().filter_map(|penalty| self.best(penalty * self.scale, &mut price, &mut scratch));
-        let mut candidates: Vec<Genes> = best.map(|choices| self.genes(&choices)).collect();
+        let mut candidate = |distance: usize| {
+            let choices = self.best(PENALTIES[distance] * self.scale, &mut price, &mut scratch)?;
+            Some((self.genes(&choices), distance))
+        };
+        let mut candidates: Vec<(Genes, usize)> = distances.filter_map(&mut candidate).collect();
         candidates.sort_unstable();
-        candidates.dedup();
+        candidates.dedup_by(|a, b| a.0 == b.0);
         candidates
     }
 
@@ -249,7 +260,7 @@ fn effect(genome: &Genome, effects: &Effects, places: Range<usize>, number: usiz
     let (mut rest, mut sum) = (number, 0.0);
     for place in places.rev() {
         let choices = usize::from(genome.choices(place));
-        sum += effects[place][rest % choices];
+        sum += effects[genome.values(place)][rest % choices];
         rest /= choices;
     }
     sum

@@ -4,7 +4,8 @@
 //! the linear model ([`super::linear`]) change many blocks at once. Candidates at several distances are scored, and the
 //! best replaces the candidate, until none is better. The effects of the choices come from the scorer's derivatives if
 //! it has them ([`Problem::effects`](super::Problem::effects)), otherwise from scoring each single change. Children of
-//! local optima take parts from both parents; they may break the limits, since the local search returns to them.
+//! local optima take parts from both parents; they may break the limits, since the local search returns to them. After
+//! its first step, a local search looks only at distances like that of the step before.
 //!
 //! Levels (the same limits with several bounds) are searched together, each with local optima of its own. A good one is
 //! also a start for both neighbouring levels, and some children take parts from a neighbouring level.
@@ -15,9 +16,10 @@ use super::climb::climb;
 use super::genome::{Genes, Genome};
 use super::linear::{Linear, Structure};
 use super::strategies::{Setting, SettingValue, Strategy};
-use super::task::{Effects, Scored, Task, rank};
+use super::task::{Scored, Task, order, rank};
 use super::variation::{cross_by, mutate};
 use crate::Result;
+use crate::effects::Effects;
 use ofa_supernet::seed::{Stream, generator};
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -28,8 +30,8 @@ use std::ops::Range;
 
 /// Local searches from random candidates at the start: within one group of limits, and at least as many within several,
 /// which share what they find.
-const STARTS: usize = 20;
-const SHARED_STARTS: usize = 10;
+const STARTS: usize = 28;
+const SHARED_STARTS: usize = 19;
 /// Probability that a child is mutated after its crossover.
 const MUTATED: f64 = 0.3;
 /// Probabilities of a mutation of each gene, and of the images' genes.
@@ -53,8 +55,22 @@ const NEIGHBOURS: f64 = 0.3;
 /// Members of each of several levels that are polished.
 const POLISHED_OF_LEVEL: usize = 2;
 
-/// A candidate to climb from, and the level whose limits count.
-type Climber = (Genes, usize);
+/// A candidate to climb from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Climber {
+    genes: Genes,
+    /// The level whose limits count.
+    level: usize,
+    /// Number of the distance at which a step before found the candidate; the next step looks near it.
+    found_at: Option<usize>,
+}
+
+impl Climber {
+    /// The start of a local search.
+    fn new(genes: Genes, level: usize) -> Self {
+        Climber { genes, level, found_at: None }
+    }
+}
 
 /// Local optima of a level, best first.
 type Population = Vec<Scored>;
@@ -73,7 +89,7 @@ pub struct Memetic {
 
 impl Default for Memetic {
     fn default() -> Self {
-        Memetic { optima: 30, children: 20, patience: 25 }
+        Memetic { optima: 30, children: 20, patience: 50 }
     }
 }
 
@@ -96,7 +112,7 @@ impl Strategy for Memetic {
     }
 
     fn evaluations(&self) -> usize {
-        15_000
+        20_000
     }
 
     fn shares_scores(&self) -> bool {
@@ -125,7 +141,7 @@ impl Strategy for Memetic {
             for number in 0..count {
                 let level = active[(round as usize * count + number) % active.len()];
                 let parents = parents(&populations, level, &mut rng);
-                climbers.push((child(&task.rules().genome, &structure, &parents, &mut rng), level));
+                climbers.push(Climber::new(child(&task.rules().genome, &structure, &parents, &mut rng), level));
             }
             let before = scores(task);
             let optima = ascend(task, &structure, climbers, &mut visited, &mut rng)?;
@@ -163,7 +179,7 @@ impl Memetic {
         let is_kept = |(level, optimum): &(usize, Scored)| populations[*level].contains(optimum);
         let neighbours = |(level, (_, genes)): (usize, Scored)| {
             let neighbours = [level.checked_sub(1), Some(level + 1).filter(|next| *next < levels)];
-            neighbours.into_iter().flatten().map(move |level| (genes.clone(), level))
+            neighbours.into_iter().flatten().map(move |level| Climber::new(genes.clone(), level))
         };
         optima.into_iter().filter(is_kept).flat_map(neighbours).collect()
     }
@@ -211,7 +227,11 @@ fn random(genome: &Genome, index: usize) -> Genes {
 fn starts(task: &Task) -> Vec<Climber> {
     let levels = task.levels.len();
     if !task.starts.is_empty() {
-        return task.starts.iter().flat_map(|genes| (0..levels).map(|level| (genes.clone(), level))).collect();
+        return task
+            .starts
+            .iter()
+            .flat_map(|genes| (0..levels).map(|level| Climber::new(genes.clone(), level)))
+            .collect();
     }
     let genome = &task.rules().genome;
     let together = genome.numbers(genome.input()).min(SHARED_STARTS);
@@ -219,7 +239,7 @@ fn starts(task: &Task) -> Vec<Climber> {
     let climbers = |index: usize| {
         let genes = random(genome, index);
         let of_start = move |level: &usize| (index / together + level).is_multiple_of(stride);
-        (0..levels).filter(of_start).map(move |level| (genes.clone(), level))
+        (0..levels).filter(of_start).map(move |level| Climber::new(genes.clone(), level))
     };
     let count = if levels > 1 { SHARED_STARTS.max(together * stride) } else { STARTS };
     (0..count).flat_map(climbers).collect()
@@ -264,36 +284,34 @@ fn ascend(
     task: &mut Task,
     structure: &Structure,
     mut climbers: Vec<Climber>,
-    visited: &mut HashSet<Climber>,
+    visited: &mut HashSet<(Genes, usize)>,
     rng: &mut StdRng,
 ) -> Result<Vec<(usize, Scored)>> {
     let mut optima = Vec::new();
     loop {
         climbers.sort_unstable();
-        climbers.dedup();
-        climbers.retain(|climber| visited.insert(climber.clone()));
+        climbers.retain(|climber| visited.insert((climber.genes.clone(), climber.level)));
         if climbers.is_empty() || task.remaining() == 0 {
             return Ok(optima);
         }
         let mut candidates = candidates(task, structure, &climbers)?;
-        for ((climber, level), candidates) in climbers.iter().zip(&mut candidates) {
-            let rules = &task.levels[*level].rules;
-            candidates.push(climber.clone());
-            for genes in candidates.iter_mut() {
+        for (climber, candidates) in climbers.iter().zip(&mut candidates) {
+            let rules = &task.levels[climber.level].rules;
+            candidates.push((climber.genes.clone(), None));
+            for (genes, _) in candidates.iter_mut() {
                 // Measures without a table.
                 if !rules.feasible(genes)? {
                     *genes = rules.repair(genes.clone(), rng)?;
                 }
             }
         }
-        task.evaluate(candidates.iter().flatten())?;
+        task.evaluate(candidates.iter().flatten().map(|(genes, _)| genes))?;
         let mut higher = Vec::new();
-        for ((climber, level), candidates) in climbers.into_iter().zip(candidates) {
-            let mut scored: Vec<Scored> = task.scored(candidates).collect();
-            rank(&mut scored);
-            match scored.into_iter().next() {
-                Some(best) if best.1 == climber => optima.push((level, best)),
-                Some(best) => higher.push((best.1, level)),
+        for (Climber { genes, level, .. }, candidates) in climbers.into_iter().zip(candidates) {
+            let scored = candidates.into_iter().filter_map(|(genes, found_at)| Some((task.score_of(genes)?, found_at)));
+            match scored.min_by(|(a, _), (b, _)| order(a, b)) {
+                Some((best, _)) if best.1 == genes => optima.push((level, best)),
+                Some(((_, genes), found_at)) => higher.push(Climber { genes, level, found_at }),
                 None => {}
             }
         }
@@ -301,11 +319,14 @@ fn ascend(
     }
 }
 
+/// A candidate, and the number of its distance from where the step began.
+type Candidate = (Genes, Option<usize>);
+
 /// Candidates around each climber, according to the linear model. Equal genes, which come one after the other, share
 /// their derivatives.
-fn candidates(task: &mut Task, structure: &Structure, climbers: &[Climber]) -> Result<Vec<Vec<Genes>>> {
-    let of_genes: Vec<&[Climber]> = climbers.chunk_by(|a, b| a.0 == b.0).collect();
-    let genes: Vec<Genes> = of_genes.iter().map(|climbers| climbers[0].0.clone()).collect();
+fn candidates(task: &mut Task, structure: &Structure, climbers: &[Climber]) -> Result<Vec<Vec<Candidate>>> {
+    let of_genes: Vec<&[Climber]> = climbers.chunk_by(|a, b| a.genes == b.genes).collect();
+    let genes: Vec<Genes> = of_genes.iter().map(|climbers| climbers[0].genes.clone()).collect();
     let effects = task.effects(&genes)?;
     let levels = &task.levels;
     let models: Vec<(&Climber, &Effects)> = of_genes
@@ -313,8 +334,9 @@ fn candidates(task: &mut Task, structure: &Structure, climbers: &[Climber]) -> R
         .zip(&effects)
         .flat_map(|(climbers, effects)| climbers.iter().map(move |climber| (climber, effects)))
         .collect();
-    let candidates = |((genes, level), effects): &(&Climber, &Effects)| {
-        Linear::new(&levels[*level].rules, structure, genes, effects).candidates()
+    let candidates = |(climber, effects): &(&Climber, &Effects)| {
+        let model = Linear::new(&levels[climber.level].rules, structure, &climber.genes, effects);
+        model.candidates(climber.found_at).into_iter().map(|(genes, distance)| (genes, Some(distance))).collect()
     };
     Ok(models.par_iter().map(candidates).collect())
 }

@@ -58,7 +58,7 @@ pub use hypervolume::hypervolume;
 pub use limit::{Limit, Limits, of_batch};
 pub use result::{Basis, Candidate, ConstraintValue, FrontPoint, Scoring, SearchResult};
 pub use strategies::*;
-pub use task::{Effects, EffectsOf, Generation, Problem, Scorer, Task};
+pub use task::{Generation, Problem, Scorer, Task};
 
 use crate::{Error, Result};
 use genome::Genes;
@@ -66,7 +66,7 @@ use std::time::Instant;
 use task::Level;
 
 /// Divisor of a strategy's own number of evaluations for each group of limits after the first of one search.
-const SHARED: usize = 4;
+const SHARED: usize = 11;
 
 /// Finds the subnet with the largest score among those that meet all limits.
 ///
@@ -98,7 +98,7 @@ pub fn search<'a>(
     problem: &Problem<'a>,
     settings: &SearchSettings,
     scorer: &'a mut Scorer<'a>,
-    progress: &'a mut dyn FnMut(&Generation),
+    progress: &'a mut (dyn FnMut(&Generation) + Send),
 ) -> Result<SearchResult> {
     Ok(search_all(problem, settings, scorer, progress)?.swap_remove(0))
 }
@@ -113,7 +113,18 @@ pub fn search_all<'a>(
     problem: &Problem<'a>,
     settings: &SearchSettings,
     scorer: &'a mut Scorer<'a>,
-    progress: &'a mut dyn FnMut(&Generation),
+    progress: &'a mut (dyn FnMut(&Generation) + Send),
+) -> Result<Vec<SearchResult>> {
+    // On a thread of the pool: another one would be woken after each of the many short parallel steps.
+    rayon::scope(|_| search_here(problem, settings, scorer, progress))
+}
+
+/// Searches on the calling thread.
+fn search_here<'a>(
+    problem: &Problem<'a>,
+    settings: &SearchSettings,
+    scorer: &'a mut Scorer<'a>,
+    progress: &'a mut (dyn FnMut(&Generation) + Send),
 ) -> Result<Vec<SearchResult>> {
     let start = Instant::now();
     let strategy = settings.strategy();

@@ -4,6 +4,7 @@ use super::Candidate;
 use super::feasible::{repair, witness};
 use super::genome::{Genes, Genome};
 use super::limit::{Limit, Limits};
+use crate::effects::{Effects, EffectsOf};
 use crate::{Error, Result};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::{SearchSpace, Subnet};
@@ -11,6 +12,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 use std::collections::HashMap;
 
 /// Search problem.
@@ -36,13 +38,6 @@ pub struct Problem<'a> {
     pub others: &'a [Vec<Limit<'a>>],
 }
 
-/// Change of the score by each value of each gene, where a gene that a candidate lacks counts 0.
-pub type Effects = Vec<Vec<f64>>;
-
-/// Function that gives, for each subnet, by how much each value of each of the space's
-/// [places](SearchSpace::places) raises the score to first order, where a place that the subnet lacks counts 0.
-pub type EffectsOf<'a> = dyn Fn(&[Subnet]) -> Result<Vec<Effects>> + Sync + 'a;
-
 impl<'a> Problem<'a> {
     /// Problem of the best subnet of `space` within `limits`.
     pub fn new(space: &'a SearchSpace, limits: &'a [Limit<'a>], seed: u64) -> Self {
@@ -61,7 +56,7 @@ impl<'a> Problem<'a> {
 }
 
 /// Function that gives each subnet a number, larger being better.
-pub type Scorer<'a> = dyn FnMut(&[Subnet]) -> Result<Vec<f64>> + 'a;
+pub type Scorer<'a> = dyn FnMut(&[Subnet]) -> Result<Vec<f64>> + Send + 'a;
 
 /// Best subnet after a generation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -79,9 +74,14 @@ pub struct Generation {
 /// A candidate and its score.
 pub type Scored = (f64, Genes);
 
-/// Sorts the best first, and equal scores by their genes, so that the result does not depend on the order before.
+/// The best comes first; equal scores are ordered by their genes, so that no result depends on the order before.
+pub fn order(a: &Scored, b: &Scored) -> Ordering {
+    b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1))
+}
+
+/// Sorts the best first.
 pub fn rank(scored: &mut [Scored]) {
-    scored.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+    scored.sort_unstable_by(order);
 }
 
 /// Genome and limits of candidates: the part of a task that threads share.
@@ -167,7 +167,7 @@ pub struct Task<'a> {
     effects: Option<&'a EffectsOf<'a>>,
     budget: usize,
     scorer: &'a mut Scorer<'a>,
-    progress: &'a mut dyn FnMut(&Generation),
+    progress: &'a mut (dyn FnMut(&Generation) + Send),
 }
 
 impl<'a> Task<'a> {
@@ -177,7 +177,7 @@ impl<'a> Task<'a> {
         problem: &Problem<'a>,
         budget: usize,
         scorer: &'a mut Scorer<'a>,
-        progress: &'a mut dyn FnMut(&Generation),
+        progress: &'a mut (dyn FnMut(&Generation) + Send),
     ) -> Result<Self> {
         let genome = Genome::new(problem.space)?;
         let limits = Limits::new(&genome, problem.limits)?;
@@ -232,9 +232,14 @@ impl<'a> Task<'a> {
         Ok(self.scored(candidates).collect())
     }
 
+    /// A candidate with its score, if it has one.
+    pub fn score_of(&self, genes: Genes) -> Option<Scored> {
+        self.known.get(&genes).map(|&score| (score, genes))
+    }
+
     /// The scored ones among `candidates`.
     pub fn scored(&self, candidates: impl IntoIterator<Item = Genes>) -> impl Iterator<Item = Scored> {
-        candidates.into_iter().filter_map(|genes| self.known.get(&genes).map(|&score| (score, genes)))
+        candidates.into_iter().filter_map(|genes| self.score_of(genes))
     }
 
     /// Scores `candidates`. A candidate may occur several times or have been scored before: that costs nothing, and no
