@@ -5,9 +5,8 @@ use ofa_supernet::Subnet;
 use ofa_supernet::space::Place;
 use std::ops::Range;
 
-/// Change of a subnet's score by each value of each of the space's
-/// [places](ofa_supernet::SearchSpace::places), where a place that the subnet lacks counts 0; at the positions of
-/// [`ranges`].
+/// Change of a subnet's score by each value of each of the space's [places](ofa_supernet::SearchSpace::places), in the
+/// order of [`ranges`]. A place that the subnet lacks counts 0.
 pub type Effects = Vec<f64>;
 
 /// Function that gives the effects of each subnet.

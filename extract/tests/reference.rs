@@ -187,16 +187,16 @@ fn the_median_search_finds_at_least_the_references_best() {
 
 /// Good accuracies within limits in milliseconds, and how far below them the search of each limit may stay.
 const GOOD: [(&str, f64, f64); 12] = [
-    ("15ms", 0.78800, 0.0003),
+    ("15ms", 0.78800, 0.0002),
     ("17ms", 0.79633, 0.0002),
     ("20ms", 0.80789, 0.0002),
     ("22ms", 0.81370, 0.0002),
-    ("25ms", 0.82200, 0.0002),
-    ("27ms", 0.82630, 0.0006),
+    ("25ms", 0.82222, 0.0002),
+    ("27ms", 0.82576, 0.0002),
     ("30ms", 0.83187, 0.0002),
     ("35ms", 0.83791, 0.0002),
     ("40ms", 0.84230, 0.0002),
-    ("45ms", 0.84954, 0.0002),
+    ("45ms", 0.84962, 0.0002),
     ("50ms", 0.85154, 0.0002),
     ("60ms", 0.85397, 0.0002),
 ];
@@ -222,7 +222,7 @@ fn the_default_search_is_good_with_every_seed_and_with_all_limits_in_one() {
     let problem = Problem { effects: Some(&effects), others: &groups[1..], ..Problem::new(&space, &groups[0], 0) };
     let found = search_all(&problem, &settings, &mut |s| predictor.predict(s), &mut |_| ()).unwrap();
     for ((limit, good, _), found) in GOOD.iter().zip(&found) {
-        assert!(found.predicted_accuracy > good - 0.002, "{limit} among others: {}", found.predicted_accuracy);
+        assert!(found.predicted_accuracy > good - 0.001, "{limit} among others: {}", found.predicted_accuracy);
     }
 }
 

@@ -81,8 +81,9 @@ impl Mlp {
         let mut slopes = self.layers[3].weight.repeat(ones.len());
         for (layer, outputs) in backward.iter().zip(&hidden).rev() {
             // A ReLU that is off has no slope.
-            let outputs = slopes.iter_mut().zip(outputs);
-            outputs.for_each(|(slope, output)| *slope *= if *output == 0.0 { 0.0 } else { 1.0 });
+            for (slope, output) in slopes.iter_mut().zip(outputs) {
+                *slope *= if *output == 0.0 { 0.0 } else { 1.0 };
+            }
             slopes = layer.forward(&SparseRows::of_values(layer.inputs(), &slopes)).values();
         }
         for slopes in slopes.chunks_exact_mut(self.linear.len()) {

@@ -11,9 +11,10 @@ use super::task::Rules;
 use crate::effects::Effects;
 use std::ops::Range;
 
-/// Penalties on a change, as parts of the mean effect of a choice: a candidate for each, at the distance of that number.
+/// Penalties on a change, as parts of the mean effect of a choice: a candidate for each. The number of a penalty is that
+/// of its candidate's distance from the origin; larger penalties keep candidates closer.
 const PENALTIES: [f64; 7] = [0.0, 0.25, 0.5, 0.8, 1.2, 1.6, 2.4];
-/// Distances near another one: so many that are farther from the origin, and closer to it.
+/// Near a distance are the next one farther from the origin, and the next two closer to it.
 const FARTHER: usize = 1;
 const CLOSER: usize = 2;
 /// Most prices that are tried: doublings until the limits hold, then bisection.
@@ -139,8 +140,8 @@ impl<'a> Linear<'a> {
         Linear { genome, structure, origin, changed, gains, limits, costs, scale }
     }
 
-    /// Candidates that meet every limit that has a table, with the numbers of their distances from the origin: near
-    /// distance number `near`, or at all distances.
+    /// Candidates that meet every limit that has a table, each with the number of its distance from the origin: at the
+    /// distances near number `near`, or at all.
     pub(super) fn candidates(&self, near: Option<usize>) -> Vec<(Genes, usize)> {
         let all = PENALTIES.len();
         let distances = near.map_or(0..all, |near| near.saturating_sub(FARTHER)..all.min(near + CLOSER + 1));
