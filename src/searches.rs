@@ -176,7 +176,7 @@ fn corrected(scorer: &Scorer, result: &SearchResult) -> Result<Option<Prediction
     if result.measured_accuracy.is_some() {
         return Ok(Some(prediction));
     }
-    Ok(Some(prediction.of_chosen()))
+    Ok(Some(predictor.of_chosen(prediction)))
 }
 
 /// Measures the best subnets if that is asked for, corrects the predicted accuracy, and notes how the result was found.

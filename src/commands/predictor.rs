@@ -12,6 +12,7 @@ use ofa_extract::predictor::{
     FEWEST_SAMPLES, Method, Prediction, SampleWriter, add_samples, check_space, has_imported, import_accuracies,
     other_weights, read_provenance, read_samples, read_subnets,
 };
+use ofa_extract::search::overrating;
 use ofa_extract::{FitReport, FitSettings, Predictor, Sample};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::seed::{Stream, generator};
@@ -317,6 +318,9 @@ fn fit(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result<(
             bar.set(done, total);
             bar.details([format!("RMSE {:.2} points", 100.0 * rmse)]);
         })?;
+    drop(bar);
+    let bar = Bar::new("judging searches", 0, "halves");
+    predictor.set_overrating(overrating(&predictor, &samples, sampling.seed, &mut |done, total| bar.set(done, total))?);
     drop(bar);
     report.measured_with = read_provenance(&path, space)?;
     predictor.set_provenance(report.measured_with.clone());

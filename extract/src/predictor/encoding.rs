@@ -34,7 +34,9 @@ pub(super) struct Column {
     pub of_state: Vec<f64>,
 }
 
-/// A sum over the choices of a dimension: 1 for the first value, 2 for the second, 0 where the choice is absent.
+/// The logarithm of 1 and a sum over the choices of a dimension: 1 for the first value, 2 for the second, 0 where the
+/// choice is absent. Accuracy grows with a network's size about as its logarithm; a linear function of the sum itself
+/// overrates the largest subnets.
 #[derive(Debug, Clone)]
 pub(super) struct Total {
     pub group: usize,
@@ -123,8 +125,10 @@ impl Encoding {
         self.values[place].clone()
     }
 
-    /// Adds what the values of choices add to total `index`, times `slope`.
-    pub(super) fn add_total(&self, index: usize, slope: f64, effects: &mut Effects) {
+    /// Adds what the values of choices add to total `index` of a subnet where it is `total`, to first order, times
+    /// `slope`.
+    pub(super) fn add_total(&self, index: usize, total: f64, slope: f64, effects: &mut Effects) {
+        let slope = slope / total.exp();
         for &place in &self.totals[index].places {
             effects[self.values(place)]
                 .iter_mut()
@@ -133,13 +137,13 @@ impl Encoding {
         }
     }
 
-    /// The sum of each total.
-    pub(super) fn sums(&self, states: &[u8]) -> Vec<f64> {
+    /// The totals.
+    pub(super) fn totals_of(&self, states: &[u8]) -> Vec<f64> {
         let value = |&place: &usize| match usize::from(states[place]) + 1 {
             absent if absent == self.states_of(place) => 0.0,
             value => value as f64,
         };
-        self.totals.iter().map(|total| total.places.iter().map(value).sum()).collect()
+        self.totals.iter().map(|total| total.places.iter().map(value).sum::<f64>().ln_1p()).collect()
     }
 }
 
@@ -164,7 +168,7 @@ mod tests {
         // Resolution, stem blocks (no choice); depth, and kernel and expand ratio of two blocks, of each stage.
         assert_eq!(states, [1, 0, 0, 1, 0, 2, 3, 1, 0, 2, 1, 1]);
         // Depths 1 + 2; kernels 2 + 1 + 2; expand ratios 1 + 3 + 2.
-        assert_eq!(encoding.sums(&states), [3.0, 5.0, 6.0]);
+        assert_eq!(encoding.totals_of(&states), [3.0, 5.0, 6.0].map(f64::ln_1p));
         // A resolution; for each stage a depth, the second block, two kernels and two expand ratios.
         assert_eq!(encoding.columns.len(), 1 + 2 * 6);
         assert_eq!(encoding.groups, 1 + 2 * 4 + 3);

@@ -20,9 +20,10 @@ pub(super) struct Shape {
     pub noise: f64,
 }
 
-/// Centres of the priors of `linear` and of `scale`: for columns, and for totals, which explain more by themselves.
-const COLUMN: [f64; 2] = [0.005, 0.02];
-const TOTAL: [f64; 2] = [0.05, 0.1];
+/// Centres of the priors of `linear` and of `scale`: for columns, and for totals, which explain more by themselves. With
+/// a larger first one the many slopes fit noise, which a search then chooses.
+const COLUMN: [f64; 2] = [0.0003, 0.02];
+const TOTAL: [f64; 2] = [0.02, 0.03];
 /// Centres of the priors of `together` and of `noise`.
 const TOGETHER: f64 = 0.3;
 const NOISE: f64 = 0.05;

@@ -112,6 +112,10 @@ impl Scale {
     fn apply(self, value: f64) -> f64 {
         (value - self.mean) / self.deviation
     }
+
+    fn undo(self, scaled: f64) -> f64 {
+        self.mean + self.deviation * scaled
+    }
 }
 
 impl Process {
@@ -128,8 +132,9 @@ impl Process {
         let encoding = Encoding::new(space);
         let mut states = States::new();
         samples.iter().try_for_each(|sample| encoding.push(&sample.subnet, &mut states))?;
-        let sums: Vec<Vec<f64>> = states.chunks_exact(encoding.choices()).map(|row| encoding.sums(row)).collect();
-        let totals = (0..encoding.totals.len()).map(|total| Scale::of(sums.iter().map(|sums| sums[total])));
+        let of_rows: Vec<Vec<f64>> =
+            states.chunks_exact(encoding.choices()).map(|row| encoding.totals_of(row)).collect();
+        let totals = (0..encoding.totals.len()).map(|total| Scale::of(of_rows.iter().map(|totals| totals[total])));
         let totals: Vec<Scale> = totals.collect();
         let accuracy = Scale::of(samples.iter().map(|sample| sample.accuracy));
         let targets: Vec<f64> = samples.iter().map(|sample| accuracy.apply(sample.accuracy)).collect();
@@ -275,7 +280,8 @@ impl Process {
             // Derivative of a squared distance.
             let pull = |(pull, other): (&f32, &f64)| f64::from(*pull) * 2.0 * table.scale * (total - other);
             let slope = table.slope + pulls.iter().zip(&table.of_samples).map(pull).sum::<f64>();
-            self.encoding.add_total(index, slope / self.parts.totals[index].deviation, &mut effects);
+            let scale = self.parts.totals[index];
+            self.encoding.add_total(index, scale.undo(*total), slope / scale.deviation, &mut effects);
         }
         let scale = self.parts.accuracy.deviation;
         effects.iter_mut().for_each(|effect| *effect *= scale);
@@ -285,8 +291,8 @@ impl Process {
     fn query(&self, subnet: &Subnet) -> Result<Query> {
         let mut states = States::with_capacity(self.encoding.choices());
         self.encoding.push(subnet, &mut states)?;
-        let sums = self.encoding.sums(&states).into_iter().zip(&self.parts.totals);
-        let totals: Vec<f64> = sums.map(|(sum, scale)| scale.apply(sum)).collect();
+        let totals = self.encoding.totals_of(&states).into_iter().zip(&self.parts.totals);
+        let totals: Vec<f64> = totals.map(|(total, scale)| scale.apply(total)).collect();
         let (mut linear, mut variance) = (self.constant, 1.0 + self.parts.shape.together);
         for table in &self.choices {
             let state = usize::from(states[table.place]);
@@ -352,11 +358,11 @@ fn features(encoding: &Encoding, states: &[u8], scales: &[Scale]) -> Vec<Feature
         let of_samples = rows().map(|row| column.of_state[usize::from(row[column.place])]).collect();
         Feature { group: column.group, is_total: false, of_samples }
     });
-    let sums: Vec<Vec<f64>> = rows().map(|row| encoding.sums(row)).collect();
+    let of_rows: Vec<Vec<f64>> = rows().map(|row| encoding.totals_of(row)).collect();
     let totals = encoding.totals.iter().zip(scales).enumerate().map(|(index, (total, scale))| Feature {
         group: total.group,
         is_total: true,
-        of_samples: sums.iter().map(|sums| scale.apply(sums[index])).collect(),
+        of_samples: of_rows.iter().map(|totals| scale.apply(totals[index])).collect(),
     });
     columns.chain(totals).collect()
 }

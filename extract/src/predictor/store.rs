@@ -1,7 +1,7 @@
 //! `predictor.safetensors`: the fitted numbers, with the search space and the format's version in its metadata.
 //!
 //! The metadata is one entry, `ofa`, since the order of several is left to chance: equal predictors are equal files.
-//! Version 4 is an ensemble, version 5 a Gaussian process.
+//! Version 4 is an ensemble, version 6 a Gaussian process (version 5 had sums for totals, not their logarithms).
 
 use super::encoding::Encoding;
 use super::ensemble::Ensemble;
@@ -20,7 +20,7 @@ use std::path::Path;
 
 const FORMAT: &str = "ofa-predictor";
 const ENSEMBLE: u32 = 4;
-const PROCESS: u32 = 5;
+const PROCESS: u32 = 6;
 const ENTRY: &str = "ofa";
 /// Most samples of a process in a file.
 const MOST_SAMPLES: usize = 100_000;
@@ -36,6 +36,9 @@ struct Entry {
     /// Absent in files of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     origin: Option<Origin>,
+    /// Absent if not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    overrating: Option<f64>,
 }
 
 /// A tensor as it is written.
@@ -78,8 +81,8 @@ impl Predictor {
             Model::Ensemble(ensemble) => (ENSEMBLE, ensemble.members.len(), ensemble.noise, of_ensemble(ensemble)),
             Model::Process(process) => (PROCESS, 0, 0.0, of_process(process.parts())),
         };
-        let (space, origin) = (self.space.clone(), self.origin.clone());
-        let entry = Entry { format: FORMAT.into(), version, space, members, noise, origin };
+        let (space, origin, overrating) = (self.space.clone(), self.origin.clone(), self.overrating);
+        let entry = Entry { format: FORMAT.into(), version, space, members, noise, origin, overrating };
         let entry = serde_json::to_string(&entry).map_err(|e| fail(&e))?;
         let metadata = HashMap::from([(ENTRY.to_string(), entry)]);
         let mut views = Vec::new();
@@ -105,13 +108,21 @@ impl Predictor {
             return Err(foreign(format!("its format is '{}', expected '{FORMAT}'", entry.format)));
         }
         entry.space.validate().map_err(|e| e.at(path))?;
+        if let Some(overrating) = entry.overrating.filter(|value| !(value.is_finite() && *value >= 0.0)) {
+            return Err(foreign(format!("a search cannot overrate its choice by {overrating} deviations; fit it anew")));
+        }
         let tensors = Tensors(SafeTensors::deserialize(&file).map_err(|e| foreign(e.to_string()))?);
         let model = match entry.version {
             ENSEMBLE => tensors.ensemble(&entry).map(|ensemble| Model::Ensemble(Box::new(ensemble))),
             PROCESS => tensors.process(&entry.space).map(|process| Model::Process(Box::new(process))),
             version => Err(format!("its version is {version}, expected {ENSEMBLE} or {PROCESS}; fit it anew")),
         };
-        Ok(Predictor { space: entry.space, model: model.map_err(foreign)?, origin: entry.origin })
+        Ok(Predictor {
+            space: entry.space,
+            model: model.map_err(foreign)?,
+            origin: entry.origin,
+            overrating: entry.overrating,
+        })
     }
 }
 

@@ -233,7 +233,7 @@ fn predictions_of_a_process_are_those_of_the_definition() {
         let mut states = Vec::new();
         encoding.push(subnet, &mut states).unwrap();
         let columns = encoding.columns.iter().map(|c| (c.group, c.of_state[usize::from(states[c.place])]));
-        let totals = encoding.sums(&states).into_iter().zip(&parts.totals).zip(&encoding.totals);
+        let totals = encoding.totals_of(&states).into_iter().zip(&parts.totals).zip(&encoding.totals);
         columns.chain(totals.map(|((sum, scale), total)| (total.group, (sum - scale.mean) / scale.deviation))).collect()
     };
     let covariance = |a: &[(usize, f64)], b: &[(usize, f64)]| -> f64 {
@@ -360,8 +360,8 @@ fn effects_are_nearly_those_of_single_changes_and_the_chosen_is_corrected() {
         // A chosen subnet is worth less than it is said to be, by as much as the prediction is unsure.
         let chosen = predictor.predict_with_deviation(&[space.largest()]).unwrap()[0];
         assert!(chosen.doubt > 0.0 && chosen.doubt <= chosen.deviation, "{chosen:?}");
-        let corrected = chosen.of_chosen();
-        assert!((chosen.accuracy - corrected.accuracy - 2.75 * chosen.doubt).abs() < 1e-12);
+        let corrected = predictor.of_chosen(chosen);
+        assert!((chosen.accuracy - corrected.accuracy - 2.0 * chosen.doubt).abs() < 1e-12);
         assert!(corrected.deviation > chosen.deviation);
     }
 }

@@ -19,6 +19,7 @@
 //! | [`strategies`] | the table of strategies |
 //! | [`result`] | result of a search |
 //! | [`mod@hypervolume`] | how much a front dominates |
+//! | [`mod@overrating`] | by how much a search overrates what it chooses |
 //! | `variation` | mutation and crossover |
 //! | [`climb`] | local search |
 //! | [`task`] | working state of a search: limits, scores, budget, history |
@@ -38,6 +39,7 @@ pub mod hypervolume;
 pub mod limit;
 mod linear;
 pub mod memetic;
+pub mod overrating;
 pub mod pareto;
 mod parts;
 pub mod ppo;
@@ -56,6 +58,7 @@ mod variation;
 pub use cheapest::Cheapest;
 pub use hypervolume::hypervolume;
 pub use limit::{Limit, Limits, of_batch};
+pub use overrating::overrating;
 pub use result::{Basis, Candidate, ConstraintValue, FrontPoint, Scoring, SearchResult};
 pub use strategies::*;
 pub use task::{Generation, Problem, Scorer, Task};
