@@ -283,9 +283,12 @@ impl Predictor {
             return Ok(None);
         }
         match Process::fit(space, samples, &mut |_, _, _| {}) {
-            Ok((process, _)) => {
-                Ok(Some(Predictor { space: space.clone(), model: Model::Process(Box::new(process)), origin: None, overrating: None }))
-            }
+            Ok((process, _)) => Ok(Some(Predictor {
+                space: space.clone(),
+                model: Model::Process(Box::new(process)),
+                origin: None,
+                overrating: None,
+            })),
             Err(Error::Predictor(_)) => Ok(None),
             Err(error) => Err(error),
         }

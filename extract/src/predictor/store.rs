@@ -109,7 +109,9 @@ impl Predictor {
         }
         entry.space.validate().map_err(|e| e.at(path))?;
         if let Some(overrating) = entry.overrating.filter(|value| !(value.is_finite() && *value >= 0.0)) {
-            return Err(foreign(format!("a search cannot overrate its choice by {overrating} deviations; fit it anew")));
+            return Err(foreign(format!(
+                "a search cannot overrate its choice by {overrating} deviations; fit it anew"
+            )));
         }
         let tensors = Tensors(SafeTensors::deserialize(&file).map_err(|e| foreign(e.to_string()))?);
         let model = match entry.version {

@@ -86,3 +86,76 @@ fn chosen(predictor: &Predictor, seed: u64) -> Result<Vec<Subnet>> {
     let results = search_all(&problem, &settings, &mut |subnets| predictor.predict(subnets), &mut |_| ())?;
     Ok(results.into_iter().map(|result| result.best).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::predictor::{FitSettings, Method, Prediction};
+    use ofa_supernet::SearchSpace;
+    use ofa_supernet::space::BlockChoice;
+    use rand::Rng;
+
+    /// Samples of `cifar-k5` with errors between plus and minus `noise`.
+    fn samples(space: &SearchSpace, noise: f64) -> Vec<Sample> {
+        let mut rng = generator(5, Stream::Samples, &[]);
+        let sample = |_| {
+            let subnet = space.sample(&mut rng);
+            Sample { accuracy: truth(&subnet) + noise * rng.random_range(-1.0..1.0), subnet }
+        };
+        (0..120).map(sample).collect()
+    }
+
+    /// Some blocks gain from a larger kernel, others from a larger expand ratio.
+    fn truth(subnet: &Subnet) -> f64 {
+        let gains = [[2.0, 0.0], [0.0, 1.0], [0.5, 0.0], [0.0, 3.0], [0.0, 0.0]];
+        let blocks = subnet.blocks().zip(gains.iter().cycle());
+        let gain = |(block, [kernel, expand]): (&BlockChoice, &[f64; 2])| {
+            1.0 + kernel * (block.kernel as f64 - 3.0) + expand * (block.expand.value() - 2.0)
+        };
+        0.5 + 0.0003 * blocks.map(gain).sum::<f64>()
+    }
+
+    #[test]
+    fn winners_of_noisy_samples_are_overrated_and_corrected() {
+        let space = SearchSpace::named("cifar-k5").unwrap();
+        let samples = samples(&space, 0.02);
+        let fit = |method| {
+            let settings = FitSettings { method, members: 1, ..FitSettings::default() };
+            Predictor::fit(&space, &samples, &settings, 3, &mut |_, _, _| ()).unwrap().0
+        };
+        let mut predictor = fit(Method::GaussianProcess);
+        let mut steps = Vec::new();
+        let found = overrating(&predictor, &samples, 3, &mut |done, all| steps.push((done, all))).unwrap();
+        assert_eq!(steps, (1..=8).map(|done| (done, 8)).collect::<Vec<_>>());
+        assert_eq!(overrating(&predictor, &samples, 3, &mut |_, _| ()).unwrap(), found);
+        assert!(found.is_some_and(|found| found > 0.2), "{found:?}");
+
+        predictor.set_overrating(found);
+        let chosen = chosen(&predictor, 3).unwrap();
+        let said = predictor.predict_with_deviation(&chosen).unwrap();
+        let overrated: f64 = said.iter().zip(&chosen).map(|(said, chosen)| said.accuracy - truth(chosen)).sum();
+        assert!(overrated > 0.0, "{overrated}");
+        let holds = |(said, chosen): &(&Prediction, &Subnet)| {
+            let (low, high) = predictor.of_chosen(**said).interval();
+            (low..=high).contains(&truth(chosen))
+        };
+        let within = said.iter().zip(&chosen).filter(holds).count();
+        assert!(within >= 7, "{within} of {}", chosen.len());
+
+        // A single network does not know how sure it is.
+        assert_eq!(overrating(&fit(Method::Ensemble), &samples, 3, &mut |_, _| ()).unwrap(), None);
+    }
+
+    #[test]
+    fn few_or_equal_samples_are_no_error() {
+        let space = SearchSpace::named("cifar-k5").unwrap();
+        for (count, noise) in [(10, 0.02), (11, 0.0), (20, 0.02)] {
+            let samples = &samples(&space, noise)[..count];
+            let predictor = Predictor::fit(&space, samples, &FitSettings::default(), 0, &mut |_, _, _| ()).unwrap().0;
+            let found = overrating(&predictor, samples, 0, &mut |_, _| ()).unwrap();
+            assert!(found.is_none_or(|found| (0.0..=LARGEST).contains(&found)), "{count}: {found:?}");
+            let equal: Vec<Sample> = samples.iter().map(|s| Sample { accuracy: 0.5, ..s.clone() }).collect();
+            overrating(&predictor, &equal, 0, &mut |_, _| ()).unwrap();
+        }
+    }
+}
