@@ -329,6 +329,16 @@ fn damaged_files_of_a_process_are_refused() {
     damaged[end - 8..end].fill(0);
     std::fs::write(&path, &damaged).unwrap();
     assert!(Predictor::load(&path).unwrap_err().to_string().contains("deviation that is not positive"));
+
+    let mut predictor = predictor;
+    predictor.set_overrating(Some(1.25));
+    predictor.save(&path).unwrap();
+    let said = Prediction { accuracy: 0.5, deviation: 0.02, doubt: 0.01 };
+    let corrected = Predictor::load(&path).unwrap().of_chosen(said);
+    assert_eq!(corrected, Prediction { accuracy: 0.4875, deviation: 0.02f64.hypot(0.005), doubt: 0.01 });
+    predictor.set_overrating(Some(-1.0));
+    predictor.save(&path).unwrap();
+    assert!(Predictor::load(&path).unwrap_err().to_string().contains("cannot overrate its choice by -1 deviations"));
 }
 
 #[test]
