@@ -1,5 +1,6 @@
 //! Searches on a truth that is known: a predictor fitted on 1,500 true ImageNet accuracies, and the published one, both
-//! in `../shared/reference` beside the checkout: `cargo test --release --workspace --test imagenet -- --ignored --nocapture`.
+//! in `../shared/reference` beside the checkout:
+//! `cargo test --release --workspace --test imagenet -- --ignored --nocapture`.
 
 use ofa_extract::predictor::{FitSettings, Sample, import_accuracies};
 use ofa_extract::search::{Rounds, SearchSettings, hypervolume, overrating};
@@ -81,7 +82,8 @@ fn winners_are_as_good_as_they_are_said_to_be() {
             }
             let mean = |values: &[f64]| 100.0 * values.iter().sum::<f64>() / values.len() as f64;
             println!(
-                "{}, {count} samples, noise {:.2} points: winners err by {:.3} points (uncorrected {:.3}), {within} of 24 within",
+                "{}, {count} samples, noise {:.2} points: winners err by {:.3} points (uncorrected {:.3}), \
+                 {within} of 24 within",
                 space.name,
                 100.0 * sigma,
                 mean(&errors),

@@ -20,8 +20,8 @@ pub(super) struct Shape {
     pub noise: f64,
 }
 
-/// Centres of the priors of `linear` and of `scale`: for columns, and for totals, which explain more by themselves. With
-/// a larger first one the many slopes fit noise, which a search then chooses.
+/// Centres of the priors of `linear` and of `scale`: for columns, and for totals, which explain more by themselves.
+/// With a larger centre for `linear`, the many slopes fit noise, which a search then chooses.
 const COLUMN: [f64; 2] = [0.0003, 0.02];
 const TOTAL: [f64; 2] = [0.02, 0.03];
 /// Centres of the priors of `together` and of `noise`.
@@ -30,8 +30,8 @@ const NOISE: f64 = 0.05;
 /// Standard deviations of the logarithms of `linear`, which differs more from space to space, and of all other weights.
 const LINEAR_DEVIATION: f64 = 1.5;
 const OTHER_DEVIATION: f64 = 1.0;
-/// Where `linear` starts, as a multiple of its prior's centre: from there slopes that count are found before what choices
-/// do together explains them, too.
+/// First value of `linear`, as a multiple of its prior's centre. From a smaller one, what choices do together would
+/// explain what slopes can.
 const LINEAR_START: f64 = 16.0;
 /// Steps, which are enough on all data that was tried: with 80 no figure is better.
 const STEPS: usize = 30;

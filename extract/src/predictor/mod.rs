@@ -86,11 +86,11 @@ pub struct Prediction {
     pub doubt: f64,
 }
 
-/// Overrating of a search's choice, in standard deviations of the prediction, where it was not measured: a typical one
-/// of those found for samples of ImageNet and CIFAR-10 subnets, 0.9 to 2.5.
+/// Overrating of a search's choice, in standard deviations of the prediction, where it was not measured: a typical
+/// one of samples of ImageNet and CIFAR-10 subnets.
 const OVERRATING: f64 = 2.0;
-/// Standard deviation of the overrating, in the same unit: the intervals of winners then hold 90 % in the simulations of
-/// `tests/imagenet.rs`.
+/// Standard deviation of the overrating, in the same unit. With it the intervals of winners hold 90 % in the
+/// simulations of `tests/imagenet.rs`.
 const OVERRATING_DEVIATION: f64 = 0.5;
 
 impl Prediction {

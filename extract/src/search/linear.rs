@@ -11,8 +11,8 @@ use super::task::Rules;
 use crate::effects::Effects;
 use std::ops::Range;
 
-/// Penalties on a change, as parts of the mean effect of a choice: a candidate for each. The number of a penalty is that
-/// of its candidate's distance from the origin; larger penalties keep candidates closer.
+/// Penalties on a change, as parts of the mean effect of a choice: a candidate for each. The number of a penalty is
+/// that of its candidate's distance from the origin; larger penalties keep candidates closer.
 const PENALTIES: [f64; 7] = [0.0, 0.25, 0.5, 0.8, 1.2, 1.6, 2.4];
 /// Near a distance are the next one farther from the origin, and the next two closer to it.
 const FARTHER: usize = 1;
