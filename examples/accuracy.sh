@@ -10,7 +10,7 @@ shift 2
 ofa=${OFA:-ofa} seed=${SEED:-0}
 mkdir -p "$out"
 all=(preset-short stages preset alone-largest alone-middle alone-smallest one-schedule labels no-ramp alpha full-size mbv3 plain
-  preset-hour long long-ricap)
+  preset-hour long long-ricap long-muon)
 [ $# -gt 0 ] || set -- "${all[@]}"
 
 # The configuration of an experiment, edited: variant EXAMPLE SED-SCRIPT.
@@ -49,6 +49,10 @@ settings() {
     long-ricap)
       length=(--epochs 120)
       edit='s/cutout = 0\.25/&, mix = { method = "ricap", beta = 0.3, probability = 0.5 }/'
+      ;;
+    long-muon)
+      length=(--epochs 120)
+      edit='s/^momentum = 0\.9/optimizer = "muon"\n&/'
       ;;
     *) echo "$1: no such experiment; known are ${all[*]}" >&2; exit 2 ;;
   esac

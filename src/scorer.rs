@@ -8,7 +8,9 @@ use anyhow::{Result, anyhow, bail};
 use ofa_evaluate::DeviceProfile;
 use ofa_extract::effects::Effects;
 use ofa_extract::{Constraint, Limit, Measures, Metric, Predictor};
+use ofa_supernet::space::{DIMENSIONS, Value};
 use ofa_supernet::{SearchSpace, Subnet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// Source of scores.
@@ -40,10 +42,11 @@ impl Scorer<'_> {
         matches!(self, Scorer::Predictor(..))
     }
 
-    /// Derivatives of the scores of `subnets`, if these are predictions; the deviations' are left out.
-    pub fn effects(&self, subnets: &[Subnet]) -> ofa_extract::Result<Vec<Effects>> {
+    /// Derivatives of the scores of `subnets` of the searched `space`, if these are predictions; the deviations' are left
+    /// out.
+    pub fn effects(&self, space: &SearchSpace, subnets: &[Subnet]) -> ofa_extract::Result<Vec<Effects>> {
         match self {
-            Scorer::Predictor(predictor, _) => predictor.effects(subnets),
+            Scorer::Predictor(predictor, _) => predictor.effects(space, subnets),
             Scorer::Measured(_) => Ok(Vec::new()),
         }
     }
@@ -54,8 +57,8 @@ pub fn limits_of<'a>(constraints: &[Constraint], measures: &'a Measures) -> ofa_
     constraints.iter().map(|constraint| Limit::from_constraint(constraint, measures)).collect()
 }
 
-/// The space, restricted to the resolutions that the predictor and all named devices know (imported ones may know only
-/// some). The devices' profiles must have every layer of it.
+/// The space, restricted to the values that the samples of the predictor have, and to the resolutions that it and all
+/// named devices know (imported ones may know only some). The devices' profiles must have every layer of it.
 pub fn searched_space<'c>(
     folder: &RunFolder,
     measures: &Measures,
@@ -64,36 +67,41 @@ pub fn searched_space<'c>(
 ) -> Result<SearchSpace> {
     let space = measures.space();
     let mut searched = space.clone();
-    let mut keep = |known: &SearchSpace, file: PathBuf| {
-        let before = searched.resolutions.clone();
-        searched.keep_resolutions_of(known);
-        if searched.resolutions.is_empty() {
-            bail!(
-                "{}: it knows the resolutions {:?}, but the search needs one of {before:?}; measure or import those",
-                file.display(),
-                known.resolutions
-            );
+    let keep = |searched: &mut SearchSpace, known: SearchSpace, file: PathBuf| {
+        if known.resolutions.is_empty() {
+            let path = file.display();
+            bail!("{path}: it knows none of the resolutions {:?}; measure or import those", searched.resolutions);
         }
+        *searched = known;
         Ok(())
     };
     if let Scorer::Predictor(predictor, _) = scorer {
-        keep(predictor.space(), predictor_path(folder))?;
+        let known = predictor.known_part(&searched);
+        keep(&mut searched, known, predictor_path(folder))?;
     }
     let devices = constraints.filter(|c| c.metric == Metric::Latency).map(|c| measures.device(&c.device));
     let devices = devices.collect::<ofa_extract::Result<Vec<_>>>()?;
     let path = |device: &DeviceProfile| folder.join(&format!("devices/{}.json", device.name));
     for device in &devices {
-        keep(&device.space, path(device))?;
+        let mut known = searched.clone();
+        known.keep_resolutions_of(&device.space);
+        keep(&mut searched, known, path(device))?;
     }
     for device in &devices {
         let covers = device.check_covers(&searched, measures.classes());
         covers.map_err(|error| anyhow!("{}: {error}", path(device).display()))?;
     }
-    if searched.resolutions != space.resolutions {
-        crate::terminal::note(format_args!(
-            "only the resolutions {:?} are searched, since the predictor or a device knows no others",
-            searched.resolutions
-        ));
+    let keys: BTreeSet<&str> = DIMENSIONS.iter().map(|dimension| dimension.key).collect();
+    for key in keys {
+        let kept = searched.listed(key);
+        if kept != space.listed(key) {
+            let kept: Vec<String> = kept.iter().map(Value::to_string).collect();
+            crate::terminal::note(format_args!(
+                "only the {} {} are searched, since the predictor's samples or a device have no others",
+                key.replace('_', " "),
+                kept.join(", ")
+            ));
+        }
     }
     Ok(searched)
 }

@@ -111,7 +111,7 @@ fn search_group(task: &Task, groups: &[&[Constraint]], starts: &[Subnet]) -> Res
     if !starts.is_empty() && evaluations.is_none() {
         evaluations = Some(strategy.evaluations() / WARM);
     }
-    let effects = |subnets: &[Subnet]| scorer.effects(subnets);
+    let effects = |subnets: &[Subnet]| scorer.effects(&space, subnets);
     let effects = scorer.has_effects().then_some(&effects as &EffectsOf);
     let keep = options.verify;
     let most = evaluations.unwrap_or_else(|| search::evaluations(strategy, others.len()));

@@ -483,3 +483,29 @@ fn accuracies_measured_elsewhere_make_a_run_without_a_supernet() {
     fails(folder, &["predictor", "--run", "run", "--import", "c.jsonl"], &["c.jsonl:1", "accuracy"]);
     misused(folder, &["predictor", "--space", "tiny", "--import", "a.jsonl"], &["required"]);
 }
+
+#[test]
+fn a_search_keeps_to_the_values_that_samples_have() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let mut space = SearchSpace::named("tiny").unwrap();
+    (space.resolutions, space.kernel_sizes) = (vec![24], vec![3]);
+    let lines: Vec<String> = (0..40)
+        .map(|position| {
+            let subnet = space.sample(&mut generator(5, Stream::Samples, &[position]));
+            let size: f64 = subnet.blocks().map(|block| block.expand.value()).sum();
+            json!({"subnet": subnet, "accuracy": 50.0 + size}).to_string()
+        })
+        .collect();
+    fs::write(folder.join("a.jsonl"), lines.join("\n")).unwrap();
+    succeeds(folder, &["predictor", "--space", "tiny", "--classes", "10", "--import", "a.jsonl", "--out", "run"]);
+    let output = ofa(folder, &["search", "--run", "run", "--limit", "any:macs=100M"]);
+    let notes = String::from_utf8(output.stderr).unwrap();
+    assert!(notes.contains("only the resolutions 24 are") && notes.contains("only the kernel sizes 3 are"), "{notes}");
+    let out = String::from_utf8(output.stdout).unwrap();
+    assert!(out.contains("r24 d2,2 k3,3|3,3 e4,4|4,4"), "{out}");
+    fs::write(folder.join("b.csv"), "subnet\n\"r24 d1,2 k3|3,3 e2|4,3\"\n\"r32 d1,2 k3|3,3 e2|4,3\"\n").unwrap();
+    let output = ofa(folder, &["predictor", "--run", "run", "--predict", "b.csv"]);
+    let notes = String::from_utf8(output.stderr).unwrap();
+    assert!(notes.contains("1 of 2 subnets have values that no sample"), "{notes}");
+}

@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let tables: Vec<PathBuf> = space.resolutions.iter().map(table).collect();
     let measures = Measures::new(&space, 1000, vec![import(&space, 1000, "note10", &tables)?]);
     let settings = SearchSettings::all().swap_remove(0);
-    let effects = |subnets: &[Subnet]| predictor.effects(subnets);
+    let effects = |subnets: &[Subnet]| predictor.effects(&space, subnets);
     let within = |limit: &&str| -> Result<Vec<Limit>, Box<dyn std::error::Error>> {
         let constraint: Constraint = format!("note10:latency={limit}ms").parse()?;
         Ok(vec![Limit::from_constraint(&constraint, &measures)?])

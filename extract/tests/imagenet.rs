@@ -64,7 +64,7 @@ fn winners_are_as_good_as_they_are_said_to_be() {
                 let (mut predictor, _) = fitted.unwrap();
                 let found = overrating(&predictor, &samples, repetition, &mut |_, _| ()).unwrap();
                 predictor.set_overrating(found);
-                let effects = |subnets: &[Subnet]| predictor.effects(subnets);
+                let effects = |subnets: &[Subnet]| predictor.effects(space, subnets);
                 for step in 0..8 {
                     let limits = [macs(&measures, 200e6 + 40e6 * f64::from(step))];
                     let problem = Problem { effects: Some(&effects), ..Problem::new(space, &limits, 0) };

@@ -207,7 +207,7 @@ fn the_default_search_is_good_with_every_seed_and_with_all_limits_in_one() {
     let (space, predictor, measures) = published(&reference("official"));
     let settings = SearchSettings::all().swap_remove(0);
     assert_eq!(settings.name(), "memetic");
-    let effects = |subnets: &[Subnet]| predictor.effects(subnets);
+    let effects = |subnets: &[Subnet]| predictor.effects(&space, subnets);
     let within = |(limit, ..): &(&str, f64, f64)| {
         vec![Limit::from_constraint(&format!("note10:latency={limit}").parse().unwrap(), &measures).unwrap()]
     };

@@ -36,7 +36,7 @@ pub fn compare(
     let against = limits_of(&costs, measures)?;
     let space = searched_space(folder, measures, scorer, constraints.iter())?;
     let evaluations = options.evaluations.unwrap_or(EVALUATIONS);
-    let effects = |subnets: &[Subnet]| scorer.effects(subnets);
+    let effects = |subnets: &[Subnet]| scorer.effects(&space, subnets);
     let strategies = SearchSettings::all();
     let mut rows = Vec::new();
     let bar = Bar::new("comparing strategies", strategies.len() * options.seeds as usize, "searches");

@@ -217,6 +217,15 @@ fn predict(folder: &RunFolder, file: &Path) -> Result<Value> {
     let (space, _) = folder.space()?;
     let predictor = load_predictor(folder, &space)?;
     let subnets = read_subnets(file, &space)?;
+    let known = predictor.known_part(&space);
+    let guessed = subnets.iter().filter(|subnet| known.check(subnet).is_err()).count();
+    if guessed > 0 {
+        terminal::note(format_args!(
+            "{guessed} of {} subnets have values that no sample of the predictor has: their accuracies are guesses, and \
+             the intervals do not tell",
+            subnets.len()
+        ));
+    }
     let line = |subnet: Subnet, accuracy: f64, interval: Option<(f64, f64, f64)>| {
         let (deviation, low, high) =
             interval.map_or((None, None, None), |(d, low, high)| (Some(d), Some(low), Some(high)));

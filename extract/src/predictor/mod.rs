@@ -33,6 +33,7 @@ mod process;
 mod provenance;
 mod published;
 pub mod sample;
+mod sampled;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -44,14 +45,14 @@ pub use origin::Origin;
 pub use provenance::{Provenance, other_weights};
 pub use sample::{Sample, SampleWriter, add_samples, has_imported, read_provenance, read_samples};
 
-use crate::effects::Effects;
+use crate::effects::{self, Effects};
 use crate::{Error, Result};
 use ensemble::Ensemble;
 use ofa_supernet::seed::{Stream, generator};
+use ofa_supernet::space::Narrowing;
 use ofa_supernet::{SearchSpace, Subnet, files};
 use process::Process;
 use rand::seq::SliceRandom;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
@@ -66,6 +67,8 @@ pub struct Predictor {
     origin: Option<Origin>,
     /// By how many standard deviations of the prediction a search overrates its choice; `None` if not known.
     overrating: Option<f64>,
+    /// Values that its samples have; `None` if there are none.
+    sampled: Option<Narrowing>,
 }
 
 /// What predicts.
@@ -273,7 +276,8 @@ impl Predictor {
             let (ensemble, unseen) = ensemble::fit(space, samples, settings, seed, progress)?;
             (Model::Ensemble(Box::new(ensemble)), unseen)
         };
-        Ok((Predictor { space: space.clone(), model, origin: None, overrating: None }, unseen))
+        let sampled = Some(sampled::sampled(space, samples));
+        Ok((Predictor { space: space.clone(), model, origin: None, overrating: None, sampled }, unseen))
     }
 
     /// A Gaussian process of scores of different subnets, which need not be accuracies; `None` for fewer than two, or
@@ -288,6 +292,7 @@ impl Predictor {
                 model: Model::Process(Box::new(process)),
                 origin: None,
                 overrating: None,
+                sampled: None,
             })),
             Err(Error::Predictor(_)) => Ok(None),
             Err(error) => Err(error),
@@ -369,6 +374,14 @@ impl Predictor {
         }
     }
 
+    /// `space`, which has the predictor's weights, with the values that the predictor's samples have, and those between
+    /// them. A prediction for any other value is a guess, though its deviation is no larger.
+    pub fn known_part(&self, space: &SearchSpace) -> SearchSpace {
+        let mut known = space.clone();
+        known.keep_resolutions_of(&self.space);
+        self.sampled.as_ref().map_or(known.clone(), |sampled| known.narrowed(sampled))
+    }
+
     /// Predicted accuracy of each subnet (about 0 to 1; not clipped, so that the order is kept).
     ///
     /// # Errors
@@ -380,16 +393,20 @@ impl Predictor {
         }
     }
 
-    /// By how much each value of each of the space's [places](SearchSpace::places) raises the prediction, to first
-    /// order about each subnet; a place that the subnet lacks counts 0.
+    /// By how much each value of each of the [places](SearchSpace::places) of `space`, a part of the predictor's, raises
+    /// the prediction, to first order about each subnet; a place that the subnet lacks counts 0.
     ///
     /// # Errors
-    /// A subnet outside the space.
-    pub fn effects(&self, subnets: &[Subnet]) -> Result<Vec<Effects>> {
-        match &self.model {
-            Model::Process(process) => subnets.par_iter().map(|subnet| process.effects(subnet)).collect(),
-            Model::Ensemble(ensemble) => ensemble.effects(subnets),
+    /// A subnet outside the predictor's space.
+    pub fn effects(&self, space: &SearchSpace, subnets: &[Subnet]) -> Result<Vec<Effects>> {
+        let effects = match &self.model {
+            Model::Process(process) => process.effects(subnets)?,
+            Model::Ensemble(ensemble) => ensemble.effects(subnets)?,
+        };
+        if *space == self.space {
+            return Ok(effects);
         }
+        Ok(effects::of_places(&self.space.places(), &space.places(), &effects))
     }
 
     /// Predicted accuracy of each subnet, and how sure it is.

@@ -17,12 +17,15 @@ use crate::cholesky::Cholesky;
 use crate::effects::Effects;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
+use ofa_supernet::ops::{SparseLayer, SparseRows};
 use ofa_supernet::{SearchSpace, Subnet};
 use rayon::prelude::*;
 use std::sync::OnceLock;
 
 /// Subnets that pass through a thread together.
 const BATCH: usize = 64;
+/// Subnets whose derivatives a thread computes together.
+const SLOPES: usize = 2 * SparseRows::GROUP;
 /// Most samples that the shape of the covariance follows from: with more it changes little, and its cost grows with
 /// their cube.
 const SHAPE_SAMPLES: usize = 400;
@@ -40,6 +43,9 @@ pub(super) struct Process {
     totals: Vec<TotalTable>,
     /// The linear function where all numbers are zero.
     constant: f64,
+    /// From weights of the samples to sums of their distances for each state of each table, made when derivatives are
+    /// asked for.
+    to_states: OnceLock<SparseLayer>,
     /// Inverse of the covariance's Cholesky factor, `[samples, samples]`, made when a deviation is asked for.
     inverse: OnceLock<Vec<f32>>,
 }
@@ -198,7 +204,7 @@ impl Process {
             of_samples: feature.of_samples.clone(),
         });
         let (totals, constant) = (totals.collect(), weights.iter().sum());
-        Process { encoding, choices, totals, constant, parts, inverse: OnceLock::new() }
+        Process { encoding, choices, totals, constant, parts, to_states: OnceLock::new(), inverse: OnceLock::new() }
     }
 
     pub(super) fn parts(&self) -> &Parts {
@@ -253,24 +259,48 @@ impl Process {
         Ok(predictions)
     }
 
-    /// By how much each value of each choice raises the accuracy, to first order about `subnet`; an absent choice
+    /// By how much each value of each choice raises the accuracy, to first order about each subnet; an absent choice
     /// counts 0.
     ///
     /// # Errors
     /// A subnet outside the space.
-    pub(super) fn effects(&self, subnet: &Subnet) -> Result<Effects> {
-        let query = self.query(subnet)?;
+    pub(super) fn effects(&self, subnets: &[Subnet]) -> Result<Vec<Effects>> {
         let count = self.parts.weights.len();
-        let mut pulls = vec![0.0; count];
-        self.write_together(&query, &mut pulls);
-        pulls.iter_mut().zip(&self.parts.weights).for_each(|(k, weight)| *k *= -0.5 * *weight as f32);
+        let batches = subnets.par_chunks(SLOPES).map(|batch| {
+            let mut pulls = vec![0.0; batch.len() * count];
+            let queries = batch.iter().zip(pulls.chunks_exact_mut(count)).map(|(subnet, pulls)| {
+                let query = self.query(subnet)?;
+                self.write_together(&query, pulls);
+                pulls.iter_mut().zip(&self.parts.weights).for_each(|(k, weight)| *k *= -0.5 * *weight as f32);
+                Ok(query)
+            });
+            let queries = queries.collect::<Result<Vec<Query>>>()?;
+            let layer = self.to_states.get_or_init(|| self.layer_to_states());
+            let of_states = layer.forward(&SparseRows::of_values(count, &pulls)).values();
+            let of_states = of_states.chunks_exact(of_states.len() / batch.len());
+            let effects = queries.iter().zip(pulls.chunks_exact(count)).zip(of_states);
+            Ok(effects.map(|((query, pulls), of_states)| self.effects_of(query, pulls, of_states)).collect())
+        });
+        Ok(batches.collect::<Result<Vec<Vec<Effects>>>>()?.concat())
+    }
+
+    fn layer_to_states(&self) -> SparseLayer {
+        let count = self.parts.weights.len();
+        let distances: Vec<&[f32]> =
+            self.choices.iter().flat_map(|table| table.distances.chunks_exact(count)).collect();
+        let of_sample = |sample: usize| distances.iter().map(move |of_state| of_state[sample]);
+        let weight: Vec<f32> = (0..count).flat_map(of_sample).collect();
+        SparseLayer::new(&weight, &vec![0.0; distances.len()]).without_activation()
+    }
+
+    /// The derivatives about a subnet from the derivative of each sample's squared distance, and their sums over the
+    /// samples for each state.
+    fn effects_of(&self, query: &Query, pulls: &[f32], mut of_states: &[f32]) -> Effects {
         let mut effects = self.encoding.no_effects();
         for table in &self.choices {
-            let in_state = |state: usize| {
-                let distances = &table.distances[state * count..(state + 1) * count];
-                let pull: f32 = pulls.iter().zip(distances).map(|(pull, distance)| pull * distance).sum();
-                table.linear[state] + f64::from(pull)
-            };
+            let (pulled, others) = of_states.split_at(table.linear.len());
+            of_states = others;
+            let in_state = |state: usize| table.linear[state] + f64::from(pulled[state]);
             let absent = in_state(table.linear.len() - 1);
             for (state, effect) in effects[self.encoding.values(table.place)].iter_mut().enumerate() {
                 *effect += in_state(state) - absent;
@@ -285,7 +315,7 @@ impl Process {
         }
         let scale = self.parts.accuracy.deviation;
         effects.iter_mut().for_each(|effect| *effect *= scale);
-        Ok(effects)
+        effects
     }
 
     fn query(&self, subnet: &Subnet) -> Result<Query> {

@@ -12,6 +12,7 @@ use super::mlp::{Layer, Mlp};
 use super::process::{Parts, Process, Scale};
 use super::{Model, Origin, Predictor};
 use crate::{Error, Result};
+use ofa_supernet::space::Narrowing;
 use ofa_supernet::{SearchSpace, files};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,9 @@ struct Entry {
     /// Absent if not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     overrating: Option<f64>,
+    /// Absent without samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sampled: Option<Narrowing>,
 }
 
 /// A tensor as it is written.
@@ -81,8 +85,9 @@ impl Predictor {
             Model::Ensemble(ensemble) => (ENSEMBLE, ensemble.members.len(), ensemble.noise, of_ensemble(ensemble)),
             Model::Process(process) => (PROCESS, 0, 0.0, of_process(process.parts())),
         };
-        let (space, origin, overrating) = (self.space.clone(), self.origin.clone(), self.overrating);
-        let entry = Entry { format: FORMAT.into(), version, space, members, noise, origin, overrating };
+        let (space, origin, sampled) = (self.space.clone(), self.origin.clone(), self.sampled.clone());
+        let overrating = self.overrating;
+        let entry = Entry { format: FORMAT.into(), version, space, members, noise, origin, overrating, sampled };
         let entry = serde_json::to_string(&entry).map_err(|e| fail(&e))?;
         let metadata = HashMap::from([(ENTRY.to_string(), entry)]);
         let mut views = Vec::new();
@@ -124,6 +129,7 @@ impl Predictor {
             model: model.map_err(foreign)?,
             origin: entry.origin,
             overrating: entry.overrating,
+            sampled: entry.sampled,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The predictor as a whole: fits, files, doubts.
 
 use super::*;
+use ofa_supernet::space::dimension::{At, Value};
 
 /// Accuracy with a mild interaction between size and resolution.
 fn samples(space: &SearchSpace, count: u64) -> Vec<Sample> {
@@ -355,7 +356,7 @@ fn effects_are_nearly_those_of_single_changes_and_the_chosen_is_corrected() {
         let (mut expected, mut found) = (Vec::new(), Vec::new());
         for sample in samples(&space, 12) {
             let subnet = sample.subnet;
-            let effects = &predictor.effects(std::slice::from_ref(&subnet)).unwrap()[0];
+            let effects = &predictor.effects(&space, std::slice::from_ref(&subnet)).unwrap()[0];
             let total = |subnet: &Subnet| -> f64 {
                 let effect = |(place, range): (&ofa_supernet::space::Place, &std::ops::Range<usize>)| {
                     place.choice(subnet).map_or(0.0, |choice| effects[range.start + choice])
@@ -376,4 +377,52 @@ fn effects_are_nearly_those_of_single_changes_and_the_chosen_is_corrected() {
         assert!((chosen.accuracy - corrected.accuracy - 2.0 * chosen.doubt).abs() < 1e-12);
         assert!(corrected.deviation > chosen.deviation);
     }
+}
+
+#[test]
+fn a_predictor_knows_the_values_that_its_samples_have() {
+    let space = SearchSpace::named("tiny").unwrap();
+    let mut part = space.clone();
+    (part.resolutions, part.kernel_sizes) = (vec![24], vec![3]);
+    for method in [Method::GaussianProcess, Method::Ensemble] {
+        let settings = FitSettings { method, hidden: 20, ..FitSettings::default() };
+        let fit = |samples: &[Sample]| Predictor::fit(&space, samples, &settings, 3, &mut |_, _, _| ()).unwrap().0;
+        let predictor = fit(&samples(&part, 60));
+        assert_eq!(predictor.known_part(&space), part);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("predictor.safetensors");
+        predictor.save(&path).unwrap();
+        assert_eq!(Predictor::load(&path).unwrap().known_part(&space), part);
+        assert_eq!(fit(&samples(&space, 60)).known_part(&space), space);
+        // A resolution between two others counts as known.
+        let mut ends = space.clone();
+        ends.resolutions = vec![16, 32];
+        assert_eq!(fit(&samples(&ends, 60)).known_part(&space), space);
+    }
+}
+
+#[test]
+fn effects_in_a_part_of_the_space_are_those_of_the_whole() {
+    let space = SearchSpace::named("tiny").unwrap();
+    let mut part = space.clone();
+    (part.resolutions, part.kernel_sizes, part.depths) = (vec![24, 32], vec![5], vec![1]);
+    let settings = FitSettings { method: Method::GaussianProcess, ..FitSettings::default() };
+    let predictor = Predictor::fit(&space, &samples(&space, 60), &settings, 3, &mut |_, _, _| ()).unwrap().0;
+    let subnets: Vec<Subnet> = (0..9).map(|i| part.sample(&mut generator(8, Stream::Sampling, &[i]))).collect();
+    let effect = |space: &SearchSpace, subnet: usize, letter: char, at: At, value: Value| {
+        let places = space.places();
+        let place = places.iter().position(|place| place.dimension.letter == letter && place.at == at).unwrap();
+        let number = places[place].values.iter().position(|known| *known == value).unwrap();
+        predictor.effects(space, &subnets).unwrap()[subnet][crate::effects::ranges(&places)[place].start + number]
+    };
+    let mut compared = 0;
+    for place in part.places() {
+        for (subnet, value) in (0..9).flat_map(|subnet| place.values.iter().map(move |value| (subnet, *value))) {
+            let [within, whole] =
+                [&part, &space].map(|space| effect(space, subnet, place.dimension.letter, place.at, value));
+            assert_eq!(within, whole, "{:?} {value}", place.at);
+            compared += usize::from(within != 0.0);
+        }
+    }
+    assert!(compared > 9 * 10, "{compared} effects are not zero");
 }

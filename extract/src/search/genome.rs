@@ -11,7 +11,7 @@ use ofa_supernet::space::dimension::{At, assemble};
 use ofa_supernet::space::{Dimension, Place};
 use ofa_supernet::{SearchSpace, Subnet};
 use rand::Rng;
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::ops::Range;
 
 /// Candidate; encoded and decoded by its [`Genome`].
@@ -84,6 +84,11 @@ impl Genome {
     /// Number of choices of the gene at `place`.
     pub fn choices(&self, place: usize) -> u16 {
         self.choices[place]
+    }
+
+    /// Number of [`Effects`].
+    pub(super) fn value_count(&self) -> usize {
+        self.values.last().map_or(0, |values| values.end)
     }
 
     /// Positions of the choices of the gene at `place` in [`Effects`].
@@ -228,8 +233,8 @@ impl Genome {
 
     /// By how much each single change raises the score, according to the scores in `known`; 0 if one is not known.
     /// Genes of a block that `genes` lack repeat the effects of the block before.
-    pub(super) fn effects(&self, genes: &Genes, known: &HashMap<Genes, f64>) -> Effects {
-        let mut effects = vec![0.0; self.values.last().map_or(0, |values| values.end)];
+    pub(super) fn effects(&self, genes: &Genes, known: &FxHashMap<Genes, f64>) -> Effects {
+        let mut effects = vec![0.0; self.value_count()];
         let Some(score) = known.get(genes) else { return effects };
         for (place, choice) in self.changes(genes) {
             let mut other = genes.clone();

@@ -228,7 +228,13 @@ impl<'a> Linear<'a> {
 
     /// What `choices` cost.
     fn cost(&self, choices: &[usize], values: &[f64]) -> f64 {
-        self.structure.used(choices).map(|slot| values[choices[slot]]).sum()
+        let Structure { slots, own, depths, .. } = self.structure;
+        let mut sum = 0.0;
+        for (&own, depths) in own.iter().zip(depths) {
+            let used = 1 + depths[choices[own] - slots[own].start];
+            sum += choices[own..own + used].iter().map(|&choice| values[choice]).sum::<f64>();
+        }
+        sum
     }
 
     fn holds(&self, choices: &[usize]) -> bool {

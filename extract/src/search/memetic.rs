@@ -24,8 +24,8 @@ use ofa_supernet::seed::{Stream, generator};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rayon::prelude::*;
+use rustc_hash::FxHashSet;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
 use std::ops::Range;
 
 /// Local searches from random candidates at the start: within one group of limits, and at least as many within several,
@@ -52,6 +52,8 @@ const FEWEST_CHILDREN: usize = 3;
 const PARTS: usize = 2;
 /// Probability that the parents of a child come from two levels.
 const NEIGHBOURS: f64 = 0.3;
+/// Best members of a level among which a new one is a start for both neighbours.
+const HANDED_ON: usize = 10;
 /// Members of each of several levels that are polished.
 const POLISHED_OF_LEVEL: usize = 2;
 
@@ -122,7 +124,7 @@ impl Strategy for Memetic {
     fn run(&self, task: &mut Task) -> Result<()> {
         let levels = task.levels.len();
         let structure = Structure::new(&task.rules().genome);
-        let mut visited = HashSet::new();
+        let mut visited = FxHashSet::default();
         let reserve = task.remaining() / RESERVE;
         let mut populations = vec![Vec::new(); levels];
         let first = ascend(task, &structure, starts(task), &mut visited, &mut draws(&[0]))?;
@@ -164,7 +166,7 @@ impl Strategy for Memetic {
 }
 
 impl Memetic {
-    /// Adds local optima to the populations of their levels. Those that are kept are starts for both neighbours.
+    /// Adds local optima to the populations of their levels. The best are starts for both neighbours.
     fn add(&self, genome: &Genome, populations: &mut [Population], optima: Vec<(usize, Scored)>) -> Vec<Climber> {
         let levels = populations.len();
         let kept = if levels > 1 { self.optima.div_ceil(PARTS) } else { self.optima };
@@ -176,12 +178,14 @@ impl Memetic {
                 *population = self.select(genome, std::mem::take(population), kept);
             }
         }
-        let is_kept = |(level, optimum): &(usize, Scored)| populations[*level].contains(optimum);
+        let is_good = |(level, optimum): &(usize, Scored)| {
+            populations[*level].iter().take(HANDED_ON).any(|member| member == optimum)
+        };
         let neighbours = |(level, (_, genes)): (usize, Scored)| {
             let neighbours = [level.checked_sub(1), Some(level + 1).filter(|next| *next < levels)];
             neighbours.into_iter().flatten().map(move |level| Climber::new(genes.clone(), level))
         };
-        optima.into_iter().filter(is_kept).flat_map(neighbours).collect()
+        optima.into_iter().filter(is_good).flat_map(neighbours).collect()
     }
 
     /// The best `count` members, of which no two are close.
@@ -284,7 +288,7 @@ fn ascend(
     task: &mut Task,
     structure: &Structure,
     mut climbers: Vec<Climber>,
-    visited: &mut HashSet<(Genes, usize)>,
+    visited: &mut FxHashSet<(Genes, usize)>,
     rng: &mut StdRng,
 ) -> Result<Vec<(usize, Scored)>> {
     let mut optima = Vec::new();

@@ -69,7 +69,7 @@ use std::time::Instant;
 use task::Level;
 
 /// Divisor of a strategy's own number of evaluations for each group of limits after the first of one search.
-const SHARED: usize = 11;
+const SHARED: usize = 22;
 
 /// Finds the subnet with the largest score among those that meet all limits.
 ///

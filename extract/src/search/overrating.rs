@@ -65,7 +65,7 @@ pub fn overrating(
 /// The best subnets according to `predictor` within limits on multiply-accumulates, evenly spaced between the smallest
 /// subnet's and the largest's.
 fn chosen(predictor: &Predictor, seed: u64) -> Result<Vec<Subnet>> {
-    let space = predictor.space();
+    let space = &predictor.known_part(predictor.space());
     // All subnets have the same classes.
     let measures = Measures::new(space, 10, Vec::new());
     let macs: Constraint = "any:macs=1".parse()?;
@@ -75,7 +75,7 @@ fn chosen(predictor: &Predictor, seed: u64) -> Result<Vec<Subnet>> {
         vec![Limit::new("macs", bound, |subnet: &Subnet| measures.value(&macs, subnet))]
     });
     let limits: Vec<Vec<Limit>> = limits.collect();
-    let effects = |subnets: &[Subnet]| predictor.effects(subnets);
+    let effects = |subnets: &[Subnet]| predictor.effects(space, subnets);
     let problem = Problem {
         effects: Some(&effects),
         evaluations: Some(EVALUATIONS),

@@ -118,7 +118,7 @@ impl Rounds {
     /// Subnets to score next.
     fn proposals(&self, task: &Task, predictor: &Predictor, count: usize, round: u64) -> Result<Vec<Genes>> {
         let rules = task.rules();
-        let effects = |subnets: &[Subnet]| predictor.effects(subnets);
+        let effects = |subnets: &[Subnet]| predictor.effects(rules.genome.space(), subnets);
         let problem = Problem {
             against: rules.against.limits(),
             evaluations: Some(PREDICTIONS),

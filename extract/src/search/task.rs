@@ -11,9 +11,9 @@ use ofa_supernet::{SearchSpace, Subnet};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rayon::prelude::*;
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
-use std::collections::HashMap;
 
 /// Search problem.
 pub struct Problem<'a> {
@@ -159,7 +159,7 @@ pub struct Task<'a> {
     /// One level for each group of limits, in the order of the problem.
     pub levels: Vec<Level<'a>>,
     /// Scores of all candidates so far.
-    pub(super) known: HashMap<Genes, f64>,
+    pub(super) known: FxHashMap<Genes, f64>,
     /// Front, if the strategy draws one.
     pub(super) front: Vec<Scored>,
     /// Subnets to start from.
@@ -188,7 +188,7 @@ impl<'a> Task<'a> {
         let others = problem.others.iter().map(|limits| rules.with_bounds(limits)).collect::<Result<Vec<_>>>()?;
         Ok(Task {
             levels: std::iter::once(rules).chain(others).map(Level::new).collect(),
-            known: HashMap::new(),
+            known: FxHashMap::default(),
             front: Vec::new(),
             starts,
             effects: problem.effects,
@@ -292,7 +292,11 @@ impl<'a> Task<'a> {
         if let Some(effects) = self.effects {
             let genome = &self.rules().genome;
             let subnets: Vec<Subnet> = candidates.par_iter().map(|genes| genome.decode(genes)).collect();
-            return effects(&subnets);
+            let effects = effects(&subnets)?;
+            return match effects.iter().all(|effects| effects.len() == genome.value_count()) {
+                true => Ok(effects),
+                false => Err(Error::Internal("the scorer's derivatives are those of another space".into())),
+            };
         }
         let genome = &self.rules().genome;
         let mut neighbours = candidates.to_vec();
@@ -389,5 +393,17 @@ mod tests {
             let mut task = Task::new(&problem, 3, &mut scorer, &mut nothing).unwrap();
             assert!(task.score(vec![task.rules().witness.clone()]).is_err());
         }
+    }
+
+    #[test]
+    fn derivatives_of_another_space_are_refused() {
+        let space = SearchSpace::named("tiny").unwrap();
+        let effects = |subnets: &[Subnet]| Ok(vec![vec![0.0; 7]; subnets.len()]);
+        let problem = Problem { effects: Some(&effects), ..Problem::new(&space, &[], 0) };
+        let mut scorer = |subnets: &[Subnet]| Ok(vec![0.5; subnets.len()]);
+        let mut nothing = |_: &Generation| ();
+        let mut task = Task::new(&problem, 3, &mut scorer, &mut nothing).unwrap();
+        let witness = task.rules().witness.clone();
+        assert!(task.effects(&[witness]).unwrap_err().to_string().contains("another space"));
     }
 }
