@@ -46,6 +46,11 @@ impl Buffers {
         Buffers { plan, memory: Vec::new() }
     }
 
+    /// The layout.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
     /// Follows another plan.
     pub fn set_plan(&mut self, plan: Plan) {
         let same = plan.sizes.iter().zip(&self.plan.sizes).all(|(new, old)| new.width == old.width);

@@ -10,8 +10,13 @@ use crate::latency::milliseconds;
 use crate::quantise::QuantisedNetwork;
 use crate::{Error, Result};
 use ofa_supernet::graph::Graph;
+use ofa_supernet::ops::{map_alone, threads};
 use ofa_supernet::space::NetworkSpec;
 use std::time::Instant;
+
+/// Bytes of activations up to which a thread runs several images together: kernels of small networks begin less often
+/// then, and what a layer writes is still in a cache when the next one reads it.
+const TOGETHER: u64 = 4 << 20;
 
 /// A static network ready to run.
 ///
@@ -33,9 +38,48 @@ pub struct StaticNetwork {
     /// The kernel of each layer of the program.
     kernels: Vec<Kernel>,
     program: Program,
-    buffers: Buffers,
+    /// One for each thread that runs images of its own, at least one.
+    buffers: Vec<Buffers>,
+    logits: Vec<f32>,
     /// Of a network in integers.
     rounding: Option<Rounding>,
+}
+
+/// Takes the times of steps, in milliseconds, each summed over all images.
+struct Clock {
+    last: Instant,
+    /// Number of the next time.
+    next: usize,
+    times: Vec<f64>,
+    /// Whether the steps of a layer count as one.
+    by_layer: bool,
+}
+
+impl Clock {
+    fn new(by_layer: bool) -> Self {
+        Clock { last: Instant::now(), next: 0, times: Vec::new(), by_layer }
+    }
+
+    /// Begins with the first step of an image.
+    fn start(&mut self) {
+        (self.last, self.next) = (Instant::now(), 0);
+    }
+
+    fn step_done(&mut self, layer_done: bool) {
+        if layer_done || !self.by_layer {
+            let now = Instant::now();
+            self.add(milliseconds(now - self.last));
+            self.last = now;
+        }
+    }
+
+    fn add(&mut self, time: f64) {
+        match self.times.get_mut(self.next) {
+            Some(sum) => *sum += time,
+            None => self.times.push(time),
+        }
+        self.next += 1;
+    }
 }
 
 impl StaticNetwork {
@@ -49,8 +93,8 @@ impl StaticNetwork {
         let weights = Checked { weights, epsilon: spec.batch_norm_epsilon };
         let program = compile(&Graph::of(spec), None)?;
         let kernels = program.layers.iter().map(|layer| Kernel::new(layer, &weights)).collect();
-        let buffers = Buffers::new(Plan::of(&program));
-        Ok(StaticNetwork { spec: spec.clone(), kernels, program, buffers, rounding: None })
+        let buffers = vec![Buffers::new(Plan::of(&program))];
+        Ok(StaticNetwork { spec: spec.clone(), kernels, program, buffers, logits: Vec::new(), rounding: None })
     }
 
     /// Builds a network in integers. Its logits are those of [`reference`](crate::quantise::reference) to the bit.
@@ -62,8 +106,8 @@ impl StaticNetwork {
         let rounding = Rounding::of(network);
         let program = compile(&Graph::of(&network.spec), Some(&rounding))?;
         let kernels = program.layers.iter().map(|layer| Kernel::quantised(layer, network)).collect::<Result<_>>()?;
-        let buffers = Buffers::new(Plan::of(&program));
-        Ok(StaticNetwork { spec: network.spec.clone(), kernels, program, buffers, rounding: Some(rounding) })
+        let (spec, buffers) = (network.spec.clone(), vec![Buffers::new(Plan::of(&program))]);
+        Ok(StaticNetwork { spec, kernels, program, buffers, logits: Vec::new(), rounding: Some(rounding) })
     }
 
     /// The network of `spec` with seeded random weights, for measuring.
@@ -88,7 +132,8 @@ impl StaticNetwork {
         spec.set_resolution(resolution);
         crate::model::validate(&spec)?;
         self.program = compile(&Graph::of(&spec), self.rounding.as_ref())?;
-        self.buffers.set_plan(Plan::of(&self.program));
+        let plan = Plan::of(&self.program);
+        self.buffers.iter_mut().for_each(|buffers| buffers.set_plan(plan.clone()));
         self.spec = spec;
         Ok(())
     }
@@ -98,8 +143,8 @@ impl StaticNetwork {
     /// # Errors
     /// A number of values that is not that of the batch.
     pub fn run(&mut self, images: &[f32], batch: usize) -> Result<&[f32]> {
-        self.forward(images, batch, &mut |_| ())?;
-        Ok(self.logits(batch))
+        self.forward(images, batch, None)?;
+        Ok(&self.logits)
     }
 
     /// Runs the network as [`run`](Self::run) does, and replaces `times` with each layer's time in milliseconds: the
@@ -109,16 +154,8 @@ impl StaticNetwork {
     /// # Errors
     /// As [`run`](Self::run).
     pub fn run_timed(&mut self, images: &[f32], batch: usize, times: &mut Vec<f64>) -> Result<&[f32]> {
-        times.clear();
-        let mut last = Instant::now();
-        self.forward(images, batch, &mut |layer_done| {
-            if layer_done {
-                let now = Instant::now();
-                times.push(milliseconds(now - last));
-                last = now;
-            }
-        })?;
-        Ok(self.logits(batch))
+        *times = self.forward(images, batch, Some(true))?;
+        Ok(&self.logits)
     }
 
     /// Runs the network as [`run`](Self::run) does, and replaces `times` with the time of each of
@@ -127,13 +164,8 @@ impl StaticNetwork {
     /// # Errors
     /// As [`run`](Self::run).
     pub fn run_steps(&mut self, images: &[f32], batch: usize, times: &mut Vec<f64>) -> Result<()> {
-        times.clear();
-        let mut last = Instant::now();
-        self.forward(images, batch, &mut |_| {
-            let now = Instant::now();
-            times.push(milliseconds(now - last));
-            last = now;
-        })
+        *times = self.forward(images, batch, Some(false))?;
+        Ok(())
     }
 
     /// Calls of kernels in their order.
@@ -148,7 +180,7 @@ impl StaticNetwork {
 
     /// Bytes of the buffers that one image of a batch takes while it runs.
     pub fn buffer_bytes(&self) -> u64 {
-        self.buffers.bytes()
+        self.buffers[0].bytes()
     }
 
     /// Bytes of the buffers that one image would take in the network of `spec`.
@@ -159,16 +191,15 @@ impl StaticNetwork {
         Ok(Plan::of(&compile(&Graph::of(spec), None)?).bytes())
     }
 
-    /// The output of the last step.
-    fn logits(&self, batch: usize) -> &[f32] {
-        self.program.steps.last().map_or(&[], |step| self.buffers.floats(&self.program, step.output, batch))
-    }
-
-    /// Fills the logits; calls `step_done` after each step, with whether it is the last one of its
-    /// [layer](crate::profile::layers).
-    fn forward(&mut self, images: &[f32], batch: usize, step_done: &mut impl FnMut(bool)) -> Result<()> {
+    /// Fills the logits. With `by_layer` returns the times of steps, or of [layers](crate::profile::layers), over all
+    /// images.
+    ///
+    /// Each thread runs whole images of its own: their activations stay in the thread's caches, and no thread waits for
+    /// another between layers. Only the images that are left over share the threads.
+    fn forward(&mut self, images: &[f32], batch: usize, by_layer: Option<bool>) -> Result<Vec<f64>> {
         let spec = &self.spec;
-        let expected = batch * spec.resolution * spec.resolution * 3;
+        let size = spec.resolution * spec.resolution * 3;
+        let expected = batch * size;
         if batch == 0 || images.len() != expected {
             return Err(Error::Input(format!(
                 "{} values given for a batch of {batch}; {expected} = {batch} x {r} x {r} x 3 were expected, and a batch holds at \
@@ -177,13 +208,53 @@ impl StaticNetwork {
                 r = spec.resolution
             )));
         }
-        self.buffers.reserve(batch);
-        let mut steps = self.program.steps.iter().peekable();
-        while let Some(step) = steps.next() {
-            self.buffers.run(step, &self.program, &self.kernels, images, batch);
-            step_done(steps.peek().is_none_or(|next| next.layer != step.layer));
+        self.logits.resize(batch * spec.classes, 0.0);
+        let threads = threads();
+        let of_thread = batch / threads;
+        let (alone, shared) = images.split_at(of_thread * threads * size);
+        let (logits, shared_logits) = self.logits.split_at_mut(of_thread * threads * spec.classes);
+        let (program, kernels) = (&self.program, &self.kernels[..]);
+        let together = (TOGETHER / self.buffers[0].bytes().max(1)).max(1) as usize;
+        let pass = |buffers: &mut Buffers, images: &[f32], logits: &mut [f32], clock: &mut Option<Clock>| {
+            let batch = images.len() / size;
+            buffers.reserve(batch);
+            clock.iter_mut().for_each(Clock::start);
+            let mut steps = program.steps.iter().peekable();
+            while let Some(step) = steps.next() {
+                buffers.run(step, program, kernels, images, batch);
+                let layer_done = steps.peek().is_none_or(|next| next.layer != step.layer);
+                clock.iter_mut().for_each(|clock| clock.step_done(layer_done));
+            }
+            let output = program.steps.last().map_or(&[][..], |step| buffers.floats(program, step.output, batch));
+            logits.copy_from_slice(output);
+        };
+        let mut clock = by_layer.map(Clock::new);
+        if of_thread > 0 {
+            while self.buffers.len() < threads {
+                self.buffers.push(Buffers::new(self.buffers[0].plan().clone()));
+            }
+            let parts = alone.chunks_exact(of_thread * size).zip(logits.chunks_exact_mut(of_thread * spec.classes));
+            let parts = parts.zip(&mut self.buffers).collect();
+            let clocks = map_alone(parts, |((images, logits), buffers)| {
+                let mut clock = by_layer.map(Clock::new);
+                let groups = images.chunks(together * size).zip(logits.chunks_mut(together * spec.classes));
+                for (images, logits) in groups {
+                    pass(buffers, images, logits, &mut clock);
+                }
+                clock
+            });
+            // All threads have the same steps, at the same time.
+            if let Some(mean) = &mut clock {
+                for of_thread in clocks.into_iter().flatten() {
+                    mean.next = 0;
+                    of_thread.times.iter().for_each(|time| mean.add(time / threads as f64));
+                }
+            }
         }
-        Ok(())
+        if !shared.is_empty() {
+            pass(&mut self.buffers[0], shared, shared_logits, &mut clock);
+        }
+        Ok(clock.map_or_else(Vec::new, |clock| clock.times))
     }
 }
 
@@ -200,7 +271,7 @@ mod tests {
     use super::*;
     use candle_core::{DType, Device, Tensor};
     use ofa_supernet::graph::interpreter;
-    use ofa_supernet::ops::ChannelStatistics;
+    use ofa_supernet::ops::{ChannelStatistics, with_threads};
     use ofa_supernet::seed::{Stream, generator};
     use ofa_supernet::space::{Activation, Subnet, preset};
     use rand::Rng;
@@ -315,6 +386,26 @@ mod tests {
         assert!(network.set_resolution(0).is_err());
         assert!(network.run(&images, 3).unwrap_err().to_string().contains("batch of 3"));
         assert!(network.run(&[], 0).is_err());
+    }
+
+    #[test]
+    fn every_image_has_the_same_logits_in_any_batch_on_any_threads() {
+        let space = preset("tiny").unwrap();
+        let spec = space.network(&space.largest(), 4).unwrap();
+        let mut network = StaticNetwork::random(&spec, 1).unwrap();
+        let images = images(&spec, 7);
+        let size = images.len() / 7;
+        let alone: Vec<f32> = images.chunks(size).flat_map(|image| network.run(image, 1).unwrap().to_vec()).collect();
+        for (threads, batch) in [(1, 7), (2, 7), (3, 7), (3, 6), (3, 2), (9, 7)] {
+            with_threads(threads, || {
+                let found = network.run(&images[..batch * size], batch).unwrap();
+                assert_eq!(found, &alone[..batch * 4], "{threads} threads, {batch} images");
+                let (mut of_layers, mut of_steps) = (Vec::new(), Vec::new());
+                network.run_timed(&images[..batch * size], batch, &mut of_layers).unwrap();
+                network.run_steps(&images[..batch * size], batch, &mut of_steps).unwrap();
+                assert_eq!((of_layers.len(), of_steps.len()), (spec.blocks().count() + 2, network.steps().len()));
+            });
+        }
     }
 
     #[test]

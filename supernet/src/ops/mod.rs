@@ -69,7 +69,7 @@ pub use dense::{DenseSaved, dense};
 pub use dense_shape::DenseShape;
 pub use inverted_residual::{BlockSaved, BlockShape, BlockStatistics, inverted_residual, parameter_count};
 pub use linear::{linear, linear_backward};
-pub use parallel::with_threads;
+pub use parallel::{map_alone, threads, with_threads};
 pub use pools::{Windows, add, average_pool, average_pool_gradient, max_pool, max_pool_gradient, relu_gradient};
 pub use simd::{InstructionSet, UnknownInstructionSet};
 pub use sparse::{SparseLayer, SparseRows};

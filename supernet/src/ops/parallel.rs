@@ -13,8 +13,8 @@ thread_local! {
     static THREADS: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// Number of threads among which this thread shares its work.
-pub(crate) fn threads() -> usize {
+/// Number of threads among which this thread shares the work of its kernels.
+pub fn threads() -> usize {
     THREADS.get().unwrap_or_else(rayon::current_num_threads)
 }
 
@@ -139,6 +139,12 @@ pub(crate) fn map_items<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R +
         lock(&slots[index]).1 = result;
     });
     slots.into_iter().filter_map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner).1).collect()
+}
+
+/// Runs `work` on each item in parallel, with kernels that stay on the item's thread, and returns the results in the
+/// items' order.
+pub fn map_alone<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    map_items(items, |item| with_threads(1, || work(item)))
 }
 
 /// Runs `work` on each index below `count` in parallel; an idle thread takes the next index.
