@@ -212,10 +212,13 @@ impl<const K: usize> Sums<'_, K> {
         let (out_width, words) = (self.shape.out_width(), K.div_ceil(4));
         let (frame, bias) = (self.frame.as_ptr(), s.read_i32(self.bias));
         let weight = &self.weight[..K * K.div_ceil(4) * S::LANES];
-        let sums = &mut self.sums[start..][..HIGH * out_width * S::LANES];
+        let mut rows = self.sums[start..][..HIGH * out_width * S::LANES].chunks_exact_mut(out_width * S::LANES);
+        let mut rows: [&mut [i32]; HIGH] = std::array::from_fn(|_| rows.next().unwrap_or_default());
         let mut column = 0;
         while column < out_width {
             column = column.min(out_width - COUNT);
+            // Checked before the sums: the compiler would move these behind the checks, one chain after the other.
+            let outputs = rows.each_mut().map(|row| &mut row[column * S::LANES..][..COUNT * S::LANES]);
             let mut tile = [[bias; COUNT]; HIGH];
             for (ky, &line) in lines.iter().enumerate().take(K + (HIGH - 1) * STRIDE) {
                 for word in 0..words {
@@ -227,10 +230,8 @@ impl<const K: usize> Sums<'_, K> {
                     };
                 }
             }
-            for (high, tile) in tile.into_iter().enumerate() {
-                for (x, sum) in tile.into_iter().enumerate() {
-                    s.write_i32(&mut sums[(high * out_width + column + x) * S::LANES..], sum);
-                }
+            for (output, tile) in outputs.into_iter().zip(tile) {
+                output.chunks_exact_mut(S::LANES).zip(tile).for_each(|(output, sum)| s.write_i32(output, sum));
             }
             column += COUNT;
         }
