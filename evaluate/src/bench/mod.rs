@@ -227,7 +227,8 @@ fn score(index: usize, model: &mut Model, test: &mut TestSet, progress: &mut Pro
     Ok(score)
 }
 
-/// Bytes needed to measure the models at `batch`: the images and the activations of all models.
+/// Bytes that suffice to measure the models at `batch`: the images, and the activations of all models as if all images
+/// of a batch were computed at once.
 pub fn memory(models: &[Model], batch: usize) -> u64 {
     let largest = models.iter().map(|model| model.config().network.resolution).max().unwrap_or(0) as u64;
     let images = 4 * 3 * largest * largest;

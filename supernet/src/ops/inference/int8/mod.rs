@@ -340,16 +340,16 @@ pub fn average_windows(
 
 /// 3x3 max pool with stride 2 of `input` `[batch, height, width, channels]`.
 pub fn max_pool(input: &[u8], height: usize, width: usize, channels: usize, output: &mut [u8]) {
-    let windows = Windows::max_pool(height, width, channels);
-    assert_eq!(windows.out_values(input.len()), output.len());
-    parallel::map_parts(output, channels, output.len() / channels, pool_grain(channels), |range, output| {
-        dispatch(pools::MaxWindows { windows: &windows, input, first: range.start, output })
+    let (line, rows) = (width.div_ceil(2) * channels, height.div_ceil(2));
+    assert_eq!(input.len() / (height * width * channels) * rows * line, output.len());
+    parallel::map_parts(output, line, output.len() / line, pool_grain(line), |range, output| {
+        dispatch(pools::MaxRows { input, height, width, channels, first: range.start, output })
     });
 }
 
-/// Fewest output pixels of a pool for a thread: some thousand values.
-fn pool_grain(channels: usize) -> usize {
-    4096_usize.div_ceil(channels)
+/// Fewest parts of `values` output values each of a pool for a thread: some thousand values.
+fn pool_grain(values: usize) -> usize {
+    4096_usize.div_ceil(values)
 }
 
 /// Each channel of `input` `[batch, pixels, channels]` multiplied by its factor of `[batch, channels]`.
