@@ -24,7 +24,7 @@ pub fn keep_samples(folder: &RunFolder, space: &SearchSpace, measured: &Measured
     }
     let (mut writer, known) = SampleWriter::open(&folder.join(SAMPLES), space, &now, false)?;
     for sample in samples.iter().filter(|sample| known.iter().all(|other| other.subnet != sample.subnet)) {
-        writer.append(sample)?;
+        writer.append(sample, &[])?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use ofa_extract::predictor::Provenance;
 use ofa_supernet::data::Dataset;
 use ofa_supernet::files::checksum;
 use ofa_supernet::train::EvaluationSet;
-use ofa_supernet::train::validation::accuracies_on;
+use ofa_supernet::train::validation::{accuracies_on, correct_on};
 use ofa_supernet::{Subnet, Supernet};
 
 /// Numbers of images for measuring accuracies.
@@ -64,6 +64,17 @@ impl<'a> Measured<'a> {
             batch: self.batch,
             seed: self.seed,
         })
+    }
+
+    /// Correct answers of `subnets` in each batch of validation images, `[subnets, batches]`; otherwise as
+    /// [`accuracies`](Self::accuracies).
+    pub fn correct(&self, subnets: &[Subnet]) -> ofa_supernet::Result<Vec<Vec<u32>>> {
+        correct_on(self.net, subnets, &self.recalibration, &self.validation, &mut interrupt::control)
+    }
+
+    /// The validation images.
+    pub fn validation(&self) -> &EvaluationSet<'a> {
+        &self.validation
     }
 
     /// Validation accuracies of `subnets`, from 0 to 1; a requested stop is an error. Layers that subnets have in

@@ -9,8 +9,8 @@ use crate::{choice, interrupt, numbers, shell, table, terminal};
 use anyhow::{Result, bail};
 use ofa_extract::predictor::active::{self, Acquisition, CurvePoint, FEWEST_CURVE_SAMPLES};
 use ofa_extract::predictor::{
-    FEWEST_SAMPLES, Method, Prediction, SampleWriter, add_samples, check_space, has_imported, import_accuracies,
-    other_weights, read_provenance, read_samples, read_subnets,
+    FEWEST_SAMPLES, Method, Prediction, SampleWriter, add_samples, attainable_tau, check_space, has_imported,
+    import_accuracies, other_weights, read_correct, read_provenance, read_samples, read_subnets,
 };
 use ofa_extract::search::overrating;
 use ofa_extract::{FitReport, FitSettings, Predictor, Sample};
@@ -288,12 +288,15 @@ fn curve(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result
 pub fn print_report(report: &FitReport) {
     let show = |v: Option<f64>| v.map_or("undefined".to_string(), |v| format!("{v:.3}"));
     say!(
-        "predictor: {} subnets, {} held out: RMSE {:.2} points, Pearson {}, Kendall tau {}",
+        "predictor: {} subnets, {} held out: RMSE {:.2} points, Pearson {}, Kendall tau {}{}",
         report.samples,
         report.held_out,
         100.0 * report.rmse,
         show(report.pearson),
-        show(report.kendall_tau)
+        show(report.kendall_tau),
+        report.attainable_tau.map_or(String::new(), |tau| format!(
+            " (the true accuracies would reach about {tau:.3}, since measurements have noise)"
+        ))
     );
     if let (Some(folds), Some(calibration)) = (&report.cross_validation, &report.calibration) {
         let model = match report.members {
@@ -332,6 +335,10 @@ fn fit(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result<(
     predictor.set_overrating(overrating(&predictor, &samples, sampling.seed, &mut |done, total| bar.set(done, total))?);
     drop(bar);
     report.measured_with = read_provenance(&path, space)?;
+    let counted = read_correct(&path, space)?;
+    let counted: Option<Vec<&[u32]>> =
+        report.pairs.iter().map(|pair| counted.get(&pair.subnet).map(Vec::as_slice)).collect();
+    report.attainable_tau = counted.and_then(|correct| attainable_tau(&correct, sampling.seed));
     predictor.set_provenance(report.measured_with.clone());
     if has_imported(&path, space)? {
         predictor.set_imported();
@@ -450,9 +457,9 @@ fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Samplin
             let (subnets, later) = rest.split_at(rest.len().min(together * ranks.count()));
             let start = Instant::now();
             let own = ranks.shard(subnets.len());
-            let of_own = match measured.accuracies(&subnets[own.clone()]) {
+            let of_own = match measured.correct(&subnets[own.clone()]) {
                 Err(ofa_supernet::Error::Interrupted) => None,
-                accuracies => Some(accuracies?),
+                correct => Some(correct?),
             };
             let stopped = ranks.any([of_own.is_none()]);
             let (Some(of_own), [false]) = (of_own, stopped) else {
@@ -461,17 +468,20 @@ fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Samplin
                     path.display()
                 )));
             };
-            let mut accuracies = vec![0.0; subnets.len()];
-            accuracies[own].copy_from_slice(&of_own);
-            ranks.sum_f64(&mut accuracies);
+            let batches = measured.validation().batches();
+            let mut correct = vec![0.0; subnets.len() * batches];
+            let counts = of_own.iter().flatten().map(|&count| f64::from(count));
+            correct[own.start * batches..].iter_mut().zip(counts).for_each(|(place, count)| *place = count);
+            ranks.sum_f64(&mut correct);
             let mut seconds = [start.elapsed().as_secs_f64()];
             ranks.sum_f64(&mut seconds);
             together = ((SECONDS_TOGETHER * subnets.len() as f64 / seconds[0]) as usize).clamp(1, TOGETHER);
             rest = later;
             let Some((writer, known)) = &mut file else { continue };
-            for (subnet, accuracy) in subnets.iter().zip(accuracies) {
+            for (subnet, correct) in subnets.iter().zip(correct.chunks_exact(batches)) {
+                let accuracy = correct.iter().sum::<f64>() / measured.validation().len() as f64;
                 let sample = Sample { subnet: subnet.clone(), accuracy };
-                writer.append(&sample)?;
+                writer.append(&sample, &correct.iter().map(|&count| count as u32).collect::<Vec<_>>())?;
                 known.push(sample);
                 bar.add(1);
                 bar.details([format!("last accuracy {:.1} %", 100.0 * accuracy)]);

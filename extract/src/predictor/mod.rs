@@ -18,6 +18,7 @@
 //! | `published` | importing the predictor that the authors published |
 
 pub mod active;
+mod attainable;
 mod encoding;
 mod ensemble;
 pub mod features;
@@ -38,12 +39,13 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+pub use attainable::attainable_tau;
 pub use fit::{FitSettings, Method};
 pub use growth::{GrowthPoint, growth};
 pub use import::{import_accuracies, read_subnets};
 pub use origin::Origin;
 pub use provenance::{Provenance, other_weights};
-pub use sample::{Sample, SampleWriter, add_samples, has_imported, read_provenance, read_samples};
+pub use sample::{Sample, SampleWriter, add_samples, has_imported, read_correct, read_provenance, read_samples};
 
 use crate::effects::{self, Effects};
 use crate::{Error, Result};
@@ -117,6 +119,9 @@ pub struct FitReport {
     pub pearson: Option<f64>,
     /// Kendall's tau-b, the agreement of the order, which a search needs; `None` as for `pearson`.
     pub kendall_tau: Option<f64>,
+    /// Tau that the true accuracies would reach, given the noise of measuring ([`attainable_tau`]); `None` if unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attainable_tau: Option<f64>,
     /// Networks that were fitted; 0 for a Gaussian process.
     pub members: usize,
     /// Each sample that was not held out, predicted without being seen: by the member that did not, or by a Gaussian
@@ -240,6 +245,7 @@ impl Predictor {
             rmse: metrics::rmse(&measured, &predicted).expect("a fifth of ten or more is not empty"),
             pearson: metrics::pearson(&measured, &predicted),
             kendall_tau: metrics::kendall_tau(&measured, &predicted),
+            attainable_tau: None,
             members,
             cross_validation,
             calibration,

@@ -1,5 +1,6 @@
 //! Measured accuracies: `samples.jsonl`, a line
-//! `{"measured_with": "weights 9bc4f2a1 ...", "subnet": "r32 d2,...", "accuracy": 0.83}` per sample.
+//! `{"measured_with": "weights 9bc4f2a1 ...", "subnet": "r32 d2,...", "correct": [84, 82], "accuracy": 0.83}` per
+//! sample.
 //!
 //! The file grows by one line per measurement, so that a crash loses at most the current measurement. It is the only
 //! file of this crate that is appended to instead of replaced; a torn last line is recognised by its missing line end
@@ -12,7 +13,7 @@ use super::Provenance;
 use crate::{Error, Result};
 use ofa_supernet::{SearchSpace, Subnet, files};
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -42,6 +43,9 @@ struct Line {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     imported_from: Option<String>,
     subnet: Subnet,
+    /// Correct answers in each batch of images, where they were counted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    correct: Vec<u32>,
     accuracy: f64,
 }
 
@@ -77,6 +81,16 @@ pub fn read_provenance(path: &Path, space: &SearchSpace) -> Result<Option<Proven
     Ok(first.filter(|first| lines.iter().all(|line| line.measured_with.as_ref() == Some(first))))
 }
 
+/// Correct answers in each batch of images, of those subnets in `path` of which they were counted.
+///
+/// # Errors
+/// Errors of [`read_samples`].
+pub fn read_correct(path: &Path, space: &SearchSpace) -> Result<HashMap<Subnet, Vec<u32>>> {
+    let bytes = files::read_bytes(path)?;
+    let counted = parse(path, &bytes, space)?.0.into_iter().filter(|line| !line.correct.is_empty());
+    Ok(counted.map(|line| (line.subnet, line.correct)).collect())
+}
+
 /// Whether samples of `path` were measured elsewhere.
 ///
 /// # Errors
@@ -101,7 +115,8 @@ pub fn add_samples(path: &Path, space: &SearchSpace, samples: &[Sample], source:
     for Sample { subnet, accuracy } in samples {
         check_accuracy(*accuracy).map_err(|message| Error::format(path, message))?;
         let imported_from = Some(source.to_string());
-        lines.push(Line { measured_with: None, imported_from, subnet: subnet.clone(), accuracy: *accuracy });
+        let (subnet, accuracy) = (subnet.clone(), *accuracy);
+        lines.push(Line { measured_with: None, imported_from, subnet, correct: Vec::new(), accuracy });
     }
     let lines = lines.iter().map(|line| line.to_json(path)).collect::<Result<Vec<_>>>()?;
     let mut seen = HashSet::new();
@@ -172,14 +187,15 @@ impl SampleWriter {
         self.unattributed
     }
 
-    /// Appends one sample and makes it durable.
+    /// Appends one sample, with its correct answers in each batch of images if they were counted, and makes it durable.
     ///
     /// # Errors
     /// An accuracy outside 0..1, or a failed write.
-    pub fn append(&mut self, sample: &Sample) -> Result<()> {
+    pub fn append(&mut self, sample: &Sample, correct: &[u32]) -> Result<()> {
         check_accuracy(sample.accuracy).map_err(|message| Error::format(&self.path, message))?;
         let Sample { subnet, accuracy } = sample.clone();
-        let line = Line { measured_with: Some(self.provenance.clone()), imported_from: None, subnet, accuracy };
+        let (measured_with, correct) = (Some(self.provenance.clone()), correct.to_vec());
+        let line = Line { measured_with, imported_from: None, subnet, correct, accuracy };
         let line = line.to_json(&self.path)?;
         self.write(&line)
     }
@@ -266,15 +282,15 @@ mod tests {
         let path = folder.path().join("predictor/samples.jsonl");
         let (mut writer, found) = open(&path).unwrap();
         assert!(found.is_empty());
-        writer.append(&sample(0.5)).unwrap();
-        assert!(writer.append(&sample(83.0)).unwrap_err().to_string().contains("0.83"));
+        writer.append(&sample(0.5), &[4, 6]).unwrap();
+        assert!(writer.append(&sample(83.0), &[]).unwrap_err().to_string().contains("0.83"));
         let whole = std::fs::read_to_string(&path).unwrap();
         for torn in ["{\"subnet\": \"r24 d1,", "{\"subnet\": \"r24\",", "\u{fffd}"] {
             std::fs::write(&path, format!("{whole}{torn}")).unwrap();
             assert_eq!(read_samples(&path, &space).unwrap(), [sample(0.5)]);
             let (mut writer, found) = open(&path).unwrap();
             assert_eq!(found, [sample(0.5)]);
-            writer.append(&sample(0.75)).unwrap();
+            writer.append(&sample(0.75), &[]).unwrap();
             assert_eq!(read_samples(&path, &space).unwrap(), [sample(0.5), sample(0.75)]);
             // A file without a whole line counts as empty.
             std::fs::write(&path, torn).unwrap();
@@ -283,7 +299,7 @@ mod tests {
         }
         // A whole last line that lacks only its line end is kept, and the next sample starts on a new line.
         std::fs::write(&path, whole.trim_end()).unwrap();
-        open(&path).unwrap().0.append(&sample(0.25)).unwrap();
+        open(&path).unwrap().0.append(&sample(0.25), &[]).unwrap();
         assert_eq!(read_samples(&path, &space).unwrap(), [sample(0.5), sample(0.25)]);
         assert_eq!(read_provenance(&path, &space).unwrap(), Some(provenance()));
     }
@@ -295,7 +311,8 @@ mod tests {
         let path = folder.path().join("samples.jsonl");
         let line = |measured_with: Option<&Provenance>| {
             let Sample { subnet, accuracy } = sample(0.5);
-            let line = Line { measured_with: measured_with.cloned(), imported_from: None, subnet, accuracy };
+            let (measured_with, correct) = (measured_with.cloned(), Vec::new());
+            let line = Line { measured_with, imported_from: None, subnet, correct, accuracy };
             String::from_utf8(line.to_json(&path).unwrap()).unwrap()
         };
         let good = line(Some(&provenance()));

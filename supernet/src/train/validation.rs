@@ -140,6 +140,11 @@ impl<'a> EvaluationSet<'a> {
         self.len
     }
 
+    /// Number of batches of this rank.
+    pub fn batches(&self) -> usize {
+        self.batches.len()
+    }
+
     /// Never true: a set has at least one image.
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -240,10 +245,28 @@ pub fn accuracies_on(
     validation: &EvaluationSet,
     control: &mut dyn FnMut() -> ControlFlow<()>,
 ) -> Result<Vec<f64>> {
+    let correct = correct_on(net, subnets, recalibration, validation, control)?;
+    let mut sums: Vec<f64> = correct.iter().map(|counts| counts.iter().map(|&count| f64::from(count)).sum()).collect();
+    validation.ranks.sum_f64(&mut sums);
+    Ok(sums.into_iter().map(|sum| sum / validation.len() as f64).collect())
+}
+
+/// Numbers of correct answers of `subnets` in each batch of this rank's images of `validation`, `[subnets, batches]`,
+/// from which [`accuracies_on`] follows.
+///
+/// # Errors
+/// As its.
+pub fn correct_on(
+    net: &Supernet,
+    subnets: &[Subnet],
+    recalibration: &EvaluationSet,
+    validation: &EvaluationSet,
+    control: &mut dyn FnMut() -> ControlFlow<()>,
+) -> Result<Vec<Vec<u32>>> {
     let mut go_on = || if control().is_break() { Err(Error::Interrupted) } else { Ok(()) };
     let mut order: Vec<usize> = (0..subnets.len()).collect();
     order.sort_by(|&a, &b| subnets[a].cmp(&subnets[b]));
-    let mut accuracies = vec![0.0; subnets.len()];
+    let mut correct = vec![Vec::new(); subnets.len()];
     for places in order.chunk_by(|&a, &b| subnets[a].resolution == subnets[b].resolution) {
         let subnets: Vec<Subnet> = places.iter().map(|&place| subnets[place].clone()).collect();
         let resolution = subnets[0].resolution;
@@ -255,21 +278,16 @@ pub fn accuracies_on(
         })?;
         let statistics = collectors.into_iter().map(|collector| collector.finish_over(&recalibration.ranks));
         let statistics: Vec<Statistics> = statistics.collect();
-        let mut correct = vec![0.0; subnets.len()];
         validation.for_each(net, resolution, |batch| {
             go_on()?;
             let modes = statistics.iter().map(Mode::Evaluate).collect();
-            for (correct, logits) in correct.iter_mut().zip(net.forward_each(&batch.images, &subnets, modes)?) {
-                *correct += loss::correct(&logits, &batch.labels)? as f64;
+            for (&place, logits) in places.iter().zip(net.forward_each(&batch.images, &subnets, modes)?) {
+                correct[place].push(loss::correct(&logits, &batch.labels)? as u32);
             }
             Ok(())
         })?;
-        validation.ranks.sum_f64(&mut correct);
-        for (&place, correct) in places.iter().zip(correct) {
-            accuracies[place] = correct / validation.len() as f64;
-        }
     }
-    Ok(accuracies)
+    Ok(correct)
 }
 
 #[cfg(test)]
