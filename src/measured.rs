@@ -3,6 +3,7 @@
 
 use crate::{interrupt, numbers};
 use anyhow::{Result, bail};
+use ofa_extract::Sample;
 use ofa_extract::predictor::Provenance;
 use ofa_supernet::data::Dataset;
 use ofa_supernet::files::checksum;
@@ -70,6 +71,15 @@ impl<'a> Measured<'a> {
     /// [`accuracies`](Self::accuracies).
     pub fn correct(&self, subnets: &[Subnet]) -> ofa_supernet::Result<Vec<Vec<u32>>> {
         correct_on(self.net, subnets, &self.recalibration, &self.validation, &mut interrupt::control)
+    }
+
+    /// Samples of `subnets`, each with its correct answers in each batch of validation images.
+    pub fn samples(&self, subnets: &[Subnet]) -> ofa_supernet::Result<Vec<(Sample, Vec<u32>)>> {
+        let sample = |(subnet, correct): (&Subnet, Vec<u32>)| {
+            let sum: f64 = correct.iter().map(|&count| f64::from(count)).sum();
+            (Sample { subnet: subnet.clone(), accuracy: sum / self.validation.len() as f64 }, correct)
+        };
+        Ok(subnets.iter().zip(self.correct(subnets)?).map(sample).collect())
     }
 
     /// The validation images.

@@ -42,8 +42,8 @@ impl Scorer<'_> {
         matches!(self, Scorer::Predictor(..))
     }
 
-    /// Derivatives of the scores of `subnets` of the searched `space`, if these are predictions; the deviations' are left
-    /// out.
+    /// Derivatives of the scores of `subnets` of the searched `space`, if these are predictions; the deviations' are
+    /// left out.
     pub fn effects(&self, space: &SearchSpace, subnets: &[Subnet]) -> ofa_extract::Result<Vec<Effects>> {
         match self {
             Scorer::Predictor(predictor, _) => predictor.effects(space, subnets),

@@ -237,12 +237,12 @@ fn verify(
         false => Vec::new(),
     };
     let bar = Bar::new("measuring the best subnets", options.verify, "subnets");
-    let measure = |candidates: &mut [Candidate]| -> Result<Vec<Sample>> {
+    let measure = |candidates: &mut [Candidate]| -> Result<Vec<(Sample, Vec<u32>)>> {
         let mut samples = Vec::new();
         for candidate in candidates {
-            let accuracy = measured.accuracies(std::slice::from_ref(&candidate.subnet))?[0];
-            candidate.measured_accuracy = Some(accuracy);
-            samples.push(Sample { subnet: candidate.subnet.clone(), accuracy });
+            let sample = measured.samples(std::slice::from_ref(&candidate.subnet))?.swap_remove(0);
+            candidate.measured_accuracy = Some(sample.0.accuracy);
+            samples.push(sample);
             bar.add(1);
         }
         Ok(samples)
@@ -253,7 +253,7 @@ fn verify(
     let mut top: Vec<Candidate> = result.top.iter().take(first).cloned().collect();
     let mut samples = measure(&mut top)?;
     if refits {
-        let all: Vec<Sample> = known.iter().chain(&samples).cloned().collect();
+        let all: Vec<Sample> = known.iter().chain(samples.iter().map(|(sample, _)| sample)).cloned().collect();
         let refitted = predictor.refit(&all, options.seed)?;
         let scorer = Scorer::Predictor(Box::new(refitted), pessimism);
         let task = Task { scorer: &scorer, ..*task };

@@ -509,3 +509,28 @@ fn a_search_keeps_to_the_values_that_samples_have() {
     let notes = String::from_utf8(output.stderr).unwrap();
     assert!(notes.contains("1 of 2 subnets have values that no sample"), "{notes}");
 }
+
+#[test]
+fn the_tau_of_true_accuracies_stands_beside_the_predictors() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let sampling = ["--samples", "20", "--recalibration", "20", "--images", "60", "--batch", "10"];
+    let out = succeeds(folder, &[&["predictor", "--run", "run", "--discard"], &sampling[..]].concat());
+    assert!(out.contains("(the true accuracies would reach about 0."), "{out}");
+    let report: Value = serde_json::from_slice(&fs::read(folder.join("run/predictor/fit.json")).unwrap()).unwrap();
+    let tau = report["attainable_tau"].as_f64().unwrap();
+    assert!(tau > -1.0 && tau < 1.0, "{tau}");
+    // What was chosen and measured is counted, too.
+    for subnet in ["r32 d2,2 k5,5|5,5 e4,4|4,4", "r32 d2,2 k5,3|5,5 e4,4|4,4", "r32 d2,2 k5,3|3,5 e4,4|4,4"] {
+        succeeds(folder, &["extract", "--run", "run", "--subnet", subnet, "--recalibration", "20"]);
+    }
+    let lines = samples(folder);
+    assert!(lines.lines().count() > 20, "{lines}");
+    for line in lines.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let correct: Vec<u64> =
+            line["correct"].as_array().unwrap().iter().map(|count| count.as_u64().unwrap()).collect();
+        assert_eq!((correct.len(), correct.iter().sum::<u64>() as f64 / 60.0), (6, line["accuracy"].as_f64().unwrap()));
+    }
+}

@@ -11,9 +11,9 @@ use crate::{interrupt, kept_samples, names, numbers, shell, subnet_text, table, 
 use anyhow::{Result, anyhow, bail};
 use ofa_evaluate::model::{Finetuned, NumberType, load_config};
 use ofa_evaluate::quantise;
+use ofa_extract::Predictor;
 use ofa_extract::predictor::read_samples;
 use ofa_extract::subnet::{Record, compare, extract};
-use ofa_extract::{Predictor, Sample};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::network::Statistics;
 use ofa_supernet::seed::{Stream, generator};
@@ -409,9 +409,7 @@ fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, wanted: &[Wanted])
     let bar = Bar::new("measuring the subnets as samples", fresh.len(), "subnets");
     let mut samples = Vec::new();
     for subnets in fresh.chunks(TOGETHER) {
-        let accuracies = measured.accuracies(subnets)?;
-        let sample = |(subnet, accuracy): (&Subnet, f64)| Sample { subnet: subnet.clone(), accuracy };
-        samples.extend(subnets.iter().zip(accuracies).map(sample));
+        samples.extend(measured.samples(subnets)?);
         bar.add(subnets.len());
     }
     kept_samples::keep_samples(folder, space, &measured, &samples)

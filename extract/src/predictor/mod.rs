@@ -399,8 +399,8 @@ impl Predictor {
         }
     }
 
-    /// By how much each value of each of the [places](SearchSpace::places) of `space`, a part of the predictor's, raises
-    /// the prediction, to first order about each subnet; a place that the subnet lacks counts 0.
+    /// By how much each value of each of the [places](SearchSpace::places) of `space`, a part of the predictor's,
+    /// raises the prediction, to first order about each subnet; a place that the subnet lacks counts 0.
     ///
     /// # Errors
     /// A subnet outside the predictor's space.
