@@ -34,8 +34,6 @@ impl fmt::Display for Activation {
 
 /// An activation known at compile time.
 pub(crate) trait Act: Copy + Send + Sync {
-    /// Whether no value is below zero.
-    const NEVER_NEGATIVE: bool = false;
     /// The function's value at `x`.
     fn value(x: f32) -> f32;
     /// The derivative at `x`; at a kink the side that PyTorch takes.
@@ -82,7 +80,6 @@ impl Act for Identity {
 }
 
 impl Act for Relu {
-    const NEVER_NEGATIVE: bool = true;
     #[inline(always)]
     fn value(x: f32) -> f32 {
         x.max(0.0)
@@ -102,7 +99,6 @@ impl Act for Relu {
 }
 
 impl Act for Relu6 {
-    const NEVER_NEGATIVE: bool = true;
     #[inline(always)]
     fn value(x: f32) -> f32 {
         x.clamp(0.0, 6.0)
@@ -250,6 +246,15 @@ macro_rules! with_activation {
 pub(crate) use with_activation;
 
 impl Activation {
+    /// What a value is bounded by if that is all that the function does, otherwise infinities.
+    pub(crate) fn bounds(self) -> (f32, f32) {
+        match self {
+            Activation::Identity | Activation::HardSwish | Activation::Swish => (f32::NEG_INFINITY, f32::INFINITY),
+            Activation::Relu => (0.0, f32::INFINITY),
+            Activation::Relu6 => (0.0, 6.0),
+        }
+    }
+
     /// The function's value at `x`.
     pub fn apply(self, x: f32) -> f32 {
         with_activation!(self, A => A::value(x))

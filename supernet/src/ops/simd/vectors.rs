@@ -15,6 +15,9 @@ pub(crate) trait Simd: Copy {
     /// Whether a multiply-add broadcasts its operand from memory. Loads and registers for addresses are then scarce:
     /// see [`opaque`].
     const SPLATS_FROM_MEMORY: bool = false;
+    /// Whether [`store_bytes`](Self::store_bytes) stores 255 for lanes above it, and for lanes that
+    /// [`to_nearest`](Self::to_nearest) gives for floats from 2^30 on, some hundreds added.
+    const BYTES_SATURATE: bool = false;
     fn splat(self, x: f32) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
@@ -130,7 +133,7 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `LANES` bytes must be readable at `p`.
     unsafe fn load_bytes(self, p: *const u8) -> Self::I;
-    /// Stores `LANES` lanes, each from 0 to 255, as bytes.
+    /// Stores `LANES` lanes as bytes, each from 0 to 255 unless [`BYTES_SATURATE`](Self::BYTES_SATURATE).
     ///
     /// # Safety
     /// `LANES` bytes must be writable at `p`.
@@ -148,13 +151,6 @@ pub(crate) trait Simd: Copy {
             all[..words.len()].copy_from_slice(words);
             self.load_i32(all.as_ptr())
         }
-    }
-    /// Stores a whole vector to the first words.
-    #[inline(always)]
-    fn write_i32(self, words: &mut [i32], v: Self::I) {
-        assert!(words.len() >= Self::LANES);
-        // SAFETY: just asserted.
-        unsafe { self.store_i32(words.as_mut_ptr(), v) }
     }
     /// Loads the first `count` bytes at `p`, fewer than a whole vector, one per lane; the other lanes are zero.
     ///
@@ -182,19 +178,37 @@ pub(crate) trait Simd: Copy {
             std::ptr::copy_nonoverlapping(all.as_ptr(), p, count);
         }
     }
+    /// Loads the first `count` bytes at `p`, at most a whole vector, one per lane; the other lanes are zero.
+    ///
+    /// # Safety
+    /// `count` bytes, or `LANES` if that is fewer, must be readable at `p`.
+    #[inline(always)]
+    unsafe fn load_bytes_up_to(self, p: *const u8, count: usize) -> Self::I {
+        // SAFETY: `count` bytes are readable at `p` by the contract; a whole vector is loaded only where `count` covers
+        // it.
+        unsafe { if count >= Self::LANES { self.load_bytes(p) } else { self.load_first_bytes(p, count) } }
+    }
+    /// Stores the first `count` lanes, at most a whole vector, as [`store_bytes`](Self::store_bytes) does.
+    ///
+    /// # Safety
+    /// `count` bytes, or `LANES` if that is fewer, must be writable at `p`.
+    #[inline(always)]
+    unsafe fn store_bytes_up_to(self, p: *mut u8, v: Self::I, count: usize) {
+        // SAFETY: `count` bytes are writable at `p` by the contract; a whole vector is stored only where `count` covers
+        // it.
+        unsafe { if count >= Self::LANES { self.store_bytes(p, v) } else { self.store_first_bytes(p, v, count) } }
+    }
     /// Loads the first bytes, at most a whole vector, one per lane; lanes beyond the bytes are zero.
     #[inline(always)]
     fn read_bytes(self, bytes: &[u8]) -> Self::I {
-        let (p, count) = (bytes.as_ptr(), bytes.len());
         // SAFETY: as many bytes as `bytes` holds are readable.
-        unsafe { if count >= Self::LANES { self.load_bytes(p) } else { self.load_first_bytes(p, count) } }
+        unsafe { self.load_bytes_up_to(bytes.as_ptr(), bytes.len()) }
     }
     /// Stores the first lanes as [`store_bytes`](Self::store_bytes) does, as many as `bytes` has room for.
     #[inline(always)]
     fn write_bytes(self, bytes: &mut [u8], v: Self::I) {
-        let (p, count) = (bytes.as_mut_ptr(), bytes.len());
         // SAFETY: as many bytes as `bytes` holds are writable, and `bytes` is mutably borrowed.
-        unsafe { if count >= Self::LANES { self.store_bytes(p, v) } else { self.store_first_bytes(p, v, count) } }
+        unsafe { self.store_bytes_up_to(bytes.as_mut_ptr(), v, bytes.len()) }
     }
     /// Copies a block of 8 x 8 floats transposed; rows of `source` are `source_stride` apart, rows of `target`
     /// `target_stride`.

@@ -123,6 +123,8 @@ macro_rules! avx512_vectors {
             const LANES: usize = 16;
             const ACCUMULATORS: usize = 24;
             const SPLATS_FROM_MEMORY: bool = true;
+            // As unsigned numbers: floats that are too large become 2^31.
+            const BYTES_SATURATE: bool = true;
             intrinsics! {
                 fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
                 fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
@@ -151,7 +153,7 @@ macro_rules! avx512_vectors {
                 fn store_i32(p: *mut i32, v: __m512i) -> () { _mm512_storeu_si512(p.cast(), v) }
                 fn load_bytes(p: *const u8) -> __m512i { _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())) }
                 fn store_bytes(p: *mut u8, v: __m512i) -> () {
-                    _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(v))
+                    _mm_storeu_si128(p.cast(), _mm512_cvtusepi32_epi8(v))
                 }
                 // As for floats, half a vector is the frequent case.
                 fn load_first_bytes(p: *const u8, count: usize) -> __m512i {
@@ -161,7 +163,7 @@ macro_rules! avx512_vectors {
                     })
                 }
                 fn store_first_bytes(p: *mut u8, v: __m512i, count: usize) -> () {
-                    let bytes = _mm512_cvtepi32_epi8(v);
+                    let bytes = _mm512_cvtusepi32_epi8(v);
                     match count {
                         8 => _mm_storel_epi64(p.cast(), bytes),
                         _ => _mm512_mask_storeu_epi8(p.cast(), (1 << count) - 1, _mm512_castsi128_si512(bytes)),

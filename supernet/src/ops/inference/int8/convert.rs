@@ -1,6 +1,7 @@
 //! Rounding of numbers to bytes, and back; channels multiplied by factors.
 
-use super::affine::{Affine, Target};
+use super::affine::Affine;
+use super::ends::Target;
 use crate::ops::simd::{Kernel, Simd, entry_points, vectors};
 
 /// Rounds each number.
@@ -37,7 +38,7 @@ impl Kernel for Dequantise<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for part in vectors(s, self.output.len()) {
-            s.write(&mut self.output[part.clone()], self.affine.numbers(s, &self.input[part]));
+            s.write(&mut self.output[part.clone()], self.affine.numbers(s, s.read_bytes(&self.input[part])));
         }
     }
 }
@@ -63,7 +64,7 @@ impl Kernel for GateMap<'_, '_> {
             let factors = &self.factors[row / self.pixels * n..][..n];
             for channels in vectors(s, n) {
                 let factor = s.mul(scale, s.read(&factors[channels.clone()]));
-                let value = s.mul(self.affine.centred(s, &pixel[channels.clone()]), factor);
+                let value = s.mul(self.affine.centred(s, s.read_bytes(&pixel[channels.clone()])), factor);
                 let place = row * n + channels.start..row * n + channels.end;
                 match &mut self.target {
                     Target::Bytes(bytes, to) => s.write_bytes(&mut bytes[place], to.rounding(s).bytes(value)),

@@ -7,16 +7,20 @@
 //!
 //! | file | concern |
 //! | --- | --- |
-//! | `affine` | scales, rounding, the end of a layer |
+//! | `affine` | scales, rounding, factors of channels |
+//! | `ends` | ends of layers: factors, residual, activation, rounding |
 //! | `product` | packed weights and register tiles of products |
-//! | `pointwise` | products over pixels: plain, gated, or columns of a dense convolution |
+//! | `pointwise` | products over pixels, plain or gated |
+//! | `dense` | dense convolution |
 //! | `depthwise` | depthwise convolution |
 //! | `pools`, `convert` | averages; rounding and its inverse |
 //! | `ordered` | layers that stay f32 |
 
 mod affine;
 mod convert;
+mod dense;
 mod depthwise;
+mod ends;
 mod ordered;
 mod pointwise;
 mod pools;
@@ -24,7 +28,8 @@ mod product;
 #[cfg(test)]
 mod tests;
 
-pub use affine::{Affine, Target};
+pub use affine::Affine;
+pub use ends::Target;
 
 use crate::ops::Activation;
 use crate::ops::activation::with_activation;
@@ -35,6 +40,7 @@ use crate::ops::parallel;
 use crate::ops::pools::Windows;
 use crate::ops::simd::{InstructionSet, dispatch};
 use affine::Channels;
+use dense::DenseRows;
 use depthwise::DepthwiseRows;
 use pointwise::{ProductRows, Rows};
 use product::Packed;
@@ -124,9 +130,7 @@ impl Pointwise {
         let grain = (GRAIN / (n * weight.k)).max(8).next_multiple_of(8);
         split(target, count, n, grain, |range, target| {
             let residual = residual.map(|(bytes, affine)| (&bytes[range.start * n..range.end * n], affine));
-            with_activation!(activation, A => dispatch(ProductRows::<A> {
-                weight, channels, rows, range, residual, target, activation: PhantomData,
-            }))
+            ProductRows { weight, channels, rows, range, residual, target, activation }.run();
         });
     }
 }
@@ -196,15 +200,16 @@ impl Depthwise {
         target: Target,
     ) {
         let Depthwise { weight, channels, zero_point, .. } = self;
-        let rows = DepthwiseRows { weight, channels, shape, input, zero_point: *zero_point, range, target };
-        with_activation!(activation, A => rows.run::<K, A>());
+        let rows = DepthwiseRows { weight, channels, shape, input, zero_point: *zero_point, range, target, activation };
+        rows.run::<K>();
     }
 }
 
 /// A dense convolution of any kernel size.
 #[derive(Debug, Clone)]
 pub struct DenseConv {
-    product: Pointwise,
+    weight: Packed,
+    channels: Channels,
     zero_point: u8,
     in_channels: usize,
     kernel: usize,
@@ -214,17 +219,9 @@ pub struct DenseConv {
 impl DenseConv {
     /// Packs the layer.
     pub fn new(weights: Int8Weights, in_channels: usize, kernel: usize, stride: usize) -> Self {
-        let area = kernel * kernel;
-        let mut ordered = vec![0; weights.weight.len()];
-        for (from, to) in
-            weights.weight.chunks_exact(in_channels * area).zip(ordered.chunks_exact_mut(in_channels * area))
-        {
-            for (place, &weight) in from.iter().enumerate() {
-                to[place % area * in_channels + place / area] = weight;
-            }
-        }
-        let product = Pointwise::new(Int8Weights { weight: &ordered, ..weights }, in_channels * area);
-        DenseConv { product, zero_point: weights.zero_point, in_channels, kernel, stride }
+        let weight = dense::pack(weights.weight, weights.bias.len(), in_channels, kernel);
+        let (channels, zero_point) = (weights.channels(), weights.zero_point);
+        DenseConv { weight, channels, zero_point, in_channels, kernel, stride }
     }
 
     /// Computes `activation(convolution(input))` of `batch` images.
@@ -234,7 +231,7 @@ impl DenseConv {
             height,
             width,
             in_channels: self.in_channels,
-            out_channels: self.product.weight.n,
+            out_channels: self.weight.n,
             kernel: self.kernel,
             stride: self.stride,
             activation: Activation::Identity,
@@ -244,8 +241,13 @@ impl DenseConv {
         };
         assert_eq!(input.len(), batch * height * width * self.in_channels);
         let (out_height, out_width) = shape.output_size();
-        let rows = Rows::Columns { input, shape: &shape, zero_point: self.zero_point };
-        self.product.rows(rows, batch * out_height * out_width, activation, None, target);
+        let DenseConv { weight, channels, zero_point, .. } = self;
+        let line = out_width * weight.n;
+        let grain = (GRAIN / (line * weight.k)).max(1);
+        split(target, batch * out_height, line, grain, |range, target| {
+            let shape = &shape;
+            DenseRows { weight, channels, shape, input, zero_point: *zero_point, range, target, activation }.run();
+        });
     }
 }
 

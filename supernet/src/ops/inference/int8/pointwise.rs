@@ -1,15 +1,13 @@
 //! Products over pixels, and where their rows come from.
 
-use super::affine::{Affine, Channels, Finish, Target};
-use super::product::{PANEL, Packed};
-use crate::ops::activation::Act;
+use super::affine::{Affine, Channels};
+use super::ends::{End, Target};
+use super::product::{Layout, Packed};
+use crate::ops::Activation;
 use crate::ops::buffers::Buffer;
-use crate::ops::dense_shape::DenseShape;
-use crate::ops::inference::columns::fill_columns;
 use crate::ops::matmul::ROW_BLOCK;
-use crate::ops::simd::{Kernel, Simd, dispatch, entry_points, vectors};
+use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points, vectors};
 use bytemuck::cast_slice_mut;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Rows of bytes.
@@ -27,8 +25,6 @@ pub(super) enum Rows<'a> {
         /// Pixels per image.
         pixels: usize,
     },
-    /// Values that each output pixel of a convolution reads, `[ky, kx, channel]`; the border has the zero point.
-    Columns { input: &'a [u8], shape: &'a DenseShape, zero_point: u8 },
 }
 
 impl Rows<'_> {
@@ -36,9 +32,6 @@ impl Rows<'_> {
     #[inline(always)]
     fn fill<S: Simd>(&self, s: S, first: usize, rows: usize, k: usize, tile: &mut [u8], stride: usize) {
         match *self {
-            Rows::Columns { input, shape, zero_point } => {
-                fill_columns(shape, input, zero_point, first..first + rows, tile, stride);
-            }
             Rows::Plain(input) => {
                 for (row, out) in tile.chunks_exact_mut(stride).take(rows).enumerate() {
                     out[..k].copy_from_slice(&input[(first + row) * k..][..k]);
@@ -66,8 +59,29 @@ impl Rows<'_> {
     }
 }
 
+/// Rows of a source as a product reads them: `k` bytes each, `stride` apart.
+struct Fill<'a, 'b> {
+    source: Rows<'a>,
+    first: usize,
+    rows: usize,
+    k: usize,
+    tile: &'b mut [u8],
+    stride: usize,
+}
+
+impl Kernel for Fill<'_, '_> {
+    type Output = ();
+    entry_points!();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Fill { source, first, rows, k, tile, stride } = self;
+        source.fill(s, first, rows, k, tile, stride);
+    }
+}
+
 /// `target = activation(rows x weight + residual)` for the rows `range`.
-pub(super) struct ProductRows<'a, 'o, A> {
+pub(super) struct ProductRows<'a, 'o> {
     pub weight: &'a Packed,
     pub channels: &'a Channels,
     pub rows: Rows<'a>,
@@ -76,46 +90,39 @@ pub(super) struct ProductRows<'a, 'o, A> {
     pub residual: Option<(&'a [u8], Affine)>,
     /// Output of the range.
     pub target: Target<'o>,
-    pub activation: PhantomData<A>,
+    pub activation: Activation,
 }
 
-impl<A: Act> Kernel for ProductRows<'_, '_, A> {
-    type Output = ();
-    entry_points!();
-
-    #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
+impl ProductRows<'_, '_> {
+    /// Computes the rows.
+    pub(super) fn run(mut self) {
         let Packed { k, n, groups, .. } = *self.weight;
         let in_place = matches!(self.rows, Rows::Plain(_)) && k.is_multiple_of(4);
-        let stride = 4 * groups;
+        let (stride, lanes) = (4 * groups, InstructionSet::active().lanes());
         // Rows of bytes, four to a float.
         let bytes = if in_place { 0 } else { ROW_BLOCK.min(self.range.len()) * stride };
         let mut tile = Buffer::with_arbitrary_contents(bytes / 4);
         let tile = cast_slice_mut::<f32, u8>(&mut tile);
-        let mut sums = Buffer::with_arbitrary_contents(ROW_BLOCK * PANEL * S::LANES);
-        let sums = cast_slice_mut::<f32, i32>(&mut sums);
         for first in self.range.clone().step_by(ROW_BLOCK) {
             let rows = ROW_BLOCK.min(self.range.end - first);
             let x = match self.rows {
                 Rows::Plain(input) if in_place => &input[first * k..][..rows * k],
                 source => {
-                    source.fill(s, first, rows, k, tile, stride);
+                    dispatch(Fill { source, first, rows, k, tile, stride });
                     &*tile
                 }
             };
             for panel in self.weight.panels() {
-                panel.multiply(x, stride, rows, self.channels.bias(), sums);
-                let (column, width) = (panel.column, panel.vectors * S::LANES);
-                dispatch(Finish::<A> {
-                    sums: &sums[..rows * width],
-                    multipliers: &self.channels.multipliers[column..][..width],
-                    residual: self.residual,
-                    target: &mut self.target,
-                    start: (first - self.range.start) * n + column,
+                let start = (first - self.range.start) * n + panel.column;
+                let end = End {
+                    target: self.target.from(start),
                     step: n,
-                    width: width.min(n - column),
-                    activation: PhantomData,
-                });
+                    width: panel.width(lanes).min(n - panel.column),
+                    multipliers: &self.channels.multipliers[panel.column..][..panel.width(lanes)],
+                    residual: self.residual.map(|(bytes, from)| (&bytes[start..], from)),
+                    activation: self.activation,
+                };
+                panel.multiply(x, Layout::plain(stride), rows, self.channels.bias(), end);
             }
         }
     }

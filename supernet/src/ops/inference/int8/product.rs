@@ -3,12 +3,10 @@
 //! Four input channels make a group: a word of the input holds the bytes of one pixel, a word of the weight those of
 //! one output channel. Words of the weight are packed in panels of one to three vectors of output channels.
 
+use super::ends::{End, Ending};
 use crate::ops::buffers::Aligned;
 use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points, opaque};
 use bytemuck::{cast_slice, cast_slice_mut};
-
-/// Largest number of vectors of a panel.
-pub(super) const PANEL: usize = 3;
 
 /// A weight `[n, k]` in panels for the active instruction set; columns beyond `n` and inputs beyond `k` are zero.
 #[derive(Debug, Clone)]
@@ -78,27 +76,64 @@ impl Packed {
 }
 
 impl Panel<'_> {
-    /// Writes the sums `[rows, vectors]` of `rows` rows of `x`, `stride` bytes apart and each of whole groups, from the
-    /// whole `bias` of the layer.
-    pub(super) fn multiply(&self, x: &[u8], stride: usize, rows: usize, bias: &[i32], sums: &mut [i32]) {
+    /// Number of columns, with those beyond the weight's.
+    pub(super) fn width(&self, lanes: usize) -> usize {
+        self.vectors * lanes
+    }
+
+    /// Multiplies `rows` rows of `x`, from the whole `bias` of the layer.
+    pub(super) fn multiply(&self, x: &[u8], layout: Layout, rows: usize, bias: &[i32], end: End) {
         let lanes = InstructionSet::active().lanes();
-        let bias = &bias[self.column..][..self.vectors * lanes];
+        let bias = &bias[self.column..][..self.width(lanes)];
         match self.vectors {
-            1 => dispatch(Product::<1> { x, stride, rows, words: self.words, bias, sums }),
-            2 => dispatch(Product::<2> { x, stride, rows, words: self.words, bias, sums }),
-            _ => dispatch(Product::<3> { x, stride, rows, words: self.words, bias, sums }),
+            1 => dispatch(Product::<1> { x, layout, rows, words: self.words, bias, end }),
+            2 => dispatch(Product::<2> { x, layout, rows, words: self.words, bias, end }),
+            _ => dispatch(Product::<3> { x, layout, rows, words: self.words, bias, end }),
         }
     }
 }
 
-/// `sums[row, ..] = bias + sum over groups of x[row, group] . words[group, ..]` for a panel of `NR` vectors.
+/// Places of the bytes of a product's rows: each row has runs of whole groups.
+#[derive(Clone, Copy)]
+pub(super) struct Layout {
+    /// Bytes from one row to the next.
+    pub step: usize,
+    /// Rows of a line.
+    pub line: usize,
+    /// Bytes from one line to the next.
+    pub line_step: usize,
+    /// Runs of a row.
+    pub runs: usize,
+    /// Bytes from one run to the next.
+    pub run_step: usize,
+}
+
+impl Layout {
+    /// Rows of one run each, `step` bytes apart.
+    pub(super) fn plain(step: usize) -> Self {
+        Layout { step, line: usize::MAX, line_step: 0, runs: 1, run_step: 0 }
+    }
+
+    /// Place of a row's first byte.
+    fn place(&self, row: usize) -> usize {
+        if row < self.line { row * self.step } else { row / self.line * self.line_step + row % self.line * self.step }
+    }
+
+    /// Number of bytes that `rows` rows of `groups` groups lie in.
+    fn extent(&self, rows: usize, groups: usize) -> usize {
+        let last = self.place(rows - 1).max(self.place(rows.min(self.line) - 1));
+        last + (self.runs - 1) * self.run_step + 4 * groups / self.runs
+    }
+}
+
+/// `end(bias + sum over groups of x[row, group] . words[group, ..])` for a panel of `NR` vectors.
 struct Product<'a, const NR: usize> {
     x: &'a [u8],
-    stride: usize,
+    layout: Layout,
     rows: usize,
     words: &'a [i32],
     bias: &'a [i32],
-    sums: &'a mut [i32],
+    end: End<'a>,
 }
 
 impl<const NR: usize> Kernel for Product<'_, NR> {
@@ -110,21 +145,27 @@ impl<const NR: usize> Kernel for Product<'_, NR> {
         let width = NR * S::LANES;
         let groups = self.words.len() / width;
         // All accesses below rely on these extents.
-        assert!(self.rows > 0 && groups > 0 && self.bias.len() >= width && self.sums.len() >= self.rows * width);
-        assert!(self.x.len() >= (self.rows - 1) * self.stride + 4 * groups);
+        assert!(self.rows > 0 && groups > 0 && self.bias.len() >= width);
+        assert!(groups.is_multiple_of(self.layout.runs) && self.x.len() >= self.layout.extent(self.rows, groups));
+        let end = &mut std::mem::take(&mut self.end).ending(s, self.rows);
         let mut row = 0;
-        // SAFETY: each tile ends at `rows` at the latest, for which the extents were checked.
+        let in_fours = self.layout.line.is_multiple_of(4) || self.rows <= self.layout.line;
+        // SAFETY: each tile ends at `rows` at the latest, for which the extents were checked; `FOURS` is `in_fours`.
         unsafe {
-            match (NR, S::ACCUMULATORS) {
-                (1, 24) => self.tiles::<S, 16>(s, groups, &mut row),
-                (_, 24) => self.tiles::<S, 8>(s, groups, &mut row),
+            match (NR, S::ACCUMULATORS, in_fours) {
+                (1, 24, true) => self.tiles::<S, 16, true>(s, groups, &mut row, end),
+                (_, 24, true) => self.tiles::<S, 8, true>(s, groups, &mut row, end),
+                (_, 24, false) => self.tiles::<S, 8, false>(s, groups, &mut row, end),
                 _ => {}
             }
             if S::ACCUMULATORS > 4 {
-                self.tiles::<S, 4>(s, groups, &mut row);
+                match in_fours {
+                    true => self.tiles::<S, 4, true>(s, groups, &mut row, end),
+                    false => self.tiles::<S, 4, false>(s, groups, &mut row, end),
+                }
             }
-            self.tiles::<S, 2>(s, groups, &mut row);
-            self.tiles::<S, 1>(s, groups, &mut row);
+            self.tiles::<S, 2, false>(s, groups, &mut row, end);
+            self.tiles::<S, 1, false>(s, groups, &mut row, end);
         }
     }
 }
@@ -133,12 +174,19 @@ impl<const NR: usize> Product<'_, NR> {
     /// Computes tiles of `MR` rows from `row` on, as far as whole ones reach.
     ///
     /// # Safety
-    /// `run` checked the extents of `rows` rows and `groups` groups.
+    /// `run` checked the extents of `rows` rows and `groups` groups, and `end` is that of all rows. With `FOURS`, four
+    /// rows from a multiple of 4 on lie in a line, and `row` is such a multiple.
     #[inline(always)]
-    unsafe fn tiles<S: Simd, const MR: usize>(&mut self, s: S, groups: usize, row: &mut usize) {
+    unsafe fn tiles<S: Simd, const MR: usize, const FOURS: bool>(
+        &self,
+        s: S,
+        groups: usize,
+        row: &mut usize,
+        end: &mut Ending<S, NR>,
+    ) {
         while *row + MR <= self.rows {
-            // SAFETY: the tile's rows lie below `rows`; the extents are the contract's.
-            unsafe { self.tile::<S, MR>(s, groups, *row) };
+            // SAFETY: the tile's rows lie below `rows`; the rest is the contract's.
+            unsafe { self.tile::<S, MR, FOURS>(s, groups, *row, end) };
             *row += MR;
         }
     }
@@ -148,41 +196,53 @@ impl<const NR: usize> Product<'_, NR> {
     /// # Safety
     /// As for [`tiles`](Self::tiles), and `row + MR <= rows`.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const MR: usize>(&mut self, s: S, groups: usize, row: usize) {
+    unsafe fn tile<S: Simd, const MR: usize, const FOURS: bool>(
+        &self,
+        s: S,
+        groups: usize,
+        row: usize,
+        end: &mut Ending<S, NR>,
+    ) {
         let width = NR * S::LANES;
         // SAFETY: `run` asserted that every row of `x` has `groups` words, the panel `groups` rows of `NR` vectors, the
-        // bias one and the sums one per row. `fours[r / 4]` was set for every `r < MR`.
+        // bias one, and the end room for one per row. `places` were set for every row that is read.
         unsafe {
             let mut bias = [s.splat_i32(0); NR];
             for (n, bias) in bias.iter_mut().enumerate() {
                 *bias = s.load_i32(self.bias.as_ptr().add(n * S::LANES));
             }
             let mut sums = [bias; MR];
-            for group in 0..groups {
-                // Address of the first of each four rows.
-                let mut fours = [self.x.as_ptr(); 4];
-                for (four, x) in fours.iter_mut().enumerate().take(MR.div_ceil(4)) {
-                    let first = self.x.as_ptr().wrapping_add((row + 4 * four) * self.stride + 4 * group);
-                    *x = opaque(first.cast()).cast();
-                }
-                let words = self.words.as_ptr().add(group * width);
-                let mut panel = [s.splat_i32(0); NR];
-                for (n, word) in panel.iter_mut().enumerate() {
-                    *word = s.load_i32(words.add(n * S::LANES));
-                }
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let x = fours[r / 4].add(r % 4 * self.stride).cast::<[u8; 4]>().read();
-                    let x = s.splat_i32(i32::from_le_bytes(x));
-                    for n in 0..NR {
-                        sums[n] = s.dot(sums[n], x, panel[n]);
+            // Places of all rows, or of the first of each four.
+            let mut places = [0; MR];
+            for (r, place) in places.iter_mut().enumerate().filter(|(r, _)| !FOURS || r % 4 == 0) {
+                *place = self.layout.place(row + r);
+            }
+            let (step, mut words) = (self.layout.step, self.words.as_ptr());
+            for run in 0..self.layout.runs {
+                let x = self.x.as_ptr().wrapping_add(run * self.layout.run_step);
+                for group in 0..groups / self.layout.runs {
+                    let x = x.wrapping_add(4 * group);
+                    let mut fours = [x; 4];
+                    if FOURS {
+                        for (first, place) in fours.iter_mut().zip(places.into_iter().step_by(4)) {
+                            *first = opaque(x.wrapping_add(place).cast()).cast();
+                        }
+                    }
+                    let mut panel = [s.splat_i32(0); NR];
+                    for (n, word) in panel.iter_mut().enumerate() {
+                        *word = s.load_i32(words.add(n * S::LANES));
+                    }
+                    words = words.add(width);
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let x = if FOURS { fours[r / 4].add(r % 4 * step) } else { x.add(places[r]) };
+                        let x = s.splat_i32(i32::from_le_bytes(x.cast::<[u8; 4]>().read()));
+                        for n in 0..NR {
+                            sums[n] = s.dot(sums[n], x, panel[n]);
+                        }
                     }
                 }
             }
-            for (r, sums) in sums.iter().enumerate() {
-                for (n, &sum) in sums.iter().enumerate() {
-                    s.store_i32(self.sums.as_mut_ptr().add((row + r) * width + n * S::LANES), sum);
-                }
-            }
+            end.write(s, row, sums);
         }
     }
 }

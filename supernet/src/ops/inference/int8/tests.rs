@@ -27,7 +27,8 @@ impl Case {
             weight: (0..outputs * per_output).map(|_| rng.random_range(-127..=127)).collect(),
             bias: (0..outputs).map(|_| rng.random_range(-5000..5000)).collect(),
             multipliers: (0..outputs).map(|_| rng.random_range(1e-5..4e-4) / (per_output as f32).sqrt()).collect(),
-            to: affine(rng, 0.021),
+            // Some of these bytes end below 6, some above.
+            to: affine(rng, 0.031),
         }
     }
 
@@ -172,6 +173,22 @@ fn extreme_bytes_do_not_saturate() {
         let layer = Depthwise::new(case.weights(), 5, 1);
         let expected = finished(&case, &sums(&case, 1, (5, 5), 5, 1, 33), Activation::Identity, None);
         check(&case, &expected, "extremes", |target| layer.run(&case.x, 1, 5, 5, Activation::Identity, target));
+    }
+}
+
+#[test]
+fn numbers_beyond_all_integers_have_the_outermost_bytes() {
+    let mut case = Case::new(&mut rng(60), 9 * 24, 40, 24);
+    for (number, multiplier) in case.multipliers.iter_mut().enumerate() {
+        *multiplier = if number % 2 == 0 { 1e9 } else { 1e30 };
+    }
+    let layer = Pointwise::new(case.weights(), 24);
+    let sums = sums(&case, 1, (9, 1), 1, 1, 1);
+    for activation in ACTIVATIONS {
+        let expected = finished(&case, &sums, activation, None);
+        check(&case, &expected, &format!("{activation} of large numbers"), |target| {
+            layer.run(&case.x, 1, 9, activation, None, None, target);
+        });
     }
 }
 
