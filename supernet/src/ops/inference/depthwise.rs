@@ -4,6 +4,7 @@
 //! rows ahead of the depthwise one, into a window that stays in the second-level cache, so that the map between the two
 //! never exists in memory.
 
+use super::padded::Layout;
 use super::product::{GROUP, Product, Slices, group};
 use crate::ops::Activation;
 use crate::ops::activation::Act;
@@ -194,6 +195,7 @@ impl Window {
             }
             Source::Expanded(input, weight, activation) => dispatch(Product {
                 left: &input[pixels * weight.inputs..],
+                layout: Layout::plain(weight.inputs),
                 rows: shape.width,
                 weight,
                 first: slices.start,

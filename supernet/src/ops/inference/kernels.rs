@@ -1,9 +1,11 @@
 //! Kernels of the layers of extracted models.
 
+use super::padded::{Layout, PaddedRows};
 use super::product::{Product, Slices, group};
 use crate::ops::Activation;
 use crate::ops::activation::{Act, Identity};
 use crate::ops::buffers::Buffer;
+use crate::ops::dense_shape::DenseShape;
 use crate::ops::matmul::ROW_BLOCK;
 use crate::ops::rows::{Left, RowSource};
 use crate::ops::simd::{Kernel, Simd, dispatch, entry_points};
@@ -63,24 +65,71 @@ impl<R: RowSource> Kernel for PointwiseRows<'_, R> {
                     &tile[..rows * k]
                 }
             };
-            let mut slice = 0;
-            while slice < self.weight.count() {
-                let group = group(self.weight.count() - slice);
-                let channel = slice * SLICE;
-                dispatch(Product {
-                    left,
-                    rows,
-                    weight: self.weight,
-                    first: slice,
-                    group,
-                    activation: self.activation,
-                    residual: residual.map(|residual| &residual[channel..]),
-                    output: &mut output[channel..],
-                    steps: (n, SLICE),
-                    width: (n - channel).min(group * SLICE),
-                });
-                slice += group;
-            }
+            all_slices(self.weight, left, Layout::plain(k), rows, self.activation, residual, output);
+        }
+    }
+}
+
+/// Multiplies `rows` rows by all slices of a weight.
+fn all_slices(
+    weight: &Slices,
+    left: &[f32],
+    layout: Layout,
+    rows: usize,
+    activation: Activation,
+    residual: Option<&[f32]>,
+    output: &mut [f32],
+) {
+    let n = weight.outputs;
+    let mut first = 0;
+    while first < weight.count() {
+        let group = group(weight.count() - first);
+        let channel = first * SLICE;
+        dispatch(Product {
+            left,
+            layout,
+            rows,
+            weight,
+            first,
+            group,
+            activation,
+            residual: residual.map(|residual| &residual[channel..]),
+            output: &mut output[channel..],
+            steps: (n, SLICE),
+            width: (n - channel).min(group * SLICE),
+        });
+        first += group;
+    }
+}
+
+/// Values of padded rows that stay in L2.
+const STRIP: usize = 32 << 10;
+
+/// `output = activation(convolution(input) + bias)` for the rows `range` of the output, counted over all images.
+pub(super) struct DenseRows<'a> {
+    /// `[out, kernel, kernel, in]`
+    pub weight: &'a Slices,
+    pub shape: &'a DenseShape,
+    pub input: &'a [f32],
+    pub range: Range<usize>,
+    pub activation: Activation,
+    pub output: &'a mut [f32],
+}
+
+impl DenseRows<'_> {
+    /// Computes the rows.
+    pub(super) fn run(self) {
+        let padded = PaddedRows::new(self.shape, STRIP);
+        let layout = padded.layout(self.shape.kernel * self.shape.in_channels);
+        let line = layout.line * self.weight.outputs;
+        let mut strip = Buffer::with_arbitrary_contents(padded.len());
+        let mut first = self.range.start;
+        while first < self.range.end {
+            let rows = padded.next(first, self.range.end);
+            padded.fill(self.input, 0.0, first, rows, &mut strip);
+            let output = &mut self.output[(first - self.range.start) * line..][..rows * line];
+            all_slices(self.weight, &strip, layout, rows * layout.line, self.activation, None, output);
+            first += rows;
         }
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! All layers work on NHWC f32 slices, write every output value, and use the threads of the calling rayon pool.
 
-mod columns;
 mod depthwise;
 pub mod int8;
 mod kernels;
+mod padded;
 mod product;
 
 use super::activation::with_activation;
@@ -19,9 +19,8 @@ use super::rows::{Left, Nothing, RowSource};
 use super::simd::dispatch;
 use super::strips::Strips;
 use crate::ops::Activation;
-use columns::Columns;
 use depthwise::{DepthwiseTasks, Source};
-use kernels::{AveragePool, Gated, PointwiseRows};
+use kernels::{AveragePool, DenseRows, Gated, PointwiseRows};
 use product::Slices;
 use std::marker::PhantomData;
 
@@ -141,7 +140,7 @@ impl Depthwise {
 /// A dense convolution of any kernel size, with bias.
 #[derive(Debug, Clone)]
 pub struct DenseConv {
-    product: Pointwise,
+    weight: Slices,
     in_channels: usize,
     kernel: usize,
     stride: usize,
@@ -158,8 +157,8 @@ impl DenseConv {
         stride: usize,
     ) -> Self {
         let ordered = to_column_order(weight, in_channels, kernel * kernel);
-        let product = Pointwise::new(&ordered, bias, in_channels * kernel * kernel, out_channels);
-        DenseConv { product, in_channels, kernel, stride }
+        let weight = Slices::new(&ordered, bias, in_channels * kernel * kernel, out_channels);
+        DenseConv { weight, in_channels, kernel, stride }
     }
 
     /// Computes `output = activation(convolution(input) + bias)`.
@@ -177,7 +176,7 @@ impl DenseConv {
             height,
             width,
             in_channels: self.in_channels,
-            out_channels: self.product.weight.outputs,
+            out_channels: self.weight.outputs,
             kernel: self.kernel,
             stride: self.stride,
             depthwise: false,
@@ -187,9 +186,12 @@ impl DenseConv {
         };
         assert_eq!(input.len(), batch * height * width * self.in_channels);
         let (out_height, out_width) = shape.output_size();
-        let rows = batch * out_height * out_width;
-        assert_eq!(output.len(), rows * self.product.weight.outputs);
-        self.product.rows(Left::Made(&Columns { shape: &shape, input }), rows, activation, None, output);
+        let (weight, line) = (&self.weight, out_width * self.weight.outputs);
+        assert_eq!(output.len(), batch * out_height * line);
+        // A grain of few rows, so that small maps at batch 1 still spread over threads.
+        parallel::map_parts(output, line, batch * out_height, 8_usize.div_ceil(out_width), |range, output| {
+            DenseRows { weight, shape: &shape, input, range, activation, output }.run();
+        });
     }
 }
 

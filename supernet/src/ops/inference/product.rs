@@ -3,6 +3,7 @@
 //! Weights lie in slices of output channels. A tile holds some pixels and up to [`GROUP`] slices; each sum adds its
 //! products in the order of the input channels, whatever the tile.
 
+use super::padded::Layout;
 use crate::ops::Activation;
 use crate::ops::activation::{Act, with_activation};
 use crate::ops::buffers::Aligned;
@@ -58,8 +59,9 @@ impl Slices {
 /// `output[row, channel] = activation(left[row] x weight + bias + residual[row, channel])` for the channels of `group`
 /// slices from `first` on.
 pub(super) struct Product<'a> {
-    /// `[rows, in]`
+    /// Input values of the rows.
     pub left: &'a [f32],
+    pub layout: Layout,
     pub rows: usize,
     pub weight: &'a Slices,
     pub first: usize,
@@ -84,7 +86,8 @@ impl Kernel for Product<'_> {
         let (k, slices) = (self.weight.inputs, self.group);
         assert!(self.rows > 0 && k > 0 && (1..=GROUP).contains(&slices));
         assert!(self.width > (slices - 1) * SLICE && self.width <= slices * SLICE);
-        assert!(self.first + slices <= self.weight.count() && self.left.len() >= self.rows * k);
+        assert!(self.first + slices <= self.weight.count() && k == self.layout.runs * self.layout.run);
+        assert!(self.left.len() >= self.layout.extent(self.rows));
         // The accesses of `tile` rely on these extents.
         let (row_step, slice_step) = self.steps;
         let last = (self.rows - 1) * row_step + (slices - 1) * slice_step + self.width - (slices - 1) * SLICE;
@@ -120,32 +123,45 @@ impl Product<'_> {
     /// All rows of `SLICES` slices from `slice` on, of `VECTORS` vectors each, in tiles `HIGH` rows high.
     #[inline(always)]
     fn rows<S: Simd, const HIGH: usize, const SLICES: usize, const VECTORS: usize>(&mut self, s: S, slice: usize) {
+        match S::SPLATS_FROM_MEMORY && self.layout.in_fours(self.rows) {
+            true => self.tiles::<S, HIGH, SLICES, VECTORS, true>(s, slice),
+            false => self.tiles::<S, HIGH, SLICES, VECTORS, false>(s, slice),
+        }
+    }
+
+    /// [`rows`](Self::rows), where `FOURS` says that four rows from a multiple of 4 on are addressed by the first one.
+    #[inline(always)]
+    fn tiles<S: Simd, const HIGH: usize, const SLICES: usize, const VECTORS: usize, const FOURS: bool>(
+        &mut self,
+        s: S,
+        slice: usize,
+    ) {
         let mut row = 0;
         while row + HIGH <= self.rows {
-            self.tile::<S, HIGH, SLICES, VECTORS>(s, row, slice);
+            self.tile::<S, HIGH, SLICES, VECTORS, FOURS>(s, row, slice);
             row += HIGH;
         }
         while HIGH > 8 && row + 8 <= self.rows {
-            self.tile::<S, 8, SLICES, VECTORS>(s, row, slice);
+            self.tile::<S, 8, SLICES, VECTORS, FOURS>(s, row, slice);
             row += 8;
         }
         while HIGH > 4 && row + 4 <= self.rows {
-            self.tile::<S, 4, SLICES, VECTORS>(s, row, slice);
+            self.tile::<S, 4, SLICES, VECTORS, FOURS>(s, row, slice);
             row += 4;
         }
         while HIGH > 2 && row + 2 <= self.rows {
-            self.tile::<S, 2, SLICES, VECTORS>(s, row, slice);
+            self.tile::<S, 2, SLICES, VECTORS, FOURS>(s, row, slice);
             row += 2;
         }
         while row < self.rows {
-            self.tile::<S, 1, SLICES, VECTORS>(s, row, slice);
+            self.tile::<S, 1, SLICES, VECTORS, FOURS>(s, row, slice);
             row += 1;
         }
     }
 
     /// A tile of `HIGH` rows from `row` on, for whose rows and slices [`run`](Kernel::run) checked the extents.
     #[inline(always)]
-    fn tile<S: Simd, const HIGH: usize, const SLICES: usize, const VECTORS: usize>(
+    fn tile<S: Simd, const HIGH: usize, const SLICES: usize, const VECTORS: usize, const FOURS: bool>(
         &mut self,
         s: S,
         row: usize,
@@ -158,18 +174,30 @@ impl Product<'_> {
         // The last vector's extent is decided once per tile.
         let kept = self.width.saturating_sub((slice + SLICES - 1) * SLICE + (VECTORS - 1) * S::LANES);
         let mut sums = [[[s.splat(0.0); VECTORS]; SLICES]; HIGH];
-        let mut done = 0;
-        // SAFETY: `done + COUNT <= k`; the weight holds `SLICES` slices of `k` whole slices of channels, and `left` a
+        // Places of all rows, or of the first of each four.
+        let mut places = [0; HIGH];
+        for (r, place) in places.iter_mut().enumerate().filter(|(r, _)| !FOURS || r % 4 == 0) {
+            *place = self.layout.place(row + r);
+        }
+        let Layout { runs, run, run_step, .. } = self.layout;
+        // SAFETY: `done + COUNT <= run`; the weight holds `SLICES` slices of `k` whole slices of channels, and `left` a
         // row of `k` values for each of the tile's rows, which exist as just asserted. `run` asserted that the `width`
         // channels of each row exist in output and residual, and `kept` of them lie in the last vector.
         unsafe {
-            while S::ACCUMULATORS > 4 && done + 4 <= k {
-                self.add::<S, HIGH, SLICES, VECTORS, 4>(s, row, done, weight, &mut sums);
-                done += 4;
-            }
-            while done < k {
-                self.add::<S, HIGH, SLICES, VECTORS, 1>(s, row, done, weight, &mut sums);
-                done += 1;
+            for number in 0..runs {
+                let left = self.left.as_ptr().add(number * run_step);
+                let weight = weight.add(number * run * SLICE);
+                let mut done = 0;
+                while S::ACCUMULATORS > 4 && done + 4 <= run {
+                    let (left, weight) = (left.add(done), weight.add(done * SLICE));
+                    self.add::<S, HIGH, SLICES, VECTORS, 4, FOURS>(s, left, &places, weight, &mut sums);
+                    done += 4;
+                }
+                while done < run {
+                    let (left, weight) = (left.add(done), weight.add(done * SLICE));
+                    self.add::<S, HIGH, SLICES, VECTORS, 1, FOURS>(s, left, &places, weight, &mut sums);
+                    done += 1;
+                }
             }
             // Loops of few instructions each, which the compiler unrolls, so that sums stay in registers.
             for (number, bias) in bias.chunks_exact(SLICE).enumerate() {
@@ -236,40 +264,49 @@ impl Product<'_> {
         }
     }
 
-    /// Adds the products of `COUNT` consecutive input channels.
+    /// Adds the products of `COUNT` consecutive input values, of which `left` is the first of the row of place 0.
     ///
     /// # Safety
-    /// The rows lie below `rows` and the slices below `group`; `done + COUNT` is at most the number of input channels,
-    /// of which `weight` holds `SLICES` slices.
+    /// The rows at `places` have these values, and `weight` points to the first value's weights, of which there are
+    /// `SLICES` slices.
     #[allow(clippy::needless_range_loop)] // counted loops over three axes, which the compiler unrolls
     #[inline(always)]
-    unsafe fn add<S: Simd, const HIGH: usize, const SLICES: usize, const VECTORS: usize, const COUNT: usize>(
+    unsafe fn add<
+        S: Simd,
+        const HIGH: usize,
+        const SLICES: usize,
+        const VECTORS: usize,
+        const COUNT: usize,
+        const FOURS: bool,
+    >(
         &self,
         s: S,
-        row: usize,
-        done: usize,
+        left: *const f32,
+        places: &[usize; HIGH],
         weight: *const f32,
         sums: &mut [[[S::V; VECTORS]; SLICES]; HIGH],
     ) {
         let k = self.weight.inputs;
-        // SAFETY: the contract gives the rows of `left` and the slices of `weight`; `fours[r / 4]` was set for every
-        // `r < HIGH` to the first of four such rows.
+        // SAFETY: the contract gives the rows and the slices of `weight`; `fours[r / 4]` was set for every `r < HIGH`
+        // to the first of four rows.
         unsafe {
-            let mut fours = [self.left.as_ptr(); 4];
-            for (four, left) in fours.iter_mut().enumerate().take(HIGH.div_ceil(4)) {
-                *left = opaque(self.left.as_ptr().wrapping_add((row + 4 * four) * k + done));
+            let mut fours = [left; 4];
+            if FOURS {
+                for (first, place) in fours.iter_mut().zip(places.iter().step_by(4)) {
+                    *first = opaque(left.wrapping_add(*place));
+                }
             }
             for next in 0..COUNT {
                 let mut panel = [[s.splat(0.0); VECTORS]; SLICES];
                 for (number, panel) in panel.iter_mut().enumerate() {
                     for (v, value) in panel.iter_mut().enumerate() {
-                        *value = s.load(weight.add((number * k + done + next) * SLICE + v * S::LANES));
+                        *value = s.load(weight.add((number * k + next) * SLICE + v * S::LANES));
                     }
                 }
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    let left = match S::SPLATS_FROM_MEMORY {
-                        true => fours[r / 4].add(r % 4 * k + next),
-                        false => self.left.as_ptr().add((row + r) * k + done + next),
+                    let left = match FOURS {
+                        true => fours[r / 4].add(r % 4 * self.layout.step + next),
+                        false => left.add(places[r] + next),
                     };
                     let value = s.splat(*left);
                     for number in 0..SLICES {

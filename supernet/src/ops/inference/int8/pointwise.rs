@@ -2,9 +2,10 @@
 
 use super::affine::{Affine, Channels};
 use super::ends::{End, Target};
-use super::product::{Layout, Packed};
+use super::product::Packed;
 use crate::ops::Activation;
 use crate::ops::buffers::Buffer;
+use crate::ops::inference::padded::Layout;
 use crate::ops::matmul::ROW_BLOCK;
 use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points, vectors};
 use bytemuck::cast_slice_mut;

@@ -5,6 +5,7 @@
 
 use super::ends::{End, Ending};
 use crate::ops::buffers::Aligned;
+use crate::ops::inference::padded::Layout;
 use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points, opaque};
 use bytemuck::{cast_slice, cast_slice_mut};
 
@@ -93,39 +94,6 @@ impl Panel<'_> {
     }
 }
 
-/// Places of the bytes of a product's rows: each row has runs of whole groups.
-#[derive(Clone, Copy)]
-pub(super) struct Layout {
-    /// Bytes from one row to the next.
-    pub step: usize,
-    /// Rows of a line.
-    pub line: usize,
-    /// Bytes from one line to the next.
-    pub line_step: usize,
-    /// Runs of a row.
-    pub runs: usize,
-    /// Bytes from one run to the next.
-    pub run_step: usize,
-}
-
-impl Layout {
-    /// Rows of one run each, `step` bytes apart.
-    pub(super) fn plain(step: usize) -> Self {
-        Layout { step, line: usize::MAX, line_step: 0, runs: 1, run_step: 0 }
-    }
-
-    /// Place of a row's first byte.
-    fn place(&self, row: usize) -> usize {
-        if row < self.line { row * self.step } else { row / self.line * self.line_step + row % self.line * self.step }
-    }
-
-    /// Number of bytes that `rows` rows of `groups` groups lie in.
-    fn extent(&self, rows: usize, groups: usize) -> usize {
-        let last = self.place(rows - 1).max(self.place(rows.min(self.line) - 1));
-        last + (self.runs - 1) * self.run_step + 4 * groups / self.runs
-    }
-}
-
 /// `end(bias + sum over groups of x[row, group] . words[group, ..])` for a panel of `NR` vectors.
 struct Product<'a, const NR: usize> {
     x: &'a [u8],
@@ -146,26 +114,27 @@ impl<const NR: usize> Kernel for Product<'_, NR> {
         let groups = self.words.len() / width;
         // All accesses below rely on these extents.
         assert!(self.rows > 0 && groups > 0 && self.bias.len() >= width);
-        assert!(groups.is_multiple_of(self.layout.runs) && self.x.len() >= self.layout.extent(self.rows, groups));
+        assert!(self.layout.run.is_multiple_of(4) && 4 * groups == self.layout.runs * self.layout.run);
+        assert!(self.x.len() >= self.layout.extent(self.rows));
         let end = &mut std::mem::take(&mut self.end).ending(s, self.rows);
         let mut row = 0;
-        let in_fours = self.layout.line.is_multiple_of(4) || self.rows <= self.layout.line;
+        let in_fours = self.layout.in_fours(self.rows);
         // SAFETY: each tile ends at `rows` at the latest, for which the extents were checked; `FOURS` is `in_fours`.
         unsafe {
             match (NR, S::ACCUMULATORS, in_fours) {
-                (1, 24, true) => self.tiles::<S, 16, true>(s, groups, &mut row, end),
-                (_, 24, true) => self.tiles::<S, 8, true>(s, groups, &mut row, end),
-                (_, 24, false) => self.tiles::<S, 8, false>(s, groups, &mut row, end),
+                (1, 24, true) => self.tiles::<S, 16, true>(s, &mut row, end),
+                (_, 24, true) => self.tiles::<S, 8, true>(s, &mut row, end),
+                (_, 24, false) => self.tiles::<S, 8, false>(s, &mut row, end),
                 _ => {}
             }
             if S::ACCUMULATORS > 4 {
                 match in_fours {
-                    true => self.tiles::<S, 4, true>(s, groups, &mut row, end),
-                    false => self.tiles::<S, 4, false>(s, groups, &mut row, end),
+                    true => self.tiles::<S, 4, true>(s, &mut row, end),
+                    false => self.tiles::<S, 4, false>(s, &mut row, end),
                 }
             }
-            self.tiles::<S, 2, false>(s, groups, &mut row, end);
-            self.tiles::<S, 1, false>(s, groups, &mut row, end);
+            self.tiles::<S, 2, false>(s, &mut row, end);
+            self.tiles::<S, 1, false>(s, &mut row, end);
         }
     }
 }
@@ -174,19 +143,18 @@ impl<const NR: usize> Product<'_, NR> {
     /// Computes tiles of `MR` rows from `row` on, as far as whole ones reach.
     ///
     /// # Safety
-    /// `run` checked the extents of `rows` rows and `groups` groups, and `end` is that of all rows. With `FOURS`, four
-    /// rows from a multiple of 4 on lie in a line, and `row` is such a multiple.
+    /// `run` checked the extents of `rows` rows, and `end` is that of all rows. With `FOURS`, four rows from a multiple
+    /// of 4 on lie in a line, and `row` is such a multiple.
     #[inline(always)]
     unsafe fn tiles<S: Simd, const MR: usize, const FOURS: bool>(
         &self,
         s: S,
-        groups: usize,
         row: &mut usize,
         end: &mut Ending<S, NR>,
     ) {
         while *row + MR <= self.rows {
             // SAFETY: the tile's rows lie below `rows`; the rest is the contract's.
-            unsafe { self.tile::<S, MR, FOURS>(s, groups, *row, end) };
+            unsafe { self.tile::<S, MR, FOURS>(s, *row, end) };
             *row += MR;
         }
     }
@@ -196,13 +164,7 @@ impl<const NR: usize> Product<'_, NR> {
     /// # Safety
     /// As for [`tiles`](Self::tiles), and `row + MR <= rows`.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const MR: usize, const FOURS: bool>(
-        &self,
-        s: S,
-        groups: usize,
-        row: usize,
-        end: &mut Ending<S, NR>,
-    ) {
+    unsafe fn tile<S: Simd, const MR: usize, const FOURS: bool>(&self, s: S, row: usize, end: &mut Ending<S, NR>) {
         let width = NR * S::LANES;
         // SAFETY: `run` asserted that every row of `x` has `groups` words, the panel `groups` rows of `NR` vectors, the
         // bias one, and the end room for one per row. `places` were set for every row that is read.
@@ -220,8 +182,8 @@ impl<const NR: usize> Product<'_, NR> {
             let (step, mut words) = (self.layout.step, self.words.as_ptr());
             for run in 0..self.layout.runs {
                 let x = self.x.as_ptr().wrapping_add(run * self.layout.run_step);
-                for group in 0..groups / self.layout.runs {
-                    let x = x.wrapping_add(4 * group);
+                for group in (0..self.layout.run).step_by(4) {
+                    let x = x.wrapping_add(group);
                     let mut fours = [x; 4];
                     if FOURS {
                         for (first, place) in fours.iter_mut().zip(places.into_iter().step_by(4)) {
