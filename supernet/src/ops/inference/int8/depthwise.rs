@@ -207,6 +207,7 @@ impl<const K: usize> Convolution<'_, K> {
         // `word < self.pixels` below.
         let load =
             |row: usize, pixel: usize| unsafe { s.load_bytes_up_to(input.add((row * width + pixel) * step), count) };
+        // SAFETY: as for `load`.
         let store = |row: usize, word: usize, bytes| unsafe { s.store_i32(frame[row].add(word * S::LANES), bytes) };
         let (words, border) = (self.pixels, s.splat_i32(self.zero_point.into()));
         let mut bytes = [s.splat_i32(i32::from_le_bytes([self.zero_point; 4])); ROWS];
@@ -302,6 +303,8 @@ impl<const K: usize> Convolution<'_, K> {
     ) {
         let words = K.div_ceil(4);
         let (frame, weight) = (self.frame.as_ptr().wrapping_add(place), self.weight.as_ptr());
+        // Counted loops over three axes, which the compiler unrolls.
+        #[allow(clippy::needless_range_loop)]
         for word in 0..words {
             for x in 0..COUNT {
                 // SAFETY: the contract gives the words, and `ky - row` is a row of taps.
