@@ -18,6 +18,10 @@ const WHOLE: usize = 0;
 const HALF: usize = 1;
 const PART: usize = 2;
 
+/// Input values whose weights are prefetched ahead: a page of memory, at whose end the processor's own prefetching
+/// stops. The weights of a large network are in no cache when a layer begins.
+const AHEAD: usize = 64;
+
 /// Number of slices of the next product, of `left`: three, but two and two rather than three and one.
 pub(super) fn group(left: usize) -> usize {
     if left == 4 { 2 } else { left.min(GROUP) }
@@ -299,6 +303,7 @@ impl Product<'_> {
             for next in 0..COUNT {
                 let mut panel = [[s.splat(0.0); VECTORS]; SLICES];
                 for (number, panel) in panel.iter_mut().enumerate() {
+                    s.prefetch(weight.wrapping_add((number * k + next + AHEAD) * SLICE));
                     for (v, value) in panel.iter_mut().enumerate() {
                         *value = s.load(weight.add((number * k + next) * SLICE + v * S::LANES));
                     }
