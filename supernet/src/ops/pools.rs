@@ -121,7 +121,7 @@ impl Windows {
 }
 
 /// Writes the largest value of every window of `input` `[batch, height, width, channels]`.
-pub(crate) fn max_windows(windows: &Windows, input: &[f32], output: &mut [f32]) {
+fn max_windows(windows: &Windows, input: &[f32], output: &mut [f32]) {
     pool_windows(windows, input, output, |pixels| dispatch(Largest(pixels)));
 }
 

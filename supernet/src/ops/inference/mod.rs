@@ -5,6 +5,7 @@
 mod depthwise;
 pub mod int8;
 mod kernels;
+mod max_pool;
 mod padded;
 mod product;
 
@@ -14,13 +15,14 @@ use super::columns::to_column_order;
 use super::dense_shape::DenseShape;
 use super::depthwise::{Shape, pack_weights};
 use super::parallel;
-use super::pools::{Windows, max_windows, mean_windows};
+use super::pools::{Windows, mean_windows};
 use super::rows::{Left, Nothing, RowSource};
 use super::simd::dispatch;
 use super::strips::Strips;
 use crate::ops::Activation;
 use depthwise::{DepthwiseTasks, Source};
 use kernels::{AveragePool, DenseRows, Gated, PointwiseRows};
+use max_pool::largest_of_windows;
 use product::Slices;
 use std::marker::PhantomData;
 
@@ -197,7 +199,8 @@ impl DenseConv {
 
 /// 3x3 max pool with stride 2 of `input` `[batch, height, width, channels]`.
 pub fn max_pool(input: &[f32], height: usize, width: usize, channels: usize, output: &mut [f32]) {
-    max_windows(&Windows::max_pool(height, width, channels), input, output);
+    // NaN is above no number.
+    largest_of_windows(input, (height, width, channels), f32::NAN, f32::max, output);
 }
 
 /// Average over adjacent windows of `size x size` pixels of `input` `[batch, height, width, channels]` after `padding`

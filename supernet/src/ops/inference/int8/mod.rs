@@ -36,6 +36,7 @@ use crate::ops::activation::with_activation;
 use crate::ops::buffers::Aligned;
 use crate::ops::dense_shape::DenseShape;
 use crate::ops::depthwise::Shape;
+use crate::ops::inference::max_pool::largest_of_windows;
 use crate::ops::parallel;
 use crate::ops::pools::Windows;
 use crate::ops::simd::{InstructionSet, dispatch};
@@ -342,11 +343,8 @@ pub fn average_windows(
 
 /// 3x3 max pool with stride 2 of `input` `[batch, height, width, channels]`.
 pub fn max_pool(input: &[u8], height: usize, width: usize, channels: usize, output: &mut [u8]) {
-    let (line, rows) = (width.div_ceil(2) * channels, height.div_ceil(2));
-    assert_eq!(input.len() / (height * width * channels) * rows * line, output.len());
-    parallel::map_parts(output, line, output.len() / line, pool_grain(line), |range, output| {
-        dispatch(pools::MaxRows { input, height, width, channels, first: range.start, output })
-    });
+    // Zero is above no byte.
+    largest_of_windows(input, (height, width, channels), 0, u8::max, output);
 }
 
 /// Fewest parts of `values` output values each of a pool for a thread: some thousand values.

@@ -1,4 +1,4 @@
-//! Averages and largest values over pixels of bytes.
+//! Averages over pixels of bytes.
 
 use super::affine::Affine;
 use crate::ops::pools::Windows;
@@ -66,47 +66,6 @@ impl Kernel for AverageWindows<'_> {
                 }
                 s.write(&mut out[channels], s.mul(s.to_floats(sum), factor));
             }
-        }
-    }
-}
-
-/// The largest byte of windows of 3x3 at stride 2 with a border of one pixel, of some rows of the output.
-///
-/// All channels of a row in one loop, whatever their number: first over the rows of a window, then over its columns.
-pub(super) struct MaxRows<'a> {
-    pub input: &'a [u8],
-    pub height: usize,
-    pub width: usize,
-    pub channels: usize,
-    /// The first row of the output, counted over all images.
-    pub first: usize,
-    pub output: &'a mut [u8],
-}
-
-impl Kernel for MaxRows<'_> {
-    type Output = ();
-    entry_points!();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let MaxRows { input, height, width, channels, first, output } = self;
-        let (line, out_height) = (width * channels, height.div_ceil(2));
-        // Zeros are below no byte: they stand for the border.
-        let mut tallest = vec![0; line + 2 * channels];
-        let mut largest = vec![0; line];
-        for (row, out) in (first..).zip(output.chunks_exact_mut(width.div_ceil(2) * channels)) {
-            let (image, y) = (row / out_height, row % out_height);
-            let inside = &mut tallest[channels..][..line];
-            inside.fill(0);
-            for y in (2 * y).saturating_sub(1)..(2 * y + 2).min(height) {
-                let bytes = &input[(image * height + y) * line..][..line];
-                inside.iter_mut().zip(bytes).for_each(|(tallest, &byte)| *tallest = byte.max(*tallest));
-            }
-            let [left, middle, right] = [0, 1, 2].map(|column| &tallest[column * channels..][..line]);
-            let columns = left.iter().zip(middle).zip(right);
-            largest.iter_mut().zip(columns).for_each(|(largest, ((&a, &b), &c))| *largest = a.max(b).max(c));
-            let pixels = largest.chunks(2 * channels).zip(out.chunks_exact_mut(channels));
-            pixels.for_each(|(pixels, out)| out.copy_from_slice(&pixels[..channels]));
         }
     }
 }
