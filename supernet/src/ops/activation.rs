@@ -246,7 +246,7 @@ macro_rules! with_activation {
 pub(crate) use with_activation;
 
 impl Activation {
-    /// What a value is bounded by if that is all that the function does, otherwise infinities.
+    /// Bounds of a function that does no more than bound its input; infinities for the others.
     pub(crate) fn bounds(self) -> (f32, f32) {
         match self {
             Activation::Identity | Activation::HardSwish | Activation::Swish => (f32::NEG_INFINITY, f32::INFINITY),

@@ -70,7 +70,9 @@ mod tests {
 
     #[test]
     fn numbers_have_their_largest_and_nan_only_where_there_is_nothing_else() {
-        for (batch, height, width, channels) in [(1, 1, 1, 1), (2, 5, 7, 13), (3, 8, 6, 16), (1, 3, 40, 33)] {
+        for (batch, height, width, channels) in
+            [(1, 1, 1, 1), (2, 5, 7, 13), (3, 8, 6, 16), (1, 3, 40, 33), (1, 70, 90, 32)]
+        {
             let value = |i: usize| if i.is_multiple_of(5) { f32::NAN } else { -((i * 37 % 101) as f32) };
             let x: Vec<f32> = (0..batch * height * width * channels).map(value).collect();
             let (rows, columns) = (height.div_ceil(2), width.div_ceil(2));

@@ -199,7 +199,7 @@ impl DenseConv {
 
 /// 3x3 max pool with stride 2 of `input` `[batch, height, width, channels]`.
 pub fn max_pool(input: &[f32], height: usize, width: usize, channels: usize, output: &mut [f32]) {
-    // NaN is above no number.
+    // `max` prefers every number to NaN.
     largest_of_windows(input, (height, width, channels), f32::NAN, f32::max, output);
 }
 

@@ -1,11 +1,11 @@
 //! Padded rows of a map, from which a dense convolution reads.
 //!
-//! An output pixel reads `kernel` runs of values, one of each row of the map, and neighbouring pixels read from the same
-//! values: nothing is copied but the map, with its border.
+//! An output pixel reads `kernel` runs of values, one from each of `kernel` rows of the map, and neighbouring pixels
+//! share values: nothing is copied but the map, with its border.
 
 use crate::ops::dense_shape::DenseShape;
 
-/// Places of the values of a product's rows.
+/// Places of the values of a product's rows: a row is what one output value reads, a line the rows of an output row.
 #[derive(Clone, Copy)]
 pub(super) struct Layout {
     /// Values of a run.
@@ -34,7 +34,7 @@ impl Layout {
         if row < self.line { row * self.step } else { row / self.line * self.line_step + row % self.line * self.step }
     }
 
-    /// Whether each four of `rows` rows lie in a line.
+    /// Whether each four of `rows` rows, from a multiple of 4 on, lie in a line.
     pub(super) fn in_fours(&self, rows: usize) -> bool {
         self.line.is_multiple_of(4) || rows <= self.line
     }
@@ -46,17 +46,17 @@ impl Layout {
     }
 }
 
-/// Some rows of an image with their border: the input of as many rows of output.
+/// Extents of the padded rows that some rows of the output read.
 pub(super) struct PaddedRows<'a> {
     shape: &'a DenseShape,
-    /// Values of a row.
+    /// Values of a padded row.
     row: usize,
-    /// Most rows of output at a time.
-    pub most: usize,
+    /// Most rows of the output at a time.
+    most: usize,
 }
 
 impl<'a> PaddedRows<'a> {
-    /// Rows of at most `values` values, but at least one row of output.
+    /// Extents of at most `values` values, but at least of what one row of the output reads.
     pub(super) fn new(shape: &'a DenseShape, values: usize) -> Self {
         let (out_height, out_width) = shape.output_size();
         let row = ((out_width - 1) * shape.stride + shape.kernel) * shape.in_channels;
@@ -64,11 +64,12 @@ impl<'a> PaddedRows<'a> {
         PaddedRows { shape, row, most: most.min(out_height) }
     }
 
-    /// Values of the largest number of rows.
+    /// Number of values that are kept at a time.
     pub(super) fn len(&self) -> usize {
         self.count(self.most) * self.row
     }
 
+    /// Number of padded rows that `rows` rows of the output read.
     fn count(&self, rows: usize) -> usize {
         (rows - 1) * self.shape.stride + self.shape.kernel
     }
@@ -80,8 +81,8 @@ impl<'a> PaddedRows<'a> {
         Layout { run, step: stride * in_channels, line, line_step: stride * self.row, runs: kernel, run_step: self.row }
     }
 
-    /// Writes what `rows` rows of output from row `first` on read, counted over all images, of one of which all are.
-    /// Values outside the map are `border`.
+    /// Copies what `rows` rows of the output from `first` on read. They lie in one image, `first` is counted over all
+    /// images, and values outside the map are `border`.
     pub(super) fn fill<T: Copy>(&self, input: &[T], border: T, first: usize, rows: usize, padded: &mut [T]) {
         let DenseShape { height, width, in_channels, kernel, stride, .. } = *self.shape;
         let (out_height, _) = self.shape.output_size();
@@ -101,9 +102,101 @@ impl<'a> PaddedRows<'a> {
         }
     }
 
-    /// The rows of output from `first` on, at most to `end`, that are computed at a time.
-    pub(super) fn next(&self, first: usize, end: usize) -> usize {
+    /// Number of rows of the output from `first` on, at most to `end`, that are computed at a time.
+    pub(super) fn rows_from(&self, first: usize, end: usize) -> usize {
         let (out_height, _) = self.shape.output_size();
         self.most.min(end - first).min(out_height - first % out_height)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::PaddedRows;
+    use crate::ops::dense_shape::DenseShape;
+    use crate::ops::inference::DenseConv;
+    use crate::ops::{Activation, with_threads};
+
+    fn shape(
+        batch: usize,
+        (height, width, in_channels): (usize, usize, usize),
+        kernel: usize,
+        stride: usize,
+    ) -> DenseShape {
+        let (depthwise, activation) = (false, Activation::Identity);
+        DenseShape {
+            batch,
+            height,
+            width,
+            in_channels,
+            out_channels: 1,
+            kernel,
+            stride,
+            depthwise,
+            activation,
+            pool: false,
+            eps: 0.0,
+        }
+    }
+
+    #[test]
+    fn every_pixel_finds_what_it_reads() {
+        let maps = [(1, 1, 1), (1, 3, 2), (5, 2, 3), (7, 8, 1), (4, 9, 5)];
+        let cases = maps.into_iter().flat_map(|map| (1..=7).flat_map(move |k| (1..=3).map(move |s| (map, k, s))));
+        for (map, kernel, stride) in cases {
+            let (height, width, channels) = map;
+            let shape = shape(2, map, kernel, stride);
+            let input: Vec<i32> = (1..=(2 * height * width * channels) as i32).collect();
+            let (out_height, out_width) = shape.output_size();
+            // From strips of one row to whole images, and from each row of the output.
+            for (values, start) in [0, 60, 200, 10_000].into_iter().flat_map(|v| (0..out_height).map(move |y| (v, y))) {
+                let padded = PaddedRows::new(&shape, values);
+                let layout = padded.layout(kernel * channels);
+                let mut strip = vec![-1; padded.len()];
+                let (mut first, end) = (start, 2 * out_height);
+                while first < end {
+                    let rows = padded.rows_from(first, end);
+                    padded.fill(&input, 0, first, rows, &mut strip);
+                    assert!(layout.extent(rows * out_width) <= strip.len());
+                    for (row, run, value) in (0..rows * out_width).flat_map(|row| {
+                        (0..kernel).flat_map(move |run| (0..kernel * channels).map(move |v| (row, run, v)))
+                    }) {
+                        let (line, x) = (first + row / out_width, row % out_width);
+                        let (image, y) = (line / out_height, line % out_height * stride + run);
+                        let y = y.checked_sub(kernel / 2).filter(|&y| y < height);
+                        let x = (x * stride + value / channels).checked_sub(kernel / 2).filter(|&x| x < width);
+                        let place = |(y, x)| ((image * height + y) * width + x) * channels + value % channels;
+                        let expected = y.zip(x).map_or(0, |place_of| input[place(place_of)]);
+                        let found = strip[layout.place(row) + run * layout.run_step + value];
+                        assert_eq!(found, expected, "{map:?}, kernel {kernel}, stride {stride}, row {row} of {first}");
+                    }
+                    first += rows;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn large_maps_are_convolved_in_strips() {
+        let (height, width, inputs, outputs) = (39, 60, 64, 5);
+        let values = |len: usize, step: usize| -> Vec<f32> { (0..len).map(|i| (i * step % 17) as f32 - 8.0).collect() };
+        let (x, weight, bias) =
+            (values(height * width * inputs, 7), values(outputs * inputs * 9, 5), values(outputs, 3));
+        let layer = DenseConv::new(&weight, &bias, inputs, outputs, 3, 1);
+        for threads in [1, 3] {
+            let mut found = vec![0.0; height * width * outputs];
+            with_threads(threads, || layer.run(&x, 1, height, width, Activation::Identity, &mut found));
+            for (place, found) in found.into_iter().enumerate() {
+                let (y, column, o) = (place / outputs / width, place / outputs % width, place % outputs);
+                let mut sum = bias[o];
+                for (tap, input) in (0..9).flat_map(|tap| (0..inputs).map(move |input| (tap, input))) {
+                    let (y, column) = ((y + tap / 3).wrapping_sub(1), (column + tap % 3).wrapping_sub(1));
+                    if y < height && column < width {
+                        sum += x[(y * width + column) * inputs + input] * weight[(o * inputs + input) * 9 + tap];
+                    }
+                }
+                // Sums of small integers are exact.
+                assert_eq!(found, sum, "{threads} threads, output {o} at {y}, {column}");
+            }
+        }
     }
 }

@@ -18,8 +18,8 @@ const WHOLE: usize = 0;
 const HALF: usize = 1;
 const PART: usize = 2;
 
-/// Input values whose weights are prefetched ahead: a page of memory, at whose end the processor's own prefetching
-/// stops. The weights of a large network are in no cache when a layer begins.
+/// Distance in input values at which weights are prefetched: a page of memory, at whose end the processor's own
+/// prefetching stops. The weights of a large network are in no cache when a layer begins.
 const AHEAD: usize = 64;
 
 /// Number of slices of the next product, of `left`: three, but two and two rather than three and one.
@@ -172,6 +172,7 @@ impl Product<'_> {
         slice: usize,
     ) {
         assert!(row + HIGH <= self.rows && slice + SLICES <= self.group);
+        assert!(!FOURS || row.is_multiple_of(4.min(HIGH)) && (HIGH < 4 || HIGH.is_multiple_of(4)));
         let k = self.weight.inputs;
         let weight = self.weight.weight[(self.first + slice) * k * SLICE..][..SLICES * k * SLICE].as_ptr();
         let bias = &self.weight.bias[(self.first + slice) * SLICE..][..SLICES * SLICE];
@@ -184,8 +185,8 @@ impl Product<'_> {
             *place = self.layout.place(row + r);
         }
         let Layout { runs, run, run_step, .. } = self.layout;
-        // SAFETY: `done + COUNT <= run`; the weight holds `SLICES` slices of `k` whole slices of channels, and `left` a
-        // row of `k` values for each of the tile's rows, which exist as just asserted. `run` asserted that the `width`
+        // SAFETY: `done + COUNT <= run`; the weight holds `SLICES` slices of `k` whole slices of channels, and `left` the
+        // runs of each of the tile's rows, which exist as just asserted, with `FOURS` four of them in a line. `run` asserted that the `width`
         // channels of each row exist in output and residual, and `kept` of them lie in the last vector.
         unsafe {
             for number in 0..runs {

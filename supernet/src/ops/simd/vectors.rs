@@ -15,8 +15,8 @@ pub(crate) trait Simd: Copy {
     /// Whether a multiply-add broadcasts its operand from memory. Loads and registers for addresses are then scarce:
     /// see [`opaque`].
     const SPLATS_FROM_MEMORY: bool = false;
-    /// Whether [`store_bytes`](Self::store_bytes) stores 255 for lanes above it, and for lanes that
-    /// [`to_nearest`](Self::to_nearest) gives for floats from 2^30 on, some hundreds added.
+    /// Whether [`store_bytes`](Self::store_bytes) reads lanes as unsigned numbers and stores 255 for those above. That
+    /// covers what [`to_nearest`](Self::to_nearest) gives for floats that are too large, with a zero point added.
     const BYTES_SATURATE: bool = false;
     fn splat(self, x: f32) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;

@@ -14,17 +14,14 @@ pub struct Affine {
 }
 
 impl Affine {
-    /// Bytes that are numbers.
-    pub(super) const UNIT: Affine = Affine { scale: 1.0, zero_point: 0 };
-
     /// Constants of rounding, as vectors.
     #[inline(always)]
     pub(super) fn rounding<S: Simd>(self, s: S) -> Rounding<S> {
         self.rounding_from(s, f32::NEG_INFINITY)
     }
 
-    /// Constants of rounding `max(value, least)`. The bound is multiplied by the reciprocal in place of the values,
-    /// which gives the same bits, since products are monotone.
+    /// Constants of rounding `max(value, least)`. The bound is scaled once in place of a comparison before the scaling of
+    /// each value, which gives the same bits, since products are monotone.
     #[inline(always)]
     pub(super) fn rounding_from<S: Simd>(self, s: S, least: f32) -> Rounding<S> {
         let (zero, reciprocal) = (f32::from(self.zero_point), 1.0 / self.scale);
@@ -55,7 +52,7 @@ impl Affine {
     }
 }
 
-/// Rounding of vectors to bytes: `round_ties_even(value * (1 / scale)) + zero_point`, from 0 to 255.
+/// Rounding of vectors to bytes: `round_ties_even(value * (1 / scale)) + zero_point`, from 0 or a larger bound to 255.
 #[derive(Clone, Copy)]
 pub(super) struct Rounding<S: Simd> {
     s: S,

@@ -1,13 +1,12 @@
 //! Dense convolution of bytes: products whose rows lie in padded rows of the map.
 
 use super::affine::Channels;
-use super::ends::{End, Target};
+use super::ends::Target;
 use super::product::Packed;
 use crate::ops::Activation;
 use crate::ops::buffers::Buffer;
 use crate::ops::dense_shape::DenseShape;
 use crate::ops::inference::padded::PaddedRows;
-use crate::ops::simd::InstructionSet;
 use bytemuck::cast_slice_mut;
 use std::ops::Range;
 
@@ -17,6 +16,7 @@ const STRIP: usize = 64 << 10;
 /// Packs `weight` `[out, in, kernel, kernel]` as `[out, kernel, run]`; runs are filled up with zeros to whole groups.
 pub(super) fn pack(weight: &[i8], outputs: usize, inputs: usize, kernel: usize) -> Packed {
     let (area, run) = (kernel * kernel, run(inputs, kernel));
+    assert_eq!(weight.len(), outputs * inputs * area);
     let mut ordered = vec![0; outputs * kernel * run];
     for (place, &weight) in weight.iter().enumerate() {
         let (output, input, tap) = (place / (inputs * area), place / area % inputs, place % area);
@@ -50,23 +50,17 @@ impl DenseRows<'_, '_> {
     pub(super) fn run(mut self) {
         let padded = PaddedRows::new(self.shape, STRIP);
         let layout = padded.layout(run(self.shape.in_channels, self.shape.kernel));
-        let (lanes, n) = (InstructionSet::active().lanes(), self.weight.n);
+        let n = self.weight.n;
         // The last run may end in bytes beyond the last row, which meet zeros.
         let mut strip = Buffer::with_arbitrary_contents(padded.len().div_ceil(4) + 1);
         let strip = cast_slice_mut::<f32, u8>(&mut strip);
         let mut first = self.range.start;
         while first < self.range.end {
-            let rows = padded.next(first, self.range.end);
+            let rows = padded.rows_from(first, self.range.end);
             padded.fill(self.input, self.zero_point, first, rows, strip);
             for panel in self.weight.panels() {
-                let end = End {
-                    target: self.target.from((first - self.range.start) * layout.line * n + panel.column),
-                    step: n,
-                    width: panel.width(lanes).min(n - panel.column),
-                    multipliers: &self.channels.multipliers[panel.column..][..panel.width(lanes)],
-                    residual: None,
-                    activation: self.activation,
-                };
+                let target = self.target.from((first - self.range.start) * layout.line * n + panel.column);
+                let end = panel.end(n, self.channels, target, None, self.activation);
                 panel.multiply(strip, layout, rows * layout.line, self.channels.bias(), end);
             }
             first += rows;

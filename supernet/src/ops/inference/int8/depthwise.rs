@@ -1,7 +1,7 @@
 //! Depthwise convolution of bytes, one vector of channels at a time.
 //!
 //! A word of the frame holds the bytes of four neighbouring pixels of one channel, so that a dot product sums four taps
-//! of a row. The frame has the rows that one output row reads; input rows replace each other in it.
+//! of a row. The frame has the rows that two output rows read; input rows replace each other in it.
 
 use super::affine::Channels;
 use super::ends::{End, Ending, Target};
@@ -74,14 +74,10 @@ impl DepthwiseRows<'_, '_> {
         for first in (0..shape.channels).step_by(lanes) {
             let (width, taps) = (lanes.min(shape.channels - first), K * K.div_ceil(4));
             let mut row = band.start;
-            let mut filled = 0;
             while row < band.end {
                 let (image, y) = (row / out_height, row % out_height);
                 let rows = (band.end - row).min(out_height - y);
                 let values = shape.in_pixels() * shape.channels;
-                if y == 0 || row == band.start {
-                    filled = (y * shape.stride).saturating_sub(K / 2);
-                }
                 let start = (row - self.range.start) * out_width * shape.channels + first;
                 let end = End {
                     target: self.target.from(start),
@@ -91,7 +87,7 @@ impl DepthwiseRows<'_, '_> {
                     residual: None,
                     activation: self.activation,
                 };
-                filled = dispatch(Convolution::<K> {
+                dispatch(Convolution::<K> {
                     weight: &cast_slice::<f32, i32>(self.weight)[first * taps..][..taps * lanes],
                     bias: &self.channels.bias()[first..][..lanes],
                     shape,
@@ -101,7 +97,7 @@ impl DepthwiseRows<'_, '_> {
                     rows: y..y + rows,
                     pixels,
                     frame,
-                    filled,
+                    filled: (y * shape.stride).saturating_sub(K / 2),
                     end,
                 });
                 row += rows;
@@ -126,19 +122,18 @@ struct Convolution<'a, const K: usize> {
     pixels: usize,
     /// `K + 2` input rows, row `y` at place `y % (K + 2)`, and the border.
     frame: &'a mut [i32],
-    /// Input rows that were filled so far.
+    /// The next input row that the frame gets.
     filled: usize,
     /// Of the sums `[rows, out_width]`.
     end: End<'a>,
 }
 
 impl<const K: usize> Kernel for Convolution<'_, K> {
-    /// Input rows that are filled now.
-    type Output = usize;
+    type Output = ();
     entry_points!(dot);
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) -> usize {
+    fn run<S: Simd>(mut self, s: S) {
         let Shape { stride, height, .. } = self.shape;
         let (padding, line) = (K / 2, self.pixels * S::LANES);
         let out_width = self.shape.out_width();
@@ -154,19 +149,19 @@ impl<const K: usize> Kernel for Convolution<'_, K> {
             // Input rows that these output rows read first.
             let needed = (y + (high - 1) * stride + K - padding).min(height);
             while self.filled < needed {
-                self.filled += match (stride, needed - self.filled) {
+                match (stride, needed - self.filled) {
                     (1, 1) => self.fill_rows::<S, 1, 1>(s),
                     (1, _) => self.fill_rows::<S, 1, 2>(s),
                     (_, 1) => self.fill_rows::<S, 2, 1>(s),
                     _ => self.fill_rows::<S, 2, 2>(s),
-                };
+                }
             }
             // Place of each row of taps in the frame.
             let place = |ky: usize| match (y + ky).checked_sub(padding).filter(|&source| source < height) {
                 Some(source) => source % (K + 2) * line,
                 None => (K + 2) * line,
             };
-            let lines: [usize; ROWS] = std::array::from_fn(place);
+            let lines: [usize; INPUT_ROWS] = std::array::from_fn(place);
             let start = (row - self.rows.start) * out_width;
             // SAFETY: `run` asserted the extents of the frame, in which the lines are whole rows, and of the end.
             unsafe {
@@ -183,26 +178,25 @@ impl<const K: usize> Kernel for Convolution<'_, K> {
             }
             row += high;
         }
-        self.filled
     }
 }
 
-/// Most rows of taps that two output rows read.
-const ROWS: usize = 9;
+/// Most input rows that output rows computed at a time read: two of a kernel of 7.
+const INPUT_ROWS: usize = 8;
 
 impl<const K: usize> Convolution<'_, K> {
-    /// Fills the next `ROWS` rows of the frame, side by side, since each word of a row waits for the one before it, and
-    /// returns their number. Word `p` holds the four pixels from `p * STRIDE - K / 2` on; those outside the row have the
-    /// zero point.
+    /// Fills the next `ROWS` rows of the frame, side by side, since each word of a row waits for the one before it. Word
+    /// `p` holds the four pixels from `p * STRIDE - K / 2` on; those outside the row have the zero point.
     #[inline(always)]
-    fn fill_rows<S: Simd, const STRIDE: usize, const ROWS: usize>(&mut self, s: S) -> usize {
+    fn fill_rows<S: Simd, const STRIDE: usize, const ROWS: usize>(&mut self, s: S) {
         let Shape { channels: step, width, .. } = self.shape;
         let (line, count) = (self.pixels * S::LANES, self.channels.len());
         let input = &self.input[self.filled * width * step..][..ROWS * width * step];
         let place = |row: usize| (self.filled + row) % (K + 2) * line;
         assert!(count > 0 && self.channels.end <= step && (0..ROWS).all(|row| place(row) + line <= self.frame.len()));
         let input = input[self.channels.start..].as_ptr();
-        let frame: [_; ROWS] = std::array::from_fn(|row| self.frame[place(row)..].as_mut_ptr());
+        let frame = self.frame.as_mut_ptr();
+        let frame: [_; ROWS] = std::array::from_fn(|row| frame.wrapping_add(place(row)));
         // SAFETY: the rows of the input and of the frame exist, as do the channels of each pixel; `pixel < width` and
         // `word < self.pixels` below.
         let load =
@@ -235,7 +229,7 @@ impl<const K: usize> Convolution<'_, K> {
             }
             (word, pixel, new) = (word + 1, pixel + new, STRIDE);
         }
-        ROWS
+        self.filled += ROWS;
     }
 
     /// `HIGH` output rows, `COUNT` pixels of each at a time; the last tile overlaps the one before it. Two rows share
@@ -249,7 +243,7 @@ impl<const K: usize> Convolution<'_, K> {
     unsafe fn tiles<S: Simd, const STRIDE: usize, const HIGH: usize, const COUNT: usize>(
         &self,
         s: S,
-        lines: [usize; ROWS],
+        lines: [usize; INPUT_ROWS],
         start: usize,
         end: &mut Ending<S, 1>,
     ) {

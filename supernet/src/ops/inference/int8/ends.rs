@@ -20,6 +20,7 @@ impl Target<'_> {
             Target::Floats(floats) => floats.len(),
         }
     }
+
     /// The part from `start` on.
     pub(super) fn from(&mut self, start: usize) -> Target<'_> {
         match self {
@@ -56,11 +57,11 @@ impl Default for End<'_> {
 pub(super) struct Ending<'a, S: Simd, const N: usize> {
     end: End<'a>,
     multipliers: [S::V; N],
-    /// Of bytes, at least the activation's lower bound.
+    /// Rounding to bytes, with the activation's lower bound.
     rounding: Rounding<S>,
     /// The activation's upper bound, where bytes do not end before it.
     most: Option<S::V>,
-    /// Whether the target is bytes and the activation bounds values at most.
+    /// Whether the target is bytes and the activation does no more than bound values.
     only_bounded: bool,
 }
 
@@ -74,14 +75,15 @@ impl<'a> End<'a> {
         assert!(residual.is_none_or(|(residual, _)| residual.len() >= extent));
         let multipliers = std::array::from_fn(|n| s.read(&multipliers[n * S::LANES..][..S::LANES]));
         let (least, most) = activation.bounds();
-        let (rounding, largest) = match target {
-            Target::Bytes(_, to) => (to.rounding_from(s, least), to.largest()),
-            Target::Floats(_) => (Affine::UNIT.rounding_from(s, least), f32::INFINITY),
+        let (to, largest) = match target {
+            Target::Bytes(_, to) => (*to, to.largest()),
+            // Numbers are not rounded.
+            Target::Floats(_) => (Affine { scale: 1.0, zero_point: 0 }, f32::INFINITY),
         };
         let curved = matches!(activation, Activation::HardSwish | Activation::Swish);
         let only_bounded = matches!(target, Target::Bytes(..)) && !curved;
         let most = (most < largest).then(|| s.splat(most));
-        Ending { end: self, multipliers, rounding, most, only_bounded }
+        Ending { end: self, multipliers, rounding: to.rounding_from(s, least), most, only_bounded }
     }
 }
 
@@ -141,6 +143,11 @@ impl<S: Simd, const N: usize> Ending<'_, S, N> {
                 Activation::Swish if !ONLY_BOUNDED => each(&mut values, |value| Swish::exact_values(s, value)),
                 _ => {}
             }
+            // Bytes have the bound in their rounding.
+            let (least, _) = self.end.activation.bounds();
+            if !ONLY_BOUNDED && least.is_finite() {
+                each(&mut values, |value| s.max(value, s.splat(least)));
+            }
             if let Some(most) = self.most {
                 each(&mut values, |value| s.min(value, most));
             }
@@ -154,10 +161,6 @@ impl<S: Simd, const N: usize> Ending<'_, S, N> {
                     }
                 }
                 Target::Floats(floats) if !ONLY_BOUNDED => {
-                    let (least, _) = self.end.activation.bounds();
-                    if least.is_finite() {
-                        each(&mut values, |value| s.max(value, s.splat(least)));
-                    }
                     for pixel in 0..PIXELS {
                         for n in 0..N {
                             s.store_up_to(floats.as_mut_ptr().add(place(pixel, n)), values[pixel][n], count(n));

@@ -58,7 +58,7 @@ pub struct Int8Weights<'a> {
     pub weight: &'a [i8],
     /// Added to the sums of products.
     pub bias: &'a [i32],
-    /// Factors from sums to numbers.
+    /// Factors from sums to numbers; finite.
     pub multipliers: &'a [f32],
     /// The input's.
     pub zero_point: u8,
@@ -244,6 +244,7 @@ impl DenseConv {
         let (out_height, out_width) = shape.output_size();
         let DenseConv { weight, channels, zero_point, .. } = self;
         let line = out_width * weight.n;
+        assert_eq!(target.len(), batch * out_height * line);
         let grain = (GRAIN / (line * weight.k)).max(1);
         split(target, batch * out_height, line, grain, |range, target| {
             let shape = &shape;
@@ -343,7 +344,7 @@ pub fn average_windows(
 
 /// 3x3 max pool with stride 2 of `input` `[batch, height, width, channels]`.
 pub fn max_pool(input: &[u8], height: usize, width: usize, channels: usize, output: &mut [u8]) {
-    // Zero is above no byte.
+    // `max` prefers every byte to zero.
     largest_of_windows(input, (height, width, channels), 0, u8::max, output);
 }
 

@@ -1,13 +1,13 @@
 //! Products over pixels, and where their rows come from.
 
 use super::affine::{Affine, Channels};
-use super::ends::{End, Target};
+use super::ends::Target;
 use super::product::Packed;
 use crate::ops::Activation;
 use crate::ops::buffers::Buffer;
 use crate::ops::inference::padded::Layout;
 use crate::ops::matmul::ROW_BLOCK;
-use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points, vectors};
+use crate::ops::simd::{Kernel, Simd, dispatch, entry_points, vectors};
 use bytemuck::cast_slice_mut;
 use std::ops::Range;
 
@@ -99,7 +99,7 @@ impl ProductRows<'_, '_> {
     pub(super) fn run(mut self) {
         let Packed { k, n, groups, .. } = *self.weight;
         let in_place = matches!(self.rows, Rows::Plain(_)) && k.is_multiple_of(4);
-        let (stride, lanes) = (4 * groups, InstructionSet::active().lanes());
+        let stride = 4 * groups;
         // Rows of bytes, four to a float.
         let bytes = if in_place { 0 } else { ROW_BLOCK.min(self.range.len()) * stride };
         let mut tile = Buffer::with_arbitrary_contents(bytes / 4);
@@ -115,14 +115,8 @@ impl ProductRows<'_, '_> {
             };
             for panel in self.weight.panels() {
                 let start = (first - self.range.start) * n + panel.column;
-                let end = End {
-                    target: self.target.from(start),
-                    step: n,
-                    width: panel.width(lanes).min(n - panel.column),
-                    multipliers: &self.channels.multipliers[panel.column..][..panel.width(lanes)],
-                    residual: self.residual.map(|(bytes, from)| (&bytes[start..], from)),
-                    activation: self.activation,
-                };
+                let residual = self.residual.map(|(bytes, from)| (&bytes[start..], from));
+                let end = panel.end(n, self.channels, self.target.from(start), residual, self.activation);
                 panel.multiply(x, Layout::plain(stride), rows, self.channels.bias(), end);
             }
         }

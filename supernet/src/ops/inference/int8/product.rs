@@ -3,7 +3,9 @@
 //! Four input channels make a group: a word of the input holds the bytes of one pixel, a word of the weight those of
 //! one output channel. Words of the weight are packed in panels of one to three vectors of output channels.
 
-use super::ends::{End, Ending};
+use super::affine::{Affine, Channels};
+use super::ends::{End, Ending, Target};
+use crate::ops::Activation;
 use crate::ops::buffers::Aligned;
 use crate::ops::inference::padded::Layout;
 use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points, opaque};
@@ -25,7 +27,7 @@ pub(super) struct Panel<'a> {
     /// First column.
     pub column: usize,
     /// Number of vectors.
-    pub vectors: usize,
+    vectors: usize,
 }
 
 /// Number of vectors of the next panel, of `left` to come: three where registers hold the tile, but two and two rather
@@ -78,14 +80,26 @@ impl Packed {
 
 impl Panel<'_> {
     /// Number of columns, with those beyond the weight's.
-    pub(super) fn width(&self, lanes: usize) -> usize {
-        self.vectors * lanes
+    fn width(&self) -> usize {
+        self.vectors * InstructionSet::active().lanes()
+    }
+
+    /// The end of a layer of `n` channels for the panel's, of which the target and the residual begin with the first.
+    pub(super) fn end<'e>(
+        &self,
+        n: usize,
+        channels: &'e Channels,
+        target: Target<'e>,
+        residual: Option<(&'e [u8], Affine)>,
+        activation: Activation,
+    ) -> End<'e> {
+        let multipliers = &channels.multipliers[self.column..][..self.width()];
+        End { target, step: n, width: self.width().min(n - self.column), multipliers, residual, activation }
     }
 
     /// Multiplies `rows` rows of `x`, from the whole `bias` of the layer.
     pub(super) fn multiply(&self, x: &[u8], layout: Layout, rows: usize, bias: &[i32], end: End) {
-        let lanes = InstructionSet::active().lanes();
-        let bias = &bias[self.column..][..self.width(lanes)];
+        let bias = &bias[self.column..][..self.width()];
         match self.vectors {
             1 => dispatch(Product::<1> { x, layout, rows, words: self.words, bias, end }),
             2 => dispatch(Product::<2> { x, layout, rows, words: self.words, bias, end }),

@@ -227,19 +227,23 @@ fn gated_maps_are_rounded_before_the_product() {
 
 #[test]
 fn convolutions_are_exact_on_odd_maps() {
-    let maps = [(1, 1, 1, 1), (1, 7, 7, 16), (3, 5, 3, 13), (1, 9, 11, 24), (3, 2, 17, 37), (1, 12, 8, 48)];
+    // The last one is computed in bands and strips, and threads begin inside it.
+    let maps =
+        [(1, 1, 1, 1), (1, 7, 7, 16), (3, 5, 3, 13), (1, 9, 11, 24), (3, 2, 17, 37), (1, 12, 8, 48), (1, 60, 60, 64)];
     for (index, (batch, height, width, channels)) in maps.into_iter().enumerate() {
-        for (kernel, stride) in [(3, 1), (3, 2), (5, 1), (5, 2), (7, 1), (7, 2)] {
+        for (kernel, stride) in [(3, 1), (3, 2), (5, 1), (5, 2), (7, 1), (7, 2), (1, 2), (2, 1), (2, 2)] {
             let activation = ACTIVATIONS[(index + kernel / 2 + stride) % 5];
             let rng = &mut rng((200 + index * 100 + kernel * 10 + stride) as u64);
             let inputs = batch * height * width * channels;
             let what = format!("{kernel}x{kernel} stride {stride} on {batch}x{height}x{width}x{channels}");
-            let case = Case::new(rng, inputs, channels, kernel * kernel);
-            let layer = Depthwise::new(case.weights(), kernel, stride);
-            let exact = sums(&case, batch, (height, width), kernel, stride, channels);
-            check(&case, &finished(&case, &exact, activation, None), &format!("depthwise {what}"), |target| {
-                layer.run(&case.x, batch, height, width, activation, target);
-            });
+            if Depthwise::supports(kernel, stride) {
+                let case = Case::new(rng, inputs, channels, kernel * kernel);
+                let layer = Depthwise::new(case.weights(), kernel, stride);
+                let exact = sums(&case, batch, (height, width), kernel, stride, channels);
+                check(&case, &finished(&case, &exact, activation, None), &format!("depthwise {what}"), |target| {
+                    layer.run(&case.x, batch, height, width, activation, target);
+                });
+            }
             let case = Case::new(rng, inputs, 11, channels * kernel * kernel);
             let layer = DenseConv::new(case.weights(), channels, kernel, stride);
             let exact = sums(&case, batch, (height, width), kernel, stride, 1);
