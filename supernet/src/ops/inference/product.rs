@@ -127,45 +127,63 @@ impl Product<'_> {
     /// All rows of `SLICES` slices from `slice` on, of `VECTORS` vectors each, in tiles `HIGH` rows high.
     #[inline(always)]
     fn rows<S: Simd, const HIGH: usize, const SLICES: usize, const VECTORS: usize>(&mut self, s: S, slice: usize) {
-        match S::SPLATS_FROM_MEMORY && self.layout.in_fours(self.rows) {
-            true => self.tiles::<S, HIGH, SLICES, VECTORS, true>(s, slice),
-            false => self.tiles::<S, HIGH, SLICES, VECTORS, false>(s, slice),
+        let fours = S::SPLATS_FROM_MEMORY && self.layout.in_fours(self.rows);
+        let pairs = S::LANES == SLICE && SLICES > 1 && 2 * (self.width - (SLICES - 1) * SLICE) == SLICE;
+        match (fours, pairs) {
+            (true, true) => self.tiles::<S, HIGH, SLICES, VECTORS, true, true>(s, slice),
+            (true, false) => self.tiles::<S, HIGH, SLICES, VECTORS, true, false>(s, slice),
+            (false, _) => self.tiles::<S, HIGH, SLICES, VECTORS, false, false>(s, slice),
         }
     }
 
-    /// [`rows`](Self::rows), where `FOURS` says that four rows from a multiple of 4 on are addressed by the first one.
+    /// [`rows`](Self::rows), where `FOURS` says that four rows from a multiple of 4 on are addressed by the first one, and
+    /// `PAIRS` that the last slice is half a vector: one vector sums it for two rows.
     #[inline(always)]
-    fn tiles<S: Simd, const HIGH: usize, const SLICES: usize, const VECTORS: usize, const FOURS: bool>(
+    fn tiles<
+        S: Simd,
+        const HIGH: usize,
+        const SLICES: usize,
+        const VECTORS: usize,
+        const FOURS: bool,
+        const PAIRS: bool,
+    >(
         &mut self,
         s: S,
         slice: usize,
     ) {
         let mut row = 0;
         while row + HIGH <= self.rows {
-            self.tile::<S, HIGH, SLICES, VECTORS, FOURS>(s, row, slice);
+            self.tile::<S, HIGH, SLICES, VECTORS, FOURS, PAIRS>(s, row, slice);
             row += HIGH;
         }
         while HIGH > 8 && row + 8 <= self.rows {
-            self.tile::<S, 8, SLICES, VECTORS, FOURS>(s, row, slice);
+            self.tile::<S, 8, SLICES, VECTORS, FOURS, PAIRS>(s, row, slice);
             row += 8;
         }
         while HIGH > 4 && row + 4 <= self.rows {
-            self.tile::<S, 4, SLICES, VECTORS, FOURS>(s, row, slice);
+            self.tile::<S, 4, SLICES, VECTORS, FOURS, PAIRS>(s, row, slice);
             row += 4;
         }
         while HIGH > 2 && row + 2 <= self.rows {
-            self.tile::<S, 2, SLICES, VECTORS, FOURS>(s, row, slice);
+            self.tile::<S, 2, SLICES, VECTORS, FOURS, PAIRS>(s, row, slice);
             row += 2;
         }
         while row < self.rows {
-            self.tile::<S, 1, SLICES, VECTORS, FOURS>(s, row, slice);
+            self.tile::<S, 1, SLICES, VECTORS, FOURS, false>(s, row, slice);
             row += 1;
         }
     }
 
     /// A tile of `HIGH` rows from `row` on, for whose rows and slices [`run`](Kernel::run) checked the extents.
     #[inline(always)]
-    fn tile<S: Simd, const HIGH: usize, const SLICES: usize, const VECTORS: usize, const FOURS: bool>(
+    fn tile<
+        S: Simd,
+        const HIGH: usize,
+        const SLICES: usize,
+        const VECTORS: usize,
+        const FOURS: bool,
+        const PAIRS: bool,
+    >(
         &mut self,
         s: S,
         row: usize,
@@ -186,8 +204,9 @@ impl Product<'_> {
         }
         let Layout { runs, run, run_step, .. } = self.layout;
         // SAFETY: `done + COUNT <= run`; the weight holds `SLICES` slices of `k` whole slices of channels, and `left` the
-        // runs of each of the tile's rows, which exist as just asserted, with `FOURS` four of them in a line. `run` asserted that the `width`
-        // channels of each row exist in output and residual, and `kept` of them lie in the last vector.
+        // runs of each of the tile's rows, which exist as just asserted, with `FOURS` four of them in a line. `run`
+        // asserted that the `width` channels of each row exist in output and residual, and `kept` of them lie in the
+        // last vector.
         unsafe {
             for number in 0..runs {
                 let left = self.left.as_ptr().add(number * run_step);
@@ -195,13 +214,18 @@ impl Product<'_> {
                 let mut done = 0;
                 while S::ACCUMULATORS > 4 && done + 4 <= run {
                     let (left, weight) = (left.add(done), weight.add(done * SLICE));
-                    self.add::<S, HIGH, SLICES, VECTORS, 4, FOURS>(s, left, &places, weight, &mut sums);
+                    self.add::<S, HIGH, SLICES, VECTORS, 4, FOURS, PAIRS>(s, left, &places, weight, &mut sums);
                     done += 4;
                 }
                 while done < run {
                     let (left, weight) = (left.add(done), weight.add(done * SLICE));
-                    self.add::<S, HIGH, SLICES, VECTORS, 1, FOURS>(s, left, &places, weight, &mut sums);
+                    self.add::<S, HIGH, SLICES, VECTORS, 1, FOURS, PAIRS>(s, left, &places, weight, &mut sums);
                     done += 1;
+                }
+            }
+            if PAIRS {
+                for r in (1..HIGH).step_by(2) {
+                    sums[r][SLICES - 1][0] = s.upper_half(sums[r - 1][SLICES - 1][0]);
                 }
             }
             // Loops of few instructions each, which the compiler unrolls, so that sums stay in registers.
@@ -283,6 +307,7 @@ impl Product<'_> {
         const VECTORS: usize,
         const COUNT: usize,
         const FOURS: bool,
+        const PAIRS: bool,
     >(
         &self,
         s: S,
@@ -305,21 +330,32 @@ impl Product<'_> {
                 let mut panel = [[s.splat(0.0); VECTORS]; SLICES];
                 for (number, panel) in panel.iter_mut().enumerate() {
                     s.prefetch(weight.wrapping_add((number * k + next + AHEAD) * SLICE));
+                    let weight = weight.add((number * k + next) * SLICE);
                     for (v, value) in panel.iter_mut().enumerate() {
-                        *value = s.load(weight.add((number * k + next) * SLICE + v * S::LANES));
+                        *value = if PAIRS && number + 1 == SLICES {
+                            s.load_twice(weight)
+                        } else {
+                            s.load(weight.add(v * S::LANES))
+                        };
                     }
                 }
-                for (r, sums) in sums.iter_mut().enumerate() {
+                let mut even = s.splat(0.0);
+                for r in 0..HIGH {
                     let left = match FOURS {
                         true => fours[r / 4].add(r % 4 * self.layout.step + next),
                         false => left.add(places[r] + next),
                     };
                     let value = s.splat(*left);
-                    for number in 0..SLICES {
+                    for number in 0..SLICES - usize::from(PAIRS) {
                         for v in 0..VECTORS {
-                            sums[number][v] = s.mul_add(value, panel[number][v], sums[number][v]);
+                            sums[r][number][v] = s.mul_add(value, panel[number][v], sums[r][number][v]);
                         }
                     }
+                    if PAIRS && r % 2 == 1 {
+                        let (both, last) = (s.join_halves(even, value), SLICES - 1);
+                        sums[r - 1][last][0] = s.mul_add(both, panel[last][0], sums[r - 1][last][0]);
+                    }
+                    even = value;
                 }
             }
         }

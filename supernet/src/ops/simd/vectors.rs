@@ -43,6 +43,36 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `LANES` floats must be writable at `p`, which may be unaligned.
     unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// Loads half a vector into both halves.
+    ///
+    /// # Safety
+    /// `LANES / 2` floats must be readable at `p`, which may be unaligned.
+    #[inline(always)]
+    unsafe fn load_twice(self, p: *const f32) -> Self::V {
+        let (mut values, half) = ([0.0; 16], Self::LANES / 2);
+        // SAFETY: half of `LANES <= 16` floats are readable at `p` by the contract, and `values` holds 16.
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, values.as_mut_ptr(), half);
+            std::ptr::copy_nonoverlapping(p, values.as_mut_ptr().add(half), half);
+            self.load(values.as_ptr())
+        }
+    }
+    /// The lower half of `low` and the upper half of `high`.
+    #[inline(always)]
+    fn join_halves(self, low: Self::V, high: Self::V) -> Self::V {
+        let (mut values, mut upper, half) = ([0.0; 16], [0.0; 16], Self::LANES / 2);
+        self.write(&mut values, low);
+        self.write(&mut upper, high);
+        values[half..Self::LANES].copy_from_slice(&upper[half..Self::LANES]);
+        self.read(&values)
+    }
+    /// The upper half, as the lower one; the other lanes are arbitrary.
+    #[inline(always)]
+    fn upper_half(self, v: Self::V) -> Self::V {
+        let mut values = [0.0; 32];
+        self.write(&mut values, v);
+        self.read(&values[Self::LANES / 2..])
+    }
     /// Loads the first `count` floats at `p`, fewer than a whole vector; the other lanes are zero.
     ///
     /// # Safety

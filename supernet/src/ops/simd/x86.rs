@@ -136,6 +136,10 @@ macro_rules! avx512_vectors {
                     _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), v)
                 }
                 fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
+                fn join_halves(low: __m512, high: __m512) -> __m512 { _mm512_mask_blend_ps(0xff00, low, high) }
+                fn upper_half(v: __m512) -> __m512 {
+                    _mm512_castpd_ps(_mm512_castpd256_pd512(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v))))
+                }
                 fn prefetch(p: *const f32) -> () { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
                 fn transpose(source: &[f32], source_stride: usize, target: &mut [f32], target_stride: usize) -> () {
                     transpose(source, source_stride, target, target_stride)
@@ -170,6 +174,9 @@ macro_rules! avx512_vectors {
                     }
                 }
                 fn load(p: *const f32) -> __m512 { _mm512_loadu_ps(p) }
+                fn load_twice(p: *const f32) -> __m512 {
+                    _mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_loadu_pd(p.cast())))
+                }
                 fn store(p: *mut f32, v: __m512) -> () { _mm512_storeu_ps(p, v) }
                 fn load_first(p: *const f32, count: usize) -> __m512 {
                     match count {
