@@ -13,8 +13,10 @@ static HEAP: PeakAlloc = PeakAlloc;
 
 #[test]
 fn a_run_takes_the_planned_buffers_and_little_more() {
-    let space = SearchSpace::named("mbv3-w1.0").unwrap();
-    for subnet in [space.smallest(), space.middle(), space.largest()] {
+    let [mobile, residual] = ["mbv3-w1.0", "resnet50d"].map(|name| SearchSpace::named(name).unwrap());
+    let of_mobile = [mobile.smallest(), mobile.middle(), mobile.largest()].map(|subnet| (&mobile, subnet));
+    let of_residual = [residual.smallest(), residual.middle()].map(|subnet| (&residual, subnet));
+    for (space, subnet) in of_mobile.into_iter().chain(of_residual) {
         let spec = space.network(&subnet, 1000).unwrap();
         let mut network = StaticNetwork::random(&spec, 0).unwrap();
         let images = vec![0.5; spec.resolution * spec.resolution * 3];

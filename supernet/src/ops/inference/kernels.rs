@@ -102,8 +102,8 @@ fn all_slices(
     }
 }
 
-/// Values of padded rows that stay in L2.
-const STRIP: usize = 32 << 10;
+/// Values of padded rows that stay in L2, and take little memory on each thread.
+const STRIP: usize = 16 << 10;
 
 /// `output = activation(convolution(input) + bias)` for the rows `range` of the output, counted over all images.
 pub(super) struct DenseRows<'a> {
@@ -119,7 +119,7 @@ pub(super) struct DenseRows<'a> {
 impl DenseRows<'_> {
     /// Computes the rows.
     pub(super) fn run(self) {
-        let padded = PaddedRows::new(self.shape, STRIP);
+        let padded = PaddedRows::new(self.shape, STRIP, self.range.len());
         let layout = padded.layout(self.shape.kernel * self.shape.in_channels);
         let line = layout.line * self.weight.outputs;
         let mut strip = Buffer::with_arbitrary_contents(padded.len());

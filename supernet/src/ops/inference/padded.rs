@@ -56,12 +56,12 @@ pub(super) struct PaddedRows<'a> {
 }
 
 impl<'a> PaddedRows<'a> {
-    /// Extents of at most `values` values, but at least of what one row of the output reads.
-    pub(super) fn new(shape: &'a DenseShape, values: usize) -> Self {
+    /// Extents of at most `values` values and for at most `rows` rows of the output, but of at least what one row reads.
+    pub(super) fn new(shape: &'a DenseShape, values: usize, rows: usize) -> Self {
         let (out_height, out_width) = shape.output_size();
         let row = ((out_width - 1) * shape.stride + shape.kernel) * shape.in_channels;
         let most = (values / row).saturating_sub(shape.kernel) / shape.stride + 1;
-        PaddedRows { shape, row, most: most.min(out_height) }
+        PaddedRows { shape, row, most: most.min(out_height).min(rows).max(1) }
     }
 
     /// Number of values that are kept at a time.
@@ -149,7 +149,7 @@ mod tests {
             let (out_height, out_width) = shape.output_size();
             // From strips of one row to whole images, and from each row of the output.
             for (values, start) in [0, 60, 200, 10_000].into_iter().flat_map(|v| (0..out_height).map(move |y| (v, y))) {
-                let padded = PaddedRows::new(&shape, values);
+                let padded = PaddedRows::new(&shape, values, 2 * out_height - start);
                 let layout = padded.layout(kernel * channels);
                 let mut strip = vec![-1; padded.len()];
                 let (mut first, end) = (start, 2 * out_height);

@@ -168,6 +168,40 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `LANES` bytes must be writable at `p`.
     unsafe fn store_bytes(self, p: *mut u8, v: Self::I);
+    /// [`load_twice`](Self::load_twice) of words.
+    ///
+    /// # Safety
+    /// `LANES / 2` words must be readable at `p`, which may be unaligned.
+    #[inline(always)]
+    unsafe fn load_twice_i32(self, p: *const i32) -> Self::I {
+        let (mut words, half) = ([0; 16], Self::LANES / 2);
+        // SAFETY: half of `LANES <= 16` words are readable at `p` by the contract, and `words` holds 16.
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, words.as_mut_ptr(), half);
+            std::ptr::copy_nonoverlapping(p, words.as_mut_ptr().add(half), half);
+            self.load_i32(words.as_ptr())
+        }
+    }
+    /// [`join_halves`](Self::join_halves) of words.
+    #[inline(always)]
+    fn join_halves_i32(self, low: Self::I, high: Self::I) -> Self::I {
+        let (mut words, mut upper, half) = ([0; 16], [0; 16], Self::LANES / 2);
+        // SAFETY: both hold `16 >= LANES` words.
+        unsafe {
+            self.store_i32(words.as_mut_ptr(), low);
+            self.store_i32(upper.as_mut_ptr(), high);
+        }
+        words[half..].copy_from_slice(&upper[half..]);
+        self.read_i32(&words)
+    }
+    /// [`upper_half`](Self::upper_half) of words.
+    #[inline(always)]
+    fn upper_half_i32(self, v: Self::I) -> Self::I {
+        let mut words = [0; 32];
+        // SAFETY: `words` holds more than `LANES` words.
+        unsafe { self.store_i32(words.as_mut_ptr(), v) };
+        self.read_i32(&words[Self::LANES / 2..])
+    }
     /// Loads the first words, at most a whole vector; lanes beyond the words are zero.
     #[inline(always)]
     fn read_i32(self, words: &[i32]) -> Self::I {
@@ -274,4 +308,50 @@ pub(crate) fn opaque(p: *const f32) -> *const f32 {
     }
     #[cfg(not(target_arch = "x86_64"))]
     p
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points};
+
+    /// Halves of `low` and `high`, as numbers and as words: loaded twice, joined, and the upper one.
+    struct Halves {
+        low: [f32; 16],
+        high: [f32; 16],
+    }
+
+    impl Kernel for Halves {
+        type Output = [[f32; 16]; 6];
+        entry_points!();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> [[f32; 16]; 6] {
+            let [mut twice, mut joined, mut upper, mut words_twice, mut words_joined, mut words_upper] = [[0.0; 16]; 6];
+            let (low, high) = (s.read(&self.low), s.read(&self.high));
+            // SAFETY: both arrays hold half a vector.
+            s.write(&mut twice, unsafe { s.load_twice(self.low.as_ptr()) });
+            s.write(&mut joined, s.join_halves(low, high));
+            s.write(&mut upper, s.upper_half(high));
+            let (low, high) = (self.low.map(|x| x as i32), self.high.map(|x| x as i32));
+            // SAFETY: as above.
+            s.write(&mut words_twice, s.to_floats(unsafe { s.load_twice_i32(low.as_ptr()) }));
+            let (low, high) = (s.read_i32(&low), s.read_i32(&high));
+            s.write(&mut words_joined, s.to_floats(s.join_halves_i32(low, high)));
+            s.write(&mut words_upper, s.to_floats(s.upper_half_i32(high)));
+            [twice, joined, upper, words_twice, words_joined, words_upper]
+        }
+    }
+
+    #[test]
+    fn halves_are_loaded_joined_and_taken() {
+        let (low, high) = (std::array::from_fn(|i| i as f32), std::array::from_fn(|i| 100.0 + i as f32));
+        let (lanes, set) = (InstructionSet::active().lanes(), InstructionSet::active().name());
+        let half = lanes / 2;
+        let found = dispatch(Halves { low, high });
+        for [twice, joined, upper] in [[found[0], found[1], found[2]], [found[3], found[4], found[5]]] {
+            assert_eq!(twice[..lanes], [&low[..half], &low[..half]].concat(), "{set}");
+            assert_eq!(joined[..lanes], [&low[..half], &high[half..lanes]].concat(), "{set}");
+            assert_eq!(upper[..half], high[half..lanes], "{set}");
+        }
+    }
 }

@@ -150,10 +150,19 @@ macro_rules! avx512_vectors {
                 fn shift_in(bytes: __m512i, next: __m512i) -> __m512i {
                     _mm512_or_si512(_mm512_srli_epi32::<8>(bytes), _mm512_slli_epi32::<24>(next))
                 }
+                fn join_halves_i32(low: __m512i, high: __m512i) -> __m512i {
+                    _mm512_mask_blend_epi32(0xff00, low, high)
+                }
+                fn upper_half_i32(v: __m512i) -> __m512i {
+                    _mm512_castsi256_si512(_mm512_extracti64x4_epi64::<1>(v))
+                }
                 fn to_floats(x: __m512i) -> __m512 { _mm512_cvtepi32_ps(x) }
                 fn to_nearest(x: __m512) -> __m512i { _mm512_cvtps_epi32(x) }
                 pointers:
                 fn load_i32(p: *const i32) -> __m512i { _mm512_loadu_si512(p.cast()) }
+                fn load_twice_i32(p: *const i32) -> __m512i {
+                    _mm512_broadcast_i64x4(_mm256_loadu_si256(p.cast()))
+                }
                 fn store_i32(p: *mut i32, v: __m512i) -> () { _mm512_storeu_si512(p.cast(), v) }
                 fn load_bytes(p: *const u8) -> __m512i { _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())) }
                 fn store_bytes(p: *mut u8, v: __m512i) -> () {

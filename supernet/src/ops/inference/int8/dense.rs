@@ -10,7 +10,7 @@ use crate::ops::inference::padded::PaddedRows;
 use bytemuck::cast_slice_mut;
 use std::ops::Range;
 
-/// Bytes of padded rows that stay in L2.
+/// Bytes of padded rows that stay in L2, and take little memory on each thread.
 const STRIP: usize = 64 << 10;
 
 /// Packs `weight` `[out, in, kernel, kernel]` as `[out, kernel, run]`; runs are filled up with zeros to whole groups.
@@ -48,7 +48,7 @@ pub(super) struct DenseRows<'a, 'o> {
 impl DenseRows<'_, '_> {
     /// Computes `target = activation(convolution(input))`.
     pub(super) fn run(mut self) {
-        let padded = PaddedRows::new(self.shape, STRIP);
+        let padded = PaddedRows::new(self.shape, STRIP, self.range.len());
         let layout = padded.layout(run(self.shape.in_channels, self.shape.kernel));
         let n = self.weight.n;
         // The last run may end in bytes beyond the last row, which meet zeros.

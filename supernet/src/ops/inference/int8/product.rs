@@ -130,25 +130,28 @@ impl<const NR: usize> Kernel for Product<'_, NR> {
         assert!(self.rows > 0 && groups > 0 && self.bias.len() >= width);
         assert!(self.layout.run.is_multiple_of(4) && 4 * groups == self.layout.runs * self.layout.run);
         assert!(self.x.len() >= self.layout.extent(self.rows));
+        let pairs = S::LANES == 16 && NR > 1 && 2 * self.end.width == 2 * width - S::LANES;
         let end = &mut std::mem::take(&mut self.end).ending(s, self.rows);
         let mut row = 0;
         let in_fours = self.layout.in_fours(self.rows);
-        // SAFETY: each tile ends at `rows` at the latest, for which the extents were checked; `FOURS` is `in_fours`.
+        // SAFETY: each tile ends at `rows` at the latest, for which the extents were checked; `FOURS` is `in_fours`, and
+        // `PAIRS` is `pairs`.
         unsafe {
             match (NR, S::ACCUMULATORS, in_fours) {
-                (1, 24, true) => self.tiles::<S, 16, true>(s, &mut row, end),
-                (_, 24, true) => self.tiles::<S, 8, true>(s, &mut row, end),
-                (_, 24, false) => self.tiles::<S, 8, false>(s, &mut row, end),
+                (1, 24, true) => self.tiles::<S, 16, true, false>(s, &mut row, end),
+                (2.., 24, true) if pairs => self.tiles::<S, 8, true, true>(s, &mut row, end),
+                (_, 24, true) => self.tiles::<S, 8, true, false>(s, &mut row, end),
+                (_, 24, false) => self.tiles::<S, 8, false, false>(s, &mut row, end),
                 _ => {}
             }
             if S::ACCUMULATORS > 4 {
                 match in_fours {
-                    true => self.tiles::<S, 4, true>(s, &mut row, end),
-                    false => self.tiles::<S, 4, false>(s, &mut row, end),
+                    true => self.tiles::<S, 4, true, false>(s, &mut row, end),
+                    false => self.tiles::<S, 4, false, false>(s, &mut row, end),
                 }
             }
-            self.tiles::<S, 2, false>(s, &mut row, end);
-            self.tiles::<S, 1, false>(s, &mut row, end);
+            self.tiles::<S, 2, false, false>(s, &mut row, end);
+            self.tiles::<S, 1, false, false>(s, &mut row, end);
         }
     }
 }
@@ -158,9 +161,10 @@ impl<const NR: usize> Product<'_, NR> {
     ///
     /// # Safety
     /// `run` checked the extents of `rows` rows, and `end` is that of all rows. With `FOURS`, four rows from a multiple
-    /// of 4 on lie in a line, and `row` is such a multiple.
+    /// of 4 on lie in a line, and `row` is such a multiple. With `PAIRS`, half of the last vector exists: one vector
+    /// sums it for two rows.
     #[inline(always)]
-    unsafe fn tiles<S: Simd, const MR: usize, const FOURS: bool>(
+    unsafe fn tiles<S: Simd, const MR: usize, const FOURS: bool, const PAIRS: bool>(
         &self,
         s: S,
         row: &mut usize,
@@ -168,7 +172,7 @@ impl<const NR: usize> Product<'_, NR> {
     ) {
         while *row + MR <= self.rows {
             // SAFETY: the tile's rows lie below `rows`; the rest is the contract's.
-            unsafe { self.tile::<S, MR, FOURS>(s, *row, end) };
+            unsafe { self.tile::<S, MR, FOURS, PAIRS>(s, *row, end) };
             *row += MR;
         }
     }
@@ -178,14 +182,21 @@ impl<const NR: usize> Product<'_, NR> {
     /// # Safety
     /// As for [`tiles`](Self::tiles), and `row + MR <= rows`.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const MR: usize, const FOURS: bool>(&self, s: S, row: usize, end: &mut Ending<S, NR>) {
+    #[allow(clippy::needless_range_loop)] // counted loops over two axes, which the compiler unrolls
+    unsafe fn tile<S: Simd, const MR: usize, const FOURS: bool, const PAIRS: bool>(
+        &self,
+        s: S,
+        row: usize,
+        end: &mut Ending<S, NR>,
+    ) {
         let width = NR * S::LANES;
         // SAFETY: `run` asserted that every row of `x` has `groups` words, the panel `groups` rows of `NR` vectors, the
         // bias one, and the end room for one per row. `places` were set for every row that is read.
         unsafe {
             let mut bias = [s.splat_i32(0); NR];
             for (n, bias) in bias.iter_mut().enumerate() {
-                *bias = s.load_i32(self.bias.as_ptr().add(n * S::LANES));
+                let place = self.bias.as_ptr().add(n * S::LANES);
+                *bias = if PAIRS && n + 1 == NR { s.load_twice_i32(place) } else { s.load_i32(place) };
             }
             let mut sums = [bias; MR];
             // Places of all rows, or of the first of each four.
@@ -206,16 +217,28 @@ impl<const NR: usize> Product<'_, NR> {
                     }
                     let mut panel = [s.splat_i32(0); NR];
                     for (n, word) in panel.iter_mut().enumerate() {
-                        *word = s.load_i32(words.add(n * S::LANES));
+                        let place = words.add(n * S::LANES);
+                        *word = if PAIRS && n + 1 == NR { s.load_twice_i32(place) } else { s.load_i32(place) };
                     }
                     words = words.add(width);
-                    for (r, sums) in sums.iter_mut().enumerate() {
+                    let mut even = s.splat_i32(0);
+                    for r in 0..MR {
                         let x = if FOURS { fours[r / 4].add(r % 4 * step) } else { x.add(places[r]) };
                         let x = s.splat_i32(i32::from_le_bytes(x.cast::<[u8; 4]>().read()));
-                        for n in 0..NR {
-                            sums[n] = s.dot(sums[n], x, panel[n]);
+                        for n in 0..NR - usize::from(PAIRS) {
+                            sums[r][n] = s.dot(sums[r][n], x, panel[n]);
                         }
+                        if PAIRS && r % 2 == 1 {
+                            let both = s.join_halves_i32(even, x);
+                            sums[r - 1][NR - 1] = s.dot(sums[r - 1][NR - 1], both, panel[NR - 1]);
+                        }
+                        even = x;
                     }
+                }
+            }
+            if PAIRS {
+                for r in (1..MR).step_by(2) {
+                    sums[r][NR - 1] = s.upper_half_i32(sums[r - 1][NR - 1]);
                 }
             }
             end.write(s, row, sums);
