@@ -56,7 +56,7 @@ pub(super) struct PaddedRows<'a> {
 }
 
 impl<'a> PaddedRows<'a> {
-    /// Extents of at most `values` values and for at most `rows` rows of the output, but of at least what one row reads.
+    /// Extents of at most `values` values, for at most `rows` rows of the output, but at least for one.
     pub(super) fn new(shape: &'a DenseShape, values: usize, rows: usize) -> Self {
         let (out_height, out_width) = shape.output_size();
         let row = ((out_width - 1) * shape.stride + shape.kernel) * shape.in_channels;

@@ -136,8 +136,8 @@ impl Product<'_> {
         }
     }
 
-    /// [`rows`](Self::rows), where `FOURS` says that four rows from a multiple of 4 on are addressed by the first one, and
-    /// `PAIRS` that the last slice is half a vector: one vector sums it for two rows.
+    /// [`rows`](Self::rows), where `FOURS` says that four rows from a multiple of 4 on are addressed by the first one,
+    /// and `PAIRS` that the last slice is half a vector: one vector sums it for two rows.
     #[inline(always)]
     fn tiles<
         S: Simd,
@@ -203,8 +203,8 @@ impl Product<'_> {
             *place = self.layout.place(row + r);
         }
         let Layout { runs, run, run_step, .. } = self.layout;
-        // SAFETY: `done + COUNT <= run`; the weight holds `SLICES` slices of `k` whole slices of channels, and `left` the
-        // runs of each of the tile's rows, which exist as just asserted, with `FOURS` four of them in a line. `run`
+        // SAFETY: `done + COUNT <= run`; the weight holds `SLICES` slices of `k` whole slices of channels, and `left`
+        // the runs of each of the tile's rows, which exist as just asserted, with `FOURS` four of them in a line. `run`
         // asserted that the `width` channels of each row exist in output and residual, and `kept` of them lie in the
         // last vector.
         unsafe {

@@ -20,8 +20,8 @@ impl Affine {
         self.rounding_from(s, f32::NEG_INFINITY)
     }
 
-    /// Constants of rounding `max(value, least)`. The bound is scaled once in place of a comparison before the scaling of
-    /// each value, which gives the same bits, since products are monotone.
+    /// Constants of rounding `max(value, least)`. The bound is scaled once, and values are compared after their scaling:
+    /// the same bits, since products are monotone.
     #[inline(always)]
     pub(super) fn rounding_from<S: Simd>(self, s: S, least: f32) -> Rounding<S> {
         let (zero, reciprocal) = (f32::from(self.zero_point), 1.0 / self.scale);

@@ -185,8 +185,9 @@ impl<const K: usize> Kernel for Convolution<'_, K> {
 const INPUT_ROWS: usize = 8;
 
 impl<const K: usize> Convolution<'_, K> {
-    /// Fills the next `ROWS` rows of the frame, side by side, since each word of a row waits for the one before it. Word
-    /// `p` holds the four pixels from `p * STRIDE - K / 2` on; those outside the row have the zero point.
+    /// Fills the next `ROWS` rows of the frame, side by side, since each word of a row waits for the one before it.
+    ///
+    /// Word `p` holds the four pixels from `p * STRIDE - K / 2` on; those outside the row have the zero point.
     #[inline(always)]
     fn fill_rows<S: Simd, const STRIDE: usize, const ROWS: usize>(&mut self, s: S) {
         let Shape { channels: step, width, .. } = self.shape;

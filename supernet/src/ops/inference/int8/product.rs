@@ -134,8 +134,8 @@ impl<const NR: usize> Kernel for Product<'_, NR> {
         let end = &mut std::mem::take(&mut self.end).ending(s, self.rows);
         let mut row = 0;
         let in_fours = self.layout.in_fours(self.rows);
-        // SAFETY: each tile ends at `rows` at the latest, for which the extents were checked; `FOURS` is `in_fours`, and
-        // `PAIRS` is `pairs`.
+        // SAFETY: each tile ends at `rows` at the latest, for which the extents were checked; `FOURS` and `PAIRS` are
+        // set only where `in_fours` and `pairs` hold.
         unsafe {
             match (NR, S::ACCUMULATORS, in_fours) {
                 (1, 24, true) => self.tiles::<S, 16, true, false>(s, &mut row, end),
