@@ -20,7 +20,7 @@ impl Affine {
         self.rounding_from(s, f32::NEG_INFINITY)
     }
 
-    /// Constants of rounding `max(value, least)`. The bound is scaled once, and values are compared after their scaling:
+    /// Constants of rounding `max(value, least)`. The bound is scaled once, and values are compared after scaling:
     /// the same bits, since products are monotone.
     #[inline(always)]
     pub(super) fn rounding_from<S: Simd>(self, s: S, least: f32) -> Rounding<S> {
