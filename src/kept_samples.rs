@@ -16,21 +16,15 @@ pub fn conditions(folder: &RunFolder, space: &SearchSpace) -> Result<Option<Prov
     Ok(if path.exists() { read_provenance(&path, space)? } else { None })
 }
 
-/// Adds `samples`, with their correct answers in each batch, to the run's if they were measured under the same
-/// conditions; a subnet that is known is not added.
-pub fn keep_samples(
-    folder: &RunFolder,
-    space: &SearchSpace,
-    measured: &Measured,
-    samples: &[(Sample, Vec<u32>)],
-) -> Result<()> {
+/// Adds `samples` to the run's if they were measured under the same conditions; a subnet that is known is not added.
+pub fn keep_samples(folder: &RunFolder, space: &SearchSpace, measured: &Measured, samples: &[Sample]) -> Result<()> {
     let now = measured.provenance(folder.weights_checksum()?)?;
     if conditions(folder, space)? != Some(now.clone()) {
         return Ok(());
     }
     let (mut writer, known) = SampleWriter::open(&folder.join(SAMPLES), space, &now, false)?;
-    for (sample, correct) in samples.iter().filter(|(own, _)| known.iter().all(|other| other.subnet != own.subnet)) {
-        writer.append(sample, correct)?;
+    for sample in samples.iter().filter(|own| known.iter().all(|other| other.subnet != own.subnet)) {
+        writer.append(sample)?;
     }
     Ok(())
 }

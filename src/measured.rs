@@ -8,7 +8,7 @@ use ofa_extract::predictor::Provenance;
 use ofa_supernet::data::Dataset;
 use ofa_supernet::files::checksum;
 use ofa_supernet::train::EvaluationSet;
-use ofa_supernet::train::validation::{accuracies_on, correct_on};
+use ofa_supernet::train::validation::{Answers, accuracies_on, answers_on};
 use ofa_supernet::{Subnet, Supernet};
 
 /// Numbers of images for measuring accuracies.
@@ -67,19 +67,23 @@ impl<'a> Measured<'a> {
         })
     }
 
-    /// Correct answers of `subnets` in each batch of validation images, `[subnets, batches]`; otherwise as
-    /// [`accuracies`](Self::accuracies).
-    pub fn correct(&self, subnets: &[Subnet]) -> ofa_supernet::Result<Vec<Vec<u32>>> {
-        correct_on(self.net, subnets, &self.recalibration, &self.validation, &mut interrupt::control)
+    /// Answers of `subnets` on the validation images; otherwise as [`accuracies`](Self::accuracies).
+    pub fn answers(&self, subnets: &[Subnet]) -> ofa_supernet::Result<Vec<Answers>> {
+        answers_on(self.net, subnets, &self.recalibration, &self.validation, &mut interrupt::control)
     }
 
-    /// Samples of `subnets`, each with its correct answers in each batch of validation images.
-    pub fn samples(&self, subnets: &[Subnet]) -> ofa_supernet::Result<Vec<(Sample, Vec<u32>)>> {
-        let sample = |(subnet, correct): (&Subnet, Vec<u32>)| {
-            let sum: f64 = correct.iter().map(|&count| f64::from(count)).sum();
-            (Sample { subnet: subnet.clone(), accuracy: sum / self.validation.len() as f64 }, correct)
-        };
-        Ok(subnets.iter().zip(self.correct(subnets)?).map(sample).collect())
+    /// The sample of a subnet that gave `answers`.
+    pub fn sample(&self, subnet: &Subnet, answers: Answers) -> Sample {
+        let images = self.validation.len() as f64;
+        let correct: f64 = answers.correct.iter().map(|&count| f64::from(count)).sum();
+        let log_likelihood = Some(answers.log_likelihood / images).filter(|mean| mean.is_finite());
+        Sample { correct: answers.correct, log_likelihood, ..Sample::new(subnet.clone(), correct / images) }
+    }
+
+    /// Samples of `subnets`.
+    pub fn samples(&self, subnets: &[Subnet]) -> ofa_supernet::Result<Vec<Sample>> {
+        let answers = self.answers(subnets)?;
+        Ok(subnets.iter().zip(answers).map(|(subnet, answers)| self.sample(subnet, answers)).collect())
     }
 
     /// The validation images.

@@ -237,11 +237,11 @@ fn verify(
         false => Vec::new(),
     };
     let bar = Bar::new("measuring the best subnets", options.verify, "subnets");
-    let measure = |candidates: &mut [Candidate]| -> Result<Vec<(Sample, Vec<u32>)>> {
+    let measure = |candidates: &mut [Candidate]| -> Result<Vec<Sample>> {
         let mut samples = Vec::new();
         for candidate in candidates {
             let sample = measured.samples(std::slice::from_ref(&candidate.subnet))?.swap_remove(0);
-            candidate.measured_accuracy = Some(sample.0.accuracy);
+            candidate.measured_accuracy = Some(sample.accuracy);
             samples.push(sample);
             bar.add(1);
         }
@@ -253,7 +253,7 @@ fn verify(
     let mut top: Vec<Candidate> = result.top.iter().take(first).cloned().collect();
     let mut samples = measure(&mut top)?;
     if refits {
-        let all: Vec<Sample> = known.iter().chain(samples.iter().map(|(sample, _)| sample)).cloned().collect();
+        let all: Vec<Sample> = known.iter().chain(&samples).cloned().collect();
         let refitted = predictor.refit(&all, options.seed)?;
         let scorer = Scorer::Predictor(Box::new(refitted), pessimism);
         let task = Task { scorer: &scorer, ..*task };

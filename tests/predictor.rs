@@ -153,8 +153,12 @@ fn a_predictor_of_another_space_is_refused_by_name() {
     space.stages[1].channels += 8;
     let path = folder.join("run/predictor/predictor.safetensors");
     let drawn = (0..20).map(|i| space.sample(&mut generator(1, Stream::Sampling, &[i])));
-    let samples: Vec<Sample> =
-        drawn.map(|subnet| Sample { accuracy: subnet.resolution as f64 / 40.0, subnet }).collect();
+    let samples: Vec<Sample> = drawn
+        .map(|subnet| {
+            let accuracy = subnet.resolution as f64 / 40.0;
+            Sample::new(subnet, accuracy)
+        })
+        .collect();
     let settings = FitSettings::default();
     Predictor::fit(&space, &samples, &settings, 0, &mut |_, _, _| ()).unwrap().0.save(&path).unwrap();
     let expected = ["error: run/predictor/predictor.safetensors: ", "`stages[1].channels` is 32 instead of 24"];
@@ -452,5 +456,7 @@ fn the_tau_of_true_accuracies_stands_beside_the_predictors() {
         let correct: Vec<u64> =
             line["correct"].as_array().unwrap().iter().map(|count| count.as_u64().unwrap()).collect();
         assert_eq!((correct.len(), correct.iter().sum::<u64>() as f64 / 60.0), (6, line["accuracy"].as_f64().unwrap()));
+        let log_likelihood = line["log_likelihood"].as_f64().unwrap();
+        assert!((-10.0..0.0).contains(&log_likelihood), "{log_likelihood}");
     }
 }

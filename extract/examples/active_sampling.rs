@@ -78,7 +78,7 @@ fn simulated(file: &str, noise: f64, repetitions: u64) -> Result<(), Box<dyn Err
     let subnets: Vec<Subnet> = (0..JUDGED).map(|i| space.sample(&mut generator(0, Stream::Validation, &[i]))).collect();
     let accuracies = truth.predict(&subnets)?;
     let judges: Vec<Sample> =
-        subnets.into_iter().zip(accuracies).map(|(subnet, accuracy)| Sample { subnet, accuracy }).collect();
+        subnets.into_iter().zip(accuracies).map(|(subnet, accuracy)| Sample::new(subnet, accuracy)).collect();
     let mut taus = [[0.0; 2]; SIZES.len()];
     for repetition in 0..repetitions {
         let mut rng = generator(repetition, Stream::Dropout, &[]);
@@ -86,7 +86,7 @@ fn simulated(file: &str, noise: f64, repetitions: u64) -> Result<(), Box<dyn Err
             let exact = truth.predict(&subnets)?;
             let noisy = subnets.into_iter().zip(exact).map(|(subnet, exact)| {
                 let normal = (0..12).map(|_| rng.random::<f64>()).sum::<f64>() - 6.0;
-                Sample { accuracy: (exact + noise * normal).clamp(0.0, 1.0), subnet }
+                Sample::new(subnet, (exact + noise * normal).clamp(0.0, 1.0))
             });
             Ok(noisy.collect())
         };

@@ -56,9 +56,8 @@ fn winners_are_as_good_as_they_are_said_to_be() {
                 let subnets: Vec<Subnet> = (0..count).map(|_| space.sample(&mut rng)).collect();
                 let accuracies = truth.predict(&subnets).unwrap();
                 let measured = subnets.into_iter().zip(accuracies);
-                let samples: Vec<Sample> = measured
-                    .map(|(subnet, accuracy)| Sample { subnet, accuracy: accuracy + noise(sigma, &mut rng) })
-                    .collect();
+                let samples: Vec<Sample> =
+                    measured.map(|(subnet, accuracy)| Sample::new(subnet, accuracy + noise(sigma, &mut rng))).collect();
                 let settings = FitSettings::default();
                 let fitted = Predictor::fit(space, &samples, &settings, repetition, &mut |_, _, _| {});
                 let (mut predictor, _) = fitted.unwrap();

@@ -273,7 +273,7 @@ fn few_accuracies_order_the_subnets_of_imagenet() {
         .map(|line| {
             let line: Value = serde_json::from_str(line).unwrap();
             let subnet: Subnet = line["subnet"].as_str().unwrap().parse().unwrap();
-            Sample { subnet, accuracy: line["accuracy"].as_f64().unwrap() }
+            Sample::new(subnet, line["accuracy"].as_f64().unwrap())
         })
         .collect();
     for (count, least) in [(50, 0.90), (100, 0.92), (200, 0.94), (400, 0.955), (800, 0.963)] {

@@ -123,7 +123,7 @@ pub fn write(corpus: &Path) -> Result<()> {
     for position in 0..30 {
         let subnet = tiny.sample(&mut generator(0, Stream::Sampling, &[position]));
         let size = cost::macs(&tiny.network(&subnet, 10)?) as f64;
-        samples.push(Sample { subnet, accuracy: (size.ln() / 20.0).clamp(0.0, 1.0) });
+        samples.push(Sample::new(subnet, (size.ln() / 20.0).clamp(0.0, 1.0)));
     }
     let lines: Result<Vec<String>, _> = samples.iter().take(6).map(serde_json::to_string).collect();
     put("samples/six", (lines?.join("\n") + "\n").as_bytes())?;

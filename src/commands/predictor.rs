@@ -10,16 +10,17 @@ use anyhow::{Result, bail};
 use ofa_extract::predictor::active::{self, Acquisition, CurvePoint, FEWEST_CURVE_SAMPLES};
 use ofa_extract::predictor::{
     FEWEST_SAMPLES, Method, Prediction, SampleWriter, add_samples, attainable_tau, check_space, has_imported,
-    import_accuracies, other_weights, read_correct, read_provenance, read_samples, read_subnets,
+    import_accuracies, other_weights, read_provenance, read_samples, read_subnets,
 };
 use ofa_extract::search::overrating;
 use ofa_extract::{FitReport, FitSettings, Predictor, Sample};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::seed::{Stream, generator};
+use ofa_supernet::train::validation::Answers;
 use ofa_supernet::{Ranks, SearchSpace, Subnet, Supernet, files};
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -298,6 +299,12 @@ pub fn print_report(report: &FitReport) {
             " (the true accuracies would reach about {tau:.3}, since measurements have noise)"
         ))
     );
+    if let Some(deviation) = report.measuring {
+        say!(
+            "fitted to the accuracies that log-likelihoods tell; measured ones deviate from them by {:.2} points",
+            100.0 * deviation
+        );
+    }
     if let (Some(folds), Some(calibration)) = (&report.cross_validation, &report.calibration) {
         let model = match report.members {
             0 => "Gaussian process".to_string(),
@@ -335,10 +342,9 @@ fn fit(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result<(
     predictor.set_overrating(overrating(&predictor, &samples, sampling.seed, &mut |done, total| bar.set(done, total))?);
     drop(bar);
     report.measured_with = read_provenance(&path, space)?;
-    let counted = read_correct(&path, space)?;
-    let counted: Option<Vec<&[u32]>> =
-        report.pairs.iter().map(|pair| counted.get(&pair.subnet).map(Vec::as_slice)).collect();
-    report.attainable_tau = counted.and_then(|correct| attainable_tau(&correct, sampling.seed));
+    let of_subnet: HashMap<&Subnet, &Sample> = samples.iter().map(|sample| (&sample.subnet, sample)).collect();
+    let held_out: Vec<&[u32]> = report.pairs.iter().map(|pair| &of_subnet[&pair.subnet].correct[..]).collect();
+    report.attainable_tau = attainable_tau(&held_out, sampling.seed);
     predictor.set_provenance(report.measured_with.clone());
     if has_imported(&path, space)? {
         predictor.set_imported();
@@ -457,9 +463,9 @@ fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Samplin
             let (subnets, later) = rest.split_at(rest.len().min(together * ranks.count()));
             let start = Instant::now();
             let own = ranks.shard(subnets.len());
-            let of_own = match measured.correct(&subnets[own.clone()]) {
+            let of_own = match measured.answers(&subnets[own.clone()]) {
                 Err(ofa_supernet::Error::Interrupted) => None,
-                correct => Some(correct?),
+                answers => Some(answers?),
             };
             let stopped = ranks.any([of_own.is_none()]);
             let (Some(of_own), [false]) = (of_own, stopped) else {
@@ -468,20 +474,26 @@ fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Samplin
                     path.display()
                 )));
             };
-            let batches = measured.validation().batches();
-            let mut correct = vec![0.0; subnets.len() * batches];
-            let counts = of_own.iter().flatten().map(|&count| f64::from(count));
-            correct[own.start * batches..].iter_mut().zip(counts).for_each(|(place, count)| *place = count);
-            ranks.sum_f64(&mut correct);
+            // Of each subnet its correct answers in each batch, then its log-likelihood.
+            let numbers = measured.validation().batches() + 1;
+            let mut answers = vec![0.0; subnets.len() * numbers];
+            for (Answers { correct, log_likelihood }, row) in
+                of_own.iter().zip(answers[own.start * numbers..].chunks_exact_mut(numbers))
+            {
+                let values = correct.iter().map(|&count| f64::from(count)).chain([*log_likelihood]);
+                row.iter_mut().zip(values).for_each(|(place, value)| *place = value);
+            }
+            ranks.sum_f64(&mut answers);
             let mut seconds = [start.elapsed().as_secs_f64()];
             ranks.sum_f64(&mut seconds);
             together = ((SECONDS_TOGETHER * subnets.len() as f64 / seconds[0]) as usize).clamp(1, TOGETHER);
             rest = later;
             let Some((writer, known)) = &mut file else { continue };
-            for (subnet, correct) in subnets.iter().zip(correct.chunks_exact(batches)) {
-                let accuracy = correct.iter().sum::<f64>() / measured.validation().len() as f64;
-                let sample = Sample { subnet: subnet.clone(), accuracy };
-                writer.append(&sample, &correct.iter().map(|&count| count as u32).collect::<Vec<_>>())?;
+            for (subnet, row) in subnets.iter().zip(answers.chunks_exact(numbers)) {
+                let correct = row[..numbers - 1].iter().map(|&count| count as u32).collect();
+                let sample = measured.sample(subnet, Answers { correct, log_likelihood: row[numbers - 1] });
+                writer.append(&sample)?;
+                let accuracy = sample.accuracy;
                 known.push(sample);
                 bar.add(1);
                 bar.details([format!("last accuracy {:.1} %", 100.0 * accuracy)]);

@@ -287,7 +287,10 @@ mod tests {
         let space = SearchSpace::named("tiny").unwrap();
         let size = |s: &Subnet| s.resolution as f64 / 32.0 + s.blocks().map(|b| b.expand.value()).sum::<f64>() / 16.0;
         let drawn = (0..400).map(|i| space.sample(&mut generator(2, Stream::Sampling, &[i])));
-        let samples = drawn.map(|subnet| Sample { accuracy: 0.3 + 0.2 * size(&subnet), subnet });
+        let samples = drawn.map(|subnet| {
+            let accuracy = 0.3 + 0.2 * size(&subnet);
+            Sample::new(subnet, accuracy)
+        });
         let samples = samples.filter(|s| s.subnet.resolution == 16 && s.subnet.blocks().count() <= 3).collect();
         (space, samples)
     }
@@ -337,7 +340,7 @@ mod tests {
             judged.iter().map(|row| factor.forward(row.clone())).map(|v| dot(&v, &v)).sum()
         };
         let settings = FitSettings::default();
-        let known: Vec<Sample> = drawn(60).take(20).map(|subnet| Sample { subnet, accuracy: 0.5 }).collect();
+        let known: Vec<Sample> = drawn(60).take(20).map(|subnet| Sample::new(subnet, 0.5)).collect();
         let with_known =
             |new: Vec<Subnet>| -> Vec<Subnet> { known.iter().map(|s| s.subnet.clone()).chain(new).collect() };
         let chosen = with_known(next(&space, &known, 60, Acquisition::Deviation, &settings, 1).unwrap());
@@ -352,7 +355,8 @@ mod tests {
         let samples: Vec<Sample> = drawn
             .map(|subnet| {
                 let size: f64 = subnet.blocks().map(|b| b.expand.value() + 0.5 * b.kernel as f64).sum();
-                Sample { accuracy: 0.3 + 0.02 * size + 0.002 * subnet.resolution as f64, subnet }
+                let accuracy = 0.3 + 0.02 * size + 0.002 * subnet.resolution as f64;
+                Sample::new(subnet, accuracy)
             })
             .collect();
         let settings = FitSettings {

@@ -17,24 +17,8 @@ const FEWEST_BATCHES: usize = 4;
 /// for all of them does not count. The spread of measured accuracies is that of the true ones and of the noise: the
 /// former are taken as the measured ones, drawn to their mean by as much as the noise adds.
 pub fn attainable_tau(correct: &[&[u32]], seed: u64) -> Option<f64> {
-    let batches = correct.first()?.len();
-    if batches < FEWEST_BATCHES || correct.iter().any(|counts| counts.len() != batches) {
-        return None;
-    }
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-    let counts: Vec<Vec<f64>> = correct.iter().map(|row| row.iter().map(|&count| f64::from(count)).collect()).collect();
-    let of_batch: Vec<f64> =
-        (0..batches).map(|batch| mean(&counts.iter().map(|row| row[batch]).collect::<Vec<_>>())).collect();
-    let all = mean(&of_batch);
-    let measured: Vec<f64> = counts.iter().map(|row| mean(row)).collect();
-    // How far each subnet's answers in a batch are from what subnet and batch would give by themselves.
-    let rest = |(row, own): (&Vec<f64>, &f64)| -> Vec<f64> {
-        row.iter().zip(&of_batch).map(|(count, batch)| count - own - (batch - all)).collect()
-    };
-    let rests: Vec<Vec<f64>> = counts.iter().zip(&measured).map(rest).collect();
-    let unbiased = batches as f64 / (batches - 1) as f64;
-    let noise = rests.iter().flatten().map(|rest| rest * rest).sum::<f64>() * unbiased
-        / (rests.len() * batches * batches) as f64;
+    let Rests { measured, all, rests, unbiased, noise } = Rests::new(correct)?;
+    let batches = rests[0].len();
     let spread = measured.iter().map(|own| (own - all).powi(2)).sum::<f64>() / measured.len() as f64;
     let shrink = if spread > 0.0 { ((spread - noise).max(0.0) / spread).sqrt() } else { return None };
     let truth: Vec<f64> = measured.iter().map(|own| shrink * (own - all)).collect();
@@ -48,6 +32,54 @@ pub fn attainable_tau(correct: &[&[u32]], seed: u64) -> Option<f64> {
     });
     let taus: Vec<f64> = taus.collect();
     (!taus.is_empty()).then(|| mean(&taus))
+}
+
+/// Variance of an accuracy, relative to those of other subnets, that comes from the images they were measured on.
+/// `correct` are the numbers of correct answers in each batch, `[subnets, batches]`, of `images` images in all. `None`
+/// for few batches, or rows of several lengths.
+pub(super) fn noise(correct: &[&[u32]], images: f64) -> Option<f64> {
+    let rests = Rests::new(correct)?;
+    Some(rests.noise * (rests.rests[0].len() as f64 / images).powi(2))
+}
+
+/// How far each subnet's answers in a batch are from what subnet and batch would give by themselves.
+struct Rests {
+    /// Mean number of correct answers in a batch: of each subnet, and of all.
+    measured: Vec<f64>,
+    all: f64,
+    /// `[subnets, batches]`.
+    rests: Vec<Vec<f64>>,
+    /// Factor from the variance of rests to that of single answers.
+    unbiased: f64,
+    /// Variance of a measured mean about the true one.
+    noise: f64,
+}
+
+impl Rests {
+    fn new(correct: &[&[u32]]) -> Option<Self> {
+        let batches = correct.first()?.len();
+        if batches < FEWEST_BATCHES || correct.iter().any(|counts| counts.len() != batches) {
+            return None;
+        }
+        let counts: Vec<Vec<f64>> =
+            correct.iter().map(|row| row.iter().map(|&count| f64::from(count)).collect()).collect();
+        let of_batch: Vec<f64> =
+            (0..batches).map(|batch| mean(&counts.iter().map(|row| row[batch]).collect::<Vec<_>>())).collect();
+        let all = mean(&of_batch);
+        let measured: Vec<f64> = counts.iter().map(|row| mean(row)).collect();
+        let rest = |(row, own): (&Vec<f64>, &f64)| -> Vec<f64> {
+            row.iter().zip(&of_batch).map(|(count, batch)| count - own - (batch - all)).collect()
+        };
+        let rests: Vec<Vec<f64>> = counts.iter().zip(&measured).map(rest).collect();
+        let unbiased = batches as f64 / (batches - 1) as f64;
+        let noise = rests.iter().flatten().map(|rest| rest * rest).sum::<f64>() * unbiased
+            / (rests.len() * batches * batches) as f64;
+        Some(Rests { measured, all, rests, unbiased, noise })
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
 }
 
 #[cfg(test)]

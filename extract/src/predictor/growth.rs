@@ -95,7 +95,8 @@ mod tests {
             .map(|(index, subnet)| {
                 let noise = (index * 7919 % 101) as f64 / 101.0 - 0.5;
                 let size: f64 = subnet.blocks().map(|b| b.expand.value() + 0.5 * b.kernel as f64).sum();
-                Sample { accuracy: 0.3 + 0.02 * size + 0.002 * subnet.resolution as f64 + 0.05 * noise, subnet }
+                let accuracy = 0.3 + 0.02 * size + 0.002 * subnet.resolution as f64 + 0.05 * noise;
+                Sample::new(subnet, accuracy)
             })
             .collect();
         let (_, report) = Predictor::fit(&space, &samples, &FitSettings::default(), 3, &mut |_, _, _| {}).unwrap();
@@ -108,7 +109,7 @@ mod tests {
         // Samples that were added after the fit change nothing; other samples leave the report's own point.
         let mut more = (240..400).map(|i| space.sample(&mut generator(2, Stream::Sampling, &[i])));
         let later = more.find(|new| samples.iter().all(|sample| sample.subnet != *new)).unwrap();
-        samples.push(Sample { subnet: later, accuracy: 0.9 });
+        samples.push(Sample::new(later, 0.9));
         assert_eq!(growth(&space, &samples, &report).unwrap(), points);
         assert_eq!(growth(&space, &samples[20..], &report).unwrap(), points[3..]);
     }

@@ -42,7 +42,7 @@ pub fn import_accuracies(path: &Path, space: &SearchSpace) -> Result<Vec<Sample>
             ));
         };
         most = most.max(accuracy);
-        samples.push(Sample { subnet, accuracy });
+        samples.push(Sample::new(subnet, accuracy));
     }
     if most > 1.0 {
         samples.iter_mut().for_each(|sample| sample.accuracy /= 100.0);
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn several_notations_give_one_subnet() {
-        let expected = Sample { subnet: "r24 d1,2 k5|3,5 e2|4,3".parse().unwrap(), accuracy: 0.745 };
+        let expected = Sample::new("r24 d1,2 k5|3,5 e2|4,3".parse().unwrap(), 0.745);
         let python = "{'wid': None, 'ks': [5, 3, 3, 5], 'e': [2, 2, 4, 3], 'd': [1, 2], 'r': [24]}";
         for (name, text) in [
             ("a.jsonl", r#"{"subnet": "r24 d1,2 k5|3,5 e2|4,3", "accuracy": 0.745, "macs": 12}"#.to_string()),

@@ -4,6 +4,7 @@
 //! | module | concern |
 //! | --- | --- |
 //! | [`sample`] | measured accuracies and their file |
+//! | `expected` | accuracies as log-likelihoods tell them |
 //! | `import` | accuracies that were measured elsewhere |
 //! | `provenance`, `origin` | conditions of the measurements; where a predictor comes from, and doubts about it |
 //! | [`features`] | a subnet as a one-hot vector |
@@ -21,6 +22,7 @@ pub mod active;
 mod attainable;
 mod encoding;
 mod ensemble;
+mod expected;
 pub mod features;
 mod fit;
 mod growth;
@@ -45,11 +47,12 @@ pub use growth::{GrowthPoint, growth};
 pub use import::{import_accuracies, read_subnets};
 pub use origin::Origin;
 pub use provenance::{Provenance, other_weights};
-pub use sample::{Sample, SampleWriter, add_samples, has_imported, read_correct, read_provenance, read_samples};
+pub use sample::{Sample, SampleWriter, add_samples, has_imported, read_provenance, read_samples};
 
 use crate::effects::{self, Effects};
 use crate::{Error, Result};
 use ensemble::Ensemble;
+use expected::expected;
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::Narrowing;
 use ofa_supernet::{SearchSpace, Subnet, files};
@@ -71,6 +74,9 @@ pub struct Predictor {
     overrating: Option<f64>,
     /// Values that its samples have; `None` if there are none.
     sampled: Option<Narrowing>,
+    /// Standard deviation of measured accuracies about those that log-likelihoods tell; `None` if it was fitted to the
+    /// measured ones.
+    measuring: Option<f64>,
 }
 
 /// What predicts.
@@ -122,6 +128,10 @@ pub struct FitReport {
     /// Tau that the true accuracies would reach, given the noise of measuring ([`attainable_tau`]); `None` if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attainable_tau: Option<f64>,
+    /// Standard deviation of measured accuracies about those that log-likelihoods tell; `None` if the fit is to the
+    /// measured ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measuring: Option<f64>,
     /// Networks that were fitted; 0 for a Gaussian process.
     pub members: usize,
     /// Each sample that was not held out, predicted without being seen: by the member that did not, or by a Gaussian
@@ -180,6 +190,11 @@ pub struct HeldOut {
 }
 
 impl Predictor {
+    /// A model of which nothing else is known.
+    fn new(space: SearchSpace, model: Model) -> Self {
+        Predictor { space, model, origin: None, overrating: None, sampled: None, measuring: None }
+    }
+
     /// Fits a predictor to four fifths of `samples`, judges it on the rest, and returns it.
     ///
     /// Several samples of one subnet count as one with their mean, so that no subnet is on both sides. `progress` gets
@@ -246,6 +261,7 @@ impl Predictor {
             pearson: metrics::pearson(&measured, &predicted),
             kendall_tau: metrics::kendall_tau(&measured, &predicted),
             attainable_tau: None,
+            measuring: predictor.measuring,
             members,
             cross_validation,
             calibration,
@@ -275,15 +291,18 @@ impl Predictor {
         seed: u64,
         progress: &mut (dyn FnMut(usize, usize, f64) + Send),
     ) -> Result<(Predictor, Option<Vec<f64>>)> {
+        let expected = expected(samples);
+        let measuring = expected.as_ref().map(|expected| expected.deviation);
+        let fitted = expected.as_ref().map_or(samples, |expected| &expected.samples);
         let (model, unseen) = if settings.method.is_process(samples.len()) {
-            let (process, unseen) = Process::fit(space, samples, progress)?;
+            let (process, unseen) = Process::fit(space, fitted, progress)?;
             (Model::Process(Box::new(process)), Some(unseen))
         } else {
-            let (ensemble, unseen) = ensemble::fit(space, samples, settings, seed, progress)?;
+            let (ensemble, unseen) = ensemble::fit(space, fitted, settings, seed, progress)?;
             (Model::Ensemble(Box::new(ensemble)), unseen)
         };
         let sampled = Some(sampled::sampled(space, samples));
-        Ok((Predictor { space: space.clone(), model, origin: None, overrating: None, sampled }, unseen))
+        Ok((Predictor { sampled, measuring, ..Predictor::new(space.clone(), model) }, unseen))
     }
 
     /// A Gaussian process of scores of different subnets, which need not be accuracies; `None` for fewer than two, or
@@ -293,13 +312,7 @@ impl Predictor {
             return Ok(None);
         }
         match Process::fit(space, samples, &mut |_, _, _| {}) {
-            Ok((process, _)) => Ok(Some(Predictor {
-                space: space.clone(),
-                model: Model::Process(Box::new(process)),
-                origin: None,
-                overrating: None,
-                sampled: None,
-            })),
+            Ok((process, _)) => Ok(Some(Predictor::new(space.clone(), Model::Process(Box::new(process))))),
             Err(Error::Predictor(_)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -420,10 +433,14 @@ impl Predictor {
     /// # Errors
     /// A subnet outside the space, and a predictor that is a single network, which does not know.
     pub fn predict_with_deviation(&self, subnets: &[Subnet]) -> Result<Vec<Prediction>> {
-        match &self.model {
-            Model::Process(process) => process.predict_with_deviation(subnets),
-            Model::Ensemble(ensemble) => ensemble.predict_with_deviation(subnets),
+        let mut predictions = match &self.model {
+            Model::Process(process) => process.predict_with_deviation(subnets)?,
+            Model::Ensemble(ensemble) => ensemble.predict_with_deviation(subnets)?,
+        };
+        if let Some(measuring) = self.measuring {
+            predictions.iter_mut().for_each(|prediction| prediction.deviation = prediction.deviation.hypot(measuring));
         }
+        Ok(predictions)
     }
 }
 
@@ -445,10 +462,11 @@ pub fn check_space(space: &SearchSpace) -> Result<()> {
     Ok(())
 }
 
-/// One sample per subnet, in order of first appearance, with the mean of its accuracies.
+/// One sample per subnet, in order of first appearance, with the mean of its accuracies. One that was measured more than
+/// once has no log-likelihood.
 fn distinct(samples: &[Sample]) -> Result<Vec<Sample>> {
     let mut indices: HashMap<&Subnet, usize> = HashMap::new();
-    let mut sums: Vec<(&Subnet, f64, f64)> = Vec::new();
+    let mut merged: Vec<(Sample, f64)> = Vec::new();
     for sample in samples {
         if !(0.0..=1.0).contains(&sample.accuracy) {
             return Err(Error::Predictor(format!(
@@ -456,12 +474,17 @@ fn distinct(samples: &[Sample]) -> Result<Vec<Sample>> {
                 sample.subnet, sample.accuracy
             )));
         }
-        let index = *indices.entry(&sample.subnet).or_insert(sums.len());
-        if index == sums.len() {
-            sums.push((&sample.subnet, 0.0, 0.0));
+        match indices.get(&sample.subnet) {
+            Some(&index) => {
+                let (first, count) = &mut merged[index];
+                *first = Sample::new(sample.subnet.clone(), first.accuracy + sample.accuracy);
+                *count += 1.0;
+            }
+            None => {
+                indices.insert(&sample.subnet, merged.len());
+                merged.push((sample.clone(), 1.0));
+            }
         }
-        sums[index].1 += sample.accuracy;
-        sums[index].2 += 1.0;
     }
-    Ok(sums.into_iter().map(|(subnet, sum, count)| Sample { subnet: subnet.clone(), accuracy: sum / count }).collect())
+    Ok(merged.into_iter().map(|(sample, count)| Sample { accuracy: sample.accuracy / count, ..sample }).collect())
 }

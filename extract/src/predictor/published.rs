@@ -96,6 +96,6 @@ impl Predictor {
         let no_linear = vec![0.0; rows.len()];
         let members = vec![Mlp::new([first, second, third, last], no_linear)];
         let model = Model::Ensemble(Box::new(Ensemble::new(&narrowed, members, 0.0)));
-        Ok(Predictor { space: narrowed, model, origin: Some(Origin::Published), overrating: None, sampled: None })
+        Ok(Predictor { origin: Some(Origin::Published), ..Predictor::new(narrowed, model) })
     }
 }

@@ -1,6 +1,5 @@
-//! Measured accuracies: `samples.jsonl`, a line
-//! `{"measured_with": "weights 9bc4f2a1 ...", "subnet": "r32 d2,...", "correct": [84, 82], "accuracy": 0.83}` per
-//! sample.
+//! Measured accuracies: `samples.jsonl`, a line `{"measured_with": "weights 9bc4f2a1 ...", "subnet": "r32 d2,...",
+//! "correct": [84, 82], "log_likelihood": -0.61, "accuracy": 0.83}` per sample.
 //!
 //! The file grows by one line per measurement, so that a crash loses at most the current measurement. It is the only
 //! file of this crate that is appended to instead of replaced; a torn last line is recognised by its missing line end
@@ -13,7 +12,7 @@ use super::Provenance;
 use crate::{Error, Result};
 use ofa_supernet::{SearchSpace, Subnet, files};
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -26,10 +25,23 @@ pub struct Sample {
     pub subnet: Subnet,
     /// Top-1 accuracy on the validation split after recalibration, between 0 and 1.
     pub accuracy: f64,
+    /// Correct answers in each batch of images; empty where they were not counted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub correct: Vec<u32>,
+    /// Mean over the images of the logarithm of their own class's probability, where it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_likelihood: Option<f64>,
+}
+
+impl Sample {
+    /// A sample of which no more than the accuracy is known.
+    pub fn new(subnet: Subnet, accuracy: f64) -> Self {
+        Sample { subnet, accuracy, correct: Vec::new(), log_likelihood: None }
+    }
 }
 
 /// Line of the file. The accuracy is last, where people look for it.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {
     #[serde(
@@ -46,12 +58,21 @@ struct Line {
     /// Correct answers in each batch of images, where they were counted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     correct: Vec<u32>,
+    /// Mean over the images of the logarithm of their own class's probability, where it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    log_likelihood: Option<f64>,
     accuracy: f64,
 }
 
 impl Line {
+    fn new(sample: &Sample, measured_with: Option<Provenance>, imported_from: Option<String>) -> Self {
+        let Sample { subnet, accuracy, correct, log_likelihood } = sample.clone();
+        Line { measured_with, imported_from, subnet, correct, log_likelihood, accuracy }
+    }
+
     fn sample(&self) -> Sample {
-        Sample { subnet: self.subnet.clone(), accuracy: self.accuracy }
+        let Line { subnet, accuracy, correct, log_likelihood, .. } = self.clone();
+        Sample { subnet, accuracy, correct, log_likelihood }
     }
 
     fn to_json(&self, path: &Path) -> Result<Vec<u8>> {
@@ -81,16 +102,6 @@ pub fn read_provenance(path: &Path, space: &SearchSpace) -> Result<Option<Proven
     Ok(first.filter(|first| lines.iter().all(|line| line.measured_with.as_ref() == Some(first))))
 }
 
-/// Correct answers in each batch of images, of those subnets in `path` of which they were counted.
-///
-/// # Errors
-/// Errors of [`read_samples`].
-pub fn read_correct(path: &Path, space: &SearchSpace) -> Result<HashMap<Subnet, Vec<u32>>> {
-    let bytes = files::read_bytes(path)?;
-    let counted = parse(path, &bytes, space)?.0.into_iter().filter(|line| !line.correct.is_empty());
-    Ok(counted.map(|line| (line.subnet, line.correct)).collect())
-}
-
 /// Whether samples of `path` were measured elsewhere.
 ///
 /// # Errors
@@ -112,11 +123,9 @@ pub fn add_samples(path: &Path, space: &SearchSpace, samples: &[Sample], source:
         Err(e) => return Err(Error::file(path, e)),
     };
     let mut lines = parse(path, &bytes, space)?.0;
-    for Sample { subnet, accuracy } in samples {
-        check_accuracy(*accuracy).map_err(|message| Error::format(path, message))?;
-        let imported_from = Some(source.to_string());
-        let (subnet, accuracy) = (subnet.clone(), *accuracy);
-        lines.push(Line { measured_with: None, imported_from, subnet, correct: Vec::new(), accuracy });
+    for sample in samples {
+        check_accuracy(sample.accuracy).map_err(|message| Error::format(path, message))?;
+        lines.push(Line::new(sample, None, Some(source.to_string())));
     }
     let lines = lines.iter().map(|line| line.to_json(path)).collect::<Result<Vec<_>>>()?;
     let mut seen = HashSet::new();
@@ -187,16 +196,13 @@ impl SampleWriter {
         self.unattributed
     }
 
-    /// Appends one sample, with its correct answers in each batch of images if they were counted, and makes it durable.
+    /// Appends one sample and makes it durable.
     ///
     /// # Errors
     /// An accuracy outside 0..1, or a failed write.
-    pub fn append(&mut self, sample: &Sample, correct: &[u32]) -> Result<()> {
+    pub fn append(&mut self, sample: &Sample) -> Result<()> {
         check_accuracy(sample.accuracy).map_err(|message| Error::format(&self.path, message))?;
-        let Sample { subnet, accuracy } = sample.clone();
-        let (measured_with, correct) = (Some(self.provenance.clone()), correct.to_vec());
-        let line = Line { measured_with, imported_from: None, subnet, correct, accuracy };
-        let line = line.to_json(&self.path)?;
+        let line = Line::new(sample, Some(self.provenance.clone()), None).to_json(&self.path)?;
         self.write(&line)
     }
 
@@ -264,7 +270,7 @@ mod tests {
     use super::*;
 
     fn sample(accuracy: f64) -> Sample {
-        Sample { subnet: "r24 d1,2 k5|3,5 e2|4,3".parse().unwrap(), accuracy }
+        Sample::new("r24 d1,2 k5|3,5 e2|4,3".parse().unwrap(), accuracy)
     }
 
     fn provenance() -> Provenance {
@@ -282,15 +288,15 @@ mod tests {
         let path = folder.path().join("predictor/samples.jsonl");
         let (mut writer, found) = open(&path).unwrap();
         assert!(found.is_empty());
-        writer.append(&sample(0.5), &[4, 6]).unwrap();
-        assert!(writer.append(&sample(83.0), &[]).unwrap_err().to_string().contains("0.83"));
+        writer.append(&sample(0.5)).unwrap();
+        assert!(writer.append(&sample(83.0)).unwrap_err().to_string().contains("0.83"));
         let whole = std::fs::read_to_string(&path).unwrap();
         for torn in ["{\"subnet\": \"r24 d1,", "{\"subnet\": \"r24\",", "\u{fffd}"] {
             std::fs::write(&path, format!("{whole}{torn}")).unwrap();
             assert_eq!(read_samples(&path, &space).unwrap(), [sample(0.5)]);
             let (mut writer, found) = open(&path).unwrap();
             assert_eq!(found, [sample(0.5)]);
-            writer.append(&sample(0.75), &[]).unwrap();
+            writer.append(&sample(0.75)).unwrap();
             assert_eq!(read_samples(&path, &space).unwrap(), [sample(0.5), sample(0.75)]);
             // A file without a whole line counts as empty.
             std::fs::write(&path, torn).unwrap();
@@ -299,7 +305,7 @@ mod tests {
         }
         // A whole last line that lacks only its line end is kept, and the next sample starts on a new line.
         std::fs::write(&path, whole.trim_end()).unwrap();
-        open(&path).unwrap().0.append(&sample(0.25), &[]).unwrap();
+        open(&path).unwrap().0.append(&sample(0.25)).unwrap();
         assert_eq!(read_samples(&path, &space).unwrap(), [sample(0.5), sample(0.25)]);
         assert_eq!(read_provenance(&path, &space).unwrap(), Some(provenance()));
     }
@@ -310,9 +316,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("samples.jsonl");
         let line = |measured_with: Option<&Provenance>| {
-            let Sample { subnet, accuracy } = sample(0.5);
-            let (measured_with, correct) = (measured_with.cloned(), Vec::new());
-            let line = Line { measured_with, imported_from: None, subnet, correct, accuracy };
+            let line = Line::new(&sample(0.5), measured_with.cloned(), None);
             String::from_utf8(line.to_json(&path).unwrap()).unwrap()
         };
         let good = line(Some(&provenance()));

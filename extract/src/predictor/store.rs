@@ -43,6 +43,9 @@ struct Entry {
     /// Absent without samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sampled: Option<Narrowing>,
+    /// Absent where measured accuracies were fitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    measuring: Option<f64>,
 }
 
 /// A tensor as it is written.
@@ -86,8 +89,9 @@ impl Predictor {
             Model::Process(process) => (PROCESS, 0, 0.0, of_process(process.parts())),
         };
         let (space, origin, sampled) = (self.space.clone(), self.origin.clone(), self.sampled.clone());
-        let overrating = self.overrating;
-        let entry = Entry { format: FORMAT.into(), version, space, members, noise, origin, overrating, sampled };
+        let (overrating, measuring) = (self.overrating, self.measuring);
+        let entry =
+            Entry { format: FORMAT.into(), version, space, members, noise, origin, overrating, sampled, measuring };
         let entry = serde_json::to_string(&entry).map_err(|e| fail(&e))?;
         let metadata = HashMap::from([(ENTRY.to_string(), entry)]);
         let mut views = Vec::new();
@@ -118,6 +122,9 @@ impl Predictor {
                 "a search cannot overrate its choice by {overrating} deviations; fit it anew"
             )));
         }
+        if let Some(measuring) = entry.measuring.filter(|value| !(value.is_finite() && *value >= 0.0)) {
+            return Err(foreign(format!("accuracies cannot deviate by {measuring} from expected ones; fit it anew")));
+        }
         let tensors = Tensors(SafeTensors::deserialize(&file).map_err(|e| foreign(e.to_string()))?);
         let model = match entry.version {
             ENSEMBLE => tensors.ensemble(&entry).map(|ensemble| Model::Ensemble(Box::new(ensemble))),
@@ -130,6 +137,7 @@ impl Predictor {
             origin: entry.origin,
             overrating: entry.overrating,
             sampled: entry.sampled,
+            measuring: entry.measuring,
         })
     }
 }

@@ -11,7 +11,10 @@ fn samples(space: &SearchSpace, count: u64) -> Vec<Sample> {
     };
     (0..count)
         .map(|i| space.sample(&mut generator(4, Stream::Sampling, &[i])))
-        .map(|subnet| Sample { accuracy: accuracy(&subnet), subnet })
+        .map(|subnet| {
+            let accuracy = accuracy(&subnet);
+            Sample::new(subnet, accuracy)
+        })
         .collect()
 }
 

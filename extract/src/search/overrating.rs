@@ -100,7 +100,8 @@ mod tests {
         let mut rng = generator(5, Stream::Samples, &[]);
         let sample = |_| {
             let subnet = space.sample(&mut rng);
-            Sample { accuracy: truth(&subnet) + noise * rng.random_range(-1.0..1.0), subnet }
+            let accuracy = truth(&subnet) + noise * rng.random_range(-1.0..1.0);
+            Sample::new(subnet, accuracy)
         };
         (0..120).map(sample).collect()
     }

@@ -111,7 +111,7 @@ fn random(task: &Task, round: u64, count: usize) -> Result<Vec<Genes>> {
 fn samples(task: &Task, scored: &[Scored]) -> Vec<Sample> {
     let mut seen = HashSet::new();
     let fresh = scored.iter().filter(|(_, genes)| seen.insert(genes));
-    fresh.map(|(score, genes)| Sample { subnet: task.rules().genome.decode(genes), accuracy: *score }).collect()
+    fresh.map(|(score, genes)| Sample::new(task.rules().genome.decode(genes), *score)).collect()
 }
 
 impl Rounds {

@@ -195,6 +195,22 @@ pub fn correct(logits: &Tensor, labels: &[u32]) -> Result<usize> {
     Ok(found.iter().zip(labels).filter(|(found, label)| found == label).count())
 }
 
+/// Sum over the rows of `logits` of the logarithm of the probability that softmax gives to the label.
+///
+/// # Errors
+/// A label that is not a class; a tensor operation failed.
+pub fn log_likelihood(logits: &Tensor, labels: &[u32]) -> Result<f64> {
+    let mut sum = 0.0;
+    for (row, &label) in logits.detach().to_dtype(DType::F32)?.to_vec2::<f32>()?.iter().zip(labels) {
+        let own = *row.get(label as usize).ok_or_else(|| no_class(label, row.len()))?;
+        // Relative to the largest, so that no exponential overflows.
+        let largest = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let all: f64 = row.iter().map(|&logit| (f64::from(logit) - largest).exp()).sum();
+        sum += f64::from(own) - largest - all.ln();
+    }
+    Ok(sum)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::taught::Taught;
@@ -298,6 +314,15 @@ mod tests {
         let (_, gradient) = taught([LOGITS[1]; 2], [[-90.0, 90.0, 0.0], LOGITS[1]], alpha, 1.0);
         assert!(gradient.iter().flatten().all(|g| g.is_finite()), "{gradient:?}");
         assert!(gradient[1].iter().all(|g| g.abs() < 1e-6), "{gradient:?}");
+    }
+
+    #[test]
+    fn the_log_likelihood_is_that_of_the_labels() {
+        let logits = Tensor::new(&LOGITS, &Device::Cpu).unwrap();
+        let expected: f64 = LOGITS.iter().zip(LABELS).map(|(row, label)| softmax(row)[label as usize].ln()).sum();
+        let found = log_likelihood(&logits, &LABELS).unwrap();
+        assert!((found - expected).abs() < 1e-9, "{found} in place of {expected}");
+        assert!(log_likelihood(&logits, &[0, 3]).is_err());
     }
 
     #[test]

@@ -245,28 +245,37 @@ pub fn accuracies_on(
     validation: &EvaluationSet,
     control: &mut dyn FnMut() -> ControlFlow<()>,
 ) -> Result<Vec<f64>> {
-    let correct = correct_on(net, subnets, recalibration, validation, control)?;
-    let mut sums: Vec<f64> = correct.iter().map(|counts| counts.iter().map(|&count| f64::from(count)).sum()).collect();
+    let answers = answers_on(net, subnets, recalibration, validation, control)?;
+    let correct = answers.iter().map(|answers| answers.correct.iter().map(|&count| f64::from(count)).sum());
+    let mut sums: Vec<f64> = correct.collect();
     validation.ranks.sum_f64(&mut sums);
     Ok(sums.into_iter().map(|sum| sum / validation.len() as f64).collect())
 }
 
-/// Numbers of correct answers of `subnets` in each batch of this rank's images of `validation`, `[subnets, batches]`,
-/// from which [`accuracies_on`] follows.
+/// What a subnet answered on this rank's images of a set.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Answers {
+    /// Number of correct answers in each batch.
+    pub correct: Vec<u32>,
+    /// Sum over the images of the logarithm of their own class's probability.
+    pub log_likelihood: f64,
+}
+
+/// Answers of `subnets` on `validation`, from which [`accuracies_on`] follows.
 ///
 /// # Errors
 /// As its.
-pub fn correct_on(
+pub fn answers_on(
     net: &Supernet,
     subnets: &[Subnet],
     recalibration: &EvaluationSet,
     validation: &EvaluationSet,
     control: &mut dyn FnMut() -> ControlFlow<()>,
-) -> Result<Vec<Vec<u32>>> {
+) -> Result<Vec<Answers>> {
     let mut go_on = || if control().is_break() { Err(Error::Interrupted) } else { Ok(()) };
     let mut order: Vec<usize> = (0..subnets.len()).collect();
     order.sort_by(|&a, &b| subnets[a].cmp(&subnets[b]));
-    let mut correct = vec![Vec::new(); subnets.len()];
+    let mut answers = vec![Answers::default(); subnets.len()];
     for places in order.chunk_by(|&a, &b| subnets[a].resolution == subnets[b].resolution) {
         let subnets: Vec<Subnet> = places.iter().map(|&place| subnets[place].clone()).collect();
         let resolution = subnets[0].resolution;
@@ -282,12 +291,13 @@ pub fn correct_on(
             go_on()?;
             let modes = statistics.iter().map(Mode::Evaluate).collect();
             for (&place, logits) in places.iter().zip(net.forward_each(&batch.images, &subnets, modes)?) {
-                correct[place].push(loss::correct(&logits, &batch.labels)? as u32);
+                answers[place].correct.push(loss::correct(&logits, &batch.labels)? as u32);
+                answers[place].log_likelihood += loss::log_likelihood(&logits, &batch.labels)?;
             }
             Ok(())
         })?;
     }
-    Ok(correct)
+    Ok(answers)
 }
 
 #[cfg(test)]
