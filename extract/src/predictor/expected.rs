@@ -16,8 +16,8 @@ const FEWEST: usize = 20;
 /// Numbers of the function.
 const NUMBERS: usize = 4;
 /// Largest variance of measured accuracies about the function, relative to their noise. Both have errors from the same
-/// images, with a correlation `r`: if they are equally good, what remains is `2 (1 - r)` of the noise. On CIFAR-10 `r` was
-/// 0.63, and 0.57 to 0.63 of the noise remained.
+/// images, with a correlation `r`: if they are equally good, what remains is `2 (1 - r)` of the noise. On CIFAR-10 `r`
+/// was 0.63, and 0.57 to 0.63 of the noise remained.
 const MOST: f64 = 0.7;
 
 /// Accuracies of samples as their log-likelihoods tell them.

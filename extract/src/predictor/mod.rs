@@ -462,8 +462,8 @@ pub fn check_space(space: &SearchSpace) -> Result<()> {
     Ok(())
 }
 
-/// One sample per subnet, in order of first appearance, with the mean of its accuracies. One that was measured more than
-/// once has no log-likelihood.
+/// One sample per subnet, in order of first appearance, with the mean of its accuracies. One that was measured more
+/// than once has no log-likelihood.
 fn distinct(samples: &[Sample]) -> Result<Vec<Sample>> {
     let mut indices: HashMap<&Subnet, usize> = HashMap::new();
     let mut merged: Vec<(Sample, f64)> = Vec::new();
