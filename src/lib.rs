@@ -31,6 +31,7 @@ mod names;
 mod new_folder;
 mod numbers;
 mod output;
+mod predictor_report;
 mod processes;
 mod progress;
 mod quickstart_folder;

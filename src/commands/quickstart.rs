@@ -2,12 +2,13 @@
 
 use crate::commands::bench::{bench_models, print_rows};
 use crate::commands::extract::{Options, extract_all};
-use crate::commands::predictor::{Sampling, fit_predictor, print_report};
+use crate::commands::predictor::{Sampling, fit_predictor};
 use crate::commands::profile::{Show, print_check, profile_device, profile_json};
 use crate::commands::search::{named_results, print_results};
 use crate::commands::train::{print_probes, probes_json, train_run};
 use crate::measured::Images;
 use crate::model_origin::Wanted;
+use crate::predictor_report::print_report;
 use crate::quickstart_folder::QuickstartFolder;
 use crate::report::{PAGE, Report, page};
 use crate::run_folder::{DataConfig, RunConfig, RunFolder};
