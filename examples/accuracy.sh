@@ -10,7 +10,7 @@ shift 2
 ofa=${OFA:-ofa} seed=${SEED:-0}
 mkdir -p "$out"
 all=(preset-short stages preset alone-largest alone-middle alone-smallest one-schedule labels no-ramp alpha full-size mbv3 plain
-  preset-hour long long-ricap long-muon)
+  preset-hour long long-ricap long-muon night)
 [ $# -gt 0 ] || set -- "${all[@]}"
 
 # The configuration of an experiment, edited: variant EXAMPLE SED-SCRIPT.
@@ -21,7 +21,7 @@ variant() {
   printf '%s\n' "$changed"
 }
 
-new=cifar10-one-schedule old=cifar10
+new=cifar10-one-schedule old=cifar10 long=cifar10-long
 # Flags and configuration of an experiment.
 settings() {
   flags=(--config "$out/$1.toml")
@@ -54,6 +54,7 @@ settings() {
       length=(--epochs 120)
       edit='s/^momentum = 0\.9/optimizer = "muon"\n&/'
       ;;
+    night) base=$long ;;
     *) echo "$1: no such experiment; known are ${all[*]}" >&2; exit 2 ;;
   esac
   variant $base "$edit" > "$out/$1.toml"

@@ -7,14 +7,17 @@ use common::{changed, fails, small_configuration, succeeds};
 use std::fs;
 
 #[test]
-fn the_example_configuration_is_valid_and_its_space_is_the_preset() {
+fn the_example_configurations_are_valid_and_their_spaces_are_the_presets() {
     let root = env!("CARGO_MANIFEST_DIR");
     let temporary = tempfile::tempdir().unwrap();
-    let example = format!("{root}/examples/cifar10.toml");
-    let out = succeeds(temporary.path(), &["config", "--config", &example]);
-    let preset = succeeds(temporary.path(), &["config", "--preset", "progressive"]);
-    let space = |text: &str| toml::from_str::<toml::Table>(text).unwrap()["space"].clone();
-    assert_eq!(space(&out), space(&preset));
+    let space = |arguments: &[&str]| {
+        let text = succeeds(temporary.path(), &[&["config"], arguments].concat());
+        toml::from_str::<toml::Table>(&text).unwrap()["space"].clone()
+    };
+    for (example, preset) in [("cifar10.toml", "progressive"), ("cifar10-long.toml", "cifar")] {
+        let example = space(&["--config", &format!("{root}/examples/{example}")]);
+        assert_eq!(example, space(&["--preset", preset]));
+    }
 }
 
 #[test]
