@@ -14,12 +14,12 @@ pub fn print_report(report: &FitReport) {
         show(report.pearson),
         show(report.kendall_tau),
         report.attainable_tau.map_or(String::new(), |tau| format!(
-            " (the true accuracies would reach about {tau:.3}, since measurements have noise)"
+            " (a perfect predictor would reach about {tau:.3}, since measurements have noise)"
         ))
     );
     if let Some(deviation) = report.measuring {
         say!(
-            "fitted to the accuracies that log-likelihoods tell; measured ones deviate from them by {:.2} points",
+            "fitted to accuracies estimated from log-likelihoods; measured ones deviate from these by {:.2} points",
             100.0 * deviation
         );
     }

@@ -441,7 +441,7 @@ fn the_tau_of_true_accuracies_stands_beside_the_predictors() {
     finished_run(folder);
     let sampling = ["--samples", "20", "--recalibration", "20", "--images", "60", "--batch", "10"];
     let out = succeeds(folder, &[&["predictor", "--run", "run", "--discard"], &sampling[..]].concat());
-    assert!(out.contains("(the true accuracies would reach about 0."), "{out}");
+    assert!(out.contains("(a perfect predictor would reach about 0."), "{out}");
     let report: Value = serde_json::from_slice(&fs::read(folder.join("run/predictor/fit.json")).unwrap()).unwrap();
     let tau = report["attainable_tau"].as_f64().unwrap();
     assert!(tau > -1.0 && tau < 1.0, "{tau}");

@@ -87,7 +87,7 @@ pub struct Sampling {
     /// --method ensemble: 5).
     #[arg(long, value_parser = numbers::members)]
     pub members: Option<usize>,
-    /// Choose what to measure in place of drawing at random: for the same accuracy of the predictor with fewer
+    /// Choose what to measure in place of drawing at random: for a predictor that is as good after somewhat fewer
     /// measurements, or for more of them among the best subnets.
     #[arg(long, value_parser = choice::one_of(Acquisition::TABLE))]
     pub active: Option<Acquisition>,

@@ -181,8 +181,8 @@ pub fn advice(rows: &[ModelRow]) -> Vec<String> {
         && faster.ms < 0.95 * time.ms
     {
         sentences.push(format!(
-            "{} and {} do not differ on {} test images ({:.2} and {:.2} %), and {} takes {:.0} % less time on {}: take it \
-             where both fit.",
+            "{} and {} cannot be told apart on {} test images ({:.2} and {:.2} %), and {} takes {:.0} % less time on \
+             {}: take it where both fit.",
             row.name,
             best.name,
             other.images,
@@ -231,7 +231,7 @@ pub mod tests {
         assert_eq!(rows.clone().map(|row| row.dominated_by), [None, None, None, Some("c".into())]);
         let sentences = advice(&rows);
         assert!(sentences[0].contains("a is the most accurate: 90.00 % of 2000"), "{sentences:?}");
-        assert!(sentences[1].contains("b and a do not differ") && sentences[1].contains("25 % less time"));
+        assert!(sentences[1].contains("b and a cannot be told apart") && sentences[1].contains("25 % less time"));
         // A difference beyond chance is no reason to advise the faster one.
         assert_eq!(advice(&[rows[0].clone(), rows[2].clone()]).len(), 1);
         rows.iter_mut().for_each(|row| row.test = None);
