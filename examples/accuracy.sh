@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The experiments of docs/accuracy.md: examples/accuracy.sh DATA OUT [NAME ...]
 #
-# Trains, extracts the probes' subnets and measures them on all test images; prints a line for each experiment. What is
+# Trains, extracts the probes' subnets and measures them on all test images; prints time and accuracies of each. What is
 # finished is skipped and what was stopped resumes. OFA names another binary, SEED another seed, EPOCHS other epochs.
 set -euo pipefail
-[ $# -ge 2 ] || { sed -n '2,6p' "$0"; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,5p' "$0"; exit 2; }
 data=$(realpath "$1") out=$2 examples=$(realpath "$(dirname "$0")")
 shift 2
 ofa=${OFA:-ofa} seed=${SEED:-0}

@@ -32,7 +32,7 @@ enum Command {
     Quickstart(quickstart::Args),
     /// Print a complete configuration to edit.
     Config(config::Args),
-    /// Train a supernet by progressive shrinking.
+    /// Train a supernet: the largest subnet first, then all others with it.
     Train(train::Args),
     /// Find good hyperparameters of training on shortened runs.
     Tune(tune::Args),

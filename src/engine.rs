@@ -31,11 +31,11 @@ pub struct EngineArgs {
     /// Engine whose rounding int8 files have, for a command.
     #[arg(long, value_name = "ENGINE", requires = "engine", value_parser = PossibleValuesParser::new(["onnxruntime", "openvino", "tensorrt"]))]
     engine_rounding: Option<String>,
-    /// Networks to measure at most with another engine, without those of the check.
+    /// Largest number of networks to measure with another engine, without those of the check.
     #[arg(long, default_value_t = 120, requires = "engine", value_parser = crate::numbers::networks)]
     samples: usize,
-    /// Median error of predictions at which the measurement of another engine ends; that of one network in twenty may
-    /// be 2.5 times as large.
+    /// Measuring another engine ends when the median error of predictions is at most this, and the 95th percentile at
+    /// most 2.5 times this.
     #[arg(long, default_value = "3%", requires = "engine", value_parser = crate::numbers::share)]
     error: f64,
 }

@@ -4,7 +4,7 @@ use crate::measured::Measured;
 use crate::run_folder::RunFolder;
 use anyhow::Result;
 use ofa_extract::Sample;
-use ofa_extract::predictor::{Provenance, SampleWriter, read_provenance};
+use ofa_extract::predictor::{self, Provenance, read_provenance};
 use ofa_supernet::SearchSpace;
 
 /// File of the predictor's samples in a run folder.
@@ -22,9 +22,5 @@ pub fn keep_samples(folder: &RunFolder, space: &SearchSpace, measured: &Measured
     if conditions(folder, space)? != Some(now.clone()) {
         return Ok(());
     }
-    let (mut writer, known) = SampleWriter::open(&folder.join(SAMPLES), space, &now, false)?;
-    for sample in samples.iter().filter(|own| known.iter().all(|other| other.subnet != own.subnet)) {
-        writer.append(sample)?;
-    }
-    Ok(())
+    Ok(predictor::keep_samples(&folder.join(SAMPLES), space, &now, samples)?)
 }

@@ -106,6 +106,14 @@ fn a_space_file_replaces_the_preset_space() {
     fs::write(temporary.path().join("space.toml"), space.to_string()).unwrap();
     let out = succeeds(temporary.path(), &["config", "--preset", "tiny", "--space", "space.toml"]);
     assert!(out.contains("name = \"mine\""), "{out}");
+    // A whole configuration will do, and its faults are named by line.
+    let whole = changed(&config, "name = \"tiny\"", "name = \"whole\"");
+    fs::write(temporary.path().join("whole.toml"), &whole).unwrap();
+    let out = succeeds(temporary.path(), &["config", "--preset", "tiny", "--space", "whole.toml"]);
+    assert!(out.contains("name = \"whole\""), "{out}");
+    let wrong = changed(&whole, "kernel_sizes = [3, 5]", "kernel_sizes = [3, 4]");
+    fs::write(temporary.path().join("whole.toml"), wrong).unwrap();
+    fails(temporary.path(), &["config", "--preset", "tiny", "--space", "whole.toml"], &["whole.toml", "kernel_sizes"]);
 }
 
 #[test]

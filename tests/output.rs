@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{QUICKSTART, command, finished_run, small_configuration, succeeds};
+use common::{QUICKSTART, command, finished_run, small_configuration, succeeds, write_images};
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Stdio;
@@ -28,6 +28,13 @@ const PRINTING: &[&[&str]] = &[
     &["extract", "--run", "run", "--subnet", "smallest"],
     &["bench", "run/models/smallest"],
     &["bench", "run/models/smallest", "--csv"],
+    &["quantise", "run/models/smallest", "--data", "builtin", "--images", "32"],
+    &["export", "run/models/smallest"],
+    &["report", "--run", "run"],
+    &["status", "run"],
+    &["predict", "run/models/smallest", "pictures/0.png"],
+    &["completions", "bash"],
+    &["man", "--out", "pages"],
 ];
 
 /// A folder with the finished quickstart `run`, and the finished run `trained` of `c.toml`.
@@ -36,6 +43,7 @@ fn prepared() -> tempfile::TempDir {
     small_configuration(temporary.path(), "c.toml", "0.6");
     succeeds(temporary.path(), &["train", "--config", "c.toml", "--out", "trained"]);
     finished_run(temporary.path());
+    write_images(&temporary.path().join("pictures"), 1, 90);
     temporary
 }
 

@@ -24,6 +24,7 @@ fn prepared() -> tempfile::TempDir {
 /// A command line of every command, with keys of its object; all can be repeated.
 const EVERY_COMMAND: &[(&[&str], &[&str])] = &[
     (&["config", "--preset", "tiny"], &["data", "space", "train"]),
+    (&["config", "--keys"], &["keys"]),
     (&["train", "--config", "c.toml", "--out", "OUT"], &["run", "supernet", "steps", "accuracies"]),
     (
         &["tune", "--config", "c.toml", "--trials", "1", "--trial-epochs", "0.2", "--out", "OUT"],
@@ -35,6 +36,7 @@ const EVERY_COMMAND: &[(&[&str], &[&str])] = &[
     (&["predictor", "--run", "run", "--samples", "16", "--recalibration", "300"], &["predictor", "fit"]),
     (&["predictor", "--run", "run", "--predict", "subnets.csv"], &["predictions"]),
     (&["search", "--run", "run", "--limit", "any:macs=500k", "--generations", "2"], &["results", "judgements"]),
+    (&["search", "--run", "run", "--at-least", "accuracy=5%", "--minimise", "any:macs"], &["results", "judgements"]),
     (
         &["search", "--run", "run", "--limit", "any:macs=500k", "--compare", "--seeds", "1", "--evaluations", "20"],
         &["comparisons"],

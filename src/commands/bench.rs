@@ -40,7 +40,7 @@ pub struct Args {
     #[arg(long, value_delimiter = ',', default_value = "1", value_parser = numbers::batch)]
     batch: Vec<usize>,
     /// Also print each layer's time, GFLOP/s and share of the floor, with the first number of threads and batch: the
-    /// floor is the time of its operations in a large product in the caches.
+    /// floor is the time that its operations would take in a large matrix product from the caches.
     #[arg(long, conflicts_with_all = ["json", "csv", "on"])]
     layers: bool,
     /// Also print the accuracy of every class and the most frequent confusions; with --json the whole confusion matrix,

@@ -21,7 +21,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Value> {
     if args.keys {
         say!("{}", page().trim_end());
-        return Ok(serde_json::to_value(keys().collect::<Vec<_>>())?);
+        return Ok(serde_json::json!({ "keys": keys().collect::<Vec<_>>() }));
     }
     let config = args.settings.resolve()?;
     let input = args.settings.config.as_deref().map(read_text).transpose()?;

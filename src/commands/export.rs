@@ -40,7 +40,7 @@ pub struct Args {
     /// Take images of bytes [batch, height, width, 3] (RGB, at the model's resolution), and normalise them inside.
     #[arg(long)]
     with_preprocessing: bool,
-    /// Engine that will run int8 models: each is fast with values rounded at other places. Files of other models are
+    /// Engine that will run int8 models, since each is fast with values rounded at other places. Files of other models are
     /// the same for all [default: the engine that the model was quantised for, otherwise onnxruntime].
     #[arg(long = "for", value_parser = PossibleValuesParser::new(["onnxruntime", "openvino", "tensorrt"]))]
     engine: Option<String>,

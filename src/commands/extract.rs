@@ -56,8 +56,8 @@ pub struct Args {
     #[arg(long)]
     overwrite: bool,
     /// Epochs of fine-tuning on the training images, with the largest subnet as teacher. The weights with the better
-    /// validation accuracy are stored. With --int8 the int8 twin is then fine-tuned as long, with quantisation in the
-    /// loop.
+    /// validation accuracy are stored. With --int8 the int8 twin is then fine-tuned for as many epochs, with
+    /// quantisation in the loop.
     #[arg(long, value_parser = numbers::epochs)]
     finetune: Option<f64>,
     /// Learning rate of fine-tuning.
@@ -78,7 +78,7 @@ pub struct Args {
     /// Skip unreadable images with a count instead of failing.
     #[arg(long)]
     skip_bad: bool,
-    /// Do not measure the models as the predictor's samples were measured, and do not keep that as samples.
+    /// Do not measure the models under the conditions of the predictor's samples too, to add them to these.
     #[arg(long)]
     no_sample: bool,
 }

@@ -83,7 +83,7 @@ pub struct Sampling {
     /// Kind of predictor.
     #[arg(long, value_parser = choice::one_of(Method::TABLE), default_value = "automatic")]
     pub method: Method,
-    /// An ensemble of so many networks, whose mean is the predictor and whose spread tells how sure it is (default with
+    /// Number of networks of an ensemble: their mean is the prediction, their spread tells how sure it is (default with
     /// --method ensemble: 5).
     #[arg(long, value_parser = numbers::members)]
     pub members: Option<usize>,

@@ -55,8 +55,8 @@ pub struct Args {
     /// Training images to calibrate on, at least 32.
     #[arg(long, default_value_t = QuantiseOptions::default().images, value_parser = numbers::images)]
     images: usize,
-    /// Engine that will run the models: each rounds values at other places. The default is this program's runtime, and
-    /// the same as for openvino; for tensorrt, zero is in the middle of the integers. `ofa bench` runs all of them.
+    /// Engine that will run the models, since each rounds values at other places. Those of this program (`ofa`) and of
+    /// openvino are the same; for tensorrt integers are symmetric about zero. `ofa bench` runs all of them.
     #[arg(long = "for", default_value = "ofa", value_parser = PossibleValuesParser::new(ENGINES.iter().map(|engine| engine.0)))]
     engine: String,
     /// Bits of the weights: 8, or 7 for other engines on x86 processors without VNNI, which add products in 16 bits.

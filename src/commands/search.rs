@@ -31,11 +31,12 @@ pub struct Args {
     #[arg(long, default_value = "run")]
     run: PathBuf,
     /// Limit of a cost, DEVICE:METRIC=VALUE: laptop:latency=12ms, any:macs=50M, any:params=3M, any:memory=1MB,
-    /// any:size=2MB (weights in f32), any:size-f16=1MB. Each limit is a separate search.
+    /// any:size=2MB (weights in f32), any:size-f16=1MB, any:size-int8=500KB, any:memory-int8=300KB. Each limit is a
+    /// separate search.
     #[arg(long = "limit", required_unless_present_any = ["against", "at_least"])]
     limits: Vec<Constraint>,
-    /// The other direction: the cheapest subnet (--minimise) whose predicted accuracy is at least so good,
-    /// accuracy=VALUE: accuracy=90%, accuracy=0.9. All limits hold together.
+    /// Find the cheapest subnet (--minimise) whose predicted accuracy is at least accuracy=VALUE: accuracy=90% or
+    /// accuracy=0.9. All limits hold together.
     #[arg(long, value_name = "accuracy=VALUE", requires = "minimise", conflicts_with_all = ["against", "compare", "together"], value_parser = least_accuracy)]
     at_least: Option<f64>,
     /// Cost that --at-least makes small, DEVICE:METRIC: phone:latency.
@@ -47,20 +48,15 @@ pub struct Args {
     /// Search for one subnet within all limits together.
     #[arg(long)]
     together: bool,
-    /// Search strategy (default: with the predictor memetic, with --score measured rounds; evolution where only that
-    /// has the given settings).
+    /// Search strategy (default: memetic, with --score measured rounds; evolution if only that has the given settings).
     #[arg(long, value_parser = strategy_options::strategy())]
     strategy: Option<SearchSettings>,
     /// Cost of the front that `--strategy pareto` draws, DEVICE:METRIC: laptop:latency; may be repeated.
     #[arg(long, value_parser = Constraint::unlimited)]
     against: Vec<Constraint>,
-    /// Most subnets to score (default: the strategy's own number; 200 with --score measured, 1000 with --compare).
+    /// Largest number of subnets to score (default: the strategy's own number; 200 with --score measured, 1000 with --compare).
     #[arg(long, value_parser = numbers::evaluations)]
     evaluations: Option<usize>,
-    #[command(flatten)]
-    strategy_options: StrategyOptions,
-    #[command(flatten)]
-    scoring: Scoring,
     /// Run every strategy with its default settings and the same number of evaluations, and print a table instead of
     /// writing results.
     #[arg(long, conflicts_with_all = ["strategy", "against", strategy_options::GROUP, "verify"])]
@@ -71,6 +67,10 @@ pub struct Args {
     /// Seed of the search.
     #[arg(long, default_value_t = 0, value_parser = numbers::seed)]
     seed: u64,
+    #[command(flatten)]
+    strategy_options: StrategyOptions,
+    #[command(flatten)]
+    scoring: Scoring,
 }
 
 /// Score of a subnet.

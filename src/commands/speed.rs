@@ -46,7 +46,7 @@ pub struct Args {
     /// Steps to measure, after one warm-up step.
     #[arg(long, default_value_t = 6, value_parser = numbers::repetitions)]
     steps: usize,
-    /// Also estimate the time of this configuration's schedule, with its space for both measurements.
+    /// Also estimate the time of this configuration's schedule; its space is measured.
     #[arg(long)]
     config: Option<PathBuf>,
     /// Training images of the schedule of --config (default: those of its data, which is opened for that).

@@ -19,7 +19,7 @@ use ofa_supernet::{Ranks, SearchSpace, Supernet, files};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
-/// Train a supernet by progressive shrinking.
+/// Train a supernet: the largest subnet first, then all others with it.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -31,10 +31,10 @@ pub struct Args {
     /// moved.
     #[arg(long)]
     resume: bool,
-    /// Leave out up to N steps whose loss or gradient is NaN or infinite before stopping with an error.
+    /// Skip up to N steps whose loss or gradient is NaN or infinite before stopping with an error.
     #[arg(long, value_name = "N", value_parser = numbers::skipped)]
     skip_nonfinite: Option<usize>,
-    /// Hours that the training may take: epochs are scaled by a measurement of some steps, with the stages' shares.
+    /// Hours that the training may take: some steps are timed, then the epochs of all stages are scaled.
     #[arg(long, value_parser = numbers::hours, conflicts_with_all = ["epochs", "resume"])]
     hours: Option<f64>,
     /// Write event files of TensorBoard too, to the run folder's tensorboard/; a resumed run continues them.
@@ -64,7 +64,7 @@ pub struct Settings {
     #[arg(long)]
     data: Option<String>,
     /// Start from these weights instead of random ones: a run folder (trained or imported), a file of its checkpoints,
-    /// or the folder of a model that is a subnet of the space. Classes may be others.
+    /// or the folder of a model that is a subnet of the space. The classes may differ.
     #[arg(long, value_name = "RUN|CHECKPOINT|MODEL")]
     from: Option<PathBuf>,
     /// Learn from the largest subnet of this other supernet (of the same images, and any space) in all stages without a
@@ -72,7 +72,7 @@ pub struct Settings {
     #[arg(long, value_name = "RUN|CHECKPOINT")]
     teacher: Option<PathBuf>,
     /// Train only this subnet, for as many epochs as all stages have: its text, smallest, middle or largest, or
-    /// once-for-all's form as JSON. What it reaches alone is the yardstick for what it reaches in the supernet.
+    /// once-for-all's form as JSON. Its accuracy alone is what the same subnet should reach in the supernet.
     #[arg(long, value_name = "TEXT")]
     subnet: Option<String>,
     /// Images carved from the training images for validation.
@@ -93,7 +93,7 @@ pub struct Settings {
     /// Batch norm uses the statistics of all processes' images in training, in place of each one's own.
     #[arg(long)]
     sync_batch_norm: bool,
-    /// Seed of every random decision.
+    /// Seed of weights, order of images, augmentation and subnets (data.seed chooses the validation split).
     #[arg(long, value_parser = numbers::seed)]
     seed: Option<u64>,
 }

@@ -35,7 +35,7 @@ pub struct RemoteArgs {
     /// Binary of this program for the other machine, if that has another architecture.
     #[arg(long, value_name = "FILE", requires = "on")]
     program: Option<PathBuf>,
-    /// Words before the program there, such as an emulator.
+    /// Command to put before the program there, such as an emulator.
     #[arg(long, value_name = "COMMAND", requires = "on", default_value = "")]
     run_with: String,
     /// Cores to run on there, such as 4-7 or 0,2.

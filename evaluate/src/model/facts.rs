@@ -93,7 +93,10 @@ pub enum Resize {
 impl Architecture {
     /// The facts about `network`.
     pub fn of(network: &NetworkSpec) -> Self {
-        let gated = |block: &BlockSpec| matches!(block, BlockSpec::InvertedResidual(b) if b.squeeze_excite.is_some());
+        let gated = |block: &BlockSpec| match block {
+            BlockSpec::InvertedResidual(block) => block.squeeze_excite.is_some(),
+            BlockSpec::Bottleneck(_) | BlockSpec::Custom(_) => false,
+        };
         let squeeze_excite = SqueezeExcite { inner_activation: InnerActivation::Relu, gate: GateFunction::HardSigmoid };
         Architecture {
             padding: Padding::HalfKernel,

@@ -47,7 +47,7 @@ pub use growth::{GrowthPoint, growth};
 pub use import::{import_accuracies, read_subnets};
 pub use origin::Origin;
 pub use provenance::{Provenance, other_weights};
-pub use sample::{Sample, SampleWriter, add_samples, has_imported, read_provenance, read_samples};
+pub use sample::{Sample, SampleWriter, add_samples, has_imported, keep_samples, read_provenance, read_samples};
 
 use crate::effects::{self, Effects};
 use crate::{Error, Result};

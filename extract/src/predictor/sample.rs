@@ -10,6 +10,7 @@
 
 use super::Provenance;
 use crate::{Error, Result};
+use ofa_supernet::lock::{self, Sharing};
 use ofa_supernet::{SearchSpace, Subnet, files};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -132,6 +133,21 @@ pub fn add_samples(path: &Path, space: &SearchSpace, samples: &[Sample], source:
     let kept: Vec<Vec<u8>> = lines.into_iter().filter(|line| seen.insert(line.clone())).collect();
     files::write_atomic(path, &kept.concat())?;
     Ok(kept.len())
+}
+
+/// Adds `samples`, measured under `provenance`, to the file `path`, which holds samples of these conditions.
+///
+/// A subnet that it has already is not added. Processes that add at the same time wait for each other.
+///
+/// # Errors
+/// Errors of [`SampleWriter::open`] and [`SampleWriter::append`].
+pub fn keep_samples(path: &Path, space: &SearchSpace, provenance: &Provenance, samples: &[Sample]) -> Result<()> {
+    let _lock = path.parent().and_then(|folder| lock::wait(folder, Sharing::Alone));
+    let (mut writer, known) = SampleWriter::open(path, space, provenance, false)?;
+    for sample in samples.iter().filter(|own| known.iter().all(|other| other.subnet != own.subnet)) {
+        writer.append(sample)?;
+    }
+    Ok(())
 }
 
 /// Writer that appends samples to a file.
@@ -347,6 +363,29 @@ mod tests {
         let (writer, found) = SampleWriter::open(&path, &space, &provenance(), true).unwrap();
         assert_eq!((writer.unattributed(), found.len()), (0, 1));
         assert_eq!(read_provenance(&path, &space).unwrap(), Some(provenance()));
+    }
+
+    #[test]
+    fn several_that_keep_samples_at_once_keep_each_subnet_once() {
+        let space = SearchSpace::named("tiny").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("samples.jsonl");
+        open(&path).unwrap().0.append(&sample(0.5)).unwrap();
+        let subnet =
+            |resolution: usize, kernel: usize| format!("r{resolution} d1,2 k{kernel}|3,5 e2|4,3").parse().unwrap();
+        let all: Vec<Sample> =
+            [16, 24, 32].iter().flat_map(|&r| [3, 5].map(|k| Sample::new(subnet(r, k), 0.5))).collect();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| keep_samples(&path, &space, &provenance(), &all).unwrap());
+            }
+        });
+        let mut found: Vec<String> =
+            read_samples(&path, &space).unwrap().iter().map(|sample| sample.subnet.to_string()).collect();
+        found.sort();
+        let mut expected: Vec<String> = all.iter().map(|sample| sample.subnet.to_string()).collect();
+        expected.sort();
+        assert_eq!(found, expected);
     }
 
     #[test]

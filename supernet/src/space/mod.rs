@@ -46,7 +46,7 @@ pub use subnet::{BlockChoice, Subnet};
 
 pub use crate::ops::Activation;
 
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -224,9 +224,15 @@ pub fn make_divisible(value: f64) -> usize {
     if (rounded as f64) < 0.9 * value { rounded + 8 } else { rounded }
 }
 
+/// The part of a configuration that holds the space.
+#[derive(Deserialize)]
+struct Configuration {
+    space: SearchSpace,
+}
+
 impl SearchSpace {
     /// A preset by name (see [`PRESETS`]; `mbv3-w1.3` and every other width multiplier work as well), or a TOML file by
-    /// path.
+    /// path: a space, or a whole configuration with the table `[space]`.
     ///
     /// # Errors
     /// An unknown name (with the known ones) or a file that is not a valid space.
@@ -237,7 +243,9 @@ impl SearchSpace {
         }
         let path = Path::new(name);
         if path.extension().is_some_and(|e| e == "toml") {
-            let space: SearchSpace = crate::files::read_toml(path)?;
+            let whole = files::read_text(path)?.parse::<toml::Table>().is_ok_and(|table| table.contains_key("space"));
+            let space: SearchSpace =
+                if whole { files::read_toml::<Configuration>(path)?.space } else { files::read_toml(path)? };
             space.validate().map_err(|e| e.at(path))?;
             return Ok(space);
         }
@@ -252,7 +260,7 @@ impl SearchSpace {
     /// # Errors
     /// Unknown keys, wrong types and impossible values, each named.
     pub fn from_toml(text: &str) -> Result<Self> {
-        let space: SearchSpace = crate::files::parse_toml_text(text).map_err(Error::Space)?;
+        let space: SearchSpace = files::parse_toml_text(text).map_err(Error::Space)?;
         space.validate()?;
         Ok(space)
     }
