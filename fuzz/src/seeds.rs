@@ -7,11 +7,13 @@ use anyhow::Result;
 use image::{ColorType, ImageEncoder};
 use ofa_evaluate::cost;
 use ofa_evaluate::model::{Normalisation, NumberType, load_weights, save_quantised};
-use ofa_evaluate::profile::{ProfileOptions, measure};
+use ofa_evaluate::profile::{ProfileOptions, layers_csv, measure};
 use ofa_evaluate::quantise::{Engine, LEAST_IMAGES, Options, quantise};
 use ofa_extract::predictor::Method;
+use ofa_extract::search::Evolution;
 use ofa_extract::subnet::{Record, extract};
-use ofa_extract::{FitSettings, Predictor, Sample};
+use ofa_extract::tune::{Outcome, Point, Ranges, Trial};
+use ofa_extract::{FitSettings, Predictor, Problem, Sample, SearchSettings, search};
 use ofa_supernet::data::{DataOptions, Dataset};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::Head;
@@ -103,6 +105,19 @@ pub fn write(corpus: &Path) -> Result<()> {
     }
 
     put("latency-table/tiny", latency_table(&tiny)?.as_bytes())?;
+    put("layer-times/tiny", layers_csv(&tiny, 4)?.replace(",\n", ",0.25\n").as_bytes())?;
+    let ranges = Ranges::about(&TrainConfig::preset("tiny", &tiny)?, &tiny)?;
+    put("ranges/about", toml::to_string(&ranges)?.as_bytes())?;
+    let trial = |trial| Trial {
+        trial,
+        values: ranges.names().map(|name| (name, 16.0)).collect(),
+        curve: vec![Point { progress: 0.5, accuracy: 0.25 }],
+        objective: 0.25,
+        outcome: Outcome::Finished,
+        seconds: 1.5,
+    };
+    let trials: Result<Vec<String>, _> = (0..2).map(|index| serde_json::to_string(&trial(index))).collect();
+    put("trials/two", (trials?.join("\n") + "\n").as_bytes())?;
     let tensors: Vec<torch_file::Named> = vec![
         ("first_conv.conv.weight".into(), vec![2, 1, 3, 3], (0..18).map(|i| i as f32).collect()),
         ("classifier.linear.bias".into(), vec![3], vec![0.5, -0.5, 0.25]),
@@ -125,6 +140,19 @@ pub fn write(corpus: &Path) -> Result<()> {
         let size = cost::macs(&tiny.network(&subnet, 10)?) as f64;
         samples.push(Sample::new(subnet, (size.ln() / 20.0).clamp(0.0, 1.0)));
     }
+    let result = search(
+        &Problem { evaluations: Some(40), keep: 2, ..Problem::new(&tiny, &[], 0) },
+        &SearchSettings::Evolution(Evolution::default()),
+        &mut |subnets| Ok(subnets.iter().map(|subnet| subnet.resolution as f64 / 40.0).collect()),
+        &mut |_| (),
+    )?;
+    put("search-result/evolution", serde_json::to_string_pretty(&result)?.as_bytes())?;
+    let rows = samples.iter().take(6).map(|sample| (sample.subnet.to_string(), 100.0 * sample.accuracy));
+    let csv: String = rows.clone().map(|(subnet, percent)| format!("\"{subnet}\",{percent}\n")).collect();
+    put("accuracies-csv/six", format!("Sub-network,Top-1 Acc (%)\n{csv}").as_bytes())?;
+    let json = |(subnet, percent)| serde_json::json!({ "subnet": subnet, "accuracy": percent }).to_string() + "\n";
+    let published = std::iter::once((SETTINGS[1].replace("image_size", "r"), 71.5));
+    put("accuracies-jsonl/seven", rows.chain(published).map(json).collect::<String>().as_bytes())?;
     let lines: Result<Vec<String>, _> = samples.iter().take(6).map(serde_json::to_string).collect();
     put("samples/six", (lines?.join("\n") + "\n").as_bytes())?;
     for (name, method) in [("predictor/small", Method::Ensemble), ("predictor/process", Method::GaussianProcess)] {

@@ -3,14 +3,15 @@
 use anyhow::anyhow;
 use ofa_evaluate::model::{PublishedNetwork, tensor_shapes, validate};
 use ofa_evaluate::{DeviceProfile, Model, StaticNetwork, cost};
-use ofa_extract::predictor::read_samples;
-use ofa_extract::{Constraint, Predictor};
+use ofa_extract::predictor::{import_accuracies, read_samples, read_subnets};
+use ofa_extract::tune::{Ranges, read_trials};
+use ofa_extract::{Constraint, Predictor, SearchResult};
 use ofa_supernet::data::{DataOptions, Dataset};
 use ofa_supernet::import::{CheckpointFile, Setting};
 use ofa_supernet::space::BlockSpec;
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::{TrainConfig, metrics, tensor_file};
-use ofa_supernet::{SearchSpace, Subnet};
+use ofa_supernet::{SearchSpace, Subnet, files};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -74,6 +75,11 @@ pub const TARGETS: &[Target] = &[
     target("checkpoint-note", checkpoint_note),
     target("metrics", metrics_lines),
     target("samples", samples),
+    target("accuracies-csv", |work, bytes| accuracies(work, "accuracies.csv", bytes)),
+    target("accuracies-jsonl", |work, bytes| accuracies(work, "accuracies.jsonl", bytes)),
+    target("search-result", search_result),
+    target("ranges", ranges),
+    target("trials", trials),
     target("predictor", predictor),
     target("model-config", |work, bytes| model(work, "model", "config.json", bytes)),
     target("model-weights", |work, bytes| model(work, "model", "model.safetensors", bytes)),
@@ -83,6 +89,7 @@ pub const TARGETS: &[Target] = &[
     target("block", |_, bytes| block(text(bytes)?)),
     target("network-description", |_, bytes| network_description(text(bytes)?)),
     target("latency-table", latency_table),
+    target("layer-times", layer_times),
 ];
 
 /// A block of a custom kind: what is accepted has costs and a text, and runs.
@@ -306,6 +313,36 @@ fn samples(work: &Path, bytes: &[u8]) -> Outcome {
     Ok(())
 }
 
+/// Accuracies that were measured elsewhere.
+fn accuracies(work: &Path, name: &str, bytes: &[u8]) -> Outcome {
+    let path = put(work, name, bytes)?;
+    let samples = import_accuracies(&path, &tiny())?;
+    if samples.iter().any(|sample| !(0.0..=1.0).contains(&sample.accuracy)) {
+        return Err(Fault::Wrong("an accuracy outside 0 to 1".into()));
+    }
+    match read_subnets(&path, &tiny()) {
+        Ok(subnets) if subnets.len() == samples.len() => Ok(()),
+        other => Err(Fault::Wrong(format!("{} accuracies, but as subnets {other:?}", samples.len()))),
+    }
+}
+
+fn search_result(work: &Path, bytes: &[u8]) -> Outcome {
+    files::read_json::<SearchResult>(&put(work, "result.json", bytes)?)?;
+    Ok(())
+}
+
+fn ranges(work: &Path, bytes: &[u8]) -> Outcome {
+    let config = TrainConfig::preset("tiny", &tiny())?;
+    Ranges::read(&put(work, "ranges.toml", bytes)?, &config, &tiny())?;
+    Ok(())
+}
+
+fn trials(work: &Path, bytes: &[u8]) -> Outcome {
+    let ranges = Ranges::about(&TrainConfig::preset("tiny", &tiny())?, &tiny())?;
+    read_trials(&put(work, "trials.jsonl", bytes)?, &ranges)?;
+    Ok(())
+}
+
 /// A published checkpoint (.pth of both formats, safetensors).
 fn published(work: &Path, bytes: &[u8]) -> Outcome {
     let mut file = CheckpointFile::open(&put(work, "net.pth", bytes)?)?;
@@ -325,6 +362,16 @@ fn latency_table(work: &Path, bytes: &[u8]) -> Outcome {
     let profile = ofa_evaluate::profile::import(&tiny(), 4, "phone", std::slice::from_ref(&path))?;
     let network = profile.space.network(&profile.space.largest(), 4)?;
     match profile.latency_ms(&network) {
+        Ok(ms) if ms > 0.0 => Ok(()),
+        other => Err(Fault::Wrong(format!("the largest subnet takes {other:?}"))),
+    }
+}
+
+/// Times of layers as `ofa profile --layers` lists them.
+fn layer_times(work: &Path, bytes: &[u8]) -> Outcome {
+    let path = put(work, "times.csv", bytes)?;
+    let profile = ofa_evaluate::profile::import_csv(&tiny(), 4, "board", std::slice::from_ref(&path))?;
+    match profile.latency_ms(&tiny().network(&tiny().largest(), 4)?) {
         Ok(ms) if ms > 0.0 => Ok(()),
         other => Err(Fault::Wrong(format!("the largest subnet takes {other:?}"))),
     }
