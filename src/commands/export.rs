@@ -40,8 +40,8 @@ pub struct Args {
     /// Take images of bytes [batch, height, width, 3] (RGB, at the model's resolution), and normalise them inside.
     #[arg(long)]
     with_preprocessing: bool,
-    /// Engine that will run int8 models, since each is fast with values rounded at other places. Files of other models are
-    /// the same for all [default: the engine that the model was quantised for, otherwise onnxruntime].
+    /// Engine that will run int8 models, since each is fast with values rounded at other places. Files of other models
+    /// are the same for all [default: the engine that the model was quantised for, otherwise onnxruntime].
     #[arg(long = "for", value_parser = PossibleValuesParser::new(["onnxruntime", "openvino", "tensorrt"]))]
     engine: Option<String>,
     /// Also write this many preprocessed training images to calibration.npy in the model's folder, f32 [images, 3,

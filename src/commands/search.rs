@@ -54,7 +54,8 @@ pub struct Args {
     /// Cost of the front that `--strategy pareto` draws, DEVICE:METRIC: laptop:latency; may be repeated.
     #[arg(long, value_parser = Constraint::unlimited)]
     against: Vec<Constraint>,
-    /// Largest number of subnets to score (default: the strategy's own number; 200 with --score measured, 1000 with --compare).
+    /// Largest number of subnets to score (default: the strategy's own number; 200 with --score measured, 1000 with
+    /// --compare).
     #[arg(long, value_parser = numbers::evaluations)]
     evaluations: Option<usize>,
     /// Run every strategy with its default settings and the same number of evaluations, and print a table instead of
