@@ -110,10 +110,11 @@ impl Layout {
             }
             images.push(all);
         }
-        let classes = self.classes(&images[0], names)?;
+        let by_name = are_names(&images)?;
+        let classes = self.classes(&images[0], names, by_name)?;
         let mut listings = Vec::new();
         for images in images {
-            let files = labelled(images, &classes)?;
+            let files = labelled(images, &classes, by_name)?;
             listings.push(Listing { folder: self.root.clone(), classes: classes.clone(), files, ignored: Vec::new() });
         }
         let present: BTreeSet<u32> = listings[0].files.iter().map(|(_, label)| *label).collect();
@@ -131,7 +132,7 @@ impl Layout {
     }
 
     /// Names of the classes: those of [`NAMES`], otherwise those that a shard names, otherwise the labels of `images`.
-    fn classes(&self, images: &[Labelled], named: Option<Vec<String>>) -> Result<Vec<String>> {
+    fn classes(&self, images: &[Labelled], named: Option<Vec<String>>, by_name: bool) -> Result<Vec<String>> {
         let path = self.root.join(NAMES);
         if path.exists() {
             let text = crate::files::read_text(&path)?;
@@ -140,21 +141,12 @@ impl Layout {
         if let Some(named) = named {
             return Ok(named);
         }
-        let names: BTreeSet<&String> = images
-            .iter()
-            .filter_map(|(_, label)| match label {
-                Label::Name(name) => Some(name),
-                Label::Number(_) => None,
-            })
-            .collect();
-        if !names.is_empty() {
+        if by_name {
+            let names: BTreeSet<&String> = images.iter().filter_map(|(_, label)| text(label)).collect();
             return Ok(names.into_iter().cloned().collect());
         }
-        let most = images.iter().filter_map(|(_, label)| match label {
-            Label::Number(number) => Some(*number),
-            Label::Name(_) => None,
-        });
-        let count = most.max().map_or(0, |most| most.saturating_add(1));
+        let most = images.iter().filter_map(|(_, label)| number(label)).max();
+        let count = most.map_or(0, |most| most.saturating_add(1));
         // Otherwise one wrong label would ask for any amount of memory.
         if count > images.len() {
             let reason = format!("the largest label is {}, but there are {} images", count - 1, images.len());
@@ -167,22 +159,55 @@ impl Layout {
     }
 }
 
+/// The class's number that a label is, or is as text.
+fn number(label: &Label) -> Option<usize> {
+    match label {
+        Label::Number(number) => Some(*number),
+        Label::Text(text) => text.parse().ok(),
+    }
+}
+
+fn text(label: &Label) -> Option<&String> {
+    match label {
+        Label::Number(_) => None,
+        Label::Text(text) => Some(text),
+    }
+}
+
+/// Whether labels are names of classes. A text such as "7" is a number only where all labels are numbers: beside names
+/// it is the name of a class.
+fn are_names(images: &[Vec<Labelled>]) -> Result<bool> {
+    let labels = || images.iter().flatten();
+    let Some((_, name)) = labels().find(|(_, label)| number(label).is_none()) else { return Ok(false) };
+    let Some((source, label)) = labels().find(|(_, label)| text(label).is_none()) else { return Ok(true) };
+    let (number, name) = (number(label).unwrap_or(0), text(name).map_or("", String::as_str));
+    let reason = format!("has the number {number} as its label, where others have names such as '{name}'");
+    Err(Error::format(source.place(), format!("{reason}; label all images alike")))
+}
+
 /// The images with the numbers of their classes.
-fn labelled(images: Vec<Labelled>, classes: &[String]) -> Result<Vec<(Source, u32)>> {
-    let numbers: HashMap<&str, u32> = (0..).zip(classes).map(|(number, name)| (name.as_str(), number)).collect();
-    let number = |(source, label): Labelled| {
-        let found = match &label {
-            Label::Number(number) => (*number < classes.len()).then_some(*number as u32),
-            Label::Name(name) => numbers.get(name.as_str()).copied(),
+fn labelled(images: Vec<Labelled>, classes: &[String], by_name: bool) -> Result<Vec<(Source, u32)>> {
+    let numbers: HashMap<&str, usize> = (0..).zip(classes).map(|(number, name)| (name.as_str(), number)).collect();
+    let with_class = |(source, label): Labelled| {
+        let named = text(&label).and_then(|text| numbers.get(text.as_str())).copied();
+        let numbered = number(&label).filter(|number| *number < classes.len());
+        let shown = match (text(&label), number(&label)) {
+            (Some(text), _) if by_name => format!("'{text}'"),
+            (_, number) => number.unwrap_or(0).to_string(),
         };
-        let shown = match label {
-            Label::Number(number) => number.to_string(),
-            Label::Name(name) => format!("'{name}'"),
+        let found = match (named, numbered) {
+            (Some(named), Some(numbered)) if !by_name && named != numbered => Err(format!(
+                "has the label {shown}, which is the name of class {named} and the number of the class '{}'; rename \
+                 one of them",
+                classes[numbered]
+            )),
+            _ => (if by_name { named } else { numbered })
+                .ok_or_else(|| format!("has the label {shown}, which is none of the {} classes", classes.len())),
         };
-        let reason = || format!("has the label {shown}, which is none of the {} classes", classes.len());
-        Ok((source.clone(), found.ok_or_else(|| Error::format(source.place(), reason()))?))
+        let class = found.map_err(|reason| Error::format(source.place(), reason))?;
+        Ok((source, class as u32))
     };
-    images.into_iter().map(number).collect()
+    images.into_iter().map(with_class).collect()
 }
 
 /// The shards in a folder, by name; none if there is no such folder.
@@ -363,7 +388,16 @@ mod tests {
             &[("x.png", &a[..30]), ("x.cls", b"0"), ("y.png", &b), ("y.cls", b"1")],
             &["train-0.tar/x.png", "truncated"],
         );
+        fs::write(root.join("classes.txt"), "2\n3\n0\n").unwrap();
+        refused(&[("x.png", &a), ("x.cls", b"0")], &["label 0", "name of class 2", "the class '2'", "rename"]);
         fs::remove_file(root.join("classes.txt")).unwrap();
+        // Beside names, digits are names, as those of folders are.
+        put(&[("x.png", &a), ("x.cls", b"b"), ("y.png", &b), ("y.json", br#"{"label": "7"}"#)]);
+        assert_eq!(read().unwrap(), (vec!["7".to_string(), "b".into()], vec![(1, 1), (2, 0)]));
+        refused(
+            &[("x.png", &a), ("x.cls", b"b"), ("y.png", &b), ("y.json", br#"{"label": 7}"#)],
+            &["train-0.tar/y.png", "number 7", "'b'", "alike"],
+        );
         refused(&[("x.png", &a), ("x.cls", b"4000000000")], &["largest label is 4000000000", "1 images"]);
         put(&[("x.png", &a[..30]), ("x.cls", b"0"), ("y.png", &b), ("y.cls", b"0")]);
         let options = DataOptions { skip_bad: true, ..options(0) };

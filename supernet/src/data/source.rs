@@ -39,7 +39,8 @@ pub(super) enum Source {
 /// Label of an image as its shard tells it.
 pub(super) enum Label {
     Number(usize),
-    Name(String),
+    /// A class's name, or its number as text.
+    Text(String),
 }
 
 /// An image of a shard with its label.

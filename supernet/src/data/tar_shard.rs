@@ -106,11 +106,7 @@ fn parts(name: &str) -> Option<(String, String)> {
 
 fn of_text(text: &str) -> Option<Label> {
     let text = text.trim();
-    match text.parse() {
-        Ok(number) => Some(Label::Number(number)),
-        Err(_) if text.is_empty() => None,
-        Err(_) => Some(Label::Name(text.to_string())),
-    }
+    (!text.is_empty()).then(|| Label::Text(text.to_string()))
 }
 
 fn of_json(text: &str) -> Option<Label> {
