@@ -53,6 +53,25 @@ fn custom() -> SearchSpace {
     space
 }
 
+#[test]
+fn optimizers_tell_weights_of_custom_kinds_apart_by_their_place_in_the_graph() {
+    use ofa_supernet::network::ParameterKind::{self, Depthwise, NormalisedPointwise, OtherWeight, Vector};
+    let net = Supernet::new(&custom(), 10, 1).unwrap();
+    let kind = |name: &str| net.parameters().iter().find(|p| p.name == name).unwrap_or_else(|| panic!("{name}")).kind;
+    let expected: [(&str, ParameterKind); 7] = [
+        ("stages.0.0.conv_exp.weight", OtherWeight),
+        ("stages.0.0.bn1.weight", Vector),
+        ("stages.0.0.conv_pwl.weight", NormalisedPointwise),
+        ("stages.1.0.conv1.weight", NormalisedPointwise),
+        ("stages.1.0.conv2.weight", Depthwise),
+        ("stages.1.0.se.conv_reduce.weight", OtherWeight),
+        ("stages.1.0.se.conv_reduce.bias", Vector),
+    ];
+    for (name, expected) in expected {
+        assert_eq!(kind(name), expected, "{name}");
+    }
+}
+
 /// The same between bottlenecks, with elastic widths: some subnets need a projection that the largest lacks.
 fn custom_resnet() -> SearchSpace {
     let mut space = resnet();

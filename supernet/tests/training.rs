@@ -4,7 +4,7 @@ mod small_run;
 
 use candle_core::{Device, Tensor, Var};
 use ofa_supernet::data::{Augmentation, Flip, Mix, Mixing};
-use ofa_supernet::network::{Gradients, Mode, Tape};
+use ofa_supernet::network::{Gradients, Mode, ParameterKind, Tape};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::train::StepReport;
 use ofa_supernet::train::checkpoint::{Folder, read_supernet};
@@ -374,7 +374,7 @@ fn check_step(mut config: TrainConfig, kind: Teacher) {
             assert_eq!(before, after, "{} took no part", old.name);
             continue;
         };
-        let decay = if old.decay { 1e-2 } else { 0.0 };
+        let decay = if old.kind == ParameterKind::Vector { 0.0 } else { 1e-2 };
         for ((before, after), gradient) in before.iter().zip(&after).zip(values(sum)) {
             let expected = before - rate as f32 * 1.9 * (gradient + decay * before);
             assert!((after - expected).abs() < 1e-5, "{}: {after} {expected}", old.name);

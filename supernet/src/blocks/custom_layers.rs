@@ -5,8 +5,10 @@
 
 use super::CustomSpec;
 use super::custom_channels::{Axis, Group, groups};
-use crate::graph::{Graph, Op, Slot};
-use crate::layers::{Active, BatchNorm, Initialiser, OuterChannels, ParameterId, Parameters, Pass, channel_sorting};
+use crate::graph::{Graph, NodeId, Op, Slot};
+use crate::layers::{
+    Active, BatchNorm, Initialiser, OuterChannels, ParameterId, ParameterKind, Parameters, Pass, channel_sorting,
+};
 use candle_core::{Result, Tensor, bail};
 
 /// Elastic layers of the block.
@@ -32,13 +34,34 @@ struct Largest {
     is_norm: bool,
     weight: Vec<usize>,
     has_bias: bool,
+    /// Kind of the weight; that of any other weight if choices differ.
+    kind: ParameterKind,
+}
+
+/// Kind of the weight of a slot, whose output the nodes `readers` read.
+fn kind(graph: &Graph, slot: &Slot, readers: &[NodeId]) -> ParameterKind {
+    let is_norm = |reader: &NodeId| graph.node(*reader).op == Op::BatchNorm;
+    let channels = graph.node(slot.node).shape.channels;
+    match graph.node(slot.node).op {
+        Op::Convolution { groups, .. } if groups > 1 && groups == channels => ParameterKind::Depthwise,
+        Op::Convolution { kernel: 1, groups: 1, .. } if !readers.is_empty() && readers.iter().all(is_norm) => {
+            ParameterKind::NormalisedPointwise
+        }
+        Op::BatchNorm => ParameterKind::Vector,
+        _ => ParameterKind::OtherWeight,
+    }
 }
 
 impl Largest {
     /// The extents over all graphs.
     fn of_all(graphs: &[Graph]) -> Result<Vec<Largest>> {
         let mut all: Vec<Largest> = Vec::new();
-        for (graph, slot) in graphs.iter().flat_map(|graph| graph.slots().iter().map(move |slot| (graph, slot))) {
+        let readers: Vec<Vec<Vec<NodeId>>> = graphs.iter().map(Graph::consumers).collect();
+        let slots = graphs.iter().zip(&readers).flat_map(|(graph, readers)| {
+            graph.slots().iter().map(move |slot| (graph, slot, &readers[slot.node.index()]))
+        });
+        for (graph, slot, readers) in slots {
+            let kind = kind(graph, slot, readers);
             let tensors = graph.tensors(slot);
             let weight = tensors[0].1.clone();
             let is_norm = graph.node(slot.node).op == Op::BatchNorm;
@@ -53,8 +76,11 @@ impl Largest {
                 Some(other) => {
                     other.weight.iter_mut().zip(weight).for_each(|(most, extent)| *most = extent.max(*most));
                     other.has_bias |= has_bias;
+                    if other.kind != kind {
+                        other.kind = ParameterKind::OtherWeight;
+                    }
                 }
-                None => all.push(Largest { name: slot.name().to_string(), is_norm, weight, has_bias }),
+                None => all.push(Largest { name: slot.name().to_string(), is_norm, weight, has_bias, kind }),
             }
         }
         Ok(all)
@@ -70,9 +96,9 @@ impl Largest {
         // Each input of a depthwise convolution reaches one output.
         let fan_out = height * width * if inputs == 1 { 1 } else { out };
         let deviation = Initialiser::Normal((2.0 / fan_out as f64).sqrt());
-        let weight = parameters.add(format!("{name}.weight"), &self.weight, deviation, true)?;
+        let weight = parameters.add(format!("{name}.weight"), &self.weight, deviation, self.kind)?;
         let zeros = Initialiser::Constant(0.0);
-        let bias = self.has_bias.then(|| parameters.add(format!("{name}.bias"), &[out], zeros, false));
+        let bias = self.has_bias.then(|| parameters.add(format!("{name}.bias"), &[out], zeros, ParameterKind::Vector));
         Ok(Layer::Convolution(weight, bias.transpose()?))
     }
 }

@@ -4,8 +4,8 @@ use super::{BlockSettings, BlockSpec};
 use crate::graph::names::{BlockNames, DEPTHWISE_SEPARABLE, INVERTED_RESIDUAL};
 use crate::graph::{Builder, NodeId, Shape};
 use crate::layers::{
-    Active, BatchNorm, ElasticKernel, Initialiser, OuterChannels, ParameterId, Parameters, Pass, add_packed,
-    average_pool, channel_sorting, fused, linear, pack, sum_of_branches,
+    Active, BatchNorm, ElasticKernel, Initialiser, OuterChannels, ParameterId, ParameterKind, Parameters, Pass,
+    add_packed, average_pool, channel_sorting, fused, linear, pack, sum_of_branches,
 };
 use crate::ops::{self, BlockShape, tensor_values};
 use crate::space::{Activation, reduced_channels};
@@ -199,9 +199,10 @@ impl InvertedResidual {
     ) -> Result<Self> {
         let (m, n) = (largest.middle_channels, largest.out_channels);
         let he = |fan_out: usize| Initialiser::Normal((2.0 / fan_out as f64).sqrt());
+        let (pointwise, other) = (ParameterKind::NormalisedPointwise, ParameterKind::OtherWeight);
         let expand = if largest.expand {
             let dims = [m, largest.in_channels, 1, 1];
-            let weight = parameters.add(format!("{name}.expand.weight"), &dims, he(m), true)?;
+            let weight = parameters.add(format!("{name}.expand.weight"), &dims, he(m), pointwise)?;
             Some((weight, BatchNorm::new(parameters, format!("{name}.expand.norm"), m)?))
         } else {
             None
@@ -212,12 +213,12 @@ impl InvertedResidual {
             Some(reduced) => {
                 let mut biased = |part: &str, out: usize, input: usize| -> Result<Biased> {
                     Ok(Biased {
-                        weight: parameters.add(format!("{name}.{part}.weight"), &[out, input, 1, 1], he(out), true)?,
+                        weight: parameters.add(format!("{name}.{part}.weight"), &[out, input, 1, 1], he(out), other)?,
                         bias: parameters.add(
                             format!("{name}.{part}.bias"),
                             &[out],
                             Initialiser::Constant(0.0),
-                            false,
+                            ParameterKind::Vector,
                         )?,
                     })
                 };
@@ -225,12 +226,15 @@ impl InvertedResidual {
             }
             None => None,
         };
-        let project = parameters.add(format!("{name}.project.weight"), &[n, m, 1, 1], he(n), true)?;
+        let project = parameters.add(format!("{name}.project.weight"), &[n, m, 1, 1], he(n), pointwise)?;
         let project_norm = BatchNorm::new(parameters, format!("{name}.project.norm"), n)?;
         let shortcut = match largest.projection {
-            true => {
-                Some(parameters.add(format!("{name}.shortcut.weight"), &[n, largest.in_channels, 1, 1], he(n), true)?)
-            }
+            true => Some(parameters.add(
+                format!("{name}.shortcut.weight"),
+                &[n, largest.in_channels, 1, 1],
+                he(n),
+                other,
+            )?),
             false => None,
         };
         Ok(InvertedResidual { expand, depthwise, depthwise_norm, squeeze_excite, project, project_norm, shortcut })

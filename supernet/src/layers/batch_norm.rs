@@ -1,6 +1,6 @@
 //! Batch norm's parameters and running statistics at full width. The normalisation itself is part of the fused ops.
 
-use super::{Active, Initialiser, ParameterId, Parameters};
+use super::{Active, Initialiser, ParameterId, ParameterKind, Parameters};
 use crate::ops::ChannelStatistics;
 use candle_core::Result;
 use std::sync::{Mutex, PoisonError};
@@ -32,8 +32,10 @@ pub(crate) struct BatchNorm {
 
 impl BatchNorm {
     pub(crate) fn new(parameters: &mut Parameters, name: String, channels: usize) -> Result<Self> {
-        let weight = parameters.add(format!("{name}.weight"), &[channels], Initialiser::Constant(1.0), false)?;
-        let bias = parameters.add(format!("{name}.bias"), &[channels], Initialiser::Constant(0.0), false)?;
+        let weight =
+            parameters.add(format!("{name}.weight"), &[channels], Initialiser::Constant(1.0), ParameterKind::Vector)?;
+        let bias =
+            parameters.add(format!("{name}.bias"), &[channels], Initialiser::Constant(0.0), ParameterKind::Vector)?;
         Ok(BatchNorm {
             name,
             weight,

@@ -1,7 +1,7 @@
 //! A dense convolution with batch norm and activation: the first and last of MobileNets, all of ResNets. A subnet uses
 //! the leading input and output channels.
 
-use super::{Active, BatchNorm, Initialiser, ParameterId, Parameters, Pass, add_packed, pack, tensors};
+use super::{Active, BatchNorm, Initialiser, ParameterId, ParameterKind, Parameters, Pass, add_packed, pack, tensors};
 use crate::graph::interpreter::{self, Computed};
 use crate::graph::{Graph, Op, Region};
 use crate::ops::{self, ChannelStatistics, DenseSaved, DenseShape, Windows, contiguous_f32, tensor_values};
@@ -24,7 +24,8 @@ impl Dense {
         let (n, k) = (largest.out_channels, largest.kernel);
         let deviation = (2.0 / (k * k * n) as f64).sqrt();
         let dims = [n, largest.in_channels, k, k];
-        let weight = parameters.add(format!("{name}.weight"), &dims, Initialiser::Normal(deviation), true)?;
+        let kind = if k == 1 { ParameterKind::NormalisedPointwise } else { ParameterKind::OtherWeight };
+        let weight = parameters.add(format!("{name}.weight"), &dims, Initialiser::Normal(deviation), kind)?;
         let norm = BatchNorm::new(parameters, format!("{name}.norm"), n)?;
         Ok(Dense { weight, norm, pool })
     }

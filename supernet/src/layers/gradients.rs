@@ -98,13 +98,15 @@ impl InplaceOp1 for AddRows<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layers::{Initialiser, Parameters};
+    use crate::layers::{Initialiser, ParameterKind, Parameters};
     use candle_core::{DType, Device};
 
     #[test]
     fn gradients_of_parts_are_summed_where_they_belong_and_absent_ones_stay_absent() {
         let mut parameters = Parameters::new(0, DType::F32, &Device::Cpu);
-        let mut add = |dims: &[usize]| parameters.add("p".into(), dims, Initialiser::Constant(0.0), true).unwrap();
+        let mut add = |dims: &[usize]| {
+            parameters.add("p".into(), dims, Initialiser::Constant(0.0), ParameterKind::OtherWeight).unwrap()
+        };
         let (matrix, vector) = (add(&[3, 2, 2]), add(&[4]));
         add(&[2]);
         let mut sums = Gradients::none(3);

@@ -1,7 +1,7 @@
 //! Elastic kernel size: a smaller kernel is the centre of the next larger one times a learned matrix (paper §3.3,
 //! figure 3). Without matrices it is the centre of the largest.
 
-use super::{Active, Initialiser, ParameterId, Parameters};
+use super::{Active, Initialiser, ParameterId, ParameterKind, Parameters};
 use candle_core::Result;
 
 /// A depthwise weight at the largest kernel size with the matrices to the smaller ones.
@@ -29,13 +29,14 @@ impl ElasticKernel {
             format!("{name}.weight"),
             &[channels, 1, largest, largest],
             Initialiser::Normal(deviation),
-            true,
+            ParameterKind::Depthwise,
         )?;
         let mut transforms = Vec::new();
         for pair in kernel_sizes.windows(2) {
             let (small, large) = (pair[0], pair[1]);
             let name = format!("{name}.transform_{large}to{small}");
-            transforms.push(parameters.add(name, &[small * small, small * small], Initialiser::Identity, true)?);
+            let dims = [small * small, small * small];
+            transforms.push(parameters.add(name, &dims, Initialiser::Identity, ParameterKind::KernelTransform)?);
         }
         Ok(ElasticKernel { weight, kernel_sizes: kernel_sizes.to_vec(), transforms })
     }

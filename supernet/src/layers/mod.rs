@@ -32,8 +32,8 @@ pub(crate) use drop_path::BlockDrops;
 pub use drop_path::DropPath;
 pub use gradients::Gradients;
 pub(crate) use kernel_transform::ElasticKernel;
-pub use parameter::Parameter;
 pub(crate) use parameter::{Initialiser, ParameterId, Parameters};
+pub use parameter::{Parameter, ParameterKind};
 pub use tape::Tape;
 
 use crate::graph::{Graph, interpreter};

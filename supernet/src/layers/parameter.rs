@@ -12,8 +12,23 @@ pub struct Parameter {
     pub name: String,
     /// The values.
     pub var: Var,
-    /// Whether weight decay applies (not on batch norm and biases).
-    pub decay: bool,
+    /// Part in its layer.
+    pub kind: ParameterKind,
+}
+
+/// Part of a tensor in its layer, by which optimizers tell weights apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParameterKind {
+    /// Weight of a pointwise convolution before a batch norm, which makes its size free.
+    NormalisedPointwise,
+    /// Weight of a depthwise convolution.
+    Depthwise,
+    /// Matrix that makes a smaller kernel of a larger one.
+    KernelTransform,
+    /// Other weight of a convolution or a linear layer.
+    OtherWeight,
+    /// Scale or shift of a batch norm, or a bias: never decayed.
+    Vector,
 }
 
 /// Index into [`Parameters`].
@@ -72,7 +87,7 @@ impl Parameters {
         name: String,
         dims: &[usize],
         initialiser: Initialiser,
-        decay: bool,
+        kind: ParameterKind,
     ) -> Result<ParameterId> {
         let count: usize = dims.iter().product();
         let mut rng = generator(self.seed, Stream::Weights, &[self.list.len() as u64]);
@@ -89,7 +104,7 @@ impl Parameters {
                 .collect(),
         };
         let tensor = Tensor::from_vec(values, dims, &self.device)?.to_dtype(self.dtype)?;
-        self.list.push(Parameter { name, var: Var::from_tensor(&tensor)?, decay });
+        self.list.push(Parameter { name, var: Var::from_tensor(&tensor)?, kind });
         Ok(ParameterId(self.list.len() - 1))
     }
 

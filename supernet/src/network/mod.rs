@@ -32,7 +32,7 @@ use crate::{Error, Result};
 use candle_core::{DType, Device};
 use rand::rngs::StdRng;
 
-pub use crate::layers::{DropPath, Gradients, Parameter, Tape};
+pub use crate::layers::{DropPath, Gradients, Parameter, ParameterKind, Tape};
 pub(crate) use forward::Trunk;
 pub use paste::Values;
 pub use statistics::{Statistics, StatisticsCollector};
@@ -135,13 +135,15 @@ impl Supernet {
             Some(width) => {
                 let he = Initialiser::Normal((2.0 / width as f64).sqrt());
                 let dims = [width, largest.pooled_map().0];
-                Some(parameters.add("hidden.weight".into(), &dims, he, true)?)
+                Some(parameters.add("hidden.weight".into(), &dims, he, ParameterKind::OtherWeight)?)
             }
             None => None,
         };
         let bound = Initialiser::Uniform(1.0 / (width as f64).sqrt());
-        let weight = parameters.add("classifier.weight".into(), &[classes, width], bound, true)?;
-        let bias = parameters.add("classifier.bias".into(), &[classes], Initialiser::Constant(0.0), false)?;
+        let weight =
+            parameters.add("classifier.weight".into(), &[classes, width], bound, ParameterKind::OtherWeight)?;
+        let bias =
+            parameters.add("classifier.bias".into(), &[classes], Initialiser::Constant(0.0), ParameterKind::Vector)?;
         Ok(Supernet {
             space: space.clone(),
             classes,

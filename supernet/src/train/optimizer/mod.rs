@@ -14,7 +14,7 @@ mod nesterov;
 mod rules;
 
 use super::gradients::Gradients;
-use crate::network::Parameter;
+use crate::network::{Parameter, ParameterKind};
 use crate::ranks::Ranks;
 use crate::{Error, Result};
 use adamw::Squares;
@@ -107,7 +107,8 @@ impl Optimizer {
     ) -> Result<()> {
         for (place, (parameter, gradient)) in parameters.iter().zip(gradients.tensors()).enumerate() {
             let Some(gradient) = gradient else { continue };
-            let decays = parameter.decay && !self.undecayed.iter().any(|group| group.has(&parameter.name));
+            let decays = parameter.kind != ParameterKind::Vector
+                && !self.undecayed.iter().any(|group| group.has(parameter.kind));
             let pace = Pace { rate, scale, decay: if decays { self.weight_decay } else { 0.0 } };
             let buffer = &mut self.buffers[place];
             match &self.rule {
@@ -220,7 +221,7 @@ mod tests {
                 name: format!("p{p}"),
                 var: Var::from_tensor(&Tensor::new(values.as_slice(), &Device::Cpu).unwrap().to_dtype(dtype).unwrap())
                     .unwrap(),
-                decay: p == 0,
+                kind: if p == 0 { ParameterKind::OtherWeight } else { ParameterKind::Vector },
             })
             .collect();
         let mut optimizer = Optimizer::sgd(0.9, 0.01, parameters.len());
@@ -283,7 +284,7 @@ mod tests {
         let norm = Parameter {
             name: "block.norm.weight".into(),
             var: Var::from_tensor(&parameter.var.as_tensor().ones_like().unwrap()).unwrap(),
-            decay: false,
+            kind: ParameterKind::Vector,
         };
         let parameters = [parameter, norm];
         let mut current = optimizer(&parameters);
@@ -308,7 +309,7 @@ mod tests {
         let values: Vec<f64> = (0..rows * columns).map(|i| f64::from(((i as f64) * 0.3).cos() as f32)).collect();
         let tensor = Tensor::from_vec(values.clone(), (rows, columns, 1, 1), &Device::Cpu).unwrap();
         let var = Var::from_tensor(&tensor.to_dtype(dtype).unwrap()).unwrap();
-        (values, Parameter { name: "block.weight".into(), var, decay: true })
+        (values, Parameter { name: "block.weight".into(), var, kind: ParameterKind::NormalisedPointwise })
     }
 
     #[test]
@@ -422,8 +423,8 @@ mod tests {
 
     #[test]
     fn a_foreign_buffer_is_refused() {
-        let parameters =
-            [Parameter { name: "w".into(), var: Var::new(&[1f32, 2.0], &Device::Cpu).unwrap(), decay: true }];
+        let var = Var::new(&[1f32, 2.0], &Device::Cpu).unwrap();
+        let parameters = [Parameter { name: "w".into(), var, kind: ParameterKind::OtherWeight }];
         let state = HashMap::from([("w".to_string(), Tensor::new(&[1f32], &Device::Cpu).unwrap())]);
         let error = Optimizer::sgd(0.9, 0.0, 1).load_state(&parameters, &state).unwrap_err().to_string();
         assert!(error.contains("'w'") && error.contains("[1]"), "{error}");

@@ -3,7 +3,7 @@
 use super::Muon;
 use super::buffer::Buffer;
 use crate::Result;
-use crate::network::Parameter;
+use crate::network::{Parameter, ParameterKind};
 use crate::ops::orthogonalised;
 use crate::ranks::Ranks;
 use crate::train::gradients::Gradients;
@@ -13,13 +13,9 @@ use rayon::prelude::*;
 /// Places of the weights that Muon updates, ascending: those of pointwise convolutions before a batch norm, which makes
 /// their size free. Without it (squeeze-excite, shortcuts of MobileNets, the hidden layer) the size has a meaning.
 pub(super) fn matrices(parameters: &[Parameter]) -> Vec<usize> {
-    let is_normalised = |layer: &str| {
-        let norm = format!("{layer}.norm.weight");
-        parameters.iter().any(|parameter| parameter.name == norm)
-    };
     let is_matrix = |parameter: &Parameter| {
-        matches!(parameter.var.dims(), &[out, input, 1, 1] if out > 1 && input > 1)
-            && parameter.name.strip_suffix(".weight").is_some_and(is_normalised)
+        parameter.kind == ParameterKind::NormalisedPointwise
+            && matches!(parameter.var.dims(), &[out, input, 1, 1] if out > 1 && input > 1)
     };
     (0..parameters.len()).filter(|&place| is_matrix(&parameters[place])).collect()
 }

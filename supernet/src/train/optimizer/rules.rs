@@ -1,6 +1,7 @@
 //! Optimizers as a configuration has them.
 
 use crate::Result;
+use crate::network::ParameterKind;
 use crate::train::checks::{LARGE, fail};
 use serde::{Deserialize, Serialize};
 
@@ -87,10 +88,10 @@ pub enum Undecayed {
 }
 
 impl Undecayed {
-    pub(super) fn has(self, parameter: &str) -> bool {
+    pub(super) fn has(self, kind: ParameterKind) -> bool {
         match self {
-            Undecayed::Depthwise => parameter.ends_with(".depthwise.weight"),
-            Undecayed::KernelTransforms => parameter.contains(".transform_"),
+            Undecayed::Depthwise => kind == ParameterKind::Depthwise,
+            Undecayed::KernelTransforms => kind == ParameterKind::KernelTransform,
         }
     }
 }
