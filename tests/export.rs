@@ -186,8 +186,11 @@ impl Exported {
         let (shape, found) = output.into_shape_vec::<f32, 2>().unwrap();
         assert_eq!(shape, [self.batch, self.classes], "{name}");
         let largest = self.expected.iter().fold(0f32, |a, b| a.max(b.abs()));
-        let difference = self.expected.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-        assert!(largest > 1e-3 && difference <= self.tolerance * largest, "{name}: {difference:e} of {largest:e}");
+        assert!(largest > 1e-3 && self.expected.iter().all(|value| value.is_finite()), "{name}");
+        for (expected, found) in self.expected.iter().zip(&found) {
+            let difference = (expected - found).abs();
+            assert!(difference <= self.tolerance * largest, "{name}: {difference:e} of {largest:e}");
+        }
     }
 
     /// Writes input and output where `tests/export.py` finds them.
@@ -292,6 +295,10 @@ fn bad_input_is_one_sentence_and_leaves_the_old_file() {
     let weights = folder.join("run/models/smallest/model.safetensors");
     let itself = ["export", "run/models/smallest", "--out", "run/models/smallest/model.safetensors"];
     fails(folder, &itself, &["model.safetensors: this file is the model itself"]);
+    for file in ["models/./smallest/config.json", "models/../models/smallest/graph.json", "models/smallest/load.py"] {
+        let out = format!("run/{file}");
+        fails(folder, &["export", "run/models/smallest", "--out", &out], &[&out, "this file is the model itself"]);
+    }
     let bytes = fs::read(&weights).unwrap();
     let mut broken = bytes.clone();
     let end = broken.len();

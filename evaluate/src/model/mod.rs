@@ -50,6 +50,8 @@ pub const ONNX_FILE: &str = "model.onnx";
 pub const CALIBRATION_FILE: &str = "calibration.npy";
 /// Files inside a model's folder that other commands make of the model: [`save`] removes those of another model.
 pub(crate) const DERIVED_FILES: [&str; 3] = [ONNX_FILE, BENCH_FILE, CALIBRATION_FILE];
+/// Files that [`save`] writes.
+pub(crate) const SAVED_FILES: [&str; 5] = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, GRAPH_FILE, LOADER.0];
 /// Name of the network as operations inside a model's folder.
 const GRAPH_FILE: &str = "graph.json";
 /// Name and content of the program that loads a model into PyTorch.
