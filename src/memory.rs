@@ -9,15 +9,23 @@ use ofa_supernet::train::TrainConfig;
 pub use ofa_evaluate::memory::{available, peak};
 
 /// Fails if training can never fit into this machine's memory, and warns if it does not fit into the memory that is
-/// free now. Both messages name a batch that fits. `processes` equal processes share the memory. Returns the estimate
-/// for one process in bytes, including the bytes that it (with its data set) takes already.
-pub fn check(space: &SearchSpace, data: &Dataset, config: &TrainConfig, processes: usize) -> Result<u64> {
-    check_training(space, data.classes.len(), [data.train.len(), data.validation.len()], config, processes)
+/// free now. Both messages name a batch that fits. `teacher` is the space of another run's teacher. `processes` equal
+/// processes share the memory. Returns the estimate for one process in bytes, including the bytes that it (with its
+/// data set) takes already.
+pub fn check(
+    space: &SearchSpace,
+    teacher: Option<&SearchSpace>,
+    data: &Dataset,
+    config: &TrainConfig,
+    processes: usize,
+) -> Result<u64> {
+    check_training(space, teacher, data.classes.len(), [data.train.len(), data.validation.len()], config, processes)
 }
 
 /// [`check`] for given numbers of classes, training images and validation images.
 pub fn check_training(
     space: &SearchSpace,
+    teacher: Option<&SearchSpace>,
     classes: usize,
     [train, validation]: [usize; 2],
     config: &TrainConfig,
@@ -29,7 +37,7 @@ pub fn check_training(
         let mut smaller = TrainConfig { batch, subnets_at_once, ..config.clone() };
         // A stage's own batch shrinks too.
         smaller.stages.iter_mut().for_each(|stage| stage.batch = stage.batch.map(|own| own.min(batch)));
-        Ok(TrainingMemory::estimate(space, classes, &smaller, train, validation)?.total())
+        Ok(TrainingMemory::estimate(space, teacher, classes, &smaller, train, validation)?.total())
     };
     let batch = config.stages.iter().filter_map(|stage| stage.batch).fold(config.batch, usize::max);
     check_batch("training", batch, &need, processes)

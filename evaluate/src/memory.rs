@@ -9,6 +9,8 @@ use std::path::Path;
 
 /// Batches of images that exist at once: those that are prepared, the one in use, and its copy as a tensor.
 const BATCHES: u64 = 5;
+/// Copies of what a checkpoint holds while it is written: as tensors, and as bytes.
+const CHECKPOINT_COPIES: u64 = 2;
 /// Prepared validation images are kept up to this many bytes.
 const EVALUATION_BUDGET: u64 = 1 << 30;
 /// Factor on work buffers: they are reused where they fit, but their sizes differ by subnet and resolution, so some of
@@ -29,12 +31,14 @@ pub struct TrainingMemory {
 
 impl TrainingMemory {
     /// The estimate for `config` on `train_images` training and `validation_images` validation images: that of the
-    /// stage that needs most, at the largest resolution and the largest subnet that it may draw.
+    /// stage that needs most, at the largest resolution and the largest subnet that it may draw. `teacher` is the space
+    /// of the frozen teacher, if it is not `space`.
     ///
     /// # Errors
     /// An invalid space.
     pub fn estimate(
         space: &SearchSpace,
+        teacher: Option<&SearchSpace>,
         classes: usize,
         config: &TrainConfig,
         train_images: usize,
@@ -43,20 +47,33 @@ impl TrainingMemory {
         let largest = space.network(&space.largest(), classes)?;
         let weights = Graph::of(&largest).stored_numbers().saturating_mul(4);
         let ema = u64::from(config.ema.is_some());
-        let teacher = u64::from(config.stages.iter().any(StageConfig::has_frozen_teacher));
+        let teacher = teacher.unwrap_or(space);
+        let teacher = teacher.network(&teacher.largest(), classes)?;
+        // In memory, and while a checkpoint is written.
+        let teacher_weights = match config.stages.iter().any(StageConfig::has_frozen_teacher) {
+            true => Graph::of(&teacher).stored_numbers().saturating_mul(4 * (1 + CHECKPOINT_COPIES)),
+            false => 0,
+        };
         let at_once = |stage: &StageConfig| config.subnets_at_once.min(stage.subnets_per_step) as u64;
         let moments = if config.optimizer == OptimizerKind::AdamW { 2 } else { 1 };
         // Weights, the sum of gradients and one gradient per concurrent pass; moments; the moving average and a copy.
         let passes = config.stages.iter().map(at_once).max().unwrap_or(1);
-        let training = 2 + passes + moments + 2 * ema + teacher;
-        // While a checkpoint is written, each part exists once as tensors and once as bytes.
-        let checkpoint = 2 * (1 + moments + ema + teacher);
+        let training = 2 + passes + moments + 2 * ema;
+        let checkpoint = CHECKPOINT_COPIES * (1 + moments + ema);
 
         let (mut activations, mut batches) = (0, 0);
         for stage in &config.stages {
             let batch = stage.batch.unwrap_or(config.batch).min(train_images.max(1)) as u64;
             let choices = stage.choices(space);
-            let network = space.network(&choices.largest(), classes)?;
+            let mut network = space.network(&choices.largest(), classes)?;
+            if let Some(side) = stage.images.as_ref().and_then(|images| images.resolutions.iter().max()) {
+                network.set_resolution(*side);
+            }
+            if stage.has_frozen_teacher() {
+                let mut teacher = teacher.clone();
+                teacher.set_resolution(network.resolution);
+                activations = activations.max(forward_bytes(&teacher).saturating_mul(batch));
+            }
             activations = activations.max(step_bytes(&network).saturating_mul(at_once(stage) * batch));
             let side = network.resolution as u64;
             batches = batches.max(BATCHES * batch * side * side * 12);
@@ -74,7 +91,7 @@ impl TrainingMemory {
             batches += all.min(EVALUATION_BUDGET);
         }
         Ok(TrainingMemory {
-            weights: weights.saturating_mul(training + checkpoint),
+            weights: weights.saturating_mul(training + checkpoint).saturating_add(teacher_weights),
             activations: (activations as f64 * WORK_BUFFERS) as u64,
             images: batches,
         })
@@ -150,13 +167,14 @@ fn group() -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ofa_supernet::train::StageImages;
 
     #[test]
     fn grows_with_batch_resolution_and_width() {
         let space = SearchSpace::named("cifar-mbv3").unwrap();
         let config = TrainConfig::preset("progressive", &space).unwrap();
         let estimate = |space: &SearchSpace, config: &TrainConfig| {
-            TrainingMemory::estimate(space, 10, config, 45_000, 5000).unwrap()
+            TrainingMemory::estimate(space, None, 10, config, 45_000, 5000).unwrap()
         };
         let usual = estimate(&space, &config);
         let doubled = estimate(&space, &TrainConfig { batch: 2 * config.batch, ..config.clone() });
@@ -168,8 +186,18 @@ mod tests {
         assert!(averaged.weights > usual.weights);
         let squares = estimate(&space, &TrainConfig { optimizer: OptimizerKind::AdamW, ..config.clone() });
         assert!(squares.weights > usual.weights);
+        let mut large_images = config.clone();
+        for stage in &mut large_images.stages {
+            stage.images = Some(StageImages { resolutions: vec![16, 2 * space.resolutions[0]], weights: Vec::new() });
+        }
+        let mut as_large = space.clone();
+        as_large.resolutions = vec![2 * space.resolutions[0]];
+        let small = SearchSpace { resolutions: vec![space.resolutions[0]], ..space.clone() };
+        assert_eq!(estimate(&small, &large_images).activations, estimate(&as_large, &config).activations);
         let mut wide = space.clone();
         wide.width_multiplier *= 2.0;
+        let taught = TrainingMemory::estimate(&space, Some(&wide), 10, &config, 45_000, 5000).unwrap();
+        assert!(taught.weights > usual.weights * 6 / 5, "{} {}", taught.weights, usual.weights);
         assert!(estimate(&wide, &config).weights > 3 * usual.weights);
         let mut giant = space.clone();
         let head = giant.head.as_mut().unwrap();

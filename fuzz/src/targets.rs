@@ -274,7 +274,7 @@ fn train_config(text: &str) -> Outcome {
             return Err(Fault::Wrong("a stage without steps".into()));
         }
     }
-    ofa_evaluate::memory::TrainingMemory::estimate(&space, 10, &config, 1000, 100)?;
+    ofa_evaluate::memory::TrainingMemory::estimate(&space, None, 10, &config, 1000, 100)?;
     Ok(())
 }
 

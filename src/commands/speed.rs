@@ -356,7 +356,7 @@ fn memory_of_step(setting: &Setting, batch: usize) -> Result<u64> {
     let mut config = TrainConfig { batch, stages: vec![stage], ..config };
     config.subnets_at_once = config.subnets_at_once.min(rayon::current_num_threads());
     (config.probe.batch, config.probe.recalibration_images) = (1, 1);
-    let step = TrainingMemory::estimate(space, classes, &config, batch, 0)?;
+    let step = TrainingMemory::estimate(space, None, classes, &config, batch, 0)?;
     let logits = 16 * batch as u64 * classes as u64;
     Ok(step.total().saturating_add(logits))
 }
@@ -420,7 +420,7 @@ fn mean(exchanges: &[Exchange]) -> Exchange {
 /// Measures a few steps of each stage at the resolutions that training would draw, on one of `processes` that share the
 /// images of a step.
 pub fn stage_times(config: &RunConfig, classes: usize, images: usize, processes: usize) -> Result<Vec<StageTime>> {
-    memory::check_training(&config.space, classes, [images, 0], &config.train, processes)?;
+    memory::check_training(&config.space, None, classes, [images, 0], &config.train, processes)?;
     let net = Supernet::new(&config.space, classes, 0)?;
     let teacher = Supernet::new(&config.space, classes, 1)?;
     let mut stages = Vec::new();

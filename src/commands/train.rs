@@ -288,11 +288,16 @@ pub fn train_run(
     if !resume {
         training_summary::print(config, &data)?;
     }
-    let estimate = memory::check(&config.space, &data, &of_one_rank(&config.train, ranks), on_this_machine(ranks))?;
+    let teacher = if resume { None } else { teacher_of_another_run(config, &data)? };
+    let teacher_space = teacher.as_ref().map(Supernet::space);
+    let of_one_rank = of_one_rank(&config.train, ranks);
+    let estimate = memory::check(&config.space, teacher_space, &data, &of_one_rank, on_this_machine(ranks))?;
     let each = if ranks.is_distributed() { " for each process" } else { "" };
     note(format!("about {} of memory at the peak{each}", memory::mib(estimate)));
     let mut net = Supernet::on_device(&config.space, data.classes.len(), config.train.seed, DType::F32, device)?;
-    let teacher = if resume { None } else { from_other_runs(config, &data, &net)? };
+    if let Some(from) = config.from.as_ref().filter(|_| !resume) {
+        StartingWeights::read(Path::new(from))?.load_into(&net, &data.classes)?;
+    }
     if ranks.is_first() && !resume && is_unbegun(out)? {
         folder.write_config(config)?;
     }
@@ -371,12 +376,8 @@ pub fn probes_json(probes: &[ProbeResult]) -> Vec<Value> {
     probes.iter().map(probe).collect()
 }
 
-/// Puts the weights that training starts from into `net`, if it starts from any; the network of another run that
-/// teaches, if there is one.
-fn from_other_runs(config: &RunConfig, data: &Dataset, net: &Supernet) -> Result<Option<Supernet>> {
-    if let Some(from) = &config.from {
-        StartingWeights::read(Path::new(from))?.load_into(net, &data.classes)?;
-    }
+/// The network of another run that teaches, if there is one.
+fn teacher_of_another_run(config: &RunConfig, data: &Dataset) -> Result<Option<Supernet>> {
     let Some(from) = &config.train.teacher_from else { return Ok(None) };
     StartingWeights::read(Path::new(from))?.teacher(&data.classes, &data.normalisation).map(Some)
 }
