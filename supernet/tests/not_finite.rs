@@ -5,6 +5,7 @@ mod small_run;
 
 use candle_core::{Device, Tensor};
 use ofa_supernet::train::checkpoint::{Folder, Latest};
+use ofa_supernet::train::finetune::{FinetuneOptions, finetune};
 use ofa_supernet::train::{Control, Event, MetricsLine, Outcome, TrainConfig, train};
 use ofa_supernet::{Error, Ranks, Supernet};
 use small_run::{bits, config, data, space, untimed};
@@ -122,4 +123,32 @@ fn a_loss_that_is_not_finite_stops_before_the_weights_change() {
     let text = error.to_string();
     assert!(text.contains("'largest', step 0") && text.contains("subnet 'r1"), "{text}");
     assert_eq!(weights(&net), before);
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_stops_fine_tuning_before_the_weights_change() {
+    let (data, config) = (data(), TrainConfig { clip_norm: Some(1.0), ..config() });
+    let (net, teacher) = (Supernet::new(&space(), 10, 0).unwrap(), Supernet::new(&space(), 10, 0).unwrap());
+    let subnet = space().largest();
+    let options = FinetuneOptions { epochs: 0.1, learning_rate: 0.01, kd_ratio: 0.0 };
+    let tune = |net: &Supernet, options: &FinetuneOptions| {
+        finetune(net, &teacher, &subnet, &data, &config, options, &mut |_| Control::Continue)
+    };
+    for kd_ratio in [f64::NAN, -1.0] {
+        let error = tune(&net, &FinetuneOptions { kd_ratio, ..options }).unwrap_err().to_string();
+        assert!(error.contains("kd_ratio"), "{error}");
+    }
+    // The loss is finite, but not what goes back through the network.
+    let classifier = net.parameters().iter().find(|p| p.name == "classifier.weight").unwrap();
+    let signs = Tensor::arange(0f32, 10.0, &Device::Cpu).unwrap().affine(1.0, -4.5).unwrap().sign().unwrap();
+    let large = (signs * 1e37).unwrap().unsqueeze(1).unwrap().broadcast_as(classifier.var.shape()).unwrap();
+    classifier.var.set(&large.contiguous().unwrap()).unwrap();
+    // Batch norm divides by what is left of the variance.
+    let feature = net.parameters().iter().find(|p| p.name == "feature.weight").unwrap();
+    feature.var.set(&(feature.var.as_detached_tensor() * 1e-9).unwrap()).unwrap();
+    let state = || bits(&net.state().unwrap().into_iter().filter(|(name, _)| !name.contains("running")).collect());
+    let before = state();
+    let error = tune(&net, &options).unwrap_err();
+    assert!(matches!(error, Error::NotFinite(_)) && error.to_string().contains("gradient's norm"), "{error}");
+    assert_eq!(state(), before);
 }

@@ -148,7 +148,8 @@ pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
         Activation::Relu => x.relu(),
         Activation::Relu6 => x.clamp(0f64, 6f64),
         Activation::HardSwish => x * hard_sigmoid(x)?,
-        Activation::Swish => x * ((x.neg()?.exp()? + 1.0)?.recip()?),
+        // Not composed of an exponential: where that is infinite, the gradient would be NaN.
+        Activation::Swish => x.silu(),
     }
 }
 
@@ -284,4 +285,26 @@ fn shifted(padded: &Tensor, ky: usize, kx: usize, stride: usize, (height, width)
         }
     }
     map.contiguous()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    #[test]
+    fn swish_has_a_gradient_where_exponentials_are_infinite() {
+        for dtype in [candle_core::DType::F32, candle_core::DType::F64] {
+            let x = Tensor::new(&[-1000f64, -100.0, -1.0, 0.0, 1.0, 100.0], &Device::Cpu).unwrap();
+            let x = Var::from_tensor(&x.to_dtype(dtype).unwrap()).unwrap();
+            let y = activate(x.as_tensor(), Activation::Swish).unwrap();
+            let gradient = y.sum_all().unwrap().backward().unwrap().get(x.as_tensor()).unwrap().clone();
+            let values = |t: &Tensor| t.to_dtype(candle_core::DType::F64).unwrap().to_vec1::<f64>().unwrap();
+            let expected =
+                [(0.0, 0.0), (0.0, 0.0), (-0.268941, 0.072330), (0.0, 0.5), (0.731059, 0.927671), (100.0, 1.0)];
+            for ((y, slope), expected) in values(&y).into_iter().zip(values(&gradient)).zip(expected) {
+                assert!((y - expected.0).abs() < 1e-5 && (slope - expected.1).abs() < 1e-5, "{y} {slope} {expected:?}");
+            }
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Fine-tuning one subnet: a few epochs on its own weights, with the supernet's largest subnet as teacher.
 
+use super::checks::LARGE;
 use super::class_balance::{class_weights, order};
 use super::config::TrainConfig;
 use super::gradients::{Gradients, clip_factor, norm};
@@ -53,11 +54,14 @@ pub fn finetune(
 ) -> Result<()> {
     net.space().check(subnet)?;
     let positive = |v: f64| v > 0.0 && v.is_finite();
-    if !positive(options.epochs) || !positive(options.learning_rate) || options.kd_ratio.is_nan() {
+    if !positive(options.epochs) || !positive(options.learning_rate) {
         return Err(Error::Config(format!(
             "fine-tuning: epochs {} and learning rate {} must be above 0",
             options.epochs, options.learning_rate
         )));
+    }
+    if !(0.0..=LARGE).contains(&options.kd_ratio) {
+        return Err(Error::Config(format!("fine-tuning: kd_ratio {} must lie between 0 and 1e9", options.kd_ratio)));
     }
     let class_weights = class_weights(config.class_balance.as_ref(), data)?;
     let count = data.train.len();
@@ -102,15 +106,17 @@ pub fn finetune(
             total = (total + (loss::cross_entropy(&log_probabilities, &soft)? * options.kd_ratio)?)?;
         }
         let value = f64::from(total.to_dtype(candle_core::DType::F32)?.to_scalar::<f32>()?);
-        if !value.is_finite() {
-            return Err(Error::NotFinite(format!(
-                "fine-tuning, step {step}: the loss is {value} for subnet '{subnet}'; lower the learning rate {}",
+        let finite = |what: &str, value: f64| match value.is_finite() {
+            true => Ok(value),
+            false => Err(Error::NotFinite(format!(
+                "fine-tuning, step {step}: {what} is {value} for subnet '{subnet}'; lower the learning rate {}",
                 options.learning_rate
-            )));
-        }
+            ))),
+        };
+        finite("the loss", value)?;
         let mut gradients = Gradients::none(net.parameters().len());
         tape.backward(loss::gradient_at(&logits, &total)?, &mut gradients)?;
-        let scale = clip_factor(norm(&gradients)?, config.clip_norm);
+        let scale = clip_factor(finite("the gradient's norm", norm(&gradients)?)?, config.clip_norm);
         let rate = learning_rate(Decay::Cosine, options.learning_rate, step, steps, 0);
         optimizer.step(net.parameters(), &gradients, rate, scale, &Ranks::alone())?;
         if observer(FinetuneProgress { step: step + 1, steps, loss: value }) == Control::Stop {
