@@ -59,7 +59,7 @@ const DATA: &[Key] = &[
     Key::new("data.builtin_test", "images", "1000", "test images of the built-in data", "for finer test accuracies"),
     Key::new("data.normalisation.mean", "3 numbers, 0 to 1", "measured", "mean of red, green and blue",
         "to fit weights that expect certain values"),
-    Key::new("data.normalisation.std", "3 numbers", "measured", "standard deviation of red, green and blue",
+    Key::new("data.normalisation.std", "3 numbers above 0", "measured", "standard deviation of red, green and blue",
         "together with the mean"),
 ];
 

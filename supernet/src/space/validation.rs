@@ -71,6 +71,7 @@ impl SearchSpace {
     fn validate_bottlenecks(&self) -> Result<()> {
         let fail = |message: String| Err(Error::Space(format!("a space of the family resnet_d {message}")));
         ascending("depths of the stem", &self.stem.depths, 0, 1)?;
+        not_too_many("width_multipliers", self.width_multipliers.len())?;
         if self.width_multipliers.is_empty() || self.width_multipliers.windows(2).any(|w| w[0] >= w[1]) {
             return fail(
                 "needs width_multipliers, a non-empty, strictly ascending list ([1.0] for a fixed width)".into(),
@@ -155,13 +156,25 @@ fn check_lists(of: &str, depths: &[usize], kernel_sizes: &[usize], expand_ratios
     if let Some(even) = kernel_sizes.iter().find(|k| *k % 2 == 0) {
         return Err(Error::Space(format!("kernel_sizes{of} holds {even}; kernels must be odd")));
     }
+    not_too_many(&format!("expand_ratios{of}"), expand_ratios.len())?;
     if expand_ratios.is_empty() || expand_ratios.windows(2).any(|w| w[0] >= w[1]) {
         return Err(Error::Space(format!("expand_ratios{of} must be a non-empty, strictly ascending list")));
     }
     Ok(())
 }
 
+/// Most values of a list. Its product with other lists' lengths decides how many layers a profile measures.
+const MOST_VALUES: usize = 64;
+
+fn not_too_many(name: &str, count: usize) -> Result<()> {
+    if count <= MOST_VALUES {
+        return Ok(());
+    }
+    Err(Error::Space(format!("{name} holds {count} values; at most {MOST_VALUES} are possible")))
+}
+
 fn ascending(name: &str, list: &[usize], low: usize, high: usize) -> Result<()> {
+    not_too_many(name, list.len())?;
     let ordered = list.windows(2).all(|w| w[0] < w[1]);
     if list.is_empty() || !ordered || list.iter().any(|v| !(low..=high).contains(v)) {
         return Err(Error::Space(format!(

@@ -256,9 +256,9 @@ impl TrainConfig {
             }
             Some(schedule) => {
                 let steps = plan.iter().map(|stage| stage.steps).sum();
-                let warmup = (schedule.warmup_epochs * plan[0].steps_per_epoch as f64).round() as usize;
+                let warmup = steps_of(schedule.warmup_epochs, plan).min(steps);
                 let peak = schedule.learning_rate * self.rate_factor();
-                learning_rate(schedule.decay, peak, here.first_step + stage_step, steps, warmup.min(steps))
+                learning_rate(schedule.decay, peak, here.first_step + stage_step, steps, warmup)
             }
         }
     }
@@ -312,10 +312,8 @@ impl TrainConfig {
         counted("probe.recalibration_images", self.probe.recalibration_images, 1, MANY)?;
         counted("probe.batch", self.probe.batch, 1, 65_536)?;
         if self.stages.is_empty() {
-            return fail(
-                "there are no stages; take a preset (cifar, imagenet, progressive, tiny) or write [[stages]] tables"
-                    .into(),
-            );
+            let presets = Self::PRESETS.join(", ");
+            return fail(format!("there are no stages; take a preset ({presets}) or write [[stages]] tables"));
         }
         for (index, stage) in self.stages.iter().enumerate() {
             stage.validate(index, space, self.teacher_from.is_some())?;
@@ -395,6 +393,17 @@ impl TrainConfig {
         }
         Ok(())
     }
+}
+
+/// Steps of the first `epochs` epochs. An epoch has as many steps as its stage's batch asks for.
+fn steps_of(epochs: f64, plan: &[StagePlan]) -> usize {
+    let (mut left, mut steps) = (epochs, 0.0);
+    for stage in plan {
+        let per_epoch = stage.steps_per_epoch as f64;
+        let taken = (stage.steps as f64 / per_epoch).min(left);
+        (left, steps) = (left - taken, steps + taken * per_epoch);
+    }
+    steps.round() as usize
 }
 
 fn is_sgd(kind: &OptimizerKind) -> bool {

@@ -23,7 +23,7 @@ pub struct StepInput<'a> {
     pub ramp: f64,
     /// Learning rate.
     pub learning_rate: f64,
-    /// Images of this process `[own, r, r, 3]`: its [part](Ranks::part) of the step's.
+    /// Images of this process `[own, r, r, 3]`: its [share](Ranks::shard) of the step's.
     pub images: &'a Tensor,
     /// Class of each image.
     pub labels: &'a [u32],

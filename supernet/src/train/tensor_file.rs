@@ -38,7 +38,7 @@ pub fn write<T: Serialize>(path: &Path, tensors: &BTreeMap<String, Tensor>, note
     files::write_atomic(path, &bytes)
 }
 
-/// Reads a file of [`write`] onto the CPU and checks it.
+/// Reads a file of [`write()`] onto the CPU and checks it.
 ///
 /// # Errors
 /// A missing file, a file of another format, or content that is not what was written.
@@ -83,7 +83,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>
     Ok((tensors, note))
 }
 
-/// Checksum of the tensors and the note of a file of [`write`], as its header has it. Reads the header only: whoever
+/// Checksum of the tensors and the note of a file of [`write()`], as its header has it. Reads the header only: whoever
 /// needs the content checked calls [`read`].
 ///
 /// # Errors
@@ -92,7 +92,7 @@ pub fn checksum(path: &Path) -> Result<u32> {
     Ok(read_entry(path)?.checksum)
 }
 
-/// The note of a file of [`write`]. Reads the header only: whoever needs the content checked calls [`read`].
+/// The note of a file of [`write()`]. Reads the header only: whoever needs the content checked calls [`read`].
 ///
 /// # Errors
 /// A missing file, or a file of another format.

@@ -57,6 +57,7 @@ fn faults_are_named_with_key_and_allowed_values() {
     check(&|c| c.seed = u64::MAX, &["seed", "2^63"]);
     check(&|c| c.stages[0].kd_ratio = 1.0, &["largest", "kd_ratio must be 0"]);
     check(&|c| c.stages[1].teacher = Teacher::InPlace, &["kernel", "sandwich"]);
+    check(&|c| c.stages[0].teacher = Teacher::InPlace, &["largest", "in_place", "kd_ratio is 0"]);
     check(&|c| c.stages[1].narrowing.kernel_sizes.push(9), &["kernel", "holds 9", "3, 5"]);
     check(&|c| c.stages[1].narrowing.kernel_sizes.push(3), &["3 twice"]);
     check(&|c| c.stages[1].warmup_epochs = Some(1e3), &["warmup_epochs = 1000"]);
@@ -100,6 +101,14 @@ fn a_stage_has_a_schedule_of_its_own_or_all_share_one() {
     let rates = [(0, 0), (0, 3), (0, 4), (0, 7), (1, 0), (1, 2)];
     let rates = rates.map(|(stage, step)| config.learning_rate(&plan, stage, step));
     for (rate, expected) in rates.iter().zip([0.1, 0.4, 0.4, 0.25, 0.2, 0.1]) {
+        assert!((rate - expected).abs() < 1e-12, "{rates:?}");
+    }
+    // A warm-up of 2.5 epochs: 8 steps, and half of an epoch whose two steps have larger batches.
+    let mut larger = config.clone();
+    (larger.stages[1].batch, larger.schedule.as_mut().unwrap().warmup_epochs) = (Some(20), 2.5);
+    let plan = larger.plan(&space, 40);
+    let rates = [(0, 0), (0, 7), (1, 0), (1, 1)].map(|(stage, step)| larger.learning_rate(&plan, stage, step));
+    for (rate, expected) in rates.iter().zip([0.4 / 9.0, 0.4 * 8.0 / 9.0, 0.4, 0.4]) {
         assert!((rate - expected).abs() < 1e-12, "{rates:?}");
     }
     let text = toml::to_string(&config).unwrap();
