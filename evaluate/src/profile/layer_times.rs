@@ -94,8 +94,8 @@ pub fn import_csv(space: &SearchSpace, classes: usize, name: &str, files: &[Path
 /// The distinct layers of all subnets, in the order of their first occurrence.
 fn distinct(space: &SearchSpace, classes: usize) -> Result<Vec<LayerSpec>> {
     let (mut found, mut seen) = (Vec::new(), HashSet::new());
-    for network in measure::covering_networks(space, classes)? {
-        found.extend(layers(&network).filter(|layer| seen.insert(layer.clone())));
+    for network in measure::covering_networks(space, classes) {
+        found.extend(layers(&network?).filter(|layer| seen.insert(layer.clone())));
     }
     Ok(found)
 }

@@ -258,10 +258,10 @@ pub fn memory(space: &SearchSpace, options: &ProfileOptions) -> Result<u64> {
     Ok(bytes.saturating_mul(options.batch as u64))
 }
 
-/// Networks that together hold every distinct layer of the space: those of [`covering_subnets`].
-pub(super) fn covering_networks(space: &SearchSpace, classes: usize) -> Result<Vec<NetworkSpec>> {
-    let subnets = covering_subnets(space);
-    Ok(subnets.iter().map(|subnet| space.network(subnet, classes)).collect::<ofa_supernet::Result<_>>()?)
+/// Networks that together hold every distinct layer of the space: those of [`covering_subnets`]. Made one by one, so
+/// that whoever misses the first layer of a large space has not waited for the last.
+pub(super) fn covering_networks(space: &SearchSpace, classes: usize) -> impl Iterator<Item = Result<NetworkSpec>> {
+    covering_subnets(space).into_iter().map(move |subnet| Ok(space.network(&subnet, classes)?))
 }
 
 /// The subnets of [`SearchSpace::covering`], each for every size of the images.
@@ -295,7 +295,7 @@ struct LayerNetworks {
 
 impl LayerNetworks {
     fn new(space: &SearchSpace, options: &ProfileOptions) -> Result<Self> {
-        let covering = covering_networks(space, options.classes)?;
+        let covering: Vec<NetworkSpec> = covering_networks(space, options.classes).collect::<Result<_>>()?;
         let resolutions = covering.len() / space.covering().len();
         let first_of_choice = || covering.iter().step_by(resolutions);
         let bytes = weight_bytes(first_of_choice());

@@ -174,8 +174,8 @@ impl DeviceProfile {
     /// # Errors
     /// The table lacks a layer ([`Error::MissingLayer`]).
     pub fn check_covers(&self, space: &SearchSpace, classes: usize) -> Result<()> {
-        for network in measure::covering_networks(space, classes)? {
-            self.latency_ms(&network)?;
+        for network in measure::covering_networks(space, classes) {
+            self.latency_ms(&network?)?;
         }
         Ok(())
     }
@@ -206,7 +206,8 @@ impl DeviceProfile {
                 return Err(format!("the layer '{layer}' is in the table twice"));
             }
         }
-        for network in measure::covering_networks(&self.space, self.classes).map_err(|e| e.to_string())? {
+        for network in measure::covering_networks(&self.space, self.classes) {
+            let network = network.map_err(|e| e.to_string())?;
             let known = |layer: &LayerSpec| {
                 [None, Some(network.resolution)].into_iter().any(|r| layers_seen.contains_key(&(r, layer)))
             };
@@ -252,7 +253,7 @@ mod tests {
     fn example() -> DeviceProfile {
         let space = preset("tiny").unwrap();
         let mut found = HashMap::new();
-        for network in measure::covering_networks(&space, 4).unwrap() {
+        for network in measure::covering_networks(&space, 4).map(Result::unwrap) {
             found.extend(layers(&network).map(|layer| (layer, ())));
         }
         let table = found
@@ -302,7 +303,7 @@ mod tests {
     fn every_resnet_of_a_space_has_all_its_layers_in_the_covering_networks() {
         let space = preset("resnet-tiny").unwrap();
         let mut found = std::collections::HashSet::new();
-        for network in measure::covering_networks(&space, 4).unwrap() {
+        for network in measure::covering_networks(&space, 4).map(Result::unwrap) {
             found.extend(layers(&network));
         }
         for position in 0..300 {

@@ -34,7 +34,8 @@ impl LayerCosts {
     /// The space is invalid.
     pub fn new(space: &SearchSpace, classes: usize) -> Result<Self> {
         let (mut found, mut numbers, mut costs) = (Vec::new(), HashMap::new(), Vec::new());
-        for network in covering_networks(space, classes)? {
+        for network in covering_networks(space, classes) {
+            let network = network?;
             let graph = Graph::of(&network);
             for (layer, region) in layers(&network).zip(graph.layers()) {
                 if !numbers.contains_key(&layer) {
