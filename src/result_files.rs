@@ -4,12 +4,17 @@ use crate::run_folder::RunFolder;
 use crate::terminal;
 use anyhow::{Result, bail};
 use ofa_extract::SearchResult;
-use ofa_supernet::files::{read_json, write_atomic, write_json};
+use ofa_supernet::files::{make_folder, read_json, write_atomic, write_json};
+use ofa_supernet::lock::{self, Sharing};
 
 /// Writes `result` to `search/NAME.json`, and its front to `search/NAME.csv`; returns the name. The result of the same
 /// search, perhaps with another predictor, is replaced. Where another search has the name, `explicit` refuses it, and
 /// otherwise a number is appended.
 pub fn write(folder: &RunFolder, name: &str, explicit: bool, result: &SearchResult) -> Result<String> {
+    // Other searches run beside this one: a name that is free stays free until it is taken.
+    let searches = folder.join("search");
+    make_folder(&searches)?;
+    let _lock = lock::wait(&searches, Sharing::Alone);
     for number in 1.. {
         let name = if number == 1 { name.to_string() } else { format!("{name}-{number}") };
         let path = folder.join(&format!("search/{name}.json"));

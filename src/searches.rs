@@ -1,12 +1,12 @@
 //! Searches of groups of limits, with their measurements and their files.
 
 use crate::freshness::{basis_of, load_predictor};
-use crate::kept_samples::{SAMPLES, keep_samples};
+use crate::kept_samples::{SAMPLES, conditions, keep_samples};
 use crate::measured::Measured;
 use crate::progress::Bar;
 use crate::run_folder::RunFolder;
 use crate::scorer::{Scorer, limits_of, searched_space};
-use crate::{names, result_files};
+use crate::{names, result_files, terminal};
 use anyhow::{Result, anyhow};
 use ofa_extract::effects::EffectsOf;
 use ofa_extract::predictor::{FEWEST_SAMPLES, Prediction, read_samples};
@@ -16,7 +16,7 @@ use ofa_extract::{Constraint, Limit, Measures, Predictor, Problem, Sample, Searc
 use ofa_supernet::{Subnet, Supernet};
 
 /// Most corrections of the accuracy that a cheapest subnet is asked for, and the error at which they end.
-const CORRECTIONS: usize = 3;
+const CORRECTIONS: usize = 8;
 const CLOSE_ENOUGH: f64 = 5e-4;
 /// Fewest measurements of the best subnets of which half follow from a new fit.
 const FEWEST_REFIT: usize = 4;
@@ -62,8 +62,7 @@ pub fn search_limits(
 }
 
 /// Searches each group of limits and writes `search/NAME.json`; returns names and results in the order of the groups.
-/// Limits of one cost are searched together if the strategy does so; otherwise from the largest down, each search
-/// starting from the results of the one before.
+/// Limits of one cost are searched together if the strategy does so.
 pub fn search_groups(task: &Task, groups: &[Vec<Constraint>]) -> Result<Vec<(String, SearchResult)>> {
     let options = task.options;
     let subject = |group: &[Constraint]| match group {
@@ -78,12 +77,9 @@ pub fn search_groups(task: &Task, groups: &[Vec<Constraint>]) -> Result<Vec<(Str
     });
     let shares = options.settings.strategy().shares_scores();
     let mut results: Vec<Option<(String, SearchResult)>> = groups.iter().map(|_| None).collect();
-    let mut before: Option<(usize, Vec<Subnet>)> = None;
     for together in order.chunk_by(|&a, &b| shares && is_same(a, b)) {
-        let starts = before.filter(|(other, _)| is_same(*other, together[0])).map(|(_, elite)| elite);
         let constraints: Vec<&[Constraint]> = together.iter().map(|&index| groups[index].as_slice()).collect();
-        let found = search_group(task, &constraints, &starts.unwrap_or_default())?;
-        before = found.last().map(|result| (together[0], result.elite.clone()));
+        let found = search_group(task, &constraints, &[])?;
         for (&index, mut result) in together.iter().zip(found) {
             let mut name = result_name(&options.against, &groups[index], options.at_least)?;
             if let Some(given) = &options.name {
@@ -131,13 +127,28 @@ fn search_group(task: &Task, groups: &[&[Constraint]], starts: &[Subnet]) -> Res
             let mut result = cheapest(least, &mut limits)?;
             // The corrected accuracy has to be good enough.
             let mut margin = 0.0;
-            for _ in 0..CORRECTIONS {
-                let missing = least - corrected(scorer, &result)?.map_or(least, |found| found.accuracy);
-                if missing <= CLOSE_ENOUGH {
+            for correction in 1.. {
+                let accuracy = corrected(scorer, &result)?.map_or(least, |found| found.accuracy);
+                if least - accuracy <= CLOSE_ENOUGH {
                     break;
                 }
-                margin += missing;
-                result = cheapest(least + margin, &mut limits)?;
+                let short =
+                    format!("accuracy={:.2}% was asked for; {:.2} % was found", 100.0 * least, 100.0 * accuracy);
+                if correction > CORRECTIONS {
+                    terminal::warning(format!("{short} in {CORRECTIONS} corrections"));
+                    break;
+                }
+                margin += least - accuracy;
+                let before = result;
+                result = cheapest(least + margin, &mut limits).map_err(|error| match error {
+                    ofa_extract::Error::Impossible(_) => anyhow!(
+                        "{short} at most, with '{}' (predictions are corrected for having been chosen); ask for less",
+                        before.best
+                    ),
+                    other => other.into(),
+                })?;
+                result.evaluations += before.evaluations;
+                result.seconds += before.seconds;
             }
             vec![result]
         }
@@ -213,7 +224,8 @@ fn complete(task: &Task, constraints: &[Constraint], result: &mut SearchResult) 
 /// File name of a result, which also names the extracted model.
 fn result_name(against: &[Constraint], constraints: &[Constraint], at_least: Option<f64>) -> Result<String> {
     let front = (!against.is_empty()).then(|| "front".to_string());
-    let least = at_least.map(|least| format!("accuracy-{}", 100.0 * least));
+    // Without the digits that a product in binary adds.
+    let least = at_least.map(|least| format!("accuracy-{}", (1e8 * least).round() / 1e6));
     let parts = front.into_iter().chain(least).chain(against.iter().chain(constraints).map(Constraint::file_stem));
     let name = names::short(&parts.collect::<Vec<_>>().join("+"));
     names::check(&name).map_err(|reason| anyhow!("search result '{name}': {reason}"))?;
@@ -247,8 +259,10 @@ fn verify(
         }
         Ok(samples)
     };
-    // A published predictor has no samples to be fitted on again.
-    let refits = options.verify >= FEWEST_REFIT && known.len() >= FEWEST_SAMPLES;
+    // A published predictor has no samples to be fitted on again, and accuracies under other conditions, or of other
+    // weights, do not go together.
+    let alike = conditions(folder, measures.space())? == Some(measured.provenance(folder.weights_checksum()?)?);
+    let refits = alike && options.verify >= FEWEST_REFIT && known.len() >= FEWEST_SAMPLES;
     let first = if refits { options.verify.div_ceil(2) } else { options.verify };
     let mut top: Vec<Candidate> = result.top.iter().take(first).cloned().collect();
     let mut samples = measure(&mut top)?;

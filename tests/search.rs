@@ -144,6 +144,17 @@ fn the_best_subnets_are_verified_or_measured_throughout() {
     let verified = &search(folder, &[&["--verify", "2", "--generations", "3"], &images[..]].concat())[0];
     assert!(verified["measured_accuracy"].as_f64().is_some(), "{verified}");
     assert_eq!(verified["top"].as_array().unwrap().len(), 2);
+    // Samples of other conditions are as none: they do not decide what is measured.
+    let samples = folder.join("run/predictor/samples.jsonl");
+    let verify = || {
+        let arguments = [&["--verify", "4", "--seed", "7", "--generations", "3"], &images[..]].concat();
+        let found = search(folder, &arguments).as_array_mut().unwrap().swap_remove(0);
+        (found["best"].clone(), found["top"].clone())
+    };
+    fs::write(&samples, fs::read_to_string(&samples).unwrap().replace("\"accuracy\":0.", "\"accuracy\":0.0")).unwrap();
+    let among_others = verify();
+    fs::remove_file(&samples).unwrap();
+    assert_eq!(verify(), among_others);
     let arguments = ["--score", "measured", "--strategy", "bayes", "--evaluations", "5"];
     let measured = &search(folder, &[&arguments, &images[..]].concat())[0];
     assert_eq!(measured["measured_accuracy"], measured["predicted_accuracy"]);
@@ -328,6 +339,24 @@ fn the_cheapest_subnet_that_is_good_enough_is_found() {
         // Both are corrected, with an error of their own.
         assert!(found < accuracy - 0.01, "{found} of {accuracy}");
     }
+    // What is found is good enough for what was asked, after its correction too.
+    for part in 1..=6 {
+        let least = accuracy - 0.01 * f64::from(part);
+        let asked = format!("accuracy={:.2}%", 100.0 * least);
+        let arguments = ["search", "--run", "run", "--json", "--at-least", &asked, "--minimise", "any:macs"];
+        let output = ofa(folder, &arguments);
+        let err = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() {
+            let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let found = &found["results"][0];
+            let reached = found["predicted_accuracy"].as_f64().unwrap();
+            assert!(reached >= least - 6e-4 || err.contains("was asked for"), "{asked}: {reached} {err}");
+            let name = found["name"].as_str().unwrap();
+            assert!(name.len() <= "accuracy-12.34+any-macs".len(), "{name}");
+        } else {
+            assert!(err.contains("was asked for") || err.contains("the best has"), "{err}");
+        }
+    }
     refuses(folder, &["--at-least", "accuracy=100%", "--minimise", "any:macs"], &["no subnet", "the best has"]);
     let run = ["search", "--run", "run"];
     misused(folder, &[&run[..], &["--at-least", "90%", "--minimise", "any:macs"]].concat(), &["accuracy=90%"]);
@@ -352,6 +381,19 @@ fn no_search_overwrites_another() {
     run(&["--seed", "3"]);
     run(&[]);
     assert!(!path("any-macs-400k-3").exists());
+    // Nor where several run at once.
+    for limit in ["any:macs=410k", "any:macs=420k", "any:macs=430k"] {
+        std::thread::scope(|scope| {
+            for seed in ["1", "2", "3"] {
+                let arguments = ["--limit", limit, "--strategy", "random", "--evaluations", "50", "--seed", seed];
+                scope.spawn(move || search(folder, &arguments));
+            }
+        });
+        let name = |end: &str| format!("any-macs-{}{end}", &limit["any:macs=".len()..]);
+        let mut seeds = ["", "-2", "-3"].map(|end| read_json::<Value>(&path(&name(end))).unwrap()["seed"].as_u64());
+        seeds.sort_unstable();
+        assert_eq!(seeds, [Some(1), Some(2), Some(3)]);
+    }
     run(&["--name", "mine"]);
     run(&["--name", "mine"]);
     let refused = [&limit[..], &["--name", "mine", "--seed", "4"]].concat();

@@ -217,7 +217,8 @@ fn parse_subject(text: &str, subject: &str) -> Result<(String, Metric)> {
         return fail(format!("'{device}' is not a device name; {expected}"));
     }
     let Some(metric) = Metric::ALL.into_iter().find(|m| m.name().eq_ignore_ascii_case(name)) else {
-        return fail(format!("'{name}' is not a metric; expected latency, macs, params, memory, size or size-f16"));
+        let known = Metric::ALL.map(Metric::name).join(", ");
+        return fail(format!("'{name}' is not a metric; known are {known}"));
     };
     if metric == Metric::Latency && device == "any" {
         return fail("latency depends on the device; name a device profile instead of 'any'".into());
@@ -367,7 +368,7 @@ mod tests {
             ("laptop:latency", "expected the form"),
             ("../x:macs=5M", "is not a device name"),
             (":macs=5M", "is not a device name"),
-            ("any:flops=5M", "expected latency, macs, params, memory, size or size-f16"),
+            ("any:flops=5M", "known are latency, macs, params, memory, size, size-f16, memory-int8, size-int8"),
             ("any:latency=5ms", "name a device profile"),
             ("laptop:latency=12", "'12' has no unit; expected for example 12ms"),
             ("any:size=60", "'60' has no unit; expected for example 512KB"),

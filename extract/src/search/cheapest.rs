@@ -7,6 +7,7 @@ use super::{Problem, SearchResult, SearchSettings, search};
 use crate::effects::EffectsOf;
 use crate::{Error, Result};
 use ofa_supernet::{SearchSpace, Subnet};
+use std::time::Instant;
 
 /// Most searches while the limit is halved.
 const HALVINGS: usize = 16;
@@ -44,6 +45,7 @@ impl Cheapest<'_> {
     /// # Errors
     /// [`Error::Impossible`] if no subnet with such a score is found, and errors of [`search`].
     pub fn find(&self, limits: &mut [Limit]) -> Result<SearchResult> {
+        let start = Instant::now();
         let mut found = self.within(limits, f64::INFINITY, &[])?;
         let (best, mut evaluations) = (found.predicted_accuracy, found.evaluations);
         if best < self.least {
@@ -79,6 +81,7 @@ impl Cheapest<'_> {
             }
         }
         found.evaluations = evaluations;
+        found.seconds = start.elapsed().as_secs_f64();
         Ok(found)
     }
 

@@ -1,7 +1,7 @@
 //! Memetic search: an evolution of local optima. It is the default with a predictor.
 //!
 //! Local search: around a candidate the score is nearly linear in the choices, so the best choices within the limits of
-//! the linear model ([`super::linear`]) change many blocks at once. Candidates at several distances are scored, and the
+//! the linear model (`linear`) change many blocks at once. Candidates at several distances are scored, and the
 //! best replaces the candidate, until none is better. The effects of the choices come from the scorer's derivatives if
 //! it has them ([`Problem::effects`](super::Problem::effects)), otherwise from scoring each single change. Children of
 //! local optima take parts from both parents; they may break the limits, since the local search returns to them. After
@@ -43,6 +43,8 @@ const CLOSENESS: usize = 6;
 const POLISHED: usize = 4;
 /// Divisor of the budget that remains for this.
 const RESERVE: usize = 8;
+/// Rounds that score no new subnet, after which the search ends.
+const MOST_ROUNDS_WITHOUT_NEWS: usize = 50;
 
 /// Levels that each start is used in.
 const LEVELS_PER_START: usize = 4;
@@ -107,7 +109,8 @@ impl Strategy for Memetic {
             Setting::new("children", "Local searches between two selections", Whole(&mut self.children, 1..=10_000)),
             Setting::new(
                 "patience",
-                "Rounds without improvement after which the populations are merged or the evolution ends; 0: never early",
+                "Rounds without improvement after which the populations are merged or the evolution ends; 0: only when no \
+                 subnets are left",
                 Whole(&mut self.patience, 0..=10_000_000),
             ),
         ]
@@ -129,8 +132,9 @@ impl Strategy for Memetic {
         let mut populations = vec![Vec::new(); levels];
         let first = ascend(task, &structure, starts(task), &mut visited, &mut draws(&[0]))?;
         let mut handed_on = self.add(&task.rules().genome, &mut populations, first);
-        let (mut round, mut idle) = (0u64, vec![0; levels]);
-        while task.remaining() > reserve && !task.is_over() {
+        let (mut round, mut idle, mut rounds_without_news) = (0u64, vec![0; levels], 0);
+        // Without news every subnet within the limits is probably known, even where the space has others.
+        while task.remaining() > reserve && !task.is_over() && rounds_without_news < MOST_ROUNDS_WITHOUT_NEWS {
             let active = |&level: &usize| self.patience == 0 || idle[level] < self.patience;
             let active: Vec<usize> = (0..levels).filter(active).collect();
             if active.is_empty() {
@@ -145,10 +149,11 @@ impl Strategy for Memetic {
                 let parents = parents(&populations, level, &mut rng);
                 climbers.push(Climber::new(child(&task.rules().genome, &structure, &parents, &mut rng), level));
             }
-            let before = scores(task);
+            let (before, remaining) = (scores(task), task.remaining());
             let optima = ascend(task, &structure, climbers, &mut visited, &mut rng)?;
             handed_on = self.add(&task.rules().genome, &mut populations, optima);
             task.record();
+            rounds_without_news = if task.remaining() < remaining { 0 } else { rounds_without_news + 1 };
             for (idle, (before, after)) in idle.iter_mut().zip(before.into_iter().zip(scores(task))) {
                 *idle = if after > before { 0 } else { *idle + 1 };
             }

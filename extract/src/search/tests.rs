@@ -38,6 +38,26 @@ fn every_strategy_works_on_a_space_of_one_or_a_few_subnets() {
     }
 }
 
+/// The limit leaves few of many subnets: they are all scored long before the budget is spent.
+#[test]
+fn a_search_without_patience_ends_when_nothing_is_left_within_the_limits() {
+    let space = SearchSpace::named("tiny").unwrap();
+    let limits = [Limit::new("macs", 1.02 * macs(&space, &space.smallest()), |s| Ok(macs(&space, s)))];
+    for mut settings in strategies() {
+        for setting in settings.strategy_mut().settings() {
+            if let ("patience", SettingValue::Whole(value, _)) = (setting.name, setting.value) {
+                *value = 0;
+            }
+        }
+        let mut scorer = score;
+        let problem = Problem::new(&space, &limits, 0);
+        if settings.name() != "pareto" {
+            let found = search(&problem, &settings, &mut scorer, &mut |_| ()).unwrap();
+            assert!(found.constraints[0].value <= limits[0].bound, "{}", settings.name());
+        }
+    }
+}
+
 #[test]
 fn one_search_finds_the_best_within_each_of_several_bounds() {
     let space = SearchSpace::named("tiny").unwrap();
