@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{fails, finished_run, misused, succeeds};
+use common::{changed, fails, finished_run, misused, succeeds};
+use ofa_supernet::files::read_json;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -152,6 +153,21 @@ fn a_run_that_has_only_begun_has_a_report_and_damaged_files_are_named() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     finished_run(folder);
+    let fit = fs::read_to_string(folder.join("run/predictor/fit.json")).unwrap();
+    let samples = read_json::<serde_json::Value>(&folder.join("run/predictor/fit.json")).unwrap()["samples"].clone();
+    for (old, new, part) in [
+        (format!("\"samples\": {samples}"), "\"samples\": 1".to_string(), "among 1 samples"),
+        ("\"learning_rate\": ".into(), "\"learning_rate\": 9".into(), "learning_rate must lie"),
+    ] {
+        fs::write(folder.join("run/predictor/fit.json"), changed(&fit, &old, &new)).unwrap();
+        fails(folder, &["report", "--run", "run"], &["run/predictor/fit.json", part]);
+    }
+    // What is too large for an axis is not drawn.
+    let (before, after) = fit.split_once("\"deviation\": ").unwrap();
+    let rest = after.trim_start_matches(|c: char| c.is_ascii_digit() || ".e-".contains(c));
+    let huge = format!("{before}\"deviation\": 1e308{rest}");
+    fs::write(folder.join("run/predictor/fit.json"), huge).unwrap();
+    succeeds(folder, &["report", "--run", "run"]);
     for gone in ["checkpoints", "predictor", "devices", "search", "models"] {
         fs::remove_dir_all(folder.join("run").join(gone)).unwrap();
     }

@@ -49,15 +49,19 @@ const COLOURS: [RGBColor; 6] = [
 /// Most points of a joined series that has a mark at each.
 const MARKED: usize = 40;
 
+/// Largest value on an axis. The span of an axis of infinite length has no marks.
+const LARGEST: f64 = 1e100;
+
 /// Width and height in the units of the drawing; the page scales it.
 const SIZE: (u32, u32) = (640, 360);
 
 impl Chart<'_> {
-    /// The chart with its legend; `None` without a point. Values that are no numbers are left out.
+    /// The chart with its legend; `None` without a point. Points that are no numbers, or too large for an axis, are
+    /// left out.
     pub fn draw(mut self) -> Result<Option<Markup>> {
-        self.series
-            .iter_mut()
-            .for_each(|series| series.points.retain(|point| point.x.is_finite() && point.y.is_finite()));
+        let fits = |value: f64| value.abs() <= LARGEST;
+        let fits = |point: &Point| fits(point.x) && fits(point.y) && fits(point.interval);
+        self.series.iter_mut().for_each(|series| series.points.retain(fits));
         let points = || self.series.iter().flat_map(|series| &series.points);
         let Some(([mut x0, mut x1], [mut y0, mut y1])) = ranges(points()) else { return Ok(None) };
         if self.diagonal {

@@ -219,10 +219,11 @@ fn predictor(folder: &RunFolder, space: &SearchSpace) -> Result<(Option<FitRepor
     if !fit.exists() {
         return Ok((None, Vec::new()));
     }
-    let fit: FitReport = read_json(&fit)?;
+    let report: FitReport = read_json(&fit)?;
+    report.validate().map_err(|reason| ofa_supernet::Error::format(&fit, reason))?;
     let samples = if samples.exists() { read_samples(&samples, space)? } else { Vec::new() };
-    let growth = growth(space, &samples, &fit)?;
-    Ok((Some(fit), growth))
+    let growth = growth(space, &samples, &report)?;
+    Ok((Some(report), growth))
 }
 
 fn devices(folder: &RunFolder) -> Result<Vec<Device>> {

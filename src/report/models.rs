@@ -57,7 +57,15 @@ pub fn rows(folder: &RunFolder, searches: &[Search], devices: &[Device]) -> Resu
     folders.retain(|folder| !model::is_unfinished(folder));
     let mut rows = folders.iter().map(|path| row(path, searches, devices)).collect::<Result<Vec<_>>>()?;
     rows.sort_by(|a, b| a.macs.cmp(&b.macs).then_with(|| a.name.cmp(&b.name)));
+    first_on_one_device(&mut rows);
     Ok(rows)
+}
+
+/// Puts the time on one device, the first of the first measured model, before those on others: only times on one device
+/// can be compared.
+fn first_on_one_device(rows: &mut [ModelRow]) {
+    let Some(device) = rows.iter().find_map(|row| row.measured.first()).map(|time| time.device.clone()) else { return };
+    rows.iter_mut().for_each(|row| row.measured.sort_by_key(|time| time.device != device));
 }
 
 fn row(path: &std::path::Path, searches: &[Search], devices: &[Device]) -> Result<ModelRow> {
@@ -88,7 +96,7 @@ fn row(path: &std::path::Path, searches: &[Search], devices: &[Device]) -> Resul
     // What the model itself tells, where its search has gone or measured nothing.
     let provenance = config.provenance.as_ref();
     let recorded = provenance.and_then(|provenance| provenance.validation_accuracy);
-    let validated = recorded.filter(|_| config.dtype != NumberType::Int8);
+    let validated = recorded.or_else(|| search.and_then(|search| search.result.measured_accuracy));
     Ok(ModelRow {
         limits: search.map(limits).or_else(|| {
             let limits = &provenance?.limits;
@@ -98,7 +106,7 @@ fn row(path: &std::path::Path, searches: &[Search], devices: &[Device]) -> Resul
             .map(|search| search.result.predicted_accuracy)
             .or_else(|| provenance.and_then(|provenance| provenance.predicted_accuracy)),
         deviation: search.and_then(|search| search.result.predicted_deviation),
-        validation: validated.or_else(|| search.and_then(|search| search.result.measured_accuracy)),
+        validation: validated.filter(|_| config.dtype != NumberType::Int8),
         test,
         classes: tested.map_or(Vec::new(), |row| row.classes.clone()),
         macs: cost::macs(&config.network),
@@ -221,6 +229,16 @@ pub mod tests {
             expected: Vec::new(),
             dominated_by: None,
         }
+    }
+
+    #[test]
+    fn times_on_one_device_come_first() {
+        let mut rows = [row("a", 0.9, 4.0, 50), row("b", 0.8, 5.0, 50), row("c", 0.7, 6.0, 50)];
+        rows[0].measured = Vec::new();
+        rows[2].measured.insert(0, Time { device: "phone".into(), ms: 1.0 });
+        first_on_one_device(&mut rows);
+        assert_eq!(rows.each_ref().map(|row| row.time().map(|time| time.ms)), [None, Some(5.0), Some(6.0)]);
+        assert_eq!(rows[2].measured[1].device, "phone");
     }
 
     #[test]

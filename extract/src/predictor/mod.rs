@@ -12,6 +12,7 @@
 //! | `process` | a Gaussian process: its fit, its predictions and how sure they are |
 //! | `encoding`, `likelihood` | a subnet as its numbers; how much each of them counts |
 //! | `ensemble` | several networks: folds, spread, how sure a prediction is |
+//! | `fit_report` | the quality of a fit |
 //! | `linear`, `fit`, `mlp` | what each choice adds by itself, fitting one network, its fast forward pass |
 //! | `store` | the file |
 //! | [`active`] | which subnets to measure next |
@@ -25,6 +26,7 @@ mod ensemble;
 mod expected;
 pub mod features;
 mod fit;
+mod fit_report;
 mod growth;
 mod import;
 mod likelihood;
@@ -43,6 +45,7 @@ mod tests;
 
 pub use attainable::attainable_tau;
 pub use fit::{FitSettings, Method};
+pub use fit_report::{Calibration, CrossValidation, FitReport, HeldOut};
 pub use growth::{GrowthPoint, growth};
 pub use import::{import_accuracies, read_subnets};
 pub use origin::Origin;
@@ -58,7 +61,6 @@ use ofa_supernet::space::Narrowing;
 use ofa_supernet::{SearchSpace, Subnet, files};
 use process::Process;
 use rand::seq::SliceRandom;
-use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
 /// Fewest distinct subnets that a predictor is fitted to: with fewer, the held-out fifth says nothing.
@@ -112,82 +114,8 @@ impl Prediction {
     }
 }
 
-/// Quality of a fit, judged on samples that it did not see.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct FitReport {
-    /// Number of distinct subnets given.
-    pub samples: usize,
-    /// Number of them that were held out (a fifth, drawn by seed); the figures below are of these.
-    pub held_out: usize,
-    /// Root mean squared error, in accuracy (0.01 is one point).
-    pub rmse: f64,
-    /// Pearson correlation; `None` (null) if undefined, since all measured or all predicted values are equal.
-    pub pearson: Option<f64>,
-    /// Kendall's tau-b, the agreement of the order, which a search needs; `None` as for `pearson`.
-    pub kendall_tau: Option<f64>,
-    /// Tau that the true accuracies would reach, given the noise of measuring ([`attainable_tau`]); `None` if unknown.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attainable_tau: Option<f64>,
-    /// Standard deviation of measured accuracies about those that log-likelihoods tell; `None` if the fit is to the
-    /// measured ones.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub measuring: Option<f64>,
-    /// Networks that were fitted; 0 for a Gaussian process.
-    pub members: usize,
-    /// Each sample that was not held out, predicted without being seen: by the member that did not, or by a Gaussian
-    /// process of all others; `None` for a single member.
-    pub cross_validation: Option<CrossValidation>,
-    /// Agreement of the deviations with the held-out samples; `None` for a single member.
-    pub calibration: Option<Calibration>,
-    /// Conditions of the samples' measurements; `None` if not recorded.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub measured_with: Option<Provenance>,
-    /// Seed of split, weights and order.
-    pub seed: u64,
-    /// Settings of the fit.
-    pub settings: FitSettings,
-    /// Measured and predicted accuracy of each held-out subnet.
-    pub pairs: Vec<HeldOut>,
-}
-
-/// Figures over all folds, each predicted without being seen.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct CrossValidation {
-    /// Folds: as many as members, or for a Gaussian process as many as samples.
-    pub folds: usize,
-    /// Root mean squared error, in accuracy.
-    pub rmse: f64,
-    /// Pearson correlation; `None` if undefined.
-    pub pearson: Option<f64>,
-    /// Kendall's tau-b; `None` if undefined.
-    pub kendall_tau: Option<f64>,
-}
-
-/// Calibration of a predictor's deviations.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Calibration {
-    /// Fraction of the held-out accuracies within the interval that should hold 90 % of them: 1.645 deviations either
-    /// way.
-    pub within_90: f64,
-    /// Mean deviation, in accuracy.
-    pub mean_deviation: f64,
-}
-
 /// Half the width of the interval that holds 90 % of a normal distribution, in standard deviations.
 const NORMAL_90: f64 = 1.645;
-
-/// Held-out subnet, measured and predicted.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct HeldOut {
-    /// The subnet.
-    pub subnet: Subnet,
-    /// Measured accuracy.
-    pub measured: f64,
-    /// Predicted accuracy, clipped to 0 to 1; the figures of the report use unclipped predictions.
-    pub predicted: f64,
-    /// Deviation of the prediction; `None` for a single member.
-    pub deviation: Option<f64>,
-}
 
 impl Predictor {
     /// A model of which nothing else is known.
@@ -336,7 +264,7 @@ impl Predictor {
     }
 
     /// Notes by how many standard deviations of the prediction a search overrates its choice
-    /// ([`overrating`](crate::search::overrating)).
+    /// ([`overrating`](crate::search::overrating())).
     pub fn set_overrating(&mut self, overrating: Option<f64>) {
         self.overrating = overrating;
     }
