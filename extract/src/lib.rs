@@ -9,7 +9,7 @@
 //! | [`predictor`] | accuracy samples, and the network that predicts accuracy from a subnet's choices |
 //! | [`constraint`] | limits as text, and how subnets are measured |
 //! | [`effects`] | what each choice adds to a score |
-//! | [`search`] | the best subnet within limits |
+//! | [`mod@search`] | the best subnet within limits |
 //! | `gaussian_process` | a surrogate of expensive scores, and expected improvement |
 //! | [`tune`] | hyperparameter search |
 //! | [`subnet`] | extracting a subnet as a model folder, and checking the model |

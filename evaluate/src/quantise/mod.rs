@@ -1,7 +1,7 @@
 //! Networks in 8-bit integers: what they consist of, what they compute, and how they are made from f32 networks.
 //!
 //! Weights are `i8` with a scale per output channel, symmetric. Values between layers are `u8` with a scale and a zero
-//! point each. [`QuantisedNetwork`] is plain data; [`reference`] computes it, and its results are the definition:
+//! point each. [`QuantisedNetwork`] is plain data; [`mod@reference`] computes it, and its results are the definition:
 //!
 //! - A node whose name ([`node_names`]) is in [`QuantisedNetwork::values`] has its output rounded to `u8`
 //!   ([`Scale::quantise`]; [`Rule`] says which). All other nodes give f32, so that additions and activations after a

@@ -1,7 +1,7 @@
 //! Names of tensors: functions from a slot to its name in each of three schemes.
 //!
 //! A slot has a *role*, the name of its layer inside the part of the network that holds it, and that part a
-//! [`Location`]. Everything that reads or writes tensors by name asks here.
+//! `Location`. Everything that reads or writes tensors by name asks here.
 //!
 //! | scheme | where | an expand convolution in `mbv3-w1.0` |
 //! | --- | --- | --- |

@@ -21,7 +21,7 @@ struct Entry {
     values: [f32; ROWS],
 }
 
-/// Mostly-zero rows in groups of [`ROWS`], each stored as its columns with a nonzero value, ascending.
+/// Mostly-zero rows in groups of `ROWS`, each stored as its columns with a nonzero value, ascending.
 #[derive(Debug, Clone)]
 pub struct SparseRows {
     rows: usize,
