@@ -21,6 +21,12 @@ variant() {
   printf '%s\n' "$changed"
 }
 
+# The output of a command as a file, once it is whole: whole FILE COMMAND ...
+whole() {
+  "${@:2}" > "$1.part"
+  mv "$1.part" "$1"
+}
+
 new=cifar10-one-schedule old=cifar10 long=cifar10-long
 # Flags and configuration of an experiment.
 settings() {
@@ -75,9 +81,9 @@ for name in "$@"; do
   # The last line of each probe: its name and its subnet's text.
   probes=$(sed -nE 's/.*"type":"probe".*"probe":"([a-z]+)","subnet":"([^"]*)".*/\1\t\2/p' "$run/metrics.jsonl" | tail -3 | sort -u)
   while IFS=$'\t' read -r probe subnet; do
-    [ -e "$run/models/$probe" ] || "$ofa" extract --run "$run" --subnet "$subnet" --name "$probe" > "$run/extract.log"
+    [ -e "$run/models/$probe/config.json" ] || "$ofa" extract --run "$run" --subnet "$subnet" --name "$probe" > "$run/extract.log"
   done <<< "$probes"
-  [ -e "$run/bench.csv" ] || "$ofa" bench "$run"/models/* --data "$data" --csv > "$run/bench.csv"
+  [ -e "$run/bench.csv" ] || whole "$run/bench.csv" "$ofa" bench "$run"/models/* --data "$data" --csv
   seconds=$(sed -nE 's/.*"type":"finished".*"seconds":([0-9.]+).*/\1/p' "$run/metrics.jsonl" | tail -1)
   printf '== %s, seed %s, %.0f min\n' "$name" "$seed" "$(awk "BEGIN { print ${seconds:-0} / 60 }")"
   # Model, accuracy and multiply-adds; the quoted text of the subnet has commas.

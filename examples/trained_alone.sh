@@ -10,6 +10,12 @@ run=$1 data=$(realpath "$2") out=$3
 ofa=${OFA:-ofa} limits=${LIMITS:-0.10 0.13 0.16 0.20 0.25}
 mkdir -p "$out"
 
+# The output of a command as a file, once it is whole: whole FILE COMMAND ...
+whole() {
+  "${@:2}" > "$1.part"
+  mv "$1.part" "$1"
+}
+
 [ -e "$run/predictor/predictor.safetensors" ] || "$ofa" predictor --run "$run" --samples 300
 [ -e "$run/devices/this.json" ] || "$ofa" profile --run "$run"
 folders=()
@@ -22,7 +28,7 @@ for limit in $limits; do
   done
 done
 "$ofa" extract --run "$run" --search-results > "$out/extract.log"
-[ -e "$out/subnets.csv" ] || "$ofa" bench "${folders[@]}" --data "$data" --csv > "$out/subnets.csv"
+[ -e "$out/subnets.csv" ] || whole "$out/subnets.csv" "$ofa" bench "${folders[@]}" --data "$data" --csv
 
 # Accuracy of a model in a table of `ofa bench --csv`: accuracy FILE MODEL. The quoted text of the subnet has commas.
 accuracy() {
@@ -30,7 +36,7 @@ accuracy() {
 }
 
 for limit in $limits; do
-  subnet=$(sed -nE 's/.*"best": "([^"]*)".*/\1/p' "$run/search/memetic-$limit.json" | head -1)
+  subnet=$(sed -nE '/"best": /{ s/.*"best": "([^"]*)".*/\1/p; q }' "$run/search/memetic-$limit.json")
   alone=$out/alone-$limit
   if [ ! -e "$alone/checkpoints/supernet.safetensors" ]; then
     if compgen -G "$alone/checkpoints/step-*" > /dev/null; then
@@ -39,8 +45,8 @@ for limit in $limits; do
       "$ofa" train --config "$run/config.toml" --data "$data" --subnet "$subnet" --out "$alone"
     fi
   fi
-  [ -e "$alone/models/alone" ] || "$ofa" extract --run "$alone" --subnet "$subnet" --name alone > "$out/extract.log"
-  [ -e "$alone/bench.csv" ] || "$ofa" bench "$alone/models/alone" --data "$data" --csv > "$alone/bench.csv"
+  [ -e "$alone/models/alone/config.json" ] || "$ofa" extract --run "$alone" --subnet "$subnet" --name alone > "$out/extract.log"
+  [ -e "$alone/bench.csv" ] || whole "$alone/bench.csv" "$ofa" bench "$alone/models/alone" --data "$data" --csv
   seconds=$(sed -nE 's/.*"type":"finished".*"seconds":([0-9.]+).*/\1/p' "$alone/metrics.jsonl" | tail -1)
   printf '== %s ms: subnet %s, grid %s, alone %s after %.0f min; %s\n' "$limit" \
     "$(accuracy "$out/subnets.csv" "memetic-$limit")" "$(accuracy "$out/subnets.csv" "grid-$limit")" \

@@ -61,6 +61,12 @@ fn an_experiment_and_the_comparison_with_subnets_trained_alone() {
     assert_eq!(experiment(), printed);
     assert_eq!(metrics("out/long-3"), trained);
 
+    // A benchmark and an extraction that were stopped are done again.
+    fs::remove_file(folder.join("out/long-3/bench.csv")).unwrap();
+    fs::write(folder.join("out/long-3/bench.csv.part"), "").unwrap();
+    fs::remove_file(folder.join("out/long-3/models/middle/config.json")).unwrap();
+    assert_eq!(experiment(), printed);
+
     succeeds(folder, &["predictor", "--run", "out/long-3", "--samples", "10", "--images", "20"]);
     let compared = || script(folder, "trained_alone.sh", &["out/long-3", "data", "alone"], &[("LIMITS", "90")]);
     let printed = compared();
