@@ -66,6 +66,11 @@ fn accuracies_measured_elsewhere_make_a_run_without_a_supernet() {
     fs::write(folder.join("c.jsonl"), "{\"subnet\": \"r24 d1,2 k5|3,5 e2|4,3\"}\n").unwrap();
     fails(folder, &["predictor", "--run", "run", "--import", "c.jsonl"], &["c.jsonl:1", "accuracy"]);
     misused(folder, &["predictor", "--space", "tiny", "--import", "a.jsonl"], &["required"]);
+    let many = ["predictor", "--space", "tiny", "--classes", "200000", "--import", "a.jsonl", "--out", "many"];
+    misused(folder, &many, &["--classes", "65536"]);
+    fs::copy(folder.join("a.jsonl"), folder.join("A.JSONL")).unwrap();
+    let import = ["predictor", "--space", "tiny", "--classes", "10", "--import", "A.JSONL", "--out", "capital"];
+    succeeds(folder, &import);
 }
 
 #[test]

@@ -74,8 +74,10 @@ pub fn compare(
     let expected: Vec<f32> = net.forward(&tensor, subnet, Mode::Evaluate(statistics))?.flatten_all()?.to_vec1()?;
     let mut model = Model::load(folder)?;
     let found = model.network().run(images, count)?;
-    let largest = expected.iter().fold(0.0f64, |m, v| m.max(f64::from(v.abs())));
-    let difference = expected.iter().zip(found).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+    // Unlike `f64::max`, this keeps NaN.
+    let larger = |a: f64, b: f64| if b <= a { a } else { b };
+    let largest = expected.iter().map(|v| f64::from(v.abs())).fold(0.0, larger);
+    let difference = expected.iter().zip(found).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, larger);
     Ok((difference, largest))
 }
 
@@ -93,6 +95,26 @@ mod tests {
         space.kernel_sizes = vec![3, 5, 7];
         extracted_equals_supernet(&space);
         extracted_equals_supernet(&SearchSpace::named("resnet-tiny").unwrap());
+    }
+
+    #[test]
+    fn logits_that_are_not_finite_are_no_small_difference() {
+        let net = Supernet::new(&SearchSpace::named("tiny").unwrap(), 6, 1).unwrap();
+        let classifier = net.parameters().iter().find(|p| p.name == "classifier.weight").unwrap();
+        let huge = Tensor::full(3e38f32, classifier.var.shape(), &Device::Cpu).unwrap();
+        classifier.var.set(&huge).unwrap();
+        let subnet = net.space().smallest();
+        let images = vec![0.5; 2 * subnet.resolution * subnet.resolution * 3];
+        let tensor = Tensor::from_slice(&images, (2, subnet.resolution, subnet.resolution, 3), &Device::Cpu).unwrap();
+        let mut collector = StatisticsCollector::default();
+        net.forward(&tensor, &subnet, Mode::Collect(&mut collector)).unwrap();
+        let (labels, normalisation) = (vec!["a".to_string(); 6], Normalisation { mean: [0.5; 3], std: [0.25; 3] });
+        let folder = tempfile::tempdir().unwrap();
+        let statistics = collector.finish();
+        let record = Record::of(NumberType::F32);
+        extract(&net, &subnet, &statistics, &labels, &normalisation, record, folder.path()).unwrap();
+        let (difference, largest) = compare(&net, &subnet, &statistics, folder.path(), &images).unwrap();
+        assert!(!difference.is_finite() || !largest.is_finite(), "{difference} of {largest}");
     }
 
     fn extracted_equals_supernet(space: &SearchSpace) {

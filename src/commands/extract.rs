@@ -278,6 +278,12 @@ impl Extracted {
     /// Fails if a model in f32 computes other logits than the supernet.
     fn check(&self, dtype: NumberType) -> Result<()> {
         let (difference, largest) = self.difference;
+        if !largest.is_finite() || !difference.is_finite() {
+            bail!(
+                "{}: the network computes NaN or infinity for training images; its weights are of no use",
+                self.folder.display()
+            );
+        }
         if dtype == NumberType::F32 && difference > 1e-3 * largest {
             bail!(
                 "{}: the model's logits differ from the supernet's by {difference:.2e} (largest logit {largest:.2e}); please report this",
@@ -380,7 +386,7 @@ fn compared_images(data: &Dataset, seed: u64, resolution: usize) -> Result<Vec<f
 fn predicted(wanted: &Wanted, predictor: Option<&Predictor>) -> Option<f64> {
     match &wanted.search {
         Some(found) => found.predicted,
-        None => predictor?.predict(std::slice::from_ref(&wanted.subnet)).ok()?.first().copied(),
+        None => predictor?.predict(std::slice::from_ref(&wanted.subnet)).ok()?.first().map(|a| a.clamp(0.0, 1.0)),
     }
 }
 

@@ -58,7 +58,7 @@ pub struct Args {
     #[arg(long, value_delimiter = ',', requires = "space", value_parser = numbers::resolution)]
     resolutions: Vec<usize>,
     /// With --space: classes of the networks, for their costs.
-    #[arg(long, requires = "space", default_value_t = 1000, value_parser = numbers::images)]
+    #[arg(long, requires = "space", default_value_t = 1000, value_parser = numbers::classes)]
     classes: usize,
     /// Print the predicted accuracy of each subnet of a file as JSON lines: with its standard deviation, and the
     /// interval that should hold 90 % of measured accuracies.
@@ -157,7 +157,8 @@ fn import(args: &Args, file: &Path) -> Result<Value> {
     if args.space.is_none() {
         folder.config()?;
     }
-    let is_accuracies = file.extension().is_some_and(|e| ["jsonl", "json", "csv"].iter().any(|known| e == *known));
+    let is_accuracies =
+        file.extension().is_some_and(|e| ["jsonl", "json", "csv"].iter().any(|known| e.eq_ignore_ascii_case(known)));
     let named = |name: &String| -> Result<SearchSpace> {
         let mut space = SearchSpace::named(name)?;
         if !args.resolutions.is_empty() {
@@ -266,7 +267,8 @@ fn curve(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result
             space.count()
         );
     }
-    let weights = folder.weights_checksum()?;
+    // Accuracies that were measured elsewhere need no supernet.
+    let weights = folder.weights_checksum().unwrap_or_default();
     let other = read_provenance(&path, space)?.and_then(|provenance| other_weights(&provenance.weights, &weights));
     if let Some(other) = other {
         terminal::warning(format!("{}: the samples are of {other}", path.display()));

@@ -180,7 +180,7 @@ pub fn profile_json(profile: &DeviceProfile, path: &Path) -> Value {
 
 /// Writes a profile of times from elsewhere.
 fn import_tables(args: &Args, space: &SearchSpace, classes: usize, path: &Path) -> Result<Value> {
-    let is_csv = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "csv");
+    let is_csv = |path: &PathBuf| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
     let of_csv = args.import.iter().filter(|path| is_csv(path)).count();
     ensure!(of_csv == 0 || of_csv == args.import.len(), "--import takes CSV files or YAML files, not both");
     let import = if of_csv > 0 { import_csv } else { import };

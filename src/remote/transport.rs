@@ -27,16 +27,18 @@ impl Transport {
         let expected = "expected ssh:[user@]host[:port] or adb:[SERIAL]";
         match text.split_once(':') {
             Some(("ssh", rest)) => {
-                let (destination, port) = host_and_port(rest);
+                // An address in brackets may have a user before it, as a name may.
+                let (user, rest) = rest.rsplit_once('@').map_or((None, rest), |(user, rest)| (Some(user), rest));
+                let (host, port) = host_and_port(rest);
+                let destination = user.map_or(host.to_string(), |user| format!("{user}@{host}"));
                 let port = match port.map(str::parse) {
                     None => None,
                     Some(Ok(port)) if port > 0 => Some(port),
                     Some(_) => bail!("--on {text}: the port must be a number from 1 to 65535; {expected}"),
                 };
                 // A host that begins with a dash would be an option of ssh.
-                let host = destination.rsplit('@').next().unwrap_or_default();
                 ensure!(!host.is_empty() && !destination.starts_with('-'), "--on {text}: there is no host; {expected}");
-                Ok(Transport::Ssh { command: command("--ssh", ssh)?, destination: destination.into(), port })
+                Ok(Transport::Ssh { command: command("--ssh", ssh)?, destination, port })
             }
             Some(("adb", serial)) => {
                 ensure!(
@@ -135,12 +137,9 @@ impl Transport {
 
 /// Splits `host:port`; an IPv6 address with a port stands in brackets.
 fn host_and_port(text: &str) -> (&str, Option<&str>) {
-    if let Some((host, after)) = text.split_once(']') {
-        // The address without its brackets, as ssh takes it.
-        let (user, host) = host.split_once('[').unwrap_or(("", host));
-        if user.is_empty() {
-            return (host, after.strip_prefix(':'));
-        }
+    // The address without its brackets, as ssh takes it.
+    if let Some((host, after)) = text.strip_prefix('[').and_then(|text| text.split_once(']')) {
+        return (host, after.strip_prefix(':'));
     }
     match text.rsplit_once(':') {
         Some((host, port)) if !host.contains(':') => (host, Some(port)),
@@ -181,6 +180,7 @@ mod tests {
         assert!(command.ends_with(r"-T -p 2222 pi@board sh -c 'echo '\''a'\'''"), "{command}");
         assert!(line(&ssh("ssh:board").shell("true")).ends_with("-T board sh -c true"));
         assert!(line(&ssh("ssh:[fe80::1]:22").shell("true")).ends_with("-T -p 22 fe80::1 sh -c true"));
+        assert!(line(&ssh("ssh:me@[fe80::1]:22").shell("true")).ends_with("-T -p 22 me@fe80::1 sh -c true"));
         assert!(line(&ssh("ssh:fe80::1").shell("true")).ends_with("-T fe80::1 sh -c true"));
         let adb = Transport::parse("adb:1a2b", "ssh", "adb").unwrap();
         assert_eq!(line(&adb.shell("uname -m")), "adb -s 1a2b shell sh -c 'uname -m'");

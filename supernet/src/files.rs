@@ -255,9 +255,9 @@ pub fn csv_fields(line: &str) -> Vec<String> {
     fields
 }
 
-/// A field as it stands in a line of CSV.
+/// A field as it stands in a line of CSV, quoted if its text requires it (RFC 4180).
 pub fn csv_field(field: &str) -> String {
-    if field.contains([',', '"', '\n']) { format!("\"{}\"", field.replace('"', "\"\"")) } else { field.into() }
+    if field.contains([',', '"', '\n', '\r']) { format!("\"{}\"", field.replace('"', "\"\"")) } else { field.into() }
 }
 
 /// Reads a UTF-8 text file without the byte order mark that some editors put at its beginning.
@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn fields_are_parted_by_commas_outside_quotes() {
-        for text in ["plain", "a, b", "say \"x\", y", ""] {
+        for text in ["plain", "a, b", "say \"x\", y", "a\rb", ""] {
             assert_eq!(csv_fields(&format!(" {} , 2", csv_field(text))), [text, "2"]);
         }
     }

@@ -1,6 +1,7 @@
 //! Benchmark rows as comma-separated values (RFC 4180).
 
 use super::BenchRow;
+use ofa_supernet::files::csv_field;
 
 const HEADER: &str = "model,space,subnet,resolution,dtype,test_images,top1,top5,macs,parameters,file_bytes,\
                       peak_activation_bytes,threads,batch,p50_ms,p90_ms,p99_ms,images_per_second,samples,\
@@ -15,9 +16,9 @@ pub fn csv(rows: &[BenchRow]) -> String {
         let accuracy = row.accuracy.map_or_else(|| ",,".to_string(), |a| format!("{},{},{}", a.images, a.top1, a.top5));
         let start = format!(
             "{},{},{},{},{},{accuracy},{},{},{},{}",
-            field(&row.model),
-            field(&row.space),
-            field(&row.subnet.to_string()),
+            csv_field(&row.model),
+            csv_field(&row.space),
+            csv_field(&row.subnet.to_string()),
             row.resolution,
             row.dtype,
             row.macs,
@@ -36,11 +37,6 @@ pub fn csv(rows: &[BenchRow]) -> String {
         }
     }
     text
-}
-
-/// A field, quoted if its text requires it.
-fn field(text: &str) -> String {
-    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_string() }
 }
 
 #[cfg(test)]

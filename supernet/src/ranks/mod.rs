@@ -148,10 +148,10 @@ impl Ranks {
         all
     }
 
-    /// The texts of all ranks, by rank; each is cut at [`LONGEST_TEXT`] bytes.
+    /// The texts of all ranks, by rank.
     pub fn gather_text(&self, text: &str) -> Vec<String> {
         let mut all = vec![text.to_string()];
-        self.collective(LONGEST_TEXT, |link| all = link.gather_text(text));
+        self.collective(text.len(), |link| all = link.gather_text(text));
         all
     }
 
@@ -213,9 +213,6 @@ impl Joined {
         self.nanoseconds.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
     }
 }
-
-/// Longest text of [`Ranks::gather_text`] in bytes.
-pub const LONGEST_TEXT: usize = 1024;
 
 /// Share `rank` of `count` of `0..total`.
 fn shard(total: usize, rank: usize, count: usize) -> Range<usize> {

@@ -1,6 +1,5 @@
 //! The MPI engine.
 
-use super::LONGEST_TEXT;
 use crate::{Error, Result};
 use mpi::Threading;
 use mpi::collective::{CommunicatorCollectives, Root, SystemOperation};
@@ -108,15 +107,15 @@ impl Link {
     }
 
     pub(super) fn gather_text(&self, text: &str) -> Vec<String> {
+        let lengths = self.gather(text.len() as u64);
+        let longest = lengths.iter().copied().max().unwrap_or(0).max(1) as usize;
         let (world, _turn) = self.turn();
-        let mut own = [0u8; LONGEST_TEXT];
-        for (slot, byte) in own.iter_mut().zip(text.bytes()) {
-            *slot = byte;
-        }
-        let mut all = vec![0u8; LONGEST_TEXT * self.count];
+        let mut own = text.as_bytes().to_vec();
+        own.resize(longest, 0);
+        let mut all = vec![0u8; longest * self.count];
         world.all_gather_into(&own[..], &mut all[..]);
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\0').to_string();
-        all.chunks(LONGEST_TEXT).map(text).collect()
+        let text = |(bytes, length): (&[u8], u64)| String::from_utf8_lossy(&bytes[..length as usize]).into_owned();
+        all.chunks(longest).zip(lengths).map(text).collect()
     }
 
     pub(super) fn broadcast(&self, bytes: &mut Vec<u8>) {
