@@ -198,18 +198,24 @@ fn models_are_measured_on_another_machine_and_their_accuracy_here() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     common::finished_run(folder);
-    // The first connection that measures is lost.
+    // The first connection that measures is lost. Then the number of the program there is another program's, as after a
+    // restart.
     let ssh = stand_in(
         folder,
         "ssh.sh",
         &format!(
-            "echo \"$@\" >> log\n{LOGIN}case \"$last\" in *--update-card*) if ! test -f lost; then touch lost; exit 255; \
-             fi;; esac\nexec sh -c \"$last\"\n"
+            "echo \"$@\" >> log\n{LOGIN}case \"$last\" in *--update-card*) if ! test -f lost; then touch lost\n\
+             sleep 60 </dev/null >/dev/null 2>&1 &\necho $! > foreign\nfor d in there/ofa-*; do echo $! > $d/pid; done\n\
+             exit 255; fi;; esac\nexec sh -c \"$last\"\n"
         ),
     );
     let models = ["bench", "run/models/smallest", "run/models/largest"];
     let on = ["--on", "ssh:board", "--ssh", &ssh, "--model-threads", "1,2", "--json"];
     let out = succeeds(folder, &[&models[..], &on, &["--data", "builtin", "--update-card"]].concat());
+    let foreign = fs::read_to_string(folder.join("foreign")).unwrap();
+    let kill = |signal: &str| std::process::Command::new("kill").args([signal, foreign.trim()]).status().unwrap();
+    assert!(kill("-0").success(), "another program was ended");
+    kill("-TERM");
     let rows: serde_json::Value = serde_json::from_str(&out).unwrap();
     for (row, name) in rows["models"].as_array().unwrap().iter().zip(["smallest", "largest"]) {
         assert_eq!((&row["model"], row["latencies"].as_array().unwrap().len()), (&name.into(), 2));
@@ -227,6 +233,7 @@ fn models_are_measured_on_another_machine_and_their_accuracy_here() {
     let arguments =
         ["bench", "run/models/smallest", "--on", "ssh:board", "--ssh", &ssh, "--run-with", "no-such-emulator"];
     fails(folder, &arguments, &["ssh:board"]);
+    assert_eq!(left(folder), 0);
     assert_eq!(fs::read(folder.join("run/models/smallest/bench.json")).unwrap(), before);
     misused(folder, &["bench", "run/models/smallest", "--on", "ssh:board", "--layers"], &["--layers"]);
 }

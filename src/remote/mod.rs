@@ -11,7 +11,8 @@ mod transport;
 
 use crate::shell::quote;
 use crate::{interrupt, terminal};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use ofa_supernet::files::checksum;
 use program::Program;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
@@ -89,7 +90,7 @@ enum Outcome {
 const BEGIN: &str = "ofa-remote-begin";
 const END: &str = "ofa-remote-end";
 /// Attempts to reconnect, with pauses that double from two seconds on.
-const ATTEMPTS: u32 = 5;
+const RECONNECTIONS: u32 = 5;
 
 impl Remote {
     /// Prepares the folder for the work named `work` and puts the program there, unless it is there already.
@@ -102,7 +103,12 @@ impl Remote {
         if !self.emulated {
             program.check(&arch, &self.name)?;
         }
-        let folder = self.folder(work)?;
+        // Another launcher, such as one for other cores, makes it other work.
+        let launcher = self.launcher.join(" ");
+        let folder = match launcher.is_empty() {
+            true => self.folder(work)?,
+            false => self.folder(&format!("{work}-{:08x}", checksum(launcher.as_bytes())))?,
+        };
         let place = Workplace { remote: self, program: format!("{folder}/{}", program.file_name()), folder };
         // The name holds the content's checksum, so that a file of that name and length is this program.
         let (length, file) = (program.bytes().len(), quote(&place.program));
@@ -151,7 +157,10 @@ impl Remote {
     fn short(&self, script: &str, input: &[u8]) -> Result<(Vec<String>, i32)> {
         match self.attempt(script, Some(input), &mut |_| {})? {
             Outcome::Ended(lines, code) => Ok((lines, code)),
-            Outcome::Lost(words) => Err(self.unreachable(&words)),
+            Outcome::Lost(words) => {
+                interrupt::check()?;
+                Err(self.unreachable(&words))
+            }
         }
     }
 
@@ -178,6 +187,7 @@ impl Remote {
             write_all(stdin.take(), input);
         }
         let outcome = follow(&lines, on_line);
+        // Without it a script that waits for its input ends.
         drop(stdin);
         end(&mut child);
         let words = errors.and_then(|errors| errors.join().ok()).unwrap_or_default();
@@ -190,12 +200,22 @@ impl Remote {
     /// Runs a command of the transport that copies a file.
     fn pushed(&self, mut command: std::process::Command) -> Result<()> {
         let program = command.get_program().to_string_lossy().into_owned();
-        let output = command.output().with_context(|| format!("{}: cannot start `{program}`", self.name))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let words = String::from_utf8_lossy(&output.stderr);
-        bail!("{}: the program cannot be copied there: {}", self.name, words.trim())
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("{}: cannot start `{program}`", self.name))?;
+        let errors = child.stderr.take().map(|stderr| std::thread::spawn(move || last_words(stderr)));
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if interrupt::requested() {
+                end(&mut child);
+                interrupt::check()?;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        let words = errors.and_then(|errors| errors.join().ok()).unwrap_or_default();
+        ensure!(status.success(), "{}: the program cannot be copied there: {words}", self.name);
+        Ok(())
     }
 }
 
@@ -235,7 +255,7 @@ impl Workplace<'_> {
     /// A lost connection, or no such file.
     pub fn get(&self, name: &str) -> Result<String> {
         let path = format!("{}/{name}", self.folder);
-        match self.remote.short(&format!("cat {}", quote(&path)), &[])? {
+        match self.insist(&format!("cat {}", quote(&path)), Some(&[]), &mut |_| {})? {
             (lines, 0) => Ok(lines.join("\n")),
             (_, code) => bail!("{}: {path} cannot be read there (exit code {code})", self.remote.name),
         }
@@ -247,35 +267,45 @@ impl Workplace<'_> {
     /// # Errors
     /// The program's own error, a connection that stays lost, or an interruption here.
     pub fn run(&self, arguments: &[String], on_line: &mut dyn FnMut(&str)) -> Result<Vec<String>> {
-        let script = self.script(arguments);
+        let code = match self.insist(&self.script(arguments), None, on_line)? {
+            (lines, 0) => return Ok(lines),
+            (_, code) => code,
+        };
+        interrupt::check()?;
+        let errors = self.get("errors").unwrap_or_default();
+        // Only a measurement in progress is worth its room there.
+        let rest = format!("ls {0}/run/devices/*.unfinished >/dev/null 2>&1 || rm -rf {0}", quote(&self.folder));
+        let _ = self.remote.short(&rest, &[]);
+        let last = errors.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+        let said = last.strip_prefix("error: ").unwrap_or(last);
+        bail!("{}: the program failed there with exit code {code}: {said}", self.remote.name)
+    }
+
+    /// Runs a script there, again where the connection is lost.
+    ///
+    /// # Errors
+    /// A connection that stays lost, or an interruption here.
+    fn insist(&self, script: &str, input: Option<&[u8]>, on_line: &mut dyn FnMut(&str)) -> Result<(Vec<String>, i32)> {
         let name = &self.remote.name;
         let mut lost = 0;
         loop {
-            let outcome = self.remote.attempt(&script, None, on_line)?;
+            let words = match self.remote.attempt(script, input, on_line)? {
+                Outcome::Ended(lines, code) => return Ok((lines, code)),
+                Outcome::Lost(words) => words,
+            };
             interrupt::check()?;
-            match outcome {
-                Outcome::Ended(lines, 0) => return Ok(lines),
-                Outcome::Ended(_, code) => {
-                    let errors = self.get("errors").unwrap_or_default();
-                    let last = errors.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-                    let said = last.strip_prefix("error: ").unwrap_or(last);
-                    bail!("{name}: the program failed there with exit code {code}: {said}")
-                }
-                Outcome::Lost(words) if lost + 1 == ATTEMPTS => {
-                    return Err(self.remote.unreachable(&words)).with_context(|| {
-                        format!("complete rounds are kept in {} there; run the same command to resume", self.folder)
-                    });
-                }
-                Outcome::Lost(words) => {
-                    lost += 1;
-                    terminal::note(format!("{name}: the connection was lost ({words}); connecting again"));
-                    let pause = Duration::from_secs(1 << lost);
-                    let start = Instant::now();
-                    while start.elapsed() < pause {
-                        interrupt::check()?;
-                        std::thread::sleep(Duration::from_millis(100));
-                    }
-                }
+            if lost == RECONNECTIONS {
+                return Err(self.remote.unreachable(&words)).with_context(|| {
+                    format!("what was measured is kept in {} there; run the same command to resume", self.folder)
+                });
+            }
+            lost += 1;
+            terminal::note(format!("{name}: the connection was lost ({words}); connecting again"));
+            let pause = Duration::from_secs(1 << lost);
+            let start = Instant::now();
+            while start.elapsed() < pause {
+                interrupt::check()?;
+                std::thread::sleep(Duration::from_millis(100));
             }
         }
     }
@@ -284,10 +314,13 @@ impl Workplace<'_> {
     fn script(&self, arguments: &[String]) -> String {
         let words = self.remote.launcher.iter().chain([&self.program]).chain(arguments);
         let line = words.map(|word| quote(word)).collect::<Vec<_>>().join(" ");
+        // A number in `pid` may have gone to another program, after a restart of the machine.
         format!(
             "cd {folder} || exit 1\n\
              export LC_ALL=C\n\
-             if test -f pid; then kill -TERM $(cat pid) 2>/dev/null; for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 $(cat pid) 2>/dev/null || break; sleep 1; done; fi\n\
+             p=$(cat pid 2>/dev/null)\n\
+             a=$(tr '\\0' ' ' < /proc/$p/cmdline 2>/dev/null || ps -o args= -p $p 2>/dev/null)\n\
+             case $a in *{program}*) kill -TERM $p; for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 $p 2>/dev/null || break; sleep 1; done;; esac\n\
              {prepare}exec 3<&0\n\
              {line} </dev/null 2>errors &\n\
              p=$!\n\
@@ -300,18 +333,17 @@ impl Workplace<'_> {
              kill $w 2>/dev/null\n\
              exit $c",
             folder = quote(&self.folder),
+            program = quote(self.program.rsplit('/').next().unwrap_or_default()),
             prepare = self.remote.transport.prepare(),
         )
     }
 
-    /// Removes the folder with all that is in it.
-    ///
-    /// # Errors
-    /// A lost connection, or files that cannot be removed.
-    pub fn close(self) -> Result<()> {
-        match self.remote.short(&format!("rm -rf {}", quote(&self.folder)), &[])? {
-            (_, 0) => Ok(()),
-            (_, code) => bail!("{}: {} cannot be removed there (exit code {code})", self.remote.name, self.folder),
+    /// Removes the folder with all that is in it. What is here by now is worth more than order there, so a failure is a
+    /// warning.
+    pub fn close(self) {
+        let removed = self.remote.short(&format!("rm -rf {}", quote(&self.folder)), &[]);
+        if !matches!(removed, Ok((_, 0))) {
+            terminal::warning(format!("{}: {} was not removed there", self.remote.name, self.folder));
         }
     }
 }
@@ -342,7 +374,11 @@ fn last_words(errors: impl Read) -> String {
 /// Writes everything; a reader that has gone shows in its missing last mark.
 fn write_all(stdin: Option<ChildStdin>, input: &[u8]) {
     if let Some(mut stdin) = stdin {
-        let _ = stdin.write_all(input);
+        for part in input.chunks(1 << 16) {
+            if interrupt::requested() || stdin.write_all(part).is_err() {
+                return;
+            }
+        }
     }
 }
 
@@ -357,6 +393,10 @@ fn follow(lines: &mpsc::Receiver<String>, on_line: &mut dyn FnMut(&str)) -> Opti
             Err(mpsc::RecvTimeoutError::Timeout) => continue,
             Err(mpsc::RecvTimeoutError::Disconnected) => return None,
         };
+        // Lines may come faster than the silence in which a signal is seen; the last one is seen all the same.
+        if interrupt::requested() && !line.starts_with(END) {
+            return None;
+        }
         let Some(found) = &mut found else {
             if line == BEGIN {
                 found = Some(Vec::new());
