@@ -137,11 +137,7 @@ pub fn run(args: &Args) -> Result<Value> {
     }
     let options = args.options(classes, engine.is_some());
     let profile = match &remote {
-        Some(remote) => {
-            let profile = profile_remotely(remote, args, &space, &options)?;
-            profile.save(&path)?;
-            profile
-        }
+        Some(remote) => profile_remotely(remote, args, &space, &options, &path)?,
         None => {
             hint_at_cores("--model-threads", args.model_threads);
             if engine.is_none() {
@@ -171,6 +167,8 @@ pub fn profile_json(profile: &DeviceProfile, path: &Path) -> Value {
         "device": profile.name,
         "file": path,
         "layers": profile.table().len(),
+        "estimated": profile.table().iter().filter(|entry| entry.estimated).count(),
+        "engine": profile.engine,
         "number_type": profile.number_type,
         "batch": profile.batch,
         "hardware": profile.hardware,
@@ -312,7 +310,7 @@ pub fn profile_device(
     };
     drop(bar);
     let kept = format!("is kept in {}; run the same command to resume", unfinished.display());
-    if interrupt::requested() && profile.is_err() {
+    if interrupt::requested() && profile.is_err() && unfinished.exists() {
         return Err(interrupt::stopped(format!("stopped; what was measured {kept}")));
     }
     let profile = profile.map_err(|error| match engine.is_some() && unfinished.exists() {
@@ -324,12 +322,13 @@ pub fn profile_device(
     Ok(profile)
 }
 
-/// Measures on another machine, by this program there.
+/// Measures on another machine, by this program there, and writes the profile to `path`.
 fn profile_remotely(
     remote: &Remote,
     args: &Args,
     space: &SearchSpace,
     options: &ProfileOptions,
+    path: &Path,
 ) -> Result<DeviceProfile> {
     let text = toml::to_string(space).context("the space has no TOML form")?;
     let name = &options.name;
@@ -365,7 +364,8 @@ fn profile_remotely(
     let file = format!("run/devices/{name}.json");
     let profile = DeviceProfile::from_json(&place.get(&file)?, Path::new(&file))?;
     ensure!(profile.space == *space && profile.name == *name, "{file} came back for another space or name");
-    place.close()?;
+    profile.save(path)?;
+    place.close();
     Ok(profile)
 }
 

@@ -46,11 +46,10 @@ impl Moment {
 impl Conditions {
     pub(super) fn between(before: &Moment, after: &Moment, fixed_ms: Vec<f64>) -> Self {
         let clock_mhz = before.clock_mhz.zip(after.clock_mhz).map(|(before, after)| [before, after]);
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         Conditions {
             governor: after.governor.clone(),
             clock_mhz,
-            cores: allowed_cores(&status),
+            cores: allowed_cores(),
             throttled: throttled(),
             fixed_ms,
         }
@@ -77,8 +76,13 @@ impl Conditions {
     }
 }
 
+/// The cores that Linux lets this process run on.
+pub(super) fn allowed_cores() -> Option<String> {
+    cores_in(&std::fs::read_to_string("/proc/self/status").ok()?)
+}
+
 /// The cores that Linux lets a process run on, from its `/proc/PID/status`.
-fn allowed_cores(status: &str) -> Option<String> {
+fn cores_in(status: &str) -> Option<String> {
     status.lines().find_map(|line| Some(line.strip_prefix("Cpus_allowed_list:")?.trim().to_string()))
 }
 
@@ -112,8 +116,8 @@ mod tests {
 
     #[test]
     fn cores_are_those_of_the_process() {
-        assert_eq!(allowed_cores("Name:\tofa\nCpus_allowed:\tf0\nCpus_allowed_list:\t4-7\n").as_deref(), Some("4-7"));
-        assert_eq!(allowed_cores("Name:\tofa\n"), None);
+        assert_eq!(cores_in("Name:\tofa\nCpus_allowed:\tf0\nCpus_allowed_list:\t4-7\n").as_deref(), Some("4-7"));
+        assert_eq!(cores_in("Name:\tofa\n"), None);
     }
 
     #[test]

@@ -261,23 +261,26 @@ pub fn memory(space: &SearchSpace, options: &ProfileOptions) -> Result<u64> {
 /// Networks that together hold every distinct layer of the space: those of [`covering_subnets`]. Made one by one, so
 /// that whoever misses the first layer of a large space has not waited for the last.
 pub(super) fn covering_networks(space: &SearchSpace, classes: usize) -> impl Iterator<Item = Result<NetworkSpec>> {
-    covering_subnets(space).into_iter().map(move |subnet| Ok(space.network(&subnet, classes)?))
+    covering_subnets(space).map(move |subnet| Ok(space.network(&subnet, classes)?))
 }
 
 /// The subnets of [`SearchSpace::covering`], each for every size of the images.
-pub(super) fn covering_subnets(space: &SearchSpace) -> Vec<Subnet> {
-    let mut subnets = space.covering();
-    for place in space.places().iter().filter(|place| place.at == At::Input) {
-        let with_choices = |subnet: Subnet| {
-            (0..place.values.len()).map(move |choice| {
-                let mut subnet = subnet.clone();
-                place.choose(&mut subnet, choice);
-                subnet
-            })
-        };
-        subnets = subnets.into_iter().flat_map(with_choices).collect();
-    }
-    subnets
+pub(super) fn covering_subnets(space: &SearchSpace) -> impl Iterator<Item = Subnet> + use<> {
+    let inputs: Vec<_> = space.places().into_iter().filter(|place| place.at == At::Input).collect();
+    space.covering().flat_map(move |subnet| {
+        let mut subnets = vec![subnet];
+        for place in &inputs {
+            let with_choices = |subnet: Subnet| {
+                (0..place.values.len()).map(move |choice| {
+                    let mut subnet = subnet.clone();
+                    place.choose(&mut subnet, choice);
+                    subnet
+                })
+            };
+            subnets = subnets.into_iter().flat_map(with_choices).collect();
+        }
+        subnets
+    })
 }
 
 /// Networks of the layer phase.

@@ -1,5 +1,6 @@
 //! A measurement in progress, which resumes after its last complete round.
 
+use super::conditions::allowed_cores;
 use super::{Hardware, ProfileOptions};
 use crate::Result;
 use ofa_supernet::files;
@@ -13,7 +14,7 @@ use std::path::Path;
 pub(super) struct Unfinished {
     hardware: Hardware,
     space: SearchSpace,
-    /// All options as text: other options make another measurement.
+    /// All options, and the cores that the program may use, as text: others make another measurement.
     options: String,
     /// Number of finished rounds of the layer phase.
     pub rounds: usize,
@@ -31,7 +32,7 @@ impl Unfinished {
         Unfinished {
             hardware: Hardware::detect(options.threads),
             space: space.clone(),
-            options: format!("{options:?}"),
+            options: format!("{options:?} {:?}", allowed_cores()),
             rounds: 0,
             layers: vec![Vec::new(); layers],
             fixed: Vec::new(),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A command that has not ended after this time hangs.
@@ -57,6 +57,12 @@ pub struct Reader {
     /// The first group is the time; a group named `unit` is its unit.
     expression: Regex,
     unit: Unit,
+}
+
+impl std::fmt::Display for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{} {:?}", self.expression, self.unit)
+    }
 }
 
 impl Reader {
@@ -199,7 +205,11 @@ fn output_of(words: &[String], place: &Place, control: &mut dyn FnMut() -> Contr
     fs::create_dir_all(&reports).map_err(|error| ofa_supernet::Error::file(&reports, error))?;
     let [output, errors] = ["stdout", "stderr"].map(|name| place.folder.join(name));
     let create = |path: &Path| File::create(path).map_err(|error| ofa_supernet::Error::file(path, error));
-    let mut child = Command::new(place.fill(program))
+    let mut command = Command::new(place.fill(program));
+    // A group of its own, which ends together: the program may start others.
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    let mut child = command
         .args(arguments.iter().map(|word| place.fill(word)))
         // Numbers with a decimal point, whatever the user's language.
         .env("LC_ALL", "C")
@@ -215,8 +225,7 @@ fn output_of(words: &[String], place: &Place, control: &mut dyn FnMut() -> Contr
         }
         let stopped = control().is_break();
         if stopped || start.elapsed() > LONGEST {
-            let _ = child.kill();
-            let _ = child.wait();
+            end(&mut child);
             return Err(match stopped {
                 true => ofa_supernet::Error::Interrupted.into(),
                 false => failed(words, &format!("did not end in {} minutes", LONGEST.as_secs() / 60)),
@@ -243,6 +252,15 @@ fn output_of(words: &[String], place: &Place, control: &mut dyn FnMut() -> Contr
         text += &read(&report).unwrap_or_default();
     }
     Ok(text)
+}
+
+/// Ends a program with all that it started.
+fn end(child: &mut Child) {
+    // The shell's own `kill`, since the standard library has none for groups.
+    #[cfg(unix)]
+    let _ = Command::new("sh").args(["-c", &format!("kill -s KILL -- -{}", child.id())]).stderr(Stdio::null()).status();
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 fn last_line(text: &str) -> Option<&str> {
@@ -324,7 +342,18 @@ mod tests {
             let message = run(&command).unwrap_err().to_string();
             assert!(message.contains(part) && !message.contains('\n'), "{message}");
         }
-        let stopped = shell("sleep 60").run(&place, &mut || ControlFlow::Break(())).unwrap_err();
-        assert!(stopped.is_interrupted());
+        // What the command has started ends with it.
+        let started = folder.join("started");
+        let wrapper = shell("sleep 60 & echo $! > {folder}/part; mv {folder}/part {folder}/started; wait");
+        let stop = &mut || if started.exists() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        assert!(wrapper.run(&place, stop).unwrap_err().is_interrupted());
+        let id = fs::read_to_string(&started).unwrap();
+        // Where nobody asks for its end, a dead process stays as a zombie.
+        let status = || fs::read_to_string(format!("/proc/{}/status", id.trim()));
+        let start = Instant::now();
+        while status().is_ok_and(|status| !status.contains("State:\tZ")) {
+            assert!(start.elapsed() < Duration::from_secs(20), "{id}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }

@@ -288,9 +288,8 @@ fn choose(
     let mut seen: HashSet<String> = HashSet::new();
     let mut is_new = |subnet: &Subnet| seen.insert(subnet.to_string());
     let mut candidates = vec![space.smallest(), space.largest()];
-    let covering = covering_subnets(space);
-    let step = covering.len().div_ceil(COVERING).max(1);
-    candidates.extend(covering.into_iter().step_by(step));
+    let step = covering_subnets(space).count().div_ceil(COVERING).max(1);
+    candidates.extend(covering_subnets(space).step_by(step));
     candidates.retain(&mut is_new);
     let random = options.check_subnets + CANDIDATES.max(samples);
     let attempts = 0..(20 * random as u64).max(1000);

@@ -108,6 +108,11 @@ fn a_stopped_measurement_goes_on_where_it_was() {
     let mut other = engine.clone();
     other.command.words.push("--flag".into());
     assert_eq!(visits(&other, usize::MAX).0, all);
+    // So does one whose output is read otherwise: its times have another unit.
+    let _ = visits(&engine, 50);
+    let mut seconds = engine.clone();
+    seconds.command.readers = vec![Reader::new("(.)", Unit::Seconds).unwrap()];
+    assert_eq!(visits(&seconds, usize::MAX).0, all);
 }
 
 #[test]

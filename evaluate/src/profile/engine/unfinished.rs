@@ -1,7 +1,8 @@
 //! A measurement with another engine in progress, which resumes after its last measured network.
 
-use super::{EngineOptions, Network};
+use super::{EngineOptions, Network, Reader};
 use crate::Result;
+use crate::profile::conditions::allowed_cores;
 use crate::profile::{Hardware, ProfileOptions};
 use ofa_supernet::files;
 use ofa_supernet::space::SearchSpace;
@@ -14,7 +15,8 @@ use std::path::Path;
 pub(super) struct Unfinished {
     hardware: Hardware,
     space: SearchSpace,
-    /// All options and the command as text: others make another measurement.
+    /// All options, the command, what reads its output, and the cores that it may use, as text: others make another
+    /// measurement.
     options: String,
     /// Version that the engine printed.
     pub version: Option<String>,
@@ -28,11 +30,15 @@ impl Unfinished {
     /// A measurement without results.
     pub fn new(space: &SearchSpace, options: &ProfileOptions, engine: &EngineOptions, networks: Vec<Network>) -> Self {
         let command = (&engine.command.words, &engine.command.convert, engine.command.folder, engine.command.rounding);
+        let readers: Vec<String> = engine.command.readers.iter().map(Reader::to_string).collect();
+        let cores = allowed_cores();
         let ProfileOptions { name, classes, threads, batch, seed, number_type, .. } = options;
         Unfinished {
             hardware: Hardware::detect(options.threads),
             space: space.clone(),
-            options: format!("{command:?} {name} {classes} {threads} {batch} {seed} {number_type}"),
+            options: format!(
+                "{command:?} {readers:?} {name} {classes} {threads} {batch} {seed} {number_type} {cores:?}"
+            ),
             version: None,
             networks,
             fixed: Vec::new(),
