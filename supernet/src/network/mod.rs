@@ -106,7 +106,7 @@ impl Supernet {
         space.validate()?;
         let mut largest = space.network(&space.largest(), classes)?;
         let choices: Vec<NetworkSpec> =
-            space.covering().iter().map(|subnet| space.network(subnet, classes)).collect::<Result<_>>()?;
+            space.covering().map(|subnet| space.network(&subnet, classes)).collect::<Result<_>>()?;
         let mut parameters = Parameters::new(seed, dtype, device);
         let stem_name = |index: usize| own_stem(index, largest.stem.len());
         let stem = largest.stem.iter().enumerate();

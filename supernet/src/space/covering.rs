@@ -7,24 +7,11 @@ impl SearchSpace {
     /// Subnets of full depth for the smallest images that together hold every distinct layer: each has one value of a
     /// dimension in all its blocks, and at the boundaries two that take turns, in all combinations. A block depends on
     /// its own choices, its stage, the boundaries around it, whether it is the stage's first, and the images; all of
-    /// these combinations occur.
-    pub fn covering(&self) -> Vec<Subnet> {
+    /// these combinations occur. A checked space has at most 4096 of them.
+    pub fn covering(&self) -> impl ExactSizeIterator<Item = Subnet> + use<> {
         let places = self.places();
-        // Places with one counter have their values in common; where a place has fewer, it stays at its last.
-        let counter = |place: &Place| match place.at {
-            At::Boundary(boundary) => Some((place.dimension.index(), boundary % 2)),
-            At::Input => None,
-            _ => (!place.dimension.is_depth).then_some((place.dimension.index(), 0)),
-        };
-        let mut counters: Vec<((usize, usize), usize)> = Vec::new();
-        for place in &places {
-            let Some(number) = counter(place) else { continue };
-            match counters.iter_mut().find(|(other, _)| *other == number) {
-                Some((_, most)) => *most = place.values.len().max(*most),
-                None => counters.push((number, place.values.len())),
-            }
-        }
-        let subnet = |setting: usize| {
+        let counters = counters(&places);
+        let subnet = move |setting: usize| {
             assemble(&places, |_, place| {
                 let last = place.values.len().saturating_sub(1);
                 match (counter(place), place.at) {
@@ -38,8 +25,38 @@ impl SearchSpace {
                 }
             })
         };
-        (0..counters.iter().map(|(_, most)| most).product()).map(subnet).collect()
+        (0..self.covering_count()).map(subnet)
     }
+
+    /// Number of the [`covering`](Self::covering) subnets.
+    pub(super) fn covering_count(&self) -> usize {
+        counters(&self.places()).iter().map(|(_, most)| *most).fold(1, usize::saturating_mul)
+    }
+}
+
+/// Most covering subnets of a space: a supernet, a profile and their checks have a network for each.
+pub(super) const MOST_COVERING: usize = 4096;
+
+/// Number of a counter: places with one counter have their values in common.
+fn counter(place: &Place) -> Option<(usize, usize)> {
+    match place.at {
+        At::Boundary(boundary) => Some((place.dimension.index(), boundary % 2)),
+        At::Input => None,
+        _ => (!place.dimension.is_depth).then_some((place.dimension.index(), 0)),
+    }
+}
+
+/// The counters with the values that each counts; where a place has fewer, it stays at its last.
+fn counters(places: &[Place]) -> Vec<((usize, usize), usize)> {
+    let mut counters: Vec<((usize, usize), usize)> = Vec::new();
+    for place in places {
+        let Some(number) = counter(place) else { continue };
+        match counters.iter_mut().find(|(other, _)| *other == number) {
+            Some((_, most)) => *most = place.values.len().max(*most),
+            None => counters.push((number, place.values.len())),
+        }
+    }
+    counters
 }
 
 #[cfg(test)]
@@ -50,7 +67,7 @@ mod tests {
     #[test]
     fn subnets_in_their_order() {
         let networks = |name| {
-            let choices = preset(name).unwrap().covering().into_iter();
+            let choices = preset(name).unwrap().covering();
             choices.map(|subnet| subnet.to_string()).collect::<Vec<_>>()
         };
         let tiny = networks("tiny");

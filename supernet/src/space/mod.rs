@@ -242,7 +242,7 @@ impl SearchSpace {
             return Ok(space);
         }
         let path = Path::new(name);
-        if path.extension().is_some_and(|e| e == "toml") {
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("toml")) {
             let whole = files::read_text(path)?.parse::<toml::Table>().is_ok_and(|table| table.contains_key("space"));
             let space: SearchSpace =
                 if whole { files::read_toml::<Configuration>(path)?.space } else { files::read_toml(path)? };

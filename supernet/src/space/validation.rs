@@ -1,5 +1,6 @@
 //! Whether the values of a space are usable.
 
+use super::covering::MOST_COVERING;
 use super::{ExpandRatio, Family, SearchSpace};
 use crate::{Error, Result, blocks};
 
@@ -42,6 +43,13 @@ impl SearchSpace {
             Family::ResNetD => self.validate_bottlenecks(),
             Family::MobileNetV3 | Family::ProxylessNas => self.validate_inverted_residuals(),
             Family::AttentiveNas => self.validate_attentive(),
+        }?;
+        match self.covering_count() {
+            0..=MOST_COVERING => Ok(()),
+            count => fail(format!(
+                "widths, kernel sizes and expand ratios have {count} combinations of values; at most {MOST_COVERING} are \
+                 possible"
+            )),
         }
     }
 
@@ -163,8 +171,8 @@ fn check_lists(of: &str, depths: &[usize], kernel_sizes: &[usize], expand_ratios
     Ok(())
 }
 
-/// Most values of a list. Its product with other lists' lengths decides how many layers a profile measures.
-const MOST_VALUES: usize = 64;
+/// Most values of a list: a predictor tells each by a byte.
+const MOST_VALUES: usize = 128;
 
 fn not_too_many(name: &str, count: usize) -> Result<()> {
     if count <= MOST_VALUES {
