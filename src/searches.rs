@@ -12,7 +12,7 @@ use ofa_extract::effects::EffectsOf;
 use ofa_extract::predictor::{FEWEST_SAMPLES, Prediction, read_samples};
 use ofa_extract::search::cheapest::WARM;
 use ofa_extract::search::{self, Basis, Candidate, Cheapest, SearchSettings};
-use ofa_extract::{Constraint, Limit, Measures, Predictor, Problem, Sample, SearchResult};
+use ofa_extract::{Constraint, Measures, Predictor, Problem, Sample, SearchResult};
 use ofa_supernet::{Subnet, Supernet};
 
 /// Most corrections of the accuracy that a cheapest subnet is asked for, and the error at which they end.
@@ -119,37 +119,35 @@ fn search_group(task: &Task, groups: &[&[Constraint]], starts: &[Subnet]) -> Res
     };
     let results = match options.at_least {
         Some(least) => {
-            let cheapest = |least: f64, limits: &mut [Limit]| {
-                let (settings, seed) = (&options.settings, options.seed);
-                Cheapest { space: &space, least, settings, evaluations, seed, keep, effects, score: &score }
-                    .find(limits)
+            let cheapest = |least: f64| {
+                let (space, settings, seed) = (&space, &options.settings, options.seed);
+                Cheapest { space, least, settings, evaluations, seed, keep, effects, score: &score }
             };
-            let mut result = cheapest(least, &mut limits)?;
-            // The corrected accuracy has to be good enough.
-            let mut margin = 0.0;
-            for correction in 1.. {
-                let accuracy = corrected(scorer, &result)?.map_or(least, |found| found.accuracy);
-                if least - accuracy <= CLOSE_ENOUGH {
-                    break;
-                }
-                let short =
-                    format!("accuracy={:.2}% was asked for; {:.2} % was found", 100.0 * least, 100.0 * accuracy);
-                if correction > CORRECTIONS {
-                    terminal::warning(format!("{short} in {CORRECTIONS} corrections"));
-                    break;
-                }
-                margin += least - accuracy;
-                let before = result;
-                result = cheapest(least + margin, &mut limits).map_err(|error| match error {
-                    ofa_extract::Error::Impossible(_) => anyhow!(
-                        "{short} at most, with '{}' (predictions are corrected for having been chosen); ask for less",
-                        before.best
-                    ),
-                    other => other.into(),
-                })?;
-                result.evaluations += before.evaluations;
-                result.seconds += before.seconds;
+            // Accuracies are corrected for having been chosen, and the corrected one has to be good enough.
+            let accuracy = |result: &SearchResult| -> Result<f64> {
+                Ok(corrected(scorer, result)?.map_or(result.predicted_accuracy, |found| found.accuracy))
+            };
+            let best = cheapest(least).best(&mut limits)?;
+            if least - accuracy(&best)? > CLOSE_ENOUGH {
+                return Err(cheapest(least).impossible(accuracy(&best)?, &best).into());
             }
+            let (mut asked, mut result) = (least, None);
+            let (mut evaluations, mut seconds) = (best.evaluations, best.seconds);
+            for _ in 0..=CORRECTIONS {
+                if asked > best.predicted_accuracy {
+                    break;
+                }
+                let found = cheapest(asked).find(&best, &mut limits)?;
+                (evaluations, seconds) = (evaluations + found.evaluations, seconds + found.seconds);
+                let missing = least - accuracy(&found)?;
+                if missing <= CLOSE_ENOUGH {
+                    result = Some(found);
+                    break;
+                }
+                asked += missing;
+            }
+            let mut result = result.unwrap_or(best);
+            (result.evaluations, result.seconds) = (evaluations, seconds);
             vec![result]
         }
         None => {
@@ -262,11 +260,18 @@ fn verify(
     // A published predictor has no samples to be fitted on again, and accuracies under other conditions, or of other
     // weights, do not go together.
     let alike = conditions(folder, measures.space())? == Some(measured.provenance(folder.weights_checksum()?)?);
-    let refits = alike && options.verify >= FEWEST_REFIT && known.len() >= FEWEST_SAMPLES;
+    let many = options.verify >= FEWEST_REFIT && known.len() >= FEWEST_SAMPLES;
+    let refits = alike && many;
+    if many && !alike {
+        terminal::note(
+            "the predictor is not fitted again: its samples were measured with other images, or of other weights",
+        );
+    }
     let first = if refits { options.verify.div_ceil(2) } else { options.verify };
     let mut top: Vec<Candidate> = result.top.iter().take(first).cloned().collect();
     let mut samples = measure(&mut top)?;
     if refits {
+        terminal::note(format!("the predictor is fitted again with {} measured subnets", samples.len()));
         let all: Vec<Sample> = known.iter().chain(&samples).cloned().collect();
         let refitted = predictor.refit(&all, options.seed)?;
         let scorer = Scorer::Predictor(Box::new(refitted), pessimism);

@@ -2,6 +2,7 @@
 
 use crate::commands::compare::{self, compare};
 use crate::freshness::{is_any_of_int8, judgement_of_profile, load_predictor};
+use crate::kept_samples::conditions;
 use crate::measured::{Images, Measured};
 use crate::run_folder::RunFolder;
 use crate::scorer::Scorer;
@@ -13,6 +14,8 @@ use clap::ValueEnum;
 use ofa_evaluate::model::NumberType;
 use ofa_extract::search::{SearchSettings, of_batch};
 use ofa_extract::{Constraint, Measures, Metric, SearchResult};
+use ofa_supernet::Supernet;
+use ofa_supernet::data::Dataset;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -92,8 +95,36 @@ struct Scoring {
     /// Skip unreadable images with a count instead of failing.
     #[arg(long, help_heading = "Measuring (--score measured, --verify)")]
     skip_bad: bool,
-    #[command(flatten, next_help_heading = "Measuring (--score measured, --verify)")]
-    images: Images,
+    /// Training images that recalibrate batch norm for each subnet [default: with --verify as many as for the
+    /// predictor's samples, otherwise 500].
+    #[arg(long, help_heading = "Measuring (--score measured, --verify)", value_parser = numbers::images)]
+    recalibration: Option<usize>,
+    /// Validation images; 0 for all [default: with --verify those of the predictor's samples, otherwise all].
+    #[arg(long, help_heading = "Measuring (--score measured, --verify)", value_parser = numbers::images_or_none)]
+    images: Option<usize>,
+}
+
+impl Scoring {
+    /// Measurements of the kind that is asked for: those of --verify as the predictor's samples were measured, as far as
+    /// the command line leaves it open, so that the predictor can be fitted to both.
+    fn measured<'a>(
+        &self,
+        folder: &RunFolder,
+        net: &'a Supernet,
+        data: &'a Dataset,
+        seed: u64,
+    ) -> Result<Measured<'a>> {
+        let kept = match self.score {
+            Score::Predictor => conditions(folder, net.space())?,
+            Score::Measured => None,
+        };
+        let (batch, seed) = kept.as_ref().map_or((MEASURED_BATCH, seed), |kept| (kept.batch, kept.seed));
+        let images = Images {
+            recalibration: self.recalibration.or(kept.as_ref().map(|kept| kept.recalibration)).unwrap_or(500),
+            images: self.images.or(kept.map(|kept| kept.images)).unwrap_or(0),
+        };
+        Measured::new(net, data, &images, batch, seed)
+    }
 }
 
 /// Source of accuracies.
@@ -168,7 +199,7 @@ pub fn run(args: &Args) -> Result<Value> {
     let (net, classes) = folder.supernet()?;
     let data = folder.data(args.scoring.data.as_deref(), args.scoring.skip_bad)?;
     let data = folder.in_class_order(&classes, &data)?;
-    let measured = Measured::new(&net, &data, &args.scoring.images, MEASURED_BATCH, args.seed)?;
+    let measured = args.scoring.measured(&folder, &net, &data, args.seed)?;
     let measures = Measures::new(net.space(), classes.len(), folder.devices(args.constraints())?);
     match args.scoring.score {
         Score::Measured => {

@@ -39,20 +39,24 @@ pub struct Cheapest<'a> {
 }
 
 impl Cheapest<'_> {
-    /// The subnet with the smallest value of the last of `limits`, among those that meet the others and whose score is
-    /// large enough.
+    /// The subnet with the best score, whatever its value of the last of `limits`.
     ///
     /// # Errors
-    /// [`Error::Impossible`] if no subnet with such a score is found, and errors of [`search`].
-    pub fn find(&self, limits: &mut [Limit]) -> Result<SearchResult> {
+    /// Errors of [`search`].
+    pub fn best(&self, limits: &mut [Limit]) -> Result<SearchResult> {
+        self.within(limits, f64::INFINITY, &[])
+    }
+
+    /// The subnet with the smallest value of the last of `limits`, among those that meet the others and whose score is
+    /// large enough; `best` is what [`best`](Self::best) found.
+    ///
+    /// # Errors
+    /// [`Error::Impossible`] if the best has no such score, and errors of [`search`].
+    pub fn find(&self, best: &SearchResult, limits: &mut [Limit]) -> Result<SearchResult> {
         let start = Instant::now();
-        let mut found = self.within(limits, f64::INFINITY, &[])?;
-        let (best, mut evaluations) = (found.predicted_accuracy, found.evaluations);
-        if best < self.least {
-            return Err(Error::Impossible(format!(
-                "no subnet of '{}' within the other limits was found with a score of {:.4}: the best has {best:.4} ('{}')",
-                self.space.name, self.least, found.best
-            )));
+        let (mut found, mut evaluations) = (best.clone(), 0);
+        if best.predicted_accuracy < self.least {
+            return Err(self.impossible(best.predicted_accuracy, best));
         }
         let genome = Genome::new(self.space)?;
         let mut low = smallest(&genome, &Limits::new(&genome, limits)?, limits.len() - 1)?.1;
@@ -83,6 +87,14 @@ impl Cheapest<'_> {
         found.evaluations = evaluations;
         found.seconds = start.elapsed().as_secs_f64();
         Ok(found)
+    }
+
+    /// The error that the best subnet, `best`, has only this score.
+    pub fn impossible(&self, score: f64, best: &SearchResult) -> Error {
+        Error::Impossible(format!(
+            "no subnet of '{}' within the other limits was found with a score of {:.4}: the best has {score:.4} ('{}')",
+            self.space.name, self.least, best.best
+        ))
     }
 
     /// The best subnet within `bound` of the last limit if it is good enough.
@@ -138,7 +150,8 @@ mod tests {
                     effects: None,
                     score: &|subnets| Ok(subnets.iter().map(worth).collect()),
                 };
-                let found = problem.find(&mut [Limit::new("macs", 1.0, |s| Ok(macs(&space, s)))]).unwrap();
+                let limits = &mut [Limit::new("macs", 1.0, |s| Ok(macs(&space, s)))];
+                let found = problem.find(&problem.best(limits).unwrap(), limits).unwrap();
                 let expected =
                     all.iter().filter(|pair| pair.0 >= least).map(|pair| pair.1).fold(f64::INFINITY, f64::min);
                 assert_eq!(
@@ -157,7 +170,8 @@ mod tests {
                 effects: None,
                 score: &|subnets| Ok(subnets.iter().map(worth).collect()),
             };
-            let error = problem.find(&mut [Limit::new("macs", 1.0, |s| Ok(macs(&space, s)))]).unwrap_err();
+            let limits = &mut [Limit::new("macs", 1.0, |s| Ok(macs(&space, s)))];
+            let error = problem.find(&problem.best(limits).unwrap(), limits).unwrap_err();
             assert!(error.to_string().contains("the best has"), "{error}");
         }
     }

@@ -109,8 +109,8 @@ impl Strategy for Memetic {
             Setting::new("children", "Local searches between two selections", Whole(&mut self.children, 1..=10_000)),
             Setting::new(
                 "patience",
-                "Rounds without improvement after which the populations are merged or the evolution ends; 0: only when no \
-                 subnets are left",
+                "Rounds without improvement after which the populations are merged or the evolution ends; 0: not before \
+                 50 rounds have found no new subnet",
                 Whole(&mut self.patience, 0..=10_000_000),
             ),
         ]
