@@ -11,6 +11,7 @@ use ofa_supernet::files::{list_folder, read_json, read_toml, remove_all_abandone
 use ofa_supernet::lock::{Lock, Sharing};
 use ofa_supernet::train::TrainConfig;
 use ofa_supernet::train::checkpoint::{Folder, read_supernet, read_supernet_note, supernet_checksum};
+use ofa_supernet::train::{StageConfig, Teacher};
 use ofa_supernet::{SearchSpace, Supernet};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -176,12 +177,30 @@ impl RunConfig {
         config.space.validate().map_err(|e| e.at(path))?;
         config.train.validate(&config.space).map_err(|e| e.at(path))?;
         config.data.validate().with_context(|| path.display().to_string())?;
-        config.check_start().with_context(|| path.display().to_string())?;
         Ok(config)
     }
 
+    /// Refuses what has no use in a new training, though runs that were trained so are read.
+    pub fn check_new(&self) -> Result<()> {
+        self.check_start()?;
+        let idle = |stage: &&StageConfig| stage.teacher == Teacher::InPlace && stage.kd_ratio == 0.0;
+        if let Some(stage) = self.train.stages.iter().find(idle) {
+            bail!(
+                "stage '{}': teacher = \"in_place\" teaches nothing while kd_ratio is 0; set kd_ratio or leave teacher out",
+                stage.name
+            );
+        }
+        if let Some(Normalisation { mean, .. }) = self.data.normalisation.as_ref().filter(|own| !own.has_colours()) {
+            bail!(
+                "[data.normalisation] mean = {mean:?}: means must lie between 0 and 1; divide levels of 0 to 255 by 255, \
+                 and std too"
+            );
+        }
+        Ok(())
+    }
+
     /// Fails where trained weights would be lost before the first step.
-    pub fn check_start(&self) -> Result<()> {
+    fn check_start(&self) -> Result<()> {
         match &self.from {
             Some(from) if self.train.zero_last_scale || self.train.whitening_stem => {
                 let key = if self.train.zero_last_scale { "zero_last_scale" } else { "whitening_stem" };

@@ -170,10 +170,11 @@ fn every_fault_of_a_configuration_is_one_sentence() {
     fault("width_multiplier = 1.0", "width_multiplier = 1e9", &["width_multiplier"]);
     fault("kernel_sizes = [3, 5]", "kernel_sizes = [3, 4]", &["odd"]);
     fault("resolutions = [", "resolutions = [99999, ", &["resolutions"]);
-    let many = format!("expand_ratios = [{}", (1..=65).map(|n| format!("{n}.0, ")).collect::<String>());
-    fault("expand_ratios = [", &many, &["expand_ratios holds", "at most 64"]);
+    let many =
+        format!("expand_ratios = [{}", (1..=129).map(|n| format!("{:?}, ", 0.5 * f64::from(n))).collect::<String>());
+    fault("expand_ratios = [", &many, &["expand_ratios holds", "at most 128"]);
     let levels = "\n[data.normalisation]\nmean = [123.7, 116.3, 103.5]\nstd = [58.4, 57.1, 57.4]\n\n[space]";
-    fault("\n[space]", levels, &["mean [123.7", "divide values for levels of 0 to 255 by 255"]);
+    fault("\n[space]", levels, &["mean = [123.7", "divide levels of 0 to 255 by 255"]);
     // Contradictions.
     fault("learning_rate = 0.1", "taught = { labels = 0.0 }\nlearning_rate = 0.1", &["largest", "taught", "kd_ratio"]);
     fault("\nmomentum = 0.9", "\nmomentum = 0.9\nschedule = { learning_rate = 0.1 }", &["[train.schedule] spans"]);
@@ -184,7 +185,13 @@ fn every_fault_of_a_configuration_is_one_sentence() {
     fault("flip = true", "flip = \"always\"", &["true, false or \"alternating\""]);
     fault("flip = true", "flip = true\ncutout = 1.5", &["cutout is 1.5"]);
     fault("flip = true", "flip = true\nmix = { method = \"ricap\", beta = 0.0 }", &["mix beta is 0"]);
-    fault("teacher = \"frozen\"", "teacher = \"in_place\"", &["in_place", "while kd_ratio is 0"]);
+    fault("teacher = \"frozen\"", "teacher = \"in_place\"", &["in_place", "sandwich"]);
+    let stage = |text: &str| {
+        text[text.find("subnets_per_step = 1").unwrap()..text.find("teacher = \"fro").unwrap()].to_string()
+    };
+    let idle = stage(&good).replace("step = 1", "step = 3").replace("uniform", "sandwich");
+    let (old, idle) = (stage(&good) + "teacher = \"frozen", idle + "teacher = \"in_place");
+    fault(&old, &idle, &["in_place", "while kd_ratio is 0"]);
     fault("kd_ratio = 0.0", "kd_ratio = 1.0", &["first stage", "kd_ratio must be 0"]);
     fault("name = \"largest\"", "name = \"largest\"\nsort_channels = 2", &["sort_channels"]);
 }

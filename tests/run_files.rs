@@ -210,7 +210,7 @@ fn files_named_by_flags() {
     let list: Vec<String> = (0..40_000).map(|number: usize| number.to_string()).collect();
     let list = format!("resolutions = [{}] #", list.join(", "));
     fs::write(folder.join("bad.toml"), changed(&good, "resolutions = ", &list)).unwrap();
-    names(folder, &train, "bad.toml", &["resolutions holds 40000 values", "at most 64"]);
+    names(folder, &train, "bad.toml", &["resolutions holds 40000 values", "at most 128"]);
     let name = format!("\n{} = 1\nmomentum = ", "n".repeat(200_000));
     fs::write(folder.join("bad.toml"), changed(&good, "\nmomentum = ", &name)).unwrap();
     let line = 1 + good.lines().position(|line| line.starts_with("momentum = ")).unwrap();

@@ -55,6 +55,20 @@ fn a_run_is_followed_from_its_beginning_to_its_models() {
     }
     assert_eq!(succeeds(folder, &["status"]), text);
 
+    // A finished run that got more epochs is not at its end any more.
+    let extended = folder.join("extended");
+    finished_run(&extended);
+    let config = fs::read_to_string(extended.join("run/config.toml")).unwrap();
+    let (before, last) = config.rsplit_once("\nepochs = ").unwrap();
+    let (epochs, after) = last.split_once('\n').unwrap();
+    let epochs = epochs.parse::<f64>().unwrap() + 1.0;
+    fs::write(extended.join("run/config.toml"), format!("{before}\nepochs = {epochs:?}\n{after}")).unwrap();
+    let unfinished = status(&extended, "run");
+    assert_eq!(unfinished["state"], "stopped");
+    assert_eq!(unfinished["next"], serde_json::json!(["ofa train --out run --resume"]));
+    let number = |key: &str| unfinished["training"][key].as_f64().unwrap();
+    assert!(number("step") > 0.0 && number("step") < number("steps"), "{unfinished}");
+
     finished_run(&folder.join("other"));
     let finished = status(folder, "other/run");
     assert_eq!(finished["state"], "trained");

@@ -4,6 +4,7 @@ use crate::processes::on_this_machine;
 use crate::progress::{self, Bar, counted};
 use crate::ranks_model::{Network, Prediction, Step, predict};
 use crate::run_folder::RunConfig;
+use crate::starting_weights::StartingWeights;
 use crate::{memory, numbers, table};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
@@ -19,7 +20,7 @@ use ofa_supernet::{Error, Ranks, SearchSpace, Supernet};
 use rand::Rng;
 use serde::Serialize;
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Measure images per second and peak memory of training and evaluation steps on random images.
@@ -420,9 +421,14 @@ fn mean(exchanges: &[Exchange]) -> Exchange {
 /// Measures a few steps of each stage at the resolutions that training would draw, on one of `processes` that share the
 /// images of a step.
 pub fn stage_times(config: &RunConfig, classes: usize, images: usize, processes: usize) -> Result<Vec<StageTime>> {
-    memory::check_training(&config.space, None, classes, [images, 0], &config.train, processes)?;
+    // Its weights make no difference to times.
+    let teacher = match &config.train.teacher_from {
+        Some(from) => StartingWeights::read(Path::new(from))?.space()?,
+        None => config.space.clone(),
+    };
+    memory::check_training(&config.space, Some(&teacher), classes, [images, 0], &config.train, processes)?;
     let net = Supernet::new(&config.space, classes, 0)?;
-    let teacher = Supernet::new(&config.space, classes, 1)?;
+    let teacher = Supernet::new(&teacher, classes, 1)?;
     let mut stages = Vec::new();
     let bar = Bar::new("measuring the stages", config.train.stages.len(), "stages");
     for (stage, plan) in config.train.stages.iter().zip(config.train.plan(&config.space, images)) {

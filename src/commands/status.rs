@@ -132,7 +132,8 @@ impl Status {
             path if path.exists() => metrics::read(&path)?,
             _ => Vec::new(),
         };
-        let has_supernet = checkpoints.supernet_path().exists();
+        // A finished run may have got more stages since, or lost its last checkpoints.
+        let has_supernet = checkpoints.supernet_path().exists() && !is_unfinished(&config, &checkpoints)?;
         let state = match (&command, has_supernet, checkpoints.list()?.len()) {
             (_, true, _) if lines.is_empty() => State::Imported,
             (_, true, _) => State::Trained,
@@ -261,6 +262,14 @@ impl Training {
             line("loss", format!("{loss:.3}, training accuracy {:.1} %", 100.0 * accuracy));
         }
     }
+}
+
+/// Whether the newest checkpoint, if there is one, is not at the end of all stages.
+fn is_unfinished(config: &RunConfig, folder: &Folder) -> Result<bool> {
+    let Some((_, newest)) = folder.list()?.pop() else { return Ok(false) };
+    let (position, images) = read_position(&newest)?;
+    let steps: usize = config.train.plan(&config.space, images).iter().map(|stage| stage.steps).sum();
+    Ok(position.step < steps)
 }
 
 /// Position of the training: where it is if a process works on it, otherwise where the newest checkpoint is.

@@ -101,9 +101,16 @@ pub struct Settings {
 impl Settings {
     /// File, presets and flags as one checked configuration.
     pub fn resolve(&self) -> Result<RunConfig> {
-        let start = self.from.as_deref().map(StartingWeights::read).transpose()?;
+        let mut start = self.from.as_deref().map(StartingWeights::read).transpose()?;
         let mut config = match &self.config {
-            Some(path) => RunConfig::read(path)?,
+            Some(path) => {
+                let config = RunConfig::read(path)?;
+                config.check_new().with_context(|| path.display().to_string())?;
+                if start.is_none() {
+                    start = config.from.as_deref().map(|from| StartingWeights::read(Path::new(from))).transpose()?;
+                }
+                config
+            }
             None => {
                 let preset = self.preset.as_deref().unwrap_or(start.as_ref().map_or("cifar", StartingWeights::preset));
                 let default = match preset {
@@ -120,10 +127,12 @@ impl Settings {
                 RunConfig { from: None, data: DataConfig::default(), space, train }
             }
         };
-        if let (Some(path), Some(start)) = (&self.from, start) {
+        if let Some(path) = &self.from {
             config.from = Some(path.to_str().context("--from: the path is not UTF-8")?.to_string());
             // A preset is for random weights; that of a file is refused.
             config.train.zero_last_scale &= self.config.is_some();
+        }
+        if let Some(start) = start {
             // The weights expect images normalised as theirs were.
             config.data.normalisation = config.data.normalisation.or(start.normalisation);
         }
@@ -167,7 +176,7 @@ impl Settings {
         // As the run folder has it, which resuming compares with.
         config.train.teacher_from = config.train.teacher_from.as_deref().map(absolute);
         config.train.validate(&config.space)?;
-        config.check_start()?;
+        config.check_new()?;
         Ok(config)
     }
 }
@@ -280,7 +289,7 @@ pub fn train_run(
     begun: &mut bool,
 ) -> Result<Outcome> {
     let out = folder.path();
-    let data = config.data.open()?;
+    let data = agreed(ranks, config.data.open())?;
     let config = &match hours {
         Some(hours) => within_hours(config, &data, hours, ranks)?,
         None => config.clone(),
@@ -288,16 +297,21 @@ pub fn train_run(
     if !resume {
         training_summary::print(config, &data)?;
     }
-    let teacher = if resume { None } else { teacher_of_another_run(config, &data)? };
-    let teacher_space = teacher.as_ref().map(Supernet::space);
+    let from = config.train.teacher_from.as_ref().filter(|_| !resume);
+    let teacher = from.map(|from| StartingWeights::read(Path::new(from))).transpose()?;
+    let teacher_space = match &teacher {
+        Some(teacher) => Some(teacher.space()?),
+        None => Folder::of_run(out, 1).teacher_space()?,
+    };
     let of_one_rank = of_one_rank(&config.train, ranks);
-    let estimate = memory::check(&config.space, teacher_space, &data, &of_one_rank, on_this_machine(ranks))?;
+    let estimate = memory::check(&config.space, teacher_space.as_ref(), &data, &of_one_rank, on_this_machine(ranks))?;
     let each = if ranks.is_distributed() { " for each process" } else { "" };
     note(format!("about {} of memory at the peak{each}", memory::mib(estimate)));
     let mut net = Supernet::on_device(&config.space, data.classes.len(), config.train.seed, DType::F32, device)?;
     if let Some(from) = config.from.as_ref().filter(|_| !resume) {
         StartingWeights::read(Path::new(from))?.load_into(&net, &data.classes)?;
     }
+    let teacher = teacher.map(|teacher| teacher.teacher(&data.classes, &data.normalisation)).transpose()?;
     if ranks.is_first() && !resume && is_unbegun(out)? {
         folder.write_config(config)?;
     }
@@ -376,12 +390,6 @@ pub fn probes_json(probes: &[ProbeResult]) -> Vec<Value> {
     probes.iter().map(probe).collect()
 }
 
-/// The network of another run that teaches, if there is one.
-fn teacher_of_another_run(config: &RunConfig, data: &Dataset) -> Result<Option<Supernet>> {
-    let Some(from) = &config.train.teacher_from else { return Ok(None) };
-    StartingWeights::read(Path::new(from))?.teacher(&data.classes, &data.normalisation).map(Some)
-}
-
 /// What is shown of a step, the most important part first.
 fn details(step: &StepEvent, accuracies: &str) -> [String; 6] {
     [
@@ -394,10 +402,16 @@ fn details(step: &StepEvent, accuracies: &str) -> [String; 6] {
     ]
 }
 
+/// `result`, unless a signal has stopped one of `ranks`: then all of them stop, since the others would wait for it.
+fn agreed<T>(ranks: &Ranks, result: Result<T>) -> Result<T> {
+    let [stopped] = ranks.any([interrupt::requested()]);
+    if stopped { Err(ofa_supernet::Error::Interrupted.into()) } else { result }
+}
+
 /// The configuration with as many epochs as `hours` have room for, by steps that are measured now.
 fn within_hours(config: &RunConfig, data: &Dataset, hours: f64, ranks: &Ranks) -> Result<RunConfig> {
     note(format!("measuring how many epochs {hours} hours have room for"));
-    let times = stage_times(config, data.classes.len(), data.train.len(), ranks.count())?;
+    let times = agreed(ranks, stage_times(config, data.classes.len(), data.train.len(), ranks.count()))?;
     let seconds: f64 = times.iter().map(|stage| stage.seconds).sum();
     // All ranks train for what the first one measured.
     let epochs = ranks.broadcast_f64(config.train.total_epochs() * 3600.0 * hours / seconds);

@@ -193,8 +193,9 @@ fn a_training_starts_from_an_extracted_model() {
         let (again, same_dims) = model_tensors(&folder.join(out).join("models/again"));
         assert_eq!(dims, same_dims);
         for (name, values) in model.iter().filter(|(name, _)| !name.contains("running_")) {
-            let apart = values.iter().zip(&again[name]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(apart < 1e-5, "{out}: {name} is {apart} apart");
+            for apart in values.iter().zip(&again[name]).map(|(a, b)| (a - b).abs()) {
+                assert!(apart < 1e-5, "{out}: {name} is {apart} apart");
+            }
         }
         // What the training needs is in its checkpoints.
         let before = weights(&folder.join(out));
@@ -205,6 +206,13 @@ fn a_training_starts_from_an_extracted_model() {
     }
     let shown = succeeds(folder, &["config", "--from", "run/models/model"]);
     assert!(shown.contains("name = \"tiny\"") && shown.contains("from = "), "{shown}");
+    // In a file as on the command line, with the normalisation that the weights expect.
+    let text = fs::read_to_string(folder.join("c.toml")).unwrap();
+    fs::write(folder.join("from.toml"), format!("from = \"run/models/model\"\n{text}")).unwrap();
+    let normalisation = |text: &str| text[text.find("[data.normalisation]").unwrap()..].to_string();
+    let of_file = succeeds(folder, &["config", "--config", "from.toml"]);
+    let of_flag = succeeds(folder, &["config", "--config", "c.toml", "--from", "run/models/model"]);
+    assert_eq!(normalisation(&of_file), normalisation(&of_flag));
     let other = ["train", "--space", "cifar-mbv3", "--from", "run/models/model", "--out", "r"];
     fails(folder, &other, &["run/models/model", "'cifar-mbv3'", subnet, "'tiny'"]);
     let alone = ["train", "--config", "c.toml", "--subnet", "smallest", "--from", "run/models/model", "--out", "r"];

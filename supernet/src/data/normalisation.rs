@@ -25,21 +25,23 @@ impl Normalisation {
     /// The normalisation that published ImageNet networks were trained with.
     pub const IMAGENET: Normalisation = Normalisation { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
 
-    /// Refuses values that would make batches infinite, and means that are no colours: the mean fills the borders of
-    /// moved images.
+    /// Refuses values that would make batches infinite.
     ///
     /// # Errors
-    /// A mean is not within 0 and 1, or a deviation is not finite or not above 0.
+    /// A value is not finite, or a deviation is not above 0.
     pub fn check(&self) -> Result<()> {
-        let (mean, std) = (self.mean, self.std);
-        if mean.iter().all(|m| (0.0..=1.0).contains(m)) && std.iter().all(|s| s.is_finite() && *s > 0.0) {
+        if self.mean.iter().all(|m| m.is_finite()) && self.std.iter().all(|s| s.is_finite() && *s > 0.0) {
             return Ok(());
         }
-        let hint = if mean.iter().any(|m| *m > 1.0) { "; divide values for levels of 0 to 255 by 255" } else { "" };
         Err(Error::Data(format!(
-            "normalisation with mean {mean:?} and std {std:?}: every mean must lie between 0 and 1, and every std must \
-             be finite and above 0{hint}"
+            "normalisation with mean {:?} and std {:?}: all must be finite and every std above 0",
+            self.mean, self.std
         )))
+    }
+
+    /// Whether the means are colours, as training needs them for the borders of moved images.
+    pub fn has_colours(&self) -> bool {
+        self.mean.iter().all(|m| (0.0..=1.0).contains(m))
     }
 
     /// Measures all images of `split`, or a seeded sample of image files. Sums are integers, so the result does not

@@ -10,7 +10,7 @@ const MAX_PATHS: usize = 1_000_000;
 
 /// Whether a source of images is a pattern of shards.
 pub fn is_pattern(source: &str) -> bool {
-    let is_file = SHARDS.iter().any(|extension| source.ends_with(&format!(".{extension}")));
+    let is_file = SHARDS.iter().any(|extension| source.to_lowercase().ends_with(&format!(".{extension}")));
     (is_file || source.contains(['{', '*', '?'])) && !Path::new(source).is_dir()
 }
 

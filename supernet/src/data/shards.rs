@@ -198,7 +198,7 @@ fn labelled(images: Vec<Labelled>, classes: &[String], by_name: bool) -> Result<
         let found = match (named, numbered) {
             (Some(named), Some(numbered)) if !by_name && named != numbered => Err(format!(
                 "has the label {shown}, which is the name of class {named} and the number of the class '{}'; rename \
-                 one of them",
+                 one of them in {NAMES}, or give numbers as JSON",
                 classes[numbered]
             )),
             _ => (if by_name { named } else { numbered })
@@ -219,7 +219,11 @@ fn shards_in(folder: &Path) -> Result<Vec<PathBuf>> {
     for entry in fs::read_dir(folder).map_err(|e| Error::file(folder, e))? {
         let path = entry.map_err(|e| Error::file(folder, e))?.path();
         let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        if !hidden && path.extension().is_some_and(|extension| SHARDS.iter().any(|known| extension == *known)) {
+        if !hidden
+            && path
+                .extension()
+                .is_some_and(|extension| SHARDS.iter().any(|known| extension.eq_ignore_ascii_case(known)))
+        {
             files.push(path);
         }
     }
@@ -229,7 +233,7 @@ fn shards_in(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Lists the images of a shard, in order, with their labels; and the names of the classes, if it tells them.
 fn scan(path: &Path) -> Result<(Vec<Labelled>, Option<Vec<String>>)> {
-    if path.extension().is_some_and(|extension| extension == "parquet") {
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
         scan_table(path)
     } else {
         Ok((tar_shard::scan(path)?, None))

@@ -319,6 +319,16 @@ impl Folder {
         ))
     }
 
+    /// Space of the frozen teacher that the newest checkpoint holds, if it is not the run's own. Reads the header only.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn teacher_space(&self) -> Result<Option<SearchSpace>> {
+        // A damaged checkpoint is for `latest` to tell of.
+        let note = |(_, path): &(usize, PathBuf)| tensor_file::read_note::<Note>(path).ok();
+        Ok(self.list()?.last().and_then(note).and_then(|note| note.teacher_space))
+    }
+
     /// `(step, path)` of all checkpoints, oldest first; empty if the folder does not exist.
     ///
     /// # Errors

@@ -273,11 +273,6 @@ impl StageConfig {
         if index == 0 && self.has_frozen_teacher() && !has_other_teacher {
             return fail("the first stage trains the teacher, so its kd_ratio must be 0".into());
         }
-        if self.teacher == Teacher::InPlace && self.kd_ratio == 0.0 {
-            return fail(
-                "teacher = \"in_place\" teaches nothing while kd_ratio is 0; set kd_ratio or leave teacher out".into(),
-            );
-        }
         if self.teacher == Teacher::InPlace && (self.sampling == Sampling::Uniform || self.subnets_per_step < 2) {
             return fail(
                 "teacher = \"in_place\" needs the largest subnet in each step: set sampling = \"sandwich\" (or best_up, \
