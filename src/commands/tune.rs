@@ -256,11 +256,16 @@ impl Run<'_> {
         if let Some(error) = unreadable {
             return Err(error.into());
         }
+        let mut seconds = begun.elapsed().as_secs_f64();
         let outcome = match trained {
             Err(Error::NotFinite(_)) => Outcome::Diverged,
             Err(error) => return Err(error.into()),
             Ok(_) if pruned => Outcome::Stopped,
-            Ok(ofa_supernet::train::Outcome::Finished { .. }) => Outcome::Finished,
+            Ok(ofa_supernet::train::Outcome::Finished { seconds: of_all, .. }) => {
+                // All sessions count.
+                seconds = of_all;
+                Outcome::Finished
+            }
             Ok(ofa_supernet::train::Outcome::Interrupted { .. }) => {
                 let message =
                     format!("stopped in {}, which is saved; run the same command to resume", tune::name(number));
@@ -271,7 +276,7 @@ impl Run<'_> {
             Outcome::Diverged => 0.0,
             _ => curve.last().map_or(0.0, |point| point.accuracy),
         };
-        Ok(Trial { trial: number, values, curve, objective, outcome, seconds: begun.elapsed().as_secs_f64() })
+        Ok(Trial { trial: number, values, curve, objective, outcome, seconds })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use ofa_supernet::SearchSpace;
-use ofa_supernet::train::TrainConfig;
+use ofa_supernet::train::{OptimizerKind, TrainConfig};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -327,8 +327,16 @@ pub(super) fn check(
     config: &TrainConfig,
     space: &SearchSpace,
 ) -> Result<(), String> {
-    if name == Hyperparameter::KdRatio && name.of(config).is_none() {
-        return Err(format!("[{name}] no stage distils, so the hyperparameter has no effect; remove it"));
+    let idle = match name {
+        Hyperparameter::KdRatio if name.of(config).is_none() => "no stage distils",
+        Hyperparameter::Momentum if config.optimizer == OptimizerKind::AdamW => "AdamW has [train.adamw] betas instead",
+        Hyperparameter::LabelSmoothing if config.stages.iter().all(|stage| stage.label_smoothing.is_some()) => {
+            "every stage has its own"
+        }
+        _ => "",
+    };
+    if !idle.is_empty() {
+        return Err(format!("[{name}] {idle}, so the hyperparameter has no effect; remove it"));
     }
     for value in range.bounds() {
         let mut config = config.clone();
@@ -351,6 +359,25 @@ mod tests {
 
     fn of(text: &str) -> Ranges {
         Ranges::of_text(text)
+    }
+
+    #[test]
+    fn hyperparameters_without_effect_are_refused() {
+        let space = SearchSpace::named("tiny").unwrap();
+        let config = TrainConfig::preset("progressive", &space).unwrap();
+        let refused = |config: &TrainConfig, name: Hyperparameter| {
+            let ranges = of("[momentum]\nvalues = [0.1, 0.9]\n[label_smoothing]\nvalues = [0.0, 0.1]\n");
+            let range = ranges.0.iter().find(|(other, _)| **other == name).unwrap().1.clone();
+            check(name, &range, config, &space).err().unwrap_or_default()
+        };
+        for name in [Hyperparameter::Momentum, Hyperparameter::LabelSmoothing] {
+            assert_eq!(refused(&config, name), "");
+        }
+        let adamw = TrainConfig { optimizer: OptimizerKind::AdamW, ..config.clone() };
+        assert!(refused(&adamw, Hyperparameter::Momentum).contains("no effect"));
+        let mut own = config.clone();
+        own.stages.iter_mut().for_each(|stage| stage.label_smoothing = Some(0.1));
+        assert!(refused(&own, Hyperparameter::LabelSmoothing).contains("every stage has its own"));
     }
 
     #[test]
