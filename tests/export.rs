@@ -295,7 +295,12 @@ fn bad_input_is_one_sentence_and_leaves_the_old_file() {
     let weights = folder.join("run/models/smallest/model.safetensors");
     let itself = ["export", "run/models/smallest", "--out", "run/models/smallest/model.safetensors"];
     fails(folder, &itself, &["model.safetensors: this file is the model itself"]);
-    for file in ["models/./smallest/config.json", "models/../models/smallest/graph.json", "models/smallest/load.py"] {
+    for file in [
+        "models/./smallest/config.json",
+        "models/smallest/new/../graph.json",
+        "models/smallest/load.py",
+        "models/largest/model.safetensors",
+    ] {
         let out = format!("run/{file}");
         fails(folder, &["export", "run/models/smallest", "--out", &out], &[&out, "this file is the model itself"]);
     }

@@ -15,6 +15,7 @@ use ofa_evaluate::quantise::{
 use ofa_evaluate::runtime::Weights;
 use ofa_evaluate::{Model, StaticNetwork};
 use ofa_supernet::data::{Augmentation, Dataset, Normalisation};
+use ofa_supernet::files::make_folder;
 use ofa_supernet::seed::{Stream, generator};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -124,6 +125,10 @@ pub fn run(args: &Args) -> Result<Value> {
     for folder in &args.models {
         check_folder(folder, "quantise")?;
         let out = args.out.clone().unwrap_or_else(|| int8_folder(folder));
+        if out.components().any(|part| part == std::path::Component::ParentDir) {
+            // Otherwise the system would not follow a path such as `new/..`.
+            make_folder(&out)?;
+        }
         if out.canonicalize().ok().is_some_and(|out| folder.canonicalize().is_ok_and(|folder| folder == out)) {
             bail!("--out {}: this is the f32 model itself; name another folder", out.display());
         }

@@ -107,18 +107,22 @@ pub fn export(folder: &Path, format: &Format, options: &Options, out: Option<&Pa
     };
     let bytes = (format.convert)(&config, &parameters, options)?;
     let path = out.map_or_else(|| folder.join(format.file), Path::to_path_buf);
-    if is_of_model(folder, &path) {
+    if is_of_a_model(&path)? {
         return Err(Error::Export(format!("{}: this file is the model itself; name another one", path.display())));
     }
     files::write_atomic(&path, &bytes)?;
     Ok((path, bytes.len()))
 }
 
-/// Whether `path`, however it is written, is one of the files that make up the model in `folder`.
-fn is_of_model(folder: &Path, path: &Path) -> bool {
-    let named = path.file_name().is_some_and(|name| model::SAVED_FILES.iter().any(|file| name == *file));
+/// Whether `path` is one of the files that make up the model in its folder, which is made if there is none: only then
+/// does the system follow a path such as `new/../config.json`.
+fn is_of_a_model(path: &Path) -> Result<bool> {
     let parent = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
-    named && matches!((parent.canonicalize(), folder.canonicalize()), (Ok(parent), Ok(folder)) if parent == folder)
+    if !path.file_name().is_some_and(|name| model::SAVED_FILES.iter().any(|file| name == *file)) {
+        return Ok(false);
+    }
+    files::make_folder(parent)?;
+    Ok(parent.join(model::CONFIG_FILE).exists())
 }
 
 /// Writes `images` `[count, height, width, 3]` as `[count, 3, height, width]` in NumPy's format beside the exported
