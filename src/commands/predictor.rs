@@ -267,10 +267,10 @@ fn curve(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result
             space.count()
         );
     }
-    // Accuracies that were measured elsewhere need no supernet.
-    let weights = folder.weights_checksum().unwrap_or_default();
-    let other = read_provenance(&path, space)?.and_then(|provenance| other_weights(&provenance.weights, &weights));
-    if let Some(other) = other {
+    // Accuracies that were measured elsewhere have no provenance, and need no supernet.
+    if let Some(provenance) = read_provenance(&path, space)?
+        && let Some(other) = other_weights(&provenance.weights, &folder.weights_checksum()?)
+    {
         terminal::warning(format!("{}: the samples are of {other}", path.display()));
     }
     let acquisition = sampling.active.unwrap_or(Acquisition::Deviation);
