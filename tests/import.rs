@@ -254,7 +254,7 @@ fn description(network: &NetworkSpec) -> Value {
                 "expand_ratio": block.middle_channels as f64 / block.in_channels as f64, "use_se": block.squeeze_excite.is_some(),
                 "act_func": block.activation.to_string().replace("hsw", "h_sw"),
             },
-            "shortcut": block.residual.then(|| json!({"name": "IdentityLayer"})),
+            "shortcut": json!({"name": if block.residual { "IdentityLayer" } else { "ZeroLayer" }}),
         }),
         BlockSpec::Bottleneck(block) => json!({
             "name": "ResNetBottleneckBlock", "in_channels": block.in_channels, "out_channels": block.out_channels,

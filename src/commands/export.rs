@@ -75,7 +75,7 @@ pub fn run(args: &Args) -> Result<Value> {
         preprocessing: args.with_preprocessing,
         engine: Engine::OnnxRuntime,
     };
-    let data = args.data.as_ref().map(|source| open_data(source, args.data_seed, args.skip_bad)).transpose()?;
+    let data = args.data.as_ref().map(|source| open_data(source, None, args.data_seed, args.skip_bad)).transpose()?;
     let bar = Bar::new("exporting", args.models.len(), "models");
     let mut files = Vec::new();
     for folder in &args.models {

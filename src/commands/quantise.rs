@@ -41,7 +41,11 @@ pub struct Args {
     /// Images whose training split calibrates the integers: a folder or `builtin`.
     #[arg(long)]
     data: String,
-    /// Seed of the built-in data, as in training.
+    /// With --finetune: images carved from the training images for validation; as many as in training, so that the model
+    /// was not trained on them.
+    #[arg(long, requires = "finetune", value_parser = numbers::images)]
+    validation: Option<usize>,
+    /// Seed of the built-in data and of the validation split, as in training.
     #[arg(long, default_value_t = 0, value_parser = numbers::seed)]
     data_seed: u64,
     /// Skip unreadable images with a count instead of failing.
@@ -136,7 +140,13 @@ pub fn run(args: &Args) -> Result<Value> {
             check_int8_replaceable(&out, &load_config(folder)?.subnet)?;
         }
     }
-    let data = open_data(&args.data, args.data_seed, args.skip_bad)?;
+    let data = open_data(&args.data, args.validation, args.data_seed, args.skip_bad)?;
+    if args.finetune.is_some() && args.validation.is_none() {
+        terminal::note(
+            "validation accuracies are of images that the model may have been trained on, unless --validation and \
+             --data-seed are those of its training; `ofa extract --int8 --finetune` knows them",
+        );
+    }
     let keep_f32 = args.keep_f32.iter().cloned().collect();
     let integers = Options { engine: engine(&args.engine)?, weight_bits: args.weight_bits, keep_f32 };
     let finetune = args.finetune.map(|epochs| FinetuneOptions {
@@ -151,15 +161,18 @@ pub fn run(args: &Args) -> Result<Value> {
 }
 
 /// Opens images whose training split calibrates models, each with its own normalisation.
-pub fn open_data(source: &str, seed: u64, skip_bad: bool) -> Result<Dataset> {
+pub fn open_data(source: &str, validation: Option<usize>, seed: u64, skip_bad: bool) -> Result<Dataset> {
     let normalisation = Some(Normalisation::IMAGENET);
-    DataConfig { source: data_flag(source)?, seed, skip_bad, normalisation, ..DataConfig::default() }.open()
+    DataConfig { source: data_flag(source)?, validation, seed, skip_bad, normalisation, ..DataConfig::default() }.open()
 }
 
 /// At most `count` training images as the model takes them, without augmentation. Equal data give equal images.
 pub fn calibration_images(config: &ModelConfig, data: &Dataset, count: usize) -> Result<Vec<f32>> {
     let data = Dataset { normalisation: config.normalisation.clone(), ..data.clone() };
     let drawn = data.train.draw(count, &mut generator(0, Stream::Recalibration, &[]));
+    if drawn.len() < count {
+        terminal::note(format!("{count} training images were asked for, and there are {}", drawn.len()));
+    }
     Ok(data.evaluation_batch(&data.train, &drawn, config.network.resolution)?.images)
 }
 

@@ -96,9 +96,9 @@ pub fn update_card(folder: &Path, figures: DeviceRecord) -> Result<()> {
     let mut record = BenchRecord::read(folder)?;
     record.add(figures);
     let figures: Vec<DeviceFigures> = record.devices.iter().map(figures_of).collect();
-    let path = folder.join(BENCH_FILE);
-    let text = files::to_json(&path, &record)?;
-    model::write_figures(folder, &figures, &[(&path, text.as_bytes())])
+    // The card can be written again from the record.
+    files::write_json(&folder.join(BENCH_FILE), &record)?;
+    model::write_figures(folder, &figures)
 }
 
 fn figures_of(record: &DeviceRecord) -> DeviceFigures {

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "hard_swish": nn.Hardswish, "swish": nn.SiLU}
-_json = lambda path: json.loads(path.read_text())
+_json = lambda path: json.loads(path.read_text(encoding="utf-8"))
 
 
 def _module(node):

@@ -248,16 +248,16 @@ fn write(folder: &Path, config: &ModelConfig, bytes: &[u8]) -> Result<()> {
     Ok(files::write_all_atomic(&written)?)
 }
 
-/// Writes `figures` into the model card, together with `files` of the same folder, whose lock the caller holds.
-pub(crate) fn write_figures(folder: &Path, figures: &[DeviceFigures], others: &[(&Path, &[u8])]) -> Result<()> {
+/// Writes `figures` into the model card of the folder, whose lock the caller holds.
+pub(crate) fn write_figures(folder: &Path, figures: &[DeviceFigures]) -> Result<()> {
     let config = load_config(folder)?;
     let path = folder.join(WEIGHTS_FILE);
     let bytes = fs::metadata(&path).map_err(|e| ofa_supernet::Error::file(&path, e))?.len() as usize;
     let card_path = folder.join(CARD_FILE);
-    let card = card::text(read_card(folder)?.as_deref(), &name_of(folder), &config, bytes, figures);
-    let card = card.as_ref().map(|card| (card_path.as_path(), card.as_bytes()));
-    let written: Vec<(&Path, &[u8])> = card.into_iter().chain(others.iter().copied()).collect();
-    Ok(files::write_all_atomic(&written)?)
+    match card::text(read_card(folder)?.as_deref(), &name_of(folder), &config, bytes, figures) {
+        Some(card) => Ok(files::write_atomic(&card_path, card.as_bytes())?),
+        None => Ok(()),
+    }
 }
 
 /// The model card that is in the folder.

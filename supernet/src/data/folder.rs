@@ -20,6 +20,12 @@ pub(super) fn is_image_folder(root: &Path, splits: Splits) -> bool {
     has("train") || splits == Splits::Test && (has("test") || VALIDATION.into_iter().any(has))
 }
 
+/// A folder of a class of training images, if there is one.
+pub(super) fn class_folder(root: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(root.join("train")).ok()?.flatten().map(|entry| entry.path());
+    entries.filter(|path| path.is_dir()).min()
+}
+
 /// The test folder, and the validation folder if it is not the test folder.
 fn held_back(root: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
     let found: Vec<&str> = VALIDATION.into_iter().filter(|name| root.join(name).is_dir()).collect();

@@ -183,13 +183,23 @@ impl Dataset {
         opening.check("opening data")?;
         let loaded =
             if source == "builtin" { builtin::open(&opening)? } else { open_folder(Path::new(source), &opening)? };
-        let train = Arc::new(loaded.train);
-        let (train, validation) = match (splits, loaded.validation) {
+        let Loaded { classes, train, validation, test, skipped, mut notes } = loaded;
+        let train = Arc::new(train);
+        let (train, validation) = match (splits, validation) {
             (Splits::Test, _) => (Split::whole(train.clone()), Split::whole(train)),
-            (_, Some(validation)) => (Split::whole(train), Split::whole(Arc::new(validation))),
-            (_, None) => carve::carve(train, loaded.classes.len(), options, source)?,
+            (_, Some(validation)) => {
+                if let Some(count) = options.validation.filter(|count| *count > 0 && *count != validation.labels.len())
+                {
+                    notes.push(format!(
+                        "{source}: its own validation split has {} images; those that were asked for ({count}) are not \
+                         carved from the training images",
+                        validation.labels.len()
+                    ));
+                }
+                (Split::whole(train), Split::whole(Arc::new(validation)))
+            }
+            (_, None) => carve::carve(train, classes.len(), options, source)?,
         };
-        let mut notes = loaded.notes;
         let normalisation = match &options.normalisation {
             Some(normalisation) => normalisation.clone(),
             None if splits == Splits::Test => {
@@ -203,12 +213,12 @@ impl Dataset {
         };
         Ok(Dataset {
             name: name(source),
-            classes: loaded.classes,
+            classes,
             train,
             validation,
-            test: Split::whole(Arc::new(loaded.test)),
+            test: Split::whole(Arc::new(test)),
             normalisation,
-            skipped: loaded.skipped,
+            skipped,
             notes,
         })
     }
@@ -252,6 +262,11 @@ fn open_folder(root: &Path, opening: &Opening) -> Result<Loaded> {
         return Err(Error::format(root, format!("is not a folder; {LAYOUTS}")));
     }
     if let Some(shards) = shards::Layout::of(root)? {
+        if let Some(class) = folder::class_folder(root) {
+            let shard = shards.first().display();
+            let reason = format!("has class folders ({}) and shards ({shard}); keep one of the two", class.display());
+            return Err(Error::format(root, reason));
+        }
         shards.open(opening)
     } else if folder::is_image_folder(root, opening.splits) {
         folder::open(root, opening)

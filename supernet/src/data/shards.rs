@@ -37,7 +37,7 @@ impl Layout {
         for split in ["train", "test"].iter().chain(&VALIDATION) {
             files.extend(shards_in(&root.join(split))?);
         }
-        Ok((!files.is_empty()).then(|| Layout::of_files(root.to_path_buf(), files)))
+        Ok((!files.is_empty()).then(|| Layout::of_files(root.to_path_buf(), files, false)))
     }
 
     /// The shards that a pattern such as `DIR/train-{000..011}.tar` or `DIR/*.tar` names.
@@ -60,16 +60,28 @@ impl Layout {
                 return Err(Error::format(path, "no shard (.tar, .parquet) has such a name"));
             }
         }
+        let is_of_train = |file: &&PathBuf| file.parent().and_then(Path::file_name).is_some_and(|name| name == "train");
+        let held_back = |file: &&PathBuf| {
+            let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+            ["test"].iter().chain(&VALIDATION).any(|split| name.starts_with(split))
+        };
+        if let Some(file) = files.iter().filter(is_of_train).find(held_back) {
+            let reason = "is in a folder 'train', but its name is that of another split; rename one of the two";
+            return Err(Error::format(file, reason));
+        }
         let root = files.first().and_then(|file| file.parent()).unwrap_or(Path::new("")).to_path_buf();
-        Ok(Layout::of_files(root, files))
+        Ok(Layout::of_files(root, files, true))
     }
 
-    /// Assigns shards to splits by the folder they are in, otherwise by the beginning of their names.
-    fn of_files(root: PathBuf, files: Vec<PathBuf>) -> Layout {
+    /// Assigns shards to splits by the folder they are in, otherwise by the beginning of their names. The name of the
+    /// root is that of the data, unless a pattern names files in it.
+    fn of_files(root: PathBuf, files: Vec<PathBuf>, is_pattern: bool) -> Layout {
         let mut layout = Layout { root, train: Vec::new(), validation: Vec::new(), test: Vec::new() };
         for file in files {
+            let root = &layout.root;
             let text = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().to_lowercase();
-            let (folder, name) = (text(file.parent().and_then(Path::file_name)), text(file.file_name()));
+            let parent = file.parent().filter(|parent| is_pattern || parent != root);
+            let (folder, name) = (text(parent.and_then(Path::file_name)), text(file.file_name()));
             let is = |split: &str| folder == split || (folder != "train" && name.starts_with(split));
             let list = match (is("test"), VALIDATION.into_iter().any(is)) {
                 (true, _) => &mut layout.test,
@@ -81,11 +93,18 @@ impl Layout {
         layout
     }
 
+    /// A shard, to show one.
+    pub fn first(&self) -> &Path {
+        [&self.train, &self.test, &self.validation].into_iter().flatten().next().unwrap_or(&self.root)
+    }
+
     pub fn open(self, opening: &Opening) -> Result<Loaded> {
         let mut notes = Vec::new();
-        // Without test images the validation images are those, as in image folders, only where nothing is trained.
+        // Where nothing but validation images is given, they are the test images, as in image folders. Beside training
+        // images they are those by which the training is judged.
         let test_only = opening.splits == Splits::Test;
-        let test = if test_only && self.test.is_empty() { &self.validation } else { &self.test };
+        let is_validation = test_only && self.test.is_empty() && self.train.is_empty();
+        let test = if is_validation { &self.validation } else { &self.test };
         let splits: Vec<&[PathBuf]> = if test_only { vec![test] } else { vec![&self.train, test, &self.validation] };
         if splits[0].is_empty() {
             let wanted = if test_only { "test" } else { "train" };
@@ -317,8 +336,17 @@ mod tests {
         assert_eq!(data.classes, ["0", "1"]);
         assert_eq!(levels(&data.train), [(9, 1), (3, 0), (7, 0), (200, 1)]);
         assert!(data.test.is_empty() && data.notes[0].contains("no test shards"), "{:?}", data.notes);
-        put("test-0.tar", &labelled(&[(5, "1")]));
+        // Validation images are no test images beside training images.
         put("val-0.tar", &labelled(&[(6, "0")]));
+        let test_only = |root: &Path| {
+            let options = DataOptions { normalisation: Some(crate::data::Normalisation::IMAGENET), ..options(0) };
+            let splits = crate::data::Splits::Test;
+            Dataset::open_splits(root.to_str().unwrap(), &options, splits, &|_| std::ops::ControlFlow::Continue(()))
+        };
+        let error = test_only(root).err().unwrap().to_string();
+        assert!(error.contains("test-*.tar"), "{error}");
+        assert_eq!(levels(&test_only(&root.join("val-*.tar")).unwrap().test), [(6, 0)]);
+        put("test-0.tar", &labelled(&[(5, "1")]));
         put("classes.txt", b"cat\ndog\n");
         let streamed = Dataset::open(root.to_str().unwrap(), &options(0)).unwrap();
         let data = open(root).unwrap();
@@ -335,6 +363,19 @@ mod tests {
         assert_eq!(open(moved.path()).unwrap().digest(), data.digest());
         put("train-001.tar", &labelled(&[(7, "1"), (200, "1")]));
         assert_ne!(open(root).unwrap().digest(), data.digest());
+        // The name of the whole folder is no split.
+        let named = moved.path().join("train");
+        fs::create_dir(&named).unwrap();
+        for name in ["train-000.tar", "test-0.tar", "val-0.tar"] {
+            fs::copy(root.join(name), named.join(name)).unwrap();
+        }
+        let splits = open(&named).unwrap();
+        assert_eq!((splits.train.len(), splits.validation.len(), splits.test.len()), (2, 1, 1));
+        // Class folders beside shards could both be meant.
+        fs::create_dir_all(named.join("train/cat")).unwrap();
+        let error = open(&named).unwrap_err().to_string();
+        assert!(error.contains("class folders") && error.contains("train/cat") && error.contains(".tar"), "{error}");
+        fs::remove_dir_all(&named).unwrap();
         // Folders of splits, and patterns.
         let root = moved.path();
         fs::create_dir(root.join("train")).unwrap();
@@ -394,6 +435,19 @@ mod tests {
         );
         fs::write(root.join("classes.txt"), "2\n3\n0\n").unwrap();
         refused(&[("x.png", &a), ("x.cls", b"0")], &["label 0", "name of class 2", "the class '2'", "rename"]);
+        // x.mask.png is another file of the sample x, and x.2.png without x.png is an image that would be lost.
+        fs::write(root.join("classes.txt"), "cat\n").unwrap();
+        put(&[("x.png", &a), ("x.mask.png", &b), ("x.cls", b"0")]);
+        assert_eq!(read().unwrap().1, [(1, 0)]);
+        refused(&[("x.2.png", &a), ("x.2.cls", b"0")], &["train-0.tar/x.2.png", "first dot", "rename"]);
+        let mut links = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Link);
+        header.set_size(0);
+        links.append_link(&mut header, "x.png", "y.png").unwrap();
+        fs::write(root.join("train-0.tar"), links.into_inner().unwrap()).unwrap();
+        let error = read().unwrap_err().to_string();
+        assert!(error.contains("x.png") && error.contains("is a link"), "{error}");
         fs::remove_file(root.join("classes.txt")).unwrap();
         // Beside names, digits are names, as those of folders are.
         put(&[("x.png", &a), ("x.cls", b"b"), ("y.png", &b), ("y.json", br#"{"label": "7"}"#)]);

@@ -180,8 +180,9 @@ fn read<T: DataType>(column: ColumnReader, skipped: usize, count: usize) -> Resu
     let mut levels = Vec::new();
     let mut rows = 0;
     while rows < count {
-        let (read, ..) =
-            reader.read_records(count - rows, Some(&mut levels), None, &mut values).map_err(|e| damaged(&e))?;
+        // The library makes room for all that it is asked for, and a damaged file may promise any number.
+        let wanted = (count - rows).min(1 << 16);
+        let (read, ..) = reader.read_records(wanted, Some(&mut levels), None, &mut values).map_err(|e| damaged(&e))?;
         if read == 0 {
             break;
         }

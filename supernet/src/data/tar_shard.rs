@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 /// Keys of a label in `NAME.json`.
 const JSON_KEYS: [&str; 5] = ["cls", "label", "class", "class_name", "label_name"];
+/// Extensions of images.
+const IMAGES: [&str; 3] = ["jpg", "jpeg", "png"];
 /// Most bytes of a label's file.
 const MAX_LABEL: u64 = 1 << 20;
 /// Bytes of a tar file's blocks.
@@ -38,6 +40,8 @@ pub fn scan(path: &Path) -> Result<Vec<Labelled>> {
     let broken =
         |e: std::io::Error| fault(format!("is not a whole tar file: {}; fetch it again", visible(&e.to_string())));
     let (mut samples, mut order, mut end) = (HashMap::<String, Sample>::new(), Vec::new(), 0u64);
+    // Images whose extension is not all that follows the first dot, by their samples.
+    let mut others = HashMap::<String, String>::new();
     for entry in tar::Archive::new(file).entries_with_seek().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
         // Names are shown and compared, never opened.
@@ -51,11 +55,18 @@ pub fn scan(path: &Path) -> Result<Vec<Labelled>> {
             )));
         }
         end = end.max(last.div_ceil(BLOCK) * BLOCK);
-        if !entry.header().entry_type().is_file() {
+        let Some((key, extension)) = parts(&name) else { continue };
+        let is_image = IMAGES.contains(&extension.as_str());
+        let kind = entry.header().entry_type();
+        if is_image && (kind.is_hard_link() || kind.is_symlink()) {
+            return Err(Error::format(path.join(&name), "is a link; write the shard with `tar --hard-dereference -h`"));
+        }
+        if !kind.is_file() {
             continue;
         }
-        let Some((key, extension)) = parts(&name) else { continue };
-        let is_image = ["jpg", "jpeg", "png"].contains(&extension.as_str());
+        if !is_image && extension.rsplit('.').next().is_some_and(|last| IMAGES.contains(&last)) {
+            others.entry(key.clone()).or_insert(name.clone());
+        }
         if !is_image && extension != "cls" && extension != "json" {
             continue;
         }
@@ -79,6 +90,13 @@ pub fn scan(path: &Path) -> Result<Vec<Labelled>> {
     }
     if length < end + BLOCK {
         return Err(fault("is truncated: the end mark of a tar file is missing; fetch it again".into()));
+    }
+    // The names of samples end at their first dot, so that x.mask.png is another file of the sample x.
+    let lost = |key: &&String| samples.get(*key).is_none_or(|sample| sample.image.is_none());
+    if let Some(key) = others.keys().filter(lost).min() {
+        let reason =
+            format!("is no image of a sample: the name ends at the first dot, and '{key}' has no image; rename it");
+        return Err(Error::format(path.join(&others[key]), reason));
     }
     let mut images = Vec::with_capacity(order.len());
     for key in order {

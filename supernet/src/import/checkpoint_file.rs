@@ -418,6 +418,10 @@ fn read_archived(archive: &mut Archive, name: &str, limit: u64) -> Result<Vec<u8
     if size > limit {
         return Err(format!("'{name}' has {size} bytes, more than the limit of {limit}"));
     }
+    // Programs store tensors as they are; what unpacks to a multiple of its size is made to exhaust memory.
+    if size > (1 << 20) + 16 * entry.compressed_size() {
+        return Err(format!("'{name}' has {size} bytes, which are {} in the file", entry.compressed_size()));
+    }
     let mut bytes = Vec::new();
     // Reading one byte more than declared detects an entry that unpacks to more; reading to the end verifies the
     // checksum.

@@ -85,7 +85,12 @@ enum Stem {
 struct Inverted {
     #[serde(alias = "mobile_inverted_conv")]
     conv: Option<InvertedLayer>,
-    shortcut: Option<serde_json::Value>,
+    shortcut: Option<Named>,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
 }
 
 #[derive(Deserialize)]
@@ -298,6 +303,11 @@ fn inverted_residual(
             groups,
         }) => {
             check_stride(&name, stride)?;
+            let residual = match block.shortcut.as_ref().map(|shortcut| shortcut.name.as_str()) {
+                None | Some("ZeroLayer") => false,
+                Some("IdentityLayer") => true,
+                Some(other) => return fail(format!("{name} has the shortcut '{other}'; IdentityLayer was expected")),
+            };
             let middle = mid_channels.unwrap_or((in_channels as f64 * expand_ratio).round() as usize);
             if groups.is_some_and(|groups| groups != middle) {
                 return fail(format!("{name} has {groups:?} groups; a depthwise convolution was expected"));
@@ -311,7 +321,7 @@ fn inverted_residual(
                 activation: activation(&name, Some(act_func))?,
                 expand: expand_ratio != 1.0,
                 squeeze_excite: use_se.then(|| reduced_channels(middle)),
-                residual: block.shortcut.is_some(),
+                residual,
                 projection: false,
                 input_size,
             };
