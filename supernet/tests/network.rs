@@ -219,14 +219,25 @@ fn sorting_keeps_the_largest_function(space: &SearchSpace) {
     disturbed(&net);
     let x = images(4, 24, 2);
     let logits = |net: &Supernet, subnet: &Subnet| net.forward(&x, subnet, Mode::BatchStatistics).unwrap();
+    let running = |net: &Supernet| {
+        let statistics = net.running_statistics(&space.largest()).unwrap();
+        net.forward(&x, &space.largest(), Mode::Evaluate(&statistics)).unwrap()
+    };
+    let mut rng = generator(1, Stream::Dropout, &[]);
+    let mode = Mode::Train { dropout: 0.0, rng: &mut rng, first: 0, drop_path: None, tape: &mut Tape::default() };
+    net.forward(&x, &space.largest(), mode).unwrap();
     let (largest, smallest) = (logits(&net, &space.largest()), logits(&net, &space.smallest()));
-    let statistics = net.running_statistics(&space.largest()).unwrap();
+    let evaluated = running(&net);
     for stage in 1..space.expand_ratios.len() {
         net.sort_channels(stage).unwrap();
         assert!(largest_difference(&largest, &logits(&net, &space.largest())) < 1e-3);
+        // Running statistics follow their channels.
+        assert!(
+            largest_difference(&evaluated, &running(&net))
+                < 1e-3 * (1.0 + largest_difference(&evaluated, &(&evaluated * 0.0).unwrap()))
+        );
     }
     assert!(largest_difference(&smallest, &logits(&net, &space.smallest())) > 1e-3, "the order did not change");
-    assert_eq!(statistics.layers.len(), net.running_statistics(&space.largest()).unwrap().layers.len());
 }
 
 /// Sums of a tensor's leading `count` channels along `dim`, over all that there are.

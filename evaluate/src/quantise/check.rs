@@ -6,6 +6,9 @@ use crate::{Error, Result};
 use ofa_supernet::graph::{Graph, Op};
 use std::collections::HashSet;
 
+/// Most pixels whose bytes are averaged: their sum has 32 bits.
+const MOST_AVERAGED: usize = i32::MAX as usize / 255;
+
 /// Scales between these bounds, and products of two of them, are normal f32 numbers.
 const SCALES: std::ops::RangeInclusive<f32> = 1e-15..=1e15;
 
@@ -20,6 +23,13 @@ impl QuantisedNetwork {
         let names = node_names(&graph);
         let mut known = HashSet::new();
         for (node, name) in graph.nodes().iter().zip(&names) {
+            if let (Op::GlobalAveragePool, Some(input)) = (node.op, node.inputs().first()) {
+                let map = graph.node(*input).shape;
+                if self.values.contains_key(&names[input.index()]) && map.height * map.width > MOST_AVERAGED {
+                    let message = format!("averages {} x {} bytes, whose sum overflows", map.height, map.width);
+                    return Err(Error::tensor(name, message));
+                }
+            }
             let (per_output, input) = match (node.op, node.inputs().first()) {
                 (Op::Convolution { kernel, groups, .. }, Some(input)) => {
                     (graph.node(*input).shape.channels / groups.max(1) * kernel * kernel, input)

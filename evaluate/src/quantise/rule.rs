@@ -2,6 +2,7 @@
 
 use super::node_names;
 use ofa_supernet::graph::{Graph, Node, NodeId, Op};
+use ofa_supernet::ops::inference::int8::Depthwise;
 use ofa_supernet::space::Activation;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -33,8 +34,8 @@ pub struct Rule {
 impl Rule {
     /// The rule for `graph`, where the layers named in `keep_f32` stay f32.
     ///
-    /// Layers become integers, but for the two of squeeze-excite: they work on a single pixel, and their factors
-    /// multiply every pixel. Rounded is each value that a step of the runtime writes to memory: the output of a
+    /// Layers become integers, but for depthwise convolutions without a kernel for them, and for the two of
+    /// squeeze-excite: these work on a single pixel, and their factors multiply every pixel. Rounded is each value that a step of the runtime writes to memory: the output of a
     /// convolution with its batch norm, sum and activation, of a pool, sum or gate, and the images where an int8 layer
     /// reads them. The logits and all values inside squeeze-excite stay f32.
     pub fn of(graph: &Graph, keep_f32: &HashSet<String>) -> Self {
@@ -45,7 +46,11 @@ impl Rule {
     pub fn for_engine(graph: &Graph, keep_f32: &HashSet<String>, engine: Engine) -> Self {
         let (nodes, names, consumers) = (graph.nodes(), node_names(graph), graph.consumers());
         let (factors, fused) = (factors(graph), fused(graph));
-        let is_layer = |node: &Node| matches!(node.op, Op::Convolution { .. } | Op::Linear);
+        let is_layer = |node: &Node| match node.op {
+            Op::Convolution { kernel, stride, groups, .. } => groups == 1 || Depthwise::supports(kernel, stride),
+            Op::Linear => true,
+            _ => false,
+        };
         let int8: Vec<bool> = (0..nodes.len())
             .map(|index| {
                 let by_rule = engine == Engine::OnnxRuntime || !factors[index];
@@ -163,6 +168,23 @@ mod tests {
         let (kept, fewer) = rounded("tiny", &["conv_stem", "classifier"]);
         assert_eq!((fewer, kept.len()), (layers - 2, names.len() - 1));
         assert!(!kept.contains(&"input".to_string()));
+    }
+
+    #[test]
+    fn depthwise_convolutions_without_a_kernel_for_integers_stay_f32() {
+        let mut space = preset("tiny").unwrap();
+        let layers = |space: &ofa_supernet::SearchSpace| {
+            let graph = Graph::of(&space.network(&space.largest(), 10).unwrap());
+            let int8 = Rule::of(&graph, &HashSet::new()).int8;
+            let depthwise = |node: &Node| matches!(node.op, Op::Convolution { groups, .. } if groups > 1);
+            let int8 = graph.nodes().iter().zip(int8).filter(|(_, int8)| *int8).map(|(node, _)| depthwise(node));
+            int8.fold((0, 0), |(depthwise, all), is| (depthwise + usize::from(is), all + 1))
+        };
+        let (depthwise, all) = layers(&space);
+        space.kernel_sizes = vec![9];
+        // The first block's kernel is always 3.
+        let (left, rest) = layers(&space);
+        assert!(depthwise > 1 && left == 1 && all - depthwise == rest - left, "{depthwise} {left}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::compiler::{Program, Step, Stored, Value, Work};
 use super::kernels::Kernel;
 use super::plan::Plan;
 use crate::quantise::{activate, hard_sigmoid};
+use crate::{Error, Result, memory};
 use ofa_supernet::ops::inference::int8::{self, Affine, Gate, Target};
 use ofa_supernet::ops::inference::{average_pool, average_windows, max_pool};
 use ofa_supernet::space::Activation;
@@ -66,18 +67,45 @@ impl Buffers {
     }
 
     /// Grows every buffer to what `batch` images need.
-    pub fn reserve(&mut self, batch: usize) {
+    ///
+    /// # Errors
+    /// More memory than the machine has or gives.
+    pub fn reserve(&mut self, batch: usize) -> Result<()> {
+        let bytes = self.plan.bytes().saturating_mul(batch as u64);
+        let refused = || {
+            let (mib, images) = (bytes >> 20, if batch == 1 { "image" } else { "images" });
+            Error::Network(format!(
+                "{batch} {images} at a time take {mib} MiB of memory, which this machine does not give"
+            ))
+        };
         for (index, size) in self.plan.sizes.iter().enumerate() {
             if index == self.memory.len() {
                 self.memory.push(if size.width == 1 { Memory::Bytes(Vec::new()) } else { Memory::Floats(Vec::new()) });
             }
-            let len = batch * size.numbers;
+            let len = batch.checked_mul(size.numbers).ok_or_else(refused)?;
+            let grows = match &self.memory[index] {
+                Memory::Bytes(bytes) => bytes.len() < len,
+                Memory::Floats(floats) => floats.len() < len,
+            };
+            if !grows {
+                continue;
+            }
+            // Systems promise more memory than they have.
+            if memory::limit().is_some_and(|limit| bytes > limit) {
+                return Err(refused());
+            }
             match &mut self.memory[index] {
-                Memory::Bytes(bytes) if bytes.len() < len => bytes.resize(len, 0),
-                Memory::Floats(floats) if floats.len() < len => floats.resize(len, 0.0),
-                _ => {}
+                Memory::Bytes(bytes) => {
+                    bytes.try_reserve_exact(len - bytes.len()).map_err(|_| refused())?;
+                    bytes.resize(len, 0);
+                }
+                Memory::Floats(floats) => {
+                    floats.try_reserve_exact(len - floats.len()).map_err(|_| refused())?;
+                    floats.resize(len, 0.0);
+                }
             }
         }
+        Ok(())
     }
 
     /// The numbers of an f32 value.

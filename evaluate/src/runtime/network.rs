@@ -217,7 +217,6 @@ impl StaticNetwork {
         let together = (TOGETHER / self.buffers[0].bytes().max(1)).max(1) as usize;
         let pass = |buffers: &mut Buffers, images: &[f32], logits: &mut [f32], clock: &mut Option<Clock>| {
             let batch = images.len() / size;
-            buffers.reserve(batch);
             clock.iter_mut().for_each(Clock::start);
             let mut steps = program.steps.iter().peekable();
             while let Some(step) = steps.next() {
@@ -229,10 +228,12 @@ impl StaticNetwork {
             logits.copy_from_slice(output);
         };
         let mut clock = by_layer.map(Clock::new);
+        self.buffers[0].reserve(batch - of_thread * threads)?;
         if of_thread > 0 {
             while self.buffers.len() < threads {
                 self.buffers.push(Buffers::new(self.buffers[0].plan().clone()));
             }
+            self.buffers.iter_mut().take(threads).try_for_each(|buffers| buffers.reserve(together.min(of_thread)))?;
             let parts = alone.chunks_exact(of_thread * size).zip(logits.chunks_exact_mut(of_thread * spec.classes));
             let parts = parts.zip(&mut self.buffers).collect();
             let clocks = map_alone(parts, |((images, logits), buffers)| {
@@ -311,6 +312,18 @@ mod tests {
         for (found, expected) in found.iter().zip(expected) {
             assert!((found - expected).abs() <= tolerance * size, "{found} instead of {expected} (largest {size})");
         }
+    }
+
+    #[test]
+    fn more_memory_than_the_machine_has_is_refused() {
+        let space = preset("tiny").unwrap();
+        let spec = space.network(&space.smallest(), 10).unwrap();
+        let mut network = StaticNetwork::random(&spec, 1).unwrap();
+        for batch in [1 << 40, usize::MAX] {
+            let error = network.buffers[0].reserve(batch).unwrap_err().to_string();
+            assert!(error.contains("MiB of memory"), "{error}");
+        }
+        network.run(&images(&spec, 1), 1).unwrap();
     }
 
     #[test]

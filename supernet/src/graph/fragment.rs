@@ -335,12 +335,13 @@ fn element(text: &str, before: usize) -> Option<Element> {
     let mut words = rest.split_whitespace().peekable();
     let word = words.next()?;
     let mut channels = None;
-    let mut number = |prefix: &str| words.next_if(|word| word.starts_with(prefix))?[prefix.len()..].parse().ok();
+    // `None` if the word is not there, and an error in it if it is no number.
+    let mut given = |prefix: &str| Some(words.next_if(|word| word.starts_with(prefix))?[prefix.len()..].parse());
     let op = match word {
         "conv" => {
-            channels = Some(number("")?);
-            let (kernel, stride) = (number("k")?, number("s")?);
-            let groups = number("g").unwrap_or(1);
+            channels = Some(given("")?.ok()?);
+            let (kernel, stride) = (given("k")?.ok()?, given("s")?.ok()?);
+            let groups = given("g").unwrap_or(Ok(1)).ok()?;
             let bias = words.next_if_eq(&"bias").is_some();
             Op::Convolution { kernel, stride, padding: kernel / 2, groups, bias }
         }
@@ -348,8 +349,8 @@ fn element(text: &str, before: usize) -> Option<Element> {
         "hard_sigmoid" => Op::HardSigmoid,
         "global_average_pool" => Op::GlobalAveragePool,
         "average_pool" => {
-            let window = number("")?;
-            Op::AveragePool { window, padding: number("p").unwrap_or(0) }
+            let window = given("")?.ok()?;
+            Op::AveragePool { window, padding: given("p").unwrap_or(Ok(0)).ok()? }
         }
         "max_pool" => Op::MaxPool { window: 3, stride: 2, padding: 1 },
         "add" => Op::Add,
@@ -398,6 +399,9 @@ mod tests {
             ("s2", "s2 g4", "4 groups"),
             ("s2", "s2 g0", "0 groups"),
             ("s2", "s2 s2", "is not a node"),
+            ("s2", "s2 g?", "is not a node"),
+            ("relu", "average_pool 3 pX", "is not a node"),
+            ("relu", "average_pool 3 p-1", "is not a node"),
             ("relu", "identity", "is not a node"),
             ("relu", "softmax", "is not a node"),
             ("relu", "average_pool 1", "window is 1"),

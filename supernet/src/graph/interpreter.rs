@@ -145,8 +145,12 @@ fn compute(op: Op, inputs: &[Tensor], operands: &mut Operands, epsilon: f64) -> 
 pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     match activation {
         Activation::Identity => Ok(x.clone()),
-        Activation::Relu => x.relu(),
-        Activation::Relu6 => x.clamp(0f64, 6f64),
+        // With a slope of 0 at the ends, as the kernels have it: a block whose last scale is zero ends there.
+        Activation::Relu => x.gt(0f64)?.where_cond(x, &x.zeros_like()?),
+        Activation::Relu6 => {
+            let below = x.lt(6f64)?.where_cond(x, &x.ones_like()?.affine(6.0, 0.0)?)?;
+            below.gt(0f64)?.where_cond(&below, &x.zeros_like()?)
+        }
         Activation::HardSwish => x * hard_sigmoid(x)?,
         // Not composed of an exponential: where that is infinite, the gradient would be NaN.
         Activation::Swish => x.silu(),
@@ -291,6 +295,20 @@ fn shifted(padded: &Tensor, ky: usize, kx: usize, stride: usize, (height, width)
 mod tests {
     use super::*;
     use candle_core::{Device, Var};
+
+    #[test]
+    fn the_slopes_of_relu_and_relu6_are_zero_at_their_ends() {
+        let x = Var::new(&[-1f32, 0.0, 2.0, 6.0, 7.0], &Device::Cpu).unwrap();
+        for (activation, values, slopes) in [
+            (Activation::Relu, [0.0, 0.0, 2.0, 6.0, 7.0], [0.0, 0.0, 1.0, 1.0, 1.0]),
+            (Activation::Relu6, [0.0, 0.0, 2.0, 6.0, 6.0], [0.0, 0.0, 1.0, 0.0, 0.0]),
+        ] {
+            let y = activate(x.as_tensor(), activation).unwrap();
+            let gradient = y.sum_all().unwrap().backward().unwrap().get(x.as_tensor()).unwrap().clone();
+            assert_eq!(y.to_vec1::<f32>().unwrap(), values);
+            assert_eq!(gradient.to_vec1::<f32>().unwrap(), slopes);
+        }
+    }
 
     #[test]
     fn swish_has_a_gradient_where_exponentials_are_infinite() {

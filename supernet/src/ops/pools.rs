@@ -4,10 +4,10 @@ use super::parallel;
 use super::simd::{Kernel, Simd, dispatch, entry_points, vectors};
 use std::ops::Range;
 
-/// `x + y` for as many values, followed by ReLU if `relu`.
+/// `x + y` for as many values, followed by ReLU if `relu`. NaN stays NaN.
 pub fn add(x: &[f32], y: &[f32], relu: bool) -> Vec<f32> {
     let least = if relu { 0.0 } else { f32::NEG_INFINITY };
-    combined(x, y, |x, y| (x + y).max(least))
+    combined(x, y, |x, y| if x + y < least { least } else { x + y })
 }
 
 /// The gradient before ReLU, given its output and the gradient there. At zero the slope is 0.

@@ -143,15 +143,24 @@ impl<A: Act> Kernel for Pool<'_, A> {
     fn run<S: Simd>(self, _: S) {
         let n = self.affine.scale.len();
         let (scale, shift) = (&self.affine.scale[..n], &self.affine.shift[..n]);
-        let pixels = (self.image / n) as f32;
+        let pixels = (self.image / n) as f64;
+        let (mut sum, mut total) = (vec![0.0; n], vec![0.0; n]);
         for (image, pooled) in self.y.chunks_exact(self.image).zip(self.pooled.chunks_exact_mut(n)) {
-            for y in image.chunks_exact(n) {
+            total.fill(0.0);
+            // A sum in f32 for each block: over a large map it would lose the last bits of each pixel.
+            for block in image.chunks(ROW_BLOCK * n) {
+                sum.fill(0.0);
+                for y in block.chunks_exact(n) {
+                    for c in 0..n {
+                        sum[c] += A::value(y[c] * scale[c] + shift[c]);
+                    }
+                }
                 for c in 0..n {
-                    pooled[c] += A::value(y[c] * scale[c] + shift[c]);
+                    total[c] += f64::from(sum[c]);
                 }
             }
-            for v in pooled.iter_mut() {
-                *v /= pixels;
+            for c in 0..n {
+                pooled[c] = (total[c] / pixels) as f32;
             }
         }
     }

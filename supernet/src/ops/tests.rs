@@ -160,6 +160,32 @@ fn images_in_parts_give_the_same_bits_as_all_at_once() {
 }
 
 #[test]
+fn the_backward_pass_may_run_on_another_number_of_threads() {
+    // Maps of few pixels: how many images are one product depends on the threads.
+    let shape = block([4, 4, 4], [6, 40, 6], 3, 1);
+    let x = values(shape.in_pixels() * shape.in_channels, 5);
+    let p = parameters(block_parameters(&shape));
+    let gradients = |forward: usize, backward: usize| {
+        let (output, saved, _) =
+            super::with_threads(forward, || super::inverted_residual(&x, &p, &shape, None, None, true).unwrap());
+        let saved = saved.unwrap();
+        super::with_threads(backward, || saved.backward(&shape, &x, &p, None, &output))
+    };
+    let (same, other) = (gradients(1, 1), gradients(4, 1));
+    assert_close(&other.parameters, &wide(&same.parameters), 1e-4, "parameter gradient");
+    assert_close(&other.input.unwrap(), &wide(&same.input.unwrap()), 1e-4, "input gradient");
+}
+
+#[test]
+fn averages_of_large_maps_and_sums_with_nan_are_exact() {
+    let (pixels, mut mean) = (1 << 20, [0.0; 2]);
+    super::inference::average_pool(&vec![0.1; 2 * pixels], 1, pixels, 2, &mut mean);
+    assert!(mean.iter().all(|mean| (mean - 0.1).abs() < 1e-6), "{mean:?}");
+    let sum = super::pools::add(&[f32::NAN, -2.0, 1.0], &[1.0, 1.0, 1.0], true);
+    assert!(sum[0].is_nan() && sum[1..] == [0.0, 2.0], "{sum:?}");
+}
+
+#[test]
 fn block_gradients_equal_finite_differences() {
     let shape = BlockShape { residual: true, squeeze_excite: Some(4), ..block([2, 5, 3], [6, 11, 6], 3, 1) };
     let dims = [shape.batch, shape.height, shape.width, shape.in_channels];

@@ -116,9 +116,13 @@ impl Shape {
         ((end - 1) * self.stride + self.kernel - self.padding()).min(self.height)
     }
 
-    /// Number of input rows whose gradients are complete once those of the output rows before `end` are known.
+    /// Number of input rows whose gradients are complete once those of the output rows before `end` are known, among
+    /// those that these rows read.
     pub(crate) fn rows_known(self, end: usize) -> usize {
-        if end == self.out_height() { self.height } else { (end * self.stride).saturating_sub(self.padding()) }
+        if end == self.out_height() {
+            return self.height;
+        }
+        (end * self.stride).saturating_sub(self.padding()).min(self.rows_read(end))
     }
 }
 

@@ -96,14 +96,14 @@ fn finish<S: Simd, A: Act>(
     sums: &mut Lanes,
 ) {
     for lane in Lane::covering(s, width) {
-        let (bias, mut sum) = (lane.load(&bias), lane.load(sums));
+        let (bias, mut sum) = (lane.load(&bias), s.splat(0.0));
         let kept = lane.start()..width.min(lane.start() + S::LANES);
         for (pixel, values) in tile.as_chunks::<SLICE>().0.iter().enumerate() {
             let value = A::values(s, s.add(lane.load(values), bias));
             sum = s.add(sum, value);
             s.write(&mut output.pixel(first + pixel)[kept.clone()], value);
         }
-        lane.store(sums, sum);
+        lane.store(sums, s.add(lane.load(sums), sum));
     }
 }
 

@@ -149,15 +149,23 @@ impl Kernel for AveragePool<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let n = self.channels;
+        let (mut sum, mut total) = (vec![0.0; n], vec![0.0; n]);
         for (image, out) in self.input.chunks_exact(self.pixels * n).zip(self.output.chunks_exact_mut(n)) {
-            out.fill(0.0);
-            for row in image.chunks_exact(n) {
+            total.fill(0.0);
+            // A sum in f32 for each block: over a large map it would lose the last bits of each pixel.
+            for block in image.chunks(ROW_BLOCK * n) {
+                sum.fill(0.0);
+                for row in block.chunks_exact(n) {
+                    for c in 0..n {
+                        sum[c] += Identity::value(row[c]);
+                    }
+                }
                 for c in 0..n {
-                    out[c] += Identity::value(row[c]);
+                    total[c] += f64::from(sum[c]);
                 }
             }
-            for v in out.iter_mut() {
-                *v /= self.pixels as f32;
+            for c in 0..n {
+                out[c] = (total[c] / self.pixels as f64) as f32;
             }
         }
     }

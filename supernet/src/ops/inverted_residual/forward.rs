@@ -148,7 +148,8 @@ fn pass<'o, A: Act>(
     let residual = shape.residual.then_some(x);
     let output = normalise::<Identity>(&y3, &affine(&statistics[2], &at.norm3), residual, output);
     let normalise = if with_sums { Normalise::Batch } else { Normalise::Given };
-    (output, BlockSaved { moments, y1, y2, y3, normalise, statistics, squeeze_excite })
+    let threads = parallel::threads();
+    (output, BlockSaved { threads, moments, y1, y2, y3, normalise, statistics, squeeze_excite })
 }
 
 /// Computes `y2 = depthwise(activation(affine(expand(x))))`, or `depthwise(x)` without `affine`, and keeps the raw

@@ -45,6 +45,7 @@ use super::LayerGradients;
 use super::batch_norm::{ChannelStatistics, Normalise, SumOverProcesses};
 use super::buffers::Buffer;
 use super::depthwise;
+use super::parallel;
 use crate::ops::{Activation, summing};
 use crate::ranks::Ranks;
 use std::ops::Range;
@@ -151,6 +152,8 @@ pub type BlockStatistics = [ChannelStatistics; 3];
 
 /// Values of the forward pass that the backward pass reads, besides input and parameters.
 pub struct BlockSaved {
+    /// Threads of the forward pass, which decide the layout of `y1` and `y2`.
+    threads: usize,
     /// Present with an expand convolution and batch statistics.
     moments: Option<expand::Moments>,
     /// Present with an expand convolution that is not recomputed.
@@ -213,6 +216,7 @@ impl BlockSaved {
         g: &[f32],
     ) -> LayerGradients {
         let sum = summing(ranks);
-        backward::backward(shape, x, packed, &self, sum.as_ref().map(|sum| sum as SumOverProcesses), g)
+        let sum = sum.as_ref().map(|sum| sum as SumOverProcesses);
+        parallel::with_threads(self.threads, || backward::backward(shape, x, packed, &self, sum, g))
     }
 }

@@ -100,7 +100,8 @@ macro_rules! avx2_vectors {
                         half = _mm256_extractf128_ps::<1>(v);
                     }
                     if count & 2 != 0 {
-                        _mm_storel_pd(p.cast(), _mm_castps_pd(half));
+                        // Unlike the store of a double, this one need not be aligned.
+                        _mm_storel_epi64(p.cast(), _mm_castps_si128(half));
                         p = p.add(2);
                         half = _mm_movehl_ps(half, half);
                     }
