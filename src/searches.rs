@@ -131,12 +131,9 @@ fn search_group(task: &Task, groups: &[&[Constraint]], starts: &[Subnet]) -> Res
             if least - accuracy(&best)? > CLOSE_ENOUGH {
                 return Err(cheapest(least).impossible(accuracy(&best)?, &best).into());
             }
-            let (mut asked, mut result) = (least, None);
+            let (mut asked, mut result) = (least.min(best.predicted_accuracy), None);
             let (mut evaluations, mut seconds) = (best.evaluations, best.seconds);
             for _ in 0..=CORRECTIONS {
-                if asked > best.predicted_accuracy {
-                    break;
-                }
                 let found = cheapest(asked).find(&best, &mut limits)?;
                 (evaluations, seconds) = (evaluations + found.evaluations, seconds + found.seconds);
                 let missing = least - accuracy(&found)?;
@@ -144,7 +141,13 @@ fn search_group(task: &Task, groups: &[&[Constraint]], starts: &[Subnet]) -> Res
                     result = Some(found);
                     break;
                 }
-                asked += missing;
+                if asked == best.predicted_accuracy {
+                    break;
+                }
+                asked = (asked + missing).min(best.predicted_accuracy);
+            }
+            if result.is_none() {
+                terminal::note("no cheaper subnet was found that is good enough: the most accurate one is taken");
             }
             let mut result = result.unwrap_or(best);
             (result.evaluations, result.seconds) = (evaluations, seconds);

@@ -5,7 +5,7 @@ use crate::progress::{self, Bar, counted};
 use crate::ranks_model::{Network, Prediction, Step, predict};
 use crate::run_folder::RunConfig;
 use crate::starting_weights::StartingWeights;
-use crate::{memory, numbers, table};
+use crate::{memory, numbers, table, terminal};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use ofa_evaluate::latency::median;
@@ -422,10 +422,13 @@ fn mean(exchanges: &[Exchange]) -> Exchange {
 /// images of a step.
 pub fn stage_times(config: &RunConfig, classes: usize, images: usize, processes: usize) -> Result<Vec<StageTime>> {
     // Its weights make no difference to times.
-    let teacher = match &config.train.teacher_from {
-        Some(from) => StartingWeights::read(Path::new(from))?.space()?,
-        None => config.space.clone(),
-    };
+    let mut teacher = config.space.clone();
+    if let Some(from) = &config.train.teacher_from {
+        match StartingWeights::read(Path::new(from)).and_then(|weights| weights.space()) {
+            Ok(space) => teacher = space,
+            Err(error) => terminal::note(format!("a teacher of the run's own space is timed: {error:#}")),
+        }
+    }
     memory::check_training(&config.space, Some(&teacher), classes, [images, 0], &config.train, processes)?;
     let net = Supernet::new(&config.space, classes, 0)?;
     let teacher = Supernet::new(&teacher, classes, 1)?;

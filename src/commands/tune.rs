@@ -56,6 +56,9 @@ pub fn run(args: &Args) -> Result<Value> {
         None => Ranges::about(&config.train, &config.space)?,
     };
     let folder = RunFolder::new(&args.out);
+    if let (Some((name, reason)), false) = (ranges.idle(&config.train), folder.join("ranges.toml").exists()) {
+        bail!("[{name}] {reason}, so the hyperparameter has no effect; remove it from the ranges");
+    }
     let _lock = folder.lock()?;
     let shortened = RunConfig { train: config.train.clone().with_epochs(epochs), ..config.clone() };
     write_or_compare_settings(&folder, &shortened, &ranges)?;

@@ -273,9 +273,11 @@ impl Workplace<'_> {
         };
         interrupt::check()?;
         let errors = self.get("errors").unwrap_or_default();
-        // Only a measurement in progress is worth its room there.
-        let rest = format!("ls {0}/run/devices/*.unfinished >/dev/null 2>&1 || rm -rf {0}", quote(&self.folder));
-        let _ = self.remote.short(&rest, &[]);
+        // Only a measurement in progress is worth its room there. What a signal ended may have begun anew already.
+        if code < 128 {
+            let rest = format!("ls {0}/run/devices/*.unfinished >/dev/null 2>&1 || rm -rf {0}", quote(&self.folder));
+            let _ = self.remote.short(&rest, &[]);
+        }
         let last = errors.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
         let said = last.strip_prefix("error: ").unwrap_or(last);
         bail!("{}: the program failed there with exit code {code}: {said}", self.remote.name)
@@ -319,7 +321,7 @@ impl Workplace<'_> {
             "cd {folder} || exit 1\n\
              export LC_ALL=C\n\
              p=$(cat pid 2>/dev/null)\n\
-             a=$(tr '\\0' ' ' < /proc/$p/cmdline 2>/dev/null || ps -o args= -p $p 2>/dev/null)\n\
+             a=$({{ tr '\\0' ' ' < /proc/$p/cmdline || ps -ww -o args= -p $p; }} 2>/dev/null)\n\
              case $a in *{program}*) kill -TERM $p; for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 $p 2>/dev/null || break; sleep 1; done;; esac\n\
              {prepare}exec 3<&0\n\
              {line} </dev/null 2>errors &\n\

@@ -4,7 +4,7 @@ use super::compiler::{Program, Step, Stored, Value, Work};
 use super::kernels::Kernel;
 use super::plan::Plan;
 use crate::quantise::{activate, hard_sigmoid};
-use crate::{Error, Result, memory};
+use crate::{Error, Result};
 use ofa_supernet::ops::inference::int8::{self, Affine, Gate, Target};
 use ofa_supernet::ops::inference::{average_pool, average_windows, max_pool};
 use ofa_supernet::space::Activation;
@@ -41,6 +41,11 @@ fn floats(target: Target<'_>) -> &mut [f32] {
     }
 }
 
+/// The error that a pass needs so many bytes.
+pub fn too_much(bytes: u64) -> Error {
+    Error::Network(format!("a pass takes {} MiB of memory, which this machine does not give", bytes >> 20))
+}
+
 impl Buffers {
     /// Buffers without memory.
     pub fn new(plan: Plan) -> Self {
@@ -69,15 +74,10 @@ impl Buffers {
     /// Grows every buffer to what `batch` images need.
     ///
     /// # Errors
-    /// More memory than the machine has or gives.
+    /// More memory than the machine gives.
     pub fn reserve(&mut self, batch: usize) -> Result<()> {
         let bytes = self.plan.bytes().saturating_mul(batch as u64);
-        let refused = || {
-            let (mib, images) = (bytes >> 20, if batch == 1 { "image" } else { "images" });
-            Error::Network(format!(
-                "{batch} {images} at a time take {mib} MiB of memory, which this machine does not give"
-            ))
-        };
+        let refused = || too_much(bytes);
         for (index, size) in self.plan.sizes.iter().enumerate() {
             if index == self.memory.len() {
                 self.memory.push(if size.width == 1 { Memory::Bytes(Vec::new()) } else { Memory::Floats(Vec::new()) });
@@ -89,10 +89,6 @@ impl Buffers {
             };
             if !grows {
                 continue;
-            }
-            // Systems promise more memory than they have.
-            if memory::limit().is_some_and(|limit| bytes > limit) {
-                return Err(refused());
             }
             match &mut self.memory[index] {
                 Memory::Bytes(bytes) => {

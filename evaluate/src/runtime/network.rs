@@ -1,6 +1,6 @@
 //! The network: kernels built from weights, buffers, and one forward pass.
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, too_much};
 use super::compiler::{Program, Rounding, compile};
 use super::describe::StepInfo;
 use super::kernels::Kernel;
@@ -8,7 +8,7 @@ use super::plan::Plan;
 use super::weights::{Checked, Weights, check_weights, random_weights};
 use crate::latency::milliseconds;
 use crate::quantise::QuantisedNetwork;
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 use ofa_supernet::graph::Graph;
 use ofa_supernet::ops::{map_alone, threads};
 use ofa_supernet::space::NetworkSpec;
@@ -40,6 +40,8 @@ pub struct StaticNetwork {
     program: Program,
     /// One for each thread that runs images of its own, at least one.
     buffers: Vec<Buffers>,
+    /// Bytes of a pass that the machine has been found to have.
+    checked_bytes: u64,
     logits: Vec<f32>,
     /// Of a network in integers.
     rounding: Option<Rounding>,
@@ -94,7 +96,8 @@ impl StaticNetwork {
         let program = compile(&Graph::of(spec), None)?;
         let kernels = program.layers.iter().map(|layer| Kernel::new(layer, &weights)).collect();
         let buffers = vec![Buffers::new(Plan::of(&program))];
-        Ok(StaticNetwork { spec: spec.clone(), kernels, program, buffers, logits: Vec::new(), rounding: None })
+        let (spec, logits) = (spec.clone(), Vec::new());
+        Ok(StaticNetwork { spec, kernels, program, buffers, checked_bytes: 0, logits, rounding: None })
     }
 
     /// Builds a network in integers. Its logits are those of [`reference`](crate::quantise::reference) to the bit.
@@ -106,8 +109,8 @@ impl StaticNetwork {
         let rounding = Rounding::of(network);
         let program = compile(&Graph::of(&network.spec), Some(&rounding))?;
         let kernels = program.layers.iter().map(|layer| Kernel::quantised(layer, network)).collect::<Result<_>>()?;
-        let (spec, buffers) = (network.spec.clone(), vec![Buffers::new(Plan::of(&program))]);
-        Ok(StaticNetwork { spec, kernels, program, buffers, logits: Vec::new(), rounding: Some(rounding) })
+        let (spec, buffers, logits) = (network.spec.clone(), vec![Buffers::new(Plan::of(&program))], Vec::new());
+        Ok(StaticNetwork { spec, kernels, program, buffers, checked_bytes: 0, logits, rounding: Some(rounding) })
     }
 
     /// The network of `spec` with seeded random weights, for measuring.
@@ -215,35 +218,46 @@ impl StaticNetwork {
         let (logits, shared_logits) = self.logits.split_at_mut(of_thread * threads * spec.classes);
         let (program, kernels) = (&self.program, &self.kernels[..]);
         let together = (TOGETHER / self.buffers[0].bytes().max(1)).max(1) as usize;
-        let pass = |buffers: &mut Buffers, images: &[f32], logits: &mut [f32], clock: &mut Option<Clock>| {
-            let batch = images.len() / size;
-            clock.iter_mut().for_each(Clock::start);
-            let mut steps = program.steps.iter().peekable();
-            while let Some(step) = steps.next() {
-                buffers.run(step, program, kernels, images, batch);
-                let layer_done = steps.peek().is_none_or(|next| next.layer != step.layer);
-                clock.iter_mut().for_each(|clock| clock.step_done(layer_done));
-            }
-            let output = program.steps.last().map_or(&[][..], |step| buffers.floats(program, step.output, batch));
-            logits.copy_from_slice(output);
-        };
+        let pass =
+            |buffers: &mut Buffers, images: &[f32], logits: &mut [f32], clock: &mut Option<Clock>| -> Result<()> {
+                let batch = images.len() / size;
+                buffers.reserve(batch)?;
+                clock.iter_mut().for_each(Clock::start);
+                let mut steps = program.steps.iter().peekable();
+                while let Some(step) = steps.next() {
+                    buffers.run(step, program, kernels, images, batch);
+                    let layer_done = steps.peek().is_none_or(|next| next.layer != step.layer);
+                    clock.iter_mut().for_each(|clock| clock.step_done(layer_done));
+                }
+                let output = program.steps.last().map_or(&[][..], |step| buffers.floats(program, step.output, batch));
+                logits.copy_from_slice(output);
+                Ok(())
+            };
         let mut clock = by_layer.map(Clock::new);
-        self.buffers[0].reserve(batch - of_thread * threads)?;
+        // Systems promise more memory than they have.
+        let most = (threads * together.min(of_thread)).max(batch - of_thread * threads);
+        let bytes = self.buffers[0].bytes().saturating_mul(most as u64);
+        if bytes > self.checked_bytes {
+            if memory::limit().is_some_and(|limit| bytes > limit) {
+                return Err(too_much(bytes));
+            }
+            self.checked_bytes = bytes;
+        }
         if of_thread > 0 {
             while self.buffers.len() < threads {
                 self.buffers.push(Buffers::new(self.buffers[0].plan().clone()));
             }
-            self.buffers.iter_mut().take(threads).try_for_each(|buffers| buffers.reserve(together.min(of_thread)))?;
             let parts = alone.chunks_exact(of_thread * size).zip(logits.chunks_exact_mut(of_thread * spec.classes));
             let parts = parts.zip(&mut self.buffers).collect();
             let clocks = map_alone(parts, |((images, logits), buffers)| {
                 let mut clock = by_layer.map(Clock::new);
                 let groups = images.chunks(together * size).zip(logits.chunks_mut(together * spec.classes));
                 for (images, logits) in groups {
-                    pass(buffers, images, logits, &mut clock);
+                    pass(buffers, images, logits, &mut clock)?;
                 }
-                clock
+                Ok(clock)
             });
+            let clocks: Vec<Option<Clock>> = clocks.into_iter().collect::<Result<_>>()?;
             // All threads have the same steps, at the same time.
             if let Some(mean) = &mut clock {
                 for of_thread in clocks.into_iter().flatten() {
@@ -253,7 +267,7 @@ impl StaticNetwork {
             }
         }
         if !shared.is_empty() {
-            pass(&mut self.buffers[0], shared, shared_logits, &mut clock);
+            pass(&mut self.buffers[0], shared, shared_logits, &mut clock)?;
         }
         Ok(clock.map_or_else(Vec::new, |clock| clock.times))
     }

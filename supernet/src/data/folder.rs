@@ -3,7 +3,7 @@
 //! `test` is the test split; without `test` the validation folder is. If both exist, the validation folder is the
 //! validation split.
 
-use super::listing::Listing;
+use super::listing::{Listing, entries};
 use super::opening::{Opening, Splits};
 use super::source::Source;
 use super::split::{Pixels, Store};
@@ -22,8 +22,7 @@ pub(super) fn is_image_folder(root: &Path, splits: Splits) -> bool {
 
 /// A folder of a class of training images, if there is one.
 pub(super) fn class_folder(root: &Path) -> Option<PathBuf> {
-    let entries = std::fs::read_dir(root.join("train")).ok()?.flatten().map(|entry| entry.path());
-    entries.filter(|path| path.is_dir()).min()
+    entries(&root.join("train")).ok()?.into_iter().find(|path| path.is_dir())
 }
 
 /// The test folder, and the validation folder if it is not the test folder.

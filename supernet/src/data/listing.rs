@@ -197,7 +197,7 @@ impl Listing {
 }
 
 /// Entries of a folder by name, without hidden entries and [`LEFTOVERS`].
-fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(folder).map_err(|e| Error::file(folder, e))? {
         let entry = entry.map_err(|e| Error::file(folder, e))?;

@@ -73,14 +73,20 @@ impl Layout {
         Ok(Layout::of_files(root, files, true))
     }
 
-    /// Assigns shards to splits by the folder they are in, otherwise by the beginning of their names. The name of the
-    /// root is that of the data, unless a pattern names files in it.
+    /// Assigns shards to splits by the folder they are in, otherwise by the beginning of their names. Where files in the
+    /// root have such names, its own name is that of the data, unless a pattern names the files.
     fn of_files(root: PathBuf, files: Vec<PathBuf>, is_pattern: bool) -> Layout {
+        let names_split = |file: &&PathBuf| {
+            let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+            ["train", "test"].iter().chain(&VALIDATION).any(|split| name.starts_with(split))
+        };
+        let mut of_root = files.iter().filter(|file| file.parent() == Some(&root));
+        let is_data = !is_pattern && of_root.any(|file| names_split(&file));
         let mut layout = Layout { root, train: Vec::new(), validation: Vec::new(), test: Vec::new() };
         for file in files {
             let root = &layout.root;
             let text = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().to_lowercase();
-            let parent = file.parent().filter(|parent| is_pattern || parent != root);
+            let parent = file.parent().filter(|parent| !is_data || parent != root);
             let (folder, name) = (text(parent.and_then(Path::file_name)), text(file.file_name()));
             let is = |split: &str| folder == split || (folder != "train" && name.starts_with(split));
             let list = match (is("test"), VALIDATION.into_iter().any(is)) {
@@ -108,9 +114,13 @@ impl Layout {
         let splits: Vec<&[PathBuf]> = if test_only { vec![test] } else { vec![&self.train, test, &self.validation] };
         if splits[0].is_empty() {
             let wanted = if test_only { "test" } else { "train" };
+            let way_out = match test_only && !self.validation.is_empty() {
+                true => "; to measure on its validation images, name them by a pattern such as 'DIR/val-*.tar'",
+                false => "",
+            };
             return Err(Error::format(
                 &self.root,
-                format!("has no shard {wanted}-*.tar, {wanted}-*.parquet or {wanted}/*.tar"),
+                format!("has no shard {wanted}-*.tar, {wanted}-*.parquet or {wanted}/*.tar{way_out}"),
             ));
         }
         if !test_only && self.test.is_empty() {
@@ -344,7 +354,13 @@ mod tests {
             Dataset::open_splits(root.to_str().unwrap(), &options, splits, &|_| std::ops::ControlFlow::Continue(()))
         };
         let error = test_only(root).err().unwrap().to_string();
-        assert!(error.contains("test-*.tar"), "{error}");
+        assert!(error.contains("test-*.tar") && error.contains("'DIR/val-*.tar'"), "{error}");
+        // A folder of neutral names is a split by its own.
+        let of_test = root.join("test");
+        fs::create_dir(&of_test).unwrap();
+        fs::copy(root.join("val-0.tar"), of_test.join("0.tar")).unwrap();
+        assert_eq!(levels(&test_only(&of_test).unwrap().test), [(6, 0)]);
+        fs::remove_dir_all(&of_test).unwrap();
         assert_eq!(levels(&test_only(&root.join("val-*.tar")).unwrap().test), [(6, 0)]);
         put("test-0.tar", &labelled(&[(5, "1")]));
         put("classes.txt", b"cat\ndog\n");
@@ -372,6 +388,8 @@ mod tests {
         let splits = open(&named).unwrap();
         assert_eq!((splits.train.len(), splits.validation.len(), splits.test.len()), (2, 1, 1));
         // Class folders beside shards could both be meant.
+        fs::create_dir_all(named.join("train/.cache")).unwrap();
+        assert_eq!(open(&named).unwrap().train.len(), 2);
         fs::create_dir_all(named.join("train/cat")).unwrap();
         let error = open(&named).unwrap_err().to_string();
         assert!(error.contains("class folders") && error.contains("train/cat") && error.contains(".tar"), "{error}");

@@ -148,8 +148,9 @@ pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
         // With a slope of 0 at the ends, as the kernels have it: a block whose last scale is zero ends there.
         Activation::Relu => x.gt(0f64)?.where_cond(x, &x.zeros_like()?),
         Activation::Relu6 => {
-            let below = x.lt(6f64)?.where_cond(x, &x.ones_like()?.affine(6.0, 0.0)?)?;
-            below.gt(0f64)?.where_cond(&below, &x.zeros_like()?)
+            // NaN is neither, and stays.
+            let below = x.ge(6f64)?.where_cond(&x.ones_like()?.affine(6.0, 0.0)?, x)?;
+            below.le(0f64)?.where_cond(&x.zeros_like()?, &below)
         }
         Activation::HardSwish => x * hard_sigmoid(x)?,
         // Not composed of an exponential: where that is infinite, the gradient would be NaN.
@@ -308,6 +309,8 @@ mod tests {
             assert_eq!(y.to_vec1::<f32>().unwrap(), values);
             assert_eq!(gradient.to_vec1::<f32>().unwrap(), slopes);
         }
+        let lost = activate(&Tensor::new(&[f32::NAN], &Device::Cpu).unwrap(), Activation::Relu6).unwrap();
+        assert!(lost.to_vec1::<f32>().unwrap()[0].is_nan());
     }
 
     #[test]

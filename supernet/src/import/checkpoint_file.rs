@@ -419,7 +419,7 @@ fn read_archived(archive: &mut Archive, name: &str, limit: u64) -> Result<Vec<u8
         return Err(format!("'{name}' has {size} bytes, more than the limit of {limit}"));
     }
     // Programs store tensors as they are; what unpacks to a multiple of its size is made to exhaust memory.
-    if size > (1 << 20) + 16 * entry.compressed_size() {
+    if size > entry.compressed_size().saturating_mul(16).saturating_add(1 << 20) {
         return Err(format!("'{name}' has {size} bytes, which are {} in the file", entry.compressed_size()));
     }
     let mut bytes = Vec::new();
