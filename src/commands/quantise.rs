@@ -41,8 +41,8 @@ pub struct Args {
     /// Images whose training split calibrates the integers: a folder or `builtin`.
     #[arg(long)]
     data: String,
-    /// With --finetune: images carved from the training images for validation; as many as in training, so that the model
-    /// was not trained on them.
+    /// With --finetune: images carved from the training images for validation; as many as in training, so that the
+    /// model was not trained on them.
     #[arg(long, requires = "finetune", value_parser = numbers::images)]
     validation: Option<usize>,
     /// Seed of the built-in data and of the validation split, as in training.

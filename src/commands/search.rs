@@ -105,8 +105,8 @@ struct Scoring {
 }
 
 impl Scoring {
-    /// Measurements of the kind that is asked for: those of --verify as the predictor's samples were measured, as far as
-    /// the command line leaves it open, so that the predictor can be fitted to both.
+    /// Measurements of the kind that is asked for: those of --verify as the predictor's samples were measured, as far
+    /// as the command line leaves it open, so that the predictor can be fitted to both.
     fn measured<'a>(
         &self,
         folder: &RunFolder,

@@ -35,9 +35,10 @@ impl Rule {
     /// The rule for `graph`, where the layers named in `keep_f32` stay f32.
     ///
     /// Layers become integers, but for depthwise convolutions without a kernel for them, and for the two of
-    /// squeeze-excite: these work on a single pixel, and their factors multiply every pixel. Rounded is each value that a step of the runtime writes to memory: the output of a
-    /// convolution with its batch norm, sum and activation, of a pool, sum or gate, and the images where an int8 layer
-    /// reads them. The logits and all values inside squeeze-excite stay f32.
+    /// squeeze-excite: these work on a single pixel, and their factors multiply every pixel. Rounded is each value that
+    /// a step of the runtime writes to memory: the output of a convolution with its batch norm, sum and activation, of
+    /// a pool, sum or gate, and the images where an int8 layer reads them. The logits and all values inside
+    /// squeeze-excite stay f32.
     pub fn of(graph: &Graph, keep_f32: &HashSet<String>) -> Self {
         Rule::for_engine(graph, keep_f32, Engine::Ofa)
     }

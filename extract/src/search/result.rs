@@ -34,7 +34,8 @@ pub struct SearchResult {
     pub evaluations: usize,
     /// Best subnet after each generation.
     pub history: Vec<Generation>,
-    /// Best distinct subnets that meet all limits, best first: as many as [`Problem::keep`](super::Problem::keep) asks for.
+    /// Best distinct subnets that meet all limits, best first: as many as [`Problem::keep`](super::Problem::keep) asks
+    /// for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub top: Vec<Candidate>,
     /// Costs that the front is drawn against, such as `laptop:latency`; empty without a front.

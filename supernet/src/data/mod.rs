@@ -9,6 +9,7 @@
 //! | `tar_shard`, `table` | one tar file, one Parquet file |
 //! | `pattern` | patterns of shards |
 //! | `listing` | class folders and their files |
+//! | `labels` | labels of shards: numbers or names |
 //! | `source` | where the bytes of an image are |
 //! | `carve` | the validation split carved from the training images |
 //! | `regular` | only regular files are read |
@@ -39,6 +40,7 @@ mod folder;
 mod idx;
 mod jpeg_markers;
 mod jpeg_scan;
+mod labels;
 mod listing;
 mod mixing;
 mod normalisation;

@@ -6,20 +6,18 @@
 //! shard of another name holds training images.
 
 use super::folder::{VALIDATION, read};
+use super::labels::{self, Label, Labelled, NAMES, are_names, labelled};
 use super::listing::Listing;
 use super::opening::{Opening, Splits};
 use super::pattern::{SHARDS, braces, matches};
-use super::source::{Label, Labelled, Source};
+use super::source::Source;
 use super::table::Table;
 use super::{Loaded, no_images, regular, tar_shard};
 use crate::{Error, Result};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// File with the names of numbered classes, a line each.
-const NAMES: &str = "classes.txt";
 
 /// Shards of each split.
 pub(super) struct Layout {
@@ -61,11 +59,8 @@ impl Layout {
             }
         }
         let is_of_train = |file: &&PathBuf| file.parent().and_then(Path::file_name).is_some_and(|name| name == "train");
-        let held_back = |file: &&PathBuf| {
-            let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-            ["test"].iter().chain(&VALIDATION).any(|split| name.starts_with(split))
-        };
-        if let Some(file) = files.iter().filter(is_of_train).find(held_back) {
+        let is_held_back = |file: &&PathBuf| split_in_name(file).is_some_and(|split| split != "train");
+        if let Some(file) = files.iter().filter(is_of_train).find(is_held_back) {
             let reason = "is in a folder 'train', but its name is that of another split; rename one of the two";
             return Err(Error::format(file, reason));
         }
@@ -73,15 +68,11 @@ impl Layout {
         Ok(Layout::of_files(root, files, true))
     }
 
-    /// Assigns shards to splits by the folder they are in, otherwise by the beginning of their names. Where files in the
-    /// root have such names, its own name is that of the data, unless a pattern names the files.
+    /// Assigns shards to splits by the folder they are in, otherwise by the beginning of their names. Where files in
+    /// the root have such names, its own name is that of the data, unless a pattern names the files.
     fn of_files(root: PathBuf, files: Vec<PathBuf>, is_pattern: bool) -> Layout {
-        let names_split = |file: &&PathBuf| {
-            let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-            ["train", "test"].iter().chain(&VALIDATION).any(|split| name.starts_with(split))
-        };
         let mut of_root = files.iter().filter(|file| file.parent() == Some(&root));
-        let is_data = !is_pattern && of_root.any(|file| names_split(&file));
+        let is_data = !is_pattern && of_root.any(|file| split_in_name(file).is_some());
         let mut layout = Layout { root, train: Vec::new(), validation: Vec::new(), test: Vec::new() };
         for file in files {
             let root = &layout.root;
@@ -170,73 +161,14 @@ impl Layout {
         if let Some(named) = named {
             return Ok(named);
         }
-        if by_name {
-            let names: BTreeSet<&String> = images.iter().filter_map(|(_, label)| text(label)).collect();
-            return Ok(names.into_iter().cloned().collect());
-        }
-        let most = images.iter().filter_map(|(_, label)| number(label)).max();
-        let count = most.map_or(0, |most| most.saturating_add(1));
-        // Otherwise one wrong label would ask for any amount of memory.
-        if count > images.len() {
-            let reason = format!("the largest label is {}, but there are {} images", count - 1, images.len());
-            return Err(Error::format(
-                &self.root,
-                format!("{reason}; number the classes from 0 on, or name them in {NAMES}"),
-            ));
-        }
-        Ok((0..count).map(|class| class.to_string()).collect())
+        labels::classes(images, by_name).map_err(|reason| Error::format(&self.root, reason))
     }
 }
 
-/// The class's number that a label is, or is as text.
-fn number(label: &Label) -> Option<usize> {
-    match label {
-        Label::Number(number) => Some(*number),
-        Label::Text(text) => text.parse().ok(),
-    }
-}
-
-fn text(label: &Label) -> Option<&String> {
-    match label {
-        Label::Number(_) => None,
-        Label::Text(text) => Some(text),
-    }
-}
-
-/// Whether labels are names of classes. A text such as "7" is a number only where all labels are numbers: beside names
-/// it is the name of a class.
-fn are_names(images: &[Vec<Labelled>]) -> Result<bool> {
-    let labels = || images.iter().flatten();
-    let Some((_, name)) = labels().find(|(_, label)| number(label).is_none()) else { return Ok(false) };
-    let Some((source, label)) = labels().find(|(_, label)| text(label).is_none()) else { return Ok(true) };
-    let (number, name) = (number(label).unwrap_or(0), text(name).map_or("", String::as_str));
-    let reason = format!("has the number {number} as its label, where others have names such as '{name}'");
-    Err(Error::format(source.place(), format!("{reason}; label all images alike")))
-}
-
-/// The images with the numbers of their classes.
-fn labelled(images: Vec<Labelled>, classes: &[String], by_name: bool) -> Result<Vec<(Source, u32)>> {
-    let numbers: HashMap<&str, usize> = (0..).zip(classes).map(|(number, name)| (name.as_str(), number)).collect();
-    let with_class = |(source, label): Labelled| {
-        let named = text(&label).and_then(|text| numbers.get(text.as_str())).copied();
-        let numbered = number(&label).filter(|number| *number < classes.len());
-        let shown = match (text(&label), number(&label)) {
-            (Some(text), _) if by_name => format!("'{text}'"),
-            (_, number) => number.unwrap_or(0).to_string(),
-        };
-        let found = match (named, numbered) {
-            (Some(named), Some(numbered)) if !by_name && named != numbered => Err(format!(
-                "has the label {shown}, which is the name of class {named} and the number of the class '{}'; rename \
-                 one of them in {NAMES}, or give numbers as JSON",
-                classes[numbered]
-            )),
-            _ => (if by_name { named } else { numbered })
-                .ok_or_else(|| format!("has the label {shown}, which is none of the {} classes", classes.len())),
-        };
-        let class = found.map_err(|reason| Error::format(source.place(), reason))?;
-        Ok((source, class as u32))
-    };
-    images.into_iter().map(with_class).collect()
+/// The split that a file's name begins with.
+fn split_in_name(file: &Path) -> Option<&'static str> {
+    let name = file.file_name()?.to_string_lossy().to_lowercase();
+    ["train", "test"].into_iter().chain(VALIDATION).find(|split| name.starts_with(split))
 }
 
 /// The shards in a folder, by name; none if there is no such folder.

@@ -36,16 +36,6 @@ pub(super) enum Source {
     },
 }
 
-/// Label of an image as its shard tells it.
-pub(super) enum Label {
-    Number(usize),
-    /// A class's name, or its number as text.
-    Text(String),
-}
-
-/// An image of a shard with its label.
-pub(super) type Labelled = (Source, Label);
-
 impl Source {
     /// The file, or the name or row below the shard as if that were a folder.
     pub fn place(&self) -> PathBuf {

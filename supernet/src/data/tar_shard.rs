@@ -1,7 +1,8 @@
 //! A tar file in the layout of WebDataset: images with their labels beside them.
 
+use super::labels::{Label, Labelled};
 use super::regular;
-use super::source::{Label, Labelled, Source};
+use super::source::Source;
 use crate::quote::visible;
 use crate::{Error, Result};
 use std::collections::HashMap;
