@@ -217,14 +217,26 @@ fn resize(network: &mut serde_json::Value, resolution: usize) {
 /// The batch takes some seconds of warm-up and measuring, which nothing else interrupts.
 #[cfg(unix)]
 #[test]
+fn a_damaged_record_is_refused_before_anything_is_measured() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    fs::write(folder.join("run/models/largest/bench.json"), "{").unwrap();
+    let bench = ["bench", "run/models/smallest", "run/models/largest", "--update-card", "--model-threads", "1"];
+    let before = fs::read(folder.join("run/models/smallest/bench.json")).unwrap();
+    fails(folder, &bench, &["largest/bench.json", "not the expected JSON"]);
+    assert_eq!(fs::read(folder.join("run/models/smallest/bench.json")).unwrap(), before);
+}
+
+#[test]
 fn a_signal_ends_measuring_with_its_exit_code() {
     let temporary = models();
-    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
         let arguments = [&MODELS[..], &["--batch", "2000"]].concat();
         let mut child = command(temporary.path(), &arguments).spawn().unwrap();
         std::thread::sleep(std::time::Duration::from_secs(1));
         assert!(child.try_wait().unwrap().is_none(), "the command has ended already");
-        assert!(std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        assert!(common::signal(signal, child.id()));
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(code));
         assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));

@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::{changed, command, finished_run, small_configuration, succeeds, tuning_configuration};
+use common::{changed, command, finished_run, small_configuration, succeeds, tuning_configuration, write_two_classes};
 use ofa_evaluate::Model;
 use ofa_supernet::files::csv_fields;
 use ofa_supernet::import::published;
@@ -30,11 +30,14 @@ fn library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("crash_point.so");
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        // Another run of the tests may use the file at this moment.
+        let (path, new) = (folder.join("crash_point.so"), folder.join(format!("crash_point-{}", std::process::id())));
         let source = root.join("tests/common/crash_point.c");
         let status =
-            Command::new("cc").args(["-O1", "-shared", "-fPIC", "-o"]).args([&path, &source]).arg("-ldl").status();
+            Command::new("cc").args(["-O1", "-shared", "-fPIC", "-o"]).args([&new, &source]).arg("-ldl").status();
         assert!(status.unwrap().success(), "cc cannot compile {}", source.display());
+        std::fs::rename(new, &path).unwrap();
         path
     })
 }
@@ -156,12 +159,15 @@ fn without_clocks(lines: &str) -> Vec<u8> {
 fn nothing(_: &Path) {}
 
 fn tune(all: bool) {
+    // One folder for all, since best.toml names it.
+    let images = tempfile::tempdir().unwrap();
+    write_two_classes(images.path(), 40, 4);
     let arguments = [
         "tune",
         "--config",
         "c.toml",
         "--data",
-        "builtin",
+        images.path().to_str().unwrap(),
         "--ranges",
         "r.toml",
         "--trial-epochs",
@@ -177,9 +183,9 @@ fn tune(all: bool) {
         tuning_configuration(folder, "4");
         let text = fs::read_to_string(folder.join("c.toml")).unwrap();
         let text = changed(&text, "\nbatch = 32", "\nbatch = 16");
-        fs::write(folder.join("c.toml"), text).unwrap();
-        // The fourth trial learns less than the others and is stopped early, the fifth diverges.
-        let ranges = "[learning_rate]\nvalues = [0.1, 1e9]\n[weight_decay]\nvalues = [0.0, 1e-5, 1e-4, 0.9]\n";
+        fs::write(folder.join("c.toml"), changed(&text, "\nvalidation = 100", "\nvalidation = 20")).unwrap();
+        // The fourth trial learns nothing and is stopped early, the fifth diverges.
+        let ranges = "[learning_rate]\nvalues = [0.1, 1e9]\n[label_smoothing]\nvalues = [0.0, 0.05, 0.1, 0.999]\n";
         fs::write(folder.join("r.toml"), ranges).unwrap();
     };
     let whole =

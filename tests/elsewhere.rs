@@ -68,8 +68,8 @@ fn accuracies_measured_elsewhere_make_a_run_without_a_supernet() {
     misused(folder, &["predictor", "--space", "tiny", "--import", "a.jsonl"], &["required"]);
     let many = ["predictor", "--space", "tiny", "--classes", "200000", "--import", "a.jsonl", "--out", "many"];
     misused(folder, &many, &["--classes", "65536"]);
-    fs::copy(folder.join("a.jsonl"), folder.join("A.JSONL")).unwrap();
-    let import = ["predictor", "--space", "tiny", "--classes", "10", "--import", "A.JSONL", "--out", "capital"];
+    fs::copy(folder.join("a.jsonl"), folder.join("b.JSONL")).unwrap();
+    let import = ["predictor", "--space", "tiny", "--classes", "10", "--import", "b.JSONL", "--out", "capital"];
     succeeds(folder, &import);
 }
 

@@ -80,6 +80,16 @@ fn a_command_that_fails_is_one_sentence_and_what_was_measured_is_kept() {
     fails_with("sh -c 'echo nothing' {model}", &["printed no time; its last line: nothing"]);
     fails_with("sh -c 'echo engine: 0 us' {model}", &["the time '0', which is no positive number"]);
     fails_with("sh -c 'echo no memory >&2; exit 9' {model}", &["failed with exit code 9: no memory"]);
+    // A conversion that writes nothing does not leave the model of the network before.
+    let once = "test -f converted || cp $1 $2/m\ntouch converted\n";
+    fs::write(folder.join("convert.sh"), once).unwrap();
+    let convert = format!("sh {} {{model}} {{folder}}", folder.join("convert.sh").display());
+    let command = format!("sh {} {{folder}}/m", folder.join("engine.sh").display());
+    fs::write(folder.join("engine.sh"), format!("test -f $1 || exit 5\n{ENGINE}")).unwrap();
+    let mut converting = arguments(&command);
+    converting.extend(["--engine-convert".into(), convert]);
+    fails(folder, &converting.iter().map(String::as_str).collect::<Vec<_>>(), &["failed with exit code 5"]);
+    fs::remove_file(folder.join("runs")).unwrap();
     // The engine breaks at its twelfth run, and is mended.
     let breaking = changed(
         ENGINE,
@@ -105,6 +115,8 @@ fn flags_that_do_not_fit_are_refused() {
     refused(&["--engine", "run {model}", "--engine-time", "time"], &["'time' does not find a time", "no group"]);
     refused(&["--engine", "run {model} '"], &["a quotation mark is not closed"]);
     refused(&["--engine", "trtexec", "--engine-time", "(x)"], &["--engine-time is for commands"]);
+    let litert = ["--engine", "litert-benchmark", "--engine-convert", "x {model}", "--number-type", "int8"];
+    refused(&litert, &["litert-benchmark reads model.tflite", "no int8 model"]);
     refused(&["--engine", "litert-benchmark"], &["does not read ONNX", "--engine-convert", "{folder}/model.tflite"]);
     refused(&["--engine", "run {model}", "--engine-program", "x"], &["--engine-program is for named engines"]);
     misused(temporary.path(), &[PROFILE, &["--engine-time", "(x)"]].concat(), &["required"]);

@@ -57,18 +57,18 @@ fn an_experiment_and_the_comparison_with_subnets_trained_alone() {
     assert!(rows.iter().all(|row| (0.0..=1.0).contains(&row[1].parse::<f64>().unwrap())), "{printed}");
     // What is finished is skipped.
     let metrics = |run: &str| fs::read_to_string(folder.join(run).join("metrics.jsonl")).unwrap();
-    let trained = metrics("out/long-3");
+    let trained = metrics("out/long-3-0.2");
     assert_eq!(experiment(), printed);
-    assert_eq!(metrics("out/long-3"), trained);
+    assert_eq!(metrics("out/long-3-0.2"), trained);
 
     // A benchmark and an extraction that were stopped are done again.
-    fs::remove_file(folder.join("out/long-3/bench.csv")).unwrap();
-    fs::write(folder.join("out/long-3/bench.csv.part"), "").unwrap();
-    fs::remove_file(folder.join("out/long-3/models/middle/config.json")).unwrap();
+    fs::remove_file(folder.join("out/long-3-0.2/bench.csv")).unwrap();
+    fs::write(folder.join("out/long-3-0.2/bench.csv.part"), "").unwrap();
+    fs::remove_file(folder.join("out/long-3-0.2/models/middle/config.json")).unwrap();
     assert_eq!(experiment(), printed);
 
-    succeeds(folder, &["predictor", "--run", "out/long-3", "--samples", "10", "--images", "20"]);
-    let compared = || script(folder, "trained_alone.sh", &["out/long-3", "data", "alone"], &[("LIMITS", "90")]);
+    succeeds(folder, &["predictor", "--run", "out/long-3-0.2", "--samples", "10", "--images", "20"]);
+    let compared = || script(folder, "trained_alone.sh", &["out/long-3-0.2", "data", "alone"], &[("LIMITS", "90")]);
     let printed = compared();
     let (accuracies, subnet) = printed.trim_end().split_once("; ").unwrap();
     assert!(subnet.starts_with('r') && subnet.contains(" d"), "{printed}");

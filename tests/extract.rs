@@ -198,9 +198,14 @@ fn fine_tuning_shows_both_accuracies_and_keeps_the_better_weights() {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{err}");
     assert!(out.lines().next().unwrap().contains("before  fine-tuned  stored"), "{out}");
-    assert!(out.contains("100.00 %     50.00 %  before"), "{out}");
-    let warning = "warning: run/models/smallest: fine-tuning took validation accuracy from 100.00 to 50.00 %";
-    assert!(err.contains(warning) && err.contains("--finetune-rate"), "{err}");
+    let row = out.lines().find(|line| line.contains("%  before")).unwrap_or_else(|| panic!("{out}"));
+    let percentages: Vec<&str> = row.split(" %").filter_map(|part| part.split_whitespace().last()).collect();
+    let (before, after) = (percentages[0], percentages[1]);
+    // What is left of the weights at this rate depends on rounding.
+    assert!(before == "100.00" && after.parse::<f64>().unwrap() < 100.0, "{out}");
+    let warning =
+        format!("warning: run/models/smallest: fine-tuning took validation accuracy from {before} to {after} %");
+    assert!(err.contains(&warning) && err.contains("--finetune-rate"), "{err}");
     assert!(weights(&model) == plain && load_config(&model).unwrap().finetuned.is_none());
 
     let out = succeeds(folder, &[&extract[..], &["--finetune", "1"]].concat());
@@ -324,7 +329,7 @@ fn a_signal_stops_fine_tuning_and_nothing_is_stored() {
         command(folder, &["extract", "--run", "run", "--subnet", "smallest", "--finetune", "100000"]).spawn().unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     assert!(lines.map_while(Result::ok).any(|line| line.contains("fine-tuning 'r")), "it ended before");
-    assert!(std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    assert!(common::signal("TERM", child.id()));
     assert_eq!(child.wait().unwrap().code(), Some(143));
     assert!(!folder.join("run/models/smallest").exists());
 }

@@ -65,7 +65,10 @@ fn an_earlier_supernet_gives_the_model_that_it_gave() {
         let subnet = json(&model.join("config.json"))["subnet"].as_str().unwrap().to_string();
         fs::remove_dir_all(&model).unwrap();
         succeeds(folder, &["extract", "--run", &run, "--subnet", &subnet, "--name", "any-macs-500k"]);
-        for ((name, now), (_, before)) in tensors().zip(before) {
+        let names = |tensors: &[(String, Vec<f32>)]| tensors.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        let now: Vec<_> = tensors().collect();
+        assert_eq!(names(&now), names(&before), "{run}");
+        for ((name, now), (_, before)) in now.into_iter().zip(before) {
             assert_eq!(now.len(), before.len(), "{run}: {name}");
             let scale = before.iter().fold(1e-3f32, |scale, value| scale.max(value.abs()));
             // Weights are copied; statistics are recalibrated, and their rounding depends on the number of threads.

@@ -107,7 +107,8 @@ fn more_threads_than_cores_are_hinted_at() {
         assert!(output.status.success());
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    assert!(err("1024").contains("hint: --threads 1024 on "), "{}", err("1024"));
+    let many = (std::thread::available_parallelism().unwrap().get() + 1).to_string();
+    assert!(err(&many).contains(&format!("hint: --threads {many} on ")), "{}", err(&many));
     assert!(!err("1").contains("hint"));
     succeeds(temporary.path(), &["config", "--preset", "tiny", "--seed", "9223372036854775807"]);
 }
@@ -122,6 +123,11 @@ fn options_that_belong_to_another_one_are_not_taken_without_it() {
         (&["speed", "--images", "100"], "--config <CONFIG>"),
         (&["speed", "--bandwidth", "2"], "--ranks-model"),
         (&["predictor", "--curve", "--samples", "20"], "'--curve' cannot be used with '--samples"),
+        (&["profile", "--classes", "7"], "--space <SPACE>"),
+        (&["profile", "--layers", "--rounds", "3"], "--rounds <ROUNDS>"),
+        (&["profile", "--layers", "--on", "ssh:board"], "--on"),
+        (&["config", "--keys", "--epochs", "3"], "--epochs <EPOCHS>"),
+        (&["search", "--limit", "any:macs=1M", "--compare", "--pessimism", "1"], "--pessimism"),
     ] {
         let output = ofa(temporary.path(), arguments);
         let err = String::from_utf8_lossy(&output.stderr);
@@ -142,6 +148,7 @@ fn options_that_belong_to_another_one_are_not_taken_without_it() {
     }
     let active = ["predictor", "--active", "improvement", "--members", "1"];
     misused(temporary.path(), &active, &["--active improvement cannot be used with --members 1", "two members"]);
+    misused(temporary.path(), &["train", "--hours", "1", "--device", "cpu"], &["--hours", "--device", "processor"]);
     for setting in [["--batch", "9"], ["--from", "x"], ["--teacher", "x"], ["--subnet", "largest"], ["--hours", "1"]] {
         misused(temporary.path(), &[&["train", "--resume"], &setting[..]].concat(), &["--resume", setting[0]]);
     }

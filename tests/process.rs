@@ -22,10 +22,35 @@ fn an_unknown_instruction_set_is_an_error_before_anything_is_computed() {
 #[test]
 fn a_named_instruction_set_is_the_one_in_use() {
     let folder = tempfile::tempdir().unwrap();
-    for (name, used) in [("portable", "(portable)"), ("", "(")] {
+    let default = succeeds(folder.path(), &SPEED);
+    let default = default.split(['(', ')']).nth(1).unwrap();
+    for (name, used) in [("portable", "(portable)"), ("", &format!("({default})"))] {
         let output = command(folder.path(), &SPEED).env("OFA_ISA", name).output().unwrap();
         let out = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success() && out.contains(used), "{out}{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_path_that_is_not_utf_8_is_refused_before_any_work() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = std::ffi::OsStr::from_bytes(b"m\xff");
+    let output = command(folder.path(), &["man", "--out"]).arg(path).output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && err.contains("not UTF-8") && err.lines().count() == 1, "{err}");
+    assert!(!folder.path().join(path).exists());
+}
+
+#[test]
+fn no_colour_is_stronger_than_a_forced_one() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, coloured) in [("NO_COLOUR", true), ("NO_COLOR", false)] {
+        let mut command = command(folder.path(), &["status", "nowhere"]);
+        let output = command.env("CLICOLOR_FORCE", "1").env(name, "1").output().unwrap();
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(err.contains('\u{1b}'), coloured, "{err}");
     }
 }
 

@@ -204,7 +204,7 @@ fn interrupted_fine_tuning_leaves_the_old_folder() {
         let mut child = common::command(folder, &[&quantise[..], &["--finetune", "9000"]].concat()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         assert!(lines.any(|line| line.unwrap().contains("fine-tuning the integers of run/models/smallest")));
-        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        assert!(common::signal("INT", child.id()));
         let rest: Vec<String> = lines.map(Result::unwrap).collect();
         assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
         assert!(rest.iter().any(|line| line.contains("unfinished work is not written")), "{rest:?}");

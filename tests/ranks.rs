@@ -217,9 +217,9 @@ fn train_and_signal(folder: &Path, run: &str, signal: &str) -> (Output, f64) {
             assert!(start.elapsed() < Duration::from_secs(120), "no checkpoint");
             std::thread::sleep(Duration::from_millis(1));
         }
-        let victim = if signal == "-USR1" { Some(launcher.to_string()) } else { rank_one(launcher) };
+        let victim = if signal == "USR1" { Some(launcher.to_string()) } else { rank_one(launcher) };
         if let Some(victim) = victim {
-            let _ = Command::new("kill").args([signal, &victim]).status().unwrap();
+            common::signal(signal, &victim);
         }
         let sent = Instant::now();
         let output = running.0.take().unwrap().wait_with_output().unwrap();
@@ -244,13 +244,13 @@ fn a_killed_rank_ends_the_run_and_any_number_of_ranks_resumes() {
     let folder = temporary.path();
     configuration(folder);
     succeeds(folder, &ONE);
-    let (output, seconds) = train_and_signal(folder, "two", "-KILL");
+    let (output, seconds) = train_and_signal(folder, "two", "KILL");
     assert!(seconds < 60.0, "{seconds}");
     assert!(errors(&output).contains("rank 1"), "{}", errors(&output));
     assert!(!folder.join("two/checkpoints/supernet.safetensors").exists());
 
     // A signal to one rank, or to all through the launcher, stops all ranks with a checkpoint.
-    for (run, signal) in [("signalled", "-USR1"), ("stopped", "-TERM")] {
+    for (run, signal) in [("signalled", "USR1"), ("stopped", "TERM")] {
         let (output, _) = train_and_signal(folder, run, signal);
         assert!(errors(&output).contains("stopped at step"), "{}", errors(&output));
     }

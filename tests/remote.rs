@@ -5,6 +5,7 @@
 mod common;
 
 use common::{fails, misused, ofa, succeeds};
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -205,7 +206,7 @@ fn models_are_measured_on_another_machine_and_their_accuracy_here() {
         "ssh.sh",
         &format!(
             "echo \"$@\" >> log\n{LOGIN}case \"$last\" in *--update-card*) if ! test -f lost; then touch lost\n\
-             sleep 60 </dev/null >/dev/null 2>&1 &\necho $! > foreign\nfor d in there/ofa-*; do echo $! > $d/pid; done\n\
+             sleep 100000 </dev/null >/dev/null 2>&1 &\necho $! > foreign\nfor d in there/ofa-*; do echo $! > $d/pid; done\n\
              exit 255; fi;; esac\nexec sh -c \"$last\"\n"
         ),
     );
@@ -213,10 +214,9 @@ fn models_are_measured_on_another_machine_and_their_accuracy_here() {
     let on = ["--on", "ssh:board", "--ssh", &ssh, "--model-threads", "1,2", "--json"];
     let out = succeeds(folder, &[&models[..], &on, &["--data", "builtin", "--update-card"]].concat());
     let foreign = fs::read_to_string(folder.join("foreign")).unwrap();
-    let kill = |signal: &str| std::process::Command::new("kill").args([signal, foreign.trim()]).status().unwrap();
-    assert!(kill("-0").success(), "another program was ended");
-    kill("-TERM");
+    assert!(common::signal("TERM", foreign.trim()), "another program was ended");
     let rows: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(rows["models"].as_array().unwrap().len(), 2);
     for (row, name) in rows["models"].as_array().unwrap().iter().zip(["smallest", "largest"]) {
         assert_eq!((&row["model"], row["latencies"].as_array().unwrap().len()), (&name.into(), 2));
         assert!(row["accuracy"]["images"].as_u64().unwrap() > 0);
@@ -242,6 +242,11 @@ fn models_are_measured_on_another_machine_and_their_accuracy_here() {
 #[test]
 #[ignore = "needs a server for ssh"]
 fn a_real_server_is_profiled_and_left_clean() {
+    let folders = || {
+        let all = fs::read_dir(std::env::temp_dir()).unwrap().flatten().map(|entry| entry.file_name());
+        all.filter(|name| name.to_string_lossy().starts_with("ofa-real-")).collect::<HashSet<_>>()
+    };
+    let before = folders();
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     let ssh = std::env::var("OFA_SSH").expect("OFA_SSH is the command for the server `try`");
@@ -258,7 +263,5 @@ fn a_real_server_is_profiled_and_left_clean() {
     }
     let unknown = profile("nobody", &["--on", "ssh:nobody.invalid", "--ssh", &ssh]);
     fails(folder, &unknown, &["ssh:nobody.invalid: no connection", "nobody.invalid"]);
-    let left = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
-    let left: Vec<_> = left.filter(|entry| entry.file_name().to_string_lossy().starts_with("ofa-real-")).collect();
-    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(folders(), before);
 }

@@ -8,6 +8,24 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_written_to_and_not_replaced() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let pipe = folder.join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || fs::read_to_string(pipe).unwrap()
+    });
+    succeeds(folder, &["report", "--run", "run", "--format", "md", "--out", "pipe"]);
+    let text = reader.join().unwrap();
+    assert!(text.starts_with("# Report of") && text.contains("\n± after a prediction"), "{text}");
+    assert!(!fs::metadata(&pipe).unwrap().is_file());
+}
+
 #[test]
 fn a_run_is_one_page_that_loads_nothing_and_has_every_model() {
     let temporary = tempfile::tempdir().unwrap();
@@ -47,6 +65,7 @@ fn a_run_is_one_page_that_loads_nothing_and_has_every_model() {
     let json: serde_json::Value =
         serde_json::from_str(&succeeds(folder, &["report", "--run", "run", "--json"])).unwrap();
     assert_eq!(json["models"].as_array().unwrap().len(), 5);
+    misused(folder, &["report", "--run", "run", "--json", "--format", "md"], &["--format"]);
     let smallest = json["models"].as_array().unwrap().iter().find(|model| model["name"] == "smallest").unwrap();
     let record: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(folder.join("run/models/smallest/bench.json")).unwrap()).unwrap();

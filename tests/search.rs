@@ -163,6 +163,16 @@ fn the_best_subnets_are_verified_or_measured_throughout() {
     let measured = &search(folder, &[&arguments, &images[..]].concat())[0];
     assert_eq!(measured["measured_accuracy"], measured["predicted_accuracy"]);
     assert_eq!(measured["evaluations"], 5);
+    // Nothing of it is a prediction.
+    let named = ["search", "--run", "run", "--name", "mine"];
+    let out = succeeds(folder, &[&named[..], &arguments, &images[..]].concat());
+    assert!(out.contains("measured") && !out.contains("predicted"), "{out}");
+    // A taken or bad name is refused before anything is measured.
+    let before = fs::read(folder.join("run/search/mine.json")).unwrap();
+    let endless = ["--score", "measured", "--evaluations", "1000000"];
+    refuses(folder, &[&["--name", "mine"], &endless[..], &images[..]].concat(), &["mine.json", "another --name"]);
+    refuses(folder, &[&["--name", "a b"], &endless[..], &images[..]].concat(), &["--name 'a b'"]);
+    assert_eq!(fs::read(folder.join("run/search/mine.json")).unwrap(), before);
 }
 
 #[test]

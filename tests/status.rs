@@ -25,7 +25,7 @@ fn interrupted(folder: &Path, more: &[&str]) {
     let during = status(folder, "run");
     assert_eq!((&during["state"], &during["next"]), (&"training".into(), &Value::Array(Vec::new())), "{during}");
     assert!(during["command"].as_str().unwrap().contains("ofa train --config c.toml"), "{during}");
-    assert!(std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    assert!(common::signal("TERM", child.id()));
     assert_eq!(child.wait().unwrap().code(), Some(143));
 }
 
@@ -79,6 +79,19 @@ fn a_run_is_followed_from_its_beginning_to_its_models() {
     assert_eq!(finished["searches"].as_array().unwrap().len(), 3);
     assert_eq!(finished["training"]["validation"].as_array().unwrap().len(), 3);
     assert_eq!(finished["next"], serde_json::json!(["ofa report --run other/run"]));
+    // A published predictor has no report.
+    let fit = folder.join("other/run/predictor/fit.json");
+    let report = fs::read(&fit).unwrap();
+    fs::remove_file(&fit).unwrap();
+    let out = common::succeeds(folder, &["status", "other/run"]);
+    assert!(out.contains("predictor   there, its quality is not known"), "{out}");
+    assert_eq!(status(folder, "other/run")["has_predictor"], true);
+    fs::write(&fit, report).unwrap();
+    // Limits of int8 models are for such models.
+    common::succeeds(folder, &["search", "--run", "other/run", "--limit", "any:size-int8=100KB", "--generations", "3"]);
+    let next = status(folder, "other/run")["next"].clone();
+    assert_eq!(next[0], "ofa extract --run other/run --search-results --int8");
+    fs::remove_file(folder.join("other/run/search/any-size-int8-100KB.json")).unwrap();
     for (removed, next) in [
         ("models/smallest/bench.json", "ofa bench other/run/models/* --data builtin --update-card"),
         ("models", "ofa extract --run other/run --search-results"),
@@ -124,7 +137,7 @@ fn lines(run: &Path) -> Vec<Value> {
 fn the_table_of_metrics_is_the_lines_of_metrics_after_resuming_too() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
-    small_configuration(folder, "c.toml", "30");
+    small_configuration(folder, "c.toml", "120");
     interrupted(folder, &[]);
     let run = folder.join("run");
     assert_eq!(rows(&run), lines(&run));
@@ -142,7 +155,7 @@ fn the_table_of_metrics_is_the_lines_of_metrics_after_resuming_too() {
 fn events_for_tensorboard_are_continued_by_a_resumed_run() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
-    small_configuration(folder, "c.toml", "30");
+    small_configuration(folder, "c.toml", "120");
     interrupted(folder, &["--tensorboard"]);
     let run = folder.join("run");
     let files = || ofa_supernet::files::list_folder(&run.join("tensorboard")).unwrap();

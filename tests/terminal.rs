@@ -182,6 +182,9 @@ fn a_log_gets_lines_of_progress() {
     let err = log("0", &[], "often");
     let lines: Vec<&str> = err.lines().filter(|line| line.starts_with("training: ")).collect();
     assert!(lines.len() > 3 && !err.contains('\x1b'), "{err}");
+    // One for each step but the last.
+    let step = |line: &&str| line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap();
+    assert_eq!(lines.iter().map(step).collect::<Vec<_>>(), (1..=lines.len()).collect::<Vec<_>>());
     let line = lines[lines.len() - 1];
     for part in [" of ", " steps (", " %), ", " images/s, ", " left, ", " epoch ", "loss ", "accuracy ", "validation "]
     {

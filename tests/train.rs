@@ -61,6 +61,25 @@ fn a_training_that_fails_before_its_first_step_leaves_nothing() {
     assert!(!folder.join("mine/config.toml").exists());
 }
 
+#[test]
+fn folders_of_other_work_are_refused_and_a_failed_start_changes_nothing() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    small_configuration(folder, "c.toml", "1");
+    for (file, what) in [("trials.jsonl", "trials of `ofa tune`"), ("space.json", "accuracies from elsewhere")] {
+        fs::create_dir_all(folder.join("other")).unwrap();
+        fs::write(folder.join("other").join(file), "{}").unwrap();
+        fails(folder, &["train", "--config", "c.toml", "--out", "other"], &["other", what]);
+        fs::remove_file(folder.join("other").join(file)).unwrap();
+    }
+    let text = fs::read_to_string(folder.join("c.toml")).unwrap();
+    let wrong = changed(&text, "dropout = 0.0", "dropout = 0.0\nclass_balance = { weights = [1.0, 1.0] }");
+    fs::write(folder.join("wrong.toml"), wrong).unwrap();
+    fs::write(folder.join("other/config.toml"), "mine").unwrap();
+    fails(folder, &["train", "--config", "wrong.toml", "--out", "other"], &["2 numbers for 10 classes"]);
+    assert_eq!(fs::read_to_string(folder.join("other/config.toml")).unwrap(), "mine");
+}
+
 #[cfg(unix)]
 #[test]
 fn a_training_that_is_stopped_while_it_reads_images_leaves_nothing() {
@@ -71,15 +90,20 @@ fn a_training_that_is_stopped_while_it_reads_images_leaves_nothing() {
     // Generating so many to measure their colours takes half a minute.
     let text = changed(&text, "builtin_train = 120", "cache_mib = 1\nbuiltin_train = 900000");
     fs::write(folder.join("c.toml"), text).unwrap();
-    let mut child = common::command(folder, &["train", "--config", "c.toml", "--out", "run"]).spawn().unwrap();
-    while !folder.join("run/.lock").exists() {
-        assert!(child.try_wait().unwrap().is_none(), "the command has ended already");
-        std::thread::sleep(std::time::Duration::from_millis(10));
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let mut child = common::command(folder, &["train", "--config", "c.toml", "--out", "run"]).spawn().unwrap();
+        while !folder.join("run/.lock").exists() {
+            assert!(child.try_wait().unwrap().is_none(), "the command has ended already");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(common::signal(signal, child.id()));
+        let output = child.wait_with_output().unwrap();
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{err}");
+        assert!(err.contains("run the same command again") && !err.contains("training,"), "{err}");
+        assert!(!folder.join("run").exists());
     }
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
-    assert!(!folder.join("run").exists());
 }
 
 #[test]
@@ -266,7 +290,19 @@ fn a_subnet_is_trained_alone_with_the_schedule_of_all_and_extracted() {
     let before = weights(&folder.join("alone"));
     succeeds(folder, &["train", "--out", "alone", "--resume"]);
     assert!(weights(&folder.join("alone")) == before);
+    // A predictor would need more subnets.
+    let next = succeeds(folder, &["status", "alone"]);
+    assert!(
+        next.contains(&format!("ofa extract --run alone --subnet '{text}'")) && !next.contains("ofa predictor"),
+        "{next}"
+    );
     succeeds(folder, &["extract", "--run", "alone", "--subnet", text, "--recalibration", "32"]);
+    let report: serde_json::Value =
+        serde_json::from_str(&succeeds(folder, &["report", "--run", "alone", "--json"])).unwrap();
+    assert!(report["training"]["best"]["accuracy"].as_f64().is_some(), "{report}");
+    succeeds(folder, &["report", "--run", "alone"]);
+    let page = fs::read_to_string(folder.join("alone/report.html")).unwrap();
+    assert!(page.contains("subnet after 12 steps") && !page.contains("mean of all"));
     fails(folder, &["train", "--config", "c.toml", "--subnet", "r24 d1,2 k3|5,9 e2|4,3", "--out", "r"], &["9"]);
     fails(folder, &["train", "--config", "c.toml", "--subnet", "tiniest", "--out", "r"], &["tiniest", "expected"]);
 }

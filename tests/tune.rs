@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{changed, fails, succeeds, tuning_configuration};
+use common::{changed, fails, succeeds, tuning_configuration, write_two_classes};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -18,7 +18,11 @@ fn trials(folder: &Path, name: &str) -> Vec<Value> {
 fn tuning_stops_bad_trials_resumes_and_writes_the_best() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
-    tuning_configuration(folder, "4");
+    tuning_configuration(folder, "8");
+    write_two_classes(&folder.join("images"), 40, 4);
+    let text = std::fs::read_to_string(folder.join("c.toml")).unwrap();
+    let text = changed(&text, "\nvalidation = 100", "\nvalidation = 20");
+    std::fs::write(folder.join("c.toml"), changed(&text, "\nbatch = 32", "\nbatch = 16")).unwrap();
     // The learning rates range from useless to usable.
     let ranges = "[learning_rate]\nlow = 1e-6\nhigh = 0.1\nlog = true\n[batch]\nvalues = [16, 32]\n";
     std::fs::write(folder.join("r.toml"), ranges).unwrap();
@@ -28,11 +32,11 @@ fn tuning_stops_bad_trials_resumes_and_writes_the_best() {
             "--config",
             "c.toml",
             "--data",
-            "builtin",
+            "images",
             "--ranges",
             "r.toml",
             "--trial-epochs",
-            "2",
+            "4",
             "--out",
             out,
         ];
@@ -50,6 +54,7 @@ fn tuning_stops_bad_trials_resumes_and_writes_the_best() {
     // Hopeless trials are stopped early, but only after three trials to compare with.
     assert!(found[..3].iter().all(|trial| trial["outcome"] == "finished"), "{found:?}");
     let stopped: Vec<&Value> = found.iter().filter(|trial| trial["outcome"] == "stopped").collect();
+    assert!(!stopped.is_empty(), "{found:?}");
     assert!(stopped.iter().all(|trial| trial["curve"].as_array().unwrap().last().unwrap()["progress"] != 1.0));
     assert!(!folder.join("whole/trial-000").exists());
 

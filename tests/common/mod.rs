@@ -12,14 +12,18 @@ pub const QUICKSTART: &[&str] = &["--epochs", "3", "--images", "400", "--samples
 /// The command, not started yet.
 pub fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ofa"));
+    for name in ["COLUMNS", "CLICOLOR", "CLICOLOR_FORCE", "NO_COLOR", "OFA_PROGRESS_SECONDS"] {
+        command.env_remove(name);
+    }
+    command.current_dir(folder).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
-        .env_remove("COLUMNS")
-        .current_dir(folder)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
+}
+
+/// Sends a signal, such as `TERM`, to a process; false if there is none. The shell's own `kill`: small systems have no
+/// program of that name.
+pub fn signal(name: &str, process: impl std::fmt::Display) -> bool {
+    let process = process.to_string();
+    Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &process]).status().unwrap().success()
 }
 
 pub fn ofa(folder: &Path, arguments: &[&str]) -> Output {
