@@ -3,6 +3,8 @@
 use crate::commands::quantise::engine as rounding;
 use anyhow::{Context, Result, bail, ensure};
 use clap::builder::PossibleValuesParser;
+use ofa_evaluate::export::DEFAULT_OPSET;
+use ofa_evaluate::model::NumberType;
 use ofa_evaluate::profile::{EngineCommand, EngineOptions, PRESETS, Preset, Reader, Unit};
 
 /// Another engine than the program's own, and how long to measure it.
@@ -31,6 +33,9 @@ pub struct EngineArgs {
     /// Engine whose rounding int8 files have, for a command.
     #[arg(long, value_name = "ENGINE", requires = "engine", value_parser = PossibleValuesParser::new(["onnxruntime", "openvino", "tensorrt"]))]
     engine_rounding: Option<String>,
+    /// Version of ONNX's operators in the files, as for `ofa export --opset`.
+    #[arg(long, value_name = "OPSET", default_value_t = DEFAULT_OPSET, requires = "engine", value_parser = crate::numbers::opset)]
+    engine_opset: usize,
     /// Largest number of networks to measure with another engine, without those of the check.
     #[arg(long, default_value_t = 120, requires = "engine", value_parser = crate::numbers::networks)]
     samples: usize,
@@ -45,17 +50,18 @@ impl EngineArgs {
     ///
     /// # Errors
     /// Flags that do not belong together, or no command.
-    pub fn options(&self) -> Result<Option<EngineOptions>> {
+    pub fn options(&self, number_type: NumberType) -> Result<Option<EngineOptions>> {
         let Some(engine) = &self.engine else { return Ok(None) };
         let mut command = match Preset::named(engine) {
-            Some(preset) => self.preset(preset)?,
+            Some(preset) => self.preset(preset, number_type)?,
             None => self.command(engine)?,
         };
+        command.opset = self.engine_opset;
         command.convert = self.engine_convert.as_deref().map(|text| words("--engine-convert", text)).transpose()?;
         Ok(Some(EngineOptions { command, error: self.error, samples: self.samples }))
     }
 
-    fn preset(&self, preset: &Preset) -> Result<EngineCommand> {
+    fn preset(&self, preset: &Preset, number_type: NumberType) -> Result<EngineCommand> {
         let name = preset.name;
         let own = [
             ("--engine-time", self.engine_time.is_some()),
@@ -71,7 +77,7 @@ impl EngineArgs {
                 "{name} does not read ONNX; name a command with --engine-convert that makes {{folder}}/{file} of {{model}}"
             );
         }
-        Ok(preset.command(self.engine_program.as_deref())?)
+        Ok(preset.command(self.engine_program.as_deref(), number_type)?)
     }
 
     fn command(&self, engine: &str) -> Result<EngineCommand> {
@@ -92,10 +98,12 @@ impl EngineArgs {
             name: "command".into(),
             words,
             convert: None,
+            converted: None,
             readers: vec![Reader::new(expression, unit)?],
             version: None,
             folder: self.engine_model == "folder",
             rounding: rounding(self.engine_rounding.as_deref().unwrap_or("onnxruntime"))?,
+            opset: self.engine_opset,
         })
     }
 
@@ -111,6 +119,7 @@ impl EngineArgs {
             ("--engine-model", Some(self.engine_model.clone())),
             ("--engine-convert", text(&self.engine_convert)),
             ("--engine-rounding", text(&self.engine_rounding)),
+            ("--engine-opset", Some(self.engine_opset.to_string())),
             ("--samples", Some(self.samples.to_string())),
             ("--error", Some(self.error.to_string())),
         ];

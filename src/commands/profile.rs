@@ -7,6 +7,7 @@ use crate::remote::{Remote, RemoteArgs};
 use crate::run_folder::{RunConfig, RunFolder};
 use crate::{interrupt, memory, numbers, terminal};
 use anyhow::{Context, Error, Result, anyhow, ensure};
+use clap::ArgGroup;
 use ofa_evaluate::DeviceProfile;
 use ofa_evaluate::model::NumberType;
 use ofa_evaluate::profile::{
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 /// Measure this device: a latency table for every block of the space, checked on random subnets.
 #[derive(clap::Args)]
+#[command(group(ArgGroup::new("own_space").args(["space", "config"])))]
 pub struct Args {
     /// Run folder; the profile is written to its devices/NAME.json.
     #[arg(long, default_value = "run")]
@@ -30,7 +32,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Number of classes, with --space or --config.
-    #[arg(long, default_value_t = 1000, value_parser = numbers::classes)]
+    #[arg(long, default_value_t = 1000, requires = "own_space", value_parser = numbers::classes)]
     classes: usize,
     /// Name of the device in limits.
     #[arg(long, default_value = "this")]
@@ -58,7 +60,7 @@ pub struct Args {
     #[arg(long, num_args = 1.., value_name = "TABLE", conflicts_with_all = ["model_threads", "batch", "rounds", "check", "seed", "number_type", "on"])]
     import: Vec<PathBuf>,
     /// Print a CSV table of the space's layers without times, to fill in for --import.
-    #[arg(long, conflicts_with = "import")]
+    #[arg(long, conflicts_with_all = ["import", "name", "model_threads", "batch", "rounds", "check", "seed", "number_type", "on"])]
     layers: bool,
     #[command(flatten)]
     engine: EngineArgs,
@@ -122,7 +124,7 @@ const ENGINE_ROUNDS: usize = 3;
 pub fn run(args: &Args) -> Result<Value> {
     check_name(&args.name).map_err(Error::msg)?;
     let remote = args.remote.machine()?;
-    let engine = args.engine.options()?;
+    let engine = args.engine.options(args.number_type)?;
     let folder = RunFolder::new(&args.run);
     let _lock = if args.has_own_space() { folder.lock_for_devices()? } else { folder.lock_shared()? };
     let (space, classes) = args.space(&folder)?;
@@ -149,10 +151,9 @@ pub fn run(args: &Args) -> Result<Value> {
         }
     };
     print_profile(&profile);
-    if let Some(engine) = engine.filter(|engine| profile.check.as_ref().is_some_and(|c| c.median_error > engine.error))
-    {
+    if let Some(engine) = engine.filter(|engine| profile.check.as_ref().is_some_and(|check| !engine.is_met(check))) {
         terminal::warning(format_args!(
-            "the error is above the {} % of --error with {} networks; --samples allows more",
+            "the error is above what --error {:.1}% asks for with {} networks; --samples allows more",
             100.0 * engine.error,
             engine.samples
         ));
@@ -185,11 +186,11 @@ fn import_tables(args: &Args, space: &SearchSpace, classes: usize, path: &Path) 
     let profile = import(space, classes, &args.name, &args.import)?;
     profile.save(path)?;
     say!(
-        "device '{}': {} layers at resolutions {:?} from {} tables",
+        "device '{}': {} layers at resolutions {:?} from {}",
         profile.name,
         profile.table().len(),
         profile.space.resolutions,
-        args.import.len()
+        counted(args.import.len(), "table")
     );
     say!("{} written", path.display());
     Ok(profile_json(&profile, path))
@@ -370,12 +371,11 @@ fn profile_remotely(
 }
 
 fn advance(bar: &Bar, progress: ProfileProgress) {
-    bar.set(progress.done, progress.total);
     let phase = match progress.phase {
         Phase::Layers => "timing layers",
         Phase::Subnets => "timing whole subnets",
     };
-    bar.details([phase.to_string()]);
+    bar.advance(progress.done, progress.total, [phase.to_string()]);
 }
 
 fn progress_line(progress: ProfileProgress) -> String {

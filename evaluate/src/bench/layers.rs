@@ -1,7 +1,7 @@
 //! Where a model's time goes, layer by layer.
 
 use super::BenchOptions;
-use crate::latency::{measure, milliseconds};
+use crate::latency::{measure, median, milliseconds};
 use crate::{Error, Model, Result};
 use ofa_supernet::ops::Activation;
 use ofa_supernet::ops::inference::Pointwise;
@@ -43,18 +43,20 @@ pub fn layers(model: &mut Model, options: &BenchOptions) -> Result<Vec<LayerTime
         let values = batch * network.spec().resolution * network.spec().resolution * 3;
         let images: Vec<f32> = (0..values).map(|_| rng.random_range(-2.0..2.0)).collect();
         let steps = network.steps();
-        let mut samples = vec![Vec::new(); steps.len()];
+        let (mut samples, mut passes) = (vec![Vec::new(); steps.len()], 0);
         let mut times = Vec::new();
         measure(options.warmup, &options.budget, || {
             network.run_steps(&images, batch, &mut times)?;
-            samples.iter_mut().zip(&times).for_each(|(samples, time)| samples.push(*time));
+            passes += 1;
+            if passes > options.warmup {
+                samples.iter_mut().zip(&times).for_each(|(samples, time)| samples.push(*time));
+            }
             Ok(())
         })?;
         let rate = multiply_accumulates_per_ms(network.is_quantised());
-        let row = |(step, mut samples): (crate::runtime::StepInfo, Vec<f64>)| {
-            samples.sort_by(f64::total_cmp);
+        let row = |(step, samples): (crate::runtime::StepInfo, Vec<f64>)| {
             let macs = step.macs * batch as u64;
-            let ms = samples.get(samples.len() / 2).copied().unwrap_or(0.0);
+            let ms = median(&samples).unwrap_or(0.0);
             LayerTime { name: step.name, shape: step.shape, macs, ms, floor_ms: macs as f64 / rate }
         };
         Ok(steps.into_iter().zip(samples).map(row).collect())

@@ -36,12 +36,12 @@ pub fn text(
     Some(format!("{}{own}{}", &old[..begin], &old[end..]))
 }
 
-/// The YAML head.
+/// The YAML head. A JSON string is one of YAML, too.
 fn head(config: &ModelConfig) -> String {
     format!(
         "---\nlibrary_name: ofa\npipeline_tag: image-classification\ntags:\n- image-classification\n- once-for-all\n\
          - {}\nmetrics:\n- accuracy\n# Fill in the licence of these weights, for example apache-2.0.\nlicense:\n---\n",
-        config.space
+        serde_json::Value::from(config.space.as_str())
     )
 }
 
@@ -146,9 +146,9 @@ fn shown_labels(labels: &[String]) -> String {
     format!("{}{more}", shown.join(", "))
 }
 
-/// A text that cannot end a table's cell or row.
-fn cell(text: &str) -> String {
-    text.replace(char::is_control, " ").replace('|', "\\|").replace('<', "&lt;")
+/// A text as a cell of a Markdown table, which it can neither end nor fill with elements of HTML.
+pub fn cell(text: &str) -> String {
+    text.replace(char::is_control, " ").replace('\\', "\\\\").replace('|', "\\|").replace('<', "&lt;")
 }
 
 #[cfg(test)]
@@ -156,6 +156,11 @@ mod tests {
     use super::*;
     use crate::model::{Normalisation, NumberType};
     use ofa_supernet::space::preset;
+
+    #[test]
+    fn a_cell_stays_one() {
+        assert_eq!(cell("a|b\n<b>\\"), "a\\|b &lt;b>\\\\");
+    }
 
     fn config() -> ModelConfig {
         let space = preset("tiny").unwrap();

@@ -5,7 +5,7 @@ use crate::quantise::{Engine, Scale};
 use ofa_supernet::data::Normalisation;
 use ofa_supernet::space::{NetworkSpec, Subnet};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// Value of the `format` field.
@@ -86,6 +86,9 @@ pub struct Quantisation {
     pub images: usize,
     /// Bits of the weights: 8, or 7 for engines that add products in 16 bits.
     pub weight_bits: u8,
+    /// Layers that were kept in f32 on purpose: other engines keep them, too.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub keep_f32: BTreeSet<String>,
     /// Name of the folder of the f32 model that it was made of, beside that of the int8 model; absent if it is
     /// elsewhere. `load.py` reads it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -153,6 +153,7 @@ mod tests {
     use crate::model::{CONFIG_FILE, Normalisation, Quantisation, load_weights};
     use crate::quantise::{Engine, Scale, reference};
     use ofa_supernet::space::preset;
+    use std::collections::BTreeSet;
     use std::fs;
 
     fn example() -> (ModelConfig, QuantisedNetwork) {
@@ -167,6 +168,7 @@ mod tests {
             engine: Engine::Ofa,
             images: 100,
             weight_bits: 8,
+            keep_f32: BTreeSet::new(),
             f32_model: None,
             finetuned: None,
             values: network.values.clone(),

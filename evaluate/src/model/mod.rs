@@ -14,7 +14,7 @@ mod published;
 mod tensors;
 mod validate;
 
-pub use card::DeviceFigures;
+pub use card::{DeviceFigures, cell};
 pub use config::{FORMAT, Finetuned, ModelConfig, NumberType, Provenance, Quantisation, VERSION};
 pub use facts::{
     Architecture, Colours, GateFunction, InnerActivation, Input, InputCrop, Padding, Resize, SqueezeExcite,

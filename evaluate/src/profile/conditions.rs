@@ -12,7 +12,7 @@ pub struct Conditions {
     /// Policy by which the clock follows the load, such as `performance` or `schedutil`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub governor: Option<String>,
-    /// Clock of the first core in MHz before and after.
+    /// Clock of the first of `cores` in MHz before and after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_mhz: Option<[f64; 2]>,
     /// Cores that the program might run on, such as `4-7`: the system may allow fewer than were asked for.
@@ -34,8 +34,10 @@ pub(super) struct Moment {
 
 impl Moment {
     pub fn now() -> Self {
+        // Cores differ on phones: little ones tell nothing about those that measure.
+        let core = allowed_cores().and_then(|cores| first_core(&cores)).unwrap_or(0);
         let read = |file: &str| {
-            let text = std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu0/cpufreq/{file}")).ok()?;
+            let text = std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu{core}/cpufreq/{file}")).ok()?;
             Some(text.trim().to_string()).filter(|text| !text.is_empty())
         };
         let khz = read("scaling_cur_freq").and_then(|text| text.parse::<f64>().ok());
@@ -53,6 +55,11 @@ impl Conditions {
             throttled: throttled(),
             fixed_ms,
         }
+    }
+
+    /// Conditions of a measurement on a machine of which nothing else is known.
+    pub(super) fn of_another_machine(fixed_ms: Vec<f64>) -> Self {
+        Conditions { governor: None, clock_mhz: None, cores: None, throttled: None, fixed_ms }
     }
 
     /// Spread of the fixed network's times: the difference between their 90th and 10th percentile as a part of their
@@ -84,6 +91,11 @@ pub(super) fn allowed_cores() -> Option<String> {
 /// The cores that Linux lets a process run on, from its `/proc/PID/status`.
 fn cores_in(status: &str) -> Option<String> {
     status.lines().find_map(|line| Some(line.strip_prefix("Cpus_allowed_list:")?.trim().to_string()))
+}
+
+/// The first core of a list such as `4-7,9`.
+fn first_core(cores: &str) -> Option<usize> {
+    cores.split(['-', ',']).next()?.parse().ok()
 }
 
 /// What the tool of a Raspberry Pi says of throttling, if it is not nothing.
@@ -118,6 +130,7 @@ mod tests {
     fn cores_are_those_of_the_process() {
         assert_eq!(cores_in("Name:\tofa\nCpus_allowed:\tf0\nCpus_allowed_list:\t4-7\n").as_deref(), Some("4-7"));
         assert_eq!(cores_in("Name:\tofa\n"), None);
+        assert_eq!(["4-7,9", "3", "0,2", ""].map(first_core), [Some(4), Some(3), Some(0), None]);
     }
 
     #[test]

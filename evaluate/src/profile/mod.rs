@@ -156,10 +156,10 @@ impl DeviceProfile {
             self.index.get_or_init(|| self.table.iter().map(|t| ((t.resolution, t.layer.clone()), t.ms)).collect());
         let mut sum = 0.0;
         for layer in layers(network) {
-            let mut key = (None, layer);
-            let everywhere = index.get(&key);
-            key.0 = Some(network.resolution);
-            sum += everywhere.or_else(|| index.get(&key)).ok_or_else(|| Error::MissingLayer {
+            let mut key = (Some(network.resolution), layer);
+            let of_resolution = index.get(&key);
+            key.0 = None;
+            sum += of_resolution.or_else(|| index.get(&key)).ok_or_else(|| Error::MissingLayer {
                 device: self.name.clone(),
                 layer: key.1.to_string(),
                 space: self.space.name.clone(),
@@ -289,6 +289,15 @@ mod tests {
             let layers = 2 + network.blocks().count();
             assert_eq!(profile.latency_ms(&network).unwrap(), 0.5 + 2.0 * layers as f64);
         }
+        // A time at the network's resolution comes before one at any.
+        let mut two = example();
+        let network = two.space.network(&two.space.smallest(), 4).unwrap();
+        let layer = layers(&network).next().unwrap();
+        let own = LayerTime { layer, resolution: Some(network.resolution), ms: 7.0, samples: 9, estimated: false };
+        let general = two.latency_ms(&network).unwrap();
+        two.table.push(own);
+        two.index = OnceLock::new();
+        assert_eq!(two.latency_ms(&network).unwrap(), general + 2.0 * 6.0);
         let other = preset("cifar-mbv3").unwrap();
         let error = profile.latency_ms(&other.network(&other.smallest(), 4).unwrap()).unwrap_err().to_string();
         assert!(error.contains("stem 3-16") && error.contains("'tiny'"), "{error}");

@@ -90,6 +90,7 @@ pub fn quantise(
         engine: options.engine,
         images: count,
         weight_bits: options.weight_bits,
+        keep_f32: options.keep_f32.iter().cloned().collect(),
         f32_model: None,
         finetuned: None,
         values: network.values.clone(),

@@ -1,8 +1,8 @@
 //! Labels and normalisation as texts in the file. No standard exists, so each is written in the forms that tools read:
-//! `names` (a Python dictionary from class number to label), OpenVINO's `model_info`, and the `Image.*` keys of the
+//! `names` (a Python dictionary from class number to label) and what else Ultralytics reads, OpenVINO's `model_info`, and the `Image.*` keys of the
 //! ONNX specification.
 
-use super::super::Options;
+use super::super::{Batch, Options};
 use super::proto::Entry;
 use crate::model::ModelConfig;
 
@@ -14,14 +14,23 @@ pub fn entries(config: &ModelConfig, options: &Options) -> Vec<Entry> {
     let words: Vec<String> = config.labels.iter().map(|label| label.replace(char::is_whitespace, "_")).collect();
     let pixels = |values: [f32; 3]| values.map(|value| (255.0 * f64::from(value)).to_string()).join(" ");
     let resolution = config.network.resolution;
+    let batch = match options.batch {
+        Batch::Fixed(batch) => batch,
+        Batch::Dynamic => 1,
+    };
     let mut entries = vec![
         ("names", names),
         ("imgsz", format!("[{resolution}, {resolution}]")),
         ("task", "classify".into()),
+        // Ultralytics reads both, and ends without them.
+        ("stride", "32".into()),
+        ("batch", batch.to_string()),
         ("ofa.space", config.space.clone()),
         ("ofa.subnet", config.subnet.to_string()),
         ("model_info model_type", "Classification".into()),
         ("model_info labels", words.join(" ")),
+        // The central square; by default the whole image would be squashed.
+        ("model_info resize_type", "crop".into()),
         ("Image.BitmapPixelFormat", "Rgb8".into()),
         ("Image.ColorSpaceGamma", "SRGB".into()),
     ];

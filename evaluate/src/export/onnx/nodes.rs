@@ -26,9 +26,7 @@ pub fn write(
     let names = node_names(graph);
     let values = vec![String::new(); graph.nodes().len()];
     let rounding = match (parameters, &config.quantisation) {
-        (Parameters::Int8(network), Some(quantisation)) => {
-            Rounding::of(graph, network, &quantisation.engine_values, options.engine)
-        }
+        (Parameters::Int8(network), Some(quantisation)) => Rounding::of(graph, network, quantisation, options.engine),
         _ => Rounding { grids: vec![None; values.len()], int8: vec![false; values.len()] },
     };
     let bits = config.quantisation.as_ref().map_or(8, |quantisation| quantisation.weight_bits);

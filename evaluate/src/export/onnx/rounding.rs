@@ -4,9 +4,10 @@
 //! rounded with the scales that were calibrated for them ([`Rule::for_engine`]).
 
 use super::proto::Element;
+use crate::model::Quantisation;
 use crate::quantise::{Engine, QuantisedLayer, QuantisedNetwork, Rule, Scale, node_names};
 use ofa_supernet::graph::Graph;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 /// The integers of a value in a file.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,16 +45,13 @@ pub struct Rounding {
 
 impl Rounding {
     /// The rounding of `network` for `engine`.
-    pub fn of(
-        graph: &Graph,
-        network: &QuantisedNetwork,
-        engine_values: &BTreeMap<String, Scale>,
-        engine: Engine,
-    ) -> Self {
-        let (names, own) = (node_names(graph), Rule::of(graph, &HashSet::new()));
+    pub fn of(graph: &Graph, network: &QuantisedNetwork, quantisation: &Quantisation, engine: Engine) -> Self {
+        let Quantisation { engine_values, keep_f32, .. } = quantisation;
+        let (names, own) = (node_names(graph), Rule::for_engine(graph, &HashSet::new(), quantisation.engine));
         let is_f32 = |index: usize| matches!(network.layers.get(&names[index]), Some(QuantisedLayer::F32 { .. }));
-        // Layers that the rule would round were kept on purpose.
-        let kept = (0..names.len()).filter(|&index| own.int8[index] && is_f32(index));
+        // Models of earlier versions do not name them; layers that the rule would round were kept on purpose.
+        let is_kept = |index: usize| keep_f32.contains(&names[index]) || (own.int8[index] && is_f32(index));
+        let kept = (0..names.len()).filter(|&index| is_kept(index));
         let rule = Rule::for_engine(graph, &kept.map(|index| names[index].clone()).collect(), engine);
         let grid = |index: usize| {
             let besides = engine_values.get(&names[index]).filter(|_| rule.rounded[index]);

@@ -6,7 +6,7 @@ use crate::model::{Normalisation, NumberType};
 use crate::quantise::{Engine, QuantisedNetwork, Rule, Scale, node_names};
 use crate::runtime::random_weights;
 use ofa_supernet::space::{PRESETS, preset};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 fn example(space: &str, labels: &[&str]) -> (ModelConfig, Parameters) {
     let space = preset(space).unwrap();
@@ -36,6 +36,7 @@ fn int8_example(space: &str) -> (ModelConfig, Parameters) {
         engine: Engine::Ofa,
         images: 100,
         weight_bits: 8,
+        keep_f32: BTreeSet::new(),
         f32_model: None,
         finetuned: None,
         values,
@@ -117,6 +118,25 @@ fn int8_graphs_keep_the_rules_too_and_round_where_their_engine_wants_it() {
     }
 }
 
+#[test]
+fn layers_that_were_kept_in_f32_are_so_for_every_engine() {
+    let (mut config, parameters) = int8_example("tiny");
+    let kept: BTreeSet<String> =
+        ["blocks.2.0.se.conv_reduce", "blocks.2.0.se.conv_expand"].map(String::from).into_iter().collect();
+    let Parameters::Int8(network) = &parameters else { panic!("the example is int8") };
+    assert!(kept.iter().all(|name| network.layers.contains_key(name)), "{:?}", network.layers.keys());
+    let integers = |config: &ModelConfig| {
+        let options = Options { engine: Engine::OnnxRuntime, ..Options::default() };
+        let graph = Model::decode(&convert(config, &parameters, &options).unwrap()[..]).unwrap().graph.unwrap();
+        let is_kept = |name: &str| kept.iter().any(|layer| name.starts_with(layer.as_str()));
+        let of_kept = graph.initializer.iter().filter(|tensor| is_kept(&tensor.name));
+        of_kept.filter(|tensor| tensor.data_type == proto::Element::Int8 as i32).count()
+    };
+    assert!(integers(&config) > 0);
+    config.quantisation.as_mut().unwrap().keep_f32 = kept.clone();
+    assert_eq!(integers(&config), 0);
+}
+
 /// Checks what engines depend on in graphs with integers.
 fn check_int8(name: &str, graph: &proto::Graph, engine: Engine) {
     let constants: HashMap<&str, &proto::Tensor> =
@@ -196,6 +216,7 @@ fn labels_and_normalisation_are_in_the_metadata() {
         model.metadata_props.iter().map(|entry| (entry.key.as_str(), entry.value.as_str())).collect();
     assert_eq!(entries["names"], r#"{0: "it's", 1: "a \"b\" c"}"#);
     assert_eq!(entries["model_info labels"], "it's a_\"b\"_c");
+    assert_eq!((entries["stride"], entries["batch"], entries["model_info resize_type"]), ("32", "1", "crop"));
     assert_eq!(entries["mean"], "[0.5, 0.25, 0.125]");
     assert_eq!(entries["model_info mean_values"], "127.5 63.75 31.875");
     assert_eq!(entries["Image.BitmapPixelFormat"], "Rgb8");

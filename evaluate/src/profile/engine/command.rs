@@ -94,6 +94,8 @@ pub struct EngineCommand {
     pub words: Vec<String>,
     /// A command that runs before, on each model.
     pub convert: Option<Vec<String>>,
+    /// File that the conversion leaves in `{folder}`, where that is known.
+    pub converted: Option<&'static str>,
     /// Readers of the time: the first that finds one counts.
     pub readers: Vec<Reader>,
     /// Finds the version of the engine.
@@ -102,6 +104,8 @@ pub struct EngineCommand {
     pub folder: bool,
     /// Engine whose rounding int8 files have.
     pub rounding: Engine,
+    /// Version of ONNX's operators in a file.
+    pub opset: usize,
 }
 
 /// The engine that a profile was measured with.
@@ -157,6 +161,9 @@ impl EngineCommand {
     pub fn run(&self, place: &Place, control: &mut dyn FnMut() -> ControlFlow<()>) -> Result<(f64, Option<String>)> {
         if let Some(convert) = &self.convert {
             output_of(convert, place, control)?;
+            if let Some(file) = self.converted.filter(|file| !place.folder.join(file).exists()) {
+                return Err(failed(convert, &format!("ended well, but wrote no {{folder}}/{file}")));
+            }
         }
         let output = output_of(&self.words, place, control)?;
         let ms = self.time_in(&output).map_err(|message| {
@@ -274,16 +281,19 @@ fn failed(words: &[String], message: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::export::DEFAULT_OPSET;
 
     fn command(words: &[&str], expression: &str) -> EngineCommand {
         EngineCommand {
             name: "command".into(),
             words: words.iter().map(|word| word.to_string()).collect(),
             convert: None,
+            converted: None,
             readers: vec![Reader::new(expression, Unit::Microseconds).unwrap()],
             version: None,
             folder: false,
             rounding: Engine::OnnxRuntime,
+            opset: DEFAULT_OPSET,
         }
     }
 

@@ -37,6 +37,8 @@ use crate::{Error, Result};
 use additive::{Prior, layer_times};
 use command::Place;
 use layer_costs::{LayerCosts, Sum};
+use ofa_supernet::files;
+use ofa_supernet::lock::{Lock, Sharing};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::{SearchSpace, Subnet};
 use rand::seq::SliceRandom;
@@ -78,6 +80,13 @@ pub struct EngineOptions {
     pub samples: usize,
 }
 
+impl EngineOptions {
+    /// Whether the errors of a check are small enough.
+    pub fn is_met(&self, check: &Check) -> bool {
+        check.median_error <= self.error && check.p95_error <= TAIL * self.error
+    }
+}
+
 /// A subnet with its times.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -116,11 +125,14 @@ pub fn measure_engine(
     (work, unfinished): (&Path, Option<&Path>),
     progress: &mut Progress,
 ) -> Result<DeviceProfile> {
-    fs::create_dir_all(work).map_err(|error| ofa_supernet::Error::file(work, error))?;
-    let (script, text) = presets::SCRIPT;
-    let script = work.join(script);
-    fs::write(&script, text).map_err(|error| ofa_supernet::Error::file(&script, error))?;
+    files::make_folder(work)?;
+    let _lock = Lock::take(work, Sharing::Alone, "ofa profile --engine")?;
+    let (name, text) = presets::SCRIPT;
+    let script = work.join(name);
     let mut time = |subnet: &Subnet, control: &mut dyn FnMut() -> ControlFlow<()>| {
+        // What an earlier network left is not measured again where a command writes nothing.
+        clear(work)?;
+        fs::write(&script, text).map_err(|error| ofa_supernet::Error::file(&script, error))?;
         let model = model_file::write(work, space, subnet, options, &engine.command)?;
         let place =
             Place { model: &model, folder: work, script: &script, threads: options.threads, batch: options.batch };
@@ -129,6 +141,15 @@ pub fn measure_engine(
     let profile = measure_with(space, options, engine, unfinished, &mut time, progress);
     let _ = fs::remove_dir_all(work);
     profile
+}
+
+/// Removes everything but the lock.
+fn clear(folder: &Path) -> Result<()> {
+    for path in files::list_folder(folder)? {
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(|error| ofa_supernet::Error::file(&path, error))?;
+    }
+    Ok(())
 }
 
 /// Measures a subnet: its milliseconds, and the engine's version where that is printed.
@@ -163,8 +184,7 @@ fn measure_with(
         visits.measure(&space.smallest(), time, progress)?;
         start = end;
         let profile = profile_of(space, options, engine, &layers, (&done, checks, end), &before)?;
-        let is_good = |check: &Check| check.median_error <= engine.error && check.p95_error <= TAIL * engine.error;
-        if end == all || profile.check.as_ref().is_some_and(is_good) {
+        if end == all || profile.check.as_ref().is_some_and(|check| engine.is_met(check)) {
             return Ok(profile);
         }
     }
@@ -206,6 +226,14 @@ impl Visits<'_> {
                 let (ms, version) = time(&subnet, &mut go_on)?;
                 since_fixed += 1;
                 self.done.networks[index].ms.push(ms);
+                if let (Some(before), Some(now)) = (&self.done.version, &version)
+                    && before != now
+                {
+                    return Err(Error::Measurement(format!(
+                        "the engine's version is {now}, but the measurement was begun with {before}; remove {} to begin anew",
+                        self.unfinished.map_or_else(|| "it".into(), |path| path.display().to_string())
+                    )));
+                }
                 self.done.version = version.or(self.done.version.take());
                 if let Some(path) = self.unfinished {
                     self.done.save(path)?;
@@ -245,20 +273,23 @@ fn profile_of(
         samples: samples[index],
         estimated: samples[index] == 0,
     };
-    let of_preset = Preset::named(&engine.command.name).is_some();
+    let is_local = Preset::named(&engine.command.name).is_some_and(|preset| preset.is_local);
     let mut profile = DeviceProfile {
         format: FORMAT.into(),
         version: VERSION,
         name: options.name.clone(),
         // A command may measure anywhere.
-        hardware: of_preset.then(|| Hardware::detect(options.threads)),
+        hardware: is_local.then(|| Hardware::detect(options.threads)),
         engine: Some(EngineRecord {
             name: engine.command.name.clone(),
             command: engine.command.words.join(" "),
             version: done.version.clone(),
             threads: options.threads,
         }),
-        conditions: Some(Conditions::between(before, &Moment::now(), done.fixed.clone())),
+        conditions: Some(match is_local {
+            true => Conditions::between(before, &Moment::now(), done.fixed.clone()),
+            false => Conditions::of_another_machine(done.fixed.clone()),
+        }),
         space: space.clone(),
         classes: options.classes,
         batch: options.batch,

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 use ofa_supernet::data::Normalisation;
 use ofa_supernet::graph::{Graph, Op};
 use ofa_supernet::space::{Activation, NetworkSpec, SearchSpace, Subnet};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -40,6 +40,7 @@ pub fn write(
                 engine: rounding,
                 images: 0,
                 weight_bits: 8,
+                keep_f32: BTreeSet::new(),
                 f32_model: None,
                 finetuned: None,
                 values: network.values.clone(),
@@ -58,7 +59,12 @@ pub fn write(
         return Ok(path);
     }
     let Some(format) = export::format("onnx") else { return Err(Error::Export("the format onnx is missing".into())) };
-    let file = Options { batch: Batch::Fixed(options.batch), engine: engine.rounding, ..Options::default() };
+    let file = Options {
+        batch: Batch::Fixed(options.batch),
+        engine: engine.rounding,
+        opset: engine.opset,
+        ..Options::default()
+    };
     let path = folder.join(model::ONNX_FILE);
     let bytes = (format.convert)(&config, &parameters, &file)?;
     fs::write(&path, bytes).map_err(|error| ofa_supernet::Error::file(&path, error))?;

@@ -1,6 +1,8 @@
 //! Engines whose command lines and output are known.
 
 use super::command::{EngineCommand, Reader, Unit};
+use crate::export::DEFAULT_OPSET;
+use crate::model::NumberType;
 use crate::quantise::Engine;
 use crate::{Error, Result};
 
@@ -20,9 +22,13 @@ pub struct Preset {
     times: &'static [(&'static str, Unit)],
     /// Expression that finds the engine's version.
     version: Option<&'static str>,
+    /// Argument that int8 models take besides.
+    int8: Option<&'static str>,
     /// Rounding of int8 models.
     rounding: Engine,
-    /// File format that the engine reads, where models have to be converted to it.
+    /// Whether it computes on the processor that runs it. Otherwise what is known of this machine says nothing.
+    pub is_local: bool,
+    /// File that the engine reads, where models have to be converted. Converters to it read no quantised ONNX.
     pub needs: Option<&'static str>,
 }
 
@@ -41,7 +47,9 @@ pub const PRESETS: &[Preset] = &[
         arguments: "{script} {model} {threads}",
         times: &[(number!("^median_ms: ", "$"), Unit::Milliseconds)],
         version: Some("(?m)^onnxruntime: (.+)$"),
+        int8: None,
         rounding: Engine::OnnxRuntime,
+        is_local: true,
         needs: None,
     },
     Preset {
@@ -54,7 +62,9 @@ pub const PRESETS: &[Preset] = &[
             (number!("^Average (?:inference )?time cost: ", " ms$"), Unit::Milliseconds),
         ],
         version: None,
+        int8: None,
         rounding: Engine::OnnxRuntime,
+        is_local: true,
         needs: None,
     },
     Preset {
@@ -70,7 +80,9 @@ pub const PRESETS: &[Preset] = &[
             (number!(r"^.*\bMedian: +", " (?P<unit>us|ms)$"), Unit::Milliseconds),
         ],
         version: Some(r"(?m)\bBuild \.+ ([^\s]+)"),
+        int8: None,
         rounding: Engine::OpenVino,
+        is_local: true,
         needs: None,
     },
     Preset {
@@ -82,7 +94,9 @@ pub const PRESETS: &[Preset] = &[
             (number!(r"^.*\bInference \(avg\): +", " (?P<unit>us|ms)$"), Unit::Milliseconds),
         ],
         version: None,
+        int8: None,
         rounding: Engine::OnnxRuntime,
+        is_local: false,
         needs: Some("model.tflite"),
     },
     Preset {
@@ -91,7 +105,10 @@ pub const PRESETS: &[Preset] = &[
         arguments: "--onnx={model} --warmUp=200 --duration=1 --noDataTransfers --useSpinWait",
         times: &[(number!(r"^.*\bGPU Compute Time: .*\bmedian = ", " ms\\b.*$"), Unit::Milliseconds)],
         version: Some(r"\bTensorRT\.trtexec \[TensorRT v(\w+)\]"),
+        // Without it the engine refuses files of integers.
+        int8: Some("--int8"),
         rounding: Engine::TensorRt,
+        is_local: false,
         needs: None,
     },
 ];
@@ -102,22 +119,30 @@ impl Preset {
         PRESETS.iter().find(|preset| preset.name == name)
     }
 
-    /// The command, with another path of its program where one is given.
+    /// The command for models of a number type, with another path of its program where one is given.
     ///
     /// # Errors
-    /// An expression that is none.
-    pub fn command(&self, program: Option<&str>) -> Result<EngineCommand> {
+    /// An expression that is none, or integers where the engine's file has none.
+    pub fn command(&self, program: Option<&str>, number_type: NumberType) -> Result<EngineCommand> {
+        let is_int8 = number_type == NumberType::Int8;
+        if let (Some(file), true) = (self.needs, is_int8) {
+            let message = format!("{} reads {file}, and converters to it read no int8 model in ONNX", self.name);
+            return Err(Error::Measurement(message));
+        }
         let program = std::iter::once(program.unwrap_or(self.program));
+        let arguments = self.arguments.split_whitespace().chain(self.int8.filter(|_| is_int8));
         let readers = self.times.iter().map(|(expression, unit)| Reader::new(expression, *unit));
         let version = self.version.map(regex::Regex::new).transpose();
         Ok(EngineCommand {
             name: self.name.into(),
-            words: program.chain(self.arguments.split_whitespace()).map(String::from).collect(),
+            words: program.chain(arguments).map(String::from).collect(),
             convert: None,
+            converted: self.needs,
             readers: readers.collect::<Result<_>>()?,
             version: version.map_err(|error| Error::Measurement(error.to_string()))?,
             folder: false,
             rounding: self.rounding,
+            opset: DEFAULT_OPSET,
         })
     }
 }
@@ -191,7 +216,7 @@ mod tests {
     #[test]
     fn the_time_in_the_output_of_each_tool_is_read() {
         for (name, output, expected) in RECORDED {
-            let command = Preset::named(name).unwrap().command(None).unwrap();
+            let command = Preset::named(name).unwrap().command(None, NumberType::F32).unwrap();
             let ms = command.time_in(output).unwrap_or_else(|error| panic!("{name}: {error}: {output}"));
             assert!((ms - expected).abs() < 1e-9 * expected, "{name}: {ms}");
         }
@@ -204,15 +229,18 @@ mod tests {
             [("onnxruntime-python", "1.32.0"), ("openvino-benchmark", "2026.4.1-21000-abc"), ("trtexec", "8601")]
         {
             let output = RECORDED.iter().find(|(recorded, ..)| *recorded == name).unwrap().1;
-            let command = Preset::named(name).unwrap().command(None).unwrap();
+            let command = Preset::named(name).unwrap().command(None, NumberType::F32).unwrap();
             assert_eq!(command.version_in(output).as_deref(), Some(version));
         }
     }
 
     #[test]
     fn another_program_replaces_that_of_a_preset() {
-        let command = Preset::named("trtexec").unwrap().command(Some("/opt/my trt/trtexec")).unwrap();
+        let command = Preset::named("trtexec").unwrap().command(Some("/opt/my trt/trtexec"), NumberType::Int8).unwrap();
         assert_eq!(command.words[..2], ["/opt/my trt/trtexec".to_string(), "--onnx={model}".into()]);
+        assert_eq!(command.words.last().map(String::as_str), Some("--int8"));
+        let error = Preset::named("litert-benchmark").unwrap().command(None, NumberType::Int8).unwrap_err();
+        assert!(error.to_string().contains("read no int8 model"), "{error}");
         assert!(Preset::named("trt").is_none());
     }
 }

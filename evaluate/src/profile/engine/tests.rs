@@ -8,8 +8,10 @@ use ofa_supernet::space::preset;
 
 fn options() -> (ProfileOptions, EngineOptions) {
     let options = ProfileOptions { rounds: 2, check_subnets: 20, ..ProfileOptions::new("engine", 10) };
-    let command =
-        EngineCommand { words: vec!["none".into()], ..Preset::named("trtexec").unwrap().command(None).unwrap() };
+    let command = EngineCommand {
+        words: vec!["none".into()],
+        ..Preset::named("trtexec").unwrap().command(None, NumberType::F32).unwrap()
+    };
     (options, EngineOptions { command, error: 0.001, samples: 60 })
 }
 
@@ -48,6 +50,8 @@ fn held_out_networks_are_predicted_and_layers_of_no_network_are_marked() {
     assert!(few.table.iter().any(|entry| entry.estimated));
     let record = profile.engine.as_ref().unwrap();
     assert_eq!((record.name.as_str(), record.version.as_deref()), ("trtexec", Some("7")));
+    // It may compute elsewhere.
+    assert!(profile.hardware.is_none() && profile.conditions.as_ref().unwrap().cores.is_none());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("few.json");
     few.save(&path).unwrap();
@@ -116,6 +120,20 @@ fn a_stopped_measurement_goes_on_where_it_was() {
 }
 
 #[test]
+fn times_of_two_versions_are_not_mixed() {
+    let space = preset("tiny").unwrap();
+    let (options, engine) = options();
+    let mut calls = 0;
+    let mut time = |_: &Subnet, _: &mut dyn FnMut() -> ControlFlow<()>| {
+        calls += 1;
+        Ok((1.0, Some(if calls < 9 { "7" } else { "8" }.into())))
+    };
+    let result = measure_with(&space, &options, &engine, None, &mut time, &mut |_| ControlFlow::Continue(()));
+    let message = result.unwrap_err().to_string();
+    assert!(message.contains("version is 8") && message.contains("begun with 7"), "{message}");
+}
+
+#[test]
 fn stopping_is_an_interruption_and_few_subnets_are_refused() {
     let space = preset("tiny").unwrap();
     let (options, engine) = options();
@@ -146,7 +164,7 @@ fn files_are_written_for_each_engine_and_number_type() {
         let options = ProfileOptions { number_type, ..options };
         let mut sizes = Vec::new();
         for preset in PRESETS {
-            let command = preset.command(None).unwrap();
+            let command = preset.command(None, NumberType::F32).unwrap();
             let path = model_file::write(folder.path(), &space, &space.smallest(), &options, &command).unwrap();
             sizes.push(fs::metadata(path).unwrap().len());
         }

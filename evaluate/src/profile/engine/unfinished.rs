@@ -1,6 +1,6 @@
 //! A measurement with another engine in progress, which resumes after its last measured network.
 
-use super::{EngineOptions, Network, Reader};
+use super::{EngineCommand, EngineOptions, Network, Reader};
 use crate::Result;
 use crate::profile::conditions::allowed_cores;
 use crate::profile::{Hardware, ProfileOptions};
@@ -29,7 +29,8 @@ pub(super) struct Unfinished {
 impl Unfinished {
     /// A measurement without results.
     pub fn new(space: &SearchSpace, options: &ProfileOptions, engine: &EngineOptions, networks: Vec<Network>) -> Self {
-        let command = (&engine.command.words, &engine.command.convert, engine.command.folder, engine.command.rounding);
+        let EngineCommand { words, convert, folder, rounding, opset, .. } = &engine.command;
+        let command = (words, convert, folder, rounding, opset);
         let readers: Vec<String> = engine.command.readers.iter().map(Reader::to_string).collect();
         let cores = allowed_cores();
         let ProfileOptions { name, classes, threads, batch, seed, number_type, .. } = options;
