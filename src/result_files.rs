@@ -2,10 +2,24 @@
 
 use crate::run_folder::RunFolder;
 use crate::terminal;
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, anyhow, bail};
 use ofa_extract::SearchResult;
 use ofa_supernet::files::{make_folder, read_json, write_atomic, write_json};
 use ofa_supernet::lock::{self, Sharing};
+use std::path::Path;
+
+/// Fails if a search has the name, unless it is the same one as far as `is_same` can tell before it has a result.
+pub fn check_free(folder: &RunFolder, name: &str, is_same: impl FnOnce(&SearchResult) -> Result<bool>) -> Result<()> {
+    let path = folder.join(&format!("search/{name}.json"));
+    match read_json::<SearchResult>(&path) {
+        Ok(other) if other.scoring.is_some() && !is_same(&other)? => Err(taken(&path)),
+        _ => Ok(()),
+    }
+}
+
+fn taken(path: &Path) -> Error {
+    anyhow!("{}: holds the result of another search; give another --name", path.display())
+}
 
 /// Writes `result` to `search/NAME.json`, and its front to `search/NAME.csv`; returns the name. The result of the same
 /// search, perhaps with another predictor, is replaced. Where another search has the name, `explicit` refuses it, and
@@ -32,7 +46,7 @@ pub fn write(folder: &RunFolder, name: &str, explicit: bool, result: &SearchResu
             return Ok(name);
         }
         if explicit {
-            bail!("{}: holds the result of another search; give another --name", path.display());
+            return Err(taken(&path));
         }
     }
     bail!("search/{name}.json: there is no free name")

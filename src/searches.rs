@@ -75,20 +75,17 @@ pub fn search_groups(task: &Task, groups: &[Vec<Constraint>]) -> Result<Vec<(Str
         let bound = |index: usize| groups[index].first().map_or(0.0, |constraint| constraint.limit);
         subject(&groups[a]).cmp(&subject(&groups[b])).then(bound(b).total_cmp(&bound(a)))
     });
+    // Before the search, so that a bad or taken name loses nothing.
+    let names = groups.iter().map(|group| name_of(task, group, groups.len() == 1)).collect::<Result<Vec<_>>>()?;
     let shares = options.settings.strategy().shares_scores();
     let mut results: Vec<Option<(String, SearchResult)>> = groups.iter().map(|_| None).collect();
     for together in order.chunk_by(|&a, &b| shares && is_same(a, b)) {
         let constraints: Vec<&[Constraint]> = together.iter().map(|&index| groups[index].as_slice()).collect();
         let found = search_group(task, &constraints, &[])?;
         for (&index, mut result) in together.iter().zip(found) {
-            let mut name = result_name(&options.against, &groups[index], options.at_least)?;
-            if let Some(given) = &options.name {
-                name = if groups.len() == 1 { given.clone() } else { names::short(&format!("{given}-{name}")) };
-                names::check(&name).map_err(|reason| anyhow!("--name '{given}': {reason}"))?;
-            }
             complete(task, &groups[index], &mut result)?;
             result.elite = Vec::new();
-            let name = result_files::write(task.folder, &name, options.name.is_some(), &result)?;
+            let name = result_files::write(task.folder, &names[index], options.name.is_some(), &result)?;
             results[index] = Some((name, result));
         }
     }
@@ -211,15 +208,39 @@ fn complete(task: &Task, constraints: &[Constraint], result: &mut SearchResult) 
         Scorer::Predictor(predictor, _) => basis_of(predictor)?,
         Scorer::Measured(_) => Basis { weights: Some(folder.weights_checksum()?), predictor: None },
     });
-    result.scoring = Some(search::Scoring {
+    result.scoring = Some(scoring(task)?);
+    result.limit_predictions();
+    Ok(())
+}
+
+/// How the subnets of a search are scored.
+fn scoring(task: &Task) -> Result<search::Scoring> {
+    let Task { folder, scorer, measured, options, .. } = task;
+    Ok(search::Scoring {
         score: if matches!(scorer, Scorer::Measured(_)) { "measured" } else { "predictor" }.into(),
         evaluations: options.evaluations,
         verify: options.verify,
         at_least: options.at_least,
         measured_with: measured.map(|measured| measured.provenance(folder.weights_checksum()?)).transpose()?,
-    });
-    result.limit_predictions();
-    Ok(())
+    })
+}
+
+/// Name of a group's result: the given one, followed by the limits where it is not the only one.
+fn name_of(task: &Task, group: &[Constraint], is_only: bool) -> Result<String> {
+    let options = task.options;
+    let name = result_name(&options.against, group, options.at_least)?;
+    let Some(given) = &options.name else { return Ok(name) };
+    let name = if is_only { given.clone() } else { names::short(&format!("{given}-{name}")) };
+    names::check(&name).map_err(|reason| anyhow!("--name '{given}': {reason}"))?;
+    let is_same = |other: &SearchResult| -> Result<bool> {
+        let limits = group.iter().map(Constraint::to_string);
+        let limits = limits.eq(other.constraints.iter().map(|limit| limit.constraint.clone()));
+        let against = options.against.iter().map(Constraint::to_string).eq(other.against.iter().cloned());
+        let is_alike = (&other.settings, other.seed) == (&options.settings, options.seed);
+        Ok(limits && against && is_alike && other.scoring.as_ref() == Some(&scoring(task)?))
+    };
+    result_files::check_free(task.folder, &name, is_same)?;
+    Ok(name)
 }
 
 /// File name of a result, which also names the extracted model.
@@ -275,7 +296,9 @@ fn verify(
     let mut samples = measure(&mut top)?;
     if refits {
         terminal::note(format!("the predictor is fitted again with {} measured subnets", samples.len()));
-        let all: Vec<Sample> = known.iter().chain(&samples).cloned().collect();
+        // Those that were measured before are the same again.
+        let fresh = samples.iter().filter(|sample| known.iter().all(|other| other.subnet != sample.subnet));
+        let all: Vec<Sample> = known.iter().chain(fresh).cloned().collect();
         let refitted = predictor.refit(&all, options.seed)?;
         let scorer = Scorer::Predictor(Box::new(refitted), pessimism);
         let task = Task { scorer: &scorer, ..*task };

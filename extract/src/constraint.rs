@@ -94,7 +94,12 @@ impl Metric {
 
     /// `value` as [`show`](Self::show) writes it, but rounded up, so that `value` meets the shown number as a limit.
     pub fn show_above(self, value: f64) -> String {
-        self.text(value, f64::ceil)
+        let text = self.text(value, f64::ceil);
+        // Reading multiplies by the unit, which may round down.
+        match parse_value(self, &text) {
+            Some((shown, _)) if shown < value => self.text(value * (1.0 + 1e-12), f64::ceil),
+            _ => text,
+        }
     }
 
     fn text(self, value: f64, round: fn(f64) -> f64) -> String {
@@ -399,6 +404,12 @@ mod tests {
         assert_eq!(Metric::Macs.show_above(12_341_000.0), "12.35M");
         assert_eq!(Metric::Macs.show_above(12_340_000.0), "12.34M");
         assert_eq!(Metric::Latency.show_above(1234.56), "1.24s");
+        // 240 us are 0.24 ms, which is less.
+        assert_eq!(Metric::Latency.show_above(0.240_000_000_000_000_02), "240.01us");
+        for value in (1..4000).map(|value| f64::from(value) / 4000.0 + 1e-16) {
+            let (shown, _) = parse_value(Metric::Latency, &Metric::Latency.show_above(value)).unwrap();
+            assert!(shown >= value, "{value}");
+        }
     }
 
     #[test]

@@ -20,7 +20,8 @@ pub fn attainable_tau(correct: &[&[u32]], seed: u64) -> Option<f64> {
     let Rests { measured, all, rests, unbiased, noise } = Rests::new(correct)?;
     let batches = rests[0].len();
     let spread = measured.iter().map(|own| (own - all).powi(2)).sum::<f64>() / measured.len() as f64;
-    let shrink = if spread > 0.0 { ((spread - noise).max(0.0) / spread).sqrt() } else { return None };
+    // Otherwise the measurements tell no order.
+    let shrink = if spread > noise { ((spread - noise) / spread).sqrt() } else { return None };
     let truth: Vec<f64> = measured.iter().map(|own| shrink * (own - all)).collect();
     let taus = (0..DRAWS).filter_map(|draw| {
         let mut rng = generator(seed, Stream::HeldOut, &[2, draw]);
@@ -121,5 +122,7 @@ mod tests {
         assert_eq!(attainable_tau(&[&[9, 8, 7], &[8, 8, 6]], 0), None);
         assert_eq!(attainable_tau(&[&[9, 8, 7, 7], &[8, 8, 6]], 0), None);
         assert_eq!(attainable_tau(&[&[9, 8, 7, 7], &[9, 8, 7, 7]], 0), None);
+        // Subnets differ by one answer in all, and by up to two in each batch.
+        assert_eq!(attainable_tau(&[&[9, 7, 9, 7], &[7, 9, 8, 7], &[8, 8, 7, 9]], 0), None);
     }
 }

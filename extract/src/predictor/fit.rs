@@ -11,14 +11,14 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-/// Most samples that a Gaussian process is fitted on unless it is asked for: the time of a fit grows with their cube.
+/// Most samples that a Gaussian process is fitted on unless it is asked for, without the held-out ones: the time of a fit grows with their cube.
 pub(super) const PROCESS_SAMPLES: usize = 2000;
 
 /// What is fitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
-    /// A Gaussian process on up to two thousand samples, an ensemble on more.
+    /// A Gaussian process on up to two thousand fitted samples, an ensemble on more.
     #[default]
     Automatic,
     /// A Gaussian process over the choices of the space: best on few and on precise samples.
@@ -30,7 +30,11 @@ pub enum Method {
 impl Method {
     /// Every method, with its name and a line of help.
     pub const TABLE: &[(Method, &str, &str)] = &[
-        (Method::Automatic, "automatic", "A Gaussian process on up to 2,000 samples, an ensemble on more"),
+        (
+            Method::Automatic,
+            "automatic",
+            "A Gaussian process on up to 2,000 fitted samples (a fifth is held out), an ensemble on more",
+        ),
         (Method::GaussianProcess, "gaussian-process", "A Gaussian process over the choices of the space"),
         (Method::Ensemble, "ensemble", "Networks whose mean is the prediction (--members)"),
     ];

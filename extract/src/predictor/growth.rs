@@ -1,6 +1,6 @@
 //! Quality of a predictor by the number of its samples.
 
-use super::{FitReport, Predictor, Sample, distinct, metrics};
+use super::{FitReport, FitSettings, Method, Predictor, Sample, distinct, metrics};
 use crate::Result;
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::{SearchSpace, Subnet};
@@ -52,6 +52,9 @@ pub fn growth(space: &SearchSpace, samples: &[Sample], report: &FitReport) -> Re
     let (held_out, train) = samples.split_at(report.pairs.len());
     let subnets: Vec<Subnet> = held_out.iter().map(|sample| sample.subnet.clone()).collect();
     let measured: Vec<f64> = held_out.iter().map(|sample| sample.accuracy).collect();
+    // Parts of many samples are few: they are fitted as all of them are.
+    let method = if report.members == 0 { Method::GaussianProcess } else { Method::Ensemble };
+    let settings = FitSettings { method, ..report.settings.clone() };
     let mut points = Vec::new();
     for (divisor, parts) in SHARES {
         let size = train.len() / divisor;
@@ -60,7 +63,7 @@ pub fn growth(space: &SearchSpace, samples: &[Sample], report: &FitReport) -> Re
         }
         // A part from which nothing can be fitted has no figures.
         let quality = |part: &[Sample]| {
-            let fitted = Predictor::fit_all(space, part, &report.settings, report.seed, &mut |_, _, _| {});
+            let fitted = Predictor::fit_all(space, part, &settings, report.seed, &mut |_, _, _| {});
             let predicted = fitted.ok()?.0.predict(&subnets).ok()?;
             Some((metrics::rmse(&measured, &predicted)?, metrics::kendall_tau(&measured, &predicted)))
         };

@@ -21,17 +21,23 @@ struct Row {
 }
 
 /// Reads subnets with accuracies from `path`: CSV with a header if its name ends so, otherwise a JSON object per line.
-/// If an accuracy exceeds 1, all are percentages.
+/// If an accuracy exceeds 1 or has the sign, all are percentages.
 ///
 /// # Errors
 /// An unreadable file, or the first bad line, with what is expected.
 pub fn import_accuracies(path: &Path, space: &SearchSpace) -> Result<Vec<Sample>> {
-    let (mut samples, mut most) = (Vec::new(), 0.0f64);
+    let (mut samples, mut are_percentages) = (Vec::new(), false);
     for Row { line, subnet, fields } in rows(path, space)? {
         let found = fields.into_iter().find(|(name, _)| ACCURACY.contains(&plain(name).as_str()));
         let accuracy = found.and_then(|(_, value)| match value {
             Value::Number(number) => number.as_f64(),
-            Value::String(text) => text.trim().trim_end_matches('%').trim_end().parse().ok(),
+            Value::String(text) => match text.trim().strip_suffix('%') {
+                Some(percentage) => {
+                    are_percentages = true;
+                    percentage.trim_end().parse().ok()
+                }
+                None => text.trim().parse().ok(),
+            },
             _ => None,
         });
         let Some(accuracy) = accuracy.filter(|accuracy| (0.0..=100.0).contains(accuracy)) else {
@@ -41,10 +47,10 @@ pub fn import_accuracies(path: &Path, space: &SearchSpace) -> Result<Vec<Sample>
                 "has no accuracy; expected a field 'accuracy' from 0 to 1 or in percent",
             ));
         };
-        most = most.max(accuracy);
+        are_percentages |= accuracy > 1.0;
         samples.push(Sample::new(subnet, accuracy));
     }
-    if most > 1.0 {
+    if are_percentages {
         samples.iter_mut().for_each(|sample| sample.accuracy /= 100.0);
     }
     Ok(samples)
@@ -152,12 +158,19 @@ mod tests {
         for (name, text) in [
             ("a.jsonl", r#"{"subnet": "r24 d1,2 k5|3,5 e2|4,3", "accuracy": 0.745, "macs": 12}"#.to_string()),
             ("a.jsonl", r#"{"ks": [5, 3, 3, 5], "e": [2, 2, 4, 3], "d": [1, 2], "r": 24, "acc": 74.5}"#.into()),
+            ("a.csv", "subnet,accuracy\n\"r24 d1,2 k5|3,5 e2|4,3\",74.5 %\n".into()),
             ("a.csv", format!("Sub-network,Date,Top-1 Acc (%)\n\"{python}\",2021-12-20 22:48:19,74.5\n\n")),
         ] {
             let found = import(name, &text).unwrap();
             assert_eq!(found[0].subnet, expected.subnet, "{text}");
             assert!((found[0].accuracy - expected.accuracy).abs() < 1e-12, "{text}");
         }
+    }
+
+    #[test]
+    fn the_sign_of_percent_is_read() {
+        let found = import("a.csv", "subnet,accuracy\n\"r24 d1,2 k5|3,5 e2|4,3\",0.5%\n").unwrap();
+        assert!((found[0].accuracy - 0.005).abs() < 1e-12, "{found:?}");
     }
 
     #[test]

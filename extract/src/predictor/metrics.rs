@@ -32,11 +32,13 @@ pub fn pearson(measured: &[f64], predicted: &[f64]) -> Option<f64> {
 /// All pairs are compared, which takes milliseconds for a few thousand held-out subnets.
 pub fn kendall_tau(measured: &[f64], predicted: &[f64]) -> Option<f64> {
     assert_eq!(measured.len(), predicted.len());
+    // Both zeros are equal.
+    let order = |a: f64, b: f64| (a + 0.0).total_cmp(&(b + 0.0)) as i64;
     let (mut balance, mut untied_m, mut untied_p) = (0i64, 0u64, 0u64);
     for i in 0..measured.len() {
         for j in 0..i {
-            let m = measured[i].total_cmp(&measured[j]) as i64;
-            let p = predicted[i].total_cmp(&predicted[j]) as i64;
+            let m = order(measured[i], measured[j]);
+            let p = order(predicted[i], predicted[j]);
             balance += m * p;
             untied_m += m.unsigned_abs();
             untied_p += p.unsigned_abs();

@@ -33,6 +33,9 @@ const POOR_TAU: f64 = 0.3;
 const GOOD_TAU: f64 = 0.85;
 const FAIR_TAU: f64 = 0.6;
 
+/// Fewest held-out subnets by whose order a predictor is judged: with 10 chance alone gives tau a deviation of 0.25.
+const FEWEST_JUDGED: usize = 10;
+
 /// Doubt about a predictor whose weights are not known.
 const UNKNOWN_WEIGHTS: &str = "this predictor of an earlier version does not record the weights it was fitted for; fit it again with `ofa predictor --discard`";
 
@@ -70,6 +73,7 @@ impl Predictor {
     pub fn judgement(&self) -> Option<String> {
         let Some(Origin::Fitted { held_out, kendall_tau, .. }) = &self.origin else { return None };
         let (word, advice) = match kendall_tau {
+            _ if *held_out < FEWEST_JUDGED => ("too few to judge", "measure more subnets (`ofa predictor --samples`)"),
             Some(tau) if *tau >= GOOD_TAU => ("good", "its ranking can be trusted"),
             Some(tau) if *tau >= FAIR_TAU => ("fair", "verify the best subnets (--verify 10)"),
             Some(tau) if *tau >= POOR_TAU => (

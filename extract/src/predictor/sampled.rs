@@ -15,14 +15,17 @@ pub(super) fn sampled(space: &SearchSpace, samples: &[Sample]) -> Narrowing {
     for dimension in &DIMENSIONS {
         let mut listed = space.listed(dimension.key);
         listed.reverse();
-        let of_key = || places.iter().filter(|place| place.dimension.key == dimension.key && !place.values.is_empty());
+        // A place with a single value has it in every sample, which tells nothing of others.
+        let of_key = || places.iter().filter(|place| place.dimension.key == dimension.key && place.values.len() > 1);
+        let smallest = listed.len().saturating_sub(1);
         let (mut first, mut last) = (listed.len(), 0);
         for place in of_key() {
             for rank in samples.iter().filter_map(|sample| Some(place.values.len() - 1 - place.choice(&sample.subnet)?))
             {
+                // A list of a stage's own may be longer, or shorter: then its smallest value stands for all further ones.
+                let rank = rank.min(smallest);
                 first = first.min(rank);
-                // The smallest value of a shorter list stands for all further ones of the longer.
-                last = last.max(if rank + 1 == place.values.len() { listed.len().saturating_sub(1) } else { rank });
+                last = last.max(if rank + 1 >= place.values.len() { smallest } else { rank });
             }
         }
         let kept: Vec<_> = listed.iter().enumerate().filter(|(rank, _)| (first..=last).contains(rank)).collect();

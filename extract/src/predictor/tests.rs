@@ -402,6 +402,23 @@ fn a_predictor_knows_the_values_that_its_samples_have() {
         ends.resolutions = vec![16, 32];
         assert_eq!(fit(&samples(&ends, 60)).known_part(&space), space);
     }
+    // A stage of a single depth has it in every sample, and says nothing of the others; a stage's own list may be longer
+    // than the space's: its values are counted from the largest down.
+    for (first, second, known) in [(vec![], vec![1], [2].as_slice()), (vec![1, 2, 3, 4], vec![1, 2, 3, 4], &[1])] {
+        let mut space = space.clone();
+        (space.depths, space.stages[0].depths, space.stages[1].depths) = (vec![1, 2], first, second);
+        let all = samples(&space, 200);
+        let deep = |sample: &Sample| {
+            let mut stages = sample.subnet.stages.iter().zip(&space.stages);
+            stages.all(|(blocks, stage)| stage.depths.len() == 1 || blocks.len() == 2)
+        };
+        let some: Vec<Sample> = all.into_iter().filter(deep).collect();
+        let settings = FitSettings { method: Method::GaussianProcess, ..FitSettings::default() };
+        let predictor = Predictor::fit(&space, &some, &settings, 3, &mut |_, _, _| ()).unwrap().0;
+        let part = predictor.known_part(&space);
+        assert_eq!(part.depths, known);
+        assert!(some.iter().all(|sample| part.check(&sample.subnet).is_ok()));
+    }
 }
 
 #[test]

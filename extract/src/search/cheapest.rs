@@ -44,7 +44,13 @@ impl Cheapest<'_> {
     /// # Errors
     /// Errors of [`search`].
     pub fn best(&self, limits: &mut [Limit]) -> Result<SearchResult> {
-        self.within(limits, f64::INFINITY, &[])
+        let mut best = self.within(limits, f64::INFINITY, &[])?;
+        // A file of JSON has no infinity; what the subnet has is its bound.
+        best.constraints
+            .iter_mut()
+            .filter(|limit| limit.limit.is_infinite())
+            .for_each(|limit| limit.limit = limit.value);
+        Ok(best)
     }
 
     /// The subnet with the smallest value of the last of `limits`, among those that meet the others and whose score is
@@ -151,7 +157,10 @@ mod tests {
                     score: &|subnets| Ok(subnets.iter().map(worth).collect()),
                 };
                 let limits = &mut [Limit::new("macs", 1.0, |s| Ok(macs(&space, s)))];
-                let found = problem.find(&problem.best(limits).unwrap(), limits).unwrap();
+                let best = problem.best(limits).unwrap();
+                // A file has no infinity.
+                assert_eq!(best.constraints[0].limit, best.constraints[0].value);
+                let found = problem.find(&best, limits).unwrap();
                 let expected =
                     all.iter().filter(|pair| pair.0 >= least).map(|pair| pair.1).fold(f64::INFINITY, f64::min);
                 assert_eq!(

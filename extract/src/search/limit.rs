@@ -138,7 +138,7 @@ impl<'a> Limits<'a> {
     /// Excess of limit `index`'s value over `bound`, as a fraction of `bound`; 0 if there is none.
     pub(super) fn excess(&self, genome: &Genome, index: usize, bound: f64, genes: &[u16]) -> Result<f64> {
         let mut value = self.value(genome, index, genes)?;
-        if (value - bound).abs() <= PRECISION * bound.abs() {
+        if bound.is_finite() && (value - bound).abs() <= PRECISION * bound.abs() {
             value = self.limits[index].value(&genome.decode(genes))?;
         }
         let excess = value - bound;

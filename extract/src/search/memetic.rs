@@ -224,15 +224,15 @@ fn draws(position: &[u64]) -> StdRng {
     generator(0, Stream::Search, position)
 }
 
-/// A random candidate; the sizes of images take turns.
-fn random(genome: &Genome, index: usize) -> Genes {
+/// A random candidate with images of size number `size`.
+fn random(genome: &Genome, index: usize, size: usize) -> Genes {
     let mut genes = genome.sample(&mut draws(&[2, index as u64]));
-    genome.set_number(&mut genes, genome.input(), index % genome.numbers(genome.input()));
+    genome.set_number(&mut genes, genome.input(), size);
     genes
 }
 
 /// The first climbers: the task's starts; or random ones, each in some of the levels, so that each level has some of
-/// each size of images.
+/// each size of images, or of evenly chosen ones.
 fn starts(task: &Task) -> Vec<Climber> {
     let levels = task.levels.len();
     if !task.starts.is_empty() {
@@ -243,10 +243,11 @@ fn starts(task: &Task) -> Vec<Climber> {
             .collect();
     }
     let genome = &task.rules().genome;
-    let together = genome.numbers(genome.input()).min(SHARED_STARTS);
+    let sizes = genome.numbers(genome.input());
+    let together = if levels > 1 { sizes.min(SHARED_STARTS) } else { sizes };
     let stride = levels.div_ceil(LEVELS_PER_START);
     let climbers = |index: usize| {
-        let genes = random(genome, index);
+        let genes = random(genome, index, index % together * sizes / together);
         let of_start = move |level: &usize| (index / together + level).is_multiple_of(stride);
         (0..levels).filter(of_start).map(move |level| Climber::new(genes.clone(), level))
     };

@@ -122,6 +122,11 @@ impl SearchResult {
         problem(self) == problem(other) && self.settings == other.settings && self.scoring == other.scoring
     }
 
+    /// Whether a predictor gave the accuracies; otherwise they were measured.
+    pub fn is_predicted(&self) -> bool {
+        self.scoring.as_ref().is_none_or(|scoring| scoring.score != "measured")
+    }
+
     /// The front as a table of comma-separated values, with a column for each cost in its base unit (ms, count, bytes).
     pub fn front_csv(&self) -> String {
         let mut text = self.against.iter().map(|cost| format!("{cost},")).collect::<String>() + "accuracy,subnet\n";
@@ -173,13 +178,18 @@ impl SearchResult {
 pub struct ConstraintValue {
     /// The limit's name, such as `laptop:latency=12ms`.
     pub constraint: String,
-    /// Largest allowed value, in the metric's base unit (ms, count, bytes).
+    /// Largest allowed value, in the metric's base unit (ms, count, bytes). Earlier versions wrote `null` for none.
+    #[serde(deserialize_with = "number_or_infinity")]
     pub limit: f64,
     /// Value of the best subnet.
     pub value: f64,
     /// Images of one limited run: the batch of a latency's profile, otherwise 1.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub batch: usize,
+}
+
+fn number_or_infinity<'de, D: serde::Deserializer<'de>>(input: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(input)?.unwrap_or(f64::INFINITY))
 }
 
 /// Subnet among the best.

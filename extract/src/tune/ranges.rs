@@ -156,6 +156,18 @@ impl Range {
         }
     }
 
+    /// The whole number at `unit`: each has the same share of the interval, on a logarithmic scale of its logarithm.
+    fn whole_at(&self, unit: f64) -> f64 {
+        match self {
+            Range::Interval { low, high, log, steps } => {
+                let wider = Range::Interval { low: *low, high: high + 1.0, log: *log, steps: *steps };
+                // The end of a share belongs to the next one, whatever its logarithm rounds to.
+                (wider.at(unit) + 1e-9).floor().min(*high)
+            }
+            Range::Values { .. } => self.at(unit),
+        }
+    }
+
     /// Values that bound all others: those of a list, or the ends of an interval.
     fn bounds(&self) -> Vec<f64> {
         match self {
@@ -304,8 +316,7 @@ impl Ranges {
     /// Values at a point of the unit cube.
     pub(super) fn values(&self, units: &[f64]) -> Values {
         let value = |((&name, range), &unit): ((&Hyperparameter, &Range), &f64)| {
-            let value = range.at(unit);
-            (name, if name.is_whole() { value.round() } else { value })
+            (name, if name.is_whole() { range.whole_at(unit) } else { range.at(unit) })
         };
         self.0.iter().zip(units).map(value).collect()
     }
@@ -398,6 +409,22 @@ mod tests {
         let grid: Vec<Vec<f64>> = ranges.grid().collect();
         assert_eq!(grid.len(), 3 * 2 * 2);
         assert_eq!((&grid[0][..], &grid[11][..]), (&[0.0, 0.25, 0.0][..], &[1.0, 0.75, 1.0][..]));
+    }
+
+    #[test]
+    fn whole_numbers_are_drawn_alike_often_and_have_a_unit_each() {
+        for (text, last) in [("[batch]\nlow = 8\nhigh = 10\n", 10), ("[batch]\nlow = 3\nhigh = 70\nlog = true\n", 70)] {
+            let ranges = of(text);
+            let value = |unit: f64| ranges.values(&[unit])[&Hyperparameter::Batch];
+            assert_eq!((value(0.0), value(1.0)), (value(1e-9), f64::from(last)));
+            for number in value(0.0) as u32..=last {
+                let values = Values::from([(Hyperparameter::Batch, f64::from(number))]);
+                assert_eq!(ranges.values(&ranges.units(&values)), values, "{text}");
+            }
+        }
+        let ranges = of("[batch]\nlow = 8\nhigh = 10\n");
+        let drawn = (0..300).map(|draw| ranges.values(&[(f64::from(draw) + 0.5) / 300.0])[&Hyperparameter::Batch]);
+        assert_eq!(drawn.filter(|&value| value == 8.0).count(), 100);
     }
 
     #[test]
