@@ -69,7 +69,7 @@ settings() {
 }
 
 for name in "$@"; do
-  run=$out/$name-$seed
+  run=$out/$name-$seed${EPOCHS:+-$EPOCHS}
   if [ ! -e "$run/checkpoints/supernet.safetensors" ]; then
     settings "$name"
     if compgen -G "$run/checkpoints/step-*" > /dev/null; then

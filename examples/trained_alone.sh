@@ -3,9 +3,10 @@
 #
 # Finds the best subnet within each latency limit and the best uniform one (--strategy grid), measures both on the test
 # images, trains each best one alone with the run's own schedule in OUT, and prints a line for each. What is finished
-# is skipped and what was stopped resumes. OFA names another binary, LIMITS other limits in milliseconds.
+# is skipped and what was stopped resumes. OFA names another binary, LIMITS other limits in milliseconds. The run started
+# from random weights: one of --from has others than a subnet alone could start from.
 set -euo pipefail
-[ $# -eq 3 ] || { sed -n '2,6p' "$0"; exit 2; }
+[ $# -eq 3 ] || { sed -n '2,7p' "$0"; exit 2; }
 run=$1 data=$(realpath "$2") out=$3
 ofa=${OFA:-ofa} limits=${LIMITS:-0.10 0.13 0.16 0.20 0.25}
 mkdir -p "$out"
@@ -28,7 +29,8 @@ for limit in $limits; do
   done
 done
 "$ofa" extract --run "$run" --search-results > "$out/extract.log"
-[ -e "$out/subnets.csv" ] || whole "$out/subnets.csv" "$ofa" bench "${folders[@]}" --data "$data" --csv
+subnets=$out/subnets-${limits// /_}.csv
+[ -e "$subnets" ] || whole "$subnets" "$ofa" bench "${folders[@]}" --data "$data" --csv
 
 # Accuracy of a model in a table of `ofa bench --csv`: accuracy FILE MODEL. The quoted text of the subnet has commas.
 accuracy() {
@@ -49,6 +51,6 @@ for limit in $limits; do
   [ -e "$alone/bench.csv" ] || whole "$alone/bench.csv" "$ofa" bench "$alone/models/alone" --data "$data" --csv
   seconds=$(sed -nE 's/.*"type":"finished".*"seconds":([0-9.]+).*/\1/p' "$alone/metrics.jsonl" | tail -1)
   printf '== %s ms: subnet %s, grid %s, alone %s after %.0f min; %s\n' "$limit" \
-    "$(accuracy "$out/subnets.csv" "memetic-$limit")" "$(accuracy "$out/subnets.csv" "grid-$limit")" \
+    "$(accuracy "$subnets" "memetic-$limit")" "$(accuracy "$subnets" "grid-$limit")" \
     "$(accuracy "$alone/bench.csv" alone)" "$(awk "BEGIN { print $seconds / 60 }")" "$subnet"
 done

@@ -9,17 +9,18 @@ use ofa_supernet::train::TrainConfig;
 pub use ofa_evaluate::memory::{available, peak};
 
 /// Fails if training can never fit into this machine's memory, and warns if it does not fit into the memory that is
-/// free now. Both messages name a batch that fits. `teacher` is the space of another run's teacher. `processes` equal
-/// processes share the memory. Returns the estimate for one process in bytes, including the bytes that it (with its
+/// free now. Both messages name a batch that fits, unless the run is `resumed`: it keeps its batch. `teacher` is the
+/// space of another run's teacher. `processes` equal processes share the memory. Returns the estimate for one process in bytes, including the bytes that it (with its
 /// data set) takes already.
 pub fn check(
     space: &SearchSpace,
     teacher: Option<&SearchSpace>,
     data: &Dataset,
     config: &TrainConfig,
-    processes: usize,
+    (processes, resumed): (usize, bool),
 ) -> Result<u64> {
-    check_training(space, teacher, data.classes.len(), [data.train.len(), data.validation.len()], config, processes)
+    let images = [data.train.len(), data.validation.len()];
+    check_training(space, teacher, data.classes.len(), images, config, (processes, resumed))
 }
 
 /// [`check`] for given numbers of classes, training images and validation images.
@@ -29,7 +30,7 @@ pub fn check_training(
     classes: usize,
     [train, validation]: [usize; 2],
     config: &TrainConfig,
-    processes: usize,
+    (processes, resumed): (usize, bool),
 ) -> Result<u64> {
     let need = |batch: usize| -> Result<u64> {
         // No more subnets at a time than there are threads.
@@ -40,16 +41,42 @@ pub fn check_training(
         Ok(TrainingMemory::estimate(space, teacher, classes, &smaller, train, validation)?.total())
     };
     let batch = config.stages.iter().filter_map(|stage| stage.batch).fold(config.batch, usize::max);
-    check_batch("training", batch, &need, processes)
+    let stage = config.stages.iter().find(|stage| batch > config.batch && stage.batch == Some(batch));
+    let change = match stage {
+        _ if resumed => Change::None,
+        Some(stage) => Change::Stage(&stage.name),
+        None => Change::Flag,
+    };
+    check_change("training", (batch, change), &need, processes)
+}
+
+/// What makes a batch smaller.
+#[derive(Clone, Copy)]
+enum Change<'a> {
+    /// `--batch`.
+    Flag,
+    /// The `batch` of this stage, which the flag leaves.
+    Stage(&'a str),
+    /// Nothing: a run that was begun keeps it.
+    None,
 }
 
 /// Fails or warns like [`check`] for `work` on `batch` images at a time, which takes `need(batch)` bytes.
 pub fn check_batch(work: &str, batch: usize, need: &dyn Fn(usize) -> Result<u64>, processes: usize) -> Result<u64> {
+    check_change(work, (batch, Change::Flag), need, processes)
+}
+
+fn check_change(
+    work: &str,
+    (batch, change): (usize, Change),
+    need: &dyn Fn(usize) -> Result<u64>,
+    processes: usize,
+) -> Result<u64> {
     let (wanted, taken) = (need(batch)?, peak().unwrap_or(0));
     // Each process judges its share of the memory; the free memory no longer includes what the others have taken.
     let share = |bytes: u64| bytes / processes as u64;
     let (free, most) = (available().map(share), limit().map(|limit| share(limit).saturating_sub(taken)));
-    match verdict(work, need, batch, free, most)? {
+    match verdict(work, need, (batch, change), free, most)? {
         Verdict::Fits => {}
         Verdict::Tight(message) => crate::terminal::warning(message),
         Verdict::Never(message) => bail!(message),
@@ -69,7 +96,7 @@ enum Verdict {
 fn verdict(
     work: &str,
     need: &dyn Fn(usize) -> Result<u64>,
-    batch: usize,
+    (batch, change): (usize, Change),
     available: Option<u64>,
     limit: Option<u64>,
 ) -> Result<Verdict> {
@@ -86,7 +113,15 @@ fn verdict(
     let advice = if least > available {
         format!("even one image takes about {}, so take a smaller space or lower resolutions", mib(least))
     } else {
-        format!("--batch {smaller} takes about {}", mib(least))
+        match change {
+            Change::Flag => format!("--batch {smaller} takes about {}", mib(least)),
+            Change::Stage(name) => format!("`batch = {smaller}` in the stage '{name}' takes about {}", mib(least)),
+            Change::None => {
+                "a run that was begun keeps its batch: resume it where there is more memory, or with MPI on \
+                             several machines"
+                    .into()
+            }
+        }
     };
     let takes = format!("{work} with {batch} images at a time takes about {}", mib(wanted));
     Ok(if wanted > limit {
@@ -108,14 +143,18 @@ mod tests {
     #[test]
     fn work_that_does_not_fit_names_a_batch_that_does() {
         let need = |batch: usize| Ok((100 + 10 * batch as u64) << 20);
-        let say = |free: u64, all: u64| {
-            let verdict = verdict("training", &need, 64, Some(free << 20), Some(all << 20)).unwrap();
+        let say_of = |change: Change, free: u64, all: u64| {
+            let verdict = verdict("training", &need, (64, change), Some(free << 20), Some(all << 20)).unwrap();
             match verdict {
                 Verdict::Fits => "fits".to_string(),
                 Verdict::Tight(message) => format!("tight: {message}"),
                 Verdict::Never(message) => format!("never: {message}"),
             }
         };
+        let say = |free: u64, all: u64| say_of(Change::Flag, free, all);
+        let of_stage = say_of(Change::Stage("large"), 500, 1000);
+        assert!(of_stage.contains("`batch = 32` in the stage 'large' takes about 420"), "{of_stage}");
+        assert!(say_of(Change::None, 500, 1000).contains("keeps its batch"));
         assert_eq!(say(740, 1000), "fits");
         let tight = say(500, 1000);
         assert!(
@@ -124,6 +163,6 @@ mod tests {
         let never = say(300, 700);
         assert!(never.starts_with("never: ") && never.contains("--batch 16 ") && never.contains("700 MiB"), "{never}");
         assert!(say(90, 95).contains("even one image takes about 110 MiB"));
-        assert_eq!(verdict("training", &need, 64, None, None).unwrap(), Verdict::Fits);
+        assert_eq!(verdict("training", &need, (64, Change::Flag), None, None).unwrap(), Verdict::Fits);
     }
 }

@@ -1,5 +1,6 @@
 //! A run folder that a failed command made: it goes again.
 
+use ofa_supernet::files::write_atomic;
 use ofa_supernet::lock::LOCK_FILE;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,23 +8,35 @@ use std::path::{Path, PathBuf};
 /// Files and folders that a training makes before its first step.
 const FIRST_FILES: [&str; 5] = [LOCK_FILE, "config.toml", "metrics.jsonl", "metrics.csv", "tensorboard"];
 
+/// Those of them that a training replaces where they are there.
+const REPLACED: [&str; 3] = ["config.toml", "metrics.jsonl", "metrics.csv"];
+
 /// What a command adds to the file system for its run folder.
 pub struct NewFolder {
     /// Folders that were missing, the innermost first.
     missing: Vec<PathBuf>,
+    /// Files that were there, with their contents.
+    kept: Vec<(PathBuf, Vec<u8>)>,
 }
 
 impl NewFolder {
-    /// Notes, before anything is written, which of the folders of `path` are missing.
+    /// Notes, before anything is written, which of the folders of `path` are missing and what files are there.
     pub fn of(path: &Path) -> Self {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         let missing = path.ancestors().take_while(|folder| !folder.exists()).map(Path::to_path_buf).collect();
-        NewFolder { missing }
+        let files = REPLACED.iter().map(|name| path.join(name));
+        let kept = files.filter_map(|file| fs::read(&file).ok().map(|content| (file, content))).collect();
+        NewFolder { missing, kept }
     }
 
     /// Removes the folders that were missing and the first files in them. A folder that was there, or that holds
-    /// anything else by now, stays.
+    /// anything else by now, stays, and its files get back their contents.
     pub fn discard(&self) {
+        for (file, content) in &self.kept {
+            if fs::read(file).ok().as_ref() != Some(content) {
+                let _ = write_atomic(file, content);
+            }
+        }
         let Some(run) = self.missing.first() else { return };
         let first = |name: &std::ffi::OsStr| FIRST_FILES.iter().any(|file| *file == name);
         let names = || fs::read_dir(run).into_iter().flatten().flatten().map(|entry| entry.file_name());
@@ -63,7 +76,9 @@ mod tests {
             fs::remove_dir_all(root.join("a")).unwrap();
         }
         fill(&[]);
-        NewFolder::of(&run).discard();
-        assert!(run.join("config.toml").exists());
+        let made = NewFolder::of(&run);
+        fs::write(run.join("config.toml"), "another").unwrap();
+        made.discard();
+        assert_eq!(fs::read_to_string(run.join("config.toml")).unwrap(), "");
     }
 }

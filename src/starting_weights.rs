@@ -53,11 +53,7 @@ impl StartingWeights {
                     file.display()
                 );
             }
-            let mut weights = Self::read(&file)?;
-            if weights.normalisation.is_none() {
-                weights.normalisation = normalisation_of_run(path);
-            }
-            return Ok(weights);
+            return Self::read(&file);
         }
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         if name.starts_with("step-") {
@@ -70,7 +66,9 @@ impl StartingWeights {
         }
         let (state, note) = read_supernet(path)
             .with_context(|| format!("{}: expected a run folder or a file of its checkpoints", path.display()))?;
-        let normalisation = note.trained_on.map(|trained_on| trained_on.normalisation);
+        // That of an imported supernet is in the run's configuration.
+        let run = || normalisation_of_run(path.parent()?.parent()?);
+        let normalisation = note.trained_on.map(|trained_on| trained_on.normalisation).or_else(run);
         let weights = Trained::Supernet { space: note.space, state };
         Ok(StartingWeights { path: path.to_path_buf(), weights, classes: note.classes, normalisation })
     }

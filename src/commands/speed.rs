@@ -1,5 +1,6 @@
 //! `ofa speed`
 
+use crate::commands::train::of_one_rank;
 use crate::processes::on_this_machine;
 use crate::progress::{self, Bar, counted};
 use crate::ranks_model::{Network, Prediction, Step, predict};
@@ -177,7 +178,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<Value> {
     let step_seconds = median(&times).context("no step was measured")?;
     let exchange = ranks.is_distributed().then(|| exchange(ranks, waited / times.len() as f64, &step_exchange));
     let schedule = match &setting.schedule {
-        Some((config, images)) => Some(stage_times(config, setting.classes, *images, 1)?),
+        Some((config, images)) => Some(stage_times(config, setting.classes, *images, &Ranks::alone())?),
         None => None,
     };
     let report = Report {
@@ -418,9 +419,9 @@ fn mean(exchanges: &[Exchange]) -> Exchange {
     }
 }
 
-/// Measures a few steps of each stage at the resolutions that training would draw, on one of `processes` that share the
-/// images of a step.
-pub fn stage_times(config: &RunConfig, classes: usize, images: usize, processes: usize) -> Result<Vec<StageTime>> {
+/// Measures a few steps of each stage at the resolutions that training would draw, on one of `ranks`, which share the
+/// images of a step; those on this machine also share its memory.
+pub fn stage_times(config: &RunConfig, classes: usize, images: usize, ranks: &Ranks) -> Result<Vec<StageTime>> {
     // Its weights make no difference to times.
     let mut teacher = config.space.clone();
     if let Some(from) = &config.train.teacher_from {
@@ -429,7 +430,9 @@ pub fn stage_times(config: &RunConfig, classes: usize, images: usize, processes:
             Err(error) => terminal::note(format!("a teacher of the run's own space is timed: {error:#}")),
         }
     }
-    memory::check_training(&config.space, Some(&teacher), classes, [images, 0], &config.train, processes)?;
+    let own = of_one_rank(&config.train, ranks);
+    let machine = (on_this_machine(ranks), false);
+    memory::check_training(&config.space, Some(&teacher), classes, [images, 0], &own, machine)?;
     let net = Supernet::new(&config.space, classes, 0)?;
     let teacher = Supernet::new(&teacher, classes, 1)?;
     let mut stages = Vec::new();
@@ -442,7 +445,7 @@ pub fn stage_times(config: &RunConfig, classes: usize, images: usize, processes:
         for step in 0..=3 * resolutions.min(4) {
             crate::interrupt::check()?;
             let resolution = resolution_of(stage, &choices, config.train.seed, step);
-            let (images, labels) = random_batch(plan.batch.div_ceil(processes), resolution, classes)?;
+            let (images, labels) = random_batch(plan.batch.div_ceil(ranks.count()), resolution, classes)?;
             let start = Instant::now();
             let input = StepInput {
                 config: &config.train,

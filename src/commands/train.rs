@@ -4,12 +4,13 @@ use crate::commands::speed::stage_times;
 use crate::new_folder::NewFolder;
 use crate::processes::on_this_machine;
 use crate::progress::{self, Bar, counted};
-use crate::run_folder::{DataConfig, RunConfig, RunFolder, absolute, data_flag};
+use crate::run_folder::{DataConfig, FOREIGN_SPACE, RunConfig, RunFolder, absolute, data_flag};
 use crate::starting_weights::StartingWeights;
 use crate::terminal::{note, warning};
 use crate::{interrupt, memory, numbers, shell, subnet_text, table, terminal, training_summary};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
+use ofa_extract::predictor::FEWEST_SAMPLES;
 use ofa_supernet::data::Dataset;
 use ofa_supernet::train::checkpoint::Folder;
 use ofa_supernet::train::metrics::TENSORBOARD;
@@ -67,8 +68,8 @@ pub struct Settings {
     /// or the folder of a model that is a subnet of the space. The classes may differ.
     #[arg(long, value_name = "RUN|CHECKPOINT|MODEL")]
     from: Option<PathBuf>,
-    /// Learn from the largest subnet of this other supernet (of the same images, and any space) in all stages without a
-    /// teacher of their own: a run folder or a file of its checkpoints.
+    /// Learn from the largest subnet of this other supernet (of the same images, and any space) in all stages but those
+    /// whose teacher is in_place: a run folder or a file of its checkpoints.
     #[arg(long, value_name = "RUN|CHECKPOINT")]
     teacher: Option<PathBuf>,
     /// Train only this subnet, for as many epochs as all stages have: its text, smallest, middle or largest, or
@@ -193,6 +194,11 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<Value> {
     } else {
         args.settings.resolve()?
     };
+    for (file, what) in [("trials.jsonl", "trials of `ofa tune`"), (FOREIGN_SPACE, "accuracies from elsewhere")] {
+        if folder.join(file).exists() {
+            bail!("{}: this folder holds {what}; choose another run folder", args.out.display());
+        }
+    }
     if ranks.is_distributed() && !args.resume {
         config.train.ranks.get_or_insert(ranks.count());
     }
@@ -240,9 +246,15 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<Value> {
             if let Some(peak) = peak {
                 say!("\npeak memory {}", memory::mib(peak));
             }
-            say!("\n{} written after {steps} steps in {}", supernet.display(), progress::duration(seconds));
+            say!(
+                "\n{} written after {} in {}",
+                supernet.display(),
+                counted(steps, "step"),
+                progress::duration(seconds)
+            );
             let run = shell::path(&args.out);
-            terminal::next([format!("ofa profile --run {run} --name this"), format!("ofa predictor --run {run}")]);
+            let profile = format!("ofa profile --run {run} --name this");
+            terminal::next([profile, after_training(&config, &run)]);
             Ok(json!({
                 "run": args.out,
                 "supernet": supernet,
@@ -304,7 +316,8 @@ pub fn train_run(
         None => Folder::of_run(out, 1).teacher_space()?,
     };
     let of_one_rank = of_one_rank(&config.train, ranks);
-    let estimate = memory::check(&config.space, teacher_space.as_ref(), &data, &of_one_rank, on_this_machine(ranks))?;
+    let machine = (on_this_machine(ranks), resume);
+    let estimate = memory::check(&config.space, teacher_space.as_ref(), &data, &of_one_rank, machine)?;
     let each = if ranks.is_distributed() { " for each process" } else { "" };
     note(format!("about {} of memory at the peak{each}", memory::mib(estimate)));
     let mut net = Supernet::on_device(&config.space, data.classes.len(), config.train.seed, DType::F32, device)?;
@@ -358,8 +371,7 @@ impl Watch<'_> {
             }
             Event::Step(step) => {
                 self.bar.pace(format!("{} images/s", progress::rate(step.images_per_second)), step.eta_seconds);
-                self.bar.details(details(step, &self.accuracies));
-                self.bar.set(step.step, step.steps);
+                self.bar.advance(step.step, step.steps, details(step, &self.accuracies));
             }
             Event::Probes { stage, step, results } => {
                 let shown = results.iter().filter(|result| !self.only_largest || result.name == "largest");
@@ -374,6 +386,20 @@ impl Watch<'_> {
             Event::Checkpoint { path } => terminal::detail(|| format!("{} written", path.display())),
         }
     }
+}
+
+/// Whether too few subnets are trained for a predictor.
+pub fn are_few(config: &RunConfig) -> bool {
+    config.train.only_subnet().is_some() || config.space.count() < FEWEST_SAMPLES as f64
+}
+
+/// The command that makes use of what is trained in `run`.
+pub fn after_training(config: &RunConfig, run: &str) -> String {
+    if !are_few(config) {
+        return format!("ofa predictor --run {run}");
+    }
+    let subnet = config.train.only_subnet().map_or("largest".into(), ToString::to_string);
+    format!("ofa extract --run {run} --subnet {}", shell::quote(&subnet))
 }
 
 /// Whether stage `index` trains only the largest subnet, perhaps at several resolutions.
@@ -411,7 +437,7 @@ fn agreed<T>(ranks: &Ranks, result: Result<T>) -> Result<T> {
 /// The configuration with as many epochs as `hours` have room for, by steps that are measured now.
 fn within_hours(config: &RunConfig, data: &Dataset, hours: f64, ranks: &Ranks) -> Result<RunConfig> {
     note(format!("measuring how many epochs {hours} hours have room for"));
-    let times = agreed(ranks, stage_times(config, data.classes.len(), data.train.len(), ranks.count()))?;
+    let times = agreed(ranks, stage_times(config, data.classes.len(), data.train.len(), ranks))?;
     let seconds: f64 = times.iter().map(|stage| stage.seconds).sum();
     // All ranks train for what the first one measured.
     let epochs = ranks.broadcast_f64(config.train.total_epochs() * 3600.0 * hours / seconds);
@@ -421,7 +447,7 @@ fn within_hours(config: &RunConfig, data: &Dataset, hours: f64, ranks: &Ranks) -
 }
 
 /// The configuration with the images that one of `ranks` has of a step.
-fn of_one_rank(config: &TrainConfig, ranks: &Ranks) -> TrainConfig {
+pub fn of_one_rank(config: &TrainConfig, ranks: &Ranks) -> TrainConfig {
     let mut own = config.clone();
     let batches = own.stages.iter_mut().filter_map(|stage| stage.batch.as_mut()).chain([&mut own.batch]);
     batches.for_each(|batch| *batch = (*batch * config.ranks.unwrap_or(1)).div_ceil(ranks.count()));

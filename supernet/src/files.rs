@@ -11,12 +11,20 @@ pub use crate::temporaries::{is_temporary, remove_all_abandoned};
 
 /// Writes `bytes` to `path` through a temporary neighbour: write, fsync, rename, fsync of the folder.
 ///
-/// Missing parent folders are created.
+/// Missing parent folders are created. Where the path is a link, the file that it points to is replaced. A pipe or a
+/// device (`/dev/stdout`) is written to: renaming would put a file in its place.
 ///
 /// # Errors
 /// The operating system's error with the path; the old file is then unchanged.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_all_atomic(&[(path, bytes)])
+    let failed = |error| Error::file(path, error);
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() && !found.is_dir() => {
+            File::options().write(true).open(path).and_then(|mut file| file.write_all(bytes)).map_err(failed)
+        }
+        Ok(_) if path.is_symlink() => write_all_atomic(&[(&path.canonicalize().map_err(failed)?, bytes)]),
+        _ => write_all_atomic(&[(path, bytes)]),
+    }
 }
 
 /// Writes files of one folder that belong together, each like [`write_atomic`].
@@ -335,6 +343,17 @@ mod tests {
         write_atomic(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_stays_and_its_file_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let [file, link] = ["file", "link"].map(|name| folder.path().join(name));
+        fs::write(&file, b"old").unwrap();
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        write_atomic(&link, b"new").unwrap();
+        assert!(link.is_symlink() && fs::read(&file).unwrap() == b"new");
     }
 
     #[test]

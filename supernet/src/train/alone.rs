@@ -26,7 +26,8 @@ impl TrainConfig {
             subnets_per_step: 1,
             sampling: Sampling::Uniform,
             candidates: None,
-            kd_ratio: 0.0,
+            // The teacher of another run teaches it, too.
+            kd_ratio: if self.teacher_from.is_some() { 1.0 } else { 0.0 },
             teacher: Teacher::Frozen,
             taught: Taught::default(),
             sort_channels: None,
@@ -80,6 +81,9 @@ mod tests {
         assert_eq!((own.learning_rate, own.warmup_epochs), (first.learning_rate, first.warmup_epochs));
         let outside = Subnet { resolution: 17, ..space.smallest() };
         assert!(config.alone(&space, &outside).is_err());
+        let taught = TrainConfig { teacher_from: Some("other".into()), ..config.clone() };
+        let (own, alone) = taught.alone(&space, &space.smallest()).unwrap();
+        assert!(alone.stages[0].has_frozen_teacher() && alone.validate(&own).is_ok());
         assert_eq!(config.only_subnet(), None);
     }
 }

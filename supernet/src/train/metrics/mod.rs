@@ -51,7 +51,7 @@ pub enum MetricsLine {
         step: usize,
         /// Name of the stage.
         stage: String,
-        /// `smallest`, `middle` or `largest`.
+        /// `smallest`, `middle` or `largest`; `subnet` where only one is trained.
         probe: String,
         /// The subnet.
         subnet: Subnet,
