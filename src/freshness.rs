@@ -10,6 +10,7 @@ use ofa_extract::predictor::check_space;
 use ofa_extract::search::Basis;
 use ofa_extract::{Constraint, Measures, Metric, Predictor, SearchResult};
 use ofa_supernet::SearchSpace;
+use ofa_supernet::files::read_json;
 use std::path::{Path, PathBuf};
 
 /// Path of the run's predictor.
@@ -100,6 +101,20 @@ fn is_of_int8(limit: &Constraint, measures: &Measures) -> Option<bool> {
 /// Whether one of the limits is of int8 models, so that their results should be extracted as such.
 pub fn is_any_of_int8<'c>(mut limits: impl Iterator<Item = &'c Constraint>, measures: &Measures) -> bool {
     limits.any(|limit| is_of_int8(limit, measures) == Some(true))
+}
+
+/// Whether a search result of the run has a limit of int8 models.
+pub fn has_results_of_int8(folder: &RunFolder) -> Result<bool> {
+    let (space, classes) = folder.space()?;
+    let measures = Measures::new(&space, classes.len(), folder.devices(std::iter::empty())?);
+    for file in folder.json_files("search")? {
+        let result: SearchResult = read_json(&file)?;
+        let limits = result.constraints.iter().filter_map(|limit| limit.constraint.parse::<Constraint>().ok());
+        if limits.into_iter().any(|limit| is_of_int8(&limit, &measures) == Some(true)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Prints a note for each limit of `results` that is of another number type than the models that are extracted: f32

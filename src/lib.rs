@@ -73,7 +73,17 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Exit code of a wrong command line.
+const USAGE: u8 = 2;
+
 fn run() -> ExitCode {
+    // Configurations and JSON hold paths as text.
+    if let Some(argument) = std::env::args_os().find(|argument| argument.to_str().is_none()) {
+        terminal::error(format_args!(
+            "the argument {argument:?} is not UTF-8; expected names and paths in that encoding"
+        ));
+        return ExitCode::from(USAGE);
+    }
     let cli = match cli::Cli::read() {
         Ok(cli) => cli,
         // Help and version are "errors" of clap too.

@@ -35,8 +35,7 @@ pub struct FoundBy {
 impl Wanted {
     /// The result `name` of a search.
     pub fn of_search(name: String, result: &SearchResult) -> Self {
-        let is_predicted = result.basis.as_ref().is_some_and(|basis| basis.predictor.is_some());
-        let predicted = is_predicted.then_some(result.predicted_accuracy);
+        let predicted = result.is_predicted().then_some(result.predicted_accuracy);
         let search = FoundBy {
             sentence: result_files::sentence(&name, result),
             name: name.clone(),

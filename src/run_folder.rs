@@ -40,7 +40,7 @@ struct ForeignSpace {
 }
 
 /// File of [`ForeignSpace`].
-const FOREIGN_SPACE: &str = "space.json";
+pub const FOREIGN_SPACE: &str = "space.json";
 
 /// Source of the images, and how they are split.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -137,8 +137,7 @@ impl DataConfig {
         let data = Dataset::open_splits(&self.source, &options, splits, &|progress: OpenProgress| {
             // Drawing every count would take longer than some of the counted work.
             if progress.done.is_multiple_of(64) {
-                bar.set(progress.done, progress.total);
-                bar.details([progress.work.to_string()]);
+                bar.advance(progress.done, progress.total, [progress.work.to_string()]);
             }
             interrupt::control()
         });

@@ -2,6 +2,7 @@
 
 use crate::terminal;
 use console::{measure_text_width, style, truncate_str};
+use ofa_supernet::quote::visible;
 
 /// Columns between two cells.
 const GAP: usize = 2;
@@ -32,7 +33,9 @@ pub fn print_some(header: &[&str], rows: &[Vec<String>], dispensable: &[&str]) {
 /// The table with the columns that fit into `width`, and the names of the hidden ones.
 fn render<'a>(header: &[&'a str], rows: &[Vec<String>], dispensable: &[&str], width: usize) -> (String, Vec<&'a str>) {
     let header_cells: Vec<String> = header.iter().map(|name| name.to_string()).collect();
-    let lines: Vec<&Vec<String>> = std::iter::once(&header_cells).chain(rows).collect();
+    // Names of files and classes may hold anything.
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| visible(cell)).collect()).collect();
+    let lines: Vec<&Vec<String>> = std::iter::once(&header_cells).chain(&rows).collect();
     let width_of = |column: usize| {
         lines.iter().filter_map(|line| line.get(column)).map(|cell| measure_text_width(cell)).max().unwrap_or(0)
     };

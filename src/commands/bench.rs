@@ -59,6 +59,10 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<Value> {
     args.models.iter().try_for_each(|folder| check_folder(folder, "bench"))?;
+    if args.update_card {
+        // Before anything is measured.
+        args.models.iter().try_for_each(|folder| BenchRecord::read(folder).map(drop))?;
+    }
     let remote = args.remote.machine()?;
     if let (Some(&threads), None) = (args.model_threads.iter().max(), &remote) {
         hint_at_cores("--model-threads", threads);
@@ -94,11 +98,11 @@ pub fn run(args: &Args) -> Result<Value> {
             bench_remotely(remote, &args.models, &options, here)?
         }
     };
-    if args.update_card {
-        for (folder, record) in args.models.iter().zip(&records) {
-            update_card(folder, record.clone())?;
-        }
-    }
+    // Figures are shown also where a card cannot be written.
+    let written = match args.update_card {
+        true => args.models.iter().zip(&records).try_for_each(|(folder, record)| update_card(folder, record.clone())),
+        false => Ok(()),
+    };
     let mut rows: Vec<BenchRow> = records.into_iter().map(|record| record.row).collect();
     if !args.per_class {
         rows.iter_mut().for_each(|row| row.classes.clear());
@@ -114,6 +118,7 @@ pub fn run(args: &Args) -> Result<Value> {
     if args.layers {
         args.models.iter().try_for_each(|folder| print_layers(folder, &options))?;
     }
+    written?;
     Ok(json!({ "models": rows }))
 }
 

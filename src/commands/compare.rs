@@ -1,6 +1,6 @@
 //! `ofa search --compare`: every strategy with the same budget.
 
-use crate::progress::Bar;
+use crate::progress::{Bar, counted};
 use crate::run_folder::RunFolder;
 use crate::scorer::{Scorer, limits_of, searched_space};
 use crate::table;
@@ -61,6 +61,10 @@ pub fn compare(
     drop(bar);
     let middle = |values: &[f64]| median(values).unwrap_or(f64::NAN);
     rows.sort_by(|a, b| middle(&b.1).total_cmp(&middle(&a.1)));
+    // Ranked by unclipped predictions, shown as accuracies.
+    for (_, scores, ..) in &mut rows {
+        scores.iter_mut().for_each(|score| *score = score.clamp(0.0, 1.0));
+    }
     let best = |scores: &[f64]| scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let worst = |scores: &[f64]| scores.iter().copied().fold(f64::INFINITY, f64::min);
     let value = |(name, scores, seconds, scored): &(&str, Vec<f64>, Vec<f64>, Vec<f64>)| {
@@ -78,8 +82,7 @@ pub fn compare(
         .into_iter()
         .map(|(name, scores, seconds, scored)| {
             let (best, worst) = (best(&scores), worst(&scores));
-            // Ranked by unclipped predictions, shown as accuracies from 0 to 1.
-            let percent = |value: f64| format!("{:.2} %", 100.0 * value.clamp(0.0, 1.0));
+            let percent = |value: f64| format!("{:.2} %", 100.0 * value);
             vec![
                 name.to_string(),
                 percent(best),
@@ -91,7 +94,8 @@ pub fn compare(
         })
         .collect();
     let limit = constraints.iter().map(Constraint::to_string).collect::<Vec<_>>().join(" ");
-    say!("{limit}, {} seeds, at most {evaluations} evaluations each", options.seeds);
+    let seeds = counted(options.seeds as usize, "seed");
+    say!("{limit}, {seeds}, at most {} each", counted(evaluations, "evaluation"));
     table::print(&["strategy", "best", "median", "spread", "seconds", "evaluations"], &cells);
     say!();
     Ok(json!({ "limits": limit, "seeds": options.seeds, "evaluations": evaluations, "strategies": values }))

@@ -14,7 +14,7 @@ pub struct Args {
     #[command(flatten)]
     settings: Settings,
     /// Print every key that there is, as Markdown.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "Settings")]
     keys: bool,
 }
 

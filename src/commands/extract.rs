@@ -5,7 +5,7 @@ use crate::freshness::predictor_path;
 use crate::measured::{Images, Measured};
 use crate::model_folders::{check_all, check_int8_replaceable, int8_folder, is_current, is_twin_current, model_folder};
 use crate::model_origin::{Wanted, origin, provenance, search_results};
-use crate::progress::Bar;
+use crate::progress::{Bar, counted};
 use crate::run_folder::{RunConfig, RunFolder};
 use crate::{interrupt, kept_samples, names, numbers, shell, subnet_text, table, terminal};
 use anyhow::{Result, anyhow, bail};
@@ -124,7 +124,9 @@ pub fn run(args: &Args) -> Result<Value> {
     check_all(&folder, &wanted, options.overwrite)?;
     let next = || {
         let source = args.data.as_deref().unwrap_or(&config.data.source);
-        terminal::next([format!("ofa bench {}/models/* --data {}", shell::path(&args.run), shell::quote(source))]);
+        // A run that was imported without images has no source.
+        let source = if source.is_empty() { "DIR".into() } else { shell::quote(source) };
+        terminal::next([format!("ofa bench {}/models/* --data {source}", shell::path(&args.run))]);
     };
     let of_int8 = |folder: &Path| {
         args.int8.then(|| int8_folder(folder)).filter(|twin| !is_twin_current(folder, twin, args.finetune))
@@ -269,7 +271,7 @@ impl Extracted {
             "predicted": self.predicted,
             "accuracy": self.accuracy,
             "finetuned_accuracy": self.finetuned_accuracy,
-            "stored": if self.is_finetuned() { "fine-tuned" } else { "extracted" },
+            "stored": if self.is_finetuned() { "fine-tuned" } else { "before" },
             "logit_difference": self.difference.0,
             "largest_logit": self.difference.1,
         })
@@ -433,10 +435,9 @@ fn finetune_subnet(
     let mut begun = false;
     finetune(net, teacher, subnet, data, config, options, &mut |at| {
         if !std::mem::replace(&mut begun, true) {
-            terminal::note(format!("fine-tuning '{subnet}': {} steps", at.steps));
+            terminal::note(format!("fine-tuning '{subnet}': {}", counted(at.steps, "step")));
         }
-        bar.set(at.step, at.steps);
-        bar.details([format!("loss {:.3}", at.loss)]);
+        bar.advance(at.step, at.steps, [format!("loss {:.3}", at.loss)]);
         if interrupt::requested() { Control::Stop } else { Control::Continue }
     })?;
     Ok(())

@@ -6,6 +6,7 @@ use crate::{interrupt, numbers};
 use anyhow::Result;
 use ofa_evaluate::Model;
 use ofa_evaluate::runtime::softmax;
+use ofa_supernet::quote::visible;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -57,8 +58,9 @@ pub fn run(args: &Args) -> Result<Value> {
     }
     drop(bar);
     for Prediction { image, classes } in &predictions {
-        let classes = classes.iter().map(|class| format!("{} {:.1} %", class.class, 100.0 * class.probability));
-        say!("{image}: {}", classes.collect::<Vec<_>>().join(", "));
+        let class = |class: &ClassProbability| format!("{} {:.1} %", visible(&class.class), 100.0 * class.probability);
+        let classes = classes.iter().map(class);
+        say!("{}: {}", visible(image), classes.collect::<Vec<_>>().join(", "));
     }
     Ok(json!({ "images": predictions }))
 }

@@ -299,8 +299,7 @@ fn fit(folder: &RunFolder, space: &SearchSpace, sampling: &Sampling) -> Result<(
     let bar = Bar::new("fitting the predictor", 0, "steps");
     let (mut predictor, mut report) =
         Predictor::fit(space, &samples, &sampling.fit_settings(), sampling.seed, &mut |done, total, rmse| {
-            bar.set(done, total);
-            bar.details([format!("RMSE {:.2} points", 100.0 * rmse)]);
+            bar.advance(done, total, [format!("RMSE {:.2} points", 100.0 * rmse)]);
         })?;
     drop(bar);
     let bar = Bar::new("judging searches", 0, "halves");

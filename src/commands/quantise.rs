@@ -2,7 +2,7 @@
 
 use crate::commands::bench::check_folder;
 use crate::model_folders::{check_int8_replaceable, int8_folder, name_beside};
-use crate::progress::Bar;
+use crate::progress::{Bar, counted};
 use crate::run_folder::{DataConfig, data_flag};
 use crate::{class_names, interrupt, numbers, terminal};
 use anyhow::{Result, bail};
@@ -252,10 +252,13 @@ impl<'a> Finetuning<'a> {
         let mut begun = false;
         let finetuned = finetune(start, weights, images, &self.data, self.options, &mut |at| {
             if !std::mem::replace(&mut begun, true) {
-                terminal::note(format!("fine-tuning the integers of {}: {} steps", self.folder.display(), at.steps));
+                terminal::note(format!(
+                    "fine-tuning the integers of {}: {}",
+                    self.folder.display(),
+                    counted(at.steps, "step")
+                ));
             }
-            bar.set(at.step, at.steps);
-            bar.details([format!("loss {:.4}", at.loss)]);
+            bar.advance(at.step, at.steps, [format!("loss {:.4}", at.loss)]);
             interrupt::control()
         })?;
         Ok(finetuned)

@@ -15,7 +15,7 @@ pub struct Args {
     #[arg(long)]
     run: PathBuf,
     /// Format of the file.
-    #[arg(long, value_enum, default_value_t = Format::Html)]
+    #[arg(long, value_enum, default_value_t = Format::Html, conflicts_with = "json")]
     format: Format,
     /// File to write (default: report.html or report.md in the run folder). With --json no file is written.
     #[arg(long, conflicts_with = "json")]

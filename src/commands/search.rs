@@ -84,7 +84,7 @@ struct Scoring {
     #[arg(long, value_enum, default_value_t = Score::Predictor)]
     score: Score,
     /// Rank subnets by predicted accuracy less K of its standard deviations, so that uncertain predictions count less.
-    #[arg(long, value_name = "K", default_value_t = 0.0, value_parser = numbers::deviations)]
+    #[arg(long, value_name = "K", default_value_t = 0.0, conflicts_with = "compare", value_parser = numbers::deviations)]
     pessimism: f64,
     /// Measure the K best subnets on the supernet after the search, and return the best of them.
     #[arg(long, value_name = "K", value_parser = numbers::subnets)]
@@ -307,10 +307,11 @@ fn note_devices<'c>(measures: &Measures, constraints: impl Iterator<Item = &'c C
 pub fn print_results(results: &[(String, SearchResult)]) {
     let measured = results.iter().any(|(_, result)| result.measured_accuracy.is_some());
     let percent = |accuracy: f64| format!("{:.2} %", 100.0 * accuracy);
-    let mut header = vec!["limit", "value", "predicted", "evaluations", "time", "subnet"];
-    if measured {
-        header.insert(3, "measured");
-    }
+    let predicted = results.iter().any(|(_, result)| result.is_predicted());
+    let mut header = vec!["limit", "value"];
+    header.extend(predicted.then_some("predicted"));
+    header.extend(measured.then_some("measured"));
+    header.extend(["evaluations", "time", "subnet"]);
     let rows: Vec<Vec<String>> = results
         .iter()
         .map(|(name, result)| {
@@ -318,20 +319,13 @@ pub fn print_results(results: &[(String, SearchResult)]) {
                 result.constraints.iter().map(f).collect::<Vec<_>>().join(" ")
             };
             let limit = if result.constraints.is_empty() { name.clone() } else { join(&|c| c.constraint.clone()) };
-            let mut row = vec![
-                limit,
-                join(&|c| show_value(c)),
-                match result.predicted_deviation {
-                    Some(deviation) => format!("{:.2} ± {:.2} %", 100.0 * result.predicted_accuracy, 100.0 * deviation),
-                    None => percent(result.predicted_accuracy),
-                },
-                result.evaluations.to_string(),
-                progress::duration(result.seconds),
-                result.best.to_string(),
-            ];
-            if measured {
-                row.insert(3, result.measured_accuracy.map(percent).unwrap_or_default());
-            }
+            let mut row = vec![limit, join(&|c| show_value(c))];
+            row.extend(predicted.then(|| match result.predicted_deviation {
+                Some(deviation) => format!("{:.2} ± {:.2} %", 100.0 * result.predicted_accuracy, 100.0 * deviation),
+                None => percent(result.predicted_accuracy),
+            }));
+            row.extend(measured.then(|| result.measured_accuracy.map(percent).unwrap_or_default()));
+            row.extend([result.evaluations.to_string(), progress::duration(result.seconds), result.best.to_string()]);
             row
         })
         .collect();
@@ -368,6 +362,7 @@ fn print_front(result: &SearchResult) {
     if let Some(volume) = result.hypervolume {
         say!("hypervolume {volume:.4}: the part of the box of all costs and accuracies that the front dominates");
     }
-    let header: Vec<&str> = result.against.iter().map(String::as_str).chain(["predicted", "subnet"]).collect();
+    let accuracy = if result.is_predicted() { "predicted" } else { "measured" };
+    let header: Vec<&str> = result.against.iter().map(String::as_str).chain([accuracy, "subnet"]).collect();
     table::print(&header, &rows);
 }

@@ -1,6 +1,8 @@
 //! `ofa status`
 
 use crate::commands::predictor::REPORT as FIT;
+use crate::commands::train::{after_training, are_few};
+use crate::freshness::{has_results_of_int8, predictor_path};
 use crate::progress;
 use crate::run_folder::{RunConfig, RunFolder, subfolders};
 use crate::{shell, terminal};
@@ -42,6 +44,8 @@ struct Status {
     /// Steps of the checkpoints from which training can resume.
     checkpoints: Vec<usize>,
     predictor: Option<FitReport>,
+    /// Whether there is a predictor, perhaps a published one, whose quality is not known.
+    has_predictor: bool,
     /// Names of device profiles.
     devices: Vec<String>,
     /// Names of search results.
@@ -160,39 +164,42 @@ impl Status {
             training: training(&config, &checkpoints, &lines, state)?,
             checkpoints: checkpoints.list()?.into_iter().map(|(step, _)| step).collect(),
             predictor: if fit.exists() { Some(read_json(&fit)?) } else { None },
+            has_predictor: predictor_path(folder).exists(),
             devices: names(folder.json_files("devices")?),
             searches: names(folder.json_files("search")?),
             models,
             next: Vec::new(),
         };
-        status.next = status.next(folder);
+        status.next = status.next(folder, &config)?;
         Ok(status)
     }
 
     /// The commands to run next.
-    fn next(&self, folder: &RunFolder) -> Vec<String> {
+    fn next(&self, folder: &RunFolder, config: &RunConfig) -> Result<Vec<String>> {
         let run = shell::path(&self.run);
         if self.command.is_some() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         if matches!(self.state, State::NotBegun | State::Stopped) {
-            return vec![format!("ofa train --out {run} --resume")];
+            return Ok(vec![format!("ofa train --out {run} --resume")]);
         }
-        let has_predictor = folder.join("predictor/predictor.safetensors").exists();
         let mut next = Vec::new();
         if self.devices.is_empty() {
             next.push(format!("ofa profile --run {run} --name this"));
         }
-        if !has_predictor && self.state != State::WithoutSupernet {
-            next.push(format!("ofa predictor --run {run}"));
+        if !self.has_predictor && self.state != State::WithoutSupernet {
+            // Few subnets have no predictor, and are extracted once.
+            let is_done = are_few(config) && !self.models.is_empty();
+            next.extend((!is_done).then(|| after_training(config, &run)));
         }
-        if has_predictor && self.searches.is_empty() {
+        if self.has_predictor && self.searches.is_empty() {
             let limit = self.devices.first().map_or("any:macs=50M".into(), |device| format!("{device}:latency=10ms"));
             next.push(format!("ofa search --run {run} --limit {}", shell::quote(&limit)));
         }
         let is_missing = |name: &String| !self.models.contains(name);
         if self.state != State::WithoutSupernet && self.searches.iter().any(is_missing) {
-            next.push(format!("ofa extract --run {run} --search-results"));
+            let int8 = if has_results_of_int8(folder)? { " --int8" } else { "" };
+            next.push(format!("ofa extract --run {run} --search-results{int8}"));
         }
         let is_measured = |name: &String| folder.join(&format!("models/{name}/{BENCH_FILE}")).exists();
         if !self.models.iter().all(is_measured) {
@@ -201,7 +208,7 @@ impl Status {
         } else if !self.models.is_empty() {
             next.push(format!("ofa report --run {run}"));
         }
-        next
+        Ok(next)
     }
 
     fn print(&self) {
@@ -225,7 +232,8 @@ impl Status {
         line("checkpoints", list(&steps));
         let tau = |fit: &FitReport| fit.kendall_tau.map_or(String::new(), |tau| format!(", Kendall tau {tau:.3}"));
         let fit = |fit: &FitReport| format!("{} subnets, RMSE {:.2} points{}", fit.samples, 100.0 * fit.rmse, tau(fit));
-        line("predictor", self.predictor.as_ref().map_or("none".into(), fit));
+        let unknown = if self.has_predictor { "there, its quality is not known" } else { "none" };
+        line("predictor", self.predictor.as_ref().map_or(unknown.into(), fit));
         line("devices", list(&self.devices));
         line("searches", list(&self.searches));
         line("models", list(&self.models));

@@ -249,8 +249,7 @@ impl Run<'_> {
                 Event::Step(step) => {
                     self.bar.pace(format!("{} images/s", progress::rate(step.images_per_second)), step.eta_seconds);
                     let loss = format!("loss {:.3}", step.report.loss);
-                    self.bar.details([name.clone(), loss, step.stage.to_string()]);
-                    self.bar.set(step.step, step.steps);
+                    self.bar.advance(step.step, step.steps, [name.clone(), loss, step.stage.to_string()]);
                 }
                 _ => {}
             }

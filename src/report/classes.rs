@@ -5,6 +5,7 @@ use super::Report;
 use super::models::ModelRow;
 use maud::{Markup, html};
 use ofa_evaluate::bench::{ClassAnswers, confusions, worst_first};
+use ofa_evaluate::model::cell;
 use std::fmt::Write;
 
 /// Most classes of a matrix that is shown as a whole.
@@ -129,11 +130,6 @@ pub fn markdown(report: &Report) -> String {
         }
     }
     text
-}
-
-/// A name that cannot end a table's cell or row.
-fn cell(name: &str) -> String {
-    name.replace(char::is_control, " ").replace('|', "\\|")
 }
 
 #[cfg(test)]

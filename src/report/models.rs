@@ -102,9 +102,10 @@ fn row(path: &std::path::Path, searches: &[Search], devices: &[Device]) -> Resul
             let limits = &provenance?.limits;
             (!limits.is_empty()).then(|| limits.join(", "))
         }),
-        predicted: search
-            .map(|search| search.result.predicted_accuracy)
-            .or_else(|| provenance.and_then(|provenance| provenance.predicted_accuracy)),
+        predicted: match search {
+            Some(search) => search.result.is_predicted().then_some(search.result.predicted_accuracy),
+            None => provenance.and_then(|provenance| provenance.predicted_accuracy),
+        },
         deviation: search.and_then(|search| search.result.predicted_deviation),
         validation: validated.filter(|_| config.dtype != NumberType::Int8),
         test,

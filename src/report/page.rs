@@ -2,7 +2,7 @@
 
 use super::classes;
 use super::models::ModelRow;
-use super::text::percent;
+use super::text::{PLUS_MINUS, percent};
 use super::{Device, Report};
 use crate::progress::duration;
 use anyhow::Result;
@@ -62,7 +62,7 @@ fn models(report: &Report) -> Markup {
                 }
             }
         }
-        p class="small" { "± after a prediction: the interval of 90 %; after a test: the standard error." }
+        p class="small" { (PLUS_MINUS) }
         @if report.has_dominated() {
             p class="small" { "Pale rows: another model is at least as accurate, fast and small." }
         }
@@ -132,7 +132,7 @@ fn training_section(report: &Report) -> Result<Markup> {
                 @if let Some(seconds) = training.seconds { " It took " (duration(seconds)) "." }
                 @else { " It is not finished." }
                 @if let Some(best) = training.best {
-                    " The best checkpoint is that of step " (best.step) ", with a mean accuracy of " (percent(best.accuracy)) "."
+                    " The best checkpoint is that of step " (best.step) ", with an accuracy of " (percent(best.accuracy)) "."
                 }
             }
             div class="charts" { @for chart in &charts { (chart) } }

@@ -13,7 +13,7 @@ const CURVE: usize = 400;
 const FRONT: usize = 1600;
 
 impl Report {
-    /// Accuracies of the smallest, middle and largest subnet, loss, and learning rate by step.
+    /// Accuracies of the validated subnets, loss, and learning rate by step.
     pub(super) fn training_charts(&self) -> Result<Vec<Markup>> {
         let steps = &self.training.steps;
         let every = steps.len().div_ceil(CURVE).max(1);
@@ -22,7 +22,7 @@ impl Report {
             Series { name: name.into(), points: points.collect(), joined: true }
         };
         let mut probes: Vec<Series> = Vec::new();
-        for name in ["smallest", "middle", "largest"] {
+        for name in ["smallest", "middle", "largest", "subnet"] {
             let of = self.training.probes.iter().filter(|probe| probe.probe == name);
             let points = of.map(|probe| Point {
                 text: format!("{name} after {} steps: {}, {}", probe.step, percent(probe.accuracy), probe.subnet),
@@ -32,13 +32,11 @@ impl Report {
             probes.push(Series { name: name.into(), points: points.collect(), joined: true });
         }
         if let Some(best) = self.training.best {
-            let text = format!("best checkpoint: mean {} after {} steps", percent(best.accuracy), best.step);
+            let text = format!("best checkpoint: {} after {} steps", percent(best.accuracy), best.step);
+            let is_mean = probes.iter().filter(|series| !series.points.is_empty()).count() > 1;
+            let name = if is_mean { "best checkpoint, mean of all" } else { "best checkpoint" };
             let point = Point { text, ..plain(best.step as f64, 100.0 * best.accuracy) };
-            probes.push(Series {
-                name: "best checkpoint, mean of the three".into(),
-                points: vec![point],
-                joined: false,
-            });
+            probes.push(Series { name: name.into(), points: vec![point], joined: false });
         }
         probes.retain(|series| !series.points.is_empty());
         let lines: Vec<f64> = self.training.stages.iter().map(|stage| stage.start as f64).collect();
@@ -138,7 +136,7 @@ impl Report {
                 Some(point(name, front.subnet.to_string(), ms, front.score, 0.0))
             }));
             if let Some(ms) = self.latency(device, &result.best) {
-                let deviation = 1.645 * result.predicted_deviation.unwrap_or(0.0);
+                let deviation = result.predicted_deviation.unwrap_or(0.0);
                 found.push(point(name, result.best.to_string(), ms, result.predicted_accuracy, deviation));
             }
         }
@@ -151,11 +149,11 @@ impl Report {
         });
         let mut series = vec![
             Series { name: "models, on test images".into(), points: tested.collect(), joined: false },
-            Series { name: "results of searches, as predicted".into(), points: found, joined: false },
-            Series { name: "fronts of searches, as predicted".into(), points: fronts, joined: false },
+            Series { name: "results of searches, for validation images".into(), points: found, joined: false },
+            Series { name: "fronts of searches, for validation images".into(), points: fronts, joined: false },
         ];
         series.retain(|series| !series.points.is_empty());
-        let title = "Accuracy and latency";
+        let title = "Accuracy and latency, with standard deviations and errors";
         Chart { title, x: "predicted latency (ms)", y: "accuracy (%)", series, diagonal: false, lines: Vec::new() }
             .draw()
     }

@@ -2,6 +2,7 @@
 
 use super::models::ModelRow;
 use super::{Report, classes};
+use ofa_evaluate::model::cell;
 use std::fmt::Write;
 
 /// A fraction in percent.
@@ -16,15 +17,16 @@ pub fn markdown(report: &Report) -> String {
         let _ = writeln!(text, "{sentence}\n");
     }
     if !report.models.is_empty() {
-        let row = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+        let row =
+            |cells: &[String]| format!("| {} |\n", cells.iter().map(|text| cell(text)).collect::<Vec<_>>().join(" | "));
         let header = report.columns();
         text += &row(&header);
         text += &row(&vec!["---".to_string(); header.len()]);
         report.models.iter().for_each(|model| text += &row(&report.cells(model)));
         for model in &report.models {
-            let _ = write!(text, "\n- {}: `{}`", model.name, model.subnet);
+            let _ = write!(text, "\n- {}: `{}`", cell(&model.name), model.subnet);
         }
-        text += "\n";
+        let _ = write!(text, "\n\n{PLUS_MINUS}\n");
     }
     text += &classes::markdown(report);
     for device in &report.devices {
@@ -42,6 +44,9 @@ pub fn markdown(report: &Report) -> String {
     }
     text
 }
+
+/// The meaning of ± in the table of models, as in `ofa search`.
+pub const PLUS_MINUS: &str = "± after a prediction: its standard deviation; after a test: the standard error.";
 
 /// A cell of what is not known.
 const UNKNOWN: &str = "–";
@@ -78,7 +83,7 @@ impl Report {
     pub(super) fn cells(&self, model: &ModelRow) -> Vec<String> {
         let unknown = || UNKNOWN.to_string();
         let predicted = model.predicted.map(|accuracy| match model.deviation {
-            Some(deviation) => format!("{:.2} ± {:.2} %", 100.0 * accuracy, 164.5 * deviation),
+            Some(deviation) => format!("{:.2} ± {:.2} %", 100.0 * accuracy, 100.0 * deviation),
             None => percent(accuracy),
         });
         let test =
