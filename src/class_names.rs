@@ -34,10 +34,10 @@ pub fn in_order_of(known: &[String], data: &Dataset, whose: &str) -> Result<Data
             let data = data.with_class_order(&order)?;
             let (first, last) = (&data.classes[0], &data.classes[known.len() - 1]);
             crate::terminal::note(format!(
-                "{whose} has numbered classes; 0 to {} get the names '{first}' to '{last}' of the data '{}', sorted by {}",
+                "{whose} has numbered classes; 0 to {} get the names '{first}' to '{last}' of the data '{}', {}",
                 known.len() - 1,
                 data.name,
-                if order.is_sorted() { "name" } else { "number" }
+                if order.is_sorted() { "in their order" } else { "sorted by number" }
             ));
             return Ok(data);
         }

@@ -97,7 +97,8 @@ impl Dataset {
             let index = indices[place];
             let image = self.train.image(index)?;
             let mut rng = generator(seed, Stream::Augmentation, &position(place));
-            let mirrors = |rng: &mut StdRng| augmentation.flip.mirrors(seed, epoch, index as u64, rng);
+            let mirrors =
+                |rng: &mut StdRng| augmentation.flip.mirrors(seed, epoch + repetition[place], index as u64, rng);
             painter.varied(&image, augmentation, &mut rng, mirrors, out);
             Ok(())
         })
@@ -147,6 +148,15 @@ impl Dataset {
 /// The file is missing, no complete JPEG or PNG image, or the resolution is 0 or above 4096; with the path.
 pub fn image_input(path: &Path, resolution: usize, normalisation: &Normalisation) -> Result<Vec<f32>> {
     let image = decode_checked(&crate::files::read_bytes(path)?).map_err(|reason| Error::format(path, reason))?;
+    input_of(&image, resolution, normalisation)
+}
+
+/// The content of an image file as evaluation sees it: see [`image_input`].
+///
+/// # Errors
+/// No complete JPEG or PNG image, or the resolution is 0 or above 4096.
+pub fn content_input(content: &[u8], resolution: usize, normalisation: &Normalisation) -> Result<Vec<f32>> {
+    let image = decode_checked(content).map_err(|reason| Error::Data(format!("the image {reason}")))?;
     input_of(&image, resolution, normalisation)
 }
 
@@ -341,6 +351,10 @@ mod tests {
         let batch = data.evaluation_batch(&data.test, &[0], 24).unwrap().images;
         let path = folder.path().join("test/one/a.png");
         assert_eq!(image_input(&path, 24, &Normalisation::IMAGENET).unwrap(), batch);
+        let content = std::fs::read(&path).unwrap();
+        assert_eq!(content_input(&content, 24, &Normalisation::IMAGENET).unwrap(), batch);
+        let message = content_input(&content[..90], 24, &Normalisation::IMAGENET).unwrap_err().to_string();
+        assert!(message.contains("the image is"), "{message}");
         let pixels = image::open(&path).unwrap().into_rgb8().into_raw();
         assert_eq!(pixels_input(&pixels, 90, 70, 24, &Normalisation::IMAGENET).unwrap(), batch);
         for (width, height, expected) in [(70, 91, "70x91"), (0, 70, "0x70"), (1 << 40, 70, "limits")] {

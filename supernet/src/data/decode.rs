@@ -100,6 +100,10 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Image<'static>, String> {
     let mut decoder = reader.into_decoder().map_err(broken)?;
     let (width, height) = decoder.dimensions();
     check_size(width, height)?;
+    // Four channels of 16 bits take more than is kept of them.
+    if decoder.total_bytes() > MAX_ALLOCATION {
+        return Err(too_large(width, height));
+    }
     let orientation = decoder.orientation().map_err(broken)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(broken)?;
     picture.apply_orientation(orientation);
@@ -126,16 +130,18 @@ fn truncated(format: ImageFormat) -> String {
     format!("is a truncated {} image: its end mark is missing", name(format))
 }
 
+fn too_large(width: u32, height: u32) -> String {
+    let most = MAX_ALLOCATION >> 20;
+    format!("has {width}x{height} pixels; the limits are {MAX_SIDE} a side and {most} MiB decoded, so scale it down")
+}
+
 /// Bounds of an image's size in pixels.
 pub(super) fn check_size(width: u32, height: u32) -> Result<(), String> {
     if width == 0 || height == 0 {
         return Err(format!("has {width}x{height} pixels; an image needs at least one"));
     }
     if width > MAX_SIDE || height > MAX_SIDE || u64::from(width) * u64::from(height) * 3 > MAX_ALLOCATION {
-        return Err(format!(
-            "has {width}x{height} pixels; the limits are {MAX_SIDE} a side and {} MiB decoded, so scale it down",
-            MAX_ALLOCATION >> 20
-        ));
+        return Err(too_large(width, height));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! `test` is the test split; without `test` the validation folder is. If both exist, the validation folder is the
 //! validation split.
 
-use super::listing::{Listing, entries};
+use super::listing::{Listing, entries, is_image};
 use super::opening::{Opening, Splits};
 use super::source::Source;
 use super::split::{Pixels, Store};
@@ -23,6 +23,18 @@ pub(super) fn is_image_folder(root: &Path, splits: Splits) -> bool {
 /// A folder of a class of training images, if there is one.
 pub(super) fn class_folder(root: &Path) -> Option<PathBuf> {
     entries(&root.join("train")).ok()?.into_iter().find(|path| path.is_dir())
+}
+
+/// Advice for a folder that holds the folders of classes itself; `None` for any other.
+pub(super) fn advice_for_classes(root: &Path) -> Option<String> {
+    let is_class =
+        |path: &PathBuf| path.is_dir() && entries(path).is_ok_and(|inside| inside.iter().any(|p| is_image(p)));
+    let class = entries(root).ok()?.into_iter().find(is_class)?;
+    let name = class.file_name()?.to_string_lossy().into_owned();
+    Some(format!(
+        ": it holds folders of images such as '{name}'; if these are its classes, move them into train/, and a part of \
+         the images of each into test/CLASS/"
+    ))
 }
 
 /// The test folder, and the validation folder if it is not the test folder.

@@ -35,7 +35,10 @@ impl Layout {
     pub fn of(root: &Path, splits: Splits) -> Result<Option<Layout>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(root).map_err(|e| Error::file(root, e))? {
-            names.push(entry.map_err(|e| Error::file(root, e))?.file_name().to_string_lossy().into_owned());
+            let entry = entry.map_err(|e| Error::file(root, e))?;
+            if !entry.path().is_dir() {
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
         }
         // Hidden files can have names of data files: macOS stores attributes of NAME in ._NAME.
         names.retain(|name: &String| !name.starts_with('.'));

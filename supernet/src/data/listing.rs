@@ -27,7 +27,8 @@ const LEFTOVERS: &[&str] = &[
 /// Extensions of annotations, which many data sets keep beside the images.
 const ANNOTATIONS: &[&str] = &["txt", "csv", "tsv", "json", "xml", "md", "yaml", "yml", "mat", "html", "pdf"];
 /// Extensions of images, supported or not.
-const IMAGES: &[&str] = &["jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff", "avif", "heic", "ppm", "pgm"];
+pub(super) const IMAGES: &[&str] =
+    &["jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff", "avif", "heic", "ppm", "pgm"];
 
 /// Files of one split in order of class and path.
 pub(super) struct Listing {
@@ -148,7 +149,14 @@ impl Listing {
         if bad > 0 {
             let left = self.present();
             if let Some(empty) = (0..left.len()).find(|&class| present[class] && !left[class]) {
-                return Err(empty_class(&self.folder.join(&self.classes[empty])));
+                let class = self.folder.join(&self.classes[empty]);
+                return Err(match class.is_dir() {
+                    true => empty_class(&class),
+                    false => {
+                        let reason = format!("no image of class {empty} ('{}') can be read", self.classes[empty]);
+                        Error::format(&self.folder, reason)
+                    }
+                });
             }
         }
         Ok((good, bad))
@@ -217,7 +225,7 @@ fn has_extension(path: &Path, among: &[&str]) -> bool {
 }
 
 /// Whether a file is an image by name or by content.
-fn is_image(path: &Path) -> bool {
+pub(super) fn is_image(path: &Path) -> bool {
     let mut head = Vec::new();
     has_extension(path, IMAGES)
         || regular::length(path).is_ok()

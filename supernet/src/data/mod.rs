@@ -59,7 +59,7 @@ mod table;
 mod tar_shard;
 
 pub use augmentation::{Augmentation, Border, Crop};
-pub use batch::{Batch, balanced_order, epoch_order, image_input, pixels_input};
+pub use batch::{Batch, balanced_order, content_input, epoch_order, image_input, pixels_input};
 pub use digest::{DataIdentity, TrainedOn};
 pub use erasing::RandomErasing;
 pub use flip::Flip;
@@ -277,7 +277,8 @@ fn open_folder(root: &Path, opening: &Opening) -> Result<Loaded> {
     } else if let Some(idx) = idx::Layout::of(root, opening.splits)? {
         idx.open(opening)
     } else {
-        Err(Error::format(root, format!("has no layout that is understood; {LAYOUTS}")))
+        let advice = folder::advice_for_classes(root).unwrap_or_default();
+        Err(Error::format(root, format!("has no layout that is understood{advice}; {LAYOUTS}")))
     }
 }
 

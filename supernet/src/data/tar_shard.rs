@@ -1,13 +1,13 @@
 //! A tar file in the layout of WebDataset: images with their labels beside them.
 
 use super::labels::{Label, Labelled};
-use super::regular;
 use super::source::Source;
+use super::{listing, regular};
 use crate::quote::visible;
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,6 +17,9 @@ const JSON_KEYS: [&str; 5] = ["cls", "label", "class", "class_name", "label_name
 const IMAGES: [&str; 3] = ["jpg", "jpeg", "png"];
 /// Most bytes of a label's file.
 const MAX_LABEL: u64 = 1 << 20;
+/// First bytes of files that gzip, zstd, bzip2 and xz make.
+const PACKED: [&[u8]; 4] = [&[0x1f, 0x8b], &[0x28, 0xb5, 0x2f, 0xfd], b"BZh", &[0xfd, b'7', b'z']];
+
 /// Bytes of a tar file's blocks.
 const BLOCK: u64 = 512;
 
@@ -24,6 +27,8 @@ const BLOCK: u64 = 512;
 #[derive(Default)]
 struct Sample {
     image: Option<Source>,
+    /// An image of another format, which stands for the sample where there is no image: it is named, or skipped.
+    foreign: Option<Source>,
     label: Option<Label>,
     /// Whether the label is that of `NAME.cls`, which precedes `NAME.json`.
     of_cls: bool,
@@ -43,7 +48,16 @@ pub fn scan(path: &Path) -> Result<Vec<Labelled>> {
     let (mut samples, mut order, mut end) = (HashMap::<String, Sample>::new(), Vec::new(), 0u64);
     // Images whose extension is not all that follows the first dot, by their samples.
     let mut others = HashMap::<String, String>::new();
-    for entry in tar::Archive::new(file).entries_with_seek().map_err(broken)? {
+    let mut start = [0; 4];
+    let packed = (&file).read_exact(&mut start).is_ok() && PACKED.iter().any(|magic| start.starts_with(magic));
+    if packed {
+        return Err(fault("is compressed, and images are read at their places; unpack it (gunzip, unzstd)".into()));
+    }
+    (&file).rewind().map_err(|e| Error::file(path, e))?;
+    let mut archive = tar::Archive::new(file);
+    // Files that were joined have end marks between them.
+    archive.set_ignore_zeros(true);
+    for entry in archive.entries_with_seek().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
         // Names are shown and compared, never opened.
         let name = visible(&String::from_utf8_lossy(&entry.path_bytes()));
@@ -68,16 +82,19 @@ pub fn scan(path: &Path) -> Result<Vec<Labelled>> {
         if !is_image && extension.rsplit('.').next().is_some_and(|last| IMAGES.contains(&last)) {
             others.entry(key.clone()).or_insert(name.clone());
         }
-        if !is_image && extension != "cls" && extension != "json" {
+        let is_foreign = !is_image && listing::IMAGES.contains(&extension.as_str());
+        if !is_image && !is_foreign && extension != "cls" && extension != "json" {
             continue;
         }
         let sample = samples.entry(key.clone()).or_insert_with(|| {
             order.push(key);
             Sample::default()
         });
-        if is_image {
-            let part = Source::Part { shard: shard.clone(), name: name.clone(), offset, length: size };
-            if sample.image.replace(part).is_some() {
+        let part = || Source::Part { shard: shard.clone(), name: name.clone(), offset, length: size };
+        if is_foreign {
+            sample.foreign = Some(part());
+        } else if is_image {
+            if sample.image.replace(part()).is_some() {
                 return Err(Error::format(path.join(&name), "is the second image of its name in the shard; keep one"));
             }
         } else if extension == "cls" || !sample.of_cls {
@@ -102,7 +119,8 @@ pub fn scan(path: &Path) -> Result<Vec<Labelled>> {
     let mut images = Vec::with_capacity(order.len());
     for key in order {
         match samples.remove(&key).unwrap_or_default() {
-            Sample { image: Some(source), label: Some(label), .. } => images.push((source, label)),
+            Sample { image: Some(source), label: Some(label), .. }
+            | Sample { foreign: Some(source), label: Some(label), .. } => images.push((source, label)),
             Sample { image: Some(source), label: None, .. } => {
                 let base = key.rsplit('/').next().unwrap_or(&key);
                 let reason = format!(
