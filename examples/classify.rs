@@ -4,8 +4,19 @@
 //! `ofa quantise`. A program of one's own needs only the crate `ofa-evaluate`.
 
 use ofa_evaluate::{Model, Result, runtime};
+use std::process::ExitCode;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let mut model = Model::load(arguments.next().expect("a model folder, then images"))?;
     for image in arguments {

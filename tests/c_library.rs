@@ -32,7 +32,15 @@ fn a_c_program_classifies_as_predict_does_and_valgrind_finds_nothing() {
     for (program, link) in [("dynamic", "-lofa_c"), ("static", "-l:libofa_c.a")] {
         let mut cc = Command::new("cc");
         cc.args(["-std=c99", "-Wall", "-Wextra", "-Werror", "-o", program, "-I"]).arg(root.join("evaluate/c"));
-        cc.arg(root.join("examples/classify.c")).args(["-L", &library, link, "-lm", "-lpthread", "-ldl"]);
+        cc.arg(root.join("examples/classify.c")).args([
+            "-L",
+            &library,
+            link,
+            "-Wl,--gc-sections",
+            "-lm",
+            "-lpthread",
+            "-ldl",
+        ]);
         ends(cc.arg(format!("-Wl,-rpath,{library}")).current_dir(folder), 0);
         let classify = |run_with: &[&str], model: &str, image: &str| {
             let mut command = Command::new(run_with[0]);

@@ -58,6 +58,40 @@ const char *ofa_class_name(const OfaModel *model, size_t index);
 int ofa_run_file(const OfaModel *model, const char *image, float *logits, size_t logits_len);
 
 /*
+ Computes the logits of the image in memory, the content of a JPEG or PNG file, which is read exactly as
+ `ofa predict` reads the file. `logits_len` is the number of classes. Returns 0, or -1 after an error, which leaves
+ `logits` alone.
+
+ # Safety
+ `content` is NULL or holds `content_len` bytes; `logits` is NULL or has room for `logits_len` floats.
+ */
+int ofa_run_bytes(const OfaModel *model, const uint8_t *content, size_t content_len, float *logits, size_t logits_len);
+
+/*
+ Writes the image in memory, the content of a JPEG or PNG file, to `input` as `ofa_run` takes it: inputs of several
+ images, one after the other, are a batch. `input_len` is `3 * resolution * resolution`. Returns 0, or -1 after an
+ error, which leaves `input` alone.
+
+ # Safety
+ `content` is NULL or holds `content_len` bytes; `input` is NULL or has room for `input_len` floats.
+ */
+int ofa_read_bytes(const OfaModel *model, const uint8_t *content, size_t content_len, float *input, size_t input_len);
+
+/*
+ Writes an image of RGB pixels to `input` as `ofa_run` takes it: see `ofa_run_pixels` and `ofa_read_bytes`. Returns
+ 0, or -1 after an error, which leaves `input` alone.
+
+ # Safety
+ `pixels` is NULL or holds `3 * width * height` bytes; `input` is NULL or has room for `input_len` floats.
+ */
+int ofa_read_pixels(const OfaModel *model,
+                    const uint8_t *pixels,
+                    size_t width,
+                    size_t height,
+                    float *input,
+                    size_t input_len);
+
+/*
  Computes the logits of an image of RGB pixels: `height` rows of `width` pixels of 3 bytes, without gaps. The image
  is scaled, cropped and normalised as `ofa predict` does. `logits_len` is the number of classes. Returns 0, or -1
  after an error, which leaves `logits` alone.
@@ -81,6 +115,11 @@ int ofa_run_pixels(const OfaModel *model,
  `images` is NULL or holds `images_len` floats; `logits` is NULL or has room for `logits_len` floats.
  */
 int ofa_run(const OfaModel *model, const float *images, size_t images_len, float *logits, size_t logits_len);
+
+/*
+ Version of the library, such as `0.1.0`.
+ */
+const char *ofa_version(void);
 
 /*
  What went wrong in the last call on this thread that failed; empty if none did. The text is valid until the next

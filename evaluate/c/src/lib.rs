@@ -17,6 +17,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::slice;
 use std::sync::Mutex;
 
+/// Version of this crate.
+const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+    Ok(version) => version,
+    Err(_) => c"unknown",
+};
+
 /// Largest number of threads.
 const MAX_THREADS: usize = 1024;
 
@@ -94,11 +100,82 @@ pub unsafe extern "C" fn ofa_run_file(
     answer(-1, || {
         let model = given(model)?;
         // SAFETY: the caller's promises.
-        let (image, logits) = unsafe { (path("the image", image)?, room(logits, logits_len)?) };
+        let (image, logits) = unsafe { (path("the image", image)?, room("logits", logits, logits_len)?) };
         model.run(logits, |model| {
             let input = model.read_image(image).map_err(|error| error.to_string())?;
             Ok((input, 1))
         })
+    })
+}
+
+/// Computes the logits of the image in memory, the content of a JPEG or PNG file, which is read exactly as
+/// `ofa predict` reads the file. `logits_len` is the number of classes. Returns 0, or -1 after an error, which leaves
+/// `logits` alone.
+///
+/// # Safety
+/// `content` is NULL or holds `content_len` bytes; `logits` is NULL or has room for `logits_len` floats.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ofa_run_bytes(
+    model: Option<&OfaModel>,
+    content: *const u8,
+    content_len: usize,
+    logits: *mut f32,
+    logits_len: usize,
+) -> c_int {
+    answer(-1, || {
+        let model = given(model)?;
+        // SAFETY: the caller's promises.
+        let (content, logits) =
+            unsafe { (values("content", content, content_len)?, room("logits", logits, logits_len)?) };
+        model.run(logits, |model| {
+            let input = model.read_bytes(content).map_err(|error| error.to_string())?;
+            Ok((input, 1))
+        })
+    })
+}
+
+/// Writes the image in memory, the content of a JPEG or PNG file, to `input` as `ofa_run` takes it: inputs of several
+/// images, one after the other, are a batch. `input_len` is `3 * resolution * resolution`. Returns 0, or -1 after an
+/// error, which leaves `input` alone.
+///
+/// # Safety
+/// `content` is NULL or holds `content_len` bytes; `input` is NULL or has room for `input_len` floats.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ofa_read_bytes(
+    model: Option<&OfaModel>,
+    content: *const u8,
+    content_len: usize,
+    input: *mut f32,
+    input_len: usize,
+) -> c_int {
+    answer(-1, || {
+        let model = given(model)?;
+        // SAFETY: the caller's promises.
+        let (content, input) = unsafe { (values("content", content, content_len)?, room("input", input, input_len)?) };
+        model.read(input, |model| model.read_bytes(content))
+    })
+}
+
+/// Writes an image of RGB pixels to `input` as `ofa_run` takes it: see `ofa_run_pixels` and `ofa_read_bytes`. Returns
+/// 0, or -1 after an error, which leaves `input` alone.
+///
+/// # Safety
+/// `pixels` is NULL or holds `3 * width * height` bytes; `input` is NULL or has room for `input_len` floats.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ofa_read_pixels(
+    model: Option<&OfaModel>,
+    pixels: *const u8,
+    width: usize,
+    height: usize,
+    input: *mut f32,
+    input_len: usize,
+) -> c_int {
+    answer(-1, || {
+        let model = given(model)?;
+        let len = width.checked_mul(height).and_then(|len| len.checked_mul(3)).unwrap_or(usize::MAX);
+        // SAFETY: the caller's promises.
+        let (pixels, input) = unsafe { (values("pixels", pixels, len)?, room("input", input, input_len)?) };
+        model.read(input, |model| model.read_pixels(pixels, width, height))
     })
 }
 
@@ -121,7 +198,7 @@ pub unsafe extern "C" fn ofa_run_pixels(
         let model = given(model)?;
         let len = width.checked_mul(height).and_then(|len| len.checked_mul(3)).unwrap_or(usize::MAX);
         // SAFETY: the caller's promises.
-        let (pixels, logits) = unsafe { (values("pixels", pixels, len)?, room(logits, logits_len)?) };
+        let (pixels, logits) = unsafe { (values("pixels", pixels, len)?, room("logits", logits, logits_len)?) };
         model.run(logits, |model| {
             let input = model.read_pixels(pixels, width, height).map_err(|error| error.to_string())?;
             Ok((input, 1))
@@ -146,13 +223,19 @@ pub unsafe extern "C" fn ofa_run(
     answer(-1, || {
         let model = given(model)?;
         // SAFETY: the caller's promises.
-        let (images, logits) = unsafe { (values("images", images, images_len)?, room(logits, logits_len)?) };
+        let (images, logits) = unsafe { (values("images", images, images_len)?, room("logits", logits, logits_len)?) };
         if let Some(place) = images.iter().position(|value| !value.is_finite()) {
             return Err(format!("value {place} of the images is {}, not a finite number", images[place]));
         }
         let image = 3 * model.resolution * model.resolution;
         model.run(logits, |_| Ok((images, images.len().div_ceil(image))))
     })
+}
+
+/// Version of the library, such as `0.1.0`.
+#[unsafe(no_mangle)]
+pub extern "C" fn ofa_version() -> *const c_char {
+    VERSION.as_ptr()
 }
 
 /// What went wrong in the last call on this thread that failed; empty if none did. The text is valid until the next
@@ -174,6 +257,21 @@ impl OfaModel {
         Ok(OfaModel { threads, resolution: config.network.resolution, classes, model: Mutex::new(model) })
     }
 
+    /// Writes the image that `image` reads to `input`.
+    fn read(
+        &self,
+        input: &mut [MaybeUninit<f32>],
+        image: impl FnOnce(&Model) -> ofa_evaluate::Result<Vec<f32>>,
+    ) -> Result<c_int, String> {
+        let model = self.model.lock().map_err(|_| BROKEN)?;
+        let values = image(&model).map_err(|error| error.to_string())?;
+        if input.len() != values.len() {
+            return Err(format!("there is room for {} values; {} were expected", input.len(), values.len()));
+        }
+        input.iter_mut().zip(values).for_each(|(place, value)| _ = place.write(value));
+        Ok(0)
+    }
+
     /// Runs the model on the images that `input` returns with their number, and writes the logits.
     fn run<T: AsRef<[f32]>>(
         &self,
@@ -181,7 +279,7 @@ impl OfaModel {
         input: impl FnOnce(&Model) -> Result<(T, usize), String>,
     ) -> Result<c_int, String> {
         // A panic may have left the network's buffers in the middle of a run.
-        let mut model = self.model.lock().map_err(|_| "an earlier call failed inside: load the model again")?;
+        let mut model = self.model.lock().map_err(|_| BROKEN)?;
         let (images, batch) = input(&model)?;
         let (there, classes) = (logits.len(), self.classes.len());
         if there != batch * classes {
@@ -193,6 +291,9 @@ impl OfaModel {
         Ok(0)
     }
 }
+
+/// Says that a panic ended an earlier call.
+const BROKEN: &str = "an earlier call failed inside: load the model again";
 
 /// The model, unless the caller's pointer is NULL.
 fn given(model: Option<&OfaModel>) -> Result<&OfaModel, String> {
@@ -242,14 +343,14 @@ unsafe fn values<'a, T>(name: &str, values: *const T, len: usize) -> Result<&'a 
     Ok(unsafe { slice::from_raw_parts(values, len) })
 }
 
-/// Room for the logits of a caller, which need not be written.
+/// Room for the floats of a caller, which need not be written; `name` is for the error.
 ///
 /// # Safety
-/// `logits` is NULL or has room for `len` floats, which nobody else uses while the slice is used.
-unsafe fn room<'a>(logits: *mut f32, len: usize) -> Result<&'a mut [MaybeUninit<f32>], String> {
-    check("logits", logits, len)?;
+/// `floats` is NULL or has room for `len` floats, which nobody else uses while the slice is used.
+unsafe fn room<'a>(name: &str, floats: *mut f32, len: usize) -> Result<&'a mut [MaybeUninit<f32>], String> {
+    check(name, floats, len)?;
     // SAFETY: the caller's promise; the pointer is aligned and not NULL, and the length is possible.
-    Ok(unsafe { slice::from_raw_parts_mut(logits.cast(), len) })
+    Ok(unsafe { slice::from_raw_parts_mut(floats.cast(), len) })
 }
 
 /// Refuses a pointer or a length that no array has.

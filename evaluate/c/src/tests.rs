@@ -83,6 +83,25 @@ fn logits_are_those_of_the_network_from_any_thread() {
     let mut logits = [0.0; CLASSES];
     assert_eq!(run_pixels(model, &picture, (50, 40), &mut logits), 0, "{}", error());
     assert_eq!(logits, *expected);
+    // From memory, and as a batch.
+    let content = std::fs::read(&path).unwrap();
+    let mut batch = vec![0.0; 2 * input.len()];
+    let (first, second) = batch.split_at_mut(input.len());
+    let (mut again, len) = ([0.0; CLASSES], input.len());
+    // SAFETY: lengths are those of the slices.
+    unsafe {
+        assert_eq!(ofa_run_bytes(model, content.as_ptr(), content.len(), again.as_mut_ptr(), CLASSES), 0);
+        assert_eq!(ofa_read_bytes(model, content.as_ptr(), content.len(), first.as_mut_ptr(), len), 0);
+        assert_eq!(ofa_read_pixels(model, picture.as_ptr(), 50, 40, second.as_mut_ptr(), len), 0);
+        assert_eq!(ofa_read_bytes(model, content.as_ptr(), content.len(), first.as_mut_ptr(), len - 1), -1);
+        assert!(error().contains("were expected"), "{}", error());
+        assert_eq!(ofa_run_bytes(model, content.as_ptr(), 30, again.as_mut_ptr(), CLASSES), -1);
+        assert!(error().contains("the image is"), "{}", error());
+        assert_eq!(CStr::from_ptr(ofa_version()).to_str().unwrap(), env!("CARGO_PKG_VERSION"));
+    }
+    assert_eq!((&again[..], &batch[..len], &batch[len..]), (&expected[..], &input[..], &input[..]));
+    let mut both = [0.0; 2 * CLASSES];
+    assert_eq!(run(model, &batch, &mut both), 0, "{}", error());
     logits.fill(0.0);
     assert_eq!(run_file(model, path.to_str().unwrap(), &mut logits), 0, "{}", error());
     assert_eq!(logits, *expected);

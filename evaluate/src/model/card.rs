@@ -66,7 +66,11 @@ fn body(config: &ModelConfig, bytes: usize, figures: &[DeviceFigures]) -> String
         ("weights", format!("{}, {} kB", config.dtype, thousands(bytes as u64, 1e3))),
         (
             "subnet",
-            format!("`{}` of the search space `{}`", config.subnet.to_string().replace('|', "\\|"), config.space),
+            format!(
+                "`{}` of the search space `{}`",
+                config.subnet.to_string().replace('|', "\\|"),
+                cell(&config.space)
+            ),
         ),
     ];
     let mut text = String::from("\n| | |\n| --- | --- |\n");
@@ -91,6 +95,7 @@ fn body(config: &ModelConfig, bytes: usize, figures: &[DeviceFigures]) -> String
 
 fn training(config: &ModelConfig) -> String {
     let origin = config.origin.as_deref().unwrap_or("A model of `ofa`; its origin is not recorded.");
+    let origin = origin.replace('<', "&lt;");
     let finetuned = config.finetuned.map_or(String::new(), |how| {
         format!(
             " Then fine-tuned for {} epochs from a learning rate of {}, with the supernet as teacher.",

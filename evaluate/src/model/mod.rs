@@ -27,7 +27,7 @@ pub use validate::validate;
 
 use crate::Result;
 use crate::runtime::{StaticNetwork, Weights, check_weights};
-use ofa_supernet::data::{image_input, pixels_input};
+use ofa_supernet::data::{content_input, image_input, pixels_input};
 use ofa_supernet::files;
 use ofa_supernet::graph::Graph;
 use ofa_supernet::lock::{self, Sharing};
@@ -135,6 +135,14 @@ impl Model {
     /// The file is missing, or no complete JPEG or PNG image; with the path.
     pub fn read_image(&self, path: impl AsRef<Path>) -> Result<Vec<f32>> {
         Ok(image_input(path.as_ref(), self.network.spec().resolution, &self.config.normalisation)?)
+    }
+
+    /// The content of a JPEG or PNG file as input of the network, as [`read_image`](Self::read_image) reads a file.
+    ///
+    /// # Errors
+    /// No complete JPEG or PNG image.
+    pub fn read_bytes(&self, content: &[u8]) -> Result<Vec<f32>> {
+        Ok(content_input(content, self.network.spec().resolution, &self.config.normalisation)?)
     }
 
     /// RGB pixels `[height, width, 3]` as input of the network, as [`read_image`](Self::read_image) reads those of a

@@ -202,7 +202,7 @@ impl StaticNetwork {
     fn forward(&mut self, images: &[f32], batch: usize, by_layer: Option<bool>) -> Result<Vec<f64>> {
         let spec = &self.spec;
         let size = spec.resolution * spec.resolution * 3;
-        let expected = batch * size;
+        let expected = batch.saturating_mul(size);
         if batch == 0 || images.len() != expected {
             return Err(Error::Input(format!(
                 "{} values given for a batch of {batch}; {expected} = {batch} x {r} x {r} x 3 were expected, and a batch holds at \
