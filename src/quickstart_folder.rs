@@ -125,7 +125,8 @@ fn is_written(name: &str) -> bool {
         [
             "models",
             folder,
-            "config.json" | "model.safetensors" | "graph.json" | "load.py" | "README.md" | "bench.json",
+            "config.json" | "model.safetensors" | "graph.json" | "load.py" | "README.md" | "bench.json" | "model.onnx"
+            | "calibration.npy",
         ] => model(folder),
         _ => false,
     }

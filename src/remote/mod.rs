@@ -129,7 +129,8 @@ impl Remote {
         let tries = self.transport.folders().iter().map(|base| {
             format!(
                 "d=\"{base}/ofa-{work}\"; if mkdir -p \"$d\" 2>/dev/null && chmod 700 \"$d\" && printf '#!/bin/sh\\nexit 0\\n' > \
-                 \"$d/try\" && chmod 700 \"$d/try\" && \"$d/try\" 2>/dev/null; then rm -f \"$d/try\"; echo \"$d\"; exit 0; fi; rm -rf \"$d\""
+                 \"$d/try\" && chmod 700 \"$d/try\" && \"$d/try\" 2>/dev/null; then rm -f \"$d/try\"; echo \"$d\"; exit 0; fi; rm -f \"$d/try\"; \
+                 rmdir \"$d\" 2>/dev/null"
             )
         });
         let script = tries.collect::<Vec<_>>().join("\n") + "\nexit 1";
@@ -238,7 +239,8 @@ impl Workplace<'_> {
     fn write(&self, path: &str, bytes: &[u8]) -> Result<()> {
         let (file, part) = (quote(path), quote(&format!("{path}.part")));
         let script = format!(
-            "mkdir -p \"$(dirname {file})\" && cat > {part} && test $(wc -c < {part}) -eq {} && mv {part} {file}",
+            "mkdir -p \"$(dirname {file})\" && cat > {part} && test $(wc -c < {part}) -eq {} && mv {part} {file} || \
+             {{ rm -f {part}; exit 1; }}",
             bytes.len()
         );
         match self.remote.short(&script, bytes)? {
@@ -295,7 +297,7 @@ impl Workplace<'_> {
                 Outcome::Ended(lines, code) => return Ok((lines, code)),
                 Outcome::Lost(words) => words,
             };
-            interrupt::check()?;
+            self.check()?;
             if lost == RECONNECTIONS {
                 return Err(self.remote.unreachable(&words)).with_context(|| {
                     format!("what was measured is kept in {} there; run the same command to resume", self.folder)
@@ -306,9 +308,20 @@ impl Workplace<'_> {
             let pause = Duration::from_secs(1 << lost);
             let start = Instant::now();
             while start.elapsed() < pause {
-                interrupt::check()?;
+                self.check()?;
                 std::thread::sleep(Duration::from_millis(100));
             }
+        }
+    }
+
+    /// Fails if a stop is requested.
+    fn check(&self) -> Result<()> {
+        match interrupt::requested() {
+            true => Err(interrupt::stopped(format!(
+                "stopped; a measurement in progress is kept in {} of {}; run the same command to resume",
+                self.folder, self.remote.name
+            ))),
+            false => Ok(()),
         }
     }
 

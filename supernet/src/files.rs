@@ -12,22 +12,30 @@ pub use crate::temporaries::{is_temporary, remove_all_abandoned};
 /// Writes `bytes` to `path` through a temporary neighbour: write, fsync, rename, fsync of the folder.
 ///
 /// Missing parent folders are created. Where the path is a link, the file that it points to is replaced. A pipe or a
-/// device (`/dev/stdout`) is written to: renaming would put a file in its place.
+/// device is written to: renaming would put a file in its place.
 ///
 /// # Errors
-/// The operating system's error with the path; the old file is then unchanged.
+/// The operating system's error with the path; the old file is then unchanged. The path is an open file of a process,
+/// such as `/dev/stdout` behind `>`, whose end another writer would not know.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let failed = |error| Error::file(path, error);
+    let is_open = ["/dev/stdout", "/dev/stderr", "/dev/fd", "/proc"].iter().any(|open| path.starts_with(open));
     match fs::metadata(path) {
         Ok(found) if !found.is_file() && !found.is_dir() => {
-            File::options().write(true).open(path).and_then(|mut file| file.write_all(bytes)).map_err(failed)
+            File::options().append(true).open(path).and_then(|mut file| file.write_all(bytes)).map_err(failed)
         }
+        Ok(_) if is_open => Err(Error::format(path, "is a file that is open already; name it by its own path")),
         Ok(_) if path.is_symlink() => write_all_atomic(&[(&path.canonicalize().map_err(failed)?, bytes)]),
+        // The link's file is yet to be made.
+        Err(error) if error.kind() == ErrorKind::NotFound && path.is_symlink() => {
+            let target = fs::read_link(path).map_err(failed)?;
+            write_atomic(&path.parent().unwrap_or(Path::new("")).join(target), bytes)
+        }
         _ => write_all_atomic(&[(path, bytes)]),
     }
 }
 
-/// Writes files of one folder that belong together, each like [`write_atomic`].
+/// Writes files of one folder that belong together, each like [`write_atomic`], but replaces links.
 ///
 /// All files are complete under temporary names before the first is renamed, so that a failed write changes nothing.
 /// The last file is missing while the others change: after a kill it never stands beside files that it does not belong
@@ -350,10 +358,13 @@ mod tests {
     fn a_link_stays_and_its_file_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let [file, link] = ["file", "link"].map(|name| folder.path().join(name));
-        fs::write(&file, b"old").unwrap();
         std::os::unix::fs::symlink("file", &link).unwrap();
-        write_atomic(&link, b"new").unwrap();
-        assert!(link.is_symlink() && fs::read(&file).unwrap() == b"new");
+        for content in [b"one", b"two"] {
+            write_atomic(&link, content).unwrap();
+            assert!(link.is_symlink() && fs::read(&file).unwrap() == content);
+        }
+        std::os::unix::fs::symlink("circle", folder.path().join("circle")).unwrap();
+        write_atomic(&folder.path().join("circle"), b"x").unwrap();
     }
 
     #[test]

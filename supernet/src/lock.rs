@@ -45,7 +45,7 @@ impl Lock {
         };
         match taken {
             Ok(()) => {}
-            Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(e)) if has_no_locks(&e) => {}
             Err(TryLockError::Error(e)) => return Err(fail(e)),
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::Busy { path: folder.to_path_buf(), holder: holder(&mut file) });
@@ -91,11 +91,19 @@ pub fn wait(folder: &Path, sharing: Sharing) -> Option<File> {
     }
 }
 
+/// Whether an error says that the file system, or its server, has no locks.
+fn has_no_locks(error: &std::io::Error) -> bool {
+    const ENOLCK: i32 = 37;
+    error.kind() == ErrorKind::Unsupported || (cfg!(target_os = "linux") && error.raw_os_error() == Some(ENOLCK))
+}
+
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
     let read = file.take(1000).read_to_string(&mut text);
+    // Of several that share, the last one is written down, and may have ended.
+    let lives = |process: &str| !Path::new("/proc/self").exists() || Path::new("/proc").join(process).exists();
     match (read, text.trim().split_once(' ')) {
-        (Ok(_), Some((process, command))) => format!("process {process} (`{command}`)"),
+        (Ok(_), Some((process, command))) if lives(process) => format!("process {process} (`{command}`)"),
         _ => "another process".into(),
     }
 }
@@ -117,6 +125,12 @@ mod tests {
         let readers: Vec<Lock> = (0..2).map(|_| Lock::take(&run, Sharing::Shared, "ofa search").unwrap()).collect();
         assert!(matches!(Lock::take(&run, Sharing::Alone, "ofa train"), Err(Error::Busy { .. })));
         drop(readers);
+        // Of several that share, the one that wrote its name last may have ended.
+        let shared = Lock::take(&run, Sharing::Shared, "ofa search").unwrap();
+        std::fs::write(run.join(LOCK_FILE), "4194999 ofa extract\n").unwrap();
+        let error = Lock::take(&run, Sharing::Alone, "ofa train").unwrap_err().to_string();
+        assert_eq!(error.contains("another process"), cfg!(target_os = "linux"), "{error}");
+        drop(shared);
         Lock::take(&run, Sharing::Alone, "ofa train").unwrap();
     }
 

@@ -11,7 +11,8 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-/// Most samples that a Gaussian process is fitted on unless it is asked for, without the held-out ones: the time of a fit grows with their cube.
+/// Most samples that a Gaussian process is fitted on unless it is asked for, without the held-out ones: the time of a
+/// fit grows with their cube.
 pub(super) const PROCESS_SAMPLES: usize = 2000;
 
 /// What is fitted.

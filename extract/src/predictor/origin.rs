@@ -54,7 +54,8 @@ impl Predictor {
                     })),
                     None => doubts.push(UNKNOWN_WEIGHTS.to_string()),
                 }
-                if kendall_tau.is_none_or(|tau| tau < POOR_TAU) {
+                // A few are no ground to doubt, unless they have no order at all.
+                if kendall_tau.is_none_or(|tau| *held_out >= FEWEST_JUDGED && tau < POOR_TAU) {
                     let tau = kendall_tau.map_or("undefined".to_string(), |tau| format!("{tau:.2}"));
                     doubts.push(format!(
                         "Kendall's tau is {tau} on {held_out} held-out subnets (1 is the right order, 0 chance), so predictions rank \

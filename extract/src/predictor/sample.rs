@@ -92,15 +92,17 @@ pub fn read_samples(path: &Path, space: &SearchSpace) -> Result<Vec<Sample>> {
     Ok(parse(path, &bytes, space)?.0.iter().map(Line::sample).collect())
 }
 
-/// Reads the conditions of the samples' measurements in `path`; `None` if they are not all recorded and equal.
+/// Reads the conditions of the samples' measurements in `path`, without those that were measured elsewhere; `None` if
+/// they are not all recorded and equal.
 ///
 /// # Errors
 /// Errors of [`read_samples`].
 pub fn read_provenance(path: &Path, space: &SearchSpace) -> Result<Option<Provenance>> {
     let bytes = files::read_bytes(path)?;
     let (lines, _) = parse(path, &bytes, space)?;
-    let first = lines.first().and_then(|line| line.measured_with.clone());
-    Ok(first.filter(|first| lines.iter().all(|line| line.measured_with.as_ref() == Some(first))))
+    let mut own = lines.iter().filter(|line| line.imported_from.is_none()).map(|line| &line.measured_with);
+    let Some(first) = own.next().cloned().flatten() else { return Ok(None) };
+    Ok(own.all(|other| other.as_ref() == Some(&first)).then_some(first))
 }
 
 /// Whether samples of `path` were measured elsewhere.

@@ -22,7 +22,7 @@ pub(super) fn sampled(space: &SearchSpace, samples: &[Sample]) -> Narrowing {
         for place in of_key() {
             for rank in samples.iter().filter_map(|sample| Some(place.values.len() - 1 - place.choice(&sample.subnet)?))
             {
-                // A list of a stage's own may be longer, or shorter: then its smallest value stands for all further ones.
+                // Where one list is longer than the other, the smallest value of the shorter stands for the rest.
                 let rank = rank.min(smallest);
                 first = first.min(rank);
                 last = last.max(if rank + 1 >= place.values.len() { smallest } else { rank });

@@ -23,8 +23,8 @@ const FORMAT: &str = "ofa-predictor";
 const ENSEMBLE: u32 = 4;
 const PROCESS: u32 = 6;
 const ENTRY: &str = "ofa";
-/// Most samples of a process in a file.
-const MOST_SAMPLES: usize = 100_000;
+/// Most samples of a process in a file: their covariance takes 3.2 GB.
+const MOST_SAMPLES: usize = 20_000;
 
 #[derive(Serialize, Deserialize)]
 struct Entry {

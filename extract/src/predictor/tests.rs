@@ -402,8 +402,8 @@ fn a_predictor_knows_the_values_that_its_samples_have() {
         ends.resolutions = vec![16, 32];
         assert_eq!(fit(&samples(&ends, 60)).known_part(&space), space);
     }
-    // A stage of a single depth has it in every sample, and says nothing of the others; a stage's own list may be longer
-    // than the space's: its values are counted from the largest down.
+    // A stage of a single depth has it in every sample, and says nothing of the others. A stage's own list may be
+    // longer than the space's: its values are counted from the largest down.
     for (first, second, known) in [(vec![], vec![1], [2].as_slice()), (vec![1, 2, 3, 4], vec![1, 2, 3, 4], &[1])] {
         let mut space = space.clone();
         (space.depths, space.stages[0].depths, space.stages[1].depths) = (vec![1, 2], first, second);

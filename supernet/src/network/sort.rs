@@ -6,7 +6,8 @@ use crate::network::Supernet;
 
 impl Supernet {
     /// Sorts the middle channels of every elastic block by importance before width stage `stage` (1, 2, ...): the
-    /// channels that earlier width stages kept stay in front. The largest subnet's function does not change.
+    /// channels that earlier width stages kept stay in front. The reduced channels of squeeze-excite are sorted anew,
+    /// as in the published code. The largest subnet's function does not change.
     ///
     /// # Errors
     /// None in practice; as every tensor operation.

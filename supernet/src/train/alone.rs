@@ -18,6 +18,7 @@ impl TrainConfig {
         let Some(first) = self.stages.first() else {
             return Err(Error::Config("there are no stages, so there is no schedule for a subnet".into()));
         };
+        let taught = self.stages.iter().find(|stage| stage.has_frozen_teacher());
         let stage = StageConfig {
             name: "alone".into(),
             epochs: self.total_epochs(),
@@ -26,8 +27,8 @@ impl TrainConfig {
             subnets_per_step: 1,
             sampling: Sampling::Uniform,
             candidates: None,
-            // The teacher of another run teaches it, too.
-            kd_ratio: if self.teacher_from.is_some() { 1.0 } else { 0.0 },
+            // The teacher of another run teaches it, too, as in the first stage that it teaches.
+            kd_ratio: self.teacher_from.as_ref().and(taught).map_or(0.0, |stage| stage.kd_ratio),
             teacher: Teacher::Frozen,
             taught: Taught::default(),
             sort_channels: None,
@@ -81,9 +82,10 @@ mod tests {
         assert_eq!((own.learning_rate, own.warmup_epochs), (first.learning_rate, first.warmup_epochs));
         let outside = Subnet { resolution: 17, ..space.smallest() };
         assert!(config.alone(&space, &outside).is_err());
-        let taught = TrainConfig { teacher_from: Some("other".into()), ..config.clone() };
+        let mut taught = TrainConfig { teacher_from: Some("other".into()), ..config.clone() };
+        (taught.stages[1].kd_ratio, taught.stages[1].teacher) = (0.5, Teacher::Frozen);
         let (own, alone) = taught.alone(&space, &space.smallest()).unwrap();
-        assert!(alone.stages[0].has_frozen_teacher() && alone.validate(&own).is_ok());
+        assert!(alone.stages[0].kd_ratio == 0.5 && alone.validate(&own).is_ok());
         assert_eq!(config.only_subnet(), None);
     }
 }

@@ -165,6 +165,13 @@ impl Identity {
 /// continue as it began, and records its images.
 const FORMAT: u32 = 2;
 
+/// The part of a note that every version has.
+#[derive(Deserialize)]
+struct Version {
+    #[serde(default)]
+    format: u32,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Note {
     #[serde(default)]
@@ -267,17 +274,19 @@ impl Folder {
     /// # Errors
     /// A missing or damaged file, named.
     pub fn read(path: &Path) -> Result<Checkpoint> {
-        let (tensors, note): (_, Note) = tensor_file::read(path)?;
-        if note.format != FORMAT {
+        // Before the rest, which another format may have otherwise.
+        let Version { format } = tensor_file::read_note(path)?;
+        if format != FORMAT {
             return Err(Error::refused(
                 path,
                 format!(
                     "the checkpoint has format {} and this program reads format {FORMAT}, with other random streams; finish \
                      the run with the version that began it, or start anew in another folder",
-                    note.format.max(1)
+                    format.max(1)
                 ),
             ));
         }
+        let (tensors, note): (_, Note) = tensor_file::read(path)?;
         for space in [Some(&note.identity.space), note.teacher_space.as_ref()].into_iter().flatten() {
             space.validate().map_err(|e| e.at(path))?;
         }
@@ -304,6 +313,12 @@ impl Folder {
                 Ok(checkpoint) => return Ok(Some(Latest { checkpoint, path, damaged })),
                 // Neither damaged nor usable: an older one would silently be another training.
                 Err(error @ Error::Refused { .. }) => return Err(error),
+                // Nor known to be damaged: it would be removed when a later one is written.
+                Err(Error::File { path, source })
+                    if !matches!(source.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) =>
+                {
+                    return Err(Error::File { path, source });
+                }
                 Err(error) => damaged.push(error.to_string()),
             }
         }

@@ -7,7 +7,7 @@ use super::stage::{Sampling, StageConfig};
 use super::stage_images::StageImages;
 use super::taught::Taught;
 use super::taught::Teacher;
-use crate::data::{Augmentation, Border, Crop, Flip};
+use crate::data::{Augmentation, Border, CENTRAL_FROM, Crop, Flip};
 use crate::space::{Channels, Narrowing, SHRINKING, SearchSpace};
 use crate::{Error, Result};
 
@@ -148,7 +148,11 @@ fn small_images(space: &SearchSpace) -> TrainConfig {
 /// For a supernet that is trained already, on other images: all dimensions at once, at a low rate.
 fn transfer(space: &SearchSpace) -> TrainConfig {
     let epochs = 20.0;
+    // Small images are seen whole; of photographs evaluation sees a part, and so does training.
+    let is_small = space.resolutions.iter().all(|&resolution| resolution < CENTRAL_FROM);
+    let crop = if is_small { Augmentation::default().crop } else { Crop::Resized { min_area: 0.35 } };
     TrainConfig {
+        augmentation: Augmentation { crop, ..Augmentation::default() },
         weight_decay: 1e-4,
         dropout: 0.0,
         ema: Some(0.999),

@@ -262,9 +262,6 @@ impl StageConfig {
         if let Some(images) = &self.images {
             let largest = space.resolutions[space.resolutions.len() - 1];
             images.validate(largest).or_else(fail)?;
-            if !self.narrowing.values("resolutions").is_empty() {
-                return fail("its images have resolutions of their own; leave out resolutions or images".into());
-            }
         }
         if let Some(augmentation) = &self.augmentation {
             augmentation.check().or_else(|error| fail(error.to_string()))?;
@@ -316,11 +313,6 @@ impl StageConfig {
         match self.sampling {
             Sampling::Uniform | Sampling::Sandwich if self.candidates.is_some() => {
                 return Err("candidates is for sampling = \"best_up\" and \"worst_up\" alone; leave it out".into());
-            }
-            Sampling::Sandwich | Sampling::BestUp | Sampling::WorstUp if self.subnets_per_step < 2 => {
-                return Err("its sampling begins with the largest subnet, so that no other would be trained: set \
-                            subnets_per_step to 2 or more (from 3 on the smallest is among them)"
-                    .into());
             }
             Sampling::BestUp | Sampling::WorstUp if !(2..=64).contains(&self.candidates()) => {
                 return Err(format!("candidates = {} must lie between 2 and 64", self.candidates()));

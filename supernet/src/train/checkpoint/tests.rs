@@ -99,4 +99,11 @@ fn a_checkpoint_of_another_format_is_refused_and_not_taken_for_damaged() {
     tensor_file::write(&folder.checkpoint_path(2), &BTreeMap::new(), &note).unwrap();
     let error = folder.latest().unwrap_err().to_string();
     assert!(error.contains("step-00000002") && error.contains("format 1") && error.contains("format 2"), "{error}");
+    // Whatever else a later format has in its note.
+    #[derive(serde::Serialize)]
+    struct Later {
+        format: u32,
+    }
+    tensor_file::write(&folder.checkpoint_path(2), &BTreeMap::new(), &Later { format: 3 }).unwrap();
+    assert!(folder.latest().unwrap_err().to_string().contains("format 3"));
 }

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::space::preset;
-use crate::train::stage::Sampling;
 use crate::train::stage_images::StageImages;
 use crate::train::taught::Teacher;
 
@@ -77,20 +76,6 @@ fn faults_are_named_with_key_and_allowed_values() {
     check(&|c| c.stages[0].augmentation = Some(jitter.clone()), &["largest", "colour_jitter is 2"]);
     check(&|c| c.stages[1].sort_channels = Some(3), &["sort_channels = 3", "2 width stages"]);
     check(&|c| c.stages[0].sort_channels = Some(2), &["must be 1"]);
-    for sampling in [Sampling::Sandwich, Sampling::BestUp] {
-        check(
-            &|c| (c.stages[1].sampling, c.stages[1].subnets_per_step) = (sampling, 1),
-            &["no other would be trained"],
-        );
-    }
-    let images = StageImages { resolutions: vec![16], weights: Vec::new() };
-    check(
-        &|c| {
-            c.stages[1].images = Some(images.clone());
-            c.stages[1].narrowing.resolutions = vec![32];
-        },
-        &["resolutions of their own"],
-    );
 }
 
 #[test]
