@@ -3,8 +3,8 @@
 #
 # Finds the best subnet within each latency limit and the best uniform one (--strategy grid), measures both on the test
 # images, trains each best one alone with the run's own schedule in OUT, and prints a line for each. What is finished
-# is skipped and what was stopped resumes. OFA names another binary, LIMITS other limits in milliseconds. The run started
-# from random weights: one of --from has others than a subnet alone could start from.
+# is skipped and what was stopped resumes. OFA names another binary, LIMITS other limits in milliseconds. RUN must have
+# been trained from random weights: a subnet alone cannot start from the supernet of --from.
 set -euo pipefail
 [ $# -eq 3 ] || { sed -n '2,7p' "$0"; exit 2; }
 run=$1 data=$(realpath "$2") out=$3

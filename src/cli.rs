@@ -30,7 +30,7 @@ pub struct Cli {
 enum Command {
     /// Run every step on built-in data, with a table at the end.
     Quickstart(quickstart::Args),
-    /// Print a complete configuration to edit.
+    /// Print a configuration to edit.
     Config(config::Args),
     /// Train a supernet: the largest subnet first, then all others with it.
     Train(train::Args),

@@ -61,7 +61,6 @@ fn conditions() -> Vec<Condition> {
             &["--members 1"],
             "the deviation of a prediction takes two members or more",
         ),
-        excludes("train", "--hours", &["--device"], "its steps are measured on the processor"),
         excludes("predictor", "--members", &["--method gaussian-process"], "a Gaussian process is not an ensemble"),
         excludes(
             "train",

@@ -93,6 +93,11 @@ impl EngineArgs {
         let expression = self.engine_time.as_deref().context(
             "--engine with a command needs --engine-time, an expression that finds the time in its output, such as 'median: ([0-9.]+) ms'",
         )?;
+        let is_folder = self.engine_model == "folder";
+        ensure!(
+            !is_folder || self.engine_opset == DEFAULT_OPSET,
+            "--engine-opset is for ONNX files, and --engine-model folder has none"
+        );
         let unit = Unit::named(&self.engine_unit).context("--engine-unit is ms, us or s")?;
         Ok(EngineCommand {
             name: "command".into(),
@@ -101,7 +106,7 @@ impl EngineArgs {
             converted: None,
             readers: vec![Reader::new(expression, unit)?],
             version: None,
-            folder: self.engine_model == "folder",
+            folder: is_folder,
             rounding: rounding(self.engine_rounding.as_deref().unwrap_or("onnxruntime"))?,
             opset: self.engine_opset,
         })

@@ -108,7 +108,8 @@ pub fn has_results_of_int8(folder: &RunFolder) -> Result<bool> {
     let (space, classes) = folder.space()?;
     let measures = Measures::new(&space, classes.len(), folder.devices(std::iter::empty())?);
     for file in folder.json_files("search")? {
-        let result: SearchResult = read_json(&file)?;
+        // Other commands tell of a damaged one.
+        let Ok(result) = read_json::<SearchResult>(&file) else { continue };
         let limits = result.constraints.iter().filter_map(|limit| limit.constraint.parse::<Constraint>().ok());
         if limits.into_iter().any(|limit| is_of_int8(&limit, &measures) == Some(true)) {
             return Ok(true);

@@ -29,6 +29,7 @@ mod model_folders;
 mod model_origin;
 mod names;
 mod new_folder;
+mod new_training;
 mod numbers;
 mod output;
 mod predictor_report;
@@ -77,6 +78,7 @@ pub fn main() -> ExitCode {
 const USAGE: u8 = 2;
 
 fn run() -> ExitCode {
+    terminal::obey_no_color();
     // Configurations and JSON hold paths as text.
     if let Some(argument) = std::env::args_os().find(|argument| argument.to_str().is_none()) {
         terminal::error(format_args!(

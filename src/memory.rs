@@ -10,8 +10,8 @@ pub use ofa_evaluate::memory::{available, peak};
 
 /// Fails if training can never fit into this machine's memory, and warns if it does not fit into the memory that is
 /// free now. Both messages name a batch that fits, unless the run is `resumed`: it keeps its batch. `teacher` is the
-/// space of another run's teacher. `processes` equal processes share the memory. Returns the estimate for one process in bytes, including the bytes that it (with its
-/// data set) takes already.
+/// space of another run's teacher. `processes` equal processes share the memory. Returns the estimate for one process
+/// in bytes, including the bytes that it (with its data set) takes already.
 pub fn check(
     space: &SearchSpace,
     teacher: Option<&SearchSpace>,
@@ -41,34 +41,26 @@ pub fn check_training(
         Ok(TrainingMemory::estimate(space, teacher, classes, &smaller, train, validation)?.total())
     };
     let batch = config.stages.iter().filter_map(|stage| stage.batch).fold(config.batch, usize::max);
-    let stage = config.stages.iter().find(|stage| batch > config.batch && stage.batch == Some(batch));
-    let change = match stage {
-        _ if resumed => Change::None,
-        Some(stage) => Change::Stage(&stage.name),
-        None => Change::Flag,
+    let change = |smaller: usize| {
+        let flag = (config.batch > smaller).then(|| format!("--batch {smaller}"));
+        let larger = config.stages.iter().filter(|stage| stage.batch.is_some_and(|own| own > smaller));
+        let of_stages = larger.map(|stage| format!("`batch = {smaller}` in the stage '{}'", stage.name));
+        (!resumed).then(|| flag.into_iter().chain(of_stages).collect::<Vec<_>>().join(" and "))
     };
-    check_change("training", (batch, change), &need, processes)
+    check_change("training", (batch, &change), &need, processes)
 }
 
-/// What makes a batch smaller.
-#[derive(Clone, Copy)]
-enum Change<'a> {
-    /// `--batch`.
-    Flag,
-    /// The `batch` of this stage, which the flag leaves.
-    Stage(&'a str),
-    /// Nothing: a run that was begun keeps it.
-    None,
-}
+/// What makes a batch smaller; `None` where nothing does, as in a run that was begun.
+type Change<'a> = dyn Fn(usize) -> Option<String> + 'a;
 
 /// Fails or warns like [`check`] for `work` on `batch` images at a time, which takes `need(batch)` bytes.
 pub fn check_batch(work: &str, batch: usize, need: &dyn Fn(usize) -> Result<u64>, processes: usize) -> Result<u64> {
-    check_change(work, (batch, Change::Flag), need, processes)
+    check_change(work, (batch, &|smaller| Some(format!("--batch {smaller}"))), need, processes)
 }
 
 fn check_change(
     work: &str,
-    (batch, change): (usize, Change),
+    (batch, change): (usize, &Change),
     need: &dyn Fn(usize) -> Result<u64>,
     processes: usize,
 ) -> Result<u64> {
@@ -96,7 +88,7 @@ enum Verdict {
 fn verdict(
     work: &str,
     need: &dyn Fn(usize) -> Result<u64>,
-    (batch, change): (usize, Change),
+    (batch, change): (usize, &Change),
     available: Option<u64>,
     limit: Option<u64>,
 ) -> Result<Verdict> {
@@ -113,12 +105,11 @@ fn verdict(
     let advice = if least > available {
         format!("even one image takes about {}, so take a smaller space or lower resolutions", mib(least))
     } else {
-        match change {
-            Change::Flag => format!("--batch {smaller} takes about {}", mib(least)),
-            Change::Stage(name) => format!("`batch = {smaller}` in the stage '{name}' takes about {}", mib(least)),
-            Change::None => {
-                "a run that was begun keeps its batch: resume it where there is more memory, or with MPI on \
-                             several machines"
+        match change(smaller) {
+            Some(change) => format!("{change} takes about {}", mib(least)),
+            None => {
+                "a run that was begun keeps its batch: resume it where there is more memory, or with MPI on several \
+                     machines"
                     .into()
             }
         }
@@ -143,7 +134,7 @@ mod tests {
     #[test]
     fn work_that_does_not_fit_names_a_batch_that_does() {
         let need = |batch: usize| Ok((100 + 10 * batch as u64) << 20);
-        let say_of = |change: Change, free: u64, all: u64| {
+        let say_of = |change: &Change, free: u64, all: u64| {
             let verdict = verdict("training", &need, (64, change), Some(free << 20), Some(all << 20)).unwrap();
             match verdict {
                 Verdict::Fits => "fits".to_string(),
@@ -151,10 +142,9 @@ mod tests {
                 Verdict::Never(message) => format!("never: {message}"),
             }
         };
-        let say = |free: u64, all: u64| say_of(Change::Flag, free, all);
-        let of_stage = say_of(Change::Stage("large"), 500, 1000);
-        assert!(of_stage.contains("`batch = 32` in the stage 'large' takes about 420"), "{of_stage}");
-        assert!(say_of(Change::None, 500, 1000).contains("keeps its batch"));
+        let flag = |smaller: usize| Some(format!("--batch {smaller}"));
+        let say = |free: u64, all: u64| say_of(&flag, free, all);
+        assert!(say_of(&|_| None, 500, 1000).contains("keeps its batch"));
         assert_eq!(say(740, 1000), "fits");
         let tight = say(500, 1000);
         assert!(
@@ -163,6 +153,6 @@ mod tests {
         let never = say(300, 700);
         assert!(never.starts_with("never: ") && never.contains("--batch 16 ") && never.contains("700 MiB"), "{never}");
         assert!(say(90, 95).contains("even one image takes about 110 MiB"));
-        assert_eq!(verdict("training", &need, (64, Change::Flag), None, None).unwrap(), Verdict::Fits);
+        assert_eq!(verdict("training", &need, (64, &flag), None, None).unwrap(), Verdict::Fits);
     }
 }

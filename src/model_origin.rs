@@ -113,8 +113,8 @@ pub fn provenance(run: &Path, search: Option<&FoundBy>, predicted: Option<f64>, 
 }
 
 /// What a model card says about where the weights of every subnet come from. The checksum is that of the supernet, so
-/// that a model of other weights can be told.
-pub fn origin(folder: &RunFolder, recalibration: usize) -> Result<String> {
+/// that a model of other weights can be told; so are images that are not the run's, `data`.
+pub fn origin(folder: &RunFolder, recalibration: usize, data: Option<&str>) -> Result<String> {
     let checksum = folder.weights_checksum()?;
     let note = read_supernet_note(&Folder::of_run(folder.path(), 1).supernet_path())?;
     let trained = match note.steps {
@@ -123,7 +123,8 @@ pub fn origin(folder: &RunFolder, recalibration: usize) -> Result<String> {
     };
     Ok(format!(
         "Cut out of {trained} (checksum {checksum}), in the search space `{}`. Batch norm was recalibrated on \
-         at most {recalibration} training images.",
-        note.space.name
+         at most {recalibration} training images{}.",
+        note.space.name,
+        data.map_or(String::new(), |data| format!(" of other data, `{data}`"))
     ))
 }

@@ -15,8 +15,8 @@ const REPLACED: [&str; 3] = ["config.toml", "metrics.jsonl", "metrics.csv"];
 pub struct NewFolder {
     /// Folders that were missing, the innermost first.
     missing: Vec<PathBuf>,
-    /// Files that were there, with their contents.
-    kept: Vec<(PathBuf, Vec<u8>)>,
+    /// Files that a training replaces, with the contents of those that were there.
+    kept: Vec<(PathBuf, Option<Vec<u8>>)>,
 }
 
 impl NewFolder {
@@ -25,16 +25,22 @@ impl NewFolder {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         let missing = path.ancestors().take_while(|folder| !folder.exists()).map(Path::to_path_buf).collect();
         let files = REPLACED.iter().map(|name| path.join(name));
-        let kept = files.filter_map(|file| fs::read(&file).ok().map(|content| (file, content))).collect();
+        let kept = files.map(|file| (file.clone(), fs::read(file).ok())).collect();
         NewFolder { missing, kept }
     }
 
     /// Removes the folders that were missing and the first files in them. A folder that was there, or that holds
     /// anything else by now, stays, and its files get back their contents.
     pub fn discard(&self) {
-        for (file, content) in &self.kept {
-            if fs::read(file).ok().as_ref() != Some(content) {
-                let _ = write_atomic(file, content);
+        if self.missing.is_empty() {
+            for (file, content) in &self.kept {
+                match content {
+                    Some(content) if fs::read(file).ok().as_ref() != Some(content) => {
+                        let _ = write_atomic(file, content);
+                    }
+                    Some(_) => {}
+                    None => drop(fs::remove_file(file)),
+                }
             }
         }
         let Some(run) = self.missing.first() else { return };

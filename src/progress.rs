@@ -58,7 +58,7 @@ impl Bar {
             logged: now,
         };
         let bar = Bar { bar, work: work.into(), unit, state: Mutex::new(state) };
-        bar.change(|_| false);
+        bar.update(|_| ());
         bar
     }
 
@@ -85,13 +85,9 @@ impl Bar {
         });
     }
 
-    /// Sets what is shown behind rate and remaining time, the most important part first. Where units are counted, a log
-    /// has it in the line of the next ones.
+    /// Sets what is shown behind rate and remaining time, the most important part first.
     pub fn details<const N: usize>(&self, details: [String; N]) {
-        self.change(|state| {
-            state.details = shown(details);
-            state.total == 0
-        });
+        self.update(|state| state.details = shown(details));
     }
 
     /// Sets rate and remaining seconds in place of those of the units, for the next change.
@@ -99,21 +95,12 @@ impl Bar {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).pace = Some((rate, seconds));
     }
 
+    /// Changes the state, and draws it or writes it to a log.
     fn update(&self, change: impl FnOnce(&mut State)) {
-        self.change(|state| {
-            change(state);
-            true
-        });
-    }
-
-    /// Draws after a change, or writes a line to a log if `change` says that this is worth one.
-    fn change(&self, change: impl FnOnce(&mut State) -> bool) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let logs = change(&mut state);
+        change(&mut state);
         if self.bar.is_hidden() {
-            if logs {
-                self.log(&mut state);
-            }
+            self.log(&mut state);
         } else if (state.done == state.total && state.total > 0)
             || state.drawn.is_none_or(|drawn| drawn.elapsed() >= REDRAW)
         {
@@ -155,6 +142,9 @@ impl Bar {
     fn log(&self, state: &mut State) {
         let due = || state.logged.elapsed().as_secs_f64() >= log_seconds();
         if !terminal::shows_progress() || (state.done == state.total && state.total > 0) || !due() {
+            return;
+        }
+        if state.total == 0 && state.details.is_empty() {
             return;
         }
         state.logged = Instant::now();

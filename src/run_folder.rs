@@ -8,10 +8,10 @@ use ofa_evaluate::DeviceProfile;
 use ofa_extract::{Constraint, Metric};
 use ofa_supernet::data::{DataOptions, Dataset, Normalisation, OpenProgress, Split, Splits, is_pattern};
 use ofa_supernet::files::{list_folder, read_json, read_toml, remove_all_abandoned, write_atomic, write_json};
+use ofa_supernet::graph::Graph;
 use ofa_supernet::lock::{Lock, Sharing};
 use ofa_supernet::train::TrainConfig;
 use ofa_supernet::train::checkpoint::{Folder, read_supernet, read_supernet_note, supernet_checksum};
-use ofa_supernet::train::{StageConfig, Teacher};
 use ofa_supernet::{SearchSpace, Supernet};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -178,36 +178,6 @@ impl RunConfig {
         config.data.validate().with_context(|| path.display().to_string())?;
         Ok(config)
     }
-
-    /// Refuses what has no use in a new training, though runs that were trained so are read.
-    pub fn check_new(&self) -> Result<()> {
-        self.check_start()?;
-        let idle = |stage: &&StageConfig| stage.teacher == Teacher::InPlace && stage.kd_ratio == 0.0;
-        if let Some(stage) = self.train.stages.iter().find(idle) {
-            bail!(
-                "stage '{}': teacher = \"in_place\" teaches nothing while kd_ratio is 0; set kd_ratio or leave teacher out",
-                stage.name
-            );
-        }
-        if let Some(Normalisation { mean, .. }) = self.data.normalisation.as_ref().filter(|own| !own.has_colours()) {
-            bail!(
-                "[data.normalisation] mean = {mean:?}: means must lie between 0 and 1; divide levels of 0 to 255 by 255, \
-                 and std too"
-            );
-        }
-        Ok(())
-    }
-
-    /// Fails where trained weights would be lost before the first step.
-    fn check_start(&self) -> Result<()> {
-        match &self.from {
-            Some(from) if self.train.zero_last_scale || self.train.whitening_stem => {
-                let key = if self.train.zero_last_scale { "zero_last_scale" } else { "whitening_stem" };
-                bail!("{key} is for random weights and would undo those of from = '{from}'; leave one of them out")
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 /// Command line as typed, shown to whoever finds the folder locked.
@@ -352,8 +322,8 @@ impl RunFolder {
     }
 
     /// Makes a run folder of `space` without a supernet, for accuracies that were measured elsewhere; the same folder
-    /// may be there already.
-    pub fn create_foreign(&self, space: &SearchSpace, classes: usize) -> Result<()> {
+    /// may be there already, and keeps its number of classes.
+    pub fn create_foreign(&self, space: &SearchSpace, classes: Option<usize>) -> Result<()> {
         let data = DataConfig { source: String::new(), ..DataConfig::default() };
         let config =
             RunConfig { from: None, data, space: space.clone(), train: TrainConfig::preset("imagenet", space)? };
@@ -361,7 +331,11 @@ impl RunFolder {
         if there && !(self.join(FOREIGN_SPACE).exists() && self.config()?.space == *space) {
             bail!("{}: already holds another run; name another folder with --out", self.path.display());
         }
-        let classes = class_names::numbered_classes(classes);
+        let known = if there { Some(self.space()?.1.len()) } else { None };
+        if let (Some(known), Some(classes)) = (known, classes.filter(|classes| known.is_some_and(|k| k != *classes))) {
+            bail!("{}: its networks have {known} classes, not {classes}", self.path.display());
+        }
+        let classes = class_names::numbered_classes(known.or(classes).unwrap_or(CLASSES));
         write_json(&self.join(FOREIGN_SPACE), &ForeignSpace { space: space.clone(), classes })?;
         self.write_config(&config)
     }
@@ -410,6 +384,12 @@ impl RunFolder {
     pub fn supernet(&self) -> Result<(Supernet, Vec<String>)> {
         let path = self.supernet_path()?;
         let (state, note) = read_supernet(&path)?;
+        // Weights that are missing would be asked for before they are missed.
+        let largest = note.space.network(&note.space.largest(), note.classes.len())?;
+        let held: u64 = state.values().map(|tensor| tensor.elem_count() as u64).sum();
+        if Graph::of(&largest).stored_numbers() > held.saturating_mul(2) {
+            bail!("{}: holds {held} numbers, fewer than its space '{}' has", path.display(), note.space.name);
+        }
         let net = Supernet::new(&note.space, note.classes.len(), 0)?;
         net.load_state(&state).map_err(|e| e.at(&path))?;
         Ok((net, note.classes))
@@ -452,6 +432,9 @@ impl RunFolder {
         Ok(paths)
     }
 }
+
+/// Classes of networks whose accuracies were measured elsewhere, unless their number is given.
+const CLASSES: usize = 1000;
 
 /// Source name of the built-in images.
 const BUILTIN: &str = "builtin";

@@ -236,7 +236,11 @@ fn name_of(task: &Task, group: &[Constraint], is_only: bool) -> Result<String> {
         let limits = group.iter().map(Constraint::to_string);
         let limits = limits.eq(other.constraints.iter().map(|limit| limit.constraint.clone()));
         let against = options.against.iter().map(Constraint::to_string).eq(other.against.iter().cloned());
-        let is_alike = (&other.settings, other.seed) == (&options.settings, options.seed);
+        let pessimism = match task.scorer {
+            Scorer::Predictor(predictor, pessimism) if predictor.has_deviation() => *pessimism,
+            _ => 0.0,
+        };
+        let is_alike = (&other.settings, other.seed, other.pessimism) == (&options.settings, options.seed, pessimism);
         Ok(limits && against && is_alike && other.scoring.as_ref() == Some(&scoring(task)?))
     };
     result_files::check_free(task.folder, &name, is_same)?;

@@ -46,6 +46,10 @@ macro_rules! say {
 /// Takes the options of the command line. Until then none is set.
 pub fn set(flags: Flags) {
     let _ = FLAGS.set(flags);
+}
+
+/// Leaves colours out where `NO_COLOR` asks for it, whatever else does.
+pub fn obey_no_color() {
     if std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
         console::set_colors_enabled(false);
         console::set_colors_enabled_stderr(false);

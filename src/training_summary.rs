@@ -12,6 +12,9 @@ const SAMPLE: usize = 25;
 /// Images this many times as large as the resolution lose much of what they show.
 const MUCH_LARGER: usize = 3;
 
+/// Resolution from which networks are for photographs.
+const PHOTOGRAPHS: usize = 128;
+
 /// Says what is trained, and warns of images much larger than what the network sees of them.
 pub fn print(config: &RunConfig, data: &Dataset) -> Result<()> {
     let (space, train) = (&config.space, &config.train);
@@ -39,7 +42,10 @@ pub fn print(config: &RunConfig, data: &Dataset) -> Result<()> {
     let epochs = rounded(train.total_epochs());
     note(format!("{epochs} epoch{}: {}", if epochs == 1.0 { "" } else { "s" }, stages.join(", ")));
     let largest = space.resolutions[space.resolutions.len() - 1];
-    if let Some(side) = usual_side(data).filter(|side| *side >= MUCH_LARGER * largest) {
+    // Photographs are reduced on purpose.
+    if largest < PHOTOGRAPHS
+        && let Some(side) = usual_side(data).filter(|side| *side >= MUCH_LARGER * largest)
+    {
         warning(format!(
             "images are about {side} pixels high or wide, and the network sees them at {largest}; details are lost: take a \
              space with higher resolutions (--space mbv3-w1.0 --preset imagenet), or crop the images"

@@ -214,8 +214,6 @@ fn resize(network: &mut serde_json::Value, resolution: usize) {
     sizes(network, resolution / before);
 }
 
-/// The batch takes some seconds of warm-up and measuring, which nothing else interrupts.
-#[cfg(unix)]
 #[test]
 fn a_damaged_record_is_refused_before_anything_is_measured() {
     let temporary = tempfile::tempdir().unwrap();
@@ -228,6 +226,8 @@ fn a_damaged_record_is_refused_before_anything_is_measured() {
     assert_eq!(fs::read(folder.join("run/models/smallest/bench.json")).unwrap(), before);
 }
 
+/// The batch takes some seconds of warm-up and measuring, which nothing else interrupts.
+#[cfg(unix)]
 #[test]
 fn a_signal_ends_measuring_with_its_exit_code() {
     let temporary = models();

@@ -30,9 +30,16 @@ fn accuracies_measured_elsewhere_make_a_run_without_a_supernet() {
     let import = ["predictor", "--space", "tiny", "--classes", "10", "--import", "a.jsonl", "--out", "run"];
     let out = succeeds(folder, &import);
     assert!(out.contains("60 accuracies imported") && out.contains("Kendall tau"), "{out}");
-    // Repeated, nothing is added.
+    // Repeated, nothing is added, and the number of classes stays.
     let count = samples(folder).lines().count();
-    succeeds(folder, &import);
+    let again = ["predictor", "--space", "tiny", "--import", "a.jsonl", "--out", "run"];
+    succeeds(folder, &again);
+    let classes = || {
+        let text = fs::read_to_string(folder.join("run/space.json")).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["classes"].as_array().unwrap().len()
+    };
+    assert_eq!(classes(), 10);
+    fails(folder, &[&again[..], &["--classes", "20"]].concat(), &["run", "have 10 classes, not 20"]);
     assert_eq!(samples(folder).lines().count(), count);
     assert!(samples(folder).lines().all(|line| line.contains(r#""imported_from":"a.jsonl""#)));
     fs::write(folder.join("b.csv"), "subnet\n\"r24 d1,2 k5|3,5 e2|4,3\"\n\"r32 d2,2 k5,5|5,5 e4,4|4,4\"\n").unwrap();

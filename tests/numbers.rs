@@ -148,7 +148,6 @@ fn options_that_belong_to_another_one_are_not_taken_without_it() {
     }
     let active = ["predictor", "--active", "improvement", "--members", "1"];
     misused(temporary.path(), &active, &["--active improvement cannot be used with --members 1", "two members"]);
-    misused(temporary.path(), &["train", "--hours", "1", "--device", "cpu"], &["--hours", "--device", "processor"]);
     for setting in [["--batch", "9"], ["--from", "x"], ["--teacher", "x"], ["--subnet", "largest"], ["--hours", "1"]] {
         misused(temporary.path(), &[&["train", "--resume"], &setting[..]].concat(), &["--resume", setting[0]]);
     }

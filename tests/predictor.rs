@@ -122,6 +122,11 @@ fn a_search_warns_of_a_predictor_of_other_weights() {
         warnings(folder, &["search", "--run", "run", "--limit", "any:macs=0.4M", "--compare", "--evaluations", "5"])
             .contains(warning)
     );
+    // Accuracies from elsewhere do not make the others good.
+    fs::write(folder.join("one.csv"), "subnet,accuracy\n\"r24 d1,2 k5|3,5 e2|4,3\",0.5\n").unwrap();
+    succeeds(folder, &["predictor", "--run", "run", "--import", "one.csv"]);
+    let err = warnings(folder, &search(&[]));
+    assert!(err.contains(warning) && err.contains(&weights), "{err}");
 }
 
 #[test]

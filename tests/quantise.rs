@@ -82,7 +82,8 @@ fn a_resnet_is_quantised_too_and_options_do_what_they_say() {
     let quantise = ["quantise", "run/models/largest", "--data", "builtin", "--images", "100", "--out", "small/seven"];
     succeeds(folder, &[&quantise[..], &["--weight-bits", "7", "--keep-f32", "fc"]].concat());
     let (config, network) = load_quantised(&folder.join("small/seven")).unwrap();
-    assert_eq!(config.quantisation.unwrap().weight_bits, 7);
+    let quantisation = config.quantisation.unwrap();
+    assert_eq!((quantisation.weight_bits, quantisation.keep_f32), (7, ["fc".to_string()].into()));
     for (name, layer) in &network.layers {
         match layer {
             QuantisedLayer::Int8(layer) => assert!(layer.weight.iter().all(|weight| weight.abs() <= 63), "{name}"),

@@ -79,6 +79,11 @@ fn a_run_is_followed_from_its_beginning_to_its_models() {
     assert_eq!(finished["searches"].as_array().unwrap().len(), 3);
     assert_eq!(finished["training"]["validation"].as_array().unwrap().len(), 3);
     assert_eq!(finished["next"], serde_json::json!(["ofa report --run other/run"]));
+    // A damaged checkpoint is one that training would skip.
+    let checkpoints = ofa_supernet::files::list_folder(&extended.join("run/checkpoints")).unwrap();
+    let steps = checkpoints.iter().filter(|path| path.to_str().unwrap().contains("step-"));
+    fs::write(steps.max().unwrap(), "x").unwrap();
+    assert_eq!(status(&extended, "run")["next"], serde_json::json!(["ofa train --out run --resume"]));
     // A published predictor has no report.
     let fit = folder.join("other/run/predictor/fit.json");
     let report = fs::read(&fit).unwrap();

@@ -78,6 +78,14 @@ fn folders_of_other_work_are_refused_and_a_failed_start_changes_nothing() {
     fs::write(folder.join("other/config.toml"), "mine").unwrap();
     fails(folder, &["train", "--config", "wrong.toml", "--out", "other"], &["2 numbers for 10 classes"]);
     assert_eq!(fs::read_to_string(folder.join("other/config.toml")).unwrap(), "mine");
+    fs::remove_file(folder.join("other/config.toml")).unwrap();
+    fails(folder, &["train", "--config", "wrong.toml", "--out", "other"], &["2 numbers for 10 classes"]);
+    let left = ofa_supernet::files::list_folder(&folder.join("other")).unwrap();
+    assert!(left.iter().all(|path| path.is_dir()), "{left:?}");
+    // One that could be read when it was trained is read on, but not begun.
+    let single = changed(&text, "subnets_per_step = 2", "subnets_per_step = 1");
+    fs::write(folder.join("single.toml"), changed(&single, "\"uniform\"", "\"sandwich\"")).unwrap();
+    fails(folder, &["train", "--config", "single.toml", "--out", "other"], &["no other would be trained"]);
 }
 
 #[cfg(unix)]

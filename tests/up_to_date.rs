@@ -55,6 +55,12 @@ fn search_results_are_named_and_those_up_to_date_are_skipped() {
     assert_eq!(extracted(&[&small]), [one.clone(), vec![], vec![]]);
     let path = folder.join("run/checkpoints/supernet.safetensors");
     let (mut state, note) = read_supernet(&path).unwrap();
+    // A model that was recalibrated on other images is not that of the run's own.
+    assert_eq!(extracted(&[&small, "--data", "builtin"]), [one.clone(), vec![], vec![]]);
+    assert_eq!(extracted(&[&small]), [vec![], one.clone(), vec![]]);
+    common::write_classes(&folder.join("images"), &note.classes, 20);
+    assert_eq!(extracted(&[&small, "--data", "images"]), [one.clone(), vec![], vec![]]);
+    assert_eq!(extracted(&[&small]), [one.clone(), vec![], vec![]]);
     state.values_mut().for_each(|tensor| *tensor = (&*tensor * 1.01).unwrap());
     write_supernet(&path, state, &note).unwrap();
     assert_eq!(extracted(&[]), [both, vec![], vec![]]);

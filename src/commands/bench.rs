@@ -98,7 +98,7 @@ pub fn run(args: &Args) -> Result<Value> {
             bench_remotely(remote, &args.models, &options, here)?
         }
     };
-    // Figures are shown also where a card cannot be written.
+    // Tables are shown also where a card cannot be written.
     let written = match args.update_card {
         true => args.models.iter().zip(&records).try_for_each(|(folder, record)| update_card(folder, record.clone())),
         false => Ok(()),

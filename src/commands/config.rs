@@ -6,9 +6,9 @@ use anyhow::Result;
 use ofa_supernet::files::read_text;
 use serde_json::Value;
 
-/// Print a complete configuration to edit: `ofa config --preset cifar > my.toml`, then `ofa train --config my.toml`.
+/// Print a configuration to edit: `ofa config --preset cifar > my.toml`, then `ofa train --config my.toml`.
 ///
-/// Every key is explained. With --config the comments of that file are kept.
+/// What is set is explained; --keys lists every key. With --config the comments of that file are kept.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]

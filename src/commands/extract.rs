@@ -6,10 +6,10 @@ use crate::measured::{Images, Measured};
 use crate::model_folders::{check_all, check_int8_replaceable, int8_folder, is_current, is_twin_current, model_folder};
 use crate::model_origin::{Wanted, origin, provenance, search_results};
 use crate::progress::{Bar, counted};
-use crate::run_folder::{RunConfig, RunFolder};
+use crate::run_folder::{RunConfig, RunFolder, absolute};
 use crate::{interrupt, kept_samples, names, numbers, shell, subnet_text, table, terminal};
 use anyhow::{Result, anyhow, bail};
-use ofa_evaluate::model::{Finetuned, NumberType, load_config};
+use ofa_evaluate::model::{CONFIG_FILE, Finetuned, NumberType, load_config};
 use ofa_evaluate::quantise;
 use ofa_extract::Predictor;
 use ofa_extract::predictor::read_samples;
@@ -21,7 +21,7 @@ use ofa_supernet::train::checkpoint::{Folder, read_supernet};
 use ofa_supernet::train::finetune::{FinetuneOptions, finetune};
 use ofa_supernet::train::validation::{EvaluationSet, accuracy_on, recalibrate_on};
 use ofa_supernet::train::{Control, TrainConfig};
-use ofa_supernet::{SearchSpace, Subnet, Supernet};
+use ofa_supernet::{SearchSpace, Subnet, Supernet, files};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -104,6 +104,8 @@ pub struct Options {
     pub overwrite: bool,
     /// Whether each model's subnet is measured as the predictor's samples were, and kept as one.
     pub sample: bool,
+    /// Whether the images are not the run's.
+    pub other_data: bool,
 }
 
 pub fn run(args: &Args) -> Result<Value> {
@@ -119,6 +121,7 @@ pub fn run(args: &Args) -> Result<Value> {
         recalibration: args.recalibration,
         overwrite: args.overwrite,
         sample: !args.no_sample,
+        other_data: args.data.as_ref().is_some_and(|data| absolute(data) != config.data.source),
     };
     let (current, wanted) = part_current(args, &folder, wanted, &options)?;
     check_all(&folder, &wanted, options.overwrite)?;
@@ -176,7 +179,7 @@ fn part_current(
     if args.overwrite || args.data.is_some() {
         return Ok((Vec::new(), wanted));
     }
-    let origin = origin(folder, options.recalibration)?;
+    let origin = origin(folder, options.recalibration, None)?;
     let finetuned = options.finetune.as_ref().map(finetuned);
     let (mut current, mut left) = (Vec::new(), Vec::new());
     for wanted in wanted {
@@ -314,7 +317,7 @@ pub fn extract_all(
         Ok(net)
     };
     let supernet = copy()?;
-    let origin = origin(folder, options.recalibration)?;
+    let origin = origin(folder, options.recalibration, options.other_data.then_some(data.name.as_str()))?;
     let (bar, batches) = (Bar::new("extracting", wanted.len(), "models"), AtomicUsize::new(0));
     let control = || {
         let batch = batches.fetch_add(1, Ordering::Relaxed);
@@ -371,7 +374,10 @@ pub fn extract_all(
         extract(net, subnet, &statistics, &data.classes, &data.normalisation, record, &path)?;
         let images = compared_images(data, seed, subnet.resolution)?;
         row.difference = compare(net, subnet, &statistics, &path, &images)?;
-        row.check(options.dtype)?;
+        row.check(options.dtype).inspect_err(|_| {
+            // Otherwise it would count as up to date.
+            let _ = files::remove_file(&path.join(CONFIG_FILE));
+        })?;
         rows.push(row);
         bar.add(1);
     }

@@ -57,9 +57,9 @@ pub struct Args {
     /// With --space: resolutions to choose from, in place of the space's.
     #[arg(long, value_delimiter = ',', requires = "space", value_parser = numbers::resolution)]
     resolutions: Vec<usize>,
-    /// With --space: classes of the networks, for their costs.
-    #[arg(long, requires = "space", default_value_t = 1000, value_parser = numbers::classes)]
-    classes: usize,
+    /// With --space: classes of the networks, for their costs [default: those of the run folder, otherwise 1000].
+    #[arg(long, requires = "space", value_parser = numbers::classes)]
+    classes: Option<usize>,
     /// Print the predicted accuracy of each subnet of a file as JSON lines: with its standard deviation, and the
     /// interval that should hold 90 % of measured accuracies.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["import", "samples", "recalibration", "images", "batch", "seed", "data", "skip_bad", "members", "method", "active", "discard", "curve"])]
@@ -459,8 +459,7 @@ fn sample(folder: &RunFolder, net: &Supernet, data: &Dataset, sampling: &Samplin
                 writer.append(&sample)?;
                 let accuracy = sample.accuracy;
                 known.push(sample);
-                bar.add(1);
-                bar.details([format!("last accuracy {:.1} %", 100.0 * accuracy)]);
+                bar.advance(known.len(), count, [format!("last accuracy {:.1} %", 100.0 * accuracy)]);
             }
         }
         missing = wanted(&file)?;

@@ -60,7 +60,7 @@ pub struct Args {
     #[arg(long, num_args = 1.., value_name = "TABLE", conflicts_with_all = ["model_threads", "batch", "rounds", "check", "seed", "number_type", "on"])]
     import: Vec<PathBuf>,
     /// Print a CSV table of the space's layers without times, to fill in for --import.
-    #[arg(long, conflicts_with_all = ["import", "name", "model_threads", "batch", "rounds", "check", "seed", "number_type", "on"])]
+    #[arg(long, conflicts_with_all = ["import", "name", "model_threads", "batch", "rounds", "check", "seed", "number_type", "EngineArgs", "RemoteArgs"])]
     layers: bool,
     #[command(flatten)]
     engine: EngineArgs,

@@ -117,8 +117,14 @@ fn all_steps(args: &Args, config: &RunConfig, sampling: &Sampling) -> Result<Val
     let mut wanted = vec![end("smallest", space.smallest())];
     wanted.extend(results.iter().map(|(name, result)| Wanted::of_search(name.clone(), result)));
     wanted.push(end("largest", space.largest()));
-    let options =
-        Options { finetune: None, dtype: NumberType::F32, recalibration: 1000, overwrite: false, sample: false };
+    let options = Options {
+        finetune: None,
+        dtype: NumberType::F32,
+        recalibration: 1000,
+        overwrite: false,
+        sample: false,
+        other_data: false,
+    };
     let extracted = extract_all(&folder, &args.out, config, &data, &wanted, &options)?;
     let worst = extracted.iter().map(|e| e.difference.0 / e.difference.1).fold(0.0, f64::max);
     say!("{} models; reloaded, their logits equal the supernet's to {worst:.0e}", extracted.len());

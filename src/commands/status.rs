@@ -12,7 +12,7 @@ use ofa_evaluate::model::CONFIG_FILE;
 use ofa_extract::FitReport;
 use ofa_supernet::Error;
 use ofa_supernet::files::read_json;
-use ofa_supernet::train::checkpoint::{Folder, read_position};
+use ofa_supernet::train::checkpoint::{Folder, Progress, read_position};
 use ofa_supernet::train::metrics::{self, MetricsLine};
 use ofa_supernet::train::progress::Pace;
 use serde::Serialize;
@@ -272,18 +272,21 @@ impl Training {
     }
 }
 
+/// Position and number of images of the newest checkpoint that can be read, which training would resume from.
+fn newest_position(folder: &Folder) -> Result<Option<(Progress, usize)>> {
+    Ok(folder.list()?.iter().rev().find_map(|(_, path)| read_position(path).ok()))
+}
+
 /// Whether the newest checkpoint, if there is one, is not at the end of all stages.
 fn is_unfinished(config: &RunConfig, folder: &Folder) -> Result<bool> {
-    let Some((_, newest)) = folder.list()?.pop() else { return Ok(false) };
-    let (position, images) = read_position(&newest)?;
+    let Some((position, images)) = newest_position(folder)? else { return Ok(false) };
     let steps: usize = config.train.plan(&config.space, images).iter().map(|stage| stage.steps).sum();
     Ok(position.step < steps)
 }
 
 /// Position of the training: where it is if a process works on it, otherwise where the newest checkpoint is.
 fn training(config: &RunConfig, folder: &Folder, lines: &[MetricsLine], state: State) -> Result<Option<Training>> {
-    let Some((_, newest)) = folder.list()?.pop() else { return Ok(None) };
-    let (position, images) = read_position(&newest)?;
+    let Some((position, images)) = newest_position(folder)? else { return Ok(None) };
     let plan = config.train.plan(&config.space, images);
     let steps: usize = plan.iter().map(|stage| stage.steps).sum();
     // Lines after the checkpoint are written again when training resumes.

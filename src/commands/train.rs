@@ -19,6 +19,7 @@ use ofa_supernet::train::{Control, Event, Outcome, ProbeResult, TrainConfig, is_
 use ofa_supernet::{Ranks, SearchSpace, Supernet, files};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Train a supernet: the largest subnet first, then all others with it.
 #[derive(clap::Args)]
@@ -206,6 +207,9 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<Value> {
         config.train.skip_nonfinite = steps;
     }
     let device = device(&args.device)?;
+    if args.hours.is_some() && !device.is_cpu() {
+        bail!("--hours measures steps on the processor, not on '{}'; give --epochs", args.device);
+    }
     let made = NewFolder::of(&args.out);
     // One for all ranks.
     let _lock = ranks.is_first().then(|| folder.lock()).transpose()?;
@@ -434,11 +438,26 @@ fn agreed<T>(ranks: &Ranks, result: Result<T>) -> Result<T> {
     if stopped { Err(ofa_supernet::Error::Interrupted.into()) } else { result }
 }
 
+/// Images that are read to measure how long that takes.
+const READ: usize = 64;
+
 /// The configuration with as many epochs as `hours` have room for, by steps that are measured now.
 fn within_hours(config: &RunConfig, data: &Dataset, hours: f64, ranks: &Ranks) -> Result<RunConfig> {
     note(format!("measuring how many epochs {hours} hours have room for"));
     let times = agreed(ranks, stage_times(config, data.classes.len(), data.train.len(), ranks))?;
-    let seconds: f64 = times.iter().map(|stage| stage.seconds).sum();
+    let mut seconds: f64 = times.iter().map(|stage| stage.seconds).sum();
+    if !data.train.in_memory() {
+        // Images are prepared on the same cores.
+        let resolution = config.space.resolutions[config.space.resolutions.len() - 1];
+        let draws: Vec<usize> = (0..data.train.len().min(READ)).collect();
+        let start = Instant::now();
+        let (augmentation, seed) = (&config.train.augmentation, config.train.seed);
+        data.training_batch(&draws, 0..draws.len(), resolution, augmentation, seed, 0)?;
+        let each = start.elapsed().as_secs_f64() / draws.len().max(1) as f64;
+        let plan = config.train.plan(&config.space, data.train.len());
+        let images: usize = plan.iter().map(|stage| stage.steps * stage.batch.div_ceil(ranks.count())).sum();
+        seconds += each * images as f64;
+    }
     // All ranks train for what the first one measured.
     let epochs = ranks.broadcast_f64(config.train.total_epochs() * 3600.0 * hours / seconds);
     let train = config.train.clone().with_epochs(epochs);

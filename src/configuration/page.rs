@@ -5,9 +5,9 @@ use std::fmt::Write;
 
 const HEAD: &str = "# Configuration
 
-Every key of the file that `ofa train --config` reads. `ofa config --preset NAME` prints a whole file with these comments;
-`ofa config --config FILE` prints FILE with all defaults, and keeps its comments. This page is the output of
-`ofa config --keys`.
+Every key of the file that `ofa train --config` reads. `ofa config --preset NAME` prints those that a
+preset sets, with these comments; `ofa config --config FILE` prints those of FILE, and keeps its comments. This page is
+the output of `ofa config --keys`.
 
 A key without a default is needed. Unknown keys are errors.
 ";

@@ -107,6 +107,13 @@ pub fn write_two_classes(root: &Path, train: u32, test: u32) {
     }
 }
 
+/// Writes `count` images of each class to the image folder `root`, as training and as test images.
+pub fn write_classes(root: &Path, classes: &[String], count: u32) {
+    for split in ["train", "test"] {
+        (0..).zip(classes).for_each(|(number, class)| write_images(&root.join(split).join(class), count, 20 * number));
+    }
+}
+
 /// The files of a folder, by path relative to it.
 #[derive(PartialEq)]
 pub struct Snapshot(Vec<(PathBuf, Vec<u8>)>);

@@ -30,8 +30,8 @@ impl Hardware {
     }
 }
 
-/// The first value of `key` in the text of `/proc/cpuinfo`. On 64-bit ARM there is no `model name` in it, and two boards
-/// must not count as one device.
+/// The first value of `key` in the text of `/proc/cpuinfo`. On 64-bit ARM there is no `model name` in it, and two
+/// boards must not count as one device.
 fn named(info: &str, key: &str) -> Option<String> {
     plain(info.lines().find(|line| line.starts_with(key))?.split_once(':')?.1)
 }

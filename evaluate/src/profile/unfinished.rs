@@ -32,7 +32,7 @@ impl Unfinished {
         Unfinished {
             hardware: Hardware::detect(options.threads),
             space: space.clone(),
-            options: format!("{options:?} {:?}", allowed_cores()),
+            options: format!("{options:?} {:?} {}", allowed_cores(), env!("CARGO_PKG_VERSION")),
             rounds: 0,
             layers: vec![Vec::new(); layers],
             fixed: Vec::new(),

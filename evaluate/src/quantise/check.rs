@@ -23,11 +23,16 @@ impl QuantisedNetwork {
         let names = node_names(&graph);
         let mut known = HashSet::new();
         for (node, name) in graph.nodes().iter().zip(&names) {
-            if let (Op::GlobalAveragePool, Some(input)) = (node.op, node.inputs().first()) {
+            let largest = match node.op {
+                Op::GlobalAveragePool => usize::MAX,
+                Op::AveragePool { window, .. } => window,
+                _ => 0,
+            };
+            if let (1.., Some(input)) = (largest, node.inputs().first()) {
                 let map = graph.node(*input).shape;
-                if self.values.contains_key(&names[input.index()]) && map.height * map.width > MOST_AVERAGED {
-                    let message = format!("averages {} x {} bytes, whose sum overflows", map.height, map.width);
-                    return Err(Error::tensor(name, message));
+                let (height, width) = (map.height.min(largest), map.width.min(largest));
+                if self.values.contains_key(&names[input.index()]) && height * width > MOST_AVERAGED {
+                    return Err(Error::tensor(name, format!("averages {height} x {width} bytes, whose sum overflows")));
                 }
             }
             let (per_output, input) = match (node.op, node.inputs().first()) {

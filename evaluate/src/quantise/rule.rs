@@ -88,15 +88,22 @@ impl Engine {
     }
 }
 
-/// Nodes between an average over all pixels and the factors of a gate, both included: squeeze-excite.
+/// Nodes between an average over all pixels and the factors of a gate, both included: squeeze-excite. Whatever the
+/// factors are made with, the map that they multiply is none of them.
 pub fn factors(graph: &Graph) -> Vec<bool> {
     let mut inside = vec![false; graph.nodes().len()];
+    let mut outside = inside.clone();
     for (index, node) in graph.nodes().iter().enumerate().rev() {
         let (reads_factors, inputs) = (node.op == Op::Gate, node.inputs());
         if reads_factors {
             inside[inputs[1].index()] = true;
+            outside[inputs[0].index()] = true;
         }
-        if inside[index] && node.op != Op::GlobalAveragePool && !reads_factors {
+        if outside[index] {
+            inside[index] = false;
+            let maps = if reads_factors { &inputs[..1] } else { inputs };
+            maps.iter().for_each(|input| outside[input.index()] = true);
+        } else if inside[index] && node.op != Op::GlobalAveragePool && !reads_factors {
             inputs.iter().for_each(|input| inside[input.index()] = true);
         }
     }

@@ -1,9 +1,9 @@
 //! Search of the best subnet within limits.
 //!
 //! [`search`] takes a [`Problem`] (space, [`Limit`]s, budget, seed), a scorer (a predictor, or any other function that
-//! gives each subnet a number, larger being better) and a [`Strategy`], and returns a [`SearchResult`]. A strategy is a
-//! file with a struct of its settings; all strategies work on a [`Task`], which counts evaluations and keeps history
-//! and best.
+//! gives each subnet a number, larger being better) and [`SearchSettings`], which are those of one of this crate's
+//! strategies, and returns a [`SearchResult`]. A [`Strategy`] is a file with a struct of its settings; all strategies
+//! work on a [`Task`], which counts evaluations and keeps history and best.
 //!
 //! | module | concern |
 //! | --- | --- |

@@ -1,6 +1,6 @@
 //! Labels and normalisation as texts in the file. No standard exists, so each is written in the forms that tools read:
-//! `names` (a Python dictionary from class number to label) and what else Ultralytics reads, OpenVINO's `model_info`, and the `Image.*` keys of the
-//! ONNX specification.
+//! `names` (a Python dictionary from class number to label) and what else Ultralytics reads, OpenVINO's `model_info`,
+//! and the `Image.*` keys of the ONNX specification.
 
 use super::super::{Batch, Options};
 use super::proto::Entry;

@@ -38,7 +38,7 @@ use additive::{Prior, layer_times};
 use command::Place;
 use layer_costs::{LayerCosts, Sum};
 use ofa_supernet::files;
-use ofa_supernet::lock::{Lock, Sharing};
+use ofa_supernet::lock::{LOCK_FILE, Lock, Sharing};
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::{SearchSpace, Subnet};
 use rand::seq::SliceRandom;
@@ -145,9 +145,15 @@ pub fn measure_engine(
 
 /// Removes everything but the lock.
 fn clear(folder: &Path) -> Result<()> {
-    for path in files::list_folder(folder)? {
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        removed.map_err(|error| ofa_supernet::Error::file(&path, error))?;
+    let failed = |error| ofa_supernet::Error::file(folder, error);
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_name() == LOCK_FILE {
+            continue;
+        }
+        let is_folder = entry.file_type().map_err(failed)?.is_dir();
+        let path = entry.path();
+        if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }.map_err(failed)?;
     }
     Ok(())
 }
@@ -229,10 +235,12 @@ impl Visits<'_> {
                 if let (Some(before), Some(now)) = (&self.done.version, &version)
                     && before != now
                 {
-                    return Err(Error::Measurement(format!(
-                        "the engine's version is {now}, but the measurement was begun with {before}; remove {} to begin anew",
-                        self.unfinished.map_or_else(|| "it".into(), |path| path.display().to_string())
-                    )));
+                    let message = format!(
+                        "the engine's version changed from {before} to {now}, so the times so far are dropped; run the \
+                         same command again"
+                    );
+                    self.unfinished.map_or(Ok(()), files::remove_file)?;
+                    return Err(Error::Measurement(message));
                 }
                 self.done.version = version.or(self.done.version.take());
                 if let Some(path) = self.unfinished {

@@ -37,7 +37,8 @@ pub fn write(
             let rounding = if engine.folder { Engine::Ofa } else { engine.rounding };
             let (network, engine_values) = quantised(&spec, options.seed, rounding)?;
             config.quantisation = Some(Quantisation {
-                engine: rounding,
+                // Its layers follow this rule; that of the file is among the options.
+                engine: Engine::Ofa,
                 images: 0,
                 weight_bits: 8,
                 keep_f32: BTreeSet::new(),
@@ -103,7 +104,22 @@ fn quantised(spec: &NetworkSpec, seed: u64, engine: Engine) -> Result<(Quantised
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::profile::Preset;
     use ofa_supernet::space::preset;
+
+    #[test]
+    fn squeeze_excite_is_of_integers_for_an_engine_that_makes_it_so() {
+        let space = preset("tiny").unwrap();
+        let options = ProfileOptions { number_type: NumberType::Int8, ..ProfileOptions::new("engine", 10) };
+        let folder = tempfile::tempdir().unwrap();
+        for (name, integers) in [("onnxruntime-python", true), ("openvino-benchmark", false)] {
+            let engine = Preset::named(name).unwrap().command(None, NumberType::Int8).unwrap();
+            let path = write(folder.path(), &space, &space.largest(), &options, &engine).unwrap();
+            let bytes = fs::read(path).unwrap();
+            let scale = b"se.conv_reduce.weight.scale";
+            assert_eq!(bytes.windows(scale.len()).any(|window| window == scale), integers, "{name}");
+        }
+    }
 
     #[test]
     fn values_after_a_relu_begin_at_zero_and_those_of_the_engine_are_all_there() {

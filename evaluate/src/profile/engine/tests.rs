@@ -130,7 +130,7 @@ fn times_of_two_versions_are_not_mixed() {
     };
     let result = measure_with(&space, &options, &engine, None, &mut time, &mut |_| ControlFlow::Continue(()));
     let message = result.unwrap_err().to_string();
-    assert!(message.contains("version is 8") && message.contains("begun with 7"), "{message}");
+    assert!(message.contains("changed from 7 to 8"), "{message}");
 }
 
 #[test]
