@@ -41,13 +41,16 @@ pub fn check_training(
         Ok(TrainingMemory::estimate(space, teacher, classes, &smaller, train, validation)?.total())
     };
     let batch = config.stages.iter().filter_map(|stage| stage.batch).fold(config.batch, usize::max);
-    let change = |smaller: usize| {
-        let flag = (config.batch > smaller).then(|| format!("--batch {smaller}"));
-        let larger = config.stages.iter().filter(|stage| stage.batch.is_some_and(|own| own > smaller));
-        let of_stages = larger.map(|stage| format!("`batch = {smaller}` in the stage '{}'", stage.name));
-        (!resumed).then(|| flag.into_iter().chain(of_stages).collect::<Vec<_>>().join(" and "))
-    };
+    let change = |smaller: usize| (!resumed).then(|| smaller_batches(config, smaller));
     check_change("training", (batch, &change), &need, processes)
+}
+
+/// What makes all batches of `config` at most `smaller`.
+fn smaller_batches(config: &TrainConfig, smaller: usize) -> String {
+    let flag = (config.batch > smaller).then(|| format!("--batch {smaller}"));
+    let larger = config.stages.iter().filter(|stage| stage.batch.is_some_and(|own| own > smaller));
+    let of_stages = larger.map(|stage| format!("`batch = {smaller}` in the stage '{}'", stage.name));
+    flag.into_iter().chain(of_stages).collect::<Vec<_>>().join(" and ")
 }
 
 /// What makes a batch smaller; `None` where nothing does, as in a run that was begun.
@@ -130,6 +133,7 @@ pub fn mib(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ofa_supernet::train::StageConfig;
 
     #[test]
     fn work_that_does_not_fit_names_a_batch_that_does() {
@@ -145,6 +149,13 @@ mod tests {
         let flag = |smaller: usize| Some(format!("--batch {smaller}"));
         let say = |free: u64, all: u64| say_of(&flag, free, all);
         assert!(say_of(&|_| None, 500, 1000).contains("keeps its batch"));
+        let stages = [("a", Some(64)), ("b", Some(16)), ("c", None)].map(|(name, batch)| {
+            let text = format!("name = '{name}'\nepochs = 1.0\nlearning_rate = 0.1\n");
+            let stage: StageConfig = ofa_supernet::files::parse_toml_text(&text).unwrap();
+            StageConfig { batch, ..stage }
+        });
+        let config = TrainConfig { batch: 40, stages: stages.to_vec(), ..TrainConfig::default() };
+        assert_eq!(smaller_batches(&config, 32), "--batch 32 and `batch = 32` in the stage 'a'");
         assert_eq!(say(740, 1000), "fits");
         let tight = say(500, 1000);
         assert!(

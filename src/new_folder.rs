@@ -3,6 +3,7 @@
 use ofa_supernet::files::write_atomic;
 use ofa_supernet::lock::LOCK_FILE;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Files and folders that a training makes before its first step.
@@ -25,7 +26,13 @@ impl NewFolder {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         let missing = path.ancestors().take_while(|folder| !folder.exists()).map(Path::to_path_buf).collect();
         let files = REPLACED.iter().map(|name| path.join(name));
-        let kept = files.map(|file| (file.clone(), fs::read(file).ok())).collect();
+        let content = |file: PathBuf| match fs::read(&file) {
+            Ok(content) => Some((file, Some(content))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Some((file, None)),
+            // What cannot be read is not touched.
+            Err(_) => None,
+        };
+        let kept = files.filter_map(content).collect();
         NewFolder { missing, kept }
     }
 

@@ -44,11 +44,25 @@ impl RunConfig {
         for (index, stage) in self.train.stages.iter().enumerate() {
             let sorts = [("expand_ratios", stage.sort_channels), ("width_multipliers", stage.sort_outer_channels)];
             for (key, number) in sorts.into_iter().filter_map(|(key, number)| Some((key, number?))) {
-                let most = |other: &&StageConfig| other.narrowing.values(key).len() > number;
-                if let Some(other) = self.train.stages[..index].iter().find(most) {
+                // Rank of the smallest value, from the largest down, that a stage trains.
+                let rank = |other: &StageConfig| -> usize {
+                    let listed = self.space.listed(key);
+                    let values = other.narrowing.values(key);
+                    let drawn = values.iter().filter_map(|value| {
+                        let place = listed.iter().position(|known| known == value)?;
+                        Some(listed.len() - 1 - place)
+                    });
+                    let places = self.space.places();
+                    let of_subnet = other.subnet.iter().flat_map(|subnet| {
+                        let of_key = places.iter().filter(|place| place.dimension.key == key);
+                        of_key.filter_map(|place| Some(place.values.len() - 1 - place.choice(subnet)?))
+                    });
+                    drawn.chain(of_subnet).max().unwrap_or(0)
+                };
+                if let Some(other) = self.train.stages[..index].iter().find(|other| rank(other) >= number) {
                     bail!(
-                        "stage '{}' sorts channels for width stage {number}, but the stage '{}' before it trains more {key} \
-                         than the {number} largest, and sorting would take channels from them; leave the sorting out, or \
+                        "stage '{}' sorts channels for width stage {number}, but the stage '{}' before it trains {key} \
+                         below the {number} largest, and sorting would take channels from them; leave the sorting out, or \
                          draw these later",
                         stage.name,
                         other.name
@@ -68,5 +82,58 @@ impl RunConfig {
             }
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run_folder::DataConfig;
+    use ofa_supernet::SearchSpace;
+    use ofa_supernet::train::{StageImages, TrainConfig};
+
+    #[test]
+    fn presets_are_accepted_and_what_has_no_use_is_refused() {
+        let config = |name: &str| {
+            let space = SearchSpace::named("tiny").unwrap();
+            let train = TrainConfig::preset(name, &space).unwrap();
+            RunConfig { data: DataConfig::default(), space, train, from: None }
+        };
+        TrainConfig::PRESETS.iter().for_each(|name| config(name).check_new().unwrap());
+        let ratios = |stage: &mut StageConfig, ratios: &[f64]| {
+            stage.narrowing.expand_ratios = ratios.iter().map(|&ratio| ratio.try_into().unwrap()).collect();
+        };
+        let refused = |change: &dyn Fn(&mut Vec<StageConfig>), part: &str| {
+            let mut config = config("tiny");
+            change(&mut config.train.stages);
+            let error = config.check_new().unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        };
+        for sampling in [Sampling::Sandwich, Sampling::BestUp, Sampling::WorstUp] {
+            refused(
+                &|stages| (stages[1].sampling, stages[1].subnets_per_step) = (sampling, 1),
+                "no other would be trained",
+            );
+        }
+        refused(
+            &|stages| {
+                stages[1].images = Some(StageImages { resolutions: vec![16], weights: Vec::new() });
+                stages[1].narrowing.resolutions = vec![32];
+            },
+            "resolutions of their own",
+        );
+        // The smallest of three ratios, or the smallest subnet, is trained before its channels are sorted.
+        refused(
+            &|stages| {
+                ratios(&mut stages[1], &[2.0, 4.0]);
+                (stages[1].sort_channels, stages[2].sort_channels) = (Some(1), Some(2));
+            },
+            "sorts channels for width stage 2",
+        );
+        let smallest = SearchSpace::named("tiny").unwrap().smallest();
+        refused(
+            &|stages| (stages[0].subnet, stages[1].sort_channels) = (Some(smallest.clone()), Some(1)),
+            "sorts channels for width stage 1",
+        );
     }
 }

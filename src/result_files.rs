@@ -13,7 +13,7 @@ pub fn check_free(folder: &RunFolder, name: &str, is_same: impl FnOnce(&SearchRe
     let path = folder.join(&format!("search/{name}.json"));
     match read_json::<SearchResult>(&path) {
         Ok(other) if other.scoring.is_some() && !is_same(&other)? => Err(taken(&path)),
-        Err(_) if path.exists() => Err(taken(&path)),
+        Err(error) if path.exists() => Err(anyhow!("{error}; remove the file, or give another --name")),
         _ => Ok(()),
     }
 }

@@ -310,6 +310,7 @@ pub fn extract_all(
 ) -> Result<Vec<Extracted>> {
     let path = Folder::of_run(run, 1).supernet_path();
     let (state, note) = read_supernet(&path)?;
+    let digest = data.digest();
     let data = &folder.in_class_order(&note.classes, data)?;
     let copy = || -> Result<Supernet> {
         let net = Supernet::new(&note.space, note.classes.len(), 0)?;
@@ -317,7 +318,8 @@ pub fn extract_all(
         Ok(net)
     };
     let supernet = copy()?;
-    let origin = origin(folder, options.recalibration, options.other_data.then_some(data.name.as_str()))?;
+    let is_other = options.other_data && note.trained_on.as_ref().is_none_or(|trained_on| trained_on.digest != digest);
+    let origin = origin(folder, options.recalibration, is_other.then_some(data.name.as_str()))?;
     let (bar, batches) = (Bar::new("extracting", wanted.len(), "models"), AtomicUsize::new(0));
     let control = || {
         let batch = batches.fetch_add(1, Ordering::Relaxed);

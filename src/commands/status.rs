@@ -274,7 +274,15 @@ impl Training {
 
 /// Position and number of images of the newest checkpoint that can be read, which training would resume from.
 fn newest_position(folder: &Folder) -> Result<Option<(Progress, usize)>> {
-    Ok(folder.list()?.iter().rev().find_map(|(_, path)| read_position(path).ok()))
+    let mut damaged = None;
+    for (_, path) in folder.list()?.into_iter().rev() {
+        match read_position(&path) {
+            Ok(position) => return Ok(Some(position)),
+            Err(error @ Error::File { .. }) => return Err(error.into()),
+            Err(error) => damaged = damaged.or(Some(error)),
+        }
+    }
+    damaged.map_or(Ok(None), |error| Err(error.into()))
 }
 
 /// Whether the newest checkpoint, if there is one, is not at the end of all stages.

@@ -363,6 +363,8 @@ mod tests {
             write_atomic(&link, content).unwrap();
             assert!(link.is_symlink() && fs::read(&file).unwrap() == content);
         }
+        let error = write_atomic(Path::new("/proc/self/status"), b"x").unwrap_err().to_string();
+        assert!(!cfg!(target_os = "linux") || error.contains("open already"), "{error}");
         std::os::unix::fs::symlink("circle", folder.path().join("circle")).unwrap();
         write_atomic(&folder.path().join("circle"), b"x").unwrap();
     }

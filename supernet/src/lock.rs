@@ -100,10 +100,13 @@ fn has_no_locks(error: &std::io::Error) -> bool {
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
     let read = file.take(1000).read_to_string(&mut text);
-    // Of several that share, the last one is written down, and may have ended.
+    // Of several that share, the last one is written down, and may have ended; or it runs on another machine.
     let lives = |process: &str| !Path::new("/proc/self").exists() || Path::new("/proc").join(process).exists();
     match (read, text.trim().split_once(' ')) {
         (Ok(_), Some((process, command))) if lives(process) => format!("process {process} (`{command}`)"),
+        (Ok(_), Some((process, command))) => {
+            format!("process {process} (`{command}`) of another machine, or one that began beside it,")
+        }
         _ => "another process".into(),
     }
 }
@@ -129,7 +132,7 @@ mod tests {
         let shared = Lock::take(&run, Sharing::Shared, "ofa search").unwrap();
         std::fs::write(run.join(LOCK_FILE), "4194999 ofa extract\n").unwrap();
         let error = Lock::take(&run, Sharing::Alone, "ofa train").unwrap_err().to_string();
-        assert_eq!(error.contains("another process"), cfg!(target_os = "linux"), "{error}");
+        assert_eq!(error.contains("or one that began beside it, works"), cfg!(target_os = "linux"), "{error}");
         drop(shared);
         Lock::take(&run, Sharing::Alone, "ofa train").unwrap();
     }

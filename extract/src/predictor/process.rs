@@ -22,6 +22,8 @@ use ofa_supernet::{SearchSpace, Subnet};
 use rayon::prelude::*;
 use std::sync::OnceLock;
 
+/// Most samples of a process: their covariance takes 3.2 GB.
+pub(super) const MOST_SAMPLES: usize = 20_000;
 /// Subnets that pass through a thread together.
 const BATCH: usize = 64;
 /// Subnets whose derivatives a thread computes together.
@@ -135,6 +137,13 @@ impl Process {
         samples: &[Sample],
         progress: &mut dyn FnMut(usize, usize, f64),
     ) -> Result<(Self, Vec<f64>)> {
+        if samples.len() > MOST_SAMPLES {
+            return Err(Error::Predictor(format!(
+                "{} samples are more than the {MOST_SAMPLES} that a Gaussian process may have; fit an ensemble (`--method \
+                 ensemble`)",
+                samples.len()
+            )));
+        }
         let encoding = Encoding::new(space);
         let mut states = States::new();
         samples.iter().try_for_each(|sample| encoding.push(&sample.subnet, &mut states))?;

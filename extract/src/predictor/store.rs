@@ -9,6 +9,7 @@ use super::features::Features;
 use super::fit::MOST_MEMBERS;
 use super::likelihood::Shape;
 use super::mlp::{Layer, Mlp};
+use super::process::MOST_SAMPLES;
 use super::process::{Parts, Process, Scale};
 use super::{Model, Origin, Predictor};
 use crate::{Error, Result};
@@ -23,8 +24,6 @@ const FORMAT: &str = "ofa-predictor";
 const ENSEMBLE: u32 = 4;
 const PROCESS: u32 = 6;
 const ENTRY: &str = "ofa";
-/// Most samples of a process in a file: their covariance takes 3.2 GB.
-const MOST_SAMPLES: usize = 20_000;
 
 #[derive(Serialize, Deserialize)]
 struct Entry {

@@ -51,6 +51,7 @@ pub(super) fn probe(path: &Path) -> Result<usize, String> {
     }
     let (width, height) = size.ok_or_else(|| format!("the {} header has no dimensions", name(format)))?;
     check_size(width, height)?;
+    check_decoded(&head, format, width, height)?;
     Ok(width as usize * height as usize * 3)
 }
 
@@ -64,6 +65,7 @@ pub(super) fn probe_bytes(bytes: &[u8]) -> Result<usize, String> {
     let size = dimensions(bytes, format);
     let (width, height) = size.ok_or_else(|| format!("the {} header has no dimensions", name(format)))?;
     check_size(width, height)?;
+    check_decoded(bytes, format, width, height)?;
     Ok(width as usize * height as usize * 3)
 }
 
@@ -110,6 +112,23 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Image<'static>, String> {
     let rgb = picture.into_rgb8();
     let (width, height) = (rgb.width() as usize, rgb.height() as usize);
     Ok(Image { width, height, pixels: Cow::Owned(rgb.into_raw()) })
+}
+
+/// Refuses a PNG file whose channels and depth take more memory than is kept of them.
+fn check_decoded(head: &[u8], format: ImageFormat, width: u32, height: u32) -> Result<(), String> {
+    // The header's depth and colour type stand behind the size.
+    let (ImageFormat::Png, Some(&[depth, colour])) = (format, head.get(24..26).and_then(|two| two.first_chunk::<2>()))
+    else {
+        return Ok(());
+    };
+    let channels = match colour {
+        0 => 1,
+        4 => 2,
+        6 => 4,
+        _ => 3,
+    };
+    let bytes = u64::from(width) * u64::from(height) * channels * if depth == 16 { 2 } else { 1 };
+    if bytes > MAX_ALLOCATION { Err(too_large(width, height)) } else { Ok(()) }
 }
 
 /// The format by content; the file's name is ignored.

@@ -23,6 +23,8 @@ use std::sync::Arc;
 pub(super) struct Layout {
     /// The folder that holds them.
     root: PathBuf,
+    /// Whether a pattern names them.
+    is_pattern: bool,
     train: Vec<PathBuf>,
     validation: Vec<PathBuf>,
     test: Vec<PathBuf>,
@@ -59,8 +61,10 @@ impl Layout {
             }
         }
         for file in &files {
+            // Test and validation images are taken as those of their folder.
             if let (Some(folder), Some(name)) = (split_of_folder(file), split_in_name(file))
                 && folder != name
+                && [folder, name].contains(&TRAINING)
             {
                 let reason = format!(
                     "is in a folder of {folder} images, but its name is that of {name} images; rename one of the two"
@@ -85,7 +89,7 @@ impl Layout {
     fn of_files(root: PathBuf, files: Vec<PathBuf>, is_pattern: bool) -> Layout {
         let mut of_root = files.iter().filter(|file| file.parent() == Some(&root));
         let is_data = !is_pattern && of_root.any(|file| split_in_name(file).is_some());
-        let mut layout = Layout { root, train: Vec::new(), validation: Vec::new(), test: Vec::new() };
+        let mut layout = Layout { root, is_pattern, train: Vec::new(), validation: Vec::new(), test: Vec::new() };
         for file in files {
             let root = &layout.root;
             let text = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().to_lowercase();
@@ -133,16 +137,24 @@ impl Layout {
             ));
         }
         if !test_only && let Some(file) = self.train.iter().find(|file| has_word_of_another_split(file)) {
-            let reason = "would be trained on, though its name has a word for other images in it: begin the name with \
-                          train-, test- or val-, or put it into a folder train, test or val";
-            return Err(Error::format(file, reason));
+            let file = file.display();
+            notes.push(format!(
+                "{file}: is trained on, though its name has a word for other images in it; such names begin with test- or \
+                 val-"
+            ));
         }
         let names_file = self.names_file();
         let (mut images, mut named) = (Vec::<Vec<Labelled>>::new(), None::<(&Path, Vec<String>)>);
         // Training images tell the classes, whatever is read besides.
         let of_training: &[PathBuf] = if test_only && names_file.is_none() { &self.train } else { &[] };
-        for shards in splits.iter().chain([&of_training]) {
+        for (number, shards) in splits.iter().chain([&of_training]).enumerate() {
             let scanned = opening.map("listing shards", shards, |shard| scan(shard))?;
+            let is_listed = number < splits.len();
+            // The labels of images that are not read are no reason to fail.
+            if !is_listed && scanned.iter().any(Result::is_err) {
+                images.push(Vec::new());
+                break;
+            }
             let mut all = Vec::new();
             for (shard, scanned) in shards.iter().zip(scanned) {
                 let (of_shard, names) = scanned?;
@@ -186,15 +198,18 @@ impl Layout {
         Ok(Loaded { classes, train, validation, test, skipped, notes })
     }
 
-    /// The file [`NAMES`] beside the shards, or beside the folder of their split.
+    /// The file [`NAMES`] of the data's folder, beside the shards, or beside the folder of their split.
     fn names_file(&self) -> Option<PathBuf> {
+        let own = (!self.is_pattern).then_some(&*self.root);
         let shards = [&self.train, &self.validation, &self.test].into_iter().flatten();
         let beside = shards.flat_map(|shard| {
             let folder = shard.parent();
-            let above = split_of_folder(shard).and(folder).map(|folder| folder.parent().unwrap_or(Path::new("")));
+            // The data's own folder may have the name of a split.
+            let is_split = split_of_folder(shard).is_some() && folder != own;
+            let above = folder.filter(|_| is_split).map(|folder| folder.parent().unwrap_or(Path::new("")));
             [folder, above]
         });
-        let mut folders = [Some(&*self.root)].into_iter().chain(beside).flatten().map(|folder| folder.join(NAMES));
+        let mut folders = [own].into_iter().chain(beside).flatten().map(|folder| folder.join(NAMES));
         folders.find(|path| path.exists())
     }
 
@@ -217,8 +232,11 @@ impl Layout {
     }
 }
 
+/// What training images are called.
+const TRAINING: &str = "training";
+
 /// The splits with the words for them in names.
-const SPLITS: [(&str, &[&str]); 3] = [("training", &["train"]), ("test", &["test"]), ("validation", &VALIDATION)];
+const SPLITS: [(&str, &[&str]); 3] = [(TRAINING, &["train"]), ("test", &["test"]), ("validation", &VALIDATION)];
 
 /// The split that a file's name begins with.
 fn split_in_name(file: &Path) -> Option<&'static str> {

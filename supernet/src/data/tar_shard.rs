@@ -7,7 +7,7 @@ use crate::quote::visible;
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -48,16 +48,13 @@ pub fn scan(path: &Path) -> Result<Vec<Labelled>> {
     let (mut samples, mut order, mut end) = (HashMap::<String, Sample>::new(), Vec::new(), 0u64);
     // Images whose extension is not all that follows the first dot, by their samples.
     let mut others = HashMap::<String, String>::new();
-    let mut start = [0; 4];
-    let packed = (&file).read_exact(&mut start).is_ok() && PACKED.iter().any(|magic| start.starts_with(magic));
-    if packed {
+    let mut start = Vec::new();
+    (&file).take(BLOCK).read_to_end(&mut start).map_err(|e| Error::file(path, e))?;
+    if !is_header(&start) && PACKED.iter().any(|magic| start.starts_with(magic)) {
         return Err(fault("is compressed, and images are read at their places; unpack it (gunzip, unzstd)".into()));
     }
     (&file).rewind().map_err(|e| Error::file(path, e))?;
-    let mut archive = tar::Archive::new(file);
-    // Files that were joined have end marks between them.
-    archive.set_ignore_zeros(true);
-    for entry in archive.entries_with_seek().map_err(broken)? {
+    for entry in tar::Archive::new(&file).entries_with_seek().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
         // Names are shown and compared, never opened.
         let name = visible(&String::from_utf8_lossy(&entry.path_bytes()));
@@ -109,6 +106,10 @@ pub fn scan(path: &Path) -> Result<Vec<Labelled>> {
     if length < end + BLOCK {
         return Err(fault("is truncated: the end mark of a tar file is missing; fetch it again".into()));
     }
+    if holds_another(&file, end).map_err(|e| Error::file(path, e))? {
+        let reason = "holds another tar file behind its end mark, whose images would be lost; join files with `tar -A`";
+        return Err(fault(reason.into()));
+    }
     // The names of samples end at their first dot, so that x.mask.png is another file of the sample x.
     let lost = |key: &&String| samples.get(*key).is_none_or(|sample| sample.image.is_none());
     if let Some(key) = others.keys().filter(lost).min() {
@@ -132,6 +133,24 @@ pub fn scan(path: &Path) -> Result<Vec<Labelled>> {
         }
     }
     Ok(images)
+}
+
+/// Whether a block is the header of an entry.
+fn is_header(block: &[u8]) -> bool {
+    block.get(257..262) == Some(b"ustar")
+}
+
+/// Whether the first block behind the zeros at `end` is the header of an entry.
+fn holds_another(mut file: &File, end: u64) -> std::io::Result<bool> {
+    file.seek(SeekFrom::Start(end))?;
+    let mut rest = BufReader::new(file);
+    let mut block = [0; BLOCK as usize];
+    while rest.read_exact(&mut block).is_ok() {
+        if block.iter().any(|&byte| byte != 0) {
+            return Ok(is_header(&block));
+        }
+    }
+    Ok(false)
 }
 
 /// Key and extension of an entry's name: the base name is cut at its first dot. `None` for hidden files.

@@ -314,9 +314,7 @@ impl Folder {
                 // Neither damaged nor usable: an older one would silently be another training.
                 Err(error @ Error::Refused { .. }) => return Err(error),
                 // Nor known to be damaged: it would be removed when a later one is written.
-                Err(Error::File { path, source })
-                    if !matches!(source.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) =>
-                {
+                Err(Error::File { path, source }) if source.kind() != ErrorKind::NotFound => {
                     return Err(Error::File { path, source });
                 }
                 Err(error) => damaged.push(error.to_string()),
