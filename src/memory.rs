@@ -45,7 +45,7 @@ pub fn check_training(
     check_change("training", (batch, &change), &need, processes)
 }
 
-/// What makes all batches of `config` at most `smaller`.
+/// Settings that make all batches of `config` at most `smaller`, as text.
 fn smaller_batches(config: &TrainConfig, smaller: usize) -> String {
     let flag = (config.batch > smaller).then(|| format!("--batch {smaller}"));
     let larger = config.stages.iter().filter(|stage| stage.batch.is_some_and(|own| own > smaller));
@@ -53,7 +53,7 @@ fn smaller_batches(config: &TrainConfig, smaller: usize) -> String {
     flag.into_iter().chain(of_stages).collect::<Vec<_>>().join(" and ")
 }
 
-/// What makes a batch smaller; `None` where nothing does, as in a run that was begun.
+/// Settings that make a batch as small as given, as text; `None` where none does, as in a run that was begun.
 type Change<'a> = dyn Fn(usize) -> Option<String> + 'a;
 
 /// Fails or warns like [`check`] for `work` on `batch` images at a time, which takes `need(batch)` bytes.

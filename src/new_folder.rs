@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Files and folders that a training makes before its first step.
 const FIRST_FILES: [&str; 5] = [LOCK_FILE, "config.toml", "metrics.jsonl", "metrics.csv", "tensorboard"];
 
-/// Those of them that a training replaces where they are there.
+/// Files among them that a training replaces where they exist.
 const REPLACED: [&str; 3] = ["config.toml", "metrics.jsonl", "metrics.csv"];
 
 /// What a command adds to the file system for its run folder.

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 /// Print a configuration to edit: `ofa config --preset cifar > my.toml`, then `ofa train --config my.toml`.
 ///
-/// What is set is explained; --keys lists every key. With --config the comments of that file are kept.
+/// Every setting is explained; --keys lists all keys that there are. With --config the comments of that file are kept.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -101,10 +101,7 @@ pub unsafe extern "C" fn ofa_run_file(
         let model = given(model)?;
         // SAFETY: the caller's promises.
         let (image, logits) = unsafe { (path("the image", image)?, room("logits", logits, logits_len)?) };
-        model.run(logits, |model| {
-            let input = model.read_image(image).map_err(|error| error.to_string())?;
-            Ok((input, 1))
-        })
+        model.run_image(logits, |model| model.read_image(image))
     })
 }
 
@@ -127,10 +124,7 @@ pub unsafe extern "C" fn ofa_run_bytes(
         // SAFETY: the caller's promises.
         let (content, logits) =
             unsafe { (values("content", content, content_len)?, room("logits", logits, logits_len)?) };
-        model.run(logits, |model| {
-            let input = model.read_bytes(content).map_err(|error| error.to_string())?;
-            Ok((input, 1))
-        })
+        model.run_image(logits, |model| model.read_bytes(content))
     })
 }
 
@@ -172,9 +166,8 @@ pub unsafe extern "C" fn ofa_read_pixels(
 ) -> c_int {
     answer(-1, || {
         let model = given(model)?;
-        let len = width.checked_mul(height).and_then(|len| len.checked_mul(3)).unwrap_or(usize::MAX);
         // SAFETY: the caller's promises.
-        let (pixels, input) = unsafe { (values("pixels", pixels, len)?, room("input", input, input_len)?) };
+        let (pixels, input) = unsafe { (rgb(pixels, width, height)?, room("input", input, input_len)?) };
         model.read(input, |model| model.read_pixels(pixels, width, height))
     })
 }
@@ -196,13 +189,9 @@ pub unsafe extern "C" fn ofa_run_pixels(
 ) -> c_int {
     answer(-1, || {
         let model = given(model)?;
-        let len = width.checked_mul(height).and_then(|len| len.checked_mul(3)).unwrap_or(usize::MAX);
         // SAFETY: the caller's promises.
-        let (pixels, logits) = unsafe { (values("pixels", pixels, len)?, room("logits", logits, logits_len)?) };
-        model.run(logits, |model| {
-            let input = model.read_pixels(pixels, width, height).map_err(|error| error.to_string())?;
-            Ok((input, 1))
-        })
+        let (pixels, logits) = unsafe { (rgb(pixels, width, height)?, room("logits", logits, logits_len)?) };
+        model.run_image(logits, |model| model.read_pixels(pixels, width, height))
     })
 }
 
@@ -270,6 +259,15 @@ impl OfaModel {
         }
         input.iter_mut().zip(values).for_each(|(place, value)| _ = place.write(value));
         Ok(0)
+    }
+
+    /// Runs the model on the one image that `image` reads, and writes the logits.
+    fn run_image(
+        &self,
+        logits: &mut [MaybeUninit<f32>],
+        image: impl FnOnce(&Model) -> ofa_evaluate::Result<Vec<f32>>,
+    ) -> Result<c_int, String> {
+        self.run(logits, |model| Ok((image(model).map_err(|error| error.to_string())?, 1)))
     }
 
     /// Runs the model on the images that `input` returns with their number, and writes the logits.
@@ -341,6 +339,16 @@ unsafe fn values<'a, T>(name: &str, values: *const T, len: usize) -> Result<&'a 
     check(name, values, len)?;
     // SAFETY: the caller's promise; the pointer is aligned and not NULL, and the length is possible.
     Ok(unsafe { slice::from_raw_parts(values, len) })
+}
+
+/// The RGB pixels of a caller.
+///
+/// # Safety
+/// `pixels` is NULL or points to `3 * width * height` bytes, which nobody changes while the slice is used.
+unsafe fn rgb<'a>(pixels: *const u8, width: usize, height: usize) -> Result<&'a [u8], String> {
+    let len = width.checked_mul(height).and_then(|len| len.checked_mul(3)).unwrap_or(usize::MAX);
+    // SAFETY: the caller's promise; no memory has `usize::MAX` bytes, which is refused.
+    unsafe { values("pixels", pixels, len) }
 }
 
 /// Room for the floats of a caller, which need not be written; `name` is for the error.

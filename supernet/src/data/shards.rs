@@ -232,7 +232,7 @@ impl Layout {
     }
 }
 
-/// What training images are called.
+/// Name of the split of training images.
 const TRAINING: &str = "training";
 
 /// The splits with the words for them in names.

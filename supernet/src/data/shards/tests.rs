@@ -41,6 +41,13 @@ fn open(source: &Path) -> Result<Dataset> {
     Dataset::open(source.to_str().unwrap(), &options(usize::MAX))
 }
 
+/// The data as `ofa bench` opens it.
+fn test_only(source: &Path) -> Result<Dataset> {
+    let options = DataOptions { normalisation: Some(crate::data::Normalisation::IMAGENET), ..options(0) };
+    let splits = crate::data::Splits::Test;
+    Dataset::open_splits(source.to_str().unwrap(), &options, splits, &|_| std::ops::ControlFlow::Continue(()))
+}
+
 fn levels(split: &crate::data::Split) -> Vec<(u8, u32)> {
     (0..split.len()).map(|i| (split.image(i).unwrap().pixels[0], split.label(i))).collect()
 }
@@ -59,11 +66,6 @@ fn shards_are_read_in_order_from_memory_and_from_their_places() {
     assert!(data.test.is_empty() && data.notes[0].contains("no test shards"), "{:?}", data.notes);
     // Validation images are no test images beside training images.
     put("val-0.tar", &labelled(&[(6, "0")]));
-    let test_only = |root: &Path| {
-        let options = DataOptions { normalisation: Some(crate::data::Normalisation::IMAGENET), ..options(0) };
-        let splits = crate::data::Splits::Test;
-        Dataset::open_splits(root.to_str().unwrap(), &options, splits, &|_| std::ops::ControlFlow::Continue(()))
-    };
     let error = test_only(root).err().unwrap().to_string();
     assert!(error.contains("test-*.tar") && error.contains("'DIR/val-*.tar'"), "{error}");
     // A folder of neutral names is a split by its own.
@@ -301,11 +303,6 @@ fn classes_are_those_of_training_and_their_names_lie_beside_the_shards_or_above(
     }
     fs::write(root.join("train/0.tar"), labelled(&[(9, "cat"), (3, "dog"), (5, "emu")])).unwrap();
     fs::write(root.join("test/0.tar"), labelled(&[(9, "cat"), (3, "dog")])).unwrap();
-    let test_only = |root: &Path| {
-        let options = DataOptions { normalisation: Some(crate::data::Normalisation::IMAGENET), ..options(0) };
-        let splits = crate::data::Splits::Test;
-        Dataset::open_splits(root.to_str().unwrap(), &options, splits, &|_| std::ops::ControlFlow::Continue(()))
-    };
     assert_eq!(test_only(root).unwrap().classes, ["cat", "dog", "emu"]);
     // Images that are not read need not be whole.
     let whole = fs::read(root.join("train/0.tar")).unwrap();
