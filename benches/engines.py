@@ -10,7 +10,7 @@ were bound before, so that no time of Python's conversions is counted.
 
 usage: engines.py OFA FOLDER... [--threads 1,2] [--batch 1] [--rounds 5] [--seconds 0.5] [--int8] [--no-onnxruntime]
                   [--files FOLDER]
-needs: numpy, openvino, onnxruntime; nncf and onnx with --int8
+needs: numpy, openvino, onnxruntime; nncf, onnx and sympy with --int8
 """
 
 import argparse

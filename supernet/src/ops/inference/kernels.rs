@@ -126,7 +126,7 @@ impl DenseRows<'_> {
         let mut first = self.range.start;
         while first < self.range.end {
             let rows = padded.rows_from(first, self.range.end);
-            padded.fill(self.input, 0.0, first, rows, &mut strip);
+            padded.fill(self.input, 0.0, first, rows, &mut strip, <[f32]>::copy_from_slice);
             let output = &mut self.output[(first - self.range.start) * line..][..rows * line];
             all_slices(self.weight, &strip, layout, rows * layout.line, self.activation, None, output);
             first += rows;

@@ -81,9 +81,17 @@ impl<'a> PaddedRows<'a> {
         Layout { run, step: stride * in_channels, line, line_step: stride * self.row, runs: kernel, run_step: self.row }
     }
 
-    /// Copies what `rows` rows of the output from `first` on read. They lie in one image, `first` is counted over all
-    /// images, and values outside the map are `border`.
-    pub(super) fn fill<T: Copy>(&self, input: &[T], border: T, first: usize, rows: usize, padded: &mut [T]) {
+    /// Copies, with `copy`, what `rows` rows of the output from `first` on read. They lie in one image, `first` is
+    /// counted over all images, and values outside the map are `border`.
+    pub(super) fn fill<A, T: Copy>(
+        &self,
+        input: &[A],
+        border: T,
+        first: usize,
+        rows: usize,
+        padded: &mut [T],
+        copy: impl Fn(&mut [T], &[A]),
+    ) {
         let DenseShape { height, width, in_channels, kernel, stride, .. } = *self.shape;
         let (out_height, _) = self.shape.output_size();
         let (image, y) = (first / out_height, first % out_height * stride);
@@ -97,7 +105,7 @@ impl<'a> PaddedRows<'a> {
             let (before, rest) = padded.split_at_mut(left);
             let (middle, after) = rest.split_at_mut(pixels.len().min(rest.len()));
             before.fill(border);
-            middle.copy_from_slice(&pixels[..middle.len()]);
+            copy(middle, &pixels[..middle.len()]);
             after.fill(border);
         }
     }
@@ -155,7 +163,7 @@ mod tests {
                 let (mut first, end) = (start, 2 * out_height);
                 while first < end {
                     let rows = padded.rows_from(first, end);
-                    padded.fill(&input, 0, first, rows, &mut strip);
+                    padded.fill(&input, 0, first, rows, &mut strip, <[i32]>::copy_from_slice);
                     assert!(layout.extent(rows * out_width) <= strip.len());
                     for (row, run, value) in (0..rows * out_width).flat_map(|row| {
                         (0..kernel).flat_map(move |run| (0..kernel * channels).map(move |v| (row, run, v)))

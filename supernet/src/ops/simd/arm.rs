@@ -51,8 +51,8 @@ macro_rules! vectors {
                 fn splat_i32(x: i32) -> int32x4_t { vdupq_n_s32(x) }
                 fn add_i32(a: int32x4_t, b: int32x4_t) -> int32x4_t { vaddq_s32(a, b) }
                 fn dot(sum: int32x4_t, x: int32x4_t, w: int32x4_t) -> int32x4_t { $dot(sum, x, w) }
-                fn shift_in(bytes: int32x4_t, next: int32x4_t) -> int32x4_t {
-                    vsriq_n_s32::<8>(vshlq_n_s32::<24>(next), bytes)
+                fn shift_in(word: int32x4_t, next: int32x4_t) -> int32x4_t {
+                    vsriq_n_s32::<8>(vshlq_n_s32::<24>(next), word)
                 }
                 fn to_floats(x: int32x4_t) -> float32x4_t { vcvtq_f32_s32(x) }
                 fn to_nearest(x: float32x4_t) -> int32x4_t { vcvtnq_s32_f32(x) }

@@ -35,7 +35,7 @@ pub(crate) trait Kernel: Sized {
     #[cfg(target_arch = "aarch64")]
     fn on_neon(self, s: Neon) -> Self::Output;
 
-    // Only kernels with dot products of bytes are compiled for the sets that have an instruction for them.
+    // Only kernels that use words of values are compiled for the sets with dot products of bytes.
 
     /// `run` compiled for AVX2 with dot products.
     ///
@@ -132,7 +132,8 @@ macro_rules! entry_points {
             self.run(s)
         }
     };
-    // For kernels that use [`Simd::dot`].
+    // For kernels that use [`Simd::dot`], or read or write its words: words of a set with dot products of bytes can
+    // differ from those of the set without.
     (dot) => {
         $crate::ops::simd::entry_points!();
         #[cfg(target_arch = "x86_64")]

@@ -70,8 +70,8 @@ impl Simd for Portable {
         })
     }
     #[inline(always)]
-    fn shift_in(self, bytes: [i32; 8], next: [i32; 8]) -> [i32; 8] {
-        std::array::from_fn(|i| (bytes[i] as u32 >> 8) as i32 | next[i] << 24)
+    fn shift_in(self, word: [i32; 8], next: [i32; 8]) -> [i32; 8] {
+        std::array::from_fn(|i| (word[i] as u32 >> 8) as i32 | next[i] << 24)
     }
     #[inline(always)]
     fn to_floats(self, x: [i32; 8]) -> [f32; 8] {

@@ -95,6 +95,25 @@ impl InstructionSet {
             InstructionSet::Neon | InstructionSet::NeonDot => Neon::LANES,
         }
     }
+
+    /// Values of a word: see [`Simd::WORD_VALUES`].
+    pub(crate) fn word_values(self) -> usize {
+        match self {
+            InstructionSet::Portable => Portable::WORD_VALUES,
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2 => Avx2::WORD_VALUES,
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2Vnni => Avx2Vnni::WORD_VALUES,
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512 => Avx512::WORD_VALUES,
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512Vnni => Avx512Vnni::WORD_VALUES,
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::Neon => Neon::WORD_VALUES,
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::NeonDot => NeonDot::WORD_VALUES,
+        }
+    }
 }
 
 /// An instruction set with the token that proves it.

@@ -18,6 +18,9 @@ pub(crate) trait Simd: Copy {
     /// Whether [`store_bytes`](Self::store_bytes) reads lanes as unsigned numbers and stores 255 for those above. That
     /// covers what [`to_nearest`](Self::to_nearest) gives for floats that are too large, with a zero point added.
     const BYTES_SATURATE: bool = false;
+    /// Values of a word, whose products [`dot`](Self::dot) sums: four bytes, or two numbers of 16 bits, for which AVX2
+    /// has an exact instruction.
+    const WORD_VALUES: usize = 4;
     fn splat(self, x: f32) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
@@ -139,11 +142,21 @@ pub(crate) trait Simd: Copy {
     }
     fn splat_i32(self, x: i32) -> Self::I;
     fn add_i32(self, a: Self::I, b: Self::I) -> Self::I;
-    /// Adds to each lane of `sum` the four products of the lane's bytes: unsigned of `x`, signed of `w`. Exact: no
-    /// product or sum of products saturates.
+    /// Adds to each lane of `sum` the products of the values of the lane's word: from 0 to 255 of `x`, from -128 to 127
+    /// of `w`. Exact: no product or sum of products saturates.
     fn dot(self, sum: Self::I, x: Self::I, w: Self::I) -> Self::I;
-    /// Drops the lowest byte of each lane and puts the lowest byte of `next` above the other three.
-    fn shift_in(self, bytes: Self::I, next: Self::I) -> Self::I;
+    /// Drops the lowest value of each lane's word and puts `next`, from 0 to 255 in each lane, above the others.
+    fn shift_in(self, word: Self::I, next: Self::I) -> Self::I;
+    /// Loads a vector of words of weights, each of [`WORD_VALUES`](Self::WORD_VALUES) signed bytes.
+    ///
+    /// # Safety
+    /// `LANES * WORD_VALUES` bytes must be readable at `p`, which may be unaligned.
+    #[inline(always)]
+    unsafe fn load_weights(self, p: *const i8) -> Self::I {
+        const { assert!(Self::WORD_VALUES == 4) };
+        // SAFETY: `LANES` words of four bytes are readable at `p` by the contract.
+        unsafe { self.load_i32(p.cast()) }
+    }
     /// The nearest floats; ties to even.
     fn to_floats(self, x: Self::I) -> Self::V;
     /// The nearest integers, ties to even, of floats below 2^30; the least integer for those below it.
@@ -168,6 +181,31 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `LANES` bytes must be writable at `p`.
     unsafe fn store_bytes(self, p: *mut u8, v: Self::I);
+    /// Stores `LANES` lanes as values of words: bytes, as [`store_bytes`](Self::store_bytes) does, or these widened.
+    ///
+    /// # Safety
+    /// `4 / WORD_VALUES * LANES` bytes must be writable at `p`, which may be unaligned.
+    #[inline(always)]
+    unsafe fn store_values(self, p: *mut u8, v: Self::I) {
+        const { assert!(Self::WORD_VALUES == 4) };
+        // SAFETY: the contract's bytes, one per lane.
+        unsafe { self.store_bytes(p, v) }
+    }
+    /// Stores the first lanes as [`store_values`](Self::store_values) does, as many as `values` has room for.
+    #[inline(always)]
+    fn write_values(self, values: &mut [u8], v: Self::I) {
+        if values.len() >= 4 / Self::WORD_VALUES * Self::LANES {
+            // SAFETY: the bytes of a whole vector are writable.
+            return unsafe { self.store_values(values.as_mut_ptr(), v) };
+        }
+        if Self::WORD_VALUES == 4 {
+            return self.write_bytes(values, v);
+        }
+        let mut all = [0; 64];
+        // SAFETY: `all` holds `4 * LANES <= 64` bytes.
+        unsafe { self.store_values(all.as_mut_ptr(), v) };
+        values.copy_from_slice(&all[..values.len()]);
+    }
     /// [`load_twice`](Self::load_twice) of words.
     ///
     /// # Safety

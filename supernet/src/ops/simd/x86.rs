@@ -49,12 +49,13 @@ x86_features!(Avx512, detection);
 x86_features!(Avx512Vnni, detection);
 
 macro_rules! avx2_vectors {
-    ($token:ident, $dot:path) => {
+    ($token:ident, $values:literal, $dot:path, $shift_in:path, $load_weights:path, $store_values:path) => {
         impl Simd for $token {
             type V = __m256;
             type I = __m256i;
             const LANES: usize = 8;
             const ACCUMULATORS: usize = 12;
+            const WORD_VALUES: usize = $values;
             intrinsics! {
                 fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
                 fn add(a: __m256, b: __m256) -> __m256 { _mm256_add_ps(a, b) }
@@ -73,19 +74,16 @@ macro_rules! avx2_vectors {
                 fn splat_i32(x: i32) -> __m256i { _mm256_set1_epi32(x) }
                 fn add_i32(a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi32(a, b) }
                 fn dot(sum: __m256i, x: __m256i, w: __m256i) -> __m256i { $dot(sum, x, w) }
-                fn shift_in(bytes: __m256i, next: __m256i) -> __m256i {
-                    _mm256_or_si256(_mm256_srli_epi32::<8>(bytes), _mm256_slli_epi32::<24>(next))
-                }
+                fn shift_in(word: __m256i, next: __m256i) -> __m256i { $shift_in(word, next) }
                 fn to_floats(x: __m256i) -> __m256 { _mm256_cvtepi32_ps(x) }
                 fn to_nearest(x: __m256) -> __m256i { _mm256_cvtps_epi32(x) }
                 pointers:
                 fn load_i32(p: *const i32) -> __m256i { _mm256_loadu_si256(p.cast()) }
+                fn load_weights(p: *const i8) -> __m256i { $load_weights(p) }
                 fn store_i32(p: *mut i32, v: __m256i) -> () { _mm256_storeu_si256(p.cast(), v) }
                 fn load_bytes(p: *const u8) -> __m256i { _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())) }
-                fn store_bytes(p: *mut u8, v: __m256i) -> () {
-                    let words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
-                    _mm_storel_epi64(p.cast(), _mm_packus_epi16(words, words))
-                }
+                fn store_bytes(p: *mut u8, v: __m256i) -> () { store_bytes(p, v) }
+                fn store_values(p: *mut u8, v: __m256i) -> () { $store_values(p, v) }
                 fn load(p: *const f32) -> __m256 { _mm256_loadu_ps(p) }
                 fn store(p: *mut f32, v: __m256) -> () { _mm256_storeu_ps(p, v) }
                 fn load_first(p: *const f32, count: usize) -> __m256 { _mm256_maskload_ps(p, first(count)) }
@@ -113,8 +111,51 @@ macro_rules! avx2_vectors {
         }
     };
 }
-avx2_vectors!(Avx2, widened_dot);
-avx2_vectors!(Avx2Vnni, _mm256_dpbusd_avx_epi32);
+avx2_vectors!(Avx2, 2, dot_of_pairs, shift_in_pairs, load_pairs, store_shorts);
+avx2_vectors!(Avx2Vnni, 4, _mm256_dpbusd_avx_epi32, shift_in_bytes, load_words, store_bytes);
+
+/// [`Simd::dot`] of pairs of 16-bit numbers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn dot_of_pairs(sum: __m256i, x: __m256i, w: __m256i) -> __m256i {
+    _mm256_add_epi32(sum, _mm256_madd_epi16(x, w))
+}
+
+/// [`Simd::shift_in`] of pairs of 16-bit numbers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn shift_in_pairs(word: __m256i, next: __m256i) -> __m256i {
+    _mm256_or_si256(_mm256_srli_epi32::<16>(word), _mm256_slli_epi32::<16>(next))
+}
+
+/// [`Simd::shift_in`] of bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn shift_in_bytes(word: __m256i, next: __m256i) -> __m256i {
+    _mm256_or_si256(_mm256_srli_epi32::<8>(word), _mm256_slli_epi32::<24>(next))
+}
+
+/// [`Simd::load_weights`] of pairs.
+///
+/// # Safety
+/// 16 bytes must be readable at `p`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn load_pairs(p: *const i8) -> __m256i {
+    // SAFETY: the contract's bytes; the load needs no alignment.
+    unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())) }
+}
+
+/// [`Simd::load_weights`] of words of four bytes.
+///
+/// # Safety
+/// 32 bytes must be readable at `p`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn load_words(p: *const i8) -> __m256i {
+    // SAFETY: the contract's bytes; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(p.cast()) }
+}
 
 macro_rules! avx512_vectors {
     ($token:ident, $dot:path) => {
@@ -148,8 +189,8 @@ macro_rules! avx512_vectors {
                 fn splat_i32(x: i32) -> __m512i { _mm512_set1_epi32(x) }
                 fn add_i32(a: __m512i, b: __m512i) -> __m512i { _mm512_add_epi32(a, b) }
                 fn dot(sum: __m512i, x: __m512i, w: __m512i) -> __m512i { $dot(sum, x, w) }
-                fn shift_in(bytes: __m512i, next: __m512i) -> __m512i {
-                    _mm512_or_si512(_mm512_srli_epi32::<8>(bytes), _mm512_slli_epi32::<24>(next))
+                fn shift_in(word: __m512i, next: __m512i) -> __m512i {
+                    _mm512_or_si512(_mm512_srli_epi32::<8>(word), _mm512_slli_epi32::<24>(next))
                 }
                 fn join_halves_i32(low: __m512i, high: __m512i) -> __m512i {
                     _mm512_mask_blend_epi32(0xff00, low, high)
@@ -206,23 +247,43 @@ macro_rules! avx512_vectors {
         }
     };
 }
-avx512_vectors!(Avx512, wide_widened_dot);
+avx512_vectors!(Avx512, widened_dot);
 avx512_vectors!(Avx512Vnni, _mm512_dpbusd_epi32);
 
-/// [`Simd::dot`] without an instruction for it: even and odd bytes as words, whose products cannot saturate.
+/// The lanes as bytes, in the lower half.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn widened_dot(sum: __m256i, x: __m256i, w: __m256i) -> __m256i {
-    let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(w));
-    let even = _mm256_madd_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0xff)), even);
-    let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(x), _mm256_srai_epi16::<8>(w));
-    _mm256_add_epi32(sum, _mm256_add_epi32(even, odd))
+fn to_bytes(v: __m256i) -> __m128i {
+    let shorts = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+    _mm_packus_epi16(shorts, shorts)
 }
 
-/// [`widened_dot`] of 512 bits.
+/// [`Simd::store_bytes`], which is [`Simd::store_values`] where words have four values.
+///
+/// # Safety
+/// 8 bytes must be writable at `p`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn store_bytes(p: *mut u8, v: __m256i) {
+    // SAFETY: the contract's bytes; the store needs no alignment.
+    unsafe { _mm_storel_epi64(p.cast(), to_bytes(v)) }
+}
+
+/// [`Simd::store_values`] of pairs.
+///
+/// # Safety
+/// 16 bytes must be writable at `p`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn store_shorts(p: *mut u8, v: __m256i) {
+    // SAFETY: the contract's bytes; the store needs no alignment.
+    unsafe { _mm_storeu_si128(p.cast(), _mm_cvtepu8_epi16(to_bytes(v))) }
+}
+
+/// [`Simd::dot`] without an instruction for it: even and odd bytes as 16-bit numbers, whose products cannot saturate.
 #[inline]
 #[target_feature(enable = "avx512bw")]
-fn wide_widened_dot(sum: __m512i, x: __m512i, w: __m512i) -> __m512i {
+fn widened_dot(sum: __m512i, x: __m512i, w: __m512i) -> __m512i {
     let even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(w));
     let even = _mm512_madd_epi16(_mm512_and_si512(x, _mm512_set1_epi16(0xff)), even);
     let odd = _mm512_madd_epi16(_mm512_srli_epi16::<8>(x), _mm512_srai_epi16::<8>(w));

@@ -63,7 +63,8 @@ pub(super) struct Rounding<S: Simd> {
 }
 
 impl<S: Simd> Rounding<S> {
-    /// The byte of each number, for [`Simd::store_bytes`], which may leave the upper bound to it.
+    /// The byte of each number, for [`Simd::store_bytes`] or [`Simd::store_values`], which may leave the upper bound to
+    /// them.
     #[inline(always)]
     pub(super) fn bytes(self, v: S::V) -> S::I {
         let s = self.s;

@@ -2,12 +2,13 @@
 
 use super::affine::Channels;
 use super::ends::Target;
-use super::product::Packed;
+use super::product::{Packed, widen};
 use crate::ops::Activation;
 use crate::ops::buffers::Buffer;
 use crate::ops::dense_shape::DenseShape;
 use crate::ops::inference::padded::PaddedRows;
-use bytemuck::cast_slice_mut;
+use crate::ops::simd::InstructionSet;
+use bytemuck::{cast_slice, cast_slice_mut};
 use std::ops::Range;
 
 /// Bytes of padded rows that stay in L2, and take little memory on each thread.
@@ -25,9 +26,9 @@ pub(super) fn pack(weight: &[i8], outputs: usize, inputs: usize, kernel: usize) 
     Packed::new(&ordered, outputs, kernel * run)
 }
 
-/// Bytes of a run.
+/// Values of a run.
 fn run(inputs: usize, kernel: usize) -> usize {
-    (kernel * inputs).next_multiple_of(4)
+    (kernel * inputs).next_multiple_of(InstructionSet::active().word_values())
 }
 
 /// A dense convolution for some rows of the output.
@@ -48,20 +49,25 @@ pub(super) struct DenseRows<'a, 'o> {
 impl DenseRows<'_, '_> {
     /// Computes `target = activation(convolution(input))`.
     pub(super) fn run(mut self) {
-        let padded = PaddedRows::new(self.shape, STRIP, self.range.len());
+        let values = InstructionSet::active().word_values();
+        let padded = PaddedRows::new(self.shape, STRIP * values / 4, self.range.len());
         let layout = padded.layout(run(self.shape.in_channels, self.shape.kernel));
         let n = self.weight.n;
-        // The last run may end in bytes beyond the last row, which meet zeros.
-        let mut strip = Buffer::with_arbitrary_contents(padded.len().div_ceil(4) + 1);
-        let strip = cast_slice_mut::<f32, u8>(&mut strip);
+        // The last run may end in values beyond the last row, which meet zeros.
+        let mut strip = Buffer::with_arbitrary_contents(padded.len().div_ceil(values) + 1);
         let mut first = self.range.start;
         while first < self.range.end {
             let rows = padded.rows_from(first, self.range.end);
-            padded.fill(self.input, self.zero_point, first, rows, strip);
+            let (input, zero_point) = (self.input, self.zero_point);
+            if values == 4 {
+                padded.fill(input, zero_point, first, rows, cast_slice_mut(&mut strip), <[u8]>::copy_from_slice);
+            } else {
+                padded.fill(input, zero_point.into(), first, rows, cast_slice_mut(&mut strip), widen);
+            }
             for panel in self.weight.panels() {
                 let target = self.target.from((first - self.range.start) * layout.line * n + panel.column);
                 let end = panel.end(n, self.channels, target, None, self.activation);
-                panel.multiply(strip, layout, rows * layout.line, self.channels.bias(), end);
+                panel.multiply(cast_slice(&strip), layout, rows * layout.line, self.channels.bias(), end);
             }
             first += rows;
         }

@@ -1,7 +1,7 @@
 //! Depthwise convolution of bytes, one vector of channels at a time.
 //!
-//! A word of the frame holds the bytes of four neighbouring pixels of one channel, so that a dot product sums four taps
-//! of a row. The frame has the rows that two output rows read; input rows replace each other in it.
+//! A word of the frame holds neighbouring pixels of one channel, as many as a word has values, so that a dot product
+//! sums as many taps of a row. The frame has the rows that two output rows read; input rows replace each other in it.
 
 use super::affine::Channels;
 use super::ends::{End, Ending, Target};
@@ -12,23 +12,31 @@ use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points};
 use bytemuck::{cast_slice, cast_slice_mut};
 use std::ops::Range;
 
-/// A weight `[channels, kernel, kernel]` as words of four taps of a row: `[vector of channels][row][word][lane]`.
+/// A weight `[channels, kernel, kernel]` as words of taps of a row: `[vector of channels][row][word][lane]`.
 pub(super) fn pack(weight: &[i8], channels: usize, kernel: usize) -> Aligned {
-    let lanes = InstructionSet::active().lanes();
-    let words = kernel.div_ceil(4);
+    let (lanes, values) = (InstructionSet::active().lanes(), InstructionSet::active().word_values());
+    let words = kernel.div_ceil(values);
     let per_vector = kernel * words * lanes;
     let mut packed = Aligned::zeros(channels.div_ceil(lanes) * per_vector);
     let out = cast_slice_mut::<f32, i32>(&mut packed);
     for (channel, filter) in weight.chunks_exact(kernel * kernel).enumerate() {
         for (row, taps) in filter.chunks_exact(kernel).enumerate() {
-            for (word, taps) in taps.chunks(4).enumerate() {
-                let byte = |i: usize| taps.get(i).copied().unwrap_or(0) as u8;
+            for (word, taps) in taps.chunks(values).enumerate() {
+                let tap = |i: usize| taps.get(i).copied().unwrap_or(0);
                 let place = channel / lanes * per_vector + (row * words + word) * lanes + channel % lanes;
-                out[place] = i32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)]);
+                out[place] = word_of(tap);
             }
         }
     }
     packed
+}
+
+/// The word of the active instruction set that holds the values.
+fn word_of(value: impl Fn(usize) -> i8) -> i32 {
+    let values = InstructionSet::active().word_values();
+    let bits = 32 / values;
+    let low = |value: i8| i32::from(value) as u32 & (u32::MAX >> (32 - bits));
+    (0..values).fold(0, |word, i| word | low(value(i)) << (bits * i)) as i32
 }
 
 /// Bytes of input that stay in L2.
@@ -66,13 +74,14 @@ impl DepthwiseRows<'_, '_> {
         assert!(shape.kernel == K && matches!(K, 3 | 5 | 7) && (shape.stride == 1 || shape.stride == 2));
         let lanes = InstructionSet::active().lanes();
         let (out_height, out_width) = (shape.out_height(), shape.out_width());
-        let pixels = words_per_row::<K>(shape);
+        let values = InstructionSet::active().word_values();
+        let pixels = words_per_row::<K>(shape, values);
         let mut frame = Buffer::with_arbitrary_contents((K + 3) * pixels * lanes);
         let frame = cast_slice_mut::<f32, i32>(&mut frame);
         // The last row is the border above and below the map.
-        frame[(K + 2) * pixels * lanes..].fill(i32::from_le_bytes([self.zero_point; 4]));
+        frame[(K + 2) * pixels * lanes..].fill(border(self.zero_point, values));
         for first in (0..shape.channels).step_by(lanes) {
-            let (width, taps) = (lanes.min(shape.channels - first), K * K.div_ceil(4));
+            let (width, taps) = (lanes.min(shape.channels - first), K * K.div_ceil(values));
             let mut row = band.start;
             while row < band.end {
                 let (image, y) = (row / out_height, row % out_height);
@@ -138,8 +147,8 @@ impl<const K: usize> Kernel for Convolution<'_, K> {
         let (padding, line) = (K / 2, self.pixels * S::LANES);
         let out_width = self.shape.out_width();
         // The accesses of `tiles` rely on these extents.
-        assert!(self.frame.len() >= (K + 3) * line && self.pixels >= words_per_row::<K>(self.shape));
-        assert!(self.weight.len() >= K * K.div_ceil(4) * S::LANES);
+        assert!(self.frame.len() >= (K + 3) * line && self.pixels >= words_per_row::<K>(self.shape, S::WORD_VALUES));
+        assert!(self.weight.len() >= K * K.div_ceil(S::WORD_VALUES) * S::LANES);
         let end = &mut std::mem::take(&mut self.end).ending(s, self.rows.len() * out_width);
         let mut row = self.rows.start;
         while row < self.rows.end {
@@ -187,7 +196,7 @@ const INPUT_ROWS: usize = 8;
 impl<const K: usize> Convolution<'_, K> {
     /// Fills the next `ROWS` rows of the frame, side by side, since each word of a row waits for the one before it.
     ///
-    /// Word `p` holds the four pixels from `p * STRIDE - K / 2` on; those outside the row have the zero point.
+    /// Word `p` holds the pixels from `p * STRIDE - K / 2` on; those outside the row have the zero point.
     #[inline(always)]
     fn fill_rows<S: Simd, const STRIDE: usize, const ROWS: usize>(&mut self, s: S) {
         let Shape { channels: step, width, .. } = self.shape;
@@ -203,32 +212,37 @@ impl<const K: usize> Convolution<'_, K> {
         let load =
             |row: usize, pixel: usize| unsafe { s.load_bytes_up_to(input.add((row * width + pixel) * step), count) };
         // SAFETY: as for `load`.
-        let store = |row: usize, word: usize, bytes| unsafe { s.store_i32(frame[row].add(word * S::LANES), bytes) };
-        let (words, border) = (self.pixels, s.splat_i32(self.zero_point.into()));
-        let mut bytes = [s.splat_i32(i32::from_le_bytes([self.zero_point; 4])); ROWS];
-        // The first word begins in the border.
-        let (mut word, mut pixel, mut new) = (0, 0, 4 - K / 2);
+        let store = |row: usize, word: usize, pixels| unsafe { s.store_i32(frame[row].add(word * S::LANES), pixels) };
+        let (words, outside) = (self.pixels, s.splat_i32(self.zero_point.into()));
+        let mut held = [s.splat_i32(border(self.zero_point, S::WORD_VALUES)); ROWS];
+        // The first word begins in the border; `left` pixels of the border follow where it has room for no more.
+        let (mut word, mut pixel, mut new) = (0, 0, S::WORD_VALUES.saturating_sub(K / 2));
+        let mut left = (K / 2).saturating_sub(S::WORD_VALUES);
         while word < words {
             // Words of which all pixels exist.
-            while new == STRIDE && pixel + STRIDE <= width && word < words {
-                for (row, bytes) in bytes.iter_mut().enumerate() {
+            while new == STRIDE && left == 0 && pixel + STRIDE <= width && word < words {
+                for (row, held) in held.iter_mut().enumerate() {
                     for next in 0..STRIDE {
-                        *bytes = s.shift_in(*bytes, load(row, pixel + next));
+                        *held = s.shift_in(*held, load(row, pixel + next));
                     }
-                    store(row, word, *bytes);
+                    store(row, word, *held);
                 }
                 (word, pixel) = (word + 1, pixel + STRIDE);
             }
             if word == words {
                 break;
             }
-            for (row, bytes) in bytes.iter_mut().enumerate() {
-                for pixel in pixel..pixel + new {
-                    *bytes = s.shift_in(*bytes, if pixel < width { load(row, pixel) } else { border });
+            let before = left.min(new);
+            for (row, held) in held.iter_mut().enumerate() {
+                for _ in 0..before {
+                    *held = s.shift_in(*held, outside);
                 }
-                store(row, word, *bytes);
+                for pixel in pixel..pixel + new - before {
+                    *held = s.shift_in(*held, if pixel < width { load(row, pixel) } else { outside });
+                }
+                store(row, word, *held);
             }
-            (word, pixel, new) = (word + 1, pixel + new, STRIDE);
+            (word, pixel, left, new) = (word + 1, pixel + new - before, left - before, STRIDE);
         }
         self.filled += ROWS;
     }
@@ -296,7 +310,7 @@ impl<const K: usize> Convolution<'_, K> {
         ky: usize,
         place: usize,
     ) {
-        let words = K.div_ceil(4);
+        let words = K.div_ceil(S::WORD_VALUES);
         let (frame, weight) = (self.frame.as_ptr().wrapping_add(place), self.weight.as_ptr());
         // Counted loops over three axes, which the compiler unrolls.
         #[allow(clippy::needless_range_loop)]
@@ -304,7 +318,7 @@ impl<const K: usize> Convolution<'_, K> {
             for x in 0..COUNT {
                 // SAFETY: the contract gives the words, and `ky - row` is a row of taps.
                 unsafe {
-                    let pixels = s.load_i32(frame.add((x + 4 / STRIDE * word) * S::LANES));
+                    let pixels = s.load_i32(frame.add((x + S::WORD_VALUES / STRIDE * word) * S::LANES));
                     for row in FROM..TO {
                         let taps = s.load_i32(weight.add(((ky - row) * words + word) * S::LANES));
                         tile[row][x][0] = s.dot(tile[row][x][0], pixels, taps);
@@ -316,6 +330,14 @@ impl<const K: usize> Convolution<'_, K> {
 }
 
 /// Words in a row of the frame, per channel: one for each output pixel, and those of the last pixel's other taps.
-fn words_per_row<const K: usize>(shape: Shape) -> usize {
-    shape.out_width() + (K - 1) / 4 * 4 / shape.stride
+fn words_per_row<const K: usize>(shape: Shape, values: usize) -> usize {
+    shape.out_width() + (K - 1) / values * values / shape.stride
+}
+
+/// A word of `values` pixels of the border.
+fn border(zero_point: u8, values: usize) -> i32 {
+    match values {
+        4 => i32::from_le_bytes([zero_point; 4]),
+        _ => i32::from(zero_point) << 16 | i32::from(zero_point),
+    }
 }

@@ -2,14 +2,17 @@
 
 use super::affine::{Affine, Channels};
 use super::ends::Target;
-use super::product::Packed;
+use super::product::{Packed, widen};
 use crate::ops::Activation;
 use crate::ops::buffers::Buffer;
 use crate::ops::inference::padded::Layout;
 use crate::ops::matmul::ROW_BLOCK;
-use crate::ops::simd::{Kernel, Simd, dispatch, entry_points, vectors};
+use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points, vectors};
 use bytemuck::cast_slice_mut;
 use std::ops::Range;
+
+/// Bytes of widened rows, or eight of them, that stay in L1 beside a panel of the weight.
+const WIDENED: usize = 16 << 10;
 
 /// Rows of bytes.
 #[derive(Clone, Copy)]
@@ -29,13 +32,18 @@ pub(super) enum Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Writes `rows` rows of `k` bytes from `first` on to `tile`, `stride` apart; bytes between rows are arbitrary.
+    /// Writes `rows` rows of `k` values of words from `first` on to `tile`, rows `stride` bytes apart; values between
+    /// rows are arbitrary.
     #[inline(always)]
     fn fill<S: Simd>(&self, s: S, first: usize, rows: usize, k: usize, tile: &mut [u8], stride: usize) {
         match *self {
+            // Widened rows without values between them: in one go, since rows may be short.
+            Rows::Plain(input) if S::WORD_VALUES == 2 && stride == 2 * k => {
+                copy_values(s, &input[first * k..][..rows * k], tile);
+            }
             Rows::Plain(input) => {
                 for (row, out) in tile.chunks_exact_mut(stride).take(rows).enumerate() {
-                    out[..k].copy_from_slice(&input[(first + row) * k..][..k]);
+                    copy_values(s, &input[(first + row) * k..][..k], out);
                 }
             }
             Rows::Gated { input, from, gate, to, pixels } => {
@@ -50,7 +58,9 @@ impl Rows<'_> {
                         for row in row..end {
                             let bytes = s.read_bytes(&input[(first + row) * k..][channels.clone()]);
                             let value = s.mul(s.to_floats(s.add_i32(bytes, zero_point)), factors);
-                            s.write_bytes(&mut tile[row * stride..][channels.clone()], rounding.bytes(value));
+                            let size = 4 / S::WORD_VALUES;
+                            let out = &mut tile[row * stride..][channels.start * size..channels.end * size];
+                            s.write_values(out, rounding.bytes(value));
                         }
                         row = end;
                     }
@@ -60,7 +70,17 @@ impl Rows<'_> {
     }
 }
 
-/// Rows of a source as a product reads them: `k` bytes each, `stride` apart.
+/// Copies bytes as values of words to the beginning of `out`.
+#[inline(always)]
+fn copy_values<S: Simd>(_: S, bytes: &[u8], out: &mut [u8]) {
+    if S::WORD_VALUES == 4 {
+        return out[..bytes.len()].copy_from_slice(bytes);
+    }
+    // Rows begin at whole words.
+    widen(cast_slice_mut(out), bytes);
+}
+
+/// Rows of a source as a product reads them: `k` values each, `stride` bytes apart.
 struct Fill<'a, 'b> {
     source: Rows<'a>,
     first: usize,
@@ -72,7 +92,7 @@ struct Fill<'a, 'b> {
 
 impl Kernel for Fill<'_, '_> {
     type Output = ();
-    entry_points!();
+    entry_points!(dot);
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -98,14 +118,17 @@ impl ProductRows<'_, '_> {
     /// Computes the rows.
     pub(super) fn run(mut self) {
         let Packed { k, n, groups, .. } = *self.weight;
-        let in_place = matches!(self.rows, Rows::Plain(_)) && k.is_multiple_of(4);
+        let values = InstructionSet::active().word_values();
+        let in_place = matches!(self.rows, Rows::Plain(_)) && values == 4 && k.is_multiple_of(4);
+        // Bytes of a row of words.
         let stride = 4 * groups;
-        // Rows of bytes, four to a float.
-        let bytes = if in_place { 0 } else { ROW_BLOCK.min(self.range.len()) * stride };
-        let mut tile = Buffer::with_arbitrary_contents(bytes / 4);
+        // Whole tiles of widened rows.
+        let most = if values == 4 { ROW_BLOCK } else { (WIDENED / stride / 4 * 4).clamp(8, ROW_BLOCK) };
+        let words = if in_place { 0 } else { most.min(self.range.len()) * groups };
+        let mut tile = Buffer::with_arbitrary_contents(words);
         let tile = cast_slice_mut::<f32, u8>(&mut tile);
-        for first in self.range.clone().step_by(ROW_BLOCK) {
-            let rows = ROW_BLOCK.min(self.range.end - first);
+        for first in self.range.clone().step_by(most) {
+            let rows = most.min(self.range.end - first);
             let x = match self.rows {
                 Rows::Plain(input) if in_place => &input[first * k..][..rows * k],
                 source => {
@@ -117,7 +140,7 @@ impl ProductRows<'_, '_> {
                 let start = (first - self.range.start) * n + panel.column;
                 let residual = self.residual.map(|(bytes, from)| (&bytes[start..], from));
                 let end = panel.end(n, self.channels, self.target.from(start), residual, self.activation);
-                panel.multiply(x, Layout::plain(stride), rows, self.channels.bias(), end);
+                panel.multiply(x, Layout::plain(values * groups), rows, self.channels.bias(), end);
             }
         }
     }

@@ -1,7 +1,9 @@
 //! Matrix products of unsigned and signed bytes: packing, and register tiles.
 //!
-//! Four input channels make a group: a word of the input holds the bytes of one pixel, a word of the weight those of
-//! one output channel. Words of the weight are packed in panels of one to three vectors of output channels.
+//! Some input channels make a group, as many as a word has values: a word of the input holds the values of one pixel, a
+//! word of the weight those of one output channel. Words of the weight are packed in panels of one to three vectors of
+//! output channels. Where a word has two values of 16 bits, rows of the input are widened before they are multiplied,
+//! once for all panels; the weight is kept as bytes, half of the memory, and widened as it is loaded.
 
 use super::affine::{Affine, Channels};
 use super::ends::{End, Ending, Target};
@@ -14,16 +16,20 @@ use bytemuck::{cast_slice, cast_slice_mut};
 /// A weight `[n, k]` in panels for the active instruction set; columns beyond `n` and inputs beyond `k` are zero.
 #[derive(Debug, Clone)]
 pub(super) struct Packed {
-    words: Aligned,
+    /// Bytes, four to a float: `[panel][group][column][value]`.
+    bytes: Aligned,
     pub k: usize,
     pub n: usize,
-    /// Number of groups of four inputs.
+    /// Number of groups of inputs: of words in a row.
     pub groups: usize,
 }
 
+/// Groups of a step of the innermost loop where words are pairs.
+const UNROLLED: usize = 4;
+
 /// Some vectors of columns of a weight.
 pub(super) struct Panel<'a> {
-    words: &'a [i32],
+    weight: &'a [i8],
     /// First column.
     pub column: usize,
     /// Number of vectors.
@@ -44,16 +50,18 @@ impl Packed {
     /// Packs `weight` `[n, k]`.
     pub(super) fn new(weight: &[i8], n: usize, k: usize) -> Self {
         assert!(weight.len() == n * k && k > 0);
-        let lanes = InstructionSet::active().lanes();
-        let groups = k.div_ceil(4);
-        let mut packed = Packed { words: Aligned::zeros(n.div_ceil(lanes) * lanes * groups), k, n, groups };
+        let (lanes, values) = (InstructionSet::active().lanes(), InstructionSet::active().word_values());
+        let groups = k.div_ceil(values);
+        let floats = (n.next_multiple_of(lanes) * groups * values).div_ceil(4);
+        let mut packed = Packed { bytes: Aligned::zeros(floats), k, n, groups };
         let panels: Vec<_> = packed.panels().map(|panel| (panel.column, panel.vectors * lanes)).collect();
         for (column, width) in panels {
-            let words = &mut cast_slice_mut::<f32, i32>(&mut packed.words)[column * groups..][..width * groups];
-            for (group, row) in words.chunks_exact_mut(width).enumerate() {
-                for (word, filter) in row.iter_mut().zip(weight[column * k..].chunks_exact(k)) {
-                    let byte = |i: usize| filter.get(4 * group + i).copied().unwrap_or(0) as u8;
-                    *word = i32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)]);
+            let row = groups * values;
+            let bytes = &mut cast_slice_mut::<f32, i8>(&mut packed.bytes)[column * row..][..width * row];
+            for (group, words) in bytes.chunks_exact_mut(width * values).enumerate() {
+                let filters = weight[column * k..].chunks_exact(k);
+                for (word, filter) in words.chunks_exact_mut(values).zip(filters) {
+                    word.iter_mut().zip(&filter[values * group..]).for_each(|(byte, &input)| *byte = input);
                 }
             }
         }
@@ -62,14 +70,14 @@ impl Packed {
 
     /// The panels from left to right.
     pub(super) fn panels(&self) -> impl Iterator<Item = Panel<'_>> {
-        let lanes = InstructionSet::active().lanes();
+        let (lanes, values) = (InstructionSet::active().lanes(), InstructionSet::active().word_values());
         let (mut column, mut left) = (0, self.n.div_ceil(lanes));
         std::iter::from_fn(move || {
             (left > 0).then(|| {
                 let vectors = panel_vectors(left, lanes);
-                let words =
-                    &cast_slice::<f32, i32>(&self.words)[column * self.groups..][..vectors * lanes * self.groups];
-                let panel = Panel { words, column, vectors };
+                let row = self.groups * values;
+                let weight = &cast_slice::<f32, i8>(&self.bytes)[column * row..][..vectors * lanes * row];
+                let panel = Panel { weight, column, vectors };
                 left -= vectors;
                 column += vectors * lanes;
                 panel
@@ -97,23 +105,29 @@ impl Panel<'_> {
         End { target, step: n, width: self.width().min(n - self.column), multipliers, residual, activation }
     }
 
-    /// Multiplies `rows` rows of `x`, from the whole `bias` of the layer.
+    /// Multiplies `rows` rows of `x`, whose values of words `layout` counts, from the whole `bias` of the layer.
     pub(super) fn multiply(&self, x: &[u8], layout: Layout, rows: usize, bias: &[i32], end: End) {
         let bias = &bias[self.column..][..self.width()];
         match self.vectors {
-            1 => dispatch(Product::<1> { x, layout, rows, words: self.words, bias, end }),
-            2 => dispatch(Product::<2> { x, layout, rows, words: self.words, bias, end }),
-            _ => dispatch(Product::<3> { x, layout, rows, words: self.words, bias, end }),
+            1 => dispatch(Product::<1> { x, layout, rows, weight: self.weight, bias, end }),
+            2 => dispatch(Product::<2> { x, layout, rows, weight: self.weight, bias, end }),
+            _ => dispatch(Product::<3> { x, layout, rows, weight: self.weight, bias, end }),
         }
     }
 }
 
-/// `end(bias + sum over groups of x[row, group] . words[group, ..])` for a panel of `NR` vectors.
+/// Copies bytes as the values of words of two.
+#[inline(always)]
+pub(super) fn widen(values: &mut [u16], bytes: &[u8]) {
+    values.iter_mut().zip(bytes).for_each(|(value, &byte)| *value = byte.into());
+}
+
+/// `end(bias + sum over groups of x[row, group] . weight[group, ..])` for a panel of `NR` vectors.
 struct Product<'a, const NR: usize> {
     x: &'a [u8],
     layout: Layout,
     rows: usize,
-    words: &'a [i32],
+    weight: &'a [i8],
     bias: &'a [i32],
     end: End<'a>,
 }
@@ -125,12 +139,12 @@ impl<const NR: usize> Kernel for Product<'_, NR> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let width = NR * S::LANES;
-        let groups = self.words.len() / width;
+        let (values, groups) = (S::WORD_VALUES, self.weight.len() / (width * S::WORD_VALUES));
         // All accesses below rely on these extents.
         assert!(self.rows > 0 && groups > 0 && self.bias.len() >= width);
-        assert!(self.layout.run.is_multiple_of(4) && 4 * groups == self.layout.runs * self.layout.run);
-        assert!(self.x.len() >= self.layout.extent(self.rows));
-        let pairs = S::LANES == 16 && NR > 1 && 2 * self.end.width == 2 * width - S::LANES;
+        assert!(self.layout.run.is_multiple_of(values) && values * groups == self.layout.runs * self.layout.run);
+        assert!(self.x.len() >= self.layout.extent(self.rows) * (4 / values));
+        let pairs = S::LANES == 16 && S::WORD_VALUES == 4 && NR > 1 && 2 * self.end.width == 2 * width - S::LANES;
         let end = &mut std::mem::take(&mut self.end).ending(s, self.rows);
         let mut row = 0;
         let in_fours = self.layout.in_fours(self.rows);
@@ -202,38 +216,28 @@ impl<const NR: usize> Product<'_, NR> {
             // Places of all rows, or of the first of each four.
             let mut places = [0; MR];
             for (r, place) in places.iter_mut().enumerate().filter(|(r, _)| !FOURS || r % 4 == 0) {
-                *place = self.layout.place(row + r);
+                *place = self.layout.place(row + r) * (4 / S::WORD_VALUES);
             }
-            let (step, mut words) = (self.layout.step, self.words.as_ptr());
+            // Bytes of a value.
+            let size = 4 / S::WORD_VALUES;
+            let mut weight = self.weight.as_ptr();
             for run in 0..self.layout.runs {
-                let x = self.x.as_ptr().wrapping_add(run * self.layout.run_step);
-                for group in (0..self.layout.run).step_by(4) {
-                    let x = x.wrapping_add(group);
-                    let mut fours = [x; 4];
-                    if FOURS {
-                        for (first, place) in fours.iter_mut().zip(places.into_iter().step_by(4)) {
-                            *first = opaque(x.wrapping_add(place).cast()).cast();
-                        }
-                    }
-                    let mut panel = [s.splat_i32(0); NR];
-                    for (n, word) in panel.iter_mut().enumerate() {
-                        let place = words.add(n * S::LANES);
-                        *word = if PAIRS && n + 1 == NR { s.load_twice_i32(place) } else { s.load_i32(place) };
-                    }
-                    words = words.add(width);
-                    let mut even = s.splat_i32(0);
-                    for r in 0..MR {
-                        let x = if FOURS { fours[r / 4].add(r % 4 * step) } else { x.add(places[r]) };
-                        let x = s.splat_i32(i32::from_le_bytes(x.cast::<[u8; 4]>().read()));
-                        for n in 0..NR - usize::from(PAIRS) {
-                            sums[r][n] = s.dot(sums[r][n], x, panel[n]);
-                        }
-                        if PAIRS && r % 2 == 1 {
-                            let both = s.join_halves_i32(even, x);
-                            sums[r - 1][NR - 1] = s.dot(sums[r - 1][NR - 1], both, panel[NR - 1]);
-                        }
-                        even = x;
-                    }
+                let x = self.x.as_ptr().wrapping_add(run * self.layout.run_step * size);
+                let (mut group, groups) = (0, self.layout.run / S::WORD_VALUES);
+                // A group of pairs is so few instructions that the loop's own would count.
+                while S::WORD_VALUES == 2 && group + UNROLLED <= groups {
+                    self.steps::<S, MR, FOURS, PAIRS, UNROLLED>(
+                        s,
+                        x.wrapping_add(4 * group),
+                        weight,
+                        &places,
+                        &mut sums,
+                    );
+                    (group, weight) = (group + UNROLLED, weight.add(UNROLLED * width * S::WORD_VALUES));
+                }
+                while group < groups {
+                    self.steps::<S, MR, FOURS, PAIRS, 1>(s, x.wrapping_add(4 * group), weight, &places, &mut sums);
+                    (group, weight) = (group + 1, weight.add(width * S::WORD_VALUES));
                 }
             }
             if PAIRS {
@@ -242,6 +246,55 @@ impl<const NR: usize> Product<'_, NR> {
                 }
             }
             end.write(s, row, sums);
+        }
+    }
+
+    /// Adds the products of `COUNT` groups, the first of which has the words at `places` from `x` on, and the words of
+    /// the panel at `weight`.
+    ///
+    /// # Safety
+    /// As for [`tile`](Self::tile). All of these words exist, and `places` has the place of each row, or with `FOURS`
+    /// that of the first of each four.
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop)] // counted loops over two axes, which the compiler unrolls
+    unsafe fn steps<S: Simd, const MR: usize, const FOURS: bool, const PAIRS: bool, const COUNT: usize>(
+        &self,
+        s: S,
+        x: *const u8,
+        weight: *const i8,
+        places: &[usize; MR],
+        sums: &mut [[S::I; NR]; MR],
+    ) {
+        let step = self.layout.step * (4 / S::WORD_VALUES);
+        // SAFETY: the contract gives all words that are read, at the place of their row or, with `FOURS`, from that of
+        // the first of its four on, which lie in a line.
+        unsafe {
+            let mut fours = [x; 4];
+            if FOURS {
+                for (first, place) in fours.iter_mut().zip(places.iter().step_by(4)) {
+                    *first = opaque(x.wrapping_add(*place).cast()).cast();
+                }
+            }
+            for group in 0..COUNT {
+                let mut panel = [s.splat_i32(0); NR];
+                for (n, word) in panel.iter_mut().enumerate() {
+                    let place = weight.add((group * NR + n) * S::LANES * S::WORD_VALUES);
+                    *word = if PAIRS && n + 1 == NR { s.load_twice_i32(place.cast()) } else { s.load_weights(place) };
+                }
+                let mut even = s.splat_i32(0);
+                for r in 0..MR {
+                    let x = if FOURS { fours[r / 4].add(r % 4 * step) } else { x.add(places[r]) };
+                    let x = s.splat_i32(i32::from_ne_bytes(x.add(4 * group).cast::<[u8; 4]>().read()));
+                    for n in 0..NR - usize::from(PAIRS) {
+                        sums[r][n] = s.dot(sums[r][n], x, panel[n]);
+                    }
+                    if PAIRS && r % 2 == 1 {
+                        let both = s.join_halves_i32(even, x);
+                        sums[r - 1][NR - 1] = s.dot(sums[r - 1][NR - 1], both, panel[NR - 1]);
+                    }
+                    even = x;
+                }
+            }
         }
     }
 }

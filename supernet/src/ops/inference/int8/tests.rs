@@ -24,7 +24,7 @@ impl Case {
         Case {
             x: (0..inputs).map(|_| rng.random()).collect(),
             from,
-            weight: (0..outputs * per_output).map(|_| rng.random_range(-127..=127)).collect(),
+            weight: (0..outputs * per_output).map(|_| rng.random_range(-128..=127)).collect(),
             bias: (0..outputs).map(|_| rng.random_range(-5000..5000)).collect(),
             multipliers: (0..outputs).map(|_| rng.random_range(1e-5..4e-4) / (per_output as f32).sqrt()).collect(),
             // Some of these bytes end below 6, some above.
@@ -136,6 +136,9 @@ fn products_are_exact() {
         (3, 17, 23, 50),
         (1, 33, 8, 100),
         (2, 1, 130, 10),
+        // Rows that are long enough for smaller blocks of them.
+        (1, 61, 301, 24),
+        (1, 61, 1100, 20),
     ];
     for (index, (batch, pixels, inputs, outputs)) in shapes.into_iter().enumerate() {
         let mut rng = rng(index as u64);
@@ -195,7 +198,7 @@ fn numbers_beyond_all_integers_have_the_outermost_bytes() {
 #[test]
 fn gated_maps_are_rounded_before_the_product() {
     for (index, (batch, pixels, inputs, outputs)) in
-        [(1, 5, 7, 3), (3, 7, 24, 17), (2, 60, 33, 8)].into_iter().enumerate()
+        [(1, 5, 7, 3), (3, 7, 24, 17), (2, 60, 33, 8), (1, 61, 301, 24)].into_iter().enumerate()
     {
         let mut rng = rng(100 + index as u64);
         let mut case = Case::new(&mut rng, batch * pixels * inputs, outputs, inputs);
@@ -228,8 +231,16 @@ fn gated_maps_are_rounded_before_the_product() {
 #[test]
 fn convolutions_are_exact_on_odd_maps() {
     // The last one is computed in bands and strips, and threads begin inside it; all kernels would take long there.
-    let maps =
-        [(1, 1, 1, 1), (1, 7, 7, 16), (3, 5, 3, 13), (1, 9, 11, 24), (3, 2, 17, 37), (1, 12, 8, 48), (1, 60, 60, 64)];
+    let maps = [
+        (1, 1, 1, 1),
+        (1, 7, 7, 16),
+        (1, 3, 2, 9),
+        (3, 5, 3, 13),
+        (1, 9, 11, 24),
+        (3, 2, 17, 37),
+        (1, 12, 8, 48),
+        (1, 60, 60, 64),
+    ];
     for (index, (batch, height, width, channels)) in maps.into_iter().enumerate() {
         for (kernel, stride) in [(3, 1), (3, 2), (5, 1), (5, 2), (7, 1), (7, 2), (1, 2), (2, 1), (2, 2)] {
             if height * width > 1000 && !matches!((kernel, stride), (3, 1) | (5, 2)) {
