@@ -11,7 +11,8 @@ use crate::ops::simd::{InstructionSet, Kernel, Simd, dispatch, entry_points, vec
 use bytemuck::cast_slice_mut;
 use std::ops::Range;
 
-/// Bytes of widened rows, or eight of them, that stay in L1 beside a panel of the weight.
+/// Bytes of the rows that are widened at a time, which stay in L1 beside a panel of the weight. Where rows are long, it
+/// is eight rows, however many bytes these have.
 const WIDENED: usize = 16 << 10;
 
 /// Rows of bytes.
@@ -37,7 +38,7 @@ impl Rows<'_> {
     #[inline(always)]
     fn fill<S: Simd>(&self, s: S, first: usize, rows: usize, k: usize, tile: &mut [u8], stride: usize) {
         match *self {
-            // Widened rows without values between them: in one go, since rows may be short.
+            // Widened rows that follow each other without a gap are copied in one go, since rows may be short.
             Rows::Plain(input) if S::WORD_VALUES == 2 && stride == 2 * k => {
                 copy_values(s, &input[first * k..][..rows * k], tile);
             }
@@ -122,7 +123,7 @@ impl ProductRows<'_, '_> {
         let in_place = matches!(self.rows, Rows::Plain(_)) && values == 4 && k.is_multiple_of(4);
         // Bytes of a row of words.
         let stride = 4 * groups;
-        // Whole tiles of widened rows.
+        // Rows are widened by fours, as many as a tile has.
         let most = if values == 4 { ROW_BLOCK } else { (WIDENED / stride / 4 * 4).clamp(8, ROW_BLOCK) };
         let words = if in_place { 0 } else { most.min(self.range.len()) * groups };
         let mut tile = Buffer::with_arbitrary_contents(words);

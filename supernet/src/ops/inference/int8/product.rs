@@ -196,7 +196,6 @@ impl<const NR: usize> Product<'_, NR> {
     /// # Safety
     /// As for [`tiles`](Self::tiles), and `row + MR <= rows`.
     #[inline(always)]
-    #[allow(clippy::needless_range_loop)] // counted loops over two axes, which the compiler unrolls
     unsafe fn tile<S: Simd, const MR: usize, const FOURS: bool, const PAIRS: bool>(
         &self,
         s: S,
