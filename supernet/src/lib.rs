@@ -36,8 +36,6 @@ pub mod layers;
 mod legacy;
 pub mod lock;
 pub mod network;
-// Kernels: SIMD intrinsics, and slices shared between threads.
-#[allow(unsafe_code)]
 pub mod ops;
 pub mod quote;
 pub mod ranks;

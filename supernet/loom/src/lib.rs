@@ -1,17 +1,17 @@
-//! The modules of `ofa-supernet` that share memory between threads, compiled with loom's locks, atomics and threads in
+//! The modules of `ofa-kernels` that share memory between threads, compiled with loom's locks, atomics and threads in
 //! place of the standard library's. `cargo test --release -p ofa-loom` runs small models of them in every interleaving
 //! of their threads.
 #![cfg(test)]
 
-#[path = "../../src/ops/buffer_pool.rs"]
+#[path = "../../kernels/src/buffer_pool.rs"]
 mod buffer_pool;
-#[path = "../../src/ops/idle_pools.rs"]
+#[path = "../../kernels/src/idle_pools.rs"]
 mod idle_pools;
-#[path = "../../src/ops/ordered.rs"]
+#[path = "../../kernels/src/ordered.rs"]
 mod ordered;
-#[path = "../../src/ops/sync.rs"]
+#[path = "../../kernels/src/sync.rs"]
 mod sync;
-#[path = "../../src/ops/worker_pool.rs"]
+#[path = "../../kernels/src/worker_pool.rs"]
 mod worker_pool;
 
 use buffer_pool::BufferPool;

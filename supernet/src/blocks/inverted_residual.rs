@@ -7,9 +7,9 @@ use crate::layers::{
     Active, BatchNorm, ElasticKernel, Initialiser, OuterChannels, ParameterId, ParameterKind, Parameters, Pass,
     add_packed, average_pool, channel_sorting, fused, linear, pack, sum_of_branches,
 };
-use crate::ops::{self, BlockShape, tensor_values};
+use crate::ops::{self, BlockShape, summing, tensor_values};
 use crate::space::{Activation, reduced_channels};
-use candle_core::{Result, Tensor};
+use candle_core::{Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -311,7 +311,7 @@ impl InvertedResidual {
             let here = InvertedResidualSpec { input_size: height, ..spec.clone() };
             return pass.interpret(&BlockSpec::InvertedResidual(here).graph(eps), x, &active);
         }
-        let mut shape = BlockShape::new(spec, batch, height, width, eps);
+        let mut shape = block_shape(spec, batch, height, width, eps);
         // The fused shortcut cannot stay where its branch is skipped.
         shape.residual &= pass.drops.is_none();
         if !spec.residual || shape.residual {
@@ -331,8 +331,9 @@ fn fused_block(x: &Tensor, active: Vec<Vec<Active>>, shape: BlockShape, pass: &m
     let expanded = if shape.expand { shape.middle } else { 0 };
     let given = pass.next_given([expanded, shape.middle, shape.out_channels])?;
     let (keep, ranks) = (pass.tape.is_some(), pass.ranks);
-    let (output, saved, used) =
-        tensor_values(x, |x| ops::inverted_residual(x, &packed, &shape, given.as_ref(), ranks, keep))?;
+    let (output, saved, used) = tensor_values(x, |x| {
+        ops::inverted_residual(x, &packed, &shape, given.as_ref(), summing(ranks).as_deref(), keep).map_err(Error::wrap)
+    })?;
     pass.used.extend(used.into_iter().skip(usize::from(!shape.expand)));
     let (height, width) = shape.output_size();
     let output = Tensor::from_vec(output, (shape.batch, height, width, shape.out_channels), x.device())?;
@@ -340,7 +341,8 @@ fn fused_block(x: &Tensor, active: Vec<Vec<Active>>, shape: BlockShape, pass: &m
     let (x, ranks) = (x.clone(), ranks.cloned());
     pass.record(move |gradient, gradients| {
         let computed = tensor_values(&x, |x| {
-            tensor_values(&gradient, |g| Ok(saved.backward(&shape, x, &packed, ranks.as_ref(), g)))
+            let sum = summing(ranks.as_ref());
+            tensor_values(&gradient, |g| Ok(saved.backward(&shape, x, &packed, sum.as_deref(), g)))
         })?;
         add_packed(&active, &computed.parameters, gradients)?;
         computed.input.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()
@@ -364,23 +366,21 @@ fn fitted_shortcut(x: &Tensor, weight: Option<Active>, stride: usize, pass: &mut
     weight.map_or(Ok(pooled.clone()), |weight| linear(&pooled, weight, None, pass))
 }
 
-impl BlockShape {
-    /// The block `spec` for `batch` maps of `height x width`.
-    fn new(spec: &InvertedResidualSpec, batch: usize, height: usize, width: usize, eps: f64) -> Self {
-        BlockShape {
-            batch,
-            height,
-            width,
-            in_channels: spec.in_channels,
-            middle: spec.middle_channels,
-            out_channels: spec.out_channels,
-            kernel: spec.kernel,
-            stride: spec.stride,
-            activation: spec.activation,
-            expand: spec.expand,
-            squeeze_excite: spec.squeeze_excite,
-            residual: spec.residual && !spec.projection && spec.stride == 1,
-            eps,
-        }
+/// The block `spec` for `batch` maps of `height x width`.
+fn block_shape(spec: &InvertedResidualSpec, batch: usize, height: usize, width: usize, eps: f64) -> BlockShape {
+    BlockShape {
+        batch,
+        height,
+        width,
+        in_channels: spec.in_channels,
+        middle: spec.middle_channels,
+        out_channels: spec.out_channels,
+        kernel: spec.kernel,
+        stride: spec.stride,
+        activation: spec.activation,
+        expand: spec.expand,
+        squeeze_excite: spec.squeeze_excite,
+        residual: spec.residual && !spec.projection && spec.stride == 1,
+        eps,
     }
 }

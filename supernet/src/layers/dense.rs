@@ -4,9 +4,9 @@
 use super::{Active, BatchNorm, Initialiser, ParameterId, ParameterKind, Parameters, Pass, add_packed, pack, tensors};
 use crate::graph::interpreter::{self, Computed};
 use crate::graph::{Graph, Op, Region};
-use crate::ops::{self, ChannelStatistics, DenseSaved, DenseShape, Windows, contiguous_f32, tensor_values};
+use crate::ops::{self, ChannelStatistics, DenseSaved, DenseShape, Windows, contiguous_f32, summing, tensor_values};
 use crate::space::{Activation, ConvSpec};
-use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, D, Error, Layout, Result, Shape, Tensor, bail};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl Dense {
             return if self.pool { pass.trace(&y, &[], |y, _| y.mean((1, 2))) } else { Ok(y) };
         }
         let (batch, height, width, _) = x.dims4()?;
-        let shape = DenseShape::new(spec, batch, height, width, self.pool, eps);
+        let shape = dense_shape(spec, batch, height, width, self.pool, eps);
         if !spec.residual {
             return convolve(x, active, shape, pass);
         }
@@ -63,14 +63,17 @@ impl Dense {
 fn convolve(x: &Tensor, active: Vec<Vec<Active>>, shape: DenseShape, pass: &mut Pass) -> Result<Tensor> {
     let packed = pack(&active)?;
     let given = pass.next_given([shape.out_channels])?.map(|[given]| given);
-    let (output, saved) = tensor_values(x, |x| ops::dense(x, &packed, &shape, given.as_ref(), pass.ranks))?;
-    let output = Tensor::from_vec(output, shape.output_shape(), x.device())?;
+    let (output, saved) = tensor_values(x, |x| {
+        ops::dense(x, &packed, &shape, given.as_ref(), summing(pass.ranks).as_deref()).map_err(Error::wrap)
+    })?;
+    let output = Tensor::from_vec(output, shape.output_extents(), x.device())?;
     pass.used.push(saved.statistics().clone());
     let Some(tape) = &mut pass.tape else { return Ok(output) };
     let (x, with_input, ranks) = (x.clone(), tape.needs_input_gradient(), pass.ranks.cloned());
     tape.push(move |gradient, gradients| {
         let computed = tensor_values(&x, |x| {
-            tensor_values(&gradient, |g| Ok(saved.backward(&shape, x, &packed, ranks.as_ref(), g, with_input)))
+            let sum = summing(ranks.as_ref());
+            tensor_values(&gradient, |g| Ok(saved.backward(&shape, x, &packed, sum.as_deref(), g, with_input)))
         })?;
         add_packed(&active, &computed.parameters, gradients)?;
         computed.input.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()
@@ -144,9 +147,9 @@ impl CustomOp2 for Traced {
 
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, packed: &CpuStorage, pl: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, packed) = (contiguous_f32(x, xl)?, contiguous_f32(packed, pl)?);
-        let (output, saved) = ops::dense(x, packed, &self.shape, self.given.as_ref(), None)?;
+        let (output, saved) = ops::dense(x, packed, &self.shape, self.given.as_ref(), None).map_err(Error::wrap)?;
         *lock(&self.saved)? = Some(saved);
-        Ok((CpuStorage::F32(output), self.shape.output_shape()))
+        Ok((CpuStorage::F32(output), self.shape.output_extents().into()))
     }
 
     fn bwd(
@@ -169,22 +172,20 @@ impl CustomOp2 for Traced {
     }
 }
 
-impl DenseShape {
-    /// The convolution `spec` for `batch` maps of `height x width`.
-    fn new(spec: &ConvSpec, batch: usize, height: usize, width: usize, pool: bool, eps: f64) -> Self {
-        DenseShape {
-            batch,
-            height,
-            width,
-            in_channels: spec.in_channels,
-            out_channels: spec.out_channels,
-            kernel: spec.kernel,
-            stride: spec.stride,
-            depthwise: false,
-            activation: spec.activation,
-            pool,
-            eps,
-        }
+/// The convolution `spec` for `batch` maps of `height x width`.
+fn dense_shape(spec: &ConvSpec, batch: usize, height: usize, width: usize, pool: bool, eps: f64) -> DenseShape {
+    DenseShape {
+        batch,
+        height,
+        width,
+        in_channels: spec.in_channels,
+        out_channels: spec.out_channels,
+        kernel: spec.kernel,
+        stride: spec.stride,
+        depthwise: false,
+        activation: spec.activation,
+        pool,
+        eps,
     }
 }
 
@@ -248,7 +249,8 @@ pub(crate) fn linear(x: &Tensor, weight: Active, bias: Option<Active>, pass: &mu
     let (outputs, inputs) = weight.dims2()?;
     let rows = x.elem_count() / inputs.max(1);
     let extents = [rows, inputs, outputs];
-    let y = tensor_values(x, |x| tensor_values(&weight, |weight| ops::linear(x, weight, extents)))?;
+    let y =
+        tensor_values(x, |x| tensor_values(&weight, |weight| ops::linear(x, weight, extents).map_err(Error::wrap)))?;
     let y = Tensor::from_vec(y, with_channels(x, outputs), x.device())?;
     let y = tensors.get(1).map_or(Ok(y.clone()), |bias| y.broadcast_add(bias))?;
     let x = x.clone();

@@ -1,78 +1,17 @@
-//! Kernels and their gradients.
+//! Kernels and their gradients: `ofa-kernels`, and how tensors meet them.
 //!
-//! Values are NHWC. A layer's forward kernel returns its output and what its backward kernel will read; the tape of
-//! [`layers`](crate::layers) keeps that between the two. candle's autograd carries small things only (kernel transform,
-//! activation of the hidden layer, loss).
-//!
-//! | file | concern |
-//! | --- | --- |
-//! | `simd`, `slice` | instruction sets: detection, dispatch, vectors; a slice of 16 channels |
-//! | `parallel`, `strips`, `ordered` | ranges of work and their parts of outputs; results in order |
-//! | `workers`, `worker_pool`, `idle_pools` | the threads that share a caller's ranges |
-//! | `buffers`, `buffer_pool` | work buffers reused from step to step |
-//! | `sync` | locks, atomics and threads, of the standard library or of loom |
-//! | `activation`, `batch_norm` | the per-value and per-channel arithmetic |
-//! | `matmul`, `rows` | products of pointwise convolutions and the loops over pixels around them |
-//! | `orthogonal` | the nearest matrix with orthonormal rows, for an optimizer |
-//! | `passes` | the same over whole tensors, divided among the threads |
-//! | `transposed` | weight gradients from the layout of their sums to the layout of the weight |
-//! | `depthwise` | depthwise convolution and its gradients, a slice of channels at a time |
-//! | `inverted_residual` | the block as one kernel |
-//! | `dense`, `dense_kernels`, `dense_shape`, `columns`, `depthwise_maps` | a dense (or depthwise) convolution with batch norm and activation as one kernel |
-//! | `linear` | a fully connected layer |
-//! | `pools` | ResNet's steps between convolutions: sums, max pool, average pool |
-//! | `sparse` | fully connected layers for inputs of which many are zero |
-//! | `inference` | the same layers with batch norm folded, for extracted networks |
+//! Kernels know slices of numbers only. The tape of [`layers`](crate::layers) keeps what a forward kernel returns for its
+//! backward kernel. candle's autograd carries small things only (kernel transform, activation of the hidden layer,
+//! loss).
 
-mod activation;
-mod batch_norm;
-mod buffer_pool;
-mod buffers;
-mod columns;
-mod dense;
-mod dense_kernels;
-mod dense_shape;
-mod depthwise;
-mod depthwise_maps;
-mod idle_pools;
-pub mod inference;
-mod inverted_residual;
-mod linear;
-mod matmul;
-mod ordered;
-mod orthogonal;
-mod parallel;
-mod passes;
-mod pools;
-mod rows;
 #[cfg(test)]
 mod shape_tests;
-mod simd;
-mod slice;
-mod sparse;
-mod strips;
-mod sync;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-mod transposed;
-mod worker_pool;
-mod workers;
 
-pub(crate) use orthogonal::orthogonalised;
-pub(crate) use parallel::map_ordered;
-
-pub use activation::Activation;
-pub use batch_norm::ChannelStatistics;
-pub use dense::{DenseSaved, dense};
-pub use dense_shape::DenseShape;
-pub use inverted_residual::{BlockSaved, BlockShape, BlockStatistics, inverted_residual, parameter_count};
-pub use linear::{linear, linear_backward};
-pub use parallel::{map_alone, threads, with_threads};
-pub use pools::{Windows, add, average_pool, average_pool_gradient, max_pool, max_pool_gradient, relu_gradient};
-pub use simd::{InstructionSet, UnknownInstructionSet};
-pub use sparse::{SparseLayer, SparseRows};
+pub use ofa_kernels::*;
 
 use crate::ranks::Ranks;
 use candle_core::{CpuStorage, DType, Device, Layout, Storage, Tensor, bail};
@@ -83,17 +22,12 @@ pub(crate) fn has_kernels(device: &Device, dtype: DType) -> bool {
     device.is_cpu() && dtype == DType::F32
 }
 
-/// Gradients that a layer's backward kernel computes.
-pub struct LayerGradients {
-    /// At the input, if it was asked for.
-    pub input: Option<Vec<f32>>,
-    /// At the parameters, in the order in which they are packed.
-    pub parameters: Vec<f32>,
-}
+/// A function that adds values over all ranks, as kernels call it.
+type Summing<'a> = Box<dyn Fn(&mut [f64]) + Sync + 'a>;
 
-/// The sum over all ranks, as kernels call it.
-fn summing(ranks: Option<&Ranks>) -> Option<impl Fn(&mut [f64]) + Sync> {
-    ranks.map(|ranks| |values: &mut [f64]| ranks.sum_f64(values))
+/// The sum over all `ranks`, if there are any.
+pub(crate) fn summing(ranks: Option<&Ranks>) -> Option<Summing<'_>> {
+    ranks.map(|ranks| Box::new(|values: &mut [f64]| ranks.sum_f64(values)) as Summing)
 }
 
 /// The values of a contiguous f32 tensor on the CPU, inside an operation of candle.

@@ -1,41 +1,20 @@
-//! Helpers of the kernels' tests: repeatable values, one comparison with a stated tolerance, and the interpreter as
+//! Helpers of the kernels' tests: values and comparisons as in the tests of `ofa-kernels`, and the interpreter as
 //! reference.
 
-use super::{BlockShape, BlockStatistics, ChannelStatistics, DenseShape};
+#[path = "../../kernels/src/testing.rs"]
+mod values;
+
+pub(crate) use values::{assert_close, assert_close_above, for_each_of, repeat_with_each_instruction_set, values};
+
+use super::{BlockShape, BlockStatistics, ChannelStatistics, DenseShape, InstructionSet};
 use crate::graph::{Builder, Graph, Shape, interpreter};
-use crate::seed::{Stream, generator};
 use crate::space::{BlockSpec, InvertedResidualSpec};
 use candle_core::{Device, Result, Shape as TensorShape, Tensor};
-use rand::Rng;
-
-/// `len` values in -1..1, a different sequence for each `stream`.
-pub(crate) fn values(len: usize, stream: u64) -> Vec<f32> {
-    let mut rng = generator(99, Stream::Weights, &[stream]);
-    (0..len).map(|_| rng.random_range(-1.0f32..1.0)).collect()
-}
 
 /// A tensor of [`values`].
 pub(crate) fn tensor(shape: impl Into<TensorShape>, stream: u64) -> Tensor {
     let shape = shape.into();
     Tensor::from_vec(values(shape.elem_count(), stream), shape, &Device::Cpu).expect("as many values as elements")
-}
-
-/// Asserts that `found` is within `tolerance` times the largest expected magnitude (at least 1e-2) of `expected`.
-#[track_caller]
-pub(crate) fn assert_close(found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
-    assert_close_above(1e-2, found, expected, tolerance, what);
-}
-
-/// Asserts that `found` is within `tolerance` times the largest expected magnitude (at least `least`) of `expected`.
-/// `least` is the magnitude of terms that cancel: f32 rounds them, however small their sum is.
-#[track_caller]
-pub(crate) fn assert_close_above(least: f64, found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
-    assert_eq!(found.len(), expected.len(), "{what}: length");
-    let scale = expected.iter().fold(least, |m, v| m.max(v.abs()));
-    for (index, (&f, &e)) in found.iter().zip(expected).enumerate() {
-        let difference = (f64::from(f) - e).abs();
-        assert!(difference <= tolerance * scale, "{what}[{index}]: {f} instead of {e} (scale {scale})");
-    }
 }
 
 /// The block in candle's operations, from packed parameters: the reference of the fused kernel.

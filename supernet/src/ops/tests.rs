@@ -1,9 +1,10 @@
 //! The fused ops against f64 references and finite differences, at odd sizes, with every instruction set of this CPU.
 
-use super::testing::{assert_close, assert_close_above, interpreted_block, interpreted_dense, values};
+use super::testing::{
+    assert_close, assert_close_above, interpreted_block, interpreted_dense, repeat_with_each_instruction_set, values,
+};
 use super::*;
 use crate::graph::interpreter;
-use crate::ops::Activation;
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 fn block(dims: [usize; 3], channels: [usize; 3], kernel: usize, stride: usize) -> BlockShape {
@@ -151,7 +152,7 @@ fn images_in_parts_give_the_same_bits_as_all_at_once() {
     for shape in block_cases() {
         // More images than parts, and not a multiple of them.
         let shape = BlockShape { batch: 8 * rayon::current_num_threads() + 5, ..shape };
-        let x = values(shape.in_pixels() * shape.in_channels, 5);
+        let x = values(shape.batch * shape.height * shape.width * shape.in_channels, 5);
         let p = parameters(block_parameters(&shape));
         let given = statistics(&shape);
         let output = |keep| super::inverted_residual(&x, &p, &shape, Some(&given), None, keep).unwrap().0;
@@ -163,7 +164,7 @@ fn images_in_parts_give_the_same_bits_as_all_at_once() {
 fn the_backward_pass_may_run_on_another_number_of_threads() {
     // Maps of few pixels: how many images are one product depends on the threads.
     let shape = block([4, 4, 4], [6, 40, 6], 3, 1);
-    let x = values(shape.in_pixels() * shape.in_channels, 5);
+    let x = values(shape.batch * shape.height * shape.width * shape.in_channels, 5);
     let p = parameters(block_parameters(&shape));
     let gradients = |forward: usize, backward: usize| {
         let (output, saved, _) =
@@ -181,7 +182,7 @@ fn averages_of_large_maps_and_sums_with_nan_are_exact() {
     let (pixels, mut mean) = (1 << 20, [0.0; 2]);
     super::inference::average_pool(&vec![0.1; 2 * pixels], 1, pixels, 2, &mut mean);
     assert!(mean.iter().all(|mean| (mean - 0.1).abs() < 1e-6), "{mean:?}");
-    let sum = super::pools::add(&[f32::NAN, -2.0, 1.0], &[1.0, 1.0, 1.0], true);
+    let sum = super::add(&[f32::NAN, -2.0, 1.0], &[1.0, 1.0, 1.0], true);
     assert!(sum[0].is_nan() && sum[1..] == [0.0, 2.0], "{sum:?}");
 }
 
@@ -402,18 +403,7 @@ fn wrong_shapes_are_errors() {
     assert!(error.contains("7 parameters"), "{error}");
 }
 
-/// Runs the kernel tests once per instruction set that this CPU has, since kernels are compiled for each.
 #[test]
 fn every_instruction_set_passes_the_same_tests() {
-    if std::env::var_os("OFA_ISA").is_some() {
-        return; // this is such a run
-    }
-    for set in InstructionSet::available() {
-        let status = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["ops::", "--test-threads=2"])
-            .env("OFA_ISA", set.name())
-            .output()
-            .unwrap();
-        assert!(status.status.success(), "{}:\n{}", set.name(), String::from_utf8_lossy(&status.stdout));
-    }
+    repeat_with_each_instruction_set(&["ops::"]);
 }
