@@ -99,7 +99,7 @@ fn run() -> ExitCode {
         }
     };
     if let Err(error) = InstructionSet::from_environment() {
-        terminal::error(error);
+        terminal::error(shortened(&error.to_string()));
         return ExitCode::FAILURE;
     }
     // Held to the end: MPI ends when it is dropped.

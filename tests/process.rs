@@ -15,6 +15,10 @@ fn an_unknown_instruction_set_is_an_error_before_anything_is_computed() {
         assert_eq!(err.lines().count(), 1, "{err}");
         assert!(output.stdout.is_empty());
     }
+    let hostile = format!("a\n\u{1b}[31m{}", "b".repeat(100_000));
+    let output = command(folder.path(), &SPEED).env("OFA_ISA", hostile).output().unwrap();
+    let err = refused(&output, &["OFA_ISA='a\\n\\u{1b}[31mbbb", "portable"]);
+    assert!(err.lines().count() == 1 && err.len() < 1000, "{err}");
     let foreign = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
     refused(&command(folder.path(), &SPEED).env("OFA_ISA", foreign).output().unwrap(), &["on this machine"]);
 }

@@ -1,7 +1,7 @@
 //! Kernels and their gradients, which know slices of numbers only: no tensors, no search space, no processes.
 //!
-//! Values are NHWC. A layer's forward kernel returns its output and what its backward kernel will read; the caller keeps
-//! that between the two. `ofa-supernet` calls them with tensors, as its module `ops`.
+//! Values are NHWC. A layer's forward kernel returns its output and what its backward kernel will read; the caller
+//! keeps that between the two. `ofa-supernet` calls them with tensors, as its module `ops`.
 //!
 //! | file | concern |
 //! | --- | --- |

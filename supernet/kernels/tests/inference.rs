@@ -1,5 +1,5 @@
-//! Layers of inference against their definitions, at random shapes, such as one image, prime numbers of channels, maps of
-//! one pixel, stride 2 on odd maps.
+//! Layers of inference against their definitions, at random shapes, such as one image, prime numbers of channels, maps
+//! of one pixel, stride 2 on odd maps.
 
 use ofa_kernels::inference::{DenseConv, Depthwise, Pointwise, max_pool};
 use ofa_kernels::{Activation, InstructionSet, with_threads};

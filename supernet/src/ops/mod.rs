@@ -1,7 +1,7 @@
-//! Kernels and their gradients: `ofa-kernels`, and how tensors meet them.
+//! Kernels and their gradients (`ofa-kernels`), and their use on tensors.
 //!
-//! Kernels know slices of numbers only. The tape of [`layers`](crate::layers) keeps what a forward kernel returns for its
-//! backward kernel. candle's autograd carries small things only (kernel transform, activation of the hidden layer,
+//! Kernels know slices of numbers only. The tape of [`layers`](crate::layers) keeps what a forward kernel returns for
+//! its backward kernel. candle's autograd carries small things only (kernel transform, activation of the hidden layer,
 //! loss).
 
 #[cfg(test)]

@@ -181,7 +181,7 @@ impl<'a> Student<'a> {
         let (mean, variance) = (vec![0.0; out_channels], vec![1.0; out_channels]);
         let identity = ChannelStatistics { mean, variance, count: 1 };
         let computed = dense(x, &packed, &shape, Some(&identity), None);
-        let (output, saved) = computed.map_err(|error| Error::Input(error.to_string()))?;
+        let (output, saved) = computed.map_err(|error| Error::Network(error.to_string()))?;
         Ok((output, Convolution { shape, packed, saved }))
     }
 

@@ -21,7 +21,7 @@ use std::ops::Range;
 const PART: usize = 1 << 16;
 
 /// Output `[batch, height, width, out]`, the saved values for the backward pass if `keep`, and the statistics used:
-/// `given`, or those of the batch (over all `ranks`, if passed).
+/// `given`, or those of the batch (`over_processes`, if passed).
 pub(super) fn forward(
     shape: &BlockShape,
     x: &[f32],

@@ -210,8 +210,8 @@ mod tests {
         }
     }
 
-    /// Asserts sums of at most 60 products, each given as the exact sum and the sum of magnitudes. Rounding in f32, in any
-    /// order, is at most 61 times 2^-24 of the sum of magnitudes.
+    /// Asserts sums of at most 60 products, each given as the exact sum and the sum of magnitudes. Rounding in f32, in
+    /// any order, is at most 61 times 2^-24 of the sum of magnitudes.
     #[track_caller]
     fn assert_sums(found: &[f32], expected: impl ExactSizeIterator<Item = (f64, f64)>, what: &str) {
         assert_eq!(found.len(), expected.len(), "{what}: length");
