@@ -17,7 +17,8 @@
 //! | `transposed` | weight gradients from the layout of their sums to the layout of the weight |
 //! | `depthwise` | depthwise convolution and its gradients, a slice of channels at a time |
 //! | `inverted_residual` | the block as one kernel |
-//! | `dense`, `dense_kernels`, `dense_shape`, `columns`, `depthwise_maps` | a dense (or depthwise) convolution with batch norm and activation as one kernel |
+//! | `dense`, `dense_kernels`, `dense_shape` | a dense or depthwise convolution, batch norm and activation as one kernel |
+//! | `columns`, `depthwise_maps` | the rows that a dense convolution multiplies; whole maps of a depthwise one |
 //! | `linear` | a fully connected layer |
 //! | `pools` | ResNet's steps between convolutions: sums, max pool, average pool |
 //! | `sparse` | fully connected layers for inputs of which many are zero |
