@@ -100,7 +100,7 @@ fn fuzz(target: &Target, args: &Args, root: &Path, work: &Path, time: Duration) 
     let seed_count = corpus.len();
     let (mut outcomes, mut findings) = (BTreeMap::<String, u64>::new(), HashSet::new());
     let start = Instant::now();
-    let mut number = 0;
+    let (mut number, mut is_seed_accepted) = (0, false);
     while start.elapsed() < time || number < seed_count as u64 {
         let mut rng = generator(args.seed, Stream::Sampling, &[number]);
         // Unchanged seeds come first.
@@ -116,6 +116,7 @@ fn fuzz(target: &Target, args: &Args, root: &Path, work: &Path, time: Duration) 
         Watchdog::input(number);
         let outcome = catch_unwind(AssertUnwindSafe(|| target.on(work, &input)));
         number += 1;
+        is_seed_accepted |= number <= seed_count as u64 && matches!(outcome, Ok(Ok(())));
         let finding = match &outcome {
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -145,6 +146,12 @@ fn fuzz(target: &Target, args: &Args, root: &Path, work: &Path, time: Duration) 
             }
             corpus.push(input);
         }
+    }
+    if !is_seed_accepted {
+        // Mutations of files that are refused at once do not reach the parser.
+        let message = "no seed is accepted";
+        findings.insert(message.to_string());
+        eprintln!("FINDING {}: {message}; write seeds of the present format with --write-seeds", target.name);
     }
     let accepted = outcomes.get("accepted").copied().unwrap_or(0);
     println!(
@@ -239,12 +246,31 @@ mod tests {
         fs::write(root.path().join("corpus/broken/seed"), b"abc").unwrap();
         let target = Target { name: "broken", run: broken };
         let args = Args::parse_from(["ofa-fuzz"]);
-        let found = fuzz(&target, &args, root.path(), &root.path().join("work"), Duration::from_secs(2)).unwrap();
+        let time = Duration::from_millis(200);
+        let found = fuzz(&target, &args, root.path(), &root.path().join("work"), time).unwrap();
         let inputs: Vec<usize> = fs::read_dir(root.path().join("findings"))
             .unwrap()
             .map(|entry| fs::read(entry.unwrap().path()).unwrap().len())
             .collect();
         assert_eq!((found, inputs.len()), (2, 2));
         assert!(inputs.iter().all(|&length| length == 0 || length > 8), "{inputs:?}");
+    }
+
+    #[test]
+    fn a_target_that_refuses_all_its_seeds_is_a_finding() {
+        fn of_long_files(_: &Path, bytes: &[u8]) -> Result<(), targets::Fault> {
+            if bytes.len() > 3 { Ok(()) } else { Err(targets::Fault::Refused("an older format".into())) }
+        }
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("corpus/changed");
+        fs::create_dir_all(&folder).unwrap();
+        let target = Target { name: "changed", run: of_long_files };
+        // The first seed is refused, the second one is not.
+        let found = [&b"abc"[..], b"abcdef"].map(|seed| {
+            fs::write(folder.join(seed.len().to_string()), seed).unwrap();
+            let args = Args::parse_from(["ofa-fuzz"]);
+            fuzz(&target, &args, root.path(), &root.path().join("work"), Duration::from_millis(20)).unwrap()
+        });
+        assert_eq!(found, [1, 0]);
     }
 }

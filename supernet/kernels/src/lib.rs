@@ -12,8 +12,8 @@
 //! | `sync` | locks, atomics and threads, of the standard library or of loom |
 //! | `activation`, `batch_norm` | the per-value and per-channel arithmetic |
 //! | `matmul`, `rows` | products of pointwise convolutions and the loops over pixels around them |
+//! | `passes` | these over whole tensors, divided among the threads |
 //! | `orthogonal` | the nearest matrix with orthonormal rows, for an optimizer |
-//! | `passes` | the same over whole tensors, divided among the threads |
 //! | `transposed` | weight gradients from the layout of their sums to the layout of the weight |
 //! | `depthwise` | depthwise convolution and its gradients, a slice of channels at a time |
 //! | `inverted_residual` | the block as one kernel |
@@ -88,6 +88,6 @@ pub struct LayerGradients {
 mod tests {
     #[test]
     fn every_instruction_set_passes_the_same_tests() {
-        crate::testing::repeat_with_each_instruction_set(&[]);
+        crate::testing::repeat_with_each_instruction_set(&[], true);
     }
 }

@@ -179,5 +179,5 @@ fn numbers_have_their_largest_and_nan_only_where_there_is_nothing_else() {
 
 #[test]
 fn every_instruction_set_passes_the_same_tests() {
-    repeat_with_each_instruction_set(&[]);
+    repeat_with_each_instruction_set(&[], false);
 }

@@ -365,5 +365,5 @@ fn averages_and_conversions_are_those_of_the_integers() {
 
 #[test]
 fn every_instruction_set_passes_the_same_tests() {
-    testing::repeat_with_each_instruction_set(&[]);
+    testing::repeat_with_each_instruction_set(&[], true);
 }
