@@ -2,9 +2,10 @@
 # The experiments of docs/accuracy.md: examples/accuracy.sh DATA OUT [NAME ...]
 #
 # Trains, extracts the probes' subnets and measures them on all test images; prints time and accuracies of each. What is
-# finished is skipped and what was stopped resumes. OFA names another binary, SEED another seed, EPOCHS other epochs.
+# finished is skipped and what was stopped resumes. OFA names another binary, SEED another seed, EPOCHS other epochs,
+# VALIDATION another number of validation images.
 set -euo pipefail
-[ $# -ge 2 ] || { sed -n '2,5p' "$0"; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,6p' "$0"; exit 2; }
 data=$(realpath "$1") out=$2 examples=$(realpath "$(dirname "$0")")
 shift 2
 ofa=${OFA:-ofa} seed=${SEED:-0}
@@ -65,7 +66,7 @@ settings() {
   esac
   variant $base "$edit" > "$out/$1.toml"
   [ -z "${EPOCHS:-}" ] || length=(--epochs "$EPOCHS")
-  flags+=(--data "$data" --validation 2500 --seed "$seed" "${length[@]}")
+  flags+=(--data "$data" --validation "${VALIDATION:-2500}" --seed "$seed" "${length[@]}")
 }
 
 for name in "$@"; do

@@ -2,58 +2,39 @@
 //!
 //! The program is a library too, so that a program with block kinds of its own (`ofa_supernet::blocks::register`) has
 //! all commands: see `examples/fused_mbconv.rs`.
+//!
+//! | module | concern |
+//! | --- | --- |
+//! | `arguments`, `commands` | the command line, and a file per command |
+//! | `configuration` | the configuration file as people read it |
+//! | `run_folder` | the folder of a run: its files, and whether they belong together |
+//! | `search` | scores and files of searches |
+//! | `output`, `report` | what commands print, and the report of a run |
+//! | `process`, `remote` | memory, signals and several processes; this program on another machine |
 
-// Only `allocator` calls a C library.
+// Only `process::allocator` calls a C library.
 #![deny(unsafe_code)]
-// They panic where standard output or error cannot be written: see `output`.
+// They panic where standard output or error cannot be written: see `output::streams`.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro))]
 
 // Before all others, for its macro.
 #[macro_use]
-mod terminal;
-
-mod allocator;
-mod choice;
-mod class_names;
-mod cli;
-mod commands;
-mod conditions;
-mod configuration;
-mod engine;
-mod freshness;
-mod interrupt;
-mod kept_samples;
-mod measured;
-mod memory;
-mod model_folders;
-mod model_origin;
-mod names;
-mod new_folder;
-mod new_training;
-mod numbers;
 mod output;
-mod predictor_report;
-mod processes;
-mod progress;
-mod quickstart_folder;
-mod ranks_model;
+
+mod arguments;
+mod commands;
+mod configuration;
+mod process;
 mod remote;
 mod report;
-mod result_files;
 mod run_folder;
-mod scorer;
-mod searches;
-mod shell;
-mod starting_weights;
-mod strategy_options;
-mod subnet_text;
-mod suggestion;
-mod table;
-mod training_summary;
-mod usage;
+mod search;
 
+use arguments::{cli, suggestion, usage};
 use ofa_supernet::ops::InstructionSet;
 use ofa_supernet::quote::shortened;
+use output::{streams, terminal};
+use process::{allocator, interrupt, processes};
 use std::process::ExitCode;
 
 /// Runs the command of this process's arguments. Call it once, first in `main`.
@@ -65,7 +46,7 @@ pub fn main() -> ExitCode {
     ofa_supernet::environment::prepare_process();
     allocator::keep_freed_memory();
     let code = run();
-    match output::finish() {
+    match streams::finish() {
         Err(error) if code == ExitCode::SUCCESS => {
             terminal::error(format_args!("cannot write the output: {error}"));
             ExitCode::FAILURE
@@ -93,7 +74,7 @@ fn run() -> ExitCode {
             let error = usage::shortened(error);
             match error.use_stderr() {
                 true => drop(error.print()),
-                false => output::attempt(|| error.print()),
+                false => streams::attempt(|| error.print()),
             }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1));
         }
@@ -143,4 +124,53 @@ fn sentence(error: &anyhow::Error) -> String {
         }
     }
     shortened(&line)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    /// Files below `folder` that declare modules.
+    fn files_with_modules(folder: &Path) -> Vec<PathBuf> {
+        let entries: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let (folders, mut files): (Vec<PathBuf>, Vec<PathBuf>) = entries.into_iter().partition(|path| path.is_dir());
+        files.retain(|path| path.ends_with("lib.rs") || path.ends_with("mod.rs"));
+        files.extend(folders.iter().flat_map(|folder| files_with_modules(folder)));
+        files
+    }
+
+    /// The module that a line declares.
+    fn module(line: &str) -> Option<&str> {
+        let (before, name) = line.split_once("mod ")?;
+        if before.is_empty() || before.starts_with("pub") { name.strip_suffix(';') } else { None }
+    }
+
+    #[test]
+    fn every_file_with_modules_starts_with_a_table_that_has_them_all() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let manifest: toml::Table = fs::read_to_string(root.join("Cargo.toml")).unwrap().parse().unwrap();
+        let members = manifest["workspace"]["members"].as_array().unwrap().iter();
+        let members = members.map(|member| member.as_str().unwrap()).chain([""]);
+        let sources = members.map(|member| root.join(member).join("src"));
+        let files: Vec<PathBuf> = sources.flat_map(|folder| files_with_modules(&folder)).collect();
+        assert!(files.len() > 20, "{files:?}");
+        for file in files {
+            let text = fs::read_to_string(&file).unwrap();
+            let lines: Vec<&str> = text.lines().collect();
+            let of_tests = |number: usize| number > 0 && lines[number - 1] == "#[cfg(test)]";
+            let others = (0..lines.len()).filter(|&number| !of_tests(number));
+            let modules: Vec<&str> = others.filter_map(|number| module(lines[number])).collect();
+            // A single module needs no table.
+            if modules.len() < 2 {
+                continue;
+            }
+            let first_cells = lines.iter().filter_map(|line| line.strip_prefix("//! | ")?.split('|').next());
+            let words: Vec<&str> = first_cells.flat_map(|cell| cell.split('`')).collect();
+            for name in modules {
+                let is_named = words.contains(&name) || words.contains(&format!("mod@{name}").as_str());
+                assert!(is_named, "{}: no row for the module {name}", file.display());
+            }
+        }
+    }
 }

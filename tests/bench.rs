@@ -18,7 +18,8 @@ fn models_are_measured_at_each_batch_size() {
     let out = succeeds(folder, &["bench", models[0], models[1], "--data", "builtin", "--batch", "1,4", "--json"]);
     let rows = &serde_json::from_str::<serde_json::Value>(&out).unwrap()["models"];
     assert_eq!(rows[0]["model"], "largest");
-    assert_eq!(rows[0]["latencies"].as_array().unwrap().len(), 2);
+    let batches = rows[0]["latencies"].as_array().unwrap().iter().map(|latency| latency["batch"].as_u64());
+    assert_eq!(batches.collect::<Vec<_>>(), [Some(1), Some(4)]);
     assert!(rows[1]["file_bytes"].as_f64().unwrap() < rows[0]["file_bytes"].as_f64().unwrap());
 }
 
@@ -30,7 +31,13 @@ fn layers_are_listed_with_their_times() {
     let row = |name: &str| out.lines().find(|line| line.trim_start().starts_with(name)).map(str::to_string);
     assert!(row("conv_stem").is_some_and(|row| row.contains("3x3 stride") && row.contains('%')), "{out}");
     assert!(row("classifier").is_some() && out.contains("GFLOP/s"), "{out}");
-    misused(temporary.path(), &["bench", "run/models/smallest", "--layers", "--json"], &["--layers"]);
+    let value = succeeds(temporary.path(), &["bench", "run/models/smallest", "--layers", "--json"]);
+    let value: Value = serde_json::from_str(&value).unwrap();
+    assert_eq!(value["layers"][0]["model"], value["models"][0]["model"]);
+    let layers = value["layers"][0]["layers"].as_array().unwrap();
+    assert!(layers.iter().any(|layer| layer["name"] == "classifier" && layer["macs"].as_u64() > Some(0)), "{value}");
+    assert!(layers.iter().all(|layer| layer["floor_ms"].is_number() && layer["shape"].is_string()), "{value}");
+    misused(temporary.path(), &["bench", "run/models/smallest", "--layers", "--csv"], &["--layers"]);
 }
 
 #[test]
@@ -190,7 +197,11 @@ fn a_batch_that_memory_cannot_hold_is_refused() {
     resize(&mut config["network"], 4096);
     config["input"]["crop"] = "central_square_224_of_256".into();
     std::fs::write(&path, config.to_string()).unwrap();
-    fails(folder, &["bench", "b/models/largest", "--batch", "65536"], &["65536 images", "of this machine"]);
+    let bench = ["bench", "b/models/largest", "--batch", "65536"];
+    fails(folder, &bench, &["65536 images", "of this machine"]);
+    // The memory of another machine is judged there.
+    let on = ["--on", "ssh:board", "--ssh", "no-such-ssh"];
+    fails(folder, &[&bench[..], &on].concat(), &["cannot start `no-such-ssh`"]);
 }
 
 /// Sets the resolution of a network and the sizes that follow from it.

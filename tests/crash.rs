@@ -6,14 +6,13 @@
 
 mod common;
 
-use common::{changed, command, finished_run, small_configuration, succeeds, tuning_configuration, write_two_classes};
+use common::{
+    changed, command, finished_run, published_supernet, small_configuration, succeeds, tuning_configuration,
+    write_two_classes,
+};
 use ofa_evaluate::Model;
 use ofa_supernet::files::csv_fields;
-use ofa_supernet::import::published;
-use ofa_supernet::{SearchSpace, Supernet};
-use safetensors::tensor::{Dtype, View};
 use serde_json::{Value, json};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -65,6 +64,7 @@ impl Case<'_> {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let calls = fs::read_to_string(&log).unwrap();
         let calls: Vec<&str> = calls.lines().collect();
+        assert_synced(&calls);
         let expected = content(&whole.path().join(self.out));
         let chosen = if all { (0..calls.len()).collect() } else { sample(&calls) };
         assert!(chosen.len() >= NAMING, "{calls:?}");
@@ -88,6 +88,30 @@ impl Case<'_> {
         }
         expected
     }
+}
+
+/// Asserts that each new file is on the disk before it gets its name, and its name soon after, so that a power cut does
+/// no more than a kill.
+fn assert_synced(calls: &[&str]) {
+    let is_one_of = |call: &str, names: &[&str]| names.iter().any(|name| call.starts_with(name));
+    let next = |after: usize, passed: &[&str]| calls[after + 1..].iter().find(|call| !is_one_of(call, passed));
+    let mut named = 0;
+    for (index, call) in calls.iter().enumerate() {
+        let Some(path) = call.strip_prefix("rename ") else { continue };
+        let created = format!("create {path}");
+        let Some(start) = calls[..index].iter().rposition(|call| *call == created) else { continue };
+        assert_eq!(next(start, &["write "]), Some(&"fsync "), "{path} after it was written: {calls:?}");
+        // Files that belong together are renamed one after the other.
+        assert_eq!(next(index, &["rename "]), Some(&"fsync "), "the folder of {path}: {calls:?}");
+        // The two files of metrics whose lines a checkpoint counts, and the samples that a predictor is fitted to.
+        if let Some((_, files)) = [(".step-", 2), (".predictor.", 1)].iter().find(|(name, _)| path.contains(name)) {
+            let written = calls[..start].iter().rposition(|call| *call == "write ").unwrap_or(0);
+            let synced = calls[written..start].iter().filter(|call| **call == "fdatasync ").count();
+            assert!(synced >= *files, "before {path}: {calls:?}");
+        }
+        named += 1;
+    }
+    assert!(named > 0, "{calls:?}");
 }
 
 fn preloaded(folder: &Path, arguments: &[&str]) -> Command {
@@ -251,44 +275,15 @@ fn extract(all: bool) {
         .try_crashes(all);
 }
 
-struct Raw(Vec<usize>, Vec<u8>);
-
-impl View for Raw {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-    fn shape(&self) -> &[usize] {
-        &self.0
-    }
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.1)
-    }
-    fn data_len(&self) -> usize {
-        self.1.len()
-    }
-}
-
 fn import(all: bool) {
-    let start = |folder: &Path| {
-        let net = Supernet::new(&SearchSpace::named("tiny").unwrap(), 10, 3).unwrap();
-        let tensors = net.state().unwrap().into_iter().map(|(name, tensor)| {
-            let mut shape = tensor.dims().to_vec();
-            if name == "hidden.weight" {
-                shape.extend([1, 1]);
-            }
-            let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
-            let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            (published(&name, net.space()).unwrap(), Raw(shape, bytes))
-        });
-        fs::write(folder.join("net.safetensors"), safetensors::serialize(tensors, None).unwrap()).unwrap();
-    };
     let arguments = ["import", "net.safetensors", "--space", "tiny", "--out", "run"];
     // Once the supernet is written the import is complete, and repeating it is refused.
     let again = |folder: &Path| match folder.join("run/checkpoints/supernet.safetensors").exists() {
         true => vec!["search", "--help"],
         false => arguments.to_vec(),
     };
-    Case { start: &start, arguments: &arguments, again: &again, out: "run", between: &nothing }.try_crashes(all);
+    let start = &published_supernet;
+    Case { start, arguments: &arguments, again: &again, out: "run", between: &nothing }.try_crashes(all);
 }
 
 /// A profile holds measured times, so only the names of its files are compared.

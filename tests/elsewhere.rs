@@ -53,6 +53,11 @@ fn accuracies_measured_elsewhere_make_a_run_without_a_supernet() {
     let out = succeeds(folder, &["search", "--run", "run", "--limit", "any:macs=0.4M", "--generations", "5", "--json"]);
     let found = &serde_json::from_str::<Value>(&out).unwrap()["results"];
     assert!(found[0]["constraints"][0]["value"].as_f64().unwrap() <= 4e5, "{found}");
+    // Nothing is advised that needs a supernet.
+    let out = succeeds(folder, &["search", "--run", "run", "--limit", "any:macs=0.4M", "--generations", "5"]);
+    assert!(out.contains("predictor: Kendall's tau") && !out.contains("--verify") && !out.contains("Next:"), "{out}");
+    let out = succeeds(folder, &["report", "--run", "run"]);
+    assert!(out.contains("no supernet to extract models from") && !out.contains("ofa extract"), "{out}");
     succeeds(folder, &["profile", "--run", "run", "--name", "this", "--rounds", "2", "--check", "4"]);
     succeeds(folder, &["search", "--run", "run", "--limit", "this:latency=1s"]);
     // Latencies can come from elsewhere too.
@@ -72,6 +77,8 @@ fn accuracies_measured_elsewhere_make_a_run_without_a_supernet() {
     fails(folder, &["predictor", "--space", "resnet-tiny", "--import", "a.jsonl", "--out", "run"], &["a.jsonl:1"]);
     fs::write(folder.join("c.jsonl"), "{\"subnet\": \"r24 d1,2 k5|3,5 e2|4,3\"}\n").unwrap();
     fails(folder, &["predictor", "--run", "run", "--import", "c.jsonl"], &["c.jsonl:1", "accuracy"]);
+    let published = ["predictor", "--run", "run", "--import", "p.pth", "--members", "5"];
+    fails(folder, &published, &["p.pth: a published predictor is not fitted again", "--members"]);
     misused(folder, &["predictor", "--space", "tiny", "--import", "a.jsonl"], &["required"]);
     let many = ["predictor", "--space", "tiny", "--classes", "200000", "--import", "a.jsonl", "--out", "many"];
     misused(folder, &many, &["--classes", "65536"]);

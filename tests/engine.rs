@@ -119,6 +119,10 @@ fn flags_that_do_not_fit_are_refused() {
     refused(&litert, &["litert-benchmark reads model.tflite", "no int8 model"]);
     refused(&["--engine", "litert-benchmark"], &["does not read ONNX", "--engine-convert", "{folder}/model.tflite"]);
     refused(&["--engine", "run {model}", "--engine-program", "x"], &["--engine-program is for named engines"]);
+    let rounding = ["--engine", "run {model}", "--engine-time", "(x)", "--engine-rounding", "openvino"];
+    refused(&rounding, &["--engine-rounding is for --number-type int8"]);
+    let of_folder = [&rounding[..], &["--engine-model", "folder", "--number-type", "int8"]].concat();
+    refused(&of_folder, &["--engine-rounding is for ONNX files"]);
     misused(temporary.path(), &[PROFILE, &["--engine-time", "(x)"]].concat(), &["required"]);
     misused(temporary.path(), &[PROFILE, &["--engine", "trtexec", "--error", "200%"]].concat(), &["from 0% to 100%"]);
 }

@@ -41,13 +41,13 @@ fn an_experiment_and_the_comparison_with_subnets_trained_alone() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     fs::create_dir(folder.join("data")).unwrap();
-    // `accuracy.sh` takes 2,500 images for validation, which may be half of them at most.
     for number in 1..=5 {
-        fs::write(folder.join(format!("data/data_batch_{number}.bin")), records(1000)).unwrap();
+        fs::write(folder.join(format!("data/data_batch_{number}.bin")), records(60)).unwrap();
     }
     fs::write(folder.join("data/test_batch.bin"), records(40)).unwrap();
 
-    let experiment = || script(folder, "accuracy.sh", &["data", "out", "long"], &[("EPOCHS", "0.2"), ("SEED", "3")]);
+    let variables = [("EPOCHS", "2"), ("SEED", "3"), ("VALIDATION", "100")];
+    let experiment = || script(folder, "accuracy.sh", &["data", "out", "long"], &variables);
     let printed = experiment();
     let mut lines = printed.lines();
     assert!(lines.next().unwrap().starts_with("== long, seed 3, "), "{printed}");
@@ -57,18 +57,19 @@ fn an_experiment_and_the_comparison_with_subnets_trained_alone() {
     assert!(rows.iter().all(|row| (0.0..=1.0).contains(&row[1].parse::<f64>().unwrap())), "{printed}");
     // What is finished is skipped.
     let metrics = |run: &str| fs::read_to_string(folder.join(run).join("metrics.jsonl")).unwrap();
-    let trained = metrics("out/long-3-0.2");
+    let trained = metrics("out/long-3-2");
     assert_eq!(experiment(), printed);
-    assert_eq!(metrics("out/long-3-0.2"), trained);
+    assert_eq!(metrics("out/long-3-2"), trained);
 
     // A benchmark and an extraction that were stopped are done again.
-    fs::remove_file(folder.join("out/long-3-0.2/bench.csv")).unwrap();
-    fs::write(folder.join("out/long-3-0.2/bench.csv.part"), "").unwrap();
-    fs::remove_file(folder.join("out/long-3-0.2/models/middle/config.json")).unwrap();
+    fs::remove_file(folder.join("out/long-3-2/bench.csv")).unwrap();
+    fs::write(folder.join("out/long-3-2/bench.csv.part"), "").unwrap();
+    fs::remove_file(folder.join("out/long-3-2/models/middle/config.json")).unwrap();
     assert_eq!(experiment(), printed);
 
-    succeeds(folder, &["predictor", "--run", "out/long-3-0.2", "--samples", "10", "--images", "20"]);
-    let compared = || script(folder, "trained_alone.sh", &["out/long-3-0.2", "data", "alone"], &[("LIMITS", "90")]);
+    succeeds(folder, &["predictor", "--run", "out/long-3-2", "--samples", "10", "--images", "20"]);
+    succeeds(folder, &["profile", "--run", "out/long-3-2", "--rounds", "1", "--check", "2"]);
+    let compared = || script(folder, "trained_alone.sh", &["out/long-3-2", "data", "alone"], &[("LIMITS", "90")]);
     let printed = compared();
     let (accuracies, subnet) = printed.trim_end().split_once("; ").unwrap();
     assert!(subnet.starts_with('r') && subnet.contains(" d"), "{printed}");

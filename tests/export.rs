@@ -344,6 +344,14 @@ fn another_model_in_the_folder_removes_what_was_made_of_the_old_one() {
     // Equal weights: everything is still true.
     assert_eq!(extract("smallest"), [true, true]);
     assert_eq!(fs::read_to_string(model.join("README.md")).unwrap(), card);
+    // So it is where they come from elsewhere.
+    let moved = folder.join("moved/models/smallest");
+    fs::rename(folder.join("run"), folder.join("moved")).unwrap();
+    succeeds(folder, &["extract", "--run", "moved", "--subnet", "smallest"]);
+    assert_eq!(load_config(&moved).unwrap().provenance.unwrap().run, "moved");
+    assert!(["model.onnx", "bench.json"].iter().all(|file| moved.join(file).exists()));
+    assert_eq!(fs::read_to_string(moved.join("README.md")).unwrap(), card);
+    fs::rename(folder.join("moved"), folder.join("run")).unwrap();
     assert_eq!(extract("largest"), [false, false]);
     assert!(fs::read_to_string(model.join("README.md")).unwrap().contains("not measured yet"));
 }

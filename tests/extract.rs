@@ -20,6 +20,9 @@ fn a_fine_tuned_model_in_half_precision_is_half_as_large() {
     let bytes =
         |model: &str| fs::metadata(folder.join("run/models").join(model).join("model.safetensors")).unwrap().len();
     assert!((bytes("tuned") as f64) < 0.7 * bytes("smallest") as f64);
+    // Whichever weights are better, fine-tuning was done.
+    let held = load_config(&folder.join("run/models/tuned")).unwrap();
+    assert_eq!(held.finetuned.or(held.tried_finetuning).map(|tuning| tuning.epochs), Some(1.0));
 }
 
 #[test]
@@ -206,7 +209,9 @@ fn fine_tuning_shows_both_accuracies_and_keeps_the_better_weights() {
     let warning =
         format!("warning: run/models/smallest: fine-tuning took validation accuracy from {before} to {after} %");
     assert!(err.contains(&warning) && err.contains("--finetune-rate"), "{err}");
-    assert!(weights(&model) == plain && load_config(&model).unwrap().finetuned.is_none());
+    let held = load_config(&model).unwrap();
+    assert!(weights(&model) == plain && held.finetuned.is_none());
+    assert_eq!(held.tried_finetuning.map(|tried| (tried.epochs, tried.learning_rate)), Some((1.0, 2.0)));
 
     let out = succeeds(folder, &[&extract[..], &["--finetune", "1"]].concat());
     assert!(out.contains("100.00 %    100.00 %  fine-tuned"), "{out}");
@@ -381,6 +386,23 @@ fn an_outdated_search_result_is_named() {
         err.contains(&format!("{macs}the result was found for other weights")) && err.contains("search again"),
         "{err}"
     );
+    // What shows them warns of the same.
+    for arguments in [["report", "--run", "run", "--json"], ["status", "--run", "run", "--json"]] {
+        let output = ofa(folder, &arguments);
+        let shown = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(shown.contains(&format!("{macs}the result was found for other weights")), "{shown}");
+        assert!(shown.contains("predictor.safetensors: the predictor was fitted for other weights"), "{shown}");
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(value["warnings"].as_array().unwrap().len(), shown.matches("warning: ").count(), "{shown}");
+        assert!(arguments[0] == "report" || value["next"][0] == "ofa predictor --run run --discard", "{value}");
+    }
+    succeeds(folder, &["report", "--run", "run"]);
+    let page = fs::read_to_string(folder.join("run/report.html")).unwrap();
+    assert!(page.contains("<b>Warning: </b>run/predictor/predictor.safetensors: the predictor was fitted for"));
+    // Nor does the predictor know these weights.
+    let smallest = ["extract", "--run", "run", "--subnet", "smallest", "--recalibration", "20", "--json"];
+    let out: serde_json::Value = serde_json::from_str(&succeeds(folder, &smallest)).unwrap();
+    assert!(out["models"][0]["predicted"].is_null() && out["models"][0]["accuracy"].is_f64(), "{out}");
     let path = folder.join("run/search/any-macs-400k.json");
     let mut result: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     result.as_object_mut().unwrap().remove("basis");

@@ -105,11 +105,13 @@ fn an_imported_checkpoint_serves_every_later_command() {
     std::fs::write(folder.join("net.pth"), checkpoint("tiny", 10)).unwrap();
     let out = succeeds(folder, &["import", "net.pth", "--space", "tiny", "--out", "run"]);
     assert!(out.contains("10 classes") && out.contains("run/checkpoints/supernet.safetensors"), "{out}");
+    assert!(out.ends_with("ofa profile --run run --name this, ofa predictor --run run --data DIR\n"), "{out}");
     succeeds(folder, &["profile", "--run", "run", "--name", "this", "--rounds", "2", "--check", "3"]);
     fails(folder, &["predictor", "--run", "run"], &["without images", "--data"]);
     let sampling = ["--samples", "12", "--recalibration", "50", "--images", "50"];
     succeeds(folder, &[&["predictor", "--run", "run", "--data", "builtin"], &sampling[..]].concat());
-    succeeds(folder, &["search", "--run", "run", "--limit", "this:latency=1s", "--generations", "3"]);
+    let out = succeeds(folder, &["search", "--run", "run", "--limit", "this:latency=1s", "--generations", "3"]);
+    assert!(out.ends_with("Next: ofa extract --run run --search-results --data DIR\n"), "{out}");
     let out = succeeds(
         folder,
         &["extract", "--run", "run", "--search-results", "--data", "builtin", "--recalibration", "100"],

@@ -4,8 +4,10 @@
 
 mod common;
 
-use common::{Snapshot, succeeds};
+use common::{Snapshot, metrics, succeeds, weights};
+use ofa_supernet::train::checkpoint::{Checkpoint, Folder};
 use serde_json::Value;
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -98,7 +100,19 @@ fn an_earlier_run_is_resumed() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     for run in copies(folder, "interrupted") {
-        succeeds(folder, &["train", "--out", &run, "--resume"]);
-        assert!(folder.join(&run).join("checkpoints/supernet.safetensors").exists(), "{run}");
+        let (path, before) = (folder.join(&run), metrics(&folder.join(&run)));
+        // The same without momentum, to see that what the checkpoint holds is used.
+        let forgetful = format!("{run}-without-momentum");
+        Snapshot::of(&path).write_to(&folder.join(&forgetful));
+        let checkpoint = Folder::of_run(&path, 1).latest().unwrap().unwrap().checkpoint;
+        assert!(!checkpoint.momentum.is_empty(), "{run}");
+        let checkpoint = Checkpoint { momentum: HashMap::new(), ..checkpoint };
+        Folder::of_run(&folder.join(&forgetful), 1).save(&checkpoint).unwrap();
+        for run in [&run, &forgetful] {
+            succeeds(folder, &["train", "--out", run, "--resume"]);
+        }
+        let now = metrics(&path);
+        assert!(now.starts_with(&before) && now.last().unwrap()["type"] == "finished", "{run}: {now:?}");
+        assert!(weights(&path) != weights(&folder.join(&forgetful)), "{run}");
     }
 }

@@ -169,7 +169,7 @@ fn a_predictor_of_another_space_is_refused_by_name() {
     let expected = ["error: run/predictor/predictor.safetensors: ", "`stages[1].channels` is 32 instead of 24"];
     fails(folder, &search(&[]), &expected);
     fs::remove_file(&path).unwrap();
-    fails(folder, &search(&[]), &["error: run/predictor/predictor.safetensors: ", "ofa predictor"]);
+    fails(folder, &search(&[]), &["error: run/predictor/predictor.safetensors: ", "`ofa predictor --run run`"]);
 }
 
 #[test]
@@ -257,7 +257,7 @@ fn predictions_are_at_most_one() {
         })
         .collect();
     fs::write(folder.join("run/predictor/samples.jsonl"), high).unwrap();
-    succeeds(folder, &[SAMPLED, &["--samples", "16", "--method", "ensemble"]].concat());
+    succeeds(folder, &[SAMPLED, &["--samples", "16", "--members", "2"]].concat());
     let path = folder.join("run/predictor/predictor.safetensors");
     let found = &serde_json::from_str::<Value>(&succeeds(folder, &search(&["--verify", "5"]))).unwrap()["results"];
     let best = found[0]["top"][0]["subnet"].as_str().unwrap().parse().unwrap();
@@ -316,7 +316,7 @@ fn commands_that_write_nothing_leave_a_run_as_it_is() {
     };
     let compare =
         ["search", "--run", "run", "--limit", "any:macs=0.4M", "--compare", "--seeds", "1", "--evaluations", "9"];
-    let curve = ["predictor", "--run", "run", "--curve", "--members", "1"];
+    let curve = ["predictor", "--run", "run", "--curve"];
     for lock in [true, false] {
         if !lock {
             fs::remove_file(folder.join("run/.lock")).unwrap();
@@ -376,13 +376,13 @@ fn samples_are_chosen_and_the_curve_is_drawn_from_them() {
     succeeds(folder, &["train", "--config", "c.toml", "--data", "builtin", "--out", "run"]);
     let images = ["--recalibration", "20", "--images", "20"];
     let choose = |run: &str, count: &str, by: &str| {
-        let more = ["--samples", count, "--active", by, "--members", "2"];
+        let more = ["--samples", count, "--active", by];
         succeeds(folder, &[&["predictor", "--run", run], &images[..], &more].concat())
     };
     let sample = |run: &str, count: &str| choose(run, count, "improvement");
     let samples = |run: &str| std::fs::read_to_string(folder.join(run).join("predictor/samples.jsonl")).unwrap();
     let out = sample("run", "24");
-    assert!(out.contains("24 subnets") && out.contains("2 members") && out.contains("90 % interval"), "{out}");
+    assert!(out.contains("24 subnets") && out.contains("Gaussian process") && out.contains("90 % interval"), "{out}");
     let whole = samples("run");
     // The chosen subnets are not the next random ones, and a cut file is completed with the same subnets.
     let cut: String = whole.lines().take(15).map(|line| format!("{line}\n")).collect();
@@ -412,7 +412,8 @@ fn samples_are_chosen_and_the_curve_is_drawn_from_them() {
 
     // A single network cannot be pessimistic; several are, each to the extent of its deviation.
     fails(folder, &search(&["--pessimism", "1"]), &["single network", "ofa predictor"]);
-    sample("run", "26");
+    let two = ["predictor", "--run", "run", "--samples", "26", "--active", "improvement", "--members", "2"];
+    succeeds(folder, &[&two[..], &images].concat());
     let found =
         |more: &[&str]| serde_json::from_str::<Value>(&succeeds(folder, &search(more))).unwrap()["results"][0].clone();
     let (neutral, pessimistic) = (found(&[]), found(&["--pessimism", "3"]));
@@ -432,7 +433,7 @@ fn samples_are_chosen_and_the_curve_is_drawn_from_them() {
         })
         .collect();
     std::fs::write(folder.join("run/predictor/samples.jsonl"), lines).unwrap();
-    let out = succeeds(folder, &["predictor", "--run", "run", "--curve", "--members", "2"]);
+    let out = succeeds(folder, &["predictor", "--run", "run", "--curve"]);
     assert_eq!(out.lines().count(), 9, "{out}");
     assert!(out.contains("tau, random") && out.contains("tau, chosen"), "{out}");
     let alone = ["predictor", "--run", "run", "--curve", "--active", "improvement", "--members", "1"];

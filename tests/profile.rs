@@ -3,16 +3,17 @@
 mod common;
 
 use common::{fails, finished_run, misused, succeeds};
+use ofa_supernet::files::read_json;
 
 #[test]
 fn a_profile_is_measured_with_a_number_of_threads_and_its_limits_are_searched() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     finished_run(folder);
-    succeeds(
-        folder,
-        &["profile", "--run", "run", "--name", "two", "--model-threads", "2", "--rounds", "3", "--check", "5"],
-    );
+    let profile = ["profile", "--run", "run", "--name", "two", "--model-threads", "2", "--batch", "3"];
+    succeeds(folder, &[&profile[..], &["--rounds", "3", "--check", "5"]].concat());
+    let stored: serde_json::Value = read_json(&folder.join("run/devices/two.json")).unwrap();
+    assert_eq!((&stored["hardware"]["threads"], &stored["batch"]), (&2.into(), &3.into()));
     succeeds(folder, &["search", "--run", "run", "--limit", "two:latency=1s", "--generations", "3"]);
 }
 

@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{fails, finished_resnet_run, finished_run, misused, succeeds};
+use common::{changed, fails, finished_resnet_run, finished_run, misused, succeeds};
 use ofa_evaluate::Model;
-use ofa_evaluate::model::{NumberType, load_config, load_quantised};
+use ofa_evaluate::model::{NumberType, load_config, load_quantised, load_weights};
 use ofa_evaluate::quantise::{QuantisedLayer, reference};
 use ofa_supernet::data::{DataOptions, Dataset};
 use std::fs;
@@ -90,7 +90,9 @@ fn a_resnet_is_quantised_too_and_options_do_what_they_say() {
             QuantisedLayer::F32 { .. } => assert_eq!(name, "fc"),
         }
     }
-    assert!(network.layers.contains_key("fc"));
+    // A layer that is kept loses nothing.
+    let (_, weights) = load_weights(&models.join("largest")).unwrap();
+    assert!(matches!(&network.layers["fc"], QuantisedLayer::F32 { weight, .. } if *weight == weights["fc.weight"].1));
 }
 
 #[test]
@@ -138,7 +140,11 @@ fn fine_tuned_integers_are_stored_if_they_are_as_accurate() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     // Long enough for an accuracy to lose.
-    succeeds(folder, &["quickstart", "--out", "run", "--epochs", "12", "--images", "2000", "--samples", "16"]);
+    let config = succeeds(folder, &["config", "--preset", "tiny", "--epochs", "12", "--validation", "400"]);
+    fs::write(folder.join("c.toml"), changed(&config, "builtin_train = 6000", "builtin_train = 2000")).unwrap();
+    succeeds(folder, &["train", "--config", "c.toml", "--out", "run"]);
+    let ends = ["--subnet", "smallest", "--subnet", "largest", "--recalibration", "300"];
+    succeeds(folder, &[&["extract", "--run", "run"], &ends[..]].concat());
     let quantise = |model: &str, out: &str, rest: &[&str]| {
         let harsh = ["--images", "32", "--weight-bits", "7", "--for", "onnxruntime", "--overwrite", "--out", out];
         let harsh = [&["--data", "builtin"], &harsh[..]].concat();
@@ -146,7 +152,7 @@ fn fine_tuned_integers_are_stored_if_they_are_as_accurate() {
     };
     let files =
         |name: &str| ["model.safetensors", "config.json"].map(|file| fs::read(folder.join(name).join(file)).unwrap());
-    let tuning = ["--finetune", "1.5", "--finetune-seed", "4"];
+    let tuning = ["--finetune", "0.5", "--finetune-seed", "4"];
     let mut stored = Vec::new();
     for (model, rate) in [("largest", "1e-3"), ("smallest", "1e-3"), ("smallest", "3")] {
         quantise(model, "plain", &[]);
@@ -155,11 +161,12 @@ fn fine_tuned_integers_are_stored_if_they_are_as_accurate() {
         assert!(exact > 25.0 && is_finetuned == (after >= before), "{out}");
         stored.push(is_finetuned);
         let (config, network) = load_quantised(&folder.join("tuned")).unwrap();
-        let how = config.quantisation.unwrap().finetuned;
-        assert_eq!(how.map(|how| how.epochs), is_finetuned.then_some(1.5));
-        assert_eq!(files("tuned") == files("plain"), !is_finetuned);
+        let quantisation = config.quantisation.unwrap();
+        let epochs = [quantisation.finetuned, quantisation.tried_finetuning].map(|how| how.map(|how| how.epochs));
+        assert_eq!(epochs, if is_finetuned { [Some(0.5), None] } else { [None, Some(0.5)] });
+        assert_eq!(files("tuned")[0] == files("plain")[0], !is_finetuned);
         let card = fs::read_to_string(folder.join("tuned/README.md")).unwrap();
-        let sentence = "fine-tuned with quantisation in the loop for 1.5 epochs";
+        let sentence = "fine-tuned with quantisation in the loop for 0.5 epochs";
         assert_eq!(card.contains(sentence), is_finetuned, "{card}");
         let images = images(&folder.join("tuned"), 20);
         let expected = reference::run(&network, &images, 20).unwrap();
@@ -169,7 +176,7 @@ fn fine_tuned_integers_are_stored_if_they_are_as_accurate() {
     // Steps of three times the size of each weight make nonsense.
     assert!((stored[0] || stored[1]) && !stored[2], "{stored:?}");
     for name in ["one", "two"] {
-        quantise("smallest", name, &["--finetune", "0.2", "--finetune-seed", "4"]);
+        quantise("smallest", name, &["--finetune", "0.05", "--finetune-seed", "4"]);
     }
     assert!(files("one") == files("two"));
 }
@@ -184,8 +191,9 @@ fn an_extraction_fine_tunes_the_int8_twin_too() {
     let ([_, before, after], is_finetuned) = accuracies(&out);
     let int8 = folder.join("run/models/smallest-int8");
     assert_eq!(after >= before, is_finetuned, "{out}");
-    let finetuned = load_config(&int8).unwrap().quantisation.unwrap().finetuned;
-    assert_eq!(finetuned.map(|how| how.epochs), is_finetuned.then_some(0.5));
+    let quantisation = load_config(&int8).unwrap().quantisation.unwrap();
+    let how = if is_finetuned { quantisation.finetuned } else { quantisation.tried_finetuning };
+    assert_eq!(how.map(|how| how.epochs), Some(0.5));
 }
 
 #[cfg(unix)]
@@ -309,6 +317,24 @@ fn bad_input_is_one_sentence_and_leaves_the_old_folder() {
     succeeds(folder, &[&quantise[..], &["--images", "64"]].concat());
     let int8 = folder.join("run/models/smallest-int8/model.safetensors");
     let good = fs::read(&int8).unwrap();
+    // Beside others a model that is int8 already is skipped.
+    let both = ["quantise", "run/models/smallest-int8", "run/models/smallest", "--data", "builtin", "--images", "64"];
+    let output = common::ofa(folder, &[&both[..], &["--json"]].concat());
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(err.contains("skipped, as they are int8 already: run/models/smallest-int8"), "{err}");
+    let made = serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["models"].clone();
+    assert_eq!((made.as_array().unwrap().len(), &made[0]["f32_model"]), (1, &"run/models/smallest".into()));
+    // No model is written over one that is to be quantised, nor f32 over int8.
+    for copy in ["copy", "copy-int8"] {
+        fs::create_dir(folder.join(copy)).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            fs::copy(folder.join("run/models/smallest").join(file), folder.join(copy).join(file)).unwrap();
+        }
+    }
+    let copies = ["quantise", "copy", "copy-int8", "--data", "builtin", "--overwrite"];
+    fails(folder, &copies, &["copy-int8: would be an f32 model to quantise and the int8 model of copy", "--out"]);
+    let f32_model = ["extract", "--run", "run", "--subnet", "smallest", "--name", "smallest-int8"];
+    fails(folder, &f32_model, &["smallest-int8: this folder holds an int8 model", "--overwrite"]);
     fails(folder, &[&quantise[..], &["--images", "31"]].concat(), &["--images 31", "at least 32"]);
     fails(folder, &[&quantise[..], &["--keep-f32", "conv_x"]].concat(), &["'conv_x': is no layer", "conv_stem"]);
     misused(folder, &[&quantise[..], &["--weight-bits", "4"]].concat(), &["--weight-bits"]);

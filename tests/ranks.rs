@@ -319,6 +319,14 @@ fn errors_come_once_and_with_their_rank() {
     assert!(fail(&[(1, &good), (1, &bad)]).contains("error: rank 1: none.toml"));
     let search = ["search", "--run", "run", "--limit", "any:macs=1M"];
     assert!(fail(&[(2, &search)]).contains("rank 0: this command runs in one process"));
+    // Weights are compared at each checkpoint, the first one included. Here each rank draws its own.
+    let text = fs::read_to_string(folder.join("c.toml")).unwrap();
+    let (data, train) = text.split_once("\n[train]\n").unwrap();
+    let text = format!("{data}\n[train]\n{}", changed(train, "seed = 3", "seed = 4"));
+    fs::write(folder.join("d.toml"), text).unwrap();
+    let other: [&str; 5] = ["train", "--config", "d.toml", "--out", "run"];
+    let shown = fail(&[(1, &good), (1, &other)]);
+    assert!(shown.contains("the weights at step 0: rank 1 differ"), "{shown}");
     let threads = std::thread::available_parallelism().unwrap().get() + 1;
     let all = threads.to_string();
     let crowd = ["speed", "--space", "tiny", "--batch", "1", "--steps", "1", "--threads", &all];
@@ -332,10 +340,14 @@ fn errors_come_once_and_with_their_rank() {
 fn the_speed_of_several_is_measured() {
     let _turn = turn();
     let temporary = tempfile::tempdir().unwrap();
-    let arguments = ["speed", "--space", "tiny", "--batch", "4", "--steps", "2", "--threads", "1", "--json"];
+    configuration(temporary.path());
+    let arguments = ["speed", "--config", "c.toml", "--steps", "2", "--threads", "1", "--json"];
     let output = mpirun(temporary.path(), &[(2, &arguments)]).output().unwrap();
     assert!(output.status.success(), "{}", errors(&output));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    // The schedule is that of a training by two: steps of 32 images.
+    let steps = report["schedule"].as_array().unwrap().iter().map(|stage| stage["steps"].as_u64().unwrap());
+    assert!((18..=24).contains(&steps.sum::<u64>()), "{report}");
     let ranks = &report["ranks"];
     assert_eq!(ranks["ranks"], 2);
     for key in ["latency_microseconds", "gigabytes_per_second"] {

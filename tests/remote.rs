@@ -114,6 +114,30 @@ fn a_lost_connection_is_taken_up_again() {
 }
 
 #[test]
+fn a_program_ends_there_when_its_connection_ends() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    // The first connection that measures ends while its program runs. The second waits for the end of that program in
+    // place of starting another one, which would end it first, and says that its own has failed.
+    let ssh = stand_in(
+        folder,
+        "ssh.sh",
+        &format!(
+            "{LOGIN}case \"$last\" in *--progress-lines*) if ! test -f first; then\n\
+             exec 4<&0\nsh -c \"$last\" <&4 >/dev/null 2>&1 &\n\
+             until test -s first || ! kill -0 $!; do sleep 1; cp there/ofa-*/pid first; done\nexit 255\nfi\n\
+             for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 $(cat first) || break; sleep 1; done\n\
+             kill -KILL $(cat first) && touch alive\n\
+             printf 'ofa-remote-begin\\n\\nofa-remote-end 3\\n'\nexit 0;; esac\nexec sh -c \"$last\"\n"
+        ),
+    );
+    let endless = profile("far", &["--on", "ssh:far", "--ssh", &ssh]);
+    let endless: Vec<&str> = endless.into_iter().map(|word| if word == "2" { "100000" } else { word }).collect();
+    fails(folder, &endless, &["the connection was lost", "failed there with exit code 3"]);
+    assert!(fs::metadata(folder.join("first")).unwrap().len() > 1 && !folder.join("alive").exists());
+}
+
+#[test]
 fn what_goes_wrong_there_is_one_sentence_here() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();

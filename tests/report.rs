@@ -92,6 +92,52 @@ fn a_run_is_one_page_that_loads_nothing_and_has_every_model() {
     assert!(text.contains("| smallest | f32 |") && text.contains("## Device this"), "{text}");
     assert!(text.contains("### smallest") && text.contains("| class | taken for | images |"), "{text}");
     assert!(text.contains("| samples | RMSE (points) | Kendall tau |"), "{text}");
+
+    // Times of several images are named as such.
+    let path = folder.join("run/devices/this.json");
+    let profile = fs::read_to_string(&path).unwrap();
+    fs::write(&path, changed(&profile, "\"batch\": 1,", "\"batch\": 8,")).unwrap();
+    succeeds(folder, &["report", "--run", "run", "--format", "md", "--out", "choice.md"]);
+    let text = fs::read_to_string(folder.join("choice.md")).unwrap();
+    let cells = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap().split(" | ");
+    let column = cells("| model |").position(|cell| cell == "ms predicted for this, batch 8").unwrap();
+    assert!(cells("| smallest |").nth(column).unwrap().parse::<f64>().is_ok(), "{text}");
+}
+
+#[test]
+fn other_threads_and_other_test_images_are_told_apart() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    succeeds(folder, &["bench", "run/models/smallest", "--model-threads", "2", "--batch", "4", "--update-card"]);
+    let path = folder.join("run/models/smallest/bench.json");
+    let mut record = read_json::<serde_json::Value>(&path).unwrap();
+    let latencies = record["devices"][0]["row"]["latencies"].as_array().unwrap().clone();
+    // What was measured before stays.
+    let setting = |latency: &serde_json::Value| format!("{}x{}", latency["threads"], latency["batch"]);
+    assert_eq!(latencies.iter().map(setting).collect::<Vec<_>>(), ["1x1", "2x4"]);
+    let report = || -> serde_json::Value {
+        serde_json::from_str(&succeeds(folder, &["report", "--run", "run", "--json"])).unwrap()
+    };
+    let smallest = |report: &serde_json::Value| {
+        report["models"].as_array().unwrap().iter().find(|model| model["name"] == "smallest").unwrap().clone()
+    };
+    let before = report();
+    assert_eq!(smallest(&before)["measured"][0]["ms"], latencies[0]["ms"]["p50"]);
+    assert!(!before["advice"].to_string().contains("other images"), "{before}");
+    record["devices"][0]["row"]["latencies"] = latencies[1..].to_vec().into();
+    record["devices"][0]["data"] = "other".into();
+    fs::write(&path, record.to_string()).unwrap();
+    let after = report();
+    let measured = &smallest(&after)["measured"][0];
+    assert_eq!(measured["ms"], latencies[1]["ms"]["p50"]);
+    assert!(measured["device"].as_str().unwrap().ends_with(", 2 threads, batch 4"), "{measured}");
+    let advice = after["advice"].to_string();
+    assert!(advice.contains("tested on other images: smallest (on ") && advice.contains("of 'other')"), "{advice}");
+    assert!(smallest(&after)["dominated_by"].is_null());
+    succeeds(folder, &["report", "--run", "run", "--format", "md", "--out", "choice.md"]);
+    let text = fs::read_to_string(folder.join("choice.md")).unwrap();
+    assert!(text.contains(", 2 threads, batch 4 |") && text.contains("images of 'other' |"), "{text}");
 }
 
 /// The page in Chromium, from a phone's width to a desktop's: pointing at a mark shows its text, a click copies its

@@ -12,6 +12,9 @@ fn speed_reports_every_mode() {
         let out = succeeds(temporary.path(), &[&["speed"], &size[..], &["--mode", mode, "--json"]].concat());
         let report: serde_json::Value = serde_json::from_str(&out).unwrap();
         assert!(report["images_per_second"].as_f64().unwrap() > 0.0);
+        // Evaluation has no gradients.
+        let has_gradients = report["gradient_megabytes"].as_f64().unwrap() > 0.0;
+        assert_eq!((&report["mode"], has_gradients), (&mode.into(), mode != "eval"), "{report}");
     }
 }
 
@@ -41,5 +44,8 @@ fn speed_estimates_the_time_of_a_schedule_on_its_data_and_its_space() {
     let given = report(&["--images", "400", "--classes", "3"]);
     assert_eq!((&given["training_images"], &given["classes"]), (&400.into(), &3.into()));
     assert!(steps(&given) > 3 * steps(&own), "{given}");
+    // As a training with this flag has it.
+    let batch = report(&["--batch", "10"]);
+    assert!(batch["batch"] == 10 && (8..=13).contains(&steps(&batch)), "{batch}");
     misused(temporary.path(), &[&arguments[..], &["--space", "tiny"]].concat(), &["--space", "--config"]);
 }

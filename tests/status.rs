@@ -96,6 +96,18 @@ fn a_run_is_followed_from_its_beginning_to_its_models() {
     common::succeeds(folder, &["search", "--run", "other/run", "--limit", "any:size-int8=100KB", "--generations", "3"]);
     let next = status(folder, "other/run")["next"].clone();
     assert_eq!(next[0], "ofa extract --run other/run --search-results --int8");
+    assert_eq!(finished["warnings"], serde_json::json!([]));
+    // A model of the result that a later one replaced is not its extraction.
+    let found = folder.join(format!("other/run/search/{}.json", names[2]));
+    let result = fs::read(&found).unwrap();
+    let mut later: Value = serde_json::from_slice(&result).unwrap();
+    let ends = ["r16 d1,1 k3|3 e2|2", "r32 d2,2 k5,5|5,5 e4,4|4,4"];
+    later["best"] = ends.into_iter().find(|end| later["best"] != *end).unwrap().into();
+    fs::write(&found, later.to_string()).unwrap();
+    let next = status(folder, "other/run")["next"].clone();
+    let replaced = format!("ofa extract --run other/run --search-results {} --int8 --overwrite", names[2]);
+    assert_eq!((&next[0], &next[1]), (&replaced.into(), &"ofa extract --run other/run --search-results --int8".into()));
+    fs::write(&found, result).unwrap();
     fs::remove_file(folder.join("other/run/search/any-size-int8-100KB.json")).unwrap();
     for (removed, next) in [
         ("models/smallest/bench.json", "ofa bench other/run/models/* --data builtin --update-card"),
@@ -191,4 +203,26 @@ fn tensorboard_reads_the_events() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/read_events.py");
     let output = std::process::Command::new(python).arg(script).arg(folder.join("run")).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn results_of_costs_of_int8_models_are_extracted_as_such() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    let small = ["--name", "small", "--at-least", "accuracy=1%", "--minimise", "any:size-int8"];
+    let front = ["--name", "front", "--strategy", "pareto", "--generations", "2", "--against", "any:memory-int8"];
+    for (arguments, cost) in [(&small[..], "any:size-int8"), (&front[..], "any:memory-int8")] {
+        for file in fs::read_dir(folder.join("run/search")).unwrap() {
+            fs::remove_file(file.unwrap().path()).unwrap();
+        }
+        succeeds(folder, &[&["search", "--run", "run"], arguments].concat());
+        let next = status(folder, "run")["next"].to_string();
+        assert!(next.contains("--search-results --int8"), "{next}");
+        let extract = ["extract", "--run", "run", "--search-results", "--recalibration", "20", "--no-sample"];
+        let output = common::ofa(folder, &extract);
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{err}");
+        assert!(err.lines().any(|line| line.contains(cost) && line.contains("give --int8")), "{err}");
+    }
 }

@@ -203,14 +203,27 @@ fn a_hundred_kills() {
     }
 }
 
+/// Whether this program was started with SIGHUP ignored, as `nohup` does.
+fn hangups_are_ignored() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap() & 1 == 1)
+}
+
 #[test]
 fn signals_stop_after_the_step_and_say_how_to_resume_and_a_second_one_ends_at_once() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     small_configuration(folder, "c.toml", "800");
-    for (index, (signal, code)) in [("INT", 130), ("TERM", 143)].into_iter().enumerate() {
+    let mut signals = vec![("INT", 130), ("TERM", 143), ("USR1", 138), ("HUP", 129)];
+    // What this program ignores, the programs that it starts ignore, too.
+    signals.retain(|(signal, _)| *signal != "HUP" || !hangups_are_ignored());
+    for (index, (signal, code)) in signals.into_iter().enumerate() {
         let before = step(&folder.join("run"));
-        let mut running = Running::start(command(folder, &train("run", index > 0)));
+        let mut arguments = train("run", index > 0);
+        let as_json = signal == "USR1";
+        arguments.extend(as_json.then_some("--json"));
+        let mut running = Running::start(command(folder, &arguments));
         assert!(running.wait_until(|| step(&folder.join("run")) > before));
         running.signal(signal);
         let output = running.output();
@@ -219,6 +232,10 @@ fn signals_stop_after_the_step_and_say_how_to_resume_and_a_second_one_ends_at_on
         let stopped = err.lines().last().unwrap();
         assert!(stopped.starts_with("stopped at step "), "{err}");
         assert!(stopped.ends_with("resume with: ofa train --out run --resume"), "{err}");
+        if as_json {
+            let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(object, serde_json::json!({ "stopped": stopped }));
+        }
         let saved = stopped.split_whitespace().find(|word| word.ends_with(".safetensors;")).unwrap();
         assert!(folder.join(saved.trim_end_matches(';')).exists());
     }
@@ -267,6 +284,17 @@ fn a_second_process_is_refused_and_told_the_first_until_that_dies() {
     let before = step(&folder.join("run"));
     let mut running = Running::start(command(folder, &train("run", true)));
     assert!(running.wait_until(|| step(&folder.join("run")) > before));
+    running.kill();
+
+    // Sampling holds the lock as well, and importing asks for it.
+    small_configuration(folder, "short.toml", "0.6");
+    succeeds(folder, &["train", "--config", "short.toml", "--out", "short"]);
+    let predictor = ["predictor", "--run", "short", "--samples", "5000", "--recalibration", "60", "--images", "20"];
+    let mut running = Running::start(command(folder, &predictor));
+    assert!(running.wait_until(|| lines(&folder.join("short/predictor/samples.jsonl")) > 0));
+    let holder = format!("process {} (`ofa predictor --run short", running.id());
+    fails(folder, &["search", "--run", "short", "--limit", "any:macs=1M"], &["short: ", &holder]);
+    fails(folder, &["predictor", "--run", "short", "--import", "samples.csv"], &[&holder]);
     running.kill();
 }
 

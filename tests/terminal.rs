@@ -5,7 +5,9 @@ mod common;
 #[path = "common/pty.rs"]
 mod pty;
 
-use common::{QUICKSTART, command, finished_run, misused, ofa, small_configuration, succeeds, write_images};
+use common::{
+    QUICKSTART, command, finished_run, misused, ofa, published_supernet, small_configuration, succeeds, write_images,
+};
 use serde_json::Value;
 use std::path::Path;
 
@@ -16,6 +18,7 @@ fn prepared() -> tempfile::TempDir {
     small_configuration(folder, "c.toml", "0.6");
     finished_run(folder);
     write_images(&folder.join("pictures"), 1, 90);
+    published_supernet(folder);
     std::fs::write(folder.join("subnets.csv"), "subnet\n\"r24 d1,2 k5|3,5 e2|4,3\"\n").unwrap();
     std::fs::write(folder.join("times.csv"), succeeds(folder, &["profile", "--run", "run", "--layers"])).unwrap();
     temporary
@@ -30,6 +33,7 @@ const EVERY_COMMAND: &[(&[&str], &[&str])] = &[
         &["tune", "--config", "c.toml", "--trials", "1", "--trial-epochs", "0.2", "--out", "OUT"],
         &["trials", "best", "config"],
     ),
+    (&["import", "net.safetensors", "--space", "tiny", "--out", "OUT"], &["run", "supernet", "space", "classes"]),
     (&["speed", "--space", "tiny", "--resolution", "16", "--batch", "4", "--steps", "1"], &["images_per_second"]),
     (&["profile", "--run", "run", "--name", "other", "--rounds", "1", "--check", "2"], &["device", "file", "check"]),
     (&["profile", "--run", "run", "--layers"], &["csv"]),
@@ -50,7 +54,7 @@ const EVERY_COMMAND: &[(&[&str], &[&str])] = &[
     (&["predict", "run/models/smallest", "pictures/0.png"], &["images"]),
     (&["completions", "bash"], &["shell", "script"]),
     (&["man", "--out", "OUT"], &["pages"]),
-    (&["quickstart", "--out", "OUT", "--epochs", "3", "--images", "400", "--samples", "16"], &["run", "fit", "models"]),
+    (&["quickstart", "--out", "OUT", "--epochs", "1", "--images", "200", "--samples", "10"], &["run", "fit", "models"]),
 ];
 
 /// The command lines with folders of their own in place of `OUT`.
@@ -78,16 +82,20 @@ fn every_command_prints_one_object_with_json() {
     let help = succeeds(folder, &["--help"]);
     let commands = help.split("Commands:").nth(1).unwrap().split("Options:").next().unwrap();
     let named = commands.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   "));
-    for name in
-        named.filter_map(|line| line.split_whitespace().next()).filter(|name| !["help", "import"].contains(name))
-    {
+    for name in named.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help") {
         assert!(EVERY_COMMAND.iter().any(|(words, _)| words[0] == name), "{name}");
     }
+    let page = include_str!("../docs/terminal.md");
     for (words, keys) in command_lines("json") {
         let (out, err) = run(folder, &words, &["--json"]);
         let value: Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{words:?}: {error}: {out}"));
         assert!(value.is_object() && keys.iter().all(|key| value.get(key).is_some()), "{words:?}: {out}");
         assert!(!err.contains("{\n"), "{words:?}: {err}");
+        let start = format!("| `{}` | ", words[0]);
+        let row = page.lines().find(|line| line.starts_with(&start)).unwrap_or_else(|| panic!("no row {start}"));
+        for key in value.as_object().unwrap().keys() {
+            assert!(row.contains(&format!("`{key}`")), "`{key}` is not in docs/terminal.md: {row}");
+        }
     }
     let (out, _) = run(folder, &["bench".into(), "run/models/smallest".into()], &["--json", "-q"]);
     assert!(serde_json::from_str::<Value>(&out).unwrap()["models"][0]["latencies"].is_array());
@@ -235,14 +243,11 @@ mod in_a_terminal {
                 assert!(width < columns, "{width} columns of {columns}: {line:?}");
             }
         }
-        for columns in [80, 120] {
-            let out = format!("quickstart-{columns}");
-            let bytes = in_terminal(folder, &[&["quickstart", "--out", &out], QUICKSTART].concat(), columns, &[]);
-            let text = Screen::of(&bytes, columns).text();
-            assert!(!text.iter().any(|line| line.contains(['█', '░'])), "{text:?}");
-            let tables = text.iter().filter(|line| line.starts_with("smallest  ") || line.starts_with("model  "));
-            assert_eq!(tables.count(), 3, "{text:?}");
-        }
+        let bytes = in_terminal(folder, &[&["quickstart", "--out", "quickstart"], QUICKSTART].concat(), 80, &[]);
+        let text = Screen::of(&bytes, 80).text();
+        assert!(!text.iter().any(|line| line.contains(['█', '░'])), "{text:?}");
+        let tables = text.iter().filter(|line| line.starts_with("smallest  ") || line.starts_with("model  "));
+        assert_eq!(tables.count(), 3, "{text:?}");
     }
 
     #[test]

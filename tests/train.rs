@@ -16,8 +16,10 @@ fn training_from_an_edited_configuration_on_an_image_folder_resumes() {
     let config =
         succeeds(folder, &["config", "--preset", "tiny", "--epochs", "6", "--batch", "8", "--validation", "8"]);
     fs::write(folder.join("my.toml"), &config).unwrap();
-    let train = ["train", "--config", "my.toml", "--data", "images", "--out", "run"];
+    let train = ["train", "--config", "my.toml", "--data", "images", "--out", "run", "--skip-nonfinite", "3"];
     let out = succeeds(folder, &train);
+    let resolved = fs::read_to_string(folder.join("run/config.toml")).unwrap();
+    assert!(resolved.contains("skip_nonfinite = 3"), "{resolved}");
     assert!(out.contains("supernet.safetensors written"), "{out}");
     assert!(!cfg!(target_os = "linux") || out.contains("peak memory "), "{out}");
     let weights = || fs::read(folder.join("run/checkpoints/supernet.safetensors")).unwrap();
@@ -25,6 +27,11 @@ fn training_from_an_edited_configuration_on_an_image_folder_resumes() {
     fails(folder, &train, &["--resume"]);
     succeeds(folder, &["train", "--out", "run", "--resume"]);
     assert!(first == weights(), "resuming a finished run changed its weights");
+    // A stage that is added to a run is refused for what it would be refused for in a new one.
+    let more = "\n[[train.stages]]\nname = \"more\"\nepochs = 1.0\nlearning_rate = 0.01\nsampling = \"sandwich\"\n";
+    fs::write(folder.join("run/config.toml"), resolved.clone() + more).unwrap();
+    fails(folder, &["train", "--out", "run", "--resume"], &["run/config.toml", "'more'", "no other would be trained"]);
+    fs::write(folder.join("run/config.toml"), &resolved).unwrap();
     let err = fails(folder, &["train", "--out", "run", "--resume", "--data", "nowhere"], &["nowhere"]);
     assert!(!err.contains("resume with"), "nothing had begun: {err}");
 
@@ -150,6 +157,21 @@ fn training_that_no_machine_can_hold_is_refused_before_it_starts() {
         fails(folder, &["train", "--config", "giant.toml", "--out", "run"], &["MiB of this machine", "smaller space"]);
     assert!(err.contains("training with 16 images at a time takes about"), "{err}");
     assert!(!folder.join("run/config.toml").exists());
+    // No trial of a tuning is begun.
+    let tune = ["tune", "--config", "giant.toml", "--out", "tuned"];
+    fails(folder, &tune, &["training with 32 images at a time takes about", "MiB of this machine"]);
+    assert!(!folder.join("tuned/trial-000").exists());
+}
+
+#[test]
+fn the_preset_for_trained_weights_is_refused_without_any() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    fails(folder, &["train", "--preset", "transfer", "--out", "run"], &["--preset transfer", "--from"]);
+    fails(folder, &["tune", "--preset", "transfer", "--out", "tuned"], &["--preset transfer", "another preset"]);
+    assert!(!folder.join("run").exists() && !folder.join("tuned").exists());
+    // What a file is made of may get its weights later.
+    succeeds(folder, &["config", "--preset", "transfer"]);
 }
 
 #[test]
@@ -362,6 +384,14 @@ fn a_training_starts_from_the_supernet_of_another_run_with_other_classes() {
     let output = common::ofa(folder, &train);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && said.contains("with the same classes"), "{said}");
+    // Weights that have seen validation images are refused, and so are those images in later commands of the run.
+    for from in ["next", step.to_str().unwrap()] {
+        let train = ["train", "--from", from, "--data", "others", "--validation", "9", "--out", "r"];
+        fails(folder, &train, &[from, "about 6 of the 9 validation images of 'others'", "val/CLASS"]);
+    }
+    let extract = common::ofa(folder, &["extract", "--run", "next", "--subnet", "smallest", "--data", "images"]);
+    let said = String::from_utf8_lossy(&extract.stderr).into_owned();
+    assert!(said.contains("about 4 of the 6 validation images of 'images' are training images"), "{said}");
     let from = |more: [&'static str; 2]| [&["train", "--from", "gone", "--out", "r"], &settings[..], &more].concat();
     fails(folder, &from(["--space", "cifar-k5"]), &["another space", "train in the space 'tiny'"]);
     fails(folder, &from(["--subnet", "smallest"]), &["--subnet", "leave one of them out"]);
@@ -420,11 +450,15 @@ fn hours_decide_the_epochs() {
     let folder = temporary.path();
     write_two_classes(&folder.join("images"), 24, 6);
     let train = ["train", "--preset", "tiny", "--data", "images", "--batch", "8", "--validation", "8"];
-    succeeds(folder, &[&train[..], &["--hours", "1e-4"]].concat());
-    let config: toml::Table = toml::from_str(&fs::read_to_string(folder.join("run/config.toml")).unwrap()).unwrap();
-    let epochs = config["train"]["stages"].as_array().unwrap().iter().map(|stage| stage["epochs"].as_float().unwrap());
-    let total: f64 = epochs.sum();
-    assert!(total > 0.0 && total != 30.0, "{total}");
+    let epochs = |hours: &str, out: &str| -> f64 {
+        succeeds(folder, &[&train[..], &["--hours", hours, "--out", out]].concat());
+        let config = fs::read_to_string(folder.join(out).join("config.toml")).unwrap();
+        let config: toml::Table = toml::from_str(&config).unwrap();
+        let stages = config["train"]["stages"].as_array().unwrap();
+        stages.iter().map(|stage| stage["epochs"].as_float().unwrap()).sum()
+    };
+    let (short, long) = (epochs("1e-4", "short"), epochs("1e-3", "long"));
+    assert!(short > 0.0 && long > short, "{short} {long}");
     common::misused(folder, &[&train[..], &["--hours", "1", "--epochs", "2"]].concat(), &["--hours"]);
 }
 

@@ -47,6 +47,18 @@ fn search_results_are_named_and_those_up_to_date_are_skipped() {
     let twin = format!("{small}-int8");
     assert_eq!(extracted(&[&small, "--int8"]), [vec![], one.clone(), vec![twin.clone()]]);
     assert_eq!(extracted(&[&small, "--int8"]), [vec![], one.clone(), vec![]]);
+    // Fine-tuning that lowered the accuracy is not repeated.
+    for (model, part, learning_rate) in [(&small, None, 0.005), (&twin, Some("quantisation"), 0.001)] {
+        let path = folder.join("run/models").join(model).join("config.json");
+        let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let place = match part {
+            Some(part) => &mut config[part],
+            None => &mut config,
+        };
+        place["tried_finetuning"] = serde_json::json!({ "epochs": 2.0, "learning_rate": learning_rate });
+        fs::write(&path, config.to_string()).unwrap();
+    }
+    assert_eq!(extracted(&[&small, "--int8", "--finetune", "2"]), [vec![], one.clone(), vec![]]);
     // Asked for again, damaged, of other settings, or of another supernet: extracted.
     assert_eq!(extracted(&[&small, "--overwrite"]), [one.clone(), vec![], vec![]]);
     fs::write(folder.join("run/models/any-macs-400k/model.safetensors"), "damaged").unwrap();
@@ -64,4 +76,35 @@ fn search_results_are_named_and_those_up_to_date_are_skipped() {
     state.values_mut().for_each(|tensor| *tensor = (&*tensor * 1.01).unwrap());
     write_supernet(&path, state, &note).unwrap();
     assert_eq!(extracted(&[]), [both, vec![], vec![]]);
+}
+
+#[test]
+fn the_int8_twin_of_one_search_never_takes_the_place_of_another_searchs_model() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    finished_run(folder);
+    ["search", "models"].iter().for_each(|name| fs::remove_dir_all(folder.join("run").join(name)).unwrap());
+    for (name, limit) in [("one", "any:macs=400k"), ("one-int8", "any:macs=500k")] {
+        succeeds(folder, &["search", "--run", "run", "--limit", limit, "--name", name, "--generations", "2"]);
+    }
+    let extract = ["extract", "--run", "run", "--recalibration", "20", "--no-sample", "--search-results"];
+    let extract = |more: &[&'static str]| [&extract[..], more].concat();
+    let both = ["run/models/one-int8: would be an f32 model and the int8 twin of run/models/one", "ofa quantise"];
+    fails(folder, &extract(&["--int8"]), &both);
+    assert!(!folder.join("run/models").exists());
+    succeeds(folder, &extract(&[]));
+    fails(folder, &extract(&["--int8", "--overwrite"]), &both);
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&succeeds(folder, &[arguments, &["--json"]].concat())).unwrap()
+    };
+    // The report knows both searches by name.
+    let report = json(&["report", "--run", "run"]);
+    let deviations = report["models"].as_array().unwrap().iter().map(|model| model["deviation"].is_f64());
+    assert_eq!(deviations.collect::<Vec<_>>(), [true, true], "{report}");
+    // A twin in the folder of a search's model does not count as this model.
+    fs::remove_dir_all(folder.join("run/models/one-int8")).unwrap();
+    succeeds(folder, &extract(&["one", "--int8"]));
+    fails(folder, &extract(&["one-int8"]), &["run/models/one-int8: this folder holds an int8 model", "--overwrite"]);
+    let next = json(&["status", "run"])["next"].clone();
+    assert_eq!(next[0], "ofa extract --run run --search-results one-int8 --overwrite");
 }

@@ -30,7 +30,7 @@ pub fn peak_activation_bytes(network: &NetworkSpec) -> u64 {
 
 /// Bytes of the tensors of the int8 model: a byte per weight of the layers that [`Rule`] rounds, a scale and a bias of
 /// 4 bytes each per output channel; for all other layers 2 bytes per weight and 4 per bias. Batch norm is folded into
-/// the layers.
+/// the layers. A model whose quantisation kept layers in f32 by name is larger.
 pub fn int8_bytes(network: &NetworkSpec) -> u64 {
     let graph = Graph::of(network);
     let rule = Rule::of(&graph, &[].into());

@@ -36,7 +36,7 @@ pub enum Error {
     /// A device profile has no time for a layer.
     #[error(
         "device profile '{}' has no time for the layer '{layer}': it was made for the space '{}' with \
-         {classes} classes; make a profile for this space with `ofa profile`",
+         {classes} classes; make a profile for this space with `ofa profile --run RUN`",
         quoted(device),
         quoted(space)
     )]

@@ -12,6 +12,7 @@
 //! | [`quantise`] | networks in 8-bit integers: definition, calibration |
 //! | [`export`] | extracted models in the file formats of other engines |
 //! | [`mod@bench`] | accuracy, size and speed of extracted models, as a table |
+//! | [`error`] | the error type |
 //!
 //! Accuracy inside the supernet, with batch-norm recalibration, is in [`ofa_supernet::train::validation`], because
 //! training needs it for its probes and crates depend one way.

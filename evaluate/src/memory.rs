@@ -3,16 +3,16 @@
 use ofa_supernet::Result;
 use ofa_supernet::graph::{Graph, Region, RegionKind};
 use ofa_supernet::space::{NetworkSpec, SearchSpace, Subnet};
+use ofa_supernet::train::run::AHEAD;
+use ofa_supernet::train::validation::BUDGET;
 use ofa_supernet::train::{OptimizerKind, StageConfig, TrainConfig};
 use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Batches of images that exist at once: those that are prepared, the one in use, and its copy as a tensor.
-const BATCHES: u64 = 5;
+const BATCHES: u64 = AHEAD as u64 + 2;
 /// Copies of what a checkpoint holds while it is written: as tensors, and as bytes.
 const CHECKPOINT_COPIES: u64 = 2;
-/// Prepared validation images are kept up to this many bytes.
-const EVALUATION_BUDGET: u64 = 1 << 30;
 /// Factor on work buffers: they are reused where they fit, but their sizes differ by subnet and resolution, so some of
 /// them are idle.
 const WORK_BUFFERS: f64 = 1.25;
@@ -88,7 +88,7 @@ impl TrainingMemory {
         };
         for images in [config.probe.recalibration_images.min(train_images), validated] {
             let all: u64 = resolutions.iter().map(|side| images as u64 * side * side * 12).sum();
-            batches += all.min(EVALUATION_BUDGET);
+            batches += all.min(BUDGET as u64);
         }
         Ok(TrainingMemory {
             weights: weights.saturating_mul(training + checkpoint).saturating_add(teacher_weights),

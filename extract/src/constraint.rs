@@ -301,7 +301,7 @@ impl Measures {
             let known =
                 if known.is_empty() { "there is none yet".into() } else { format!("known: {}", known.join(", ")) };
             Error::Constraint(format!(
-                "no device profile is named '{name}' ({known}); make one with 'ofa profile --name {name}'"
+                "no device profile is named '{name}' ({known}); make one with `ofa profile --run RUN --name {name}`"
             ))
         })
     }

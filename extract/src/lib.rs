@@ -13,6 +13,7 @@
 //! | `gaussian_process` | a surrogate of expensive scores, and expected improvement |
 //! | [`tune`] | hyperparameter search |
 //! | [`subnet`] | extracting a subnet as a model folder, and checking the model |
+//! | [`error`] | the error type |
 
 #![forbid(unsafe_code)]
 // A library prints nothing: its caller may have no output to print to.

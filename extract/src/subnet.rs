@@ -18,6 +18,8 @@ pub struct Record {
     pub origin: Option<String>,
     /// How it was trained on this subnet after that.
     pub finetuned: Option<Finetuned>,
+    /// Training on this subnet that lowered its accuracy, so that these are the weights from before it.
+    pub tried_finetuning: Option<Finetuned>,
     /// Where the model comes from.
     pub provenance: Option<Provenance>,
 }
@@ -25,7 +27,7 @@ pub struct Record {
 impl Record {
     /// A record of nothing but the number type.
     pub fn of(dtype: NumberType) -> Self {
-        Record { dtype, origin: None, finetuned: None, provenance: None }
+        Record { dtype, origin: None, finetuned: None, tried_finetuning: None, provenance: None }
     }
 }
 
@@ -51,8 +53,8 @@ pub fn extract(
     let network = net.space().network(subnet, net.classes())?;
     let config =
         ModelConfig::new(&net.space().name, subnet, network, labels.to_vec(), normalisation.clone(), record.dtype);
-    let Record { origin, finetuned, provenance, .. } = record;
-    save(folder, &ModelConfig { origin, finetuned, provenance, ..config }, &weights)?;
+    let Record { origin, finetuned, tried_finetuning, provenance, .. } = record;
+    save(folder, &ModelConfig { origin, finetuned, tried_finetuning, provenance, ..config }, &weights)?;
     Ok(())
 }
 

@@ -1,15 +1,17 @@
 //! `ofa bench`
 
-use crate::processes::hint_at_cores;
-use crate::progress::{self, Bar, counted};
+use crate::arguments::{numbers, shell};
+use crate::output::progress::{self, Bar, counted};
+use crate::output::table;
+use crate::process::processes::hint_at_cores;
+use crate::process::{interrupt, memory};
 use crate::remote::{Remote, RemoteArgs};
-use crate::run_folder::{DataConfig, data_flag};
-use crate::{class_names, interrupt, memory, numbers, shell, table};
+use crate::run_folder::{DataConfig, class_names, data_flag};
 use anyhow::{Context, Result, bail};
 use ofa_evaluate::Model;
 use ofa_evaluate::bench::{
-    BENCH_FILE, BenchOptions, BenchRecord, BenchRow, BenchStep, Confusion, DeviceRecord, LayerTime, bench, confusions,
-    csv, layers, memory as memory_of_bench, update_card, worst_first,
+    BENCH_FILE, BenchOptions, BenchRecord, BenchRow, BenchStep, Confusion, DeviceRecord, Latency, LayerTime, bench,
+    confusions, csv, layers, memory as memory_of_bench, update_card, worst_first,
 };
 use ofa_evaluate::model::{CONFIG_FILE, WEIGHTS_FILE};
 use ofa_supernet::data::{Dataset, Normalisation, Splits};
@@ -41,7 +43,7 @@ pub struct Args {
     batch: Vec<usize>,
     /// Also print each layer's time, GFLOP/s and share of the floor, with the first number of threads and batch: the
     /// floor is the time that its operations would take in a large matrix product from the caches.
-    #[arg(long, conflicts_with_all = ["json", "csv", "on"])]
+    #[arg(long, conflicts_with_all = ["csv", "on"])]
     layers: bool,
     /// Also print the accuracy of every class and the most frequent confusions; with --json the whole confusion matrix,
     /// which --update-card writes to bench.json too.
@@ -92,7 +94,7 @@ pub fn run(args: &Args) -> Result<Value> {
         }
         Some(remote) => {
             // Accuracies are the same everywhere, so that the images stay here.
-            let here = BenchOptions { threads: Vec::new(), ..options.clone() };
+            let here = BenchOptions { threads: Vec::new(), batches: Vec::new(), ..options.clone() };
             let rows = bench_models(&args.models, data.as_ref(), &here)?.into_iter();
             let here = rows.map(|row| DeviceRecord::of_this_machine(row, name.as_deref())).collect();
             bench_remotely(remote, &args.models, &options, here)?
@@ -115,11 +117,15 @@ pub fn run(args: &Args) -> Result<Value> {
     if args.per_class {
         rows.iter().for_each(print_classes);
     }
+    let mut value = json!({ "models": rows });
     if args.layers {
-        args.models.iter().try_for_each(|folder| print_layers(folder, &options))?;
+        let layers = |(folder, row): (&PathBuf, &BenchRow)| -> Result<Value> {
+            Ok(json!({ "model": row.model, "layers": print_layers(folder, &options)? }))
+        };
+        value["layers"] = args.models.iter().zip(&rows).map(layers).collect::<Result<Value>>()?;
     }
     written?;
-    Ok(json!({ "models": rows }))
+    Ok(value)
 }
 
 /// Measures latencies on another machine, by this program there. Figures that are the same everywhere come from `here`.
@@ -152,6 +158,9 @@ fn bench_remotely(
         let there = BenchRecord::from_json(&place.get(&file)?, Path::new(&file))?.devices.pop();
         let there = there.with_context(|| format!("{file} came back without a measurement"))?;
         record.row.latencies = there.row.latencies;
+        // A command that was interrupted may have left others there.
+        let is_asked_for = |l: &Latency| options.threads.contains(&l.threads) && options.batches.contains(&l.batch);
+        record.row.latencies.retain(is_asked_for);
         records.push(DeviceRecord { cpu: there.cpu, instruction_set: there.instruction_set, ..record });
     }
     place.close();
@@ -181,8 +190,8 @@ fn print_classes(row: &BenchRow) {
     table::print(&["class", "taken for", "images", "of the class"], &shown.iter().map(line).collect::<Vec<_>>());
 }
 
-/// Measures and prints the layers of a model.
-fn print_layers(folder: &Path, options: &BenchOptions) -> Result<()> {
+/// Measures, prints and returns the layers of a model.
+fn print_layers(folder: &Path, options: &BenchOptions) -> Result<Vec<LayerTime>> {
     let rows = layers(&mut Model::load(folder)?, options)?;
     let total: f64 = rows.iter().map(|row| row.ms).sum();
     let line = |row: &LayerTime| {
@@ -199,7 +208,7 @@ fn print_layers(folder: &Path, options: &BenchOptions) -> Result<()> {
     };
     say!("\n{}", folder.display());
     table::print(&["layer", "shape", "ms", "of all", "GFLOP/s", "floor"], &rows.iter().map(line).collect::<Vec<_>>());
-    Ok(())
+    Ok(rows)
 }
 
 /// Fails for a folder that is no model's but has such folders in it, and says how to name them.

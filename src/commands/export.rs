@@ -1,9 +1,10 @@
 //! `ofa export`
 
+use crate::arguments::{choice, numbers};
 use crate::commands::bench::check_folder;
-use crate::commands::quantise::{calibration_images, engine, open_data};
-use crate::progress::Bar;
-use crate::{interrupt, numbers};
+use crate::commands::quantise::{calibration_images, open_data};
+use crate::output::progress::Bar;
+use crate::process::interrupt;
 use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 use ofa_evaluate::export::{self, Batch, FORMATS, Options};
@@ -25,9 +26,9 @@ pub struct Args {
     #[arg(long)]
     out: Option<PathBuf>,
     /// Version of ONNX's operators: 13 to 21. Before 14 hard-swish and hard-sigmoid are written in parts, for parsers
-    /// that do not know them.
-    #[arg(long, default_value_t = export::DEFAULT_OPSET, value_parser = numbers::opset)]
-    opset: usize,
+    /// that do not know them [default: 17].
+    #[arg(long, value_parser = numbers::opset)]
+    opset: Option<usize>,
     /// Images per run.
     #[arg(long, default_value_t = 1, value_parser = numbers::batch)]
     batch: usize,
@@ -42,8 +43,8 @@ pub struct Args {
     with_preprocessing: bool,
     /// Engine that will run int8 models, since each is fast with values rounded at other places. Files of other models
     /// are the same for all [default: the engine that the model was quantised for, otherwise onnxruntime].
-    #[arg(long = "for", value_parser = PossibleValuesParser::new(["onnxruntime", "openvino", "tensorrt"]))]
-    engine: Option<String>,
+    #[arg(long = "for", value_parser = choice::one_of(Engine::OTHERS))]
+    engine: Option<Engine>,
     /// Also write this many preprocessed training images to calibration.npy in the model's folder, f32 [images, 3,
     /// height, width], for engines that quantise the f32 file by themselves.
     #[arg(long, value_parser = numbers::images, requires = "data")]
@@ -83,10 +84,7 @@ pub fn run(args: &Args) -> Result<Value> {
         check_folder(folder, "export")?;
         let quantisation = load_config(folder)?.quantisation;
         let own = quantisation.map(|quantisation| quantisation.engine).filter(|engine| *engine != Engine::Ofa);
-        options.engine = match &args.engine {
-            Some(name) => engine(name)?,
-            None => own.unwrap_or(Engine::OnnxRuntime),
-        };
+        options.engine = args.engine.or(own).unwrap_or(Engine::OnnxRuntime);
         let (path, bytes) = export::export(folder, format, &options, args.out.as_deref())?;
         say!("{}: {:.1} kB", path.display(), bytes as f64 / 1e3);
         let mut file = json!({ "model": folder, "file": path, "bytes": bytes });

@@ -1,13 +1,17 @@
 //! `ofa extract`
 
+use crate::arguments::{numbers, shell, subnet_text};
 use crate::commands::quantise::{QuantiseOptions, quantise_folder};
-use crate::freshness::predictor_path;
-use crate::measured::{Images, Measured};
-use crate::model_folders::{check_all, check_int8_replaceable, int8_folder, is_current, is_twin_current, model_folder};
-use crate::model_origin::{Wanted, origin, provenance, search_results};
-use crate::progress::{Bar, counted};
-use crate::run_folder::{RunConfig, RunFolder, absolute};
-use crate::{interrupt, kept_samples, names, numbers, shell, subnet_text, table, terminal};
+use crate::output::progress::{Bar, counted};
+use crate::output::{next_steps, table, terminal};
+use crate::process::interrupt;
+use crate::run_folder::freshness::predictor_path;
+use crate::run_folder::model_folders::{
+    check_all, check_int8_replaceable, check_twins, int8_folder, is_current, is_twin_current, model_folder,
+};
+use crate::run_folder::model_origin::{Wanted, origin, provenance, search_results};
+use crate::run_folder::{RunConfig, RunFolder, absolute, kept_samples, names};
+use crate::search::measured::{Images, Measured};
 use anyhow::{Result, anyhow, bail};
 use ofa_evaluate::model::{CONFIG_FILE, Finetuned, NumberType, load_config};
 use ofa_evaluate::quantise;
@@ -52,7 +56,7 @@ pub struct Args {
     /// Folder name for a single --subnet (default: made from its text).
     #[arg(long)]
     name: Option<String>,
-    /// Replace models that are fine-tuned or of another subnet, and extract again what is up to date.
+    /// Replace models that are fine-tuned, in integers or of another subnet, and extract again what is up to date.
     #[arg(long)]
     overwrite: bool,
     /// Epochs of fine-tuning on the training images, with the largest subnet as teacher. The weights with the better
@@ -125,11 +129,12 @@ pub fn run(args: &Args) -> Result<Value> {
     };
     let (current, wanted) = part_current(args, &folder, wanted, &options)?;
     check_all(&folder, &wanted, options.overwrite)?;
+    if args.int8 {
+        check_twins(&folder, &current, &wanted)?;
+    }
     let next = || {
-        let source = args.data.as_deref().unwrap_or(&config.data.source);
-        // A run that was imported without images has no source.
-        let source = if source.is_empty() { "DIR".into() } else { shell::quote(source) };
-        terminal::next([format!("ofa bench {}/models/* --data {source}", shell::path(&args.run))]);
+        let images = next_steps::test_images(args.data.as_deref().unwrap_or(&config.data.source));
+        terminal::next([format!("ofa bench {}/models/* --data {images}", shell::path(&args.run))]);
     };
     let of_int8 = |folder: &Path| {
         args.int8.then(|| int8_folder(folder)).filter(|twin| !is_twin_current(folder, twin, args.finetune))
@@ -211,7 +216,7 @@ fn wanted(args: &Args, folder: &RunFolder, config: &RunConfig) -> Result<Vec<Wan
     }
     let mut wanted: Vec<Wanted> = Vec::new();
     if let Some(names) = &args.search_results {
-        wanted.extend(search_results(folder, &args.run, config, names, args.int8)?);
+        wanted.extend(search_results(folder, &args.run, config, names, args.dtype, args.int8)?);
     }
     for text in &args.subnet {
         let subnet = subnet_text::read(&config.space, text)?;
@@ -371,6 +376,7 @@ pub fn extract_all(
             dtype: options.dtype,
             origin: Some(one.origin(&origin)),
             finetuned: how,
+            tried_finetuning: options.finetune.as_ref().map(finetuned).filter(|_| how.is_none()),
             provenance: Some(provenance(run, search.as_ref(), row.predicted, row.validated())),
         };
         extract(net, subnet, &statistics, &data.classes, &data.normalisation, record, &path)?;
@@ -400,10 +406,12 @@ fn predicted(wanted: &Wanted, predictor: Option<&Predictor>) -> Option<f64> {
     }
 }
 
-/// The run's predictor, if there is one for its space.
+/// The run's predictor, if there is one for its space and weights.
 fn predictor(folder: &RunFolder, space: &SearchSpace) -> Option<Predictor> {
     let predictor = Predictor::load(&predictor_path(folder)).ok()?;
-    predictor.space().difference_in_weights(space).is_none().then_some(predictor)
+    let is_own = |weights: &str| folder.weights_checksum().is_ok_and(|own| own == weights);
+    let is_of_run = predictor.space().difference_in_weights(space).is_none() && predictor.weights().is_none_or(is_own);
+    is_of_run.then_some(predictor)
 }
 
 /// Measures the subnets as the predictor's samples were measured, and keeps that as samples: `ofa predictor` then fits

@@ -1,10 +1,11 @@
 //! `ofa import`
 
-use crate::class_names::{numbered_classes, of_numbered_outputs};
-use crate::progress::Bar;
+use crate::arguments::{numbers, shell};
+use crate::output::progress::Bar;
+use crate::output::terminal::note;
+use crate::output::{next_steps, terminal};
+use crate::run_folder::class_names::{numbered_classes, of_numbered_outputs};
 use crate::run_folder::{DataConfig, RunConfig, RunFolder, data_flag};
-use crate::terminal::note;
-use crate::{numbers, shell, terminal};
 use anyhow::{Context, Result, bail};
 use ofa_evaluate::cost;
 use ofa_evaluate::model::{ModelConfig, NumberType, PublishedNetwork, is_unfinished, save};
@@ -12,7 +13,6 @@ use ofa_supernet::SearchSpace;
 use ofa_supernet::data::Normalisation;
 use ofa_supernet::files;
 use ofa_supernet::import::{CheckpointFile, read_supernet_from};
-use ofa_supernet::space::Family;
 use ofa_supernet::train::TrainConfig;
 use ofa_supernet::train::checkpoint::{Folder, SupernetNote, write_supernet};
 use serde_json::{Value, json};
@@ -147,14 +147,15 @@ fn supernet(args: &Args, space: &str) -> Result<Value> {
     if !args.resolutions.is_empty() {
         space.resolutions = args.resolutions.clone();
     }
-    match args.batch_norm_epsilon {
-        Some(epsilon) => space.batch_norm_epsilon = epsilon,
-        None if space.family == Family::ProxylessNas => note(format!(
-            "checkpoints do not record batch norm's epsilon, so {:e} is used; for the published ProxylessNAS supernet give \
-             --batch-norm-epsilon 1e-3",
-            space.batch_norm_epsilon
+    let rules = space.family.rules();
+    match (args.batch_norm_epsilon, rules.published_epsilon) {
+        (Some(epsilon), _) => space.batch_norm_epsilon = epsilon,
+        (None, Some(published)) => note(format!(
+            "checkpoints do not record batch norm's epsilon, so {:e} is used; for the published {} supernet give \
+             --batch-norm-epsilon {published:e}",
+            space.batch_norm_epsilon, rules.name
         )),
-        None => {}
+        (None, None) => {}
     }
     space.validate()?;
     let train = TrainConfig::preset("imagenet", &space)?;
@@ -166,7 +167,7 @@ fn supernet(args: &Args, space: &str) -> Result<Value> {
     skipped.into_iter().for_each(note);
     let classes = class_names(args, &config.data, net.classes())?;
     let parameters: usize = net.parameters().iter().map(|p| p.var.elem_count()).sum();
-    let note = SupernetNote { space, classes, steps: 0, trained_on: None };
+    let note = SupernetNote { space, classes, steps: 0, trained_on: None, earlier: Vec::new() };
     let existed = args.out.exists();
     let _lock = folder.lock()?;
     check_is_free(&folder, args, &config)?;
@@ -190,8 +191,7 @@ fn supernet(args: &Args, space: &str) -> Result<Value> {
         parameters as f64 / 1e6,
         path.display()
     );
-    let run = shell::path(&args.out);
-    terminal::next([format!("ofa profile --run {run} --name this"), format!("ofa predictor --run {run}")]);
+    terminal::next(next_steps::with_supernet(&config, &shell::path(&args.out)));
     Ok(json!({
         "run": args.out,
         "supernet": path,

@@ -1,8 +1,9 @@
 //! `ofa predict`
 
+use crate::arguments::numbers;
 use crate::commands::bench::check_folder;
-use crate::progress::Bar;
-use crate::{interrupt, numbers};
+use crate::output::progress::Bar;
+use crate::process::interrupt;
 use anyhow::Result;
 use ofa_evaluate::Model;
 use ofa_evaluate::runtime::softmax;

@@ -1,12 +1,14 @@
 //! `ofa predictor`
 
-use crate::freshness::{load_predictor, predictor_path, warn_of_doubts};
-use crate::kept_samples::SAMPLES;
-use crate::measured::{Images, Measured};
-use crate::predictor_report::print_report;
-use crate::progress::Bar;
+use crate::arguments::{choice, numbers, shell};
+use crate::output::predictor_report::print_report;
+use crate::output::progress::Bar;
+use crate::output::{table, terminal};
+use crate::process::interrupt;
 use crate::run_folder::RunFolder;
-use crate::{choice, interrupt, numbers, shell, table, terminal};
+use crate::run_folder::freshness::{load_predictor, predictor_path, warn_of_doubts};
+use crate::run_folder::kept_samples::SAMPLES;
+use crate::search::measured::{Images, Measured};
 use anyhow::{Result, bail};
 use ofa_extract::predictor::active::{self, Acquisition, CurvePoint, FEWEST_CURVE_SAMPLES};
 use ofa_extract::predictor::{
@@ -69,7 +71,7 @@ pub struct Args {
 /// Settings of sampling and fitting.
 #[derive(clap::Args, Clone)]
 pub struct Sampling {
-    /// Total number of subnets to measure.
+    /// Total number of samples: subnets are measured until the run has as many, imported accuracies included.
     #[arg(long, default_value_t = 1000, value_parser = numbers::subnets)]
     pub samples: usize,
     #[command(flatten)]
@@ -159,6 +161,14 @@ fn import(args: &Args, file: &Path) -> Result<Value> {
     }
     let is_accuracies =
         file.extension().is_some_and(|e| ["jsonl", "json", "csv"].iter().any(|known| e.eq_ignore_ascii_case(known)));
+    let Sampling { method, members, seed, .. } = &args.sampling;
+    if !is_accuracies && (*method != Method::default() || members.is_some() || *seed != 0) {
+        bail!(
+            "{}: a published predictor is not fitted again; --method, --members and --seed are for accuracies (.jsonl, \
+             .csv)",
+            file.display()
+        );
+    }
     let named = |name: &String| -> Result<SearchSpace> {
         let mut space = SearchSpace::named(name)?;
         if !args.resolutions.is_empty() {

@@ -1,11 +1,13 @@
 //! `ofa profile`
 
-use crate::engine::EngineArgs;
-use crate::processes::hint_at_cores;
-use crate::progress::{Bar, counted};
+use crate::arguments::engine_flags::EngineArgs;
+use crate::arguments::numbers;
+use crate::output::progress::{Bar, counted};
+use crate::output::terminal;
+use crate::process::processes::hint_at_cores;
+use crate::process::{interrupt, memory};
 use crate::remote::{Remote, RemoteArgs};
 use crate::run_folder::{RunConfig, RunFolder};
-use crate::{interrupt, memory, numbers, terminal};
 use anyhow::{Context, Error, Result, anyhow, ensure};
 use clap::ArgGroup;
 use ofa_evaluate::DeviceProfile;

@@ -1,12 +1,13 @@
 //! `ofa quantise`
 
+use crate::arguments::{choice, numbers};
 use crate::commands::bench::check_folder;
-use crate::model_folders::{check_int8_replaceable, int8_folder, name_beside};
-use crate::progress::{Bar, counted};
-use crate::run_folder::{DataConfig, data_flag};
-use crate::{class_names, interrupt, numbers, terminal};
+use crate::output::progress::{Bar, counted};
+use crate::output::terminal;
+use crate::process::interrupt;
+use crate::run_folder::model_folders::{check_int8_replaceable, int8_folder, name_beside};
+use crate::run_folder::{DataConfig, class_names, data_flag};
 use anyhow::{Result, bail};
-use clap::builder::PossibleValuesParser;
 use ofa_evaluate::bench::Score;
 use ofa_evaluate::model::{ModelConfig, load_config, load_weights, save_quantised};
 use ofa_evaluate::quantise::{
@@ -35,7 +36,8 @@ const WORTH_KEEPING: f64 = 0.25;
 /// Make 8-bit integer models of extracted models, calibrated on training images.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model folders, extracted or imported; each gets the folder NAME-int8 beside it.
+    /// Model folders, extracted or imported; each gets the folder NAME-int8 beside it. Those that are int8 already are
+    /// skipped.
     #[arg(required = true)]
     models: Vec<PathBuf>,
     /// Images whose training split calibrates the integers: a folder or `builtin`.
@@ -62,8 +64,8 @@ pub struct Args {
     images: usize,
     /// Engine that will run the models, since each rounds values at other places. Those of this program (`ofa`) and of
     /// openvino are the same; for tensorrt integers are symmetric about zero. `ofa bench` runs all of them.
-    #[arg(long = "for", default_value = "ofa", value_parser = PossibleValuesParser::new(ENGINES.iter().map(|engine| engine.0)))]
-    engine: String,
+    #[arg(long = "for", default_value = "ofa", value_parser = choice::one_of(Engine::TABLE))]
+    engine: Engine,
     /// Bits of the weights: 8, or 7 for other engines on x86 processors without VNNI, which add products in 16 bits.
     #[arg(long, default_value_t = 8, value_parser = numbers::weight_bits)]
     weight_bits: u8,
@@ -80,22 +82,6 @@ pub struct Args {
     /// Seed of the order and the augmentation of the images in fine-tuning.
     #[arg(long, default_value_t = 0, value_parser = numbers::seed, requires = "finetune")]
     finetune_seed: u64,
-}
-
-/// Names of the engines.
-const ENGINES: [(&str, Engine); 4] = [
-    ("ofa", Engine::Ofa),
-    ("onnxruntime", Engine::OnnxRuntime),
-    ("openvino", Engine::OpenVino),
-    ("tensorrt", Engine::TensorRt),
-];
-
-/// The engine of this name.
-pub fn engine(name: &str) -> Result<Engine> {
-    match ENGINES.iter().find(|engine| engine.0 == name) {
-        Some((_, engine)) => Ok(*engine),
-        None => bail!("the engine '{name}' is not known; choose one of {}", ENGINES.map(|engine| engine.0).join(", ")),
-    }
 }
 
 /// Settings of a quantisation.
@@ -126,15 +112,24 @@ pub fn run(args: &Args) -> Result<Value> {
     if args.images < LEAST_IMAGES {
         bail!("--images {}: calibration needs at least {LEAST_IMAGES} images", args.images);
     }
-    for folder in &args.models {
-        check_folder(folder, "quantise")?;
+    let folders = f32_models(&args.models)?;
+    for folder in &folders {
         let out = args.out.clone().unwrap_or_else(|| int8_folder(folder));
         if out.components().any(|part| part == std::path::Component::ParentDir) {
             // Otherwise the system would not follow a path such as `new/..`.
             make_folder(&out)?;
         }
-        if out.canonicalize().ok().is_some_and(|out| folder.canonicalize().is_ok_and(|folder| folder == out)) {
+        let written = out.canonicalize().ok();
+        let is_written = |folder: &Path| written.is_some() && folder.canonicalize().ok() == written;
+        if is_written(folder) {
             bail!("--out {}: this is the f32 model itself; name another folder", out.display());
+        }
+        if folders.iter().any(|other| is_written(other)) {
+            bail!(
+                "{}: would be an f32 model to quantise and the int8 model of {} too; quantise that one alone, with --out",
+                out.display(),
+                folder.display()
+            );
         }
         if !args.overwrite {
             check_int8_replaceable(&out, &load_config(folder)?.subnet)?;
@@ -148,7 +143,7 @@ pub fn run(args: &Args) -> Result<Value> {
         );
     }
     let keep_f32 = args.keep_f32.iter().cloned().collect();
-    let integers = Options { engine: engine(&args.engine)?, weight_bits: args.weight_bits, keep_f32 };
+    let integers = Options { engine: args.engine, weight_bits: args.weight_bits, keep_f32 };
     let finetune = args.finetune.map(|epochs| FinetuneOptions {
         epochs,
         learning_rate: args.finetune_rate,
@@ -156,8 +151,27 @@ pub fn run(args: &Args) -> Result<Value> {
         seed: args.finetune_seed,
     });
     let options = QuantiseOptions { images: args.images, integers, finetune };
-    let models = args.models.iter().map(|folder| quantise_folder(folder, &data, &options, args.out.as_deref()));
+    let models = folders.iter().map(|folder| quantise_folder(folder, &data, &options, args.out.as_deref()));
     Ok(json!({ "models": models.collect::<Result<Vec<Value>>>()? }))
+}
+
+/// The f32 models among `folders`. A pattern such as `run/models/*` also names the int8 models that were made of them.
+fn f32_models(folders: &[PathBuf]) -> Result<Vec<&PathBuf>> {
+    let (mut models, mut int8) = (Vec::new(), Vec::new());
+    for folder in folders {
+        check_folder(folder, "quantise")?;
+        match load_config(folder)?.quantisation {
+            Some(_) => int8.push(folder.display().to_string()),
+            None => models.push(folder),
+        }
+    }
+    if models.is_empty() {
+        bail!("{}: the model is int8 already; name an f32 model", int8.join(", "));
+    }
+    if !int8.is_empty() {
+        terminal::note(format!("skipped, as they are int8 already: {}", int8.join(", ")));
+    }
+    Ok(models)
 }
 
 /// Opens images whose training split calibrates models, each with its own normalisation.
@@ -190,17 +204,20 @@ pub fn quantise_folder(folder: &Path, data: &Dataset, options: &QuantiseOptions,
         interrupt::control()
     })?;
     drop(bar);
-    let mut comparison = None;
+    let (mut comparison, mut tried) = (None, None);
     if let Some(finetuning) = finetuning {
         let finetuned = finetuning.run(&quantised, &weights, &images)?;
         let compared = finetuning.compare([&quantised.network, &finetuned.network], &weights)?;
         if compared.is_finetuned_better() {
             quantised = finetuned;
+        } else {
+            tried = finetuned.config.quantisation.and_then(|quantisation| quantisation.finetuned);
         }
         comparison = Some(compared);
     }
     if let Some(quantisation) = &mut quantised.config.quantisation {
         quantisation.f32_model = name_beside(folder, &out);
+        quantisation.tried_finetuning = tried;
     }
     save_quantised(&out, &quantised.config, &quantised.network)?;
     let mut models = [Model::load(folder)?, Model::load(&out)?];

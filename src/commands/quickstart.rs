@@ -1,19 +1,22 @@
 //! `ofa quickstart`
 
+use crate::arguments::numbers;
 use crate::commands::bench::{bench_models, print_rows};
 use crate::commands::extract::{Options, extract_all};
 use crate::commands::predictor::{Sampling, fit_predictor};
 use crate::commands::profile::{Show, print_check, profile_device, profile_json};
 use crate::commands::search::{named_results, print_results};
-use crate::commands::train::{print_probes, probes_json, train_run};
-use crate::measured::Images;
-use crate::model_origin::Wanted;
-use crate::predictor_report::print_report;
-use crate::quickstart_folder::QuickstartFolder;
+use crate::commands::train::train_run;
+use crate::output::predictor_report::print_report;
+use crate::output::progress;
+use crate::output::training_summary::{print_probes, probes_json};
+use crate::process::interrupt;
 use crate::report::{PAGE, Report, page};
+use crate::run_folder::model_origin::Wanted;
+use crate::run_folder::quickstart_folder::QuickstartFolder;
 use crate::run_folder::{DataConfig, RunConfig, RunFolder};
-use crate::searches::search_limits;
-use crate::{interrupt, numbers, progress};
+use crate::search::measured::Images;
+use crate::search::searches::search_limits;
 use anyhow::Result;
 use candle_core::Device;
 use ofa_evaluate::bench::{BenchOptions, DeviceRecord, update_card};

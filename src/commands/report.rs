@@ -1,8 +1,8 @@
 //! `ofa report`
 
+use crate::output::terminal;
 use crate::report::{PAGE, Report, markdown, page};
 use crate::run_folder::RunFolder;
-use crate::terminal;
 use anyhow::Result;
 use ofa_supernet::files::write_atomic;
 use serde_json::Value;
@@ -36,6 +36,7 @@ pub fn run(args: &Args) -> Result<Value> {
     let _lock = folder.lock_to_read()?;
     let report = Report::gather(&folder)?;
     let value = serde_json::to_value(&report)?;
+    report.warnings().iter().for_each(terminal::warning);
     if terminal::is_json() {
         return Ok(value);
     }

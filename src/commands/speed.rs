@@ -1,12 +1,14 @@
 //! `ofa speed`
 
+use crate::arguments::numbers;
 use crate::commands::train::of_one_rank;
-use crate::processes::on_this_machine;
-use crate::progress::{self, Bar, counted};
-use crate::ranks_model::{Network, Prediction, Step, predict};
+use crate::output::progress::{self, Bar, counted};
+use crate::output::{table, terminal};
+use crate::process::memory;
+use crate::process::processes::on_this_machine;
+use crate::process::ranks_model::{Network, Prediction, Step, predict};
 use crate::run_folder::RunConfig;
-use crate::starting_weights::StartingWeights;
-use crate::{memory, numbers, table, terminal};
+use crate::run_folder::starting_weights::StartingWeights;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use ofa_evaluate::latency::median;
@@ -33,7 +35,7 @@ pub struct Args {
     /// Use the strides for small images: 1 in the first convolution and the first stage.
     #[arg(long, conflicts_with = "config")]
     small: bool,
-    /// Height and width of the images (default: 32, or the largest of --config).
+    /// Height and width of the images (default: 32, or the largest of --config, whose schedule keeps its own).
     #[arg(long, value_parser = numbers::resolution)]
     resolution: Option<usize>,
     /// Images per step (default: 64, or those of --config).
@@ -48,7 +50,8 @@ pub struct Args {
     /// Steps to measure, after one warm-up step.
     #[arg(long, default_value_t = 6, value_parser = numbers::repetitions)]
     steps: usize,
-    /// Also estimate the time of this configuration's schedule; its space is measured.
+    /// Also estimate the time of this configuration's schedule, with as many processes as this command has; its space
+    /// is measured.
     #[arg(long)]
     config: Option<PathBuf>,
     /// Training images of the schedule of --config (default: those of its data, which is opened for that).
@@ -78,8 +81,15 @@ struct Setting {
 }
 
 impl Setting {
-    fn of(args: &Args) -> Result<Self> {
-        let config = args.config.as_deref().map(RunConfig::read).transpose()?;
+    fn of(args: &Args, ranks: &Ranks) -> Result<Self> {
+        let mut config = args.config.as_deref().map(RunConfig::read).transpose()?;
+        if let Some(config) = &mut config {
+            // As a training with these flags and processes has them.
+            config.train.batch = args.batch.unwrap_or(config.train.batch);
+            if ranks.is_distributed() {
+                config.train.ranks.get_or_insert(ranks.count());
+            }
+        }
         let mut space = match (&config, &args.space) {
             (Some(config), _) => config.space.clone(),
             (None, name) => SearchSpace::named(name.as_deref().unwrap_or("cifar-mbv3"))?,
@@ -170,7 +180,7 @@ pub struct StageTime {
 }
 
 pub fn run(args: &Args, ranks: &Ranks) -> Result<Value> {
-    let setting = Setting::of(args)?;
+    let setting = Setting::of(args, ranks)?;
     let need = |batch| memory_of_step(&setting, batch);
     memory::check_batch("this step", setting.batch, &need, on_this_machine(ranks))?;
     let net = Supernet::new(&setting.space, setting.classes, 0)?;
@@ -178,7 +188,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<Value> {
     let step_seconds = median(&times).context("no step was measured")?;
     let exchange = ranks.is_distributed().then(|| exchange(ranks, waited / times.len() as f64, &step_exchange));
     let schedule = match &setting.schedule {
-        Some((config, images)) => Some(stage_times(config, setting.classes, *images, &Ranks::alone())?),
+        Some((config, images)) => Some(stage_times(config, setting.classes, *images, ranks)?),
         None => None,
     };
     let report = Report {
@@ -374,7 +384,7 @@ fn measure(net: &Supernet, setting: &Setting, ranks: &Ranks) -> Result<Measured>
     let (mut times, mut exchanges, mut before) = (Vec::new(), Vec::new(), 0.0);
     let bar = Bar::new("measuring steps", setting.steps + 1, "steps");
     for step in 0..=setting.steps {
-        if let [true] = ranks.any([crate::interrupt::requested()]) {
+        if let [true] = ranks.any([crate::process::interrupt::requested()]) {
             return Err(Error::Interrupted.into());
         }
         if step == 1 {
@@ -443,7 +453,7 @@ pub fn stage_times(config: &RunConfig, classes: usize, images: usize, ranks: &Ra
         let mut times = Vec::new();
         let resolutions = stage.images.as_ref().map_or(choices.resolutions.len(), |images| images.resolutions.len());
         for step in 0..=3 * resolutions.min(4) {
-            crate::interrupt::check()?;
+            crate::process::interrupt::check()?;
             let resolution = resolution_of(stage, &choices, config.train.seed, step);
             let (images, labels) = random_batch(plan.batch.div_ceil(ranks.count()), resolution, classes)?;
             let start = Instant::now();

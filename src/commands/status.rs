@@ -1,15 +1,15 @@
 //! `ofa status`
 
+use crate::arguments::shell;
 use crate::commands::predictor::REPORT as FIT;
-use crate::commands::train::{after_training, are_few};
-use crate::freshness::{has_results_of_int8, predictor_path};
-use crate::progress;
+use crate::output::{next_steps, progress, terminal};
+use crate::run_folder::freshness::{flags_of_results, predictor_path, warnings};
+use crate::run_folder::model_folders::model_folder;
 use crate::run_folder::{RunConfig, RunFolder, subfolders};
-use crate::{shell, terminal};
 use anyhow::{Result, bail};
 use ofa_evaluate::bench::BENCH_FILE;
-use ofa_evaluate::model::CONFIG_FILE;
-use ofa_extract::FitReport;
+use ofa_evaluate::model::{CONFIG_FILE, load_config};
+use ofa_extract::{FitReport, SearchResult};
 use ofa_supernet::Error;
 use ofa_supernet::files::read_json;
 use ofa_supernet::train::checkpoint::{Folder, Progress, read_position};
@@ -52,6 +52,8 @@ struct Status {
     searches: Vec<String>,
     /// Names of model folders.
     models: Vec<String>,
+    /// Sentences about a predictor and search results that are not to be relied on.
+    warnings: Vec<String>,
     /// Commands to run next.
     next: Vec<String>,
 }
@@ -108,6 +110,7 @@ struct Validation {
 pub fn run(args: &Args) -> Result<Value> {
     let status = Status::gather(&RunFolder::new(args.named.as_ref().unwrap_or(&args.run)))?;
     status.print();
+    status.warnings.iter().for_each(terminal::warning);
     terminal::next(status.next.iter().cloned());
     Ok(serde_json::to_value(&status)?)
 }
@@ -155,6 +158,10 @@ impl Status {
         let mut models: Vec<String> =
             models.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect();
         models.sort();
+        let searches = folder.json_files("search")?;
+        // Other commands tell of a damaged one.
+        let readable = |path: &PathBuf| Some((path.clone(), read_json::<SearchResult>(path).ok()?));
+        let results: Vec<(PathBuf, SearchResult)> = searches.iter().filter_map(readable).collect();
         let mut status = Status {
             run: folder.path().to_path_buf(),
             space: config.space.name.clone(),
@@ -166,16 +173,17 @@ impl Status {
             predictor: if fit.exists() { Some(read_json(&fit)?) } else { None },
             has_predictor: predictor_path(folder).exists(),
             devices: names(folder.json_files("devices")?),
-            searches: names(folder.json_files("search")?),
+            searches: names(searches),
             models,
+            warnings: warnings(folder, &results)?,
             next: Vec::new(),
         };
-        status.next = status.next(folder, &config)?;
+        status.next = status.next(folder, &config, &results)?;
         Ok(status)
     }
 
     /// The commands to run next.
-    fn next(&self, folder: &RunFolder, config: &RunConfig) -> Result<Vec<String>> {
+    fn next(&self, folder: &RunFolder, config: &RunConfig, results: &[(PathBuf, SearchResult)]) -> Result<Vec<String>> {
         let run = shell::path(&self.run);
         if self.command.is_some() {
             return Ok(Vec::new());
@@ -185,30 +193,68 @@ impl Status {
         }
         let mut next = Vec::new();
         if self.devices.is_empty() {
-            next.push(format!("ofa profile --run {run} --name this"));
+            next.extend(next_steps::profile(config, &run));
         }
         if !self.has_predictor && self.state != State::WithoutSupernet {
             // Few subnets have no predictor, and are extracted once.
-            let is_done = are_few(config) && !self.models.is_empty();
-            next.extend((!is_done).then(|| after_training(config, &run)));
+            let is_done = next_steps::are_few(config) && !self.models.is_empty();
+            next.extend((!is_done).then(|| next_steps::after_training(config, &run)));
+        }
+        if self.is_of_other_weights(folder) {
+            // Searches and models follow from the predictor.
+            next.push(format!("{} --discard", next_steps::predictor(config, &run)));
+            return Ok(next);
         }
         if self.has_predictor && self.searches.is_empty() {
             let limit = self.devices.first().map_or("any:macs=50M".into(), |device| format!("{device}:latency=10ms"));
             next.push(format!("ofa search --run {run} --limit {}", shell::quote(&limit)));
         }
-        let is_missing = |name: &String| !self.models.contains(name);
-        if self.state != State::WithoutSupernet && self.searches.iter().any(is_missing) {
-            let int8 = if has_results_of_int8(folder)? { " --int8" } else { "" };
-            next.push(format!("ofa extract --run {run} --search-results{int8}"));
+        if self.state != State::WithoutSupernet {
+            next.extend(self.extractions(folder, config, results)?);
         }
         let is_measured = |name: &String| folder.join(&format!("models/{name}/{BENCH_FILE}")).exists();
         if !self.models.iter().all(is_measured) {
-            let data = if self.data.is_empty() { "DIR".into() } else { shell::quote(&self.data) };
-            next.push(format!("ofa bench {run}/models/* --data {data} --update-card"));
+            let images = next_steps::test_images(&self.data);
+            next.push(format!("ofa bench {run}/models/* --data {images} --update-card"));
         } else if !self.models.is_empty() {
             next.push(format!("ofa report --run {run}"));
         }
         Ok(next)
+    }
+
+    /// Whether the predictor was fitted for other weights than the supernet's.
+    fn is_of_other_weights(&self, folder: &RunFolder) -> bool {
+        let measured_with = self.predictor.as_ref().and_then(|fit| fit.measured_with.as_ref());
+        measured_with.is_some_and(|with| folder.weights_checksum().is_ok_and(|weights| weights != with.weights))
+    }
+
+    /// The commands that extract the results of searches without a model, or whose model an earlier result left.
+    fn extractions(
+        &self,
+        folder: &RunFolder,
+        config: &RunConfig,
+        results: &[(PathBuf, SearchResult)],
+    ) -> Result<Vec<String>> {
+        let of_earlier = |(file, result): &(PathBuf, SearchResult)| {
+            let name = file.file_stem()?.to_string_lossy().into_owned();
+            let model = load_config(&model_folder(folder, &name)).ok()?;
+            // The int8 twin of a search's model may have the name of another search.
+            let is_twin = model.quantisation.is_some();
+            let integers = model.quantisation.and_then(|quantisation| quantisation.finetuned);
+            // Whether to replace a fine-tuned model is its owner's choice.
+            let is_tuned = model.finetuned.or(integers).is_some();
+            ((is_twin || model.subnet != result.best) && !is_tuned).then_some(name)
+        };
+        let replaced: Vec<String> = results.iter().filter_map(of_earlier).collect();
+        let is_missing = self.searches.iter().any(|name| !self.models.contains(name));
+        let (run, mut commands) = (shell::path(&self.run), Vec::new());
+        if !replaced.is_empty() || is_missing {
+            let flags = flags_of_results(folder)?;
+            let overwrite = || next_steps::extract(config, &run, &replaced, &flags) + " --overwrite";
+            commands.extend((!replaced.is_empty()).then(overwrite));
+            commands.extend(is_missing.then(|| next_steps::extract(config, &run, &[], &flags)));
+        }
+        Ok(commands)
     }
 
     fn print(&self) {

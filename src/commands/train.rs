@@ -1,21 +1,22 @@
 //! `ofa train`
 
+use crate::arguments::{numbers, shell, subnet_text};
 use crate::commands::speed::stage_times;
-use crate::new_folder::NewFolder;
-use crate::processes::on_this_machine;
-use crate::progress::{self, Bar, counted};
+use crate::output::progress::{self, Bar, counted};
+use crate::output::terminal::{note, warning};
+use crate::output::{next_steps, terminal, training_summary};
+use crate::process::processes::on_this_machine;
+use crate::process::{interrupt, memory};
+use crate::run_folder::new_folder::NewFolder;
+use crate::run_folder::starting_weights::StartingWeights;
 use crate::run_folder::{DataConfig, FOREIGN_SPACE, RunConfig, RunFolder, absolute, data_flag};
-use crate::starting_weights::StartingWeights;
-use crate::terminal::{note, warning};
-use crate::{interrupt, memory, numbers, shell, subnet_text, table, terminal, training_summary};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
-use ofa_extract::predictor::FEWEST_SAMPLES;
 use ofa_supernet::data::Dataset;
 use ofa_supernet::train::checkpoint::Folder;
 use ofa_supernet::train::metrics::TENSORBOARD;
 use ofa_supernet::train::progress::StepEvent;
-use ofa_supernet::train::{Control, Event, Outcome, ProbeResult, TrainConfig, is_unbegun, train_with_teacher};
+use ofa_supernet::train::{Control, Event, Origin, Outcome, TrainConfig, is_unbegun, train_from};
 use ofa_supernet::{Ranks, SearchSpace, Supernet, files};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -53,7 +54,7 @@ pub struct Settings {
     /// Configuration file with [data], [space] and [train]; `ofa config` prints one.
     #[arg(long, conflicts_with_all = ["space", "preset"])]
     pub config: Option<PathBuf>,
-    /// Training preset: cifar, imagenet, progressive, tiny, or transfer (default: cifar; with --from of a
+    /// Training preset: cifar, imagenet, progressive, tiny, or with --from transfer (default: cifar; with --from of a
     /// supernet transfer).
     #[arg(long)]
     preset: Option<String>,
@@ -101,6 +102,20 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Whether the preset is that for weights which are trained already.
+    pub fn is_transfer(&self) -> bool {
+        self.preset.as_deref() == Some("transfer")
+    }
+
+    /// [`Settings::resolve`], refusing the preset for trained weights where none are named.
+    fn resolve_for_training(&self) -> Result<RunConfig> {
+        let config = self.resolve()?;
+        if self.is_transfer() && config.from.is_none() {
+            bail!("--preset transfer is for trained weights; name their run with --from, or take another preset");
+        }
+        Ok(config)
+    }
+
     /// File, presets and flags as one checked configuration.
     pub fn resolve(&self) -> Result<RunConfig> {
         let mut start = self.from.as_deref().map(StartingWeights::read).transpose()?;
@@ -131,8 +146,11 @@ impl Settings {
         };
         if let Some(path) = &self.from {
             config.from = Some(path.to_str().context("--from: the path is not UTF-8")?.to_string());
-            // A preset is for random weights; that of a file is refused.
-            config.train.zero_last_scale &= self.config.is_some();
+            // A preset is for random weights; what a file says is refused.
+            if self.config.is_none() {
+                config.train.zero_last_scale = false;
+                config.sort_untrained_only();
+            }
         }
         if let Some(start) = start {
             // The weights expect images normalised as theirs were.
@@ -157,6 +175,10 @@ impl Settings {
             config.train.seed = seed;
         }
         config.space.validate()?;
+        // Before a subnet is chosen, which learns as much from its teacher as in the stages.
+        if let Some(path) = &self.teacher {
+            config.train.teacher_from = Some(path.to_str().context("--teacher: the path is not UTF-8")?.to_string());
+        }
         if let Some(text) = &self.subnet {
             let subnet = subnet_text::read(&config.space, text)?;
             (config.space, config.train) = config.train.alone(&config.space, &subnet)?;
@@ -168,11 +190,12 @@ impl Settings {
                 );
             }
         }
-        if let Some(path) = &self.teacher {
-            config.train.teacher_from = Some(path.to_str().context("--teacher: the path is not UTF-8")?.to_string());
+        if self.teacher.is_some() {
             let untaught = config.train.stages.iter_mut().filter(|stage| stage.kd_ratio == 0.0);
             untaught.for_each(|stage| stage.kd_ratio = 1.0);
-            let known = StartingWeights::read(path)?.normalisation;
+        }
+        if let Some(teacher) = &config.train.teacher_from {
+            let known = StartingWeights::read(Path::new(teacher))?.normalisation;
             config.data.normalisation = config.data.normalisation.or(known);
         }
         // As the run folder has it, which resuming compares with.
@@ -193,7 +216,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<Value> {
         }
         config
     } else {
-        args.settings.resolve()?
+        args.settings.resolve_for_training()?
     };
     for (file, what) in [("trials.jsonl", "trials of `ofa tune`"), (FOREIGN_SPACE, "accuracies from elsewhere")] {
         if folder.join(file).exists() {
@@ -221,6 +244,10 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<Value> {
         }
         note(format!("{} holds no checkpoint yet: training starts at its beginning", args.out.display()));
     }
+    if resume {
+        let path = folder.join("config.toml");
+        config.check_resumed(checkpoints.begun_stages()?).with_context(|| path.display().to_string())?;
+    }
     if args.tensorboard && ranks.is_first() {
         files::make_folder(&folder.join(TENSORBOARD))?;
     }
@@ -245,7 +272,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<Value> {
     match outcome {
         Outcome::Finished { .. } if !ranks.is_first() => Ok(Value::Null),
         Outcome::Finished { supernet, probes, steps, seconds } => {
-            print_probes(&probes);
+            training_summary::print_probes(&probes);
             let peak = memory::peak();
             if let Some(peak) = peak {
                 say!("\npeak memory {}", memory::mib(peak));
@@ -256,16 +283,14 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<Value> {
                 counted(steps, "step"),
                 progress::duration(seconds)
             );
-            let run = shell::path(&args.out);
-            let profile = format!("ofa profile --run {run} --name this");
-            terminal::next([profile, after_training(&config, &run)]);
+            terminal::next(next_steps::with_supernet(&config, &shell::path(&args.out)));
             Ok(json!({
                 "run": args.out,
                 "supernet": supernet,
                 "steps": steps,
                 "seconds": seconds,
                 "peak_memory_bytes": peak,
-                "accuracies": probes_json(&probes),
+                "accuracies": training_summary::probes_json(&probes),
             }))
         }
         Outcome::Interrupted { checkpoint, step } => Err(interrupt::stopped(format!(
@@ -306,6 +331,8 @@ pub fn train_run(
 ) -> Result<Outcome> {
     let out = folder.path();
     let data = agreed(ranks, config.data.open())?;
+    let start = config.from.as_ref().filter(|_| !resume);
+    let start = start.map(|from| StartingWeights::read_for(&data, Path::new(from))).transpose()?;
     let config = &match hours {
         Some(hours) => within_hours(config, &data, hours, ranks)?,
         None => config.clone(),
@@ -325,28 +352,29 @@ pub fn train_run(
     let each = if ranks.is_distributed() { " for each process" } else { "" };
     note(format!("about {} of memory at the peak{each}", memory::mib(estimate)));
     let mut net = Supernet::on_device(&config.space, data.classes.len(), config.train.seed, DType::F32, device)?;
-    if let Some(from) = config.from.as_ref().filter(|_| !resume) {
-        StartingWeights::read(Path::new(from))?.load_into(&net, &data.classes)?;
+    let mut origin = Origin::default();
+    if let Some(start) = start {
+        start.load_into(&net, &data.classes)?;
+        origin.trained_on = start.trained_on;
     }
-    let teacher = teacher.map(|teacher| teacher.teacher(&data.classes, &data.normalisation)).transpose()?;
+    origin.teacher = teacher.map(|teacher| teacher.teacher(&data)).transpose()?;
     if ranks.is_first() && !resume && is_unbegun(out)? {
         folder.write_config(config)?;
     }
     let mut watch =
         Watch { bar: Bar::new("training", 0, "steps"), config, only_largest: false, accuracies: String::new() };
-    let outcome =
-        train_with_teacher(&mut net, teacher.as_ref(), &data, &config.train, ranks, out, resume, &mut |event| {
-            *begun = true;
-            watch.show(event);
-            // The images are known to be the run's by now: later commands find them where they have moved to.
-            if matches!(event, Event::Resumed { .. })
-                && ranks.is_first()
-                && let Err(error) = folder.move_source(&config.data.source)
-            {
-                warning(format!("the images' folder was not written down: {error:#}"));
-            }
-            if interrupt::requested() { Control::Stop } else { Control::Continue }
-        })?;
+    let outcome = train_from(&mut net, origin, &data, &config.train, ranks, out, resume, &mut |event| {
+        *begun = true;
+        watch.show(event);
+        // The images are known to be the run's by now: later commands find them where they have moved to.
+        if matches!(event, Event::Resumed { .. })
+            && ranks.is_first()
+            && let Err(error) = folder.move_source(&config.data.source)
+        {
+            warning(format!("the images' folder was not written down: {error:#}"));
+        }
+        if interrupt::requested() { Control::Stop } else { Control::Continue }
+    })?;
     Ok(outcome)
 }
 
@@ -392,32 +420,12 @@ impl Watch<'_> {
     }
 }
 
-/// Whether too few subnets are trained for a predictor.
-pub fn are_few(config: &RunConfig) -> bool {
-    config.train.only_subnet().is_some() || config.space.count() < FEWEST_SAMPLES as f64
-}
-
-/// The command that makes use of what is trained in `run`.
-pub fn after_training(config: &RunConfig, run: &str) -> String {
-    if !are_few(config) {
-        return format!("ofa predictor --run {run}");
-    }
-    let subnet = config.train.only_subnet().map_or("largest".into(), ToString::to_string);
-    format!("ofa extract --run {run} --subnet {}", shell::quote(&subnet))
-}
-
 /// Whether stage `index` trains only the largest subnet, perhaps at several resolutions.
 fn trains_only_largest(config: &RunConfig, index: usize) -> bool {
     let Some(stage) = config.train.stages.get(index) else { return false };
     let choices = stage.choices(&config.space);
     let one_resolution = SearchSpace { resolutions: choices.resolutions[..1].to_vec(), ..choices };
     stage.subnet.is_none() && one_resolution.count() == 1.0
-}
-
-/// The probes as JSON.
-pub fn probes_json(probes: &[ProbeResult]) -> Vec<Value> {
-    let probe = |p: &ProbeResult| json!({ "name": p.name, "subnet": p.subnet, "accuracy": p.accuracy });
-    probes.iter().map(probe).collect()
 }
 
 /// What is shown of a step, the most important part first.
@@ -471,15 +479,6 @@ pub fn of_one_rank(config: &TrainConfig, ranks: &Ranks) -> TrainConfig {
     let batches = own.stages.iter_mut().filter_map(|stage| stage.batch.as_mut()).chain([&mut own.batch]);
     batches.for_each(|batch| *batch = (*batch * config.ranks.unwrap_or(1)).div_ceil(ranks.count()));
     own
-}
-
-/// The validation accuracies of smallest, middle and largest subnet.
-pub fn print_probes(probes: &[ProbeResult]) {
-    let rows: Vec<Vec<String>> = probes
-        .iter()
-        .map(|p| vec![p.name.to_string(), format!("{:.1} %", 100.0 * p.accuracy), p.subnet.to_string()])
-        .collect();
-    table::print(&["subnet", "validation", "choices"], &rows);
 }
 
 fn device(name: &str) -> Result<Device> {

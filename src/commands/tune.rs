@@ -1,9 +1,11 @@
 //! `ofa tune`
 
 use super::train::Settings;
-use crate::progress::{self, Bar};
+use crate::arguments::{choice, numbers, shell};
+use crate::output::progress::{self, Bar};
+use crate::output::{table, terminal};
+use crate::process::{interrupt, memory};
 use crate::run_folder::{RunConfig, RunFolder};
-use crate::{choice, interrupt, numbers, shell, table, terminal};
 use anyhow::{Context, Result, bail};
 use ofa_extract::tune::{
     self, Outcome, Point, Ranges, Trial, TrialStrategy, TrialWriter, Values, read_trials, suggest,
@@ -47,6 +49,9 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<Value> {
     let config = args.settings.resolve()?;
+    if args.settings.is_transfer() {
+        bail!("--preset transfer is for trained weights, and trials start from random ones; take another preset");
+    }
     if let Some(from) = config.from.as_ref().or(config.train.teacher_from.as_ref()) {
         bail!("'{from}': trials start from random weights and without a teacher of another run; leave it out");
     }
@@ -69,6 +74,11 @@ pub fn run(args: &Args) -> Result<Value> {
     (0..trials.len()).try_for_each(|number| files::remove_folder(&trial_folder(&folder, number)))?;
     let data = config.data.open()?;
     write_or_compare_data(&folder, &data, &config.data.source)?;
+    if trials.len() < args.trials {
+        let mut largest = shortened.train.clone();
+        let varied = ranges.apply_largest_batch(&mut largest);
+        memory::check_trials(&config.space, &data, &largest, varied)?;
+    }
     let strategy = args.strategy;
     let bar = Bar::new("tuning", 0, "steps");
     while trials.len() < args.trials {

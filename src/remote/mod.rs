@@ -5,12 +5,18 @@
 //! unfinished files again after a lost connection. A script's output is taken between two marks, since a login may
 //! print lines of its own, and its exit code comes with the second mark, since old versions of `adb` do not pass it on.
 //! The program there ends when its standard input does, so that a lost connection leaves nothing running.
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | `program` | the binary that runs there |
+//! | `transport` | ways to run a script there: `ssh` and `adb` |
 
 mod program;
 mod transport;
 
-use crate::shell::quote;
-use crate::{interrupt, terminal};
+use crate::arguments::shell::quote;
+use crate::output::terminal;
+use crate::process::interrupt;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use ofa_supernet::files::checksum;
 use program::Program;

@@ -1,7 +1,7 @@
 //! Ways to run a script on another machine: the system's `ssh`, and `adb`.
 
 use super::words;
-use crate::shell::quote;
+use crate::arguments::shell::quote;
 use anyhow::{Result, bail, ensure};
 use std::path::Path;
 use std::process::Command;

@@ -1,4 +1,10 @@
 //! The report of a run: what its folder tells, gathered once, for HTML, Markdown and JSON.
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | `models` | the table of models |
+//! | `page`, `text` | the report as HTML and as Markdown |
+//! | `pictures`, `chart`, `classes` | its pictures, charts, and answers by class |
 
 mod chart;
 mod classes;
@@ -11,8 +17,9 @@ pub use page::page;
 pub use text::markdown;
 
 use crate::commands::predictor::REPORT as FIT;
-use crate::kept_samples::SAMPLES;
 use crate::run_folder::RunFolder;
+use crate::run_folder::freshness::warnings;
+use crate::run_folder::kept_samples::SAMPLES;
 use anyhow::Result;
 use models::ModelRow;
 use ofa_evaluate::DeviceProfile;
@@ -22,6 +29,7 @@ use ofa_supernet::files::read_json;
 use ofa_supernet::train::metrics::{self, MetricsLine};
 use ofa_supernet::{SearchSpace, Subnet};
 use serde::Serialize;
+use std::path::PathBuf;
 
 /// File of the page in a run folder.
 pub const PAGE: &str = "report.html";
@@ -46,6 +54,8 @@ pub struct Report {
     devices: Vec<Device>,
     searches: Vec<Search>,
     models: Vec<ModelRow>,
+    /// Sentences about a predictor and search results that are not to be relied on.
+    warnings: Vec<String>,
     /// Sentences that help to choose a model.
     advice: Vec<String>,
 }
@@ -114,6 +124,16 @@ struct Device {
     profile: DeviceProfile,
 }
 
+impl Device {
+    /// Name of the device beside its times, with threads and batch where these are not 1.
+    fn heading(&self) -> String {
+        let DeviceProfile { hardware, engine, .. } = &self.profile;
+        let threads = hardware.as_ref().map(|hardware| hardware.threads);
+        let threads = threads.or_else(|| engine.as_ref().map(|engine| engine.threads));
+        format!("{}{}", self.name, models::setting(threads.unwrap_or(1), self.batch))
+    }
+}
+
 /// A network that was measured as a whole.
 #[derive(Serialize)]
 struct Checked {
@@ -136,6 +156,10 @@ struct Search {
     result: SearchResult,
 }
 
+/// Advice for a run of accuracies that were measured elsewhere.
+const NO_SUPERNET: &str =
+    "There is no supernet to extract models from: train the subnets that searches find where accuracies were measured.";
+
 /// Layers that are listed for a device.
 const LAYERS: usize = 8;
 
@@ -146,7 +170,9 @@ impl Report {
         // While the supernet is trained, there is no checkpoint that names the classes.
         let classes = folder.space().ok().map(|(_, classes)| classes.len());
         let devices = devices(folder)?;
-        let searches = searches(folder)?;
+        let results = results(folder)?;
+        let warnings = warnings(folder, &results)?;
+        let searches: Vec<Search> = results.into_iter().map(Search::of).collect();
         let mut models = models::rows(folder, &searches, &devices)?;
         models::mark_dominated(&mut models);
         let (predictor, predictor_growth) = predictor(folder, &space)?;
@@ -159,10 +185,14 @@ impl Report {
             training: training(folder)?,
             predictor,
             predictor_growth,
-            advice: models::advice(&models),
+            advice: match models.is_empty() && folder.is_foreign() {
+                true => vec![NO_SUPERNET.into()],
+                false => models::advice(&models),
+            },
             devices,
             searches,
             models,
+            warnings,
         })
     }
 
@@ -175,6 +205,11 @@ impl Report {
     /// Sentences that help to choose a model.
     pub fn advice(&self) -> &[String] {
         &self.advice
+    }
+
+    /// Sentences about a predictor and search results that are not to be relied on.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 }
 
@@ -252,10 +287,18 @@ fn devices(folder: &RunFolder) -> Result<Vec<Device>> {
     folder.json_files("devices")?.into_iter().map(device).collect()
 }
 
-fn searches(folder: &RunFolder) -> Result<Vec<Search>> {
-    let search = |path: std::path::PathBuf| {
-        let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Search { name, result: read_json(&path)? })
+/// Results of searches with their files.
+fn results(folder: &RunFolder) -> Result<Vec<(PathBuf, SearchResult)>> {
+    let result = |path: PathBuf| -> Result<_> {
+        let result: SearchResult = read_json(&path)?;
+        Ok((path, result))
     };
-    folder.json_files("search")?.into_iter().map(search).collect()
+    folder.json_files("search")?.into_iter().map(result).collect()
+}
+
+impl Search {
+    fn of((path, result): (PathBuf, SearchResult)) -> Self {
+        let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        Search { name, result }
+    }
 }

@@ -3,7 +3,7 @@
 use super::{Device, Search};
 use crate::run_folder::{RunFolder, subfolders};
 use anyhow::{Context, Result};
-use ofa_evaluate::bench::{BenchRecord, ClassAnswers};
+use ofa_evaluate::bench::{BenchRecord, ClassAnswers, Latency};
 use ofa_evaluate::cost;
 use ofa_evaluate::model::{self, NumberType, WEIGHTS_FILE};
 use ofa_supernet::Subnet;
@@ -28,7 +28,7 @@ pub struct ModelRow {
     pub macs: u64,
     pub parameters: u64,
     pub file_bytes: u64,
-    /// Measured times of one image on one thread.
+    /// Measured times, one per device: of one image on one thread, or of the first setting that was measured.
     pub measured: Vec<Time>,
     /// Predicted times, by device profile.
     pub expected: Vec<Time>,
@@ -41,12 +41,27 @@ pub struct ModelRow {
 pub struct Test {
     pub top1: f64,
     pub images: u64,
+    /// Name of the images.
+    pub data: Option<String>,
     pub standard_error: f64,
 }
 
-/// Time of one image on a device.
+impl Test {
+    /// Whether both accuracies are of the same images, as far as name and number tell.
+    pub fn is_of_images_of(&self, other: &Test) -> bool {
+        (&self.data, self.images) == (&other.data, other.images)
+    }
+
+    /// Number and name of the images.
+    pub fn images(&self) -> String {
+        format!("{} images of '{}'", self.images, self.data.as_deref().unwrap_or("unknown"))
+    }
+}
+
+/// Time of a run on a device.
 #[derive(Debug, Clone, Serialize)]
 pub struct Time {
+    /// The device, with threads and batch where these are not 1.
     pub device: String,
     pub ms: f64,
 }
@@ -74,24 +89,29 @@ fn row(path: &std::path::Path, searches: &[Search], devices: &[Device]) -> Resul
     let record = BenchRecord::read(path)?;
     let weights = path.join(WEIGHTS_FILE);
     let file_bytes = std::fs::metadata(&weights).with_context(|| weights.display().to_string())?.len();
-    // An int8 model has the name of the model that it was made of, with a suffix.
-    let searched = name.strip_suffix("-int8").unwrap_or(&name);
+    // An int8 model has the name of the model that it was made of, with a suffix; that of an f32 model is its search's.
+    let suffix = if config.dtype == NumberType::Int8 { "-int8" } else { "" };
+    let searched = name.strip_suffix(suffix).unwrap_or(&name);
     let search = searches.iter().find(|search| search.name == searched && search.result.best == config.subnet);
     // The newest measurement on test images.
-    let tested = record.devices.iter().rev().find(|device| device.row.accuracy.is_some()).map(|device| &device.row);
-    let test = tested.and_then(|row| row.accuracy).map(|accuracy| Test {
+    let tested = record.devices.iter().rev().find(|device| device.row.accuracy.is_some());
+    let test = tested.and_then(|device| Some((device, device.row.accuracy?))).map(|(device, accuracy)| Test {
         top1: accuracy.top1,
         images: accuracy.images,
+        data: device.data.clone(),
         standard_error: (accuracy.top1 * (1.0 - accuracy.top1) / accuracy.images.max(1) as f64).sqrt(),
     });
     let one = |device: &ofa_evaluate::bench::DeviceRecord| {
-        let latency = device.row.latencies.iter().find(|latency| (latency.threads, latency.batch) == (1, 1))?;
-        Some(Time { device: format!("{}, {}", device.cpu, device.instruction_set), ms: latency.ms.p50 })
+        let latencies = &device.row.latencies;
+        let is_single = |latency: &&Latency| (latency.threads, latency.batch) == (1, 1);
+        let latency = latencies.iter().find(is_single).or(latencies.first())?;
+        let setting = setting(latency.threads, latency.batch);
+        Some(Time { device: format!("{}, {}{setting}", device.cpu, device.instruction_set), ms: latency.ms.p50 })
     };
     let expected = |device: &Device| {
         let same = (config.dtype == NumberType::Int8) == (device.profile.number_type == NumberType::Int8);
         let ms = device.profile.latency_ms(&config.network).ok().filter(|_| same)?;
-        Some(Time { device: device.name.clone(), ms })
+        Some(Time { device: device.heading(), ms })
     };
     // What the model itself tells, where its search has gone or measured nothing.
     let provenance = config.provenance.as_ref();
@@ -109,7 +129,7 @@ fn row(path: &std::path::Path, searches: &[Search], devices: &[Device]) -> Resul
         deviation: search.and_then(|search| search.result.predicted_deviation),
         validation: validated.filter(|_| config.dtype != NumberType::Int8),
         test,
-        classes: tested.map_or(Vec::new(), |row| row.classes.clone()),
+        classes: tested.map_or(Vec::new(), |device| device.row.classes.clone()),
         macs: cost::macs(&config.network),
         parameters: cost::parameters(&config.network),
         file_bytes,
@@ -123,6 +143,13 @@ fn row(path: &std::path::Path, searches: &[Search], devices: &[Device]) -> Resul
     })
 }
 
+/// Addition to the name of a device for times with these `threads` and `batch`; empty where both are 1.
+pub fn setting(threads: usize, batch: usize) -> String {
+    let threads = if threads == 1 { String::new() } else { format!(", {threads} threads") };
+    let batch = if batch == 1 { String::new() } else { format!(", batch {batch}") };
+    threads + &batch
+}
+
 fn limits(search: &Search) -> String {
     let limits = search.result.constraints.iter().map(|limit| limit.constraint.clone()).collect::<Vec<_>>();
     if limits.is_empty() { "none".into() } else { limits.join(", ") }
@@ -134,18 +161,14 @@ impl ModelRow {
         self.measured.first().or(self.expected.first())
     }
 
-    /// The accuracy on test images.
-    fn accuracy(&self) -> Option<f64> {
-        self.test.as_ref().map(|test| test.top1)
-    }
-
     /// Whether `other` is at least as good in accuracy, time and size, and better in one.
     fn is_dominated_by(&self, other: &ModelRow) -> bool {
-        let (Some(accuracy), Some(others)) = (self.accuracy(), other.accuracy()) else { return false };
+        let (Some(test), Some(others_test)) = (&self.test, &other.test) else { return false };
         let (Some(time), Some(others_time)) = (self.time(), other.time()) else { return false };
-        if time.device != others_time.device {
+        if time.device != others_time.device || !test.is_of_images_of(others_test) {
             return false;
         }
+        let (accuracy, others) = (test.top1, others_test.top1);
         let no_worse = others >= accuracy && others_time.ms <= time.ms && other.file_bytes <= self.file_bytes;
         no_worse && (others > accuracy || others_time.ms < time.ms || other.file_bytes < self.file_bytes)
     }
@@ -162,9 +185,16 @@ pub fn mark_dominated(rows: &mut [ModelRow]) {
 /// Sentences about the choice among the models.
 pub fn advice(rows: &[ModelRow]) -> Vec<String> {
     if rows.is_empty() {
-        return vec!["There are no models yet: run ofa search, then ofa extract --search-results.".into()];
+        return vec![
+            "There are no models yet: run ofa search --run RUN, then ofa extract --run RUN --search-results.".into(),
+        ];
     }
     let tested: Vec<(&ModelRow, &Test)> = rows.iter().filter_map(|row| Some((row, row.test.as_ref()?))).collect();
+    // Only accuracies on the same images can be compared: those that most models have, the first of equals.
+    let models = |test: &Test| tested.iter().filter(|(_, other)| other.is_of_images_of(test)).count();
+    let common = tested.iter().rev().max_by_key(|one| models(one.1)).map(|(_, test)| *test);
+    let (tested, others): (Vec<_>, Vec<_>) =
+        tested.iter().copied().partition(|(_, test)| common.is_some_and(|common| test.is_of_images_of(common)));
     let Some(&(best, test)) = tested.iter().max_by(|a, b| a.1.top1.total_cmp(&b.1.top1)) else {
         return vec![
             "No model has test figures yet: run ofa bench on the models with --data and --update-card.".into(),
@@ -177,6 +207,15 @@ pub fn advice(rows: &[ModelRow]) -> Vec<String> {
         test.images,
         100.0 * test.standard_error
     )];
+    if !others.is_empty() {
+        let names: Vec<String> =
+            others.iter().map(|(row, test)| format!("{} (on {})", row.name, test.images())).collect();
+        sentences.push(format!(
+            "Not compared with it, as they were tested on other images: {}; run ofa bench on all models with one \
+             --data and --update-card.",
+            names.join(", ")
+        ));
+    }
     let Some(time) = best.time() else { return sentences };
     // Two accuracies on as many images differ by chance by up to two standard errors of their difference.
     let equal = tested.iter().filter(|(_, other)| {
@@ -211,7 +250,8 @@ pub mod tests {
 
     pub fn row(name: &str, top1: f64, ms: f64, file_bytes: u64) -> ModelRow {
         let images = 2000;
-        let test = Test { top1, images, standard_error: (top1 * (1.0 - top1) / 2000.0).sqrt() };
+        let data = Some("a".into());
+        let test = Test { top1, images, data, standard_error: (top1 * (1.0 - top1) / 2000.0).sqrt() };
         ModelRow {
             name: name.into(),
             subnet: ofa_supernet::space::preset("tiny").unwrap().largest(),
@@ -240,6 +280,20 @@ pub mod tests {
         first_on_one_device(&mut rows);
         assert_eq!(rows.each_ref().map(|row| row.time().map(|time| time.ms)), [None, Some(5.0), Some(6.0)]);
         assert_eq!(rows[2].measured[1].device, "phone");
+    }
+
+    #[test]
+    fn accuracies_on_other_images_are_not_compared() {
+        let mut rows = [row("a", 0.9, 4.0, 50), row("b", 0.95, 3.0, 40), row("c", 0.8, 5.0, 60)];
+        // Fewer images of the same name.
+        rows[1].test.as_mut().unwrap().images = 1000;
+        mark_dominated(&mut rows);
+        assert_eq!(rows.each_ref().map(|row| row.dominated_by.as_deref()), [None, None, Some("a")]);
+        let sentences = advice(&rows);
+        assert!(sentences[0].starts_with("a is the most accurate"), "{sentences:?}");
+        assert!(sentences[1].contains("tested on other images: b (on 1000 images of 'a')"), "{sentences:?}");
+        rows[1].test = None;
+        assert_eq!(advice(&rows).len(), 1);
     }
 
     #[test]

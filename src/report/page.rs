@@ -4,7 +4,7 @@ use super::classes;
 use super::models::ModelRow;
 use super::text::{PLUS_MINUS, percent};
 use super::{Device, Report};
-use crate::progress::duration;
+use crate::output::progress::duration;
 use anyhow::Result;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -27,6 +27,7 @@ pub fn page(report: &Report) -> Result<String> {
             body {
                 h1 { (title) }
                 p { (report.summary()) }
+                @for sentence in &report.warnings { p { b { "Warning: " } (sentence) "." } }
                 h2 { "Models" }
                 @for sentence in &report.advice { p { (sentence) } }
                 @if !report.models.is_empty() { (models(report)) }

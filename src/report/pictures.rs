@@ -18,7 +18,7 @@ impl Report {
         let steps = &self.training.steps;
         let every = steps.len().div_ceil(CURVE).max(1);
         let curve = |name: &str, value: &dyn Fn(&super::Step) -> f64| {
-            let points = steps.iter().step_by(every).map(|step| plain(step.step as f64, value(step)));
+            let points = thinned(steps, every).map(|step| plain(step.step as f64, value(step)));
             Series { name: name.into(), points: points.collect(), joined: true }
         };
         let mut probes: Vec<Series> = Vec::new();
@@ -127,11 +127,13 @@ impl Report {
             copy: subnet,
             ..plain(ms, 100.0 * accuracy)
         };
+        let points: usize = self.searches.iter().map(|search| search.result.front.len()).sum();
+        let every = (points * self.devices.len()).div_ceil(FRONT).max(1);
         let (mut fronts, mut found) = (Vec::new(), Vec::new());
         for search in &self.searches {
             let result = &search.result;
             let name = &search.name;
-            fronts.extend(result.front.iter().filter_map(|front| {
+            fronts.extend(thinned(&result.front, every).filter_map(|front| {
                 let ms = self.latency(device, &front.subnet)?;
                 Some(point(name, front.subnet.to_string(), ms, front.score, 0.0))
             }));
@@ -140,12 +142,12 @@ impl Report {
                 found.push(point(name, result.best.to_string(), ms, result.predicted_accuracy, deviation));
             }
         }
-        let every = (fronts.len() * self.devices.len()).div_ceil(FRONT).max(1);
-        let fronts = fronts.into_iter().step_by(every).collect();
+        let heading = device.heading();
         let tested = self.models.iter().filter_map(|model| {
-            let ms = model.expected.iter().find(|time| time.device == device.name)?.ms;
+            let ms = model.expected.iter().find(|time| time.device == heading)?.ms;
             let test = model.test.as_ref()?;
-            Some(point(&model.name, model.subnet.to_string(), ms, test.top1, test.standard_error))
+            let name = format!("{} on {}", model.name, test.images());
+            Some(point(&name, model.subnet.to_string(), ms, test.top1, test.standard_error))
         });
         let mut series = vec![
             Series { name: "models, on test images".into(), points: tested.collect(), joined: false },
@@ -159,6 +161,28 @@ impl Report {
     }
 }
 
+/// One of `every` values, with both ends.
+fn thinned<T>(values: &[T], every: usize) -> impl Iterator<Item = &T> {
+    let last = values.len().saturating_sub(1);
+    let kept = values.iter().enumerate().filter(move |(index, _)| index.is_multiple_of(every) || *index == last);
+    kept.map(|(_, value)| value)
+}
+
 fn plain(x: f64, y: f64) -> Point {
     Point { x, y, interval: 0.0, text: String::new(), copy: String::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::thinned;
+
+    #[test]
+    fn thinned_values_have_both_ends() {
+        let kept = |len: usize, every: usize| {
+            let values: Vec<usize> = (0..len).collect();
+            thinned(&values, every).copied().collect::<Vec<_>>()
+        };
+        assert_eq!((kept(8, 3), kept(7, 3), kept(3, 1)), (vec![0, 3, 6, 7], vec![0, 3, 6], vec![0, 1, 2]));
+        assert!(kept(0, 2).is_empty());
+    }
 }

@@ -12,7 +12,11 @@ pub fn percent(fraction: f64) -> String {
 
 /// The report as Markdown, without pictures.
 pub fn markdown(report: &Report) -> String {
-    let mut text = format!("# Report of {}\n\n{}\n\n## Models\n\n", report.run, report.summary());
+    let mut text = format!("# Report of {}\n\n{}\n\n", report.run, report.summary());
+    for sentence in &report.warnings {
+        let _ = writeln!(text, "**Warning:** {}.\n", cell(sentence));
+    }
+    text += "## Models\n\n";
     for sentence in &report.advice {
         let _ = writeln!(text, "{sentence}\n");
     }
@@ -68,12 +72,19 @@ impl Report {
         self.models.iter().any(|model| model.dominated_by.is_some())
     }
 
+    /// Whether all accuracies on test images are of the same images.
+    fn has_one_test_set(&self) -> bool {
+        let mut tests = self.models.iter().filter_map(|model| model.test.as_ref());
+        let Some(first) = tests.next() else { return true };
+        tests.all(|test| test.is_of_images_of(first))
+    }
+
     /// Columns of the table of models.
     pub(super) fn columns(&self) -> Vec<String> {
         let mut columns: Vec<String> =
             ["model", "numbers", "limits", "predicted", "validation", "test"].map(String::from).into();
         columns.extend(self.measured_on().iter().map(|device| format!("ms on {device}")));
-        columns.extend(self.devices.iter().map(|device| format!("ms predicted for {}", device.name)));
+        columns.extend(self.devices.iter().map(|device| format!("ms predicted for {}", device.heading())));
         columns.extend(["MACs (M)", "parameters (k)", "file (kB)"].map(String::from));
         columns.extend(self.has_dominated().then(|| "dominated by".into()));
         columns
@@ -86,8 +97,10 @@ impl Report {
             Some(deviation) => format!("{:.2} ± {:.2} %", 100.0 * accuracy, 100.0 * deviation),
             None => percent(accuracy),
         });
-        let test =
-            model.test.as_ref().map(|test| format!("{:.2} ± {:.2} %", 100.0 * test.top1, 100.0 * test.standard_error));
+        let test = model.test.as_ref().map(|test| {
+            let images = if self.has_one_test_set() { String::new() } else { format!(", {}", test.images()) };
+            format!("{:.2} ± {:.2} %{images}", 100.0 * test.top1, 100.0 * test.standard_error)
+        });
         let mut cells = vec![
             model.name.clone(),
             model.dtype.clone(),
@@ -100,7 +113,7 @@ impl Report {
             times.iter().find(|time| time.device == device).map_or_else(unknown, |time| format!("{:.3}", time.ms))
         };
         cells.extend(self.measured_on().iter().map(|device| time(&model.measured, device)));
-        cells.extend(self.devices.iter().map(|device| time(&model.expected, &device.name)));
+        cells.extend(self.devices.iter().map(|device| time(&model.expected, &device.heading())));
         cells.extend([
             format!("{:.2}", model.macs as f64 / 1e6),
             format!("{:.1}", model.parameters as f64 / 1e3),

@@ -16,9 +16,11 @@
 //! | [`train`] | progressive shrinking: stages, distillation, optimizer, schedule, checkpoints |
 //! | [`ranks`] | several processes that work together |
 //! | [`environment`] | process-wide settings, for programs |
-//! | [`files`], [`lock`] | atomic files; one writer per run folder |
+//! | [`files`], `temporaries`, [`lock`] | atomic files, and what killed writers leave; one writer per run folder |
+//! | `legacy` | forms that earlier versions wrote |
 //! | [`seed`] | random generators derived from their purpose |
 //! | [`quote`] | foreign text in messages |
+//! | [`error`] | the error type |
 
 #![deny(unsafe_code)]
 // A library prints nothing: its caller may have no output to print to.

@@ -214,6 +214,18 @@ fn sorting_channels_keeps_the_largest_function() {
     }
 }
 
+#[test]
+fn channels_that_no_stage_has_trained_alone_are_sorted_before_every_width_stage() {
+    // 64, 48 and 32 middle channels have 16, 16 and 8 reduced ones: before stage 2 no fewer than 16 are trained.
+    let net = Supernet::new(&custom(), 5, 3).unwrap();
+    net.sort_channels(2).unwrap();
+    let state = net.state().unwrap();
+    let excite = &state["stages.1.0.se.conv_expand.weight"];
+    assert_eq!(excite.dims(), [64, 16, 1, 1]);
+    let read: Vec<f32> = excite.abs().unwrap().sum(0).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    assert!(read.windows(2).all(|pair| pair[0] + 1e-4 > pair[1]), "{read:?}");
+}
+
 fn sorting_keeps_the_largest_function(space: &SearchSpace) {
     let net = Supernet::new(space, 5, 3).unwrap();
     disturbed(&net);

@@ -19,6 +19,7 @@ use ofa_supernet::{Ranks, Subnet, Supernet};
 use small_run::{bits, config, data, space, untimed};
 use std::io::Write;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Trains until step `stop` (or the end), from a network with other initial weights than a resumed one would need.
 fn run(folder: &Path, config: &TrainConfig, resume: bool, stop: Option<usize>) -> ofa_supernet::Result<Outcome> {
@@ -176,6 +177,35 @@ fn the_best_checkpoint_is_kept_besides_the_newest() {
     expected.dedup();
     let kept: Vec<usize> = Folder::of_run(folder.path(), 1).list().unwrap().iter().map(|(step, _)| *step).collect();
     assert_eq!(kept, expected, "{means:?}");
+}
+
+#[test]
+fn a_checkpoint_is_written_once_its_time_has_come() {
+    let written = |checkpoint_minutes: f64| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = TrainConfig { checkpoint_minutes, keep_checkpoints: 99, ..config() };
+        config.probe.every_epochs = 0;
+        let mut net = Supernet::new(&space(), 10, config.seed).unwrap();
+        let (mut count, mut validated, mut wait) = (0, None, Duration::ZERO);
+        train(&mut net, &data(), &config, &Ranks::alone(), folder.path(), false, &mut |event| {
+            match event {
+                Event::Probes { .. } => validated = Some(Instant::now()),
+                Event::Checkpoint { .. } => {
+                    count += 1;
+                    wait = validated.take().map_or(Duration::ZERO, |validated: Instant| 51 * validated.elapsed());
+                }
+                // Checkpoints by time are at least fifty times as far apart as the last one took to write.
+                Event::Step(_) => std::thread::sleep(std::mem::take(&mut wait)),
+                _ => {}
+            }
+            Control::Continue
+        })
+        .unwrap();
+        count
+    };
+    // Whatever the time, at the beginning and at the end of each of three stages.
+    assert_eq!(written(1e6), 4);
+    assert!(written(1e-6) >= 6);
 }
 
 #[test]

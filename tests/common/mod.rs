@@ -1,10 +1,15 @@
 //! Runs the binary on small runs.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use ofa_supernet::import::published;
+use ofa_supernet::{SearchSpace, Supernet};
+use std::collections::HashMap;
 use std::fs;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::time::UNIX_EPOCH;
 
 /// Arguments of a quickstart that takes two seconds.
 pub const QUICKSTART: &[&str] = &["--epochs", "3", "--images", "400", "--samples", "16"];
@@ -142,27 +147,70 @@ impl Snapshot {
             fs::write(path, bytes).unwrap();
         }
     }
+
+    fn archive(&self) -> Vec<u8> {
+        let mut archive = tar::Builder::new(Vec::new());
+        for (name, bytes) in &self.0 {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o644);
+            archive.append_data(&mut header, name, &bytes[..]).unwrap();
+        }
+        archive.into_inner().unwrap()
+    }
+
+    fn of_archive(bytes: &[u8]) -> Snapshot {
+        let (mut archive, mut files) = (tar::Archive::new(bytes), Vec::new());
+        for entry in archive.entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let (name, mut content) = (entry.path().unwrap().into_owned(), Vec::new());
+            entry.read_to_end(&mut content).unwrap();
+            files.push((name, content));
+        }
+        Snapshot(files)
+    }
+}
+
+/// The folder `run` that `make` leaves in the folder it gets, made once per build of the program.
+///
+/// All test programs share it as one file, which appears and goes as a whole, since tests of another build may run at
+/// the same time. Files of other builds are removed: who misses one makes the run again.
+fn made_once(name: &str, make: impl FnOnce(&Path)) -> Snapshot {
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let built = fs::metadata(env!("CARGO_BIN_EXE_ofa")).unwrap().modified().unwrap();
+    let built = built.duration_since(UNIX_EPOCH).unwrap().as_nanos();
+    // What is computed depends on these, too.
+    let (threads, set) = (std::thread::available_parallelism().unwrap(), std::env::var("OFA_ISA").unwrap_or_default());
+    let file = format!("{name}-{built}-{threads}{set}.tar");
+    if let Ok(bytes) = fs::read(kept.join(&file)) {
+        return Snapshot::of_archive(&bytes);
+    }
+    let temporary = tempfile::tempdir().unwrap();
+    make(temporary.path());
+    let made = Snapshot::of(&temporary.path().join("run"));
+    let others = fs::read_dir(kept).unwrap().map(|entry| entry.unwrap().file_name());
+    for other in others.filter(|other| other.to_string_lossy().starts_with(&format!("{name}-"))) {
+        let _ = fs::remove_file(kept.join(other));
+    }
+    let mut unfinished = tempfile::NamedTempFile::new_in(kept).unwrap();
+    unfinished.write_all(&made.archive()).unwrap();
+    unfinished.persist(kept.join(&file)).unwrap();
+    made
 }
 
 /// Writes a finished quickstart to `folder/run`: a supernet, a predictor of 16 samples, the device profile `this` and
-/// models. The run is made once per test program; each test gets a copy of its own.
+/// models. The run is made once; each test gets a copy of its own.
 pub fn finished_run(folder: &Path) {
     static RUN: OnceLock<Snapshot> = OnceLock::new();
-    let make = || {
-        let temporary = tempfile::tempdir().unwrap();
-        succeeds(temporary.path(), &[&["quickstart", "--out", "run"], QUICKSTART].concat());
-        Snapshot::of(&temporary.path().join("run"))
-    };
-    RUN.get_or_init(make).write_to(&folder.join("run"));
+    let make = |folder: &Path| drop(succeeds(folder, &[&["quickstart", "--out", "run"], QUICKSTART].concat()));
+    RUN.get_or_init(|| made_once("quickstart", make)).write_to(&folder.join("run"));
 }
 
 /// Writes a finished run of the family of ResNets to `folder/run`: a supernet, a predictor of 10 samples and the device
-/// profile `this`. The run is made once per test program; each test gets a copy of its own.
+/// profile `this`. The run is made once; each test gets a copy of its own.
 pub fn finished_resnet_run(folder: &Path) {
     static RUN: OnceLock<Snapshot> = OnceLock::new();
-    let make = || {
-        let temporary = tempfile::tempdir().unwrap();
-        let folder = temporary.path();
+    let make = |folder: &Path| {
         let config = succeeds(folder, &["config", "--preset", "tiny", "--space", "resnet-tiny", "--epochs", "1.5"]);
         let config = changed(&config, "recalibration_images = 200", "recalibration_images = 32");
         fs::write(folder.join("c.toml"), config).unwrap();
@@ -171,9 +219,23 @@ pub fn finished_resnet_run(folder: &Path) {
         let out = succeeds(folder, &sampling);
         assert!(out.contains("10 subnets"), "{out}");
         succeeds(folder, &["profile", "--run", "run", "--name", "this", "--rounds", "2", "--check", "4"]);
-        Snapshot::of(&folder.join("run"))
     };
-    RUN.get_or_init(make).write_to(&folder.join("run"));
+    RUN.get_or_init(|| made_once("resnet", make)).write_to(&folder.join("run"));
+}
+
+/// Writes `folder/net.safetensors`: a supernet of the space `tiny` for 10 classes, with the names and shapes of
+/// published checkpoints.
+pub fn published_supernet(folder: &Path) {
+    let net = Supernet::new(&SearchSpace::named("tiny").unwrap(), 10, 3).unwrap();
+    let mut tensors = HashMap::new();
+    for (name, tensor) in net.state().unwrap() {
+        let mut shape = tensor.dims().to_vec();
+        if name == "hidden.weight" {
+            shape.extend([1, 1]);
+        }
+        tensors.insert(published(&name, net.space()).unwrap(), tensor.reshape(shape).unwrap());
+    }
+    candle_core::safetensors::save(&tensors, folder.join("net.safetensors")).unwrap();
 }
 
 #[track_caller]

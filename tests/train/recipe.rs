@@ -213,6 +213,26 @@ fn a_training_starts_from_an_extracted_model() {
     let of_file = succeeds(folder, &["config", "--config", "from.toml"]);
     let of_flag = succeeds(folder, &["config", "--config", "c.toml", "--from", "run/models/model"]);
     assert_eq!(normalisation(&of_file), normalisation(&of_flag));
+    // Sorting would take channels from a supernet's trained subnets, so that presets leave it out.
+    fs::write(folder.join("sorted.toml"), format!("from = \"run\"\n{text}")).unwrap();
+    fails(
+        folder,
+        &["config", "--config", "sorted.toml"],
+        &["sorted.toml", "sorts channels", "supernet of from = 'run'"],
+    );
+    let preset = succeeds(folder, &["config", "--from", "run", "--preset", "tiny"]);
+    assert!(!preset.contains("sort_channels ="), "{preset}");
+    // A teacher teaches a subnet alone as the stages say, whether the command line or the file names it.
+    let half = changed(&text, "kd_ratio = 1.0", "kd_ratio = 0.5");
+    fs::write(folder.join("half.toml"), &half).unwrap();
+    fs::write(folder.join("key.toml"), changed(&half, "\nbatch = 16", "\nteacher_from = \"run\"\nbatch = 16")).unwrap();
+    let alone = |config: &[&str]| -> toml::Table {
+        toml::from_str(&succeeds(folder, &[&["config", "--subnet", "smallest", "--config"], config].concat())).unwrap()
+    };
+    let of_key = alone(&["key.toml"]);
+    assert_eq!(of_key["train"]["stages"][0]["kd_ratio"].as_float(), Some(0.5));
+    assert!(of_key["data"]["normalisation"].is_table());
+    assert_eq!(alone(&["half.toml", "--teacher", "run"]), of_key);
     let other = ["train", "--space", "cifar-mbv3", "--from", "run/models/model", "--out", "r"];
     fails(folder, &other, &["run/models/model", "'cifar-mbv3'", subnet, "'tiny'"]);
     let alone = ["train", "--config", "c.toml", "--subnet", "smallest", "--from", "run/models/model", "--out", "r"];

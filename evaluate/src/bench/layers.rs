@@ -8,10 +8,11 @@ use ofa_supernet::ops::inference::Pointwise;
 use ofa_supernet::ops::inference::int8::{self, Affine, Int8Weights, Target};
 use ofa_supernet::seed::{Stream, generator};
 use rand::Rng;
+use serde::Serialize;
 use std::time::Instant;
 
 /// Time of one layer, or of one operation between layers.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LayerTime {
     /// Name of the layer's tensors, or the operation.
     pub name: String,

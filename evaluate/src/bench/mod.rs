@@ -2,6 +2,13 @@
 //!
 //! Latencies are measured on random images with all models interleaved (see [`latency`](crate::latency)), for each
 //! number of threads and each batch; accuracy is measured on a test set that the caller reads.
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | `score` | correct answers, in all and by class |
+//! | `layers` | times of a model's layers |
+//! | `record` | `bench.json` of a model folder |
+//! | `csv` | results as comma-separated values |
 
 mod csv;
 mod layers;
@@ -10,6 +17,7 @@ mod score;
 
 pub use csv::csv;
 pub use layers::{LayerTime, layers};
+pub(crate) use record::figures;
 pub use record::{BENCH_FILE, BenchRecord, DeviceRecord, update_card};
 pub use score::{Answer, ClassAnswers, Confusion, Score, confusions, worst_first};
 
@@ -294,7 +302,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut models = [model(&folder.path().join("small"), false), model(&folder.path().join("large"), true)];
         // Three batches whose labels are the model's own answers, except for one image: 5 of 6 are correct.
-        let mut network = model(&folder.path().join("copy"), false).into_network();
+        let mut copy = model(&folder.path().join("copy"), false);
+        let network = copy.network();
         let mut test = |config: &ModelConfig, take: &mut TakeBatch| {
             let pixels = config.network.resolution * config.network.resolution * 3;
             for batch in 0..3 {

@@ -1,6 +1,6 @@
 //! `bench.json` of a model folder: what `ofa bench --update-card` measured, one entry per device.
 
-use super::BenchRow;
+use super::{BenchRow, Latency};
 use crate::Result;
 pub use crate::model::BENCH_FILE;
 use crate::model::{self, DeviceFigures};
@@ -21,7 +21,7 @@ const VERSION: u32 = 1;
 pub struct BenchRecord {
     format: String,
     version: u32,
-    /// Measurements, the newest last.
+    /// Measurements, that of the newest accuracy after those of older ones.
     pub devices: Vec<DeviceRecord>,
 }
 
@@ -66,17 +66,33 @@ impl BenchRecord {
         Ok(record)
     }
 
-    /// Replaces the entry of the same device. Without a new accuracy that entry's stays.
+    /// Replaces the entry of the same device. Without a new accuracy that entry's stays, and is as old as it was; so do
+    /// latencies with other threads or batches. Latencies are in the order of threads and batches.
     fn add(&mut self, mut new: DeviceRecord) {
         let same = |old: &DeviceRecord| (&old.cpu, &old.instruction_set) == (&new.cpu, &new.instruction_set);
+        let mut end = self.devices.len();
         if let Some(place) = self.devices.iter().position(same) {
             let old = self.devices.remove(place);
+            end -= 1;
             if new.row.accuracy.is_none() {
                 (new.row.accuracy, new.row.classes, new.data) = (old.row.accuracy, old.row.classes, old.data);
+                end = place;
+            }
+            let latencies = &mut new.row.latencies;
+            for latency in old.row.latencies {
+                if latencies.iter().all(|other| setting(other) != setting(&latency)) {
+                    latencies.push(latency);
+                }
             }
         }
-        self.devices.push(new);
+        new.row.latencies.sort_by_key(setting);
+        self.devices.insert(end, new);
     }
+}
+
+/// Threads and batch of a latency.
+fn setting(latency: &Latency) -> (usize, usize) {
+    (latency.threads, latency.batch)
 }
 
 impl DeviceRecord {
@@ -101,6 +117,11 @@ pub fn update_card(folder: &Path, figures: DeviceRecord) -> Result<()> {
     model::write_figures(folder, &figures)
 }
 
+/// Figures of the record in `folder`; none if there is no record, or one that cannot be read.
+pub(crate) fn figures(folder: &Path) -> Vec<DeviceFigures> {
+    BenchRecord::read(folder).map_or(Vec::new(), |record| record.devices.iter().map(figures_of).collect())
+}
+
 fn figures_of(record: &DeviceRecord) -> DeviceFigures {
     let row = &record.row;
     let accuracy = row.accuracy.map(|accuracy| {
@@ -109,10 +130,51 @@ fn figures_of(record: &DeviceRecord) -> DeviceFigures {
         let data = record.data.as_deref().map_or(String::new(), |name| format!(" of {name}"));
         format!("{top1} top-1, {top5} top-5, on {} test images{data}", accuracy.images)
     });
-    let latency = |l: &super::Latency| (l.threads, l.batch, l.ms.p50, l.ms.p90, l.images_per_second);
+    let latency = |l: &Latency| (l.threads, l.batch, l.ms.p50, l.ms.p90, l.images_per_second);
     DeviceFigures {
         device: format!("{}, {}", record.cpu, record.instruction_set),
         accuracy,
         latencies: row.latencies.iter().map(latency).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::TestAccuracy;
+    use crate::model::NumberType;
+    use ofa_supernet::space::preset;
+
+    fn measured(cpu: &str, top1: Option<f64>) -> DeviceRecord {
+        let row = BenchRow {
+            model: "m".into(),
+            space: "tiny".into(),
+            subnet: preset("tiny").unwrap().smallest(),
+            resolution: 16,
+            dtype: NumberType::F32,
+            accuracy: top1.map(|top1| TestAccuracy { images: 10, top1, top5: 1.0 }),
+            classes: Vec::new(),
+            macs: 1,
+            parameters: 1,
+            file_bytes: 1,
+            peak_activation_bytes: 1,
+            buffer_bytes: 1,
+            latencies: Vec::new(),
+        };
+        DeviceRecord { cpu: cpu.into(), instruction_set: "portable".into(), data: None, row }
+    }
+
+    #[test]
+    fn an_accuracy_that_stays_is_as_old_as_it_was() {
+        let mut record = BenchRecord { format: FORMAT.into(), version: VERSION, devices: Vec::new() };
+        let mut newest_after = |cpu: &str, top1: Option<f64>| {
+            record.add(measured(cpu, top1));
+            record.devices.iter().rev().find_map(|device| device.row.accuracy).map(|accuracy| accuracy.top1)
+        };
+        assert_eq!(newest_after("a", Some(0.5)), Some(0.5));
+        assert_eq!(newest_after("b", Some(0.6)), Some(0.6));
+        assert_eq!(newest_after("a", None), Some(0.6));
+        assert_eq!(newest_after("a", Some(0.7)), Some(0.7));
+        assert_eq!(record.devices.len(), 2);
     }
 }

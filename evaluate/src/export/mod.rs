@@ -14,7 +14,7 @@ mod npy;
 
 pub use onnx::{DEFAULT_OPSET, OPSETS};
 
-use crate::model::{self, ModelConfig, NumberType};
+use crate::model::{self, FileRole, ModelConfig, NumberType};
 use crate::quantise::{Engine, QuantisedNetwork};
 use crate::runtime::Weights;
 use crate::{Error, Result};
@@ -53,8 +53,8 @@ pub fn format(name: &str) -> Option<&'static Format> {
 /// Settings of an export.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// Version of ONNX's operators, one of [`OPSETS`].
-    pub opset: usize,
+    /// Version of ONNX's operators, one of [`OPSETS`]; [`DEFAULT_OPSET`] if absent. Other formats refuse it.
+    pub opset: Option<usize>,
     /// Images per run.
     pub batch: Batch,
     /// Whether probabilities are computed from the logits and returned in their place.
@@ -68,7 +68,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
-            opset: DEFAULT_OPSET,
+            opset: None,
             batch: Batch::Fixed(1),
             softmax: false,
             preprocessing: false,
@@ -118,7 +118,7 @@ pub fn export(folder: &Path, format: &Format, options: &Options, out: Option<&Pa
 /// does the system follow a path such as `new/../config.json`.
 fn is_of_a_model(path: &Path) -> Result<bool> {
     let parent = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
-    if !path.file_name().is_some_and(|name| model::SAVED_FILES.iter().any(|file| name == *file)) {
+    if path.file_name().and_then(|name| model::file_role(name.to_str()?)) != Some(FileRole::Saved) {
         return Ok(false);
     }
     files::make_folder(parent)?;

@@ -5,6 +5,7 @@
 
 use super::ModelConfig;
 use crate::cost;
+use crate::quantise::Engine;
 
 const BEGIN: &str = "<!-- ofa: begin. These lines are rewritten by `ofa extract` and `ofa bench --update-card`. -->";
 const END: &str = "<!-- ofa: end -->";
@@ -90,7 +91,7 @@ fn body(config: &ModelConfig, bytes: usize, figures: &[DeviceFigures]) -> String
         let computed = if config.quantisation.is_some() { "int8" } else { "f32" };
         text.push_str(&format!("\nMeasured with the inference engine of `ofa bench`, in {computed}.\n"));
     }
-    text + "\n## Training\n\n" + &training(config) + LOADING + &loading_of_int8(config)
+    text + "\n## Training\n\n" + &training(config) + &loading(config) + &loading_of_int8(config)
 }
 
 fn training(config: &ModelConfig) -> String {
@@ -117,7 +118,15 @@ fn training(config: &ModelConfig) -> String {
     format!("{origin}{finetuned}{quantised}\n")
 }
 
-const LOADING: &str = "
+/// How each runtime gets the model. Engines round int8 models at different places; files of other models are the same
+/// for all.
+fn loading(config: &ModelConfig) -> String {
+    let export = |engine: Engine| match &config.quantisation {
+        Some(_) => format!("`ofa export FOLDER --for {}`", engine.name()),
+        None => "`ofa export FOLDER`".into(),
+    };
+    format!(
+        "
 ## Loading
 
 | runtime | how |
@@ -125,11 +134,15 @@ const LOADING: &str = "
 | ofa | `ofa bench FOLDER --data DIR`; in Rust `ofa_evaluate::Model::load(\"FOLDER\")` |
 | PyTorch | `from load import load; model = load()` in this folder (needs torch and safetensors) |
 | timm | `from load import load_timm; model = load_timm()`, for the MobileNets |
-| ONNX Runtime | `ofa export FOLDER`, then `onnxruntime.InferenceSession(\"model.onnx\")` |
-| OpenVINO | `ofa export FOLDER`, then `openvino.Core().compile_model(\"model.onnx\", \"CPU\")` |
+| ONNX Runtime | {}, then `onnxruntime.InferenceSession(\"model.onnx\")` |
+| OpenVINO | {}, then `openvino.Core().compile_model(\"model.onnx\", \"CPU\")` |
 
 PyTorch and the exported file take `input` `[1, 3, height, width]`, normalised, and return `logits` `[1, classes]`.
-";
+",
+        export(Engine::OnnxRuntime),
+        export(Engine::OpenVino)
+    )
+}
 
 /// The model that `load.py` loads for an int8 folder.
 fn loading_of_int8(config: &ModelConfig) -> String {
@@ -173,6 +186,33 @@ mod tests {
         let network = space.network(&subnet, 2).unwrap();
         let labels = vec!["a|b".to_string(), "new\nline".into()];
         ModelConfig::new("tiny", &subnet, network, labels, Normalisation::IMAGENET, NumberType::F32)
+    }
+
+    #[test]
+    fn an_int8_model_is_exported_for_the_engine_that_loads_it() {
+        use crate::model::Quantisation;
+        let mut config = config();
+        let rows = |config: &ModelConfig| {
+            let text = text(None, "phone", config, 1000, &[]).unwrap();
+            let row = |engine: &str| {
+                let row = text.lines().find(|line| line.starts_with(&format!("| {engine} |"))).unwrap();
+                row.split('`').nth(1).unwrap().to_string()
+            };
+            [row("ONNX Runtime"), row("OpenVINO")]
+        };
+        assert_eq!(rows(&config), ["ofa export FOLDER", "ofa export FOLDER"]);
+        config.quantisation = Some(Quantisation {
+            engine: Engine::Ofa,
+            images: 100,
+            weight_bits: 8,
+            keep_f32: Default::default(),
+            f32_model: None,
+            finetuned: None,
+            tried_finetuning: None,
+            values: Default::default(),
+            engine_values: Default::default(),
+        });
+        assert_eq!(rows(&config), ["ofa export FOLDER --for onnxruntime", "ofa export FOLDER --for openvino"]);
     }
 
     #[test]

@@ -48,6 +48,10 @@ pub struct ModelConfig {
     /// Fine-tuning after the weights were cut out of the supernet; absent if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finetuned: Option<Finetuned>,
+    /// Fine-tuning that lowered the validation accuracy, so that the weights from before it are stored; absent
+    /// otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried_finetuning: Option<Finetuned>,
     /// Scales of an int8 model; absent for all others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantisation: Option<Quantisation>,
@@ -96,6 +100,10 @@ pub struct Quantisation {
     /// Fine-tuning with quantisation in the loop; absent if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finetuned: Option<Finetuned>,
+    /// Fine-tuning with quantisation in the loop that lowered the validation accuracy, so that the integers from before
+    /// it are stored; absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried_finetuning: Option<Finetuned>,
     /// Scales of the rounded values, by the names of the nodes that make them
     /// ([`node_names`](crate::quantise::node_names)).
     pub values: BTreeMap<String, Scale>,
@@ -173,7 +181,29 @@ impl ModelConfig {
             provenance: None,
             origin: None,
             finetuned: None,
+            tried_finetuning: None,
             quantisation: None,
+        }
+    }
+
+    /// The configuration without records of where the weights come from, and without facts that follow from the
+    /// network. Equal weights with equal configurations of this form are one model.
+    pub(super) fn without_records(&self) -> Self {
+        let without = |quantisation: Quantisation| Quantisation {
+            f32_model: None,
+            finetuned: None,
+            tried_finetuning: None,
+            ..quantisation
+        };
+        ModelConfig {
+            architecture: None,
+            input: None,
+            provenance: None,
+            origin: None,
+            finetuned: None,
+            tried_finetuning: None,
+            quantisation: self.quantisation.clone().map(without),
+            ..self.clone()
         }
     }
 

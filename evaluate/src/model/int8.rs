@@ -97,9 +97,10 @@ fn decode(bytes: &[u8], config: &ModelConfig) -> Result<BTreeMap<String, Quantis
         layers.insert(name, layer);
     }
     if file.len() > read {
-        let own = |name: &&str| {
-            let layer = name.rsplit_once('.').map(|(layer, _)| layer);
-            layer.is_some_and(|layer| layers.contains_key(layer))
+        let own = |name: &&str| match name.rsplit_once('.') {
+            Some((layer, "weight" | "bias")) => layers.contains_key(layer),
+            Some((layer, "scales")) => matches!(layers.get(layer), Some(QuantisedLayer::Int8(_))),
+            _ => false,
         };
         let mut unknown: Vec<&str> = file.names().into_iter().filter(|name| !own(name)).collect();
         unknown.sort_unstable();
@@ -171,6 +172,7 @@ mod tests {
             keep_f32: BTreeSet::new(),
             f32_model: None,
             finetuned: None,
+            tried_finetuning: None,
             values: network.values.clone(),
             engine_values: BTreeMap::from([("blocks.1.0.bn1".to_string(), Scale { scale: 0.1, zero_point: 3 })]),
         });
@@ -239,6 +241,16 @@ mod tests {
             broken[place..place + old.len()].copy_from_slice(new.as_bytes());
             fs::write(&weights_path, &broken).unwrap();
             refused(WEIGHTS_FILE, part);
+        }
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        // The first convolution is in f32, so that it has no scales.
+        for surplus in ["classifier.zero_point", "conv_stem.scales", "nothing.weight"] {
+            let held = file
+                .iter()
+                .map(|(name, view)| (name.to_string(), view.dtype(), view.shape().to_vec(), view.data().to_vec()));
+            let more = held.chain([(surplus.to_string(), Dtype::U8, vec![1], vec![0])]).collect();
+            fs::write(&weights_path, serialized(more).unwrap()).unwrap();
+            refused(WEIGHTS_FILE, &format!("'{surplus}'"));
         }
         fs::write(&weights_path, &bytes[..50]).unwrap();
         refused(WEIGHTS_FILE, "safetensors");

@@ -4,10 +4,19 @@
 //! Beside them are, for others than this program: `load.py` and `graph.json`, from which it builds torch modules, and
 //! the model card `README.md`. Other commands add `model.onnx` and `bench.json`; [`save`] removes these when the model
 //! changes.
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | `files` | the files of a folder |
+//! | `config`, `facts`, `validate` | `config.json`, what a rebuild needs beside the layers, checks of the layers |
+//! | `tensors`, `int8` | weights, and those of int8 models |
+//! | `graph_file`, `card` | `graph.json`, and the model card |
+//! | `published` | static networks that others published |
 
 mod card;
 mod config;
 mod facts;
+mod files;
 mod graph_file;
 mod int8;
 mod published;
@@ -19,6 +28,10 @@ pub use config::{FORMAT, Finetuned, ModelConfig, NumberType, Provenance, Quantis
 pub use facts::{
     Architecture, Colours, GateFunction, InnerActivation, Input, InputCrop, Padding, Resize, SqueezeExcite,
 };
+pub use files::{
+    BENCH_FILE, CALIBRATION_FILE, CARD_FILE, CONFIG_FILE, FILES, FileRole, GRAPH_FILE, LOADER_FILE, ONNX_FILE,
+    WEIGHTS_FILE, file_role,
+};
 pub(crate) use int8::read_quantised;
 pub use int8::{load_quantised, save_quantised};
 pub use ofa_supernet::data::Normalisation;
@@ -28,34 +41,18 @@ pub use validate::validate;
 use crate::Result;
 use crate::runtime::{StaticNetwork, Weights, check_weights};
 use ofa_supernet::data::{content_input, image_input, pixels_input};
-use ofa_supernet::files;
+use ofa_supernet::files::{
+    is_temporary, make_folder, read_bytes, read_json, read_text, remove_all_abandoned, remove_file, to_json,
+    write_all_atomic, write_atomic,
+};
 use ofa_supernet::graph::Graph;
 use ofa_supernet::lock::{self, Sharing};
 use ofa_supernet::space::NetworkSpec;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Name of the configuration inside a model's folder.
-pub const CONFIG_FILE: &str = "config.json";
-/// Name of the weights inside a model's folder.
-pub const WEIGHTS_FILE: &str = "model.safetensors";
-
-/// Name of the model card inside a model's folder.
-pub const CARD_FILE: &str = "README.md";
-/// Name of the recorded benchmark inside a model's folder.
-pub const BENCH_FILE: &str = "bench.json";
-/// Name of the model in ONNX inside a model's folder.
-pub const ONNX_FILE: &str = "model.onnx";
-/// Name of the images for other engines' quantisers inside a model's folder.
-pub const CALIBRATION_FILE: &str = "calibration.npy";
-/// Files inside a model's folder that other commands make of the model: [`save`] removes those of another model.
-pub(crate) const DERIVED_FILES: [&str; 3] = [ONNX_FILE, BENCH_FILE, CALIBRATION_FILE];
-/// Files that [`save`] writes.
-pub(crate) const SAVED_FILES: [&str; 5] = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, GRAPH_FILE, LOADER.0];
-/// Name of the network as operations inside a model's folder.
-const GRAPH_FILE: &str = "graph.json";
-/// Name and content of the program that loads a model into PyTorch.
-const LOADER: (&str, &str) = ("load.py", include_str!("load.py"));
+/// Content of [`LOADER_FILE`].
+const LOADER: &str = include_str!("load.py");
 
 /// Every tensor of the network's model file with its shape: timm's names, PyTorch's layouts
 /// ([`Graph::tensor_shapes`]).
@@ -165,11 +162,6 @@ impl Model {
         self.network.buffer_bytes()
     }
 
-    /// The network, without configuration and path.
-    pub fn into_network(self) -> StaticNetwork {
-        self.network
-    }
-
     /// The folder that the model was loaded from.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -187,7 +179,7 @@ impl Model {
 /// A missing file or an invalid configuration; each with the file's path.
 pub fn load_config(folder: &Path) -> Result<ModelConfig> {
     let path = folder.join(CONFIG_FILE);
-    let config: ModelConfig = files::read_json(&path)?;
+    let config: ModelConfig = read_json(&path)?;
     config.validate().map_err(|message| ofa_supernet::Error::format(&path, message))?;
     Ok(config)
 }
@@ -207,7 +199,7 @@ pub fn load_weights(folder: &Path) -> Result<(ModelConfig, Weights)> {
 pub(crate) fn read_weights(folder: &Path) -> Result<(ModelConfig, Weights)> {
     let config = load_config(folder)?;
     let path = folder.join(WEIGHTS_FILE);
-    let bytes = files::read_bytes(&path)?;
+    let bytes = read_bytes(&path)?;
     let weights =
         tensors::decode(&bytes, &config.network, config.dtype).map_err(|m| ofa_supernet::Error::format(&path, m))?;
     check_weights(&config.network, &weights).map_err(|e| e.at(&path))?;
@@ -215,7 +207,8 @@ pub(crate) fn read_weights(folder: &Path) -> Result<(ModelConfig, Weights)> {
 }
 
 /// Writes a model's folder: the weights, converted to `config.dtype`, the configuration, and the files for others.
-/// Files that were derived from another model in the folder are removed first.
+/// Files that were derived from another model in the folder are removed first. Those of equal weights stay, whichever
+/// run and version of the program wrote them, and so do the figures of the model card.
 ///
 /// At every moment the configuration belongs to the weights, or is missing, which loading reports. If several processes
 /// write one folder, both files are from the last of them.
@@ -234,26 +227,27 @@ pub fn save(folder: &Path, config: &ModelConfig, weights: &Weights) -> Result<()
 fn write(folder: &Path, config: &ModelConfig, bytes: &[u8]) -> Result<()> {
     let [config_path, path] = [CONFIG_FILE, WEIGHTS_FILE].map(|name| folder.join(name));
     config.validate().map_err(|message| ofa_supernet::Error::format(&config_path, message))?;
-    let text = files::to_json(&config_path, config)?;
-    files::make_folder(folder)?;
+    let text = to_json(&config_path, config)?;
+    make_folder(folder)?;
     let _lock = lock::wait(folder, Sharing::Alone);
-    files::remove_all_abandoned(folder);
-    let [graph_path, loader_path, card_path] = [GRAPH_FILE, LOADER.0, CARD_FILE].map(|name| folder.join(name));
+    remove_all_abandoned(folder);
+    let [graph_path, loader_path, card_path] = [GRAPH_FILE, LOADER_FILE, CARD_FILE].map(|name| folder.join(name));
     let graph = graph_file::text(config);
     let mut written: Vec<(&Path, &[u8])> =
-        vec![(&path, bytes), (&graph_path, graph.as_bytes()), (&loader_path, LOADER.1.as_bytes())];
-    let holds = |path: &Path, new: &[u8]| fs::read(path).is_ok_and(|old| old == new);
-    let unchanged = holds(&path, bytes) && holds(&config_path, text.as_bytes());
-    let card = card::text(read_card(folder)?.as_deref(), &name_of(folder), config, bytes.len(), &[]);
-    if !unchanged {
-        DERIVED_FILES.iter().try_for_each(|name| files::remove_file(&folder.join(name)))?;
+        vec![(&path, bytes), (&graph_path, graph.as_bytes()), (&loader_path, LOADER.as_bytes())];
+    let is_same_model = fs::read(&path).is_ok_and(|old| old == bytes)
+        && load_config(folder).is_ok_and(|old| old.without_records() == config.without_records());
+    let figures = if is_same_model { crate::bench::figures(folder) } else { Vec::new() };
+    let card = card::text(read_card(folder)?.as_deref(), &name_of(folder), config, bytes.len(), &figures);
+    if !is_same_model {
+        let mut derived = FILES.iter().filter(|(_, role)| *role == FileRole::Derived);
+        derived.try_for_each(|(name, _)| remove_file(&folder.join(name)))?;
     }
-    // The figures of an unchanged model stay.
-    if let Some(card) = card.as_ref().filter(|_| !unchanged || !card_path.exists()) {
+    if let Some(card) = &card {
         written.push((&card_path, card.as_bytes()));
     }
     written.push((&config_path, text.as_bytes()));
-    Ok(files::write_all_atomic(&written)?)
+    Ok(write_all_atomic(&written)?)
 }
 
 /// Writes `figures` into the model card of the folder, whose lock the caller holds.
@@ -263,7 +257,7 @@ pub(crate) fn write_figures(folder: &Path, figures: &[DeviceFigures]) -> Result<
     let bytes = fs::metadata(&path).map_err(|e| ofa_supernet::Error::file(&path, e))?.len() as usize;
     let card_path = folder.join(CARD_FILE);
     match card::text(read_card(folder)?.as_deref(), &name_of(folder), &config, bytes, figures) {
-        Some(card) => Ok(files::write_atomic(&card_path, card.as_bytes())?),
+        Some(card) => Ok(write_atomic(&card_path, card.as_bytes())?),
         None => Ok(()),
     }
 }
@@ -271,7 +265,7 @@ pub(crate) fn write_figures(folder: &Path, figures: &[DeviceFigures]) -> Result<
 /// The model card that is in the folder.
 fn read_card(folder: &Path) -> Result<Option<String>> {
     let path = folder.join(CARD_FILE);
-    Ok(if path.exists() { Some(files::read_text(&path)?) } else { None })
+    Ok(if path.exists() { Some(read_text(&path)?) } else { None })
 }
 
 /// Name of a model: its folder's.
@@ -285,9 +279,9 @@ pub fn is_unfinished(folder: &Path) -> bool {
     let Ok(entries) = fs::read_dir(folder) else { return false };
     let names: Vec<String> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     // Weights without a configuration may be the user's own, unless a configuration was about to follow.
-    let written = names.iter().any(|name| files::is_temporary(name) && name.contains(CONFIG_FILE));
-    let own = [WEIGHTS_FILE, GRAPH_FILE, LOADER.0, CARD_FILE];
-    names.iter().all(|name| files::is_temporary(name) || (own.contains(&name.as_str()) && written))
+    let written = names.iter().any(|name| is_temporary(name) && name.contains(CONFIG_FILE));
+    let is_own = |name: &str| name != CONFIG_FILE && file_role(name) == Some(FileRole::Saved);
+    names.iter().all(|name| is_temporary(name) || (is_own(name) && written))
 }
 
 #[cfg(test)]
@@ -341,7 +335,34 @@ mod tests {
         });
         let mut names: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, [CARD_FILE, CONFIG_FILE, GRAPH_FILE, LOADER.0, WEIGHTS_FILE]);
+        assert_eq!(names, [CARD_FILE, CONFIG_FILE, GRAPH_FILE, LOADER_FILE, WEIGHTS_FILE]);
+    }
+
+    #[test]
+    fn what_was_made_of_a_model_stays_as_long_as_its_weights_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, weights) = example(NumberType::F32);
+        let from = |run: &str| ModelConfig {
+            provenance: Some(Provenance { run: run.into(), ..Provenance::default() }),
+            origin: Some(format!("From {run}.")),
+            ..config.clone()
+        };
+        let derived = FILES.iter().filter(|(_, role)| *role == FileRole::Derived);
+        let derived: Vec<PathBuf> = derived.map(|(name, _)| folder.path().join(name)).collect();
+        save(folder.path(), &from("here"), &weights).unwrap();
+        derived.iter().for_each(|file| fs::write(file, "x").unwrap());
+        save(folder.path(), &from("elsewhere"), &weights).unwrap();
+        assert!(derived.iter().all(|file| file.exists()));
+        assert_eq!(load_config(folder.path()).unwrap(), from("elsewhere"));
+        assert!(read_card(folder.path()).unwrap().unwrap().contains("From elsewhere."));
+        let others = random_weights(&config.network, 6).unwrap();
+        save(folder.path(), &from("elsewhere"), &others).unwrap();
+        assert!(derived.iter().all(|file| !file.exists()));
+        // With other labels it is another model, too.
+        derived.iter().for_each(|file| fs::write(file, "x").unwrap());
+        let labels = ["cat", "dog", "emu"].map(String::from).to_vec();
+        save(folder.path(), &ModelConfig { labels, ..from("elsewhere") }, &others).unwrap();
+        assert!(derived.iter().all(|file| !file.exists()));
     }
 
     #[test]

@@ -4,6 +4,16 @@
 //! measured inside running networks ([`measure`]) rather than separately, so that each finds the caches as its
 //! neighbours leave them. A profile is one JSON file that records the results, the method, the hardware, and the error
 //! of its predictions. Profiles of other engines ([`measure_engine`]) come from times of whole networks.
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | `measure`, `unfinished` | measuring on this machine, and its files until it is done |
+//! | `layer` | the keys of a latency table |
+//! | `calibration` | from times of layers to that of a network, and the error |
+//! | `hardware`, `conditions` | the machine, and its state meanwhile |
+//! | `engine` | measuring another engine |
+//! | `layer_times`, `published` | tables that were measured elsewhere |
+//! | `name` | names of profiles |
 
 mod calibration;
 mod conditions;

@@ -35,7 +35,7 @@ pub struct Options {
     pub engine: Engine,
     /// Bits of the weights: 8, or 7 for engines that add products in 16 bits.
     pub weight_bits: u8,
-    /// Layers that stay f32 besides those of the rule, by name.
+    /// Layers that stay f32 besides those of the rule, by name. They keep all bits of their weights.
     pub keep_f32: HashSet<String>,
 }
 
@@ -49,7 +49,7 @@ pub struct Quantised {
     pub config: ModelConfig,
     /// The network.
     pub network: QuantisedNetwork,
-    /// Cost of rounding each layer, before any fine-tuning.
+    /// Cost of rounding; of each layer only before any fine-tuning.
     pub sensitivity: Sensitivity,
 }
 
@@ -93,6 +93,7 @@ pub fn quantise(
         keep_f32: options.keep_f32.iter().cloned().collect(),
         f32_model: None,
         finetuned: None,
+        tried_finetuning: None,
         values: network.values.clone(),
         engine_values: others(&folded, &scales, &network.values),
     };
@@ -248,7 +249,8 @@ impl Calibration<'_, '_, '_> {
                 (QuantisedLayer::Int8(layer), kernel)
             }
             None => {
-                let weight = halves(weight);
+                let is_kept = self.options.keep_f32.contains(&self.folded.names[index]);
+                let weight = f32_weight(weight, is_kept);
                 let kernel = self.folded.kernel(index, &weight, bias);
                 (QuantisedLayer::F32 { weight, bias: bias.to_vec() }, kernel)
             }
@@ -256,8 +258,12 @@ impl Calibration<'_, '_, '_> {
     }
 }
 
-/// The weights of a layer that stays f32, as 2 bytes hold them, unless one is too large.
-pub(super) fn halves(weight: &[f32]) -> Vec<f32> {
+/// The weights of a layer that stays f32: as they are if the layer is kept by name, otherwise as 2 bytes hold them,
+/// unless one is too large.
+pub(super) fn f32_weight(weight: &[f32], is_kept: bool) -> Vec<f32> {
+    if is_kept {
+        return weight.to_vec();
+    }
     let halves: Vec<f32> = weight.iter().map(|&weight| f16::from_f32(weight).to_f32()).collect();
     if halves.iter().all(|half| half.is_finite()) { halves } else { weight.to_vec() }
 }

@@ -72,6 +72,22 @@ impl Rule {
 }
 
 impl Engine {
+    /// Every engine with its name and a line of help. This program's own comes first.
+    pub const TABLE: &[(Engine, &str, &str)] = &[
+        (Engine::Ofa, "ofa", "This program: nothing between a convolution, its sum and its activation is rounded"),
+        (Engine::OnnxRuntime, "onnxruntime", "Rounds directly after each convolution, and inside squeeze-excite"),
+        (Engine::OpenVino, "openvino", "Rounds where this program does"),
+        (Engine::TensorRt, "tensorrt", "Rounds both inputs of a sum; zero is in the middle of all integers"),
+    ];
+
+    /// The engines that read files in formats of their own.
+    pub const OTHERS: &[(Engine, &str, &str)] = Engine::TABLE.split_at(1).1;
+
+    /// Name on the command line and in files.
+    pub fn name(self) -> &'static str {
+        Engine::TABLE.iter().find(|row| row.0 == self).map_or("", |row| row.1)
+    }
+
     /// Whether the engine rounds a value that this runtime keeps in f32, with a single reader. `squeezed` values are
     /// those of squeeze-excite.
     fn rounds(self, node: &Node, reader: &Node, squeezed: bool) -> bool {
@@ -193,6 +209,14 @@ mod tests {
         // The first block's kernel is always 3.
         let (left, rest) = layers(&space);
         assert!(depthwise > 1 && left == 1 && all - depthwise == rest - left, "{depthwise} {left}");
+    }
+
+    #[test]
+    fn files_and_the_command_line_name_engines_alike() {
+        for engine in [Engine::Ofa, Engine::OpenVino, Engine::OnnxRuntime, Engine::TensorRt] {
+            assert_eq!(serde_json::to_value(engine).unwrap(), engine.name());
+            assert_eq!(Engine::OTHERS.iter().any(|row| row.0 == engine), engine != Engine::Ofa);
+        }
     }
 
     #[test]

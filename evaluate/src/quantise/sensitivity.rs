@@ -12,7 +12,8 @@ pub(super) const IMAGES: usize = 16;
 pub struct Sensitivity {
     /// Error of the quantised network.
     pub error: f64,
-    /// Error that is left if one int8 layer alone is computed in f32, by the layer's name; the least first.
+    /// Error that is left if one int8 layer alone is computed in f32, by the layer's name; the least first. Empty for
+    /// fine-tuned networks.
     pub without: Vec<(String, f64)>,
 }
 
@@ -24,7 +25,7 @@ pub(super) fn sensitivity(
     step: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Sensitivity> {
     let measured = Measured::new(folded, network, images)?;
-    let error = measured.error(measured.values.last().map_or(&[], |logits| logits));
+    let error = measured.own_error();
     let mut without = Vec::new();
     for index in folded.indices() {
         if let Some(QuantisedLayer::Int8(_)) = network.layers.get(&folded.names[index]) {
@@ -34,6 +35,11 @@ pub(super) fn sensitivity(
     }
     without.sort_by(|a, b| a.1.total_cmp(&b.1));
     Ok(Sensitivity { error, without })
+}
+
+/// Measures the error of `network` as [`sensitivity`] does, without that of its layers.
+pub(super) fn error(folded: &Folded, network: &QuantisedNetwork, images: &[f32]) -> Result<Sensitivity> {
+    Ok(Sensitivity { error: Measured::new(folded, network, images)?.own_error(), without: Vec::new() })
 }
 
 /// Outputs of a quantised network.
@@ -113,6 +119,11 @@ impl<'a> Measured<'a> {
             let shifts: Vec<f32> = shifts.collect();
             output.iter_mut().zip(shifts.iter().cycle()).for_each(|(value, shift)| *value += shift);
         }
+    }
+
+    /// Error of the quantised network.
+    fn own_error(&self) -> f64 {
+        self.error(self.values.last().map_or(&[], |logits| logits))
     }
 
     fn error(&self, logits: &[f32]) -> f64 {

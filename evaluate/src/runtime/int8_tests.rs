@@ -3,10 +3,15 @@
 use super::StaticNetwork;
 use crate::quantise::{QuantisedNetwork, Scale, node_names, reference};
 use ofa_supernet::graph::{Graph, Op};
+use ofa_supernet::ops::InstructionSet;
 use ofa_supernet::seed::{Stream, generator};
 use ofa_supernet::space::{NetworkSpec, preset};
 use rand::Rng;
 use std::collections::HashSet;
+
+#[path = "../../../supernet/kernels/src/testing.rs"]
+#[allow(dead_code)] // the file serves several tests
+mod kernel_tests;
 
 fn images(spec: &NetworkSpec, batch: usize) -> Vec<f32> {
     let mut rng = generator(19, Stream::Builtin, &[]);
@@ -49,6 +54,11 @@ fn logits_are_those_of_the_reference() {
         let network = QuantisedNetwork::random(&spec, &HashSet::new(), position).unwrap();
         check(&network, 1 + position as usize % 3, &format!("{name} {subnet}"));
     }
+}
+
+#[test]
+fn every_instruction_set_passes_the_same_tests() {
+    kernel_tests::repeat_with_each_instruction_set(&["logits_are_those_of_the_reference"], true);
 }
 
 /// Whether a layer, by its name and operation, is of a kind.

@@ -46,7 +46,8 @@ impl Ensemble {
     pub(super) fn predict_with_deviation(&self, subnets: &[Subnet]) -> Result<Vec<Prediction>> {
         if self.members.len() < 2 {
             return Err(Error::Predictor(
-                "it is a single network, which does not know how sure it is; fit another one with `ofa predictor`"
+                "it is a single network, which does not know how sure it is; fit another one with \
+                 `ofa predictor --run RUN`"
                     .into(),
             ));
         }

@@ -8,7 +8,8 @@
 //! | `import` | accuracies that were measured elsewhere |
 //! | `provenance`, `origin` | conditions of the measurements; where a predictor comes from, and doubts about it |
 //! | [`features`] | a subnet as a one-hot vector |
-//! | [`metrics`] | how good predictions are |
+//! | [`metrics`], `attainable` | how good predictions are, and how good a perfect predictor's would be |
+//! | `sampled` | values that samples have |
 //! | `process` | a Gaussian process: its fit, its predictions and how sure they are |
 //! | `encoding`, `likelihood` | a subnet as its numbers; how much each of them counts |
 //! | `ensemble` | several networks: folds, spread, how sure a prediction is |

@@ -36,8 +36,14 @@ const FAIR_TAU: f64 = 0.6;
 /// Fewest held-out subnets by whose order a predictor is judged: with 10 chance alone gives tau a deviation of 0.25.
 const FEWEST_JUDGED: usize = 10;
 
+/// Word for a ranking that can be trusted.
+const GOOD: &str = "good";
+
+/// Advice where all accuracies were measured elsewhere, perhaps without a supernet that could be measured.
+const MORE_ACCURACIES: &str = "import more accuracies (`ofa predictor --run RUN --import`)";
+
 /// Doubt about a predictor whose weights are not known.
-const UNKNOWN_WEIGHTS: &str = "this predictor of an earlier version does not record the weights it was fitted for; fit it again with `ofa predictor --discard`";
+const UNKNOWN_WEIGHTS: &str = "this predictor of an earlier version does not record the weights it was fitted for; fit it again with `ofa predictor --run RUN --discard`";
 
 impl Predictor {
     /// Reasons to doubt a search of the supernet whose weights have the checksum `weights` with this predictor, each in
@@ -50,17 +56,25 @@ impl Predictor {
                 match measured_with {
                     None if *imported => {}
                     Some(provenance) => doubts.extend(other_weights(&provenance.weights, weights).map(|other| {
-                        format!("the predictor was fitted for {other}; fit it again with `ofa predictor --discard`")
+                        format!(
+                            "the predictor was fitted for {other}; fit it again with `ofa predictor --run RUN \
+                             --discard`"
+                        )
                     })),
                     None => doubts.push(UNKNOWN_WEIGHTS.to_string()),
                 }
                 // A few are no ground to doubt, unless they have no order at all.
                 if kendall_tau.is_none_or(|tau| *held_out >= FEWEST_JUDGED && tau < POOR_TAU) {
                     let tau = kendall_tau.map_or("undefined".to_string(), |tau| format!("{tau:.2}"));
+                    let advice = if *imported && measured_with.is_none() {
+                        MORE_ACCURACIES
+                    } else {
+                        "measure more subnets (--samples) or on more images (--images), or search with \
+                         `--score measured`"
+                    };
                     doubts.push(format!(
                         "Kendall's tau is {tau} on {held_out} held-out subnets (1 is the right order, 0 chance), so predictions rank \
-                         subnets poorly; measure more subnets (--samples) or on more images (--images), or search with \
-                         `--score measured`"
+                         subnets poorly; {advice}"
                     ));
                 }
             }
@@ -72,20 +86,24 @@ impl Predictor {
     /// A sentence about how well the predictor ranks subnets that it was not fitted on, and what to do; `None` if that
     /// is not known.
     pub fn judgement(&self) -> Option<String> {
-        let Some(Origin::Fitted { held_out, kendall_tau, .. }) = &self.origin else { return None };
+        let Some(Origin::Fitted { held_out, kendall_tau, measured_with, imported }) = &self.origin else { return None };
         let (word, advice) = match kendall_tau {
-            _ if *held_out < FEWEST_JUDGED => ("too few to judge", "measure more subnets (`ofa predictor --samples`)"),
-            Some(tau) if *tau >= GOOD_TAU => ("good", "its ranking can be trusted"),
+            _ if *held_out < FEWEST_JUDGED => {
+                ("too few to judge", "measure more subnets (`ofa predictor --run RUN --samples`)")
+            }
+            Some(tau) if *tau >= GOOD_TAU => (GOOD, "its ranking can be trusted"),
             Some(tau) if *tau >= FAIR_TAU => ("fair", "verify the best subnets (--verify 10)"),
             Some(tau) if *tau >= POOR_TAU => (
                 "weak",
-                "measure on more images (`ofa predictor --images`), then more subnets (--samples), and verify the best (--verify 10)",
+                "measure on more images (`ofa predictor --run RUN --images`), then more subnets (--samples), and verify the best (--verify 10)",
             ),
             _ => (
                 "poor",
-                "measure on more images (`ofa predictor --images`), then more subnets (--samples), or search with --score measured",
+                "measure on more images (`ofa predictor --run RUN --images`), then more subnets (--samples), or search with --score measured",
             ),
         };
+        // There need be no supernet to measure.
+        let advice = if *imported && measured_with.is_none() && word != GOOD { MORE_ACCURACIES } else { advice };
         let tau = kendall_tau.map_or("undefined".to_string(), |tau| format!("{tau:.2}"));
         Some(format!("predictor: Kendall's tau {tau} on {held_out} held-out subnets: {word}; {advice}"))
     }

@@ -74,6 +74,13 @@ fn a_predictor_of_other_weights_or_without_an_order_is_doubted() {
     constant.set_provenance(measured_with("0a"));
     let doubts = constant.doubts("0a");
     assert!(doubts.len() == 1 && doubts[0].contains("tau is undefined on 4 held-out subnets"), "{doubts:?}");
+    assert!(doubts[0].contains("--samples") && constant.judgement().unwrap().contains("--samples"));
+    // Accuracies from elsewhere cannot be measured here.
+    constant.set_provenance(None);
+    constant.set_imported();
+    for advice in [constant.doubts("").swap_remove(0), constant.judgement().unwrap()] {
+        assert!(advice.ends_with("`ofa predictor --run RUN --import`)"), "{advice}");
+    }
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use super::feasible::smallest;
 use super::genome::Genome;
-use super::limit::{Limit, Limits};
-use super::{Problem, SearchResult, SearchSettings, search};
+use super::limit::{Limit, Limits, Tables};
+use super::table::Table;
+use super::{Problem, SearchResult, SearchSettings, search_with_tables};
 use crate::effects::EffectsOf;
 use crate::{Error, Result};
 use ofa_supernet::{SearchSpace, Subnet};
@@ -42,9 +43,9 @@ impl Cheapest<'_> {
     /// The subnet with the best score, whatever its value of the last of `limits`.
     ///
     /// # Errors
-    /// Errors of [`search`].
+    /// Errors of [`search`](super::search).
     pub fn best(&self, limits: &mut [Limit]) -> Result<SearchResult> {
-        let mut best = self.within(limits, f64::INFINITY, &[])?;
+        let mut best = self.within(limits, None, f64::INFINITY, &[])?;
         // A file of JSON has no infinity; what the subnet has is its bound.
         best.constraints
             .iter_mut()
@@ -57,7 +58,7 @@ impl Cheapest<'_> {
     /// large enough; `best` is what [`best`](Self::best) found.
     ///
     /// # Errors
-    /// [`Error::Impossible`] if the best has no such score, and errors of [`search`].
+    /// [`Error::Impossible`] if the best has no such score, and errors of [`search`](super::search).
     pub fn find(&self, best: &SearchResult, limits: &mut [Limit]) -> Result<SearchResult> {
         let start = Instant::now();
         let (mut found, mut evaluations) = (best.clone(), 0);
@@ -65,7 +66,10 @@ impl Cheapest<'_> {
             return Err(self.impossible(best.predicted_accuracy, best));
         }
         let genome = Genome::new(self.space)?;
-        let mut low = smallest(&genome, &Limits::new(&genome, limits)?, limits.len() - 1)?.1;
+        let (mut low, tables) = {
+            let tabulated = Limits::new(&genome, limits)?;
+            (smallest(&genome, &tabulated, limits.len() - 1)?.1, tabulated.tables().to_vec())
+        };
         let cost = |result: &SearchResult| result.constraints.last().map_or(f64::INFINITY, |limit| limit.value);
         let mut starts = found.elite.clone();
         for _ in 0..HALVINGS {
@@ -75,7 +79,7 @@ impl Cheapest<'_> {
             }
             // Costs span orders of magnitude.
             let middle = if low > 0.0 { (low * high).sqrt() } else { 0.5 * (low + high) };
-            match self.attempt(limits, middle, &starts, &mut evaluations)? {
+            match self.attempt(limits, &tables, middle, &starts, &mut evaluations)? {
                 Some(cheaper) => {
                     starts.clone_from(&cheaper.elite);
                     found = cheaper;
@@ -85,7 +89,7 @@ impl Cheapest<'_> {
         }
         for _ in 0..LAST {
             let below = cost(&found) * (1.0 - 1e-6);
-            match self.attempt(limits, below, &found.elite.clone(), &mut evaluations)? {
+            match self.attempt(limits, &tables, below, &found.elite.clone(), &mut evaluations)? {
                 Some(cheaper) => found = cheaper,
                 None => break,
             }
@@ -107,11 +111,12 @@ impl Cheapest<'_> {
     fn attempt(
         &self,
         limits: &mut [Limit],
+        tables: &[Option<Table>],
         bound: f64,
         starts: &[Subnet],
         evaluations: &mut usize,
     ) -> Result<Option<SearchResult>> {
-        match self.within(limits, bound, starts) {
+        match self.within(limits, Some(tables), bound, starts) {
             Ok(found) => {
                 *evaluations += found.evaluations;
                 Ok(Some(found).filter(|found| found.predicted_accuracy >= self.least))
@@ -122,7 +127,14 @@ impl Cheapest<'_> {
         }
     }
 
-    fn within(&self, limits: &mut [Limit], bound: f64, starts: &[Subnet]) -> Result<SearchResult> {
+    /// The best subnet within `bound` of the last limit; `tables` are those of the limits, if they are known.
+    fn within(
+        &self,
+        limits: &mut [Limit],
+        tables: Option<&[Option<Table>]>,
+        bound: f64,
+        starts: &[Subnet],
+    ) -> Result<SearchResult> {
         if let Some(last) = limits.last_mut() {
             last.bound = bound;
         }
@@ -130,7 +142,9 @@ impl Cheapest<'_> {
         let evaluations = Some(if starts.is_empty() { budget } else { (budget / WARM).max(1) });
         let (effects, keep) = (self.effects, self.keep);
         let problem = Problem { evaluations, effects, starts, keep, ..Problem::new(self.space, limits, self.seed) };
-        search(&problem, self.settings, &mut |subnets| (self.score)(subnets), &mut |_| ())
+        let tables = tables.map(|limits| Tables { limits, against: &[] });
+        let mut score = |subnets: &[Subnet]| (self.score)(subnets);
+        Ok(search_with_tables(&problem, tables, self.settings, &mut score, &mut |_| ())?.swap_remove(0))
     }
 }
 

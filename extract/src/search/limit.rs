@@ -70,6 +70,13 @@ pub fn of_batch(batch: usize) -> String {
     if batch == 1 { String::new() } else { format!(" for {batch} images") }
 }
 
+/// Tables of the limits and the costs of a problem, for other searches with the same measures and any bounds.
+#[derive(Clone, Copy)]
+pub(super) struct Tables<'t> {
+    pub limits: &'t [Option<Table>],
+    pub against: &'t [Option<Table>],
+}
+
 /// Limits of one search, each with a table if its measure has one.
 #[derive(Clone)]
 pub struct Limits<'a> {
@@ -92,16 +99,29 @@ impl<'a> Limits<'a> {
     /// # Errors
     /// Another number of limits.
     pub(super) fn with_bounds(&self, limits: &'a [Limit<'a>]) -> Result<Self> {
-        if limits.len() != self.limits.len() {
-            let (given, expected) = (limits.len(), self.limits.len());
+        Limits::with_tables(limits, &self.tables)
+    }
+
+    /// Limits whose measures have these `tables`.
+    ///
+    /// # Errors
+    /// Another number of limits.
+    pub(super) fn with_tables(limits: &'a [Limit<'a>], tables: &[Option<Table>]) -> Result<Self> {
+        if limits.len() != tables.len() {
+            let (given, expected) = (limits.len(), tables.len());
             return Err(Error::Search(format!("{given} other bounds; expected one for each of {expected} limits")));
         }
-        Ok(Limits { limits, tables: self.tables.clone() })
+        Ok(Limits { limits, tables: tables.to_vec() })
     }
 
     /// The limits.
     pub fn limits(&self) -> &'a [Limit<'a>] {
         self.limits
+    }
+
+    /// The table of each limit whose measure has one.
+    pub(super) fn tables(&self) -> &[Option<Table>] {
+        &self.tables
     }
 
     /// The table of limit `index`, if its measure has one.

@@ -13,6 +13,7 @@
 //! The draws do not depend on the seed: several seeds would be several answers. More evaluations give a better one.
 
 use super::climb::climb;
+use super::evenly;
 use super::genome::{Genes, Genome};
 use super::linear::{Linear, Structure};
 use super::strategies::{Setting, SettingValue, Strategy};
@@ -247,7 +248,7 @@ fn starts(task: &Task) -> Vec<Climber> {
     let together = if levels > 1 { sizes.min(SHARED_STARTS) } else { sizes };
     let stride = levels.div_ceil(LEVELS_PER_START);
     let climbers = |index: usize| {
-        let genes = random(genome, index, index % together * sizes / together);
+        let genes = random(genome, index, evenly(index % together, together, sizes));
         let of_start = move |level: &usize| (index / together + level).is_multiple_of(stride);
         (0..levels).filter(of_start).map(move |level| Climber::new(genes.clone(), level))
     };

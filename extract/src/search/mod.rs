@@ -65,6 +65,7 @@ pub use task::{Generation, Problem, Scorer, Task};
 
 use crate::{Error, Result};
 use genome::Genes;
+use limit::Tables;
 use std::time::Instant;
 use task::Level;
 
@@ -118,13 +119,26 @@ pub fn search_all<'a>(
     scorer: &'a mut Scorer<'a>,
     progress: &'a mut (dyn FnMut(&Generation) + Send),
 ) -> Result<Vec<SearchResult>> {
+    search_with_tables(problem, None, settings, scorer, progress)
+}
+
+/// [`search_all`] with the tables of an earlier search with the same measures: in a large space, building them takes
+/// longer than searching.
+fn search_with_tables<'a>(
+    problem: &Problem<'a>,
+    tables: Option<Tables>,
+    settings: &SearchSettings,
+    scorer: &'a mut Scorer<'a>,
+    progress: &'a mut (dyn FnMut(&Generation) + Send),
+) -> Result<Vec<SearchResult>> {
     // On a thread of the pool: another one would be woken after each of the many short parallel steps.
-    rayon::scope(|_| search_here(problem, settings, scorer, progress))
+    rayon::scope(|_| search_here(problem, tables, settings, scorer, progress))
 }
 
 /// Searches on the calling thread.
 fn search_here<'a>(
     problem: &Problem<'a>,
+    tables: Option<Tables>,
     settings: &SearchSettings,
     scorer: &'a mut Scorer<'a>,
     progress: &'a mut (dyn FnMut(&Generation) + Send),
@@ -140,7 +154,7 @@ fn search_here<'a>(
     if budget <= others {
         return Err(Error::Search(format!("evaluations must be at least {}", others + 1)));
     }
-    let mut task = Task::new(problem, budget, scorer, progress)?;
+    let mut task = Task::new(problem, tables, budget, scorer, progress)?;
     // A witness meets the limits, so no strategy can end without an answer.
     let witnesses: Vec<Genes> = task.levels.iter().map(|level| level.rules.witness.clone()).collect();
     task.evaluate(&witnesses)?;
@@ -191,6 +205,12 @@ fn search_here<'a>(
 pub fn evaluations(strategy: &dyn Strategy, others: usize) -> usize {
     let own = strategy.evaluations();
     own + others * own / SHARED
+}
+
+/// Place number `index` of `count` places that lie evenly among `len`, from the first to the last; a single one is the
+/// last.
+fn evenly(index: usize, count: usize, len: usize) -> usize {
+    if count > 1 { index * (len - 1) / (count - 1) } else { len - 1 }
 }
 
 /// Fraction of the box of costs up to those of the largest subnet, and scores from 0 to 1, that a front dominates.

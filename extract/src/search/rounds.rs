@@ -3,8 +3,10 @@
 //! are scored. With costs to be drawn against, the proposals cover the predicted front.
 
 use super::genome::Genes;
+use super::limit::Tables;
 use super::memetic::Memetic;
 use super::pareto::{Pareto, first_front};
+use super::search_with_tables;
 use super::strategies::{SearchSettings, Setting, SettingValue, Strategy};
 use super::task::{Problem, Scored, Task, rank};
 use crate::Result;
@@ -131,7 +133,9 @@ impl Rounds {
             true => SearchSettings::Pareto(Pareto { generations: GENERATIONS, ..Pareto::default() }),
             false => SearchSettings::Memetic(Memetic::default()),
         };
-        let found = super::search(&problem, &settings, &mut |subnets| predictor.predict(subnets), &mut |_| ())?;
+        let tables = Some(Tables { limits: rules.limits.tables(), against: rules.against.tables() });
+        let mut score = |subnets: &[Subnet]| predictor.predict(subnets);
+        let found = search_with_tables(&problem, tables, &settings, &mut score, &mut |_| ())?.swap_remove(0);
         let subnets: Vec<Subnet> = match draws_front {
             true => found.front.into_iter().map(|point| point.subnet).collect(),
             false => found.elite.into_iter().chain(found.top.into_iter().map(|candidate| candidate.subnet)).collect(),
@@ -145,9 +149,9 @@ impl Rounds {
             }
         }
         if draws_front {
-            // Evenly along the front, whose order is that of scores.
+            // Evenly along the front, whose order is that of scores, with both its ends.
             let kept = count.min(fresh.len());
-            return Ok((0..kept).map(|index| fresh[index * fresh.len() / kept].1.clone()).collect());
+            return Ok((0..kept).map(|index| fresh[super::evenly(index, kept, fresh.len())].1.clone()).collect());
         }
         let best = task.best().map_or(f64::NEG_INFINITY, |best| best.0);
         let (subnets, genes): (Vec<Subnet>, Vec<Genes>) = fresh.into_iter().unzip();
@@ -156,5 +160,36 @@ impl Rounds {
         let mut ranked: Vec<Scored> = improvement.zip(genes).collect();
         rank(&mut ranked);
         Ok(ranked.into_iter().take(count).map(|(_, genes)| genes).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::search::testing::{macs, worth};
+    use crate::search::{Limit, evenly, search};
+    use ofa_supernet::SearchSpace;
+
+    #[test]
+    fn a_front_in_rounds_has_both_ends() {
+        let space = SearchSpace::named("tiny").unwrap();
+        let against = [Limit::new("macs", f64::INFINITY, |subnet| Ok(macs(&space, subnet)))];
+        let problem = Problem { against: &against, evaluations: Some(60), ..Problem::new(&space, &[], 0) };
+        let settings = SearchSettings::Rounds(Rounds::default());
+        let mut scorer = |subnets: &[Subnet]| Ok(subnets.iter().map(worth).collect());
+        let front = search(&problem, &settings, &mut scorer, &mut |_| ()).unwrap().front;
+        let ends = [front.first(), front.last()].map(|point| point.unwrap().subnet.clone());
+        assert_eq!(ends, [space.smallest(), space.largest()]);
+    }
+
+    #[test]
+    fn even_places_have_both_ends() {
+        let places = |count: usize, len: usize| (0..count).map(|index| evenly(index, count, len)).collect::<Vec<_>>();
+        assert_eq!(places(1, 7), [6]);
+        assert_eq!(places(3, 7), [0, 3, 6]);
+        assert_eq!(places(4, 4), [0, 1, 2, 3]);
+        let sizes = places(19, 25);
+        assert_eq!((sizes[0], sizes[18]), (0, 24));
+        assert!(sizes.is_sorted_by(|a, b| a < b), "{sizes:?}");
     }
 }

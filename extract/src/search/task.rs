@@ -3,7 +3,7 @@
 use super::Candidate;
 use super::feasible::{repair, witness};
 use super::genome::{Genes, Genome};
-use super::limit::{Limit, Limits};
+use super::limit::{Limit, Limits, Tables};
 use crate::effects::{Effects, EffectsOf};
 use crate::{Error, Result};
 use ofa_supernet::seed::{Stream, generator};
@@ -171,17 +171,25 @@ pub struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
+    /// The start of a search; `tables` are those of an earlier one with the same measures.
+    ///
     /// # Errors
     /// An invalid space, limits that no subnet meets ([`Error::Impossible`]), and errors of measures.
     pub(super) fn new(
         problem: &Problem<'a>,
+        tables: Option<Tables>,
         budget: usize,
         scorer: &'a mut Scorer<'a>,
         progress: &'a mut (dyn FnMut(&Generation) + Send),
     ) -> Result<Self> {
         let genome = Genome::new(problem.space)?;
-        let limits = Limits::new(&genome, problem.limits)?;
-        let against = Limits::new(&genome, problem.against)?;
+        let (limits, against) = match tables {
+            Some(tables) => (
+                Limits::with_tables(problem.limits, tables.limits)?,
+                Limits::with_tables(problem.against, tables.against)?,
+            ),
+            None => (Limits::new(&genome, problem.limits)?, Limits::new(&genome, problem.against)?),
+        };
         let witness = witness(&genome, &limits)?;
         let starts = problem.starts.iter().filter_map(|subnet| genome.encode(subnet).ok()).collect();
         let rules = Rules { genome, limits, against, witness, seed: problem.seed };
@@ -368,7 +376,7 @@ mod tests {
         let limit = [Limit::new("resolution", 24.0, |s| Ok(s.resolution as f64))];
         let problem = Problem::new(&space, &limit, 0);
         let mut nothing = |_: &Generation| ();
-        let mut task = Task::new(&problem, 3, &mut scorer, &mut nothing).unwrap();
+        let mut task = Task::new(&problem, None, 3, &mut scorer, &mut nothing).unwrap();
         let genes: Vec<Genes> =
             ["r16 d1,1 k3|3 e2|2", "r32 d1,1 k3|3 e2|2", "r24 d1,1 k3|3 e2|2", "r24 d1,1 k5|3 e2|2"]
                 .map(|text| task.rules().genome.encode(&text.parse().unwrap()).unwrap())
@@ -390,7 +398,7 @@ mod tests {
         for bad in [vec![], vec![f64::NAN]] {
             let mut scorer = |_: &[Subnet]| Ok(bad.clone());
             let mut nothing = |_: &Generation| ();
-            let mut task = Task::new(&problem, 3, &mut scorer, &mut nothing).unwrap();
+            let mut task = Task::new(&problem, None, 3, &mut scorer, &mut nothing).unwrap();
             assert!(task.score(vec![task.rules().witness.clone()]).is_err());
         }
     }
@@ -402,7 +410,7 @@ mod tests {
         let problem = Problem { effects: Some(&effects), ..Problem::new(&space, &[], 0) };
         let mut scorer = |subnets: &[Subnet]| Ok(vec![0.5; subnets.len()]);
         let mut nothing = |_: &Generation| ();
-        let mut task = Task::new(&problem, 3, &mut scorer, &mut nothing).unwrap();
+        let mut task = Task::new(&problem, None, 3, &mut scorer, &mut nothing).unwrap();
         let witness = task.rules().witness.clone();
         assert!(task.effects(&[witness]).unwrap_err().to_string().contains("another space"));
     }

@@ -4,9 +4,15 @@ use super::testing::{everything, macs, worth};
 use super::*;
 use ofa_supernet::{SearchSpace, Subnet};
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 fn score(subnets: &[Subnet]) -> Result<Vec<f64>> {
     Ok(subnets.iter().map(worth).collect())
+}
+
+/// `against` for the strategies that need costs; others would draw a front in place of what they do within limits.
+fn costs<'p, 'l>(settings: &SearchSettings, against: &'p [Limit<'l>]) -> &'p [Limit<'l>] {
+    if settings.strategy().needs_costs() { against } else { &[] }
 }
 
 #[test]
@@ -24,8 +30,12 @@ fn every_strategy_works_on_a_space_of_one_or_a_few_subnets() {
         for settings in strategies() {
             for evaluations in [None, Some(1)] {
                 let mut scorer = score;
-                let problem =
-                    Problem { against: &against, evaluations, keep: usize::MAX, ..Problem::new(&space, &limits, 0) };
+                let problem = Problem {
+                    against: costs(&settings, &against),
+                    evaluations,
+                    keep: usize::MAX,
+                    ..Problem::new(&space, &limits, 0)
+                };
                 let found = search(&problem, &settings, &mut scorer, &mut |_| ()).unwrap();
                 let name = settings.name();
                 assert_eq!(found.evaluations, found.top.len(), "{name}");
@@ -51,7 +61,9 @@ fn a_search_without_patience_ends_when_nothing_is_left_within_the_limits() {
         }
         let mut scorer = score;
         let against = [Limit::new("macs", f64::INFINITY, |s| Ok(macs(&space, s)))];
-        let problem = Problem { against: &against, ..Problem::new(&space, &limits, 0) };
+        // Two learn to draw what they have scored, and draw for seconds before the thousands of their budget are spent.
+        let evaluations = matches!(settings.name(), "ppo" | "gradient").then_some(1_000);
+        let problem = Problem { against: costs(&settings, &against), evaluations, ..Problem::new(&space, &limits, 0) };
         let found = search(&problem, &settings, &mut scorer, &mut |_| ()).unwrap();
         assert!(found.constraints[0].value <= limits[0].bound, "{}", settings.name());
     }
@@ -151,7 +163,11 @@ fn strategies() -> Vec<SearchSettings> {
 #[test]
 fn every_strategy_keeps_limits_budget_and_seed() {
     for name in ["tiny", "proxyless-w1.3", "resnet-tiny"] {
-        let space = SearchSpace::named(name).unwrap();
+        let mut space = SearchSpace::named(name).unwrap();
+        if name.starts_with("proxyless") {
+            // Each of its 25 sizes of images is tabulated in the same way.
+            space.resolutions = vec![128, 176, 224];
+        }
         let (least, most) = (macs(&space, &space.smallest()), macs(&space, &space.largest()));
         let blocks = |subnet: &Subnet| Ok(subnet.blocks().count() as f64);
         let limits = [
@@ -169,7 +185,7 @@ fn every_strategy_keeps_limits_budget_and_seed() {
                     Ok(subnets.iter().map(value).collect())
                 };
                 let problem = Problem {
-                    against: &against,
+                    against: costs(&settings, &against),
                     evaluations: Some(150),
                     keep: 3,
                     ..Problem::new(&space, &limits, seed)
@@ -197,6 +213,42 @@ fn every_strategy_keeps_limits_budget_and_seed() {
     }
 }
 
+/// Searches that search, for the same limits or for other bounds, do not build the tables again.
+#[test]
+fn a_limit_is_tabulated_once() {
+    let space = SearchSpace::named("tiny").unwrap();
+    let calls = AtomicUsize::new(0);
+    let measure = |subnet: &Subnet| {
+        calls.fetch_add(1, Relaxed);
+        Ok(macs(&space, subnet))
+    };
+    let (least, most) = (macs(&space, &space.smallest()), macs(&space, &space.largest()));
+    // So close to the bound that the measure has to decide lies no subnet: values are whole numbers.
+    let mut limits = [Limit::new("macs", (least + 0.5 * (most - least)).floor() + 0.5, measure)];
+    Limits::new(&genome::Genome::new(&space).unwrap(), &limits).unwrap();
+    let once = calls.swap(0, Relaxed);
+    let problem = Problem { evaluations: Some(150), ..Problem::new(&space, &limits, 0) };
+    search(&problem, &SearchSettings::named("rounds").unwrap(), &mut score, &mut |_| ()).unwrap();
+    let in_rounds = calls.swap(0, Relaxed);
+    assert!((once..2 * once).contains(&in_rounds), "{in_rounds} calls, {once} for a table");
+    let (least, settings) = (0.9 * worth(&space.largest()), SearchSettings::named("memetic").unwrap());
+    let cheapest = Cheapest {
+        space: &space,
+        least,
+        settings: &settings,
+        evaluations: None,
+        seed: 0,
+        keep: 0,
+        effects: None,
+        score: &score,
+    };
+    // The best and the cheapest are two calls.
+    let best = cheapest.best(&mut limits).unwrap();
+    cheapest.find(&best, &mut limits).unwrap();
+    let of_cheapest = calls.swap(0, Relaxed);
+    assert!((2 * once..3 * once).contains(&of_cheapest), "{of_cheapest} calls, {once} for a table");
+}
+
 #[test]
 fn guided_strategies_find_better_subnets_than_random_draws() {
     let space = SearchSpace::named("cifar-mbv3").unwrap();
@@ -206,20 +258,21 @@ fn guided_strategies_find_better_subnets_than_random_draws() {
         let blocks = s.blocks().enumerate();
         blocks.map(|(i, b)| (1.0 + (i % 3) as f64) * (b.kernel as f64 * b.expand.value()).sqrt()).sum::<f64>()
     };
-    let best = |settings: SearchSettings| {
-        let problem = Problem { evaluations: Some(1500), ..Problem::new(&space, &limits, 5) };
+    let best = |settings: SearchSettings, evaluations: usize| {
+        let problem = Problem { evaluations: Some(evaluations), ..Problem::new(&space, &limits, 5) };
         let mut scorer = |subnets: &[Subnet]| Ok(subnets.iter().map(value).collect());
         search(&problem, &settings, &mut scorer, &mut |_| ()).unwrap().predicted_accuracy
     };
-    let random = best(SearchSettings::Random(Random::default()));
-    for settings in [
-        SearchSettings::Evolution(Evolution { generations: 10, ..Evolution::default() }),
-        SearchSettings::Bayes(Bayes { batch: 50, ..Bayes::default() }),
-        SearchSettings::Ppo(Ppo::default()),
-        SearchSettings::Gradient(Gradient::default()),
+    let random = best(SearchSettings::Random(Random::default()), 1500);
+    for (settings, evaluations) in [
+        (SearchSettings::Evolution(Evolution { generations: 10, ..Evolution::default() }), 1500),
+        (SearchSettings::Bayes(Bayes { batch: 50, ..Bayes::default() }), 1500),
+        (SearchSettings::Ppo(Ppo::default()), 1500),
+        (SearchSettings::Gradient(Gradient::default()), 1500),
+        (SearchSettings::Rounds(Rounds::default()), 300),
     ] {
         let name = settings.name();
-        let found = best(settings);
+        let found = best(settings, evaluations);
         assert!(found > random, "{name}: {found}, random: {random}");
     }
 }
@@ -272,7 +325,11 @@ fn the_tightest_limit_is_met_and_a_tighter_one_refused() {
             let constraint: crate::Constraint = format!("any:macs={bound}").parse().unwrap();
             let limits = [Limit::from_constraint(&constraint, &measures)?];
             let against = [Limit::new("blocks", 1.0, |s: &Subnet| Ok(s.blocks().count() as f64))];
-            let problem = Problem { against: &against, evaluations: Some(60), ..Problem::new(&space, &limits, 0) };
+            let problem = Problem {
+                against: costs(&settings, &against),
+                evaluations: Some(60),
+                ..Problem::new(&space, &limits, 0)
+            };
             search(&problem, &settings, &mut score, &mut |_| ())
         };
         assert_eq!(run(least).unwrap().best, space.smallest());

@@ -303,6 +303,15 @@ impl Ranges {
         values.iter().for_each(|(name, &value)| name.set(config, value));
     }
 
+    /// Sets the largest batch of all trials in `config`; returns whether the batch is varied.
+    pub fn apply_largest_batch(&self, config: &mut TrainConfig) -> bool {
+        let range = self.0.get(&Hyperparameter::Batch);
+        if let Some(range) = range {
+            Hyperparameter::Batch.set(config, range.bounds().into_iter().fold(1.0, f64::max));
+        }
+        range.is_some()
+    }
+
     /// The hyperparameters, in order.
     pub fn names(&self) -> impl Iterator<Item = Hyperparameter> {
         self.0.keys().copied()

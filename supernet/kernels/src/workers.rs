@@ -1,6 +1,6 @@
 //! Assignment of worker threads to callers. A caller leases a [`WorkerPool`] for the duration of a kernel, with one
-//! worker fewer than its rayon pool has threads: two networks in two rayon pools neither wait for each other nor share
-//! threads.
+//! worker fewer than it has threads (`parallel::threads`): two networks in two rayon pools neither wait for each other
+//! nor share threads.
 
 use super::idle_pools::IdlePools;
 use super::worker_pool::{Work, WorkerPool};
@@ -15,7 +15,7 @@ thread_local! {
 }
 
 /// Runs `work(0)`, `work(1)`, ... `work(count - 1)` on this thread and on up to `helpers` others, where `helpers` is
-/// one less than the number of threads of the caller's rayon pool.
+/// one less than the caller's number of threads.
 pub(super) fn run(count: usize, helpers: usize, work: &Work<'_>) {
     share(count, helpers, helpers, work, false);
 }

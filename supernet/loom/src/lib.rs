@@ -1,6 +1,13 @@
 //! The modules of `ofa-kernels` that share memory between threads, compiled with loom's locks, atomics and threads in
 //! place of the standard library's. `cargo test --release -p ofa-loom` runs small models of them in every interleaving
 //! of their threads.
+//!
+//! | module | model |
+//! | --- | --- |
+//! | `worker_pool`, `idle_pools` | each index of a job is done once, and leases end |
+//! | `buffer_pool` | a buffer has one owner |
+//! | `ordered` | results are taken in order |
+//! | `sync` | loom's types under the standard library's names |
 #![cfg(test)]
 
 #[path = "../../kernels/src/buffer_pool.rs"]

@@ -160,12 +160,17 @@ pub(crate) struct Bottleneck {
 }
 
 impl Bottleneck {
-    /// `largest` is the block at its largest choice.
-    pub(super) fn new(parameters: &mut Parameters, name: &str, largest: &BottleneckSpec) -> Result<Self> {
+    /// The block at all choices that a subnet may make, the largest first; it has one kernel size.
+    pub(super) fn new(
+        parameters: &mut Parameters,
+        name: &str,
+        choices: &[&BottleneckSpec],
+        _kernel_sizes: &[usize],
+    ) -> Result<Self> {
         let mut dense = |part: &str, spec: &ConvSpec| Dense::new(parameters, &format!("{name}.{part}"), spec, false);
-        let [first, second, third] = largest.convolutions();
+        let [first, second, third] = choices[0].convolutions();
         let convolutions = [dense("conv1", &first)?, dense("conv2", &second)?, dense("conv3", &third)?];
-        let shortcut = largest.shortcut().map(|spec| dense("shortcut", &spec)).transpose()?;
+        let shortcut = choices[0].shortcut().map(|spec| dense("shortcut", &spec)).transpose()?;
         Ok(Bottleneck { convolutions, shortcut })
     }
 
@@ -173,10 +178,10 @@ impl Bottleneck {
         self.convolutions[0].weight
     }
 
-    pub(super) fn active(&self, parameters: &Parameters, spec: &BottleneckSpec) -> Vec<Vec<Active>> {
+    pub(super) fn active(&self, parameters: &Parameters, spec: &BottleneckSpec) -> Result<Vec<Vec<Active>>> {
         let convolutions = self.convolutions.iter().zip(spec.convolutions());
         let all = convolutions.chain(self.shortcut.iter().zip(spec.shortcut()));
-        all.flat_map(|(dense, conv)| dense.active(parameters, &conv)).collect()
+        Ok(all.flat_map(|(dense, conv)| dense.active(parameters, &conv)).collect())
     }
 
     pub(super) fn outer_channels(&self) -> Option<OuterChannels<'_>> {
@@ -188,10 +193,11 @@ impl Bottleneck {
 
     /// Sorts the channels between the second and third convolution, then those between the first and second, by the L1
     /// norm of the weights that read them.
-    pub(super) fn sort_channels(&self, parameters: &Parameters, widths: &[usize]) -> Result<()> {
+    pub(super) fn sort_channels(&self, parameters: &Parameters, trained: &[&BottleneckSpec]) -> Result<()> {
+        let widths: Vec<usize> = trained.iter().map(|spec| spec.middle_channels).collect();
         let [first, second, third] = &self.convolutions;
-        sort_shared(parameters, &[Touch::Writes(second), Touch::Reads(third.weight)], widths)?;
-        sort_shared(parameters, &[Touch::Writes(first), Touch::Reads(second.weight)], widths)
+        sort_shared(parameters, &[Touch::Writes(second), Touch::Reads(third.weight)], &widths)?;
+        sort_shared(parameters, &[Touch::Writes(first), Touch::Reads(second.weight)], &widths)
     }
 
     pub(super) fn norms(&self) -> impl Iterator<Item = &BatchNorm> {
@@ -208,7 +214,7 @@ impl Bottleneck {
     ) -> Result<Tensor> {
         if !fused(x) {
             let graph = BlockSpec::Bottleneck(spec.clone()).graph(eps);
-            return pass.interpret(&graph, x, &self.active(parameters, spec));
+            return pass.interpret(&graph, x, &self.active(parameters, spec)?);
         }
         let main = |pass: &mut Pass| {
             let mut convolutions = self.convolutions.iter().zip(spec.convolutions());

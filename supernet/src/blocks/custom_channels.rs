@@ -16,8 +16,21 @@ pub(super) enum Axis {
 pub(super) struct Group {
     /// All tensors that hold the channels, by name of the slot.
     pub axes: Vec<(String, Axis)>,
-    /// Widths of the group in the choices with the largest input and output, descending.
-    pub widths: Vec<usize>,
+}
+
+impl Group {
+    /// Numbers of these channels in a graph of the block, one per tensor that it has.
+    pub fn widths(&self, graph: &Graph) -> Vec<usize> {
+        let width = |(name, axis): &(String, Axis)| {
+            let slot = graph.slots().iter().find(|slot| slot.name() == name)?;
+            let holder = match axis {
+                Axis::Input => *graph.node(slot.node).inputs().first()?,
+                Axis::Output => slot.node,
+            };
+            Some(graph.node(holder).shape.channels)
+        };
+        self.axes.iter().filter_map(width).collect()
+    }
 }
 
 /// Things that have channels; those that a layer connects become one set.
@@ -45,13 +58,13 @@ impl Sets {
 /// The groups of a block's graphs at all choices, the largest first. Slots of one name are one slot.
 ///
 /// Channels of the block's input and output are in no group, since other blocks hold them too, nor are those that no
-/// weight reads.
+/// weight reads, or that only choices with a narrower input or output have.
 pub(super) fn groups(graphs: &[Graph]) -> Vec<Group> {
     let mut sets = Sets(Vec::new());
     let outside = sets.add();
     // Each slot's name and axis, with its set.
     let mut axes: Vec<(String, Axis, usize)> = Vec::new();
-    let mut widths: Vec<(usize, usize)> = Vec::new();
+    let mut at_largest: Vec<usize> = Vec::new();
     let largest = |graph: &Graph| {
         let channels = |graph: &Graph, id: NodeId| graph.node(id).shape.channels;
         let ends = |graph: &Graph| (graph.nodes()[0].shape.channels, channels(graph, graph.output()));
@@ -81,7 +94,7 @@ pub(super) fn groups(graphs: &[Graph]) -> Vec<Group> {
             }
         }
         if largest(graph) {
-            widths.extend(graph.nodes().iter().zip(&nodes).map(|(node, &member)| (member, node.shape.channels)));
+            at_largest.extend(nodes);
         }
     }
     let mut found: Vec<usize> = axes.iter().map(|(.., member)| sets.of(*member)).collect();
@@ -89,13 +102,42 @@ pub(super) fn groups(graphs: &[Graph]) -> Vec<Group> {
     found.dedup();
     let group = |set: usize| {
         let own = axes.iter().filter(|(.., member)| sets.of(*member) == set);
-        let axes: Vec<(String, Axis)> = own.map(|(name, axis, _)| (name.clone(), *axis)).collect();
-        let own = widths.iter().filter(|(member, _)| sets.of(*member) == set);
-        let mut widths: Vec<usize> = own.map(|(_, channels)| *channels).collect();
-        widths.sort_unstable_by(|a, b| b.cmp(a));
-        widths.dedup();
-        Group { axes, widths }
+        Group { axes: own.map(|(name, axis, _)| (name.clone(), *axis)).collect() }
     };
-    let groups = found.into_iter().filter(|set| *set != sets.of(outside)).map(group);
-    groups.filter(|group| group.axes.iter().any(|(_, axis)| *axis == Axis::Input) && !group.widths.is_empty()).collect()
+    let is_at_largest = |set: &usize| at_largest.iter().any(|member| sets.of(*member) == *set);
+    let sets_inside = found.into_iter().filter(|set| *set != sets.of(outside)).filter(is_at_largest);
+    sets_inside.map(group).filter(|group| group.axes.iter().any(|(_, axis)| *axis == Axis::Input)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Builder, Shape};
+    use crate::space::{Activation, reduced_channels};
+
+    /// A block with squeeze-excite and `middle` channels inside.
+    fn block(middle: usize) -> Graph {
+        let (mut b, x) = Builder::new(Shape { height: 4, width: 4, channels: 16 }, 1e-5);
+        let y = b.convolution_norm_activation(x, ("expand", "norm"), middle, (3, 1), 1, Activation::Relu);
+        let pooled = b.global_average_pool(y);
+        let reduced = b.pointwise(pooled, "reduce", reduced_channels(middle), true);
+        let reduced = b.activation(reduced, Activation::Relu);
+        let expanded = b.pointwise(reduced, "excite", middle, true);
+        let factors = b.hard_sigmoid(expanded);
+        let y = b.gate(y, factors);
+        b.convolution_norm_activation(y, ("project", "last"), 16, (1, 1), 1, Activation::Identity);
+        b.finish()
+    }
+
+    #[test]
+    fn a_group_has_a_width_at_each_ratio_even_if_two_are_equal() {
+        let graphs = [64, 48, 32].map(block);
+        let groups = groups(&graphs);
+        let widths = |name: &str| {
+            let writes = |group: &&Group| group.axes.contains(&(name.to_string(), Axis::Output));
+            let group = groups.iter().find(writes).unwrap();
+            graphs.each_ref().map(|graph| group.widths(graph)[0])
+        };
+        assert_eq!((groups.len(), widths("expand"), widths("reduce")), (2, [64, 48, 32], [16, 16, 8]));
+    }
 }

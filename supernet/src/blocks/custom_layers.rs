@@ -3,8 +3,8 @@
 //! Tensors with one name in the graphs of all choices are one parameter, as large as the largest of them. A choice uses
 //! the leading channels and the centre of the kernel.
 
-use super::CustomSpec;
 use super::custom_channels::{Axis, Group, groups};
+use super::{BlockSpec, CustomSpec};
 use crate::graph::{Graph, NodeId, Op, Slot};
 use crate::layers::{
     Active, BatchNorm, Initialiser, OuterChannels, ParameterId, ParameterKind, Parameters, Pass, channel_sorting,
@@ -104,9 +104,15 @@ impl Largest {
 }
 
 impl Custom {
-    /// The block at all choices that a subnet may make, the largest first.
-    pub(super) fn new(parameters: &mut Parameters, name: &str, choices: &[CustomSpec]) -> Result<Self> {
-        let graphs: Vec<Graph> = choices.iter().map(CustomSpec::graph).collect();
+    /// The block at all choices that a subnet may make, the largest first; a smaller kernel is the centre of the
+    /// largest, without tensors of its own.
+    pub(super) fn new(
+        parameters: &mut Parameters,
+        name: &str,
+        choices: &[&CustomSpec],
+        _kernel_sizes: &[usize],
+    ) -> Result<Self> {
+        let graphs: Vec<Graph> = choices.iter().map(|choice| choice.graph()).collect();
         let mut layers = Vec::new();
         for largest in Largest::of_all(&graphs)? {
             let layer = largest.layer(parameters, name)?;
@@ -160,7 +166,11 @@ impl Custom {
         None
     }
 
-    pub(super) fn active(&self, parameters: &Parameters, graph: &Graph) -> Result<Vec<Vec<Active>>> {
+    pub(super) fn active(&self, parameters: &Parameters, spec: &CustomSpec) -> Result<Vec<Vec<Active>>> {
+        self.active_in(parameters, &spec.graph())
+    }
+
+    fn active_in(&self, parameters: &Parameters, graph: &Graph) -> Result<Vec<Vec<Active>>> {
         let of_slot = |slot: &Slot| {
             let tensors = graph.tensors(slot);
             let part = |id: &ParameterId, shape: &[usize]| parameters.part(*id, shape);
@@ -180,15 +190,18 @@ impl Custom {
         &self,
         parameters: &Parameters,
         x: &Tensor,
-        graph: &Graph,
+        spec: &CustomSpec,
+        eps: f64,
         pass: &mut Pass,
     ) -> Result<Tensor> {
-        pass.interpret(graph, x, &self.active(parameters, graph)?)
+        let graph = BlockSpec::Custom(spec.clone()).graph(eps);
+        pass.interpret(&graph, x, &self.active_in(parameters, &graph)?)
     }
 
     /// Sorts the channels of each group by the L1 norm of the weights that read them.
-    pub(super) fn sort_channels(&self, parameters: &Parameters, stage: usize) -> Result<()> {
-        use channel_sorting::{descending, importance, permute, permute_norm, trained};
+    pub(super) fn sort_channels(&self, parameters: &Parameters, trained: &[&CustomSpec]) -> Result<()> {
+        use channel_sorting::{descending, importance, permute, permute_norm};
+        let trained: Vec<Graph> = trained.iter().map(|spec| spec.graph()).collect();
         for group in &self.groups {
             let mut total: Vec<f32> = Vec::new();
             for (name, axis) in &group.axes {
@@ -198,7 +211,8 @@ impl Custom {
                     total.iter_mut().zip(importance).for_each(|(total, v)| *total += v);
                 }
             }
-            let order = descending(&total, &trained(&group.widths, stage));
+            let widths: Vec<usize> = trained.iter().flat_map(|graph| group.widths(graph)).collect();
+            let order = descending(&total, &widths);
             for (name, axis) in &group.axes {
                 match (axis, self.layer(name)) {
                     (Axis::Input, Some(Layer::Convolution(weight, _))) => permute(parameters, *weight, 1, &order)?,

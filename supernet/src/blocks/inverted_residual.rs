@@ -190,13 +190,15 @@ pub(crate) struct InvertedResidual {
 }
 
 impl InvertedResidual {
-    /// `largest` is the block at its largest choice, with a projection if any choice has one.
+    /// The block at all choices that a subnet may make, the largest first; `kernel_sizes` are those with a transform,
+    /// and the largest.
     pub(super) fn new(
         parameters: &mut Parameters,
         name: &str,
-        largest: &InvertedResidualSpec,
+        choices: &[&InvertedResidualSpec],
         kernel_sizes: &[usize],
     ) -> Result<Self> {
+        let largest = choices[0];
         let (m, n) = (largest.middle_channels, largest.out_channels);
         let he = |fan_out: usize| Initialiser::Normal((2.0 / fan_out as f64).sqrt());
         let (pointwise, other) = (ParameterKind::NormalisedPointwise, ParameterKind::OtherWeight);
@@ -228,7 +230,8 @@ impl InvertedResidual {
         };
         let project = parameters.add(format!("{name}.project.weight"), &[n, m, 1, 1], he(n), pointwise)?;
         let project_norm = BatchNorm::new(parameters, format!("{name}.project.norm"), n)?;
-        let shortcut = match largest.projection {
+        // A narrow subnet may need a projection in a shortcut that joins equal widths in the largest.
+        let shortcut = match choices.iter().any(|choice| choice.projection) {
             true => Some(parameters.add(
                 format!("{name}.shortcut.weight"),
                 &[n, largest.in_channels, 1, 1],
@@ -255,10 +258,11 @@ impl InvertedResidual {
     /// Sorts middle channels by the L1 norm of the projection's weights, and squeeze-excite's reduced channels by the
     /// L1 norm of its second layer. Without expand convolution the middle channels are the input's, whose order is not
     /// the block's.
-    pub(super) fn sort_channels(&self, parameters: &Parameters, widths: &[usize]) -> Result<()> {
+    pub(super) fn sort_channels(&self, parameters: &Parameters, trained: &[&InvertedResidualSpec]) -> Result<()> {
         use channel_sorting::{descending, importance, permute, permute_norm};
         let Some((expand, expand_norm)) = &self.expand else { return Ok(()) };
-        let order = descending(&importance(parameters, self.project)?, widths);
+        let widths: Vec<usize> = trained.iter().map(|spec| spec.middle_channels).collect();
+        let order = descending(&importance(parameters, self.project)?, &widths);
         permute(parameters, self.project, 1, &order)?;
         permute_norm(parameters, &self.depthwise_norm, &order)?;
         permute(parameters, self.depthwise.weight, 0, &order)?;
@@ -275,7 +279,7 @@ impl InvertedResidual {
         permute(parameters, *expand, 0, &order)
     }
 
-    pub(super) fn active(&self, parameters: &Parameters, spec: &InvertedResidualSpec) -> Vec<Vec<Active>> {
+    pub(super) fn active(&self, parameters: &Parameters, spec: &InvertedResidualSpec) -> Result<Vec<Vec<Active>>> {
         let (p, m, inputs, outputs) = (parameters, spec.middle_channels, spec.in_channels, spec.out_channels);
         let mut slots = Vec::with_capacity(8);
         if let Some((weight, norm)) = &self.expand {
@@ -293,7 +297,7 @@ impl InvertedResidual {
         if let (Some(weight), true) = (self.shortcut, spec.projection) {
             slots.push(vec![p.leading_two(weight, outputs, inputs)]);
         }
-        slots
+        Ok(slots)
     }
 
     pub(super) fn forward(
@@ -304,7 +308,7 @@ impl InvertedResidual {
         eps: f64,
         pass: &mut Pass,
     ) -> Result<Tensor> {
-        let mut active = self.active(parameters, spec);
+        let mut active = self.active(parameters, spec)?;
         let (batch, height, width, _) = x.dims4()?;
         if !fused(x) {
             // In training the images' size need not be the subnet's, and the shortcut's padding follows the map.

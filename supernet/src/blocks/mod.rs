@@ -24,7 +24,6 @@ pub(crate) use inverted_residual::InvertedResidual;
 
 use crate::graph::names::BlockNames;
 use crate::graph::{Builder, Graph, NodeId, RegionKind, Shape};
-use crate::layers::channel_sorting::trained;
 use crate::layers::{Active, BatchNorm, OuterChannels, ParameterId, Parameters, Pass};
 use candle_core::{Result, Tensor, bail};
 use serde::de::value::MapAccessDeserializer;
@@ -32,24 +31,87 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 
-/// A block of a stage. It holds no position, so equal blocks compare equal wherever they stand.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
-#[serde(untagged)]
-pub enum BlockSpec {
-    /// MobileNets.
-    InvertedResidual(InvertedResidualSpec),
-    /// ResNets.
-    Bottleneck(BottleneckSpec),
-    /// Kinds from outside this crate.
-    Custom(CustomSpec),
+/// Declares the kinds of blocks, each as `Kind(description, elastic layers)`, and everything that goes by this list.
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident($spec:ident, $layers:ident),)*) => {
+        /// A block of a stage. It holds no position, so equal blocks compare equal wherever they stand.
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+        #[serde(untagged)]
+        pub enum BlockSpec {
+            $($(#[$doc])* $kind($spec),)*
+        }
+
+        /// The elastic layers of a block.
+        #[derive(Debug)]
+        pub(crate) enum Block {
+            $($kind($layers),)*
+        }
+
+        /// A block as a file's table, whose fields tell the kind. No table is a block of a custom kind.
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Fields {
+            $($kind($spec),)*
+        }
+
+        impl Fields {
+            fn block(self) -> BlockSpec {
+                match self {
+                    $(Fields::$kind(spec) => BlockSpec::$kind(spec),)*
+                }
+            }
+        }
+
+        impl Block {
+            /// The block at all choices that a subnet may make, the largest first.
+            pub(crate) fn new(
+                parameters: &mut Parameters,
+                name: &str,
+                choices: &[&BlockSpec],
+                kernel_sizes: &[usize],
+            ) -> Result<Self> {
+                match choices.first() {
+                    $(Some(BlockSpec::$kind(_)) => {
+                        let choices: Vec<&$spec> = all_of_kind(choices)?;
+                        Ok(Block::$kind($layers::new(parameters, name, &choices, kernel_sizes)?))
+                    })*
+                    None => bail!("the block '{name}' has no choices"),
+                }
+            }
+        }
+
+        $(impl Kind for $spec {
+            fn of(block: &BlockSpec) -> Result<&Self> {
+                match block {
+                    BlockSpec::$kind(spec) => Ok(spec),
+                    _ => bail!("a block of one kind was given the description of another"),
+                }
+            }
+        })*
+    };
 }
 
-/// The elastic layers of a block.
-#[derive(Debug)]
-pub(crate) enum Block {
-    InvertedResidual(InvertedResidual),
-    Bottleneck(Bottleneck),
-    Custom(Custom),
+kinds! {
+    /// MobileNets.
+    InvertedResidual(InvertedResidualSpec, InvertedResidual),
+    /// ResNets.
+    Bottleneck(BottleneckSpec, Bottleneck),
+    /// Kinds from outside this crate.
+    Custom(CustomSpec, Custom),
+}
+
+/// The description of one kind of block.
+trait Kind: Sized {
+    /// The description of `block`.
+    ///
+    /// # Errors
+    /// A block of another kind.
+    fn of(block: &BlockSpec) -> Result<&Self>;
+}
+
+/// The descriptions of blocks of one kind.
+fn all_of_kind<'a, S: Kind>(blocks: &[&'a BlockSpec]) -> Result<Vec<&'a S>> {
+    blocks.iter().map(|&block| S::of(block)).collect()
 }
 
 /// Evaluates an expression for the block of whichever kind `$block` is.
@@ -141,12 +203,6 @@ impl BlockSpec {
 /// A text is a block of a custom kind; the fields tell the others.
 impl<'de> Deserialize<'de> for BlockSpec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Fields {
-            InvertedResidual(InvertedResidualSpec),
-            Bottleneck(BottleneckSpec),
-        }
         struct Block;
         impl<'de> Visitor<'de> for Block {
             type Value = BlockSpec;
@@ -160,10 +216,7 @@ impl<'de> Deserialize<'de> for BlockSpec {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<BlockSpec, A::Error> {
-                Ok(match Fields::deserialize(MapAccessDeserializer::new(map))? {
-                    Fields::InvertedResidual(block) => BlockSpec::InvertedResidual(block),
-                    Fields::Bottleneck(block) => BlockSpec::Bottleneck(block),
-                })
+                Fields::deserialize(MapAccessDeserializer::new(map)).map(Fields::block)
             }
         }
         deserializer.deserialize_any(Block)
@@ -177,34 +230,6 @@ impl fmt::Display for BlockSpec {
 }
 
 impl Block {
-    /// The block at all choices that a subnet may make, the largest first.
-    pub(crate) fn new(
-        parameters: &mut Parameters,
-        name: &str,
-        choices: &[&BlockSpec],
-        kernel_sizes: &[usize],
-    ) -> Result<Self> {
-        Ok(match choices {
-            [BlockSpec::InvertedResidual(largest), ..] => {
-                // A narrow subnet may need a projection in a shortcut that joins equal widths in the largest.
-                let projects =
-                    |choice: &&BlockSpec| matches!(choice, BlockSpec::InvertedResidual(spec) if spec.projection);
-                let projection = choices.iter().any(projects);
-                let largest = InvertedResidualSpec { projection, ..largest.clone() };
-                Block::InvertedResidual(InvertedResidual::new(parameters, name, &largest, kernel_sizes)?)
-            }
-            [BlockSpec::Bottleneck(largest), ..] => Block::Bottleneck(Bottleneck::new(parameters, name, largest)?),
-            _ => {
-                let of_kind = |choice: &&BlockSpec| match choice {
-                    BlockSpec::Custom(spec) => Some(spec.clone()),
-                    _ => None,
-                };
-                let choices: Vec<CustomSpec> = choices.iter().filter_map(of_kind).collect();
-                Block::Custom(Custom::new(parameters, name, &choices)?)
-            }
-        })
-    }
-
     /// First parameter of the block in the list; the others follow one after the other.
     pub(crate) fn first_parameter(&self) -> ParameterId {
         for_kind!(Block, self, block => block.first_parameter())
@@ -219,18 +244,13 @@ impl Block {
     pub(crate) fn active_norms(&self, spec: &BlockSpec) -> Vec<&BatchNorm> {
         match (self, spec) {
             (Block::Custom(block), BlockSpec::Custom(spec)) => block.active_norms(&spec.graph()),
-            _ => self.norms(),
+            (Block::InvertedResidual(_) | Block::Bottleneck(_) | Block::Custom(_), _) => self.norms(),
         }
     }
 
     /// Active parts of the tensors of each slot of the block's graph, without running statistics.
     pub(crate) fn active(&self, parameters: &Parameters, spec: &BlockSpec) -> Result<Vec<Vec<Active>>> {
-        match (self, spec) {
-            (Block::InvertedResidual(block), BlockSpec::InvertedResidual(spec)) => Ok(block.active(parameters, spec)),
-            (Block::Bottleneck(block), BlockSpec::Bottleneck(spec)) => Ok(block.active(parameters, spec)),
-            (Block::Custom(block), BlockSpec::Custom(spec)) => block.active(parameters, &spec.graph()),
-            _ => bail!("a block of one kind was given the description of another"),
-        }
+        for_kind!(Block, self, block => block.active(parameters, Kind::of(spec)?))
     }
 
     /// `x` `[batch, height, width, in]` to `[batch, height / stride, width / stride, out]`.
@@ -242,26 +262,13 @@ impl Block {
         eps: f64,
         pass: &mut Pass,
     ) -> Result<Tensor> {
-        match (self, spec) {
-            (Block::InvertedResidual(block), BlockSpec::InvertedResidual(spec)) => {
-                block.forward(parameters, x, spec, eps, pass)
-            }
-            (Block::Bottleneck(block), BlockSpec::Bottleneck(spec)) => block.forward(parameters, x, spec, eps, pass),
-            (Block::Custom(block), BlockSpec::Custom(_)) => block.forward(parameters, x, &spec.graph(eps), pass),
-            _ => bail!("a block of one kind was given the description of another"),
-        }
+        for_kind!(Block, self, block => block.forward(parameters, x, Kind::of(spec)?, eps, pass))
     }
 
-    /// Sorts middle channels by importance, before width stage `stage` (1, 2, ...).
-    ///
-    /// `widths` are the block's middle widths, descending. Channels that survived an earlier stage together stay
-    /// together in front.
-    pub(crate) fn sort_channels(&self, parameters: &Parameters, widths: &[usize], stage: usize) -> Result<()> {
-        match self {
-            Block::InvertedResidual(block) => block.sort_channels(parameters, &trained(widths, stage)),
-            Block::Bottleneck(block) => block.sort_channels(parameters, &trained(widths, stage)),
-            Block::Custom(block) => block.sort_channels(parameters, stage),
-        }
+    /// Sorts middle channels by importance. `trained` is the block at the expand ratios that were trained beside the
+    /// largest: the channels that each of them uses stay together in front.
+    pub(crate) fn sort_channels(&self, parameters: &Parameters, trained: &[&BlockSpec]) -> Result<()> {
+        for_kind!(Block, self, block => block.sort_channels(parameters, &all_of_kind(trained)?))
     }
 
     /// Layers that read the block's input channels and that write its output channels; `None` where these are not

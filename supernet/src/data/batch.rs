@@ -3,6 +3,7 @@
 use super::decode::{check_size, decode_checked};
 use super::painter::Painter;
 use super::{Augmentation, Dataset, Image, LabelShares, Normalisation, Split};
+use crate::graph::MAX_SIZE;
 use crate::seed::{Stream, generator};
 use crate::{Error, Result};
 use rand::rngs::StdRng;
@@ -11,9 +12,6 @@ use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
-
-/// Largest side of a batch's images, in pixels.
-const MAX_RESOLUTION: usize = 4096;
 
 /// Images as input of a network, with their labels.
 #[derive(Debug, Clone, PartialEq)]
@@ -192,10 +190,10 @@ fn input_of(image: &Image, resolution: usize, normalisation: &Normalisation) -> 
 }
 
 fn check_resolution(resolution: usize) -> Result<()> {
-    if (1..=MAX_RESOLUTION).contains(&resolution) {
+    if (1..=MAX_SIZE).contains(&resolution) {
         return Ok(());
     }
-    Err(Error::Data(format!("resolution {resolution} is not between 1 and {MAX_RESOLUTION}")))
+    Err(Error::Data(format!("resolution {resolution} is not between 1 and {MAX_SIZE}")))
 }
 
 /// Order in which `len` training images are seen in `epoch`: a permutation of `0..len`.

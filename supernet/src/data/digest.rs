@@ -45,6 +45,11 @@ impl DataIdentity {
         &self.normalisation
     }
 
+    /// Whether images and splits are those of `other`, however they are normalised.
+    pub fn has_splits_of(&self, other: &DataIdentity) -> bool {
+        (&self.images, &self.split) == (&other.images, &other.split)
+    }
+
     /// Describes the first difference from the identity stored in a checkpoint; `None` if they agree.
     pub fn difference(&self, saved: &DataIdentity) -> Option<String> {
         if self.images != saved.images {
@@ -123,6 +128,18 @@ impl TrainedOn {
         let remembered = self.contents.len() as f64 / self.images.max(1) as f64;
         let estimate = (seen as f64 / remembered.max(f64::MIN_POSITIVE)).min(count as f64);
         Ok(if estimate > CONTAMINATED * count as f64 { estimate.round() as usize } else { 0 })
+    }
+
+    /// The largest [`contamination`](Self::contamination) of `data` by one of `all`; 0 for none.
+    ///
+    /// # Errors
+    /// An image cannot be read.
+    pub fn largest_contamination<'t>(all: impl IntoIterator<Item = &'t TrainedOn>, data: &Dataset) -> Result<usize> {
+        let mut largest = 0;
+        for trained_on in all {
+            largest = largest.max(trained_on.contamination(data)?);
+        }
+        Ok(largest)
     }
 }
 
@@ -407,6 +424,9 @@ mod tests {
         assert_eq!(run.contamination(&open(&a, 0)).unwrap(), 0);
         let seen = run.contamination(&open(&a, 1)).unwrap();
         assert!((4..=10).contains(&seen), "{seen}");
+        let other = TrainedOn { contents: Vec::new(), digest: String::new(), ..run.clone() };
+        let of_both = |both: [&TrainedOn; 2]| TrainedOn::largest_contamination(both, &open(&a, 1)).unwrap();
+        assert_eq!((of_both([&run, &other]), of_both([&other, &run])), (seen, seen));
         assert!(run.contamination(&open(&renamed, 5)).unwrap() > 0);
         for class in ["cat", "dog"] {
             // A validation split that was never trained on.

@@ -5,6 +5,7 @@
 //! | [`mod@self`] | [`Dataset::open`]: detection of a folder's layout |
 //! | `opening` | progress and interruption of opening, selection of splits |
 //! | `folder`, `cifar`, `idx`, `builtin` | one layout each |
+//! | `drawing` | the images of `builtin` |
 //! | `shards` | tar files in the layout of WebDataset, and Parquet files |
 //! | `tar_shard`, `table` | one tar file, one Parquet file |
 //! | `pattern` | patterns of shards |
@@ -15,7 +16,8 @@
 //! | `regular` | only regular files are read |
 //! | `decode` | JPEG and PNG bytes to RGB, and whether they are complete |
 //! | `digest` | whether two datasets hold the same images |
-//! | `jpeg_scan` | whether a JPEG's picture data reaches its end |
+//! | `jpeg_scan`, `jpeg_markers` | whether a JPEG's picture data reaches its end, and the markers of its stream |
+//! | `pixels` | an image in memory |
 //! | `split` | images and labels of one split, cached or read on demand |
 //! | `augmentation` | random changes of training images, as a configuration has them |
 //! | `resample`, `flip`, `painter`, `rand_augment`, `erasing` | from stored pixels to a normalised image |

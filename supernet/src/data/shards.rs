@@ -14,7 +14,7 @@ use super::source::Source;
 use super::table::Table;
 use super::{Loaded, no_images, regular, tar_shard};
 use crate::{Error, Result};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -60,6 +60,9 @@ impl Layout {
                 return Err(Error::format(path, "no shard (.tar, .parquet) has such a name"));
             }
         }
+        // Two alternatives may name one file, whose images would then be read twice, perhaps into two splits.
+        let mut seen = HashSet::new();
+        files.retain(|file| seen.insert(file.clone()));
         for file in &files {
             // Test and validation images are taken as those of their folder.
             if let (Some(folder), Some(name)) = (split_of_folder(file), split_in_name(file))
@@ -91,15 +94,10 @@ impl Layout {
         let is_data = !is_pattern && of_root.any(|file| split_in_name(file).is_some());
         let mut layout = Layout { root, is_pattern, train: Vec::new(), validation: Vec::new(), test: Vec::new() };
         for file in files {
-            let root = &layout.root;
-            let text = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().to_lowercase();
-            let parent = file.parent().filter(|parent| !is_data || parent != root);
-            let (folder, name) = (text(parent.and_then(Path::file_name)), text(file.file_name()));
-            let is = |split: &str| folder == split || (folder != "train" && name.starts_with(split));
-            let list = match (is("test"), VALIDATION.into_iter().any(is)) {
-                (true, _) => &mut layout.test,
-                (false, true) => &mut layout.validation,
-                (false, false) => &mut layout.train,
+            let list = match split_of(&file, is_data.then_some(&*layout.root)) {
+                TRAINING => &mut layout.train,
+                TEST => &mut layout.test,
+                _ => &mut layout.validation,
             };
             list.push(file);
         }
@@ -235,8 +233,18 @@ impl Layout {
 /// Name of the split of training images.
 const TRAINING: &str = "training";
 
+/// Name of the split of test images.
+const TEST: &str = "test";
+
 /// The splits with the words for them in names.
-const SPLITS: [(&str, &[&str]); 3] = [(TRAINING, &["train"]), ("test", &["test"]), ("validation", &VALIDATION)];
+const SPLITS: [(&str, &[&str]); 3] = [(TRAINING, &["train"]), (TEST, &["test"]), ("validation", &VALIDATION)];
+
+/// The split of a shard: that of its folder's name, except for `own`, the data's folder; otherwise that of the
+/// beginning of its name; otherwise the training images.
+fn split_of(file: &Path, own: Option<&Path>) -> &'static str {
+    let of_folder = split_of_folder(file).filter(|_| file.parent() != own);
+    of_folder.or_else(|| split_in_name(file)).unwrap_or(TRAINING)
+}
 
 /// The split that a file's name begins with.
 fn split_in_name(file: &Path) -> Option<&'static str> {

@@ -13,7 +13,7 @@
 
 use super::{Graph, RegionKind, Slot};
 use crate::Result;
-use crate::space::{Family, SearchSpace};
+use crate::space::{Publisher, SearchSpace};
 use std::collections::HashMap;
 
 /// A layer of a block: its role and, without the block's own name, timm's and the published one.
@@ -148,8 +148,11 @@ impl Location {
     }
 
     /// The published name; the location's block, if it is one, is number `number` of the file.
-    fn published(self, role: &str, number: usize, attentive: bool) -> Option<String> {
-        let head = |layer: &str| format!("{}{layer}", if attentive { "last_conv." } else { "" });
+    fn published(self, role: &str, number: usize, publisher: Publisher) -> Option<String> {
+        let head = |layer: &str| match publisher {
+            Publisher::OnceForAll => layer.to_string(),
+            Publisher::AttentiveNas => format!("last_conv.{layer}"),
+        };
         Some(match self {
             Location::Alone => return None,
             Location::Stem { before_pool: false, .. } => {
@@ -224,7 +227,8 @@ impl Graph {
     pub fn published_name(&self, slot: &Slot, numbers: &[usize]) -> Option<String> {
         let layer = self.node(slot.node).layer.unwrap_or_default() as usize;
         let blocks = self.layers[..layer].iter().filter(|layer| matches!(layer.kind, RegionKind::Block { .. }));
-        self.location(slot).published(slot.name(), numbers.get(blocks.count()).copied().unwrap_or_default(), false)
+        let number = numbers.get(blocks.count()).copied().unwrap_or_default();
+        self.location(slot).published(slot.name(), number, Publisher::OnceForAll)
     }
 }
 
@@ -236,12 +240,12 @@ impl Published {
     /// An invalid space.
     pub(crate) fn of(space: &SearchSpace) -> Result<Self> {
         let graph = Graph::of(&space.network(&space.largest(), 1)?);
-        let (has_first_block, attentive) = (space.first_block.is_some(), space.family == Family::AttentiveNas);
+        let (has_first_block, publisher) = (space.first_block.is_some(), space.family.rules().publisher);
         let mut layers = HashMap::new();
         let mut number = 0;
         for location in &graph.locations {
             for role in location.roles() {
-                let published = location.published(role, number, attentive);
+                let published = location.published(role, number, publisher);
                 layers.extend(published.map(|published| (location.own(role, has_first_block), published)));
             }
             number += usize::from(matches!(location, Location::Block { .. }));

@@ -11,7 +11,7 @@
 //! | `input_stem.1.conv.conv.conv.weight` | `input_stem.1.conv.conv.weight` | `input_stem.1.residual.conv.weight` |
 
 use crate::SearchSpace;
-use crate::space::Family;
+use crate::space::Publisher;
 
 /// Converts a name of either spelling to the common form.
 pub fn common(name: &str) -> String {
@@ -27,14 +27,20 @@ pub fn common(name: &str) -> String {
 
 /// Whether a published tensor is a statistic of one subnet, which AttentiveNAS stores beside the supernet's.
 pub(super) fn is_subnet_statistic(name: &str, space: &SearchSpace) -> bool {
-    space.family == Family::AttentiveNas && name.contains(".bn_tracking.")
+    match space.family.rules().publisher {
+        Publisher::OnceForAll => false,
+        Publisher::AttentiveNas => name.contains(".bn_tracking."),
+    }
 }
 
 /// Whether a tensor, by its common name, is the convolution of a shortcut. AttentiveNAS stores one for every block.
 pub(super) fn is_shortcut(name: &str, space: &SearchSpace) -> bool {
     let block = name.strip_prefix("blocks.").and_then(|rest| rest.strip_suffix(".shortcut.conv.weight"));
     let number = block.and_then(|number| number.parse::<usize>().ok());
-    space.family == Family::AttentiveNas && number.is_some_and(|number| number < space.slots())
+    match space.family.rules().publisher {
+        Publisher::OnceForAll => false,
+        Publisher::AttentiveNas => number.is_some_and(|number| number < space.slots()),
+    }
 }
 
 #[cfg(test)]

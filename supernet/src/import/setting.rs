@@ -1,6 +1,6 @@
 //! Subnets in the notation of the published code.
 
-use crate::space::{BlockChoice, ExpandRatio, Family};
+use crate::space::{BlockChoice, Blocks, ExpandRatio, Publisher};
 use crate::{Error, Result, SearchSpace, Subnet};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -201,10 +201,18 @@ impl Setting {
     /// # Errors
     /// A list has the wrong length, or a choice is outside the space.
     pub fn subnet(&self, space: &SearchSpace, resolution: usize) -> Result<Subnet> {
-        if space.family == Family::AttentiveNas {
-            return self.attentive_subnet(space, resolution);
+        match space.family.rules().publisher {
+            Publisher::OnceForAll => self.once_for_all_subnet(space, resolution),
+            Publisher::AttentiveNas => self.attentive_subnet(space, resolution),
         }
-        let bottlenecks = space.family.has_bottlenecks();
+    }
+
+    /// The subnet of a space of once-for-all, whose entries are those of blocks.
+    fn once_for_all_subnet(&self, space: &SearchSpace, resolution: usize) -> Result<Subnet> {
+        let bottlenecks = match space.family.rules().blocks {
+            Blocks::Bottlenecks => true,
+            Blocks::InvertedResiduals => false,
+        };
         let count = space.stages.len() + usize::from(bottlenecks);
         let mut stages = Vec::with_capacity(count);
         for stage in 0..space.stages.len() {

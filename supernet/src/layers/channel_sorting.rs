@@ -24,12 +24,6 @@ pub(crate) enum Touch<'a> {
     Reads(ParameterId),
 }
 
-/// Widths that earlier width stages than `stage` (1, 2, ...) have trained beside the largest, of all `widths`,
-/// descending.
-pub(crate) fn trained(widths: &[usize], stage: usize) -> Vec<usize> {
-    widths.iter().copied().take(stage).skip(1).collect()
-}
-
 /// Sorts channels by the L1 norm of all weights that read them. `layers` are all that touch them. Channels below a
 /// width of `widths` stay together in front.
 pub(crate) fn sort_shared(parameters: &Parameters, layers: &[Touch], widths: &[usize]) -> Result<()> {

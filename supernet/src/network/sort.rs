@@ -3,6 +3,7 @@
 use crate::Result;
 use crate::layers::{Touch, sort_shared};
 use crate::network::Supernet;
+use crate::space::{BlockSpec, NetworkSpec};
 
 impl Supernet {
     /// Sorts the middle channels of every elastic block by importance before width stage `stage` (1, 2, ...): the
@@ -12,10 +13,19 @@ impl Supernet {
     /// # Errors
     /// None in practice; as every tensor operation.
     pub fn sort_channels(&self, stage: usize) -> Result<()> {
-        let parts = self.parts();
+        let (space, parts) = (self.space(), self.parts());
+        let ratios = |s: usize| space.stage_expand_ratios(s).len();
+        let most = (0..space.stages.len()).map(ratios).max().unwrap_or(0);
+        // The networks of the expand ratios that earlier width stages have trained beside the largest.
+        let trained = (1..stage.min(most)).map(|rank| space.network(&space.at_expand_rank(rank), self.classes()));
+        let trained: Vec<NetworkSpec> = trained.collect::<Result<_>>()?;
+        let first = usize::from(space.first_block.is_some());
         for (s, blocks) in parts.stages.iter().enumerate() {
+            // A stage with fewer ratios than others has none of the further ranks.
+            let own = trained.iter().take(ratios(s) - 1);
             for (b, block) in blocks.iter().enumerate() {
-                block.sort_channels(parts.parameters, &self.space().middle_widths(s, b), stage)?;
+                let specs: Vec<&BlockSpec> = own.clone().map(|network| &network.stages[first + s][b]).collect();
+                block.sort_channels(parts.parameters, &specs)?;
             }
         }
         Ok(())

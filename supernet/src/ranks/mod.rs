@@ -5,6 +5,11 @@
 //!
 //! Methods that mention "all ranks" are collective: every rank must call them, in the same order. So whatever decides
 //! the order of such calls must follow from values that all ranks share.
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | `mpi`, `none` | MPI, and its place in programs without it |
+//! | `cores` | cores of the processes on one machine |
 
 mod cores;
 #[cfg(feature = "mpi")]

@@ -25,6 +25,18 @@ impl SearchSpace {
         assemble(&self.places(), |_, place| place.values.len().saturating_sub(1))
     }
 
+    /// The largest subnet with expand ratio number `rank` of each stage, from the largest (0) down; a stage with fewer
+    /// has its smallest.
+    pub fn at_expand_rank(&self, rank: usize) -> Subnet {
+        let mut subnet = self.largest();
+        for (stage, blocks) in subnet.stages.iter_mut().enumerate() {
+            let ratios = self.stage_expand_ratios(stage);
+            let expand = ratios[ratios.len().saturating_sub(1 + rank)];
+            blocks.iter_mut().for_each(|block| block.expand = expand);
+        }
+        subnet
+    }
+
     /// The smallest subnet: everything at its minimum.
     pub fn smallest(&self) -> Subnet {
         assemble(&self.places(), |_, _| 0)

@@ -1,9 +1,12 @@
 //! The elastic dimensions as data: what a subnet chooses, where, and among which values.
 //!
 //! [`DIMENSIONS`] describes each dimension once, and [`SearchSpace::places`] lists every choice of a space's subnets.
-//! Text form, samples, genes, features, stages of training, profiles and tables of costs go over these lists. A new
-//! dimension is a row here and an arm in the functions of [`Dimension`]; only the layers that it shapes know it by
-//! name.
+//! Text form, samples, genes, features, stages of training, profiles and tables of costs go over these lists.
+//!
+//! A new dimension is a row here and an arm in the functions of [`Dimension`] and in `SearchSpace::list`. By name know
+//! it, besides the layers that it shapes: [`Subnet`] (a field, and its word in the text form), `narrowing` (the lists
+//! that a stage of training narrows, and `SHRINKING`, which frees them), `keys` and `validation`, and what reads
+//! subnets of others (`import/setting`, `evaluate/src/model/published`).
 
 use super::{BlockChoice, Ratio, SearchSpace, Subnet};
 use serde::{Deserialize, Serialize};

@@ -2,8 +2,8 @@
 
 use super::network_spec::middle_channels;
 use super::{
-    Activation, BlockSpec, BottleneckSpec, ConvSpec, Family, Head, InvertedResidualSpec, MaxPoolSpec, NetworkSpec,
-    SearchSpace, Stage, Subnet, Value, make_divisible,
+    Activation, BlockSpec, Blocks, BottleneckSpec, ConvSpec, Head, InvertedResidualSpec, MaxPoolSpec, NetworkSpec,
+    SearchSpace, Shortcuts, SmallerKernels, Subnet, Value, Widths, make_divisible,
 };
 use crate::blocks::{BlockSettings, CustomSpec};
 use crate::{Error, Result};
@@ -26,9 +26,10 @@ impl SearchSpace {
         if classes == 0 {
             return Err(Error::Space("a network needs at least one class".into()));
         }
-        match &self.head {
-            Some(head) if !self.family.has_bottlenecks() => self.mobile_net(subnet, head, classes),
-            _ => self.bottlenecks(subnet, classes),
+        match (self.family.rules().blocks, &self.head) {
+            (Blocks::InvertedResiduals, Some(head)) => self.mobile_net(subnet, head, classes),
+            (Blocks::InvertedResiduals, None) => Err(Error::Space("a space of inverted residuals needs a head".into())),
+            (Blocks::Bottlenecks, _) => self.bottlenecks(subnet, classes),
         }
     }
 
@@ -36,12 +37,15 @@ impl SearchSpace {
     /// is the centre of the largest.
     pub(crate) fn transformed_kernel_sizes(&self, stage: usize) -> &[usize] {
         let sizes = self.stage_kernel_sizes(stage);
-        if self.family == Family::AttentiveNas { &sizes[sizes.len() - 1..] } else { sizes }
+        match self.family.rules().smaller_kernels {
+            SmallerKernels::Transformed => sizes,
+            SmallerKernels::Centre => &sizes[sizes.len() - 1..],
+        }
     }
 
     /// A network of inverted residuals between convolutions.
     fn mobile_net(&self, subnet: &Subnet, head: &Head, classes: usize) -> Result<NetworkSpec> {
-        let widths = self.mobile_net_widths(subnet, head);
+        let (rules, widths) = (self.family.rules(), self.mobile_net_widths(subnet, head));
         let stem = self.stem_convolution(subnet, widths.stem);
         let first = self.first_block.as_ref().map(|first| InvertedResidualSpec {
             in_channels: stem.out_channels,
@@ -52,14 +56,16 @@ impl SearchSpace {
             activation: first.activation,
             expand: false,
             squeeze_excite: None,
-            // The published ProxylessNAS has none here, not even at widths that make both sides equal.
-            residual: self.family == Family::MobileNetV3 && stem.out_channels == self.width(first.channels),
+            residual: rules.first_block_shortcut && stem.out_channels == self.width(first.channels),
             projection: false,
             input_size: stem.output_size(),
         });
         let channels = first.as_ref().map_or(stem.out_channels, |first| first.out_channels);
         let stages = self.blocks(subnet, (channels, stem.output_size()), &widths.stages, |stage, _, settings| {
-            let residual = self.family == Family::AttentiveNas || settings.keeps_shape();
+            let residual = match rules.shortcuts {
+                Shortcuts::WhereShapeIsKept => settings.keeps_shape(),
+                Shortcuts::Everywhere => true,
+            };
             BlockSpec::InvertedResidual(InvertedResidualSpec::of(settings, self.expands(stage), residual))
         })?;
         let first = first.map(|first| vec![BlockSpec::InvertedResidual(first)]);
@@ -88,29 +94,31 @@ impl SearchSpace {
     }
 
     fn mobile_net_widths(&self, subnet: &Subnet, head: &Head) -> MobileNetWidths {
-        if self.family != Family::AttentiveNas {
-            return MobileNetWidths {
+        match self.family.rules().widths {
+            Widths::Fixed | Widths::Multipliers => MobileNetWidths {
                 stem: self.width(self.stem.channels),
                 stages: self.stages.iter().map(|stage| self.width(stage.channels)).collect(),
                 feature: self.width(head.feature_channels),
                 hidden: head.hidden_channels.map(|channels| self.width(channels)),
-            };
-        }
-        // The subnet was checked: it has a width for each boundary.
-        let width = |boundary: usize| subnet.widths[boundary].count();
-        let stages = self.stages.len();
-        MobileNetWidths {
-            stem: width(0),
-            stages: (1..=stages).map(width).collect(),
-            feature: self.feature_channels(width(stages)),
-            hidden: Some(width(stages + 1)),
+            },
+            Widths::Lists => {
+                // The subnet was checked: it has a width for each boundary.
+                let width = |boundary: usize| subnet.widths[boundary].count();
+                let stages = self.stages.len();
+                MobileNetWidths {
+                    stem: width(0),
+                    stages: (1..=stages).map(width).collect(),
+                    feature: self.feature_channels(width(stages)),
+                    hidden: Some(width(stages + 1)),
+                }
+            }
         }
     }
 
-    /// Whether the blocks of `stage` have expand convolutions: in AttentiveNAS a stage that never expands has none.
+    /// Whether the blocks of `stage` have expand convolutions.
     fn expands(&self, stage: usize) -> bool {
         let ratios = self.stage_expand_ratios(stage);
-        self.family != Family::AttentiveNas || ratios.iter().any(|ratio| ratio.value() != 1.0)
+        self.family.rules().expands_by_one || ratios.iter().any(|ratio| ratio.value() != 1.0)
     }
 
     /// The first convolution.
@@ -221,23 +229,6 @@ impl SearchSpace {
     /// Channels of the first convolutions of a deep stem: half of its output's at the same width multiplier.
     pub(crate) fn stem_middle_width(&self, ratio: Value) -> usize {
         make_divisible((self.elastic_width(self.stem.channels, ratio) / 2) as f64)
-    }
-
-    /// Middle channels of block `block` of stage `stage` at each expand ratio, descending, in the network of the
-    /// largest widths.
-    pub fn middle_widths(&self, stage: usize, block: usize) -> Vec<usize> {
-        let stage_width = |stage: &Stage| match self.width_multipliers.last() {
-            Some(&ratio) => self.elastic_width(stage.channels, ratio.into()),
-            None if self.has_boundary_lists() => stage.channels,
-            None => self.width(stage.channels),
-        };
-        let channels = match (&self.first_block, stage, block) {
-            (None, 0, 0) if self.has_boundary_lists() => self.stem.channels,
-            (Some(first), 0, 0) => self.width(first.channels),
-            (_, 1.., 0) if !self.family.has_bottlenecks() => stage_width(&self.stages[stage - 1]),
-            _ => stage_width(&self.stages[stage]),
-        };
-        self.stage_expand_ratios(stage).iter().rev().map(|ratio| middle_channels(channels, ratio.value())).collect()
     }
 }
 

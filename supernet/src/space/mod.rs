@@ -8,11 +8,13 @@
 //!
 //! | file | concern |
 //! | --- | --- |
+//! | `family` | network families, and the rules in which they differ |
 //! | `subnet` | one subnet and its text form |
 //! | `dimension` | the elastic dimensions, and every choice of a space's subnets |
 //! | `choices` | subnets of a space: extremes, samples, neighbours, their number, membership |
 //! | `covering` | few subnets that hold every distinct block |
 //! | `narrowing` | a space with some of its values, and how training frees them |
+//! | `difference` | the first setting in which two spaces differ |
 //! | `keys` | descriptions of the keys that define or narrow a space |
 //! | `network_spec` | a static network, layer by layer |
 //! | `validation` | whether the values of a space are usable |
@@ -24,6 +26,7 @@ mod choices;
 mod covering;
 mod difference;
 pub mod dimension;
+mod family;
 mod keys;
 mod layout;
 mod narrowing;
@@ -35,6 +38,7 @@ mod validation;
 
 pub use crate::blocks::{BlockSpec, BottleneckSpec, InvertedResidualSpec};
 pub use dimension::{DIMENSIONS, Dimension, Place, Scope, Value};
+pub use family::{Blocks, Family, Publisher, Rules, Shortcuts, SmallerKernels, Widths};
 pub use keys::{Key, NARROWING_KEYS, SPACE_KEYS, SPACE_TABLES};
 pub(crate) use narrowing::table_with_narrowing;
 pub use narrowing::{Channels, Narrowing, SHRINKING, Shrinking};
@@ -49,32 +53,6 @@ pub use crate::ops::Activation;
 use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-
-/// The network family. Families are data plus the layers they need.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Family {
-    /// Inverted residual blocks with squeeze-excite and hard-swish (Howard et al., ICCV 2019).
-    MobileNetV3,
-    /// MobileNetV2's inverted residual blocks with ReLU6, in ProxylessNAS's widths (Cai et al., ICLR 2019).
-    ProxylessNas,
-    /// ResNet-D's bottlenecks with average-pool shortcuts and a stem of three convolutions (He et al., CVPR 2019), with
-    /// the elastic dimensions of the published ResNet-50D supernet: stem block, depth, expand ratio, and a width
-    /// multiplier for each stage.
-    #[serde(rename = "resnet_d")]
-    ResNetD,
-    /// Inverted residual blocks as in AttentiveNAS (Wang et al., CVPR 2021): channels between blocks are elastic too,
-    /// every block has a shortcut, and a smaller kernel is the centre of the largest.
-    AttentiveNas,
-}
-
-impl Family {
-    /// Whether the network consists of bottlenecks after a deep stem, and the classifier follows the last block;
-    /// otherwise of inverted residuals between a first block and a head.
-    pub fn has_bottlenecks(self) -> bool {
-        self == Family::ResNetD
-    }
-}
 
 /// The first convolution (3x3); in ResNet-D three of them, of which the middle one may be skipped, and a max pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -301,7 +279,10 @@ impl SearchSpace {
 
     /// Whether each boundary has a list of channels rather than a width multiplier.
     pub(crate) fn has_boundary_lists(&self) -> bool {
-        self.family == Family::AttentiveNas
+        match self.family.rules().widths {
+            Widths::Lists => true,
+            Widths::Fixed | Widths::Multipliers => false,
+        }
     }
 
     /// Elastic channels and largest channels of stem, stages and hidden layer.

@@ -2,6 +2,7 @@
 
 use super::covering::MOST_COVERING;
 use super::{ExpandRatio, Family, SearchSpace};
+use crate::graph::{MAX_KERNEL, MAX_SIZE};
 use crate::{Error, Result, blocks};
 
 impl SearchSpace {
@@ -14,7 +15,7 @@ impl SearchSpace {
         if !(0.05..=10.0).contains(&self.width_multiplier) {
             return fail(format!("width_multiplier {} is not between 0.05 and 10", self.width_multiplier));
         }
-        ascending("resolutions", &self.resolutions, 1, 4096)?;
+        ascending("resolutions", &self.resolutions, 1, MAX_SIZE)?;
         check_lists("", &self.depths, &self.kernel_sizes, &self.expand_ratios)?;
         if self.stages.is_empty() || self.stages.len() > 64 {
             return fail("stages must hold between 1 and 64 stages".into());
@@ -159,7 +160,7 @@ impl SearchSpace {
 
 /// Checks the values of blocks; `of` follows the lists' names in messages.
 fn check_lists(of: &str, depths: &[usize], kernel_sizes: &[usize], expand_ratios: &[ExpandRatio]) -> Result<()> {
-    ascending(&format!("kernel_sizes{of}"), kernel_sizes, 1, 15)?;
+    ascending(&format!("kernel_sizes{of}"), kernel_sizes, 1, MAX_KERNEL)?;
     ascending(&format!("depths{of}"), depths, 1, 64)?;
     if let Some(even) = kernel_sizes.iter().find(|k| *k % 2 == 0) {
         return Err(Error::Space(format!("kernel_sizes{of} holds {even}; kernels must be odd")));

@@ -46,6 +46,13 @@ pub struct Progress {
     pub best: Option<Best>,
 }
 
+impl Progress {
+    /// Number of stages that have begun.
+    pub fn begun(&self) -> usize {
+        self.stage + usize::from(self.entered || self.stage_step > 0)
+    }
+}
+
 /// The checkpoint whose probes were best.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Best {
@@ -178,6 +185,8 @@ struct Note {
     format: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     teacher_space: Option<SearchSpace>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    earlier: Vec<TrainedOn>,
     progress: Progress,
     identity: Identity,
 }
@@ -199,6 +208,8 @@ pub struct Checkpoint {
     pub teacher: HashMap<String, Tensor>,
     /// The teacher's space, if it is not the run's.
     pub teacher_space: Option<SearchSpace>,
+    /// Images that the starting weights were trained on.
+    pub earlier: Vec<TrainedOn>,
 }
 
 impl Checkpoint {
@@ -260,6 +271,7 @@ impl Folder {
         let note = Note {
             format: FORMAT,
             teacher_space: checkpoint.teacher_space.clone(),
+            earlier: checkpoint.earlier.clone(),
             progress: checkpoint.progress.clone(),
             identity: checkpoint.identity.clone(),
         };
@@ -298,8 +310,8 @@ impl Folder {
             parts[part].insert(name[PARTS[part].len()..].to_string(), tensor);
         }
         let [weights, momentum, average, teacher] = parts;
-        let Note { progress, identity, teacher_space, .. } = note;
-        Ok(Checkpoint { progress, identity, weights, momentum, average, teacher, teacher_space })
+        let Note { progress, identity, teacher_space, earlier, .. } = note;
+        Ok(Checkpoint { progress, identity, weights, momentum, average, teacher, teacher_space, earlier })
     }
 
     /// The newest checkpoint that can be read; `None` if there is no checkpoint at all.
@@ -340,6 +352,15 @@ impl Folder {
         // A damaged checkpoint is for `latest` to tell of.
         let note = |(_, path): &(usize, PathBuf)| tensor_file::read_note::<Note>(path).ok();
         Ok(self.list()?.last().and_then(note).and_then(|note| note.teacher_space))
+    }
+
+    /// Number of stages that have begun at the newest checkpoint; 0 if there is none. Reads headers only.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn begun_stages(&self) -> Result<usize> {
+        let position = |(_, path): &(usize, PathBuf)| read_position(path).ok();
+        Ok(self.list()?.iter().rev().find_map(position).map_or(0, |(progress, _)| progress.begun()))
     }
 
     /// `(step, path)` of all checkpoints, oldest first; empty if the folder does not exist.
@@ -413,6 +434,9 @@ pub struct SupernetNote {
     /// The images it was trained on; not known of an imported supernet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trained_on: Option<TrainedOn>,
+    /// Other images that the weights it started from were trained on, as far as that is known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<TrainedOn>,
 }
 
 /// Writes a supernet's parameters and running statistics.

@@ -383,7 +383,8 @@ impl TrainConfig {
             if let Some(width_stage) = of(stage) {
                 if width_stage != sorted + 1 {
                     return fail(format!(
-                        "stage '{}': {key} = {width_stage}, but {sorted} stages before it sort channels, so it must be {}",
+                        "stage '{}': {key} = {width_stage}, but {sorted} stages before it sort channels, so it must be {}; \
+                         leave it out where all widths were trained before",
                         stage.name,
                         sorted + 1
                     ));

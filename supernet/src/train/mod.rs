@@ -60,7 +60,7 @@ pub use config::{ProbeConfig, StagePlan, TrainConfig};
 pub use metrics::MetricsLine;
 pub use optimizer::{AdamW, Muon, OptimizerKind, Undecayed};
 pub use progress::{Control, Event, Outcome, ProbeResult, StepEvent};
-pub use run::{is_unbegun, train, train_with_teacher};
+pub use run::{Origin, is_unbegun, train, train_from};
 pub use schedule::{Decay, Schedule};
 pub use stage::{Sampling, StageConfig};
 pub use stage_images::StageImages;

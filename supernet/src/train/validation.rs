@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 
 /// Most bytes of prepared images that an [`EvaluationSet`] keeps (1 GiB); a set that does not fit is decoded again
 /// each time.
-const BUDGET: usize = 1 << 30;
+pub const BUDGET: usize = 1 << 30;
 
 /// A batch as the network takes it.
 pub struct EvaluationBatch {

@@ -61,12 +61,10 @@ fn convert(config: &ModelConfig, parameters: &Parameters, options: &Options) -> 
 
 /// The file's content as a message.
 fn model(config: &ModelConfig, parameters: &Parameters, options: &Options) -> Result<proto::Model> {
-    if !OPSETS.contains(&options.opset) {
+    let opset = opset(options);
+    if !OPSETS.contains(&opset) {
         let (low, high) = OPSETS.into_inner();
-        return Err(Error::Export(format!(
-            "opset {} is not supported; choose one from {low} to {high}",
-            options.opset
-        )));
+        return Err(Error::Export(format!("opset {opset} is not supported; choose one from {low} to {high}")));
     }
     if options.batch == Batch::Fixed(0) {
         return Err(Error::Export("a batch of 0 images is not supported; choose at least 1".into()));
@@ -75,13 +73,18 @@ fn model(config: &ModelConfig, parameters: &Parameters, options: &Options) -> Re
     let mut writer = Writer::new(options.batch);
     nodes::write(&graph, config, parameters, options, &mut writer)?;
     Ok(proto::Model {
-        ir_version: ir_version(options.opset),
-        opset_import: vec![proto::OperatorSet { domain: String::new(), version: options.opset as i64 }],
+        ir_version: ir_version(opset),
+        opset_import: vec![proto::OperatorSet { domain: String::new(), version: opset as i64 }],
         producer_name: "ofa".into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
         graph: Some(writer.finish()),
         metadata_props: metadata::entries(config, options),
     })
+}
+
+/// Version of the operators that is written.
+fn opset(options: &Options) -> usize {
+    options.opset.unwrap_or(DEFAULT_OPSET)
 }
 
 /// The oldest version of the file format that has this version of the operators: engines refuse newer ones.

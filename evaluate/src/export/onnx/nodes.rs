@@ -294,7 +294,7 @@ impl Emitter<'_> {
     /// Whether hard-swish and hard-sigmoid are written as operators: parsers that stop at opset 13 know only one of
     /// them, so there both are written in parts.
     fn has_hard_operators(&self) -> bool {
-        self.options.opset >= 14
+        super::opset(self.options) >= 14
     }
 
     /// `min(max(x + 3, 0), 6)`

@@ -39,6 +39,7 @@ fn int8_example(space: &str) -> (ModelConfig, Parameters) {
         keep_f32: BTreeSet::new(),
         f32_model: None,
         finetuned: None,
+        tried_finetuning: None,
         values,
         engine_values,
     };
@@ -93,7 +94,8 @@ fn check(name: &str, model: &Model) {
 fn graphs_keep_the_rules_that_engines_depend_on() {
     for space in PRESETS {
         for opset in [13, 14, 18, 21] {
-            let options = Options { opset, softmax: opset == 18, preprocessing: opset == 21, ..Options::default() };
+            let (softmax, preprocessing) = (opset == 18, opset == 21);
+            let options = Options { opset: Some(opset), softmax, preprocessing, ..Options::default() };
             let model = exported(space, &options);
             check(&format!("{space}, opset {opset}"), &model);
             let hard = model.graph.unwrap().node.iter().any(|node| node.op_type.starts_with("Hard"));
@@ -109,7 +111,7 @@ fn int8_graphs_keep_the_rules_too_and_round_where_their_engine_wants_it() {
         for engine in [Engine::OnnxRuntime, Engine::OpenVino, Engine::TensorRt] {
             for opset in [13, 17, 21] {
                 let (config, parameters) = int8_example(space);
-                let options = Options { opset, engine, ..Options::default() };
+                let options = Options { opset: Some(opset), engine, ..Options::default() };
                 let model = Model::decode(&convert(&config, &parameters, &options).unwrap()[..]).unwrap();
                 check(&format!("{space}, {engine:?}, opset {opset}"), &model);
                 check_int8(&format!("{space}, {engine:?}, opset {opset}"), &model.graph.unwrap(), engine);
@@ -199,10 +201,10 @@ fn input_and_output_are_as_asked() {
     let map = format!("3x{resolution}x{resolution}");
     assert_eq!((default.0, default.1), (8, 17));
     assert_eq!((default.2, default.3, default.4, default.5), texts("input", &format!("1x{map}"), "logits", "1x2"));
-    let fixed = declared(&Options { opset: 19, batch: Batch::Fixed(8), softmax: true, ..Options::default() });
+    let fixed = declared(&Options { opset: Some(19), batch: Batch::Fixed(8), softmax: true, ..Options::default() });
     assert_eq!((fixed.0, fixed.1), (9, 19));
     assert_eq!((fixed.2, fixed.3, fixed.4, fixed.5), texts("input", &format!("8x{map}"), "probabilities", "8x2"));
-    let open = declared(&Options { opset: 21, batch: Batch::Dynamic, preprocessing: true, ..Options::default() });
+    let open = declared(&Options { opset: Some(21), batch: Batch::Dynamic, preprocessing: true, ..Options::default() });
     let image = format!("batchx{resolution}x{resolution}x3");
     assert_eq!((open.0, open.1), (10, 21));
     assert_eq!((open.2, open.3, open.4, open.5), texts("input", &image, "logits", "batchx2"));
@@ -238,7 +240,7 @@ fn the_file_is_little_larger_than_the_weights() {
 #[test]
 fn files_of_all_formats_go_with_the_model() {
     for format in crate::export::FORMATS {
-        assert!(crate::model::DERIVED_FILES.contains(&format.file), "{}", format.name);
+        assert_eq!(crate::model::file_role(format.file), Some(crate::model::FileRole::Derived), "{}", format.name);
     }
 }
 
@@ -249,7 +251,7 @@ fn options_out_of_range_are_refused() {
         let message = convert(&config, &weights, &options).unwrap_err().to_string();
         assert!(message.contains(part), "{message}");
     };
-    refused(Options { opset: 12, ..Options::default() }, "opset 12");
-    refused(Options { opset: 22, ..Options::default() }, "from 13 to 21");
+    refused(Options { opset: Some(12), ..Options::default() }, "opset 12");
+    refused(Options { opset: Some(22), ..Options::default() }, "from 13 to 21");
     refused(Options { batch: Batch::Fixed(0), ..Options::default() }, "batch of 0");
 }

@@ -44,6 +44,7 @@ pub fn write(
                 keep_f32: BTreeSet::new(),
                 f32_model: None,
                 finetuned: None,
+                tried_finetuning: None,
                 values: network.values.clone(),
                 engine_values,
             });
@@ -63,7 +64,7 @@ pub fn write(
     let file = Options {
         batch: Batch::Fixed(options.batch),
         engine: engine.rounding,
-        opset: engine.opset,
+        opset: Some(engine.opset),
         ..Options::default()
     };
     let path = folder.join(model::ONNX_FILE);

@@ -19,6 +19,7 @@ mod tests;
 
 use super::calibrate::{Quantised, engine_values};
 use super::forward::Folded;
+use super::sensitivity::{IMAGES, error};
 use crate::model::{Finetuned, ModelConfig, Quantisation};
 use crate::runtime::{StaticNetwork, Weights};
 use crate::{Error, Result};
@@ -54,7 +55,8 @@ impl FinetuneOptions {
 /// normalisation of the model. `images` are those that it was calibrated on.
 ///
 /// # Errors
-/// Impossible options, images that cannot be read, a loss that is not finite, or an interruption by `observer`.
+/// Impossible options, fewer images than a calibration takes, images that cannot be read, a loss that is not finite, or
+/// an interruption by `observer`.
 pub fn finetune(
     start: &Quantised,
     weights: &Weights,
@@ -73,6 +75,9 @@ pub fn finetune(
     let spec = &start.network.spec;
     let Some(quantisation) = &start.config.quantisation else {
         return Err(Error::Network("only int8 models are fine-tuned with quantisation in the loop".into()));
+    };
+    let Some(compared) = images.get(..IMAGES * spec.resolution * spec.resolution * 3) else {
+        return Err(Error::Input("fine-tuning needs the images that the model was calibrated on".into()));
     };
     let mut teacher = StaticNetwork::new(spec, weights)?;
     let mut folded = Folded::new(spec, weights);
@@ -100,8 +105,9 @@ pub fn finetune(
             return Err(ofa_supernet::Error::Interrupted.into());
         }
     }
-    let network = student.quantised(&start.network);
+    let network = student.quantised(&start.network, &quantisation.keep_f32);
     network.check()?;
+    let sensitivity = error(&folded, &network, compared)?;
     let layers = student.weights();
     folded.layers = layers;
     let how = Finetuned { epochs: options.epochs, learning_rate: options.learning_rate };
@@ -112,7 +118,7 @@ pub fn finetune(
         ..quantisation.clone()
     };
     let config = ModelConfig { quantisation: Some(quantisation), ..start.config.clone() };
-    Ok(Quantised { config, network, sensitivity: start.sensitivity.clone() })
+    Ok(Quantised { config, network, sensitivity })
 }
 
 /// The training images of each step.

@@ -2,7 +2,7 @@
 
 use super::grid::Grid;
 use super::parameter::Parameter;
-use crate::quantise::calibrate::halves;
+use crate::quantise::calibrate::f32_weight;
 use crate::quantise::forward::Folded;
 use crate::quantise::weights::with_scales;
 use crate::quantise::{QuantisedLayer, QuantisedNetwork, Scale, largest_weight};
@@ -11,6 +11,7 @@ use ofa_supernet::graph::{Node, Op, Shape};
 use ofa_supernet::ops::{Activation, ChannelStatistics};
 use ofa_supernet::ops::{DenseSaved, DenseShape, Windows, average_pool_gradient, dense, max_pool_gradient};
 use rayon::prelude::*;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A network with batch norm folded in, whose weights and values are rounded.
@@ -260,8 +261,8 @@ impl<'a> Student<'a> {
         self.layers.iter().map(|layer| layer.as_ref().map(weights)).collect()
     }
 
-    /// The integers.
-    pub fn quantised(&self, start: &QuantisedNetwork) -> QuantisedNetwork {
+    /// The integers. Layers named in `keep_f32` keep all bits of their weights.
+    pub fn quantised(&self, start: &QuantisedNetwork, keep_f32: &BTreeSet<String>) -> QuantisedNetwork {
         let names = &self.folded.names;
         let layer = |index: usize| {
             let layer = self.layers[index].as_ref()?;
@@ -272,7 +273,10 @@ impl<'a> Student<'a> {
                     let scales: Vec<f32> = scales.values.iter().map(|scale| scale.exp()).collect();
                     QuantisedLayer::Int8(with_scales(weight, bias, &scales, input.scale, self.most_weight))
                 }
-                _ => QuantisedLayer::F32 { weight: halves(weight), bias: bias.clone() },
+                _ => {
+                    let weight = f32_weight(weight, keep_f32.contains(&names[index]));
+                    QuantisedLayer::F32 { weight, bias: bias.clone() }
+                }
             };
             Some((names[index].clone(), layer))
         };

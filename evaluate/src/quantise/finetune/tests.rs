@@ -46,8 +46,19 @@ fn the_student_computes_what_its_integers_do() {
             let start = quantised(&config, &weights, engine);
             let folded = Folded::new(&config.network, &weights);
             let student = Student::new(&folded, &start.network, 7);
-            let network = student.quantised(&start.network);
+            let keep_f32 = &start.config.quantisation.as_ref().unwrap().keep_f32;
+            let network = student.quantised(&start.network, keep_f32);
             network.check().unwrap();
+            // Layers that are kept by name lose nothing.
+            assert_eq!(keep_f32.len(), 1);
+            for name in keep_f32 {
+                let index = folded.names.iter().position(|other| other == name).unwrap();
+                let (exact, _) = folded.layers[index].as_ref().unwrap();
+                for network in [&network, &start.network] {
+                    let QuantisedLayer::F32 { weight, .. } = &network.layers[name] else { panic!("{name} is rounded") };
+                    assert!(weight == exact, "{name}");
+                }
+            }
             assert_eq!(network.values.keys().collect::<Vec<_>>(), start.network.values.keys().collect::<Vec<_>>());
             let images = images(&config.network, IMAGES);
             let expected = reference::run(&network, &images, IMAGES).unwrap();
@@ -132,6 +143,12 @@ fn fine_tuning_brings_the_integers_nearer_to_the_f32_network() {
     let tuned = tuned.unwrap();
     // 160 training images in batches of 32.
     assert_eq!((steps.len(), steps.last()), (40, Some(&(40, 40))));
+    // The error that is told is that of the integers that are returned.
+    let size = 3 * config.network.resolution * config.network.resolution;
+    let compared = &calibration[..crate::quantise::sensitivity::IMAGES * size];
+    let found = error(&Folded::new(&config.network, &weights), &tuned.network, compared).unwrap();
+    assert_eq!(tuned.sensitivity, found);
+    assert_ne!(tuned.sensitivity.error, start.sensitivity.error);
     let how = tuned.config.quantisation.clone().unwrap();
     assert_eq!((how.finetuned.unwrap().epochs, &how.values), (8.0, &tuned.network.values));
     let before = start.config.quantisation.as_ref().unwrap();

@@ -24,6 +24,18 @@ fn hyperparameters_without_effect_are_refused() {
 }
 
 #[test]
+fn the_largest_batch_of_all_trials_is_known() {
+    let space = SearchSpace::named("tiny").unwrap();
+    let mut config = TrainConfig { batch: 12, ..TrainConfig::preset("progressive", &space).unwrap() };
+    assert!(!of("[momentum]\nvalues = [0.1, 0.9]\n").apply_largest_batch(&mut config));
+    assert_eq!(config.batch, 12);
+    for text in ["[batch]\nvalues = [8, 64]\n", "[batch]\nlow = 8\nhigh = 64\n"] {
+        assert!(of(text).apply_largest_batch(&mut config));
+        assert_eq!(config.batch, 64);
+    }
+}
+
+#[test]
 fn units_and_values_are_two_sides_of_one_thing() {
     let ranges = of(TEXT);
     assert_eq!(

@@ -4,6 +4,11 @@
 //! of zeros that stays in the caches for every size in use, so that inner loops have no border cases and read whole
 //! lines. A frame is filled a few rows ahead of where it is read. Weights are laid out as `[slice][kernel *
 //! kernel][SLICE]`.
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | `convolution` | the convolution of some rows, and the gradient at its input |
+//! | `weight_gradient` | the gradient at the weight |
 
 mod convolution;
 mod weight_gradient;

@@ -1,6 +1,16 @@
 //! Layers of extracted models: a static network with batch norm folded into weights and biases.
 //!
-//! All layers work on NHWC f32 slices, write every output value, and use the threads of the calling rayon pool.
+//! All layers work on NHWC f32 slices and write every output value. They share their work among
+//! [`threads`](crate::threads) threads, except for [`average_pool`], which is too short for that.
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | `product` | packed weights, and register tiles of products |
+//! | `depthwise` | depthwise convolution of rows |
+//! | `kernels` | rows of the other layers: pointwise, dense, gated, average pool |
+//! | `max_pool` | the largest values of windows |
+//! | `padded` | a map's rows with zeros around them |
+//! | [`int8`] | layers of networks in 8-bit integers |
 
 mod depthwise;
 pub mod int8;

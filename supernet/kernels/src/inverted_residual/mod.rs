@@ -26,8 +26,18 @@
 //! | first batch norm | its terms: a small matrix applied to the input |
 //!
 //! Recomputing pays while the channels on the far side are few: beyond [`RECOMPUTED`] of them a product takes longer
-//! than memory, and `y1` or the gradient at the projection's input are stored as well. Module `middle` describes their
-//! layout.
+//! than memory, and `y1` or the gradient at the projection's input are stored as well.
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | `forward`, `backward` | the phases of the two passes, in order |
+//! | `middle` | layout of what is stored of the middle channels |
+//! | `expand`, `expand_kernels` | the expand convolution, recomputed where it is read |
+//! | `depthwise_forward`, `depthwise_backward` | the depthwise convolution with its neighbours |
+//! | `activated` | readers of `y2` |
+//! | `middle_gradient` | the gradient at `y2` |
+//! | `project_backward` | the projection's gradients and the sums for the phases after it |
+//! | `squeeze_excite` | the two layers of the gate |
 
 mod activated;
 mod backward;

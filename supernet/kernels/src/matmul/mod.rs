@@ -3,6 +3,11 @@
 //! In NHWC a 1x1 convolution is `[pixels, in] x [in, out]`. The weight is packed once per call into panels of one to
 //! three vectors of output channels; the inner loop keeps a tile of pixels x panel in registers. The weight gradient is
 //! the same tile with the roles of pixels and channels exchanged.
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | `packed` | the right matrix in panels |
+//! | `tiles` | register tiles: the inner loops |
 
 mod packed;
 mod tiles;

@@ -2,6 +2,13 @@
 //!
 //! A value of a type that implements [`Simd`] is a token: only detection creates one, so whoever holds it may use the
 //! instruction set. Arithmetic on vectors and access to slices are therefore safe; only access through pointers is not.
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | `sets` | instruction sets by name, and their detection |
+//! | `vectors` | the operations of a token |
+//! | `portable`, `x86`, `arm` | the tokens |
+//! | `kernel` | kernels compiled for each token, and the call of the active one |
 
 #[cfg(target_arch = "aarch64")]
 mod arm;

@@ -114,7 +114,10 @@ fn shards_are_read_in_order_from_memory_and_from_their_places() {
         fs::rename(root.join(name), root.join("train").join(name)).unwrap();
     }
     assert_eq!(levels(&open(root).unwrap().train), levels(&data.train));
-    for pattern in ["train/train-{000..001}.tar", "train/*.tar", "train/train-00?.tar", "train/train-00{0,1}.tar"] {
+    // Alternatives that name a file twice read it once.
+    let overlapping = ["train/{*,train-00*}.tar", "train/train-00{0,1,1}.tar"];
+    let patterns = ["train/train-{000..001}.tar", "train/*.tar", "train/train-00?.tar", "train/train-00{0,1}.tar"];
+    for pattern in patterns.into_iter().chain(overlapping) {
         let data = open(&root.join(pattern)).unwrap();
         assert_eq!((data.train.len(), data.test.len(), data.classes.len()), (4, 0, 2), "{pattern}");
     }
@@ -275,6 +278,22 @@ fn shards_of_several_folders_keep_their_digest_when_they_are_named_or_lie_otherw
     }
     let [here, there] = [root, moved.path()].map(|root| open(&root.join("{a,b}/train-*.tar")).unwrap().digest());
     assert_eq!(here, there);
+}
+
+#[test]
+fn validation_and_test_shards_are_those_of_their_folder_whatever_their_names_begin_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    for (name, level) in [("train/0.tar", 1), ("val/test-0.tar", 2), ("test/0.tar", 3), ("test/val-0.tar", 4)] {
+        fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+        fs::write(root.join(name), labelled(&[(level, "0"), (level + 100, "1")])).unwrap();
+    }
+    for source in [root.to_path_buf(), root.join("{train,val,test}/*.tar")] {
+        let data = open(&source).unwrap();
+        assert_eq!(levels(&data.train), [(1, 0), (101, 1)]);
+        assert_eq!(levels(&data.validation), [(2, 0), (102, 1)]);
+        assert_eq!(levels(&data.test), [(3, 0), (103, 1), (4, 0), (104, 1)]);
+    }
 }
 
 #[test]

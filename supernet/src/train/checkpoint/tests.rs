@@ -20,6 +20,7 @@ fn checkpoint(step: usize) -> Checkpoint {
         average: HashMap::new(),
         teacher: tensor(4.0),
         teacher_space: Some(preset("cifar-mbv3").unwrap()),
+        earlier: Vec::new(),
     }
 }
 
@@ -94,8 +95,13 @@ fn a_checkpoint_of_another_format_is_refused_and_not_taken_for_damaged() {
     let folder = Folder::of_run(run.path(), 3);
     folder.save(&checkpoint(1)).unwrap();
     let newer = checkpoint(2);
-    let note =
-        Note { format: 1, teacher_space: None, progress: newer.progress.clone(), identity: newer.identity.clone() };
+    let note = Note {
+        format: 1,
+        teacher_space: None,
+        earlier: Vec::new(),
+        progress: newer.progress.clone(),
+        identity: newer.identity.clone(),
+    };
     tensor_file::write(&folder.checkpoint_path(2), &BTreeMap::new(), &note).unwrap();
     let error = folder.latest().unwrap_err().to_string();
     assert!(error.contains("step-00000002") && error.contains("format 1") && error.contains("format 2"), "{error}");

@@ -1,4 +1,9 @@
 //! The lines of `metrics.jsonl`, one JSON object each, and the other files that hold them.
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | `csv` | `metrics.csv`, for spreadsheets |
+//! | `tensorboard` | event files of TensorBoard |
 
 mod csv;
 mod tensorboard;

@@ -1,4 +1,10 @@
 //! The training loop: stages, epochs, probes, checkpoints, resuming.
+//!
+//! | file | concern |
+//! | --- | --- |
+//! | `steps` | the steps of a stage |
+//! | `probes` | validation of fixed subnets |
+//! | `saving` | writing checkpoints, and starting from them |
 
 mod probes;
 mod saving;
@@ -20,6 +26,8 @@ use crate::ranks::Ranks;
 use crate::{Error, Result, SearchSpace, files};
 use std::path::Path;
 use std::time::Instant;
+
+pub use steps::AHEAD;
 
 /// Trains `net` on `data` as `config` says, in the run folder `run_dir` (`metrics.jsonl`, `checkpoints/`).
 ///
@@ -44,18 +52,26 @@ pub fn train(
     resume: bool,
     observer: &mut dyn FnMut(&Event) -> Control,
 ) -> Result<Outcome> {
-    train_with_teacher(net, None, data, config, ranks, run_dir, resume, observer)
+    train_from(net, Origin::default(), data, config, ranks, run_dir, resume, observer)
 }
 
-/// As [`train`], with the weights of another run's network as the frozen teacher
-/// ([`TrainConfig::teacher_from`]). Checkpoints hold them, so that a resumed run takes none.
+/// What a new run takes from others. Checkpoints hold it, so that a resumed run takes nothing.
+#[derive(Debug, Default)]
+pub struct Origin {
+    /// The network of another run as the frozen teacher ([`TrainConfig::teacher_from`]).
+    pub teacher: Option<Supernet>,
+    /// Images that the weights of `net` were trained on.
+    pub trained_on: Vec<TrainedOn>,
+}
+
+/// As [`train`], with what the run takes from others.
 ///
 /// # Errors
 /// As [`train`]; a teacher where the configuration has none, or the other way round.
-#[allow(clippy::too_many_arguments, reason = "those of `train`, and the teacher")]
-pub fn train_with_teacher(
+#[allow(clippy::too_many_arguments, reason = "those of `train`, and the origin")]
+pub fn train_from(
     net: &mut Supernet,
-    teacher: Option<&Supernet>,
+    origin: Origin,
     data: &Dataset,
     config: &TrainConfig,
     ranks: &Ranks,
@@ -114,6 +130,7 @@ pub fn train_with_teacher(
             .shared_over(ranks),
         teacher: None,
         average: None,
+        earlier: Vec::new(),
         class_weights: class_weights(config.class_balance.as_ref(), data)?,
         progress: Progress::default(),
         probes: Vec::new(),
@@ -125,7 +142,7 @@ pub fn train_with_teacher(
     };
     match found {
         Some(found) => run.restore(found)?,
-        None => run.begin(teacher)?,
+        None => run.begin(origin)?,
     }
     run.stages()
 }
@@ -176,8 +193,7 @@ fn checkpoint_to_start_from(
         }
         (Some(Latest { checkpoint, path, .. }), _) => {
             let progress = &checkpoint.progress;
-            let begun = progress.stage + usize::from(progress.entered || progress.stage_step > 0);
-            identity.check(&checkpoint.identity, begun, path)?;
+            identity.check(&checkpoint.identity, progress.begun(), path)?;
         }
         (None, false) if !is_unbegun(run_dir)? => {
             let reason = match (folder.list()?.is_empty(), folder.supernet_path().exists()) {
@@ -226,6 +242,8 @@ struct Run<'a> {
     optimizer: Optimizer,
     teacher: Option<Supernet>,
     average: Option<Average>,
+    /// Images that the starting weights were trained on.
+    earlier: Vec<TrainedOn>,
     class_weights: Vec<f32>,
     progress: Progress,
     probes: Vec<ProbeResult>,
@@ -239,7 +257,9 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// The start of a new run, before its first stage.
-    fn begin(&mut self, teacher: Option<&Supernet>) -> Result<()> {
+    fn begin(&mut self, origin: Origin) -> Result<()> {
+        let Origin { teacher, trained_on } = origin;
+        self.earlier = trained_on;
         if teacher.is_some() != self.config.teacher_from.is_some() {
             return Err(Error::Internal("teacher_from and the teacher of another run go together".into()));
         }
@@ -282,8 +302,10 @@ impl Run<'_> {
         if let Some(metrics) = &mut self.metrics {
             // A run that was killed while the last checkpoint's predecessors were removed resumes here.
             self.folder.prune(steps, self.progress.best.map(|best| best.step))?;
-            let (classes, trained_on) = (self.data.classes.clone(), Some(TrainedOn::new(self.data)?));
-            let note = SupernetNote { space: self.space, classes, steps, trained_on };
+            let (classes, own) = (self.data.classes.clone(), TrainedOn::new(self.data)?);
+            self.earlier.retain(|earlier| earlier.digest != own.digest);
+            let (trained_on, earlier) = (Some(own), self.earlier);
+            let note = SupernetNote { space: self.space, classes, steps, trained_on, earlier };
             write_supernet(&supernet, self.net.state()?, &note)?;
             metrics.write(&MetricsLine::Finished { step: steps, seconds })?;
             metrics.sync()?;

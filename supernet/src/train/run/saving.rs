@@ -48,6 +48,7 @@ impl Run<'_> {
             average,
             teacher: self.teacher.as_ref().map_or(Ok(HashMap::new()), Supernet::state)?,
             teacher_space: self.teacher.as_ref().map(Supernet::space).filter(|space| **space != self.space).cloned(),
+            earlier: self.earlier.clone(),
         };
         self.compare(&checkpoint, "no checkpoint is written; go on from the last one with --resume, and if it happens again look for a machine with faulty memory or another build of the program")?;
         let path = match self.ranks.is_first() {
@@ -73,7 +74,7 @@ impl Run<'_> {
         let Latest { checkpoint, path, damaged } = found;
         let path: &Path = &path;
         self.compare(&checkpoint, "the run folder must be one that all machines share")?;
-        let Checkpoint { progress, weights, momentum, average, teacher, teacher_space, .. } = checkpoint;
+        let Checkpoint { progress, weights, momentum, average, teacher, teacher_space, earlier, .. } = checkpoint;
         let fits = progress.stage <= self.plan.len()
             && self.plan.get(progress.stage).is_none_or(|plan| progress.stage_step <= plan.steps);
         if !fits {
@@ -96,6 +97,7 @@ impl Run<'_> {
             let space = teacher_space.as_ref().unwrap_or(&self.space);
             self.teacher = Some(self.frozen(space, &teacher).map_err(|e| e.at(path))?);
         }
+        self.earlier = earlier;
         self.saved_step = progress.step;
         self.progress = progress;
         self.tell(&Event::Resumed { checkpoint: path, step: self.progress.step, damaged: &damaged });

@@ -15,7 +15,7 @@ use crate::{Error, Result, SearchSpace};
 use std::time::Instant;
 
 /// Batches that are prepared while others are computed.
-const AHEAD: usize = 3;
+pub const AHEAD: usize = 3;
 
 /// A step that is done.
 struct Done {

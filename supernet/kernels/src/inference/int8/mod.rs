@@ -3,7 +3,8 @@
 //! Values are bytes with a scale and a zero point ([`Affine`]), weights signed bytes with a scale per output channel.
 //! Sums of products are exact in `i32`; the end of a layer multiplies them by `input scale * weight scale`, adds the
 //! residual, applies the activation, and rounds. No operation on floats is contracted, so that all instruction sets and
-//! any number of threads give the same bits.
+//! any number of threads give the same bits. Layers share their work among [`threads`](crate::threads) threads, except
+//! for [`average_pool`], [`gate`] and [`dequantise`].
 //!
 //! | file | concern |
 //! | --- | --- |

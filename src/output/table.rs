@@ -1,6 +1,6 @@
 //! Plain text tables: the first column left-aligned, the others right-aligned, as wide as the terminal at most.
 
-use crate::terminal;
+use crate::output::terminal;
 use console::{measure_text_width, style, truncate_str};
 use ofa_supernet::quote::visible;
 

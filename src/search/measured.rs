@@ -1,7 +1,8 @@
 //! Measured accuracies of subnets of the supernet: batch norm is recalibrated on training images, then the subnet is
 //! evaluated on validation images.
 
-use crate::{interrupt, numbers};
+use crate::arguments::numbers;
+use crate::process::interrupt;
 use anyhow::{Result, bail};
 use ofa_extract::Sample;
 use ofa_extract::predictor::Provenance;

@@ -1,11 +1,13 @@
 //! The command line: the commands and the global options. The arguments of a command are in its own file.
 
+use crate::arguments::{numbers, option_rules};
 use crate::commands::{
     bench, completions, config, export, extract, import, predict, predictor, profile, quantise, quickstart, report,
     search, speed, status, train, tune,
 };
-use crate::progress::{counted, duration};
-use crate::{conditions, interrupt, memory, numbers, processes, terminal};
+use crate::output::progress::{counted, duration};
+use crate::output::terminal;
+use crate::process::{interrupt, memory, processes};
 use anyhow::{Result, ensure};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use ofa_supernet::Ranks;
@@ -100,7 +102,7 @@ impl Cli {
         let command = command.term_width(terminal::columns().map_or(HELP_COLUMNS, |columns| columns.min(HELP_COLUMNS)));
         let mut command = command.mut_subcommands(|subcommand| subcommand.mut_args(negative));
         let matches = command.try_get_matches_from_mut(std::env::args_os())?;
-        conditions::check(&mut command, &matches)?;
+        option_rules::check(&mut command, &matches)?;
         let cli = Cli::from_arg_matches(&matches)?;
         terminal::set(cli.output);
         Ok(cli)

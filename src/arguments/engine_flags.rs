@@ -1,11 +1,12 @@
 //! Flags that name another engine to profile.
 
-use crate::commands::quantise::engine as rounding;
+use crate::arguments::choice;
 use anyhow::{Context, Result, bail, ensure};
 use clap::builder::PossibleValuesParser;
 use ofa_evaluate::export::DEFAULT_OPSET;
 use ofa_evaluate::model::NumberType;
 use ofa_evaluate::profile::{EngineCommand, EngineOptions, PRESETS, Preset, Reader, Unit};
+use ofa_evaluate::quantise::Engine;
 
 /// Another engine than the program's own, and how long to measure it.
 #[derive(clap::Args, Debug, Clone)]
@@ -31,17 +32,17 @@ pub struct EngineArgs {
     #[arg(long, value_name = "COMMAND", requires = "engine")]
     engine_convert: Option<String>,
     /// Engine whose rounding int8 files have, for a command.
-    #[arg(long, value_name = "ENGINE", requires = "engine", value_parser = PossibleValuesParser::new(["onnxruntime", "openvino", "tensorrt"]))]
-    engine_rounding: Option<String>,
+    #[arg(long, value_name = "ENGINE", requires = "engine", value_parser = choice::one_of(Engine::OTHERS))]
+    engine_rounding: Option<Engine>,
     /// Version of ONNX's operators in the files, as for `ofa export --opset`.
-    #[arg(long, value_name = "OPSET", default_value_t = DEFAULT_OPSET, requires = "engine", value_parser = crate::numbers::opset)]
+    #[arg(long, value_name = "OPSET", default_value_t = DEFAULT_OPSET, requires = "engine", value_parser = crate::arguments::numbers::opset)]
     engine_opset: usize,
     /// Largest number of networks to measure with another engine, without those of the check.
-    #[arg(long, default_value_t = 120, requires = "engine", value_parser = crate::numbers::networks)]
+    #[arg(long, default_value_t = 120, requires = "engine", value_parser = crate::arguments::numbers::networks)]
     samples: usize,
     /// Measuring another engine ends when the median error of predictions is at most this, and the 95th percentile at
     /// most 2.5 times this.
-    #[arg(long, default_value = "3%", requires = "engine", value_parser = crate::numbers::share)]
+    #[arg(long, default_value = "3%", requires = "engine", value_parser = crate::arguments::numbers::share)]
     error: f64,
 }
 
@@ -56,6 +57,10 @@ impl EngineArgs {
             Some(preset) => self.preset(preset, number_type)?,
             None => self.command(engine)?,
         };
+        ensure!(
+            number_type == NumberType::Int8 || self.engine_rounding.is_none(),
+            "--engine-rounding is for --number-type int8; other models are not rounded"
+        );
         command.opset = self.engine_opset;
         command.convert = self.engine_convert.as_deref().map(|text| words("--engine-convert", text)).transpose()?;
         Ok(Some(EngineOptions { command, error: self.error, samples: self.samples }))
@@ -98,6 +103,10 @@ impl EngineArgs {
             !is_folder || self.engine_opset == DEFAULT_OPSET,
             "--engine-opset is for ONNX files, and --engine-model folder has none"
         );
+        ensure!(
+            !is_folder || self.engine_rounding.is_none(),
+            "--engine-rounding is for ONNX files; the integers of --engine-model folder are rounded as ofa does"
+        );
         let unit = Unit::named(&self.engine_unit).context("--engine-unit is ms, us or s")?;
         Ok(EngineCommand {
             name: "command".into(),
@@ -107,7 +116,7 @@ impl EngineArgs {
             readers: vec![Reader::new(expression, unit)?],
             version: None,
             folder: is_folder,
-            rounding: rounding(self.engine_rounding.as_deref().unwrap_or("onnxruntime"))?,
+            rounding: self.engine_rounding.unwrap_or(Engine::OnnxRuntime),
             opset: self.engine_opset,
         })
     }
@@ -123,7 +132,7 @@ impl EngineArgs {
             ("--engine-unit", Some(self.engine_unit.clone())),
             ("--engine-model", Some(self.engine_model.clone())),
             ("--engine-convert", text(&self.engine_convert)),
-            ("--engine-rounding", text(&self.engine_rounding)),
+            ("--engine-rounding", self.engine_rounding.map(|engine| engine.name().to_string())),
             ("--engine-opset", Some(self.engine_opset.to_string())),
             ("--samples", Some(self.samples.to_string())),
             ("--error", Some(self.error.to_string())),

@@ -138,7 +138,7 @@ fn is_given(command: &Command, given: &ArgMatches, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Cli;
+    use crate::arguments::cli::Cli;
     use clap::CommandFactory;
 
     #[test]

@@ -1,6 +1,6 @@
 //! Progress of work that takes a while: a bar on a terminal, a line per minute in a log.
 
-use crate::{output, terminal};
+use crate::output::{streams, terminal};
 use console::{measure_text_width, truncate_str};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::sync::{Mutex, PoisonError};
@@ -156,7 +156,7 @@ impl Bar {
             }
         }
         parts.extend(state.details.iter().cloned());
-        output::write_error(format_args!("{}: {}\n", self.work, parts.join(", ")));
+        streams::write_error(format_args!("{}: {}\n", self.work, parts.join(", ")));
     }
 }
 

@@ -28,21 +28,51 @@ pub fn check_training(
     space: &SearchSpace,
     teacher: Option<&SearchSpace>,
     classes: usize,
-    [train, validation]: [usize; 2],
+    images: [usize; 2],
     config: &TrainConfig,
     (processes, resumed): (usize, bool),
 ) -> Result<u64> {
-    let need = |batch: usize| -> Result<u64> {
-        // No more subnets at a time than there are threads.
-        let subnets_at_once = config.subnets_at_once.min(rayon::current_num_threads());
-        let mut smaller = TrainConfig { batch, subnets_at_once, ..config.clone() };
-        // A stage's own batch shrinks too.
-        smaller.stages.iter_mut().for_each(|stage| stage.batch = stage.batch.map(|own| own.min(batch)));
-        Ok(TrainingMemory::estimate(space, teacher, classes, &smaller, train, validation)?.total())
-    };
-    let batch = config.stages.iter().filter_map(|stage| stage.batch).fold(config.batch, usize::max);
+    let need = |batch| bytes_of_training(space, teacher, classes, images, config, batch);
     let change = |smaller: usize| (!resumed).then(|| smaller_batches(config, smaller));
-    check_change("training", (batch, &change), &need, processes)
+    check_change("training", (largest_batch(config), &change), &need, processes)
+}
+
+/// [`check`] for a tuning, by the `config` of its trial with the largest batch, which is `varied` or not.
+pub fn check_trials(space: &SearchSpace, data: &Dataset, config: &TrainConfig, varied: bool) -> Result<u64> {
+    let images = [data.train.len(), data.validation.len()];
+    let need = |batch| bytes_of_training(space, None, data.classes.len(), images, config, batch);
+    let change = |smaller: usize| Some(smaller_trials(config, smaller, varied));
+    check_change("training", (largest_batch(config), &change), &need, 1)
+}
+
+/// Bytes that training takes with no more than `batch` images per step.
+fn bytes_of_training(
+    space: &SearchSpace,
+    teacher: Option<&SearchSpace>,
+    classes: usize,
+    [train, validation]: [usize; 2],
+    config: &TrainConfig,
+    batch: usize,
+) -> Result<u64> {
+    // No more subnets at a time than there are threads.
+    let subnets_at_once = config.subnets_at_once.min(rayon::current_num_threads());
+    let mut smaller = TrainConfig { batch, subnets_at_once, ..config.clone() };
+    // A stage's own batch shrinks too.
+    smaller.stages.iter_mut().for_each(|stage| stage.batch = stage.batch.map(|own| own.min(batch)));
+    Ok(TrainingMemory::estimate(space, teacher, classes, &smaller, train, validation)?.total())
+}
+
+fn largest_batch(config: &TrainConfig) -> usize {
+    config.stages.iter().filter_map(|stage| stage.batch).fold(config.batch, usize::max)
+}
+
+/// Settings that make all batches of a tuning's trials at most `smaller`, as text. A folder keeps its settings.
+fn smaller_trials(config: &TrainConfig, smaller: usize, varied: bool) -> String {
+    let batches = match varied {
+        true => format!("--ranges with a [batch] up to {smaller}"),
+        false => smaller_batches(config, smaller),
+    };
+    format!("{batches} (and another --out)")
 }
 
 /// Settings that make all batches of `config` at most `smaller`, as text.
@@ -73,7 +103,7 @@ fn check_change(
     let (free, most) = (available().map(share), limit().map(|limit| share(limit).saturating_sub(taken)));
     match verdict(work, need, (batch, change), free, most)? {
         Verdict::Fits => {}
-        Verdict::Tight(message) => crate::terminal::warning(message),
+        Verdict::Tight(message) => crate::output::terminal::warning(message),
         Verdict::Never(message) => bail!(message),
     }
     Ok(wanted.saturating_add(taken))
@@ -156,6 +186,9 @@ mod tests {
         });
         let config = TrainConfig { batch: 40, stages: stages.to_vec(), ..TrainConfig::default() };
         assert_eq!(smaller_batches(&config, 32), "--batch 32 and `batch = 32` in the stage 'a'");
+        assert_eq!(largest_batch(&config), 64);
+        assert_eq!(smaller_trials(&config, 16, true), "--ranges with a [batch] up to 16 (and another --out)");
+        assert!(smaller_trials(&config, 32, false).starts_with("--batch 32 and "));
         assert_eq!(say(740, 1000), "fits");
         let tight = say(500, 1000);
         assert!(

@@ -1,9 +1,9 @@
 //! `ofa search --compare`: every strategy with the same budget.
 
-use crate::progress::{Bar, counted};
+use crate::output::progress::{Bar, counted};
+use crate::output::table;
 use crate::run_folder::RunFolder;
-use crate::scorer::{Scorer, limits_of, searched_space};
-use crate::table;
+use crate::search::scorer::{Scorer, limits_of, searched_space};
 use anyhow::Result;
 use ofa_evaluate::latency::median;
 use ofa_extract::effects::EffectsOf;
@@ -44,7 +44,8 @@ pub fn compare(
         let (mut scores, mut seconds, mut scored) = (Vec::new(), Vec::new(), Vec::new());
         for seed in (0..options.seeds).map(|index| options.seed.wrapping_add(index)) {
             let problem = Problem {
-                against: &against,
+                // Other strategies would draw a front too, in place of what they do within limits.
+                against: if settings.strategy().needs_costs() { &against[..] } else { &[] },
                 evaluations: Some(evaluations),
                 effects: scorer.has_effects().then_some(&effects as &EffectsOf),
                 ..Problem::new(&space, &limits, seed)

@@ -1,10 +1,10 @@
 //! Subnets to extract, and what their model folders tell about their origin.
 
-use crate::freshness::{note_number_types, warn_of_outdated};
-use crate::run_folder::{RunConfig, RunFolder};
-use crate::{names, result_files, shell};
+use crate::arguments::shell;
+use crate::run_folder::freshness::{note_number_types, warn_of_outdated};
+use crate::run_folder::{RunConfig, RunFolder, names, result_files};
 use anyhow::{Result, anyhow, bail};
-use ofa_evaluate::model::Provenance;
+use ofa_evaluate::model::{NumberType, Provenance};
 use ofa_extract::SearchResult;
 use ofa_supernet::Subnet;
 use ofa_supernet::files::read_json;
@@ -54,13 +54,14 @@ impl Wanted {
     }
 }
 
-/// The results of the run folder's `search/` with these names, or all. Limits of another number type than that of the
-/// models are noted.
+/// The results of the run folder's `search/` with these names, or all. Limits of another number type than those of the
+/// models, `dtype` and perhaps int8, are noted.
 pub fn search_results(
     folder: &RunFolder,
     run: &Path,
     config: &RunConfig,
     names: &[String],
+    dtype: NumberType,
     int8: bool,
 ) -> Result<Vec<Wanted>> {
     let mut files = folder.json_files("search")?;
@@ -88,7 +89,7 @@ pub fn search_results(
         results.push((file, result));
     }
     warn_of_outdated(folder, &results)?;
-    note_number_types(folder, &results, int8)?;
+    note_number_types(folder, &results, dtype, int8)?;
     let named = |(file, result): (PathBuf, SearchResult)| {
         let name = name_of(&file);
         names::check(&name)

@@ -1,9 +1,9 @@
 //! Scores of subnets for a search, and the space and limits that are searched.
 
-use crate::freshness::predictor_path;
-use crate::interrupt;
-use crate::measured::Measured;
+use crate::process::interrupt;
 use crate::run_folder::RunFolder;
+use crate::run_folder::freshness::predictor_path;
+use crate::search::measured::Measured;
 use anyhow::{Result, anyhow, bail};
 use ofa_evaluate::DeviceProfile;
 use ofa_extract::effects::Effects;
@@ -96,7 +96,7 @@ pub fn searched_space<'c>(
         let kept = searched.listed(key);
         if kept != space.listed(key) {
             let kept: Vec<String> = kept.iter().map(Value::to_string).collect();
-            crate::terminal::note(format_args!(
+            crate::output::terminal::note(format_args!(
                 "only the {} {} are searched, since the predictor's samples or a device have no others",
                 key.replace('_', " "),
                 kept.join(", ")

@@ -1,11 +1,14 @@
-//! What a training will do, said before it starts.
+//! What a training will do, said before it starts, and what it has reached.
 
+use crate::output::table;
+use crate::output::terminal::{note, warning};
 use crate::run_folder::RunConfig;
-use crate::terminal::{note, warning};
 use anyhow::Result;
 use ofa_evaluate::cost;
 use ofa_supernet::Subnet;
 use ofa_supernet::data::Dataset;
+use ofa_supernet::train::ProbeResult;
+use serde_json::{Value, json};
 
 /// Images whose sizes are looked at.
 const SAMPLE: usize = 25;
@@ -66,4 +69,19 @@ fn usual_side(data: &Dataset) -> Option<usize> {
     let mut sides = (0..count).map(side).collect::<Option<Vec<usize>>>()?;
     sides.sort_unstable();
     sides.get(count / 2).copied()
+}
+
+/// The validation accuracies of smallest, middle and largest subnet.
+pub fn print_probes(probes: &[ProbeResult]) {
+    let rows: Vec<Vec<String>> = probes
+        .iter()
+        .map(|p| vec![p.name.to_string(), format!("{:.1} %", 100.0 * p.accuracy), p.subnet.to_string()])
+        .collect();
+    table::print(&["subnet", "validation", "choices"], &rows);
+}
+
+/// The probes as JSON.
+pub fn probes_json(probes: &[ProbeResult]) -> Vec<Value> {
+    let probe = |p: &ProbeResult| json!({ "name": p.name, "subnet": p.subnet, "accuracy": p.accuracy });
+    probes.iter().map(probe).collect()
 }

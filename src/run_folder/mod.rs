@@ -1,12 +1,35 @@
 //! The run folder: `config.toml`, `checkpoints/`, `predictor/`, `devices/`, `search/`, `models/`. Each command reads
 //! files that earlier commands wrote.
+//!
+//! | module | concern |
+//! | --- | --- |
+//! | `new_folder`, `quickstart_folder` | a folder that a failed command made, and that of a quickstart |
+//! | `new_training`, `starting_weights` | what a new training is refused for, and what it starts from |
+//! | `freshness` | whether predictor, profiles and results still belong to the weights |
+//! | `names`, `result_files`, `kept_samples` | names of results and models, files of results, measurements to keep |
+//! | `model_folders`, `model_origin` | where models are written, and what their folders tell of them |
+//! | `class_names` | outputs of a network and classes of images |
 
-use crate::progress::Bar;
-use crate::{class_names, interrupt, memory, shell, terminal};
+pub mod class_names;
+pub mod freshness;
+pub mod kept_samples;
+pub mod model_folders;
+pub mod model_origin;
+pub mod names;
+pub mod new_folder;
+pub mod new_training;
+pub mod quickstart_folder;
+pub mod result_files;
+pub mod starting_weights;
+
+use crate::arguments::shell;
+use crate::output::progress::Bar;
+use crate::output::terminal;
+use crate::process::{interrupt, memory};
 use anyhow::{Context, Result, bail};
 use ofa_evaluate::DeviceProfile;
 use ofa_extract::{Constraint, Metric};
-use ofa_supernet::data::{DataOptions, Dataset, Normalisation, OpenProgress, Split, Splits, is_pattern};
+use ofa_supernet::data::{DataOptions, Dataset, Normalisation, OpenProgress, Split, Splits, TrainedOn, is_pattern};
 use ofa_supernet::files::{list_folder, read_json, read_toml, remove_all_abandoned, write_atomic, write_json};
 use ofa_supernet::graph::Graph;
 use ofa_supernet::lock::{Lock, Sharing};
@@ -295,7 +318,7 @@ impl RunFolder {
             None => self.check_source(&config)?,
         }
         let supernet = read_supernet_note(&self.supernet_path()?)?;
-        let Some(trained_on) = supernet.trained_on else {
+        let Some(trained_on) = &supernet.trained_on else {
             // An imported supernet was not trained here.
             if supernet.steps > 0 {
                 terminal::warning(format!(
@@ -308,7 +331,11 @@ impl RunFolder {
         };
         config.normalisation = Some(trained_on.normalisation.clone());
         let mut data = config.open()?;
-        let seen = trained_on.contamination(&data)?;
+        // The run's own validation images were compared with those of its starting weights when it began.
+        let seen = match trained_on.digest == data.digest() {
+            true => 0,
+            false => TrainedOn::largest_contamination([trained_on].into_iter().chain(&supernet.earlier), &data)?,
+        };
         if seen > 0 {
             terminal::note(format!(
                 "about {seen} of the {} validation images of '{}' are training images of the supernet, so none of them is used; for \

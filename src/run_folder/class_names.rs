@@ -33,7 +33,7 @@ pub fn in_order_of(known: &[String], data: &Dataset, whose: &str) -> Result<Data
             };
             let data = data.with_class_order(&order)?;
             let (first, last) = (&data.classes[0], &data.classes[known.len() - 1]);
-            crate::terminal::note(format!(
+            crate::output::terminal::note(format!(
                 "{whose} has numbered classes; 0 to {} get the names '{first}' to '{last}' of the data '{}', {}",
                 known.len() - 1,
                 data.name,

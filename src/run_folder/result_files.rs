@@ -1,7 +1,7 @@
 //! Files of search results: no search overwrites the result of another.
 
+use crate::output::terminal;
 use crate::run_folder::RunFolder;
-use crate::terminal;
 use anyhow::{Error, Result, anyhow, bail};
 use ofa_extract::SearchResult;
 use ofa_supernet::files::{make_folder, read_json, write_atomic, write_json};

@@ -1,12 +1,12 @@
 //! Searches of groups of limits, with their measurements and their files.
 
-use crate::freshness::{basis_of, load_predictor};
-use crate::kept_samples::{SAMPLES, conditions, keep_samples};
-use crate::measured::Measured;
-use crate::progress::Bar;
-use crate::run_folder::RunFolder;
-use crate::scorer::{Scorer, limits_of, searched_space};
-use crate::{names, result_files, terminal};
+use crate::output::progress::Bar;
+use crate::output::terminal;
+use crate::run_folder::freshness::{basis_of, load_predictor};
+use crate::run_folder::kept_samples::{SAMPLES, conditions, keep_samples};
+use crate::run_folder::{RunFolder, names, result_files};
+use crate::search::measured::Measured;
+use crate::search::scorer::{Scorer, limits_of, searched_space};
 use anyhow::{Result, anyhow};
 use ofa_extract::effects::EffectsOf;
 use ofa_extract::predictor::{FEWEST_SAMPLES, Prediction, read_samples};
@@ -15,7 +15,7 @@ use ofa_extract::search::{self, Basis, Candidate, Cheapest, SearchSettings};
 use ofa_extract::{Constraint, Measures, Predictor, Problem, Sample, SearchResult};
 use ofa_supernet::{Subnet, Supernet};
 
-/// Most corrections of the accuracy that a cheapest subnet is asked for, and the error at which they end.
+/// Most corrections of the accuracy that a cheapest subnet is asked for, and the error that is accepted after the last.
 const CORRECTIONS: usize = 8;
 const CLOSE_ENOUGH: f64 = 5e-4;
 /// Fewest measurements of the best subnets of which half follow from a new fit.
@@ -134,14 +134,15 @@ fn search_group(task: &Task, groups: &[&[Constraint]], starts: &[Subnet]) -> Res
                 let found = cheapest(asked).find(&best, &mut limits)?;
                 (evaluations, seconds) = (evaluations + found.evaluations, seconds + found.seconds);
                 let missing = least - accuracy(&found)?;
+                let is_last = missing <= 0.0 || asked == best.predicted_accuracy;
+                // The next one has to be more accurate than this one, not only than what was asked.
+                asked = (found.predicted_accuracy + missing).min(best.predicted_accuracy);
                 if missing <= CLOSE_ENOUGH {
                     result = Some(found);
+                }
+                if is_last {
                     break;
                 }
-                if asked == best.predicted_accuracy {
-                    break;
-                }
-                asked = (asked + missing).min(best.predicted_accuracy);
             }
             if result.is_none() {
                 terminal::note("no cheaper subnet was found that is good enough: the most accurate one is taken");

@@ -10,7 +10,7 @@
 //!
 //! Of several processes only the first one shows anything but errors.
 
-use crate::output;
+use crate::output::streams;
 use console::{StyledObject, Term, style};
 use indicatif::MultiProgress;
 use std::fmt::{Arguments, Display};
@@ -39,8 +39,8 @@ static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// Prints a line of a result to standard output; takes the arguments of `println!`.
 macro_rules! say {
-    () => { $crate::terminal::result(format_args!("\n")) };
-    ($($arguments:tt)*) => { $crate::terminal::result(format_args!("{}\n", format_args!($($arguments)*))) };
+    () => { $crate::output::terminal::result(format_args!("\n")) };
+    ($($arguments:tt)*) => { $crate::output::terminal::result(format_args!("{}\n", format_args!($($arguments)*))) };
 }
 
 /// Takes the options of the command line. Until then none is set.
@@ -83,14 +83,14 @@ pub fn bars() -> &'static MultiProgress {
 /// Prints a part of a result to standard output, unless `--json` prints the whole as a value.
 pub fn result(text: Arguments) {
     if !is_json() {
-        bars().suspend(|| output::write(text));
+        bars().suspend(|| streams::write(text));
     }
 }
 
 /// Prints the value of a command to standard output, with `--json`.
 pub fn value(value: &serde_json::Value) {
     if is_json() && !SHOWN_ELSEWHERE.load(Ordering::Relaxed) {
-        bars().suspend(|| output::write(format_args!("{value:#}\n")));
+        bars().suspend(|| streams::write(format_args!("{value:#}\n")));
     }
 }
 
@@ -143,7 +143,7 @@ pub fn stopped(line: impl Display) {
 }
 
 fn to_errors(text: Arguments) {
-    bars().suspend(|| output::write_error(text));
+    bars().suspend(|| streams::write_error(text));
 }
 
 /// Text for standard error, which has colours only on a terminal and without `NO_COLOR`.

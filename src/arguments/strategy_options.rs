@@ -1,6 +1,6 @@
 //! Options of the search strategies: the command line's view of the table of strategies.
 
-use crate::numbers;
+use crate::arguments::numbers;
 use anyhow::{Result, anyhow, bail};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::parser::ValueSource;

@@ -9,6 +9,7 @@
 use crate::run_folder::RunFolder;
 use anyhow::{Context, Result, bail};
 use flate2::Crc;
+use ofa_evaluate::model::file_role;
 use ofa_supernet::files::{is_temporary, read_text, write_atomic};
 use ofa_supernet::lock::{LOCK_FILE, Lock};
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,12 +123,8 @@ fn is_written(name: &str) -> bool {
         ["config.toml" | "metrics.jsonl" | "metrics.csv" | "report.html"] | ["checkpoints" | "predictor", _] => true,
         ["devices", "this.json" | "this.unfinished"] => true,
         ["search", file] => file.strip_suffix(".json").is_some_and(model),
-        [
-            "models",
-            folder,
-            "config.json" | "model.safetensors" | "graph.json" | "load.py" | "README.md" | "bench.json" | "model.onnx"
-            | "calibration.npy",
-        ] => model(folder),
+        // Files that another command made of a model are removed with it.
+        ["models", folder, file] => model(folder) && file_role(file).is_some(),
         _ => false,
     }
 }
@@ -238,6 +235,18 @@ mod tests {
         refused("q/models/this-latency-20us/config.json: another command wrote this file");
         fs::remove_dir_all(root.join("models/this-latency-20us")).unwrap();
         QuickstartFolder::claim(&root).unwrap();
+    }
+
+    #[test]
+    fn an_exported_model_is_the_work_of_another_command_whatever_the_format() {
+        for format in ofa_evaluate::export::FORMATS {
+            let temporary = tempfile::tempdir().unwrap();
+            let root = ended(temporary.path());
+            let exported = format!("models/smallest/{}", format.file);
+            write(&root, &[&exported]);
+            let error = QuickstartFolder::claim(&root).err().expect(format.name).to_string();
+            assert!(error.contains(&format!("{exported}: another command wrote this file")), "{error}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Measurements of chosen subnets that are kept as samples of the predictor.
 
-use crate::measured::Measured;
 use crate::run_folder::RunFolder;
+use crate::search::measured::Measured;
 use anyhow::Result;
 use ofa_extract::Sample;
 use ofa_extract::predictor::{self, Provenance, read_provenance};

@@ -1,6 +1,7 @@
 //! Life of a process among those that a launcher started together: joining, threads and cores, failure.
 
-use crate::{interrupt, output, terminal};
+use crate::output::{streams, terminal};
+use crate::process::interrupt;
 use anyhow::{Context, Result};
 use ofa_supernet::Ranks;
 use ofa_supernet::ranks::{Placement, divide, hints};
@@ -16,7 +17,7 @@ pub fn join() -> Result<Ranks> {
         let rank = ranks.rank();
         let report = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            output::write_error(format_args!("rank {rank} failed:\n"));
+            streams::write_error(format_args!("rank {rank} failed:\n"));
             report(panic);
             // Unwinding would finalise MPI, which waits for the other ranks while they wait for this one. After an
             // abrupt exit the launcher ends them.

@@ -1,9 +1,10 @@
 //! Ranges of all numbers on the command line, as clap's value parsers.
 //!
 //! Numbers that no computation can use are refused before anything else happens. Limits that depend on the machine's
-//! memory are checked once the network is known: see [`memory`](crate::memory).
+//! memory are checked once the network is known: see [`memory`](crate::process::memory).
 
 use ofa_evaluate::export::OPSETS;
+use ofa_supernet::graph::MAX_SIZE;
 use std::ops::RangeInclusive;
 
 /// Threads.
@@ -28,7 +29,7 @@ pub fn weight_bits(text: &str) -> Result<u8, String> {
 
 /// Height and width of an image.
 pub fn resolution(text: &str) -> Result<usize, String> {
-    whole(text, 1..=4096)
+    whole(text, 1..=MAX_SIZE)
 }
 
 /// Classes of a new network.

@@ -1,8 +1,8 @@
 //! Model folders: where models are written, which may be replaced, and which are up to date.
 
-use crate::model_origin::Wanted;
-use crate::result_files;
-use crate::run_folder::RunFolder;
+use crate::arguments::shell;
+use crate::run_folder::model_origin::Wanted;
+use crate::run_folder::{RunFolder, result_files};
 use anyhow::{Result, anyhow, bail};
 use ofa_evaluate::model::{CONFIG_FILE, Finetuned, ModelConfig, NumberType, Quantisation, load_config, load_weights};
 use ofa_supernet::Subnet;
@@ -23,8 +23,21 @@ pub fn check_all(folder: &RunFolder, wanted: &[Wanted], overwrite: bool) -> Resu
     Ok(())
 }
 
-/// Fails if extracting `subnet` to `path` would replace a fine-tuned model, another subnet's, or another search's. Any
-/// other model can be extracted again at any time.
+/// Fails if the int8 twin of one of the run's models, which are in `current` or `wanted`, would be another one of them.
+pub fn check_twins(folder: &RunFolder, current: &[PathBuf], wanted: &[Wanted]) -> Result<()> {
+    let wanted = wanted.iter().map(|wanted| model_folder(folder, &wanted.name));
+    let folders: Vec<PathBuf> = current.iter().cloned().chain(wanted).collect();
+    let Some(model) = folders.iter().find(|model| folders.contains(&int8_folder(model))) else { return Ok(()) };
+    bail!(
+        "{}: would be an f32 model and the int8 twin of {} too; extract without --int8, then run ofa quantise {} with --out for another folder",
+        int8_folder(model).display(),
+        model.display(),
+        shell::path(model)
+    )
+}
+
+/// Fails if extracting `subnet` to `path` would replace a fine-tuned model, an int8 model, another subnet's, or another
+/// search's. Any other model can be extracted again at any time.
 fn check_replaceable(path: &Path, subnet: &Subnet, search: Option<&String>) -> Result<()> {
     // Weights without a configuration are what an interrupted extraction left.
     if !path.join(CONFIG_FILE).exists() {
@@ -33,7 +46,8 @@ fn check_replaceable(path: &Path, subnet: &Subnet, search: Option<&String>) -> R
     let way_out = "give --overwrite to replace it, or extract under another --name";
     let held = match load_config(path) {
         Ok(held) => held,
-        // A damaged configuration still shows whether the model was fine-tuned; others can be extracted again.
+        // A damaged configuration still shows whether the model was fine-tuned, in f32 or in integers; others can be
+        // made again.
         Err(error)
             if std::fs::read_to_string(path.join(CONFIG_FILE)).is_ok_and(|text| text.contains("\"finetuned\"")) =>
         {
@@ -41,6 +55,9 @@ fn check_replaceable(path: &Path, subnet: &Subnet, search: Option<&String>) -> R
         }
         Err(_) => return Ok(()),
     };
+    if held.quantisation.is_some() {
+        bail!("{}: this folder holds an int8 model; {way_out}", path.display());
+    }
     if let Some(finetuned) = held.finetuned {
         let (epochs, rate) = (finetuned.epochs, finetuned.learning_rate);
         bail!(
@@ -107,25 +124,28 @@ pub fn name_beside(folder: &Path, out: &Path) -> Option<String> {
     if beside { Some(folder.file_name()?.to_str()?.to_string()) } else { None }
 }
 
-/// Whether the folder holds the whole model that extracting `wanted` from weights of this `origin` would write.
+/// Whether the folder holds the whole model that extracting `wanted` from weights of this `origin` would write. Equal
+/// fine-tuning that lowered the accuracy would do so again.
 pub fn is_current(path: &Path, wanted: &Wanted, origin: &str, finetuned: Option<Finetuned>, dtype: NumberType) -> bool {
     let same = |held: &ModelConfig| {
         held.subnet == wanted.subnet
             && held.origin == Some(wanted.origin(origin))
-            && held.finetuned == finetuned
+            && (held.finetuned == finetuned || (held.finetuned.is_none() && held.tried_finetuning == finetuned))
             && held.dtype == dtype
     };
     load_weights(path).is_ok_and(|(held, _)| same(&held))
 }
 
 /// Whether `twin` is a whole int8 model of the model in `folder` as it is now, fine-tuned for `epochs` where these are
-/// given.
+/// given and did not lower the accuracy.
 pub fn is_twin_current(folder: &Path, twin: &Path, epochs: Option<f64>) -> bool {
     let held = |folder: &Path| load_config(folder).ok();
     let (Some(model), Some(int8)) = (held(folder), held(twin)) else { return false };
     let Some(quantisation) = int8.quantisation else { return false };
     quantisation.f32_model.is_some_and(|name| folder.file_name().is_some_and(|own| own == name.as_str()))
         && (int8.origin, int8.subnet, int8.finetuned) == (model.origin, model.subnet, model.finetuned)
-        && epochs.is_none_or(|epochs| quantisation.finetuned.is_some_and(|how| how.epochs == epochs))
+        && epochs.is_none_or(|epochs| {
+            quantisation.finetuned.or(quantisation.tried_finetuning).is_some_and(|how| how.epochs == epochs)
+        })
         && ofa_evaluate::Model::load(twin).is_ok()
 }
