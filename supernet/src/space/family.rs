@@ -75,9 +75,9 @@ pub enum SmallerKernels {
 /// Inverted residuals that have a shortcut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shortcuts {
-    /// Those whose output has the shape of their input.
+    /// Blocks whose output has the shape of their input.
     WhereShapeIsKept,
-    /// All; pool and projection fit the input to the output.
+    /// All blocks; pool and projection fit the input to the output.
     Everywhere,
 }
 
