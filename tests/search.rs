@@ -484,9 +484,10 @@ fn a_limit_of_another_number_type_than_the_model_is_noted() {
     assert_eq!(notes(&extract, "this:latency=9s").1, Vec::<String>::new());
     let (_, found) = notes(&[&extract[..], &["--int8"]].concat(), "this:latency=9s");
     assert!(matches!(&found[..], [line] if line.contains("is of f32 models")), "{found:?}");
-    fs::remove_file(folder.join("run/search/this-latency-9s.json")).unwrap();
     let (out, _) = notes(&[&search[..], &["any:size-f16=9GB"]].concat(), "size-f16");
-    assert!(out.ends_with("--search-results --dtype f16\n"), "{out}");
+    // Models of other results stay in their number type.
+    assert!(out.ends_with("--search-results any-size-f16-9GB --dtype f16\n"), "{out}");
+    fs::remove_file(folder.join("run/search/this-latency-9s.json")).unwrap();
     let of_size = |more: &[&str]| notes(&[&extract[..], more].concat(), "any:size-f16=9GB").1;
     let found = of_size(&[]);
     assert!(matches!(&found[..], [line] if line.contains("extracted in f32; give --dtype f16")), "{found:?}");

@@ -95,7 +95,8 @@ fn a_run_is_followed_from_its_beginning_to_its_models() {
     // Limits of int8 models are for such models.
     common::succeeds(folder, &["search", "--run", "other/run", "--limit", "any:size-int8=100KB", "--generations", "3"]);
     let next = status(folder, "other/run")["next"].clone();
-    assert_eq!(next[0], "ofa extract --run other/run --search-results --int8");
+    let int8 = "ofa extract --run other/run --search-results any-size-int8-100KB --int8";
+    assert_eq!(next[0], int8);
     assert_eq!(finished["warnings"], serde_json::json!([]));
     // A model of the result that a later one replaced is not its extraction.
     let found = folder.join(format!("other/run/search/{}.json", names[2]));
@@ -105,8 +106,15 @@ fn a_run_is_followed_from_its_beginning_to_its_models() {
     later["best"] = ends.into_iter().find(|end| later["best"] != *end).unwrap().into();
     fs::write(&found, later.to_string()).unwrap();
     let next = status(folder, "other/run")["next"].clone();
-    let replaced = format!("ofa extract --run other/run --search-results {} --int8 --overwrite", names[2]);
-    assert_eq!((&next[0], &next[1]), (&replaced.into(), &"ofa extract --run other/run --search-results --int8".into()));
+    let replaced = format!("ofa extract --run other/run --search-results {} --overwrite", names[2]);
+    assert_eq!((&next[0], &next[1]), (&replaced.into(), &int8.into()));
+    // Whether to replace a model with fine-tuned integers is its owner's choice, and so is one of another origin.
+    let model = folder.join(format!("other/run/models/{}/config.json", names[2]));
+    let config = fs::read_to_string(&model).unwrap();
+    fs::write(&model, config.replace(&format!("\"search\": \"{}\"", names[2]), "\"search\": null")).unwrap();
+    assert_ne!(fs::read_to_string(&model).unwrap(), config);
+    assert_eq!(status(folder, "other/run")["next"][0], int8);
+    fs::write(&model, config).unwrap();
     fs::write(&found, result).unwrap();
     fs::remove_file(folder.join("other/run/search/any-size-int8-100KB.json")).unwrap();
     for (removed, next) in [

@@ -253,7 +253,12 @@ fn with_scorer(
     // Without a supernet there is nothing to extract from.
     if !folder.is_foreign() {
         let flags = flags_of_limits(args.constraints(), measures);
-        terminal::next([next_steps::extract(&folder.config()?, &shell::path(&args.run), &[], &flags)]);
+        // The options are for these results: models of others would be made again with them.
+        let mut names: Vec<String> = results.iter().map(|(name, _)| name.clone()).collect();
+        if folder.json_files("search")?.len() == names.len() {
+            names.clear();
+        }
+        terminal::next([next_steps::extract(&folder.config()?, &shell::path(&args.run), &names, &flags)]);
     }
     Ok(json!({ "results": named_results(&results), "judgements": judgements }))
 }

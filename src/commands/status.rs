@@ -3,12 +3,12 @@
 use crate::arguments::shell;
 use crate::commands::predictor::REPORT as FIT;
 use crate::output::{next_steps, progress, terminal};
-use crate::run_folder::freshness::{flags_of_results, predictor_path, warnings};
-use crate::run_folder::model_folders::model_folder;
+use crate::run_folder::freshness::{by_flags, predictor_path, warnings};
+use crate::run_folder::model_folders::{int8_folder, model_folder};
 use crate::run_folder::{RunConfig, RunFolder, subfolders};
 use anyhow::{Result, bail};
 use ofa_evaluate::bench::BENCH_FILE;
-use ofa_evaluate::model::{CONFIG_FILE, load_config};
+use ofa_evaluate::model::{CONFIG_FILE, ModelConfig, load_config};
 use ofa_extract::{FitReport, SearchResult};
 use ofa_supernet::Error;
 use ofa_supernet::files::read_json;
@@ -228,33 +228,61 @@ impl Status {
         measured_with.is_some_and(|with| folder.weights_checksum().is_ok_and(|weights| weights != with.weights))
     }
 
-    /// The commands that extract the results of searches without a model, or whose model an earlier result left.
+    /// The commands that extract the results of searches without a model of the supernet's weights, or whose model an
+    /// earlier result left.
     fn extractions(
         &self,
         folder: &RunFolder,
         config: &RunConfig,
         results: &[(PathBuf, SearchResult)],
     ) -> Result<Vec<String>> {
-        let of_earlier = |(file, result): &(PathBuf, SearchResult)| {
-            let name = file.file_stem()?.to_string_lossy().into_owned();
-            let model = load_config(&model_folder(folder, &name)).ok()?;
+        let (mut replaced, mut missing) = (Vec::new(), Vec::new());
+        for (file, result) in results {
+            let Some(name) = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()) else { continue };
+            let path = model_folder(folder, &name);
+            let Ok(model) = load_config(&path) else {
+                missing.push((name, result));
+                continue;
+            };
+            let is_tuned = |model: &ModelConfig| {
+                model.finetuned.is_some()
+                    || model.quantisation.as_ref().is_some_and(|integers| integers.finetuned.is_some())
+            };
+            // Whether to replace a fine-tuned model, or one of another origin, is its owner's choice.
+            let found_by = model.provenance.as_ref().and_then(|provenance| provenance.search.as_ref());
             // The int8 twin of a search's model may have the name of another search.
             let is_twin = model.quantisation.is_some();
-            let integers = model.quantisation.and_then(|quantisation| quantisation.finetuned);
-            // Whether to replace a fine-tuned model is its owner's choice.
-            let is_tuned = model.finetuned.or(integers).is_some();
-            ((is_twin || model.subnet != result.best) && !is_tuned).then_some(name)
-        };
-        let replaced: Vec<String> = results.iter().filter_map(of_earlier).collect();
-        let is_missing = self.searches.iter().any(|name| !self.models.contains(name));
-        let (run, mut commands) = (shell::path(&self.run), Vec::new());
-        if !replaced.is_empty() || is_missing {
-            let flags = flags_of_results(folder)?;
-            let overwrite = || next_steps::extract(config, &run, &replaced, &flags) + " --overwrite";
-            commands.extend((!replaced.is_empty()).then(overwrite));
-            commands.extend(is_missing.then(|| next_steps::extract(config, &run, &[], &flags)));
+            if is_tuned(&model)
+                || load_config(&int8_folder(&path)).is_ok_and(|twin| is_tuned(&twin))
+                || !(is_twin || found_by == Some(&name))
+            {
+                continue;
+            }
+            let weights = folder.weights_checksum()?;
+            if is_twin || model.subnet != result.best {
+                replaced.push((name, result));
+            } else if model.origin.is_some_and(|origin| origin.contains("(checksum ") && !origin.contains(&weights)) {
+                missing.push((name, result));
+            }
         }
-        Ok(commands)
+        let run = shell::path(&self.run);
+        let commands = |chosen: &[(String, &SearchResult)], overwrite: &str| -> Result<Vec<String>> {
+            let groups = by_flags(folder, chosen)?;
+            let is_all = groups.len() == 1 && chosen.len() == results.len() && overwrite.is_empty();
+            let command = |(flags, names): (&String, &Vec<String>)| {
+                let names = if is_all { &[][..] } else { names };
+                next_steps::extract(config, &run, names, flags) + overwrite
+            };
+            Ok(groups.iter().map(command).collect())
+        };
+        let mut all = Vec::new();
+        if !replaced.is_empty() {
+            all.extend(commands(&replaced, " --overwrite")?);
+        }
+        if !missing.is_empty() {
+            all.extend(commands(&missing, "")?);
+        }
+        Ok(all)
     }
 
     fn print(&self) {

@@ -54,7 +54,7 @@ pub struct Settings {
     /// Configuration file with [data], [space] and [train]; `ofa config` prints one.
     #[arg(long, conflicts_with_all = ["space", "preset"])]
     pub config: Option<PathBuf>,
-    /// Training preset: cifar, imagenet, progressive, tiny, or with --from transfer (default: cifar; with --from of a
+    /// Training preset: cifar, imagenet, progressive, tiny or, with trained weights only, transfer (default: cifar; with --from of a
     /// supernet transfer).
     #[arg(long)]
     preset: Option<String>,
@@ -194,9 +194,11 @@ impl Settings {
             let untaught = config.train.stages.iter_mut().filter(|stage| stage.kd_ratio == 0.0);
             untaught.for_each(|stage| stage.kd_ratio = 1.0);
         }
-        if let Some(teacher) = &config.train.teacher_from {
+        if let Some(teacher) = &config.train.teacher_from
+            && config.data.normalisation.is_none()
+        {
             let known = StartingWeights::read(Path::new(teacher))?.normalisation;
-            config.data.normalisation = config.data.normalisation.or(known);
+            config.data.normalisation = known;
         }
         // As the run folder has it, which resuming compares with.
         config.train.teacher_from = config.train.teacher_from.as_deref().map(absolute);

@@ -11,7 +11,7 @@ use ofa_extract::predictor::check_space;
 use ofa_extract::search::Basis;
 use ofa_extract::{Constraint, Measures, Metric, Predictor, SearchResult};
 use ofa_supernet::SearchSpace;
-use ofa_supernet::files::read_json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Path of the run's predictor.
@@ -149,14 +149,16 @@ fn costs_of(result: &SearchResult) -> impl Iterator<Item = Constraint> {
     texts.filter_map(|text| text.parse::<Constraint>().or_else(|_| Constraint::unlimited(text)).ok())
 }
 
-/// Options of `ofa extract` for the search results of the run, whose limits and costs tell the number types.
-pub fn flags_of_results(folder: &RunFolder) -> Result<String> {
+/// Names of search results by the options of `ofa extract` that they need, which their limits and costs tell.
+pub fn by_flags(folder: &RunFolder, results: &[(String, &SearchResult)]) -> Result<BTreeMap<String, Vec<String>>> {
     let (space, classes) = folder.space()?;
     let measures = Measures::new(&space, classes.len(), folder.devices(std::iter::empty())?);
-    // Other commands tell of a damaged one.
-    let results = folder.json_files("search")?.into_iter().filter_map(|file| read_json::<SearchResult>(&file).ok());
-    let costs: Vec<Constraint> = results.flat_map(|result| costs_of(&result).collect::<Vec<_>>()).collect();
-    Ok(flags_of_limits(costs.iter(), &measures))
+    let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (name, result) in results {
+        let costs: Vec<Constraint> = costs_of(result).collect();
+        names.entry(flags_of_limits(costs.iter(), &measures)).or_default().push(name.clone());
+    }
+    Ok(names)
 }
 
 /// Prints a sentence for each limit and cost of `results` that is of another number type than the models that are

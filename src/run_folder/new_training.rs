@@ -1,5 +1,6 @@
 //! What a new training is refused for, though runs that were trained so are read.
 
+use crate::output::terminal::note;
 use crate::run_folder::RunConfig;
 use crate::run_folder::starting_weights::TrainedIn;
 use anyhow::{Result, bail};
@@ -11,7 +12,7 @@ impl RunConfig {
     /// Refuses what has no use in a new training, though runs that were trained so are read.
     pub fn check_new(&self) -> Result<()> {
         self.check_start()?;
-        self.check_stages(0)?;
+        self.check_stages(0, self.from.as_deref())?;
         if let Some(Normalisation { mean, .. }) = self.data.normalisation.as_ref().filter(|own| !own.has_colours()) {
             bail!(
                 "[data.normalisation] mean = {mean:?}: means must lie between 0 and 1; divide levels of 0 to 255 by 255, \
@@ -23,12 +24,12 @@ impl RunConfig {
 
     /// Refuses the same in the stages of a run that come after the first `begun`, which may have been changed or added.
     pub fn check_resumed(&self, begun: usize) -> Result<()> {
-        // One schedule over all stages lets none of them change.
-        if self.train.schedule.is_some() { Ok(()) } else { self.check_stages(begun) }
+        // One schedule over all stages lets none of them change. The other run may be another by now.
+        if self.train.schedule.is_some() { Ok(()) } else { self.check_stages(begun, None) }
     }
 
-    /// Refuses what has no use in the stages after the first `begun`.
-    fn check_stages(&self, begun: usize) -> Result<()> {
+    /// Refuses what has no use in the stages after the first `begun` of a training from the weights at `from`.
+    fn check_stages(&self, begun: usize, from: Option<&str>) -> Result<()> {
         let stages = || self.train.stages.iter().skip(begun);
         let idle = |stage: &&StageConfig| stage.teacher == Teacher::InPlace && stage.kd_ratio == 0.0;
         if let Some(stage) = stages().find(idle) {
@@ -49,12 +50,15 @@ impl RunConfig {
         if let Some(stage) = stages().find(twice) {
             bail!("stage '{}': images have resolutions of their own; leave out resolutions or images", stage.name);
         }
-        self.check_sorting(begun)
+        self.check_sorting(begun, from)
     }
 
     /// Leaves out the sorting of channels that would take them from trained subnets.
     pub fn sort_untrained_only(&mut self) {
-        if self.check_sorting(0).is_err() {
+        if let Some(from) = &self.from
+            && self.check_sorting(0, Some(from)).is_err()
+        {
+            note(format!("channels are not sorted, since '{from}' has trained narrow widths, or may have"));
             for stage in &mut self.train.stages {
                 (stage.sort_channels, stage.sort_outer_channels) = (None, None);
             }
@@ -64,11 +68,11 @@ impl RunConfig {
     /// Fails where a stage after the first `begun` sorts channels of widths that an earlier stage or the starting
     /// weights have trained already: sorting for width stage N keeps only the N - 1 largest of the smaller widths
     /// together.
-    fn check_sorting(&self, begun: usize) -> Result<()> {
+    fn check_sorting(&self, begun: usize, from: Option<&str>) -> Result<()> {
         for (index, stage) in self.train.stages.iter().enumerate().skip(begun) {
             let sorts = [("expand_ratios", stage.sort_channels), ("width_multipliers", stage.sort_outer_channels)];
             for (key, number) in sorts.into_iter().filter_map(|(key, number)| Some((key, number?))) {
-                if let Some(from) = &self.from
+                if let Some(from) = from
                     && self.rank_of_start(key, from) >= number
                 {
                     bail!(

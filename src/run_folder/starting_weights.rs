@@ -10,7 +10,7 @@ use ofa_supernet::data::{DataIdentity, Dataset, Normalisation, TrainedOn};
 use ofa_supernet::files::read_toml;
 use ofa_supernet::space::NetworkSpec;
 use ofa_supernet::train::StageConfig;
-use ofa_supernet::train::checkpoint::{Folder, read_supernet, read_supernet_note};
+use ofa_supernet::train::checkpoint::{Folder, read_position, read_supernet, read_supernet_note};
 use ofa_supernet::{SearchSpace, Subnet, Supernet};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -63,15 +63,14 @@ impl StartingWeights {
             }
             return Self::read(&file);
         }
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.starts_with("step-") {
+        if is_checkpoint(path) {
             let checkpoint = Folder::read(path)?;
             let identity = checkpoint.identity;
             let state = if checkpoint.average.is_empty() { checkpoint.weights } else { checkpoint.average };
             let normalisation = identity.data.as_ref().map(|data| data.normalisation().clone());
             let weights = Trained::Supernet { space: identity.space, state };
             // A finished run has a record of the images in its supernet's file.
-            let supernet = run_of(path).map(|run| Folder::of_run(run, 1).supernet_path());
+            let supernet = run_of(path).map(|run| Folder::of_run(&run, 1).supernet_path());
             let own = supernet.and_then(|file| read_supernet_note(&file).ok()?.trained_on);
             return Ok(StartingWeights {
                 path: path.to_path_buf(),
@@ -109,8 +108,8 @@ impl StartingWeights {
             Some(0) => {}
             Some(seen) => bail!(
                 "{path}: was trained on about {seen} of the {} validation images of '{}', so that accuracies would be those of \
-                 training images; split the images as its run did (--validation, and seed of [data]), or name images \
-                 with an unseen split val/CLASS",
+                 training images; if these are the images of its run, split them as it did (--validation, and seed of \
+                 [data]); if images were added, put unseen ones into val/CLASS",
                 data.validation.len(),
                 data.name
             ),
@@ -237,8 +236,14 @@ impl StartingWeights {
 }
 
 /// The run folder of a supernet that a path names: that folder itself, or a file of its checkpoints.
-fn run_of(path: &Path) -> Option<&Path> {
-    if path.is_dir() { Some(path) } else { path.parent()?.parent() }
+fn run_of(path: &Path) -> Option<PathBuf> {
+    let path = std::path::absolute(path).ok()?;
+    if path.is_dir() { Some(path) } else { Some(path.parent()?.parent()?.to_path_buf()) }
+}
+
+/// Whether a path names a checkpoint, rather than a finished supernet.
+fn is_checkpoint(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-"))
 }
 
 /// The configuration of a supernet's run.
@@ -248,7 +253,7 @@ fn config_of_run(path: &Path) -> Option<RunConfig> {
 
 /// The stages that trained the weights at a path, if they are a supernet's.
 pub enum TrainedIn {
-    /// The stages of its run, which started from random weights.
+    /// The stages of its run that had begun, which started from random weights or a model's.
     Stages(Vec<StageConfig>),
     /// Unknown ones.
     Unknown,
@@ -260,14 +265,21 @@ impl TrainedIn {
         if !path.exists() || path.join(CONFIG_FILE).exists() {
             return None;
         }
-        let config = config_of_run(path).filter(|config| config.from.is_none());
-        Some(config.map_or(TrainedIn::Unknown, |config| TrainedIn::Stages(config.train.stages)))
+        let is_model = |from: &String| Path::new(from).join(CONFIG_FILE).exists();
+        let config = config_of_run(path).filter(|config| config.from.as_ref().is_none_or(is_model));
+        let Some(mut stages) = config.map(|config| config.train.stages) else { return Some(TrainedIn::Unknown) };
+        if is_checkpoint(path) {
+            let Ok((progress, _)) = read_position(path) else { return Some(TrainedIn::Unknown) };
+            stages.truncate(progress.begun());
+        }
+        Some(TrainedIn::Stages(stages))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run_folder::DataConfig;
     use ofa_supernet::data::DataOptions;
     use ofa_supernet::train::TrainConfig;
     use ofa_supernet::train::checkpoint::{Checkpoint, Identity, Progress, SupernetNote, write_supernet};
@@ -323,5 +335,15 @@ mod tests {
         assert_eq!((seen(&step, &own), seen(&step, &other)), (Some(0), None));
         write(Some(of_own), Vec::new());
         assert_eq!((seen(&step, &own), seen(&step, &other)), (Some(0), Some(of_other)));
+
+        // Stages of its run count as far as they had begun.
+        let train = TrainConfig::preset("tiny", &space).unwrap();
+        let config = RunConfig { data: DataConfig::default(), space: space.clone(), train, from: None };
+        std::fs::write(folder.path().join("config.toml"), toml::to_string(&config).unwrap()).unwrap();
+        let stages = |path: &Path| match TrainedIn::of(path) {
+            Some(TrainedIn::Stages(stages)) => stages.len(),
+            _ => panic!("the stages of {} are not known", path.display()),
+        };
+        assert_eq!((stages(&step), stages(folder.path())), (0, config.train.stages.len()));
     }
 }

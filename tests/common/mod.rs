@@ -180,8 +180,9 @@ fn made_once(name: &str, make: impl FnOnce(&Path)) -> Snapshot {
     let built = fs::metadata(env!("CARGO_BIN_EXE_ofa")).unwrap().modified().unwrap();
     let built = built.duration_since(UNIX_EPOCH).unwrap().as_nanos();
     // What is computed depends on these, too.
-    let (threads, set) = (std::thread::available_parallelism().unwrap(), std::env::var("OFA_ISA").unwrap_or_default());
-    let file = format!("{name}-{built}-{threads}{set}.tar");
+    let cores = std::thread::available_parallelism().unwrap();
+    let [threads, set] = ["RAYON_NUM_THREADS", "OFA_ISA"].map(|name| std::env::var(name).unwrap_or_default());
+    let file = format!("{name}-{built}-{cores}-{threads}{set}.tar");
     if let Ok(bytes) = fs::read(kept.join(&file)) {
         return Snapshot::of_archive(&bytes);
     }

@@ -121,10 +121,10 @@ impl TrainedOn {
             return Ok(0);
         }
         let known: HashSet<&str> = self.contents.iter().map(String::as_str).collect();
-        let seen: usize = (0..count)
-            .into_par_iter()
-            .map(|index| Ok(usize::from(known.contains(hex(data.validation.content_digest(index)?).as_str()))))
-            .sum::<Result<usize>>()?;
+        // What many images show, such as an empty frame, is remembered in any case, and says little of the others.
+        let contents: HashSet<u64> =
+            (0..count).into_par_iter().map(|index| data.validation.content_digest(index)).collect::<Result<_>>()?;
+        let seen = contents.iter().filter(|content| known.contains(hex(**content).as_str())).count();
         let remembered = self.contents.len() as f64 / self.images.max(1) as f64;
         let estimate = (seen as f64 / remembered.max(f64::MIN_POSITIVE)).min(count as f64);
         Ok(if estimate > CONTAMINATED * count as f64 { estimate.round() as usize } else { 0 })
@@ -436,5 +436,19 @@ mod tests {
         }
         let own = open(&renamed, 0);
         assert_eq!((own.validation.len(), run.contamination(&own).unwrap()), (10, 0));
+    }
+
+    #[test]
+    fn a_trained_image_in_many_copies_counts_once() {
+        let options =
+            DataOptions { validation: Some(10), builtin_train: 60, builtin_test: 10, ..DataOptions::default() };
+        let own = Dataset::open("builtin", &options).unwrap();
+        let (trained, unseen) = (own.train.indices()[0], own.validation.indices()[0]);
+        let copies = [vec![trained; 10], vec![unseen; 100]].concat();
+        let validation = Split::of(own.validation.store().clone(), copies);
+        let trained_on = TrainedOn::new(&own).unwrap();
+        assert_eq!(trained_on.contamination(&Dataset { validation, ..own.clone() }).unwrap(), 0);
+        let validation = own.train.clone();
+        assert!(trained_on.contamination(&Dataset { validation, ..own }).unwrap() > 40);
     }
 }
