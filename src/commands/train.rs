@@ -54,8 +54,8 @@ pub struct Settings {
     /// Configuration file with [data], [space] and [train]; `ofa config` prints one.
     #[arg(long, conflicts_with_all = ["space", "preset"])]
     pub config: Option<PathBuf>,
-    /// Training preset: cifar, imagenet, progressive, tiny or, with trained weights only, transfer (default: cifar; with --from of a
-    /// supernet transfer).
+    /// Training preset: cifar, imagenet, progressive, tiny or, with trained weights only, transfer (default: cifar;
+    /// with --from of a supernet transfer).
     #[arg(long)]
     preset: Option<String>,
     /// Search space: a preset such as cifar-k5, tiny or mbv3-w1.0, or a .toml file (default: the training preset's, or
