@@ -79,7 +79,7 @@ use crate::{Error, Result};
 use opening::Opening;
 use split::{Pixels, Store};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Most validation images that are carved out of the training images if [`DataOptions::validation`] is absent.
@@ -265,23 +265,57 @@ fn open_folder(root: &Path, opening: &Opening) -> Result<Loaded> {
     if !root.is_dir() {
         return Err(Error::format(root, format!("is not a folder; {LAYOUTS}")));
     }
-    if let Some(shards) = shards::Layout::of(root)? {
-        if let Some(class) = folder::class_folder(root) {
-            let shard = shards.first().display();
-            let reason = format!("has class folders ({}) and shards ({shard}); keep one of the two", class.display());
-            return Err(Error::format(root, reason));
+    match Layout::of(root, opening.splits)? {
+        Some(Layout::Shards(shards)) => {
+            if let Some(class) = folder::class_folder(root) {
+                let (class, shard) = (class.display(), shards.first().display());
+                let reason = format!("has class folders ({class}) and shards ({shard}); keep one of the two");
+                return Err(Error::format(root, reason));
+            }
+            shards.open(opening)
         }
-        shards.open(opening)
-    } else if folder::is_image_folder(root, opening.splits) {
-        folder::open(root, opening)
-    } else if let Some(cifar) = cifar::Layout::of(root)? {
-        cifar.open(opening)
-    } else if let Some(idx) = idx::Layout::of(root, opening.splits)? {
-        idx.open(opening)
-    } else {
-        let advice = folder::advice_for_classes(root).unwrap_or_default();
-        Err(Error::format(root, format!("has no layout that is understood{advice}; {LAYOUTS}")))
+        Some(Layout::Images) => folder::open(root, opening),
+        Some(Layout::Cifar(cifar)) => cifar.open(opening),
+        Some(Layout::Idx(idx)) => idx.open(opening),
+        None => {
+            let advice = advice_for_folders(root, opening.splits).or_else(|| folder::advice_for_classes(root));
+            let advice = advice.unwrap_or_default();
+            Err(Error::format(root, format!("has no layout that is understood{advice}; {LAYOUTS}")))
+        }
     }
+}
+
+/// Layout of a dataset's folder.
+enum Layout {
+    Shards(shards::Layout),
+    Images,
+    Cifar(cifar::Layout),
+    Idx(idx::Layout),
+}
+
+impl Layout {
+    /// The first layout that the files in `root` have, if any.
+    fn of(root: &Path, splits: Splits) -> Result<Option<Layout>> {
+        Ok(if let Some(shards) = shards::Layout::of(root)? {
+            Some(Layout::Shards(shards))
+        } else if folder::is_image_folder(root, splits) {
+            Some(Layout::Images)
+        } else if let Some(cifar) = cifar::Layout::of(root)? {
+            Some(Layout::Cifar(cifar))
+        } else {
+            idx::Layout::of(root, splits)?.map(Layout::Idx)
+        })
+    }
+}
+
+/// Entries of a folder that might be a dataset instead of it; a folder of thousands is none around a dataset.
+const FOLDERS_LOOKED_INTO: usize = 100;
+
+/// Advice for a folder around that of a dataset, as an unpacked archive often is one.
+fn advice_for_folders(root: &Path, splits: Splits) -> Option<String> {
+    let is_dataset = |path: &PathBuf| path.is_dir() && matches!(Layout::of(path, splits), Ok(Some(_)));
+    let inside = listing::entries(root).ok()?.into_iter().take(FOLDERS_LOOKED_INTO).find(is_dataset)?;
+    Some(format!(": its folder '{}' has one; give that", inside.file_name()?.to_string_lossy()))
 }
 
 fn name(source: &str) -> String {
@@ -310,6 +344,27 @@ mod tests {
         let path = folder.path().to_str().unwrap();
         let error = Dataset::open(path, &DataOptions::default()).unwrap_err().to_string();
         assert!(error.contains(path) && error.contains("train-images-idx3-ubyte"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_around_a_dataset_or_of_classes_says_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let write = |file: &str| {
+            let path = root.join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, []).unwrap();
+        };
+        let refused = |words: &[&str]| {
+            let error = Dataset::open(root.to_str().unwrap(), &DataOptions::default()).unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)) && error.contains(LAYOUTS), "{error}");
+        };
+        write("cat/1.jpg");
+        refused(&["'cat'", "move them into train/"]);
+        write("unpacked/data_batch_1.bin");
+        refused(&["its folder 'unpacked' has one"]);
+        write("images/train/cat/1.jpg");
+        refused(&["its folder 'images' has one"]);
     }
 
     #[test]

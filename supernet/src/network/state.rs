@@ -30,9 +30,21 @@ impl Supernet {
     /// # Errors
     /// A device that cannot be read.
     pub fn state(&self) -> Result<HashMap<String, Tensor>> {
+        let mut state = self.shared_state()?;
+        for parameter in self.parameters() {
+            if let Some(tensor) = state.get_mut(&parameter.name) {
+                *tensor = tensor.copy()?;
+            }
+        }
+        Ok(state)
+    }
+
+    /// As [`state`](Self::state), but f32 parameters on the CPU are no copies: they share the network's memory, and
+    /// change with the next step.
+    pub(crate) fn shared_state(&self) -> Result<HashMap<String, Tensor>> {
         let mut state = HashMap::new();
         for parameter in self.parameters() {
-            let tensor = parameter.var.as_detached_tensor().to_device(&Device::Cpu)?.to_dtype(DType::F32)?.copy()?;
+            let tensor = parameter.var.as_detached_tensor().to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
             state.insert(parameter.name.clone(), tensor);
         }
         for norm in self.all_norms() {

@@ -85,7 +85,7 @@ impl Run<'_> {
             };
             let report = self.step(&input)?;
             if let (Some(average), Some(_)) = (&mut self.average, &report) {
-                average.update(&self.net.state()?)?;
+                average.update(&self.net.shared_state()?)?;
             }
             let done = Done { report, learning_rate: rate, seconds: start.elapsed().as_secs_f64() };
             pace.add(done.seconds);
