@@ -211,6 +211,34 @@ fn hangups_are_ignored() -> bool {
 }
 
 #[test]
+fn a_stopped_run_is_cut_short_by_other_epochs() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    small_configuration(folder, "c.toml", "800");
+    let mut running = Running::start(command(folder, &train("run", false)));
+    // Warmed up: a warm-up is the same for all epochs.
+    assert!(running.wait_until(|| step(&folder.join("run")) > 200));
+    running.signal("INT");
+    running.output();
+    let path = folder.join("run/config.toml");
+    let mut config: toml::Table = toml::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    // An epoch has six steps. The first of five stages is under way.
+    let first = step(&folder.join("run")) as f64 / 6.0 + 1.0;
+    for (index, stage) in config["train"]["stages"].as_array_mut().unwrap().iter_mut().enumerate() {
+        stage["epochs"] = if index == 0 { first } else { 1.0 }.into();
+        if index > 0 {
+            stage["warmup_epochs"] = 0.5.into();
+        }
+    }
+    fs::write(&path, toml::to_string(&config).unwrap()).unwrap();
+    let output = command(folder, &train("run", true)).output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{err}");
+    assert!(err.contains("other epochs than before: the learning rate goes on at "), "{err}");
+    assert_eq!(step(&folder.join("run")), (first * 6.0).round() as usize + 4 * 6);
+}
+
+#[test]
 fn signals_stop_after_the_step_and_say_how_to_resume_and_a_second_one_ends_at_once() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();

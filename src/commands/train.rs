@@ -2,8 +2,9 @@
 
 use crate::arguments::{numbers, shell, subnet_text};
 use crate::commands::speed::stage_times;
-use crate::output::progress::{self, Bar, counted};
+use crate::output::progress::{self, counted};
 use crate::output::terminal::{note, warning};
+use crate::output::training_progress::TrainingProgress;
 use crate::output::{next_steps, terminal, training_summary};
 use crate::process::processes::on_this_machine;
 use crate::process::{interrupt, memory};
@@ -15,7 +16,6 @@ use candle_core::{DType, Device};
 use ofa_supernet::data::Dataset;
 use ofa_supernet::train::checkpoint::Folder;
 use ofa_supernet::train::metrics::TENSORBOARD;
-use ofa_supernet::train::progress::StepEvent;
 use ofa_supernet::train::{Control, Event, Origin, Outcome, TrainConfig, is_unbegun, train_from};
 use ofa_supernet::{Ranks, SearchSpace, Supernet, files};
 use serde_json::{Value, json};
@@ -363,11 +363,10 @@ pub fn train_run(
     if ranks.is_first() && !resume && is_unbegun(out)? {
         folder.write_config(config)?;
     }
-    let mut watch =
-        Watch { bar: Bar::new("training", 0, "steps"), config, only_largest: false, accuracies: String::new() };
+    let mut shown = TrainingProgress::new(config);
     let outcome = train_from(&mut net, origin, &data, &config.train, ranks, out, resume, &mut |event| {
         *begun = true;
-        watch.show(event);
+        shown.show(event);
         // The images are known to be the run's by now: later commands find them where they have moved to.
         if matches!(event, Event::Resumed { .. })
             && ranks.is_first()
@@ -378,68 +377,6 @@ pub fn train_run(
         if interrupt::requested() { Control::Stop } else { Control::Continue }
     })?;
     Ok(outcome)
-}
-
-/// Shows how the training proceeds.
-struct Watch<'a> {
-    bar: Bar,
-    config: &'a RunConfig,
-    /// Whether the stage trains only the largest subnet. Accuracies of others say nothing then.
-    only_largest: bool,
-    /// The last validation.
-    accuracies: String,
-}
-
-impl Watch<'_> {
-    fn show(&mut self, event: &Event) {
-        match event {
-            Event::Resumed { checkpoint, step, damaged } => {
-                damaged
-                    .iter()
-                    .for_each(|reason| warning(format!("skipped a checkpoint that cannot be read: {reason}")));
-                note(format!("resumed from {} at step {step}", checkpoint.display()));
-            }
-            Event::Stage { name, index, stages, steps } => {
-                self.only_largest = trains_only_largest(self.config, *index);
-                note(format!("stage {} of {stages} '{name}': {}", index + 1, counted(*steps, "step")));
-            }
-            Event::Step(step) => {
-                self.bar.pace(format!("{} images/s", progress::rate(step.images_per_second)), step.eta_seconds);
-                self.bar.advance(step.step, step.steps, details(step, &self.accuracies));
-            }
-            Event::Probes { stage, step, results } => {
-                let shown = results.iter().filter(|result| !self.only_largest || result.name == "largest");
-                let shown: Vec<String> =
-                    shown.map(|result| format!("{} {:.1} %", result.name, 100.0 * result.accuracy)).collect();
-                self.accuracies = format!("validation {}", shown.join(", "));
-                note(format!("step {step} ({stage}): {}", self.accuracies));
-            }
-            Event::Skipped { reason, skipped, allowed } => {
-                warning(format!("skipped a step ({skipped} of at most {allowed}): {reason}"));
-            }
-            Event::Checkpoint { path } => terminal::detail(|| format!("{} written", path.display())),
-        }
-    }
-}
-
-/// Whether stage `index` trains only the largest subnet, perhaps at several resolutions.
-fn trains_only_largest(config: &RunConfig, index: usize) -> bool {
-    let Some(stage) = config.train.stages.get(index) else { return false };
-    let choices = stage.choices(&config.space);
-    let one_resolution = SearchSpace { resolutions: choices.resolutions[..1].to_vec(), ..choices };
-    stage.subnet.is_none() && one_resolution.count() == 1.0
-}
-
-/// What is shown of a step, the most important part first.
-fn details(step: &StepEvent, accuracies: &str) -> [String; 6] {
-    [
-        format!("loss {:.3}", step.report.loss),
-        format!("accuracy {:.1} %", 100.0 * step.report.accuracy),
-        accuracies.to_string(),
-        format!("{} epoch {:.1} of {:.1}", step.stage, step.epoch, step.epochs),
-        format!("learning rate {:.4}", step.learning_rate),
-        step.report.distillation.map(|distillation| format!("distillation {distillation:.3}")).unwrap_or_default(),
-    ]
 }
 
 /// `result`, unless a signal has stopped one of `ranks`: then all of them stop, since the others would wait for it.

@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | `terminal`, `streams` | results, messages and warnings; standard output and error that may be closed |
 //! | `progress`, `table` | progress bars, tables |
-//! | `training_summary`, `predictor_report`, `next_steps` | texts of several commands |
+//! | `training_summary`, `training_progress` | a training before, after and while it runs |
+//! | `predictor_report`, `next_steps` | texts of several commands |
 
 // Before all others, for its macro.
 #[macro_use]
@@ -15,4 +16,5 @@ pub mod predictor_report;
 pub mod progress;
 pub mod streams;
 pub mod table;
+pub mod training_progress;
 pub mod training_summary;

@@ -24,8 +24,8 @@ impl RunConfig {
 
     /// Refuses the same in the stages of a run that come after the first `begun`, which may have been changed or added.
     pub fn check_resumed(&self, begun: usize) -> Result<()> {
-        // One schedule over all stages lets none of them change. The other run may be another by now.
-        if self.train.schedule.is_some() { Ok(()) } else { self.check_stages(begun, None) }
+        // The run at `from` may be another by now.
+        self.check_stages(begun, None)
     }
 
     /// Refuses what has no use in the stages after the first `begun` of a training from the weights at `from`.

@@ -85,20 +85,49 @@ fn with_one_schedule(mut config: TrainConfig) -> TrainConfig {
 }
 
 #[test]
-fn a_run_with_one_schedule_is_resumed_to_the_bit_and_its_stages_stay() {
+fn a_run_with_one_schedule_is_resumed_to_the_bit() {
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let config = with_one_schedule(config());
     let Outcome::Finished { supernet, .. } = run(whole.path(), &config, false, None).unwrap() else { panic!() };
     for (index, stop) in [3, 6, 8, 11, 12].into_iter().enumerate() {
         run(parts.path(), &config, index > 0, Some(stop)).unwrap();
     }
-    let mut longer = config.clone();
-    longer.stages[2].epochs = 2.0;
-    let error = run(parts.path(), &longer, true, None).unwrap_err().to_string();
-    assert!(error.contains("stage 3 differs, but [train.schedule] spans all stages"), "{error}");
     let Outcome::Finished { supernet: resumed, .. } = run(parts.path(), &config, true, None).unwrap() else { panic!() };
     assert_eq!(bits(&read_supernet(&resumed).unwrap().0), bits(&read_supernet(&supernet).unwrap().0));
     assert_eq!(untimed(parts.path()), untimed(whole.path()));
+}
+
+/// The run is as one with the new epochs from the step at which it was resumed.
+#[test]
+fn the_epochs_of_what_is_left_may_change_and_the_learning_rate_follows() {
+    for config in [config(), with_one_schedule(config())] {
+        let folder = tempfile::tempdir().unwrap();
+        run(folder.path(), &config, false, Some(9)).unwrap();
+        let mut changed = config.clone();
+        changed.stages[1].epochs = 0.5;
+        let error = run(folder.path(), &changed, true, None).unwrap_err().to_string();
+        assert!(error.contains("step 3 of stage 2") && error.contains("give the stage more epochs"), "{error}");
+        changed.stages[1].epochs = 1.0;
+        changed.stages[1].kd_ratio = 0.5;
+        let error = run(folder.path(), &changed, true, None).unwrap_err().to_string();
+        assert!(error.contains("stage 2 differs, but it has begun and only its epochs may change"), "{error}");
+        changed.stages[1].kd_ratio = 1.0;
+        changed.stages[2].epochs = 0.5;
+
+        let rate = |config: &TrainConfig, step| config.learning_rate(&config.plan(&space(), 64), 1, step);
+        let (mut net, mut told, mut found) = (Supernet::new(&space(), 10, 99).unwrap(), None, Vec::new());
+        let outcome = train(&mut net, &data(), &changed, &Ranks::alone(), folder.path(), true, &mut |event| {
+            match event {
+                Event::Resumed { rates, .. } => told = *rates,
+                Event::Step(step) => found.push(step.learning_rate),
+                _ => {}
+            }
+            Control::Continue
+        });
+        assert!(matches!(outcome.unwrap(), Outcome::Finished { steps: 12, .. }));
+        assert_eq!(told, Some((rate(&config, 3), rate(&changed, 3))));
+        assert_eq!((found.len(), found[0]), (3, rate(&changed, 3)));
+    }
 }
 
 /// Nothing starts anew between stages: two like ones are one that is as long as both.

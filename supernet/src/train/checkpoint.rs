@@ -3,10 +3,11 @@
 //! A checkpoint is one file, `checkpoints/step-00001234.safetensors`. Generators are derived from seed and position
 //! ([`crate::seed`]), so the position is all that randomness needs.
 
-use super::config::TrainConfig;
+mod identity;
+
 use super::metrics::Window;
 use super::tensor_file;
-use crate::data::{DataIdentity, Dataset, TrainedOn};
+use crate::data::TrainedOn;
 use crate::{Error, Result, SearchSpace, files};
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+
+pub use identity::Identity;
 
 /// Where training stands.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -60,112 +63,6 @@ pub struct Best {
     pub step: usize,
     /// Mean of the probes' accuracies.
     pub accuracy: f64,
-}
-
-/// What must agree between a checkpoint and the run that resumes from it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Identity {
-    /// The search space.
-    pub space: SearchSpace,
-    /// Class names.
-    pub classes: Vec<String>,
-    /// Number of training images.
-    pub images: usize,
-    /// Images, their splits and their normalisation.
-    #[serde(default)]
-    pub data: Option<DataIdentity>,
-    /// The training configuration as JSON.
-    pub config: serde_json::Value,
-}
-
-/// Keys of the configuration that may change on resuming: they do not decide the weights.
-const FREE_KEYS: &[&str] = &[
-    "subnets_at_once",
-    "log_every",
-    "checkpoint_minutes",
-    "checkpoint_steps",
-    "keep_checkpoints",
-    "skip_nonfinite",
-    "probe",
-];
-
-impl Identity {
-    /// The identity of a run with `config`.
-    ///
-    /// # Errors
-    /// None in practice; a value without a JSON form.
-    pub fn new(space: &SearchSpace, data: &Dataset, config: &TrainConfig) -> Result<Self> {
-        let config = serde_json::to_value(config).map_err(|e| Error::Internal(e.to_string()))?;
-        Ok(Identity {
-            space: space.clone(),
-            classes: data.classes.clone(),
-            images: data.train.len(),
-            data: Some(DataIdentity::of(data)),
-            config,
-        })
-    }
-
-    /// Checks that a run with identity `self` may resume from a checkpoint with identity `saved`, in which the first
-    /// `begun` stages have begun: later ones may be changed, added or dropped, since nothing done so far depends on
-    /// them.
-    ///
-    /// # Errors
-    /// What differs, and what to do.
-    pub fn check(&self, saved: &Identity, begun: usize, path: &Path) -> Result<()> {
-        let fail = |what: String| {
-            let way_out = "resume with the settings of the run, or start a new one in another folder";
-            Err(Error::refused(path, format!("cannot resume from it: {what}; {way_out}")))
-        };
-        if self.space != saved.space {
-            return fail(format!(
-                "its search space is '{}', not this '{}' (or values in it differ)",
-                saved.space.name, self.space.name
-            ));
-        }
-        if self.classes != saved.classes {
-            return fail(format!(
-                "it has {} classes, the data has {} (or their names differ)",
-                saved.classes.len(),
-                self.classes.len()
-            ));
-        }
-        if self.images != saved.images {
-            return fail(format!("it was trained on {} images, the data has {}", saved.images, self.images));
-        }
-        if let (Some(data), Some(saved)) = (&self.data, &saved.data)
-            && let Some(difference) = data.difference(saved)
-        {
-            return fail(difference);
-        }
-        let empty = serde_json::Map::new();
-        let (new, old) = (self.config.as_object().unwrap_or(&empty), saved.config.as_object().unwrap_or(&empty));
-        let mut changed: Vec<&str> = new
-            .keys()
-            .chain(old.keys())
-            .map(String::as_str)
-            .filter(|key| !FREE_KEYS.contains(key) && *key != "stages" && new.get(*key) != old.get(*key))
-            .collect();
-        changed.sort_unstable();
-        changed.dedup();
-        if !changed.is_empty() {
-            return fail(format!("the training configuration differs in {}", changed.join(", ")));
-        }
-        let stage = |config: &serde_json::Map<String, serde_json::Value>, index: usize| {
-            config.get("stages").and_then(|stages| stages.get(index)).cloned()
-        };
-        let stages = |config: &serde_json::Map<String, serde_json::Value>| {
-            config.get("stages").and_then(|stages| stages.as_array()).map_or(0, Vec::len)
-        };
-        // The learning rate of every step depends on the steps of all stages.
-        let (fixed, why) = match new.contains_key("schedule") {
-            true => (stages(new).max(stages(old)), "[train.schedule] spans all stages"),
-            false => (begun, "it has begun"),
-        };
-        match (0..fixed).find(|&index| stage(new, index) != stage(old, index)) {
-            Some(index) => fail(format!("stage {} differs, but {why}", index + 1)),
-            None => Ok(()),
-        }
-    }
 }
 
 /// Version of checkpoints. Version 2 derives random streams in another way, so that an older run cannot

@@ -76,17 +76,42 @@ fn resuming_with_other_settings_names_the_difference() {
     let path = Path::new("c");
     let mut other = saved.clone();
     other.config["log_every"] = 9.into();
-    other.check(&saved, 2, path).unwrap();
+    let begun = |stage, entered| Progress { stage, entered, ..Progress::default() };
+    other.check(&saved, &begun(1, true), path).unwrap();
     other.config["stages"] = serde_json::json!(["first", "another", "more"]);
-    other.check(&saved, 1, path).unwrap();
-    let error = other.check(&saved, 2, path).unwrap_err().to_string();
-    assert!(error.contains("stage 2 differs, but it has begun"), "{error}");
+    other.check(&saved, &begun(1, false), path).unwrap();
+    let error = other.check(&saved, &begun(2, false), path).unwrap_err().to_string();
+    assert!(error.contains("stage 2 differs, but it has begun;"), "{error}");
     other.config["seed"] = 2.into();
-    assert!(other.check(&saved, 0, path).unwrap_err().to_string().contains("differs in seed"));
+    let start = Progress::default();
+    assert!(other.check(&saved, &start, path).unwrap_err().to_string().contains("differs in seed"));
     let other = Identity { images: 8, ..saved.clone() };
-    assert!(other.check(&saved, 0, path).unwrap_err().to_string().contains("9 images"));
+    assert!(other.check(&saved, &start, path).unwrap_err().to_string().contains("9 images"));
     let other = Identity { space: preset("cifar-mbv3").unwrap(), ..saved.clone() };
-    assert!(other.check(&saved, 0, path).unwrap_err().to_string().contains("'cifar-mbv3'"));
+    assert!(other.check(&saved, &start, path).unwrap_err().to_string().contains("'cifar-mbv3'"));
+}
+
+/// The moving average becomes the weights with the last stage, and only then.
+#[test]
+fn one_schedule_neither_ends_early_nor_goes_on_after_its_end() {
+    let mut saved = checkpoint(1).identity;
+    saved.config["schedule"] = 1.into();
+    let with = |stages: &[&str]| {
+        let mut other = saved.clone();
+        other.config["stages"] = serde_json::json!(stages);
+        other
+    };
+    let at = |stage, entered| Progress { stage, entered, ..Progress::default() };
+    let check = |stages: &[&str], progress: Progress| {
+        with(stages).check(&saved, &progress, Path::new("c")).map_err(|error| error.to_string())
+    };
+    check(&["first", "second"], at(2, false)).unwrap();
+    check(&["first", "second", "third"], at(1, true)).unwrap();
+    check(&["first"], at(0, true)).unwrap();
+    let error = check(&["first", "second", "third"], at(2, false)).unwrap_err();
+    assert!(error.contains("[train.schedule] has ended with the last"), "{error}");
+    let error = check(&["first"], at(1, false)).unwrap_err();
+    assert!(error.contains("stage 2 is missing"), "{error}");
 }
 
 #[test]

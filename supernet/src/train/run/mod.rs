@@ -192,8 +192,7 @@ fn checkpoint_to_start_from(
             ));
         }
         (Some(Latest { checkpoint, path, .. }), _) => {
-            let progress = &checkpoint.progress;
-            identity.check(&checkpoint.identity, progress.begun(), path)?;
+            identity.check(&checkpoint.identity, &checkpoint.progress, path)?;
         }
         (None, false) if !is_unbegun(run_dir)? => {
             let reason = match (folder.list()?.is_empty(), folder.supernet_path().exists()) {

@@ -3,10 +3,12 @@
 use super::Run;
 use crate::network::Supernet;
 use crate::train::average::Average;
-use crate::train::checkpoint::{Checkpoint, Latest};
+use crate::train::checkpoint::{Checkpoint, Latest, Progress};
+use crate::train::config::TrainConfig;
 use crate::train::progress::Event;
 use crate::{Error, Result, SearchSpace};
 use candle_core::{DType, Tensor};
+use serde::Deserialize;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -74,6 +76,7 @@ impl Run<'_> {
         let Latest { checkpoint, path, damaged } = found;
         let path: &Path = &path;
         self.compare(&checkpoint, "the run folder must be one that all machines share")?;
+        let rates = self.changed_rates(&checkpoint)?;
         let Checkpoint { progress, weights, momentum, average, teacher, teacher_space, earlier, .. } = checkpoint;
         let fits = progress.stage <= self.plan.len()
             && self.plan.get(progress.stage).is_none_or(|plan| progress.stage_step <= plan.steps);
@@ -81,7 +84,7 @@ impl Run<'_> {
             return Err(Error::format(
                 path,
                 format!(
-                    "it stands at step {} of stage {}, which the configuration does not have",
+                    "it stands at step {} of stage {}, which the configuration does not have; give the stage more epochs",
                     progress.stage_step,
                     progress.stage + 1
                 ),
@@ -100,8 +103,25 @@ impl Run<'_> {
         self.earlier = earlier;
         self.saved_step = progress.step;
         self.progress = progress;
-        self.tell(&Event::Resumed { checkpoint: path, step: self.progress.step, damaged: &damaged });
+        self.tell(&Event::Resumed { checkpoint: path, step: self.progress.step, damaged: &damaged, rates });
         Ok(())
+    }
+
+    /// The next step's learning rate by the configuration of `checkpoint` and by that of the run, where they differ.
+    fn changed_rates(&self, checkpoint: &Checkpoint) -> Result<Option<(f64, f64)>> {
+        let Progress { stage, stage_step, .. } = checkpoint.progress;
+        let identity = &checkpoint.identity;
+        if identity.config == self.identity.config || stage >= self.plan.len() {
+            return Ok(None);
+        }
+        let saved = TrainConfig::deserialize(&identity.config).map_err(|e| Error::Internal(e.to_string()))?;
+        let plan = saved.plan(&self.space, identity.images);
+        if stage >= plan.len() {
+            return Ok(None);
+        }
+        let before = saved.learning_rate(&plan, stage, stage_step);
+        let now = self.config.learning_rate(&self.plan, stage, stage_step);
+        Ok((before != now).then_some((before, now)))
     }
 
     /// A second network with the given weights.
