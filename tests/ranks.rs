@@ -319,12 +319,13 @@ fn errors_come_once_and_with_their_rank() {
     assert!(fail(&[(1, &good), (1, &bad)]).contains("error: rank 1: none.toml"));
     let search = ["search", "--run", "run", "--limit", "any:macs=1M"];
     assert!(fail(&[(2, &search)]).contains("rank 0: this command runs in one process"));
-    // Weights are compared at each checkpoint, the first one included. Here each rank draws its own.
-    let text = fs::read_to_string(folder.join("c.toml")).unwrap();
-    let (data, train) = text.split_once("\n[train]\n").unwrap();
-    let text = format!("{data}\n[train]\n{}", changed(train, "seed = 3", "seed = 4"));
-    fs::write(folder.join("d.toml"), text).unwrap();
     let other: [&str; 5] = ["train", "--config", "d.toml", "--out", "run"];
+    let text = fs::read_to_string(folder.join("c.toml")).unwrap();
+    fs::write(folder.join("d.toml"), changed(&text, "log_every = 1", "log_every = 2")).unwrap();
+    let shown = fail(&[(1, &good), (1, &other)]);
+    assert!(shown.contains("training configurations: rank 1 differ from rank 0"), "{shown}");
+    // Weights are compared at each checkpoint, the first one included. Here each rank has its own network.
+    fs::write(folder.join("d.toml"), changed(&text, "width_multiplier = 1.0", "width_multiplier = 2.0")).unwrap();
     let shown = fail(&[(1, &good), (1, &other)]);
     assert!(shown.contains("the weights at step 0: rank 1 differ"), "{shown}");
     let threads = std::thread::available_parallelism().unwrap().get() + 1;

@@ -55,14 +55,19 @@ fn a_run_is_followed_from_its_beginning_to_its_models() {
     }
     assert_eq!(succeeds(folder, &["status"]), text);
 
-    // A finished run that got more epochs is not at its end any more.
+    // More epochs of a stage that is over resume nothing; a finished run that got a further stage is not at its end.
     let extended = folder.join("extended");
     finished_run(&extended);
+    let trained = status(&extended, "run");
     let config = fs::read_to_string(extended.join("run/config.toml")).unwrap();
     let (before, last) = config.rsplit_once("\nepochs = ").unwrap();
     let (epochs, after) = last.split_once('\n').unwrap();
     let epochs = epochs.parse::<f64>().unwrap() + 1.0;
     fs::write(extended.join("run/config.toml"), format!("{before}\nepochs = {epochs:?}\n{after}")).unwrap();
+    let longer = status(&extended, "run");
+    assert_eq!((&longer["state"], &longer["training"]["step"]), (&"trained".into(), &trained["training"]["step"]));
+    let more = "\n[[train.stages]]\nname = \"more\"\nepochs = 1.0\nlearning_rate = 0.01\n";
+    fs::write(extended.join("run/config.toml"), config.clone() + more).unwrap();
     let unfinished = status(&extended, "run");
     assert_eq!(unfinished["state"], "stopped");
     assert_eq!(unfinished["next"], serde_json::json!(["ofa train --out run --resume"]));

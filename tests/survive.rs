@@ -234,8 +234,12 @@ fn a_stopped_run_is_cut_short_by_other_epochs() {
     let output = command(folder, &train("run", true)).output().unwrap();
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{err}");
-    assert!(err.contains("other epochs than before: the learning rate goes on at "), "{err}");
-    assert_eq!(step(&folder.join("run")), (first * 6.0).round() as usize + 4 * 6);
+    assert!(err.contains("other settings than before: the learning rate goes on at "), "{err}");
+    let first_steps = (first * 6.0).round() as usize;
+    assert_eq!(step(&folder.join("run")), first_steps + 4 * 6);
+    let report: serde_json::Value =
+        serde_json::from_str(&succeeds(folder, &["report", "--run", "run", "--json"])).unwrap();
+    assert_eq!(report["training"]["stages"][0]["steps"], first_steps);
 }
 
 #[test]

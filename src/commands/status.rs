@@ -12,7 +12,7 @@ use ofa_evaluate::model::{CONFIG_FILE, ModelConfig, load_config};
 use ofa_extract::{FitReport, SearchResult};
 use ofa_supernet::Error;
 use ofa_supernet::files::read_json;
-use ofa_supernet::train::checkpoint::{Folder, Progress, read_position};
+use ofa_supernet::train::checkpoint::{Folder, Progress, read_position, read_supernet_note};
 use ofa_supernet::train::metrics::{self, MetricsLine};
 use ofa_supernet::train::progress::Pace;
 use serde::Serialize;
@@ -140,7 +140,7 @@ impl Status {
             _ => Vec::new(),
         };
         // A finished run may have got more stages since, or lost its last checkpoints.
-        let has_supernet = checkpoints.supernet_path().exists() && !is_unfinished(&config, &checkpoints)?;
+        let has_supernet = is_finished(&config, &checkpoints)?;
         let state = match (&command, has_supernet, checkpoints.list()?.len()) {
             (_, true, _) if lines.is_empty() => State::Imported,
             (_, true, _) => State::Trained,
@@ -359,11 +359,18 @@ fn newest_position(folder: &Folder) -> Result<Option<(Progress, usize)>> {
     damaged.map_or(Ok(None), |error| Err(error.into()))
 }
 
-/// Whether the newest checkpoint, if there is one, is not at the end of all stages.
-fn is_unfinished(config: &RunConfig, folder: &Folder) -> Result<bool> {
-    let Some((position, images)) = newest_position(folder)? else { return Ok(false) };
-    let steps: usize = config.train.plan(&config.space, images).iter().map(|stage| stage.steps).sum();
-    Ok(position.step < steps)
+/// Whether the supernet is that of the newest checkpoint, if there is one, and no stage follows. One schedule over all
+/// stages ends with the supernet; stages that are added later are not trained.
+fn is_finished(config: &RunConfig, folder: &Folder) -> Result<bool> {
+    let supernet = folder.supernet_path();
+    if !supernet.exists() {
+        return Ok(false);
+    }
+    let Some((position, _)) = newest_position(folder)? else { return Ok(true) };
+    // Other commands tell of a damaged one.
+    let Ok(steps) = read_supernet_note(&supernet).map(|note| note.steps) else { return Ok(true) };
+    let is_last = position.stage >= config.train.stages.len();
+    Ok(steps >= position.step && (is_last || config.train.schedule.is_some() && steps == position.step))
 }
 
 /// Position of the training: where it is if a process works on it, otherwise where the newest checkpoint is.
@@ -382,7 +389,7 @@ fn training(config: &RunConfig, folder: &Folder, lines: &[MetricsLine], state: S
         stages: plan.len(),
         stage_step: 0,
         stage_steps: 0,
-        step: if state == State::Trained { steps } else { position.step },
+        step: position.step,
         steps,
         seconds: position.seconds,
         seconds_left: None,

@@ -246,7 +246,7 @@ pub fn run(args: &Args, ranks: &Ranks) -> Result<Value> {
         }
         note(format!("{} holds no checkpoint yet: training starts at its beginning", args.out.display()));
     }
-    if resume {
+    if args.resume {
         let path = folder.join("config.toml");
         config.check_resumed(checkpoints.begun_stages()?).with_context(|| path.display().to_string())?;
     }

@@ -3,6 +3,7 @@
 use crate::output::progress::{self, Bar, counted};
 use crate::output::terminal::{self, note, warning};
 use crate::run_folder::RunConfig;
+use ofa_extract::tune::significant;
 use ofa_supernet::SearchSpace;
 use ofa_supernet::train::Event;
 use ofa_supernet::train::progress::StepEvent;
@@ -37,9 +38,8 @@ impl<'a> TrainingProgress<'a> {
                     .for_each(|reason| warning(format!("skipped a checkpoint that cannot be read: {reason}")));
                 note(format!("resumed from {} at step {step}", checkpoint.display()));
                 if let Some((before, now)) = rates {
-                    note(format!(
-                        "other epochs than before: the learning rate goes on at {now:.4}, not at {before:.4}"
-                    ));
+                    let [before, now] = [*before, *now].map(significant);
+                    note(format!("other settings than before: the learning rate goes on at {now}, not at {before}"));
                 }
             }
             Event::Stage { name, index, stages, steps } => {

@@ -213,6 +213,15 @@ impl Report {
     }
 }
 
+impl Training {
+    /// The last stage has ended at `step`: its epochs may have been changed since it began.
+    fn end_stage(&mut self, step: usize) {
+        if let Some(last) = self.stages.last_mut() {
+            last.steps = step.saturating_sub(last.start);
+        }
+    }
+}
+
 fn training(folder: &RunFolder) -> Result<Training> {
     let path = folder.join("metrics.jsonl");
     let mut training = Training::default();
@@ -228,9 +237,13 @@ fn training(folder: &RunFolder) -> Result<Training> {
                 training.probes.push(Probe { step, probe, subnet, accuracy });
             }
             MetricsLine::Stage { step, stage, steps, .. } => {
+                training.end_stage(step);
                 training.stages.push(Stage { name: stage, start: step, steps });
             }
-            MetricsLine::Finished { seconds, .. } => training.seconds = Some(seconds),
+            MetricsLine::Finished { step, seconds } => {
+                training.end_stage(step);
+                training.seconds = Some(seconds);
+            }
             MetricsLine::Skipped { .. } => {}
         }
     }

@@ -106,7 +106,7 @@ fn the_epochs_of_what_is_left_may_change_and_the_learning_rate_follows() {
         let mut changed = config.clone();
         changed.stages[1].epochs = 0.5;
         let error = run(folder.path(), &changed, true, None).unwrap_err().to_string();
-        assert!(error.contains("step 3 of stage 2") && error.contains("give the stage more epochs"), "{error}");
+        assert!(error.contains("step 3 of stage 2") && error.contains("give the stage 0.75 epochs or more"), "{error}");
         changed.stages[1].epochs = 1.0;
         changed.stages[1].kd_ratio = 0.5;
         let error = run(folder.path(), &changed, true, None).unwrap_err().to_string();
@@ -128,6 +128,23 @@ fn the_epochs_of_what_is_left_may_change_and_the_learning_rate_follows() {
         assert_eq!(told, Some((rate(&config, 3), rate(&changed, 3))));
         assert_eq!((found.len(), found[0]), (3, rate(&changed, 3)));
     }
+}
+
+/// The stage under way may end with the steps that are done; its last steps are its own in the metrics.
+#[test]
+fn a_stage_cut_to_the_steps_that_are_done_keeps_their_line() {
+    let (folder, config) = (tempfile::tempdir().unwrap(), config());
+    // Three steps after the last line of metrics.
+    run(folder.path(), &config, false, Some(9)).unwrap();
+    let mut changed = config.clone();
+    changed.stages[1].epochs = 0.75;
+    assert!(matches!(run(folder.path(), &changed, true, None).unwrap(), Outcome::Finished { steps: 13, .. }));
+    let lines = untimed(folder.path()).into_iter().filter_map(|line| match line {
+        MetricsLine::Step { step, stage, .. } => Some((step, stage)),
+        _ => None,
+    });
+    let expected = [(4, "largest"), (6, "largest"), (9, "depth"), (13, "width")];
+    assert_eq!(lines.collect::<Vec<_>>(), expected.map(|(step, stage)| (step, stage.to_string())));
 }
 
 /// Nothing starts anew between stages: two like ones are one that is as long as both.

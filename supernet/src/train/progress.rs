@@ -25,7 +25,7 @@ pub enum Event<'a> {
         step: usize,
         /// Newer checkpoints that cannot be read: an error message each.
         damaged: &'a [String],
-        /// The next step's learning rate as the run was configured before and as it is now, if epochs have changed it.
+        /// The next step's learning rate as the run was configured before and as it is now, where they differ.
         rates: Option<(f64, f64)>,
     },
     /// A stage begins (or is resumed).

@@ -90,6 +90,12 @@ pub fn train_from(
         "images, their splits and normalisation",
         "give all processes the same images and [data] settings",
     )?;
+    let settings_of_rank = serde_json::to_vec(&identity.config).map_err(|e| Error::Internal(e.to_string()))?;
+    ranks.check_equal(
+        files::checksum(&settings_of_rank).into(),
+        "training configurations",
+        "give all processes the same config.toml: the run folder must be one that all machines share",
+    )?;
     let found = checkpoint_to_start_from(&folder, &identity, run_dir, resume)?;
     net.set_batch_norm_momentum(config.batch_norm_momentum);
     if config.sync_batch_norm {

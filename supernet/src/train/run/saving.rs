@@ -81,10 +81,14 @@ impl Run<'_> {
         let fits = progress.stage <= self.plan.len()
             && self.plan.get(progress.stage).is_none_or(|plan| progress.stage_step <= plan.steps);
         if !fits {
+            let least = self.plan.get(progress.stage).map_or(String::new(), |plan| {
+                let epochs = progress.stage_step as f64 / plan.steps_per_epoch as f64;
+                format!("; give the stage {:.2} epochs or more", (100.0 * epochs).ceil() / 100.0)
+            });
             return Err(Error::format(
                 path,
                 format!(
-                    "it stands at step {} of stage {}, which the configuration does not have; give the stage more epochs",
+                    "it stands at step {} of stage {}, which the configuration does not have{least}",
                     progress.stage_step,
                     progress.stage + 1
                 ),
@@ -111,12 +115,13 @@ impl Run<'_> {
     fn changed_rates(&self, checkpoint: &Checkpoint) -> Result<Option<(f64, f64)>> {
         let Progress { stage, stage_step, .. } = checkpoint.progress;
         let identity = &checkpoint.identity;
-        if identity.config == self.identity.config || stage >= self.plan.len() {
+        if identity.config == self.identity.config {
             return Ok(None);
         }
         let saved = TrainConfig::deserialize(&identity.config).map_err(|e| Error::Internal(e.to_string()))?;
         let plan = saved.plan(&self.space, identity.images);
-        if stage >= plan.len() {
+        // A stage that is done has no next step.
+        if [&plan, &self.plan].iter().any(|plan| plan.get(stage).is_none_or(|stage| stage_step >= stage.steps)) {
             return Ok(None);
         }
         let before = saved.learning_rate(&plan, stage, stage_step);

@@ -43,7 +43,7 @@ impl Run<'_> {
             }
             let done = self.progress.stage_step;
             if done == plan.steps {
-                return Ok(());
+                return self.log_rest(stage, &plan);
             }
             if self.probe_due(&plan) {
                 let best = self.progress.best;
@@ -128,6 +128,19 @@ impl Run<'_> {
         });
         self.tell(&event);
         Ok(())
+    }
+
+    /// Logs the steps since the last line, of a stage that was cut short to the steps that are done.
+    fn log_rest(&mut self, stage: &StageConfig, plan: &StagePlan) -> Result<()> {
+        let progress = &mut self.progress;
+        if progress.window.steps() == 0 {
+            return Ok(());
+        }
+        let done = progress.stage_step;
+        let rate = self.config.learning_rate(&self.plan, progress.stage, done.saturating_sub(1));
+        let epoch = done as f64 / plan.steps_per_epoch as f64;
+        let line = progress.window.line(progress.step, &stage.name, epoch, rate, progress.seconds);
+        self.log(&line)
     }
 
     /// Computes a step; `None` if it is skipped because a value was not finite: then no weight, momentum or running
